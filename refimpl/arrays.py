@@ -1,0 +1,166 @@
+"""Arrays: numpy or cupy, chosen once, here; and the points at which a number is rounded.
+
+float16 and bfloat16 are never computed in. A half-precision model is float32 arithmetic whose intermediates are
+rounded at named points, because that is what engines do (float32 accumulation inside each product) and because *which*
+points they round is where they differ.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from types import ModuleType
+from typing import Annotated as Float
+from typing import Annotated as Int
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .errors import DeviceError, LoracleError
+
+__all__ = ["Array", "Float", "Int", "Precision", "namespace", "rounded", "to_device", "to_host", "widen"]
+
+# Float[Array, "tokens d_model"] names the axes of an argument; tests turn every one of them into a check.
+Array = np.ndarray
+
+DTYPES = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def dtype_of(name: str) -> np.dtype:
+    """The numpy dtype of a name. LoracleError for a name that is not one of the four."""
+    if name not in DTYPES:
+        raise LoracleError(f"dtype {name!r} is not supported; choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def namespace(x: Any) -> Any:
+    """numpy, or cupy if the array lives on a GPU."""
+    return np if isinstance(x, np.ndarray) else device_namespace("cuda")
+
+
+@lru_cache
+def device_namespace(device: str) -> ModuleType:
+    """The array module of a device: 'cpu' -> numpy, 'cuda' -> cupy. DeviceError when it cannot be had."""
+    if device == "cpu":
+        return np
+    if device != "cuda":
+        raise DeviceError(f"device {device!r} is not supported; choose cpu or cuda")
+    try:
+        import cupy
+
+        cupy.cuda.runtime.getDeviceCount()
+    except ImportError:
+        raise DeviceError(
+            "device cuda needs CuPy: pip install 'loracle[cuda13]' (or [cuda12], as nvidia-smi says)"
+        ) from None
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise DeviceError(f"device cuda: CuPy finds no GPU ({error})") from None
+    return cupy
+
+
+def to_device(x: Array, device: str) -> Array:
+    """The array on the device; unchanged if it is there already."""
+    return np.asarray(x) if device == "cpu" else device_namespace(device).asarray(x)
+
+
+def to_host(x: Array) -> Array:
+    """The array as numpy; unchanged if it is."""
+    return x if isinstance(x, np.ndarray) else x.get()
+
+
+def widen(x: Array, compute: str) -> Array:
+    """The same numbers in the type that products are taken in; no copy where it has that type already."""
+    if x.dtype == DTYPES["bfloat16"] and compute == "float32":
+        return (x.view(np.uint16).astype(np.uint32) << 16).view(np.float32)  # four times faster than astype
+    return x.astype(compute, copy=False)
+
+
+def rounded(x: Array, to: str) -> Array:
+    """x rounded to the type (to nearest, ties to even), in x's own type; unchanged if it is no wider than that."""
+    if to == "float64" or to == x.dtype.name:
+        return x
+    with np.errstate(over="ignore"):  # beyond 65504 a float16 is inf, in an engine as here
+        if to == "bfloat16" and x.dtype == np.float32:
+            return _round_bfloat16(x)
+        return x.astype(DTYPES[to]).astype(x.dtype)
+
+
+def _round_bfloat16(x: Array) -> Array:
+    """Keep the upper 16 bits, rounding the lower 16 to nearest even. Works the same in numpy and cupy."""
+    xp = namespace(x)
+    bits = xp.ascontiguousarray(x).view(xp.uint32)
+    nearest = (bits + (((bits >> 16) & 1) + xp.uint32(0x7FFF))) & xp.uint32(0xFFFF0000)
+    return xp.where(xp.isnan(x), x, nearest.view(xp.float32))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Which intermediates are rounded to what. Products are taken in `compute` and rounded at these points.
+
+    Precision()                            float32 throughout: no rounding anywhere
+    Precision("model", "bfloat16")         every point in bfloat16: the definition of a bfloat16 model
+    Precision("transformers", "bfloat16")  the points of Hugging Face transformers (eager) + PEFT: modeling_llama.py and
+                                           peft/tuners/lora/layer.py, which keep adapters and their products in float32
+    dataclasses.replace(p, kv="float16")   one point changed
+
+    ValueError-free: an unknown preset or dtype is a LoracleError.
+    """
+
+    preset: str = "model"
+    dtype: str = "float32"
+    compute: str = ""  # float32, or float64 for a float64 model
+    embedding: str = ""  # the rows of the embedding table
+    norm_inner: str = ""  # x / rms(x), before it meets the norm's weight
+    norm: str = ""  # the norm's output
+    linear: str = ""  # x W^T + b, and again after each LoRA delta is added
+    adapter: str = ""  # A and B themselves
+    lora_rank: str = ""  # the rank-r intermediate x A^T
+    lora_delta: str = ""  # scale * (x A^T) B^T
+    rope_table: str = ""  # cos and sin
+    rope_product: str = ""  # x * cos and rotate(x) * sin
+    rope: str = ""  # their sum
+    kv: str = ""  # what is stored in the cache
+    scores: str = ""  # q k^T, and again after 1/sqrt(head_dim)
+    probabilities: str = ""  # softmax(scores)
+    attention: str = ""  # probabilities @ v
+    activation_inner: str = ""  # silu(gate)
+    activation: str = ""  # silu(gate) * up
+    residual: str = ""  # the residual stream after each addition
+    logits: str = ""
+
+    def __post_init__(self) -> None:
+        dtype_of(self.dtype)
+        if self.preset not in PRESETS:
+            raise LoracleError(f"precision {self.preset!r} is not known; choose one of {', '.join(PRESETS)}")
+        chosen = PRESETS[self.preset](self.dtype)
+        for point in fields(self)[2:]:
+            if not getattr(self, point.name):
+                object.__setattr__(self, point.name, chosen.get(point.name, self.dtype))
+            dtype_of(getattr(self, point.name))
+
+    def describe(self) -> str:
+        """One line that names every point that is not the model's dtype."""
+        points = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)[3:] if getattr(self, f.name) != self.dtype]
+        return f"{self.preset} {self.dtype}" + (f" ({', '.join(points)})" if points else "")
+
+
+def _compute(dtype: str) -> str:
+    return "float64" if dtype == "float64" else "float32"
+
+
+def _model(dtype: str) -> dict[str, str]:
+    return {"compute": _compute(dtype)}
+
+
+def _transformers(dtype: str) -> dict[str, str]:
+    wide = _compute(dtype)
+    return {"compute": wide, "adapter": wide, "lora_rank": wide, "lora_delta": wide}
+
+
+# name -> dtype of the model -> the points that differ from that dtype
+PRESETS: dict[str, Callable[[str], dict[str, str]]] = {"model": _model, "transformers": _transformers}

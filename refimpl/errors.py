@@ -1,0 +1,36 @@
+"""Everything that a user can get wrong. Each message is one line that names the file, the key and both shapes.
+
+The command line prints the line on stderr and exits 2; in Python they are exceptions with one common base.
+"""
+
+
+class LoracleError(Exception):
+    """The user's mistake, or something that this machine cannot do. Never a bug of ours."""
+
+
+class ConfigError(LoracleError):
+    """A config.json that is damaged, or names something that is not supported."""
+
+
+class WeightsError(LoracleError):
+    """A checkpoint that is damaged, incomplete, or of another shape than its config says."""
+
+
+class AdapterError(LoracleError):
+    """An adapter folder that cannot be honoured in full. Nothing of it is loaded."""
+
+
+class RequestError(LoracleError):
+    """A request that cannot be served: an unknown adapter, ids out of range, an empty prompt."""
+
+
+class CacheFull(LoracleError):
+    """No KV block, or no adapter slot, is free. Raised before anything is written."""
+
+
+class DeviceError(LoracleError):
+    """The device is not there, or has too little memory."""
+
+
+class AdapterWarning(UserWarning):
+    """An adapter that is honoured in full, but has something about it that its owner should know."""
