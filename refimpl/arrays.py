@@ -82,12 +82,13 @@ def widen(x: Array, compute: str) -> Array:
 
 def rounded(x: Array, to: str) -> Array:
     """x rounded to the type (to nearest, ties to even), in x's own type; unchanged if it is no wider than that."""
-    if to == "float64" or to == x.dtype.name:
+    dtype = DTYPES[to]
+    if dtype == x.dtype or to == "float64":
         return x
     with np.errstate(over="ignore"):  # beyond 65504 a float16 is inf, in an engine as here
         if to == "bfloat16" and x.dtype == np.float32:
             return _round_bfloat16(x)
-        return x.astype(DTYPES[to]).astype(x.dtype)
+        return x.astype(dtype).astype(x.dtype)
 
 
 def _round_bfloat16(x: Array) -> Array:
@@ -108,7 +109,7 @@ class Precision:
                                            peft/tuners/lora/layer.py, which keep adapters and their products in float32
     dataclasses.replace(p, kv="float16")   one point changed
 
-    ValueError-free: an unknown preset or dtype is a LoracleError.
+    LoracleError for a preset or a dtype that is not known.
     """
 
     preset: str = "model"
@@ -121,6 +122,7 @@ class Precision:
     adapter: str = ""  # A and B themselves
     lora_rank: str = ""  # the rank-r intermediate x A^T
     lora_delta: str = ""  # scale * (x A^T) B^T
+    rope_angle: str = ""  # position * frequency: float64 unless an engine does otherwise
     rope_table: str = ""  # cos and sin
     rope_product: str = ""  # x * cos and rotate(x) * sin
     rope: str = ""  # their sum
@@ -154,12 +156,12 @@ def _compute(dtype: str) -> str:
 
 
 def _model(dtype: str) -> dict[str, str]:
-    return {"compute": _compute(dtype)}
+    return {"compute": _compute(dtype), "rope_angle": "float64"}
 
 
 def _transformers(dtype: str) -> dict[str, str]:
     wide = _compute(dtype)
-    return {"compute": wide, "adapter": wide, "lora_rank": wide, "lora_delta": wide}
+    return {"compute": wide, "adapter": wide, "lora_rank": wide, "lora_delta": wide, "rope_angle": "float32"}
 
 
 # name -> dtype of the model -> the points that differ from that dtype

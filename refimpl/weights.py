@@ -1,10 +1,22 @@
 """safetensors -> arrays; names of the checkpoint -> fields of the model."""
 
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from .arrays import Array, Float
-from .config import LM_HEAD, ModelConfig, Site
+import numpy as np
+
+from .arrays import DTYPES, Array, Float, device_namespace, dtype_of, to_device, to_host, widen
+from .checkpoint import Tensor, open_checkpoint
+from .config import ATTENTION_MODULES, EMBED, LAYER_MODULES, LM_HEAD, MLP_MODULES, ModelConfig, Site
+from .config import load_config, module_name
+from .conversion import all_finite, available_memory, check_memory, converted
+from .errors import WeightsError
+from .findings import Findings
+from .tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,4 +58,97 @@ class Model:
     def linear(self, site: Site) -> Linear:
         """The base weights at a site."""
         layer, module = site
+        if site == EMBED:
+            return Linear(self.embed_tokens)
         return self.lm_head if site == LM_HEAD else getattr(self.layers[layer], module)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of all weights, for prefix keys: two bases never share a KV block. Computed when first asked for."""
+        h = hashlib.sha256(repr(self.config).encode())
+        arrays = [self.norm, self.embed_tokens, self.lm_head.weight]
+        for i, layer in enumerate(self.layers):
+            arrays += [layer.input_layernorm, layer.post_attention_layernorm]
+            for module in LAYER_MODULES:
+                linear = self.linear((i, module))
+                arrays += [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
+        for x in arrays:
+            h.update(f"{x.dtype.name} {x.shape}".encode())
+            h.update(np.ascontiguousarray(to_host(x)).view(np.uint8).data)
+        return h.digest()
+
+
+def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") -> Model:
+    """A base model from a Hugging Face folder, or the embedded one ("tiny").
+
+    dtype is what the weights are held in: float32, float64, float16 or bfloat16. Where the checkpoint has that type, the
+    arrays are the read-only memory map of the file, and take no memory of their own; where not, they are copies rounded
+    to nearest even. On device "cuda" the halves are held as float32, with the values that the half has.
+
+    ConfigError, WeightsError or DeviceError, one line that names the file; nothing is loaded then.
+    """
+    dtype_of(dtype)
+    device_namespace(device)
+    folder = base_folder(path)
+    config = load_config(folder)
+    found = Findings()
+    tensors = open_checkpoint(folder, config, found)
+    found.raise_first(WeightsError, folder)
+    _check_fit(tensors, dtype, device)
+    tokenizer = load_tokenizer(folder)
+    return _model(config, lambda name: _load(tensors[name], name, dtype, device), tokenizer, dtype, device)
+
+
+def base_folder(path: str | Path) -> Path:
+    """The folder that a base model's path means: "tiny" is the embedded one, unless there is a folder of that name."""
+    if str(path) == "tiny" and not Path(path).is_dir():
+        from . import tiny
+
+        return Path(tiny.base_path())
+    return Path(path)
+
+
+def _check_fit(tensors: Mapping[str, Tensor], dtype: str, device: str) -> None:
+    """Refuse before anything is allocated: what is converted is a copy, what is not is only mapped."""
+    sizes = [t.array.size * DTYPES[dtype].itemsize for t in tensors.values() if t.array.dtype != DTYPES[dtype]]
+    if device == "cpu":
+        check_memory(sum(sizes), f"converting the weights to {dtype}", available_memory())
+    else:  # one tensor after another passes through the host
+        wide = max(DTYPES[dtype].itemsize, 4)
+        check_memory(max(sizes, default=0), f"converting the weights to {dtype}", available_memory())
+        free = device_namespace(device).cuda.runtime.memGetInfo()[0]
+        check_memory(sum(t.array.size * wide for t in tensors.values()), "the weights on the GPU", free)
+
+
+def _load(tensor: Tensor, name: str, dtype: str, device: str) -> Array:
+    """One tensor, in the dtype, on the device."""
+    array = converted(tensor.array, dtype)
+    if array is not tensor.array and not all_finite(array):
+        raise WeightsError(f"{tensor.file}: tensor {name} has values too large for {dtype}")
+    if device != "cpu":
+        return to_device(widen(array, "float64" if dtype == "float64" else "float32"), device)
+    array.flags.writeable = False
+    return array
+
+
+def _model(config: ModelConfig, load: Callable[[str], Array], tokenizer: Any, dtype: str, device: str) -> Model:
+    """The fields of the model, by the names of the checkpoint (transformers, modeling_llama.py)."""
+
+    def linear(site: Site) -> Linear:
+        name = module_name(site)
+        return Linear(load(f"{name}.weight"), load(f"{name}.bias") if config.has_bias(site[1]) else None)
+
+    def layer(i: int) -> Layer:
+        prefix = f"model.layers.{i}."
+        return Layer(
+            load(prefix + "input_layernorm.weight"),
+            *(linear((i, module)) for module in ATTENTION_MODULES),
+            load(prefix + "post_attention_layernorm.weight"),
+            *(linear((i, module)) for module in MLP_MODULES),
+        )
+
+    embed_tokens = load("model.embed_tokens.weight")
+    layers = tuple(layer(i) for i in range(config.num_hidden_layers))
+    norm = load("model.norm.weight")
+    lm_head = Linear(embed_tokens) if config.tie_word_embeddings else linear(LM_HEAD)
+    return Model(config, embed_tokens, layers, norm, lm_head, tokenizer, dtype, device)

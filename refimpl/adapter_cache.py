@@ -1,0 +1,87 @@
+"""Which adapters are loaded: a bounded set of slots, least recently used out first, never one that is in use."""
+
+import itertools
+from collections.abc import Sequence
+
+from .adapter import Adapter
+from .arrays import Precision
+from .errors import CacheFull
+from .lora import AdapterBank, BoundAdapter, digest
+from .ops import Ops
+from .weights import Model
+
+
+class AdapterCache:
+    """Adapter -> slot number in the bank. An adapter is known by the object: a name or a path can be used again, and a
+    folder can be loaded again with other weights, without ever meeting what was there before."""
+
+    def __init__(self, model: Model, p: Precision, ops: Ops, capacity: int | None = None) -> None:
+        self.bank = AdapterBank(model, p)
+        self.capacity = capacity
+        self.users: dict[int, int] = {}  # slot -> how many running requests use it
+        self._slot_of: dict[Adapter, int] = {}
+        self._last_used: dict[int, int] = {}
+        self._digests: dict[int, bytes] = {}
+        self._bound: dict[int, BoundAdapter] = {}
+        self._model, self._ops, self._clock = model, ops, itertools.count()
+
+    def acquire(self, adapter: Adapter) -> int:
+        """The slot that holds this adapter, loaded if it was not; it stays until `release`. CacheFull if every slot is
+        in use by others, before anything has changed."""
+        slot = self._slot_of.get(adapter)
+        if slot is None:
+            slot = self._free_slot()
+            bound = self._ops.bind_adapter(adapter, self._model.config, self._ops.adapter_scale)
+            self.bank.put(slot, bound)
+            self._slot_of[adapter], self._bound[slot] = slot, bound
+            self._digests.pop(slot, None)
+        self.users[slot] = self.users.get(slot, 0) + 1
+        self._touch(slot)
+        return slot
+
+    def acquire_all(self, adapters: Sequence[tuple[Adapter, float]]) -> list[tuple[int, float]] | None:
+        """(slot, weight) of each, or None, with nothing kept, if they do not all fit now."""
+        held: list[tuple[int, float]] = []
+        try:
+            for adapter, weight in adapters:
+                held.append((self.acquire(adapter), weight))
+        except CacheFull:
+            for slot, _ in held:
+                self.release(slot)
+            return None
+        return held
+
+    def release(self, slot: int) -> None:
+        """One request less uses the slot."""
+        self.users[slot] -= 1
+        if self.users[slot] == 0:
+            del self.users[slot]
+        self._touch(slot)
+
+    def digest(self, slot: int) -> bytes:
+        """SHA-256 of what the slot's adapter changes, for prefix keys; computed once per load, when first asked for."""
+        if slot not in self._digests:
+            self._digests[slot] = digest(self._bound[slot])
+        return self._digests[slot]
+
+    @property
+    def loaded(self) -> list[Adapter]:
+        """The adapters in memory, in use or not."""
+        return list(self._slot_of)
+
+    def _touch(self, slot: int) -> None:
+        self._last_used[slot] = next(self._clock)
+
+    def _free_slot(self) -> int:
+        if self.capacity is None or len(self._slot_of) < self.capacity:
+            return len(self._slot_of)
+        slot = self._ops.victim(self._last_used, self.users)
+        if slot is None:
+            raise CacheFull(f"adapter cache: all {self.capacity} slots are in use by running requests")
+        for adapter in [a for a, s in self._slot_of.items() if s == slot]:
+            del self._slot_of[adapter]
+        return slot
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{slot}: {a.name}" for a, slot in sorted(self._slot_of.items(), key=lambda item: item[1]))
+        return f"AdapterCache({names or 'empty'}; {len(self.users)} in use, capacity {self.capacity})"

@@ -1,0 +1,304 @@
+"""Continuous batching: requests come and go, and every step is one batch of whatever is there.
+
+Prefill, chunked prefill and decode are one path. A generation has tokens of which the first `computed` are in the
+cache; a step computes some more of each, and whoever has all of them computed gets one token sampled.
+"""
+
+import collections
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from .adapter_cache import AdapterCache
+from .arrays import Precision, to_host
+from .attention import first_visible
+from .batch import Batch, Request, Work, check_request, make_batch
+from .errors import CacheFull, LoracleError, RequestError
+from .kv_cache import NO_BLOCK, KVCache
+from .model import forward, logit_width
+from .ops import NUMPY, Ops
+from .sampler import sample
+from .weights import Model
+
+
+@dataclass(frozen=True)
+class Token:
+    """One produced token. `finish_reason` is set on a request's last one: "stop" or "length"."""
+
+    request_id: int
+    token_id: int
+    text: str = ""
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one request produced. A stop id that ended it is the last of `token_ids`, and not part of `text`."""
+
+    token_ids: list[int]
+    text: str
+    finish_reason: str
+
+
+@dataclass(eq=False)
+class Generation:
+    """One request on its way."""
+
+    id: int
+    request: Request
+    tokens: list[int]  # the prompt and what was produced so far
+    limit: int  # length at which it ends
+    computed: int = 0  # how many of the tokens are in the cache
+    table: list[int] = field(default_factory=list)  # its blocks; NO_BLOCK where the sliding window has passed
+    adapters: Sequence[tuple[int, float]] = ()
+    keys: list[bytes] = field(default_factory=list)  # prefix keys of its full blocks
+
+    @property
+    def produced(self) -> int:
+        """Tokens produced so far."""
+        return len(self.tokens) - len(self.request.prompt_ids)
+
+
+class Engine:
+    """Serves requests with any mix of adapters from one base, one cache and one bank.
+
+    First come, first served; when blocks run out the youngest is preempted and computed again later. Nothing of that,
+    and nothing that its neighbours do, changes what a request gets."""
+
+    def __init__(
+        self,
+        model: Model,
+        ops: Ops = NUMPY,
+        precision: Precision | None = None,
+        num_blocks: int = 512,
+        block_size: int = 16,
+        max_batch_tokens: int = 512,
+        max_running: int = 64,
+        max_adapters: int | None = None,
+        prefix_caching: bool = True,
+    ) -> None:
+        self.model, self.ops = model, ops
+        self.precision = precision or Precision("model", model.dtype)
+        self.cache = KVCache(model.config, num_blocks, block_size, self.precision, model.device, ops.victim)
+        self.adapters = AdapterCache(model, self.precision, ops, max_adapters)
+        self.max_batch_tokens, self.max_running, self.prefix_caching = max_batch_tokens, max_running, prefix_caching
+        self.waiting: collections.deque[Generation] = collections.deque()
+        self.running: list[Generation] = []  # oldest first
+        self.preemptions = 0
+        self._ids = itertools.count()
+
+    def add(self, request: Request, max_new_tokens: int = 16) -> int:
+        """Queue a request; its id. RequestError or CacheFull if it could never be served, however long it waited."""
+        check_request(request, self.model.config)
+        prompt, wanted = [int(i) for i in request.prompt_ids], request.max_new_tokens or max_new_tokens
+        limit = min(len(prompt) + wanted, self.model.config.max_position_embeddings + 1)
+        self._check_fits(request, len(prompt), limit)
+        g = Generation(next(self._ids), request, prompt, limit)
+        self.waiting.append(g)
+        return g.id
+
+    def cancel(self, request_id: int) -> None:
+        """Forget a request and free what it holds. One that has finished already is no mistake."""
+        for g in [g for g in self.running if g.id == request_id]:
+            self._drop(g)
+        self.waiting = collections.deque(g for g in self.waiting if g.id != request_id)
+
+    @property
+    def busy(self) -> bool:
+        """Is anything waiting or running?"""
+        return bool(self.waiting or self.running)
+
+    def step(self) -> list[Token]:
+        """One batch; the tokens that it produced. Empty while prompts are only computed in part, or nothing is there."""
+        scheduled = self._schedule()
+        if not scheduled:
+            return []
+        batch = self._batch(scheduled)
+        logits = to_host(forward(self.model, batch, self.cache, self.adapters.bank, self.ops, self.precision))
+        tokens = []
+        for row, (g, n) in zip(logits, scheduled, strict=True):
+            g.computed += n
+            self._publish(g)
+            if g.computed == len(g.tokens):
+                token = sample(row[: logit_width(g.request, self.model)], g.request, g.produced)
+                g.tokens.append(token)
+                reason = self._finished(g)
+                tokens.append(Token(g.id, token, finish_reason=reason))
+                if reason:
+                    self._drop(g)
+        return tokens
+
+    # Scheduling: who computes how many tokens in this step.
+
+    def _schedule(self) -> list[tuple[Generation, int]]:
+        scheduled, budget, preempted = [], self.max_batch_tokens, False
+        for g in list(self.running):
+            n = min(len(g.tokens) - g.computed, budget)
+            if g not in self.running or n == 0:  # preempted by an older one just now, or no room in this batch
+                continue
+            self._slide(g)
+            while not self._grow(g, n):
+                youngest = self.running[-1]
+                self._preempt(youngest)
+                preempted = True
+                if youngest is g:
+                    break
+            else:
+                scheduled.append((g, n))
+                budget -= n
+        while self.waiting and budget > 0 and len(self.running) < self.max_running and not preempted:
+            g = self.waiting[0]
+            if not self._admit(g, budget):
+                break  # strictly in order, so that nobody starves
+            self.waiting.popleft()
+            self.running.append(g)
+            n = min(len(g.tokens) - g.computed, budget)
+            scheduled.append((g, n))
+            budget -= n
+        return scheduled
+
+    def _admit(self, g: Generation, budget: int) -> bool:
+        """Adapters, whatever prefix is cached, and blocks for the first chunk: all of it or nothing."""
+        adapters = self.adapters.acquire_all(g.request.adapters)
+        if adapters is None:
+            return False
+        g.adapters = adapters
+        if self.prefix_caching:
+            # The last token is always computed: its logits are what the request is here for.
+            g.table = self.cache.find(self._keys(g, (len(g.tokens) - 1) // self.cache.block_size))
+            g.computed = len(g.table) * self.cache.block_size
+        if self._grow(g, min(len(g.tokens) - g.computed, budget)):
+            return True
+        self._release(g)
+        return False
+
+    def _grow(self, g: Generation, n: int) -> bool:
+        """Room for n more tokens."""
+        wanted = -(-(g.computed + n) // self.cache.block_size) - len(g.table)
+        if wanted > self.cache.available:
+            return False
+        g.table += self.cache.take(wanted) if wanted > 0 else []
+        return True
+
+    def _slide(self, g: Generation) -> None:
+        """Give back the blocks that no token to come can see."""
+        past = first_visible(g.computed, self.model.config.sliding_window) // self.cache.block_size
+        self.cache.give_back(g.table[:past])
+        g.table[:past] = [NO_BLOCK] * past
+
+    def _preempt(self, g: Generation) -> None:
+        """Back to the head of the queue; its tokens, the produced ones too, will be computed again."""
+        self.running.remove(g)
+        self._release(g)
+        self.waiting.appendleft(g)
+        self.preemptions += 1
+
+    def _drop(self, g: Generation) -> None:
+        self.running.remove(g)
+        self._release(g)
+
+    def _release(self, g: Generation) -> None:
+        self.cache.give_back(g.table)
+        for slot, _ in g.adapters:
+            self.adapters.release(slot)
+        g.table, g.adapters, g.computed = [], (), 0
+
+    # One step's plan, and what is kept of it.
+
+    def _batch(self, scheduled: list[tuple[Generation, int]]) -> Batch:
+        work = [Work(g.tokens[g.computed : g.computed + n], g.computed, g.table, g.adapters) for g, n in scheduled]
+        return make_batch(work, self.cache.block_size, self.ops)
+
+    def _keys(self, g: Generation, count: int) -> list[bytes]:
+        """The prefix keys of its first `count` blocks."""
+        size = self.cache.block_size
+        adapters = [(self.adapters.digest(slot), weight) for slot, weight in g.adapters]
+        for i in range(len(g.keys), count):
+            parent, block = g.keys[-1] if g.keys else b"", g.tokens[i * size : (i + 1) * size]
+            g.keys.append(self.ops.prefix_key(parent, block, self.model.digest, self.precision, adapters))
+        return g.keys[:count]
+
+    def _publish(self, g: Generation) -> None:
+        """Let others find the blocks that are full now."""
+        if self.prefix_caching:
+            for block, key in zip(g.table, self._keys(g, g.computed // self.cache.block_size), strict=False):
+                if block != NO_BLOCK:
+                    self.cache.publish(block, key)
+
+    def _finished(self, g: Generation) -> str | None:
+        stops = self.model.config.eos_token_ids if g.request.stop_ids is None else g.request.stop_ids
+        return "stop" if g.tokens[-1] in stops else "length" if len(g.tokens) >= g.limit else None
+
+    def _check_fits(self, request: Request, prompt: int, limit: int) -> None:
+        size, window = self.cache.block_size, self.model.config.sliding_window
+        held = limit if window is None else min(limit, window + self.max_batch_tokens + size)
+        if -(-held // size) > self.cache.num_blocks:
+            raise CacheFull(
+                f"a prompt of {prompt} tokens and up to {limit - prompt} new ones need {-(-held // size)} KV blocks of "
+                f"{size} tokens; the cache has {self.cache.num_blocks}"
+            )
+        capacity = self.adapters.capacity
+        if capacity is not None and len(request.adapters) > capacity:
+            raise RequestError(f"a request sums {len(request.adapters)} adapters; the adapter cache holds {capacity}")
+
+
+def stream(
+    model: Model,
+    requests: Sequence[Request],
+    max_new_tokens: int = 32,
+    ops: Ops = NUMPY,
+    precision: Precision | None = None,
+    engine: Engine | None = None,
+) -> Iterator[Token]:
+    """Every token of every request as it is produced, from one batch; `request_id` is the index in `requests`.
+
+    Text comes in whole characters: a token that ends inside one has none, and the next one brings it."""
+    engine = engine or roomy_engine(model, requests, max_new_tokens, ops, precision)
+    index = {engine.add(request, max_new_tokens): i for i, request in enumerate(requests)}
+    produced: dict[int, list[int]] = {i: [] for i in index.values()}
+    shown = dict.fromkeys(index.values(), "")
+    while engine.busy:
+        for token in engine.step():
+            i = index[token.request_id]
+            stopped = token.finish_reason == "stop"
+            produced[i] += [] if stopped else [token.token_id]
+            text = decode(model, produced[i])
+            if text.endswith("\N{REPLACEMENT CHARACTER}") and not token.finish_reason:
+                text = shown[i]
+            yield Token(i, token.token_id, text[len(shown[i]) :], token.finish_reason)
+            shown[i] = text
+
+
+def generate(
+    model: Model,
+    requests: Sequence[Request],
+    max_new_tokens: int = 32,
+    ops: Ops = NUMPY,
+    precision: Precision | None = None,
+    engine: Engine | None = None,
+) -> list[Output]:
+    """What each request produces, in request order, all of them served together."""
+    ids: list[list[int]] = [[] for _ in requests]
+    texts, reasons = ["" for _ in requests], ["" for _ in requests]
+    for token in stream(model, requests, max_new_tokens, ops, precision, engine):
+        ids[token.request_id].append(token.token_id)
+        texts[token.request_id] += token.text
+        reasons[token.request_id] = token.finish_reason or ""
+    return [Output(*each) for each in zip(ids, texts, reasons, strict=True)]
+
+
+def roomy_engine(
+    model: Model, requests: Sequence[Request], max_new_tokens: int, ops: Ops, precision: Precision | None
+) -> Engine:
+    """An engine in which all of these requests fit at once."""
+    lengths = [len(r.prompt_ids) + (r.max_new_tokens or max_new_tokens) for r in requests]
+    blocks = sum(-(-n // 16) + 1 for n in lengths)
+    return Engine(model, ops, precision, num_blocks=max(blocks, 1), max_running=len(requests), prefix_caching=False)
+
+
+def decode(model: Model, token_ids: Sequence[int]) -> str:
+    """The text of the ids; empty for a model without a tokenizer, which can still be asked for ids."""
+    try:
+        return "" if model.tokenizer is None else model.tokenizer.decode(token_ids)
+    except LoracleError:
+        return ""

@@ -1,0 +1,195 @@
+"""LoRA: a low-rank correction, chosen per token.
+
+    y[t] += weight * scale * B (A x[t])      for each adapter that token t's request asked for
+
+Two forms of `lora_delta`: the definition, one token at a time, and the one that runs, one adapter at a time. Around
+them: how an adapter is bound to a model (which alpha, which scale), and the bank that holds those in use.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from .adapter import Adapter, pattern_value
+from .arrays import Array, Float, Int, Precision, namespace, rounded, to_device, to_host, widen
+from .config import ModelConfig, Site, module_name
+from .weights import Linear, Model
+
+NO_ADAPTER = -1
+
+
+@dataclass(frozen=True, eq=False)
+class LoraWeights:
+    """One adapter in one module, ready to be applied."""
+
+    A: Float[Array, "rank d_in"]
+    B: Float[Array, "d_out rank"]
+    scale: float
+    bias: Float[Array, " d_out"] | None = None  # of lora_B (PEFT's lora_bias), scaled like the rest
+
+
+@dataclass(frozen=True, eq=False)
+class BoundAdapter:
+    """All that one adapter changes in one model."""
+
+    lora: Mapping[Site, LoraWeights]
+    weights: Mapping[Site, Array]  # whole layers that it brings along: modules_to_save
+    biases: Mapping[Site, Array]  # biases of base layers that it brings along: bias="all"
+
+
+def adapter_scale(alpha: float, r: int, use_rslora: bool) -> float:
+    """alpha / r (Hu et al. 2021), or alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023)."""
+    return alpha / math.sqrt(r) if use_rslora else alpha / r
+
+
+def bind_adapter(
+    adapter: Adapter, config: ModelConfig, scale: Callable[[float, int, bool], float] = adapter_scale
+) -> BoundAdapter:
+    """Which A, B and scale each module gets. alpha_pattern overrides lora_alpha by the module's dotted name, as in
+    peft/tuners/lora/model.py (_create_and_replace); the rank is that of the tensors (checked when they were loaded)."""
+    lora = {}
+    for site, stored in adapter.lora.items():
+        alpha = pattern_value(adapter.config.alpha_pattern, module_name(site), adapter.config.lora_alpha)
+        s = scale(alpha, stored.A.shape[0], adapter.config.use_rslora)
+        lora[site] = LoraWeights(stored.A, stored.B, s, stored.bias)
+    return BoundAdapter(lora, adapter.replaced, adapter.biases)
+
+
+def digest(bound: BoundAdapter) -> bytes:
+    """SHA-256 of everything that the adapter changes: effective A, B, scale, and what it replaces."""
+    h = hashlib.sha256()
+
+    def add(kind: str, site: Site, *arrays: Array | None) -> None:
+        h.update(f"{kind} {site[0]} {site[1]}".encode())
+        for x in arrays:
+            h.update(b"none" if x is None else f"{x.dtype.name} {x.shape}".encode())
+            h.update(b"" if x is None else np.ascontiguousarray(to_host(x)).view(np.uint8).data)
+
+    for site in sorted(bound.lora):
+        w = bound.lora[site]
+        add("lora", site, w.A, w.B, np.float64(w.scale).reshape(1), w.bias)
+    for site in sorted(bound.weights):
+        add("weight", site, bound.weights[site])
+    for site in sorted(bound.biases):
+        add("bias", site, bound.biases[site])
+    return h.digest()
+
+
+class AdapterBank:
+    """The adapters that a batch can name: slot number -> weights, each stored once, at its own rank.
+
+    Knows nothing of when to load or evict (adapter_cache.py does). A slot number is only good for the batch it was
+    made for: whoever keeps numbers longer must use the digest.
+    """
+
+    def __init__(self, model: Model, p: Precision) -> None:
+        self.model, self.precision = model, p
+        self._lora: dict[Site, dict[int, LoraWeights]] = {}
+        self._base: dict[Site, dict[int, Linear]] = {}
+
+    def put(self, slot: int, bound: BoundAdapter) -> None:
+        """Fill a slot; what it held is gone."""
+        self.remove(slot)
+        for site, w in bound.lora.items():
+            arrays = [None if x is None else self._prepared(x) for x in (w.A, w.B, w.bias)]
+            self._lora.setdefault(site, {})[slot] = LoraWeights(arrays[0], arrays[1], w.scale, arrays[2])  # type: ignore[arg-type]
+        for site in {*bound.weights, *bound.biases}:
+            base, weight, bias = self.model.linear(site), bound.weights.get(site), bound.biases.get(site)
+            self._base.setdefault(site, {})[slot] = Linear(
+                base.weight if weight is None else to_device(weight, self.model.device),
+                base.bias if bias is None else to_device(bias, self.model.device),
+            )
+
+    def remove(self, slot: int) -> None:
+        """Empty a slot; an empty one stays so."""
+        for table in (*self._lora.values(), *self._base.values()):
+            table.pop(slot, None)
+
+    def at(self, site: Site) -> Mapping[int, LoraWeights]:
+        """The LoRA weights of each slot that has some at this site."""
+        return self._lora.get(site, {})
+
+    def base_at(self, site: Site) -> Mapping[int, Linear]:
+        """The base layer of each slot that brings its own at this site (modules_to_save, bias="all")."""
+        return self._base.get(site, {})
+
+    def _prepared(self, x: Array) -> Array:
+        x = rounded(widen(to_device(x, self.model.device), self.precision.compute), self.precision.adapter)
+        if isinstance(x, np.ndarray):
+            x.setflags(write=False)
+        return x
+
+
+def shrink(x: Array, A: Float[Array, "rank d_in"]) -> Float[Array, "tokens rank"]:
+    """x A^T. Token ids stand for one-hot rows, so that for the embedding the product is a look-up of A's columns."""
+    return A[:, x].T if x.dtype.kind in "iu" else x @ A.T
+
+
+def lora_delta_per_token(
+    y: Float[Array, "tokens d_out"],
+    x: Array,
+    bank: AdapterBank,
+    site: Site,
+    adapter_ids: Int[Array, "tokens k"],
+    adapter_weights: Float[Array, "tokens k"],
+    p: Precision,
+) -> None:
+    """The definition. Adds to y in place; a row whose ids are all -1, or whose adapters leave this site alone, is not
+    touched. x is [tokens, d_in], or token ids [tokens] at the embedding."""
+    adapters = bank.at(site)
+    for t in range(y.shape[0]):
+        for a, weight in zip(adapter_ids[t], adapter_weights[t], strict=True):
+            if a == NO_ADAPTER or a not in adapters:
+                continue
+            w = adapters[a]
+            low = w.A[:, x[t]] if x.dtype.kind in "iu" else w.A @ x[t]
+            delta = w.B @ rounded(low, p.lora_rank)
+            if w.bias is not None:
+                delta = delta + w.bias
+            out = y[t, : delta.shape[0]]  # a grown vocabulary of another request may have made y wider
+            out[:] = rounded(out + rounded(delta * y.dtype.type(w.scale * weight), p.lora_delta), p.linear)
+
+
+def lora_delta(
+    y: Float[Array, "tokens d_out"],
+    x: Array,
+    bank: AdapterBank,
+    site: Site,
+    adapter_ids: Int[Array, "tokens k"],
+    adapter_weights: Float[Array, "tokens k"],
+    p: Precision,
+) -> None:
+    """The same, one adapter at a time: gather its tokens, shrink, expand, scale, add back (Punica's SGMV)."""
+    adapters = bank.at(site)
+    if not adapters:
+        return
+    for j in range(adapter_ids.shape[1]):
+        for a, rows in segments(adapter_ids[:, j].tobytes()):
+            if a not in adapters:
+                continue
+            w = adapters[a]
+            scale = namespace(y).asarray((w.scale * adapter_weights[rows, j]).astype(y.dtype))
+            delta = rounded(shrink(x[rows], w.A), p.lora_rank) @ w.B.T
+            if w.bias is not None:
+                delta += w.bias
+            delta *= scale[:, None]
+            columns = slice(0, w.B.shape[0])
+            y[rows, columns] = rounded(y[rows, columns] + rounded(delta, p.lora_delta), p.linear)
+
+
+@lru_cache(maxsize=64)
+def segments(adapter_ids: bytes) -> tuple[tuple[int, slice | Array], ...]:
+    """(adapter, its rows) for each adapter of one int32 column, -1 left out; rows that lie together are a slice.
+
+    Memoised because the plan of a batch is the same in every layer and module."""
+    ids = np.frombuffer(adapter_ids, np.int32)
+    found: list[tuple[int, slice | Array]] = []
+    for a in np.unique(ids[ids != NO_ADAPTER]):
+        rows = np.flatnonzero(ids == a)
+        together = rows[-1] - rows[0] + 1 == rows.size
+        found.append((int(a), slice(int(rows[0]), int(rows[-1]) + 1) if together else rows))
+    return tuple(found)

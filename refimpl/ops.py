@@ -1,0 +1,89 @@
+"""THE SEAM: every step of serving one batch, by name, in one table that is passed as an argument.
+
+Four kinds of table go through the same tests. REFERENCE is the definition, a loop per token. NUMPY is the default and
+must be indistinguishable from it; so must a table of kernels. A mutant carries one real bug and must be caught:
+
+    wrong_scale = dataclasses.replace(NUMPY, adapter_scale=lambda alpha, r, use_rslora: alpha / r)
+
+Two groups, because plans live on the host and numbers live on the device. Plans are NumPy int32, validated once: a GPU
+checks nothing, and an adapter id out of range is another tenant's weights.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from . import attention, batch, kv_cache, layers, lora
+from .adapter import Adapter
+from .arrays import Array, Precision
+from .config import ModelConfig, Rope, Site
+from .lora import AdapterBank, BoundAdapter
+
+Pair = tuple[Array, Array]
+
+
+@dataclass(frozen=True)
+class Ops:
+    """The named steps. Shapes, units and formulas stand with the functions that fill the tables below."""
+
+    # Plans, on the host.
+    adapter_scale: Callable[[float, int, bool], float]  # alpha, r, use_rslora
+    bind_adapter: Callable[[Adapter, ModelConfig, Callable[[float, int, bool], float]], BoundAdapter]
+    adapter_rows: Callable[[Sequence[batch.Adapters], Sequence[int]], Pair]  # per request -> per token
+    positions: Callable[[Sequence[int], Sequence[int]], Array]  # tokens computed before, tokens now -> positions
+    slots: Callable[[Array, Array, Array, int], Array]  # block_tables, positions, query_starts, block_size
+    prefix_key: Callable[[bytes, Sequence[int], bytes, Precision, Sequence[tuple[bytes, float]]], bytes]
+    victim: Callable[[Mapping[int, int], Mapping[int, int]], int | None]  # last_used, users
+    select_rows: Callable[[Array, bool], Array]  # query_starts, every row?
+    rope_table: Callable[[Rope, int, Array, Precision], Pair]  # rope, head_dim, positions -> cos, sin
+    # Numbers, on the device.
+    embed: Callable[[Array, Array, Precision], Array]  # table, token_ids
+    linear: Callable[[Array, Array, Array | None, Precision], Array]  # x, weight, bias
+    lora_delta: Callable[[Array, Array, AdapterBank, Site, Array, Array, Precision], None]  # y += ..., in place
+    rms_norm: Callable[[Array, Array, float, Precision], Array]  # x, weight, eps
+    rope: Callable[[Array, Array, Array, Precision], Array]  # x, cos, sin
+    write_kv: Callable[[Array, Array, Array, Array, Array, Precision], None]  # k_cache, v_cache, k, v, slots
+    attention: Callable[[Array, Array, Array, Array, Array, Array, int | None, Precision], Array]
+    mlp_activation: Callable[[Array, Array, Precision], Array]  # gate, up
+
+
+REFERENCE = Ops(
+    adapter_scale=lora.adapter_scale,
+    bind_adapter=lora.bind_adapter,
+    adapter_rows=batch.adapter_rows,
+    positions=batch.positions,
+    slots=kv_cache.slots,
+    prefix_key=kv_cache.prefix_key,
+    victim=kv_cache.victim,
+    select_rows=batch.select_rows,
+    rope_table=layers.rope_table,
+    embed=layers.embed,
+    linear=layers.linear_per_token,
+    lora_delta=lora.lora_delta_per_token,
+    rms_norm=layers.rms_norm_per_token,
+    rope=layers.apply_rope_per_token,
+    write_kv=kv_cache.write_kv_per_token,
+    attention=attention.attention_per_token,
+    mlp_activation=layers.mlp_activation,
+)
+
+NUMPY = Ops(
+    adapter_scale=lora.adapter_scale,
+    bind_adapter=lora.bind_adapter,
+    adapter_rows=batch.adapter_rows,
+    positions=batch.positions,
+    slots=kv_cache.slots,
+    prefix_key=kv_cache.prefix_key,
+    victim=kv_cache.victim,
+    select_rows=batch.select_rows,
+    rope_table=layers.rope_table,
+    embed=layers.embed,
+    linear=layers.linear,
+    lora_delta=lora.lora_delta,
+    rms_norm=layers.rms_norm,
+    rope=layers.apply_rope,
+    write_kv=kv_cache.write_kv,
+    attention=attention.attention,
+    mlp_activation=layers.mlp_activation,
+)
+
+TABLES = {"reference": REFERENCE, "numpy": NUMPY}

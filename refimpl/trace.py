@@ -1,0 +1,66 @@
+"""Look inside a forward pass: `with trace() as t: logits(...)`, then t["layers.3.q_proj.lora"].
+
+embed                        the residual stream before the first layer
+layers.N.input_layernorm     and layers.N.post_attention_layernorm
+layers.N.MODULE.base         x W^T + b of one linear layer; MODULE is q_proj ... down_proj
+layers.N.MODULE.lora         what the adapters add to it: zero on rows without one
+layers.N.q_rope  .k_rope     after the rotation
+layers.N.attention           before o_proj
+layers.N.mlp                 silu(gate) * up
+layers.N.output              the residual stream after the layer
+norm, lm_head.base, lm_head.lora, logits
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from fnmatch import fnmatch
+
+import numpy as np
+
+from .arrays import Array, to_host
+
+
+class Trace(Mapping[str, Array]):
+    """Name -> the intermediate, [tokens, ...] on the host; the rows of a second forward pass stand below the first's."""
+
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        self._patterns = patterns
+        self._parts: dict[str, list[Array]] = {}
+
+    def wants(self, name: str) -> bool:
+        """Does any of the patterns ask for this name?"""
+        return any(fnmatch(name, pattern) for pattern in self._patterns)
+
+    def record(self, name: str, x: Array) -> None:
+        """Keep a copy under the name, if it is wanted."""
+        if self.wants(name):
+            self._parts.setdefault(name, []).append(to_host(x).copy())
+
+    def __getitem__(self, name: str) -> Array:
+        return np.concatenate(self._parts[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+_active: ContextVar[Trace | None] = ContextVar("refimpl_trace", default=None)
+
+
+def active_trace() -> Trace | None:
+    """The trace that is listening now, if any. The forward pass asks once."""
+    return _active.get()
+
+
+@contextmanager
+def trace(*patterns: str) -> Iterator[Trace]:
+    """Record the named intermediates of every forward pass inside the block; patterns as in a shell: "layers.*.lora"."""
+    listening = Trace(patterns or ("*",))
+    token = _active.set(listening)
+    try:
+        yield listening
+    finally:
+        _active.reset(token)

@@ -1,0 +1,174 @@
+"""Random models, adapters and batches for the tests, made so that a bug cannot hide.
+
+The rules (each is there because a real bug once survived a test without it): random signed B, never zero; alpha/r never
+1; ranks that are not powers of two; rsLoRA on some; adapters pairwise different; every adapter and the last slot used;
+no layer square, key heads fewer than query heads where it can be, head_dim not hidden/heads.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import strategies as st
+
+from refimpl import Request
+from refimpl.adapter import Adapter, LoraTensors, PeftConfig
+from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Rope, Site, module_name
+from refimpl.weights import Layer, Linear, Model
+
+RANKS = (1, 2, 3, 5, 6, 8)
+
+
+def random_model(config: ModelConfig, seed: int = 0, dtype: str = "float64") -> Model:
+    """Signed random weights of a size at which activations stay near 1 through the layers."""
+    rng = np.random.default_rng(seed)
+
+    def weight(shape: tuple[int, ...]) -> np.ndarray:
+        return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(dtype)
+
+    def linear(module: str) -> Linear:
+        shape = config.shape(module)
+        return Linear(weight(shape), 0.3 * weight(shape[:1]) * np.sqrt(shape[0]) if config.has_bias(module) else None)
+
+    def norm() -> np.ndarray:
+        return (1 + 0.2 * rng.standard_normal(config.hidden_size)).astype(dtype)
+
+    layers = tuple(
+        Layer(
+            norm(),
+            linear("q_proj"),
+            linear("k_proj"),
+            linear("v_proj"),
+            linear("o_proj"),
+            norm(),
+            linear("gate_proj"),
+            linear("up_proj"),
+            linear("down_proj"),
+        )
+        for _ in range(config.num_hidden_layers)
+    )
+    embed = rng.standard_normal(config.shape("embed_tokens")).astype(dtype)
+    head = Linear(embed if config.tie_word_embeddings else 3 * weight(config.shape("lm_head")))
+    return Model(config, embed, layers, norm(), head, dtype=dtype)
+
+
+def random_adapter(
+    config: ModelConfig,
+    seed: int,
+    r: int = 3,
+    alpha: float = 7.0,
+    use_rslora: bool = False,
+    modules: Sequence[str] = LAYER_MODULES,
+    lora_bias: bool = False,
+    alpha_pattern: dict[str, float] | None = None,
+    name: str = "",
+) -> Adapter:
+    """An adapter that changes what the model says about as much as the model itself does."""
+    rng = np.random.default_rng([seed, 77])
+    lora: dict[Site, LoraTensors] = {}
+    scale = alpha / (np.sqrt(r) if use_rslora else r)
+    for site in config.sites():
+        if site[1] not in modules:
+            continue
+        d_out, d_in = config.shape(site[1])[::-1] if site == EMBED else config.shape(site[1])
+        a = rng.standard_normal((r, d_in)) / np.sqrt(r if site == EMBED else d_in)
+        b = rng.standard_normal((d_out, r)) / (np.sqrt(r) * max(abs(scale), 1))
+        lora[site] = LoraTensors(a, b, 0.1 * rng.standard_normal(d_out) if lora_bias and site != EMBED else None)
+    peft = PeftConfig(
+        r, alpha, use_rslora, alpha_pattern=alpha_pattern or {}, target_modules=tuple(modules), lora_bias=lora_bias
+    )
+    return Adapter(name or f"adapter-{seed}", peft, lora)
+
+
+def as_dtype(adapter: Adapter, dtype: str) -> Adapter:
+    """The same adapter, its tensors in another type."""
+    lora = {
+        s: LoraTensors(w.A.astype(dtype), w.B.astype(dtype), None if w.bias is None else w.bias.astype(dtype))
+        for s, w in adapter.lora.items()
+    }
+    return Adapter(adapter.name, adapter.config, lora, adapter.replaced, adapter.biases)
+
+
+@st.composite
+def configs(draw: st.DrawFn, max_layers: int = 3) -> ModelConfig:
+    """Any small Llama or Mistral: GQA, MQA, odd widths, biases, every kind of rope, a window or none."""
+    kv_heads = draw(st.integers(1, 3))
+    heads = kv_heads * draw(st.integers(1, 3))
+    rope = draw(
+        st.sampled_from(
+            [
+                Rope(10000.0),
+                Rope(500000.0),
+                Rope(10000.0, "linear", factor=2.5),
+                Rope(500000.0, "llama3", 8.0, 1.0, 4.0, original_max_position_embeddings=16),
+            ]
+        )
+    )
+    return ModelConfig(
+        vocab_size=draw(st.sampled_from([11, 23, 40])),
+        hidden_size=draw(st.sampled_from([6, 10, 17])),
+        intermediate_size=draw(st.sampled_from([7, 13, 24])),
+        num_hidden_layers=draw(st.integers(1, max_layers)),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=draw(st.sampled_from([2, 4, 8])),
+        rms_norm_eps=draw(st.sampled_from([1e-5, 1e-6])),
+        rope=rope,
+        sliding_window=draw(st.sampled_from([None, None, 1, 3, 5])),
+        tie_word_embeddings=draw(st.booleans()),
+        attention_bias=draw(st.booleans()),
+        mlp_bias=draw(st.booleans()),
+        max_position_embeddings=256,
+        eos_token_ids=(1,),
+    )
+
+
+@st.composite
+def adapters(draw: st.DrawFn, config: ModelConfig, count: int) -> list[Adapter]:
+    """`count` pairwise different adapters: mixed ranks, scales and modules, the embedding and lm_head among them."""
+    found = []
+    everything = (*LAYER_MODULES, "embed_tokens", "lm_head")
+    for i in range(count):
+        r = draw(st.sampled_from(RANKS))
+        modules = draw(st.lists(st.sampled_from(everything), min_size=1, unique=True))
+        pattern = {}
+        if draw(st.booleans()):
+            pattern = {module_name((0, modules[0])) if modules[0] in LAYER_MODULES else modules[0]: 2.5 * r}
+        found.append(
+            random_adapter(
+                config,
+                seed=1000 * draw(st.integers(0, 50)) + i,
+                r=r,
+                alpha=r * draw(st.sampled_from([0.5, 2.0, 3.0, -1.5])),
+                use_rslora=draw(st.booleans()) and r > 1,
+                modules=modules,
+                lora_bias=draw(st.booleans()),
+                alpha_pattern=pattern,
+            )
+        )
+    return found
+
+
+@st.composite
+def requests(draw: st.DrawFn, config: ModelConfig, pool: Sequence[Adapter], max_len: int = 12) -> list[Request]:
+    """A ragged batch in which every adapter of the pool is used, some summed, some requests have none."""
+    choices: list = [*pool, None]
+    for _ in range(draw(st.integers(0, 3))):
+        choices.append(draw(st.sampled_from([None, *pool])))
+    if len(pool) > 1 and draw(st.booleans()):
+        choices.append([(pool[0], draw(st.sampled_from([0.5, 1.0, -2.0]))), (pool[-1], 0.75)])
+    order = draw(st.permutations(choices))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    lengths = [draw(st.integers(1, max_len)) for _ in order]
+    return [
+        Request(rng.integers(0, config.vocab_size, n).tolist(), adapter)
+        for n, adapter in zip(lengths, order, strict=True)
+    ]
+
+
+@st.composite
+def scenes(draw: st.DrawFn, max_adapters: int = 3) -> tuple[Model, list[Adapter], list[Request]]:
+    """A float64 model, its adapters, and one batch."""
+    config = draw(configs())
+    model = random_model(config, draw(st.integers(0, 1000)))
+    pool = draw(adapters(config, draw(st.integers(1, max_adapters))))
+    return model, pool, draw(requests(config, pool))

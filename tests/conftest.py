@@ -1,0 +1,77 @@
+"""Test profiles, and the promise that every annotated shape is checked.
+
+pytest                         derandomised: the same examples every time
+pytest --hypothesis-profile nightly -m ""   5,000 random examples each
+"""
+
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+import typing
+from collections.abc import Sequence
+
+import numpy as np
+from beartype import beartype
+from hypothesis import HealthCheck, settings
+from jaxtyping import Shaped, jaxtyped
+
+settings.register_profile("default", max_examples=25, derandomize=True, deadline=None, database=None)
+settings.register_profile(
+    "nightly",
+    max_examples=5000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("default")
+
+# The public functions say their shapes as Float[Array, "tokens d_model"], which is typing.Annotated and costs nothing.
+# Here each of those is handed to jaxtyping, so that a wrong axis anywhere under the tests is an error.
+
+
+def with_checks(f: types.FunctionType) -> object:
+    """The function, its array annotations turned into jaxtyping's and checked at every call."""
+    axes = {}
+    for name, hint in f.__annotations__.items():
+        if typing.get_origin(hint) is typing.Annotated and isinstance(hint.__metadata__[0], str):
+            axes[name] = Shaped[np.ndarray, hint.__metadata__[0]]
+    if not axes:
+        return f
+    checked = types.FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+    checked.__kwdefaults__, checked.__doc__, checked.__module__ = f.__kwdefaults__, f.__doc__, f.__module__
+    checked.__annotations__, checked.__qualname__ = axes, f.__qualname__
+    return jaxtyped(checked, typechecker=beartype)
+
+
+class CheckingLoader(importlib.abc.Loader):
+    """Loads a module, then puts the checks around its functions before anyone can import them."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        self.loader.exec_module(module)
+        for name, value in list(vars(module).items()):
+            if isinstance(value, types.FunctionType) and value.__module__ == module.__name__:
+                setattr(module, name, with_checks(value))
+
+
+class CheckingFinder(importlib.abc.MetaPathFinder):
+    """Only for refimpl."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name.partition(".")[0] != "refimpl":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            spec.loader = CheckingLoader(spec.loader)
+        return spec
+
+
+assert "refimpl" not in sys.modules, "refimpl was imported before its shapes could be checked"
+sys.meta_path.insert(0, CheckingFinder())
