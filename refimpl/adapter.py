@@ -1,28 +1,24 @@
 """An adapter as it lies on disk: a PEFT folder -> an Adapter, honoured in full or refused by name."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
 
 from .arrays import Array, Float
-from .config import Site
+from .config import ModelConfig, Site
+from .errors import AdapterError, AdapterWarning
+from .findings import Findings
+from .peft_config import CONFIG_FILE, PeftConfig, pattern_value, read_peft_config
+from .peft_selection import check_selected, check_vocabulary, check_whole
+from .peft_tensors import Parts, check_lora, sort_parts, whole
+from .safetensors_file import open_safetensors
 
+__all__ = ["Adapter", "LoraTensors", "PeftConfig", "load_adapter", "pattern_value"]
 
-@dataclass(frozen=True)
-class PeftConfig:
-    """The keys of adapter_config.json that change the numbers, in its own names."""
-
-    r: int
-    lora_alpha: float
-    use_rslora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    target_modules: tuple[str, ...] | str = ()  # names (equal, or a suffix after a dot), or one regular expression
-    exclude_modules: tuple[str, ...] | str = ()
-    layers_to_transform: tuple[int, ...] | None = None
-    layers_pattern: tuple[str, ...] = ()
-    modules_to_save: tuple[str, ...] = ()
-    bias: str = "none"
-    lora_bias: bool = False
+WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,3 +39,105 @@ class Adapter:
     lora: Mapping[Site, LoraTensors]
     replaced: Mapping[Site, Array] = field(default_factory=dict)  # modules_to_save: a whole embed_tokens or lm_head
     biases: Mapping[Site, Array] = field(default_factory=dict)  # bias="all" or "lora_only": a layer's bias, replaced
+
+
+def load_adapter(path: str | Path, config: ModelConfig, name: str | None = None) -> Adapter:
+    """A PEFT LoRA folder for a base of this config; or one of the embedded voices, by its name.
+
+    AdapterError, one line, if anything in it would not be honoured: nothing is loaded then. AdapterWarning, once each,
+    for what is honoured but odd. The arrays are read-only copies in the file's own type: they do not change if the file
+    does, so that a digest of them stays true. Raw tensors: alpha and the patterns are in `.config`, not applied.
+    """
+    folder, found = adapter_folder(path), Findings()
+    adapter = read_adapter(folder, config, name or folder.resolve().name, found)
+    found.raise_first(AdapterError, folder)
+    assert adapter is not None  # None comes with a problem
+    for warning in found.warnings:
+        warnings.warn(warning, AdapterWarning, stacklevel=2)
+    return adapter
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The folder that an adapter's path means: a voice of the embedded model, unless there is a folder of that name."""
+    if not Path(path).exists():
+        from . import tiny
+
+        return Path(tiny.VOICES.get(str(path), path))
+    return Path(path)
+
+
+def read_adapter(folder: Path, base: ModelConfig | None, name: str, found: Findings) -> Adapter | None:
+    """As load_adapter, with every problem and warning noted; without a base, its shapes and layers are not compared."""
+    if problem := _not_an_adapter(folder):
+        found.problem(folder, problem)
+        return None
+    config = read_peft_config(folder, found)
+    file = open_safetensors(folder / WEIGHTS_FILE, found)
+    if config is None or file is None:
+        return None
+    parts = sort_parts(file, base, found)
+    check_lora(parts, config, base, file.path, found)
+    check_whole(parts, config, base, file.path, found)
+    if base:
+        check_vocabulary(parts, config, base, file.path, found)
+        check_selected(parts, config, base, folder, found)
+    if found.problems:
+        return None
+    adapter = _adapter(name, config, parts, base)
+    if (
+        adapter.lora
+        and not adapter.replaced
+        and not adapter.biases
+        and not any(t.B.any() for t in adapter.lora.values())
+    ):
+        found.warn(file.path, "every B is zero: the adapter changes nothing")
+    return adapter
+
+
+def _not_an_adapter(folder: Path) -> str | None:
+    """Why a path cannot be a PEFT folder, if it cannot."""
+    if not folder.is_dir():
+        if folder.is_file():
+            return "is a file; give the folder, because the scale is in the adapter_config.json beside it"
+        return "is not there"
+    if not (folder / CONFIG_FILE).exists():
+        inside = [f.parent.name for f in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
+        if inside:
+            return f"has no {CONFIG_FILE}, but these folders in it have: {', '.join(inside[:5])}"
+        files = [f.name for f in sorted(folder.glob("*.safetensors"))]
+        if files:
+            return f"has {files[0]} but no {CONFIG_FILE}: without it the scale (lora_alpha) is unknown"
+        return f"has no {CONFIG_FILE}"
+    if not (folder / WEIGHTS_FILE).exists():
+        if (folder / "adapter_model.bin").exists():
+            return f"has adapter_model.bin but no {WEIGHTS_FILE}: {CONVERT}"
+        return f"has no {WEIGHTS_FILE}"
+    return None
+
+
+CONVERT = (
+    "it is a pickle, which can run code, and is not read; convert it: load it with peft's PeftModel.from_pretrained and "
+    "save it with save_pretrained(NEW, safe_serialization=True)"
+)
+
+
+def _adapter(name: str, config: PeftConfig, parts: Parts, base: ModelConfig | None) -> Adapter:
+    """The checked parts, copied out of the map."""
+    lora = {
+        site: LoraTensors(
+            _owned(held["A"].array),
+            _owned(held["B"].array),
+            _owned(held["lora_bias"].array) if "lora_bias" in held else None,
+        )
+        for site, held in sorted(parts.items())
+        if "A" in held
+    }
+    replaced = {site: _owned(part.array) for site, part in whole(parts, config, base).items()}
+    biases = {site: _owned(held["bias"].array) for site, held in sorted(parts.items()) if "bias" in held}
+    return Adapter(name, config, lora, replaced, biases)
+
+
+def _owned(x: Array) -> Array:
+    copy = np.array(x)
+    copy.flags.writeable = False
+    return copy

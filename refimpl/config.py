@@ -208,10 +208,16 @@ def _check_neutral(file: Path, data: Mapping[str, Any], family: str, found: Find
     of_class = ("sliding_window",) if family == "LlamaForCausalLM" else ("attention_bias", "mlp_bias")
     for key in of_class:
         if data.get(key) is not None and data[key] is not False:
-            found.problem(file, f"{key} is {shown(data[key])}: {family} has none, and engines differ on whether to obey")
+            found.problem(
+                file, f"{key} is {shown(data[key])}: {family} has none, and engines differ on whether to obey"
+            )
     kinds = {"full_attention"} if data.get("sliding_window") is None else {"sliding_attention"}
     layer_types = data.get("layer_types")
-    if layer_types is not None and not (isinstance(layer_types, list) and all(k in kinds for k in layer_types if isinstance(k, str)) and all(isinstance(k, str) for k in layer_types)):
+    if layer_types is not None and not (
+        isinstance(layer_types, list)
+        and all(k in kinds for k in layer_types if isinstance(k, str))
+        and all(isinstance(k, str) for k in layer_types)
+    ):
         found.problem(file, f"layer_types is {shown(layer_types)}: every layer must be {' or '.join(kinds)}")
 
 

@@ -1,0 +1,267 @@
+"""adapter_config.json: every key is honoured, known to be harmless, or refused by name.
+
+A new version of PEFT adds keys every other month, all of them null until used, so an unknown key passes while it is
+neutral, and an adapter that uses something newer than this file is refused and not half understood.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .findings import Findings, shown
+from .json_file import Keys, is_integer, is_number, read_json
+
+T = TypeVar("T")
+CONFIG_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The keys of adapter_config.json that change the numbers, in its own names."""
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    target_modules: tuple[str, ...] | str = ()  # names (equal, or a suffix after a dot), or one regular expression
+    exclude_modules: tuple[str, ...] | str = ()
+    layers_to_transform: tuple[int, ...] | None = None
+    layers_pattern: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    bias: str = "none"
+    lora_bias: bool = False
+
+
+HONOURED = {
+    "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "lora_bias",
+    "peft_type", "init_lora_weights", "fan_in_fan_out",
+}  # fmt: skip
+
+# Keys that do not change what a trained adapter computes, whatever their value.
+HARMLESS = {
+    "lora_dropout": "only in training",
+    "inference_mode": "only in training",
+    "task_type": "which head PEFT puts around the model; the tensors say what there is",
+    "auto_mapping": "which class to load the base with",
+    "base_model_name_or_path": "the base is given; its shapes are compared",
+    "revision": "of the base",
+    "peft_version": "who wrote the file",
+    "megatron_core": "the name of a Python module; megatron_config says whether it is used",
+    "qalora_group_size": "always 16; use_qalora says whether it is used",
+    "merge_weights": "PEFT before 0.4: whether eval() merges",
+    "eva_config": "how A was initialised; the base is unchanged by it",
+    "loftq_config": "how A and B were initialised; init_lora_weights says whether the base was changed",
+}
+
+# The initialisations that leave the base's weights alone. The others (pissa, olora, corda, loftq, lora_ga, ...) take
+# something away from the base, so that A and B are a correction to a base that is not on disk.
+PLAIN_INIT = (True, False, "gaussian", "orthogonal", "eva")
+
+# What else is found under the name adapter_config.json, and the key that gives it away.
+FOREIGN = {
+    "lora_parameters": "an MLX-LM adapter",
+    "fine_tune_type": "an MLX-LM adapter",
+    "lora_layers": "an MLX-LM adapter",
+    "lora_rank": "a tunix or qwix (JAX) adapter",
+    "adapter_type": "an adapter of another program",
+    "config": "an AdapterHub adapter",
+}
+
+
+def pattern_value(pattern: Mapping[str, T], key: str, default: T) -> T:
+    """The value of the first pattern that matches the end of a module's dotted name, from a dot on.
+
+    peft/utils/other.py, get_pattern_key: `re.match(rf"(.*\\.)?({pattern})$", key)`.
+    """
+    for name, value in pattern.items():
+        if re.match(rf"(.*\.)?({name})$", key):
+            return value
+    return pattern.get(key, default)
+
+
+def selects(config: PeftConfig, module: str) -> bool:
+    """Whether PEFT puts a LoRA on the module of this dotted name.
+
+    peft/tuners/tuners_utils.py, check_target_module_exists and _maybe_include_all_linear_layers.
+    """
+    if _named(config.exclude_modules, module) or is_saved(config, module):
+        return False
+    target = config.target_modules
+    if isinstance(target, str):
+        if target.lower() == "all-linear":
+            return module not in ("lm_head", "model.embed_tokens")
+        return re.fullmatch(target, module) is not None
+    if module in target:
+        return True  # a full name is not restricted by layers_to_transform
+    if not _named(target, module):
+        return False
+    if not config.layers_to_transform:
+        return True
+    patterns = [rf"(?:^|.*?\.){p}\.(?P<idx>\d+)\." for p in config.layers_pattern] or [r".*?\.[^.]*\.(?P<idx>\d+)\."]
+    matches = (re.match(pattern, module) for pattern in patterns)
+    return any(int(m["idx"]) in config.layers_to_transform for m in list(filter(None, matches))[:1])
+
+
+def is_saved(config: PeftConfig, module: str) -> bool:
+    """Whether modules_to_save replaces the module, or one around it, whole. Such a module gets no LoRA."""
+    return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in config.modules_to_save)
+
+
+def _named(names: tuple[str, ...] | str, module: str) -> bool:
+    if isinstance(names, str):
+        return bool(names) and re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def read_peft_config(folder: Path, found: Findings) -> PeftConfig | None:
+    """The PeftConfig of a folder, or None with every problem noted."""
+    file, before = folder / CONFIG_FILE, len(found.problems)
+    data = read_json(file, found)
+    if data is None or not _is_lora(file, data, found):
+        return None
+    keys = Keys(file, data, found)
+    _check_other_keys(keys)
+    _note_oddities(keys)
+    config = PeftConfig(
+        r=keys.integer("r"),
+        lora_alpha=_alpha(keys),
+        use_rslora=keys.flag("use_rslora"),
+        rank_pattern=_pattern(keys, "rank_pattern", lambda n: is_integer(n) and n >= 1, "ranks of 1 or more"),
+        alpha_pattern=_pattern(keys, "alpha_pattern", is_number, "finite numbers"),
+        target_modules=_names(keys, "target_modules", or_expression=True),
+        exclude_modules=_names(keys, "exclude_modules", or_expression=True),
+        layers_to_transform=_layers(keys),
+        layers_pattern=_as_tuple(_names(keys, "layers_pattern", or_expression=True)),
+        modules_to_save=_as_tuple(_names(keys, "modules_to_save")),
+        bias=_bias(keys),
+        lora_bias=keys.flag("lora_bias"),
+    )
+    _check_together(keys, config)
+    return config if len(found.problems) == before else None
+
+
+def _is_lora(file: Path, data: Mapping[str, Any], found: Findings) -> bool:
+    """Whether the file is what PEFT writes for LoRA; if not, say what it is."""
+    kind = data.get("peft_type")
+    if kind is None and not {"r", "lora_alpha", "target_modules"} <= data.keys():
+        what = next((name for key, name in FOREIGN.items() if key in data), "no peft_type, and not r, lora_alpha, ...")
+        found.problem(file, f"is not a PEFT LoRA config ({what}); its keys are {shown(sorted(data))}")
+        return False
+    if kind is None:
+        found.warn(file, "peft_type is missing; taken as LORA")
+    elif kind != "LORA":
+        found.problem(file, f"peft_type is {shown(kind)}; only LORA is supported")
+    return kind in (None, "LORA")
+
+
+def _check_other_keys(keys: Keys) -> None:
+    """Every key that is not one of the numbers: harmless, neutral, or refused by name."""
+    for key, value in keys.data.items():
+        if key not in HONOURED and key not in HARMLESS and value not in (None, False, [], {}, ""):
+            keys.found.problem(keys.file, f"{key} is {shown(value)}, which is not supported (it would have to be null)")
+    init = keys.data.get("init_lora_weights")
+    if init is not None and not any(init is plain or init == plain and isinstance(init, str) for plain in PLAIN_INIT):
+        why = "may change the base's weights, and A and B only fit the changed ones"
+        keys.found.problem(keys.file, f"init_lora_weights is {shown(init)}, which {why}")
+
+
+def _note_oddities(keys: Keys) -> None:
+    """What works, but may not be what its owner thinks."""
+    data, warn = keys.data, lambda what: keys.found.warn(keys.file, what)
+    if data.get("fan_in_fan_out"):
+        warn("fan_in_fan_out is set, but the base's layers are Linear, so it has no effect")
+    if data.get("inference_mode") is False:
+        warn("inference_mode is false: saved in the middle of a training?")
+    if data.get("task_type") not in (None, "CAUSAL_LM"):
+        warn(f"task_type is {shown(data['task_type'])}, not 'CAUSAL_LM'")
+    base = data.get("base_model_name_or_path")
+    if isinstance(base, str):
+        if not base:
+            warn("base_model_name_or_path is empty: nothing says which base it was trained on")
+        elif "bnb-4bit" in base:
+            warn(f"base_model_name_or_path is {shown(base)}: it was trained on a quantised base")
+        elif base.startswith(("/", ".", "~")) or "\\" in base:
+            warn(f"base_model_name_or_path is the local path {shown(base)}: nothing says which base that was")
+
+
+def _alpha(keys: Keys) -> float:
+    alpha = keys.data.get("lora_alpha")
+    if not is_number(alpha):
+        keys.found.problem(keys.file, f"lora_alpha is {shown(alpha)}: it must be a finite number")
+        return 1.0
+    if alpha <= 0:  # type: ignore[operator]
+        keys.found.warn(keys.file, f"lora_alpha is {alpha}: the adapter is switched off, or subtracted")
+    return float(alpha)  # type: ignore[arg-type]
+
+
+def _pattern(keys: Keys, key: str, valid: Callable[[Any], bool], wanted: str) -> dict[str, Any]:
+    """rank_pattern or alpha_pattern."""
+    value = keys.data.get(key) or {}
+    if not isinstance(value, dict) or not all(valid(n) for n in value.values()):
+        keys.found.problem(keys.file, f"{key} is {shown(value)}: it must map names to {wanted}")
+        return {}
+    return value if _compile(keys, key, value) else {}
+
+
+def _names(keys: Keys, key: str, or_expression: bool = False) -> tuple[str, ...] | str:
+    """A list of names, or (where that is allowed) one string. Duplicates are dropped, order is kept."""
+    value = keys.data.get(key) or []
+    if isinstance(value, str) and or_expression:
+        return value if _compile(keys, key, [value]) else ()
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        wanted = "a list of names" + (" or a regular expression" if or_expression else "")
+        keys.found.problem(keys.file, f"{key} is {shown(value)}: it must be {wanted}")
+        return ()
+    if len(set(value)) < len(value) and key == "target_modules":
+        keys.found.warn(keys.file, f"{key} has duplicates: {shown(value)}")
+    return tuple(dict.fromkeys(value)) if _compile(keys, key, value) else ()
+
+
+def _as_tuple(names: tuple[str, ...] | str) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _compile(keys: Keys, key: str, patterns: Iterable[str]) -> bool:
+    """Whether they are all regular expressions."""
+    for pattern in patterns:
+        try:
+            re.compile(rf"(.*\.)?({pattern})$")
+        except (re.error, OverflowError, RecursionError) as error:
+            keys.found.problem(keys.file, f"{key}: {shown(pattern)} is not a regular expression ({error})")
+            return False
+    return True
+
+
+def _layers(keys: Keys) -> tuple[int, ...] | None:
+    value = keys.data.get("layers_to_transform")
+    if value is None:
+        return None
+    layers = value if isinstance(value, list) else [value]
+    if not all(is_integer(n) and n >= 0 for n in layers):
+        keys.found.problem(keys.file, f"layers_to_transform is {shown(value)}: it must be layer numbers")
+        return None
+    return tuple(layers)
+
+
+def _bias(keys: Keys) -> str:
+    bias = keys.data.get("bias", "none")
+    if bias not in ("none", "all", "lora_only"):
+        keys.found.problem(keys.file, f"bias is {shown(bias)}: it must be 'none', 'all' or 'lora_only'")
+        return "none"
+    return bias
+
+
+def _check_together(keys: Keys, config: PeftConfig) -> None:
+    """Keys that PEFT refuses in combination (peft/tuners/lora/config.py, __post_init__)."""
+    if isinstance(config.target_modules, str) and (config.layers_to_transform is not None or config.layers_pattern):
+        keys.found.problem(
+            keys.file, "layers_to_transform and layers_pattern need target_modules to be a list of names"
+        )
+    if config.layers_pattern and not config.layers_to_transform:
+        keys.found.problem(keys.file, "layers_pattern is given, but layers_to_transform is not")
+    if keys.data.get("target_modules") is None:
+        keys.found.problem(keys.file, "target_modules is missing: it must be a list of names or a regular expression")

@@ -1,0 +1,54 @@
+"""Text <-> token ids, as the checkpoint's own tokenizer.json does it (the `tokenizers` library)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, LoracleError
+from .findings import one_line
+from .json_file import lfs_pointer
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A tokenizer.json, or the knowledge that there is none: ids work without, text does not."""
+
+    file: Path
+    inner: Any = None  # tokenizers.Tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, with what the tokenizer's own post-processor adds (usually the BOS token)."""
+        return list(self._loaded().encode(text).ids)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids: special tokens left out, nothing stripped. LoracleError for an id that is no int32."""
+        inner = self._loaded()
+        if any(not 0 <= int(i) < 2**31 for i in ids):
+            raise LoracleError(f"decode: ids must be in [0, 2**31), got {min(ids)} to {max(ids)}")
+        return str(inner.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def _loaded(self) -> Any:
+        if self.inner is None:
+            raise LoracleError(f"{self.file} is not there: text needs a tokenizer.json; give token ids instead")
+        return self.inner
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's tokenizer.json. ConfigError if there is one, but it is damaged."""
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        return Tokenizer(file)
+    try:
+        with open(file, "rb") as opened:
+            pointer = lfs_pointer(opened.read(200))
+    except OSError as error:
+        raise ConfigError(one_line(f"{file}: cannot be read ({error})")) from None
+    if pointer:
+        raise ConfigError(f"{file}: {pointer}")
+    import tokenizers  # here, because it takes a tenth of a second
+
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for anything that is wrong with the file
+        raise ConfigError(one_line(f"{file}: the tokenizers library does not accept it ({error})")) from None
+    return Tokenizer(file, inner)
