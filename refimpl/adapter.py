@@ -68,30 +68,27 @@ def adapter_folder(path: str | Path) -> Path:
 
 def read_adapter(folder: Path, base: ModelConfig | None, name: str, found: Findings) -> Adapter | None:
     """As load_adapter, with every problem and warning noted; without a base, its shapes and layers are not compared."""
+    config, parts = read_parts(folder, base, found)
+    return None if config is None or found.problems else _adapter(name, config, parts, base)
+
+
+def read_parts(folder: Path, base: ModelConfig | None, found: Findings) -> tuple[PeftConfig | None, Parts]:
+    """The config and the tensors of a folder, still in the memory map, with every problem and warning noted."""
     if problem := _not_an_adapter(folder):
         found.problem(folder, problem)
-        return None
+        return None, {}
     config = read_peft_config(folder, found)
     file = open_safetensors(folder / WEIGHTS_FILE, found)
-    if config is None or file is None:
-        return None
-    parts = sort_parts(file, base, found)
-    check_lora(parts, config, base, file.path, found)
-    check_whole(parts, config, base, file.path, found)
-    if base:
-        check_vocabulary(parts, config, base, file.path, found)
-        check_selected(parts, config, base, folder, found)
-    if found.problems:
-        return None
-    adapter = _adapter(name, config, parts, base)
-    if (
-        adapter.lora
-        and not adapter.replaced
-        and not adapter.biases
-        and not any(t.B.any() for t in adapter.lora.values())
-    ):
-        found.warn(file.path, "every B is zero: the adapter changes nothing")
-    return adapter
+    parts = sort_parts(file, base, found) if file else {}
+    if config and file:
+        check_lora(parts, config, base, file.path, found)
+        check_whole(parts, config, base, file.path, found)
+        if base:
+            check_vocabulary(parts, config, base, file.path, found)
+            check_selected(parts, config, base, folder, found)
+        if parts and all(held.keys() == {"A", "B"} and not held["B"].array.any() for held in parts.values()):
+            found.warn(file.path, "every B is zero: the adapter changes nothing")
+    return config, parts
 
 
 def _not_an_adapter(folder: Path) -> str | None:
@@ -116,8 +113,8 @@ def _not_an_adapter(folder: Path) -> str | None:
 
 
 CONVERT = (
-    "it is a pickle, which can run code, and is not read; convert it: load it with peft's PeftModel.from_pretrained and "
-    "save it with save_pretrained(NEW, safe_serialization=True)"
+    "it is a pickle, which can run code, and is not read; convert it where you trust it: "
+    "peft.PeftModel.from_pretrained(base, DIR).save_pretrained(NEW)"
 )
 
 
@@ -132,7 +129,9 @@ def _adapter(name: str, config: PeftConfig, parts: Parts, base: ModelConfig | No
         for site, held in sorted(parts.items())
         if "A" in held
     }
-    replaced = {site: _owned(part.array) for site, part in whole(parts, config, base).items()}
+    brought = whole(parts, config, base)
+    copies = {part.name: _owned(part.array) for part in brought.values()}  # one tensor may stand for both tables
+    replaced = {site: copies[part.name] for site, part in brought.items()}
     biases = {site: _owned(held["bias"].array) for site, held in sorted(parts.items()) if "bias" in held}
     return Adapter(name, config, lora, replaced, biases)
 

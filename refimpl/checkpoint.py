@@ -8,21 +8,22 @@ from pathlib import Path
 import numpy as np
 
 from .arrays import Array
-from .config import LAYER_MODULES, SUPPORTED, ModelConfig, module_name
+from .config import LAYER_MODULES, LAYER_NORMS, ModelConfig, module_name
 from .conversion import CHUNK, all_finite
+from .families import SUPPORTED
 from .findings import Findings, shown
 from .json_file import read_json
 from .safetensors_file import FLOATS, SafetensorsFile, open_safetensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-TIED = "lm_head.weight"
+TIED, EMBED_WEIGHT = "lm_head.weight", "model.embed_tokens.weight"
 
 # Tensors that older versions of transformers saved, and newer ones compute: nothing is lost by not reading them.
 HARMLESS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 CONVERT = (
-    'it is a pickle, which can run code, and is not read; convert it: python -c "from transformers import AutoModelForCausalLM'
-    " as M; M.from_pretrained('DIR').save_pretrained('NEW')\""
+    "it is a pickle, which can run code, and is not read; convert it where you trust it: "
+    "transformers.AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)"
 )
 
 
@@ -38,12 +39,11 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a checkpoint of this config has."""
     width = (config.hidden_size,)
     shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": config.shape("embed_tokens"),
+        EMBED_WEIGHT: config.shape("embed_tokens"),
         "model.norm.weight": width,
     }
     for i in range(config.num_hidden_layers):
-        shapes[f"model.layers.{i}.input_layernorm.weight"] = width
-        shapes[f"model.layers.{i}.post_attention_layernorm.weight"] = width
+        shapes |= {f"model.layers.{i}.{norm}.weight": width for norm in LAYER_NORMS}
         for module in LAYER_MODULES:
             shapes[f"{module_name((i, module))}.weight"] = config.shape(module)
             if config.has_bias(module):
@@ -70,7 +70,7 @@ def open_checkpoint(folder: Path, config: ModelConfig | None, found: Findings) -
                 tensors[name] = Tensor(file.path, file.tensors[name])
     there = {name for file in files for name in file.stored}
     for name, shape in (expected or {}).items() if complete else ():
-        if name not in there:
+        if name not in there and not (name == EMBED_WEIGHT and config and config.tie_word_embeddings and TIED in there):
             why = "; tie_word_embeddings is false in config.json" if name == TIED else ""
             found.problem(folder, f"tensor {name} {list(shape)} is in no file of the checkpoint{why}")
     if config and config.tie_word_embeddings and TIED in tensors:
@@ -85,7 +85,7 @@ def _tensor_problem(
     shape = file.shapes[name]
     if expected is not None:
         # A tied checkpoint may carry the head as well; _check_tied compares the two.
-        wanted = expected.get(name, expected["model.embed_tokens.weight"] if name == TIED else None)
+        wanted = expected.get(name, expected[EMBED_WEIGHT] if name == TIED else None)
         if wanted is None:
             return f"{list(shape)} is not one of the model's; {_why_unexpected(name)}"
         if shape != wanted:
@@ -108,11 +108,12 @@ def _why_unexpected(name: str) -> str:
 
 
 def _check_tied(tensors: dict[str, Tensor], found: Findings) -> None:
-    """transformers 4 ties the two whatever the file says, transformers 5 keeps them apart where they differ."""
+    """A tied checkpoint may carry both names, or only the head's (transformers, modeling_utils.py, tie_weights)."""
     head = tensors.pop(TIED)
-    embed = tensors.get("model.embed_tokens.weight")
-    if embed and (embed.array.dtype != head.array.dtype or not _same_bits(embed.array, head.array)):
-        found.problem(head.file, f"tie_word_embeddings is true, but {TIED} is not equal to model.embed_tokens.weight")
+    embed = tensors.setdefault(EMBED_WEIGHT, head)
+    if embed.array.dtype != head.array.dtype or not _same_bits(embed.array, head.array):
+        # transformers 4 ties the two whatever the file says, transformers 5 keeps them apart.
+        found.problem(head.file, f"tie_word_embeddings is true, but tensor {TIED} is not equal to {EMBED_WEIGHT}")
 
 
 def _same_bits(a: Array, b: Array) -> bool:
@@ -136,7 +137,7 @@ def checkpoint_files(folder: Path, found: Findings) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         found.problem(index, f"weight_map is {shown(weight_map)}: it must map tensors to files")
         return []
-    files = {}
+    files: dict[str, Path] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
             found.problem(index, f"weight_map puts {name} in {shown(file)}, which is not the name of a file beside it")

@@ -44,7 +44,7 @@ def _cast(x: Array, dtype: str) -> Array:
 
 
 def _to_odd(x: Array) -> Array:
-    """float64 -> float32 such that rounding that to bfloat16 is rounding once (Boldo & Melquiond 2008, round to odd)."""
+    """float64 -> float32, rounded to odd, so that bfloat16 is rounded to once (Boldo & Melquiond 2008)."""
     near = x.astype(np.float32)
     bits = near.view(np.uint32)
     towards_zero = np.where(np.abs(near.astype(np.float64)) > np.abs(x), bits - 1, bits)

@@ -1,4 +1,4 @@
-"""What is wrong with a folder: collected in full, so that `loracle inspect` shows all of it and a loader the first of it."""
+"""What is wrong with a folder: collected in full, so that `loracle inspect` shows all and a loader the first."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

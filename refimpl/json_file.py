@@ -69,8 +69,8 @@ def is_integer(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether it is a finite int or float (Python's JSON also reads NaN and Infinity)."""
-    if is_integer(value):
-        return abs(value) <= 2**53  # type: ignore[operator]
+    if isinstance(value, int) and is_integer(value):
+        return abs(value) <= 2**53
     return isinstance(value, float) and math.isfinite(value)
 
 

@@ -1,9 +1,10 @@
 """Whether an adapter's file holds what its config promises, for the base that it is put on."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from .config import EMBED, LM_HEAD, ModelConfig, Site, module_name
+import numpy as np
+
+from .config import EMBED, LAYER_NORMS, LM_HEAD, ModelConfig, module_name
 from .findings import Findings
 from .peft_config import CONFIG_FILE, PeftConfig, is_saved, selects
 from .peft_tensors import Parts, whole
@@ -29,9 +30,10 @@ def check_whole(parts: Parts, config: PeftConfig, base: ModelConfig | None, file
 
 
 def check_vocabulary(parts: Parts, config: PeftConfig, base: ModelConfig, file: Path, found: Findings) -> None:
-    """The two tables of the vocabulary must have the base's width, at least its rows, and as many rows as each other."""
+    """The two tables of the vocabulary have the base's width, at least its rows, and as many rows as each other."""
     rows = {EMBED: base.vocab_size, LM_HEAD: base.vocab_size}
-    for site, part in whole(parts, config, base).items():
+    brought = whole(parts, config, base)
+    for site, part in brought.items():
         shape = part.array.shape
         if len(shape) != 2 or shape[1] != base.hidden_size or shape[0] < base.vocab_size:
             wanted = f"[{base.vocab_size} or more, {base.hidden_size}]"
@@ -41,6 +43,9 @@ def check_vocabulary(parts: Parts, config: PeftConfig, base: ModelConfig, file: 
     if rows[EMBED] != rows[LM_HEAD]:
         counts = f"embed_tokens has {rows[EMBED]} rows and lm_head {rows[LM_HEAD]}"
         found.problem(file, f"{counts}: the vocabulary has grown, and only one of the two was saved")
+    one_parameter = base.tie_word_embeddings and not any(is_saved(config, module_name(site)) for site in rows)
+    if one_parameter and brought and not np.array_equal(brought[EMBED].array, brought[LM_HEAD].array):
+        found.problem(file, f"{brought[EMBED].name} and {brought[LM_HEAD].name} differ, and the base ties the two")
 
 
 def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: Path, found: Findings) -> None:
@@ -80,6 +85,6 @@ def all_modules(base: ModelConfig) -> list[str]:
     """The dotted name of every module of the base that has weights, in or below it."""
     names = {"model.norm"} | {module_name(site) for site in base.sites()}
     for i in range(base.num_hidden_layers):
-        names |= {f"model.layers.{i}.{norm}" for norm in ("input_layernorm", "post_attention_layernorm")}
+        names |= {f"model.layers.{i}.{norm}" for norm in LAYER_NORMS}
     parents = {name.rsplit(".", n)[0] for name in names for n in range(1, name.count(".") + 1)}
     return sorted(names | parents)

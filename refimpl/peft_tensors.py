@@ -113,8 +113,8 @@ def _what(name: str, base: ModelConfig | None) -> str:
 def whole(parts: Parts, config: PeftConfig, base: ModelConfig | None) -> dict[Site, Part]:
     """The whole weights that the adapter brings along for embed_tokens and lm_head.
 
-    modules_to_save is a layer of its own. What save_embedding_layers writes is loaded into the base's own parameter, and
-    where embeddings are tied that is one parameter for both (peft/utils/save_and_load.py, set_peft_model_state_dict).
+    modules_to_save is a layer of its own. What save_embedding_layers writes is loaded into the base's own parameter,
+    and where embeddings are tied that is one for both (peft/utils/save_and_load.py, set_peft_model_state_dict).
     """
     brought = {
         site: parts[site][kind]

@@ -5,7 +5,7 @@
     the rest   the tensors, row-major and little-endian, without gap or overlap
 
 The safetensors library reads the same files into copies. A model wants the map itself, so the header is read here, as
-strictly as the library does (safetensors/src/tensor.rs, `Metadata::validate`); the tests hold the two against each other.
+strictly as the library does (safetensors/src/tensor.rs, `Metadata::validate`); the tests compare the two.
 """
 
 import math
@@ -27,7 +27,7 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 @dataclass(frozen=True, eq=False)
 class SafetensorsFile:
-    """An opened file. `stored` has every tensor's dtype as the header spells it, `tensors` the arrays of the float ones."""
+    """An opened file: `stored` has every tensor's dtype as the header spells it, `tensors` only those of floats."""
 
     path: Path
     tensors: Mapping[str, Array] = field(default_factory=dict)

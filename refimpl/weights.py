@@ -11,8 +11,7 @@ import numpy as np
 
 from .arrays import DTYPES, Array, Float, device_namespace, dtype_of, to_device, to_host, widen
 from .checkpoint import Tensor, open_checkpoint
-from .config import ATTENTION_MODULES, EMBED, LAYER_MODULES, LM_HEAD, MLP_MODULES, ModelConfig, Site
-from .config import load_config, module_name
+from .config import EMBED, LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Site, load_config, module_name
 from .conversion import all_finite, available_memory, check_memory, converted
 from .errors import WeightsError
 from .findings import Findings
@@ -81,9 +80,9 @@ class Model:
 def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") -> Model:
     """A base model from a Hugging Face folder, or the embedded one ("tiny").
 
-    dtype is what the weights are held in: float32, float64, float16 or bfloat16. Where the checkpoint has that type, the
-    arrays are the read-only memory map of the file, and take no memory of their own; where not, they are copies rounded
-    to nearest even. On device "cuda" the halves are held as float32, with the values that the half has.
+    dtype is what the weights are held in: float32, float64, float16 or bfloat16. Where the checkpoint has that type,
+    the arrays are the read-only memory map of the file, and take no memory of their own; where not, they are copies,
+    rounded to nearest even. On device "cuda" halves are held as float32, with the values that the half has.
 
     ConfigError, WeightsError or DeviceError, one line that names the file; nothing is loaded then.
     """
@@ -139,13 +138,8 @@ def _model(config: ModelConfig, load: Callable[[str], Array], tokenizer: Any, dt
         return Linear(load(f"{name}.weight"), load(f"{name}.bias") if config.has_bias(site[1]) else None)
 
     def layer(i: int) -> Layer:
-        prefix = f"model.layers.{i}."
-        return Layer(
-            load(prefix + "input_layernorm.weight"),
-            *(linear((i, module)) for module in ATTENTION_MODULES),
-            load(prefix + "post_attention_layernorm.weight"),
-            *(linear((i, module)) for module in MLP_MODULES),
-        )
+        norms = {name: load(f"model.layers.{i}.{name}.weight") for name in LAYER_NORMS}
+        return Layer(**norms, **{module: linear((i, module)) for module in LAYER_MODULES})  # type: ignore[arg-type]
 
     embed_tokens = load("model.embed_tokens.weight")
     layers = tuple(layer(i) for i in range(config.num_hidden_layers))
