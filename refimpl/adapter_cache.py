@@ -30,8 +30,8 @@ class AdapterCache:
         in use by others, before anything has changed."""
         slot = self._slot_of.get(adapter)
         if slot is None:
-            slot = self._free_slot()
             bound = self._ops.bind_adapter(adapter, self._model.config, self._ops.adapter_scale)
+            slot = self._free_slot()
             self.bank.put(slot, bound)
             self._slot_of[adapter], self._bound[slot] = slot, bound
             self._digests.pop(slot, None)
@@ -74,7 +74,7 @@ class AdapterCache:
 
     def _free_slot(self) -> int:
         if self.capacity is None or len(self._slot_of) < self.capacity:
-            return len(self._slot_of)
+            return next(slot for slot in itertools.count() if slot not in self._slot_of.values())
         slot = self._ops.victim(self._last_used, self.users)
         if slot is None:
             raise CacheFull(f"adapter cache: all {self.capacity} slots are in use by running requests")

@@ -146,5 +146,5 @@ def check_request(request: Request, config: ModelConfig) -> None:
         raise RequestError(f"top_k {request.top_k} must be 0 (off) or more")
     if not 0 < request.top_p <= 1:
         raise RequestError(f"top_p {request.top_p} must be above 0 and at most 1")
-    if request.max_new_tokens is not None and request.max_new_tokens < 0:
-        raise RequestError(f"max_new_tokens {request.max_new_tokens} must not be negative")
+    if request.max_new_tokens is not None and request.max_new_tokens < 1:
+        raise RequestError(f"max_new_tokens {request.max_new_tokens} must be 1 or more")

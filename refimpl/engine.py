@@ -90,7 +90,10 @@ class Engine:
     def add(self, request: Request, max_new_tokens: int = 16) -> int:
         """Queue a request; its id. RequestError or CacheFull if it could never be served, however long it waited."""
         check_request(request, self.model.config)
-        prompt, wanted = [int(i) for i in request.prompt_ids], request.max_new_tokens or max_new_tokens
+        prompt = [int(i) for i in request.prompt_ids]
+        wanted = max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
+        if wanted < 1:
+            raise RequestError(f"max_new_tokens {wanted} must be 1 or more")
         limit = min(len(prompt) + wanted, self.model.config.max_position_embeddings + 1)
         self._check_fits(request, len(prompt), limit)
         g = Generation(next(self._ids), request, prompt, limit)
@@ -167,6 +170,7 @@ class Engine:
             # The last token is always computed: its logits are what the request is here for.
             g.table = self.cache.find(self._keys(g, (len(g.tokens) - 1) // self.cache.block_size))
             g.computed = len(g.table) * self.cache.block_size
+            self._slide(g)  # or a long prefix would hold blocks that the window has passed, and never fit
         if self._grow(g, min(len(g.tokens) - g.computed, budget)):
             return True
         self._release(g)
