@@ -5,6 +5,8 @@ Prefill, chunked prefill and decode are one thing: request r has `n` new tokens 
 """
 
 import math
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -78,18 +80,22 @@ def attention(
             scores = rounded(queries @ keys.transpose(1, 2, 0), p.scores)
             scores = rounded(scores * scale, p.scores).reshape(kv_heads, group, n, hi - lo)
             if n > 1:  # one query sees all the keys that were gathered for it
-                scores[:, :, ~visible(n, hi - lo, window, xp)] = -np.inf
+                scores += mask(n, hi - lo, window, xp, scores.dtype)
             mixed = softmax(scores, p).reshape(kv_heads, group * n, hi - lo) @ values.transpose(1, 0, 2)
             out[start:stop] = mixed.reshape(kv_heads, group, n, head_dim).transpose(2, 0, 1, 3)
     return rounded(out, p.attention).reshape(tokens, heads * head_dim)
 
 
-def visible(queries: int, keys: int, window: int | None, xp: object = np) -> Array:
-    """[queries, keys]: may query i see key j, where the last query sits on the last key?"""
-    position = xp.arange(keys - queries, keys)[:, None]  # type: ignore[attr-defined]
-    key = xp.arange(keys)[None, :]  # type: ignore[attr-defined]
-    causal = key <= position
-    return causal if window is None else causal & (key > position - window)
+def mask(
+    queries: int, keys: int, window: int | None, xp: Any = np, dtype: Any = np.float64
+) -> Float[Array, "queries keys"]:
+    """0 where query i may see key j, else -inf. The last query sits on the last key."""
+    position = xp.arange(keys - queries, keys)[:, None]
+    key = xp.arange(keys)[None, :]
+    seen = key <= position
+    if window is not None:
+        seen &= key > position - window
+    return xp.where(seen, 0, -xp.inf).astype(dtype)
 
 
 def gather(
@@ -98,7 +104,14 @@ def gather(
     """Positions lo to hi of one request, in order. Blocks that lie side by side are a view, not a copy."""
     _, block_size, kv_heads, head_dim = cache.shape
     first, past = lo // block_size, -(-hi // block_size)
-    blocks = table[first:past]
-    together = blocks[-1] - blocks[0] == len(blocks) - 1 and bool((np.diff(blocks) == 1).all())
-    found = cache[blocks[0] : blocks[-1] + 1] if together else cache[namespace(cache).asarray(blocks)]
-    return found.reshape(-1, kv_heads, head_dim)[lo - first * block_size : hi - first * block_size]
+    found = cache[side_by_side(table[first:past].tobytes())].reshape(-1, kv_heads, head_dim)
+    return found[lo - first * block_size : hi - first * block_size]
+
+
+@lru_cache(maxsize=4096)
+def side_by_side(blocks: bytes) -> slice | Array:
+    """An index for these int32 block numbers: a slice where each is the one before plus 1. The same in every layer."""
+    numbers = np.frombuffer(blocks, np.int32)
+    if (np.diff(numbers) == 1).all():
+        return slice(int(numbers[0]), int(numbers[-1]) + 1)
+    return numbers

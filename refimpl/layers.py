@@ -37,15 +37,20 @@ def linear(
 ) -> Float[Array, "tokens d_out"]:
     """y = x W^T + b, one matrix product; a weight of a half type passes through a small float32 buffer."""
     tokens, (d_out, d_in) = x.shape[0], weight.shape
-    y = namespace(x).empty((tokens, d_out), x.dtype)
-    piece = d_out if weight.dtype == x.dtype else max(1, WIDEN_AT_ONCE // d_in)
-    for start in range(0, d_out, piece):
-        w = widen(weight[start : start + piece], p.compute)
-        # For a handful of tokens a BLAS is faster with the large matrix on the left (OpenBLAS: 1.3 to 1.8 times).
-        y[:, start : start + piece] = (w @ x.T).T if 4 <= tokens <= 32 else x @ w.T
+    if weight.dtype == x.dtype:
+        y = product(x, weight)
+    else:
+        y, piece = namespace(x).empty((tokens, d_out), x.dtype), max(1, WIDEN_AT_ONCE // d_in)
+        for start in range(0, d_out, piece):
+            y[:, start : start + piece] = product(x, widen(weight[start : start + piece], p.compute))
     if bias is not None:
         y += widen(bias, p.compute)
     return rounded(y, p.linear)
+
+
+def product(x: Float[Array, "tokens d_in"], w: Float[Array, "d_out d_in"]) -> Float[Array, "tokens d_out"]:
+    """x W^T. For a handful of tokens a BLAS is faster with the large matrix on the left (OpenBLAS: 1.3 to 1.8 times)."""
+    return (w @ x.T).T if 4 <= x.shape[0] <= 32 else x @ w.T
 
 
 def rms_norm(

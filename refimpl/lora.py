@@ -168,28 +168,29 @@ def lora_delta(
     if not adapters:
         return
     for j in range(adapter_ids.shape[1]):
-        for a, rows in segments(adapter_ids[:, j].tobytes()):
+        for a, weight, rows in segments(adapter_ids[:, j].tobytes(), adapter_weights[:, j].tobytes()):
             if a not in adapters:
                 continue
             w = adapters[a]
-            scale = namespace(y).asarray((w.scale * adapter_weights[rows, j]).astype(y.dtype))
             delta = rounded(shrink(x[rows], w.A), p.lora_rank) @ w.B.T
             if w.bias is not None:
                 delta += w.bias
-            delta *= scale[:, None]
-            columns = slice(0, w.B.shape[0])
-            y[rows, columns] = rounded(y[rows, columns] + rounded(delta, p.lora_delta), p.linear)
+            delta *= w.scale * weight
+            out = y[rows, : w.B.shape[0]]  # a grown vocabulary of another request may have made y wider
+            y[rows, : w.B.shape[0]] = rounded(out + rounded(delta, p.lora_delta), p.linear)
 
 
 @lru_cache(maxsize=64)
-def segments(adapter_ids: bytes) -> tuple[tuple[int, slice | Array], ...]:
-    """(adapter, its rows) for each adapter of one int32 column, -1 left out; rows that lie together are a slice.
+def segments(adapter_ids: bytes, adapter_weights: bytes) -> tuple[tuple[int, float, slice | Array], ...]:
+    """(adapter, weight, rows) for each pair that occurs in one int32 and one float64 column; -1 is left out.
 
-    Memoised because the plan of a batch is the same in every layer and module."""
-    ids = np.frombuffer(adapter_ids, np.int32)
-    found: list[tuple[int, slice | Array]] = []
+    Rows that lie together are a slice. Memoised because the plan of a batch is the same in every layer and module."""
+    ids, weights = np.frombuffer(adapter_ids, np.int32), np.frombuffer(adapter_weights, np.float64)
+    found: list[tuple[int, float, slice | Array]] = []
     for a in np.unique(ids[ids != NO_ADAPTER]):
-        rows = np.flatnonzero(ids == a)
-        together = rows[-1] - rows[0] + 1 == rows.size
-        found.append((int(a), slice(int(rows[0]), int(rows[-1]) + 1) if together else rows))
+        for weight in np.unique(weights[ids == a]):
+            rows = np.flatnonzero((ids == a) & (weights == weight))
+            together = rows[-1] - rows[0] + 1 == rows.size
+            where = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
+            found.append((int(a), float(weight), where))
     return tuple(found)

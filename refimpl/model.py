@@ -113,7 +113,10 @@ def base_with_own(
     the_base = max(own) + 1  # any number that no adapter has
     ids = np.where(np.isin(adapter_ids[:, 0], list(own)), adapter_ids[:, 0], the_base).astype(np.int32)
     layers = {**own, the_base: model.linear(site)}
-    parts = [(rows, base(layers[a], x[rows], site, ops, p)) for a, rows in segments(ids.tobytes())]
+    parts = [
+        (rows, base(layers[a], x[rows], site, ops, p))
+        for a, _, rows in segments(ids.tobytes(), np.ones(len(ids)).tobytes())
+    ]
     y = namespace(model.norm).full((len(ids), max(part.shape[1] for _, part in parts)), -np.inf, p.compute)
     for rows, part in parts:
         y[rows, : part.shape[1]] = part

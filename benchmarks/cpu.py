@@ -1,0 +1,228 @@
+"""How fast the NumPy reference is, as ratios against Hugging Face transformers + PEFT in the same run.
+
+    pip install -e '.[peft]' && python benchmarks/cpu.py [--threads N] [--json FILE]
+
+Same machine, same threads, same weights, same tokens; each figure is a median of pairs taken in turn, ours then PEFT's,
+because a shared machine drifts. "5.0x" means that PEFT takes 5 times as long. Before anything is timed, both must give
+the same logits.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+THREADS = next((sys.argv[i + 1] for i, a in enumerate(sys.argv[:-1]) if a == "--threads"), "1")
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = THREADS  # before numpy and torch are imported
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+import refimpl  # noqa: E402
+from refimpl.adapter_cache import AdapterCache  # noqa: E402
+from refimpl.arrays import Precision  # noqa: E402
+from refimpl.batch import Work, make_batch  # noqa: E402
+from refimpl.kv_cache import KVCache  # noqa: E402
+from refimpl.model import forward  # noqa: E402
+
+SMALL = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2)
+LARGE = dict(
+    hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=12
+)
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass
+class Pair:
+    """The same base and adapters in both."""
+
+    ours: refimpl.Model
+    adapters: list[refimpl.Adapter]
+    peft: Any
+    names: list[str]
+
+
+def build(shape: dict[str, int], vocab: int, count: int, folder: Path, rank: int = 8) -> Pair:
+    """Random weights, written by transformers and PEFT, read back by both."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**shape, vocab_size=vocab, max_position_embeddings=2048, attn_implementation="eager")
+    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    for i in range(count):
+        base = LlamaForCausalLM.from_pretrained(folder / "base")
+        peft = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS))
+        for name, p in peft.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.02)
+        peft.save_pretrained(folder / f"a{i}")
+    base = LlamaForCausalLM.from_pretrained(folder / "base", attn_implementation="eager")
+    names = [f"a{i}" for i in range(count)]
+    peft = PeftModel.from_pretrained(base, folder / "a0", adapter_name="a0")
+    for name in names[1:]:
+        peft.load_adapter(folder / name, name)
+    ours = refimpl.load_model(folder / "base")
+    return Pair(ours, [refimpl.load_adapter(folder / n, ours.config, name=n) for n in names], peft.eval(), names)
+
+
+def prepared(pair: Pair, prompts: list[list[int]], choice: list[int | None]) -> tuple[Callable, Callable, float]:
+    """(our decode step, PEFT's decode step, largest difference of their logits), after a prefill of the prompts.
+
+    A step is always the same one, on top of the same cache, so that it can be timed many times."""
+    model, p = pair.ours, Precision()
+    blocks = [-(-(len(ids) + 1) // 16) for ids in prompts]
+    cache, adapters = KVCache(model.config, sum(blocks), 16, p), AdapterCache(model, p, refimpl.NUMPY)
+    tables = [cache.take(n) for n in blocks]
+    slots = [[] if c is None else [(adapters.acquire(pair.adapters[c]), 1.0)] for c in choice]
+    work = [Work(ids, 0, t, s) for ids, t, s in zip(prompts, tables, slots, strict=True)]
+    forward(model, make_batch(work, 16, refimpl.NUMPY), cache, adapters.bank, refimpl.NUMPY, p)
+    step = [Work([7], len(ids), t, s) for ids, t, s in zip(prompts, tables, slots, strict=True)]
+
+    def our_step() -> np.ndarray:
+        return forward(model, make_batch(step, 16, refimpl.NUMPY), cache, adapters.bank, refimpl.NUMPY, p)
+
+    longest = max(map(len, prompts))
+    padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts])
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
+    names = ["__base__" if c is None else pair.names[c] for c in choice]
+    with torch.no_grad():
+        first = pair.peft(
+            input_ids=padded,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            adapter_names=names,
+            use_cache=True,
+        ).past_key_values
+    mask = torch.cat([mask, torch.ones(len(prompts), 1, dtype=mask.dtype)], 1)
+    positions = mask.sum(1, keepdim=True) - 1
+    token = torch.full((len(prompts), 1), 7)
+
+    def their_step() -> np.ndarray:
+        if first.get_seq_length() > longest:
+            first.crop(longest - first.get_seq_length())  # forget the step before
+        with torch.no_grad():
+            out = pair.peft(
+                input_ids=token,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=first,
+                adapter_names=names,
+                use_cache=True,
+            )
+        return out.logits[:, -1].numpy()
+
+    assert isinstance(first, DynamicCache)
+    return our_step, their_step, float(np.abs(our_step() - their_step()).max())
+
+
+def prefill(pair: Pair, prompts: list[list[int]], choice: list[int | None]) -> tuple[Callable, Callable, float]:
+    """The same for a whole prefill of prompts of one length, logits of each one's last token."""
+    model, p = pair.ours, Precision()
+    blocks = [-(-len(ids) // 16) for ids in prompts]
+    cache, adapters = KVCache(model.config, sum(blocks), 16, p), AdapterCache(model, p, refimpl.NUMPY)
+    work = [
+        Work(ids, 0, cache.take(n), [] if c is None else [(adapters.acquire(pair.adapters[c]), 1.0)])
+        for ids, n, c in zip(prompts, blocks, choice, strict=True)
+    ]
+    names = ["__base__" if c is None else pair.names[c] for c in choice]
+    ids = torch.tensor(prompts)
+
+    def ours() -> np.ndarray:
+        return forward(model, make_batch(work, 16, refimpl.NUMPY), cache, adapters.bank, refimpl.NUMPY, p)
+
+    def theirs() -> np.ndarray:
+        with torch.no_grad():
+            return pair.peft(input_ids=ids, adapter_names=names, logits_to_keep=1).logits[:, -1].numpy()
+
+    return ours, theirs, float(np.abs(ours() - theirs()).max())
+
+
+def ratio(ours: Callable, theirs: Callable, repeats: int) -> dict[str, float]:
+    """Median seconds of each and the median of their ratios, taken in turn after one warm-up."""
+    ours(), theirs()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    return {
+        "ours_ms": 1e3 * statistics.median(a for a, _ in pairs),
+        "other_ms": 1e3 * statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(b / a for a, b in pairs),
+    }
+
+
+def seconds(f: Callable) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Build, verify, then time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", default="1", help="threads of both sides (default 1)")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    args = parser.parse_args()
+    torch.set_num_threads(int(args.threads))
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.simplefilter("ignore")  # the adapters' base is a temporary folder, and PEFT says so
+    rng = np.random.default_rng(0)
+    results: dict[str, dict[str, float]] = {}
+
+    def prompts(lengths: list[int], vocab: int) -> list[list[int]]:
+        return [rng.integers(1, vocab, n).tolist() for n in lengths]
+
+    def report(name: str, ours: Callable, theirs: Callable, differs: float, repeats: int, goal: str) -> None:
+        assert differs <= 1e-3, f"{name}: the two differ by {differs}: nothing is timed"
+        results[name] = {**ratio(ours, theirs, repeats), "max_abs_difference": differs}
+        r = results[name]
+        print(
+            f"{name:58} {r['ratio']:6.2f}x   ours {r['ours_ms']:8.2f} ms  other {r['other_ms']:8.2f} ms   goal {goal}"
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        small = build(SMALL, 512, 3, Path(folder) / "small")
+        lengths = [5, 64, 17, 33, 8, 50, 21, 40]
+        step = prepared(small, prompts(lengths, 512), [0, 1, 2, None, 0, 1, 2, None])
+        report("hidden 256, 4 layers: decode, 8 requests, 3 adapters+base", *step, 4 * args.repeats, ">= 5x PEFT")
+
+        large = build(LARGE, 32000, 8, Path(folder) / "large")
+        ids = prompts([40 + 3 * i for i in range(16)], 32000)
+        step = prepared(large, ids, [i % 8 for i in range(16)])
+        report("110M: decode, 16 requests, 8 adapters", *step, args.repeats, ">= 1.2x PEFT")
+        distinct, _, _ = step
+        identical, _, _ = prepared(large, ids, [0] * 16)
+        results["110M: decode, 1 adapter instead of 8"] = r = ratio(distinct, identical, args.repeats)
+        cost = 1 / r["ratio"]
+        print(f"{'110M: cost of 8 distinct adapters over 1, batch 16':58} {cost:6.2f}x   goal <= 1.5x")
+        report(
+            "110M: prefill, 4 x 512 tokens, 4 adapters",
+            *prefill(large, prompts([512] * 4, 32000), [0, 1, 2, 3]),
+            max(3, args.repeats // 4),
+            ">= 0.9x PEFT",
+        )
+    about = {
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": int(args.threads),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+    }
+    print(about)
+    if args.json:
+        args.json.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
