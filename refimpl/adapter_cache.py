@@ -65,9 +65,9 @@ class AdapterCache:
         return self._digests[slot]
 
     @property
-    def loaded(self) -> list[Adapter]:
-        """The adapters in memory, in use or not."""
-        return list(self._slot_of)
+    def slots(self) -> dict[Adapter, int]:
+        """The adapters in memory, in use or not, and where each one is."""
+        return dict(self._slot_of)
 
     def _touch(self, slot: int) -> None:
         self._last_used[slot] = next(self._clock)

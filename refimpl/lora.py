@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from .adapter import Adapter, pattern_value
-from .arrays import Array, Float, Int, Precision, namespace, rounded, to_device, to_host, widen
+from .arrays import Array, Float, Int, Precision, rounded, to_device, to_host, widen
 from .config import ModelConfig, Site, module_name
 from .weights import Linear, Model
 
@@ -116,6 +116,11 @@ class AdapterBank:
     def base_at(self, site: Site) -> Mapping[int, Linear]:
         """The base layer of each slot that brings its own at this site (modules_to_save, bias="all")."""
         return self._base.get(site, {})
+
+    def nbytes(self, slot: int) -> int:
+        """The memory of one slot's LoRA weights."""
+        held = [at[slot] for at in self._lora.values() if slot in at]
+        return sum(x.nbytes for w in held for x in (w.A, w.B, w.bias) if x is not None)
 
     def _prepared(self, x: Array) -> Array:
         x = rounded(widen(to_device(x, self.model.device), self.precision.compute), self.precision.adapter)

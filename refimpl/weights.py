@@ -61,17 +61,27 @@ class Model:
             return Linear(self.embed_tokens)
         return self.lm_head if site == LM_HEAD else getattr(self.layers[layer], module)
 
+    def arrays(self) -> list[Array]:
+        """Every array, once, in a fixed order."""
+        tied = self.lm_head.weight is self.embed_tokens
+        found = [self.norm, self.embed_tokens] if tied else [self.norm, self.embed_tokens, self.lm_head.weight]
+        for i, layer in enumerate(self.layers):
+            found += [layer.input_layernorm, layer.post_attention_layernorm]
+            for module in LAYER_MODULES:
+                linear = self.linear((i, module))
+                found += [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all weights, as they are held."""
+        return sum(x.nbytes for x in self.arrays())
+
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of all weights, for prefix keys: two bases never share a KV block. Computed when first asked for."""
         h = hashlib.sha256(repr(self.config).encode())
-        arrays = [self.norm, self.embed_tokens, self.lm_head.weight]
-        for i, layer in enumerate(self.layers):
-            arrays += [layer.input_layernorm, layer.post_attention_layernorm]
-            for module in LAYER_MODULES:
-                linear = self.linear((i, module))
-                arrays += [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
-        for x in arrays:
+        for x in self.arrays():
             h.update(f"{x.dtype.name} {x.shape}".encode())
             h.update(np.ascontiguousarray(to_host(x)).view(np.uint8).data)
         return h.digest()

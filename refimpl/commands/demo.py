@@ -1,0 +1,201 @@
+"""loracle demo: several voices answer in one batch, and the proof that none hears another."""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from .. import tiny
+from ..adapter import Adapter
+from ..adapter_cache import AdapterCache
+from ..arrays import Precision
+from ..batch import Request
+from ..engine import Engine, generate, roomy_engine, stream
+from ..merge import merged
+from ..model import logits
+from ..ops import TABLES, Ops
+from ..weights import Model
+from .common import BASE, Adapters, human_bytes
+
+HELP = "the embedded model, its voices in one batch, nothing to download"
+EXAMPLE = "  loracle demo --seed 3"
+
+STYLES = {BASE: "white", "pirate": "cyan", "bard": "magenta", "robot": "green", "merchant": "yellow"}
+SECONDS_PER_STEP = 0.02  # a person reads along; the speed is measured in a run of its own
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the demo reports, and --json prints."""
+
+    tokens_per_second: float
+    sequential_tokens_per_second: float
+    speedup: float
+    base_bytes: int
+    adapter_bytes: dict[str, int]
+    merged_copies_bytes: int
+    kv_blocks_in_use: int
+    kv_blocks: int
+    batched_vs_alone_max_abs: float
+    merged_vs_unmerged_max_abs: float
+    largest_logit: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of demo."""
+    parser.add_argument("--seed", type=int, default=0, help="picks the scene and what is said in it (default 0)")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default 0.8)")
+    parser.add_argument("--max-new-tokens", type=int, default=112, metavar="N", help="per voice (default 112)")
+    parser.add_argument(
+        "--ops", default="numpy", choices=sorted(TABLES), help="which table of steps runs (default numpy)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Stream, measure, prove."""
+    from ..weights import load_model
+
+    ops = TABLES[args.ops]
+    model = load_model("tiny")
+    adapters = Adapters(dict(tiny.VOICES), model)
+    names = [BASE, *tiny.VOICES]
+    prompt = tiny.DEMO_PROMPTS[args.seed % len(tiny.DEMO_PROMPTS)]
+    ids = model.tokenizer.encode(prompt)
+    requests = [
+        Request(ids, adapters.chosen(name), args.max_new_tokens, args.temperature, seed=args.seed) for name in names
+    ]
+    console = Console()
+    if args.json:
+        texts = [output.text for output in generate(model, requests, ops=ops)]
+    else:
+        texts = show(console, model, requests, names, prompt, ops)
+    numbers = measure(model, requests, names, ops)
+    if args.json:
+        said = [{"adapter": name, "text": text} for name, text in zip(names, texts, strict=True)]
+        print(json.dumps({**vars(numbers), "prompt": prompt, "texts": said}))
+    else:
+        summary(console, numbers, names)
+    return 0
+
+
+def show(
+    console: Console, model: Model, requests: Sequence[Request], names: Sequence[str], prompt: str, ops: Ops
+) -> list[str]:
+    """All voices at once, each in its row of the batch."""
+    texts = ["" for _ in requests]
+    engine = roomy_engine(model, requests, 0, ops, None)
+    console.print(Text(prompt.strip(), style="bold"))
+
+    def table() -> Table:
+        slots = {id(adapter): slot for adapter, slot in engine.adapters.slots.items()}
+        view = Table(expand=True, show_lines=True)
+        view.add_column("row", justify="right")
+        view.add_column("adapter")
+        view.add_column("adapter_id", justify="right")
+        view.add_column("all rows of one batch", ratio=1)
+        for row, (request, name, text) in enumerate(zip(requests, names, texts, strict=True)):
+            slot = slots.get(id(request.adapter), -1)
+            view.add_row(str(row), Text(name, style=STYLES[name]), str(slot), Text(text.rstrip(), style=STYLES[name]))
+        return view
+
+    with Live(table(), console=console, refresh_per_second=20, auto_refresh=console.is_terminal) as live:
+        row = -1
+        for token in stream(model, requests, ops=ops, engine=engine):
+            if token.request_id <= row and console.is_terminal:  # the next step of the batch has begun
+                time.sleep(SECONDS_PER_STEP)
+            row = token.request_id
+            texts[row] += token.text
+            live.update(table())
+    return texts
+
+
+def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops: Ops) -> Numbers:
+    """Speed, memory, and the two proofs."""
+    blocks: list[int] = []
+    timed = [
+        (timed_run(model, requests, ops, blocks), sum(timed_run(model, [r], ops) for r in requests)) for _ in range(3)
+    ]
+    outputs = generate(model, requests, ops=ops)
+    tokens = sum(len(output.token_ids) for output in outputs)
+    together, alone = (statistics.median(times) for times in zip(*timed, strict=True))
+
+    # The whole scenes, prompt and answer, read once more: the largest difference of any logit of any token.
+    scenes = [replace(r, prompt_ids=[*r.prompt_ids, *o.token_ids]) for r, o in zip(requests, outputs, strict=True)]
+    batched = logits(model, scenes, ops)
+    one_by_one = [logits(model, [scene], ops)[0] for scene in scenes]
+    folded = [
+        logits(
+            merged(model, s.adapter, ops) if isinstance(s.adapter, Adapter) else model, [replace(s, adapter=None)], ops
+        )[0]
+        for s in scenes
+    ]
+    voices = {name: r.adapter for name, r in zip(names, requests, strict=True) if isinstance(r.adapter, Adapter)}
+    bank = AdapterCache(model, Precision("model", model.dtype), ops)
+    base_bytes = model.nbytes
+    return Numbers(
+        tokens_per_second=tokens / together,
+        sequential_tokens_per_second=tokens / alone,
+        speedup=alone / together,
+        base_bytes=base_bytes,
+        adapter_bytes={name: bank.bank.nbytes(bank.acquire(adapter)) for name, adapter in voices.items()},
+        merged_copies_bytes=len(voices) * base_bytes,
+        kv_blocks_in_use=max(blocks),
+        kv_blocks=engine_blocks(model, requests, ops),
+        batched_vs_alone_max_abs=largest(batched, one_by_one),
+        merged_vs_unmerged_max_abs=largest(batched, folded),
+        largest_logit=max(float(np.abs(x).max()) for x in batched),
+    )
+
+
+def timed_run(model: Model, requests: Sequence[Request], ops: Ops, blocks: list[int] | None = None) -> float:
+    """Seconds until the last of these requests is done; the blocks in use are noted at every step."""
+    engine = roomy_engine(model, requests, 0, ops, None)
+    start = time.perf_counter()
+    for request in requests:
+        engine.add(request)
+    while engine.busy:
+        engine.step()
+        if blocks is not None:
+            blocks.append(engine.cache.in_use)
+    return time.perf_counter() - start
+
+
+def engine_blocks(model: Model, requests: Sequence[Request], ops: Ops) -> int:
+    """How many blocks the cache of these requests has."""
+    engine: Engine = roomy_engine(model, requests, 0, ops, None)
+    return engine.cache.num_blocks
+
+
+def largest(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
+    """The largest absolute difference; NaN stays NaN."""
+    return float(np.max([np.abs(x - y).max() for x, y in zip(a, b, strict=True)]))
+
+
+def summary(console: Console, n: Numbers, names: Sequence[str]) -> None:
+    """The figures, for people."""
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_row(
+        f"one batch of {len(names)}",
+        f"{n.tokens_per_second:,.0f} tokens/s; one after another {n.sequential_tokens_per_second:,.0f} tokens/s: "
+        f"[bold]{n.speedup:.1f}x[/]",
+    )
+    sizes = ", ".join(f"{name} {human_bytes(size)}" for name, size in n.adapter_bytes.items())
+    total = n.base_bytes + sum(n.adapter_bytes.values())
+    table.add_row(
+        "memory",
+        f"base {human_bytes(n.base_bytes)} + adapters ({sizes}) = {human_bytes(total)}; "
+        f"{len(n.adapter_bytes)} merged copies: {human_bytes(n.merged_copies_bytes)}",
+    )
+    table.add_row("KV cache", f"{n.kv_blocks_in_use} of {n.kv_blocks} blocks in use at the peak")
+    scale = f"(logits up to {n.largest_logit:.0f}; float32)"
+    table.add_row("batched = alone", f"largest difference of any logit {n.batched_vs_alone_max_abs:.1e} {scale}")
+    table.add_row("unmerged = merged", f"largest difference of any logit {n.merged_vs_unmerged_max_abs:.1e}")
+    console.print(table)

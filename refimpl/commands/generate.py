@@ -1,0 +1,67 @@
+"""loracle generate: prompts for any mix of adapters, answered in one batch."""
+
+import argparse
+import json
+
+from rich.console import Console
+from rich.rule import Rule
+from rich.text import Text
+
+from ..engine import generate
+from ..ops import TABLES
+from .common import add_model_arguments, add_prompt_arguments, load, read_requests
+
+HELP = "generate text: prompts for any mix of adapters, answered in one batch"
+EXAMPLE = """  loracle generate --temperature 0.8 \\
+    --prompt 'pirate:Rain drums on the haunted bakery. Here the traveller meets Dumpling, ...' \\
+    --prompt 'bard*0.5+pirate*0.5:Fog curls around the toad museum. Here the traveller meets Waffle, ...'
+  loracle generate --model ./llama --adapter sql=./sql-lora --prompt 'sql:SELECT' --prompt 'base:SELECT'"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of generate."""
+    add_model_arguments(parser)
+    add_prompt_arguments(parser)
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default 128")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0 (default) is off")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1 (default) is off")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of every request that names none (default 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer every prompt."""
+    model, adapters = load(args)
+    asked = read_requests(
+        args,
+        model,
+        adapters,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    outputs = generate(model, [a.request for a in asked], ops=TABLES[args.ops])
+    if args.json:
+        texts = [
+            {
+                "adapter": a.adapter,
+                "prompt": a.prompt,
+                "text": output.text,
+                "token_ids": output.token_ids,
+                "finish_reason": output.finish_reason,
+            }
+            for a, output in zip(asked, outputs, strict=True)
+        ]
+        print(json.dumps({"texts": texts}))
+        return 0
+    console = Console()
+    for a, output in zip(asked, outputs, strict=True):
+        console.print(Rule(Text(a.adapter, style="bold"), align="left"))
+        if a.prompt:
+            console.print(Text(a.prompt.rstrip(), style="dim"))
+        console.print(Text(output.text if output.text else " ".join(map(str, output.token_ids))))
+        if output.finish_reason == "length":
+            console.print(Text(f"[stopped at {len(output.token_ids)} tokens: --max-new-tokens]", style="dim italic"))
+    return 0

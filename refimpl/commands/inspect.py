@@ -1,0 +1,116 @@
+"""loracle inspect: what is in a model or adapter folder, and everything that is wrong with it."""
+
+import argparse
+import dataclasses
+import json
+import math
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .. import tiny
+from ..adapter import load_adapter
+from ..config import Site, load_config, module_name
+from ..effect import effect
+from ..errors import RequestError
+from ..inspect import Inspection, ModuleReport, inspect
+from ..weights import Model, base_folder, load_model
+from .common import human_bytes, prompt_ids
+
+HELP = "show what is in a model or adapter folder, and everything that is wrong with it"
+EXAMPLE = """  loracle inspect ./my-adapter --model ./llama            does it fit this base?
+  loracle inspect pirate --model tiny --effect            is it applied at all, and where?"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of inspect."""
+    parser.add_argument("folder", metavar="DIR", help="a model or PEFT folder, tiny, or a voice of it")
+    parser.add_argument(
+        "--model", metavar="DIR|tiny", help="the base that the adapter is for: check it against that one"
+    )
+    parser.add_argument(
+        "--effect", action="store_true", help="per module ||scale B A x|| / ||W x|| on the model's own x"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="the text that --effect runs (default: a fixed one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 if the folder can be used, 2 if it cannot."""
+    model = args.model or ("tiny" if args.folder in tiny.VOICES else None)
+    found = inspect(args.folder, load_config(base_folder(model)) if model else None)
+    effects: dict[Site, float] | None = None
+    if args.effect and found.ok:
+        effects = measured(args, found, model)
+    if args.json:
+        body = dataclasses.asdict(found)
+        if effects is not None:
+            body["effect"] = {module_name(site): value for site, value in effects.items()}
+        print(json.dumps(body))
+    else:
+        show(Console(), found, effects)
+    return 0 if found.ok else 2
+
+
+def measured(args: argparse.Namespace, found: Inspection, model: str | None) -> dict[Site, float]:
+    """The effect of the adapter on a prompt."""
+    if found.kind != "adapter" or model is None:
+        raise RequestError("--effect needs an adapter folder and the base that it is for: --model DIR")
+    base = load_model(model)
+    adapter = load_adapter(args.folder, base.config)
+    return effect(base, adapter, some_prompt(base, args.prompt))
+
+
+def some_prompt(model: Model, text: str | None) -> list[int]:
+    """The user's text; else a scene of the tiny model, an English sentence, or, without a tokenizer, ids drawn once."""
+    if model.tokenizer.inner is None and text is None:
+        return np.random.default_rng(0).integers(0, model.config.vocab_size, 64).tolist()
+    if text is None and model.tokenizer.file.parent == tiny.base_path():
+        text = tiny.DEMO_PROMPTS[0]
+    return list(prompt_ids(model, text or "The quick brown fox jumps over the lazy dog, and then it writes some SQL."))
+
+
+def show(console: Console, found: Inspection, effects: dict[Site, float] | None) -> None:
+    """Tables and findings for people."""
+    console.print(Text(f"{found.path}: {found.kind}", style="bold"))
+    keys = {key: value for key, value in found.config.items() if value not in (None, {}, (), [], "")}
+    console.print(Text("  ".join(f"{key}={value}" for key, value in keys.items()), style="dim"))
+    if found.modules:
+        console.print(modules_table(found.modules))
+        kinds = ", ".join(f"{count:,} in {dtype}" for dtype, count in found.dtypes.items())
+        console.print(f"{found.parameters:,} parameters ({kinds}), {human_bytes(found.bytes)}")
+    if effects is not None:
+        console.print(effect_table(effects))
+    for text in found.problems:
+        console.print(Text("problem: ", style="bold red") + Text(text))
+    for text in found.warnings:
+        console.print(Text("warning: ", style="yellow") + Text(text))
+    if found.ok:
+        console.print(Text("can be used", style="green"))
+
+
+def modules_table(modules: list[ModuleReport]) -> Table:
+    """One row for each kind of module: layers that agree in everything are counted, not listed."""
+    table = Table("module", "layers", "kind", "shapes", "rank", "alpha", "scale", "dtype", "bytes")
+    groups: dict[tuple, list[ModuleReport]] = {}
+    for m in modules:
+        name = ".".join("*" if part.isdigit() else part for part in m.module.split("."))
+        shapes = "  ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in m.shapes.items())
+        groups.setdefault((name, m.kind, shapes, m.rank, m.alpha, m.scale, m.dtype), []).append(m)
+    for (name, kind, shapes, rank, alpha, scale, dtype), same in groups.items():
+        numbers = ["" if x is None else f"{x:g}" for x in (rank, alpha, scale)]
+        layers = str(len(same)) if "*" in name else ""
+        table.add_row(name, layers, kind, shapes, *numbers, dtype, human_bytes(sum(m.bytes for m in same)))
+    return table
+
+
+def effect_table(effects: dict[Site, float]) -> Table:
+    """Rows are layers, columns are modules."""
+    modules = list(dict.fromkeys(site[1] for site in effects))
+    table = Table("layer", *modules, title="||scale B A x|| / ||W x||")
+    for layer in sorted({site[0] for site in effects}):
+        cells = [effects.get((layer, module)) for module in modules]
+        shown = ["" if x is None else "inf" if math.isinf(x) else f"{x:.3f}" for x in cells]
+        table.add_row(str(layer) if layer >= 0 else "", *shown)
+    return table

@@ -1,0 +1,72 @@
+"""loracle logits: the numbers themselves, as a safetensors file, for a user's own comparison."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from .. import __version__
+from ..errors import LoracleError
+from ..model import logits
+from ..ops import TABLES
+from ..trace import trace
+from .common import add_model_arguments, add_prompt_arguments, load, read_requests
+
+HELP = "write the logits of every prompt token to a safetensors file"
+EXAMPLE = """  loracle logits --prompt 'pirate:Ahoy' --prompt 'base:Ahoy' --dtype float64 --output ahoy.safetensors
+  (tensors: N.prompt_ids [tokens], N.logits [tokens, vocab] of the N-th prompt; with --trace: trace.NAME)"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of logits."""
+    add_model_arguments(parser)
+    add_prompt_arguments(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
+    parser.add_argument(
+        "--trace",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="also these intermediates of the whole batch, e.g. 'layers.*.q_proj.lora'; again for more",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """One batch, one file."""
+    model, adapters = load(args)
+    asked = read_requests(args, model, adapters)
+    with trace(*(args.trace or ["-"])) as t:
+        rows = logits(model, [a.request for a in asked], TABLES[args.ops])
+    tensors = {f"trace.{name}": t[name] for name in t}
+    for i, (a, x) in enumerate(zip(asked, rows, strict=True)):
+        tensors[f"{i}.prompt_ids"] = np.asarray(a.request.prompt_ids, np.int32)
+        tensors[f"{i}.logits"] = x
+    about = {
+        "loracle": __version__,
+        "model": str(args.model),
+        "dtype": args.dtype,
+        "ops": args.ops,
+        "adapters": json.dumps([a.adapter for a in asked]),
+    }
+    write(args.output, {name: np.ascontiguousarray(x) for name, x in tensors.items()}, about)
+    if args.json:
+        print(json.dumps({"output": str(args.output), "tensors": {name: list(x.shape) for name, x in tensors.items()}}))
+    else:
+        print(
+            f"{args.output}: {len(asked)} prompts, {sum(len(x) for x in rows)} rows of logits, {len(t)} traced arrays"
+        )
+    return 0
+
+
+def write(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """The whole file or none of it."""
+    part = file.with_name(file.name + ".part")
+    try:
+        save_file(tensors, part, metadata)
+        os.replace(part, file)
+    except Exception as error:
+        part.unlink(missing_ok=True)
+        raise LoracleError(f"{file}: cannot be written ({error})") from None
