@@ -71,7 +71,7 @@ def check_neutral(file: Path, data: Mapping[str, Any], family: str, found: Findi
             )
     kind = "sliding_attention" if data.get("sliding_window") is not None else "full_attention"
     layer_types = data.get("layer_types")
-    if layer_types is not None and layer_types != [kind] * data.get("num_hidden_layers", 0):
+    if layer_types is not None and not (isinstance(layer_types, list) and all(layer == kind for layer in layer_types)):
         found.problem(file, f"layer_types is {shown(layer_types)}: every layer must be {kind!r}")
 
 

@@ -95,10 +95,10 @@ def _header(path: Path, raw: bytes, data_size: int, found: Findings) -> dict[str
     if not isinstance(header, dict):
         found.problem(path, f"the safetensors header is {shown(header)}, not a JSON object")
         return None
+    before = len(found.problems)
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not _is_text_map(metadata):
         found.problem(path, f"__metadata__ is {shown(metadata)}, not a map from text to text")
-    before = len(found.problems)
     entries = {}
     for name, raw_entry in header.items():
         try:
