@@ -148,7 +148,7 @@ class KVCache:
 
     def find(self, keys: Sequence[bytes]) -> list[int]:
         """The longest run of blocks from the start that is known by these keys; the caller becomes an owner of each."""
-        blocks = list(itertools.takewhile(lambda b: b is not None, (self._by_key.get(key) for key in keys)))
+        blocks = [self._by_key[key] for key in itertools.takewhile(self._by_key.__contains__, keys)]
         for block in blocks:
             self._idle.discard(block)
             self.users[block] = self.users.get(block, 0) + 1

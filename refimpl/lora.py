@@ -106,8 +106,10 @@ class AdapterBank:
 
     def remove(self, slot: int) -> None:
         """Empty a slot; an empty one stays so."""
-        for table in (*self._lora.values(), *self._base.values()):
-            table.pop(slot, None)
+        for lora in self._lora.values():
+            lora.pop(slot, None)
+        for base in self._base.values():
+            base.pop(slot, None)
 
     def at(self, site: Site) -> Mapping[int, LoraWeights]:
         """The LoRA weights of each slot that has some at this site."""

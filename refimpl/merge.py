@@ -8,10 +8,10 @@ import dataclasses
 
 from .adapter import Adapter
 from .arrays import DTYPES, Array, to_device, widen
-from .config import EMBED, LM_HEAD, Site
+from .config import EMBED, LAYER_MODULES, LM_HEAD, Site
 from .lora import LoraWeights
 from .ops import NUMPY, Ops
-from .weights import Layer, Linear, Model
+from .weights import Linear, Model
 
 
 def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
@@ -28,7 +28,7 @@ def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
         return Linear(folded(model, weight, w, site), bias if w.bias is None else added_bias(model, bias, w))
 
     layers = tuple(
-        dataclasses.replace(layer, **{module: one((i, module)) for module in linear_names(layer)})
+        dataclasses.replace(layer, **{m: one((i, m)) for m in LAYER_MODULES})  # type: ignore[arg-type]
         for i, layer in enumerate(model.layers)
     )
     return dataclasses.replace(model, embed_tokens=one(EMBED).weight, layers=layers, lm_head=one(LM_HEAD))
@@ -47,8 +47,3 @@ def added_bias(model: Model, bias: Array | None, w: LoraWeights) -> Array:
     """b + scale * (bias of lora_B)."""
     extra = w.scale * to_device(w.bias, model.device)  # type: ignore[arg-type]
     return (extra if bias is None else bias + extra).astype(DTYPES[model.dtype])
-
-
-def linear_names(layer: Layer) -> list[str]:
-    """The fields of a layer that are linear layers."""
-    return [f.name for f in dataclasses.fields(layer) if isinstance(getattr(layer, f.name), Linear)]

@@ -166,7 +166,10 @@ def one_request(where: str, row: dict[str, Any], model: Model, adapters: Adapter
         raise RequestError(f"{where}: give either prompt or prompt_ids")
     ids = row["prompt_ids"] if "prompt_ids" in row else prompt_ids(model, row["prompt"])
     spec = row.get("adapter", BASE)
-    options = {**sampling, **{key: row[key] for key in ("max_new_tokens", "seed", "temperature") if key in row}}
+    options: dict[str, Any] = {
+        **sampling,
+        **{key: row[key] for key in ("max_new_tokens", "seed", "temperature") if key in row},
+    }
     try:
         request = Request(ids, adapters.chosen(spec), **options)
         check_request(request, model.config)
