@@ -1,0 +1,381 @@
+// The machine under cuda_on_cpu.h: runs a grid on one OS thread.
+//
+// Blocks run one after the other. Every CUDA thread is a fiber, that is a stack of its own; a fiber that has to wait
+// (barrier, warp operation) hands over to the next one that can go on. Who is next is the scheduling order: forward,
+// reverse, or shuffled anew in every pass, so that a test can show that the answer does not depend on it. When nobody
+// can go on, that is a deadlock, and it is reported with the lines in which the threads wait.
+#include "machine.h"
+
+#include <link.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#if !defined(__x86_64__) || defined(CPU_UCONTEXT)
+#include <ucontext.h>
+#endif
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+extern cpu::Kernel cpu_kernels[];  // in the wrapper around the .cu
+
+uint3 threadIdx, blockIdx;
+dim3 gridDim, blockDim;
+extern "C" {
+alignas(1024) thread_local unsigned char smem_raw[cpu::MAX_SHARED];
+}
+
+namespace cpu {
+
+Fiber fibers[MAX_THREADS];
+int threads;
+Fiber *running;
+unsigned block_number;
+unsigned long long arguments[MAX_ARGUMENTS];
+size_t dynamic_bytes;
+
+static void (*kernel)();
+static void *launcher;  // where cpu_launch stopped to let the fibers run
+
+// ---------------------------------------------------------------------------- failure
+
+static struct {  // read by Python: the layout stands in refimpl/runner.py too
+    char kind[32], file[512], text[1024];
+    int line;
+    uint3 block, thread;
+    uint64_t pc;  // offset into this library, where the line is not known; 0: none
+} failure;
+static bool failed;
+
+static void switch_to(void **from, void *to);
+static uintptr_t image;  // where this library was loaded
+
+void fail(const char *kind, const char *file, int line, const void *pc, const char *text, ...) {
+    snprintf(failure.kind, sizeof failure.kind, "%s", kind);
+    snprintf(failure.file, sizeof failure.file, "%s", file);
+    failure.line = line;
+    failure.block = blockIdx;
+    failure.thread = threadIdx;
+    failure.pc = pc ? (uintptr_t)pc - image : 0;
+    va_list list;
+    va_start(list, text);
+    vsnprintf(failure.text, sizeof failure.text, text, list);
+    va_end(list);
+    failed = true;
+    for (;;) switch_to(&running->context, launcher);
+}
+
+// ---------------------------------------------------------------------------- fibers
+
+static void fiber_main();
+
+#if defined(__x86_64__) && !defined(CPU_UCONTEXT)
+// A context is a stack pointer; the registers that a function must preserve lie on the stack.
+extern "C" void cpu_switch(void **from, void *to);
+asm(R"(
+.text
+.type cpu_switch, @function
+cpu_switch:
+    push %rbp
+    push %rbx
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp, (%rdi)
+    mov %rsi, %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbx
+    pop %rbp
+    ret
+.size cpu_switch, .-cpu_switch
+)");
+static void switch_to(void **from, void *to) { cpu_switch(from, to); }
+
+static void prepare(Fiber &f) {
+    // Stacks that all begin at the same offset of a page would meet in the same lines of the cache.
+    char *top = f.stack + STACK - f.index * 320 % 8192;
+    void **sp = (void **)((uintptr_t)top & ~15ul) - 2;
+    *sp = (void *)fiber_main;  // where cpu_switch returns to, after it has popped six registers
+    f.context = memset(sp - 6, 0, 6 * sizeof(void *));
+}
+#else
+static ucontext_t contexts[MAX_THREADS + 1];  // the last one is the launcher's
+static void switch_to(void **from, void *to) {
+    if (!*from) *from = &contexts[MAX_THREADS];
+    swapcontext((ucontext_t *)*from, (ucontext_t *)to);
+}
+
+static void prepare(Fiber &f) {
+    ucontext_t *context = &contexts[f.index];
+    getcontext(context);
+    context->uc_stack.ss_sp = f.stack;
+    context->uc_stack.ss_size = STACK;
+    context->uc_link = nullptr;
+    makecontext(context, fiber_main, 0);
+    f.context = context;
+}
+#endif
+
+// ---------------------------------------------------------------------------- who runs next
+
+enum { FORWARD, REVERSE, SHUFFLED };
+static int scheduling;
+static uint32_t random_state;
+static int sequence[MAX_THREADS], position;
+static bool somebody_ran;
+
+static uint32_t random_below(uint32_t n) {
+    random_state ^= random_state << 13, random_state ^= random_state >> 17, random_state ^= random_state << 5;
+    return (uint64_t)random_state * n >> 32;
+}
+
+template <class T>
+static void shuffle(T *items, uint32_t n) {
+    for (uint32_t i = n; i > 1; i--) {
+        uint32_t j = random_below(i);
+        T item = items[i - 1];
+        items[i - 1] = items[j], items[j] = item;
+    }
+}
+
+static void begin_pass() {
+    position = 0, somebody_ran = false;
+    if (scheduling == SHUFFLED) shuffle(sequence, threads);
+}
+
+static Fiber *next() {
+    for (;;) {
+        while (position < threads) {
+            Fiber &f = fibers[sequence[position++]];
+            if (f.done || (f.door && *f.door == f.closed)) continue;
+            somebody_ran = true;
+            return &f;
+        }
+        if (!somebody_ran) return nullptr;
+        begin_pass();
+    }
+}
+
+[[noreturn]] static void deadlock() {
+    char who[800] = "";
+    const Fiber *first = nullptr;
+    for (int i = 0; i < threads; i++) {  // one entry for each place in which threads wait
+        const Fiber &f = fibers[i];
+        int here = 0;
+        for (int j = 0; j < threads && !f.done; j++) {
+            const Fiber &g = fibers[j];
+            if (g.done || g.line != f.line || strcmp(g.word, f.word) || strcmp(g.file, f.file)) continue;
+            if (j < i) break;
+            here++;
+        }
+        if (!here) continue;
+        if (!first) first = &f;
+        size_t used = strlen(who);
+        const char *name = strrchr(f.file, '/');
+        snprintf(who + used, sizeof who - used, "%s%d in %s (%s:%d)", used ? ", " : "", here, f.word,
+                 name ? name + 1 : f.file, f.line);
+    }
+    threadIdx = first->thread;
+    fail("deadlock", first->file, first->line, nullptr, "no thread of the block can go on: %s", who);
+}
+
+static void hand_over() {
+    Fiber &me = *running;
+    Fiber *other = next();
+    if (!other) deadlock();
+    running = other;
+    switch_to(&me.context, other->context);
+    running = &me;
+    threadIdx = me.thread;
+}
+
+static void wait_at(const unsigned &door, const char *word, const char *file, int line) {
+    Fiber &me = *running;
+    me.door = &door, me.closed = door;
+    me.word = word, me.file = file, me.line = line;
+    hand_over();
+    me.door = nullptr;
+}
+
+// ---------------------------------------------------------------------------- __syncthreads
+
+static struct {
+    int arrived, returned;  // threads that wait in it; threads that have left the kernel
+    unsigned passed;
+    const char *file;
+    int line;
+} block;
+
+void barrier(const char *file, int line) {
+    if (block.returned)
+        fail("divergent barrier", file, line, nullptr, "%d threads of the block returned before this __syncthreads",
+             block.returned);
+    if (block.arrived && (block.line != line || strcmp(block.file, file)))
+        fail("divergent barrier", file, line, nullptr,
+             "this thread is in __syncthreads at line %d, %d others are in the one at line %d", line, block.arrived,
+             block.line);
+    block.file = file, block.line = line;
+    if (++block.arrived == threads)
+        block.arrived = 0, block.passed++;
+    else
+        wait_at(block.passed, "__syncthreads", file, line);
+    running->barriers++, running->stretch = 0;
+}
+
+// ---------------------------------------------------------------------------- warp operations
+
+// Lanes that name the same mask meet at one gate. The last to arrive opens it, and each takes what it wants from what
+// the others brought. Two sets of lanes, used in turn: nobody can be two rendezvous ahead of somebody who still reads.
+struct Gate {
+    unsigned mask, arrived, openings;
+    int inside;  // arrived, or on the way out: until then the gate belongs to its mask
+    const char *word;
+    Lanes lanes[2];
+};
+static struct {
+    Gate gates[4];
+    unsigned returned;  // lanes that have left the kernel; nobody waits for them
+} warps[MAX_THREADS / WARP];
+
+static bool open_if_complete(Gate &gate, unsigned returned) {
+    if (!gate.arrived || (gate.mask & ~returned & ~gate.arrived)) return false;
+    gate.lanes[gate.openings & 1].came = gate.arrived;
+    gate.openings++, gate.arrived = 0;
+    memset(&gate.lanes[gate.openings & 1], 0xFF, sizeof(Lanes));  // what a missing lane brings: NaN, or -1
+    return true;
+}
+
+const Lanes &meet(const char *word, unsigned mask, const void *value, size_t size, const char *file, int line) {
+    Fiber &me = *running;
+    auto &warp = warps[me.index / WARP];
+    unsigned lane = me.index % WARP;
+    if (!(mask >> lane & 1))
+        fail("wrong mask", file, line, nullptr, "lane %u calls %s with mask %#x, which does not name it", lane, word, mask);
+    Gate *gate = nullptr;
+    for (Gate &g : warp.gates)
+        if (g.inside && g.mask == mask) gate = &g;
+    for (Gate &g : warp.gates)
+        if (!gate && !g.inside) gate = &g;
+    if (!gate) fail("wrong mask", file, line, nullptr, "more than 4 masks at a time in one warp");
+    if (gate->arrived && strcmp(gate->word, word))
+        fail("divergent warp", file, line, nullptr, "lane %u calls %s while lanes %#x of its mask are in %s", lane, word,
+             gate->arrived, gate->word);
+    gate->mask = mask, gate->word = word;
+    unsigned round = gate->openings;
+    memcpy(gate->lanes[round & 1].value[lane], value, size);
+    gate->arrived |= 1u << lane, gate->inside++;
+    if (!open_if_complete(*gate, warp.returned)) wait_at(gate->openings, word, file, line);
+    gate->inside--;
+    return gate->lanes[round & 1];
+}
+
+void check_lane(const Lanes &lanes, int from, const char *word, const char *file, int line) {
+#ifdef CPU_CHECK
+    if (!(lanes.came >> from & 1))
+        fail("undefined lane", file, line, nullptr, "%s reads lane %d, which takes no part: its value is undefined", word, from);
+#endif
+}
+
+// ---------------------------------------------------------------------------- atomics
+
+#ifndef CPU_CHECK  // the checker has its own
+void atomic_read(const void *p, void *to, size_t size, const char *, int) { memcpy(to, p, size); }
+void atomic_write(void *p, const void *from, size_t size) { memcpy(p, from, size); }
+#endif
+
+// ---------------------------------------------------------------------------- one launch
+
+static void fiber_main() {
+    threadIdx = running->thread;
+    kernel();
+    Fiber &me = *running;
+    me.done = true, block.returned++;
+    if (block.arrived)
+        fail("divergent barrier", block.file, block.line, nullptr,
+             "this thread returns while %d threads of its block wait in __syncthreads", block.arrived);
+    auto &warp = warps[me.index / WARP];
+    warp.returned |= 1u << me.index % WARP;
+    for (Gate &gate : warp.gates) open_if_complete(gate, warp.returned);
+    if (block.returned < threads) hand_over();
+    switch_to(&me.context, launcher);
+}
+
+// Where this library lies in memory, and its __shared__ variables (all of its thread_local ones) in this OS thread.
+static char *shared_start, *shared_end;
+
+static int find_this_library(struct dl_phdr_info *info, size_t, void *) {
+    bool found = false;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const auto &part = info->dlpi_phdr[i];
+        found |= part.p_type == PT_LOAD && (uintptr_t)fibers - info->dlpi_addr - part.p_vaddr < part.p_memsz;
+        if (part.p_type == PT_TLS) shared_end = (char *)info->dlpi_tls_data + part.p_memsz;
+    }
+    image = info->dlpi_addr, shared_start = (char *)info->dlpi_tls_data;
+    return found;  // not zero: look no further
+}
+
+static void poison_shared() {  // a GPU leaves in shared memory what was there: here that is NaN, or -1
+    memset(shared_start, 0xFF, (char *)smem_raw - shared_start);
+    memset(smem_raw, 0xFF, dynamic_bytes);
+    memset(smem_raw + MAX_SHARED, 0xFF, shared_end - (char *)smem_raw - MAX_SHARED);
+}
+
+static void make_stack(Fiber &f) {
+    char *guard = (char *)mmap(nullptr, 4096 + STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (guard == MAP_FAILED || mprotect(guard, 4096, PROT_NONE)) abort();
+    f.stack = guard + 4096;  // below it lies a page that nobody may touch
+}
+
+static bool run_block() {
+    begin_pass();
+    block = {};
+    for (int w = 0; w * WARP < threads; w++) warps[w].returned = 0;
+    poison_shared();
+    for (int i = 0; i < threads; i++) {
+        Fiber &f = fibers[i];
+        if (!f.stack) make_stack(f);
+        unsigned x = blockDim.x, y = blockDim.y, n = i;
+        f = Fiber{f.stack, nullptr, {n % x, n / x % y, n / x / y}, i};
+        prepare(f);
+    }
+    running = next();
+    switch_to(&launcher, running->context);
+    return !failed;
+}
+
+EXPORT const Kernel *cpu_kernel(int i) { return &cpu_kernels[i]; }
+EXPORT const void *cpu_failure() { return &failure; }
+
+EXPORT int cpu_launch(int which, const unsigned long long *args, int count, const unsigned grid[3],
+                      const unsigned shape[3], size_t shared, int order, unsigned seed) {
+    gridDim = {grid[0], grid[1], grid[2]}, blockDim = {shape[0], shape[1], shape[2]};
+    memcpy(arguments, args, count * sizeof *args);
+    kernel = cpu_kernels[which].call;
+    threads = shape[0] * shape[1] * shape[2];
+    dynamic_bytes = shared, scheduling = order, random_state = seed * 2654435761u | 1, failed = false;
+    smem_raw[0] = 0;  // the first touch gives this OS thread its thread_local variables
+    dl_iterate_phdr(find_this_library, nullptr);
+    for (int i = 0; i < threads; i++) sequence[i] = order == REVERSE ? threads - 1 - i : i;
+    for (int w = 0; w * WARP < threads; w++)
+        for (Gate &gate : warps[w].gates) memset(&gate, 0, sizeof gate), memset(gate.lanes, 0xFF, sizeof gate.lanes);
+
+    unsigned blocks = grid[0] * grid[1] * grid[2];
+    unsigned *turn = (unsigned *)malloc(blocks * sizeof(unsigned));
+    for (unsigned i = 0; i < blocks; i++) turn[i] = order == REVERSE ? blocks - 1 - i : i;
+    if (order == SHUFFLED) shuffle(turn, blocks);
+    for (unsigned i = 0; i < blocks; i++) {
+        block_number = turn[i];
+        blockIdx = {turn[i] % grid[0], turn[i] / grid[0] % grid[1], turn[i] / grid[0] / grid[1]};
+        if (!run_block()) break;
+    }
+    free(turn);
+    return failed;
+}
+
+}  // namespace cpu
