@@ -38,6 +38,16 @@ Order = str | int  # "forward", "reverse", or the seed of a shuffle
 
 CTYPES = {"float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}  # name of a dtype -> DTYPE
 
+
+
+def macros(dtype: str) -> dict[str, str]:
+    """'float16' -> DTYPE and CACHE_DTYPE; 'float16/float32' where the KV cache holds another type than the rest."""
+    names = (dtype.split("/") * 2)[:2]
+    if any(name not in CTYPES for name in names):
+        raise LoracleError(f"the kernels know no dtype {dtype!r}; choose one of {', '.join(CTYPES)}")
+    return {"DTYPE": CTYPES[names[0]], "CACHE_DTYPE": CTYPES[names[1]]}
+
+
 # C type in a parameter list -> (letter, as in cuda_on_cpu.h; numpy type)
 PARAMETERS = {
     "float": ("f", np.float32),
@@ -158,7 +168,7 @@ def parameter(text: str, kernel: str, dtype: str) -> Parameter:
     """'const DTYPE *__restrict__ x' -> Parameter."""
     declared, pointer, name = re.fullmatch(r"(.*?)\s*(\*?)\s*(?:__restrict__\s*)?(\w+)", text, re.S).groups()  # type: ignore[union-attr]
     words = [word for word in declared.split() if word != "const"]
-    ctype = CTYPES[dtype] if words == ["DTYPE"] else " ".join(words)
+    ctype = macros(dtype).get(" ".join(words), " ".join(words))
     if ctype not in PARAMETERS or (not pointer and PARAMETERS[ctype][0] not in SCALARS):
         raise KernelError(f"{kernel}: parameter {text!r}: no pointer, int, long long or float", kernel, "parameter")
     letter, numpy_type = PARAMETERS[ctype]
@@ -239,8 +249,7 @@ def load(file: str | Path, dtype: str, check: bool = False) -> Module:
     check=True: on a CPU the build that finds out-of-bounds and misaligned accesses, races, shared memory that was read
     before it was written, and counts bytes; on a GPU every launch is waited for, so that an error names its kernel.
     """
-    if dtype not in CTYPES:
-        raise LoracleError(f"the kernels know no dtype {dtype!r}; choose one of {', '.join(CTYPES)}")
+    macros(dtype)
     path = kernels_folder() / file
     if not path.exists():
         raise LoracleError(f"{path}: no such file")
@@ -395,7 +404,7 @@ def build(path: Path, kernels: Sequence[str], dtype: str, check: bool = False, f
     wrapper = f'#include "cuda_on_cpu.h"\n#include "{path}"\ncpu::Kernel cpu_kernels[] = {{\n{rows}}};\n'
     headers = [file for folder in (cpu, kernels_folder(), path.parent) for file in sorted(folder.glob("*.*h"))]
     machine = compiled((cpu / "machine.cpp").read_text(), base, [cpu / "machine.h"])
-    kernel = compiled(wrapper, [*base, f"-DDTYPE={CTYPES[dtype]}"], [path, *headers])
+    kernel = compiled(wrapper, [*base, *(f"-D{name}={ctype}" for name, ctype in macros(dtype).items())], [path, *headers])
     return cached(".so", [*command, "-shared", str(machine), str(kernel)])
 
 
