@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,9 +39,8 @@ Order = str | int  # "forward", "reverse", or the seed of a shuffle
 CTYPES = {"float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}  # name of a dtype -> DTYPE
 
 
-
-def macros(dtype: str) -> dict[str, str]:
-    """'float16' -> DTYPE and CACHE_DTYPE; 'float16/float32' where the KV cache holds another type than the rest."""
+def types_of(dtype: str) -> dict[str, str]:
+    """What DTYPE and CACHE_DTYPE stand for: 'float16' both, 'float16/float32' where the KV cache holds another type."""
     names = (dtype.split("/") * 2)[:2]
     if any(name not in CTYPES for name in names):
         raise LoracleError(f"the kernels know no dtype {dtype!r}; choose one of {', '.join(CTYPES)}")
@@ -99,7 +98,7 @@ class Parameter:
     pointer: bool
     written: bool  # a pointer to something that is not const
 
-    def word(self, argument: Any, where: str, array_type: type) -> int:
+    def word(self, argument: Any, where: str, array_type: Any) -> int:
         """The argument as the 8 bytes that the kernel gets: an address, or the bits of a scalar."""
         if self.pointer:
             if argument is None:
@@ -133,7 +132,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one launch moved to and from one argument. A kernel that reads each byte once: loaded == distinct_loaded."""
+    """Bytes that one launch moved to and from one argument; loaded == distinct_loaded: each byte was read once."""
 
     loaded: int = 0
     stored: int = 0
@@ -154,27 +153,33 @@ def kernels_folder() -> Path:
 
 
 def parameters(source: str, dtype: str) -> dict[str, list[Parameter]]:
-    """Kernel -> its parameters, read from the source. KernelError for a type that is no pointer, int or float."""
-    text = re.sub(r"//.*|/\*.*?\*/", "", re.sub(r"/\*.*?\*/", "", source, flags=re.S))
-    found: dict[str, list[Parameter]] = {}
-    for name, listed in re.findall(
-        r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*{", text
-    ):
-        found[name] = [parameter(text.strip(), name, dtype) for text in listed.split(",") if text.strip()]
-    return found
+    """Kernel -> its parameters, read from the source. KernelError for a type that is no pointer, int or float.
+
+    What stands between #if IS_HALF(DTYPE) and #endif exists for the half types only.
+    """
+    types = types_of(dtype)
+    types |= {"T": types["DTYPE"], "Cache": types["CACHE_DTYPE"]}  # as kernels/common.cuh calls them
+    text = re.sub(r"//.*|/\*[\s\S]*?\*/", "", source)
+    if types["DTYPE"] == "float":
+        text = re.sub(r"^#if IS_HALF\(DTYPE\)$[\s\S]*?^#endif", "", text, flags=re.M)
+    found = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*{", text)
+    return {
+        name: [parameter(declaration.strip(), name, types) for declaration in listed.split(",") if declaration.strip()]
+        for name, listed in found
+    }
 
 
-def parameter(text: str, kernel: str, dtype: str) -> Parameter:
+def parameter(declaration: str, kernel: str, types: Mapping[str, str]) -> Parameter:
     """'const DTYPE *__restrict__ x' -> Parameter."""
-    declared, pointer, name = re.fullmatch(r"(.*?)\s*(\*?)\s*(?:__restrict__\s*)?(\w+)", text, re.S).groups()  # type: ignore[union-attr]
-    words = [word for word in declared.split() if word != "const"]
-    ctype = macros(dtype).get(" ".join(words), " ".join(words))
+    *words, name = re.findall(r"\w+|\*", declaration.replace("__restrict__", ""))
+    ctype = " ".join(word for word in words if word not in ("const", "*"))
+    ctype, pointer = types.get(ctype, ctype), "*" in words
     if ctype not in PARAMETERS or (not pointer and PARAMETERS[ctype][0] not in SCALARS):
-        raise KernelError(f"{kernel}: parameter {text!r}: no pointer, int, long long or float", kernel, "parameter")
+        raise KernelError(
+            f"{kernel}: parameter {declaration!r}: no pointer, int, long long or float", kernel, "parameter"
+        )
     letter, numpy_type = PARAMETERS[ctype]
-    return Parameter(
-        name, letter, np.dtype(numpy_type), bool(pointer), bool(pointer) and "const" not in declared.split()
-    )
+    return Parameter(name, letter, np.dtype(numpy_type), pointer, written=pointer and "const" not in words)
 
 
 # ----------------------------------------------------------------------------- load and launch
@@ -183,11 +188,12 @@ def parameter(text: str, kernel: str, dtype: str) -> Parameter:
 class Module:
     """One .cu, compiled for one dtype. `launch` starts one of its kernels."""
 
-    array_type: type
+    array_type: Any
 
     def __init__(self, path: Path, dtype: str) -> None:
         self.path, self.dtype = path, dtype
         self.kernels = parameters(path.read_text(), dtype)
+        self.defines = [f"-D{name}={ctype}" for name, ctype in types_of(dtype).items()]
 
     def launch(
         self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], smem: int = 0
@@ -197,7 +203,8 @@ class Module:
         LoracleError for an argument that the kernel does not take; KernelError for a kernel that is wrong.
         """
         if name not in self.kernels:
-            raise LoracleError(f"{self.path.name} has no kernel {name!r}; it has {', '.join(self.kernels)}")
+            has = ", ".join(self.kernels)
+            raise LoracleError(f"{self.path.name} has no kernel {name!r} for {self.dtype}; it has {has}")
         wanted = self.kernels[name]
         if len(args) != len(wanted):
             listed = ", ".join(p.name for p in wanted)
@@ -249,15 +256,15 @@ def load(file: str | Path, dtype: str, check: bool = False) -> Module:
     check=True: on a CPU the build that finds out-of-bounds and misaligned accesses, races, shared memory that was read
     before it was written, and counts bytes; on a GPU every launch is waited for, so that an error names its kernel.
     """
-    macros(dtype)
+    types_of(dtype)
     path = kernels_folder() / file
     if not path.exists():
         raise LoracleError(f"{path}: no such file")
-    return _load(path, dtype, check, world(), path.stat().st_mtime_ns, os.environ.get("REFIMPL_CXXFLAGS", ""))
+    return _load(path, dtype, check, world(), os.environ.get("REFIMPL_CXXFLAGS", ""), path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
-def _load(path: Path, dtype: str, check: bool, where: str, changed: int, flags: str) -> Module:
+def _load(path: Path, dtype: str, check: bool, where: str, flags: str, changed: int) -> Module:
     return CPUModule(path, dtype, check, flags) if where == "cpu" else GPUModule(path, dtype, check)
 
 
@@ -306,10 +313,10 @@ class CPUModule(Module):
 
     array_type = np.ndarray
 
-    def __init__(self, path: Path, dtype: str, check: bool = False, flags: str = "") -> None:
+    def __init__(self, path: Path, dtype: str, check: bool, flags: str) -> None:
         super().__init__(path, dtype)
         self.check = check
-        self.library = build(path, list(self.kernels), dtype, check, shlex.split(flags))
+        self.library = build(path, list(self.kernels), self.defines, check, shlex.split(flags))
         self.so = ctypes.CDLL(str(self.library))
         self.so.cpu_kernel.restype = ctypes.POINTER(Row)
         self.so.cpu_failure.restype = ctypes.POINTER(Failure)
@@ -322,7 +329,7 @@ class CPUModule(Module):
         self, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], words: list[int], smem: int
     ) -> dict[str, Traffic] | None:
         chosen = _order.get()
-        order, seed = {"forward": (0, 0), "reverse": (1, 0)}.get(chosen, (2, chosen))  # type: ignore[call-overload]
+        order, seed = (2, chosen) if isinstance(chosen, int) else (("forward", "reverse").index(chosen), 0)
         with _one_at_a_time:
             failed = self.so.cpu_launch(
                 list(self.kernels).index(name),
@@ -392,7 +399,7 @@ def cache_folder() -> Path:
     return folder
 
 
-def build(path: Path, kernels: Sequence[str], dtype: str, check: bool = False, flags: Sequence[str] = ()) -> Path:
+def build(path: Path, kernels: Sequence[str], defines: Sequence[str], check: bool, flags: Sequence[str]) -> Path:
     """The shared library of one .cu, from the cache if it was built before."""
     cpu = kernels_folder() / "cpu"
     command = compiler()
@@ -404,7 +411,7 @@ def build(path: Path, kernels: Sequence[str], dtype: str, check: bool = False, f
     wrapper = f'#include "cuda_on_cpu.h"\n#include "{path}"\ncpu::Kernel cpu_kernels[] = {{\n{rows}}};\n'
     headers = [file for folder in (cpu, kernels_folder(), path.parent) for file in sorted(folder.glob("*.*h"))]
     machine = compiled((cpu / "machine.cpp").read_text(), base, [cpu / "machine.h"])
-    kernel = compiled(wrapper, [*base, *(f"-D{name}={ctype}" for name, ctype in macros(dtype).items())], [path, *headers])
+    kernel = compiled(wrapper, [*base, *defines], [path, *headers])
     return cached(".so", [*command, "-shared", str(machine), str(kernel)])
 
 
@@ -439,6 +446,6 @@ def cached(suffix: str, command: Sequence[str], parts: Sequence[str] = (), sourc
 class GPUModule(Module):
     """The .cu compiled by NVRTC for the GPU at hand."""
 
-    def __init__(self, path: Path, dtype: str, check: bool = False) -> None:
+    def __init__(self, path: Path, dtype: str, check: bool) -> None:
         super().__init__(path, dtype)
         raise NotImplementedError
