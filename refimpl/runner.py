@@ -286,7 +286,7 @@ def order(scheduling: Order) -> Iterator[None]:
 
 
 class Failure(ctypes.Structure):
-    """`failure` of kernels/cpu/machine.cpp."""
+    """`cpu::Failure` of kernels/cpu/machine.h."""
 
     _fields_ = (
         ("kind", ctypes.c_char * 32),
@@ -296,6 +296,7 @@ class Failure(ctypes.Structure):
         ("block", ctypes.c_uint * 3),
         ("thread", ctypes.c_uint * 3),
         ("pc", ctypes.c_uint64),
+        ("other_pc", ctypes.c_uint64),
     )
 
 
@@ -320,6 +321,8 @@ class CPUModule(Module):
         self.so = ctypes.CDLL(str(self.library))
         self.so.cpu_kernel.restype = ctypes.POINTER(Row)
         self.so.cpu_failure.restype = ctypes.POINTER(Failure)
+        if check:
+            self.so.cpu_traffic.restype = ctypes.POINTER(ctypes.c_uint64)
         for i, (name, wanted) in enumerate(self.kernels.items()):
             row = self.so.cpu_kernel(i).contents
             ours = "".join("*" * p.pointer + p.letter for p in wanted)
@@ -330,10 +333,14 @@ class CPUModule(Module):
     ) -> dict[str, Traffic] | None:
         chosen = _order.get()
         order, seed = (2, chosen) if isinstance(chosen, int) else (("forward", "reverse").index(chosen), 0)
+        packed = (ctypes.c_uint64 * 3 * len(words))()
+        for i, (word, argument) in enumerate(zip(words, args, strict=True)):
+            array = isinstance(argument, np.ndarray)  # its bytes, and those of one element, are the checker's to know
+            packed[i][:] = [word, argument.nbytes, argument.itemsize] if array else [word, 0, 0]
         with _one_at_a_time:
             failed = self.so.cpu_launch(
                 list(self.kernels).index(name),
-                (ctypes.c_uint64 * len(words))(*words),
+                packed,
                 len(words),
                 (ctypes.c_uint * 3)(*grid),
                 (ctypes.c_uint * 3)(*block),
@@ -343,12 +350,22 @@ class CPUModule(Module):
             )
             if failed:
                 raise self.error(name, self.so.cpu_failure().contents)
-        return None
+            if not self.check:
+                return None
+            moved = {
+                p.name: Traffic(*self.so.cpu_traffic(i)[:4]) for i, p in enumerate(self.kernels[name]) if p.pointer
+            }
+            return {**moved, "shared": Traffic(*self.so.cpu_traffic(-1)[:4])}
 
     def error(self, name: str, failure: Failure) -> KernelError:
         """The failure that the machine noted down, as an exception."""
         kind, file, text = (field.decode(errors="replace") for field in (failure.kind, failure.file, failure.text))
         line, block, thread = failure.line, tuple(failure.block), tuple(failure.thread)
+        if failure.pc:
+            file, line = self.place(failure.pc)
+        if failure.other_pc:
+            text += f" (at {':'.join(map(str, self.place(failure.other_pc)))})"
+        text = re.sub(r"argument (\d+)", lambda match: self.kernels[name][int(match[1])].name, text)
         file = Path(file).name
         return KernelError(
             f"{file}:{line}: {name}, block {block}, thread {thread}: {kind}: {text}",
@@ -360,6 +377,16 @@ class CPUModule(Module):
             thread,
         )
 
+    def place(self, pc: int) -> tuple[str, int]:
+        """File and line of an instruction; of the kernel's own line where kernels/cpu was inlined into it."""
+        command = ["addr2line", "-i", "-e", str(self.library), hex(pc - 1)]  # pc is where the call returns to
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")
+        for entry in found:
+            file, _, line = entry.partition(" ")[0].rpartition(":")
+            if line.isdigit() and Path(file).parent.name != "cpu":
+                return Path(file).name, int(line)
+        return "?", 0
+
 
 # -fno-extern-tls-init: smem_raw is declared extern in a kernel and needs no constructor, but g++ cannot know that.
 # -mtls-dialect=gnu2: __shared__ variables are found without a call. -fcf-protection=none: fibers return to where no
@@ -368,6 +395,12 @@ FLAGS = "-std=c++17 -g -fPIC -fvisibility=hidden -fno-strict-aliasing -fno-excep
 GNU_FLAGS = "-fno-extern-tls-init"
 X86_FLAGS = "-fcf-protection=none"
 GNU_X86_FLAGS = "-mtls-dialect=gnu2"
+
+# Of the .cu alone: every access calls the checker first, and no load is moved to where the source does not have it.
+CHECK_FLAGS = (
+    "-O1 -fno-tree-loop-im -DCPU_CHECK "
+    "-fsanitize=thread,bounds,alignment,signed-integer-overflow,shift,integer-divide-by-zero"
+)
 
 
 @lru_cache
@@ -410,9 +443,12 @@ def build(path: Path, kernels: Sequence[str], defines: Sequence[str], check: boo
     rows = "".join(f"CPU_KERNEL({name}),\n" for name in kernels)
     wrapper = f'#include "cuda_on_cpu.h"\n#include "{path}"\ncpu::Kernel cpu_kernels[] = {{\n{rows}}};\n'
     headers = [file for folder in (cpu, kernels_folder(), path.parent) for file in sorted(folder.glob("*.*h"))]
-    machine = compiled((cpu / "machine.cpp").read_text(), base, [cpu / "machine.h"])
-    kernel = compiled(wrapper, [*base, *defines], [path, *headers])
-    return cached(".so", [*command, "-shared", str(machine), str(kernel)])
+    of_machine = ["-DCPU_CHECK"] if check else []
+    of_kernel = [*defines, *(CHECK_FLAGS.split() if check else [])]
+    objects = [compiled(wrapper, [*base, *of_kernel], [path, *headers])]
+    for part in ("machine.cpp", "memcheck.cpp") if check else ("machine.cpp",):
+        objects.append(compiled((cpu / part).read_text(), [*base, *of_machine], [cpu / "machine.h"]))
+    return cached(".so", [*command, "-shared", *map(str, objects)])
 
 
 def compiled(source: str, flags: Sequence[str], includes: Sequence[Path]) -> Path:

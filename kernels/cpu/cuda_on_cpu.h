@@ -31,7 +31,7 @@
 
 // Dynamic shared memory goes by one name: extern __shared__ __align__(16) unsigned char smem_raw[];
 extern "C" {
-extern thread_local unsigned char smem_raw[cpu::MAX_SHARED];
+alignas(1024) thread_local unsigned char smem_raw[cpu::MAX_SHARED];
 }
 
 // ---------------------------------------------------------------------------- types and arithmetic

@@ -23,9 +23,7 @@ extern cpu::Kernel cpu_kernels[];  // in the wrapper around the .cu
 
 uint3 threadIdx, blockIdx;
 dim3 gridDim, blockDim;
-extern "C" {
-alignas(1024) thread_local unsigned char smem_raw[cpu::MAX_SHARED];
-}
+extern "C" __thread unsigned char smem_raw[];
 
 namespace cpu {
 
@@ -34,23 +32,20 @@ int threads;
 Fiber *running;
 unsigned block_number;
 unsigned long long arguments[MAX_ARGUMENTS];
+size_t argument_bytes[MAX_ARGUMENTS], argument_items[MAX_ARGUMENTS];
 size_t dynamic_bytes;
+char *shared_start, *shared_end, *dynamic_start;
+uintptr_t image_start, image_end;
 
 static void (*kernel)();
 static void *launcher;  // where cpu_launch stopped to let the fibers run
 
 // ---------------------------------------------------------------------------- failure
 
-static struct {  // read by Python: the layout stands in refimpl/runner.py too
-    char kind[32], file[512], text[1024];
-    int line;
-    uint3 block, thread;
-    uint64_t pc;  // offset into this library, where the line is not known; 0: none
-} failure;
+Failure failure;
 static bool failed;
 
 static void switch_to(void **from, void *to);
-static uintptr_t image;  // where this library was loaded
 
 void fail(const char *kind, const char *file, int line, const void *pc, const char *text, ...) {
     snprintf(failure.kind, sizeof failure.kind, "%s", kind);
@@ -58,7 +53,7 @@ void fail(const char *kind, const char *file, int line, const void *pc, const ch
     failure.line = line;
     failure.block = blockIdx;
     failure.thread = threadIdx;
-    failure.pc = pc ? (uintptr_t)pc - image : 0;
+    failure.pc = pc && !line ? (uintptr_t)pc - image_start : 0;
     va_list list;
     va_start(list, text);
     vsnprintf(failure.text, sizeof failure.text, text, list);
@@ -306,24 +301,27 @@ static void fiber_main() {
     switch_to(&me.context, launcher);
 }
 
-// Where this library lies in memory, and its __shared__ variables (all of its thread_local ones) in this OS thread.
-static char *shared_start, *shared_end;
-
+// Where this library lies in memory, and where its thread_local variables lie, which are the __shared__ ones.
 static int find_this_library(struct dl_phdr_info *info, size_t, void *) {
     bool found = false;
     for (int i = 0; i < info->dlpi_phnum; i++) {
         const auto &part = info->dlpi_phdr[i];
-        found |= part.p_type == PT_LOAD && (uintptr_t)fibers - info->dlpi_addr - part.p_vaddr < part.p_memsz;
+        uintptr_t start = info->dlpi_addr + part.p_vaddr;
+        if (part.p_type == PT_LOAD) {
+            found |= (uintptr_t)fibers - start < part.p_memsz;
+            image_end = start + part.p_memsz;
+        }
         if (part.p_type == PT_TLS) shared_end = (char *)info->dlpi_tls_data + part.p_memsz;
     }
-    image = info->dlpi_addr, shared_start = (char *)info->dlpi_tls_data;
+    image_start = info->dlpi_addr, shared_start = (char *)info->dlpi_tls_data;
     return found;  // not zero: look no further
 }
 
 static void poison_shared() {  // a GPU leaves in shared memory what was there: here that is NaN, or -1
-    memset(shared_start, 0xFF, (char *)smem_raw - shared_start);
-    memset(smem_raw, 0xFF, dynamic_bytes);
-    memset(smem_raw + MAX_SHARED, 0xFF, shared_end - (char *)smem_raw - MAX_SHARED);
+    char *dynamic_end = dynamic_start + MAX_SHARED;
+    memset(shared_start, 0xFF, dynamic_start - shared_start);
+    memset(dynamic_start, 0xFF, dynamic_bytes);
+    memset(dynamic_end, 0xFF, shared_end - dynamic_end);
 }
 
 static void make_stack(Fiber &f) {
@@ -352,15 +350,25 @@ static bool run_block() {
 EXPORT const Kernel *cpu_kernel(int i) { return &cpu_kernels[i]; }
 EXPORT const void *cpu_failure() { return &failure; }
 
-EXPORT int cpu_launch(int which, const unsigned long long *args, int count, const unsigned grid[3],
+// args: per argument the word that is passed, and for an array its bytes and those of one element.
+EXPORT int cpu_launch(int which, const unsigned long long (*args)[3], int count, const unsigned grid[3],
                       const unsigned shape[3], size_t shared, int order, unsigned seed) {
     gridDim = {grid[0], grid[1], grid[2]}, blockDim = {shape[0], shape[1], shape[2]};
-    memcpy(arguments, args, count * sizeof *args);
+    for (int i = 0; i < MAX_ARGUMENTS; i++) {
+        bool there = i < count;
+        arguments[i] = there ? args[i][0] : 0;
+        argument_bytes[i] = there ? args[i][1] : 0, argument_items[i] = there ? args[i][2] : 0;
+    }
     kernel = cpu_kernels[which].call;
     threads = shape[0] * shape[1] * shape[2];
     dynamic_bytes = shared, scheduling = order, random_state = seed * 2654435761u | 1, failed = false;
-    smem_raw[0] = 0;  // the first touch gives this OS thread its thread_local variables
+    dynamic_start = (char *)smem_raw;
+    *dynamic_start = 0;  // the first touch gives this OS thread its thread_local variables
     dl_iterate_phdr(find_this_library, nullptr);
+    memset(&failure, 0, sizeof failure);
+#ifdef CPU_CHECK
+    check_launch();
+#endif
     for (int i = 0; i < threads; i++) sequence[i] = order == REVERSE ? threads - 1 - i : i;
     for (int w = 0; w * WARP < threads; w++)
         for (Gate &gate : warps[w].gates) memset(&gate, 0, sizeof gate), memset(gate.lanes, 0xFF, sizeof gate.lanes);

@@ -1,6 +1,7 @@
 // What the words of cuda_on_cpu.h, the machine that runs them (machine.cpp) and the checker know of each other.
 #pragma once
 #include <stddef.h>
+#include <stdint.h>
 
 struct uint3 {
     unsigned x, y, z;
@@ -47,7 +48,18 @@ extern int threads;                                   // of the block
 extern Fiber *running;
 extern unsigned block_number;                         // blockIdx as one number
 extern unsigned long long arguments[MAX_ARGUMENTS];   // the kernel's, 8 bytes each
+extern size_t argument_bytes[MAX_ARGUMENTS], argument_items[MAX_ARGUMENTS];  // of each array, and of one element of it
 extern size_t dynamic_bytes;                          // of smem_raw, in this launch
+extern char *shared_start, *shared_end;               // the __shared__ variables,
+extern char *dynamic_start;                           // smem_raw among them
+extern uintptr_t image_start, image_end;              // this library
+
+extern struct Failure {  // what Python reads: refimpl/runner.py has the same layout
+    char kind[32], file[512], text[1024];
+    int line;
+    uint3 block, thread;
+    uint64_t pc, other_pc;  // offsets into this library, where the compiler did not say the line; 0: none
+} failure;
 
 void barrier(const char *file, int line);
 const Lanes &meet(const char *word, unsigned mask, const void *value, size_t size, const char *file, int line);
@@ -58,5 +70,7 @@ void atomic_write(void *p, const void *from, size_t size);
 // Ends the launch with an error; the fiber that calls it never goes on.
 [[noreturn]] void fail(const char *kind, const char *file, int line, const void *pc, const char *text, ...)
     __attribute__((format(printf, 5, 6)));
+
+void check_launch();  // before a launch; only in the checking build
 
 }  // namespace cpu
