@@ -9,7 +9,7 @@ Two groups, because plans live on the host and numbers live on the device. Plans
 checks nothing, and an adapter id out of range is another tenant's weights.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from . import attention, batch, kv_cache, layers, lora
@@ -86,4 +86,22 @@ NUMPY = Ops(
     mlp_activation=layers.mlp_activation,
 )
 
-TABLES = {"reference": REFERENCE, "numpy": NUMPY}
+
+class Tables(Mapping[str, Ops]):
+    """Name -> table. That of the kernels is imported when it is asked for: everything else works without them."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("reference", "numpy", "cuda"))
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, name: str) -> Ops:
+        if name == "cuda":
+            from .cuda import CUDA
+
+            return CUDA
+        return {"reference": REFERENCE, "numpy": NUMPY}[name]
+
+
+TABLES = Tables()

@@ -1,0 +1,49 @@
+// What the kernels of lora.cu and lora_tensor_cores.cu share.
+//
+// Where things lie
+//   weights      every A [rank, d_in], B [d_out, rank] and bias [d_out] of every adapter, in one buffer
+//   offsets      [slices, adapters, 3]: where A, B and the bias begin in it; -1: no bias
+//   ranks        [slices, adapters]: each adapter has its own rank, nothing is padded; 0: it leaves this slice alone
+//   scales       [slices, adapters]: alpha / r
+//   adapter_ids  [tokens]: -1 is a token without an adapter, and its row of y is not touched
+//   adapter_weights [tokens]: what the request multiplied its adapter by
+//   low          [splits, slices, tokens, low_stride] float: the parts of A x[t], one per split of K. Expand adds the
+//                parts up in order. An atomicAdd would need no room for them, but somebody would have to write zeros
+//                first, and the last bits of the sum would change from run to run with the order in which blocks end.
+//   slices       layers that read the same x and lie side by side in y (q, k, v; or gate, up), all in one launch:
+//                slice s owns the columns slice_starts[s] to slice_starts[s + 1] of y
+//   rows, chunk_starts   for SGMV: the tokens sorted by adapter, cut into chunks of at most 16 that share one
+#pragma once
+#include "common.cuh"
+
+#define MAX_RANK 256
+#define TILE 16  // tokens of a chunk, and ranks of a block
+#define STEP 64  // columns of x and A that are in shared memory at a time
+
+// One adapter's part in one slice.
+struct Lora {
+    const T *A, *B, *bias;
+    int rank;
+};
+
+__device__ inline Lora lora_at(const T* weights, const long long* offsets, const int* ranks, int entry) {
+    const long long* at = offsets + 3LL * entry;
+    return {weights + at[0], weights + at[1], at[2] < 0 ? nullptr : weights + at[2], ranks[entry]};
+}
+
+// low[t][j]: the sum of its parts, rounded to T if the flag is set.
+__device__ inline float whole(const float* low, long long at, long long split_stride, int splits, int round_rank) {
+    float sum = low[at];
+    for (int split = 1; split < splits; split++) sum += low[at + split * split_stride];
+    return rounded(sum, round_rank);
+}
+
+// The last line of every expand.
+__device__ inline void add(T* y, float delta, float scale, int round_delta) {
+    *y = (T)((float)*y + rounded(delta * scale, round_delta));
+}
+
+// Where split number `split` of K = d_in begins. A multiple of VEC, so that an aligned row stays aligned.
+__device__ inline int split_start(int split, int splits, int d_in) {
+    return min(d_in, split * (ceil_div(ceil_div(d_in, splits), VEC) * VEC));
+}
