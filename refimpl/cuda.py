@@ -64,7 +64,7 @@ def packed_at(bank: AdapterBank, site: Site, dtype: str) -> PackedLora:
     known, held = _packed.setdefault(bank, {}), dict(bank.at(site))
     if (site, dtype) not in known or known[site, dtype][0] != held:
         some = next(iter(held.values()))
-        packed = launch.pack([held], [some.B.shape[0]], dtype, namespace(some.B))
+        packed = launch.pack([held], [some.B.shape[0]], dtype, xp=namespace(some.B))
         known[site, dtype] = (held, packed)
     return known[site, dtype][1]
 

@@ -19,7 +19,7 @@ BASE = "base"
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --adapter, --dtype, --device, --ops."""
+    """--model, --adapter, --dtype, --device and --ops."""
     parser.add_argument("--model", default="tiny", metavar="DIR|tiny", help="a Hugging Face folder (default: tiny)")
     parser.add_argument(
         "--adapter",
@@ -29,10 +29,27 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a PEFT folder and the name to call it by; again for more. With tiny: {', '.join(tiny.VOICES)} are there",
     )
     parser.add_argument("--dtype", default="float32", help="float32 (default), float64, float16 or bfloat16")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda (needs CuPy)")
+    parser.add_argument("--device", help="cpu or cuda, which needs CuPy (default cpu; with --ops cuda a GPU, if any)")
+    add_ops_argument(parser)
+
+
+def add_ops_argument(parser: argparse.ArgumentParser) -> None:
+    """--ops."""
     parser.add_argument(
-        "--ops", default="numpy", choices=sorted(TABLES), help="which table of steps runs (default numpy)"
+        "--ops",
+        default="numpy",
+        choices=sorted(TABLES),
+        help="which table of steps runs (default numpy); cuda: the kernels, on a GPU, or slowly on this CPU",
     )
+
+
+def default_device(ops: str) -> str:
+    """Where the model lives unless the user says: on the GPU for the kernels, if they run on one."""
+    if ops != "cuda":
+        return "cpu"
+    from .. import runner
+
+    return "cuda" if runner.world() == "gpu" else "cpu"
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +80,7 @@ class Asked:
 
 def load(args: argparse.Namespace) -> tuple[Model, "Adapters"]:
     """The model, and the adapters by name; a voice of the tiny model is only read when somebody asks for it."""
-    model = load_model(args.model, args.dtype, args.device)
+    model = load_model(args.model, args.dtype, args.device or default_device(args.ops))
     folders: dict[str, Path] = {}
     if args.model == "tiny":
         folders.update(tiny.VOICES)

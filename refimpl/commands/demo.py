@@ -23,12 +23,13 @@ from ..merge import merged
 from ..model import logits
 from ..ops import TABLES, Ops
 from ..weights import Model
-from .common import BASE, Adapters, human_bytes
+from .common import BASE, Adapters, add_ops_argument, default_device, human_bytes
 
 HELP = "the embedded model, its voices in one batch, nothing to download"
 EXAMPLE = "  loracle demo --seed 3"
 
 STYLES = {BASE: "white", "pirate": "cyan", "bard": "magenta", "robot": "green", "merchant": "yellow"}
+TOKENS, FEW_TOKENS = 112, 8  # per voice; the few are for kernels that run on a CPU, one fiber per thread
 SECONDS_PER_STEP = 0.02  # a person reads along; the speed is measured in a run of its own
 
 
@@ -53,26 +54,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of demo."""
     parser.add_argument("--seed", type=int, default=0, help="picks the scene and what is said in it (default 0)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default 0.8)")
-    parser.add_argument("--max-new-tokens", type=int, default=112, metavar="N", help="per voice (default 112)")
     parser.add_argument(
-        "--ops", default="numpy", choices=sorted(TABLES), help="which table of steps runs (default numpy)"
+        "--max-new-tokens", type=int, metavar="N", help=f"per voice (default {TOKENS}; kernels on a CPU: {FEW_TOKENS})"
     )
+    add_ops_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Stream, measure, prove."""
     from ..weights import load_model
 
-    ops = TABLES[args.ops]
-    model = load_model("tiny")
+    ops, device = TABLES[args.ops], default_device(args.ops)
+    simulated = args.ops == "cuda" and device == "cpu"
+    limit = (FEW_TOKENS if simulated else TOKENS) if args.max_new_tokens is None else args.max_new_tokens
+    model = load_model("tiny", device=device)
     adapters = Adapters(dict(tiny.VOICES), model)
     names = [BASE, *tiny.VOICES]
     prompt = tiny.DEMO_PROMPTS[args.seed % len(tiny.DEMO_PROMPTS)]
     ids = model.tokenizer.encode(prompt)
-    requests = [
-        Request(ids, adapters.chosen(name), args.max_new_tokens, args.temperature, seed=args.seed) for name in names
-    ]
+    requests = [Request(ids, adapters.chosen(name), limit, args.temperature, seed=args.seed) for name in names]
     console = Console()
+    if simulated and not args.json:
+        console.print(
+            f"ops cuda without a GPU: the kernels run on this CPU, thread by thread, so {limit} tokens a voice."
+        )
     if args.json:
         texts = [output.text for output in generate(model, requests, ops=ops)]
     else:
