@@ -391,7 +391,9 @@ class CPUModule(Module):
 # -fno-extern-tls-init: smem_raw is declared extern in a kernel and needs no constructor, but g++ cannot know that.
 # -mtls-dialect=gnu2: __shared__ variables are found without a call. -fcf-protection=none: fibers return to where no
 # call came from.
-FLAGS = "-std=c++17 -g -fPIC -fvisibility=hidden -fno-strict-aliasing -fno-exceptions -fno-rtti -Wno-unknown-pragmas"
+FLAGS = (
+    "-std=c++17 -gdwarf-4 -fPIC -fvisibility=hidden -fno-strict-aliasing -fno-exceptions -fno-rtti -Wno-unknown-pragmas"
+)
 GNU_FLAGS = "-fno-extern-tls-init"
 X86_FLAGS = "-fcf-protection=none"
 GNU_X86_FLAGS = "-mtls-dialect=gnu2"

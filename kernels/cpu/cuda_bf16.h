@@ -5,7 +5,7 @@
 struct __nv_bfloat16 {
     unsigned short bits;
 
-    __nv_bfloat16() = default;  // trivial: a __shared__ array of them must not be touched by a constructor
+    constexpr __nv_bfloat16() : bits(0) {}  // constexpr: see cuda_fp16.h
     __nv_bfloat16(float f) {
         unsigned x;
         memcpy(&x, &f, 4);

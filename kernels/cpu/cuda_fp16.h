@@ -5,7 +5,7 @@
 struct __half {
     unsigned short bits;
 
-    __half() = default;  // trivial: a __shared__ array of them must not be touched by a constructor
+    constexpr __half() : bits(0) {}  // constexpr: a __shared__ array of them needs no code to run before its first use
     __half(float f) {
         unsigned x;
         memcpy(&x, &f, 4);

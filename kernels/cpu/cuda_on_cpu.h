@@ -13,6 +13,7 @@
 #include <math.h>
 #include <string.h>
 
+#include <type_traits>
 #include <utility>
 
 #include "machine.h"
@@ -142,22 +143,27 @@ template <class T, class Change> T atomically(T *p, Change change, const char *f
 template <class T> struct Same { typedef T type; };  // so that atomicAdd(float *, 1) knows its T from the pointer alone
 }  // namespace cpu
 
-#define ATOMIC(name, result)                                                                  \
-    template <class T> T name(T *p, typename cpu::Same<T>::type value, HERE) {                 \
-        return cpu::atomically(p, [=](T old) { return (T)(result); }, file, line);              \
+#define ATOMIC(name, allowed, result)                                                            \
+    template <class T> T name(T *p, typename cpu::Same<T>::type value, HERE) {                   \
+        static_assert(allowed, "CUDA has no " #name " for this type");                           \
+        return cpu::atomically(p, [=](T old) { return (T)(result); }, file, line);               \
     }
-ATOMIC(atomicAdd, old + value)
-ATOMIC(atomicSub, old - value)
-ATOMIC(atomicMax, old < value ? value : old)
-ATOMIC(atomicMin, value < old ? value : old)
-ATOMIC(atomicOr, old | value)
-ATOMIC(atomicAnd, old & value)
-ATOMIC(atomicExch, value)
-#undef ATOMIC
+#define IS(U) (std::is_same_v<T, U>)
+#define IS_INTEGER (IS(int) || IS(unsigned) || IS(unsigned long long))
+ATOMIC(atomicAdd, IS_INTEGER || IS(float) || IS(double), old + value)
+ATOMIC(atomicExch, IS_INTEGER || IS(float), value)
+ATOMIC(atomicMax, IS_INTEGER || IS(long long), old < value ? value : old)
+ATOMIC(atomicMin, IS_INTEGER || IS(long long), value < old ? value : old)
+ATOMIC(atomicAnd, IS_INTEGER, old & value)
+ATOMIC(atomicOr, IS_INTEGER, old | value)
 template <class T>
 T atomicCAS(T *p, typename cpu::Same<T>::type expected, typename cpu::Same<T>::type value, HERE) {
+    static_assert(IS_INTEGER, "CUDA has no atomicCAS for this type");
     return cpu::atomically(p, [=](T old) { return old == expected ? value : old; }, file, line);
 }
+#undef ATOMIC
+#undef IS_INTEGER
+#undef IS
 
 // ---------------------------------------------------------------------------- the table of kernels
 
