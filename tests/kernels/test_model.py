@@ -1,0 +1,180 @@
+"""The whole model with the kernels in it, against the definition.
+
+Two right implementations in float32 differ by rounding, and by how much depends on the model. So the noise is measured,
+not guessed: REFERENCE in float64 says what the logits are, REFERENCE in float32 by how much a right float32 run is off
+from that, and CUDA may be off by a few times as much.
+"""
+
+from dataclasses import replace
+
+import build
+import numpy as np
+import pytest
+from cases import needs_cpu, orders, scheduled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refimpl import Engine, Request, generate, logits
+from refimpl.adapter import Adapter
+from refimpl.arrays import Precision, rounded, widen
+from refimpl.cuda import CUDA, packed_at
+from refimpl.errors import LoracleError
+from refimpl.lora import AdapterBank, bind_adapter
+from refimpl.ops import NUMPY, REFERENCE, TABLES
+from refimpl.weights import Linear, Model
+
+pytestmark = needs_cpu
+
+TIMES_THE_NOISE = 8  # of the largest logit's error: sums are taken in another order, over a handful of layers
+
+
+def as_dtype(model: Model, dtype: str, keep: str = "") -> Model:
+    """The same model with its weights rounded to a type and held in it (or in `keep`)."""
+
+    def convert(x: np.ndarray | None) -> np.ndarray | None:
+        if x is None:
+            return None
+        return rounded(x.astype(np.float32), dtype).astype(keep) if keep else x.astype(dtype)
+
+    def linear(layer: Linear) -> Linear:
+        return Linear(convert(layer.weight), convert(layer.bias))  # type: ignore[arg-type]
+
+    layers = tuple(
+        replace(
+            layer,
+            **{
+                name: linear(value) if isinstance(value, Linear) else convert(value)
+                for name, value in vars(layer).items()
+            },
+        )
+        for layer in model.layers
+    )
+    embed = convert(model.embed_tokens)
+    tied = model.lm_head.weight is model.embed_tokens
+    head = Linear(embed, None) if tied else linear(model.lm_head)  # type: ignore[arg-type]
+    return replace(
+        model,
+        embed_tokens=embed,
+        layers=layers,
+        norm=convert(model.norm),
+        lm_head=head,
+        dtype=keep or dtype,
+    )
+
+
+def same_adapters(requests: list[Request], dtype: str) -> list[Request]:
+    """The requests with their adapters rounded to a type, each adapter converted once."""
+    known: dict[int, Adapter] = {}
+
+    def convert(adapter: Adapter) -> Adapter:
+        return known.setdefault(id(adapter), build.as_dtype(adapter, dtype))
+
+    return [
+        replace(r, adapter=[(convert(a), weight) for a, weight in r.adapters] if r.adapters else None) for r in requests
+    ]
+
+
+@given(scene=build.scenes(), order=orders)
+@settings(max_examples=20)
+def test_float32_is_as_near_to_the_truth_as_the_definition(scene: tuple, order: str | int) -> None:
+    model, _, requests = scene
+    model, requests = as_dtype(model, "float32"), same_adapters(requests, "float32")
+    truth = np.concatenate(logits(as_dtype(model, "float64"), requests, REFERENCE, Precision("model", "float64")))
+    p = Precision("model", "float32")
+    right = np.concatenate(logits(model, requests, REFERENCE, p))
+    with scheduled(order):
+        found = np.concatenate(logits(model, requests, CUDA, p))
+    assert found.dtype == np.float32
+    noise = max(np.abs(right - truth).max(), 4 * 2.0**-24 * np.abs(truth).max())
+    assert np.abs(found - truth).max() <= TIMES_THE_NOISE * noise
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("preset", ["model", "transformers"])
+@given(scene=build.scenes(), order=orders)
+@settings(max_examples=12)
+def test_half_types_round_where_the_definition_rounds(preset: str, dtype: str, scene: tuple, order: str | int) -> None:
+    """The same rounding points, so that the only difference is a number that lay on the edge between two neighbours:
+    most logits have the same bits, and none is further off than the type's own noise."""
+    model, _, requests = scene
+    model, requests = as_dtype(model, dtype), same_adapters(requests, dtype)
+    p = Precision(preset, dtype)
+    right = np.concatenate(logits(model, requests, REFERENCE, p))
+    with scheduled(order):
+        found = np.concatenate(logits(model, requests, CUDA, p))
+    wide = as_dtype(model, "float64")
+    truth = np.concatenate(logits(wide, same_adapters(requests, "float64"), REFERENCE, Precision("model", "float64")))
+    noise = np.abs(right - truth).max()
+    assert np.abs(found - right).max() <= 2 * noise
+    assert (found == right).mean() >= 0.5
+
+
+@given(data=st.data())
+@settings(max_examples=10)
+def test_serving_step_by_step_equals_one_prefill(data: st.DataObject) -> None:
+    """Chunked prefill, decode, preemption and a sliding window through the kernels: the tokens that NUMPY gives."""
+    model, _, requests = data.draw(build.scenes())
+    model, requests = as_dtype(model, "float32"), same_adapters(requests, "float32")
+    with scheduled("forward"):
+        engine = Engine(model, CUDA, num_blocks=40, block_size=3, max_batch_tokens=7, max_running=4)
+        found = generate(model, requests, 4, engine=engine)
+    for request, output in zip(requests, found, strict=True):
+        whole = replace(request, prompt_ids=[*request.prompt_ids, *output.token_ids])
+        rows = logits(model, [whole], NUMPY)[0]
+        for i, token in enumerate(output.token_ids):
+            row = rows[len(request.prompt_ids) - 1 + i]
+            assert row[token] >= row.max() - 1e-3, "not the most likely token, nor one of equals"
+
+
+def test_a_bank_is_packed_once_per_change() -> None:
+    config = build.configs().example() if False else small_config()
+    model = build.random_model(config, 0, "float32")
+    bank, site = AdapterBank(model, Precision()), (0, "q_proj")
+    bank.put(0, bind_adapter(build.as_dtype(build.random_adapter(config, 0), "float32"), config))
+    first = packed_at(bank, site, "float32")
+    assert packed_at(bank, site, "float32") is first
+    bank.put(1, bind_adapter(build.as_dtype(build.random_adapter(config, 1), "float32"), config))
+    second = packed_at(bank, site, "float32")
+    assert second is not first and second.adapters == 2
+    bank.put(1, bind_adapter(build.as_dtype(build.random_adapter(config, 2), "float32"), config))
+    assert packed_at(bank, site, "float32") is not second
+
+
+def small_config() -> build.ModelConfig:
+    """A model of one layer."""
+    return build.ModelConfig(23, 10, 13, 1, 2, 1, 8, max_position_embeddings=64)
+
+
+@pytest.mark.parametrize(
+    ("p", "message"),
+    [
+        (Precision("model", "float64"), "the kernels compute in float32, this precision in float64"),
+        (replace(Precision(), lora_rank="bfloat16"), "lora_delta cannot round lora_rank to bfloat16"),
+        (replace(Precision("model", "bfloat16"), scores="float16"), "attention cannot round scores to float16"),
+        (replace(Precision("model", "float16"), norm="float32"), "rms_norm cannot round norm_inner to float16"),
+    ],
+)
+def test_what_the_kernels_cannot_round_is_refused_by_name(p: Precision, message: str) -> None:
+    config = small_config()
+    model = build.random_model(config, 0, "float32")
+    request = Request([1, 2, 3], build.as_dtype(build.random_adapter(config, 0), "float32"))
+    with pytest.raises(LoracleError, match=message):
+        logits(model, [request], CUDA, p)
+
+
+@pytest.mark.parametrize("point", ["kv", "norm_inner", "rope_product", "activation_inner", "scores", "probabilities"])
+def test_one_point_that_is_not_rounded_makes_no_difference_elsewhere(point: str) -> None:
+    """Each flag of a kernel is the point of the same name, and no other."""
+    config = small_config()
+    model = as_dtype(build.random_model(config, 0, "float32"), "bfloat16", "float32")
+    request = Request([1, 2, 3, 4, 5], build.as_dtype(build.random_adapter(config, 0), "float32"))
+    p = replace(Precision("model", "bfloat16"), **{point: "float32"})
+    right, found = (logits(model, [request], ops, p)[0] for ops in (REFERENCE, CUDA))
+    other = logits(model, [request], REFERENCE, Precision("model", "bfloat16"))[0]
+    assert (found == right).mean() >= 0.9
+    assert (found == right).mean() > (other == right).mean() or np.array_equal(other, right)
+
+
+def test_the_table_is_known_by_name() -> None:
+    assert TABLES["cuda"] is CUDA and list(TABLES) == ["reference", "numpy", "cuda"]
+    assert widen(np.zeros(1, np.float32), "float32").dtype == np.float32

@@ -1,0 +1,231 @@
+"""paged_attention.cu against the definition in float64, with a bound computed from the data."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from cases import STORED, C, Near, U, assert_near, half_ulp, needs_cpu, numbers, orders, poison, scheduled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refimpl import launch
+from refimpl.attention import first_visible
+from refimpl.errors import LoracleError
+from refimpl.launch import stored, widened
+
+pytestmark = needs_cpu
+
+TYPES = [(d, c) for d in STORED for c in dict.fromkeys((d, "float32"))]
+every_version = pytest.mark.parametrize(
+    ("dtype", "cache", "version"), [(d, c, v) for d, c in TYPES for v in (1, 2, 3) if v != 1 or d == c]
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One launch: a ragged batch of requests, each with some new tokens at the end of its context."""
+
+    q: np.ndarray
+    k_cache: np.ndarray
+    v_cache: np.ndarray
+    query_starts: np.ndarray
+    context_lens: np.ndarray
+    block_tables: np.ndarray
+    window: int | None
+    splits: int
+    round_scores: bool
+
+
+@st.composite
+def cases(draw: st.DrawFn, dtype: str, cache: str) -> Case:
+    """GQA, MQA, windows, chunks of any length. Every slot that no token may see is NaN, a block that has left the
+    window is -1 in its table, and tables end where their request does."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    kv_heads = draw(st.integers(1, 3))
+    heads = kv_heads * draw(st.integers(1, 3))
+    head_dim = draw(st.sampled_from([1, 2, 8, 31, 32, 64, 130, 256]))
+    block_size = draw(st.sampled_from([1, 3, 16]))
+    window = draw(st.sampled_from([None, None, 1, 4, 9]))
+    counts = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
+    contexts = [n + draw(st.integers(0, 20)) for n in counts]
+    needed = [-(-context // block_size) for context in contexts]
+    blocks = sum(needed) + 2
+    order = rng.permutation(blocks).astype(np.int32)
+    tables = np.full((len(counts), max(needed, default=0) + 1), -1, np.int32)
+    k_cache, v_cache = (poison((blocks, block_size, kv_heads, head_dim), cache) for _ in range(2))
+    used = 0
+    for r, (n, context) in enumerate(zip(counts, contexts, strict=True)):
+        own = order[used : used + needed[r]]
+        used += needed[r]
+        seen = first_visible(context - n, window)
+        tables[r, seen // block_size : needed[r]] = own[seen // block_size :]
+        for j in range(seen, context):
+            at = own[j // block_size], j % block_size
+            k_cache[at] = stored(numbers(rng, (kv_heads, head_dim), cache), cache)
+            v_cache[at] = stored(numbers(rng, (kv_heads, head_dim), cache), cache)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    q = numbers(rng, (int(starts[-1]), heads, head_dim), dtype)
+    splits = draw(st.sampled_from([1, 2, 3, 30]))
+    return Case(q, k_cache, v_cache, starts, np.array(contexts, np.int32), tables, window, splits, draw(st.booleans()))
+
+
+def expected(case: Case, dtype: str, cache: str, round_scores: bool, round_probabilities: bool) -> Near:
+    """The definition in float64, one token and one head at a time, and how far float32 may be from it.
+
+    A score that is off by d is a weight that is off by a factor of exp(d); all the weights of a token are divided by
+    their sum, which is off by no more than the worst of them: twice that, and the roundings of exp, of the sum, of the
+    quotient and of the weighted sum on top."""
+    tokens, heads, head_dim = case.q.shape
+    block_size, kv_heads = case.k_cache.shape[1:3]
+    keys, values = (widened(x, cache).astype(np.float64) for x in (case.k_cache, case.v_cache))
+    q = case.q.astype(np.float64)
+    scale = float(np.float32(1 / math.sqrt(head_dim)))
+    out, off = np.empty((tokens, heads, head_dim)), np.empty((tokens, heads, head_dim))
+    for r, context in enumerate(case.context_lens):
+        for t in range(case.query_starts[r], case.query_starts[r + 1]):
+            position = context - case.query_starts[r + 1] + t
+            seen = np.arange(first_visible(position, case.window), position + 1)
+            where = case.block_tables[r, seen // block_size], seen % block_size
+            for h in range(heads):
+                g = h // (heads // kv_heads)
+                k, v = keys[where][:, g], values[where][:, g]
+                dots = k @ q[t, h]
+                wrong = C * U * math.sqrt(head_dim) * (np.abs(k) @ np.abs(q[t, h]))
+                if round_scores:
+                    wrong = wrong + half_ulp(np.abs(dots) + wrong, dtype)
+                scores = dots * scale
+                wrong = wrong * scale + 2 * U * np.abs(scores)
+                if round_scores:
+                    wrong = wrong + half_ulp(np.abs(scores) + wrong, dtype)
+                e = np.exp(scores - scores.max())
+                p = e / e.sum()
+                # exp's argument is rounded too: a difference of scores, off by half an ulp of itself
+                worst = (wrong + U * np.abs(scores - scores.max())).max()
+                factor = math.expm1(2 * worst) + (8 + C * math.sqrt(len(seen))) * U
+                wrong_p = p * factor
+                if round_probabilities:
+                    wrong_p = wrong_p + half_ulp(p + wrong_p, dtype)
+                out[t, h] = p @ v
+                off[t, h] = wrong_p @ np.abs(v) + C * U * math.sqrt(len(seen)) * (p @ np.abs(v))
+    return Near(out.reshape(tokens, heads * head_dim), off.reshape(tokens, heads * head_dim))
+
+
+def run(
+    case: Case,
+    dtype: str,
+    version: int,
+    order: str | int,
+    check: bool = False,
+    round_scores: bool = False,
+    round_probabilities: bool = False,
+) -> np.ndarray:
+    """What a version makes of the case."""
+    plan = case.query_starts, case.context_lens, case.block_tables, case.window, dtype
+    with scheduled(order, check):
+        q = stored(case.q, dtype)
+        flags = round_scores, round_probabilities
+        return launch.attention(q, case.k_cache, case.v_cache, *plan, *flags, version=version, splits=case.splits)
+
+
+def compare(data: st.DataObject, dtype: str, cache: str, version: int, check: bool) -> None:
+    """One example."""
+    case = data.draw(cases(dtype, cache))
+    round_probabilities = version == 1 and data.draw(st.booleans())
+    out = run(case, dtype, version, data.draw(orders), check, case.round_scores, round_probabilities)
+    assert_near(out, expected(case, dtype, cache, case.round_scores, round_probabilities), dtype)
+
+
+@every_version
+@given(data=st.data())
+def test_equals_the_definition(dtype: str, cache: str, version: int, data: st.DataObject) -> None:
+    compare(data, dtype, cache, version, check=False)
+
+
+@every_version
+@given(data=st.data())
+@settings(max_examples=5)
+def test_is_clean_under_the_checker(dtype: str, cache: str, version: int, data: st.DataObject) -> None:
+    compare(data, dtype, cache, version, check=True)
+
+
+def decode_case(context: int, dtype: str = "float32", window: int | None = None, head_dim: int = 16) -> Case:
+    """One request, one new token, two heads on one key head."""
+    rng = np.random.default_rng(0)
+    blocks = -(-context // 16)
+    k, v = (stored(numbers(rng, (blocks, 16, 1, head_dim), dtype), dtype) for _ in range(2))
+    table = rng.permutation(blocks).astype(np.int32)[None]
+    q = numbers(rng, (1, 2, head_dim), dtype)
+    return Case(q, k, v, np.array([0, 1], np.int32), np.array([context], np.int32), table, window, 3, False)
+
+
+@pytest.mark.parametrize("context", [1, 4, 5, 127, 128, 129, 1000])
+@pytest.mark.parametrize("version", [0, 1, 2, 3])
+def test_contexts_around_the_widths_of_warps_and_blocks(context: int, version: int) -> None:
+    case = decode_case(context)
+    assert_near(run(case, "float32", version, "forward"), expected(case, "float32", "float32", False, False), "float32")
+
+
+def test_large_scores_do_not_overflow() -> None:
+    """exp(score) alone would be inf: the maximum is subtracted, and a higher one that comes later rescales the rest."""
+    case = decode_case(40)
+    case.q[...] = 30
+    case.k_cache[...] = np.linspace(-3, 3, 48, dtype=np.float32).reshape(3, 16, 1, 1)[case.block_tables[0].argsort()]
+    for version in (1, 2, 3):
+        out = run(case, "float32", version, "forward")
+        assert_near(out, expected(case, "float32", "float32", False, False), "float32")
+
+
+def test_each_visible_key_is_read_once_per_head_and_pass() -> None:
+    """With a window the others are not read at all."""
+    case = decode_case(200, window=50)
+    plan = case.query_starts, case.context_lens, case.block_tables, case.window, "float32"
+    for version in (1, 2, 3):
+        with scheduled("forward", check=True) as launches:
+            launch.attention(case.q, case.k_cache, case.v_cache, *plan, version=version, splits=3)
+        moved = launches[0][1]
+        for cache in ("k_cache", "v_cache"):
+            assert moved[cache].distinct_loaded == 50 * 16 * 4
+            assert moved[cache].loaded == 2 * 50 * 16 * 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"context_lens": [33]}, "request 0: 33 tokens need 3 blocks of 16; its block table has 2"),
+        ({"context_lens": [0]}, "request 0: 1 new tokens in a context of 0"),
+        ({"query_starts": [0, 2]}, "query_starts must rise from 0 to the 1 tokens"),
+        ({"block_tables": [[0, 2]]}, "names block 2; the cache has 2"),
+        ({"block_tables": [[-1, 1]]}, "names block -1; the cache has 2"),
+        ({"window": 0}, "window 0: a token sees at least itself"),
+        ({"version": 2, "round_probabilities": True}, "attention_v2 cannot round probabilities"),
+    ],
+)
+def test_a_bad_plan_is_refused(changed: dict, message: str) -> None:
+    case = decode_case(20)
+    plan = {"query_starts": [0, 1], "context_lens": [20], "block_tables": [[0, 1]], "window": None, **changed}
+    arrays = {name: np.array(plan[name], np.int32) for name in ("query_starts", "context_lens", "block_tables")}
+    with pytest.raises(LoracleError, match=message):
+        launch.attention(case.q, case.k_cache, case.v_cache, dtype="float32", **{**plan, **arrays})
+
+
+def test_a_window_excuses_the_blocks_that_it_has_passed() -> None:
+    case = decode_case(20, window=4)
+    tables = case.block_tables.copy()
+    tables[0, 0] = -1
+    run(
+        Case(case.q, case.k_cache, case.v_cache, case.query_starts, case.context_lens, tables, 4, 1, False),
+        "float32",
+        2,
+        "forward",
+    )
+
+
+def test_too_many_keys_for_shared_memory_are_refused() -> None:
+    with pytest.raises(LoracleError, match=r"attention_v1 keeps all scores .* 12000 keys are too many"):
+        run(decode_case(12000, head_dim=1), "float32", 1, "forward")
+
+
+def test_too_wide_heads_are_refused() -> None:
+    with pytest.raises(LoracleError, match="head_dim 257; the kernels take up to 256"):
+        run(decode_case(3, head_dim=257), "float32", 2, "forward")
