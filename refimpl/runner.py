@@ -15,6 +15,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -388,21 +389,17 @@ class CPUModule(Module):
         return "?", 0
 
 
-# -fno-extern-tls-init: smem_raw is declared extern in a kernel and needs no constructor, but g++ cannot know that.
-# -mtls-dialect=gnu2: __shared__ variables are found without a call. -fcf-protection=none: fibers return to where no
-# call came from.
-FLAGS = (
-    "-std=c++17 -gdwarf-4 -fPIC -fvisibility=hidden -fno-strict-aliasing -fno-exceptions -fno-rtti -Wno-unknown-pragmas"
-)
-GNU_FLAGS = "-fno-extern-tls-init"
-X86_FLAGS = "-fcf-protection=none"
+FLAGS = "-std=c++17 -O2 -gdwarf-4 -fPIC -fvisibility=hidden -fno-strict-aliasing -fno-exceptions -fno-rtti"
+# g++ cannot know that smem_raw, which a kernel declares extern, needs no constructor.
+GNU_FLAGS = "-fno-extern-tls-init -Wno-unknown-pragmas"
+# __shared__ variables are found without a call to the loader.
 GNU_X86_FLAGS = "-mtls-dialect=gnu2"
-
-# Of the .cu alone: every access calls the checker first, and no load is moved to where the source does not have it.
-CHECK_FLAGS = (
-    "-O1 -fno-tree-loop-im -DCPU_CHECK "
-    "-fsanitize=thread,bounds,alignment,signed-integer-overflow,shift,integer-divide-by-zero"
-)
+# Fibers return to places that no call came from.
+X86_FLAGS = "-fcf-protection=none"
+# Of the .cu alone: before every access the checker is called, and no load stands where the source does not have it.
+CHECK_FLAGS = "-O1 -DCPU_CHECK -fsanitize=thread -fsanitize=alignment,signed-integer-overflow,shift,integer-divide-by-zero"
+GNU_CHECK_FLAGS = "-fno-tree-loop-im -fsanitize=bounds"
+CLANG_CHECK_FLAGS = "-fsanitize=array-bounds"
 
 
 @lru_cache
@@ -438,18 +435,16 @@ def build(path: Path, kernels: Sequence[str], defines: Sequence[str], check: boo
     """The shared library of one .cu, from the cache if it was built before."""
     cpu = kernels_folder() / "cpu"
     command = compiler()
-    base = [*FLAGS.split(), f"-I{cpu}", f"-I{kernels_folder()}", f"-I{path.parent}", "-O2"]
-    gnu, x86 = "clang" not in compiler_version(command), os.uname().machine == "x86_64"
-    base += [*(GNU_FLAGS.split() if gnu else []), *(X86_FLAGS.split() if x86 else [])]
-    base += [*(GNU_X86_FLAGS.split() if gnu and x86 else []), *flags]
+    gnu, x86 = "clang" not in compiler_version(command), platform.machine() in ("x86_64", "AMD64")
+    words = [FLAGS, GNU_FLAGS * gnu, GNU_X86_FLAGS * (gnu and x86), X86_FLAGS * x86]
+    base = [*" ".join(words).split(), f"-I{cpu}", f"-I{kernels_folder()}", f"-I{path.parent}", *flags]
+    checks = f"{CHECK_FLAGS} {GNU_CHECK_FLAGS if gnu else CLANG_CHECK_FLAGS}".split() if check else []
     rows = "".join(f"CPU_KERNEL({name}),\n" for name in kernels)
     wrapper = f'#include "cuda_on_cpu.h"\n#include "{path}"\ncpu::Kernel cpu_kernels[] = {{\n{rows}}};\n'
     headers = [file for folder in (cpu, kernels_folder(), path.parent) for file in sorted(folder.glob("*.*h"))]
-    of_machine = ["-DCPU_CHECK"] if check else []
-    of_kernel = [*defines, *(CHECK_FLAGS.split() if check else [])]
-    objects = [compiled(wrapper, [*base, *of_kernel], [path, *headers])]
+    objects = [compiled(wrapper, [*base, *defines, *checks], [path, *headers])]
     for part in ("machine.cpp", "memcheck.cpp") if check else ("machine.cpp",):
-        objects.append(compiled((cpu / part).read_text(), [*base, *of_machine], [cpu / "machine.h"]))
+        objects.append(compiled((cpu / part).read_text(), [*base, *["-DCPU_CHECK"] * check], [cpu / "machine.h"]))
     return cached(".so", [*command, "-shared", *map(str, objects)])
 
 
