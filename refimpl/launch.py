@@ -80,6 +80,16 @@ def start(
         launches.append((kernel, moved))
 
 
+def on_device(plan: Array, xp: Any) -> Array:
+    """A plan where the kernel can read it; the copy is kept, for a batch has the same plans in every layer."""
+    return plan if xp is np else _uploaded(plan.tobytes(), plan.dtype.str, plan.shape, xp)
+
+
+@lru_cache(maxsize=256)
+def _uploaded(numbers: bytes, dtype: str, shape: tuple[int, ...], xp: Any) -> Array:
+    return xp.asarray(np.frombuffer(numbers, dtype).reshape(shape))
+
+
 def room(xp: Any, shape: Sequence[int], dtype: Any) -> Array:
     """Memory for what a kernel writes, all of it; what it holds before means nothing (the tests fill it with NaN)."""
     return xp.empty(shape, dtype)
@@ -275,10 +285,10 @@ def lora_delta(
         "ranks": packed.ranks,
         "scales": packed.scales,
         "slice_starts": packed.slice_starts,
-        "adapter_ids": xp.asarray(adapter_ids),
-        "adapter_weights": xp.asarray(adapter_weights.astype(np.float32)),
-        "rows": xp.asarray(rows),
-        "chunk_starts": xp.asarray(chunk_starts),
+        "adapter_ids": on_device(adapter_ids, xp),
+        "adapter_weights": on_device(adapter_weights.astype(np.float32), xp),
+        "rows": on_device(rows, xp),
+        "chunk_starts": on_device(chunk_starts, xp),
         "tokens": tokens,
         "adapters": packed.adapters,
         "d_in": packed.d_in,
@@ -329,7 +339,7 @@ def write_kv(
         "v_cache": v_cache,
         "k": k,
         "v": v,
-        "slots": namespace(k).asarray(slots),
+        "slots": on_device(slots, namespace(k)),
         "width": width,
     }
     start("kv_write.cu", f"{dtype}/{cache}", f"write_kv_v{version}", grid, 128, arguments)
@@ -383,10 +393,10 @@ def attention(
         "q": q,
         "k_cache": k_cache,
         "v_cache": v_cache,
-        "requests": xp.asarray(requests),
-        "query_starts": xp.asarray(query_starts),
-        "context_lens": xp.asarray(context_lens),
-        "block_tables": xp.asarray(np.ascontiguousarray(block_tables)),
+        "requests": on_device(requests, xp),
+        "query_starts": on_device(query_starts, xp),
+        "context_lens": on_device(context_lens, xp),
+        "block_tables": on_device(np.ascontiguousarray(block_tables), xp),
         "table": block_tables.shape[1],
         "block_size": block_size,
         "heads": heads,
@@ -434,7 +444,7 @@ def embed(table: Float[Array, "vocab d_model"], token_ids: Int[Array, " tokens"]
     if tokens and not (token_ids.min() >= 0 and token_ids.max() < vocab):
         raise LoracleError(f"token ids from {token_ids.min()} to {token_ids.max()}: the table has {vocab} rows")
     y = room(namespace(table), (tokens, d_model), table.dtype)
-    arguments = {"y": y, "table": table, "token_ids": namespace(table).asarray(token_ids), "d_model": d_model}
+    arguments = {"y": y, "table": table, "token_ids": on_device(token_ids, namespace(table)), "d_model": d_model}
     start("layers.cu", dtype, "embed", (tokens, ceil_div(d_model, 128), 1), 128, arguments)
     return y
 

@@ -88,6 +88,15 @@ def poison(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     return np.full(shape, NAN[dtype], STORED[dtype])
 
 
+def misplaced(x: np.ndarray, by: int) -> np.ndarray:
+    """A copy that begins `by` numbers after a multiple of 16 bytes."""
+    memory = np.empty(x.size + by + 16, x.dtype)
+    start = (-memory.ctypes.data % 16) // x.itemsize + by
+    copy = memory[start : start + x.size].reshape(x.shape)
+    copy[...] = x
+    return copy
+
+
 def poisoned_room(xp: object, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """In place of launch.room: whatever a kernel does not write stays NaN."""
     x = np.empty(shape, dtype)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import needs_cpu, numbers, orders, poison, scheduled
+from cases import misplaced, needs_cpu, numbers, orders, poison, scheduled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,10 +32,12 @@ def write(data: st.DataObject, dtype: str, cache: str, version: int, check: bool
     if tokens:
         k[0, 0, 0], v[0, 0, 0] = -0.0, np.inf
     expected = poison(shape, cache), poison(shape, cache)
+    caches = tuple(misplaced(x, data.draw(st.integers(0, 4))) for x in caches)
+    inputs = [misplaced(stored(x, dtype), data.draw(st.integers(0, 4))) for x in (k, v)]
     for table, x in zip(expected, (k, v), strict=True):
         table.reshape(-1, kv_heads, head_dim)[slots] = stored(x, cache)
     with scheduled(data.draw(orders), check):
-        launch.write_kv(*caches, stored(k, dtype), stored(v, dtype), slots, dtype, version)
+        launch.write_kv(*caches, *inputs, slots, dtype, version)
     for found, wanted in zip(caches, expected, strict=True):
         assert found.tobytes() == wanted.tobytes()
 
@@ -43,6 +45,7 @@ def write(data: st.DataObject, dtype: str, cache: str, version: int, check: bool
 @every_types
 @every_version
 @given(data=st.data())
+@settings(max_examples=40)
 def test_equals_the_definition(dtype: str, cache: str, version: int, data: st.DataObject) -> None:
     write(data, dtype, cache, version, check=False)
 

@@ -44,9 +44,9 @@ def cases(draw: st.DrawFn, dtype: str, cache: str) -> Case:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     kv_heads = draw(st.integers(1, 3))
     heads = kv_heads * draw(st.integers(1, 3))
-    head_dim = draw(st.sampled_from([1, 2, 8, 31, 32, 64, 130, 256]))
-    block_size = draw(st.sampled_from([1, 3, 16]))
-    window = draw(st.sampled_from([None, None, 1, 4, 9]))
+    head_dim = draw(st.sampled_from([130, 64, 33, 32, 8, 2, 1, 256]))
+    block_size = draw(st.sampled_from([3, 16, 1]))
+    window = draw(st.sampled_from([None, 4, None, 9, 1]))
     counts = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
     contexts = [n + draw(st.integers(0, 20)) for n in counts]
     needed = [-(-context // block_size) for context in contexts]
@@ -66,7 +66,7 @@ def cases(draw: st.DrawFn, dtype: str, cache: str) -> Case:
             v_cache[at] = stored(numbers(rng, (kv_heads, head_dim), cache), cache)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     q = numbers(rng, (int(starts[-1]), heads, head_dim), dtype)
-    splits = draw(st.sampled_from([1, 2, 3, 30]))
+    splits = draw(st.sampled_from([2, 3, 1, 30]))
     return Case(q, k_cache, v_cache, starts, np.array(contexts, np.int32), tables, window, splits, draw(st.booleans()))
 
 
@@ -138,13 +138,14 @@ def compare(data: st.DataObject, dtype: str, cache: str, version: int, check: bo
 
 @every_version
 @given(data=st.data())
+@settings(max_examples=60)
 def test_equals_the_definition(dtype: str, cache: str, version: int, data: st.DataObject) -> None:
     compare(data, dtype, cache, version, check=False)
 
 
 @every_version
 @given(data=st.data())
-@settings(max_examples=5)
+@settings(max_examples=15)
 def test_is_clean_under_the_checker(dtype: str, cache: str, version: int, data: st.DataObject) -> None:
     compare(data, dtype, cache, version, check=True)
 
