@@ -31,7 +31,7 @@ class Findings:
 
 def one_line(text: str) -> str:
     """The text without anything that a terminal or a log would break the line at."""
-    return " ".join(text.split())
+    return " ".join(text.splitlines())
 
 
 def shown(value: object) -> str:
