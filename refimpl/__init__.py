@@ -3,10 +3,11 @@
 from .adapter import Adapter, load_adapter
 from .arrays import Precision
 from .batch import Request
-from .engine import Engine, Output, Token, generate, stream
+from .engine import Engine, Output, Token
 from .errors import LoracleError
 from .model import forward, logits
 from .ops import NUMPY, REFERENCE, Ops
+from .streaming import generate, stream
 from .trace import trace
 from .weights import Model, load_model
 

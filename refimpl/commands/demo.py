@@ -18,10 +18,11 @@ from ..adapter import Adapter
 from ..adapter_cache import AdapterCache
 from ..arrays import Precision
 from ..batch import Request
-from ..engine import Engine, generate, roomy_engine, stream
+from ..engine import Engine
 from ..merge import merged
 from ..model import logits
 from ..ops import TABLES, Ops
+from ..streaming import generate, roomy_engine, stream
 from ..weights import Model
 from .common import BASE, Adapters, human_bytes
 
