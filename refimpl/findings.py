@@ -30,8 +30,8 @@ class Findings:
 
 
 def one_line(text: str) -> str:
-    """The text without anything that a terminal or a log would break the line at."""
-    return " ".join(text.splitlines())
+    """The text with everything escaped that would break the line, or talk to a terminal: names are other people's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(value: object) -> str:

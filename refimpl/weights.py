@@ -1,6 +1,7 @@
 """safetensors -> arrays; names of the checkpoint -> fields of the model."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,7 +111,7 @@ def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") ->
 
 def base_folder(path: str | Path) -> Path:
     """The folder that a base model's path means: "tiny" is the embedded one, unless there is a folder of that name."""
-    if str(path) == "tiny" and not Path(path).is_dir():
+    if str(path) == "tiny" and not os.path.isdir(path):
         from . import tiny
 
         return Path(tiny.base_path())

@@ -24,7 +24,9 @@ def table(rows: int = 13, seed: int = 50) -> np.ndarray:
     return random((rows, 12), seed)
 
 
-def load(folder: Path, tensors: dict[str, np.ndarray] | None = None, base: ModelConfig = BASE, **changes: Any) -> Adapter:
+def load(
+    folder: Path, tensors: dict[str, np.ndarray] | None = None, base: ModelConfig = BASE, **changes: Any
+) -> Adapter:
     """Write and load; what is only odd does not matter here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AdapterWarning)
@@ -184,11 +186,19 @@ WITH_NAN[QB][0, 0] = np.nan
     [
         (without(lora_tensors(), QA), {}, "module model.layers.0.self_attn.q_proj: lora_A is missing"),
         (without(lora_tensors(), QB), {}, "module model.layers.0.self_attn.q_proj: lora_B is missing"),
-        (without(lora_tensors(), QA, QB), {}, "target_modules selects model.layers.0.self_attn.q_proj, but there are no"),
+        (
+            without(lora_tensors(), QA, QB),
+            {},
+            "target_modules selects model.layers.0.self_attn.q_proj, but there are no",
+        ),
         (without(lora_tensors(), "layers.1"), {}, "target_modules selects model.layers.1.self_attn.q_proj"),
         ({}, {}, "target_modules selects model.layers.0.self_attn.q_proj"),
         ({}, {"target_modules": []}, "has no tensors at all"),
-        (lora_tensors(), {"r": 4}, f"tensor {QA} has shape [3, 12], adapter_config.json (rank 4) and the base make it [4, 12]"),
+        (
+            lora_tensors(),
+            {"r": 4},
+            f"tensor {QA} has shape [3, 12], adapter_config.json (rank 4) and the base make it [4, 12]",
+        ),
         (lora_tensors(), {"rank_pattern": {"q_proj": 2}}, f"tensor {QA} has shape [3, 12]"),
         (lora_tensors() | {QB: random((32, 4))}, {}, f"tensor {QB} has shape [32, 4]"),
         (lora_tensors() | {QA: random((12, 3)), QB: random((3, 32))}, {}, f"tensor {QA} has shape [12, 3]"),
@@ -197,13 +207,25 @@ WITH_NAN[QB][0, 0] = np.nan
         (lora_tensors() | {QB: random((16, 3))}, {}, f"tensor {QB} has shape [16, 3]"),
         (WITH_NAN, {}, f"tensor {QB} holds NaN or inf"),
         (lora_tensors() | {QA: np.zeros((3, 12), np.int8)}, {}, f"tensor {QA} has dtype I8"),
-        (lora_tensors(), {"target_modules": ["q_proj"]}, "k_proj.lora_A.weight is not for use: target_modules does not"),
+        (
+            lora_tensors(),
+            {"target_modules": ["q_proj"]},
+            "k_proj.lora_A.weight is not for use: target_modules does not",
+        ),
         (lora_tensors(), {"layers_to_transform": [0]}, "layers.1.self_attn.q_proj.lora_A.weight is not for use"),
         (lora_tensors(), {"exclude_modules": ["o_proj"]}, "o_proj.lora_A.weight is not for use"),
         (lora_tensors(dataclasses.replace(BASE, num_hidden_layers=3)), {}, "it is of layer 2, the base has 2"),
         (lora_tensors(), {"modules_to_save": ["lm_head"]}, "modules_to_save 'lm_head': there is no tensor for lm_head"),
-        (lora_tensors(), {"modules_to_save": ["norm"]}, "modules_to_save 'norm': model.layers.0.input_layernorm cannot be replaced"),
-        (lora_tensors(), {"modules_to_save": ["up_proj"]}, "up_proj.lora_A.weight is not for use: modules_to_save replaces"),
+        (
+            lora_tensors(),
+            {"modules_to_save": ["norm"]},
+            "modules_to_save 'norm': model.layers.0.input_layernorm cannot be replaced",
+        ),
+        (
+            lora_tensors(),
+            {"modules_to_save": ["up_proj"]},
+            "up_proj.lora_A.weight is not for use: modules_to_save replaces",
+        ),
         (
             lora_tensors(modules=tuple(EVERYTHING)) | {lora_name(EMBED, "weight"): table()},
             {"target_modules": EVERYTHING, "modules_to_save": ["embed_tokens"]},
@@ -226,7 +248,9 @@ WITH_NAN[QB][0, 0] = np.nan
         (lora_tensors() | {lora_name(Q, "bias"): random((32,))}, {"bias": "all"}, "q_proj of the base has no bias"),
     ],
 )
-def test_tensors_that_do_not_fit(tmp_path: Path, tensors: dict[str, np.ndarray], changes: dict[str, Any], says: str) -> None:
+def test_tensors_that_do_not_fit(
+    tmp_path: Path, tensors: dict[str, np.ndarray], changes: dict[str, Any], says: str
+) -> None:
     with refused(AdapterError, says, str(tmp_path)):
         load(tmp_path, tensors, **changes)
 
@@ -307,7 +331,9 @@ def test_files_that_are_not_themselves(tmp_path: Path) -> None:
     with refused(AdapterError, "has no adapter_model.safetensors"):
         load_adapter(folder, BASE)
     (folder / "adapter_model.bin").write_bytes(b"\x80\x04never read")
-    with refused(AdapterError, "it is a pickle, which can run code, and is not read; convert it", "save_pretrained(NEW)"):
+    with refused(
+        AdapterError, "it is a pickle, which can run code, and is not read; convert it", "save_pretrained(NEW)"
+    ):
         load_adapter(folder, BASE)
     (folder / "adapter_config.json").write_bytes(LFS_POINTER)
     with refused(AdapterError, "has adapter_model.bin but no"):

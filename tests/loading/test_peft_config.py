@@ -52,6 +52,9 @@ def test_the_whole_of_a_plain_config(tmp_path: Path) -> None:
         ({"modules_to_save": []}, "modules_to_save", ()),
         ({"bias": "all"}, "bias", "all"),
         ({"lora_bias": True}, "lora_bias", True),
+        ({"target_modules": "(?i).*Q_PROJ"}, "target_modules", "(?i).*Q_PROJ"),
+        ({"target_modules": ["q_proj", "to_out[0", "(?P<idx>"]}, "target_modules", ("q_proj", "to_out[0", "(?P<idx>")),
+        ({"target_modules": "[[a]q_proj"}, "target_modules", "[[a]q_proj"),
         ({"init_lora_weights": "gaussian"}, "r", 3),
         ({"init_lora_weights": False}, "r", 3),
         ({"init_lora_weights": ...}, "r", 3),
@@ -74,12 +77,12 @@ def test_harmless_keys_may_say_anything(tmp_path: Path, key: str, value: object)
     assert not found.problems
 
 
-@pytest.mark.parametrize(
-    "key",
-    "use_dora layer_replication megatron_config corda_config trainable_token_indices use_qalora target_parameters "
-    "alora_invocation_tokens arrow_config ensure_weight_tying lora_ga_config use_bdlora monteclora_config velora_config "
-    "kasa_config enable_lora not_yet_invented task domain".split(),
-)
+UNSUPPORTED = """use_dora layer_replication megatron_config corda_config trainable_token_indices use_qalora enable_lora
+    target_parameters alora_invocation_tokens arrow_config ensure_weight_tying lora_ga_config use_bdlora velora_config
+    monteclora_config kasa_config not_yet_invented task domain"""
+
+
+@pytest.mark.parametrize("key", UNSUPPORTED.split())
 def test_keys_that_are_not_supported_are_refused_by_name(tmp_path: Path, key: str) -> None:
     for value in (True, [1, 2], {"a": 1}, "text", 3):
         config, found = read(tmp_path, **{key: value})
@@ -131,6 +134,8 @@ def test_keys_that_are_not_supported_are_refused_by_name(tmp_path: Path, key: st
         ({"layers_to_transform": -1}, "layers_to_transform is -1"),
         ({"layers_to_transform": True}, "layers_to_transform is True"),
         ({"layers_to_transform": [0], "layers_pattern": "("}, "layers_pattern: '('"),
+        ({"layers_to_transform": [0], "layers_pattern": ["(?P<idx>h)"]}, "layers_pattern: '(?P<idx>h)'"),
+        ({"rank_pattern": {"q_proj": 2**31}}, "rank_pattern"),
         ({"layers_pattern": "layers"}, "layers_pattern is given, but layers_to_transform is not"),
         ({"layers_to_transform": [0], "target_modules": ".*"}, "need target_modules to be a list of names"),
         ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head'"),
@@ -202,10 +207,14 @@ def test_the_tables_do_not_overlap() -> None:
 
 # --- PEFT's matching, against PEFT ---
 
-MODULES = [module_name(site) for site in BASE.sites()] + ["model.layers.11.self_attn.q_proj", "model.layers.1.mlp.q_proj"]
-NAMES = ["q_proj", "proj", "self_attn.q_proj", "lm_head", "embed_tokens", "1.self_attn.q_proj", "mlp", "model.layers.0",
-         "model.layers.1.self_attn.q_proj", r".*\.q_proj", r"layers\.1\..*", r"[qk]_proj", r".*", r"^lm_head", "a|lm_head",
-         "head", "layers", "mlp.down_proj", "model"]  # fmt: skip
+MODULES = [
+    *map(module_name, BASE.sites()),
+    "model.layers.11.self_attn.q_proj",
+    "model.layers.1.mlp.q_proj",
+]
+NAMES = ["q_proj", "proj", "self_attn.q_proj", "lm_head", "embed_tokens", "1.self_attn.q_proj", "mlp", "model.layers.0"]
+NAMES += ["model.layers.1.self_attn.q_proj", "mlp.down_proj", "head", "layers", "model"]
+NAMES += [r".*\.q_proj", r"layers\.1\..*", r"[qk]_proj", r".*", r"^lm_head", "a|lm_head", "{}"]
 
 
 @given(
@@ -230,12 +239,22 @@ numbers = st.one_of(st.none(), st.integers(0, 2), st.lists(st.integers(0, 11), m
 patterns = st.one_of(st.none(), st.sampled_from(["layers", "mlp", "model.layers"]), st.just(["h", "layers"]))
 
 
-@given(st.one_of(names, st.sampled_from(NAMES)), st.one_of(st.none(), names, st.sampled_from(NAMES)), names, numbers, patterns)
+@given(
+    st.one_of(names, st.sampled_from(NAMES)),
+    st.one_of(st.none(), names, st.sampled_from(NAMES)),
+    names,
+    numbers,
+    patterns,
+)
 def test_modules_are_selected_as_in_peft(
-    target: list[str] | str, exclude: list[str] | str | None, saved: list[str], layers: int | list[int] | None, pattern: Any
+    target: list[str] | str,
+    exclude: list[str] | str | None,
+    saved: list[str],
+    layers: int | list[int] | None,
+    pattern: Any,
 ) -> None:
     tuners_utils = pytest.importorskip("peft.tuners.tuners_utils", reason="the selection is compared with PEFT's")
-    if isinstance(target, str) or not layers and layers != 0:
+    if isinstance(target, str) or layers is None or layers == []:
         layers = pattern = None
     theirs = type("Config", (), {"target_modules": target, "target_parameters": None, "exclude_modules": exclude,
                   "modules_to_save": saved, "layers_to_transform": layers, "layers_pattern": pattern})  # fmt: skip

@@ -44,7 +44,9 @@ def base(bias: bool = False, tied: bool = False, grow: int = 0) -> Any:
 
 def save(folder: Path, model: Any, save_embeddings: bool | str = "auto", dtype: Any = None, **changes: Any) -> Any:
     """A LoRA of random numbers on the model, saved."""
-    config = peft.LoraConfig(**{"r": 3, "lora_alpha": 7, "task_type": "CAUSAL_LM", "init_lora_weights": False} | changes)
+    config = peft.LoraConfig(
+        **{"r": 3, "lora_alpha": 7, "task_type": "CAUSAL_LM", "init_lora_weights": False} | changes
+    )
     wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=dtype is None)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
@@ -69,10 +71,19 @@ def their_tensor(wrapped: Any, name: str) -> np.ndarray:
         ({"target_modules": LAYER_MODULES, "use_rslora": True}, LAYER_MODULES),
         ({"target_modules": "all-linear"}, LAYER_MODULES),
         ({"target_modules": r".*\.self_attn\..*_proj"}, ATTENTION_MODULES),
-        ({"target_modules": "all-linear", "exclude_modules": ["mlp.up_proj", "down_proj"]}, [*ATTENTION_MODULES, "gate_proj"]),
-        ({"target_modules": ["q_proj"], "rank_pattern": {"0.self_attn.q_proj": 5}, "alpha_pattern": {"q_proj": 2}}, ["q_proj"]),
+        (
+            {"target_modules": "all-linear", "exclude_modules": ["mlp.up_proj", "down_proj"]},
+            [*ATTENTION_MODULES, "gate_proj"],
+        ),
+        (
+            {"target_modules": ["q_proj"], "rank_pattern": {"0.self_attn.q_proj": 5}, "alpha_pattern": {"q_proj": 2}},
+            ["q_proj"],
+        ),
         ({"target_modules": ["q_proj", "k_proj"], "lora_bias": True}, ["q_proj", "k_proj"]),
-        ({"target_modules": ["q_proj"], "bias": "none", "lora_dropout": 0.5, "init_lora_weights": "gaussian"}, ["q_proj"]),
+        (
+            {"target_modules": ["q_proj"], "bias": "none", "lora_dropout": 0.5, "init_lora_weights": "gaussian"},
+            ["q_proj"],
+        ),
         ({"target_modules": ["q_proj"], "init_lora_weights": "orthogonal", "r": 4}, ["q_proj"]),
     ],
 )
@@ -154,7 +165,11 @@ def test_what_peft_does_with_a_table_of_a_tied_base(tmp_path: Path, kind: str, e
     """A copy of the base's table lands in the one parameter of both; modules_to_save makes a layer of its own."""
     safetensors_torch = pytest.importorskip("safetensors.torch", reason="the file is edited")
     name = edited.rpartition(".")[2]
-    how = {"target_modules": ["q_proj", name]} if kind == "copy" else {"target_modules": ["q_proj"], "modules_to_save": [name]}
+    how = (
+        {"target_modules": ["q_proj", name]}
+        if kind == "copy"
+        else {"target_modules": ["q_proj"], "modules_to_save": [name]}
+    )
     save(tmp_path, base(tied=True), **how)
     file = tmp_path / "adapter_model.safetensors"
     tensors = safetensors_torch.load_file(file)
@@ -215,9 +230,7 @@ def test_a_base_that_transformers_saves(tmp_path: Path) -> None:
         theirs = base(bias=True, tied=tied)
         theirs.save_pretrained(tmp_path / str(tied), max_shard_size="4KB" if tied else "5GB")
         ours = load_model(tmp_path / str(tied))
-        assert ours.config == dataclasses.replace(
-            CONFIG, attention_bias=True, mlp_bias=True, tie_word_embeddings=tied
-        )
+        assert ours.config == dataclasses.replace(CONFIG, attention_bias=True, mlp_bias=True, tie_word_embeddings=tied)
         weights = theirs.state_dict()
         for i, layer in enumerate(ours.layers):
             name = f"model.layers.{i}.self_attn.k_proj"
