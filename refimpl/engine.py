@@ -112,7 +112,7 @@ class Engine:
         return bool(self.waiting or self.running)
 
     def step(self) -> list[Token]:
-        """One batch; the tokens that it produced. Empty while prompts are only computed in part, or nothing is there."""
+        """One batch; the tokens that it produced. None while prompts are only computed in part, or nothing is there."""
         scheduled = self._schedule()
         if not scheduled:
             return []

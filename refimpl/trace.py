@@ -22,7 +22,7 @@ from .arrays import Array, to_host
 
 
 class Trace(Mapping[str, Array]):
-    """Name -> the intermediate, [tokens, ...] on the host; the rows of a second forward pass stand below the first's."""
+    """Name -> the intermediate, [tokens, ...] on the host; the rows of a second pass stand below the first's."""
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
         self._patterns = patterns
@@ -57,7 +57,7 @@ def active_trace() -> Trace | None:
 
 @contextmanager
 def trace(*patterns: str) -> Iterator[Trace]:
-    """Record the named intermediates of every forward pass inside the block; patterns as in a shell: "layers.*.lora"."""
+    """Record what matches the patterns (as in a shell: "layers.*.lora") of every forward pass inside the block."""
     listening = Trace(patterns or ("*",))
     token = _active.set(listening)
     try:
