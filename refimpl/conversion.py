@@ -65,4 +65,4 @@ def check_memory(need: int, what: str, available: int | None) -> None:
     """DeviceError, before anything is allocated, if it will not fit."""
     if available is not None and need > available:
         gib = 1 << 30
-        raise DeviceError(f"{what} needs {need / gib:.2f} GiB of memory, {available / gib:.2f} GiB is available")
+        raise DeviceError(f"{what} takes {need / gib:.2f} GiB of memory, and {available / gib:.2f} GiB is available")

@@ -127,7 +127,7 @@ def _check_fit(tensors: Mapping[str, Tensor], dtype: str, device: str) -> None:
         wide = max(DTYPES[dtype].itemsize, 4)
         check_memory(max(sizes, default=0), f"converting the weights to {dtype}", available_memory())
         free = device_namespace(device).cuda.runtime.memGetInfo()[0]
-        check_memory(sum(t.array.size * wide for t in tensors.values()), "the weights on the GPU", free)
+        check_memory(sum(t.array.size * wide for t in tensors.values()), "holding the weights on the GPU", free)
 
 
 def _load(tensor: Tensor, name: str, dtype: str, device: str) -> Array:

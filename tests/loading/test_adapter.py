@@ -162,7 +162,11 @@ def test_a_choice_of_modules(tmp_path: Path, changes: dict[str, Any], sites: set
     ("tensors", "changes", "says"),
     [
         (without(lora_tensors(), "layers.0"), {"layers_to_transform": [1]}, "covers 1 of the base's 2 layers"),
-        (lora_tensors(), {"target_modules": [*LAYER_MODULES, "c_attn"]}, "'c_attn' is the name of no linear layer"),
+        (
+            lora_tensors(),
+            {"target_modules": [*LAYER_MODULES, "c_attn", "proj"]},
+            r"\['c_attn', 'proj'\] name no linear layer",
+        ),
         (lora_tensors(), {"bias": "lora_only"}, "bias is 'lora_only', but there is no bias tensor"),
         ({n: 0 * x if "lora_B" in n else x for n, x in lora_tensors().items()}, {}, "every B is zero"),
         (lora_tensors(), {"inference_mode": False}, "inference_mode is false"),
