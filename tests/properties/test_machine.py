@@ -23,7 +23,7 @@ NAMES = ("first", "second", "third")
 NEW = 5
 LONGEST = 11 + NEW
 MODULES = {"few": ("q_proj", "v_proj"), "many": (*LAYER_MODULES, "embed_tokens", "lm_head")}
-PIECES = ((3, 4, 5), (6, 2, 8))
+PIECES = ((3, 4, 5), (6, 2, 8), (3, 4))
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,19 @@ class EngineMachine(RuleBasedStateMachine):
     @initialize(
         window=st.sampled_from([None, None, 2, 5]),
         block_size=st.sampled_from([1, 2, 3]),
-        spare=st.integers(0, 4),
+        spare=st.sampled_from([0, 0, 1, 4]),
         chunk=st.sampled_from([1, 3, 6, 64]),
         max_adapters=st.sampled_from([2, 2, 3, None]),
         loaded=st.tuples(recipes, recipes, recipes),
+        data=st.data(),
     )
-    def start(self, window, block_size, spare, chunk, max_adapters, loaded) -> None:
+    def start(self, window, block_size, spare, chunk, max_adapters, loaded, data) -> None:
         config = ModelConfig(11, 5, 7, 2, 4, 2, 2, sliding_window=window, max_position_embeddings=64)
         self.recipes: dict[Adapter, Recipe] = {}
         self.engine = WatchedEngine(
             random_model(config, 3),
             self.ops,
-            num_blocks=-(-LONGEST // block_size) + spare,
+            num_blocks=-(-min(LONGEST, (window or LONGEST) + chunk + block_size) // block_size) + spare,
             block_size=block_size,
             max_batch_tokens=chunk,
             max_adapters=max_adapters,
@@ -73,7 +74,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.requests: dict[int, Request] = {}
         for name, recipe in zip(NAMES, loaded, strict=True):
             self.load(name, recipe)
+        self.add(data, 3)
 
+    @precondition(lambda self: len(self.recipes) <= len(self.requests))
     @rule(name=st.sampled_from(NAMES), recipe=recipes)
     def load_under_the_same_name(self, name: str, recipe: Recipe) -> None:
         self.load(name, recipe)
@@ -82,26 +85,42 @@ class EngineMachine(RuleBasedStateMachine):
         self.names[name] = recipe.adapter(self.engine.model.config, name)
         self.recipes[self.names[name]] = recipe
 
-    @rule(
-        names=st.lists(st.sampled_from(NAMES), max_size=2, unique=True),
-        weight=st.sampled_from([1.0, 1.0, -0.5]),
-        pieces=st.lists(st.sampled_from(PIECES), min_size=0, max_size=3),
-        rest=st.lists(st.integers(0, 10), min_size=1, max_size=2),
-        new=st.integers(1, NEW),
-        sampling=samplings(),
-    )
-    def add(self, names, weight, pieces, rest, new, sampling) -> None:
-        prompt = [i for piece in pieces for i in piece] + rest
-        adapters = [(self.names[name], weight) for name in names]
-        request = Request(prompt, adapters, max_new_tokens=new, stop_ids=(1,), **sampling)
-        self.requests[self.engine.add(request)] = request
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def add_some(self, data: st.DataObject, count: int) -> None:
+        self.add(data, count)
 
+    def add(self, data: st.DataObject, count: int) -> None:
+        for _ in range(count):
+            request = data.draw(self.some_request())
+            self.requests[self.engine.add(request)] = request
+
+    def some_request(self) -> st.SearchStrategy[Request]:
+        """A prompt of pieces that others use too, for any adapters loaded now, at any weight."""
+        prompts = st.tuples(
+            st.lists(st.sampled_from(PIECES), max_size=3), st.lists(st.integers(0, 10), min_size=1, max_size=2)
+        )
+        return st.builds(
+            lambda prompt, names, weight, new, sampling: Request(
+                [i for piece in prompt[0] for i in piece] + prompt[1],
+                [(self.names[name], weight) for name in names],
+                max_new_tokens=new,
+                stop_ids=(1,),
+                **sampling,
+            ),
+            prompts,
+            st.lists(st.sampled_from(NAMES), max_size=2, unique=True),
+            st.sampled_from([1.0, 1.0, -0.5]),
+            st.integers(1, NEW),
+            samplings(),
+        )
+
+    @precondition(lambda self: self.engine.busy)
     @rule(steps=st.integers(1, 4))
     def step(self, steps: int) -> None:
         for _ in range(steps):
             self.engine.step()
 
-    @precondition(lambda self: self.engine.busy)
+    @precondition(lambda self: len(self.engine.running) + len(self.engine.waiting) > 2)
     @rule(which=st.integers(0, 99))
     def cancel(self, which: int) -> None:
         busy = sorted(g.id for g in (*self.engine.running, *self.engine.waiting))
@@ -137,7 +156,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 def check_an_engine_in_use(ops: Ops, examples: int) -> None:
     machine = type("EngineMachine", (EngineMachine,), {"ops": ops})
-    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=25))
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=12))
 
 
 @every_table
