@@ -259,6 +259,11 @@ def test_tensors_that_do_not_fit(
         load(tmp_path, tensors, **changes)
 
 
+def test_one_problem_is_reported_as_one(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="holds NaN or inf$"):
+        load(tmp_path, WITH_NAN)
+
+
 def test_biases_that_do_not_fit(tmp_path: Path) -> None:
     with refused(AdapterError, "has shape [31], the base's is [32]"):
         load(tmp_path, lora_tensors() | {lora_name(Q, "bias"): random((31,))}, BIASED, bias="all")
