@@ -260,7 +260,7 @@ def test_tensors_that_do_not_fit(
 
 
 def test_one_problem_is_reported_as_one(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="holds NaN or inf$"):
+    with pytest.raises(AdapterError, match=r"holds NaN or inf$"):
         load(tmp_path, WITH_NAN)
 
 
