@@ -11,11 +11,11 @@ import numpy as np
 from .arrays import Array, Float
 from .config import ModelConfig, Site
 from .errors import AdapterError, AdapterWarning
-from .findings import Findings
-from .peft_config import CONFIG_FILE, PeftConfig, pattern_value, read_peft_config
-from .peft_selection import check_selected, check_vocabulary, check_whole
-from .peft_tensors import Parts, check_lora, sort_parts, whole
-from .safetensors_file import open_safetensors
+from .loading.findings import Findings
+from .loading.peft_config import CONFIG_FILE, PeftConfig, pattern_value, read_peft_config
+from .loading.peft_selection import check_selected, check_vocabulary, check_whole
+from .loading.peft_tensors import Parts, check_lora, sort_parts, whole
+from .loading.safetensors_file import open_safetensors
 
 __all__ = ["Adapter", "LoraTensors", "PeftConfig", "load_adapter", "pattern_value"]
 

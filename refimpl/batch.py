@@ -126,6 +126,9 @@ def check_request(request: Request, config: ModelConfig) -> None:
         raise RequestError("prompt_ids is empty: a request needs at least one token")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise RequestError(f"prompt_ids must be a flat list of integers, not {ids.dtype} of shape {ids.shape}")
+    if ids.size > config.max_position_embeddings:
+        most = config.max_position_embeddings
+        raise RequestError(f"a prompt of {ids.size} tokens is longer than the model's {most} positions")
     known = vocab_size(request, config)
     outside = ids[(ids < 0) | (ids >= known)]
     if outside.size:

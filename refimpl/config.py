@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ConfigError
-from .families import DEFAULTS, check_neutral, family_of
-from .findings import Findings, shown
-from .json_file import LARGEST, Keys, is_integer, read_json
-from .rope_scaling import read_rope
+from .loading.families import DEFAULTS, check_neutral, family_of
+from .loading.findings import Findings, shown
+from .loading.json_file import LARGEST, Keys, is_integer, read_json
+from .loading.rope_scaling import read_rope
 
 # One linear layer of the model: (layer, module). Modules outside the layers have layer -1.
 Site = tuple[int, str]

@@ -8,13 +8,13 @@ from typing import Any
 
 from .adapter import WEIGHTS_FILE, adapter_folder, read_parts
 from .arrays import Array
-from .checkpoint import INDEX, SINGLE, open_checkpoint
 from .config import ModelConfig, Site, module_name, read_config
 from .errors import ConfigError
-from .findings import Findings
+from .loading.checkpoint import INDEX, SINGLE, open_checkpoint
+from .loading.findings import Findings
+from .loading.peft_config import CONFIG_FILE, PeftConfig, pattern_value
+from .loading.peft_tensors import Parts
 from .lora import adapter_scale
-from .peft_config import CONFIG_FILE, PeftConfig, pattern_value
-from .peft_tensors import Parts
 from .tokenizer import load_tokenizer
 from .weights import base_folder
 

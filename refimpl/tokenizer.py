@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, LoracleError
-from .findings import one_line
-from .json_file import lfs_pointer
+from .loading.findings import one_line
+from .loading.json_file import lfs_pointer
 
 
 @dataclass(frozen=True, eq=False)

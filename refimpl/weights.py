@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from .arrays import DTYPES, Array, Float, device_namespace, dtype_of, to_device, to_host, widen
-from .checkpoint import Tensor, open_checkpoint
 from .config import EMBED, LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Site, load_config, module_name
-from .conversion import all_finite, available_memory, check_memory, converted
 from .errors import WeightsError
-from .findings import Findings
+from .loading.checkpoint import Tensor, open_checkpoint
+from .loading.conversion import all_finite, available_memory, check_memory, converted
+from .loading.findings import Findings
 from .tokenizer import load_tokenizer
 
 

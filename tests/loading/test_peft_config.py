@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl.config import module_name
-from refimpl.findings import Findings
-from refimpl.peft_config import PeftConfig, is_saved, pattern_value, read_peft_config, selects
-from refimpl.peft_keys import HARMLESS, HONOURED
+from refimpl.loading.findings import Findings
+from refimpl.loading.peft_config import PeftConfig, is_saved, pattern_value, read_peft_config, selects
+from refimpl.loading.peft_keys import HARMLESS, HONOURED
 
 NAN, INF = float("nan"), float("inf")
 

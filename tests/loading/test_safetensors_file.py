@@ -12,8 +12,8 @@ from folders import LFS_POINTER, random, safetensors_bytes, with_header
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.findings import Findings
-from refimpl.safetensors_file import BITS, open_safetensors
+from refimpl.loading.findings import Findings
+from refimpl.loading.safetensors_file import BITS, open_safetensors
 
 
 def entry(dtype: Any = "F32", shape: Any = (2, 3), begin: Any = 0, end: Any = 24) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from folders import BASE, LFS_POINTER, config_json, model_tensors, random, safet
 
 import refimpl.weights
 from refimpl.arrays import DTYPES
-from refimpl.checkpoint import expected_tensors
 from refimpl.config import LAYER_MODULES, LAYER_NORMS, module_name
-from refimpl.conversion import available_memory, converted
 from refimpl.errors import DeviceError, LoracleError, WeightsError
+from refimpl.loading.checkpoint import expected_tensors
+from refimpl.loading.conversion import available_memory, converted
 from refimpl.weights import Model, load_model
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -1,0 +1,171 @@
+"""The tensors of a base model's folder: which files hold them, which must be there, and whether they are fit to use."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..arrays import Array
+from ..config import LAYER_MODULES, LAYER_NORMS, ModelConfig, module_name
+from .conversion import CHUNK, all_finite
+from .families import SUPPORTED
+from .findings import Findings, shown
+from .json_file import read_json
+from .safetensors_file import FLOATS, SafetensorsFile, open_safetensors
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TIED, EMBED_WEIGHT = "lm_head.weight", "model.embed_tokens.weight"
+
+# Tensors that older versions of transformers saved, and newer ones compute: nothing is lost by not reading them.
+HARMLESS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+CONVERT = (
+    "it is a pickle, which can run code, and is not read; convert it where you trust it: "
+    "transformers.AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """One tensor of a checkpoint, still in the memory map, and the file it is in."""
+
+    file: Path
+    array: Array
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a checkpoint of this config has."""
+    width = (config.hidden_size,)
+    shapes: dict[str, tuple[int, ...]] = {
+        EMBED_WEIGHT: config.shape("embed_tokens"),
+        "model.norm.weight": width,
+    }
+    for i in range(config.num_hidden_layers):
+        shapes |= {f"model.layers.{i}.{norm}.weight": width for norm in LAYER_NORMS}
+        for module in LAYER_MODULES:
+            shapes[f"{module_name((i, module))}.weight"] = config.shape(module)
+            if config.has_bias(module):
+                shapes[f"{module_name((i, module))}.bias"] = config.shape(module)[:1]
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = config.shape("lm_head")
+    return shapes
+
+
+def open_checkpoint(folder: Path, config: ModelConfig | None, found: Findings) -> dict[str, Tensor]:
+    """Every expected tensor by name, memory-mapped, with all problems noted. Without a config, every float tensor."""
+    before = len(found.problems)
+    files = [file for path in checkpoint_files(folder, found) if (file := open_safetensors(path, found))]
+    complete = len(found.problems) == before
+    expected = expected_tensors(config) if config else None
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        for name in file.stored:
+            if HARMLESS.fullmatch(name):
+                continue
+            if problem := _tensor_problem(file, name, expected, tensors):
+                found.problem(file.path, f"tensor {name} {problem}")
+            else:
+                tensors[name] = Tensor(file.path, file.tensors[name])
+    there = {name for file in files for name in file.stored}
+    for name, shape in (expected or {}).items() if complete else ():
+        if name not in there and not (name == EMBED_WEIGHT and config and config.tie_word_embeddings and TIED in there):
+            why = "; tie_word_embeddings is false in config.json" if name == TIED else ""
+            found.problem(folder, f"tensor {name} {list(shape)} is in no file of the checkpoint{why}")
+    if config and config.tie_word_embeddings and TIED in tensors:
+        _check_tied(tensors, found)
+    return tensors
+
+
+def _tensor_problem(
+    file: SafetensorsFile, name: str, expected: Mapping[str, tuple[int, ...]] | None, others: Mapping[str, Tensor]
+) -> str | None:
+    """What is wrong with one tensor, if something is: name, shape, type, a second copy, NaN."""
+    shape = file.shapes[name]
+    if expected is not None:
+        # A tied checkpoint may carry the head as well; _check_tied compares the two.
+        wanted = expected.get(name, expected[EMBED_WEIGHT] if name == TIED else None)
+        if wanted is None:
+            return f"{list(shape)} is not one of the model's; {_why_unexpected(name)}"
+        if shape != wanted:
+            return f"has shape {list(shape)}, config.json makes it {list(wanted)}"
+    if file.stored[name] not in FLOATS:
+        return f"has dtype {file.stored[name]}; supported are {', '.join(FLOATS)} ({SUPPORTED})"
+    if name in others:
+        return f"is also in {others[name].file.name}"
+    if not all_finite(file.tensors[name]):
+        return "holds NaN or inf"
+    return None
+
+
+def _why_unexpected(name: str) -> str:
+    if name.endswith(".bias"):
+        return "config.json has no attention_bias or mlp_bias for it"
+    if layer := re.match(r"model\.layers\.(\d+)\.", name):
+        return f"is layer {layer.group(1)} beyond num_hidden_layers, or of another architecture?"
+    return "is it of another architecture?"
+
+
+def _check_tied(tensors: dict[str, Tensor], found: Findings) -> None:
+    """A tied checkpoint may carry both names, or only the head's (transformers, modeling_utils.py, tie_weights)."""
+    head = tensors.pop(TIED)
+    embed = tensors.setdefault(EMBED_WEIGHT, head)
+    if embed.array.dtype != head.array.dtype or not _same_bits(embed.array, head.array):
+        # transformers 4 ties the two whatever the file says, transformers 5 keeps them apart.
+        found.problem(head.file, f"tie_word_embeddings is true, but tensor {TIED} is not equal to {EMBED_WEIGHT}")
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    """Equality without a temporary array of the tensors' size."""
+    a, b = a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)
+    return all(np.array_equal(a[i : i + CHUNK], b[i : i + CHUNK]) for i in range(0, a.size, CHUNK))
+
+
+def checkpoint_files(folder: Path, found: Findings) -> list[Path]:
+    """model.safetensors, or the shards that the index names."""
+    single, index = folder / SINGLE, folder / INDEX
+    if not os.path.exists(index):
+        if os.path.exists(single):
+            return [single]
+        found.problem(folder, f"has no {SINGLE} and no {INDEX}{_what_else(folder)}")
+        return []
+    data = read_json(index, found)
+    if data is None:
+        return []
+    weight_map = data.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        found.problem(index, f"weight_map is {shown(weight_map)}: it must map tensors to files")
+        return []
+    files: dict[str, Path] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
+            found.problem(index, f"weight_map puts {name} in {shown(file)}, which is not the name of a file beside it")
+        else:
+            files.setdefault(file, folder / file)
+    if os.path.exists(single) and SINGLE not in files:
+        found.problem(folder, f"has both {SINGLE} and {INDEX}, and the index does not name it: remove one of them")
+    for file, path in list(files.items()):
+        if not os.path.exists(path):
+            found.problem(index, f"names {file}, which is not there")
+            del files[file]
+    return list(files.values())
+
+
+def _what_else(folder: Path) -> str:
+    """A sentence on what the folder holds instead."""
+    if not os.path.isdir(folder):
+        return ": there is no such folder"
+    for pattern, remark in INSTEAD.items():
+        if match := next(iter(sorted(folder.glob(pattern))), None):
+            return f"; {match.name}: {remark}"
+    return ""
+
+
+INSTEAD = {
+    "pytorch_model*.bin*": CONVERT,
+    "adapter_config.json": "this is an adapter, not a base model",
+    "*.gguf": "GGUF is not read; take the safetensors that it was made from",
+    "consolidated*": "this is the original layout of the weights; take the one that transformers reads",
+}

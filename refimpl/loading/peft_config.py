@@ -1,0 +1,191 @@
+"""adapter_config.json -> a PeftConfig; and which modules and values its patterns mean, exactly as in PEFT."""
+
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .findings import Findings, shown
+from .json_file import LARGEST, Keys, is_integer, is_number, read_json
+from .peft_keys import check_other_keys, is_lora, note_oddities
+
+T = TypeVar("T")
+CONFIG_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The keys of adapter_config.json that change the numbers, in its own names."""
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    target_modules: tuple[str, ...] | str = ()  # names (equal, or a suffix after a dot), or one regular expression
+    exclude_modules: tuple[str, ...] | str = ()
+    layers_to_transform: tuple[int, ...] | None = None
+    layers_pattern: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    bias: str = "none"
+    lora_bias: bool = False
+
+
+# PEFT puts the names of a config into these regular expressions.
+ENDING = r"(.*\.)?({})$"  # rank_pattern, alpha_pattern: peft/utils/other.py, get_pattern_key
+AROUND = r"(^|.*\.){}($|\..*)"  # modules_to_save: peft/tuners/tuners_utils.py, check_target_module_exists
+LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."  # layers_pattern: likewise
+ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
+WHOLE = "{}"  # target_modules and exclude_modules, where they are one string: fullmatch
+
+
+def pattern_value(pattern: Mapping[str, T], key: str, default: T) -> T:
+    """The value of the first pattern that matches the end of a module's dotted name, from a dot on."""
+    for name, value in pattern.items():
+        if re.match(ENDING.replace("{}", name), key):
+            return value
+    return pattern.get(key, default)
+
+
+def selects(config: PeftConfig, module: str) -> bool:
+    """Whether PEFT puts a LoRA on the module of this dotted name.
+
+    peft/tuners/tuners_utils.py, check_target_module_exists and _maybe_include_all_linear_layers.
+    """
+    if _named(config.exclude_modules, module) or is_saved(config, module):
+        return False
+    target = config.target_modules
+    if isinstance(target, str):
+        if target.lower() == "all-linear":
+            return module not in ("lm_head", "model.embed_tokens")
+        return re.fullmatch(target, module) is not None
+    if module in target:
+        return True  # a full name is not restricted by layers_to_transform
+    if not _named(target, module):
+        return False
+    if not config.layers_to_transform:
+        return True
+    patterns = [LAYER.replace("{}", name) for name in config.layers_pattern] or [ANY_LAYER]
+    matches = (re.match(pattern, module) for pattern in patterns)
+    return any(int(m["idx"]) in config.layers_to_transform for m in list(filter(None, matches))[:1])
+
+
+def is_saved(config: PeftConfig, module: str) -> bool:
+    """Whether modules_to_save replaces the module, or one around it, whole. Such a module gets no LoRA."""
+    return any(re.match(AROUND.replace("{}", name), module) for name in config.modules_to_save)
+
+
+def _named(names: tuple[str, ...] | str, module: str) -> bool:
+    if isinstance(names, str):
+        return bool(names) and re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def read_peft_config(folder: Path, found: Findings) -> PeftConfig | None:
+    """The PeftConfig of a folder, or None with every problem noted."""
+    file, before = folder / CONFIG_FILE, len(found.problems)
+    data = read_json(file, found)
+    if data is None or not is_lora(file, data, found):
+        return None
+    keys = Keys(file, data, found)
+    check_other_keys(keys)
+    note_oddities(keys)
+    config = PeftConfig(
+        r=keys.integer("r"),
+        lora_alpha=_alpha(keys),
+        use_rslora=keys.flag("use_rslora"),
+        rank_pattern=_pattern(keys, "rank_pattern", lambda n: is_integer(n) and 1 <= n <= LARGEST, "ranks"),
+        alpha_pattern=_pattern(keys, "alpha_pattern", is_number, "finite numbers"),
+        target_modules=_names(keys, "target_modules", WHOLE),
+        exclude_modules=_names(keys, "exclude_modules", WHOLE),
+        layers_to_transform=_layers(keys),
+        layers_pattern=_as_tuple(_names(keys, "layers_pattern", LAYER, LAYER)),
+        modules_to_save=_as_tuple(_names(keys, "modules_to_save", in_list=AROUND)),
+        bias=_bias(keys),
+        lora_bias=keys.flag("lora_bias"),
+    )
+    _check_together(keys, config)
+    return config if len(found.problems) == before else None
+
+
+def _alpha(keys: Keys) -> float:
+    alpha = keys.data.get("lora_alpha")
+    if not is_number(alpha):
+        keys.found.problem(keys.file, f"lora_alpha is {shown(alpha)}: it must be a finite number")
+        return 1.0
+    if alpha <= 0:  # type: ignore[operator]
+        keys.found.warn(keys.file, f"lora_alpha is {alpha}: the adapter is switched off, or subtracted")
+    return float(alpha)  # type: ignore[arg-type]
+
+
+def _pattern(keys: Keys, key: str, valid: Callable[[Any], bool], wanted: str) -> dict[str, Any]:
+    """rank_pattern or alpha_pattern."""
+    value = keys.data.get(key) or {}
+    if not isinstance(value, dict) or not all(valid(n) for n in value.values()):
+        keys.found.problem(keys.file, f"{key} is {shown(value)}: it must map names to {wanted}")
+        return {}
+    return value if _compile(keys, key, value, ENDING) else {}
+
+
+def _names(keys: Keys, key: str, in_string: str | None = None, in_list: str | None = None) -> tuple[str, ...] | str:
+    """A list of names, or one string where `in_string` says what it is put into. Duplicates are dropped."""
+    value = keys.data.get(key) or []
+    if isinstance(value, str) and in_string:
+        return value if _compile(keys, key, [value], in_string) else ()
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        wanted = "a list of names" + (" or a regular expression" if in_string else "")
+        keys.found.problem(keys.file, f"{key} is {shown(value)}: it must be {wanted}")
+        return ()
+    if len(set(value)) < len(value) and key == "target_modules":
+        keys.found.warn(keys.file, f"{key} has duplicates: {shown(value)}")
+    return tuple(dict.fromkeys(value)) if not in_list or _compile(keys, key, value, in_list) else ()
+
+
+def _as_tuple(names: tuple[str, ...] | str) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _compile(keys: Keys, key: str, names: Iterable[str], template: str) -> bool:
+    """Whether each makes a regular expression of the template."""
+    for name in names:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # "possible nested set": it means what it means today
+                re.compile(template.replace("{}", name))
+        except (re.error, OverflowError, RecursionError) as error:
+            keys.found.problem(keys.file, f"{key}: {shown(name)} is not a regular expression ({error})")
+            return False
+    return True
+
+
+def _layers(keys: Keys) -> tuple[int, ...] | None:
+    value = keys.data.get("layers_to_transform")
+    if value is None:
+        return None
+    layers = value if isinstance(value, list) else [value]
+    if not all(is_integer(n) and n >= 0 for n in layers):
+        keys.found.problem(keys.file, f"layers_to_transform is {shown(value)}: it must be layer numbers")
+        return None
+    return tuple(layers)
+
+
+def _bias(keys: Keys) -> str:
+    bias = keys.data.get("bias", "none")
+    if bias not in ("none", "all", "lora_only"):
+        keys.found.problem(keys.file, f"bias is {shown(bias)}: it must be 'none', 'all' or 'lora_only'")
+        return "none"
+    return bias
+
+
+def _check_together(keys: Keys, config: PeftConfig) -> None:
+    """Keys that PEFT refuses in combination (peft/tuners/lora/config.py, __post_init__)."""
+    if isinstance(config.target_modules, str) and (config.layers_to_transform is not None or config.layers_pattern):
+        keys.found.problem(
+            keys.file, "layers_to_transform and layers_pattern need target_modules to be a list of names"
+        )
+    if config.layers_pattern and not config.layers_to_transform:
+        keys.found.problem(keys.file, "layers_pattern is given, but layers_to_transform is not")
+    if keys.data.get("target_modules") is None:
+        keys.found.problem(keys.file, "target_modules is missing: it must be a list of names or a regular expression")

@@ -1,0 +1,92 @@
+"""The keys of adapter_config.json: each is honoured, known to be harmless, or refused by name.
+
+A new version of PEFT adds keys every other month, all of them null until used, so an unknown key passes while it is
+neutral, and an adapter that uses something newer than this file is refused and not half understood.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .findings import Findings, shown
+from .json_file import Keys
+
+HONOURED = {
+    "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "lora_bias",
+    "peft_type", "init_lora_weights", "fan_in_fan_out",
+}  # fmt: skip
+
+# Keys that do not change what a trained adapter computes, whatever their value.
+HARMLESS = {
+    "lora_dropout": "only in training",
+    "inference_mode": "only in training",
+    "task_type": "which head PEFT puts around the model; the tensors say what there is",
+    "auto_mapping": "which class to load the base with",
+    "base_model_name_or_path": "the base is given; its shapes are compared",
+    "revision": "of the base",
+    "peft_version": "who wrote the file",
+    "megatron_core": "the name of a Python module; megatron_config says whether it is used",
+    "qalora_group_size": "always 16; use_qalora says whether it is used",
+    "merge_weights": "PEFT before 0.4: whether eval() merges",
+    "eva_config": "how A was initialised; the base is unchanged by it",
+    "loftq_config": "how A and B were initialised; init_lora_weights says whether the base was changed",
+}
+
+# The initialisations that leave the base's weights alone. The others (pissa, olora, corda, loftq, lora_ga, ...) take
+# something away from the base, so that A and B are a correction to a base that is not on disk.
+PLAIN_INIT = (True, False, "gaussian", "orthogonal", "eva")
+
+# What else is found under the name adapter_config.json, and the key that gives it away.
+FOREIGN = {
+    "lora_parameters": "an MLX-LM adapter",
+    "fine_tune_type": "an MLX-LM adapter",
+    "lora_layers": "an MLX-LM adapter",
+    "lora_rank": "a tunix or qwix (JAX) adapter",
+    "adapter_type": "an adapter of another program",
+    "config": "an AdapterHub adapter",
+}
+
+
+def is_lora(file: Path, data: Mapping[str, Any], found: Findings) -> bool:
+    """Whether the file is what PEFT writes for LoRA; if not, say what it is."""
+    kind = data.get("peft_type")
+    if kind is None and not {"r", "lora_alpha", "target_modules"} <= data.keys():
+        what = next((name for key, name in FOREIGN.items() if key in data), "no peft_type, and not r, lora_alpha, ...")
+        found.problem(file, f"is not a PEFT LoRA config ({what}); its keys are {shown(sorted(data))}")
+        return False
+    if kind is None:
+        found.warn(file, "peft_type is missing; taken as LORA")
+    elif kind != "LORA":
+        found.problem(file, f"peft_type is {shown(kind)}; only LORA is supported")
+    return kind in (None, "LORA")
+
+
+def check_other_keys(keys: Keys) -> None:
+    """Every key that is not one of the numbers: harmless, neutral, or refused by name."""
+    for key, value in keys.data.items():
+        if key not in HONOURED and key not in HARMLESS and value not in (None, False, [], {}, ""):
+            keys.found.problem(keys.file, f"{key} is {shown(value)}, which is not supported (it would have to be null)")
+    init = keys.data.get("init_lora_weights")
+    if init is not None and not any(init == plain and type(init) is type(plain) for plain in PLAIN_INIT):
+        why = "may change the base's weights, and A and B only fit the changed ones"
+        keys.found.problem(keys.file, f"init_lora_weights is {shown(init)}, which {why}")
+
+
+def note_oddities(keys: Keys) -> None:
+    """What works, but may not be what its owner thinks."""
+    data, warn = keys.data, lambda what: keys.found.warn(keys.file, what)
+    if data.get("fan_in_fan_out"):
+        warn("fan_in_fan_out is set, but the base's layers are Linear, so it has no effect")
+    if data.get("inference_mode") is False:
+        warn("inference_mode is false: saved in the middle of a training?")
+    if data.get("task_type") not in (None, "CAUSAL_LM"):
+        warn(f"task_type is {shown(data['task_type'])}, not 'CAUSAL_LM'")
+    base = data.get("base_model_name_or_path")
+    if isinstance(base, str):
+        if not base:
+            warn("base_model_name_or_path is empty: nothing says which base it was trained on")
+        elif "bnb-4bit" in base:
+            warn(f"base_model_name_or_path is {shown(base)}: it was trained on a quantised base")
+        elif base.startswith(("/", ".", "~")) or "\\" in base:
+            warn(f"base_model_name_or_path is the local path {shown(base)}: nothing says which base that was")

@@ -1,0 +1,178 @@
+"""adapter_model.safetensors: which module and which part of it each tensor is, and whether all of it fits."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..arrays import Array
+from ..config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Site, module_name
+from .conversion import all_finite
+from .findings import Findings
+from .peft_config import CONFIG_FILE, PeftConfig, is_saved, pattern_value, selects
+from .safetensors_file import FLOATS, SafetensorsFile
+
+PREFIX = "base_model.model."
+
+# The parts of a module that PEFT saves, by the end of the tensor's name.
+PARTS = {
+    "lora_A.weight": "A",
+    "lora_B.weight": "B",
+    "lora_B.bias": "lora_bias",  # lora_bias
+    "lora_embedding_A": "A",  # PEFT keeps these two as bare parameters, without .weight
+    "lora_embedding_B": "B",
+    "lora_embedding_A.weight": "A",
+    "lora_embedding_B.weight": "B",
+    "weight": "saved",  # modules_to_save, or save_embedding_layers after the vocabulary has grown
+    "base_layer.weight": "copy",  # save_embedding_layers: PEFT saves the base of a targeted embedding with it
+    "bias": "bias",  # bias="all"; also "lora_only" before PEFT 0.6
+    "base_layer.bias": "bias",
+}
+NAME = re.compile(rf"{re.escape(PREFIX)}(.+?)\.({'|'.join(map(re.escape, PARTS))})")
+LAYER = re.compile(r"model\.layers\.(\d+)\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)")
+
+# What else is found in such files, by a piece of the name.
+FOREIGN = {
+    "lora_magnitude_vector": "DoRA",
+    "trainable_tokens_delta": "trainable_token_indices",
+    "original_module": "a module that PEFT replaced and should not have saved",
+    "modules_to_save": "saved with the adapter's name left in; use save_pretrained",
+    ".default": "saved with the adapter's name left in; use save_pretrained",
+    "score.": "a classification head",
+    "classifier.": "a classification head",
+    "vision": "a vision tower",
+    ".experts.": "a mixture of experts",
+    "lora_unet_": "a kohya (sd-scripts) file",
+    "lora_te": "a kohya (sd-scripts) file",
+    "lora.down": "a diffusers file",
+    "lora.up": "a diffusers file",
+}
+
+
+@dataclass
+class Part:
+    """One tensor, and its name for messages."""
+
+    name: str
+    array: Array
+
+
+Parts = dict[Site, dict[str, Part]]
+
+
+def sort_parts(file: SafetensorsFile, base: ModelConfig | None, found: Findings) -> Parts:
+    """Every tensor under its site and part. Without a base, layers and widths are taken as the file has them."""
+    parts: Parts = {}
+    modules = {module_name(site): site for site in (base.sites() if base else _sites(file))}
+    for name in file.stored:
+        match = NAME.fullmatch(name)
+        site = modules.get(match.group(1)) if match else None
+        if not match or site is None or not _belongs(site, match.group(2)):
+            found.problem(file.path, f"tensor {name} {list(file.shapes[name])} is not supported: {_what(name, base)}")
+            continue
+        part = PARTS[match.group(2)]
+        if part in parts.get(site, {}):
+            found.problem(file.path, f"tensor {name} is there a second time, as {parts[site][part].name}")
+        elif file.stored[name] not in FLOATS:
+            found.problem(file.path, f"tensor {name} has dtype {file.stored[name]}; supported are {', '.join(FLOATS)}")
+        else:
+            parts.setdefault(site, {})[part] = Part(name, file.tensors[name])
+            if not all_finite(file.tensors[name]):
+                found.problem(file.path, f"tensor {name} holds NaN or inf")
+    return parts
+
+
+def _sites(file: SafetensorsFile) -> list[Site]:
+    """Without a base: the modules that a Llama with as many layers as the file names would have."""
+    matches = (LAYER.match(name.removeprefix(PREFIX)) for name in file.stored)
+    layers = {int(m.group(1)) for m in matches if m and len(m.group(1)) < 5}
+    return [EMBED, *((i, module) for i in sorted(layers) for module in LAYER_MODULES), LM_HEAD]
+
+
+def _belongs(site: Site, ending: str) -> bool:
+    """Whether a part of this name can be saved for this module."""
+    embedding = ending.startswith("lora_embedding")
+    if site == EMBED:
+        return embedding or ending in ("weight", "base_layer.weight")
+    if site == LM_HEAD:
+        return not embedding and not ending.endswith("layer.bias") and ending != "bias"
+    return not embedding and ending not in ("weight", "base_layer.weight")
+
+
+def _what(name: str, base: ModelConfig | None) -> str:
+    """What a tensor that cannot be placed probably is."""
+    if not name.startswith(PREFIX):
+        known = next((what for piece, what in FOREIGN.items() if piece in name), "PEFT writes no such name")
+        return f"it does not begin with {PREFIX} ({known})"
+    layer = LAYER.match(name.removeprefix(PREFIX))
+    if layer and base and int(layer.group(1)[:9]) >= base.num_hidden_layers:
+        return f"it is of layer {layer.group(1)}, the base has {base.num_hidden_layers}"
+    return next((what for piece, what in FOREIGN.items() if piece in name), "the base has no such module or parameter")
+
+
+def whole(parts: Parts, config: PeftConfig, base: ModelConfig | None) -> dict[Site, Part]:
+    """The whole weights that the adapter brings along for embed_tokens and lm_head.
+
+    modules_to_save is a layer of its own. What save_embedding_layers writes is loaded into the base's own parameter,
+    and where embeddings are tied that is one for both (peft/utils/save_and_load.py, set_peft_model_state_dict).
+    """
+    kinds = [(site, kind) for site in (EMBED, LM_HEAD) for kind in ("saved", "copy")]
+    brought = {site: parts[site][kind] for site, kind in kinds if kind in parts.get(site, {})}
+    if base and base.tie_word_embeddings and len(brought) == 1:
+        site, part = next(iter(brought.items()))
+        if not is_saved(config, module_name(site)):
+            brought = {EMBED: part, LM_HEAD: part}
+    return brought
+
+
+def check_lora(parts: Parts, config: PeftConfig, base: ModelConfig | None, file: Path, found: Findings) -> None:
+    """Every module's A and B are both there, selected, of the config's rank and the base's widths."""
+    brought = whole(parts, config, base)
+    for site, held in parts.items():
+        if held.keys() & {"A", "B", "lora_bias"}:
+            rows = brought[site].array.shape[0] if site in brought and brought[site].array.ndim else None
+            _check_module(site, held, config, _shape(site, base, rows), file, found)
+
+
+Shape = tuple[int, int]
+
+
+def _shape(site: Site, base: ModelConfig | None, rows: int | None) -> Shape | None:
+    """(d_out, d_in) of the module that the LoRA is added to. The embedding is looked up: d_in is its vocabulary."""
+    if base is None:
+        return None
+    d_out, d_in = base.shape(site[1])
+    if site == EMBED:
+        return d_in, rows or d_out
+    return rows or d_out, d_in
+
+
+def _check_module(
+    site: Site, held: Mapping[str, Part], config: PeftConfig, shape: Shape | None, file: Path, found: Findings
+) -> None:
+    module = module_name(site)
+    missing = [f"lora_{half}" for half in "AB" if half not in held]
+    if missing:
+        there = ", ".join(part.name for part in held.values())
+        found.problem(file, f"module {module}: {' and '.join(missing)} is missing (there is {there})")
+        return
+    rank = pattern_value(config.rank_pattern, module, config.r)
+    a, b = held["A"], held["B"]
+    d_out, d_in = shape or (_axis(b.array, 0), _axis(a.array, 1))
+    wanted = [(a, [rank, d_in]), (b, [d_out, rank])]
+    if "lora_bias" in held:
+        wanted.append((held["lora_bias"], [d_out]))
+    for part, expected in wanted:
+        if list(part.array.shape) != expected:
+            makes = f"{CONFIG_FILE} (rank {rank}) and the base make it {expected}"
+            found.problem(file, f"tensor {part.name} has shape {list(part.array.shape)}, {makes}")
+    if config.lora_bias != ("lora_bias" in held):
+        says = "true, but lora_B.bias is not there" if config.lora_bias else "false, but lora_B.bias is there"
+        found.problem(file, f"module {module}: lora_bias is {says}")
+    if not selects(config, module):
+        why = "modules_to_save replaces it" if is_saved(config, module) else "target_modules does not select it"
+        found.problem(file, f"tensor {a.name} is not for use: {why} ({CONFIG_FILE})")
+
+
+def _axis(x: Array, axis: int) -> int:
+    return x.shape[axis] if x.ndim > axis else -1
