@@ -51,19 +51,32 @@ def write_model(config: Config, folder: Path, seed: int, dtype: str = "float32")
 
 
 def write_adapter(
-    base: Path, config: "peft.LoraConfig", folder: Path, seed: int, dtype: str = "float32", copies: bool = True
+    base: Path, config: "peft.LoraConfig", folder: Path, seed: int, dtype: str = "float32", copies: bool | str = "auto"
 ) -> None:
     """An adapter of this config with nothing zero in it, of about the base's own size, saved by PEFT.
 
-    copies: beside a LoRA on embed_tokens or lm_head PEFT also saves the base's own layer. That one stays in its type,
-    because whoever loads the folder with PEFT gets it in the place of the base's, for every adapter and for none."""
+    copies: whether the base's embed_tokens and lm_head are saved with it; "auto" is PEFT's default: where targeted.
+    They stay in the base's type, because whoever loads the folder with PEFT gets them in the place of the base's, for
+    every adapter and for none."""
     with quiet():
         model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config)
         randomise(model, seed)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(getattr(torch, dtype))
-        model.save_pretrained(folder, save_embedding_layers="auto" if copies else False)
+        model.save_pretrained(folder, save_embedding_layers=copies)
+
+
+def grow(base: Path, folder: Path, vocab_size: int, seed: int) -> None:
+    """The base with some more tokens, whose rows are random, saved by transformers."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    old = model.config.vocab_size
+    model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for table in {id(w): w for w in (model.model.embed_tokens.weight, model.lm_head.weight)}.values():
+            fill(table[old:], rng, 1.0)
+    model.save_pretrained(folder)
 
 
 def randomise(model: "peft.PeftModel", seed: int) -> None:

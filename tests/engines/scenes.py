@@ -21,13 +21,12 @@ TOP = ("embed_tokens", "lm_head")
 
 @dataclass(frozen=True)
 class Spec:
-    """An adapter to be made by PEFT: the arguments of its LoraConfig, a seed, the type it is saved in, and whether a
-    targeted embed_tokens or lm_head is saved with it (PEFT's default)."""
+    """An adapter to be made by PEFT: the arguments of its LoraConfig, and those of hugging_face.write_adapter."""
 
     lora: dict[str, Any]
     seed: int
     dtype: str
-    copies: bool
+    copies: bool | str
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def specs(draw: st.DrawFn, config: ModelConfig, count: int, whole: bool) -> dict
             ]
             lora["modules_to_save"] = draw(st.lists(st.sampled_from(free), unique=True)) if free else None
         dtype = draw(st.sampled_from(["float32", "float32", "bfloat16", "float16"]))
-        found["abc"[i]] = Spec(lora, 1000 * draw(st.integers(0, 50)) + i, dtype, whole)
+        found["abc"[i]] = Spec(lora, 1000 * draw(st.integers(0, 50)) + i, dtype, "auto" if whole else False)
     return found
 
 
