@@ -17,7 +17,7 @@ from .config import EMBED, LM_HEAD, Site, module_name
 from .kv_cache import KVCache
 from .lora import AdapterBank, segments
 from .ops import NUMPY, Ops
-from .trace import Trace, active_trace
+from .tracing import Trace, active_trace
 from .weights import Linear, Model
 
 

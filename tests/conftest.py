@@ -1,8 +1,12 @@
 """Test profiles, and the promise that every annotated shape is checked.
 
-pytest                         derandomised: the same examples every time
-pytest --hypothesis-profile nightly -m ""   5,000 random examples each
+pytest                                  derandomised: the same examples every time
+pytest --hypothesis-profile nightly     5,000 random examples each
 """
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: a second thread costs more than it computes
 
 import functools
 import importlib.abc

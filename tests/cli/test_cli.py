@@ -70,7 +70,16 @@ def test_generate_answers_every_prompt_in_order(capsys: pytest.CaptureFixture[st
 
 def test_logits_writes_what_the_library_computes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "truth.safetensors"
-    args = ["--prompt", f"merchant:{SCENE}", "--dtype", "float64", "--trace", "layers.0.q_proj.*", "--output", str(file)]
+    args = [
+        "--prompt",
+        f"merchant:{SCENE}",
+        "--dtype",
+        "float64",
+        "--trace",
+        "layers.0.q_proj.*",
+        "--output",
+        str(file),
+    ]
     code, out, _ = run(capsys, "logits", *args)
     assert code == 0 and "1 prompts" in out
     model = refimpl.load_model("tiny", "float64")
