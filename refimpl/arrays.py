@@ -117,7 +117,8 @@ class Precision:
     Precision()                            float32 throughout: no rounding anywhere
     Precision("model", "bfloat16")         every point in bfloat16: the definition of a bfloat16 model
     Precision("transformers", "bfloat16")  the points of Hugging Face transformers (eager) + PEFT: modeling_llama.py and
-                                           peft/tuners/lora/layer.py, which keep adapters and their products in float32
+                                           peft/tuners/lora/layer.py, which keep adapters and their products in float32;
+                                           with adapter_names=[...], a mixed batch, PEFT rounds lora_delta as well
     dataclasses.replace(p, kv="float16")   one point changed
 
     LoracleError for a preset or a dtype that is not known.
