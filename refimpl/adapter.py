@@ -22,7 +22,7 @@ __all__ = ["Adapter", "LoraTensors", "PeftConfig", "load_adapter", "pattern_valu
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class LoraTensors:
     """One module's tensors as stored. A of embed_tokens is [rank, vocab]: its columns are looked up by token id."""
 
