@@ -23,7 +23,7 @@ from ..merge import merged
 from ..model import logits
 from ..ops import TABLES, Ops
 from ..streaming import generate, roomy_engine, stream
-from ..weights import Model
+from ..weights import Model, load_model
 from .common import BASE, Adapters, human_bytes
 
 HELP = "the embedded model, its voices in one batch, nothing to download"
@@ -62,9 +62,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Stream, measure, prove."""
-    from ..weights import load_model
+    if not args.json:
+        present(Console(), args)
+        return 0
+    model, requests, names, prompt = cast(args)
+    texts = [output.text for output in generate(model, requests, ops=TABLES[args.ops])]
+    said = [{"adapter": name, "text": text} for name, text in zip(names, texts, strict=True)]
+    numbers = measure(model, requests, names, TABLES[args.ops])
+    print(json.dumps({**vars(numbers), "prompt": prompt, "texts": said}))
+    return 0
 
-    ops = TABLES[args.ops]
+
+def present(console: Console, args: argparse.Namespace) -> None:
+    """For people: the scene as it is written, then the figures."""
+    model, requests, names, prompt = cast(args)
+    show(console, model, requests, names, prompt, TABLES[args.ops])
+    console.print()
+    summary(console, measure(model, requests, names, TABLES[args.ops]), names)
+
+
+def cast(args: argparse.Namespace) -> tuple[Model, list[Request], list[str], str]:
+    """The model, one request per voice for the same scene, and the scene."""
     model = load_model("tiny")
     adapters = Adapters(dict(tiny.VOICES), model)
     names = [BASE, *tiny.VOICES]
@@ -73,23 +91,12 @@ def run(args: argparse.Namespace) -> int:
     requests = [
         Request(ids, adapters.chosen(name), args.max_new_tokens, args.temperature, seed=args.seed) for name in names
     ]
-    console = Console()
-    if args.json:
-        texts = [output.text for output in generate(model, requests, ops=ops)]
-    else:
-        texts = show(console, model, requests, names, prompt, ops)
-    numbers = measure(model, requests, names, ops)
-    if args.json:
-        said = [{"adapter": name, "text": text} for name, text in zip(names, texts, strict=True)]
-        print(json.dumps({**vars(numbers), "prompt": prompt, "texts": said}))
-    else:
-        summary(console, numbers, names)
-    return 0
+    return model, requests, names, prompt
 
 
 def show(
     console: Console, model: Model, requests: Sequence[Request], names: Sequence[str], prompt: str, ops: Ops
-) -> list[str]:
+) -> None:
     """All voices at once, each in its row of the batch."""
     texts = ["" for _ in requests]
     engine = roomy_engine(model, requests, 0, ops, None)
@@ -115,7 +122,6 @@ def show(
             row = token.request_id
             texts[row] += token.text
             live.update(table())
-    return texts
 
 
 def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops: Ops) -> Numbers:

@@ -24,7 +24,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
 
 
 def test_demo_json_has_every_figure_and_every_voice(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "demo", "--json", "--max-new-tokens", "24")
+    code, out, err = run(capsys, "demo", "--json", "--max-new-tokens", "72")
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert found["tokens_per_second"] > 0 and found["sequential_tokens_per_second"] > 0
