@@ -6,14 +6,44 @@ no layer square, key heads fewer than query heads where it can be, head_dim not 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
 
 from refimpl import Request
 from refimpl.adapter import Adapter, LoraTensors, PeftConfig
-from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Rope, Site, module_name
+from refimpl.config import EMBED, LAYER_MODULES, ModelConfig, Rope, Site, module_name
 from refimpl.weights import Layer, Linear, Model
+
+
+class Scene(NamedTuple):
+    """A model, its adapters, and one batch. Its repr is what a failing test prints, so it is short."""
+
+    model: Model
+    pool: list[Adapter]
+    requests: list[Request]
+
+    def __repr__(self) -> str:
+        parts = [repr(self.model.config), *map(shown_adapter, self.pool), *map(shown_request, self.requests)]
+        return "Scene(" + ",\n    ".join(parts) + ")"
+
+
+def shown_adapter(a: Adapter) -> str:
+    """What matters of an adapter, in one line."""
+    modules = sorted({module for _, module in a.lora})
+    r = sorted({len(w.A) for w in a.lora.values()})
+    others = [*map(str, a.replaced), *map(str, a.biases)]
+    c = a.config
+    return f"{a.name}: r={r} alpha={c.lora_alpha} rslora={c.use_rslora} {dict(c.alpha_pattern)} {modules} {others}"
+
+
+def shown_request(request: Request) -> str:
+    """What matters of a request, in one line."""
+    adapters = [(a.name, weight) for a, weight in request.adapters]
+    sampled = f" at {request.temperature}, seed {request.seed}" if request.temperature else ""
+    return f"{list(request.prompt_ids)} with {adapters}{sampled}"
+
 
 RANKS = (1, 2, 3, 5, 6, 7, 8)
 EVERYWHERE = (*LAYER_MODULES, "embed_tokens", "lm_head")
@@ -169,12 +199,12 @@ def requests(draw: st.DrawFn, config: ModelConfig, pool: Sequence[Adapter], max_
 
 
 @st.composite
-def scenes(draw: st.DrawFn, max_adapters: int = 3) -> tuple[Model, list[Adapter], list[Request]]:
+def scenes(draw: st.DrawFn, max_adapters: int = 3) -> Scene:
     """A float64 model, its adapters, and one batch."""
     config = draw(configs())
     model = random_model(config, draw(st.integers(0, 1000)))
     pool = draw(adapters(config, draw(st.integers(1, max_adapters))))
-    return model, pool, draw(requests(config, pool))
+    return Scene(model, pool, draw(requests(config, pool)))
 
 
 @st.composite

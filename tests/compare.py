@@ -18,7 +18,7 @@ def assert_equal_to_rounding(actual: np.ndarray, expected: np.ndarray, rtol: flo
     if wrong.any():
         where = tuple(int(i) for i in np.argwhere(wrong)[0])
         raise AssertionError(
-            f"{wrong.sum()} of {wrong.size} elements differ, first at {where}: {actual[where]!r}, not {expected[where]!r}"
+            f"{wrong.sum()} of {wrong.size} elements differ, first {where}: {actual[where]!r}, not {expected[where]!r}"
         )
 
 
@@ -32,7 +32,7 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
 def assert_differ(a: np.ndarray, b: np.ndarray, rtol: float = 1e-6) -> None:
     """Clearly not the same numbers: asked before two things that must not be mixed up are compared to a third."""
     assert not np.isnan(a).any() and not np.isnan(b).any()
-    assert a.shape != b.shape or bool((np.abs(a - b).max() >= rtol * np.abs(b).max())), "the two cannot be told apart"
+    assert a.shape != b.shape or bool(np.abs(a - b).max() >= rtol * np.abs(b).max()), "the two cannot be told apart"
 
 
 def assert_same_kind(actual: np.ndarray, expected: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""The tables that must be indistinguishable: every property runs over each of them. One more implementation joins here."""
+"""The tables that must be indistinguishable: every property runs over each of them. A table of kernels joins here."""
 
 import pytest
 

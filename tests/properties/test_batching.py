@@ -3,16 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
-from build import scenes
+from build import Scene, scenes
 from compare import assert_equal_to_rounding, assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import every_table
 
-from refimpl import Model, Ops, Request, logits
-from refimpl.adapter import Adapter
-
-Scene = tuple[Model, list[Adapter], list[Request]]
+from refimpl import Ops, logits
 
 
 def check_batch_equals_alone(ops: Ops, scene: Scene) -> None:

@@ -11,21 +11,19 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from build import EVERYWHERE, configs, random_adapter, random_model, scenes
+from build import EVERYWHERE, Scene, configs, random_adapter, random_model, scenes
 from compare import assert_differ, assert_same_bits
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import every_table
 
 from refimpl import NUMPY, REFERENCE, Model, Ops, Precision, Request, logits, trace
-from refimpl.adapter import Adapter
 from refimpl.arrays import DTYPES, rounded
 from refimpl.config import ModelConfig, Rope
 from refimpl.lora import AdapterBank, BoundAdapter, LoraWeights
 
 HALF = ("bfloat16", "float16")
 POINTS = [f.name for f in fields(Precision)[3:]]
-Scene = tuple[Model, list[Adapter], list[Request]]
 every_half = pytest.mark.parametrize("dtype", HALF)
 
 
@@ -46,9 +44,16 @@ def check_exact_sums_give_the_same_bits(ops: Ops, dtype: str, seed: int) -> None
     x, weight, bias = exact_rows(rng, tokens, d_in), exact(rng, d_out, d_in), exact(rng, d_out)
     ids = rng.integers(0, d_out, tokens).astype(np.int32)
     pairs = [
-        (t.linear(x, weight, None, p), t.linear(x, weight.astype(DTYPES[dtype]), bias, p), t.embed(weight, ids, p))
-        + (t.rms_norm(x, x[0], 1e-5, p), t.mlp_activation(x, x[::-1], p), written(t, rng_of(seed), p))
-        + (turned(t, rng_of(seed), p), *adapted(t, rng_of(seed), p))
+        (
+            t.linear(x, weight, None, p),
+            t.linear(x, weight.astype(DTYPES[dtype]), bias, p),
+            t.embed(weight, ids, p),
+            t.rms_norm(x, x[0], 1e-05, p),
+            t.mlp_activation(x, x[::-1], p),
+            written(t, rng_of(seed), p),
+            turned(t, rng_of(seed), p),
+            *adapted(t, rng_of(seed), p),
+        )
         for t in (ops, REFERENCE)
     ]
     for got, expected in zip(*pairs, strict=True):
@@ -132,7 +137,7 @@ def rich_scene() -> Scene:
         Request([6, 6, 1, 9], [(half, 0.75), (everywhere, -0.5)]),
         Request([8, 3, 12]),
     ]
-    return random_model(config), [everywhere, half], requests
+    return Scene(random_model(config), [everywhere, half], requests)
 
 
 def check_every_point_is_applied(ops: Ops, point: str) -> None:
@@ -147,6 +152,24 @@ def check_every_point_is_applied(ops: Ops, point: str) -> None:
     assert_differ(rows[1], rows[0], 1e-6)
     assert_differ(rows[2], rows[0], 1e-5)
     assert_differ(rows[2], rows[1], 1e-5)
+
+
+def check_what_is_traced_is_representable(ops: Ops, dtype: str) -> None:
+    model, _, requests = rich_scene()
+    with trace("*.output", "*.attention", "*.mlp", "*.base", "logits") as seen:
+        logits(model, requests, ops, Precision("model", dtype))
+    assert len(seen) == 2 * (3 + 7) + 3
+    for x in seen.values():
+        assert_same_bits(x, rounded(x, dtype))
+
+
+def check_stored_halves_are_those_numbers(ops: Ops, config: ModelConfig, seed: int) -> None:
+    """A checkpoint in bfloat16 computes what its numbers compute when they are stored as float32."""
+    stored = random_model(config, seed, "bfloat16")
+    wide = as_stored(stored, np.float32)
+    prompt = [Request([1, 2, 3, 4, 5])]
+    p = Precision("model", "bfloat16")
+    assert_same_bits(logits(stored, prompt, ops, p)[0], logits(wide, prompt, ops, p)[0])
 
 
 @every_table
@@ -181,25 +204,14 @@ def test_every_rounding_point_is_applied(ops: Ops, point: str) -> None:
 @every_table
 @every_half
 def test_what_is_traced_is_representable(ops: Ops, dtype: str) -> None:
-    model, _, requests = rich_scene()
-    with trace("*.output", "*.attention", "*.mlp", "*.base", "logits") as seen:
-        logits(model, requests, ops, Precision("model", dtype))
-    assert len(seen) == 2 * (3 + 7) + 3
-    for x in seen.values():
-        assert_same_bits(x, rounded(x, dtype))
+    check_what_is_traced_is_representable(ops, dtype)
 
 
 @every_table
 @settings(max_examples=15)
 @given(config=configs(), seed=st.integers(0, 99))
 def test_weights_stored_in_a_half_type_are_those_weights(ops: Ops, config: ModelConfig, seed: int) -> None:
-    """A checkpoint in bfloat16 computes what its numbers compute when they are stored as float32."""
-    stored = random_model(config, seed, "bfloat16")
-    wide = as_stored(stored, np.float32)
-    assume(not config.tie_word_embeddings)
-    prompt = [Request([1, 2, 3, 4, 5])]
-    p = Precision("model", "bfloat16")
-    assert_same_bits(logits(stored, prompt, ops, p)[0], logits(wide, prompt, ops, p)[0])
+    check_stored_halves_are_those_numbers(ops, config, seed)
 
 
 def as_stored(model: Model, dtype: type) -> Model:

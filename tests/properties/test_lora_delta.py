@@ -1,9 +1,10 @@
 """lora_delta by itself: what it adds to which rows, given a bank of adapters."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
-from build import adapters, configs, random_model
+from build import adapters, configs, random_model, shown_adapter
 from compare import assert_differ, assert_equal_to_rounding, assert_same_bits
 from dense import scale_of
 from hypothesis import given, settings
@@ -18,8 +19,7 @@ from refimpl.lora import AdapterBank, LoraWeights, bind_adapter
 P = Precision("model", "float64")
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
+class Call(NamedTuple):
     """The arguments of one lora_delta, the adapters as they would be loaded."""
 
     model: Model
@@ -28,6 +28,13 @@ class Call:
     x: np.ndarray
     adapter_ids: np.ndarray
     adapter_weights: np.ndarray
+
+    def __repr__(self) -> str:
+        pool, plan = (
+            "\n    ".join(map(shown_adapter, self.pool)),
+            np.stack([self.adapter_ids, self.adapter_weights], -1),
+        )
+        return f"Call({self.model.config}, {pool}\n    {self.site} ids, weights: {plan.tolist()})"
 
     def bank(self, ops: Ops) -> AdapterBank:
         bank = AdapterBank(self.model, P)

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from build import RANKS, random_adapter, random_model, samplings
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from serving import Watch, WatchedEngine, assert_as_if_alone, finish
 from tables import every_table
 
@@ -154,11 +161,11 @@ class EngineMachine(RuleBasedStateMachine):
             assert_as_if_alone(self.engine, list(self.requests), list(self.requests.values()))
 
 
-def check_an_engine_in_use(ops: Ops, examples: int) -> None:
+def check_an_engine_in_use(ops: Ops, **options: object) -> None:
     machine = type("EngineMachine", (EngineMachine,), {"ops": ops})
-    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=12))
+    run_state_machine_as_test(machine, settings=settings(stateful_step_count=12, **options))
 
 
 @every_table
 def test_an_engine_in_use(ops: Ops) -> None:
-    check_an_engine_in_use(ops, 30)
+    check_an_engine_in_use(ops, max_examples=30)

@@ -1,15 +1,12 @@
 """Chunks, blocks and their places are bookkeeping: none of them shows in a logit."""
 
-from build import scenes
+from build import Scene, scenes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import assert_as_if_alone, serve
 from tables import every_table
 
-from refimpl import Model, Ops, Request
-from refimpl.adapter import Adapter
-
-Scene = tuple[Model, list[Adapter], list[Request]]
+from refimpl import Ops
 
 
 def check_chunks_do_not_matter(ops: Ops, scene: Scene, chunk: int) -> None:

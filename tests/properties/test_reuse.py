@@ -2,17 +2,15 @@
 
 from dataclasses import replace
 
-from build import adapters, configs, families, random_model
+from build import Scene, adapters, configs, families, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import assert_as_if_alone, finish, serve
 from tables import every_table
 
-from refimpl import Model, Ops, Request
-from refimpl.adapter import Adapter
+from refimpl import Ops
 
 BLOCK_SIZE = 3
-Scene = tuple[Model, list[Adapter], list[Request]]
 
 
 @st.composite
@@ -20,7 +18,7 @@ def reuses(draw: st.DrawFn) -> Scene:
     """Requests over several adapters whose prompts share pieces of one block."""
     config = draw(configs(max_layers=2))
     pool = draw(adapters(config, draw(st.integers(2, 3))))
-    return random_model(config, draw(st.integers(0, 99))), pool, draw(families(config, pool, BLOCK_SIZE))
+    return Scene(random_model(config, draw(st.integers(0, 99))), pool, draw(families(config, pool, BLOCK_SIZE)))
 
 
 def check_prefix_hit_equals_miss(ops: Ops, scene: Scene) -> None:

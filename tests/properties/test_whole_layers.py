@@ -4,7 +4,7 @@ biases of their own: their rows are those of a base with that layer swapped in, 
 from dataclasses import replace
 
 import numpy as np
-from build import adapters, configs, random_adapter, random_model
+from build import Scene, adapters, configs, random_adapter, random_model
 from compare import assert_equal_to_rounding
 from dense import dense_logits, merged
 from hypothesis import given, settings
@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from serving import assert_as_if_alone, serve
 from tables import every_table
 
-from refimpl import Model, Ops, Request, logits
+from refimpl import Ops, Request, logits
 from refimpl.adapter import Adapter
 from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
-
-Scene = tuple[Model, list[Adapter], list[Request]]
 
 
 @st.composite
@@ -47,7 +45,7 @@ def replacing_scenes(draw: st.DrawFn) -> Scene:
         known = adapter.replaced[EMBED].shape[0] if adapter and EMBED in adapter.replaced else config.vocab_size
         prompt = [known - 1, *rng.integers(0, known, draw(st.integers(0, 6))).tolist()]  # the last word too
         requests.append(Request(prompt, adapter, stop_ids=()))
-    return random_model(config, draw(st.integers(0, 99))), pool, requests
+    return Scene(random_model(config, draw(st.integers(0, 99))), pool, requests)
 
 
 def check_replaced_layers_are_swapped_in(ops: Ops, scene: Scene) -> None:
