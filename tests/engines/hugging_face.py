@@ -179,6 +179,9 @@ def generate(
             max_new_tokens=count,
             do_sample=False,
             eos_token_id=list(stops),
+            # Of a window of one token its cache keeps all (keys[-window + 1:] of cache_utils.py, in 5.23), so that it
+            # decodes something else than without a cache.
+            use_cache=getattr(model.config, "sliding_window", None) != 1,
             pad_token_id=0,
             output_scores=True,
             return_dict_in_generate=True,
