@@ -121,6 +121,7 @@ def vocab_size(request: Request, config: ModelConfig) -> int:
 
 def check_request(request: Request, config: ModelConfig) -> None:
     """RequestError, in one line, for what can be told from the request alone."""
+    _check_adapters(request)
     ids = np.asarray(request.prompt_ids)
     if ids.size == 0:
         raise RequestError("prompt_ids is empty: a request needs at least one token")
@@ -133,16 +134,6 @@ def check_request(request: Request, config: ModelConfig) -> None:
     outside = ids[(ids < 0) | (ids >= known)]
     if outside.size:
         raise RequestError(f"prompt_ids holds {outside[0]}, outside of the vocabulary of {known} ids")
-    adapters = request.adapters
-    for adapter, weight in adapters:
-        if not isinstance(adapter, Adapter):
-            raise RequestError(f"adapter must be an Adapter from load_adapter, not {type(adapter).__name__}")
-        if not np.isfinite(weight):
-            raise RequestError(f"adapter {adapter.name}: weight {weight} is not a finite number")
-        if (adapter.replaced or adapter.biases) and (len(adapters) > 1 or weight != 1):
-            raise RequestError(f"adapter {adapter.name} replaces whole layers: it can be neither summed nor weighted")
-    if len({id(adapter) for adapter, _ in adapters}) < len(adapters):
-        raise RequestError("a request names the same adapter twice: add the weights instead")
     if not (request.temperature >= 0 and np.isfinite(request.temperature)):
         raise RequestError(f"temperature {request.temperature} must be 0 (greedy) or more")
     if request.top_k < 0:
@@ -151,3 +142,22 @@ def check_request(request: Request, config: ModelConfig) -> None:
         raise RequestError(f"top_p {request.top_p} must be above 0 and at most 1")
     if request.max_new_tokens is not None and request.max_new_tokens < 1:
         raise RequestError(f"max_new_tokens {request.max_new_tokens} must be 1 or more")
+
+
+def _check_adapters(request: Request) -> None:
+    given = request.adapter
+    if given is None or isinstance(given, Adapter):
+        return
+    pairs = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], Adapter)):
+            raise RequestError(
+                f"adapter must be an Adapter from load_adapter, or a list of (Adapter, weight): {pair!r}"
+            )
+        adapter, weight = pair
+        if not np.isfinite(weight):
+            raise RequestError(f"adapter {adapter.name}: weight {weight} is not a finite number")
+        if (adapter.replaced or adapter.biases) and (len(pairs) > 1 or weight != 1):
+            raise RequestError(f"adapter {adapter.name} replaces whole layers: it can be neither summed nor weighted")
+    if len({id(adapter) for adapter, _ in pairs}) < len(pairs):
+        raise RequestError("a request names the same adapter twice: add the weights instead")
