@@ -152,7 +152,7 @@ def _check_adapters(request: Request) -> None:
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], Adapter)):
             raise RequestError(
-                f"adapter must be an Adapter from load_adapter, or a list of (Adapter, weight): {pair!r}"
+                f"adapter must be an Adapter from load_adapter, or pairs (Adapter, weight), not {_kind(pair)}"
             )
         adapter, weight = pair
         if not np.isfinite(weight):
@@ -161,3 +161,7 @@ def _check_adapters(request: Request) -> None:
             raise RequestError(f"adapter {adapter.name} replaces whole layers: it can be neither summed nor weighted")
     if len({id(adapter) for adapter, _ in pairs}) < len(pairs):
         raise RequestError("a request names the same adapter twice: add the weights instead")
+
+
+def _kind(x: object) -> str:
+    return f"({', '.join(map(_kind, x))})" if isinstance(x, tuple) else type(x).__name__

@@ -31,8 +31,7 @@ def test_the_first_visible_position_agrees_with_the_mask(window: int | None) -> 
 @pytest.mark.parametrize("table", [[0, 1, 2, 3], [3, 0, 2, 1], [1, 2, 3, 0], [-1, -1, 3, 2]])
 @pytest.mark.parametrize(("lo", "hi"), [(0, 12), (6, 7), (7, 11), (8, 9)])
 def test_gather_fetches_positions_in_order(table: list[int], lo: int, hi: int) -> None:
-    if -1 in table and lo < 6:
-        pytest.skip("a block that has left the window is never asked for")
+    lo = max(lo, 6) if -1 in table else lo  # a block that has left the window is never asked for
     cache = np.arange(4 * 3 * 2 * 1.0).reshape(4, 3, 2, 1)
     expected = [cache[table[i // 3], i % 3] for i in range(lo, hi)]
     np.testing.assert_array_equal(gather(cache, np.array(table, np.int32), lo, hi), expected)

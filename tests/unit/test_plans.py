@@ -83,7 +83,6 @@ def test_the_scale_is_alpha_over_r_or_over_its_root() -> None:
         {"top_p": float("nan")},
         {"max_new_tokens": 0},
     ],
-    ids=str,
 )
 def test_a_request_that_cannot_be_served_is_refused_in_one_line(wrong: dict) -> None:
     with pytest.raises(RequestError) as refusal:
