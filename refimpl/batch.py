@@ -8,7 +8,7 @@ import numpy as np
 
 from .adapter import Adapter
 from .arrays import Array, Float, Int
-from .config import EMBED, ModelConfig
+from .config import EMBED, ModelConfig, module_name
 from .errors import RequestError
 from .kv_cache import NO_BLOCK
 from .lora import NO_ADAPTER
@@ -122,6 +122,8 @@ def vocab_size(request: Request, config: ModelConfig) -> int:
 def check_request(request: Request, config: ModelConfig) -> None:
     """RequestError, in one line, for what can be told from the request alone."""
     _check_adapters(request)
+    for adapter, _ in request.adapters:
+        _check_fits(adapter, config)
     ids = np.asarray(request.prompt_ids)
     if ids.size == 0:
         raise RequestError("prompt_ids is empty: a request needs at least one token")
@@ -161,6 +163,22 @@ def _check_adapters(request: Request) -> None:
             raise RequestError(f"adapter {adapter.name} replaces whole layers: it can be neither summed nor weighted")
     if len({id(adapter) for adapter, _ in pairs}) < len(pairs):
         raise RequestError("a request names the same adapter twice: add the weights instead")
+
+
+def _check_fits(adapter: Adapter, config: ModelConfig) -> None:
+    """An adapter was checked against a base when it was loaded; this may be another one."""
+    known = set(config.sites())
+    for site, w in adapter.lora.items():
+        if site not in known:
+            raise RequestError(f"adapter {adapter.name} is for another model: this one has no {module_name(site)}")
+        d_out, d_in = config.shape(site[1])[::-1] if site == EMBED else config.shape(site[1])
+        if site in adapter.replaced:  # a grown vocabulary
+            d_in, d_out = (len(adapter.replaced[site]), d_out) if site == EMBED else (d_in, len(adapter.replaced[site]))
+        if (w.B.shape[0], w.A.shape[1]) != (d_out, d_in):
+            raise RequestError(
+                f"adapter {adapter.name} is for another model: {module_name(site)} is [{d_out}, {d_in}] here, "
+                f"[{w.B.shape[0]}, {w.A.shape[1]}] there"
+            )
 
 
 def _kind(x: object) -> str:

@@ -59,6 +59,8 @@ def forward(
             p,
         )
         x = rounded(x + project(mixed, i, "o_proj"), p.residual)
+        note(f"layers.{i}.q_rope", q)
+        note(f"layers.{i}.k_rope", k)
         note(f"layers.{i}.attention", mixed)
 
         h = ops.rms_norm(x, layer.post_attention_layernorm, config.rms_norm_eps, p)

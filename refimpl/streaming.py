@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from .arrays import Precision
 from .batch import Request
 from .engine import Engine, Output, Token
-from .errors import LoracleError
+from .errors import LoracleError, RequestError
 from .ops import NUMPY, Ops
 from .weights import Model
 
@@ -22,6 +22,8 @@ def stream(
 
     Text comes in whole characters: a token that ends inside one has none, and the next one brings it."""
     engine = engine or roomy_engine(model, requests, max_new_tokens, ops, precision)
+    if engine.busy:
+        raise RequestError("stream and generate need an engine to themselves: this one is serving other requests")
     index = {engine.add(request, max_new_tokens): i for i, request in enumerate(requests)}
     produced: dict[int, list[int]] = {i: [] for i in index.values()}
     shown = dict.fromkeys(index.values(), "")

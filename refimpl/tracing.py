@@ -1,14 +1,14 @@
 """Look inside a forward pass: `with trace() as t: logits(...)`, then t["layers.3.q_proj.lora"].
 
-embed                        the residual stream before the first layer
-layers.N.input_layernorm     and layers.N.post_attention_layernorm
-layers.N.MODULE.base         x W^T + b of one linear layer; MODULE is q_proj ... down_proj
-layers.N.MODULE.lora         what the adapters add to it: zero on rows without one
-layers.N.q_rope  .k_rope     after the rotation
-layers.N.attention           before o_proj
-layers.N.mlp                 silu(gate) * up
-layers.N.output              the residual stream after the layer
-norm, lm_head.base, lm_head.lora, logits
+embed_tokens.base .lora     the residual stream before the first layer is their sum
+layers.N.MODULE.input       x of one linear layer; MODULE is q_proj ... down_proj
+layers.N.MODULE.base        x W^T + b
+layers.N.MODULE.lora        what the adapters add to it: zero on rows without one
+layers.N.q_rope .k_rope     queries and keys after the rotation
+layers.N.attention          before o_proj
+layers.N.mlp                silu(gate) * up
+layers.N.output             the residual stream after the layer
+norm, lm_head.input .base .lora, logits
 """
 
 from collections.abc import Iterator, Mapping
