@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from build import random_adapter, random_model
 from safetensors.numpy import save_file
 
 import refimpl
-from build import random_adapter, random_model
 from refimpl.arrays import device_namespace
 from refimpl.config import LAYER_MODULES, ModelConfig, module_name
 from refimpl.errors import DeviceError
