@@ -1,34 +1,57 @@
-"""Multi-LoRA serving, written so that it can be read: one base, many adapters, one batch."""
+"""Multi-LoRA serving, written so that it can be read: one base, many adapters, one batch.
 
-from .adapter import Adapter, load_adapter
-from .arrays import Precision
-from .batch import Request
-from .engine import Engine, Output, Token, generate, stream
-from .errors import LoracleError
-from .model import forward, logits
-from .ops import NUMPY, REFERENCE, Ops
-from .trace import trace
-from .weights import Model, load_model
+The public names. Each is imported when it is first asked for, so that `import refimpl` costs nothing, and so that the
+command line can still choose how many threads the BLAS gets when it knows what it will run.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapter import Adapter as Adapter
+    from .adapter import load_adapter as load_adapter
+    from .arrays import Precision as Precision
+    from .batch import Request as Request
+    from .engine import Engine as Engine
+    from .engine import Output as Output
+    from .engine import Token as Token
+    from .errors import LoracleError as LoracleError
+    from .merge import merged as merged
+    from .model import forward as forward
+    from .model import logits as logits
+    from .ops import NUMPY as NUMPY
+    from .ops import REFERENCE as REFERENCE
+    from .ops import Ops as Ops
+    from .streaming import generate as generate
+    from .streaming import stream as stream
+    from .tracing import trace as trace
+    from .weights import Model as Model
+    from .weights import load_model as load_model
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "NUMPY",
-    "REFERENCE",
-    "Adapter",
-    "Engine",
-    "LoracleError",
-    "Model",
-    "Ops",
-    "Output",
-    "Precision",
-    "Request",
-    "Token",
-    "forward",
-    "generate",
-    "load_adapter",
-    "load_model",
-    "logits",
-    "stream",
-    "trace",
-]
+_HOME = {
+    "adapter": ("Adapter", "load_adapter"),
+    "arrays": ("Precision",),
+    "batch": ("Request",),
+    "engine": ("Engine", "Output", "Token"),
+    "errors": ("LoracleError",),
+    "merge": ("merged",),
+    "model": ("forward", "logits"),
+    "ops": ("NUMPY", "REFERENCE", "Ops"),
+    "streaming": ("generate", "stream"),
+    "tracing": ("trace",),
+    "weights": ("Model", "load_model"),
+}
+
+__all__ = sorted(name for names in _HOME.values() for name in names)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(f".{module}", __name__), name)
+            return value
+    if name == "tiny":
+        return importlib.import_module(".tiny", __name__)
+    raise AttributeError(f"module 'refimpl' has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """An adapter as it lies on disk: a PEFT folder -> an Adapter, honoured in full or refused by name."""
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,18 +11,18 @@ import numpy as np
 from .arrays import Array, Float
 from .config import ModelConfig, Site
 from .errors import AdapterError, AdapterWarning
-from .findings import Findings
-from .peft_config import CONFIG_FILE, PeftConfig, pattern_value, read_peft_config
-from .peft_selection import check_selected, check_vocabulary, check_whole
-from .peft_tensors import Parts, check_lora, sort_parts, whole
-from .safetensors_file import open_safetensors
+from .loading.findings import Findings
+from .loading.peft_config import CONFIG_FILE, PeftConfig, pattern_value, read_peft_config
+from .loading.peft_selection import check_selected, check_vocabulary, check_whole
+from .loading.peft_tensors import Parts, check_lora, sort_parts, whole
+from .loading.safetensors_file import open_safetensors
 
 __all__ = ["Adapter", "LoraTensors", "PeftConfig", "load_adapter", "pattern_value"]
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class LoraTensors:
     """One module's tensors as stored. A of embed_tokens is [rank, vocab]: its columns are looked up by token id."""
 
@@ -49,7 +50,7 @@ def load_adapter(path: str | Path, config: ModelConfig, name: str | None = None)
     does, so that a digest of them stays true. Raw tensors: alpha and the patterns are in `.config`, not applied.
     """
     folder, found = adapter_folder(path), Findings()
-    adapter = read_adapter(folder, config, name or folder.resolve().name, found)
+    adapter = read_adapter(folder, config, name or os.path.basename(os.path.abspath(folder)), found)
     found.raise_first(AdapterError, folder)
     assert adapter is not None  # None comes with a problem
     for warning in found.warnings:
@@ -59,7 +60,7 @@ def load_adapter(path: str | Path, config: ModelConfig, name: str | None = None)
 
 def adapter_folder(path: str | Path) -> Path:
     """The folder that an adapter's path means: a voice of the embedded model, unless there is a folder of that name."""
-    if not Path(path).exists():
+    if not os.path.exists(path):  # os.path, not Path: a name that is too long is no file, and no exception
         from . import tiny
 
         return Path(tiny.VOICES.get(str(path), path))
@@ -93,11 +94,11 @@ def read_parts(folder: Path, base: ModelConfig | None, found: Findings) -> tuple
 
 def _not_an_adapter(folder: Path) -> str | None:
     """Why a path cannot be a PEFT folder, if it cannot."""
-    if not folder.is_dir():
-        if folder.is_file():
+    if not os.path.isdir(folder):
+        if os.path.isfile(folder):
             return "is a file; give the folder, because the scale is in the adapter_config.json beside it"
         return "is not there"
-    if not (folder / CONFIG_FILE).exists():
+    if not os.path.exists(folder / CONFIG_FILE):
         inside = [f.parent.name for f in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
         if inside:
             return f"has no {CONFIG_FILE}, but these folders in it have: {', '.join(inside[:5])}"
@@ -105,8 +106,8 @@ def _not_an_adapter(folder: Path) -> str | None:
         if files:
             return f"has {files[0]} but no {CONFIG_FILE}: without it the scale (lora_alpha) is unknown"
         return f"has no {CONFIG_FILE}"
-    if not (folder / WEIGHTS_FILE).exists():
-        if (folder / "adapter_model.bin").exists():
+    if not os.path.exists(folder / WEIGHTS_FILE):
+        if os.path.exists(folder / "adapter_model.bin"):
             return f"has adapter_model.bin but no {WEIGHTS_FILE}: {CONVERT}"
         return f"has no {WEIGHTS_FILE}"
     return None

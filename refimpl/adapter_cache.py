@@ -22,7 +22,6 @@ class AdapterCache:
         self._slot_of: dict[Adapter, int] = {}
         self._last_used: dict[int, int] = {}
         self._digests: dict[int, bytes] = {}
-        self._bound: dict[int, BoundAdapter] = {}
         self._model, self._ops, self._clock = model, ops, itertools.count()
 
     def acquire(self, adapter: Adapter) -> int:
@@ -30,10 +29,10 @@ class AdapterCache:
         in use by others, before anything has changed."""
         slot = self._slot_of.get(adapter)
         if slot is None:
-            bound = self._ops.bind_adapter(adapter, self._model.config, self._ops.adapter_scale)
+            bound = self._bind(adapter)
             slot = self._free_slot()
             self.bank.put(slot, bound)
-            self._slot_of[adapter], self._bound[slot] = slot, bound
+            self._slot_of[adapter] = slot
             self._digests.pop(slot, None)
         self.users[slot] = self.users.get(slot, 0) + 1
         self._touch(slot)
@@ -61,13 +60,16 @@ class AdapterCache:
     def digest(self, slot: int) -> bytes:
         """SHA-256 of what the slot's adapter changes, for prefix keys; computed once per load, when first asked for."""
         if slot not in self._digests:
-            self._digests[slot] = digest(self._bound[slot])
+            self._digests[slot] = digest(self._bind(next(a for a, s in self._slot_of.items() if s == slot)))
         return self._digests[slot]
 
     @property
     def slots(self) -> dict[Adapter, int]:
         """The adapters in memory, in use or not, and where each one is."""
         return dict(self._slot_of)
+
+    def _bind(self, adapter: Adapter) -> BoundAdapter:
+        return self._ops.bind_adapter(adapter, self._model.config, self._ops.adapter_scale)
 
     def _touch(self, slot: int) -> None:
         self._last_used[slot] = next(self._clock)

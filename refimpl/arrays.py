@@ -86,9 +86,20 @@ def rounded(x: Array, to: str) -> Array:
     if dtype == x.dtype or to == "float64":
         return x
     with np.errstate(over="ignore"):  # beyond 65504 a float16 is inf, in an engine as here
-        if to == "bfloat16" and x.dtype == np.float32:
-            return _round_bfloat16(x)
-        return x.astype(dtype).astype(x.dtype)
+        if to != "bfloat16":
+            return x.astype(dtype).astype(x.dtype)
+        narrow = to_odd(x) if x.dtype == np.float64 else x
+        return _round_bfloat16(narrow).astype(x.dtype, copy=False)
+
+
+def to_odd(x: Array) -> Array:
+    """float64 -> float32, rounded to odd, so that bfloat16 is rounded to once, not twice (Boldo & Melquiond 2008)."""
+    xp = namespace(x)
+    near = x.astype(np.float32)
+    bits = near.view(np.uint32)
+    towards_zero = xp.where(xp.abs(near.astype(np.float64)) > xp.abs(x), bits - 1, bits)
+    inexact = (near.astype(np.float64) != x) & xp.isfinite(near)
+    return xp.where(inexact, towards_zero | 1, bits).astype(np.uint32).view(np.float32)
 
 
 def _round_bfloat16(x: Array) -> Array:
@@ -106,7 +117,8 @@ class Precision:
     Precision()                            float32 throughout: no rounding anywhere
     Precision("model", "bfloat16")         every point in bfloat16: the definition of a bfloat16 model
     Precision("transformers", "bfloat16")  the points of Hugging Face transformers (eager) + PEFT: modeling_llama.py and
-                                           peft/tuners/lora/layer.py, which keep adapters and their products in float32
+                                           peft/tuners/lora/layer.py, which keep adapters and their products in float32;
+                                           with adapter_names=[...], a mixed batch, PEFT rounds lora_delta as well
     dataclasses.replace(p, kv="float16")   one point changed
 
     LoracleError for a preset or a dtype that is not known.

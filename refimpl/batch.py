@@ -8,7 +8,7 @@ import numpy as np
 
 from .adapter import Adapter
 from .arrays import Array, Float, Int
-from .config import EMBED, ModelConfig
+from .config import EMBED, ModelConfig, module_name
 from .errors import RequestError
 from .kv_cache import NO_BLOCK
 from .lora import NO_ADAPTER
@@ -121,25 +121,21 @@ def vocab_size(request: Request, config: ModelConfig) -> int:
 
 def check_request(request: Request, config: ModelConfig) -> None:
     """RequestError, in one line, for what can be told from the request alone."""
+    _check_adapters(request)
+    for adapter, _ in request.adapters:
+        _check_fits(adapter, config)
     ids = np.asarray(request.prompt_ids)
     if ids.size == 0:
         raise RequestError("prompt_ids is empty: a request needs at least one token")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise RequestError(f"prompt_ids must be a flat list of integers, not {ids.dtype} of shape {ids.shape}")
+    if ids.size > config.max_position_embeddings:
+        most = config.max_position_embeddings
+        raise RequestError(f"a prompt of {ids.size} tokens is longer than the model's {most} positions")
     known = vocab_size(request, config)
     outside = ids[(ids < 0) | (ids >= known)]
     if outside.size:
         raise RequestError(f"prompt_ids holds {outside[0]}, outside of the vocabulary of {known} ids")
-    adapters = request.adapters
-    for adapter, weight in adapters:
-        if not isinstance(adapter, Adapter):
-            raise RequestError(f"adapter must be an Adapter from load_adapter, not {type(adapter).__name__}")
-        if not np.isfinite(weight):
-            raise RequestError(f"adapter {adapter.name}: weight {weight} is not a finite number")
-        if (adapter.replaced or adapter.biases) and (len(adapters) > 1 or weight != 1):
-            raise RequestError(f"adapter {adapter.name} replaces whole layers: it can be neither summed nor weighted")
-    if len({id(adapter) for adapter, _ in adapters}) < len(adapters):
-        raise RequestError("a request names the same adapter twice: add the weights instead")
     if not (request.temperature >= 0 and np.isfinite(request.temperature)):
         raise RequestError(f"temperature {request.temperature} must be 0 (greedy) or more")
     if request.top_k < 0:
@@ -148,3 +144,42 @@ def check_request(request: Request, config: ModelConfig) -> None:
         raise RequestError(f"top_p {request.top_p} must be above 0 and at most 1")
     if request.max_new_tokens is not None and request.max_new_tokens < 1:
         raise RequestError(f"max_new_tokens {request.max_new_tokens} must be 1 or more")
+
+
+def _check_adapters(request: Request) -> None:
+    given = request.adapter
+    if given is None or isinstance(given, Adapter):
+        return
+    pairs = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], Adapter)):
+            raise RequestError(
+                f"adapter must be an Adapter from load_adapter, or pairs (Adapter, weight), not {_kind(pair)}"
+            )
+        adapter, weight = pair
+        if not np.isfinite(weight):
+            raise RequestError(f"adapter {adapter.name}: weight {weight} is not a finite number")
+        if (adapter.replaced or adapter.biases) and (len(pairs) > 1 or weight != 1):
+            raise RequestError(f"adapter {adapter.name} replaces whole layers: it can be neither summed nor weighted")
+    if len({id(adapter) for adapter, _ in pairs}) < len(pairs):
+        raise RequestError("a request names the same adapter twice: add the weights instead")
+
+
+def _check_fits(adapter: Adapter, config: ModelConfig) -> None:
+    """An adapter was checked against a base when it was loaded; this may be another one."""
+    known = set(config.sites())
+    for site, w in adapter.lora.items():
+        if site not in known:
+            raise RequestError(f"adapter {adapter.name} is for another model: this one has no {module_name(site)}")
+        d_out, d_in = config.shape(site[1])[::-1] if site == EMBED else config.shape(site[1])
+        if site in adapter.replaced:  # a grown vocabulary
+            d_in, d_out = (len(adapter.replaced[site]), d_out) if site == EMBED else (d_in, len(adapter.replaced[site]))
+        if (w.B.shape[0], w.A.shape[1]) != (d_out, d_in):
+            raise RequestError(
+                f"adapter {adapter.name} is for another model: {module_name(site)} is [{d_out}, {d_in}] here, "
+                f"[{w.B.shape[0]}, {w.A.shape[1]}] there"
+            )
+
+
+def _kind(x: object) -> str:
+    return f"({', '.join(map(_kind, x))})" if isinstance(x, tuple) else type(x).__name__

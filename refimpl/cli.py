@@ -1,6 +1,8 @@
 """The command line. Exit codes: 0 pass; 1 fail; 2 the user's mistake, in one line; 3 our own fault."""
 
 import argparse
+import importlib
+import os
 import sys
 import tempfile
 import traceback
@@ -10,10 +12,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
-from .commands import demo, generate, inspect, logits
 from .errors import LoracleError
 
-COMMANDS = {"demo": demo, "generate": generate, "inspect": inspect, "logits": logits}
+COMMANDS = ("demo", "generate", "inspect", "logits")
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
     whole = Parser(prog="loracle", description="One base, many LoRA adapters, one batch: a reference that can be read.")
     whole.add_argument("--version", action="version", version=f"loracle {__version__}")
     sub = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for name, command in COMMANDS.items():
+    for name in COMMANDS:
+        command = importlib.import_module(f".commands.{name}", __package__)
         one = sub.add_parser(
             name,
             help=command.HELP,
@@ -45,6 +47,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--model" not in argv or "tiny" in argv:
+        # The embedded model's matrices are so small that waking a second thread costs more than it computes, and on a
+        # busy machine many times more. A BLAS asks this when numpy is imported, which is below.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     args = parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -15,14 +15,15 @@ The legend of axis names. Every public signature of the package uses these and n
     blocks      blocks of the paged cache;  block_size: tokens per block;  table: blocks of the longest request
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ConfigError
-from .families import DEFAULTS, check_neutral, family_of
-from .findings import Findings, shown
-from .json_file import LARGEST, Keys, is_integer, read_json
-from .rope_scaling import read_rope
+from .loading.families import DEFAULTS, check_neutral, family_of
+from .loading.findings import Findings, shown
+from .loading.json_file import LARGEST, Keys, is_integer, read_json
+from .loading.rope_scaling import read_rope
 
 # One linear layer of the model: (layer, module). Modules outside the layers have layer -1.
 Site = tuple[int, str]
@@ -115,9 +116,9 @@ def load_config(folder: str | Path) -> ModelConfig:
 def read_config(folder: Path, found: Findings) -> ModelConfig | None:
     """As load_config, but every problem is noted. None where one of them leaves no config to speak of."""
     file, before = folder / "config.json", len(found.problems)
-    if not file.exists():
-        adapter = ": it is an adapter, not a base model" if (folder / "adapter_config.json").exists() else ""
-        found.problem(folder, f"has no config.json{adapter}" if folder.is_dir() else "is not a folder")
+    if not os.path.exists(file):
+        adapter = ": it is an adapter, not a base model" if os.path.exists(folder / "adapter_config.json") else ""
+        found.problem(folder, f"has no config.json{adapter}" if os.path.isdir(folder) else "is not a folder")
         return None
     data = read_json(file, found)
     if data is None or (family := family_of(file, data, found)) is None:
@@ -156,7 +157,7 @@ def read_config(folder: Path, found: Findings) -> ModelConfig | None:
 def _eos_token_ids(folder: Path, keys: Keys) -> tuple[int, ...]:
     """The ids that end a text: generation_config.json's where there is one, as `generate` of transformers does."""
     file = folder / "generation_config.json"
-    generation = read_json(file, keys.found) if file.exists() else None
+    generation = read_json(file, keys.found) if os.path.exists(file) else None
     if generation and generation.get("eos_token_id") is not None:
         keys = Keys(file, generation, keys.found)
     value = keys.data.get("eos_token_id")

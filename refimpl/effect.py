@@ -12,7 +12,7 @@ from .batch import Request
 from .config import EMBED, Site, module_name
 from .model import logits
 from .ops import NUMPY, Ops
-from .trace import trace
+from .tracing import trace
 from .weights import Model
 
 

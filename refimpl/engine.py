@@ -6,14 +6,14 @@ cache; a step computes some more of each, and whoever has all of them computed g
 
 import collections
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .adapter_cache import AdapterCache
 from .arrays import Precision, to_host
 from .attention import first_visible
 from .batch import Batch, Request, Work, check_request, make_batch
-from .errors import CacheFull, LoracleError, RequestError
+from .errors import CacheFull, RequestError
 from .kv_cache import NO_BLOCK, KVCache
 from .model import forward, logit_width
 from .ops import NUMPY, Ops
@@ -112,7 +112,7 @@ class Engine:
         return bool(self.waiting or self.running)
 
     def step(self) -> list[Token]:
-        """One batch; the tokens that it produced. Empty while prompts are only computed in part, or nothing is there."""
+        """One batch; the tokens that it produced. None while prompts are only computed in part, or nothing is there."""
         scheduled = self._schedule()
         if not scheduled:
             return []
@@ -244,65 +244,3 @@ class Engine:
         capacity = self.adapters.capacity
         if capacity is not None and len(request.adapters) > capacity:
             raise RequestError(f"a request sums {len(request.adapters)} adapters; the adapter cache holds {capacity}")
-
-
-def stream(
-    model: Model,
-    requests: Sequence[Request],
-    max_new_tokens: int = 32,
-    ops: Ops = NUMPY,
-    precision: Precision | None = None,
-    engine: Engine | None = None,
-) -> Iterator[Token]:
-    """Every token of every request as it is produced, from one batch; `request_id` is the index in `requests`.
-
-    Text comes in whole characters: a token that ends inside one has none, and the next one brings it."""
-    engine = engine or roomy_engine(model, requests, max_new_tokens, ops, precision)
-    index = {engine.add(request, max_new_tokens): i for i, request in enumerate(requests)}
-    produced: dict[int, list[int]] = {i: [] for i in index.values()}
-    shown = dict.fromkeys(index.values(), "")
-    while engine.busy:
-        for token in engine.step():
-            i = index[token.request_id]
-            stopped = token.finish_reason == "stop"
-            produced[i] += [] if stopped else [token.token_id]
-            text = decode(model, produced[i])
-            if text.endswith("\N{REPLACEMENT CHARACTER}") and not token.finish_reason:
-                text = shown[i]
-            yield Token(i, token.token_id, text[len(shown[i]) :], token.finish_reason)
-            shown[i] = text
-
-
-def generate(
-    model: Model,
-    requests: Sequence[Request],
-    max_new_tokens: int = 32,
-    ops: Ops = NUMPY,
-    precision: Precision | None = None,
-    engine: Engine | None = None,
-) -> list[Output]:
-    """What each request produces, in request order, all of them served together."""
-    ids: list[list[int]] = [[] for _ in requests]
-    texts, reasons = ["" for _ in requests], ["" for _ in requests]
-    for token in stream(model, requests, max_new_tokens, ops, precision, engine):
-        ids[token.request_id].append(token.token_id)
-        texts[token.request_id] += token.text
-        reasons[token.request_id] = token.finish_reason or ""
-    return [Output(*each) for each in zip(ids, texts, reasons, strict=True)]
-
-
-def roomy_engine(
-    model: Model, requests: Sequence[Request], max_new_tokens: int, ops: Ops, precision: Precision | None
-) -> Engine:
-    """An engine in which all of these requests fit at once."""
-    lengths = [len(r.prompt_ids) + (r.max_new_tokens or max_new_tokens) for r in requests]
-    blocks = sum(-(-n // 16) + 1 for n in lengths)
-    return Engine(model, ops, precision, num_blocks=max(blocks, 1), max_running=len(requests), prefix_caching=False)
-
-
-def decode(model: Model, token_ids: Sequence[int]) -> str:
-    """The text of the ids; empty for a model without a tokenizer, which can still be asked for ids."""
-    try:
-        return "" if model.tokenizer is None else model.tokenizer.decode(token_ids)
-    except LoracleError:
-        return ""

@@ -1,5 +1,6 @@
 """What is in a model or adapter folder, and everything that is wrong with it. Prints nothing: the command line does."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -7,13 +8,13 @@ from typing import Any
 
 from .adapter import WEIGHTS_FILE, adapter_folder, read_parts
 from .arrays import Array
-from .checkpoint import INDEX, SINGLE, open_checkpoint
 from .config import ModelConfig, Site, module_name, read_config
 from .errors import ConfigError
-from .findings import Findings
+from .loading.checkpoint import INDEX, SINGLE, open_checkpoint
+from .loading.findings import Findings
+from .loading.peft_config import CONFIG_FILE, PeftConfig, pattern_value
+from .loading.peft_tensors import Parts
 from .lora import adapter_scale
-from .peft_config import CONFIG_FILE, PeftConfig, pattern_value
-from .peft_tensors import Parts
 from .tokenizer import load_tokenizer
 from .weights import base_folder
 
@@ -69,11 +70,11 @@ def inspect(path: str | Path, base: ModelConfig | None = None) -> Inspection:
             load_tokenizer(folder)
         except ConfigError as error:
             found.problems.append(str(error))
-        if not (folder / "tokenizer.json").exists():
+        if not os.path.exists(folder / "tokenizer.json"):
             found.warn(folder, "has no tokenizer.json: it can be given token ids, not text")
     else:
         neither = f"has neither config.json and {SINGLE} nor {CONFIG_FILE} and {WEIGHTS_FILE}"
-        found.problem(folder, neither if folder.is_dir() else "is not a folder")
+        found.problem(folder, neither if os.path.isdir(folder) else "is not a folder")
         config, modules = None, []
     return Inspection(
         str(folder),
@@ -91,9 +92,9 @@ def inspect(path: str | Path, base: ModelConfig | None = None) -> Inspection:
 def _resolve(path: str | Path) -> tuple[Path, str]:
     """The folder that a path or an embedded name means, and what it seems to be."""
     folder = base_folder(path)
-    if not folder.exists():
+    if not os.path.exists(folder):
         folder = adapter_folder(path)
-    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    names = {file.name for file in folder.glob("*")} if os.path.isdir(folder) else set()
     if names & {CONFIG_FILE, WEIGHTS_FILE, "adapter_model.bin"}:
         return folder, "adapter"
     return folder, "model" if names & {"config.json", SINGLE, INDEX} else "unknown"

@@ -171,5 +171,5 @@ class KVCache:
         return block
 
     def __repr__(self) -> str:
-        used, idle = len(self.users), len(self._idle)
-        return f"KVCache({self.num_blocks} blocks of {self.block_size}: {used} in use, {idle} idle, {len(self._free)} free)"
+        counts = f"{len(self.users)} in use, {len(self._idle)} idle, {len(self._free)} free"
+        return f"KVCache({self.num_blocks} blocks of {self.block_size}: {counts})"

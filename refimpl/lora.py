@@ -22,7 +22,7 @@ from .weights import Linear, Model
 NO_ADAPTER = -1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class LoraWeights:
     """One adapter in one module, ready to be applied."""
 

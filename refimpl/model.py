@@ -17,7 +17,7 @@ from .config import EMBED, LM_HEAD, Site, module_name
 from .kv_cache import KVCache
 from .lora import AdapterBank, segments
 from .ops import NUMPY, Ops
-from .trace import Trace, active_trace
+from .tracing import Trace, active_trace
 from .weights import Linear, Model
 
 
@@ -59,6 +59,8 @@ def forward(
             p,
         )
         x = rounded(x + project(mixed, i, "o_proj"), p.residual)
+        note(f"layers.{i}.q_rope", q)
+        note(f"layers.{i}.k_rope", k)
         note(f"layers.{i}.attention", mixed)
 
         h = ops.rms_norm(x, layer.post_attention_layernorm, config.rms_norm_eps, p)

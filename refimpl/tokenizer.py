@@ -1,12 +1,13 @@
 """Text <-> token ids, as the checkpoint's own tokenizer.json does it (the `tokenizers` library)."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, LoracleError
-from .findings import one_line
-from .json_file import lfs_pointer
+from .loading.findings import one_line
+from .loading.json_file import lfs_pointer
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Tokenizer:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The folder's tokenizer.json. ConfigError if there is one, but it is damaged."""
     file = folder / "tokenizer.json"
-    if not file.exists():
+    if not os.path.exists(file):
         return Tokenizer(file)
     try:
         with open(file, "rb") as opened:

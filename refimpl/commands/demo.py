@@ -18,11 +18,12 @@ from ..adapter import Adapter
 from ..adapter_cache import AdapterCache
 from ..arrays import Precision
 from ..batch import Request
-from ..engine import Engine, generate, roomy_engine, stream
+from ..engine import Engine
 from ..merge import merged
 from ..model import logits
 from ..ops import TABLES, Ops
-from ..weights import Model
+from ..streaming import generate, roomy_engine, stream
+from ..weights import Model, load_model
 from .common import BASE, Adapters, add_ops_argument, default_device, human_bytes
 
 HELP = "the embedded model, its voices in one batch, nothing to download"
@@ -30,6 +31,7 @@ EXAMPLE = "  loracle demo --seed 3"
 
 STYLES = {BASE: "white", "pirate": "cyan", "bard": "magenta", "robot": "green", "merchant": "yellow"}
 TOKENS, FEW_TOKENS = 112, 8  # per voice; the few are for kernels that run on a CPU, one fiber per thread
+ROUNDS, FEW_ROUNDS = 2, 1  # of batched, then one after another
 SECONDS_PER_STEP = 0.02  # a person reads along; the speed is measured in a run of its own
 
 
@@ -62,38 +64,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Stream, measure, prove."""
-    from ..weights import load_model
+    if not args.json:
+        present(Console(), args)
+        return 0
+    model, requests, names, prompt = cast(args)
+    texts = [output.text for output in generate(model, requests, ops=TABLES[args.ops])]
+    said = [{"adapter": name, "text": text} for name, text in zip(names, texts, strict=True)]
+    numbers = measure(model, requests, names, TABLES[args.ops], rounds(args))
+    print(json.dumps({**vars(numbers), "prompt": prompt, "texts": said}))
+    return 0
 
-    ops, device = TABLES[args.ops], default_device(args.ops)
-    simulated = args.ops == "cuda" and device == "cpu"
-    limit = (FEW_TOKENS if simulated else TOKENS) if args.max_new_tokens is None else args.max_new_tokens
-    model = load_model("tiny", device=device)
+
+def present(console: Console, args: argparse.Namespace) -> None:
+    """For people: the scene as it is written, then the figures."""
+    model, requests, names, prompt = cast(args)
+    if simulated(args):
+        limit = requests[0].max_new_tokens
+        console.print(f"No GPU here: the kernels run on this CPU, thread by thread, so {limit} tokens a voice.")
+    show(console, model, requests, names, prompt, TABLES[args.ops])
+    console.print()
+    summary(console, measure(model, requests, names, TABLES[args.ops], rounds(args)), names)
+
+
+def simulated(args: argparse.Namespace) -> bool:
+    """Do the kernels run on the CPU runner?"""
+    return args.ops == "cuda" and default_device(args.ops) == "cpu"
+
+
+def rounds(args: argparse.Namespace) -> int:
+    """How often everything is timed."""
+    return FEW_ROUNDS if simulated(args) else ROUNDS
+
+
+def cast(args: argparse.Namespace) -> tuple[Model, list[Request], list[str], str]:
+    """The model, one request per voice for the same scene, and the scene."""
+    model = load_model("tiny", device=default_device(args.ops))
     adapters = Adapters(dict(tiny.VOICES), model)
     names = [BASE, *tiny.VOICES]
     prompt = tiny.DEMO_PROMPTS[args.seed % len(tiny.DEMO_PROMPTS)]
     ids = model.tokenizer.encode(prompt)
+    limit = args.max_new_tokens if args.max_new_tokens is not None else FEW_TOKENS if simulated(args) else TOKENS
     requests = [Request(ids, adapters.chosen(name), limit, args.temperature, seed=args.seed) for name in names]
-    console = Console()
-    if simulated and not args.json:
-        console.print(
-            f"ops cuda without a GPU: the kernels run on this CPU, thread by thread, so {limit} tokens a voice."
-        )
-    if args.json:
-        texts = [output.text for output in generate(model, requests, ops=ops)]
-    else:
-        texts = show(console, model, requests, names, prompt, ops)
-    numbers = measure(model, requests, names, ops, 1 if simulated else 3)
-    if args.json:
-        said = [{"adapter": name, "text": text} for name, text in zip(names, texts, strict=True)]
-        print(json.dumps({**vars(numbers), "prompt": prompt, "texts": said}))
-    else:
-        summary(console, numbers, names)
-    return 0
+    return model, requests, names, prompt
 
 
 def show(
     console: Console, model: Model, requests: Sequence[Request], names: Sequence[str], prompt: str, ops: Ops
-) -> list[str]:
+) -> None:
     """All voices at once, each in its row of the batch."""
     texts = ["" for _ in requests]
     engine = roomy_engine(model, requests, 0, ops, None)
@@ -119,7 +136,6 @@ def show(
             row = token.request_id
             texts[row] += token.text
             live.update(table())
-    return texts
 
 
 def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops: Ops, runs: int) -> Numbers:

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from ..engine import generate
 from ..ops import TABLES
+from ..streaming import generate
 from .common import add_model_arguments, add_prompt_arguments, load, read_requests
 
 HELP = "generate text: prompts for any mix of adapters, answered in one batch"

@@ -12,7 +12,7 @@ from .. import __version__
 from ..errors import LoracleError
 from ..model import logits
 from ..ops import TABLES
-from ..trace import trace
+from ..tracing import trace
 from .common import add_model_arguments, add_prompt_arguments, load, read_requests
 
 HELP = "write the logits of every prompt token to a safetensors file"

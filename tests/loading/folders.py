@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from refimpl.arrays import DTYPES
-from refimpl.checkpoint import expected_tensors
 from refimpl.config import EMBED, LAYER_MODULES, ModelConfig, module_name
 from refimpl.errors import LoracleError
+from refimpl.loading.checkpoint import expected_tensors
 
 SPELLED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8", "int64": "I64"}
 

@@ -12,8 +12,8 @@ from folders import LFS_POINTER, random, safetensors_bytes, with_header
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.findings import Findings
-from refimpl.safetensors_file import BITS, open_safetensors
+from refimpl.loading.findings import Findings
+from refimpl.loading.safetensors_file import BITS, open_safetensors
 
 
 def entry(dtype: Any = "F32", shape: Any = (2, 3), begin: Any = 0, end: Any = 24) -> dict[str, Any]:
@@ -92,7 +92,10 @@ DATA = bytes(24)
         (with_header('{"__metadata__": "pt"}'), "__metadata__"),
         (with_header('{"a": 3}'), "tensor a: header entry 3"),
         (with_header('{"a": {"dtype": "F32"}}'), "must have dtype, shape and data_offsets"),
-        (with_header(json.dumps({"a": entry()})[:-1] + "," + json.dumps({"a": entry()})[1:], DATA), "duplicate key 'a'"),
+        (
+            with_header(json.dumps({"a": entry()})[:-1] + "," + json.dumps({"a": entry()})[1:], DATA),
+            "duplicate key 'a'",
+        ),
         (with_header(json.dumps({"a": entry(dtype="F31")}), DATA), "dtype 'F31'"),
         (with_header(json.dumps({"a": entry(dtype=["F32"])}), DATA), "dtype ['F32']"),
         (with_header(json.dumps({"a": entry(shape=[2, -3])}), DATA), "shape [2, -3]"),
@@ -108,7 +111,7 @@ DATA = bytes(24)
         (with_header(json.dumps({"a": entry(begin=2**60, end=2**60 + 24)}), DATA), "leaves a gap after the header"),
         (with_header(json.dumps({"a": entry(), "b": entry()}), DATA), "overlaps a"),
         (with_header(json.dumps({"a": entry(), "b": entry(begin=28, end=52)}), bytes(52)), "leaves a gap after a"),
-        (with_header(json.dumps({"a\nb": entry(end=20)}), DATA), "tensor a b: "),
+        (with_header(json.dumps({"a\n\x1b\ud800": entry(end=20)}), DATA), r"tensor a\n\x1b\ud800: "),
     ],
 )
 def test_damaged_files(tmp_path: Path, raw: bytes, says: str) -> None:

@@ -4,6 +4,7 @@ import json
 import mmap
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import ml_dtypes
@@ -13,10 +14,10 @@ from folders import BASE, LFS_POINTER, config_json, model_tensors, random, safet
 
 import refimpl.weights
 from refimpl.arrays import DTYPES
-from refimpl.checkpoint import expected_tensors
 from refimpl.config import LAYER_MODULES, LAYER_NORMS, module_name
-from refimpl.conversion import available_memory, converted
 from refimpl.errors import DeviceError, LoracleError, WeightsError
+from refimpl.loading.checkpoint import expected_tensors
+from refimpl.loading.conversion import available_memory, converted
 from refimpl.weights import Model, load_model
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -233,7 +234,7 @@ def test_too_little_memory_is_refused_before_any_is_taken(tmp_path: Path, monkey
     taken: list[str] = []
     monkeypatch.setattr(refimpl.weights, "converted", lambda x, dtype: taken.append(dtype) or x.astype(dtype))
     monkeypatch.setattr(refimpl.weights, "available_memory", lambda: need - 1)
-    with pytest.raises(DeviceError, match=r"converting the weights to float64 needs .* GiB of memory"):
+    with pytest.raises(DeviceError, match=r"converting the weights to float64 takes .* GiB of memory"):
         load_model(tmp_path, "float64")
     assert not taken
     monkeypatch.setattr(refimpl.weights, "available_memory", lambda: need)
@@ -244,6 +245,30 @@ def test_too_little_memory_is_refused_before_any_is_taken(tmp_path: Path, monkey
 
 def test_available_memory_is_bytes_or_unknown() -> None:
     assert available_memory() is None or 2**20 < available_memory() < 2**50  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_on_a_gpu_halves_are_held_wide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, dtype: str
+) -> None:
+    """Without a GPU: NumPy stands in for CuPy, whose free memory is asked for first."""
+    tensors = model_tensors(dtype=stored)
+    held = "float64" if dtype == "float64" else "float32"
+    need = DTYPES[held].itemsize * sum(x.size for x in tensors.values())
+    free = [need]
+    runtime = types.SimpleNamespace(memGetInfo=lambda: (free[0], 0))
+    gpu = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(refimpl.weights, "device_namespace", lambda device: gpu)
+    monkeypatch.setattr(refimpl.weights, "to_device", lambda x, device: x.copy())
+    model = load_model(write_model(tmp_path, tensors), dtype, "cuda")
+    assert (model.dtype, model.device) == (dtype, "cuda")
+    for name, x in arrays_of(model).items():
+        assert x.dtype.name == held
+        assert np.array_equal(x, tensors[name].astype(DTYPES[dtype]).astype(held))
+    free[0] = need - 1
+    with pytest.raises(DeviceError, match="the weights on the GPU takes"):
+        load_model(tmp_path, dtype, "cuda")
 
 
 MEASURE = """

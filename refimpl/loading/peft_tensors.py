@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .arrays import Array
-from .config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Site, module_name
+from ..arrays import Array
+from ..config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Site, module_name
 from .conversion import all_finite
 from .findings import Findings
 from .peft_config import CONFIG_FILE, PeftConfig, is_saved, pattern_value, selects
@@ -75,10 +75,10 @@ def sort_parts(file: SafetensorsFile, base: ModelConfig | None, found: Findings)
             found.problem(file.path, f"tensor {name} is there a second time, as {parts[site][part].name}")
         elif file.stored[name] not in FLOATS:
             found.problem(file.path, f"tensor {name} has dtype {file.stored[name]}; supported are {', '.join(FLOATS)}")
-        elif not all_finite(file.tensors[name]):
-            found.problem(file.path, f"tensor {name} holds NaN or inf")
         else:
             parts.setdefault(site, {})[part] = Part(name, file.tensors[name])
+            if not all_finite(file.tensors[name]):
+                found.problem(file.path, f"tensor {name} holds NaN or inf")
     return parts
 
 
@@ -116,12 +116,8 @@ def whole(parts: Parts, config: PeftConfig, base: ModelConfig | None) -> dict[Si
     modules_to_save is a layer of its own. What save_embedding_layers writes is loaded into the base's own parameter,
     and where embeddings are tied that is one for both (peft/utils/save_and_load.py, set_peft_model_state_dict).
     """
-    brought = {
-        site: parts[site][kind]
-        for site in (EMBED, LM_HEAD)
-        for kind in ("saved", "copy")
-        if kind in parts.get(site, {})
-    }
+    kinds = [(site, kind) for site in (EMBED, LM_HEAD) for kind in ("saved", "copy")]
+    brought = {site: parts[site][kind] for site, kind in kinds if kind in parts.get(site, {})}
     if base and base.tie_word_embeddings and len(brought) == 1:
         site, part = next(iter(brought.items()))
         if not is_saved(config, module_name(site)):
@@ -171,10 +167,8 @@ def _check_module(
             makes = f"{CONFIG_FILE} (rank {rank}) and the base make it {expected}"
             found.problem(file, f"tensor {part.name} has shape {list(part.array.shape)}, {makes}")
     if config.lora_bias != ("lora_bias" in held):
-        is_there = "is" if "lora_bias" in held else "is not"
-        found.problem(
-            file, f"module {module}: lora_bias is {str(config.lora_bias).lower()}, but lora_B.bias {is_there} there"
-        )
+        says = "true, but lora_B.bias is not there" if config.lora_bias else "false, but lora_B.bias is there"
+        found.problem(file, f"module {module}: lora_bias is {says}")
     if not selects(config, module):
         why = "modules_to_save replaces it" if is_saved(config, module) else "target_modules does not select it"
         found.problem(file, f"tensor {a.name} is not for use: {why} ({CONFIG_FILE})")

@@ -1,5 +1,6 @@
 """The tensors of a base model's folder: which files hold them, which must be there, and whether they are fit to use."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import Array
-from .config import LAYER_MODULES, LAYER_NORMS, ModelConfig, module_name
+from ..arrays import Array
+from ..config import LAYER_MODULES, LAYER_NORMS, ModelConfig, module_name
 from .conversion import CHUNK, all_finite
 from .families import SUPPORTED
 from .findings import Findings, shown
@@ -125,8 +126,8 @@ def _same_bits(a: Array, b: Array) -> bool:
 def checkpoint_files(folder: Path, found: Findings) -> list[Path]:
     """model.safetensors, or the shards that the index names."""
     single, index = folder / SINGLE, folder / INDEX
-    if not index.exists():
-        if single.exists():
+    if not os.path.exists(index):
+        if os.path.exists(single):
             return [single]
         found.problem(folder, f"has no {SINGLE} and no {INDEX}{_what_else(folder)}")
         return []
@@ -143,10 +144,10 @@ def checkpoint_files(folder: Path, found: Findings) -> list[Path]:
             found.problem(index, f"weight_map puts {name} in {shown(file)}, which is not the name of a file beside it")
         else:
             files.setdefault(file, folder / file)
-    if single.exists() and SINGLE not in files:
+    if os.path.exists(single) and SINGLE not in files:
         found.problem(folder, f"has both {SINGLE} and {INDEX}, and the index does not name it: remove one of them")
     for file, path in list(files.items()):
-        if not path.exists():
+        if not os.path.exists(path):
             found.problem(index, f"names {file}, which is not there")
             del files[file]
     return list(files.values())
@@ -154,7 +155,7 @@ def checkpoint_files(folder: Path, found: Findings) -> list[Path]:
 
 def _what_else(folder: Path) -> str:
     """A sentence on what the folder holds instead."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return ": there is no such folder"
     for pattern, remark in INSTEAD.items():
         if match := next(iter(sorted(folder.glob(pattern))), None):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .arrays import DTYPES, Array, widen
-from .errors import DeviceError
+from ..arrays import DTYPES, Array, to_odd, widen
+from ..errors import DeviceError
 
 CHUNK = 1 << 20  # elements at a time: a few megabytes
 
@@ -39,17 +39,8 @@ def _cast(x: Array, dtype: str) -> Array:
     if x.dtype == DTYPES["bfloat16"]:
         x = widen(x, "float32")
     elif x.dtype == np.float64 and dtype == "bfloat16":
-        x = _to_odd(x)
+        x = to_odd(x)
     return x.astype(DTYPES[dtype])
-
-
-def _to_odd(x: Array) -> Array:
-    """float64 -> float32, rounded to odd, so that bfloat16 is rounded to once (Boldo & Melquiond 2008)."""
-    near = x.astype(np.float32)
-    bits = near.view(np.uint32)
-    towards_zero = np.where(np.abs(near.astype(np.float64)) > np.abs(x), bits - 1, bits)
-    inexact = (near.astype(np.float64) != x) & np.isfinite(near)
-    return np.where(inexact, towards_zero | 1, bits).astype(np.uint32).view(np.float32)
 
 
 def available_memory() -> int | None:
@@ -65,4 +56,4 @@ def check_memory(need: int, what: str, available: int | None) -> None:
     """DeviceError, before anything is allocated, if it will not fit."""
     if available is not None and need > available:
         gib = 1 << 30
-        raise DeviceError(f"{what} needs {need / gib:.2f} GiB of memory, {available / gib:.2f} GiB is available")
+        raise DeviceError(f"{what} takes {need / gib:.2f} GiB of memory, and {available / gib:.2f} GiB is available")

@@ -26,11 +26,11 @@ def read_rope(keys: Keys) -> dict[str, Any]:
         return {}
     if len(given) == 2 and keys.data["rope_scaling"] != data:
         keys.found.problem(keys.file, "rope_parameters and rope_scaling are both given and differ")
-    kinds = {shown(data[key]) for key in ("rope_type", "type") if data.get(key) is not None} or {"'default'"}
-    kind = kinds.pop()[1:-1]
-    if kinds or kind not in KINDS:
-        all_kinds = " and ".join([repr(kind), *kinds])
-        keys.found.problem(keys.file, f"{name}: rope_type {all_kinds} is not supported; {', '.join(KINDS)} are")
+    spelt = [data[key] for key in ("rope_type", "type") if data.get(key) is not None] or ["default"]
+    kind = spelt[0]
+    if not isinstance(kind, str) or kind not in KINDS or spelt[-1] != kind:
+        both = " and ".join(shown(value) for value in spelt)
+        keys.found.problem(keys.file, f"{name}: rope_type {both} is not supported; {', '.join(KINDS)} are")
         return {}
     inner = Keys(f"{keys.file}: {name}", data, keys.found)
     for key in data:

@@ -8,12 +8,11 @@ from .findings import Findings, shown
 
 # The classes whose forward pass this package is, and what transformers assumes where their config.json is silent
 # (configuration_llama.py, configuration_mistral.py). num_key_value_heads: of a Llama, num_attention_heads.
+COMMON = {"rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2}
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "LlamaForCausalLM": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
-    "MistralForCausalLM": {
-        **{"rms_norm_eps": 1e-6, "max_position_embeddings": 131072, "bos_token_id": 1, "eos_token_id": 2},
-        **{"num_key_value_heads": 8, "sliding_window": 4096},
-    },
+    "LlamaForCausalLM": COMMON | {"max_position_embeddings": 2048},
+    "MistralForCausalLM": COMMON
+    | {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
 }
 FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 SUPPORTED = f"supported are {' and '.join(DEFAULTS)}, unquantised"
@@ -66,9 +65,7 @@ def check_neutral(file: Path, data: Mapping[str, Any], family: str, found: Findi
             found.problem(file, f"{key} is {shown(data[key])}, which {instead}; {SUPPORTED}")
     for key in NOT_OF[family]:
         if data.get(key) not in (None, False):
-            found.problem(
-                file, f"{key} is {shown(data[key])}: {family} has none, and engines differ on whether to obey"
-            )
+            found.problem(file, f"{key} is {shown(data[key])}: {family} has none, and engines differ on obeying it")
     kind = "sliding_attention" if data.get("sliding_window") is not None else "full_attention"
     layer_types = data.get("layer_types")
     if layer_types is not None and not (isinstance(layer_types, list) and all(layer == kind for layer in layer_types)):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import DTYPES, Array
+from ..arrays import DTYPES, Array
 from .findings import Findings, shown
 from .json_file import is_integer, lfs_pointer, parse_json
 
@@ -72,7 +72,8 @@ def _not_safetensors(head: bytes, size: int) -> str | None:
         return pointer
     if size < 10:
         return f"is not a safetensors file: it has {size} bytes"
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
+    # The header's length may spell the same bytes (640 is 80 02); what follows it is JSON.
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")) and head[8:9] != b"{":
         return "is a PyTorch pickle under another name; it is not read, because a pickle can run code"
     length = int.from_bytes(head[:8], "little")
     if length > MAX_HEADER:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import EMBED, LAYER_NORMS, LM_HEAD, ModelConfig, module_name
-from .findings import Findings
+from ..config import EMBED, LAYER_NORMS, LM_HEAD, ModelConfig, module_name
+from .findings import Findings, shown
 from .peft_config import CONFIG_FILE, PeftConfig, is_saved, selects
 from .peft_tensors import Parts, whole
 
@@ -71,9 +71,10 @@ def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: 
         for site in (EMBED, LM_HEAD):
             if module_name(site) in hit and "saved" not in parts.get(site, {}):
                 found.problem(file, f"modules_to_save {name!r}: there is no tensor for {module_name(site)}")
-    for name in config.target_modules if isinstance(config.target_modules, tuple) else ():
-        if not any(module == name or module.endswith(f".{name}") for module in map(module_name, base.sites())):
-            found.warn(file, f"target_modules: {name!r} is the name of no linear layer of the base")
+    names = config.target_modules if isinstance(config.target_modules, tuple) else ()
+    nothing = [n for n in names if not any(f".{module_name(site)}".endswith(f".{n}") for site in base.sites())]
+    if nothing:
+        found.warn(file, f"target_modules: {shown(nothing)} name no linear layer of the base")
     if not parts:
         found.problem(folder, "has no tensors at all")
     covered = {layer for layer, _ in parts if layer >= 0}

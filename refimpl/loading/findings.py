@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import LoracleError
+from ..errors import LoracleError
 
 
 @dataclass
@@ -30,8 +30,8 @@ class Findings:
 
 
 def one_line(text: str) -> str:
-    """The text without anything that a terminal or a log would break the line at."""
-    return " ".join(text.split())
+    """The text with everything escaped that would break the line, or talk to a terminal: names are other people's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(value: object) -> str:

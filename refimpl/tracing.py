@@ -1,14 +1,14 @@
 """Look inside a forward pass: `with trace() as t: logits(...)`, then t["layers.3.q_proj.lora"].
 
-embed                        the residual stream before the first layer
-layers.N.input_layernorm     and layers.N.post_attention_layernorm
-layers.N.MODULE.base         x W^T + b of one linear layer; MODULE is q_proj ... down_proj
-layers.N.MODULE.lora         what the adapters add to it: zero on rows without one
-layers.N.q_rope  .k_rope     after the rotation
-layers.N.attention           before o_proj
-layers.N.mlp                 silu(gate) * up
-layers.N.output              the residual stream after the layer
-norm, lm_head.base, lm_head.lora, logits
+embed_tokens.base .lora     the residual stream before the first layer is their sum
+layers.N.MODULE.input       x of one linear layer; MODULE is q_proj ... down_proj
+layers.N.MODULE.base        x W^T + b
+layers.N.MODULE.lora        what the adapters add to it: zero on rows without one
+layers.N.q_rope .k_rope     queries and keys after the rotation
+layers.N.attention          before o_proj
+layers.N.mlp                silu(gate) * up
+layers.N.output             the residual stream after the layer
+norm, lm_head.input .base .lora, logits
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ from .arrays import Array, to_host
 
 
 class Trace(Mapping[str, Array]):
-    """Name -> the intermediate, [tokens, ...] on the host; the rows of a second forward pass stand below the first's."""
+    """Name -> the intermediate, [tokens, ...] on the host; the rows of a second pass stand below the first's."""
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
         self._patterns = patterns
@@ -57,7 +57,7 @@ def active_trace() -> Trace | None:
 
 @contextmanager
 def trace(*patterns: str) -> Iterator[Trace]:
-    """Record the named intermediates of every forward pass inside the block; patterns as in a shell: "layers.*.lora"."""
+    """Record what matches the patterns (as in a shell: "layers.*.lora") of every forward pass inside the block."""
     listening = Trace(patterns or ("*",))
     token = _active.set(listening)
     try:

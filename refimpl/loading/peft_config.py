@@ -1,13 +1,14 @@
 """adapter_config.json -> a PeftConfig; and which modules and values its patterns mean, exactly as in PEFT."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .findings import Findings, shown
-from .json_file import Keys, is_integer, is_number, read_json
+from .json_file import LARGEST, Keys, is_integer, is_number, read_json
 from .peft_keys import check_other_keys, is_lora, note_oddities
 
 T = TypeVar("T")
@@ -32,13 +33,18 @@ class PeftConfig:
     lora_bias: bool = False
 
 
-def pattern_value(pattern: Mapping[str, T], key: str, default: T) -> T:
-    """The value of the first pattern that matches the end of a module's dotted name, from a dot on.
+# PEFT puts the names of a config into these regular expressions.
+ENDING = r"(.*\.)?({})$"  # rank_pattern, alpha_pattern: peft/utils/other.py, get_pattern_key
+AROUND = r"(^|.*\.){}($|\..*)"  # modules_to_save: peft/tuners/tuners_utils.py, check_target_module_exists
+LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."  # layers_pattern: likewise
+ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
+WHOLE = "{}"  # target_modules and exclude_modules, where they are one string: fullmatch
 
-    peft/utils/other.py, get_pattern_key: `re.match(rf"(.*\\.)?({pattern})$", key)`.
-    """
+
+def pattern_value(pattern: Mapping[str, T], key: str, default: T) -> T:
+    """The value of the first pattern that matches the end of a module's dotted name, from a dot on."""
     for name, value in pattern.items():
-        if re.match(rf"(.*\.)?({name})$", key):
+        if re.match(ENDING.replace("{}", name), key):
             return value
     return pattern.get(key, default)
 
@@ -61,14 +67,14 @@ def selects(config: PeftConfig, module: str) -> bool:
         return False
     if not config.layers_to_transform:
         return True
-    patterns = [rf"(?:^|.*?\.){p}\.(?P<idx>\d+)\." for p in config.layers_pattern] or [r".*?\.[^.]*\.(?P<idx>\d+)\."]
+    patterns = [LAYER.replace("{}", name) for name in config.layers_pattern] or [ANY_LAYER]
     matches = (re.match(pattern, module) for pattern in patterns)
     return any(int(m["idx"]) in config.layers_to_transform for m in list(filter(None, matches))[:1])
 
 
 def is_saved(config: PeftConfig, module: str) -> bool:
     """Whether modules_to_save replaces the module, or one around it, whole. Such a module gets no LoRA."""
-    return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in config.modules_to_save)
+    return any(re.match(AROUND.replace("{}", name), module) for name in config.modules_to_save)
 
 
 def _named(names: tuple[str, ...] | str, module: str) -> bool:
@@ -90,13 +96,13 @@ def read_peft_config(folder: Path, found: Findings) -> PeftConfig | None:
         r=keys.integer("r"),
         lora_alpha=_alpha(keys),
         use_rslora=keys.flag("use_rslora"),
-        rank_pattern=_pattern(keys, "rank_pattern", lambda n: is_integer(n) and n >= 1, "ranks of 1 or more"),
+        rank_pattern=_pattern(keys, "rank_pattern", lambda n: is_integer(n) and 1 <= n <= LARGEST, "ranks"),
         alpha_pattern=_pattern(keys, "alpha_pattern", is_number, "finite numbers"),
-        target_modules=_names(keys, "target_modules", or_expression=True),
-        exclude_modules=_names(keys, "exclude_modules", or_expression=True),
+        target_modules=_names(keys, "target_modules", WHOLE),
+        exclude_modules=_names(keys, "exclude_modules", WHOLE),
         layers_to_transform=_layers(keys),
-        layers_pattern=_as_tuple(_names(keys, "layers_pattern", or_expression=True)),
-        modules_to_save=_as_tuple(_names(keys, "modules_to_save")),
+        layers_pattern=_as_tuple(_names(keys, "layers_pattern", LAYER, LAYER)),
+        modules_to_save=_as_tuple(_names(keys, "modules_to_save", in_list=AROUND)),
         bias=_bias(keys),
         lora_bias=keys.flag("lora_bias"),
     )
@@ -120,34 +126,36 @@ def _pattern(keys: Keys, key: str, valid: Callable[[Any], bool], wanted: str) ->
     if not isinstance(value, dict) or not all(valid(n) for n in value.values()):
         keys.found.problem(keys.file, f"{key} is {shown(value)}: it must map names to {wanted}")
         return {}
-    return value if _compile(keys, key, value) else {}
+    return value if _compile(keys, key, value, ENDING) else {}
 
 
-def _names(keys: Keys, key: str, or_expression: bool = False) -> tuple[str, ...] | str:
-    """A list of names, or (where that is allowed) one string. Duplicates are dropped, order is kept."""
+def _names(keys: Keys, key: str, in_string: str | None = None, in_list: str | None = None) -> tuple[str, ...] | str:
+    """A list of names, or one string where `in_string` says what it is put into. Duplicates are dropped."""
     value = keys.data.get(key) or []
-    if isinstance(value, str) and or_expression:
-        return value if _compile(keys, key, [value]) else ()
+    if isinstance(value, str) and in_string:
+        return value if _compile(keys, key, [value], in_string) else ()
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-        wanted = "a list of names" + (" or a regular expression" if or_expression else "")
+        wanted = "a list of names" + (" or a regular expression" if in_string else "")
         keys.found.problem(keys.file, f"{key} is {shown(value)}: it must be {wanted}")
         return ()
     if len(set(value)) < len(value) and key == "target_modules":
         keys.found.warn(keys.file, f"{key} has duplicates: {shown(value)}")
-    return tuple(dict.fromkeys(value)) if _compile(keys, key, value) else ()
+    return tuple(dict.fromkeys(value)) if not in_list or _compile(keys, key, value, in_list) else ()
 
 
 def _as_tuple(names: tuple[str, ...] | str) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
 
 
-def _compile(keys: Keys, key: str, patterns: Iterable[str]) -> bool:
-    """Whether they are all regular expressions."""
-    for pattern in patterns:
+def _compile(keys: Keys, key: str, names: Iterable[str], template: str) -> bool:
+    """Whether each makes a regular expression of the template."""
+    for name in names:
         try:
-            re.compile(rf"(.*\.)?({pattern})$")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # "possible nested set": it means what it means today
+                re.compile(template.replace("{}", name))
         except (re.error, OverflowError, RecursionError) as error:
-            keys.found.problem(keys.file, f"{key}: {shown(pattern)} is not a regular expression ({error})")
+            keys.found.problem(keys.file, f"{key}: {shown(name)} is not a regular expression ({error})")
             return False
     return True
 

@@ -1,0 +1,91 @@
+"""The same numbers as Hugging Face transformers and PEFT, in float64, over models and adapters that nobody chose.
+
+transformers is made float64 throughout (hugging_face.float64_throughout), so that what is left is the order of sums.
+"""
+
+import hugging_face as hf
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scenes import TOP, Scene, scenes, staged, worst
+
+import refimpl
+
+pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
+
+TOLERANCE = 1e-9  # times max(1, largest logit)
+WEIGHTS = st.sampled_from([0.25, 0.75, 1.0, -2.0])
+
+
+@given(scenes())
+def test_each_request_of_a_mixed_batch_gets_what_peft_computes_for_it_alone(scene: Scene) -> None:
+    with staged(scene) as stage:
+        ours = refimpl.logits(stage.model("float64"), stage.requests)
+        theirs = hf.alone(stage.base, stage.adapters, scene.prompts, scene.names)
+    assert worst(ours, theirs) <= TOLERANCE
+
+
+@given(scenes(whole=False))  # PEFT mixes no adapters of which only some have modules_to_save
+def test_a_mixed_batch_is_a_mixed_batch_of_peft(scene: Scene) -> None:
+    with staged(scene) as stage:
+        ours = refimpl.logits(stage.model("float64"), stage.requests)
+        model = hf.load_exact(stage.base, stage.adapters)
+        with hf.float64_throughout():
+            theirs = hf.logits(model, scene.prompts, scene.names)
+    assert worst(ours, theirs) <= TOLERANCE
+
+
+@given(scenes((2, 3), whole=False), st.data())
+def test_a_weighted_sum_is_several_active_adapters_of_peft(scene: Scene, data: st.DataObject) -> None:
+    weights = {name: data.draw(WEIGHTS) for name in scene.specs}
+    with staged(scene) as stage:
+        adapters = [(stage.ours[name], weight) for name, weight in weights.items()]
+        ours = refimpl.logits(stage.model("float64"), [refimpl.Request(p, adapters) for p in scene.prompts])
+        model = hf.load_exact(stage.base, stage.adapters)
+        model.base_model.set_adapter(list(weights))
+        for layer in hf.lora_layers(model):
+            for name, weight in weights.items():
+                layer.set_scale(name, weight)
+        with hf.float64_throughout():
+            theirs = hf.logits(model, scene.prompts)
+    assert worst(ours, theirs) <= TOLERANCE
+
+
+@given(scenes(adapters=(1, 1)))
+def test_merging_into_the_base_gives_the_same_logits_and_a_folder_that_loads(scene: Scene) -> None:
+    spec = scene.specs["a"].lora
+    # PEFT: "Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias."
+    assume(not spec["lora_bias"])
+    # Merging into one of two tied layers changes the other one too: not what the adapter computes.
+    assume(not (scene.config.tie_word_embeddings and targets_top(spec)))
+    with staged(scene) as stage:
+        ours = refimpl.logits(stage.model("float64"), [refimpl.Request(p, stage.ours["a"]) for p in scene.prompts])
+        merged = hf.load_exact(stage.base, stage.adapters).merge_and_unload()
+        with hf.float64_throughout():
+            theirs = hf.logits(merged, scene.prompts)
+        merged.save_pretrained(stage.base / "merged")
+        model = refimpl.load_model(stage.base / "merged", "float64")
+        loaded = refimpl.logits(model, [refimpl.Request(p) for p in scene.prompts])
+    assert worst(ours, theirs) <= TOLERANCE
+    assert worst(loaded, theirs) <= TOLERANCE
+
+
+@given(scenes(whole=False))
+def test_greedy_decoding_of_a_mixed_batch_yields_the_tokens_of_hugging_face(scene: Scene) -> None:
+    with staged(scene) as stage:
+        outputs = refimpl.generate(stage.model("float64"), stage.requests, max_new_tokens=8)
+        model = hf.load_exact(stage.base, stage.adapters)
+        with hf.float64_throughout():
+            theirs = hf.generate(model, scene.prompts, scene.names, 8, scene.config.eos_token_ids)
+    for output, (ids, margins) in zip(outputs, theirs, strict=True):
+        # From the first tie on, the two may go on differently.
+        n = next((i for i, margin in enumerate(margins) if not margin > TOLERANCE), len(ids))
+        assert output.token_ids[:n] == ids[:n]
+        assert n < len(ids) or output.token_ids == ids
+    assert any(np.min(margins) > TOLERANCE for _, margins in theirs)
+
+
+def targets_top(lora: dict) -> bool:
+    """Whether embed_tokens or lm_head gets a LoRA or is replaced."""
+    return bool(lora.get("modules_to_save")) or any(name in lora["target_modules"] for name in (*TOP, "head"))

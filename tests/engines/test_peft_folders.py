@@ -1,0 +1,93 @@
+"""What else a PEFT folder can bring along, by the logits that it gives: biases, a larger vocabulary, a sum of others.
+
+That each kind of folder is read tensor by tensor, or refused by name, is in tests/loading/test_peft_saves.py.
+"""
+
+import dataclasses
+from typing import Any
+
+import hugging_face as hf
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scenes import LAYER_MODULES, TOP, Scene, scenes, staged, worst
+
+import refimpl
+from refimpl.config import ModelConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
+
+TOLERANCE = 1e-9  # times max(1, largest logit)
+
+
+@given(scenes(), st.sampled_from(["all", "lora_only"]))
+def test_trained_biases_belong_to_their_adapter_and_to_no_other_request(scene: Scene, bias: str) -> None:
+    config = scene.config
+    if config.sliding_window is None:  # a Mistral has no biases
+        config = dataclasses.replace(config, attention_bias=True)
+    with staged(changed(scene, config=config, bias=bias)) as stage:
+        ours = refimpl.logits(stage.model("float64"), stage.requests)
+        theirs = hf.alone(stage.base, stage.adapters, scene.prompts, scene.names)
+    assert worst(ours, theirs) <= TOLERANCE
+
+
+@given(scenes(adapters=(1, 1), whole=False), st.integers(1, 5), st.booleans())
+def test_an_adapter_may_know_more_tokens_than_its_base(scene: Scene, more: int, as_modules: bool) -> None:
+    """Its embed_tokens and lm_head come as modules_to_save, or as copies of the layers of a base that has grown."""
+    config, size = scene.config, scene.config.vocab_size + more
+    modules = {"modules_to_save": list(TOP)} if as_modules else {}
+    scene = changed(scene, target_modules=list(LAYER_MODULES), exclude_modules=None, **modules)
+    spec = dataclasses.replace(scene.specs["a"], copies=not as_modules)
+    prompts = [[*p, size - 1] if name == "a" else p for p, name in zip(scene.prompts, scene.names, strict=True)]
+    with staged(dataclasses.replace(scene, specs={})) as stage:
+        grown, folder = stage.base / "grown", stage.base / "a"
+        hf.grow(stage.base, grown, size, scene.seed)
+        hf.write_adapter(grown, hf.peft.LoraConfig(**spec.lora), folder, spec.seed, spec.dtype, spec.copies)
+        adapters = {"a": refimpl.load_adapter(folder, config)}
+        requests = [refimpl.Request(p, adapters.get(n)) for p, n in zip(prompts, scene.names, strict=True)]
+        ours = refimpl.logits(stage.model("float64"), requests)
+        theirs = [
+            hf.alone(stage.base if name == hf.BASE else grown, {"a": folder}, [prompt], [name])[0]
+            for prompt, name in zip(prompts, scene.names, strict=True)
+        ]
+    assert [o.shape for o in ours] == [t.shape for t in theirs]
+    assert worst(ours, theirs) <= TOLERANCE
+
+
+@given(scenes((2, 3), whole=False), st.data())
+def test_a_sum_that_peft_saves_as_one_adapter_is_the_sum_that_we_serve(scene: Scene, data: st.DataObject) -> None:
+    """add_weighted_adapter("cat"). It leaves lora_bias out, and gives the sum the rsLoRA and the layers of its first
+    adapter, which is right only where there are none."""
+    names = st.lists(st.sampled_from((*LAYER_MODULES, *TOP)), min_size=1, unique=True)
+    specs = {
+        name: dataclasses.replace(spec, lora=plain(spec.lora) | {"target_modules": data.draw(names)})
+        for name, spec in scene.specs.items()
+    }
+    weights = [data.draw(st.sampled_from([0.25, 1.0, -2.0])) for _ in specs]
+    with staged(dataclasses.replace(scene, specs=specs)) as stage:
+        model = stage.model("float64")
+        pairs = list(zip(stage.ours.values(), weights, strict=True))
+        summed = refimpl.logits(model, [refimpl.Request(p, pairs) for p in scene.prompts])
+        peft_model = hf.load_exact(stage.base, stage.adapters)
+        with hf.quiet():
+            peft_model.add_weighted_adapter(list(specs), weights, "sum", combination_type="cat")
+        peft_model.set_adapter("sum")
+        with hf.float64_throughout():
+            theirs = hf.logits(peft_model, scene.prompts)
+        peft_model.save_pretrained(stage.base, selected_adapters=["sum"], save_embedding_layers=False)
+        loaded = refimpl.load_adapter(stage.base / "sum", scene.config)
+        ours = refimpl.logits(model, [refimpl.Request(p, loaded) for p in scene.prompts])
+    assert worst(summed, theirs) <= TOLERANCE
+    assert worst(ours, theirs) <= TOLERANCE
+
+
+def plain(lora: dict[str, Any]) -> dict[str, Any]:
+    """Of the arguments of a LoraConfig those that add_weighted_adapter keeps."""
+    kept = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "task_type")
+    return {key: lora[key] for key in kept}
+
+
+def changed(scene: Scene, config: ModelConfig | None = None, **lora: Any) -> Scene:
+    """The scene with these arguments for every adapter."""
+    specs = {name: dataclasses.replace(spec, lora=spec.lora | lora) for name, spec in scene.specs.items()}
+    return dataclasses.replace(scene, config=config or scene.config, specs=specs)

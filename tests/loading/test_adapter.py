@@ -1,0 +1,359 @@
+"""PEFT folders written by hand -> Adapters: the right tensors at the right sites, or one line that says why not."""
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from folders import BASE, LFS_POINTER, lora_name, lora_tensors, random, refused, safetensors_bytes, write_adapter
+
+from refimpl.adapter import Adapter, load_adapter
+from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
+from refimpl.errors import AdapterError, AdapterWarning
+
+Q, DOWN = (0, "q_proj"), (1, "down_proj")
+QA, QB = lora_name(Q, "lora_A.weight"), lora_name(Q, "lora_B.weight")
+TIED = dataclasses.replace(BASE, tie_word_embeddings=True)
+BIASED = dataclasses.replace(BASE, attention_bias=True, mlp_bias=True)
+EVERYTHING = [*LAYER_MODULES, "embed_tokens", "lm_head"]
+
+
+def table(rows: int = 13, seed: int = 50) -> np.ndarray:
+    return random((rows, 12), seed)
+
+
+def load(
+    folder: Path, tensors: dict[str, np.ndarray] | None = None, base: ModelConfig = BASE, **changes: Any
+) -> Adapter:
+    """Write and load; what is only odd does not matter here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AdapterWarning)
+        return load_adapter(write_adapter(folder, tensors, **changes), base)
+
+
+def without(tensors: dict[str, np.ndarray], *pieces: str) -> dict[str, np.ndarray]:
+    return {name: x for name, x in tensors.items() if not any(piece in name for piece in pieces)}
+
+
+# --- what is honoured ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_every_linear_layer(tmp_path: Path, dtype: str) -> None:
+    tensors = lora_tensors(dtype=dtype)
+    adapter = load(tmp_path / "pirate", tensors)
+    assert adapter.name == "pirate"
+    assert adapter.config.lora_alpha == 7
+    assert adapter.lora.keys() == {site for site in BASE.sites() if site[1] in LAYER_MODULES}
+    for site, held in adapter.lora.items():
+        for part, x in (("lora_A.weight", held.A), ("lora_B.weight", held.B)):
+            assert x.dtype == tensors[QA].dtype
+            assert np.array_equal(x, tensors[lora_name(site, part)])
+            assert not x.flags.writeable
+            assert x.flags.owndata  # a copy: what is digested stays what it was, whatever becomes of the file
+    assert (adapter.replaced, adapter.biases) == ({}, {})
+
+
+def test_the_name_is_the_callers_or_the_folders(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "x")
+    assert load_adapter(folder, BASE).name == "x"
+    assert load_adapter(folder, BASE, name="bard").name == "bard"
+    assert load_adapter(str(folder), BASE) is not load_adapter(str(folder), BASE)
+
+
+def test_a_rank_for_each_module(tmp_path: Path) -> None:
+    tensors = lora_tensors() | {QA: random((5, 12)), QB: random((32, 5))}
+    adapter = load(tmp_path, tensors, rank_pattern={r"0\.self_attn\.q_proj": 5})
+    assert adapter.lora[Q].A.shape == (5, 12)
+    assert adapter.lora[1, "q_proj"].A.shape == (3, 12)
+
+
+def test_embeddings_and_head(tmp_path: Path) -> None:
+    tensors = lora_tensors(modules=tuple(EVERYTHING))
+    for base in (BASE, TIED):
+        adapter = load(tmp_path, tensors, base, target_modules=EVERYTHING)
+        assert (adapter.lora[EMBED].A.shape, adapter.lora[EMBED].B.shape) == ((3, 13), (12, 3))
+        assert (adapter.lora[LM_HEAD].A.shape, adapter.lora[LM_HEAD].B.shape) == ((3, 12), (13, 3))
+        assert adapter.replaced == {}
+    renamed = {name.replace("embedding_A", "embedding_A.weight"): x for name, x in tensors.items()}
+    assert load(tmp_path, renamed, target_modules=EVERYTHING).lora[EMBED].A.shape == (3, 13)
+
+
+def test_modules_to_save(tmp_path: Path) -> None:
+    saved = {lora_name(EMBED, "weight"): table(), lora_name(LM_HEAD, "weight"): table(seed=51)}
+    for base in (BASE, TIED):
+        adapter = load(tmp_path, lora_tensors() | saved, base, modules_to_save=["lm_head", "embed_tokens", "score"])
+        assert np.array_equal(adapter.replaced[EMBED], table())
+        assert np.array_equal(adapter.replaced[LM_HEAD], table(seed=51))
+        assert not adapter.replaced[LM_HEAD].flags.writeable
+    for site, name in ((EMBED, "embed_tokens"), (LM_HEAD, "lm_head")):
+        one = {lora_name(site, "weight"): table()}
+        for base in (BASE, TIED):  # a layer of its own, also where the base ties the two
+            assert load(tmp_path, lora_tensors() | one, base, modules_to_save=[name]).replaced.keys() == {site}
+
+
+def test_a_grown_vocabulary(tmp_path: Path) -> None:
+    saved = {lora_name(EMBED, "weight"): table(16), lora_name(LM_HEAD, "weight"): table(16, 51)}
+    adapter = load(tmp_path, lora_tensors() | saved, modules_to_save=["lm_head", "embed_tokens"])
+    assert (len(adapter.replaced[EMBED]), len(adapter.replaced[LM_HEAD])) == (16, 16)
+    assert load(tmp_path, lora_tensors() | saved).replaced.keys() == {EMBED, LM_HEAD}  # save_embedding_layers
+
+    grown = dataclasses.replace(BASE, vocab_size=16)
+    copies = {lora_name(EMBED, "base_layer.weight"): table(16), lora_name(LM_HEAD, "base_layer.weight"): table(16, 51)}
+    tensors = lora_tensors(grown, modules=tuple(EVERYTHING)) | copies
+    adapter = load(tmp_path, tensors, target_modules=EVERYTHING)
+    assert adapter.lora[EMBED].A.shape == (3, 16)
+    assert adapter.lora[LM_HEAD].B.shape == (16, 3)
+    assert adapter.replaced.keys() == {EMBED, LM_HEAD}
+
+
+def test_a_copy_of_a_tied_table_is_both_tables(tmp_path: Path) -> None:
+    tensors = lora_tensors(modules=(*LAYER_MODULES, "embed_tokens")) | {lora_name(EMBED, "base_layer.weight"): table()}
+    target = [*LAYER_MODULES, "embed_tokens"]
+    assert load(tmp_path, tensors, BASE, target_modules=target).replaced.keys() == {EMBED}
+    adapter = load(tmp_path, tensors, TIED, target_modules=target)
+    assert adapter.replaced[LM_HEAD] is adapter.replaced[EMBED]
+
+
+@pytest.mark.parametrize("part", ["bias", "base_layer.bias"])
+def test_biases(tmp_path: Path, part: str) -> None:
+    tensors = lora_tensors() | {lora_name(Q, part): random((32,), 9), lora_name(DOWN, part): random((12,), 9)}
+    adapter = load(tmp_path, tensors, BIASED, bias="all")
+    assert adapter.biases.keys() == {Q, DOWN}
+    assert np.array_equal(adapter.biases[Q], random((32,), 9))
+
+
+def test_the_bias_of_lora_b(tmp_path: Path) -> None:
+    tensors = lora_tensors(modules=("q_proj",))
+    biases = {lora_name((i, "q_proj"), "lora_B.bias"): random((32,), i) for i in range(2)}
+    adapter = load(tmp_path, tensors | biases, target_modules=["q_proj"], lora_bias=True)
+    assert np.array_equal(adapter.lora[1, "q_proj"].bias, random((32,), 1))
+    with refused(AdapterError, "lora_bias is true, but lora_B.bias is not there", "and 1 more: loracle inspect"):
+        load(tmp_path, tensors, target_modules=["q_proj"], lora_bias=True)
+    with refused(AdapterError, "lora_bias is false, but lora_B.bias is there"):
+        load(tmp_path, tensors | biases, target_modules=["q_proj"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sites"),
+    [
+        ({"target_modules": ["q_proj"], "layers_to_transform": [1]}, {(1, "q_proj")}),
+        ({"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": "layers"}, {Q}),
+        ({"target_modules": r".*\.0\.self_attn\.q_proj"}, {Q}),
+        ({"target_modules": ["model.layers.0.self_attn.q_proj"]}, {Q}),
+        ({"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["v_proj", "layers.1.self_attn.q_proj"]}, {Q}),
+        ({"target_modules": "all-linear", "exclude_modules": r".*(mlp|[kvo]_proj|\.1\.).*"}, {Q}),
+    ],
+)
+def test_a_choice_of_modules(tmp_path: Path, changes: dict[str, Any], sites: set) -> None:
+    chosen = {lora_name(site, part) for site in sites for part in ("lora_A.weight", "lora_B.weight")}
+    tensors = {name: x for name, x in lora_tensors().items() if name in chosen}
+    assert load(tmp_path, tensors, **changes).lora.keys() == sites
+    with refused(AdapterError, "target_modules does not select it"):
+        load(tmp_path, lora_tensors(), **changes)
+
+
+# --- what is odd ---
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes", "says"),
+    [
+        (without(lora_tensors(), "layers.0"), {"layers_to_transform": [1]}, "covers 1 of the base's 2 layers"),
+        (
+            lora_tensors(),
+            {"target_modules": [*LAYER_MODULES, "c_attn", "proj"]},
+            r"\['c_attn', 'proj'\] name no linear layer",
+        ),
+        (lora_tensors(), {"bias": "lora_only"}, "bias is 'lora_only', but there is no bias tensor"),
+        ({n: 0 * x if "lora_B" in n else x for n, x in lora_tensors().items()}, {}, "every B is zero"),
+        (lora_tensors(), {"inference_mode": False}, "inference_mode is false"),
+    ],
+)
+def test_warnings(tmp_path: Path, tensors: dict[str, np.ndarray], changes: dict[str, Any], says: str) -> None:
+    with pytest.warns(AdapterWarning, match=says) as caught:
+        load_adapter(write_adapter(tmp_path, tensors, **changes), BASE)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+# --- what is refused ---
+
+WITH_NAN = lora_tensors()
+WITH_NAN[QB][0, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes", "says"),
+    [
+        (without(lora_tensors(), QA), {}, "module model.layers.0.self_attn.q_proj: lora_A is missing"),
+        (without(lora_tensors(), QB), {}, "module model.layers.0.self_attn.q_proj: lora_B is missing"),
+        (
+            without(lora_tensors(), QA, QB),
+            {},
+            "target_modules selects model.layers.0.self_attn.q_proj, but there are no",
+        ),
+        (without(lora_tensors(), "layers.1"), {}, "target_modules selects model.layers.1.self_attn.q_proj"),
+        ({}, {}, "target_modules selects model.layers.0.self_attn.q_proj"),
+        ({}, {"target_modules": []}, "has no tensors at all"),
+        (
+            lora_tensors(),
+            {"r": 4},
+            f"tensor {QA} has shape [3, 12], adapter_config.json (rank 4) and the base make it [4, 12]",
+        ),
+        (lora_tensors(), {"rank_pattern": {"q_proj": 2}}, f"tensor {QA} has shape [3, 12]"),
+        (lora_tensors() | {QB: random((32, 4))}, {}, f"tensor {QB} has shape [32, 4]"),
+        (lora_tensors() | {QA: random((12, 3)), QB: random((3, 32))}, {}, f"tensor {QA} has shape [12, 3]"),
+        (lora_tensors() | {QA: random((36,))}, {}, f"tensor {QA} has shape [36]"),
+        (lora_tensors() | {QA: random((3, 13))}, {}, f"tensor {QA} has shape [3, 13]"),
+        (lora_tensors() | {QB: random((16, 3))}, {}, f"tensor {QB} has shape [16, 3]"),
+        (WITH_NAN, {}, f"tensor {QB} holds NaN or inf"),
+        (lora_tensors() | {QA: np.zeros((3, 12), np.int8)}, {}, f"tensor {QA} has dtype I8"),
+        (
+            lora_tensors(),
+            {"target_modules": ["q_proj"]},
+            "k_proj.lora_A.weight is not for use: target_modules does not",
+        ),
+        (lora_tensors(), {"layers_to_transform": [0]}, "layers.1.self_attn.q_proj.lora_A.weight is not for use"),
+        (lora_tensors(), {"exclude_modules": ["o_proj"]}, "o_proj.lora_A.weight is not for use"),
+        (lora_tensors(dataclasses.replace(BASE, num_hidden_layers=3)), {}, "it is of layer 2, the base has 2"),
+        (lora_tensors(), {"modules_to_save": ["lm_head"]}, "modules_to_save 'lm_head': there is no tensor for lm_head"),
+        (
+            lora_tensors(),
+            {"modules_to_save": ["norm"]},
+            "modules_to_save 'norm': model.layers.0.input_layernorm cannot be replaced",
+        ),
+        (
+            lora_tensors(),
+            {"modules_to_save": ["up_proj"]},
+            "up_proj.lora_A.weight is not for use: modules_to_save replaces",
+        ),
+        (
+            lora_tensors(modules=tuple(EVERYTHING)) | {lora_name(EMBED, "weight"): table()},
+            {"target_modules": EVERYTHING, "modules_to_save": ["embed_tokens"]},
+            "model.embed_tokens.lora_embedding_A is not for use: modules_to_save replaces it",
+        ),
+        (
+            lora_tensors() | {lora_name(EMBED, "weight"): table(16)},
+            {"modules_to_save": ["embed_tokens"]},
+            "embed_tokens has 16 rows and lm_head 13",
+        ),
+        (
+            lora_tensors() | {lora_name(LM_HEAD, "weight"): table(12)},
+            {"modules_to_save": ["lm_head"]},
+            "tensor base_model.model.lm_head.weight has shape [12, 12], the base makes it [13 or more, 12]",
+        ),
+        (lora_tensors() | {lora_name(LM_HEAD, "weight"): random((13,))}, {}, "has shape [13], the base makes it"),
+        (lora_tensors() | {lora_name(LM_HEAD, "weight"): random(())}, {}, "has shape [], the base makes it"),
+        (lora_tensors() | {lora_name(EMBED, "base_layer.weight"): table()}, {}, "the base of a LoRA that is not there"),
+        (lora_tensors() | {lora_name(Q, "bias"): random((32,))}, {}, "but bias is 'none'"),
+        (lora_tensors() | {lora_name(Q, "bias"): random((32,))}, {"bias": "all"}, "q_proj of the base has no bias"),
+    ],
+)
+def test_tensors_that_do_not_fit(
+    tmp_path: Path, tensors: dict[str, np.ndarray], changes: dict[str, Any], says: str
+) -> None:
+    with refused(AdapterError, says, str(tmp_path)):
+        load(tmp_path, tensors, **changes)
+
+
+def test_one_problem_is_reported_as_one(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match=r"holds NaN or inf$"):
+        load(tmp_path, WITH_NAN)
+
+
+def test_biases_that_do_not_fit(tmp_path: Path) -> None:
+    with refused(AdapterError, "has shape [31], the base's is [32]"):
+        load(tmp_path, lora_tensors() | {lora_name(Q, "bias"): random((31,))}, BIASED, bias="all")
+    both = {lora_name(Q, "bias"): random((32,)), lora_name(Q, "base_layer.bias"): random((32,))}
+    with refused(AdapterError, "is there a second time"):
+        load(tmp_path, lora_tensors() | both, BIASED, bias="all")
+
+
+def test_two_values_for_one_tied_table(tmp_path: Path) -> None:
+    copies = {lora_name(EMBED, "weight"): table(), lora_name(LM_HEAD, "weight"): table()}
+    assert load(tmp_path, lora_tensors() | copies, TIED).replaced.keys() == {EMBED, LM_HEAD}
+    copies[lora_name(LM_HEAD, "weight")] = table(seed=51)
+    with refused(AdapterError, "differ, and the base ties the two"):
+        load(tmp_path, lora_tensors() | copies, TIED)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "DoRA"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", "use save_pretrained"),
+        ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "trainable_token_indices"),
+        ("base_model.model.lm_head.modules_to_save.weight", "use save_pretrained"),
+        ("base_model.model.lm_head.original_module.weight", "should not have saved"),
+        ("base_model.model.score.weight", "a classification head"),
+        ("base_model.model.vision_tower.layers.0.self_attn.q_proj.lora_A.weight", "a vision tower"),
+        ("base_model.model.model.layers.0.mlp.experts.0.up_proj.lora_A.weight", "a mixture of experts"),
+        ("base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.weight", "no such module"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_C.weight", "no such module or parameter"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_embedding_A", "no such module or parameter"),
+        ("base_model.model.model.embed_tokens.lora_A.weight", "no such module or parameter"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.weight", "no such module or parameter"),
+        ("base_model.model.model.norm.weight", "no such module or parameter"),
+        ("base_model.model.model.layers.00.self_attn.q_proj.lora_A.weight", "no such module or parameter"),
+        ("base_model.model.model.layers.99999999999999999999.mlp.up_proj.lora_A.weight", "the base has 2"),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", "does not begin with base_model.model."),
+        ("lora_unet_down_blocks_0.lora_down.weight", "a kohya (sd-scripts) file"),
+        ("unet.down_blocks.0.attn1.to_q.lora.down.weight", "a diffusers file"),
+        ("", "does not begin with"),
+    ],
+)
+def test_tensors_of_something_else(tmp_path: Path, name: str, says: str) -> None:
+    with refused(AdapterError, f"tensor {name} [2, 2] is not supported", says):
+        load(tmp_path, lora_tensors() | {name: random((2, 2))})
+
+
+def test_folders_that_are_no_adapter(tmp_path: Path) -> None:
+    with refused(AdapterError, "nowhere: is not there"):
+        load_adapter(tmp_path / "nowhere", BASE)
+    with refused(AdapterError, "has no adapter_config.json"):
+        load_adapter(tmp_path, BASE)
+    outer = write_adapter(tmp_path / "outer" / "default").parent
+    with refused(AdapterError, "these folders in it have: default"):
+        load_adapter(outer, BASE)
+    folder = write_adapter(tmp_path / "x")
+    with refused(AdapterError, "is a file; give the folder"):
+        load_adapter(folder / "adapter_model.safetensors", BASE)
+    (folder / "adapter_config.json").rename(folder / "config.json")
+    with refused(AdapterError, "without it the scale (lora_alpha) is unknown"):
+        load_adapter(folder, BASE)
+
+
+def test_files_that_are_not_themselves(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path)
+    weights = folder / "adapter_model.safetensors"
+    for raw, says in ((LFS_POINTER, "Git LFS pointer"), (b"", "0 bytes"), (b"{}", "2 bytes")):
+        weights.write_bytes(raw)
+        with refused(AdapterError, f"{weights}: ", says):
+            load_adapter(folder, BASE)
+    weights.write_bytes(safetensors_bytes(lora_tensors())[:-5])
+    with refused(AdapterError, "is truncated"):
+        load_adapter(folder, BASE)
+    weights.unlink()
+    with refused(AdapterError, "has no adapter_model.safetensors"):
+        load_adapter(folder, BASE)
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x04never read")
+    with refused(
+        AdapterError, "it is a pickle, which can run code, and is not read; convert it", "save_pretrained(NEW)"
+    ):
+        load_adapter(folder, BASE)
+    (folder / "adapter_config.json").write_bytes(LFS_POINTER)
+    with refused(AdapterError, "has adapter_model.bin but no"):
+        load_adapter(folder, BASE)
+    write_adapter(folder)
+    (folder / "adapter_config.json").write_bytes(LFS_POINTER)
+    with refused(AdapterError, "adapter_config.json: is a Git LFS pointer"):
+        load_adapter(folder, BASE)
+
+
+def test_warnings_as_errors_load_nothing(tmp_path: Path) -> None:
+    with pytest.raises(AdapterWarning), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_adapter(write_adapter(tmp_path, inference_mode=False), BASE)

@@ -1,0 +1,93 @@
+"""Adapters that bring whole layers along (modules_to_save: lm_head and embed_tokens, also with a larger vocabulary) or
+biases of their own: their rows are those of a base with that layer swapped in, and nobody else's rows change."""
+
+from dataclasses import replace
+
+import numpy as np
+from build import Scene, adapters, configs, random_adapter, random_model
+from compare import assert_equal_to_rounding
+from dense import dense_logits, merged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import assert_as_if_alone, serve
+from tables import every_table
+
+from refimpl import Ops, Request, logits
+from refimpl.adapter import Adapter
+from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
+
+
+@st.composite
+def replacing_adapters(draw: st.DrawFn, config: ModelConfig, seed: int) -> Adapter:
+    """LoRA in the layers, and a new lm_head, a new embedding, more words in both, new biases, or several of these."""
+    rng = np.random.default_rng([seed, 5])
+    grown = draw(st.sampled_from([0, 0, 1, 4]))
+    which = [EMBED, LM_HEAD] if grown else draw(st.lists(st.sampled_from([EMBED, LM_HEAD]), unique=True))
+    width = {EMBED: 1, LM_HEAD: 3 / np.sqrt(config.hidden_size)}
+    shape = (config.vocab_size + grown, config.hidden_size)
+    saved = {site: rng.standard_normal(shape) * width[site] for site in which}
+    biased = draw(st.lists(st.sampled_from(config.sites()[1:-1]), unique=True, min_size=0 if which else 1, max_size=4))
+    biases = {site: 0.5 * rng.standard_normal(config.shape(site[1])[0]) for site in biased}
+    lora = random_adapter(config, seed, r=3, alpha=4.0, use_rslora=draw(st.booleans()), modules=LAYER_MODULES[::2])
+    return replace(lora, replaced=saved, biases=biases)
+
+
+@st.composite
+def replacing_scenes(draw: st.DrawFn) -> Scene:
+    """Two adapters that replace layers among others that do not, and requests for the base."""
+    config = draw(configs(max_layers=2))
+    own = [draw(replacing_adapters(config, seed)) for seed in (1, 2)]
+    pool = [*own, *draw(adapters(config, 1))]
+    order = draw(st.permutations([*pool, None, own[0], draw(st.sampled_from([None, *pool]))]))
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    requests = []
+    for adapter in order:
+        known = adapter.replaced[EMBED].shape[0] if adapter and EMBED in adapter.replaced else config.vocab_size
+        prompt = [known - 1, *rng.integers(0, known, draw(st.integers(0, 6))).tolist()]  # the last word too
+        requests.append(Request(prompt, adapter, stop_ids=()))
+    return Scene(random_model(config, draw(st.integers(0, 99))), pool, requests)
+
+
+def check_replaced_layers_are_swapped_in(ops: Ops, scene: Scene) -> None:
+    model, _, requests = scene
+    for got, request in zip(logits(model, requests, ops), requests, strict=True):
+        assert_equal_to_rounding(got, dense_logits(merged(model, request), request.prompt_ids))
+
+
+def check_replaced_layers_do_not_leak(ops: Ops, scene: Scene) -> None:
+    """Those who did not ask for such an adapter get what they get without it, at their own width."""
+    model, _, requests = scene
+    others = [r for r in requests if r.adapter is None or not (r.adapter.replaced or r.adapter.biases)]
+    mixed = logits(model, requests, ops)
+    for request, expected in zip(others, logits(model, others, ops), strict=True):
+        got = mixed[requests.index(request)]
+        assert got.shape[1] == model.config.vocab_size
+        assert_equal_to_rounding(got, expected)
+
+
+def check_replaced_layers_while_serving(ops: Ops, scene: Scene) -> None:
+    """Chunks, few blocks, and a token of the larger vocabulary is read back in."""
+    model, _, requests = scene
+    engine, ids = serve(model, requests, ops, num_blocks=6, block_size=2, max_batch_tokens=7)
+    assert_as_if_alone(engine, ids, requests)
+
+
+@every_table
+@settings(max_examples=60)
+@given(scene=replacing_scenes())
+def test_own_rows_equal_a_base_with_the_layer_swapped_in(ops: Ops, scene: Scene) -> None:
+    check_replaced_layers_are_swapped_in(ops, scene)
+
+
+@every_table
+@settings(max_examples=40)
+@given(scene=replacing_scenes())
+def test_rows_of_other_requests_do_not_change(ops: Ops, scene: Scene) -> None:
+    check_replaced_layers_do_not_leak(ops, scene)
+
+
+@every_table
+@settings(max_examples=10)
+@given(scene=replacing_scenes())
+def test_serving_keeps_replaced_layers_apart(ops: Ops, scene: Scene) -> None:
+    check_replaced_layers_while_serving(ops, scene)
