@@ -7,22 +7,13 @@ What an argument must be is read from the kernel's own parameter list and checke
 else does: a GPU takes any pointer for any other. A parameter of type DTYPE has the type that the module was loaded
 with. An empty grid launches nothing.
 
-REFIMPL_KERNELS=gpu or cpu chooses; without it the kernels run on the GPU if CuPy finds one.
+REFIMPL_KERNELS=gpu or cpu chooses; without it the kernels run on the GPU if CuPy finds one. runner_gpu.py and
+runner_cpu.py are the two worlds behind this file.
 """
 
 import contextlib
-import ctypes
-import fcntl
-import hashlib
 import os
-import platform
 import re
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -144,6 +135,7 @@ class Traffic:
 # ----------------------------------------------------------------------------- what stands in a .cu
 
 
+@lru_cache
 def kernels_folder() -> Path:
     """kernels/ of the checkout, or its copy inside an installed package."""
     package = Path(__file__).parent
@@ -181,6 +173,12 @@ def parameter(declaration: str, kernel: str, types: Mapping[str, str]) -> Parame
         )
     letter, numpy_type = PARAMETERS[ctype]
     return Parameter(name, letter, np.dtype(numpy_type), pointer, written=pointer and "const" not in words)
+
+
+def headers(path: Path) -> list[Path]:
+    """Every header that a .cu can include."""
+    folders = (path.parent, kernels_folder(), kernels_folder() / "cpu")
+    return [header for folder in folders for header in sorted([*folder.glob("*.h"), *folder.glob("*.cuh")])]
 
 
 # ----------------------------------------------------------------------------- load and launch
@@ -242,8 +240,11 @@ def world() -> str:
     chosen = os.environ.get("REFIMPL_KERNELS", "")
     if chosen not in ("", "gpu", "cpu"):
         raise DeviceError(f"REFIMPL_KERNELS={chosen}: gpu or cpu wanted")
-    if chosen:
-        return chosen
+    return chosen or _found()
+
+
+@lru_cache
+def _found() -> str:
     try:
         device_namespace("cuda")
     except DeviceError:
@@ -266,219 +267,35 @@ def load(file: str | Path, dtype: str, check: bool = False) -> Module:
 
 @lru_cache(maxsize=256)
 def _load(path: Path, dtype: str, check: bool, where: str, flags: str, changed: int) -> Module:
+    from .runner_cpu import CPUModule
+    from .runner_gpu import GPUModule
+
     return CPUModule(path, dtype, check, flags) if where == "cpu" else GPUModule(path, dtype, check)
 
 
-# ----------------------------------------------------------------------------- on a CPU
+def synchronize() -> None:
+    """Wait for all launches. KernelError, with the names of the last ones, if one of them failed. On a CPU, nothing."""
+    if world() == "gpu":
+        from .runner_gpu import wait
 
-_order: ContextVar[Order] = ContextVar("order", default="forward")
+        wait()
+
+
+_scheduling: ContextVar[Order] = ContextVar("scheduling", default="forward")
 
 
 @contextlib.contextmanager
-def order(scheduling: Order) -> Iterator[None]:
+def order(chosen: Order) -> Iterator[None]:
     """Inside, the CPU runner schedules blocks and threads 'forward', in 'reverse', or shuffled by a seed."""
-    if scheduling not in ("forward", "reverse") and not isinstance(scheduling, int):
-        raise LoracleError(f"order {scheduling!r}: 'forward', 'reverse' or the seed of a shuffle wanted")
-    token = _order.set(scheduling)
+    if chosen not in ("forward", "reverse") and not isinstance(chosen, int):
+        raise LoracleError(f"order {chosen!r}: 'forward', 'reverse' or the seed of a shuffle wanted")
+    token = _scheduling.set(chosen)
     try:
         yield
     finally:
-        _order.reset(token)
+        _scheduling.reset(token)
 
 
-class Failure(ctypes.Structure):
-    """`cpu::Failure` of kernels/cpu/machine.h."""
-
-    _fields_ = (
-        ("kind", ctypes.c_char * 32),
-        ("file", ctypes.c_char * 512),
-        ("text", ctypes.c_char * 1024),
-        ("line", ctypes.c_int),
-        ("block", ctypes.c_uint * 3),
-        ("thread", ctypes.c_uint * 3),
-        ("pc", ctypes.c_uint64),
-        ("other_pc", ctypes.c_uint64),
-    )
-
-
-class Row(ctypes.Structure):
-    """`cpu::Kernel` of kernels/cpu/machine.h."""
-
-    _fields_ = (("name", ctypes.c_char_p), ("signature", ctypes.c_char_p), ("call", ctypes.c_void_p))
-
-
-_one_at_a_time = threading.Lock()  # the machine's state is static
-
-
-class CPUModule(Module):
-    """The .cu built by a C++ compiler, with kernels/cpu/cuda_on_cpu.h in front of it, and called through ctypes."""
-
-    array_type = np.ndarray
-
-    def __init__(self, path: Path, dtype: str, check: bool, flags: str) -> None:
-        super().__init__(path, dtype)
-        self.check = check
-        self.library = build(path, list(self.kernels), self.defines, check, shlex.split(flags))
-        self.so = ctypes.CDLL(str(self.library))
-        self.so.cpu_kernel.restype = ctypes.POINTER(Row)
-        self.so.cpu_failure.restype = ctypes.POINTER(Failure)
-        if check:
-            self.so.cpu_traffic.restype = ctypes.POINTER(ctypes.c_uint64)
-        for i, (name, wanted) in enumerate(self.kernels.items()):
-            row = self.so.cpu_kernel(i).contents
-            ours = "".join("*" * p.pointer + p.letter for p in wanted)
-            assert (row.name, row.signature) == (name.encode(), ours.encode()), (name, ours, row.name, row.signature)
-
-    def _launch(
-        self, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], words: list[int], smem: int
-    ) -> dict[str, Traffic] | None:
-        chosen = _order.get()
-        order, seed = (2, chosen) if isinstance(chosen, int) else (("forward", "reverse").index(chosen), 0)
-        packed = (ctypes.c_uint64 * 3 * len(words))()
-        for i, (word, argument) in enumerate(zip(words, args, strict=True)):
-            array = isinstance(argument, np.ndarray)  # its bytes, and those of one element, are the checker's to know
-            packed[i][:] = [word, argument.nbytes, argument.itemsize] if array else [word, 0, 0]
-        with _one_at_a_time:
-            failed = self.so.cpu_launch(
-                list(self.kernels).index(name),
-                packed,
-                len(words),
-                (ctypes.c_uint * 3)(*grid),
-                (ctypes.c_uint * 3)(*block),
-                ctypes.c_size_t(smem),
-                order,
-                ctypes.c_uint(seed),
-            )
-            if failed:
-                raise self.error(name, self.so.cpu_failure().contents)
-            if not self.check:
-                return None
-            moved = {
-                p.name: Traffic(*self.so.cpu_traffic(i)[:4]) for i, p in enumerate(self.kernels[name]) if p.pointer
-            }
-            return {**moved, "shared": Traffic(*self.so.cpu_traffic(-1)[:4])}
-
-    def error(self, name: str, failure: Failure) -> KernelError:
-        """The failure that the machine noted down, as an exception."""
-        kind, file, text = (field.decode(errors="replace") for field in (failure.kind, failure.file, failure.text))
-        line, block, thread = failure.line, tuple(failure.block), tuple(failure.thread)
-        if failure.pc:
-            file, line = self.place(failure.pc)
-        if failure.other_pc:
-            text += f" (at {':'.join(map(str, self.place(failure.other_pc)))})"
-        text = re.sub(r"argument (\d+)", lambda match: self.kernels[name][int(match[1])].name, text)
-        file = Path(file).name
-        return KernelError(
-            f"{file}:{line}: {name}, block {block}, thread {thread}: {kind}: {text}",
-            name,
-            kind,
-            file,
-            line,
-            block,
-            thread,
-        )
-
-    def place(self, pc: int) -> tuple[str, int]:
-        """File and line of an instruction; of the kernel's own line where kernels/cpu was inlined into it."""
-        command = ["addr2line", "-i", "-e", str(self.library), hex(pc - 1)]  # pc is where the call returns to
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")
-        for entry in found:
-            file, _, line = entry.partition(" ")[0].rpartition(":")
-            if line.isdigit() and Path(file).parent.name != "cpu":
-                return Path(file).name, int(line)
-        return "?", 0
-
-
-FLAGS = "-std=c++17 -O2 -gdwarf-4 -fPIC -fvisibility=hidden -fno-strict-aliasing -fno-exceptions -fno-rtti"
-# g++ cannot know that smem_raw, which a kernel declares extern, needs no constructor.
-GNU_FLAGS = "-fno-extern-tls-init -Wno-unknown-pragmas"
-# __shared__ variables are found without a call to the loader.
-GNU_X86_FLAGS = "-mtls-dialect=gnu2"
-# Fibers return to places that no call came from.
-X86_FLAGS = "-fcf-protection=none"
-# Of the .cu alone: before every access the checker is called, and no load stands where the source does not have it.
-CHECK_FLAGS = "-O1 -DCPU_CHECK -fsanitize=thread -fsanitize=alignment,signed-integer-overflow,shift,integer-divide-by-zero"
-GNU_CHECK_FLAGS = "-fno-tree-loop-im -fsanitize=bounds"
-CLANG_CHECK_FLAGS = "-fsanitize=array-bounds"
-
-
-@lru_cache
-def compiler() -> tuple[str, ...]:
-    """The command of a C++ compiler: CXX, g++, clang++, or the one inside the ziglang wheel."""
-    given = os.environ.get("CXX")
-    for command in [given] if given else ["g++", "clang++"]:
-        if shutil.which(shlex.split(command)[0]):
-            return tuple(shlex.split(command))
-    with contextlib.suppress(ImportError):
-        import ziglang  # noqa: F401
-
-        return (sys.executable, "-m", "ziglang", "c++")
-    raise DeviceError(
-        "no GPU, and no C++ compiler to run the kernels on this CPU: install g++ or clang++, "
-        "or pip install 'loracle[cpu-kernels]', which brings one"
-    )
-
-
-@lru_cache
-def compiler_version(command: tuple[str, ...]) -> str:
-    return subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
-
-
-def cache_folder() -> Path:
-    """Where the builds are kept, outside the checkout."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loracle" / "kernels"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def build(path: Path, kernels: Sequence[str], defines: Sequence[str], check: bool, flags: Sequence[str]) -> Path:
-    """The shared library of one .cu, from the cache if it was built before."""
-    cpu = kernels_folder() / "cpu"
-    command = compiler()
-    gnu, x86 = "clang" not in compiler_version(command), platform.machine() in ("x86_64", "AMD64")
-    words = [FLAGS, GNU_FLAGS * gnu, GNU_X86_FLAGS * (gnu and x86), X86_FLAGS * x86]
-    base = [*" ".join(words).split(), f"-I{cpu}", f"-I{kernels_folder()}", f"-I{path.parent}", *flags]
-    checks = f"{CHECK_FLAGS} {GNU_CHECK_FLAGS if gnu else CLANG_CHECK_FLAGS}".split() if check else []
-    rows = "".join(f"CPU_KERNEL({name}),\n" for name in kernels)
-    wrapper = f'#include "cuda_on_cpu.h"\n#include "{path}"\ncpu::Kernel cpu_kernels[] = {{\n{rows}}};\n'
-    headers = [file for folder in (cpu, kernels_folder(), path.parent) for file in sorted(folder.glob("*.*h"))]
-    objects = [compiled(wrapper, [*base, *defines, *checks], [path, *headers])]
-    for part in ("machine.cpp", "memcheck.cpp") if check else ("machine.cpp",):
-        objects.append(compiled((cpu / part).read_text(), [*base, *["-DCPU_CHECK"] * check], [cpu / "machine.h"]))
-    return cached(".so", [*command, "-shared", *map(str, objects)])
-
-
-def compiled(source: str, flags: Sequence[str], includes: Sequence[Path]) -> Path:
-    """The object file of one source that includes these files."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "source.cpp"
-        file.write_text(source)
-        parts = [source, *(include.read_text() for include in includes if include.is_file())]
-        return cached(".o", [*compiler(), *flags, "-c"], parts, str(file))
-
-
-def cached(suffix: str, command: Sequence[str], parts: Sequence[str] = (), source: str = "") -> Path:
-    """What the command writes to -o, found again under the hash of the command, of the compiler and of `parts`."""
-    digest = hashlib.sha256("\0".join([*command, compiler_version(compiler()), *parts]).encode()).hexdigest()
-    target = cache_folder() / (digest[:24] + suffix)
-    with open(target.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that need the same build: one of them waits
-        if not target.exists():
-            partial = target.with_suffix(f".{os.getpid()}{suffix}")
-            whole = [*command, *([source] if source else []), "-o", str(partial)]
-            done = subprocess.run(whole, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise KernelError(f"{shlex.join(whole)}\n{done.stderr}", kind="does not compile")
-            partial.replace(target)
-    return target
-
-
-# ----------------------------------------------------------------------------- on a GPU
-
-
-class GPUModule(Module):
-    """The .cu compiled by NVRTC for the GPU at hand."""
-
-    def __init__(self, path: Path, dtype: str, check: bool) -> None:
-        super().__init__(path, dtype)
-        raise NotImplementedError
+def scheduling() -> Order:
+    """The order that is in force."""
+    return _scheduling.get()
