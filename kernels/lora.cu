@@ -104,16 +104,17 @@ extern "C" __global__ void bgmv_shrink_v2(float* low, const DTYPE* x, const DTYP
     if (lane == 0) low[((split * slices + s) * tokens + t) * low_stride + j] = sum;
 }
 
-// grid (tokens, widest slice / 128, slices), block 128
+// grid (tokens, at most widest slice / 128, slices), block 128: 128 columns, then those gridDim.y * 128 further on, so
+// that with many tokens a block reads its plan and its low once for several of them
 extern "C" __global__ void bgmv_expand_v2(DTYPE* y, const float* low, const DTYPE* weights, const long long* offsets,
                                           const int* ranks, const float* scales, const int* adapter_ids,
                                           const float* adapter_weights, const int* slice_starts, int tokens,
                                           int adapters, int y_stride, int low_stride, int splits, int round_rank,
                                           int round_delta) {
     const int t = blockIdx.x, s = blockIdx.z, slices = gridDim.z;
-    const int first = blockIdx.y * 128, d_out = slice_starts[s + 1] - slice_starts[s];
+    const int d_out = slice_starts[s + 1] - slice_starts[s];
     const int a = adapter_ids[t];
-    if (a < 0 || first >= d_out) return;  // the whole block
+    if (a < 0 || blockIdx.y * 128 >= d_out) return;  // the whole block
     const Lora lora = lora_at(weights, offsets, ranks, s * adapters + a);
     const int rank = lora.rank;
     if (rank == 0) return;
@@ -129,26 +130,29 @@ extern "C" __global__ void bgmv_expand_v2(DTYPE* y, const float* low, const DTYP
     while (lanes < 32 && lanes * VEC < rank) lanes *= 2;
     const int lane = threadIdx.x % lanes;
     const float scale = scales[s * adapters + a] * adapter_weights[t];
-    for (int pass = 0; pass < lanes; pass++) {  // 128 / lanes columns a pass
-        const int c = first + pass * (128 / lanes) + threadIdx.x / lanes;
-        float sum = 0;
-        if (c < d_out) {
-            for (int j = lane * VEC; j < rank; j += lanes * VEC) {
-                float b[VEC];
-                load(b, lora.B + (long long)c * rank + j, rank - j);
-                for (int e = 0; e < VEC; e++) sum += b[e] * v[j + e];
+    for (int first = blockIdx.y * 128; first < d_out; first += gridDim.y * 128) {
+        for (int pass = 0; pass < lanes; pass++) {  // 128 / lanes columns a pass
+            const int c = first + pass * (128 / lanes) + threadIdx.x / lanes;
+            float sum = 0;
+            if (c < d_out) {
+                for (int j = lane * VEC; j < rank; j += lanes * VEC) {
+                    float b[VEC];
+                    load(b, lora.B + (long long)c * rank + j, rank - j);
+                    for (int e = 0; e < VEC; e++) sum += b[e] * v[j + e];
+                }
             }
-        }
-        sum = lanes_sum(sum, lanes);
-        if (c < d_out && lane == 0) {
-            if (lora.bias) sum += (float)lora.bias[c];
-            add(y + (long long)t * y_stride + slice_starts[s] + c, sum, scale, round_delta);
+            sum = lanes_sum(sum, lanes);
+            if (c < d_out && lane == 0) {
+                if (lora.bias) sum += (float)lora.bias[c];
+                add(y + (long long)t * y_stride + slice_starts[s] + c, sum, scale, round_delta);
+            }
         }
     }
 }
 
 // ---- v2, SGMV: chunks of up to 16 tokens that share an adapter --------------------------------------------------
 
+#define STEP 64  // columns of x and A that are in shared memory at a time
 #define PAD 1    // one more number a row: else the 16 rows of A that a warp reads at once would all lie in one bank
 
 // The numbers k to k + STEP of up to 16 rows of a matrix, as floats in shared memory; zeros where there are none.
@@ -192,15 +196,14 @@ extern "C" __global__ void sgmv_shrink_v2(float* low, const DTYPE* x, const DTYP
         low[((split * slices + s) * tokens + chunk[i]) * low_stride + first + j] = sum;
 }
 
-// grid (chunks, widest slice / 128, slices), block 128: one thread per column
+// grid (chunks, at most widest slice / 128, slices), block 128: one thread per column, and those gridDim.y * 128 on
 extern "C" __global__ void sgmv_expand_v2(DTYPE* y, const float* low, const DTYPE* weights, const long long* offsets,
                                           const int* ranks, const float* scales, const int* adapter_ids,
                                           const float* adapter_weights, const int* slice_starts, const int* rows,
                                           const int* chunk_starts, int tokens, int adapters, int y_stride,
                                           int low_stride, int splits, int round_rank, int round_delta) {
-    const int s = blockIdx.z, slices = gridDim.z;
-    const int first = blockIdx.y * 128, d_out = slice_starts[s + 1] - slice_starts[s];
-    if (first >= d_out) return;
+    const int s = blockIdx.z, slices = gridDim.z, d_out = slice_starts[s + 1] - slice_starts[s];
+    if (blockIdx.y * 128 >= d_out) return;  // the whole block
     const int* chunk = rows + chunk_starts[blockIdx.x];
     const int count = chunk_starts[blockIdx.x + 1] - chunk_starts[blockIdx.x];
     const int entry = s * adapters + adapter_ids[chunk[0]];
@@ -220,19 +223,19 @@ extern "C" __global__ void sgmv_expand_v2(DTYPE* y, const float* low, const DTYP
     }
     __syncthreads();
 
-    const int c = first + threadIdx.x;
-    if (c >= d_out) return;
-    float sum[TILE] = {};
-    for (int j = 0; j < rank; j += VEC) {
-        float b[VEC];
-        load(b, lora.B + (long long)c * rank + j, rank - j);
-        for (int e = 0; e < VEC; e++)
-            for (int i = 0; i < TILE; i++) sum[i] += b[e] * v[i][j + e];  // all threads read the same v: a broadcast
-    }
-    const float bias = lora.bias ? (float)lora.bias[c] : 0.0f;
+    for (int c = blockIdx.y * 128 + threadIdx.x; c < d_out; c += gridDim.y * 128) {
+        float sum[TILE] = {};
+        for (int j = 0; j < rank; j += VEC) {
+            float b[VEC];
+            load(b, lora.B + (long long)c * rank + j, rank - j);
+            for (int e = 0; e < VEC; e++)
+                for (int i = 0; i < TILE; i++) sum[i] += b[e] * v[i][j + e];  // the same v for all: a broadcast
+        }
+        const float bias = lora.bias ? (float)lora.bias[c] : 0.0f;
 #pragma unroll
-    for (int i = 0; i < TILE; i++)
-        if (i < count)
-            add(y + (long long)chunk[i] * y_stride + slice_starts[s] + c, sum[i] + bias,
-                scales[entry] * adapter_weights[chunk[i]], round_delta);
+        for (int i = 0; i < TILE; i++)
+            if (i < count)
+                add(y + (long long)chunk[i] * y_stride + slice_starts[s] + c, sum[i] + bias,
+                    scales[entry] * adapter_weights[chunk[i]], round_delta);
+    }
 }

@@ -18,7 +18,6 @@
 
 #define MAX_RANK 256
 #define TILE 16  // tokens of a chunk, and ranks of a block
-#define STEP 64  // columns of x and A that are in shared memory at a time
 
 // One adapter's part in one slice.
 struct Lora {
@@ -39,8 +38,12 @@ __device__ inline float whole(const float* low, long long at, long long split_st
 }
 
 // The last line of every expand.
+__device__ inline T added(float y, float delta, float scale, int round_delta) {
+    return (T)(y + rounded(delta * scale, round_delta));
+}
+
 __device__ inline void add(T* y, float delta, float scale, int round_delta) {
-    *y = (T)((float)*y + rounded(delta * scale, round_delta));
+    *y = added((float)*y, delta, scale, round_delta);
 }
 
 // Where split number `split` of K = d_in begins. A multiple of VEC, so that an aligned row stays aligned.

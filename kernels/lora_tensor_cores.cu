@@ -18,6 +18,7 @@ typedef wmma::fragment<wmma::matrix_a, 16, 16, 16, T, wmma::row_major> Left;
 typedef wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::col_major> Right;  // col_major: the transpose of rows
 typedef wmma::fragment<wmma::accumulator, 16, 16, 16, float> Sum;
 
+#define STEP 256  // columns of x and A in shared memory at a time: each thread has 8 loads of 16 bytes under way
 #define SKEW 8  // T a row: keeps rows 16-byte aligned, and moves each to other banks than the one above
 
 // The numbers k to k + width of `height` rows of a matrix, as they are; zeros where there are none.
@@ -57,11 +58,13 @@ extern "C" __global__ void sgmv_shrink_v3(float* low, const DTYPE* x, const DTYP
         stage_as_is(&a_tile[0][0], STEP + SKEW, TILE, STEP, lora.A + (long long)first * d_in, nullptr,
                     lora.rank - first, d_in, k, to);
         __syncthreads();  // the tiles are complete
-        Left left;
-        Right right;
-        wmma::load_matrix_sync(left, &x_tile[0][16 * warp], STEP + SKEW);
-        wmma::load_matrix_sync(right, &a_tile[0][16 * warp], STEP + SKEW);
-        wmma::mma_sync(sum, left, right, sum);
+        for (int at = 16 * warp; at < STEP; at += 16 * 4) {
+            Left left;
+            Right right;
+            wmma::load_matrix_sync(left, &x_tile[0][at], STEP + SKEW);
+            wmma::load_matrix_sync(right, &a_tile[0][at], STEP + SKEW);
+            wmma::mma_sync(sum, left, right, sum);
+        }
         __syncthreads();  // everyone has read them: they may be overwritten
     }
     wmma::store_matrix_sync(&sums[warp][0][0], sum, TILE, wmma::mem_row_major);
@@ -75,19 +78,20 @@ extern "C" __global__ void sgmv_shrink_v3(float* low, const DTYPE* x, const DTYP
     }
 }
 
-#define COLUMNS 64  // of one block, 16 for each warp
+#define COLUMNS 64  // of a block at a time, 16 for each warp
 
-// low is rounded to T here whatever the flag would say: tensor cores multiply T by T. Where the rank-r intermediate is
-// to stay float, v2 is the one to use.
-// grid (chunks, widest slice / 64, slices), block 128, shared memory: (16 + 64) * (rank up to a multiple of 16, + 8) T
+// low is rounded to T here whatever a flag would say: tensor cores multiply T by T. Where the rank-r intermediate is to
+// stay float, v2 is the one to use.
+// grid (chunks, at most widest slice / 64, slices), block 128: 64 columns, then those gridDim.y * 64 further on
+// shared memory: (16 + 64) * (rank up to a multiple of 16, + 8) numbers of type T
 extern "C" __global__ void sgmv_expand_v3(DTYPE* y, const float* low, const DTYPE* weights, const long long* offsets,
                                           const int* ranks, const float* scales, const int* adapter_ids,
                                           const float* adapter_weights, const int* slice_starts, const int* rows,
                                           const int* chunk_starts, int tokens, int adapters, int y_stride,
                                           int low_stride, int splits, int round_delta) {
     const int s = blockIdx.z, slices = gridDim.z, warp = threadIdx.x / 32;
-    const int first = blockIdx.y * COLUMNS, d_out = slice_starts[s + 1] - slice_starts[s];
-    if (first >= d_out) return;
+    const int d_out = slice_starts[s + 1] - slice_starts[s];
+    if (blockIdx.y * COLUMNS >= d_out) return;  // the whole block
     const int* chunk = rows + chunk_starts[blockIdx.x];
     const int count = chunk_starts[blockIdx.x + 1] - chunk_starts[blockIdx.x];
     const int entry = s * adapters + adapter_ids[chunk[0]];
@@ -97,7 +101,7 @@ extern "C" __global__ void sgmv_expand_v3(DTYPE* y, const float* low, const DTYP
 
     extern __shared__ __align__(32) unsigned char smem_raw[];
     const int width = ceil_div(rank, 16) * 16, stride = width + SKEW;
-    T* v = (T*)smem_raw;           // [16, stride]: low of each token
+    T* v = (T*)smem_raw;            // [16, stride]: low of each token
     T* b_tile = v + TILE * stride;  // [64, stride]: 64 rows of B
     __shared__ __align__(32) float sums[TILE][COLUMNS];
     const long long split_stride = (long long)slices * tokens * low_stride;
@@ -107,26 +111,39 @@ extern "C" __global__ void sgmv_expand_v3(DTYPE* y, const float* low, const DTYP
         const long long at = ((long long)s * tokens + chunk[there ? row : 0]) * low_stride + j;
         v[row * stride + j] = (T)(there ? whole(low, at, split_stride, splits, 0) : 0.0f);
     }
-    stage_as_is(b_tile, stride, COLUMNS, width, lora.B + (long long)first * rank, nullptr, d_out - first, rank, 0,
-                rank);
-    __syncthreads();
 
-    Sum sum;
-    wmma::fill_fragment(sum, 0.0f);
-    for (int k = 0; k < width; k += 16) {
-        Left left;
-        Right right;
-        wmma::load_matrix_sync(left, v + k, stride);
-        wmma::load_matrix_sync(right, b_tile + 16 * warp * stride + k, stride);
-        wmma::mma_sync(sum, left, right, sum);
-    }
-    wmma::store_matrix_sync(&sums[0][16 * warp], sum, COLUMNS, wmma::mem_row_major);
-    __syncthreads();
-    for (int cell = threadIdx.x; cell < TILE * COLUMNS; cell += 128) {
-        const int i = cell / COLUMNS, c = first + cell % COLUMNS;
-        if (i < count && c < d_out)
-            add(y + (long long)chunk[i] * y_stride + slice_starts[s] + c,
-                sums[i][cell % COLUMNS] + (lora.bias ? (float)lora.bias[c] : 0.0f),
-                scales[entry] * adapter_weights[chunk[i]], round_delta);
+    const int i = threadIdx.x / (COLUMNS / VEC), token = chunk[i < count ? i : 0];  // of 16 tokens, whose VEC columns
+    const float scale = scales[entry] * adapter_weights[token];                     // of y this thread will write
+    for (int first = blockIdx.y * COLUMNS; first < d_out; first += gridDim.y * COLUMNS) {
+        const int c = first + threadIdx.x % (COLUMNS / VEC) * VEC, columns = i < count ? d_out - c : 0;
+        T* cell = y + (long long)token * y_stride + slice_starts[s] + c;
+        float old[VEC];
+        load(old, cell, columns);  // on its way while the tiles are multiplied
+        stage_as_is(b_tile, stride, COLUMNS, width, lora.B + (long long)first * rank, nullptr, d_out - first, rank, 0,
+                    rank);
+        __syncthreads();  // the tiles are complete, and everyone has read the sums of the columns before
+
+        Sum sum;
+        wmma::fill_fragment(sum, 0.0f);
+        for (int k = 0; k < width; k += 16) {
+            Left left;
+            Right right;
+            wmma::load_matrix_sync(left, v + k, stride);
+            wmma::load_matrix_sync(right, b_tile + 16 * warp * stride + k, stride);
+            wmma::mma_sync(sum, left, right, sum);
+        }
+        wmma::store_matrix_sync(&sums[0][16 * warp], sum, COLUMNS, wmma::mem_row_major);
+        __syncthreads();  // the sums are complete, and everyone has read b_tile: it may be overwritten
+
+        Vec out;
+        for (int e = 0; e < VEC && e < columns; e++) {
+            const float bias = lora.bias ? (float)lora.bias[c + e] : 0.0f;
+            out.e[e] = added(old[e], sums[i][c - first + e] + bias, scale, round_delta);
+        }
+        if (columns >= VEC && is_aligned(cell)) {
+            *(Vec*)cell = out;
+        } else {
+            for (int e = 0; e < VEC && e < columns; e++) cell[e] = out.e[e];
+        }
     }
 }

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from .lora import NO_ADAPTER, LoraWeights
 MAX_RANK = 256  # of lora.cu: what one block holds in shared memory
 MAX_HEAD_DIM = 256  # of paged_attention.cu: the channels that one warp holds in registers
 TILE = 16  # tokens of one chunk in SGMV
-ENOUGH_BLOCKS = 256  # about two for each multiprocessor of a large GPU; with fewer, work is split further
+ENOUGH_BLOCKS = 256  # two for each multiprocessor of a large GPU; with fewer, work is split further
+FULL = 2048  # as many as such a GPU runs at a time: what keeps memory busy where each block waits for its loads
 SHARED_MEMORY = 40 * 1024  # bytes of scores that attention_v1 may keep; every GPU has 48 kB
 
 STORED: dict[str, np.dtype] = {
@@ -63,6 +64,20 @@ def checked() -> Iterator[list]:
         _checked.reset(token)
 
 
+_recorded: ContextVar[list | None] = ContextVar("recorded", default=None)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list]:
+    """Inside, every launch is noted down as (kernel, a function that launches it again with the same arguments)."""
+    launches: list = []
+    token = _recorded.set(launches)
+    try:
+        yield launches
+    finally:
+        _recorded.reset(token)
+
+
 def start(
     file: str,
     dtype: str,
@@ -75,9 +90,14 @@ def start(
     """Launch a kernel; each of its parameters gets the argument of the same name."""
     launches = _checked.get()
     module = runner.load(file, dtype, check=launches is not None)
-    moved = module.launch(kernel, grid, (block, 1, 1), [arguments[p.name] for p in module.kernels[kernel]], smem)
+    again = partial(
+        module.launch, kernel, grid, (block, 1, 1), [arguments[p.name] for p in module.kernels[kernel]], smem
+    )
+    moved = again()
     if launches is not None:
         launches.append((kernel, moved))
+    if (noted := _recorded.get()) is not None:
+        noted.append((kernel, again))
 
 
 def on_device(plan: Array, xp: Any) -> Array:
@@ -211,11 +231,12 @@ KERNELS = {
 
 @dataclass(frozen=True)
 class LoraLaunch:
-    """Which kernels, and over how many blocks K is split."""
+    """Which kernels, over how many blocks shrink splits K, and over how many at most expand spreads the columns."""
 
     shrink: str
     expand: str
     splits: int = 1
+    spread: int = 1 << 15
 
 
 def choose(tokens: int, adapters: int, rank: int, d_in: int, slices: int, dtype: str, round_rank: bool) -> LoraLaunch:
@@ -226,15 +247,17 @@ def choose(tokens: int, adapters: int, rank: int, d_in: int, slices: int, dtype:
     shared = tokens >= 4 * adapters
     if shared:
         # ceil(tokens / 16) chunks at least, and up to one more for each further adapter
-        blocks = (-(-tokens // TILE) + adapters - 1) * -(-rank // 16) * slices
+        rows = ceil_div(tokens, TILE) + adapters - 1
+        blocks, enough = rows * ceil_div(rank, 16) * slices, FULL
         shrink, expand = "sgmv_shrink_v2", "sgmv_expand_v2"
         if dtype != "float32":
             shrink, expand = "sgmv_shrink_v3", "sgmv_expand_v3" if round_rank else expand
     else:
-        blocks = tokens * -(-rank // 4) * slices
+        rows, enough = tokens, ENOUGH_BLOCKS
+        blocks = tokens * ceil_div(rank, 4) * slices
         shrink, expand = "bgmv_shrink_v2", "bgmv_expand_v2"
-    splits = max(1, min(-(-ENOUGH_BLOCKS // blocks), d_in // 256, 16))
-    return LoraLaunch(shrink, expand, splits)
+    splits = max(1, min(ceil_div(enough, blocks), d_in // 256, 16))
+    return LoraLaunch(shrink, expand, splits, spread=max(1, 2 * FULL // (rows * slices)))
 
 
 def lora_delta(
@@ -301,7 +324,10 @@ def lora_delta(
     n_chunks = len(chunk_starts) - 1
     grid = (n_chunks if shrink.by_chunk else tokens, ceil_div(stride, shrink.width), packed.slices * splits)
     start(shrink.file, dtype, shrink.name, grid, shrink.threads, arguments)
-    grid = (n_chunks if expand.by_chunk else tokens, ceil_div(packed.widest, expand.width), packed.slices)
+    spread = ceil_div(packed.widest, expand.width)
+    if expand.name != "lora_expand_v1":
+        spread = min(spread, launch.spread)
+    grid = (n_chunks if expand.by_chunk else tokens, spread, packed.slices)
     smem = (TILE + expand.width) * (ceil_div(stride, 16) * 16 + 8) * 2 if expand.name == "sgmv_expand_v3" else 0
     start(expand.file, dtype, expand.name, grid, expand.threads, arguments, smem)
 

@@ -42,6 +42,7 @@ class Case:
     splits: int
     round_rank: bool
     round_delta: bool
+    spread: int = 9
     shift: int = 0  # x and the weights begin so many numbers after a multiple of 16 bytes
 
 
@@ -56,6 +57,7 @@ def make_case(
     splits: int = 1,
     round_rank: bool = False,
     round_delta: bool = False,
+    spread: int = 9,
     shift: int = 0,
 ) -> Case:
     """Random weights; the first slice has all of the adapters, the others may lack some; some have a bias."""
@@ -89,7 +91,7 @@ def make_case(
     y[:, 0] = -0.0  # -0 + 0 is 0: to add nothing is not the same as to leave alone
     weights = np.where(rng.random(tokens) < 0.5, 1.0, rng.uniform(-2, 2, tokens))
     ids = ids.astype(np.int32)
-    return Case(y, x, slices, d_outs, len(ranks), ids, weights, splits, round_rank, round_delta, shift)
+    return Case(y, x, slices, d_outs, len(ranks), ids, weights, splits, round_rank, round_delta, spread, shift)
 
 
 @st.composite
@@ -107,6 +109,7 @@ def cases(draw: st.DrawFn, dtype: str, pattern: str | None = None) -> Case:
         splits=draw(st.sampled_from([2, 1, 3, 7])),
         round_rank=draw(st.booleans()),
         round_delta=draw(st.booleans()),
+        spread=draw(st.sampled_from([1, 9, 2])),
         shift=draw(st.sampled_from([0, 1])),
     )
 
@@ -157,7 +160,7 @@ def run(case: Case, dtype: str, shrink: str, expand: str, order: str | int = "fo
             case.adapter_weights,
             case.round_rank,
             case.round_delta,
-            LoraLaunch(shrink, expand, case.splits),
+            LoraLaunch(shrink, expand, case.splits, case.spread),
         )
     return y, launches
 
@@ -189,9 +192,9 @@ every_pair = pytest.mark.parametrize(
 def test_all_ranks_in_one_launch(dtype: str, shrink: str, expand: str, pattern: str) -> None:
     """Ranks 1 to 200 in three slices, in every order of blocks and threads."""
     rng = np.random.default_rng(PATTERNS.index(pattern))
-    for order, d_in, shift in (("forward", 272, 0), ("reverse", 129, 0), (3, 272, 1), (4, 40, 0)):
+    for order, d_in, spread, shift in (("forward", 272, 9, 0), ("reverse", 129, 1, 0), (3, 272, 2, 1), (4, 40, 9, 0)):
         flags = bool(rng.integers(2)) or expand == "sgmv_expand_v3", bool(rng.integers(2))
-        case = make_case(rng, dtype, d_in, (130, 33, 65), RANKS, 2 * len(RANKS) + 1, pattern, 2, *flags, shift)
+        case = make_case(rng, dtype, d_in, (130, 33, 65), RANKS, 2 * len(RANKS) + 1, pattern, 2, *flags, spread, shift)
         y, _ = run(case, dtype, shrink, expand, order)
         assert_right(case, dtype, y)
 
