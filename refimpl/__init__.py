@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .adapter import load_adapter as load_adapter
     from .arrays import Precision as Precision
     from .batch import Request as Request
+    from .cuda import CUDA as CUDA
     from .engine import Engine as Engine
     from .engine import Output as Output
     from .engine import Token as Token
@@ -34,6 +35,7 @@ _HOME = {
     "adapter": ("Adapter", "load_adapter"),
     "arrays": ("Precision",),
     "batch": ("Request",),
+    "cuda": ("CUDA",),
     "engine": ("Engine", "Output", "Token"),
     "errors": ("LoracleError",),
     "merge": ("merged",),

@@ -241,6 +241,19 @@ def test_the_dispatcher_chooses_what_is_right(dtype: str, data: st.DataObject) -
 
 
 @every_dtype
+@pytest.mark.parametrize(("tokens", "pattern"), [(3, "distinct"), (40, "one"), (40, "runs")])
+def test_layers_of_a_real_size(dtype: str, tokens: int, pattern: str) -> None:
+    """As wide as in a model of 1 to 8 billion parameters, split and spread as the dispatcher says."""
+    rng = np.random.default_rng(tokens)
+    case = make_case(rng, dtype, 4096, (1536, 512), (16, 8, 64), tokens, pattern, round_rank=True)
+    y = stored(case.y, dtype).copy()
+    with scheduled("forward"):
+        packed, rows = pack(case, dtype), (case.adapter_ids, case.adapter_weights)
+        launch.lora_delta(y, stored(case.x, dtype), packed, *rows, round_rank=True)
+    assert_right(case, dtype, y)
+
+
+@every_dtype
 @given(data=st.data())
 @settings(max_examples=10)
 def test_a_token_id_is_a_one_hot_row(dtype: str, data: st.DataObject) -> None:
