@@ -146,15 +146,9 @@ def kernels_folder() -> Path:
 
 
 def parameters(source: str, dtype: str) -> dict[str, list[Parameter]]:
-    """Kernel -> its parameters, read from the source. KernelError for a type that is no pointer, int or float.
-
-    What stands between #if IS_HALF(DTYPE) and #endif exists for the half types only.
-    """
+    """Kernel -> its parameters, read from the source. KernelError for a type that is no pointer, int or float."""
     types = types_of(dtype)
-    types |= {"T": types["DTYPE"], "Cache": types["CACHE_DTYPE"]}  # as kernels/common.cuh calls them
     text = re.sub(r"//.*|/\*[\s\S]*?\*/", "", source)
-    if types["DTYPE"] == "float":
-        text = re.sub(r"^#if IS_HALF\(DTYPE\)$[\s\S]*?^#endif", "", text, flags=re.M)
     found = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*{", text)
     return {
         name: [parameter(declaration.strip(), name, types) for declaration in listed.split(",") if declaration.strip()]

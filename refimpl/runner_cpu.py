@@ -64,6 +64,8 @@ class CPUModule(Module):
         super().__init__(path, dtype)
         self.check = check
         self.library = build(path, list(self.kernels), self.defines, check, shlex.split(flags))
+        with contextlib.suppress(OSError):  # zig's libraries do not say that they need expf
+            ctypes.CDLL("libm.so.6", ctypes.RTLD_GLOBAL)
         self.so = ctypes.CDLL(str(self.library))
         self.so.cpu_kernel.restype = ctypes.POINTER(Row)
         self.so.cpu_failure.restype = ctypes.POINTER(Failure)
@@ -201,7 +203,10 @@ def build(path: Path, kernels: Sequence[str], defines: Sequence[str], check: boo
     objects = [compiled(wrapper, [*base, *defines, *checks], [path, *headers(path)])]
     for part in ("machine.cpp", "memcheck.cpp") if check else ("machine.cpp",):
         objects.append(compiled((cpu / part).read_text(), [*base, *["-DCPU_CHECK"] * check], [cpu / "machine.h"]))
-    return cached(".so", [*command, "-shared", *map(str, objects)])
+    link = [*command, "-shared"]
+    if "ziglang" in command:  # which would first build a C++ library and a C library of its own, for minutes
+        link = [*command[:-1], "cc", "-shared", "-nostdlib"]
+    return cached(".so", [*link, *map(str, objects)])
 
 
 def compiled(source: str, flags: Sequence[str], includes: Sequence[Path]) -> Path:

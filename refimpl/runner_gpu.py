@@ -88,13 +88,13 @@ def gpu() -> Any:
     try:
         return device_namespace("cuda")
     except DeviceError as error:
-        if "cupy" not in sys.modules:
+        if not sys.modules.get("cupy"):
             raise
         runtime = sys.modules["cupy"].cuda.runtime
         has, needs = runtime.driverGetVersion(), runtime.runtimeGetVersion()
         if has == 0:
             raise DeviceError("no NVIDIA driver; REFIMPL_KERNELS=cpu runs the kernels on this CPU") from None
-        if has < needs:
+        if has // 1000 < needs // 1000:
             raise DeviceError(
                 f"the NVIDIA driver knows CUDA {version(has)}, CuPy wants {version(needs)}: update the driver, "
                 f"or pip install 'loracle[cuda{has // 1000}]'"
