@@ -21,7 +21,8 @@ extern "C" __global__ void write_kv_v1(CACHE_DTYPE* k_cache, CACHE_DTYPE* v_cach
     v_cache[to] = (Cache)(float)v[from];
 }
 
-// One row's numbers i to i + VEC: whole if they can be moved as they are, else one by one.
+// Up to VEC numbers of a row that has `count` left (past its end: 0 or less). Whole if they can be moved as they are,
+// else one by one.
 __device__ inline void store(Cache* to, const T* from, int count) {
     if (same<Cache, T> && count >= VEC && is_aligned(from) && (unsigned long long)to % 16 == 0) {
         *(Vec*)to = *(const Vec*)from;
@@ -34,7 +35,6 @@ __device__ inline void store(Cache* to, const T* from, int count) {
 extern "C" __global__ void write_kv_v2(CACHE_DTYPE* k_cache, CACHE_DTYPE* v_cache, const DTYPE* k, const DTYPE* v,
                                        const int* slots, int width) {
     const int t = blockIdx.x, i = (blockIdx.y * blockDim.x + threadIdx.x) * VEC;
-    if (i >= width) return;
     const long long from = (long long)t * width + i, to = (long long)slots[t] * width + i;
     store(k_cache + to, k + from, width - i);
     store(v_cache + to, v + from, width - i);

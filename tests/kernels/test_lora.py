@@ -88,7 +88,7 @@ def make_case(
     x, y = numbers(rng, (tokens, d_in), dtype), numbers(rng, (tokens, sum(d_outs) + 3), dtype)
     x[ids < 0] = np.nan  # nobody may look at these
     y[:, sum(d_outs) :] = np.nan
-    y[:, 0] = -0.0  # -0 + 0 is 0: to add nothing is not the same as to leave alone
+    y[:, [0, *np.cumsum(d_outs)[:-1]]] = -0.0  # -0 + 0 is 0: to add nothing is not the same as to leave alone
     weights = np.where(rng.random(tokens) < 0.5, 1.0, rng.uniform(-2, 2, tokens))
     ids = ids.astype(np.int32)
     return Case(y, x, slices, d_outs, len(ranks), ids, weights, splits, round_rank, round_delta, spread, shift)
