@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -188,6 +189,14 @@ def cache_folder() -> Path:
     return folder
 
 
+def drop_old_builds() -> None:
+    """Builds of more than 30 days ago: their sources have changed since, or they will be made again."""
+    for file in cache_folder().iterdir():
+        with contextlib.suppress(OSError):  # another process may be faster
+            if file.stat().st_mtime < time.time() - 30 * 24 * 3600:
+                file.unlink()
+
+
 def build(path: Path, kernels: Sequence[str], defines: Sequence[str], check: bool, flags: Sequence[str]) -> Path:
     """The shared library of one .cu, from the cache if it was built before."""
     if not sys.platform.startswith("linux"):
@@ -233,4 +242,5 @@ def cached(suffix: str, command: Sequence[str], parts: Sequence[str] = (), sourc
             if done.returncode:
                 raise KernelError(f"{shlex.join(whole)}\n{done.stderr}", kind="does not compile")
             partial.replace(target)
+            drop_old_builds()
     return target

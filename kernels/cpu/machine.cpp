@@ -339,7 +339,9 @@ static bool run_block() {
         Fiber &f = fibers[i];
         if (!f.stack) make_stack(f);
         unsigned x = blockDim.x, y = blockDim.y, n = i;
-        f = Fiber{f.stack, nullptr, {n % x, n / x % y, n / x / y}, i};
+        char *stack = f.stack;
+        f = {};
+        f.stack = stack, f.index = i, f.thread = {n % x, n / x % y, n / x / y};
         prepare(f);
     }
     running = next();

@@ -65,17 +65,22 @@ struct Region {
 };
 enum { SHARED = MAX_ARGUMENTS };
 static Region regions[MAX_ARGUMENTS + 1];  // the arguments, then the shared memory of the block
+static Region *present[MAX_ARGUMENTS + 1]; // those of this launch
+static int present_count;
 
 static void set_region(Region &r, const void *start, size_t bytes, size_t granule) {
     free(r.cells);
     r = {(uintptr_t)start, bytes, granule, nullptr, {}};
-    if (bytes) r.cells = (Cell *)calloc((bytes + granule - 1) / granule, sizeof(Cell));
+    if (!bytes) return;
+    r.cells = (Cell *)calloc((bytes + granule - 1) / granule, sizeof(Cell));
+    present[present_count++] = &r;
 }
 
 void check_launch() {
     stretch_count = 0;
     running = &fibers[0];
     fibers[0].stretch = 0, this_stretch();
+    present_count = 0;
     for (int i = 0; i < MAX_ARGUMENTS; i++)
         set_region(regions[i], (void *)arguments[i], argument_bytes[i], argument_items[i] ? argument_items[i] : 1);
     set_region(regions[SHARED], shared_start, shared_end - shared_start, 1);
@@ -154,7 +159,8 @@ static void access(const void *address, size_t size, Kind kind, Place at, size_t
     uintptr_t p = (uintptr_t)address;
     if (!running || p - (uintptr_t)running->stack < STACK) return;  // a thread's own variables
     if (p - image_start < image_end - image_start) return;          // threadIdx and the like
-    for (Region &r : regions) {
+    for (int i = 0; i < present_count; i++) {
+        Region &r = *present[i];
         if (p < r.start || p + size > r.start + r.bytes) continue;
         uintptr_t in_dynamic = p - (uintptr_t)dynamic_start;
         if (&r == &regions[SHARED] && in_dynamic < MAX_SHARED && in_dynamic + size > dynamic_bytes) break;

@@ -337,8 +337,13 @@ def test_a_build_is_found_again(empty_cache: Path, tmp_path: Path, monkeypatch: 
     assert sorted(empty_cache.iterdir()) == made
 
     header.write_text("#define VALUE 2\n")
+    old = next(empty_cache.glob("*.so"))
     assert value() == 2
     assert len(list(empty_cache.glob("*.so"))) == 2 and not list(empty_cache.glob("*.*.*"))
+
+    os.utime(old, (0, 0))
+    header.write_text("#define VALUE 3\n")
+    assert value() == 3 and not old.exists()  # a new build takes the chance to remove those of long ago
 
 
 def test_processes_that_need_the_same_build(empty_cache: Path, tmp_path: Path) -> None:
