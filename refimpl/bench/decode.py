@@ -1,0 +1,144 @@
+"""A decode step of a model with random weights: one request for each adapter, all in one batch or one after another."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..arrays import DTYPES, Array, Float, Precision, device_namespace, to_host
+from ..batch import Batch, Work, make_batch
+from ..config import LAYER_MODULES, ModelConfig, Site
+from ..kv_cache import KVCache
+from ..lora import NO_ADAPTER, AdapterBank, BoundAdapter, LoraWeights
+from ..model import forward
+from ..ops import Ops
+from ..weights import Layer, Linear, Model
+
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The widths of a Llama, in the proportions of the 8B one unless they are given."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    layers: int = 1
+    vocab: int = 128
+
+    @classmethod
+    def llama_8b(cls, layers: int = 1) -> "Shape":
+        """Its layers; a small vocabulary, because a layer is what is measured."""
+        return cls(hidden=4096, heads=32, kv_heads=8, layers=layers, vocab=1024)
+
+    def config(self) -> ModelConfig:
+        """As a checkpoint would say it."""
+        return ModelConfig(
+            vocab_size=self.vocab,
+            hidden_size=self.hidden,
+            intermediate_size=self.hidden * 7 // 2,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.hidden // self.heads,
+        )
+
+
+def random_model(shape: Shape, dtype: str, device: str = "cpu") -> Model:
+    """Signed random weights of this type."""
+    config, xp = shape.config(), device_namespace(device)
+    rng = xp.random.default_rng(0)
+
+    def weights(d_out: int, d_in: int) -> Array:
+        x = rng.standard_normal((d_out, d_in), dtype=np.float32)
+        return (x / np.float32(np.sqrt(d_in))).astype(DTYPES[dtype])
+
+    def linear(module: str) -> Linear:
+        return Linear(weights(*config.shape(module)))
+
+    def norm() -> Array:
+        return xp.ones(config.hidden_size, DTYPES[dtype])
+
+    layers = tuple(
+        Layer(
+            input_layernorm=norm(),
+            post_attention_layernorm=norm(),
+            **{module: linear(module) for module in LAYER_MODULES},
+        )
+        for _ in range(config.num_hidden_layers)
+    )
+    return Model(config, linear("embed_tokens").weight, layers, norm(), linear("lm_head"), None, dtype, device)
+
+
+def random_bank(model: Model, adapters: int, rank: int, p: Precision) -> AdapterBank:
+    """So many adapters, no two alike, in every linear layer of the model's layers."""
+    xp, bank = device_namespace(model.device), AdapterBank(model, p)
+    rng = xp.random.default_rng(1)
+
+    def numbers(*shape: int) -> Array:
+        return rng.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[1]))
+
+    for slot in range(adapters):
+        lora: dict[Site, LoraWeights] = {}
+        for site in model.config.sites()[1:-1]:
+            d_out, d_in = model.config.shape(site[1])
+            lora[site] = LoraWeights(numbers(rank, d_in), numbers(d_out, rank), 0.5)
+        bank.put(slot, BoundAdapter(lora, {}, {}))
+    return bank
+
+
+@dataclass(frozen=True, eq=False)
+class Decoding:
+    """The same step again and again, on top of the same cache."""
+
+    step: Callable[[Batch], Float[Array, "requests vocab"]]
+    everyone: Batch
+    each: list[Batch]
+
+    def batched(self) -> Float[Array, "requests vocab"]:
+        """One step for all requests: their logits, on the host, as a sampler wants them."""
+        return self.step(self.everyone)
+
+    def without_adapters(self) -> Float[Array, "requests vocab"]:
+        """One step of the base alone for all requests."""
+        return self.step(replace(self.everyone, adapter_ids=np.full_like(self.everyone.adapter_ids, NO_ADAPTER)))
+
+    def one_after_another(self) -> Float[Array, "requests vocab"]:
+        """A step for each."""
+        return np.concatenate([self.step(batch) for batch in self.each])
+
+
+def decoding(model: Model, adapters: int, rank: int, context: int, ops: Ops) -> Decoding:
+    """One request for each adapter, each after `context` tokens; `ops` and the adapters are those of a server."""
+    p = Precision("model", model.dtype)
+    bank = random_bank(model, adapters, rank, p)
+    return decoding_with(model, bank, adapters, context, ops)
+
+
+def decoding_with(model: Model, bank: AdapterBank, adapters: int, context: int, ops: Ops) -> Decoding:
+    """The same with the first so many adapters of a bank that is there already."""
+    p, blocks = Precision("model", model.dtype), -(-(context + 1) // BLOCK_SIZE)
+    cache = KVCache(model.config, adapters * blocks, BLOCK_SIZE, p, model.device, ops.victim)
+    rng: Any = device_namespace(model.device).random.default_rng(2)
+    for x in (cache.k, cache.v):
+        x[...] = rng.standard_normal(x.shape, dtype=np.float32)
+    work = [Work([7 + a % 100], context, cache.take(blocks), [(a, 1.0)]) for a in range(adapters)]
+
+    def step(batch: Batch) -> Array:
+        return to_host(forward(model, batch, cache, bank, ops, p))
+
+    return Decoding(step, make_batch(work, BLOCK_SIZE, ops), [make_batch([w], BLOCK_SIZE, ops) for w in work])
+
+
+def with_half_products(ops: Ops) -> Ops:
+    """For a GPU: the base's own products in float16 with float32 sums, by cuBLAS, as an engine takes them; the table's
+    own way widens the weights piece by piece."""
+
+    def linear(x: Array, weight: Array, bias: Array | None, p: Precision) -> Array:
+        if weight.dtype != np.float16 or bias is not None:
+            return ops.linear(x, weight, bias, p)
+        return (x.astype(np.float16) @ weight.T).astype(np.float32)
+
+    return replace(ops, linear=linear)
