@@ -116,7 +116,7 @@ struct Place {
     else if (in_dynamic < MAX_SHARED)
         snprintf(where, sizeof where, "at byte %zu of dynamic shared memory, which has %zu", (size_t)in_dynamic, dynamic_bytes);
     else if (nearest && labs(past) < 1 << 20)
-        snprintf(where, sizeof where, "%ld bytes %s argument %d, which has %zu", labs(past),
+        snprintf(where, sizeof where, "up to %ld bytes %s argument %d, which has %zu", labs(past),
                  past > 0 ? "past the end of" : "before the start of", (int)(nearest - regions), nearest->bytes);
     else
         snprintf(where, sizeof where, "at %#lx, which lies in no argument", (long)p);

@@ -21,6 +21,11 @@ ORDERS = ["forward", "reverse", 1, 2]
 N = 128  # two blocks of 64 threads
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFIMPL_KERNELS", "cpu")
+
+
 @dataclass(frozen=True)
 class Case:
     """How the kernels of one file are launched, and what the correct one must make of x."""
