@@ -99,15 +99,17 @@ class Decoding:
 
     def batched(self) -> Float[Array, "requests vocab"]:
         """One step for all requests: their logits, on the host, as a sampler wants them."""
-        return self.step(self.everyone)
+        return to_host(self.step(self.everyone))
 
     def without_adapters(self) -> Float[Array, "requests vocab"]:
         """One step of the base alone for all requests."""
-        return self.step(replace(self.everyone, adapter_ids=np.full_like(self.everyone.adapter_ids, NO_ADAPTER)))
+        return to_host(
+            self.step(replace(self.everyone, adapter_ids=np.full_like(self.everyone.adapter_ids, NO_ADAPTER)))
+        )
 
     def one_after_another(self) -> Float[Array, "requests vocab"]:
         """A step for each."""
-        return np.concatenate([self.step(batch) for batch in self.each])
+        return np.concatenate([to_host(self.step(batch)) for batch in self.each])
 
 
 def decoding(model: Model, adapters: int, rank: int, context: int, ops: Ops) -> Decoding:
@@ -127,7 +129,7 @@ def decoding_with(model: Model, bank: AdapterBank, adapters: int, context: int, 
     work = [Work([7 + a % 100], context, cache.take(blocks), [(a, 1.0)]) for a in range(adapters)]
 
     def step(batch: Batch) -> Array:
-        return to_host(forward(model, batch, cache, bank, ops, p))
+        return forward(model, batch, cache, bank, ops, p)
 
     return Decoding(step, make_batch(work, BLOCK_SIZE, ops), [make_batch([w], BLOCK_SIZE, ops) for w in work])
 

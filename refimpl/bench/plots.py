@@ -85,6 +85,14 @@ def serving(axes: Any, report: Result) -> None:
         ("one_after_another_tokens_per_second", "one adapter after another", OTHERS[0]),
     ):
         axes.plot(counts, [row[key] for row in rows], "o-", color=color, label=name)
+    on_device = [row for row in rows if "device_ratio" in row]
+    for key, name, color in (
+        ("device_batched_seconds", "one batch, as a CUDA graph", OURS),
+        ("device_one_after_another_seconds", "one after another, as a CUDA graph", OTHERS[0]),
+    ):
+        if on_device:
+            speeds = [row["adapters"] / row[key] for row in on_device]
+            axes.plot([row["adapters"] for row in on_device], speeds, "x--", color=color, label=name)
     for row in rows:
         place = (row["adapters"], row["batched_tokens_per_second"])
         axes.annotate(f"{row['ratio']:.1f}x", place, xytext=(0, 7), textcoords="offset points", ha="center")

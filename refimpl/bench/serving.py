@@ -1,13 +1,16 @@
 """`loracle bench serving`: many adapters in one batch, against one adapter after another, on the same weights.
 
 One request an adapter. A server that cannot mix adapters runs a step for each; one that can runs a single step. Both
-are whole decode steps of `forward`, the host's part included, from the ids to logits on the host.
+are whole decode steps of `forward`, the host's part included, from the ids to logits on the host. On a GPU the same
+steps are also replayed as CUDA graphs (graph.py): with the host, a step costs about the same for one request or for
+many, so that the ratio says more of Python than of kernels.
 """
 
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,7 +73,10 @@ def bench(
             report["left_out"].append({"adapters": count, "why": f"{seconds:g} seconds were over"})
             continue
         steps = decoding_with(model, bank, count, context, ops)
-        report["points"].append({"adapters": count, **verified(steps, dtype), **measured(steps, count, repeats)})
+        row = {"adapters": count, **verified(steps, dtype), **measured(steps, count, repeats)}
+        if device == "cuda":
+            row |= on_the_device(steps, repeats)
+        report["points"].append(row)
         yield report
     yield report
 
@@ -99,6 +105,15 @@ def measured(steps: Decoding, count: int, repeats: int) -> Result:
         "one_after_another_tokens_per_second": count / alone,
         "ratio": statistics.median(b / a for a, b in pairs),
     }
+
+
+def on_the_device(steps: Decoding, repeats: int) -> Result:
+    """The same steps as CUDA graphs, without the host."""
+    from .gpu import Stopwatch
+    from .graph import device_seconds
+
+    alone = [partial(steps.step, batch) for batch in steps.each]
+    return device_seconds(Stopwatch(repeats), partial(steps.step, steps.everyone), alone)
 
 
 def seconds_of(f: Callable[[], Any]) -> float:

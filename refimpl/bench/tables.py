@@ -103,9 +103,9 @@ def kernels_lines(report: Result) -> Iterator[str]:
 
 def serving_table(report: Result) -> Table:
     """One row for each number of adapters."""
-    table = numeric(
-        "adapters", "in one batch, tokens/s", "one after another, tokens/s", "ratio", "step ms", "differs by"
-    )
+    on_device = any("device_ratio" in row for row in report["points"])
+    names = ("adapters", "in one batch, tokens/s", "one after another, tokens/s", "ratio", "step ms", "differs by")
+    table = numeric(*names, *["device step ms", "device ratio"] * on_device)
     for row in report["points"]:
         table.add_row(
             str(row["adapters"]),
@@ -114,8 +114,18 @@ def serving_table(report: Result) -> Table:
             f"{row['ratio']:.2f}x",
             f"{1e3 * row['batched_seconds']:.2f}",
             f"{row['largest_difference']:.0e}",
+            *device_cells(row, on_device),
         )
     return table
+
+
+def device_cells(row: Result, wanted: bool) -> list[str]:
+    """What CUDA graphs said, if any ran."""
+    if not wanted:
+        return []
+    if "device_ratio" not in row:
+        return ["-", "-"]
+    return [f"{1e3 * row['device_batched_seconds']:.2f}", f"{row['device_ratio']:.2f}x"]
 
 
 def serving_lines(report: Result) -> Iterator[str]:

@@ -5,6 +5,7 @@ Its times mean nothing. It shows that a report comes out, complete, in the form 
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,8 @@ from refimpl import cli, runner
 from refimpl.arrays import device_namespace
 from refimpl.bench import kernels, serving, tables, workloads
 from refimpl.bench.decode import Shape
+from refimpl.bench.gpu import Stopwatch
+from refimpl.bench.graph import device_seconds, plans_stay
 from refimpl.bench.layer import layer_report
 from refimpl.bench.workloads import Point
 
@@ -62,6 +65,8 @@ def pretended_cupy() -> SimpleNamespace:
         Event=lambda: SimpleNamespace(record=lambda: None),
         Stream=Stream,
         get_current_stream=Stream,
+        MemoryPool=lambda: SimpleNamespace(malloc=None),
+        using_allocator=lambda allocator: nullcontext(),
         get_elapsed_time=lambda begin, end: 0.5,
         nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
     )
@@ -121,7 +126,7 @@ def test_a_point_that_does_not_fit_is_left_out_by_name() -> None:
 
 
 @pytest.mark.usefixtures("pretended")
-def test_serving_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serving_in_halves(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     shape = Shape(hidden=64, heads=2, kv_heads=1, layers=1, vocab=112)
     monkeypatch.setattr(Shape, "llama_8b", classmethod(lambda cls, layers: shape))
     monkeypatch.setattr(serving, "ADAPTERS", (1, 4))
@@ -129,6 +134,30 @@ def test_serving_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (report["device"], report["dtype"]) == ("cuda", "float16")
     assert [point["adapters"] for point in report["points"]] == [1, 4]
     assert all(point["ratio"] > 0 for point in report["points"])
+    assert all(point["device_batched_seconds"] == 0.5e-3 for point in report["points"]), report["points"]
+    assert tables.serving_table(report).columns[-1].header == "device ratio"
+    pytest.importorskip("matplotlib")
+    from refimpl.bench.plots import draw
+
+    assert len(draw(report, tmp_path)) == 2
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_step_that_cannot_be_captured_says_why() -> None:
+    def fails() -> None:
+        raise ValueError("not during a capture")
+
+    found = device_seconds(Stopwatch(2), fails, [])
+    assert found == {"device_why": "ValueError: not during a capture"}
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_plan_is_uploaded_once() -> None:
+    cupy = sys.modules["cupy"]
+    with plans_stay(cupy):
+        first, again, other = (cupy.asarray(np.array(ids)) for ids in ([1, 2], [1, 2], [2, 1]))
+    assert first is again and first is not other
+    assert cupy.asarray is np.asarray
 
 
 @pytest.mark.usefixtures("pretended")

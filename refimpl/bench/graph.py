@@ -1,0 +1,76 @@
+"""A decode step without the host: captured into a CUDA graph once, then replayed and timed on the device's own clock.
+
+A step of `forward` asks for some thirty launches a layer from Python, which takes longer than they do. What a kernel
+costs shows only when nobody waits for Python.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .gpu import Stopwatch
+
+Run = Callable[[], Any]
+
+
+@contextlib.contextmanager
+def plans_stay(cupy: Any) -> Iterator[None]:
+    """Inside, an array that was uploaded before is there already: an upload cannot be captured, and a plan that does
+    not change need not be uploaded again."""
+    original, uploaded = cupy.asarray, {}
+
+    def asarray(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(x, np.ndarray) or args or kwargs:
+            return original(x, *args, **kwargs)
+        key = (x.tobytes(), x.dtype.str, x.shape)
+        if key not in uploaded:
+            uploaded[key] = original(x)
+        return uploaded[key]
+
+    cupy.asarray = asarray
+    try:
+        yield
+    finally:
+        cupy.asarray = original
+        cupy.cuda.get_current_stream().synchronize()
+
+
+def captured(watch: Stopwatch, works: Sequence[Run]) -> Run:
+    """These steps as one replay, with memory of their own: nobody else may use it between two replays."""
+    cupy = watch.cupy
+    pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+    keep: list[Any] = [pool]
+    with plans_stay(cupy), cupy.cuda.using_allocator(pool.malloc), stream:
+        for work in works:  # compiles, uploads, allocates
+            work()
+        stream.synchronize()
+        kept_plans = cupy.asarray
+        stream.begin_capture()
+        try:
+            keep += [work() for work in works]
+        finally:
+            graph = stream.end_capture()
+        keep += [kept_plans, graph]
+
+    def replay(kept: Any = keep) -> None:
+        graph.launch()
+
+    return replay
+
+
+def device_seconds(watch: Stopwatch, together: Run, alone: Sequence[Run]) -> dict[str, Any]:
+    """Both ways of serving, timed on the device; or why they could not be."""
+    try:
+        batched = watch.time(captured(watch, [together]), 1).median
+        one_after_another = watch.time(captured(watch, alone), 1).median
+    except Exception as error:  # an extra: the wall clock's figures stand without it
+        return {"device_why": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"}
+    finally:
+        watch.give_back()
+    return {
+        "device_batched_seconds": batched,
+        "device_one_after_another_seconds": one_after_another,
+        "device_ratio": one_after_another / batched,
+    }
