@@ -1,5 +1,6 @@
 """A decode step of a model with random weights: one request for each adapter, all in one batch or one after another."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,7 +54,7 @@ def random_model(shape: Shape, dtype: str, device: str = "cpu") -> Model:
 
     def weights(d_out: int, d_in: int) -> Array:
         x = rng.standard_normal((d_out, d_in), dtype=np.float32)
-        return (x / np.float32(np.sqrt(d_in))).astype(DTYPES[dtype])
+        return (x / np.float32(math.sqrt(d_in))).astype(DTYPES[dtype])
 
     def linear(module: str) -> Linear:
         return Linear(weights(*config.shape(module)))
@@ -78,7 +79,7 @@ def random_bank(model: Model, adapters: int, rank: int, p: Precision) -> Adapter
     rng = xp.random.default_rng(1)
 
     def numbers(*shape: int) -> Array:
-        return rng.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[1]))
+        return rng.standard_normal(shape, dtype=np.float32) / np.float32(math.sqrt(shape[1]))
 
     for slot in range(adapters):
         lora: dict[Site, LoraWeights] = {}

@@ -101,9 +101,8 @@ class Stopwatch:
     def give_back(self) -> None:
         """Memory that nobody holds any more goes back to the driver: others want it, too."""
         self.cupy.get_default_memory_pool().free_all_blocks()
-        if "torch" in sys.modules:
-            import torch
-
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 

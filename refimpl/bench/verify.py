@@ -4,6 +4,7 @@
 half an ulp of T                     where a number is rounded to T, carried through what is computed from it
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -37,10 +38,10 @@ def expected(case: Case, s: int, a: int, rows: Array, before: Array) -> tuple[Ar
 
     x, A, B, y = wide(case.x[s][rows]), wide(case.A[a]), wide(case.B[a]), wide(before[rows])
     low = x @ A.T
-    low_off = C * U * np.sqrt(A.shape[1]) * (abs(x) @ abs(A).T)
+    low_off = C * U * math.sqrt(A.shape[1]) * (abs(x) @ abs(A).T)
     low_off = low_off + half_ulp(abs(low) + low_off, dtype)
     delta = low @ B.T
-    off = C * U * np.sqrt(A.shape[0]) * (abs(low) @ abs(B).T) + low_off @ abs(B).T
+    off = C * U * math.sqrt(A.shape[0]) * (abs(low) @ abs(B).T) + low_off @ abs(B).T
     sure = y + delta * SCALE
     off = off * SCALE + 3 * U * abs(delta * SCALE) + U * abs(sure)
     return sure, off + half_ulp(abs(sure) + off, dtype)
