@@ -43,6 +43,7 @@ NEEDED = {
     "cupy": "cupy-cuda13x",
 }
 SECONDS = 520  # for everything
+LEAST = 15  # seconds: with less left, a part is not begun
 ABOUT = "import json; from refimpl.bench.machine import about; print(json.dumps(about()))"
 SANITIZED = "definition or embed or rms_norm or rope or mlp_activation"
 
@@ -86,7 +87,7 @@ def run(part: Part, environment: Mapping[str, str], limit: float, log: Path) -> 
     """How it went: passed, failed, out of time, or skipped, with the end of what it printed."""
     if shutil.which(part.command[0]) is None:
         return {"status": "skipped", "why": f"{part.command[0]} is not installed"}
-    if limit < 15:
+    if limit < LEAST:
         return {"status": "out of time", "why": "the parts before it took too long"}
     begun, status = time.monotonic(), ""
     with log.open("a+", encoding="utf-8", errors="replace") as file:
