@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refimpl import cli
+from refimpl import cli, runner
 from refimpl.bench import serving
 from refimpl.bench.decode import Shape, decoding, random_model
 from refimpl.bench.verify import WrongResult
 from refimpl.ops import NUMPY, TABLES, Ops
+
+pytestmark = pytest.mark.skipif(runner.world() != "cpu", reason="arrays on the host")
 
 TINY = Shape(hidden=32, heads=4, kv_heads=2, layers=2, vocab=112)
 
