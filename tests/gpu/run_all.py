@@ -4,7 +4,7 @@
 
 The tests of tests/gpu, then `loracle bench kernels` and `loracle bench serving`, then some of the tests again under
 compute-sanitizer's memcheck and racecheck, where the CUDA toolkit is there. It writes OUT/<gpu>-<date>.json after every
-part, so that whoever is interrupted keeps what there is, the benchmarks' pictures, and all output as OUT/log.txt.
+part, so that whoever is interrupted keeps what there is, the benchmarks' pictures, and all output as OUT/<gpu>-<date>.log.
 
 needed:           numpy cupy-cuda13x (or -cuda12x) ml_dtypes safetensors tokenizers rich pytest hypothesis
 used if there:    torch triton (the comparison), matplotlib (pictures), pytest-xdist (speed), compute-sanitizer
@@ -175,7 +175,7 @@ def main() -> int:
     name = "rehearsal" if args.rehearse else re.sub(r"[^a-z0-9]+", "-", about["gpu"].lower()).strip("-")
     target = args.output / f"{name}-{about['date'][:10]}.json"
     result: dict[str, Any] = {"rehearsal": args.rehearse, "machine": about, "parts": {}}
-    log = args.output / "log.txt"
+    log = target.with_suffix(".log")
     log.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
