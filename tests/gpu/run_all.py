@@ -4,7 +4,7 @@
 
 The tests of tests/gpu, then `loracle bench kernels` and `loracle bench serving`, then some of the tests again under
 compute-sanitizer's memcheck and racecheck, where the CUDA toolkit is there. It writes OUT/<gpu>-<date>.json after every
-part, so that whoever is interrupted keeps what there is, the benchmarks' pictures, and all output as OUT/<gpu>-<date>.log.
+part, so that whoever is interrupted keeps what there is; beside it the benchmarks' pictures, and all output as .log.
 
 needed:           numpy cupy-cuda13x (or -cuda12x) ml_dtypes safetensors tokenizers rich pytest hypothesis
 used if there:    torch triton (the comparison), matplotlib (pictures), pytest-xdist (speed), compute-sanitizer
