@@ -172,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", default="1", help="threads of both sides (default 1)")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--small", action="store_true", help="only the small model")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     args = parser.parse_args()
     torch.set_num_threads(int(args.threads))
@@ -197,9 +198,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         small = build(SMALL, 512, 3, Path(folder) / "small")
         lengths = [5, 64, 17, 33, 8, 50, 21, 40]
-        step = prepared(small, prompts(lengths, 512), [0, 1, 2, None, 0, 1, 2, None])
+        step = prepared(small, prompts(lengths, 512), [None, None, 0, 0, 1, 1, 2, 2])  # in the order of Engine.step
         report("hidden 256, 4 layers: decode, 8 requests, 3 adapters+base", *step, args.repeats, 20, ">= 5x PEFT")
 
+        if args.small:
+            return
         large = build(LARGE, 32000, 8, Path(folder) / "large")
         ids = prompts([40 + 3 * i for i in range(16)], 32000)
         step = prepared(large, ids, [i % 8 for i in range(16)])
