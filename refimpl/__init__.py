@@ -46,7 +46,7 @@ _HOME = {
     "weights": ("Model", "load_model"),
 }
 
-__all__ = sorted(name for names in _HOME.values() for name in names)  # noqa: PLE0605
+__all__ = sorted(name for names in _HOME.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:

@@ -116,6 +116,8 @@ class Engine:
         scheduled = self._schedule()
         if not scheduled:
             return []
+        # Requests of one adapter side by side: their rows are then one slice of the batch, not a gather (Punica).
+        scheduled.sort(key=lambda share: [slot for slot, _ in share[0].adapters])
         batch = self._batch(scheduled)
         logits = to_host(forward(self.model, batch, self.cache, self.adapters.bank, self.ops, self.precision))
         tokens = []
@@ -129,7 +131,7 @@ class Engine:
                 tokens.append(Token(g.id, token, finish_reason=reason))
                 if reason:
                     self._drop(g)
-        return tokens
+        return sorted(tokens, key=lambda token: token.request_id)
 
     # Scheduling: who computes how many tokens in this step.
 

@@ -17,6 +17,7 @@ import numpy as np
 from .adapter import Adapter, pattern_value
 from .arrays import Array, Float, Int, Precision, rounded, to_device, to_host, widen
 from .config import ModelConfig, Site, module_name
+from .errors import LoracleError
 from .weights import Linear, Model
 
 NO_ADAPTER = -1
@@ -90,10 +91,12 @@ class AdapterBank:
         self.model, self.precision = model, p
         self._lora: dict[Site, dict[int, LoraWeights]] = {}
         self._base: dict[Site, dict[int, Linear]] = {}
+        self.slots: set[int] = set()  # those that are filled
 
     def put(self, slot: int, bound: BoundAdapter) -> None:
         """Fill a slot; what it held is gone."""
         self.remove(slot)
+        self.slots.add(slot)
         for site, w in bound.lora.items():
             arrays = [None if x is None else self._prepared(x) for x in (w.A, w.B, w.bias)]
             self._lora.setdefault(site, {})[slot] = LoraWeights(arrays[0], arrays[1], w.scale, arrays[2])  # type: ignore[arg-type]
@@ -106,10 +109,17 @@ class AdapterBank:
 
     def remove(self, slot: int) -> None:
         """Empty a slot; an empty one stays so."""
+        self.slots.discard(slot)
         for lora in self._lora.values():
             lora.pop(slot, None)
         for base in self._base.values():
             base.pop(slot, None)
+
+    def check(self, adapter_ids: Int[Array, "tokens k"]) -> None:
+        """LoracleError for an id that names no adapter here: on a GPU it would be another tenant's weights."""
+        unknown = set(np.unique(adapter_ids).tolist()) - self.slots - {NO_ADAPTER}
+        if unknown:
+            raise LoracleError(f"adapter id {min(unknown)} is out of range: the bank holds {sorted(self.slots)}")
 
     def at(self, site: Site) -> Mapping[int, LoraWeights]:
         """The LoRA weights of each slot that has some at this site."""

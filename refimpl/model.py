@@ -28,6 +28,7 @@ def forward(
 
     Keys and values of the tokens are written to the cache. Where an adapter of the batch brings a larger vocabulary
     along, the rows of the others are filled up with -inf."""
+    bank.check(batch.adapter_ids)
     config, t = model.config, active_trace()
     note = t.record if t is not None else ignore
     cos, sin = (

@@ -6,6 +6,7 @@ import json
 import math
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -92,23 +93,33 @@ def show(console: Console, found: Inspection, effects: dict[Site, float] | None)
 
 def modules_table(modules: list[ModuleReport]) -> Table:
     """One row for each kind of module: layers that agree in everything are counted, not listed."""
-    table = Table("module", "layers", "kind", "shapes", "rank", "alpha", "scale", "dtype", "bytes")
+    adapter = any(m.kind != "base" for m in modules)
+    extra = ["kind", "rank", "alpha", "scale"] if adapter else []
+    table = Table("module", "layers", "shapes", *extra, "dtype", "bytes", box=box.SIMPLE, padding=0, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     groups: dict[tuple, list[ModuleReport]] = {}
     for m in modules:
-        name = ".".join("*" if part.isdigit() else part for part in m.module.split("."))
-        shapes = "  ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in m.shapes.items())
-        groups.setdefault((name, m.kind, shapes, m.rank, m.alpha, m.scale, m.dtype), []).append(m)
+        shapes = ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in m.shapes.items())
+        key = (short_name(m.module), m.kind, shapes, m.rank, m.alpha, m.scale, m.dtype)
+        groups.setdefault(key, []).append(m)
     for (name, kind, shapes, rank, alpha, scale, dtype), same in groups.items():
-        numbers = ["" if x is None else f"{x:g}" for x in (rank, alpha, scale)]
-        layers = str(len(same)) if "*" in name else ""
-        table.add_row(name, layers, kind, shapes, *numbers, dtype, human_bytes(sum(m.bytes for m in same)))
+        numbers = [kind, *("" if x is None else f"{x:.3g}" for x in (rank, alpha, scale))] if adapter else []
+        layers = str(len(same)) if ".layers." in same[0].module else ""
+        table.add_row(name, layers, shapes, *numbers, dtype, human_bytes(sum(m.bytes for m in same)))
     return table
+
+
+def short_name(module: str) -> str:
+    """model.layers.3.self_attn.q_proj.weight -> q_proj; model.norm.weight -> norm."""
+    parts = [part for part in module.split(".") if part not in ("weight", "bias")]
+    return parts[-1]
 
 
 def effect_table(effects: dict[Site, float]) -> Table:
     """Rows are layers, columns are modules."""
     modules = list(dict.fromkeys(site[1] for site in effects))
-    table = Table("layer", *modules, title="||scale B A x|| / ||W x||")
+    table = Table("layer", *modules, title="||scale B A x|| / ||W x||", box=box.SIMPLE)
     for layer in sorted({site[0] for site in effects}):
         cells = [effects.get((layer, module)) for module in modules]
         shown = ["" if x is None else "inf" if math.isinf(x) else f"{x:.3f}" for x in cells]

@@ -59,6 +59,15 @@ def test_files_of_the_library(tmp_path: Path) -> None:
     assert "a" not in file.tensors  # no model has integers; whoever meets one refuses it by name
 
 
+def test_a_header_length_that_spells_a_pickle_is_read(tmp_path: Path) -> None:
+    """640 is the bytes 80 02, with which a pickle begins; the JSON after it tells them apart."""
+    for length in (640, 1152):
+        header = json.dumps({"a": entry()}).ljust(length)
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(length.to_bytes(8, "little") + header.encode() + bytes(24))
+        assert problems_of(path) == []
+
+
 def test_an_odd_header_length_is_read(tmp_path: Path) -> None:
     header = json.dumps({"a": entry()}).encode() + b" "
     header += b" " * (1 - len(header) % 2)

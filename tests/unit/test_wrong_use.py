@@ -4,7 +4,11 @@ import pytest
 from build import random_adapter, random_model
 
 import refimpl
+from refimpl.adapter_cache import AdapterCache
+from refimpl.arrays import Precision
+from refimpl.batch import Work, make_batch
 from refimpl.config import ModelConfig
+from refimpl.kv_cache import KVCache
 
 SMALL = ModelConfig(11, 10, 7, 1, 2, 1, 4, max_position_embeddings=32)
 DEEPER = ModelConfig(11, 10, 7, 2, 2, 1, 4, max_position_embeddings=32)
@@ -36,3 +40,14 @@ def test_the_trace_records_what_its_page_promises() -> None:
     promised |= {f"{m}.{part}" for m in ("embed_tokens", "lm_head") for part in ("input", "base", "lora")}
     assert set(t) == promised | {"norm", "logits"}
     assert all(len(t[name]) == 3 for name in t)
+
+
+def test_an_adapter_id_that_names_no_adapter_is_refused_before_anything_is_written() -> None:
+    model, p = random_model(SMALL), Precision("model", "float64")
+    cache, adapters = KVCache(SMALL, 2, 4, p), AdapterCache(model, p, refimpl.NUMPY)
+    adapters.acquire(random_adapter(SMALL, 1))
+    for slot in (1, 7, -2):
+        batch = make_batch([Work([2, 3], 0, [0], [(slot, 1.0)])], 4, refimpl.NUMPY)
+        with pytest.raises(refimpl.LoracleError, match=f"adapter id {slot} is out of range: the bank holds"):
+            refimpl.forward(model, batch, cache, adapters.bank, refimpl.NUMPY, p)
+    assert not cache.k.any()
