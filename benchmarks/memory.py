@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--adapters N] [--json FILE]
 
-Writes N rank-8 PEFT folders (float32, every linear layer), loads them all, runs a request through each, and compares the
-memory of the process (RssAnon + RssFile + RssShmem of /proc/self/status; Linux) with the sum of the parts.
+Writes N rank-8 PEFT folders (float32, every linear layer), loads them all, runs a request through each, and compares
+the memory of the process (RssAnon + RssFile + RssShmem of /proc/self/status; Linux) with the sum of the parts.
 """
 
 import argparse

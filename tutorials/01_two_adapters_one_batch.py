@@ -7,7 +7,7 @@
 #     y = W x + scale * B (A x)          scale = alpha / r
 #
 # Serving a thousand fine-tuned models then needs one W and a thousand small patches. This tutorial goes from one
-# product to two different patches inside one batch. Each step ends with an assert: change something and see what breaks.
+# product to two different patches inside one batch. Steps end with an assert: change something and see what breaks.
 #
 # Run it as a script (`python tutorials/01_two_adapters_one_batch.py`) or cell by cell in an editor.
 
@@ -52,8 +52,8 @@ assert np.allclose(y, x @ W_pirate.T)
 
 # %% [markdown]
 # ## 3. Not folded, it can be chosen per token
-# `adapter_ids[t]` says which patch token t gets; -1 is none. Every row shares the product with W, which is nearly all of
-# the work. This loop is the definition that every fast kernel must equal.
+# `adapter_ids[t]` says which patch token t gets; -1 is none. Every row shares the product with W, which is nearly all
+# of the work. This loop is the definition that every fast kernel must equal.
 
 # %%
 A2, B2 = robot.lora[site].A.astype(float), robot.lora[site].B.astype(float)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from refimpl import launch, runner
-from refimpl.launch import STORED, stored, widened
+from refimpl.launch import STORED, start, stored, widened
 
 C = 4.0
 U = 2.0**-24  # half an ulp of 1 in float32
@@ -98,7 +98,7 @@ def misplaced(x: np.ndarray, by: int) -> np.ndarray:
 
 
 def poisoned_room(xp: object, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """In place of launch.room: whatever a kernel does not write stays NaN."""
+    """In place of launch.start.room: whatever a kernel does not write stays NaN."""
     x = np.empty(shape, dtype)
     x.view(np.uint8)[...] = 0xFF
     return x
@@ -107,10 +107,10 @@ def poisoned_room(xp: object, shape: tuple[int, ...], dtype: np.dtype) -> np.nda
 @contextmanager
 def scheduled(order: str | int, check: bool = False):
     """Blocks and threads run in this order; every buffer is poisoned; under the checker if it is asked for."""
-    before = launch.room
-    launch.room = poisoned_room
+    before = start.room
+    start.room = poisoned_room
     try:
         with runner.order(order), ExitStack() as stack:
             yield stack.enter_context(launch.checked()) if check else []
     finally:
-        launch.room = before
+        start.room = before

@@ -17,7 +17,7 @@ from refimpl import launch
 from refimpl.arrays import Precision, rounded
 from refimpl.cuda import CUDA
 from refimpl.launch import LoraLaunch
-from refimpl.lora import AdapterBank, bind_adapter
+from refimpl.lora import AdapterBank, LoraWeights, bind_adapter
 from refimpl.ops import REFERENCE, Ops
 
 pytestmark = needs_cpu
@@ -98,7 +98,7 @@ def test_small_integers_are_summed_without_error(expand: str, round_rank: bool, 
     shrink = {"l": "lora_shrink_v1", "b": "bgmv_shrink_v2", "s": "sgmv_shrink_v3"}[expand[0]]
     a, b = rng.integers(-9, 10, (20, 130)), rng.integers(-9, 10, (70, 20))
     x, y = rng.integers(-9, 10, (19, 130)), rng.integers(-99, 100, (19, 70))
-    packed = launch.pack([{0: launch.LoraWeights(a.astype(np.float32), b.astype(np.float32), 0.3125)}], [70], dtype)
+    packed = launch.pack([{0: LoraWeights(a.astype(np.float32), b.astype(np.float32), 0.3125)}], [70], dtype)
     low = (x @ a.T).astype(np.float32)
     low = rounded(low, dtype) if round_rank else low
     delta = low @ b.T.astype(np.float32) * np.float32(0.3125)
