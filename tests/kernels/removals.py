@@ -13,7 +13,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import time
@@ -305,6 +304,8 @@ class Workshop:
 
     def child(self, wanted: Sequence[Property], examples: int, sender: Connection) -> None:
         """Everything is loaded from the folder, with the checker."""
+        import resource  # there is none on Windows, where this file can be imported all the same
+
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.environ["REFIMPL_KERNELS"] = "cpu"
