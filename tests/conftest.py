@@ -17,6 +17,7 @@ import typing
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from beartype import beartype
 from hypothesis import HealthCheck, settings
 from jaxtyping import Shaped, jaxtyped
@@ -93,3 +94,16 @@ class CheckingFinder(importlib.abc.MetaPathFinder):
 
 assert "refimpl" not in sys.modules, "refimpl was imported before its shapes could be checked"
 sys.meta_path.insert(0, CheckingFinder())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The kernels are compiled and executed here: where that cannot be, their tests say why and how to change it."""
+    from refimpl import LoracleError, runner, runner_cpu
+
+    try:
+        if runner.world() == "cpu":
+            runner_cpu.compiler()
+    except LoracleError as error:
+        for item in items:
+            if item.path.parent.name in ("kernels", "bench"):
+                item.add_marker(pytest.mark.skip(reason=str(error)))
