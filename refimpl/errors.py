@@ -1,6 +1,7 @@
 """Everything that a user can get wrong. Each message is one line that names the file, the key and both shapes.
 
-The command line prints the line on stderr and exits 2; in Python they are exceptions with one common base.
+The command line prints the line on stderr and exits 2; in Python they are exceptions with one common base. KernelError
+is apart: a wrong kernel is the mistake of whoever wrote it.
 """
 
 
@@ -34,3 +35,23 @@ class DeviceError(LoracleError):
 
 class AdapterWarning(UserWarning):
     """An adapter that is honoured in full, but has something about it that its owner should know."""
+
+
+class KernelError(RuntimeError):
+    """A kernel is wrong: it does not compile, or the launch failed, or the checker found a bug.
+
+    No LoracleError, because that is the user's mistake, and this is one of whoever wrote the kernel.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        kernel: str = "",
+        kind: str = "",
+        file: str = "",
+        line: int = 0,
+        block: tuple[int, ...] = (),
+        thread: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.kernel, self.kind, self.file, self.line, self.block, self.thread = kernel, kind, file, line, block, thread
