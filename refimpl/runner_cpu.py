@@ -171,6 +171,7 @@ def compiler() -> tuple[str, ...]:
 
 @lru_cache
 def compiler_version(command: tuple[str, ...]) -> str:
+    """What the compiler says of itself; part of what a build is known by."""
     return subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
 
 
