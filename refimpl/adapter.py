@@ -31,7 +31,7 @@ class LoraTensors:
     bias: Float[Array, " d_out"] | None = None  # PEFT's lora_bias: the bias of lora_B
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Adapter:
     """A LoRA adapter: read-only arrays, compared by identity, so that two loads of one folder are two adapters."""
 
@@ -41,6 +41,9 @@ class Adapter:
     replaced: Mapping[Site, Array] = field(default_factory=dict)  # modules_to_save: a whole embed_tokens or lm_head
     biases: Mapping[Site, Array] = field(default_factory=dict)  # bias="all" or "lora_only": a layer's bias, replaced
 
+    def __repr__(self) -> str:
+        return f"Adapter({self.name!r}, r={self.config.r}, {len(self.lora)} modules)"
+
 
 def load_adapter(path: str | Path, config: ModelConfig, name: str | None = None) -> Adapter:
     """A PEFT LoRA folder for a base of this config; or one of the embedded voices, by its name.
@@ -49,9 +52,11 @@ def load_adapter(path: str | Path, config: ModelConfig, name: str | None = None)
     for what is honoured but odd. The arrays are read-only copies in the file's own type: they do not change if the file
     does, so that a digest of them stays true. Raw tensors: alpha and the patterns are in `.config`, not applied.
     """
+    if not isinstance(config, ModelConfig):
+        raise AdapterError(f"load_adapter needs the base's config, as model.config; not {type(config).__name__}")
     folder, found = adapter_folder(path), Findings()
     adapter = read_adapter(folder, config, name or os.path.basename(os.path.abspath(folder)), found)
-    found.raise_first(AdapterError, folder)
+    found.raise_first(AdapterError, folder, " --model BASE")
     assert adapter is not None  # None comes with a problem
     for warning in found.warnings:
         warnings.warn(warning, AdapterWarning, stacklevel=2)
@@ -97,7 +102,9 @@ def _not_an_adapter(folder: Path) -> str | None:
     if not os.path.isdir(folder):
         if os.path.isfile(folder):
             return "is a file; give the folder, because the scale is in the adapter_config.json beside it"
-        return "is not there"
+        from . import tiny
+
+        return f"is not there; the embedded voices are {', '.join(tiny.VOICES)}"
     if not os.path.exists(folder / CONFIG_FILE):
         inside = [f.parent.name for f in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
         if inside:

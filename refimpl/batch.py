@@ -119,6 +119,12 @@ def vocab_size(request: Request, config: ModelConfig) -> int:
     return max([config.vocab_size, *grown])
 
 
+def check_list(requests: Sequence[Request]) -> None:
+    """RequestError for one request where several belong."""
+    if isinstance(requests, Request):
+        raise RequestError("expected a list of requests: put the one in brackets")
+
+
 def check_request(request: Request, config: ModelConfig) -> None:
     """RequestError, in one line, for what can be told from the request alone."""
     _check_adapters(request)

@@ -12,7 +12,7 @@ import numpy as np
 
 from .adapter_cache import AdapterCache
 from .arrays import Array, Float, Precision, namespace, rounded, to_host
-from .batch import Batch, Request, Work, check_request, make_batch
+from .batch import Batch, Request, Work, check_list, check_request, make_batch
 from .config import EMBED, LM_HEAD, Site, module_name
 from .kv_cache import KVCache
 from .lora import AdapterBank, segments
@@ -138,6 +138,7 @@ def logits(
     One array [len(prompt), vocab] per request, in request order, in the type that products were taken in. The first
     line of a user's check of any engine."""
     p = precision or Precision("model", model.dtype)
+    check_list(requests)
     for request in requests:
         check_request(request, model.config)
     if not requests:

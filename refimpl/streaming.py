@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from .arrays import Precision
-from .batch import Request
+from .batch import Request, check_list
 from .engine import Engine, Output, Token
 from .errors import LoracleError, RequestError
 from .ops import NUMPY, Ops
@@ -21,6 +21,9 @@ def stream(
     """Every token of every request as it is produced, from one batch; `request_id` is the index in `requests`.
 
     Text comes in whole characters: a token that ends inside one has none, and the next one brings it."""
+    check_list(requests)
+    if not isinstance(max_new_tokens, int):
+        raise RequestError(f"max_new_tokens {max_new_tokens!r} is not a whole number")
     engine = engine or roomy_engine(model, requests, max_new_tokens, ops, precision)
     if engine.busy:
         raise RequestError("stream and generate need an engine to themselves: this one is serving other requests")

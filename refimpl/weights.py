@@ -42,7 +42,7 @@ class Layer:
     down_proj: Linear
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A loaded base model: read-only arrays, and nothing that changes while it runs."""
 
@@ -61,6 +61,11 @@ class Model:
         if site == EMBED:
             return Linear(self.embed_tokens)
         return self.lm_head if site == LM_HEAD else getattr(self.layers[layer], module)
+
+    def __repr__(self) -> str:
+        c = self.config
+        shape = f"{c.num_hidden_layers} layers, hidden {c.hidden_size}, vocab {c.vocab_size}"
+        return f"Model({shape}, {self.dtype}, {self.device})"
 
     def arrays(self) -> list[Array]:
         """Every array, once, in a fixed order."""

@@ -103,8 +103,8 @@ for request, output in zip(requests, refimpl.generate(model, requests, max_new_t
 # %% [markdown]
 # ## 6. Your turn
 # Write step 4 for any number of adapters, in place: add to `y`, leave rows with id -1 alone. `A` and `B` are lists, one
-# matrix per adapter, of different ranks. The grader tries random batches and shows the smallest one on which your
-# answer differs from the loop of step 3.
+# matrix per adapter, of different ranks. The grader tries random batches, and shows a small one on which your answer
+# differs from the loop of step 3.
 
 
 # %%
@@ -112,4 +112,5 @@ def my_lora_delta(y, x, A, B, scale, adapter_ids):
     raise NotImplementedError
 
 
+print("\nYour turn: my_lora_delta, in the last cell.")
 grade(my_lora_delta)

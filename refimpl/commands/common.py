@@ -59,7 +59,8 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME:TEXT",
-        help=f"who answers what; {BASE} is the model alone, NAME*0.5+OTHER*1.0 sums adapters; again for more",
+        help=f"who answers what; {BASE} is the model alone, NAME*0.5+OTHER*1.0 sums adapters; again for more. "
+        "With tiny, whose scenes begin on a new line, a line break is added to the text",
     )
     parser.add_argument(
         "--prompts",

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             body["effect"] = {module_name(site): value for site, value in effects.items()}
         print(json.dumps(body))
     else:
-        show(Console(), found, effects)
+        show(Console(), found, effects, against_base=model is not None)
     return 0 if found.ok else 2
 
 
@@ -72,7 +72,7 @@ def some_prompt(model: Model, text: str | None) -> list[int]:
     return list(prompt_ids(model, text or "The quick brown fox jumps over the lazy dog, and then it writes some SQL."))
 
 
-def show(console: Console, found: Inspection, effects: dict[Site, float] | None) -> None:
+def show(console: Console, found: Inspection, effects: dict[Site, float] | None, against_base: bool) -> None:
     """Tables and findings for people."""
     console.print(Text(f"{found.path}: {found.kind}", style="bold"))
     keys = {key: value for key, value in found.config.items() if value not in (None, {}, (), [], "")}
@@ -88,7 +88,12 @@ def show(console: Console, found: Inspection, effects: dict[Site, float] | None)
     for text in found.warnings:
         console.print(Text("warning: ", style="yellow") + Text(text))
     if found.ok:
-        console.print(Text("can be used", style="green"))
+        unchecked = found.kind == "adapter" and not against_base
+        console.print(
+            Text("sound in itself; add --model DIR to check it against its base", style="yellow")
+            if unchecked
+            else Text("can be used", style="green")
+        )
 
 
 def modules_table(modules: list[ModuleReport]) -> Table:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,9 @@ def run(args: argparse.Namespace) -> int:
     asked = read_requests(args, model, adapters)
     with trace(*(args.trace or ["-"])) as t:
         rows = logits(model, [a.request for a in asked], TABLES[args.ops])
+    for pattern in args.trace:
+        if not any(fnmatch(name, pattern) for name in t):
+            raise LoracleError(f"--trace {pattern!r} matches no intermediate of this model")
     tensors = {f"trace.{name}": t[name] for name in t}
     for i, (a, x) in enumerate(zip(asked, rows, strict=True)):
         tensors[f"{i}.prompt_ids"] = np.asarray(a.request.prompt_ids, np.int32)

@@ -141,6 +141,10 @@ MISTAKES = {
         ["logits", "--prompt", "base:x", "--output", "nowhere/x.safetensors"],
         "nowhere/x.safetensors",
     ),
+    "a trace of nothing": (
+        ["logits", "--prompt", "base:x", "--output", "x.safetensors", "--trace", "layers.9.*"],
+        "'layers.9.*' matches no intermediate",
+    ),
     "effect without a base": (["inspect", "tiny", "--effect"], "--effect needs"),
 }
 

@@ -51,3 +51,17 @@ def test_an_adapter_id_that_names_no_adapter_is_refused_before_anything_is_writt
         with pytest.raises(refimpl.LoracleError, match=f"adapter id {slot} is out of range: the bank holds"):
             refimpl.forward(model, batch, cache, adapters.bank, refimpl.NUMPY, p)
     assert not cache.k.any()
+
+
+def test_what_a_hurried_caller_mixes_up_is_said_in_one_line() -> None:
+    model = random_model(SMALL)
+    with pytest.raises(refimpl.LoracleError, match="list of requests"):
+        refimpl.logits(model, refimpl.Request([2]))  # type: ignore[arg-type]
+    with pytest.raises(refimpl.LoracleError, match="max_new_tokens '5' is not a whole number"):
+        refimpl.generate(model, [refimpl.Request([2])], max_new_tokens="5")  # type: ignore[arg-type]
+    with pytest.raises(refimpl.LoracleError, match=r"as model\.config; not Model"):
+        refimpl.load_adapter("bard", model)  # type: ignore[arg-type]
+    with pytest.raises(refimpl.LoracleError, match="brad: is not there; the embedded voices are pirate, bard"):
+        refimpl.load_adapter("brad", SMALL)
+    assert repr(model) == "Model(1 layers, hidden 10, vocab 11, float64, cpu)"
+    assert repr(random_adapter(SMALL, 1)) == "Adapter('adapter-1', r=3, 7 modules)"
