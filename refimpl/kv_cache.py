@@ -16,7 +16,6 @@ from .errors import CacheFull
 
 NO_BLOCK = -1  # in a block table: a block that has left the sliding window
 
-PrefixKey = Callable[[bytes, Sequence[int], bytes, Precision, Sequence[tuple[bytes, float]]], bytes]
 Victim = Callable[[Mapping[int, int], Mapping[int, int]], "int | None"]
 
 

@@ -16,7 +16,6 @@ from .verify import verify
 from .workloads import Point, adapter_ids
 
 Result = dict[str, Any]
-Say = Callable[[Result], None]
 
 
 def bench(

@@ -15,14 +15,6 @@ pytestmark = needs_cpu
 PROMPT = "Rain drums on the haunted bakery."
 
 
-@pytest.fixture(autouse=True)
-def _embedded_model() -> None:
-    """These commands need the model that the package brings along."""
-    tiny = pytest.importorskip("refimpl.tiny")
-    if not (tiny.base_path() / "model.safetensors").exists():
-        pytest.skip("the embedded model is not there")
-
-
 def test_generate_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     said = []
     asked = [f"{who}:{PROMPT}" for who in ("pirate", "pirate*0.5+bard*0.5", "base")]

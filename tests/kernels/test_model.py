@@ -14,7 +14,7 @@ from cases import needs_cpu, orders, scheduled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl import Engine, Request, generate, load_adapter, load_model, logits
+from refimpl import Engine, Request, generate, load_adapter, load_model, logits, tiny
 from refimpl.adapter import Adapter
 from refimpl.arrays import Precision, rounded
 from refimpl.cuda import CUDA, packed_at
@@ -92,9 +92,6 @@ def test_float32_is_as_near_to_the_truth_as_the_definition(scene: tuple, order: 
 @pytest.mark.parametrize("order", ["forward", "reverse", 1])
 def test_the_embedded_model(order: str | int) -> None:
     """All voices in one batch, long enough for a second block of the cache."""
-    tiny = pytest.importorskip("refimpl.tiny")
-    if not (tiny.base_path() / "model.safetensors").exists():
-        pytest.skip("the embedded model is not there")
     model = load_model("tiny")
     ids = model.tokenizer.encode(tiny.DEMO_PROMPTS[0])[:19]
     adapters = [load_adapter(path, model.config) for path in tiny.VOICES.values()]
