@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .adapter_cache import AdapterCache
-from .arrays import Precision, to_host
+from .arrays import Array, Precision, to_host
 from .attention import first_visible
 from .batch import Batch, Request, Work, check_request, make_batch
 from .errors import CacheFull, RequestError
@@ -118,14 +118,12 @@ class Engine:
             return []
         # Requests of one adapter side by side: their rows are then one slice of the batch, not a gather (Punica).
         scheduled.sort(key=lambda share: [slot for slot, _ in share[0].adapters])
-        batch = self._batch(scheduled)
-        logits = to_host(forward(self.model, batch, self.cache, self.adapters.bank, self.ops, self.precision))
         tokens = []
-        for row, (g, n) in zip(logits, scheduled, strict=True):
+        for row, (g, n) in zip(self._last_rows(scheduled), scheduled, strict=True):
             g.computed += n
             self._publish(g)
             if g.computed == len(g.tokens):
-                token = sample(row[: logit_width(g.request, self.model)], g.request, g.produced)
+                token = self._choose(row[: logit_width(g.request, self.model)], g)
                 g.tokens.append(token)
                 reason = self._finished(g)
                 tokens.append(Token(g.id, token, finish_reason=reason))
@@ -209,7 +207,17 @@ class Engine:
             self.adapters.release(slot)
         g.table, g.adapters, g.computed = [], (), 0
 
-    # One step's plan, and what is kept of it.
+    # One step's plan, its numbers, and what is kept of it. The oracle's engine overrides these two to look at every row
+    # and to force tokens (refimpl/engines/ours.py).
+
+    def _last_rows(self, scheduled: list[tuple[Generation, int]]) -> Array:
+        """The logits of each one's last token."""
+        batch = self._batch(scheduled)
+        return to_host(forward(self.model, batch, self.cache, self.adapters.bank, self.ops, self.precision))
+
+    def _choose(self, row: Array, g: Generation) -> int:
+        """The next token of g."""
+        return sample(row, g.request, g.produced)
 
     def _batch(self, scheduled: list[tuple[Generation, int]]) -> Batch:
         work = [Work(g.tokens[g.computed : g.computed + n], g.computed, g.table, g.adapters) for g, n in scheduled]

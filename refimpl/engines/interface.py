@@ -1,0 +1,146 @@
+"""What the oracle asks of an engine, and what it gets back.
+
+    engine.start(settings); engine.load("a", folder); answers = engine.run([Ask(ids, "a"), Ask(ids, None)])
+
+An engine is driven from outside, as its users drive it: adapters are folders that are loaded under names, requests name
+them, and numbers come back. What an engine cannot do is declared in its Capabilities and never asked of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..arrays import Array, Float
+from ..config import LAYER_MODULES
+from ..errors import LoracleError
+
+READOUTS = ("logits", "logprobs", "top", "text")  # from the most that an engine can show to the least
+
+# What an adapter may have, beyond a rank, an alpha and A and B in some of its modules.
+FEATURES = ("rslora", "rank_pattern", "alpha_pattern", "lora_bias", "partial", "mixed_ranks", "rank_above_64")
+
+# What can be done to a running engine, beyond asking it.
+OPERATIONS = (
+    "load",  # another adapter while it runs
+    "unload",
+    "reload",  # other weights under a name that is in use
+    "evict",  # more adapters known than there is room for at once
+    "prefix_cache",  # keys and values of earlier prompts are found again
+    "chunked_prefill",
+    "arrivals",  # requests that come while others run
+    "cancel",
+)
+
+
+class EngineError(LoracleError):
+    """The engine could not be run at all: not installed, not reachable, refused the model. Exit 2, no verdict."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can show and be asked."""
+
+    readout: str = "logits"  # one of READOUTS
+    top_k: int = 0  # with readout "top": how many tokens of a row are told
+    prompt_rows: bool = True  # are the rows of the prompt's tokens shown, or only those of produced tokens?
+    mixed: bool = True  # are several adapters computed in one forward pass?
+    dtypes: tuple[str, ...] = ("float32",)
+    modules: tuple[str, ...] = LAYER_MODULES  # that an adapter may be on
+    features: frozenset[str] = frozenset()
+    operations: frozenset[str] = frozenset()
+    trace: bool = False  # can intermediates of the prompt's tokens be had?
+    max_rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an engine is started."""
+
+    model: Path  # a Hugging Face folder
+    dtype: str = "float32"  # what it is asked to compute in
+    max_adapters: int = 4  # that one batch may name; an engine that can "evict" has room for no more
+    max_rank: int = 64
+    max_length: int = 256  # tokens of the longest prompt with its answer
+    max_requests: int = 16  # at once
+    prefix_caching: bool = False
+    chunk: int | None = None  # prompts are computed in pieces of at most so many tokens
+    modules: tuple[str, ...] = LAYER_MODULES  # on which some adapter is
+    options: Mapping[str, str] = field(default_factory=dict)  # the engine's own: url, model-name, ...
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request. The adapter is the name under which it was loaded; None is the base."""
+
+    prompt_ids: tuple[int, ...]
+    adapter: str | None = None
+    max_new_tokens: int = 1  # greedy, and no stop id ends it
+    arrives: int = 0  # it comes when the engine has made this many steps (with "arrivals"; else 0)
+    cancel_after: int | None = None  # it is cancelled after so many tokens (with "cancel"): its answer does not count
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What came back for one request.
+
+    Row i is what the engine thought of the token at place `first` + i + 1 of prompt + produced tokens. An engine that
+    shows the prompt has first = 0 and len(prompt) + len(token_ids) - 1 rows."""
+
+    token_ids: tuple[int, ...] = ()
+    first: int = 0
+    logits: Float[Array, "rows vocab"] | None = None
+    logprobs: Float[Array, "rows vocab"] | None = None
+    top: Sequence[Mapping[int, float]] | None = None  # per row: token -> log-probability
+    trace: Mapping[str, Array] = field(default_factory=dict)  # names of refimpl.trace -> rows of the prompt's tokens
+    error: str = ""  # what the engine said instead of an answer: a failed case, never a pass
+    raw: Any = None  # the answer as it came, where that was not understood
+
+
+class Engine(Protocol):
+    """A running engine. EngineError where it cannot be run; a request that goes wrong is an Answer with an error."""
+
+    capabilities: Capabilities
+
+    def start(self, settings: Settings) -> None:
+        """Load the model. No adapter is there yet."""
+
+    def load(self, name: str, folder: Path) -> None:
+        """Make the PEFT folder known under the name; with "reload", in place of what had it before."""
+
+    def unload(self, name: str) -> None:
+        """Forget the name."""
+
+    def run(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Serve these together; an answer for each, in order."""
+
+    def reset(self) -> None:
+        """As after start: no adapter, no prefix. Never counted on for more than separating two sequences."""
+
+    def versions(self) -> dict[str, str]:
+        """Of all that may matter to its numbers."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of `loracle engines`."""
+
+    name: str
+    what: str  # one line
+    capabilities: Capabilities
+    missing: str  # "" if it can be started here; else what is missing, and how to get it
+    setup: str = ""  # how `loracle engines setup` gets it; "" if there is nothing to set up
+
+
+def infer_first(rows: int, prompt: int, produced: int) -> int:
+    """Which place the first of `rows` rows has. EngineError for a count that fits neither the whole nor the answer."""
+    if rows == prompt + max(produced, 1) - 1:
+        return 0
+    if rows == produced:
+        return prompt - 1
+    if rows == prompt:  # the prompt's rows alone, of an engine that was asked for more tokens
+        return 0
+    raise EngineError(f"{rows} rows for a prompt of {prompt} tokens and {produced} produced ones")
