@@ -1,0 +1,52 @@
+"""Writing, whole or not at all: a folder gets its name when everything in it is there."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ..arrays import Array, to_host
+from ..errors import LoracleError
+from ..loading.findings import one_line
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `target` at the end, or vanishes if anything goes wrong.
+
+    LoracleError if there is something under that name already, other than an empty folder."""
+    target = Path(target)
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise LoracleError(one_line(f"{target}: is there already; give the name of a new folder, or remove it"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise LoracleError(one_line(f"{target}: cannot be made ({error})")) from None
+    try:
+        yield scratch
+        if target.is_dir():
+            target.rmdir()
+        scratch.chmod(0o777 & ~_umask())  # mkdtemp makes it its owner's alone
+        scratch.rename(target)
+    except OSError as error:
+        raise LoracleError(one_line(f"{target}: cannot be written ({error})")) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # gone already where it was renamed
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, Array]) -> None:
+    """The arrays under their names; bfloat16 as such. transformers asks for the format in the metadata."""
+    from safetensors.numpy import save_file
+
+    save_file({name: np.ascontiguousarray(to_host(x)) for name, x in tensors.items()}, file, {"format": "pt"})

@@ -1,0 +1,103 @@
+"""An Adapter -> the PEFT folder that it could have been loaded from."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..adapter import WEIGHTS_FILE, Adapter, read_parts
+from ..arrays import Array, dtype_of
+from ..config import EMBED, Site, module_name
+from ..errors import AdapterError
+from ..loading.conversion import all_finite, converted
+from ..loading.findings import Findings
+from ..loading.peft_config import CONFIG_FILE, PeftConfig, is_saved
+from ..loading.peft_tensors import PREFIX
+from .files import new_folder, write_safetensors
+
+
+def save_adapter(adapter: Adapter, folder: Path, dtype: str | None = None) -> None:
+    """Write a new PEFT folder: adapter_config.json and adapter_model.safetensors.
+
+    Without a dtype every tensor keeps its own, and `load_adapter` gives back the same bits and the same config. With
+    one, all are rounded to it (to nearest, ties to even). AdapterError, and no folder, if the adapter contradicts
+    itself (a rank that its config denies), or holds a number that the dtype cannot."""
+    if dtype is not None:
+        dtype_of(dtype)
+    folder = Path(folder)
+    tensors = {name: _converted(folder, name, x, dtype) for name, x in peft_tensors(adapter).items()}
+    with new_folder(folder) as scratch:
+        write_safetensors(scratch / WEIGHTS_FILE, tensors)
+        (scratch / CONFIG_FILE).write_text(json.dumps(peft_json(adapter.config), indent=2) + "\n", "utf-8")
+        found = Findings()
+        read_parts(scratch, None, found)  # what load_adapter would refuse does not get its name
+        if found.problems:
+            raise AdapterError(found.problems[0].replace(str(scratch), str(folder)))
+
+
+def peft_json(config: PeftConfig) -> dict[str, Any]:
+    """adapter_config.json. What is null is what PEFT takes as not given."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": config.r,
+        "lora_alpha": _plain(config.lora_alpha),
+        "use_rslora": config.use_rslora,
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_pattern": {name: _plain(alpha) for name, alpha in config.alpha_pattern.items()},
+        "target_modules": _names(config.target_modules),
+        "exclude_modules": _names(config.exclude_modules) or None,
+        "layers_to_transform": None if config.layers_to_transform is None else list(config.layers_to_transform),
+        "layers_pattern": list(config.layers_pattern) or None,
+        "modules_to_save": list(config.modules_to_save) or None,
+        "bias": config.bias,
+        "lora_bias": config.lora_bias,
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+    }
+
+
+def peft_tensors(adapter: Adapter) -> dict[str, Array]:
+    """Every tensor under the name that PEFT gives it (peft/utils/save_and_load.py, get_peft_model_state_dict)."""
+    tensors: dict[str, Array] = {}
+    for site, w in adapter.lora.items():
+        # An embedding's A and B are bare parameters, those of a linear layer are layers of their own.
+        a, b = ("lora_embedding_A", "lora_embedding_B") if site == EMBED else ("lora_A.weight", "lora_B.weight")
+        tensors[_name(site, a)], tensors[_name(site, b)] = w.A, w.B
+        if w.bias is not None:
+            tensors[_name(site, "lora_B.bias")] = w.bias
+    for site, weight in adapter.replaced.items():
+        tensors[_name(site, _within(adapter.config, adapter.lora, site, "weight"))] = weight
+    for site, bias in adapter.biases.items():
+        tensors[_name(site, _within(adapter.config, adapter.lora, site, "bias"))] = bias
+    return tensors
+
+
+def _within(config: PeftConfig, lora: Mapping[Site, Any], site: Site, part: str) -> str:
+    """A parameter of the base's own layer, which PEFT calls base_layer where it has put a LoRA around it."""
+    return f"base_layer.{part}" if site in lora and not is_saved(config, module_name(site)) else part
+
+
+def _name(site: Site, part: str) -> str:
+    return f"{PREFIX}{module_name(site)}.{part}"
+
+
+def _plain(x: float) -> int | float:
+    """32.0 -> 32, as people write it."""
+    return int(x) if float(x).is_integer() else float(x)
+
+
+def _names(names: tuple[str, ...] | str) -> list[str] | str:
+    return names if isinstance(names, str) else list(names)
+
+
+def _converted(folder: Path, name: str, x: Array, dtype: str | None) -> Array:
+    if dtype is None or x.dtype.name == dtype:
+        return x
+    result = converted(x, dtype)
+    if not all_finite(result):
+        raise AdapterError(f"{folder}: tensor {name} ({x.dtype.name}) has values too large for {dtype}")
+    return result
