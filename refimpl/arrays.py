@@ -116,6 +116,10 @@ class Precision:
 
     Precision()                            float32 throughout: no rounding anywhere
     Precision("model", "bfloat16")         every point in bfloat16: the definition of a bfloat16 model
+    Precision("tensorrt_llm", "float16")   its LoRA, y = T(T(x W^T) + T(T(x A^T) B'^T)), with the scale folded into B as
+                                           its LoraManager does (refimpl/fold.py); "tensorrt_llm_convert": as its
+                                           hf_lora_convert.py does. Where its attention and norms round is not
+                                           documented; those points are those of "model"
     Precision("transformers", "bfloat16")  the points of Hugging Face transformers (eager) + PEFT: modeling_llama.py and
                                            peft/tuners/lora/layer.py, which keep adapters and their products in float32;
                                            with adapter_names=[...], a mixed batch, PEFT rounds lora_delta as well
@@ -133,7 +137,7 @@ class Precision:
     linear: str = ""  # x W^T + b, and again after each LoRA delta is added
     adapter: str = ""  # A and B themselves
     lora_rank: str = ""  # the rank-r intermediate x A^T
-    lora_delta: str = ""  # scale * (x A^T) B^T
+    lora_delta: str = ""  # scale * (x A^T) B^T; a folded scale is in B already, and `adapter` the type of scale * B
     rope_angle: str = ""  # position * frequency: float64 unless an engine does otherwise
     rope_table: str = ""  # cos and sin
     rope_product: str = ""  # x * cos and rotate(x) * sin
@@ -157,9 +161,16 @@ class Precision:
                 object.__setattr__(self, point.name, chosen.get(point.name, self.dtype))
             dtype_of(getattr(self, point.name))
 
+    @property
+    def scale_order(self) -> str:
+        """How the scale is folded into B when an adapter is loaded, a name of refimpl/fold.py; "" if it is not, and
+        multiplies the delta."""
+        return FOLDED.get(self.preset, "")
+
     def describe(self) -> str:
-        """One line that names every point that is not the model's dtype."""
+        """One line that names every point that is not the model's dtype, and whether the scale is folded into B."""
         points = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)[3:] if getattr(self, f.name) != self.dtype]
+        points += [f"scale_order={self.scale_order}"] if self.scale_order else []
         return f"{self.preset} {self.dtype}" + (f" ({', '.join(points)})" if points else "")
 
 
@@ -177,4 +188,12 @@ def _transformers(dtype: str) -> dict[str, str]:
 
 
 # name -> dtype of the model -> the points that differ from that dtype
-PRESETS: dict[str, Callable[[str], dict[str, str]]] = {"model": _model, "transformers": _transformers}
+PRESETS: dict[str, Callable[[str], dict[str, str]]] = {
+    "model": _model,
+    "transformers": _transformers,
+    "tensorrt_llm": _model,
+    "tensorrt_llm_convert": _model,
+}
+
+# the presets that fold the scale into B, and the order in which they round
+FOLDED = {"tensorrt_llm": "manager", "tensorrt_llm_convert": "convert"}
