@@ -1,0 +1,1 @@
+"""The oracle: does an engine compute what the reference computes, and if not, which bug is it?"""
