@@ -1,0 +1,149 @@
+"""A case: what is done to an engine, step by step, and what it must answer.
+
+A stateless case is one batch. A sequence loads, unloads and asks in turn. Truth is our float64 answer to each request,
+alone, with whatever weights its adapter's name meant when it was asked.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..adapter import Adapter
+from ..arrays import Array
+from ..batch import Request
+from ..engines.interface import Answer, Ask, Capabilities, Engine
+from ..engines.ours import Ours
+from ..errors import LoracleError
+from ..model import logits
+from .stage import Stage
+
+
+@dataclass(frozen=True)
+class Load:
+    """Make an adapter of the stage known under a name; in place, if the name is known."""
+
+    name: str
+    adapter: str
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Forget a name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Serve these requests together."""
+
+    asks: tuple[Ask, ...]
+
+
+Step = Load | Unload | Run
+
+
+@dataclass(frozen=True)
+class Case:
+    """Steps from an engine without adapters and without a prefix; a batch finds the stage's adapters loaded."""
+
+    name: str
+    steps: tuple[Step, ...]
+    stateless: bool = True
+
+    def loads(self, stage: Stage) -> tuple[Step, ...]:
+        """All steps, with the loads that a stateless case takes for granted."""
+        return (*(Load(name, name) for name in stage.paths), *self.steps) if self.stateless else self.steps
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """One request and what came of it."""
+
+    ask: Ask
+    adapter: str | None  # the stage's key of the weights that its name meant
+    answer: Answer
+    run: int  # which Run of the case it was in
+    index: int  # its place in that run
+
+
+def play(
+    engine: Engine, case: Case, stage: Stage, forced: Mapping[int, Sequence[Sequence[int]]] | None = None
+) -> list[Exchange]:
+    """Do what the case says. forced: for each run, the tokens that each request must produce (our own engine only)."""
+    meaning = {name: name for name in stage.paths} if case.stateless else {}
+    found, run = [], 0
+    if not case.stateless:
+        engine.reset()
+    for step in case.steps:
+        if isinstance(step, Load):
+            engine.load(step.name, stage.paths[step.adapter])
+            meaning[step.name] = step.adapter
+        elif isinstance(step, Unload):
+            engine.unload(step.name)
+            del meaning[step.name]
+        else:
+            if forced is not None and isinstance(engine, Ours):
+                answers = engine.run(step.asks, forced[run])
+            else:
+                answers = engine.run(step.asks)
+            if len(answers) != len(step.asks):
+                answers = [Answer(error=f"{len(answers)} answers to {len(step.asks)} requests", raw=answers)] * len(
+                    step.asks
+                )
+            for i, (ask, answer) in enumerate(zip(step.asks, answers, strict=True)):
+                found.append(Exchange(ask, None if ask.adapter is None else meaning[ask.adapter], answer, run, i))
+            run += 1
+    return found
+
+
+def prepare(engine: Engine, stage: Stage) -> None:
+    """Load every adapter of the stage under its own name, for stateless cases."""
+    for name, path in stage.paths.items():
+        engine.load(name, path)
+
+
+def forced_tokens(exchanges: Sequence[Exchange]) -> dict[int, list[Sequence[int]]]:
+    """What each request of each run produced."""
+    found: dict[int, list[Sequence[int]]] = {}
+    for e in exchanges:
+        found.setdefault(e.run, []).append(e.answer.token_ids)
+    return found
+
+
+def request(e: Exchange, stage: Stage) -> Request:
+    """The whole text of one exchange: its prompt and what was produced, less the last token, which predicts nothing."""
+    adapter: Adapter | None = None if e.adapter is None else stage.adapters[e.adapter]
+    return Request([*e.ask.prompt_ids, *e.answer.token_ids[:-1]], adapter)
+
+
+def truth(exchanges: Sequence[Exchange], stage: Stage) -> list[Array]:
+    """The exact logits [tokens, vocab] of each exchange's text."""
+    return logits(stage.exact, [request(e, stage) for e in exchanges])
+
+
+# Drawing batches.
+
+
+def draw_batch(
+    stage: Stage, capabilities: Capabilities, rng: np.random.Generator, name: str, most: int = 6, longest: int = 20
+) -> Case:
+    """A ragged batch in which a base row stands between at least two adapters, one of them asked the same prompt as its
+    neighbour; prompts from one token on, answers of one to four."""
+    vocab = stage.model.config.vocab_size
+    keys = list(rng.permutation(list(stage.paths)))
+    if not keys:
+        raise LoracleError("a campaign needs an adapter: give --adapter NAME=DIR")
+    chosen: list[str | None] = [*keys[: max(1, min(most - 2, len(keys)))], None]
+    while len(chosen) < most and rng.random() < 0.7:
+        chosen.append([*keys, None][rng.integers(len(keys) + 1)])
+    chosen = [chosen[i] for i in rng.permutation(len(chosen))]
+    new = int(rng.integers(1, 5))
+    asks: list[Ask] = []
+    for i, key in enumerate(chosen):
+        n = int(rng.choice([1, 2, longest])) if rng.random() < 0.25 else int(rng.integers(3, longest + 1))
+        same = i > 0 and chosen[i - 1] != key and rng.random() < 0.3
+        prompt = asks[-1].prompt_ids if same else tuple(int(t) for t in rng.integers(0, vocab, n))
+        asks.append(Ask(prompt, key, new))
+    return Case(name, (Run(tuple(asks)),))
