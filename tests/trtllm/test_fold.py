@@ -1,0 +1,109 @@
+"""The two orders in which TensorRT-LLM's loaders fold the scale into B, number by number, and where they differ."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from compare import assert_same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refimpl import LoracleError, Precision
+from refimpl.arrays import DTYPES
+from refimpl.fold import fold_scale
+
+HALF = ("bfloat16", "float16")
+SCALAR = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}  # half an ulp of 1
+
+every_half = pytest.mark.parametrize("dtype", HALF)
+stored = pytest.mark.parametrize("checkpoint", ["float32", *HALF])
+# alpha over r, and alpha over its root
+scales = st.sampled_from([7 / 3, 1.1, 0.1, 16 / 5, -1.5, 11 / 5**0.5, 64 / 7, 1 / 3])
+powers = st.sampled_from([0.125, 0.5, 1.0, 2.0, -4.0, 16.0])
+
+
+def numbers(seed: int, dtype: str, count: int = 500) -> np.ndarray:
+    """Of sizes around 0.05, as in B; none so small that a half type has fewer digits for it."""
+    x = np.random.default_rng(seed).standard_normal(count) * 0.05
+    return np.where(np.abs(x) < 1e-3, 0.05, x).astype(DTYPES[dtype])
+
+
+def one_at_a_time(B: np.ndarray, scale: float, dtype: str, order: str) -> np.ndarray:
+    """The definition with scalars. Python's product of two float32 numbers is exact, so it is rounded once to float32
+    and, where the number is a half, once more, as torch does it."""
+    D, T, found = SCALAR[B.dtype.name], SCALAR[dtype], []
+    for b in B:
+        if order == "convert":
+            found.append(T(D(np.float32(float(b) * float(np.float32(scale))))))
+        else:
+            found.append(T(np.float32(float(T(b)) * float(np.float32(scale)))))
+    return np.array(found, DTYPES[dtype])
+
+
+@stored
+@every_half
+@pytest.mark.parametrize("order", ["convert", "manager"])
+@given(seed=st.integers(0, 999), scale=scales)
+def test_each_number_is_rounded_in_that_order(order: str, dtype: str, checkpoint: str, seed: int, scale: float) -> None:
+    B = numbers(seed, checkpoint)
+    assert_same_bits(fold_scale(B, scale, dtype, order), one_at_a_time(B, scale, dtype, order))
+
+
+@every_half
+@given(seed=st.integers(0, 999), scale=scales)
+def test_where_the_checkpoint_has_the_models_type_they_are_one_formula(dtype: str, seed: int, scale: float) -> None:
+    B = numbers(seed, dtype)
+    assert_same_bits(fold_scale(B, scale, dtype, "convert"), fold_scale(B, scale, dtype, "manager"))
+
+
+@stored
+@every_half
+@given(seed=st.integers(0, 999), scale=powers)
+def test_a_power_of_two_commutes_with_every_rounding(dtype: str, checkpoint: str, seed: int, scale: float) -> None:
+    B = numbers(seed, checkpoint)
+    assert_same_bits(fold_scale(B, scale, dtype, "convert"), fold_scale(B, scale, dtype, "manager"))
+
+
+@every_half
+@given(seed=st.integers(0, 999), scale=scales)
+def test_of_a_float32_checkpoint_the_manager_rounds_twice(dtype: str, seed: int, scale: float) -> None:
+    """One rounding is half an ulp at most, two may be the sum; and more than half an ulp is seen, so they are two."""
+    B = numbers(seed, "float32", 3000)
+    exact = B.astype(np.float64) * scale
+    off = {
+        order: np.abs(fold_scale(B, scale, dtype, order).astype(np.float64) / exact - 1).max()
+        for order in ("convert", "manager")
+    }
+    one = (1 + UNIT["float32"]) ** 2 * (1 + UNIT[dtype]) - 1  # the scale and the product, as float32 numbers
+    assert off["convert"] <= one < off["manager"] <= (1 + one) * (1 + UNIT[dtype]) - 1
+
+
+@given(seed=st.integers(0, 999), scale=scales)
+def test_of_a_bfloat16_checkpoint_for_a_float16_model_it_is_the_converter(seed: int, scale: float) -> None:
+    """There a cast to float16 loses nothing, but the product, rounded to bfloat16, is three bits shorter."""
+    B = numbers(seed, "bfloat16", 3000)
+    exact = B.astype(np.float64) * scale
+    off = {
+        order: np.abs(fold_scale(B, scale, "float16", order).astype(np.float64) / exact - 1).max()
+        for order in ("convert", "manager")
+    }
+    one = (1 + UNIT["float32"]) ** 2 * (1 + UNIT["float16"]) - 1
+    assert off["manager"] <= one < off["convert"] <= (1 + one) * (1 + UNIT["bfloat16"]) - 1
+
+
+def test_what_is_too_large_for_the_type_is_lost_by_whoever_casts_first() -> None:
+    B = np.array([100000.0], np.float32)
+    assert fold_scale(B, 0.1, "float16", "convert") == 10000
+    assert np.isinf(fold_scale(B, 0.1, "float16", "manager"))
+
+
+def test_the_presets_name_their_order() -> None:
+    assert Precision("tensorrt_llm", "float16").scale_order == "manager"
+    assert Precision("tensorrt_llm_convert", "float16").scale_order == "convert"
+    assert Precision("model", "float16").scale_order == ""
+    assert "scale_order=manager" in Precision("tensorrt_llm", "float16").describe()
+
+
+def test_an_unknown_order_is_refused() -> None:
+    with pytest.raises(LoracleError, match="scale order 'last' is not known; choose one of convert, manager"):
+        fold_scale(np.ones(1, np.float32), 2.0, "float16", "last")
