@@ -18,7 +18,12 @@ from ..errors import LoracleError
 READOUTS = ("logits", "logprobs", "top", "text")  # from the most that an engine can show to the least
 
 # What an adapter may have, beyond a rank, an alpha and A and B in some of its modules.
-FEATURES = ("rslora", "rank_pattern", "alpha_pattern", "lora_bias", "partial", "mixed_ranks", "rank_above_64")
+FEATURES = (
+    *("rslora", "rank_pattern", "alpha_pattern", "lora_bias", "partial", "mixed_ranks"),
+    "sums",  # several adapters in one request, each with a weight
+    "modules_to_save",  # a whole embed_tokens or lm_head that an adapter brings along
+    "window",  # not of adapters: models with a sliding window
+)
 
 # What can be done to a running engine, beyond asking it.
 OPERATIONS = (
@@ -30,6 +35,7 @@ OPERATIONS = (
     "chunked_prefill",
     "arrivals",  # requests that come while others run
     "cancel",
+    "preempt",  # requests that run out of room for keys and values: Settings.kv_tokens
 )
 
 
@@ -64,6 +70,7 @@ class Settings:
     max_length: int = 256  # tokens of the longest prompt with its answer
     max_requests: int = 16  # at once
     prefix_caching: bool = False
+    kv_tokens: int | None = None  # room for the keys and values of so many tokens in all (with "preempt")
     chunk: int | None = None  # prompts are computed in pieces of at most so many tokens
     modules: tuple[str, ...] = LAYER_MODULES  # on which some adapter is
     options: Mapping[str, str] = field(default_factory=dict)  # the engine's own: url, model-name, ...
@@ -76,6 +83,7 @@ class Ask:
     prompt_ids: tuple[int, ...]
     adapter: str | None = None
     max_new_tokens: int = 1  # greedy, and no stop id ends it
+    mix: tuple[tuple[str, float], ...] = ()  # instead: names and weights of adapters that are summed (with "sums")
     arrives: int = 0  # it comes when the engine has made this many steps (with "arrivals"; else 0)
     cancel_after: int | None = None  # it is cancelled after so many tokens (with "cancel"): its answer does not count
 

@@ -94,7 +94,7 @@ class Ours:
             self.model,
             self.make_ops(),
             self.precision,
-            num_blocks=blocks * s.max_requests,
+            num_blocks=blocks * s.max_requests if s.kv_tokens is None else s.kv_tokens // BLOCK_SIZE + 1,
             block_size=BLOCK_SIZE,
             max_batch_tokens=s.chunk or s.max_length * s.max_requests,
             max_running=s.max_requests,
@@ -146,10 +146,12 @@ class Ours:
         """Nothing is held."""
 
     def _request(self, ask: Ask) -> Request:
-        if ask.adapter is not None and ask.adapter not in self.names:
-            raise EngineError(f"no adapter {ask.adapter!r} is loaded")
-        adapter = None if ask.adapter is None else self.names[ask.adapter]
-        return Request(ask.prompt_ids, adapter, max_new_tokens=ask.max_new_tokens, stop_ids=())
+        wanted = ask.mix or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
+        for name, _ in wanted:
+            if name not in self.names:
+                raise EngineError(f"no adapter {name!r} is loaded")
+        adapters = [(self.names[name], weight) for name, weight in wanted]
+        return Request(ask.prompt_ids, adapters or None, max_new_tokens=ask.max_new_tokens, stop_ids=())
 
     def _answer(self, ask: Ask, rows: Mapping[int, Array], produced: Sequence[int]) -> Answer:
         """From the first place on after which none is missing: a prefix that was found in the cache has no rows."""

@@ -27,9 +27,7 @@ CAPABILITIES = Capabilities(
     mixed=True,
     dtypes=("float32", "bfloat16", "float16"),
     modules=LAYER_MODULES,  # adapters on embed_tokens and lm_head cannot be mixed with others
-    features=frozenset(
-        ("rslora", "rank_pattern", "alpha_pattern", "lora_bias", "partial", "mixed_ranks", "rank_above_64")
-    ),
+    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "lora_bias", "partial", "mixed_ranks", "window")),
     operations=frozenset(("load", "unload", "reload")),
     trace=True,
 )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..adapter import Adapter
 from ..arrays import Array
 from ..batch import Request
 from ..engines.interface import Answer, Ask, Capabilities, Engine
@@ -62,10 +61,17 @@ class Exchange:
     """One request and what came of it."""
 
     ask: Ask
-    adapter: str | None  # the stage's key of the weights that its name meant
+    adapters: tuple[tuple[str, float], ...]  # the stage's keys of the weights that its names meant, and their weights
     answer: Answer
     run: int  # which Run of the case it was in
     index: int  # its place in that run
+
+    @property
+    def adapter(self) -> str | None:
+        """In one word: None for the base, a*0.5+b*1.0 for a sum."""
+        if self.ask.mix:
+            return "+".join(f"{key}*{weight:g}" for key, weight in self.adapters)
+        return self.adapters[0][0] if self.adapters else None
 
 
 def play(
@@ -93,7 +99,9 @@ def play(
                     step.asks
                 )
             for i, (ask, answer) in enumerate(zip(step.asks, answers, strict=True)):
-                found.append(Exchange(ask, None if ask.adapter is None else meaning[ask.adapter], answer, run, i))
+                wanted = ask.mix or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
+                keys = tuple((meaning[name], weight) for name, weight in wanted)
+                found.append(Exchange(ask, keys, answer, run, i))
             run += 1
     return found
 
@@ -114,8 +122,8 @@ def forced_tokens(exchanges: Sequence[Exchange]) -> dict[int, list[Sequence[int]
 
 def request(e: Exchange, stage: Stage) -> Request:
     """The whole text of one exchange: its prompt and what was produced, less the last token, which predicts nothing."""
-    adapter: Adapter | None = None if e.adapter is None else stage.adapters[e.adapter]
-    return Request([*e.ask.prompt_ids, *e.answer.token_ids[:-1]], adapter)
+    adapters = [(stage.adapters[key], weight) for key, weight in e.adapters]
+    return Request([*e.ask.prompt_ids, *e.answer.token_ids[:-1]], adapters or None)
 
 
 def truth(exchanges: Sequence[Exchange], stage: Stage) -> list[Array]:
@@ -139,11 +147,15 @@ def draw_batch(
     while len(chosen) < most and rng.random() < 0.7:
         chosen.append([*keys, None][rng.integers(len(keys) + 1)])
     chosen = [chosen[i] for i in rng.permutation(len(chosen))]
+    summable = [k for k in keys if not stage.adapters[k].replaced and not stage.adapters[k].biases]
+    mix = tuple((str(k), float(rng.choice([0.5, -1.5, 0.75]))) for k in summable[: rng.integers(1, 3)])
     new = int(rng.integers(1, 5))
     asks: list[Ask] = []
     for i, key in enumerate(chosen):
         n = int(rng.choice([1, 2, longest])) if rng.random() < 0.25 else int(rng.integers(3, longest + 1))
         same = i > 0 and chosen[i - 1] != key and rng.random() < 0.3
         prompt = asks[-1].prompt_ids if same else tuple(int(t) for t in rng.integers(0, vocab, n))
-        asks.append(Ask(prompt, key, new))
+        asks.append(Ask(prompt, None if key is None else str(key), new))
+    if "sums" in capabilities.features and mix:
+        asks.append(Ask(tuple(int(t) for t in rng.integers(0, vocab, longest)), None, new, mix))
     return Case(name, (Run(tuple(asks)),))
