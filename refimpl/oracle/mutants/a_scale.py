@@ -1,10 +1,21 @@
-"""A. Scale: the right product, times the wrong number."""
+"""A. Scale: the right product, times the wrong number. Every one of them leaves well-formed text."""
 
-from ...ops import Ops
+import dataclasses
+import math
+
+import numpy as np
+
+from ...adapter import Adapter, pattern_value
+from ...arrays import Array, Precision
+from ...config import ModelConfig, Site, module_name
+from ...lora import AdapterBank, BoundAdapter, LoraWeights, bind_adapter
+from ...ops import NUMPY, Ops
 from .mutant import Family
-from .steps import but
+from .steps import Slots, add, but, loading, only, reading, rescaling
 
 scale = Family("A")
+
+# The formula.
 
 
 @scale.bug(
@@ -17,3 +28,189 @@ scale = Family("A")
 )
 def rslora_ignored() -> Ops:
     return but(adapter_scale=lambda alpha, r, use_rslora: alpha / r)
+
+
+@scale.bug("alpha / sqrt(r) for every adapter, rsLoRA or not")
+def rslora_for_everyone() -> Ops:
+    return but(adapter_scale=lambda alpha, r, use_rslora: alpha / math.sqrt(r))
+
+
+@scale.bug(
+    "alpha, not alpha / r: the delta is r times too large",
+    "https://github.com/Blaizzy/mlx-vlm/issues/845",
+    "https://github.com/rasbt/LLMs-from-scratch/issues/821",
+    "https://github.com/openvinotoolkit/openvino.genai/pull/2525",
+)
+def alpha_for_alpha_over_r() -> Ops:
+    return but(adapter_scale=lambda alpha, r, use_rslora: alpha)
+
+
+@scale.bug(
+    "no scale at all: B A x; invisible where alpha equals r",
+    "https://github.com/hao-ai-lab/FastVideo/pull/870",
+    "https://github.com/NVIDIA/TensorRT-LLM/issues/2022",
+)
+def scale_is_one() -> Ops:
+    return but(adapter_scale=lambda alpha, r, use_rslora: 1.0)
+
+
+@scale.bug(
+    "divided by r twice: once in the file, once in the engine",
+    "https://github.com/openvinotoolkit/openvino.genai/pull/2210",
+)
+def divided_by_r_twice() -> Ops:
+    return rescaling(lambda site, w, adapter: 1 / len(w.A))
+
+
+@scale.bug("r / alpha, upside down")
+def r_over_alpha() -> Ops:
+    return but(adapter_scale=lambda alpha, r, use_rslora: r / alpha if alpha else 0.0)
+
+
+@scale.bug("scale applied in shrink and again in expand: its square")
+def scale_applied_twice() -> Ops:
+    return rescaling(lambda site, w, adapter: w.scale)
+
+
+@scale.bugs(
+    (0.5, 1.01, 1.05, 2.0),
+    "every delta times {}: a factor lost or added between training and serving",
+    "https://github.com/ml-explore/mlx-examples/issues/622",
+    scales=True,
+)
+def scale_times(factor: float) -> Ops:
+    return rescaling(lambda site, w, adapter: factor)
+
+
+@scale.bug("the delta is subtracted", scales=True)
+def sign_flipped() -> Ops:
+    return rescaling(lambda site, w, adapter: -1.0)
+
+
+# Whose rank, whose alpha.
+
+
+@scale.bug(
+    "the scale is made of the config's r, where rank_pattern gave the module another",
+    "https://github.com/vllm-project/vllm-omni/pull/6565",
+    needs="rank_pattern",
+)
+def rank_pattern_ignored() -> Ops:
+    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
+        return bind_adapter(adapter, config, lambda alpha, r, rs: NUMPY.adapter_scale(alpha, adapter.config.r, rs))
+
+    return but(bind_adapter=bind)
+
+
+@scale.bug(
+    "lora_alpha everywhere, where alpha_pattern gave the module another",
+    "https://github.com/vllm-project/vllm-omni/pull/6565",
+    needs="alpha_pattern",
+)
+def alpha_pattern_ignored() -> Ops:
+    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
+        plain = dataclasses.replace(adapter.config, alpha_pattern={})
+        return bind_adapter(dataclasses.replace(adapter, config=plain), config, NUMPY.adapter_scale)
+
+    return but(bind_adapter=bind)
+
+
+@scale.bug("alpha of the first module for all of them", needs="alpha_pattern")
+def alpha_of_the_first_module() -> Ops:
+    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
+        first = module_name(min(adapter.lora)) if adapter.lora else ""
+        alpha = pattern_value(adapter.config.alpha_pattern, first, adapter.config.lora_alpha)
+        return bind_adapter(adapter, config, lambda _, r, rs: NUMPY.adapter_scale(alpha, r, rs))
+
+    return but(bind_adapter=bind)
+
+
+@scale.bug(
+    "the scale of every adapter is made of the largest rank in memory, to which all are padded", needs="mixed ranks"
+)
+def scale_of_the_padded_rank() -> Ops:
+    def padded(bank: AdapterBank, site: Site) -> Slots:
+        at = bank.at(site)
+        most = max((len(w.A) for w in at.values()), default=1)
+        return {slot: dataclasses.replace(w, scale=w.scale * len(w.A) / most) for slot, w in at.items()}
+
+    return but(lora_delta=reading(padded))
+
+
+@scale.bug("one scale for the whole bank: that of the adapter in the last slot")
+def scale_of_the_last_adapter() -> Ops:
+    def last(bank: AdapterBank, site: Site) -> Slots:
+        at = bank.at(site)
+        return {slot: dataclasses.replace(w, scale=at[max(at)].scale) for slot, w in at.items()}
+
+    return but(lora_delta=reading(last))
+
+
+@scale.bug("one scale for the whole bank: that of the adapter in the first slot")
+def scale_of_the_first_adapter() -> Ops:
+    def first(bank: AdapterBank, site: Site) -> Slots:
+        at = bank.at(site)
+        return {slot: dataclasses.replace(w, scale=at[min(at)].scale) for slot, w in at.items()}
+
+    return but(lora_delta=reading(first))
+
+
+# The weight that a request gives an adapter.
+
+
+@scale.bug(
+    "a weighted adapter forgets its scale: set to the weight, instead of multiplied by it",
+    "https://github.com/huggingface/diffusers/pull/5417",
+    needs="weight",
+)
+def weight_replaces_the_scale() -> Ops:
+    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+        unscaled = {slot: dataclasses.replace(w, scale=1.0) for slot, w in bank.at(site).items()}
+        add(y, x, bank.at(site), only(weights == 1, ids), weights, p)
+        add(y, x, unscaled, only(weights != 1, ids), weights, p)
+
+    return but(lora_delta=delta)
+
+
+def weighing(change: object) -> Ops:
+    """Other weights than the plan's."""
+
+    def rows(per_request: object, lengths: object) -> tuple[Array, Array]:
+        ids, weights = NUMPY.adapter_rows(per_request, lengths)  # type: ignore[arg-type]
+        return ids, np.where(ids < 0, 0.0, change(weights))  # type: ignore[operator]
+
+    return but(adapter_rows=rows)
+
+
+@scale.bug("the weight of a request's adapter is ignored: always 1", needs="weight")
+def weights_ignored() -> Ops:
+    return weighing(np.ones_like)
+
+
+@scale.bug("the weight is applied twice: its square", needs="weight")
+def weight_squared() -> Ops:
+    return weighing(np.square)
+
+
+@scale.bug("the weights of a request are divided by their sum", needs="weight")
+def weights_normalised() -> Ops:
+    def normalised(weights: Array) -> Array:
+        total = weights.sum(axis=1, keepdims=True)
+        return weights / np.where(total == 0, 1, total)
+
+    return weighing(normalised)
+
+
+# The bias of lora_B.
+
+
+@scale.bug(
+    "the bias of lora_B is added without the scale; invisible where alpha equals r",
+    "https://github.com/huggingface/peft/issues/2486",
+    needs="lora_bias",
+)
+def lora_bias_unscaled() -> Ops:
+    def unscaled(site: Site, w: LoraWeights, config: ModelConfig) -> LoraWeights:
+        return w if w.bias is None or not w.scale else dataclasses.replace(w, bias=w.bias / w.scale)
+
+    return loading(unscaled)

@@ -1,11 +1,138 @@
-"""What the files of the zoo have in common: NUMPY with a step replaced, and the few ways in which a step goes wrong."""
+"""What the files of the zoo have in common: NUMPY with a step replaced, and the few ways in which a step goes wrong.
+
+Some bugs read past the end of a table: a token of a grown vocabulary meets the embedding of another adapter. A GPU
+returns whatever lies there. Here the table's last row answers, so that every mutant gives numbers for every batch.
+"""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from ...adapter import Adapter
+from ...arrays import Array, Precision
+from ...batch import Adapters
+from ...config import EMBED, ModelConfig, Site
+from ...layers import embed
+from ...lora import NO_ADAPTER, AdapterBank, BoundAdapter, LoraWeights, bind_adapter, lora_delta
 from ...ops import NUMPY, Ops
+
+Slots = Mapping[int, LoraWeights]
+Plan = tuple[Array, Array]  # adapter_ids, adapter_weights
 
 
 def but(**steps: Any) -> Ops:
-    """NUMPY with these steps replaced."""
-    return dataclasses.replace(NUMPY, **steps)
+    """NUMPY with these steps replaced. (The two that may read past an end are the same as NUMPY's where none does.)"""
+    return dataclasses.replace(NUMPY, **{"embed": embed_within, "lora_delta": reading(loaded)} | steps)
+
+
+def embed_within(table: Array, token_ids: Array, p: Precision) -> Array:
+    """embed, where an id beyond the table reads its last row."""
+    return embed(table, np.minimum(token_ids, len(table) - 1), p)
+
+
+# What a kernel reads instead of what was loaded.
+
+
+class Held(AdapterBank):
+    """A bank that holds these weights, at whichever site it is asked for."""
+
+    def __init__(self, weights: Slots) -> None:
+        self.weights = weights
+
+    def at(self, site: Site) -> Slots:
+        return self.weights
+
+
+def add(y: Array, x: Array, weights: Slots, ids: Array, adapter_weights: Array, p: Precision) -> None:
+    """lora_delta with these weights, cut to the width of y."""
+    lora_delta(y, x, Held({slot: within(w, x, y) for slot, w in weights.items()}), EMBED, ids, adapter_weights, p)
+
+
+def within(w: LoraWeights, x: Array, y: Array) -> LoraWeights:
+    """The same weights where they fit; else B without the rows that y has no room for, and A's last column repeated
+    for the token ids that it does not know."""
+    A, B, bias = w.A, w.B, w.bias
+    if len(B) > y.shape[1]:
+        B, bias = B[: y.shape[1]], None if bias is None else bias[: y.shape[1]]
+    if x.dtype.kind in "iu" and x.size and x.max() >= A.shape[1]:
+        A = A[:, np.minimum(np.arange(x.max() + 1), A.shape[1] - 1)]
+    return LoraWeights(A, B, w.scale, bias)
+
+
+def loaded(bank: AdapterBank, site: Site) -> Slots:
+    """What was loaded: no bug."""
+    return bank.at(site)
+
+
+def reading(reads: Callable[[AdapterBank, Site], Slots]) -> Callable[..., None]:
+    """lora_delta over what `reads` finds instead of what was loaded."""
+
+    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+        add(y, x, reads(bank, site), ids, weights, p)
+
+    return delta
+
+
+def each(change: Callable[[LoraWeights], LoraWeights]) -> Ops:
+    """The same change to the weights of every slot, at every site, as the kernel reads them."""
+    reads = lambda bank, site: {slot: change(w) for slot, w in bank.at(site).items()}  # noqa: E731
+    return but(lora_delta=reading(reads))
+
+
+def same_rank(w: LoraWeights, r: int) -> LoraWeights:
+    """The first r rows of A and columns of B; everything else as it was."""
+    return dataclasses.replace(w, A=w.A[:r], B=w.B[:, :r])
+
+
+# Which rows get which adapter.
+
+
+def routing(change: Callable[[Array, Array], Plan]) -> Callable[..., None]:
+    """lora_delta with another plan than the batch's: change(adapter_ids, adapter_weights) [tokens, k]."""
+
+    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+        add(y, x, bank.at(site), *change(ids, weights), p)
+
+    return delta
+
+
+def planning(change: Callable[[list[Adapters]], Sequence[Adapters]]) -> Ops:
+    """The plan of a batch is made from other lists of (slot, weight) per request than it should be."""
+    return but(adapter_rows=lambda per_request, lengths: NUMPY.adapter_rows(change(list(per_request)), lengths))
+
+
+def only(keep: Array, ids: Array) -> Array:
+    """The ids where `keep` holds, no adapter elsewhere."""
+    return np.where(keep, ids, NO_ADAPTER).astype(np.int32)
+
+
+# What an adapter becomes when it is bound to a model.
+
+
+def binding(change: Callable[[BoundAdapter, Adapter, ModelConfig], BoundAdapter]) -> Ops:
+    """Every adapter is changed once it is bound."""
+    return but(
+        bind_adapter=lambda adapter, config, scale: change(bind_adapter(adapter, config, scale), adapter, config)
+    )
+
+
+def loading(change: Callable[[Site, LoraWeights, ModelConfig], LoraWeights | None]) -> Ops:
+    """The LoRA of every site is changed when it is loaded; None: it is not loaded at all."""
+
+    def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
+        found = {site: change(site, w, config) for site, w in bound.lora.items()}
+        return dataclasses.replace(bound, lora={site: w for site, w in found.items() if w is not None})
+
+    return binding(changed)
+
+
+def rescaling(factor: Callable[[Site, LoraWeights, Adapter], float]) -> Ops:
+    """The scale of every site times a factor."""
+
+    def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
+        lora = {s: dataclasses.replace(w, scale=w.scale * factor(s, w, adapter)) for s, w in bound.lora.items()}
+        return dataclasses.replace(bound, lora=lora)
+
+    return binding(changed)

@@ -1,0 +1,109 @@
+"""C. Memory: adapters that are evicted and loaded again, and are not what they were. Seen only in a sequence."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from ...adapter import Adapter
+from ...config import ModelConfig, Site
+from ...lora import AdapterBank, BoundAdapter, LoraWeights, bind_adapter
+from ...ops import NUMPY, Ops
+from .mutant import Family
+from .steps import Slots, but, reading
+
+memory = Family("C")
+Place = tuple[AdapterBank, Site, int]  # one slot of one bank, at one site
+
+
+@memory.bug(
+    "a name that is known is not loaded again: the weights that had it first answer",
+    "https://github.com/sgl-project/sglang/issues/8263",
+    "https://github.com/vllm-project/vllm-metal/pull/351",
+    needs="sequence",
+)
+def bound_by_name() -> Ops:
+    known: dict[tuple[ModelConfig, str], BoundAdapter] = {}
+
+    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
+        return known.setdefault((config, adapter.name), bind_adapter(adapter, config, NUMPY.adapter_scale))
+
+    return but(bind_adapter=bind)
+
+
+@memory.bug("an adapter that is loaded again under its name gets its new A, and keeps the old B", needs="sequence")
+def reload_keeps_B() -> Ops:
+    known: dict[tuple[ModelConfig, str, Site], LoraWeights] = {}
+
+    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
+        bound = bind_adapter(adapter, config, NUMPY.adapter_scale)
+        lora = {}
+        for site, w in bound.lora.items():
+            old = known.setdefault((config, adapter.name, site), w)
+            lora[site] = dataclasses.replace(w, B=old.B) if old.B.shape == w.B.shape else w
+        return dataclasses.replace(bound, lora=lora)
+
+    return but(bind_adapter=bind)
+
+
+@memory.bug(
+    "a pointer that was cached for a slot outlives the slot's adapter",
+    "https://github.com/a710128/nanovllm-voxcpm/pull/66",
+    "https://github.com/vllm-project/vllm/blob/046d2b1/tests/lora/test_punica_ops.py",
+    needs="sequence",
+)
+def slot_keeps_its_first_weights() -> Ops:
+    first: dict[Place, LoraWeights] = {}
+
+    def cached(bank: AdapterBank, site: Site) -> Slots:
+        return {slot: first.setdefault((bank, site, slot), w) for slot, w in bank.at(site).items()}
+
+    return but(lora_delta=reading(cached))
+
+
+@memory.bug("a slot that gets a new adapter keeps the old one's weights where the new one has none", needs="sequence")
+def slot_not_cleared() -> Ops:
+    left: dict[Place, LoraWeights] = {}
+
+    def with_leftovers(bank: AdapterBank, site: Site) -> Slots:
+        left.update({(bank, site, slot): w for slot, w in bank.at(site).items()})
+        return {slot: left[bank, site, slot] for slot in bank.slots if (bank, site, slot) in left}
+
+    return but(lora_delta=reading(with_leftovers))
+
+
+@memory.bug("a slot that gets a new adapter keeps the old one's scale", needs="sequence")
+def slot_keeps_its_first_scale() -> Ops:
+    first: dict[Place, float] = {}
+
+    def rescaled(bank: AdapterBank, site: Site) -> Slots:
+        at = bank.at(site).items()
+        return {slot: dataclasses.replace(w, scale=first.setdefault((bank, site, slot), w.scale)) for slot, w in at}
+
+    return but(lora_delta=reading(rescaled))
+
+
+@memory.bug(
+    "an adapter that is loaded into a used slot is registered and never copied there: the base answers",
+    "https://github.com/vllm-project/vllm-metal/pull/641",
+    "https://github.com/NVIDIA/TensorRT-LLM/pull/5616",
+    needs="sequence",
+)
+def refilled_slot_is_base() -> Ops:
+    first: dict[Place, LoraWeights] = {}
+
+    def resident(bank: AdapterBank, site: Site) -> Slots:
+        return {slot: w for slot, w in bank.at(site).items() if first.setdefault((bank, site, slot), w) is w}
+
+    return but(lora_delta=reading(resident))
+
+
+@memory.bug(
+    "when every slot is in use, the least recently used is taken from its running request",
+    "https://github.com/NVIDIA/TensorRT-LLM/pull/5616",
+    needs="sequence",
+)
+def victim_in_use() -> Ops:
+    def victim(last_used: Mapping[int, int], users: Mapping[int, int]) -> int | None:
+        idle = NUMPY.victim(last_used, users)
+        return min(last_used, key=last_used.__getitem__, default=None) if idle is None else idle
+
+    return but(victim=victim)

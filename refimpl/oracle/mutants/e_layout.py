@@ -1,0 +1,349 @@
+"""E. Layout: fused projections, tensor parallelism, transposes. The right numbers, in the wrong rows.
+
+An engine that fuses q, k and v multiplies once and splits the rows; one that is split over `tp` ranks gives each of
+them some rows of B (column-parallel: q, k, v, gate, up) or some columns of A (row-parallel: o, down). What goes wrong
+there goes wrong when an adapter is loaded, so that all of this is a change to what is bound.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ...adapter import Adapter
+from ...arrays import Array, Precision, widen
+from ...config import ModelConfig, Site
+from ...layers import apply_rope
+from ...lora import AdapterBank, BoundAdapter, LoraWeights
+from ...ops import NUMPY, Ops
+from .mutant import Family
+from .steps import Slots, add, binding, but, loading, reading
+
+layout = Family("E")
+QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+COLUMN_PARALLEL, ROW_PARALLEL = QKV + GATE_UP, ("o_proj", "down_proj")
+TP = 2  # ranks
+MISSING = -1  # a row that nothing is added to
+
+# Fused projections: one B of all rows, and which of them each module takes.
+
+Rows = Callable[[ModelConfig, list[int]], list[Array]]  # config, rows of each module -> what each module takes
+
+
+def fused(modules: Sequence[str], rows: Rows) -> Ops:
+    """The deltas of these modules as the rows of one, of which each module gets back what `rows` says."""
+
+    def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
+        widths = [config.shape(module)[0] for module in modules]
+        lora = dict(bound.lora)
+        for layer in range(config.num_hidden_layers):
+            parts = [bound.lora.get((layer, module)) for module in modules]
+            if any(parts):
+                whole = stacked(parts, widths)
+                for module, taken in zip(modules, rows(config, widths), strict=True):
+                    lora[layer, module] = row_subset(whole, taken)
+        return dataclasses.replace(bound, lora=lora)
+
+    return binding(changed)
+
+
+def stacked(parts: Sequence[LoraWeights | None], widths: Sequence[int]) -> LoraWeights:
+    """One LoRA of all the modules: their A below each other, their B on a diagonal, each times its scale."""
+    held = [w for w in parts if w is not None]
+    wide = "float64" if held[0].B.dtype == np.float64 else "float32"
+    A = np.concatenate([widen(w.A, wide) for w in held])
+    B, bias = np.zeros((sum(widths), len(A)), wide), np.zeros(sum(widths), wide)
+    row = column = 0
+    for w, width in zip(parts, widths, strict=True):
+        if w is not None:
+            r = len(w.A)
+            B[row : row + width, column : column + r] = w.scale * widen(w.B, wide)
+            bias[row : row + width] = 0 if w.bias is None else w.scale * widen(w.bias, wide)
+            column += r
+        row += width
+    return LoraWeights(A, B, 1.0, bias if any(w.bias is not None for w in held) else None)
+
+
+def row_subset(w: LoraWeights, rows: Array) -> LoraWeights:
+    """These rows of a delta; a MISSING one is zero."""
+
+    def taken(x: Array) -> Array:
+        found = x[rows]
+        found[(rows == MISSING) | (rows >= len(x))] = 0
+        return found
+
+    rows = np.where(rows < len(w.B), rows, MISSING)
+    return dataclasses.replace(w, B=taken(w.B), bias=None if w.bias is None else taken(w.bias))
+
+
+def cut(order: Array, widths: Sequence[int]) -> list[Array]:
+    """One flat list of rows -> the rows of each module."""
+    return np.split(order, np.cumsum(widths)[:-1])
+
+
+@layout.bug(
+    "the base has its fused rows by key head, q1 k1 v1 q2 k2 v2; the delta is added as q k v",
+    "https://github.com/Lightning-AI/litgpt/issues/891",
+    "https://github.com/Lightning-AI/litgpt/pull/2201",
+    "https://github.com/whittle-org/whittle/pull/259",
+    needs="GQA",
+)
+def qkv_interleaved() -> Ops:
+    def rows(config: ModelConfig, widths: list[int]) -> list[Array]:
+        q, k, v = (part.reshape(config.num_key_value_heads, -1) for part in cut(np.arange(sum(widths)), widths))
+        by_head = np.concatenate([q, k, v], axis=1).ravel()
+        return cut(np.argsort(by_head), widths)
+
+    return fused(QKV, rows)
+
+
+@layout.bug(
+    "the fused delta is split at d_model, where the rows of q end at heads * head_dim",
+    "https://github.com/whittle-org/whittle/pull/259",
+)
+def qkv_split_at_hidden_size() -> Ops:
+    def rows(config: ModelConfig, widths: list[int]) -> list[Array]:
+        starts = 0, config.hidden_size, config.hidden_size + widths[1]
+        return [np.arange(start, start + width) for start, width in zip(starts, widths, strict=True)]
+
+    return fused(QKV, rows)
+
+
+def one_piece_per_rank(config: ModelConfig, widths: list[int]) -> list[Array]:
+    """Each rank takes the next piece of the fused rows, and thinks that it is its share of every module in turn."""
+    shares = [[len(share) for share in np.array_split(np.arange(width), TP)] for width in widths]
+    by_rank = [share[rank] for rank in range(TP) for share in shares]
+    pieces = cut(np.arange(sum(widths)), by_rank)
+    return [np.concatenate(pieces[module :: len(widths)]) for module in range(len(widths))]
+
+
+@layout.bug(
+    "two ranks: the fused q k v is cut in two as it lies, not each of the three",
+    "https://github.com/NVIDIA/TensorRT-LLM/pull/8063",
+)
+def qkv_cut_in_one_piece() -> Ops:
+    return fused(QKV, one_piece_per_rank)
+
+
+@layout.bug(
+    "two ranks: the fused gate and up are cut in two as they lie: one rank gets all of gate",
+    "https://github.com/NVIDIA/TensorRT-LLM/pull/8063",
+)
+def gate_up_cut_in_one_piece() -> Ops:
+    return fused(GATE_UP, one_piece_per_rank)
+
+
+@layout.bug("the deltas of gate and up are exchanged", "https://github.com/NVIDIA/TensorRT-LLM/pull/6817")
+def gate_and_up_swapped() -> Ops:
+    return fused(GATE_UP, lambda config, widths: cut(np.arange(sum(widths)), widths)[::-1])
+
+
+@layout.bug("the deltas of k and v are exchanged")
+def k_and_v_deltas_swapped() -> Ops:
+    return fused(("k_proj", "v_proj"), lambda config, widths: cut(np.arange(sum(widths)), widths)[::-1])
+
+
+@layout.bug(
+    "the second slice of a fused buffer is read at a wrong offset: half of up's rows too far on",
+    "https://github.com/vllm-project/vllm/issues/42718",
+)
+def up_at_a_wrong_offset() -> Ops:
+    def rows(config: ModelConfig, widths: list[int]) -> list[Array]:
+        gate, up = cut(np.arange(sum(widths)), widths)
+        return [gate, np.roll(up, -max(1, len(up) // 2))]
+
+    return fused(GATE_UP, rows)
+
+
+@layout.bug("the rows of q and k are reordered for a rotary embedding of neighbouring pairs, as the base's were not")
+def qk_rows_as_pairs() -> Ops:
+    def paired(site: Site, w: LoraWeights, config: ModelConfig) -> LoraWeights:
+        if site[1] not in ("q_proj", "k_proj"):
+            return w
+        heads = np.arange(len(w.B)).reshape(-1, 2, config.head_dim // 2)
+        return row_subset(w, heads.swapaxes(1, 2).ravel())
+
+    return loading(paired)
+
+
+# Tensor parallelism.
+
+
+def on(modules: Sequence[str], change: Callable[[LoraWeights], LoraWeights]) -> Ops:
+    """A change to the LoRA of these modules."""
+    return loading(lambda site, w, config: change(w) if site[1] in modules else w)
+
+
+def without_last_rows(w: LoraWeights) -> LoraWeights:
+    rows = np.arange(len(w.B))
+    return row_subset(w, np.where(rows < -(-len(rows) // TP), rows, MISSING))
+
+
+def without_last_columns(w: LoraWeights) -> LoraWeights:
+    A = w.A.copy()
+    A[:, -(-A.shape[1] // TP) :] = 0
+    return dataclasses.replace(w, A=A)
+
+
+@layout.bug(
+    "two ranks: the second one's rows of B are lost",
+    "https://github.com/NVIDIA/TensorRT-LLM/issues/2589",
+    "https://github.com/vllm-project/vllm/issues/21471",
+)
+def shard_of_B_lost() -> Ops:
+    return on(COLUMN_PARALLEL, without_last_rows)
+
+
+@layout.bug(
+    "two ranks: the partial sum of the second one never reaches o and down",
+    "https://github.com/predibase/lorax/pull/47",
+    "https://github.com/NVIDIA/TensorRT-LLM/issues/2634",
+)
+def shard_of_A_lost() -> Ops:
+    return on(ROW_PARALLEL, without_last_columns)
+
+
+@layout.bug("two ranks: each adds the whole delta of o and down, and the sum over ranks has it twice")
+def row_parallel_delta_on_every_rank() -> Ops:
+    return on(ROW_PARALLEL, lambda w: dataclasses.replace(w, scale=w.scale * TP))
+
+
+@layout.bug(
+    "key heads are replicated over the ranks, but B of k and v is sliced all the same",
+    "https://github.com/vllm-project/vllm/pull/56327",
+)
+def replicated_kv_sliced() -> Ops:
+    return on(("k_proj", "v_proj"), without_last_rows)
+
+
+@layout.bug(
+    "two ranks: k and v are sliced as if they had as many heads as q",
+    "https://github.com/NVIDIA/TensorRT-LLM/pull/6380",
+    needs="GQA",
+)
+def kv_sliced_as_query_heads() -> Ops:
+    def sliced(site: Site, w: LoraWeights, config: ModelConfig) -> LoraWeights:
+        if site[1] not in ("k_proj", "v_proj"):
+            return w
+        shares, step = np.array_split(np.arange(len(w.B)), TP), config.shape("q_proj")[0] // TP
+        return row_subset(w, np.concatenate([rank * step + np.arange(len(s)) for rank, s in enumerate(shares)]))
+
+    return loading(sliced)
+
+
+@layout.bug(
+    "two ranks: each adds the bias of lora_B to its partial sum, so that o and down get it twice",
+    "https://github.com/vllm-project/vllm/pull/10844",
+    needs="lora_bias",
+)
+def lora_bias_on_every_rank() -> Ops:
+    return on(ROW_PARALLEL, lambda w: w if w.bias is None else dataclasses.replace(w, bias=w.bias * TP))
+
+
+@layout.bug(
+    "the rank is read from the config, not from the tensor: what is beyond it is left out",
+    "https://github.com/predibase/lorax/pull/324",
+    needs="rank_pattern",
+)
+def rank_cut_to_the_config() -> Ops:
+    def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
+        r = adapter.config.r
+        lora = {s: dataclasses.replace(w, A=w.A[:r], B=w.B[:, :r]) for s, w in bound.lora.items()}
+        return dataclasses.replace(bound, lora=lora)
+
+    return binding(changed)
+
+
+# Transposes, layers and modules.
+
+
+@layout.bug(
+    "A lies in memory as [d_in, rank] and is read as [rank, d_in]",
+    "https://github.com/predibase/lorax/commit/b2de54fe",
+)
+def A_read_transposed() -> Ops:
+    return on(COLUMN_PARALLEL + ROW_PARALLEL, lambda w: dataclasses.replace(w, A=w.A.T.reshape(w.A.shape)))
+
+
+@layout.bug("B lies in memory as [rank, d_out] and is read as [d_out, rank]")
+def B_read_transposed() -> Ops:
+    return on(COLUMN_PARALLEL + ROW_PARALLEL, lambda w: dataclasses.replace(w, B=w.B.T.reshape(w.B.shape)))
+
+
+@layout.bug("q, k and v are multiplied with one A, that of q")
+def qkv_share_one_A() -> Ops:
+    def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
+        lora = dict(bound.lora)
+        for site, w in bound.lora.items():
+            q = bound.lora.get((site[0], "q_proj"))
+            if site[1] in QKV and q is not None and q.A.shape == w.A.shape:
+                lora[site] = dataclasses.replace(w, A=q.A)
+        return dataclasses.replace(bound, lora=lora)
+
+    return binding(changed)
+
+
+def from_other_sites(other: Callable[[Site, int], Site]) -> Ops:
+    """The weights of another site: other(site, layers of the model)."""
+
+    def reads(bank: AdapterBank, site: Site) -> Slots:
+        return bank.at(other(site, bank.model.config.num_hidden_layers))
+
+    return but(lora_delta=reading(reads))
+
+
+@layout.bug(
+    "every layer gets the LoRA of the one before it, the first that of the last",
+    "https://github.com/predibase/lorax/pull/682",
+    needs="two layers",
+)
+def layers_shifted() -> Ops:
+    return from_other_sites(lambda site, layers: site if site[0] < 0 else ((site[0] - 1) % layers, site[1]))
+
+
+@layout.bug("every layer gets the LoRA of the first", needs="two layers")
+def first_layer_everywhere() -> Ops:
+    return from_other_sites(lambda site, layers: (min(site[0], 0), site[1]))
+
+
+@layout.bug("up gets the LoRA of gate")
+def up_takes_the_delta_of_gate() -> Ops:
+    return from_other_sites(lambda site, layers: (site[0], "gate_proj") if site[1] == "up_proj" else site)
+
+
+# The delta in the wrong place of the layer.
+
+
+@layout.bug("the delta of q is added after the rotary embedding: it is not turned")
+def q_delta_after_rope() -> Ops:
+    turned: list[Array] = []  # cos, sin of the batch
+
+    def rope_table(*call: object) -> tuple[Array, Array]:
+        turned[:] = NUMPY.rope_table(*call)  # type: ignore[arg-type]
+        return turned[0], turned[1]
+
+    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+        own = np.zeros_like(y)
+        add(own, x, bank.at(site), ids, weights, p)
+        if site[1] == "q_proj" and turned:
+            heads = own.reshape(len(own), -1, bank.model.config.head_dim)
+            own = apply_rope(heads, turned[0], -turned[1], p).reshape(own.shape)  # back, before it is turned
+        y += own
+
+    return but(rope_table=rope_table, lora_delta=delta)
+
+
+@layout.bug("the delta of o is added to the residual stream after the MLP, not before it")
+def o_delta_after_the_mlp() -> Ops:
+    late: list[Array] = []
+
+    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+        if site[1] == "o_proj":
+            late[:] = [np.zeros_like(y)]
+            add(late[0], x, bank.at(site), ids, weights, p)
+            return
+        add(y, x, bank.at(site), ids, weights, p)
+        if site[1] == "down_proj" and late:
+            y += late[0]
+
+    return but(lora_delta=delta)

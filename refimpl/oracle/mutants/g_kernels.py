@@ -1,0 +1,206 @@
+"""G. Kernels: bounds, tiles, and the numbers in between. Races belong to the tests of the kernels."""
+
+import dataclasses
+
+import numpy as np
+
+from ...arrays import Array, Precision
+from ...config import Site
+from ...lora import AdapterBank, LoraWeights
+from ...ops import NUMPY, Ops
+from .mutant import Family
+from .steps import Plan, Slots, add, but, each, only, reading, routing, same_rank
+
+kernels = Family("G")
+
+# Ranks that the kernel was not written for.
+
+
+@kernels.bug("the last column of an odd rank is left out", needs="odd rank")
+def odd_rank_cut() -> Ops:
+    return each(lambda w: same_rank(w, len(w.A) // 2 * 2))
+
+
+@kernels.bugs(
+    (8, 16),
+    "what is beyond rank {} is left out",
+    "https://github.com/predibase/lorax/pull/70",
+    needs="rank over {}",
+)
+def rank_cut(most: int) -> Ops:
+    return each(lambda w: same_rank(w, most))
+
+
+@kernels.bug(
+    "a rank is cut down to a multiple of 8: below 8 nothing is left",
+    "https://github.com/NVIDIA/TensorRT-LLM/issues/3684",
+)
+def rank_in_whole_eights() -> Ops:
+    return each(lambda w: same_rank(w, len(w.A) // 8 * 8))
+
+
+@kernels.bug("the last of the rank's columns is left out in expand")
+def last_rank_lost() -> Ops:
+    return each(lambda w: same_rank(w, len(w.A) - 1))
+
+
+@kernels.bug(
+    "an adapter is padded to the largest rank with what lay there: the larger adapter's rows",
+    "https://github.com/sgl-project/sgl-kernel-npu/pull/805",
+    needs="mixed ranks",
+)
+def padding_not_cleared() -> Ops:
+    def padded(bank: AdapterBank, site: Site) -> Slots:
+        at = bank.at(site)
+        most = max(at.values(), key=lambda w: len(w.A), default=None)
+        return {slot: padded_with(most, w) for slot, w in at.items() if most is not None}
+
+    def padded_with(most: LoraWeights, w: LoraWeights) -> LoraWeights:
+        r = len(w.A)
+        if (most.A.shape[1], most.B.shape[0]) != (w.A.shape[1], w.B.shape[0]):
+            return w
+        return dataclasses.replace(w, A=np.vstack([w.A, most.A[r:]]), B=np.hstack([w.B, most.B[:, r:]]))
+
+    return but(lora_delta=reading(padded))
+
+
+@kernels.bug(
+    "NaN where an adapter has rank 8: its buffers overlap",
+    "https://github.com/sgl-project/sgl-kernel-npu/pull/790",
+    needs="rank 8",
+)
+def nan_at_rank_8() -> Ops:
+    return each(lambda w: dataclasses.replace(w, scale=np.nan) if len(w.A) == 8 else w)
+
+
+# Tiles that end before the array does.
+
+
+@kernels.bug("the last input of every row is left out of x A^T")
+def last_input_lost() -> Ops:
+    def cut(w: LoraWeights) -> LoraWeights:
+        A = w.A.copy()
+        A[:, -1] = 0
+        return dataclasses.replace(w, A=A)
+
+    return each(cut)
+
+
+@kernels.bug("split-K: the second half of the inputs never reaches the sum")
+def split_k_part_lost() -> Ops:
+    def cut(w: LoraWeights) -> LoraWeights:
+        A = w.A.copy()
+        A[:, -(-A.shape[1] // 2) :] = 0
+        return dataclasses.replace(w, A=A)
+
+    return each(cut)
+
+
+@kernels.bugs(
+    (4, 10), "only the first {} columns of a delta are written", "https://github.com/punica-ai/punica/issues/57"
+)
+def first_columns_only(count: int) -> Ops:
+    def cut(w: LoraWeights) -> LoraWeights:
+        B = w.B.copy()
+        B[count:] = 0
+        return dataclasses.replace(
+            w, B=B, bias=None if w.bias is None else np.where(np.arange(len(B)) < count, w.bias, 0)
+        )
+
+    return each(cut)
+
+
+@kernels.bug("the last token of the batch gets no adapter")
+def last_token_lost() -> Ops:
+    return but(lora_delta=routing(lambda ids, w: (only(np.arange(len(ids))[:, None] < len(ids) - 1, ids), w)))
+
+
+@kernels.bug("the tokens after the last whole tile of four get no adapter")
+def token_tail_lost() -> Ops:
+    return but(lora_delta=routing(lambda ids, w: (only(np.arange(len(ids))[:, None] < len(ids) // 4 * 4, ids), w)))
+
+
+@kernels.bug("an adapter that comes a second time, after another one, is left out there")
+def second_run_lost() -> Ops:
+    def first_runs(ids: Array, weights: Array) -> Plan:
+        first = ids[:, 0]
+        run = np.cumsum(np.diff(first, prepend=first[0]) != 0)  # which run of equal ids a row is in
+        opening = {int(a): run[first == a].min() for a in np.unique(first)}
+        kept = run == np.array([opening[int(a)] for a in first])
+        return only(kept[:, None], ids), weights
+
+    return but(lora_delta=routing(first_runs))
+
+
+# What is accumulated into what.
+
+
+@kernels.bug(
+    "the delta is added to memory that was never set: here it holds the base's product, which is counted twice",
+    "https://github.com/vllm-project/vllm/pull/29316",
+    "https://github.com/vllm-project/vllm-ascend/issues/11221",
+)
+def base_counted_twice() -> Ops:
+    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+        rows = np.isin(ids, list(bank.at(site))).any(axis=1)
+        y[rows] *= 2
+        add(y, x, bank.at(site), ids, weights, p)
+
+    return but(lora_delta=delta)
+
+
+@kernels.bug("the delta replaces what the base computed, instead of being added to it")
+def delta_instead_of_sum() -> Ops:
+    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+        y[np.isin(ids, list(bank.at(site))).any(axis=1)] = 0
+        add(y, x, bank.at(site), ids, weights, p)
+
+    return but(lora_delta=delta)
+
+
+# Numbers in between.
+
+
+@kernels.bugs(
+    ("bfloat16", "float16"),
+    "the rank-r intermediate x A^T is kept in {}, whatever the model's type",
+    "https://github.com/vllm-project/vllm/pull/38686",
+)
+def intermediate_in(dtype: str) -> Ops:
+    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+        add(y, x, bank.at(site), ids, weights, dataclasses.replace(p, lora_rank=dtype))
+
+    return but(lora_delta=delta)
+
+
+@kernels.bug(
+    "the largest number of every delta leaves the range of float16",
+    "https://github.com/openvinotoolkit/openvino/pull/34809",
+)
+def delta_overflows() -> Ops:
+    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+        own = np.zeros_like(y)
+        add(own, x, bank.at(site), ids, weights, p)
+        size = np.abs(own)
+        y += np.where((size > 0) & (size == size.max(initial=0)), np.copysign(np.inf, own), own)
+
+    return but(lora_delta=delta)
+
+
+@kernels.bug(
+    "right for the first 8 tokens of a request, base after them",
+    "https://github.com/sgl-project/sglang/issues/26930",
+)
+def adapter_lost_after_8_tokens() -> Ops:
+    place: list[Array] = []
+
+    def positions(computed: object, lengths: object) -> Array:
+        place[:] = [NUMPY.positions(computed, lengths)]  # type: ignore[arg-type]
+        return place[0]
+
+    def rows(per_request: object, lengths: object) -> Plan:
+        ids, weights = NUMPY.adapter_rows(per_request, lengths)  # type: ignore[arg-type]
+        early = place[0] < 8 if place else np.ones(len(ids), bool)
+        return only(early[:, None], ids), weights
+
+    return but(positions=positions, adapter_rows=rows)
