@@ -14,7 +14,7 @@ from typing import NoReturn
 from . import __version__
 from .errors import LoracleError
 
-COMMANDS = ("bench", "demo", "generate", "inspect", "logits")
+COMMANDS = ("bench", "demo", "engines", "generate", "guide", "inspect", "logits")
 
 
 class Parser(argparse.ArgumentParser):

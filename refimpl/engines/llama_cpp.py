@@ -1,0 +1,49 @@
+"""llama.cpp's library, in an environment of its own: one adapter per forward pass, the logits of every token.
+
+The worker is workers/llama_cpp_worker.py. It starts llama.cpp for float32 throughout; with the options kv=f16 and
+flash=on it computes as llama.cpp does unless told otherwise.
+"""
+
+import os
+from collections.abc import Mapping
+
+from ..config import LAYER_MODULES
+from .environments import LLAMA_CPP, Recipe, folder, missing
+from .hosted import Hosted, check_options
+from .interface import Capabilities, Entry
+
+CAPABILITIES = Capabilities(
+    readout="logits",
+    prompt_rows=True,
+    mixed=False,
+    dtypes=("float32",),
+    modules=LAYER_MODULES,
+    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "sums")),
+    operations=frozenset(("load", "unload", "reload", "chunked_prefill", "arrivals", "cancel")),
+)
+
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "kv": ("f32", "f16"),
+    "flash": ("off", "on", "auto"),
+    "threads": ("1", "2", "4", "8"),
+    "timeout": (),
+}
+
+
+def entry() -> Entry:
+    """For `loracle engines`."""
+    what = "llama.cpp's library through ctypes, in an environment of its own"
+    return Entry("llama_cpp", what, CAPABILITIES, missing(LLAMA_CPP), LLAMA_CPP.cost)
+
+
+def make(options: Mapping[str, str]) -> Hosted:
+    """EngineError without its environment, or for an option that it does not have."""
+    check_options("llama_cpp", options, OPTIONS)
+    return Hosted(LLAMA_CPP, "llama_cpp_worker.py", CAPABILITIES, options, library)
+
+
+def library(recipe: Recipe) -> dict[str, str]:
+    """Where libllama is: where the user says, else, unless the user's own python knows, where it was built."""
+    if recipe.variable in os.environ or "LLAMA_CPP_LIB_PATH" in os.environ:
+        return {}
+    return {"LLAMA_CPP_LIB_PATH": str(folder(recipe) / "build" / "bin")}

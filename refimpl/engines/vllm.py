@@ -1,0 +1,44 @@
+"""vLLM on a CPU, in an environment of its own: several adapters in one forward pass, log-probabilities of every token.
+
+The worker is workers/vllm_worker.py. For the rows of a prompt vLLM computes all of it, whatever is cached; so that with
+prefix caching, where that would hide the reuse, only the rows of produced tokens are asked for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ..config import LAYER_MODULES
+from .environments import VLLM, missing
+from .hosted import Hosted, check_options
+from .interface import Capabilities, Entry
+
+CAPABILITIES = Capabilities(
+    readout="logprobs",
+    prompt_rows=True,
+    mixed=True,
+    dtypes=("float32", "bfloat16", "float16"),
+    modules=LAYER_MODULES,
+    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "window")),
+    operations=frozenset(
+        ("load", "unload", "reload", "evict", "prefix_cache", "chunked_prefill", "arrivals", "cancel")
+    ),
+    max_rank=512,
+)
+
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "last-slot": ("guarded", "free"),  # free: as users start it, and with the defect of expected_failures/vllm.toml
+    "readout": ("logprobs", "logits"),  # vLLM's logprobs_mode
+    "timeout": (),
+}
+
+
+def entry() -> Entry:
+    """For `loracle engines`."""
+    return Entry("vllm", "vLLM on a CPU, in an environment of its own", CAPABILITIES, missing(VLLM), VLLM.cost)
+
+
+def make(options: Mapping[str, str]) -> Hosted:
+    """EngineError without its environment, or for an option that it does not have."""
+    check_options("vllm", options, OPTIONS)
+    capabilities = replace(CAPABILITIES, readout=options.get("readout", "logprobs"))
+    return Hosted(VLLM, "vllm_worker.py", capabilities, options)
