@@ -1,0 +1,284 @@
+"""Vectors of the paged KV cache: where a token's key and value are written, and attention through the block table.
+
+The caches are full of signed numbers before anything is written, so that whatever is read from, or written to, the
+wrong place shows. Blocks lie scattered, and in no order.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...arrays import Array, Precision
+from ...attention import attention_per_token
+from ...kv_cache import NO_BLOCK, slots, write_kv_per_token
+from .bounds import attention_row
+from .draw import signed
+from .units import attention_orders, attention_precisions, noise, visible
+from .vector import VECTOR_DTYPES, Noise, Output, Vector
+
+CACHE_AXES = ("blocks", "block_size", "kv_heads", "head_dim")
+PLAN_AXES = {"query_starts": ("starts",), "context_lens": ("requests",), "block_tables": ("requests", "table")}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One vector, before its numbers are drawn. requests: (tokens in the context, new ones of them)."""
+
+    name: str
+    comment: str
+    bugs: tuple[str, ...]
+    requests: Sequence[tuple[int, int]]
+    heads: int = 6
+    kv_heads: int = 2
+    head_dim: int = 16
+    block_size: int = 4
+    spare: int = 3  # blocks that nobody has
+    window: int | None = None
+    result: str = "valid"
+    size: float = 1.0  # of q: with large ones the scores are large
+    poison: bool = False  # what no token may see is NaN
+    slid: bool = False  # blocks that the window has passed are gone from the table
+    slots: Sequence[int] | None = None  # in place of those that the block tables give
+    stray: int | None = None  # a block number put into a table where it is needed
+
+
+WRITES = (
+    Spec(
+        "prefill",
+        "three requests of 7, 1 and 10 tokens: ragged, scattered blocks, the last ones not full",
+        ("slots", "positions"),
+        [(7, 7), (1, 1), (10, 10)],
+    ),
+    Spec(
+        "decode", "one token each, at the start, inside and at the end of a block", ("slots",), [(5, 1), (7, 1), (8, 1)]
+    ),
+    Spec("one_token", "the first token of the only request", ("slots",), [(1, 1)]),
+    Spec(
+        "chunk",
+        "the second chunk of a prompt, from the middle of a block over two boundaries",
+        ("slots", "positions"),
+        [(15, 9)],
+    ),
+    Spec("block_boundary", "a chunk that begins where a block begins", ("slots", "positions"), [(12, 4), (9, 1)]),
+    Spec(
+        "odd_block",
+        "blocks of 3 tokens: shifts and masks do not divide by it",
+        ("slots",),
+        [(8, 8), (4, 1)],
+        block_size=3,
+    ),
+    Spec(
+        "block_of_16", "blocks of 16 tokens, MQA", ("slots",), [(18, 18), (17, 1)], kv_heads=1, block_size=16, spare=1
+    ),
+    Spec(
+        "one_too_far", "a slot just past the end of the cache", ("range",), [(3, 3)], slots=(4, 5, 24), result="invalid"
+    ),
+    Spec(
+        "slot_twice",
+        "two tokens for one slot: the result would be chance",
+        ("slots",),
+        [(3, 3)],
+        slots=(4, 5, 4),
+        result="invalid",
+    ),
+    Spec(
+        "padding",
+        "slot -1, which engines give to padding: skipped, or refused; counted from the end it is another's key",
+        ("range",),
+        [(4, 4)],
+        slots=(9, -1, 10, -1),
+        result="acceptable",
+    ),
+)
+
+READS = (
+    Spec(
+        "prefill",
+        "causal, grouped heads, three ragged requests in scattered blocks",
+        ("slots", "heads", "positions"),
+        [(6, 6), (1, 1), (9, 9)],
+    ),
+    Spec("decode", "one token of each of four requests", ("slots", "heads"), [(5, 1), (12, 1), (1, 1), (8, 1)]),
+    Spec("one_token", "a context of one: the answer is its value", ("slots", "heads"), [(1, 1)]),
+    Spec("chunk", "the last 5 tokens of 14: each sees what stood before the chunk", ("positions",), [(14, 5), (7, 3)]),
+    Spec("block_boundary", "contexts that end with a block, and one token later", ("slots",), [(8, 2), (9, 2), (4, 4)]),
+    Spec("odd_block", "blocks of 3 tokens", ("slots",), [(8, 3), (10, 1)], block_size=3),
+    Spec("mqa", "one key head for all", ("heads",), [(7, 3), (4, 1)], heads=5, kv_heads=1),
+    Spec("mha", "a key head for each", ("heads",), [(7, 3), (4, 1)], heads=3, kv_heads=3, head_dim=8),
+    Spec(
+        "window",
+        "a sliding window of 5: contexts shorter, as long, one longer, and much longer than it",
+        ("window", "slots"),
+        [(4, 4), (5, 5), (6, 6), (13, 3)],
+        window=5,
+    ),
+    Spec("window_decode", "the same while decoding", ("window",), [(5, 1), (6, 1), (7, 1), (16, 1)], window=5),
+    Spec("window_of_one", "a token sees itself alone", ("window",), [(6, 6)], window=1),
+    Spec(
+        "window_at_a_block",
+        "a window that begins where a block begins",
+        ("window", "slots"),
+        [(12, 4), (8, 1)],
+        window=4,
+    ),
+    Spec(
+        "window_slid",
+        "the blocks that the window has passed are -1 in the table: read there and it is another's cache; an engine "
+        "that keeps them may refuse",
+        ("window", "range"),
+        [(14, 2), (11, 1)],
+        window=5,
+        slid=True,
+        result="acceptable",
+    ),
+    Spec(
+        "long",
+        "301 keys: more than one tile, and a rest",
+        ("length", "slots"),
+        [(301, 1)],
+        heads=2,
+        kv_heads=1,
+        head_dim=8,
+        block_size=16,
+    ),
+    Spec(
+        "large_scores",
+        "scores in the hundreds: exp overflows unless the largest is taken off",
+        ("overflow",),
+        [(9, 9)],
+        size=60.0,
+    ),
+    Spec(
+        "poisoned_rest",
+        "whatever no token may see is NaN: the rest of a last block, and blocks of nobody",
+        ("poison",),
+        [(6, 6), (9, 1)],
+        poison=True,
+    ),
+    Spec(
+        "stray_block", "a block table that names a block past the end", ("range",), [(9, 2)], stray=99, result="invalid"
+    ),
+    Spec("too_short", "a context of 2 with 3 new tokens", ("positions",), [(2, 3)], result="invalid"),
+)
+
+
+def make_write(spec: Spec, rng: np.random.Generator) -> Vector:
+    """A vector of kv_write: the two caches after it, bit for bit."""
+    plan = _plan(spec, rng)
+    blocks = _blocks(spec)
+    tokens = int(plan["query_starts"][-1])
+    size = (blocks, spec.block_size, spec.kv_heads, spec.head_dim)
+    inputs = {
+        "k": signed(rng, tokens, spec.kv_heads, spec.head_dim),
+        "v": signed(rng, tokens, spec.kv_heads, spec.head_dim),
+        "k_cache": signed(rng, *size),
+        "v_cache": signed(rng, *size),
+    }
+    axes = {
+        "k": ("tokens", "kv_heads", "head_dim"),
+        "v": ("tokens", "kv_heads", "head_dim"),
+        "k_cache": CACHE_AXES,
+        "v_cache": CACHE_AXES,
+        "slots": ("tokens",),
+    }
+    if spec.slots is None:
+        inputs |= plan | {"slots": slots(plan["block_tables"], _positions(plan), plan["query_starts"], spec.block_size)}
+        axes |= PLAN_AXES
+    else:
+        inputs["slots"] = np.asarray(spec.slots, np.int32)
+    v = Vector(spec.name, "kv_write", spec.result, spec.comment, spec.bugs, inputs, axes)
+    if spec.result == "invalid":
+        return v
+    truth = {name: inputs[name].astype(np.float64) for name in ("k_cache", "v_cache")}
+    used = np.flatnonzero(inputs["slots"] >= 0)
+    write_kv_per_token(
+        truth["k_cache"], truth["v_cache"], inputs["k"][used], inputs["v"][used], inputs["slots"][used], Precision()
+    )
+    nothing = np.zeros((1, 1, 1, 1), np.float32)  # copied: no number may be off at all
+    outputs = {
+        name: Output(
+            CACHE_AXES, x, dict.fromkeys(VECTOR_DTYPES, nothing), dict.fromkeys(VECTOR_DTYPES, Noise(0.0, 0.0))
+        )
+        for name, x in truth.items()
+    }
+    return Vector(**{**vars(v), "outputs": outputs})
+
+
+def make_attention(spec: Spec, rng: np.random.Generator) -> Vector:
+    """A vector of attention: what each token's heads say."""
+    plan = _plan(spec, rng)
+    tokens = int(plan["query_starts"][-1])
+    size = (_blocks(spec), spec.block_size, spec.kv_heads, spec.head_dim)
+    inputs = {
+        "q": signed(rng, tokens, spec.heads, spec.head_dim, size=spec.size),
+        "k_cache": signed(rng, *size),
+        "v_cache": signed(rng, *size),
+        **plan,
+    }
+    axes = {"q": ("tokens", "heads", "head_dim"), "k_cache": CACHE_AXES, "v_cache": CACHE_AXES, **PLAN_AXES}
+    about = {"window": spec.window, "scale": 1 / math.sqrt(spec.head_dim)}
+    if spec.poison:
+        seen = np.zeros(size[:2], bool)
+        for _, where in visible(*(plan[name] for name in PLAN_AXES), spec.window, spec.block_size):
+            seen[tuple(np.transpose(where))] = True
+        inputs["k_cache"][~seen] = inputs["v_cache"][~seen] = np.nan
+    v = Vector(spec.name, "attention", spec.result, spec.comment, spec.bugs, inputs, axes, about=about)
+    if spec.result == "invalid":
+        return v
+
+    def run(step: object, p: Precision) -> Array:
+        q, k, values = (inputs[name].astype(p.compute) for name in ("q", "k_cache", "v_cache"))
+        return step(q, k, values, *(plan[name] for name in PLAN_AXES), spec.window, p).astype(np.float64)  # type: ignore[operator]
+
+    truth = run(attention_per_token, Precision("model", "float64"))
+    bounds = {dtype: _bound(v, spec, dtype) for dtype in VECTOR_DTYPES}
+    units = {
+        dtype: noise([run(step, p) for p in attention_precisions(dtype) for step in attention_orders()], truth)
+        for dtype in VECTOR_DTYPES
+    }
+    return Vector(**{**vars(v), "outputs": {"out": Output(("tokens", "heads*head_dim"), truth, bounds, units)}})
+
+
+def _bound(v: Vector, spec: Spec, dtype: str) -> Array:
+    q, k, values = (v.inputs[name].astype(np.float64) for name in ("q", "k_cache", "v_cache"))
+    bound = np.zeros(q.shape, np.float32)
+    for t, where in visible(*(v.inputs[name] for name in PLAN_AXES), spec.window, spec.block_size):
+        at = tuple(np.transpose(where))
+        for h in range(spec.heads):
+            g = h // (spec.heads // spec.kv_heads)
+            bound[t, h] = attention_row(q[t, h], k[at][:, g], values[at][:, g], dtype)
+    return bound.reshape(len(q), -1)
+
+
+def _blocks(spec: Spec) -> int:
+    return sum(-(-context // spec.block_size) for context, _ in spec.requests) + spec.spare
+
+
+def _plan(spec: Spec, rng: np.random.Generator) -> dict[str, Array]:
+    """Block tables whose blocks were handed out in no order; -1 where there is none."""
+    counts = [-(-context // spec.block_size) for context, _ in spec.requests]
+    order = rng.permutation(_blocks(spec)).astype(np.int32)
+    while sum(counts) > 1 and (np.diff(order[: sum(counts)]) == 1).all():  # side by side: a table could be ignored
+        order = rng.permutation(_blocks(spec)).astype(np.int32)
+    tables = np.full((len(counts), max(counts)), NO_BLOCK, np.int32)
+    for r, (n, start) in enumerate(zip(counts, np.cumsum([0, *counts]), strict=False)):
+        tables[r, :n] = order[start : start + n]
+        if spec.slid and spec.window:
+            context, new = spec.requests[r]
+            tables[r, : max(0, context - new - spec.window + 1) // spec.block_size] = NO_BLOCK
+    if spec.stray is not None:
+        tables[0, 1] = spec.stray
+    return {
+        "query_starts": np.concatenate([[0], np.cumsum([n for _, n in spec.requests])]).astype(np.int32),
+        "context_lens": np.asarray([context for context, _ in spec.requests], np.int32),
+        "block_tables": tables,
+    }
+
+
+def _positions(plan: dict[str, Array]) -> Array:
+    counts = np.diff(plan["query_starts"])
+    return np.concatenate(
+        [np.arange(c - n, c, dtype=np.int32) for c, n in zip(plan["context_lens"], counts, strict=True)]
+    )

@@ -1,0 +1,123 @@
+"""The noise unit of a vector: how far off our own honest runs are, as refimpl/oracle/noise.py does it for a batch.
+
+unit    their rms distance from the truth
+limit   FACTOR times that of the worst of them: an engine that we have not thought of may be a few times as far off as
+        the worst way that we have, and not more
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...arrays import Array, Precision, rounded
+from ...attention import attention, attention_per_token, first_visible
+from ...lora import lora_delta, lora_delta_per_token
+from .vector import Noise
+
+FACTOR = 3.0
+
+
+def noise(runs: Sequence[Array], truth: Array) -> Noise:
+    """Of one output in one dtype, from honest runs of it."""
+    errors = [rms(run - truth) for run in runs]
+    return Noise(short(rms(np.asarray(errors))), short(FACTOR * max(errors)))
+
+
+def rms(x: Array) -> float:
+    """sqrt(mean(x^2)); 0 of nothing."""
+    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
+
+
+def short(x: float) -> float:
+    """Four digits, rounded up: what a manifest says is what is compared."""
+    if x == 0:
+        return 0.0
+    step = 10.0 ** (np.floor(np.log10(x)) - 3)
+    return float(f"{np.ceil(x / step) * step:.4g}")
+
+
+def lora_precisions(dtype: str) -> list[Precision]:
+    """Where an engine may round inside the LoRA product."""
+    folded = [] if dtype == "float32" else [Precision(name, dtype) for name in ("tensorrt_llm", "tensorrt_llm_convert")]
+    p = Precision("model", dtype)
+    return [p, Precision("transformers", dtype), dataclasses.replace(p, lora_rank=p.compute), *folded]
+
+
+def lora_orders() -> list[Callable[..., None]]:
+    """Ways to sum it up: per token, per adapter, the inputs backwards, and one by one."""
+
+    def backwards(x: Array, A: Array) -> Array:
+        return x[:, ::-1] @ A[:, ::-1].T
+
+    def one_by_one(x: Array, A: Array) -> Array:
+        return np.add.accumulate(x[:, None, :] * A[None], axis=2)[:, :, -1]
+
+    return [
+        lora_delta_per_token,
+        lora_delta,
+        lambda *call: lora_delta(*call, shrink=backwards),
+        lambda *call: lora_delta(*call, shrink=one_by_one),
+    ]
+
+
+def attention_precisions(dtype: str) -> list[Precision]:
+    """Where an engine may round inside attention."""
+    p = Precision("model", dtype)
+    points = [
+        {},
+        {"probabilities": p.compute},
+        {"scores": p.compute},
+        {"scores": p.compute, "probabilities": p.compute},
+    ]
+    return [dataclasses.replace(p, **change) for change in points]
+
+
+def attention_orders() -> list[Callable[..., Array]]:
+    """Ways to sum it up: per token, per request, the head backwards, and one key after the other."""
+
+    def backwards(q: Array, k_cache: Array, *rest: Any) -> Array:
+        return attention(q[..., ::-1], k_cache[..., ::-1], *rest)
+
+    return [attention_per_token, attention, backwards, online]
+
+
+def online(
+    q: Array,
+    k_cache: Array,
+    v_cache: Array,
+    query_starts: Array,
+    context_lens: Array,
+    block_tables: Array,
+    window: int | None,
+    p: Precision,
+) -> Array:
+    """One pass over the keys with a running maximum (Milakov & Gimelshein 2018), as kernels do it."""
+    tokens, heads, head_dim = q.shape
+    group = heads // k_cache.shape[2]
+    out = np.empty((tokens, heads, head_dim), q.dtype)
+    scale = q.dtype.type(1 / np.sqrt(head_dim))
+    for t, where in visible(query_starts, context_lens, block_tables, window, k_cache.shape[1]):
+        for h in range(heads):
+            top, norm, mixed = q.dtype.type(-np.inf), q.dtype.type(0), np.zeros(head_dim, q.dtype)
+            for block, offset in where:
+                key, value = k_cache[block, offset, h // group], v_cache[block, offset, h // group]
+                score = rounded(np.asarray(q[t, h] @ key * scale), p.scores)[()]
+                now = max(top, score)
+                shrunk, weight = np.exp(top - now), np.exp(score - now)
+                norm, mixed, top = norm * shrunk + weight, mixed * shrunk + weight * value, now
+            out[t, h] = mixed / norm
+    return rounded(out, p.attention).reshape(tokens, heads * head_dim)
+
+
+def visible(
+    query_starts: Array, context_lens: Array, block_tables: Array, window: int | None, block_size: int
+) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Each token with the (block, offset) of every key that it sees."""
+    for r, context in enumerate(context_lens):
+        start, stop = int(query_starts[r]), int(query_starts[r + 1])
+        for t in range(start, stop):
+            position = int(context) - stop + t
+            seen = range(first_visible(position, window), position + 1)
+            yield t, [(int(block_tables[r, j // block_size]), j % block_size) for j in seen]
