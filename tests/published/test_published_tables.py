@@ -81,3 +81,9 @@ def test_the_three_measures_can_fail() -> None:
     assert agrees("similar or keyword", row, "the capital is Pari?")
     assert agrees("similar or keyword", row, "Paris") and not agrees("similar or keyword", row, "Washington")
     assert agrees("keyword", row, "Paris") and not agrees("keyword", row, "the capital is Pari")
+
+
+def test_the_readme_names_every_table() -> None:
+    readme = (Path(__file__).parent / "README.md").read_text("utf-8")
+    files = [*FILES.values(), *Path(__file__).parent.glob("*.json")]
+    assert [file.name for file in files if f"[{file.name}](" not in readme] == []
