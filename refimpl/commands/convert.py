@@ -1,0 +1,53 @@
+"""loracle convert: an adapter from one format into another."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from .. import tiny
+from ..config import load_config
+from ..formats.convert import FORMATS, convert
+from ..formats.trtllm import ORDERS
+from ..weights import base_folder
+
+HELP = "write an adapter in another format: a PEFT folder, or TensorRT-LLM's pair of arrays"
+EXAMPLE = """  loracle convert ./my-adapter ./pair --to trtllm --dtype float16
+  loracle convert ./pair ./my-adapter --to peft --model ./llama      the base has the widths of A and B"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of convert."""
+    parser.add_argument("source", metavar="SRC", help="a PEFT folder, or one with model.lora_weights.npy; recognised")
+    parser.add_argument("target", metavar="OUT", type=Path, help="a folder that is not there yet")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="the format of OUT")
+    parser.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32"), help="of the numbers written (default: as they are)"
+    )
+    parser.add_argument(
+        "--scale-order",
+        default="convert",
+        choices=ORDERS,
+        help="how the scale is put into B: as hf_lora_convert.py does (default), as LoraManager does, or PEFT's own "
+        "scale in every module, of which the other two know less (alpha_pattern, rank_pattern)",
+    )
+    parser.add_argument("--model", metavar="DIR|tiny", help="the base; a pair cannot be read without it")
+    parser.add_argument(
+        "--leave-out",
+        action="store_true",
+        help="drop what TensorRT-LLM's arrays cannot hold (embed_tokens, lm_head, biases) instead of stopping",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """0, and the folder is there; what cannot be undone is said."""
+    model = args.model or ("tiny" if args.source in tiny.VOICES else None)
+    base = load_config(base_folder(model)) if model else None
+    done = convert(args.source, args.target, args.to, args.dtype, args.scale_order, base, args.leave_out)
+    if args.json:
+        print(json.dumps(dataclasses.asdict(done)))
+        return 0
+    print(f"{done.target}: {', '.join(done.files)}, from the {done.was} folder {done.source}")
+    for note in done.notes:
+        print(f"note: {note}")
+    return 0

@@ -1,0 +1,205 @@
+"""An Adapter <-> TensorRT-LLM's pair of arrays.
+
+To the pair, the scale goes into B, in one of three ways. They round in two orders (fold.py), and they differ in which
+scale it is, because TensorRT-LLM's two loaders read less of the adapter_config.json than PEFT does:
+
+    convert   lora_alpha / r                            examples/hf_lora_convert.py: both patterns are ignored
+    manager   lora_alpha / the rank of the tensor       LoraManager.load_from_hf: alpha_pattern is ignored
+    peft      PEFT's own, rounded as convert does       no loader's: what both should have computed
+
+(with rsLoRA the square root of the rank). manager also fills up q, k and v: where an adapter has one of them and not
+the others, these get rows of zeros, [hidden_size, r] even where k and v are narrower. What the arrays cannot hold at
+all, LoRA on the embedding and the head, layers and biases brought along, TensorRT-LLM drops without a word
+(embed_tokens, lm_head) or refuses; here it is an error unless it is asked for.
+
+Back from the pair there is no scale: it comes back as 1, lora_alpha = r. Not that of hf_lora_convert: it takes the
+longer side of a matrix for the layer's, which is wrong where r is above hidden_size. Here A is A.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from ..adapter import Adapter, LoraTensors, PeftConfig, pattern_value
+from ..arrays import Array, Float
+from ..config import LAYER_MODULES, ModelConfig, Site, module_name
+from ..errors import AdapterError
+from ..fold import cast, fold_scale
+from ..loading.conversion import all_finite
+from ..loading.findings import shown
+from ..lora import adapter_scale
+from .trtllm_modules import OF_LLAMA
+from .trtllm_pair import STORED, Matrices, Pair, Row, matrices, pack
+
+ORDERS = ("convert", "manager", "peft")
+QKV = ("q_proj", "k_proj", "v_proj")
+
+
+def to_pair(
+    adapter: Adapter, dtype: str | None = None, order: str = "convert", leave_out: bool = False
+) -> tuple[Pair, list[str]]:
+    """The pair, and what its owner should know: one line each for whatever cannot be read back from it.
+
+    dtype is that of the engine (default: the adapter's own). leave_out drops what the pair cannot hold; without it,
+    that is an AdapterError, as is a number that is too large for the dtype."""
+    if order not in ORDERS:
+        raise AdapterError(f"scale order {order!r} is not known; choose one of {', '.join(ORDERS)}")
+    dtype = dtype or common_dtype(adapter)
+    if dtype not in STORED:
+        raise AdapterError(f"dtype {dtype!r} is none of {', '.join(STORED)}, which TensorRT-LLM's arrays can have")
+    unheld = cannot_hold(adapter)
+    if unheld and not leave_out:
+        raise AdapterError(f"TensorRT-LLM's arrays cannot hold {shown(unheld)}; leave it out only if it may be lost")
+    sites = sorted((site for site in adapter.lora if site[1] in LAYER_MODULES), key=in_file_order)
+    theirs = engine_scales(adapter, order)
+    rows: list[Matrices] = []
+    for site in sites:
+        w = adapter.lora[site]
+        row = Row(len(rows), OF_LLAMA[site[1]], site[0], w.A.shape[0])
+        rows.append(Matrices(row, cast(w.A, dtype), folded(w.B, theirs[site], dtype, order)))
+        for name, x in (("A", rows[-1].A), ("B", rows[-1].B)):
+            if not all_finite(x):
+                raise AdapterError(f"{row}: {name} with the scale {theirs[site]:g} in it is too large for {dtype}")
+    if order == "manager":
+        rows = with_missing_qkv(rows, adapter.config.r)
+    notes = [f"left out: {item}" for item in unheld]
+    notes += scale_notes(adapter, theirs, order) + rounding_notes(adapter, rows, dtype)
+    return pack(rows, columns=4 if order == "manager" else 3), notes
+
+
+def in_file_order(site: Site) -> tuple[int, str]:
+    """By layer, and then as the tensors lie in a safetensors file, by name. No engine minds the order of rows."""
+    return site[0], module_name(site)
+
+
+def common_dtype(adapter: Adapter) -> str:
+    """The type of all LoRA tensors. AdapterError if there are several."""
+    kinds = sorted({x.dtype.name for w in adapter.lora.values() for x in (w.A, w.B)})
+    if len(kinds) != 1:
+        raise AdapterError(f"the adapter's tensors are {' and '.join(kinds) or 'none'}: say which dtype the engine has")
+    return kinds[0]
+
+
+def cannot_hold(adapter: Adapter) -> list[str]:
+    """What of the adapter has no place in the arrays."""
+    lora = [f"LoRA on {module_name(site)}" for site in adapter.lora if site[1] not in LAYER_MODULES]
+    whole = [f"a whole {module_name(site)}" for site in adapter.replaced]
+    inner = [f"lora_bias of {module_name(site)}" for site, w in adapter.lora.items() if w.bias is not None]
+    return lora + whole + inner + [f"the bias of {module_name(site)}" for site in adapter.biases]
+
+
+def engine_scales(adapter: Adapter, order: str) -> dict[Site, float]:
+    """The scale of every module, as this way of loading finds it."""
+    if order == "peft":
+        return peft_scales(adapter)
+    c = adapter.config
+    return {
+        site: adapter_scale(c.lora_alpha, c.r if order == "convert" else w.A.shape[0], c.use_rslora)
+        for site, w in adapter.lora.items()
+    }
+
+
+def peft_scales(adapter: Adapter) -> dict[Site, float]:
+    """The scale of every module in PEFT."""
+    c = adapter.config
+    return {
+        site: adapter_scale(pattern_value(c.alpha_pattern, module_name(site), c.lora_alpha), w.A.shape[0], c.use_rslora)
+        for site, w in adapter.lora.items()
+    }
+
+
+def folded(B: Float[Array, "d_out rank"], scale: float, dtype: str, order: str) -> Array:
+    """B with its scale in it."""
+    return fold_scale(B, scale, dtype, "manager" if order == "manager" else "convert")
+
+
+def with_missing_qkv(rows: list[Matrices], r: int) -> list[Matrices]:
+    """Rows of zeros for those of q, k and v that the adapter leaves alone, if it has one of the three: at the end of
+    each layer's rows, [r, hidden_size] and [hidden_size, r]."""
+    modules = {m.row.module.parts[0] for m in rows}
+    missing = [name for name in QKV if name not in modules] if modules & {*QKV} else []
+    width = next((m.A.shape[1] for m in rows if m.row.module.parts[0] in QKV), 0)
+    filled: list[Matrices] = []
+    for layer in sorted({m.row.layer for m in rows}):
+        own = [m for m in rows if m.row.layer == layer]
+        zeros = np.zeros((r, width), rows[0].A.dtype)
+        first = len(filled) + len(own)
+        added = [Matrices(Row(first + i, OF_LLAMA[n], layer, r), zeros, zeros.T) for i, n in enumerate(missing)]
+        filled += [*own, *added]
+    return filled
+
+
+def scale_notes(adapter: Adapter, theirs: dict[Site, float], order: str) -> list[str]:
+    """The scale is not in the arrays, and may not be PEFT's either."""
+    ours, notes = peft_scales(adapter), []
+    wrong = [site for site in theirs if not abs(theirs[site] - ours[site]) <= 1e-12 * abs(ours[site])]
+    if wrong:
+        pairs = sorted({(f"{ours[s]:g}", f"{theirs[s]:g}") for s in wrong})
+        values = ", ".join(f"{mine} became {engine}" for mine, engine in pairs)
+        ignored = "rank_pattern and alpha_pattern are" if order == "convert" else "alpha_pattern is"
+        where = f"{module_name(wrong[0])}{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}"
+        notes.append(
+            f"{ignored} ignored, as TensorRT-LLM does: the scale of {where}: {values}; the order peft keeps it"
+        )
+    if any(scale != 1 for scale in theirs.values()):
+        values = ", ".join(sorted({f"{scale:g}" for scale in theirs.values()}))
+        notes.append(f"the scale ({values}) is folded into B and cannot be read back: lora_alpha will come back as r")
+    return notes
+
+
+def rounding_notes(adapter: Adapter, rows: list[Matrices], dtype: str) -> list[str]:
+    """How many numbers of A the cast has changed (B is another matrix anyway)."""
+    kinds = {w.A.dtype.name for w in adapter.lora.values()} - {dtype}
+    if not kinds:
+        return []
+    changed = total = 0
+    for m in rows:
+        stored = adapter.lora.get((m.row.layer, m.row.module.parts[0]))
+        if stored is not None:
+            changed += int(np.sum(m.A.astype(np.float64) != stored.A.astype(np.float64)))
+            total += m.A.size
+    if not changed:
+        return []
+    return [f"{' and '.join(sorted(kinds))} became {dtype}: {changed} of {total} numbers of A are rounded"]
+
+
+def from_pair(pair: Pair, config: ModelConfig, name: str) -> tuple[Adapter, list[str]]:
+    """The adapter in a pair that check_pair has passed against this base, and what its owner should know.
+
+    lora_alpha is r, so that the scale is 1: B has it. Fused modules become the layers that they are made of, each with
+    the same A. AdapterError for DoRA, whose magnitude is divided by a norm of the base's weights."""
+    lora: dict[Site, LoraTensors] = {}
+    notes = ["the scale is in B, and lora_alpha is r: what it was before cannot be known"]
+    for row in pair.rows():
+        m = matrices(pair, row, config)
+        if row.is_dora:
+            raise AdapterError(f"{row}: is DoRA, and its magnitude fits only the base that it was normalised with")
+        cuts = np.cumsum(row.module.part_sizes(config))[:-1]
+        for part, B in zip(row.module.parts, np.split(m.B, cuts), strict=True):
+            if (row.layer, part) in lora:
+                raise AdapterError(f"{row}: another row has {part} of that layer already; PEFT can hold one")
+            lora[(row.layer, part)] = LoraTensors(_owned(m.A), _owned(B))
+    fused = sorted({row.module.name for row in pair.rows() if len(row.module.parts) > 1})
+    if "mlp_gate_up" in fused:
+        notes.append("mlp_gate_up: B is read as up's rows and then gate's, as TensorRT-LLM's loaders swap them")
+    if fused:
+        notes.append(f"{' and '.join(fused)} became the layers that it is made of, each with a copy of A")
+    sites = dict(sorted(lora.items()))
+    return Adapter(name, peft_config({site: w.A.shape[0] for site, w in sites.items()}, config), sites), notes
+
+
+def peft_config(ranks: dict[Site, int], config: ModelConfig) -> PeftConfig:
+    """A config that selects these modules, at these ranks, with a scale of 1 in each."""
+    r = max(Counter(ranks.values()).items(), key=lambda item: (item[1], item[0]))[0]
+    others = {module_name(site): rank for site, rank in ranks.items() if rank != r}
+    names = sorted({module for _, module in ranks}, key=LAYER_MODULES.index)
+    if len(ranks) < len(names) * config.num_hidden_layers:  # not the same in every layer: each by its full name
+        names = [module_name(site) for site in ranks]
+    alphas = {module: float(rank) for module, rank in others.items()}
+    return PeftConfig(r, float(r), rank_pattern=others, alpha_pattern=alphas, target_modules=tuple(names))
+
+
+def _owned(x: Array) -> Array:
+    copy = np.array(x)
+    copy.flags.writeable = False
+    return copy

@@ -1,0 +1,78 @@
+"""What TensorRT-LLM would reject of an adapter, and what it would ignore: for `loracle inspect`.
+
+The checks that need only the arrays are in trtllm_pair.py. These are about what else is in the batch, how the engine
+was started, and what its loader reads of a PEFT folder (_torch/peft/lora/loaders.py, manager.py).
+"""
+
+from collections.abc import Collection
+
+from ..config import LAYER_MODULES, Site, module_name
+from ..loading.findings import shown
+from ..loading.peft_config import PeftConfig
+from ..loading.peft_tensors import Parts
+from ..tensorrt_llm.rank_alignment import LOADS, misaligned, runs_beside_any
+
+MAX_RANK = 64  # max_lora_rank, unless the engine is started with another
+SAME_ID = "caches are keyed by task id alone: an id that is sent again with other weights keeps the first ones"
+
+
+def about_ranks(ranks: Collection[int], max_rank: int = MAX_RANK) -> list[str]:
+    """One line for each way in which the ranks of one adapter can fail."""
+    lines, kinds = [], sorted(set(ranks))
+    for r in kinds:
+        if r > max_rank:
+            lines.append(f"rejects rank {r}: it is above max_lora_rank {max_rank}")
+    alone = [r for r in kinds if not runs_beside_any(r)]
+    if len(kinds) > 1 and (wrong := misaligned(kinds, max(kinds))):
+        lines.append(
+            f"rejects the ranks {kinds} together in a mixed batch: its kernels load 8, 4, 2 or 1 numbers at a time, as "
+            f"the least rank has it, and {wrong} are no multiples of that"
+        )
+    elif alone:
+        sizes = ", ".join(str(n) for n in reversed(LOADS) if n < 8)
+        lines.append(
+            f"rejects rank {alone[0]} in a mixed batch unless a smaller one is in it: {sizes} and multiples of 8 run"
+        )
+    if len(kinds) > 1:
+        lines.append(f"takes rank {kinds[0]} to {kinds[-1]} for one rank under CUDA graphs: decoding goes wrong there")
+    return lines
+
+
+def about_pair(ranks: Collection[int], has_dora: bool, max_rank: int = MAX_RANK) -> list[str]:
+    """About the rows of a pair."""
+    dora = ["ignores the magnitude of DoRA in its PyTorch backend"] if has_dora else []
+    return [*about_ranks(ranks, max_rank), *dora, SAME_ID]
+
+
+def about_peft(parts: Parts, config: PeftConfig, max_rank: int = MAX_RANK) -> list[str]:
+    """About a PEFT folder that load_adapter takes."""
+    lora = {site: held["A"].array.shape[0] for site, held in parts.items() if "A" in held}
+    inner = [site for site in lora if site[1] in LAYER_MODULES]
+    lines = (
+        about_ranks([lora[site] for site in inner], max_rank) if inner else ["has no LoRA left in it for this engine"]
+    )
+    if outer := [module_name(site) for site in lora if site not in inner]:
+        lines.append(f"ignores the LoRA on {' and '.join(outer)}, without a word")
+    if whole := [module_name(site) for site, held in parts.items() if held.keys() & {"saved", "copy"}]:
+        lines.append(
+            f"takes the whole {' and '.join(whole)} for every request, those without adapter too, if this is the only "
+            "lora_dir, and ignores it otherwise"
+        )
+    if biases := [part.name for held in parts.values() for key, part in held.items() if key in ("bias", "lora_bias")]:
+        lines.append(f"rejects {biases[0]} ({len(biases)} biases): KeyError, unsupported key")
+    if config.alpha_pattern:
+        lines.append(f"ignores alpha_pattern {shown(dict(config.alpha_pattern))}: every module gets lora_alpha")
+    if config.rank_pattern:
+        lines.append(
+            f"ignores rank_pattern {shown(dict(config.rank_pattern))} in hf_lora_convert.py: the scale is alpha/r"
+        )
+    return lines + missing_qkv(inner) + [SAME_ID]
+
+
+def missing_qkv(sites: Collection[Site]) -> list[str]:
+    """q, k and v come together, the missing ones as zeros."""
+    names = ("q_proj", "k_proj", "v_proj")
+    missing = [name for name in names if name not in {module for _, module in sites}]
+    if not 0 < len(missing) < 3:
+        return []
+    return [f"fills up {' and '.join(missing)} with zeros: the three are enabled together"]
