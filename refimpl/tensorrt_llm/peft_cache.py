@@ -69,6 +69,7 @@ class PeftCache:
 
         LoracleError if the device has no room: whoever makes the batches has to count pages before."""
         tasks = {r: self._task_of[r] for r in request_ids if r in self._task_of}
+        self._being_put -= set(tasks.values())
         table = {task_id: self._on_device(task_id) for task_id in dict.fromkeys(tasks.values())}
         return {request_id: table[task_id] for request_id, task_id in tasks.items()}
 
@@ -81,7 +82,6 @@ class PeftCache:
         self._leave(request_id, pause=True)
 
     def _on_device(self, task_id: int) -> Any:
-        self._being_put.discard(task_id)
         if task_id not in self.host:
             raise LoracleError(f"Caught exception during copyTask ensure batch -- can't move a missing task{task_id}")
         self.host.bump(task_id)
