@@ -74,35 +74,52 @@ class Exchange:
         return self.adapters[0][0] if self.adapters else None
 
 
+class Player:
+    """Does steps to an engine as they come, and knows what its names mean."""
+
+    def __init__(self, engine: Engine, stage: Stage, meaning: Mapping[str, str] | None = None) -> None:
+        self.engine, self.stage = engine, stage
+        self.meaning = dict(meaning or {})  # name -> the stage's key
+        self.runs = 0
+
+    def do(self, step: Step, forced: Sequence[Sequence[int]] | None = None) -> list[Exchange]:
+        """What came of one step: nothing, unless it asks."""
+        if isinstance(step, Load):
+            self.engine.load(step.name, self.stage.paths[step.adapter])
+            self.meaning[step.name] = step.adapter
+            return []
+        if isinstance(step, Unload):
+            self.engine.unload(step.name)
+            del self.meaning[step.name]
+            return []
+        if forced is not None and isinstance(self.engine, Ours):
+            answers = self.engine.run(step.asks, forced)
+        else:
+            answers = self.engine.run(step.asks)
+        if len(answers) != len(step.asks):
+            wrong = Answer(error=f"{len(answers)} answers to {len(step.asks)} requests", raw=answers)
+            answers = [wrong] * len(step.asks)
+        self.runs += 1
+        return [
+            Exchange(ask, self._keys(ask), answer, self.runs - 1, i)
+            for i, (ask, answer) in enumerate(zip(step.asks, answers, strict=True))
+        ]
+
+    def _keys(self, ask: Ask) -> tuple[tuple[str, float], ...]:
+        wanted = ask.mix or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
+        return tuple((self.meaning[name], weight) for name, weight in wanted)
+
+
 def play(
     engine: Engine, case: Case, stage: Stage, forced: Mapping[int, Sequence[Sequence[int]]] | None = None
 ) -> list[Exchange]:
     """Do what the case says. forced: for each run, the tokens that each request must produce (our own engine only)."""
-    meaning = {name: name for name in stage.paths} if case.stateless else {}
-    found, run = [], 0
     if not case.stateless:
         engine.reset()
+    player = Player(engine, stage, {name: name for name in stage.paths} if case.stateless else {})
+    found: list[Exchange] = []
     for step in case.steps:
-        if isinstance(step, Load):
-            engine.load(step.name, stage.paths[step.adapter])
-            meaning[step.name] = step.adapter
-        elif isinstance(step, Unload):
-            engine.unload(step.name)
-            del meaning[step.name]
-        else:
-            if forced is not None and isinstance(engine, Ours):
-                answers = engine.run(step.asks, forced[run])
-            else:
-                answers = engine.run(step.asks)
-            if len(answers) != len(step.asks):
-                answers = [Answer(error=f"{len(answers)} answers to {len(step.asks)} requests", raw=answers)] * len(
-                    step.asks
-                )
-            for i, (ask, answer) in enumerate(zip(step.asks, answers, strict=True)):
-                wanted = ask.mix or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
-                keys = tuple((meaning[name], weight) for name, weight in wanted)
-                found.append(Exchange(ask, keys, answer, run, i))
-            run += 1
+        found += player.do(step, None if forced is None else forced.get(player.runs))
     return found
 
 
