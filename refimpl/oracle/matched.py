@@ -6,7 +6,7 @@ If the engine has the bug, c = 1; if it is clean, c = 0 up to the noise that hap
 not taken from theory: the honest runs are projected on the same d. Rows are weighted by their noise, and cases add up.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,15 +87,59 @@ def direction(make: Callable[[], Ops], sample: Sample, stage: Stage) -> list[Arr
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One direction beside one exchange's error: sums, so that exchanges and cases can be added up anywhere."""
+
+    adapter: str | None
+    along: float  # <error, d>
+    length: float  # <d, d>
+    honest: Array  # [members] <honest error, d>
+    energy: float  # <error, error>
+    left: float  # <error - d, error - d>
+    count: int  # numbers shown
+    injected: float  # the worst row's ratio, had the engine this bug as well
+    broken: bool = False  # d is no number: the mutant answers NaN
+
+
+def parts(make: Callable[[], Ops], sample: Sample, stage: Stage) -> list[Part | None]:
+    """A table of steps beside every exchange of a sample that counts."""
+    return [
+        None if raw is None or d is None else _part(e.adapter, raw, d)
+        for e, raw, d in zip(sample.counted, sample.raws, direction(make, sample, stage), strict=True)
+    ]
+
+
+def _part(adapter: str | None, raw: Raw, d: Array) -> Part:
+    unit, shown = raw.unit[:, None], raw.view.shown
+    error = raw.error / unit
+    energy, count = float(np.sum(error**2)), int(shown.sum())
+    if not np.isfinite(d).all():
+        zero = np.zeros(len(raw.honest))
+        return Part(adapter, 0.0, 0.0, zero, energy, np.inf, count, np.inf, True)
+    honest = np.einsum("jrv,rv->j", raw.honest / unit[None], d)
+    rows = np.sqrt(np.sum((error + d) ** 2, axis=1) / np.maximum(shown.sum(axis=1), 1))
+    return Part(
+        adapter,
+        float(np.sum(error * d)),
+        float(np.sum(d * d)),
+        honest,
+        energy,
+        float(np.sum((error - d) ** 2)),
+        count,
+        float(rows.max()),
+    )
+
+
 @dataclass(frozen=True)
 class Seen:
     """How much of a direction lies in the engine's error."""
 
     coefficient: float  # 1: the bug itself; 0: nothing of it
     sigma: float  # how far off an honest engine's coefficient is, typically
-    strength: float  # |d| in units of what an honest run has along it: the score that the bug itself would get
+    strength: float  # 1 / sigma: the score that the bug itself would get
     score: float  # coefficient / sigma
-    broken: bool = False  # the direction is no number: the mutant answers NaN
+    broken: bool = False
 
     @property
     def exercised(self) -> bool:
@@ -103,34 +147,41 @@ class Seen:
         return self.strength > 0 or self.broken
 
 
-def project(samples: Sequence[Sample], directions: Sequence[Sequence[Array | None]], noisier: float = 1.0) -> Seen:
-    """All samples together. noisier: the engine's own noise over that of the honest runs."""
-    along, length, honest, lengths = 0.0, 0.0, [], []
-    for sample, ds in zip(samples, directions, strict=True):
-        case_length, case_honest = 0.0, None
-        for raw, d in zip(sample.raws, ds, strict=True):
-            if raw is None or d is None:
-                continue
-            if not np.isfinite(d).all():
-                return Seen(0.0, float("inf"), 0.0, 0.0, broken=True)
-            unit = raw.unit[:, None]
-            along += float(np.sum(raw.error / unit * d))
-            case_length += float(np.sum(d * d))
-            own = np.einsum("jrv,rv->j", raw.honest / unit[None], d)
-            case_honest = own if case_honest is None else case_honest + own
-        if case_length > 0 and case_honest is not None:
-            honest.append(case_honest)
-            lengths.append(case_length)
-            length += case_length
-    if length == 0:
+def project(by_case: Sequence[Sequence[Part | None]], noisier: float = 1.0) -> Seen:
+    """The parts of all samples together. noisier: the engine's own noise over that of the honest runs."""
+    if any(p.broken for ps in by_case for p in ps if p):
+        return Seen(0.0, float("inf"), 0.0, 0.0, broken=True)
+    sums = []
+    for ps in by_case:
+        known = [p for p in ps if p is not None and p.length > 0]
+        if known:
+            sums.append((sum(p.along for p in known), sum(p.length for p in known), sum(p.honest for p in known)))
+    if not sums:
         return Seen(0.0, float("inf"), 0.0, 0.0)
-    by_case = np.stack(honest)  # [cases, members]
-    # Noise that differs from case to case averages out, noise that is the same in each (a rounded weight) does not.
-    apart = float(np.mean((by_case / np.sqrt(lengths)[:, None]) ** 2))
-    together = float(np.mean((by_case.sum(axis=0) / np.sqrt(length)) ** 2))
-    kappa = np.sqrt(max(apart, together)) * max(noisier, 1.0)
-    sigma = float(kappa / np.sqrt(length))
-    return Seen(along / length, sigma, float(np.sqrt(length) / kappa), along / length / sigma)
+    along, length = sum(s[0] for s in sums), sum(s[1] for s in sums)
+    lengths, honest = np.array([s[1] for s in sums]), np.stack([np.asarray(s[2]) for s in sums])
+    # Noise that differs from case to case averages out; noise that is the same in each (a rounded weight) does not.
+    apart = float(np.mean((honest / np.sqrt(lengths)[:, None]) ** 2))
+    together = float(np.mean((honest.sum(axis=0) / np.sqrt(length)) ** 2))
+    sigma = float(np.sqrt(max(apart, together) / length)) * max(noisier, 1.0)
+    c = along / length
+    return Seen(c, sigma, 1 / sigma if sigma else float("inf"), c / sigma if sigma else float(np.copysign(np.inf, c)))
+
+
+def remaining(by_case: Sequence[Sequence[Part | None]], bug: bool = True) -> float:
+    """The rms of what is left of the error when the direction is taken out, in units of noise; or of the error."""
+    known = [p for ps in by_case for p in ps if p is not None]
+    count = sum(p.count for p in known)
+    return float(np.sqrt(sum(p.left if bug else p.energy for p in known) / count)) if count else 0.0
+
+
+def confined(by_case: Sequence[Sequence[Part | None]], adapter: str) -> list[list[Part | None]]:
+    """The same direction, in the requests of one adapter only."""
+    return [[p if p is None or p.adapter == adapter else _without(p) for p in ps] for ps in by_case]
+
+
+def _without(p: Part) -> Part:
+    return Part(p.adapter, 0.0, 0.0, np.zeros_like(p.honest), p.energy, p.energy, p.count, 0.0)
 
 
 def limit(directions: int) -> float:
@@ -144,25 +195,3 @@ def limit(directions: int) -> float:
     z = statistics.NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * max(directions, 1)))
     n = 30.0
     return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-
-
-def whitened(samples: Sequence[Sample]) -> list[list[Array | None]]:
-    """The engine's errors in units of noise."""
-    return [[None if raw is None else raw.error / raw.unit[:, None] for raw in s.raws] for s in samples]
-
-
-def remaining(samples: Sequence[Sample], directions: Sequence[Sequence[Array | None]], c: float = 1.0) -> float:
-    """The rms of what is left of the error when c times the direction is taken out, in units of noise."""
-    total, count = 0.0, 0
-    for sample, ds in zip(samples, directions, strict=True):
-        for raw, d in zip(sample.raws, ds, strict=True):
-            if raw is None or d is None:
-                continue
-            left = (raw.error / raw.unit[:, None] - c * d)[raw.view.shown]
-            if not np.isfinite(left).all():
-                return float("inf")
-            total, count = total + float(np.sum(left**2)), count + left.size
-    return float(np.sqrt(total / count)) if count else 0.0
-
-
-Directions = Mapping[str, Sequence[Sequence[Array | None]]]

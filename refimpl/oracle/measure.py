@@ -14,7 +14,7 @@ from ..engines.interface import Answer
 from . import case as cases
 from .case import Case, Exchange
 from .noise import Member, honest_runs
-from .readout import Unreadable, View, rows_of, view
+from .readout import Gap, Unreadable, View, rows_of, view
 from .stage import Stage
 
 
@@ -105,8 +105,8 @@ def malformed(e: Exchange, stage: Stage) -> str:
     return ""
 
 
-def look(answer: Answer, exact: Array, runs: Sequence[Array]) -> Raw | None:
-    """The errors of one answer and of the honest runs, over the rows that it shows. None for text alone."""
+def look(answer: Answer, exact: Array, runs: Sequence[Array]) -> Raw:
+    """The errors of one answer and of the honest runs, over the rows that it shows."""
     shown = rows_of(answer)
     if not shown:
         return _look_at_text(answer, exact, runs)
@@ -126,28 +126,15 @@ def _look_at_text(answer: Answer, exact: Array, runs: Sequence[Array]) -> Raw:
     tokens, at = np.asarray(answer.token_ids), np.arange(n)
     best = exact[rows].argmax(axis=1)
 
-    def gap(x: Array) -> Array:
-        return (x[at, best] - x[at, tokens])[:, None]
-
-    true = gap(exact[rows])
+    v = Gap(np.zeros((n, 1)), np.ones((n, 1), bool), best=best, tokens=tokens)
     # Where the best token was chosen, the noise is that of the runner-up.
-    second = np.argsort(exact[rows], axis=1)[:, -2]
-    rival = np.where(tokens == best, second, tokens)
-    honest = np.stack(
-        [((run[rows] - exact[rows])[at, best] - (run[rows] - exact[rows])[at, rival])[:, None] for run in runs]
-    )
-    unit = np.sqrt(np.mean(honest[:, :, 0] ** 2, axis=0))
-    shown = np.ones((n, 1), bool)
+    rival = np.where(tokens == best, np.argsort(exact[rows], axis=1)[:, -2], tokens)
+    errors = [run[rows].astype(np.float64) - exact[rows] for run in runs]
+    honest = np.stack([(x[at, best] - x[at, rival])[:, None] for x in errors])
+    unit = np.maximum(np.sqrt(np.mean(honest[:, :, 0] ** 2, axis=0)), np.finfo(float).tiny)
     # The engine's own numbers put its token on top: its error in the gap is the gap, or more.
-    return Raw(
-        View(np.zeros((n, 1)), shown, gap),
-        rows,
-        true,
-        -true,
-        honest,
-        np.maximum(unit, np.finfo(float).tiny),
-        exact.shape[1],
-    )
+    true = v.of(exact[rows])
+    return Raw(v, rows, true, -true, honest, unit, exact.shape[1])
 
 
 def _measured(case: Case, e: Exchange, raw: Raw, matters: float) -> Measured:

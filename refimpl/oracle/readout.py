@@ -4,8 +4,7 @@ Full logits are compared as they are. Log-probabilities are compared with log_so
 the tokens count that are in the reference's top k as well: the engine chose its set with its own error.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,11 +18,28 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """The numbers of one answer, and the same of any logits of the same rows."""
+    """The numbers of one answer; `of` gives the same of any logits of the same rows."""
 
-    values: Array  # [rows, vocab], 0 where the engine shows nothing
-    shown: Array  # [rows, vocab] of bool
-    of: Callable[[Array], Array]  # logits [rows, vocab] -> what they would look like here
+    values: Array  # [rows, shown numbers], 0 where the engine shows nothing
+    shown: Array  # the same shape, of bool
+    logprobs: bool = True  # log-probabilities, or logits as they are
+
+    def of(self, logits: Array) -> Array:
+        """logits [rows, vocab] -> what an engine with these logits would show."""
+        return np.where(self.shown, log_softmax(logits) if self.logprobs else logits, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Gap(View):
+    """Of text alone: by how much each produced token is below the best one, [rows, 1]."""
+
+    best: Array = field(default_factory=lambda: np.zeros(0, int))
+    tokens: Array = field(default_factory=lambda: np.zeros(0, int))
+
+    def of(self, logits: Array) -> Array:
+        """The logit of the best token less that of the produced one."""
+        at = np.arange(len(self.best))
+        return (logits[at, self.best] - logits[at, self.tokens])[:, None]
 
 
 def log_softmax(x: Array) -> Array:
@@ -53,8 +69,7 @@ def view(answer: Answer, exact: Array) -> View:
     values = np.asarray(values, np.float64)
     _check_finite(values, exact)
     shown = np.isfinite(exact)
-    plain: Callable[[Array], Array] = (lambda x: x) if answer.logits is not None else log_softmax
-    return View(np.where(shown, values, 0.0), shown, lambda x: np.where(shown, plain(x), 0.0))
+    return View(np.where(shown, values, 0.0), shown, answer.logits is None)
 
 
 def _check_finite(values: Array, exact: Array) -> None:
@@ -81,4 +96,4 @@ def _top(answer: Answer, exact: Array) -> View:
         best = set(np.argpartition(-true[i], min(k, exact.shape[1] - 1))[:k].tolist())
         both = [t for t in row if t in best] or [max(row, key=row.__getitem__)]  # all strangers: its own favourite
         values[i, both], shown[i, both] = [row[t] for t in both], True
-    return View(values, shown, lambda x: np.where(shown, log_softmax(x), 0.0))
+    return View(values, shown)
