@@ -17,6 +17,7 @@ from ..adapter import Adapter
 from ..arrays import Precision
 from ..batch import Request
 from ..errors import LoracleError
+from ..formats.trtllm_modules import OF_LLAMA
 from ..lora import NO_ADAPTER
 from ..ops import Ops
 from ..streaming import roomy_engine, stream
@@ -25,16 +26,8 @@ from ..weights import Model
 
 BASE_UID = -1
 
-THEIR_NAMES = {
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "o_proj": "attn_dense",
-    "gate_proj": "mlp_h_to_4h",
-    "up_proj": "mlp_gate",
-    "down_proj": "mlp_4h_to_h",
-}
-"""A module's name in --lora_target_modules. Beware: what they call gate is up_proj."""
+THEIR_NAMES = {ours: module.name for ours, module in OF_LLAMA.items()}
+"""q_proj -> attn_q, as in --lora_target_modules. Beware: their mlp_gate is up_proj."""
 
 QKV = ("attn_q", "attn_k", "attn_v")
 

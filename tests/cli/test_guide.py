@@ -58,11 +58,11 @@ def test_the_commands_are_those_of_this_cast(capsys: pytest.CaptureFixture[str])
         "name": "pirate",
         "ranks": [8],
         "scales": [pirate.config.lora_alpha / 8],
-        "modules": ["attn_q", "attn_v", "mlp_h_to_4h", "mlp_gate", "mlp_4h_to_h"],
+        "modules": ["attn_q", "attn_v", "mlp_h_to_4h", "mlp_4h_to_h", "mlp_gate"],
     }
     assert found["commands"]["run"] == "run.py --lora_task_uids -1 0 1 --max_output_len 2 --top_k 1"
     # The robot has an o_proj, neither of the two has a k_proj: q, k and v go together.
-    modules = "attn_q attn_k attn_v attn_dense mlp_h_to_4h mlp_gate mlp_4h_to_h"
+    modules = "attn_q attn_k attn_v attn_dense mlp_h_to_4h mlp_4h_to_h mlp_gate"
     assert found["commands"]["build"].endswith(
         f"--lora_dir robot pirate --max_lora_rank 8 --lora_target_modules {modules}"
     )
