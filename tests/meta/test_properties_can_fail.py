@@ -7,11 +7,11 @@ import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import mutants
 import pytest
 from build import configs, scenes
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from mutants import table
 from properties.test_batching import (
     check_base_rows_do_not_feel_adapters,
     check_batch_equals_alone,
@@ -92,7 +92,7 @@ TABLE: list[Row] = [
     (
         check_the_base_is_the_dense_model,
         SCENE,
-        ("window_off_by_one", "query_heads_interleaved", "k_and_v_swapped"),
+        ("window_off_by[1]", "query_heads_interleaved", "k_and_v_swapped"),
     ),
     (check_adapters_differ, SCENE, ("adapters_ignored",)),
     (check_zero_b_is_the_base, SCENE, ("sums_in_float32",)),
@@ -122,7 +122,7 @@ TABLE: list[Row] = [
     (
         check_preemption_cannot_be_seen,
         REUSE | {"spare": st.integers(0, 3), "prefix_caching": st.booleans()},
-        ("victim_in_use", "chunk_restarts"),
+        ("block_in_use_evicted", "chunk_restarts"),
     ),
     (
         check_sampled_tokens_are_a_requests_own,
@@ -150,7 +150,7 @@ TABLE: list[Row] = [
     (
         check_attention_is_within_a_unit_of_each_probability,
         SEED | DTYPE | {"window": st.sampled_from([None, 1, 4])},
-        ("probabilities_not_rounded", "window_off_by_one"),
+        ("probabilities_not_rounded", "window_off_by[1]"),
     ),
     (check_the_whole_model_rounds_the_same, SCENE | DTYPE, ("rank_not_rounded", "always_bfloat16")),
     (check_every_point_is_applied, {"point": st.just("kv")}, ("kv_not_rounded",)),
@@ -169,8 +169,7 @@ TABLE: list[Row] = [
     ],
 )
 def test_the_property_fails_on_a_real_bug(check: Callable, drawn: Mapping[str, st.SearchStrategy], mutant: str) -> None:
-    ops = getattr(mutants, mutant)
-    ops = ops if isinstance(ops, Ops) else ops()
+    ops = table(mutant)
     with pytest.raises(AssertionError):
         if drawn:
             under_hypothesis(check, ops, drawn)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -9,9 +10,9 @@ from ...adapter import Adapter, pattern_value
 from ...arrays import Array, Precision
 from ...config import ModelConfig, Site, module_name
 from ...lora import AdapterBank, BoundAdapter, LoraWeights, bind_adapter
-from ...ops import NUMPY, Ops
+from ...ops import Ops
 from .mutant import Family
-from .steps import Slots, add, but, loading, only, reading, rescaling
+from .steps import Scale, Slots, add, but, loading, only, reading, rescaling, routing
 
 scale = Family("A")
 
@@ -96,8 +97,8 @@ def sign_flipped() -> Ops:
     needs="rank_pattern",
 )
 def rank_pattern_ignored() -> Ops:
-    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
-        return bind_adapter(adapter, config, lambda alpha, r, rs: NUMPY.adapter_scale(alpha, adapter.config.r, rs))
+    def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
+        return bind_adapter(adapter, config, lambda alpha, r, rs: scale(alpha, adapter.config.r, rs))
 
     return but(bind_adapter=bind)
 
@@ -108,19 +109,19 @@ def rank_pattern_ignored() -> Ops:
     needs="alpha_pattern",
 )
 def alpha_pattern_ignored() -> Ops:
-    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
+    def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         plain = dataclasses.replace(adapter.config, alpha_pattern={})
-        return bind_adapter(dataclasses.replace(adapter, config=plain), config, NUMPY.adapter_scale)
+        return bind_adapter(dataclasses.replace(adapter, config=plain), config, scale)
 
     return but(bind_adapter=bind)
 
 
 @scale.bug("alpha of the first module for all of them", needs="alpha_pattern")
 def alpha_of_the_first_module() -> Ops:
-    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
+    def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         first = module_name(min(adapter.lora)) if adapter.lora else ""
         alpha = pattern_value(adapter.config.alpha_pattern, first, adapter.config.lora_alpha)
-        return bind_adapter(adapter, config, lambda _, r, rs: NUMPY.adapter_scale(alpha, r, rs))
+        return bind_adapter(adapter, config, lambda _, r, rs: scale(alpha, r, rs))
 
     return but(bind_adapter=bind)
 
@@ -172,14 +173,9 @@ def weight_replaces_the_scale() -> Ops:
     return but(lora_delta=delta)
 
 
-def weighing(change: object) -> Ops:
+def weighing(change: Callable[[Array], Array]) -> Ops:
     """Other weights than the plan's."""
-
-    def rows(per_request: object, lengths: object) -> tuple[Array, Array]:
-        ids, weights = NUMPY.adapter_rows(per_request, lengths)  # type: ignore[arg-type]
-        return ids, np.where(ids < 0, 0.0, change(weights))  # type: ignore[operator]
-
-    return but(adapter_rows=rows)
+    return but(lora_delta=routing(lambda ids, weights: (ids, np.where(ids < 0, 0.0, change(weights)))))
 
 
 @scale.bug("the weight of a request's adapter is ignored: always 1", needs="weight")

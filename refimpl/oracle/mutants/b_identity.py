@@ -8,11 +8,11 @@ import numpy as np
 from ...adapter import Adapter
 from ...arrays import Array, Precision
 from ...batch import Adapters
-from ...config import EMBED, LM_HEAD, ModelConfig, Site
+from ...config import LM_HEAD, ModelConfig, Site
 from ...lora import AdapterBank, BoundAdapter, bind_adapter
 from ...ops import NUMPY, Ops
 from .mutant import Family, Mutant
-from .steps import Plan, Slots, add, binding, but, only, planning, reading, routing
+from .steps import Plan, Scale, Slots, add, binding, but, only, planning, reading, routing
 
 identity = Family("B")
 EMPTY = BoundAdapter({}, {}, {})
@@ -120,21 +120,32 @@ def lm_head_rows_shifted() -> Ops:
 
 
 @identity.bug(
-    "the lm_head takes the first rows of the batch's plan, not those of the rows that get logits",
+    "the lm_head takes the first rows of the batch's plan, not those of the requests' last tokens",
     "https://github.com/vllm-project/vllm/pull/24081",
-    needs="lm_head LoRA in decode",
+    needs="lm_head LoRA",
 )
 def lm_head_plan_not_narrowed() -> Ops:
-    plan: list[Array] = []
+    last: list[Array] = []  # the row of each request's last token
+
+    def rows(query_starts: Array, every: bool) -> Array:
+        last[:] = [query_starts[1:] - 1]
+        return NUMPY.select_rows(query_starts, every)
+
+    def plan(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
+        whole[:] = NUMPY.adapter_rows(per_request, lengths)
+        return whole[0], whole[1]
+
+    whole: list[Array] = []  # adapter_ids, adapter_weights of all tokens
 
     def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        if site == EMBED:
-            plan[:] = ids, weights
-        if site == LM_HEAD and plan:
-            ids, weights = plan[0][: len(ids)], plan[1][: len(ids)]
+        if site == LM_HEAD and last and whole:
+            every = len(ids) == len(whole[0])
+            where = last[0] if every else np.arange(len(ids))
+            ids, weights = ids.copy(), weights.copy()
+            ids[where], weights[where] = (part[: len(where)] for part in whole)
         add(y, x, bank.at(site), ids, weights, p)
 
-    return but(lora_delta=delta)
+    return but(select_rows=rows, adapter_rows=plan, lora_delta=delta)
 
 
 @identity.bug(
@@ -226,6 +237,7 @@ def half(B: Array, which: int) -> Array:
 @identity.bug(
     "an adapter that leaves a module alone gets the first slot's weights there: results depend on the load order",
     "https://github.com/huggingface/peft/issues/2270",
+    needs="other modules",
 )
 def untargeted_module_takes_the_first() -> Ops:
     def filled(bank: AdapterBank, site: Site) -> Slots:
@@ -286,8 +298,8 @@ def another_adapter(name: str) -> Ops:
     theirs: dict[str, BoundAdapter] = {}
     copies: dict[AdapterBank, AdapterBank] = {}
 
-    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
-        bound = bind_adapter(adapter, config, NUMPY.adapter_scale)
+    def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
+        bound = bind_adapter(adapter, config, scale)
         if adapter.name == name:
             theirs[name] = bound
             copies.clear()

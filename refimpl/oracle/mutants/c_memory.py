@@ -8,7 +8,7 @@ from ...config import ModelConfig, Site
 from ...lora import AdapterBank, BoundAdapter, LoraWeights, bind_adapter
 from ...ops import NUMPY, Ops
 from .mutant import Family
-from .steps import Slots, but, reading
+from .steps import Scale, Slots, but, reading
 
 memory = Family("C")
 Place = tuple[AdapterBank, Site, int]  # one slot of one bank, at one site
@@ -23,8 +23,8 @@ Place = tuple[AdapterBank, Site, int]  # one slot of one bank, at one site
 def bound_by_name() -> Ops:
     known: dict[tuple[ModelConfig, str], BoundAdapter] = {}
 
-    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
-        return known.setdefault((config, adapter.name), bind_adapter(adapter, config, NUMPY.adapter_scale))
+    def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
+        return known.setdefault((config, adapter.name), bind_adapter(adapter, config, scale))
 
     return but(bind_adapter=bind)
 
@@ -33,8 +33,8 @@ def bound_by_name() -> Ops:
 def reload_keeps_B() -> Ops:
     known: dict[tuple[ModelConfig, str, Site], LoraWeights] = {}
 
-    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
-        bound = bind_adapter(adapter, config, NUMPY.adapter_scale)
+    def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
+        bound = bind_adapter(adapter, config, scale)
         lora = {}
         for site, w in bound.lora.items():
             old = known.setdefault((config, adapter.name, site), w)

@@ -11,9 +11,9 @@ from ...arrays import Precision
 from ...config import ModelConfig
 from ...kv_cache import prefix_key
 from ...lora import BoundAdapter, bind_adapter, digest
-from ...ops import NUMPY, Ops
+from ...ops import Ops
 from .mutant import Family
-from .steps import but
+from .steps import Scale, but
 
 prefix = Family("D")
 Digests = Sequence[tuple[bytes, float]]
@@ -39,8 +39,8 @@ def key_without_adapter() -> Ops:
 def key_by_name() -> Ops:
     name_of: dict[bytes, bytes] = {}
 
-    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
-        bound = bind_adapter(adapter, config, NUMPY.adapter_scale)
+    def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
+        bound = bind_adapter(adapter, config, scale)
         name_of[digest(bound)] = adapter.name.encode()
         return bound
 
@@ -69,8 +69,8 @@ def base_keyed_as_an_adapter() -> Ops:
 def key_without_scale() -> Ops:
     plain: dict[bytes, bytes] = {}
 
-    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
-        bound = bind_adapter(adapter, config, NUMPY.adapter_scale)
+    def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
+        bound = bind_adapter(adapter, config, scale)
         unscaled = {site: dataclasses.replace(w, scale=1.0) for site, w in bound.lora.items()}
         plain[digest(bound)] = digest(dataclasses.replace(bound, lora=unscaled))
         return bound

@@ -31,10 +31,7 @@ def rank_cut(most: int) -> Ops:
     return each(lambda w: same_rank(w, most))
 
 
-@kernels.bug(
-    "a rank is cut down to a multiple of 8: below 8 nothing is left",
-    "https://github.com/NVIDIA/TensorRT-LLM/issues/3684",
-)
+@kernels.bug("a rank is cut down to a multiple of 8: below 8 nothing is left")
 def rank_in_whole_eights() -> Ops:
     return each(lambda w: same_rank(w, len(w.A) // 8 * 8))
 

@@ -105,7 +105,6 @@ def written_one_slot_early() -> Ops:
 @cache.bug(
     "the cache is written as [block, token, head] and read as [block, head, token]",
     *LAYOUT,
-    "https://github.com/vllm-project/vllm/pull/33759",
     needs="several key heads",
 )
 def cache_read_in_another_layout() -> Ops:

@@ -19,6 +19,7 @@ from ...lora import NO_ADAPTER, AdapterBank, BoundAdapter, LoraWeights, bind_ada
 from ...ops import NUMPY, Ops
 
 Slots = Mapping[int, LoraWeights]
+Scale = Callable[[float, int, bool], float]  # alpha, r, use_rslora
 Plan = tuple[Array, Array]  # adapter_ids, adapter_weights
 
 
