@@ -1,0 +1,316 @@
+"""Engines with a bug in their memory, each a few lines around our own; and a quick judge of sequences.
+
+They were written for these tests and know nothing of refimpl/oracle/mutants: what a drawn sequence shows of them, it
+shows of bugs that nobody thought of when it was drawn.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from refimpl import NUMPY, Ops
+from refimpl.adapter import Adapter
+from refimpl.arrays import Array
+from refimpl.engine import Generation
+from refimpl.engines import ours
+from refimpl.engines.interface import Settings
+from refimpl.engines.ours import Observed, Ours
+from refimpl.lora import BoundAdapter
+from refimpl.oracle.case import Case, Exchange, play, request, truth
+from refimpl.oracle.noise import ensemble, honest_runs
+from refimpl.oracle.readout import Unreadable, rows_of, view
+from refimpl.oracle.stage import Stage
+
+
+def but(**steps: object) -> Ops:
+    """NUMPY with these steps replaced."""
+    return replace(NUMPY, **steps)
+
+
+class Served(Ours):
+    """Ours around another server."""
+
+    server_class: type[Observed] = Observed
+
+    def reset(self) -> None:
+        original, ours.Observed = ours.Observed, self.server_class
+        try:
+            super().reset()
+        finally:
+            ours.Observed = original
+        self.spoil()
+
+    def spoil(self) -> None:
+        """What is done to the fresh server."""
+
+
+# Names, and the weights behind them.
+
+
+class StaleAfterReload(Ours):
+    """load of a name that is known returns early (vllm-metal 351)."""
+
+    def load(self, name: str, folder: Path) -> None:
+        if name not in self.names:
+            super().load(name, folder)
+
+
+class StaleAfterReuse(Ours):
+    """A name keeps the first weights that it ever had (sglang 8263)."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.first: dict[str, Adapter] = {}
+
+    def load(self, name: str, folder: Path) -> None:
+        super().load(name, folder)
+        self.names[name] = self.first.setdefault(name, self.names[name])
+
+
+class StaleAfterIdReuse(Ours):
+    """Adapters get the lowest free id; what was made ready for an id is kept for its next owner."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.ids: dict[str, int] = {}
+        self.ready: dict[int, Adapter] = {}
+
+    def load(self, name: str, folder: Path) -> None:
+        super().load(name, folder)
+        if name in self.ids:  # in place: this much was thought of
+            self.ready[self.ids[name]] = self.names[name]
+        else:
+            self.ids[name] = min(i for i in range(99) if i not in self.ids.values())
+        self.names[name] = self.ready.setdefault(self.ids[name], self.names[name])
+
+    def unload(self, name: str) -> None:
+        super().unload(name)
+        del self.ids[name]
+
+
+class SlotNotReloaded(Served):
+    """An evicted slot gets its new owner's name, and keeps the weights of the old one."""
+
+    def spoil(self) -> None:
+        bank, put = self.server.adapters.bank, self.server.adapters.bank.put
+        filled: set[int] = set()
+
+        def once(slot: int, bound: BoundAdapter) -> None:
+            if slot not in filled:
+                put(slot, bound)
+                filled.add(slot)
+
+        bank.put = once  # type: ignore[method-assign]
+
+
+victim_in_use = but(victim=lambda last_used, users: min(last_used, key=last_used.__getitem__, default=None))
+
+
+# Keys of prefixes.
+
+key_without_adapter = but(prefix_key=lambda parent, ids, base, p, a: NUMPY.prefix_key(parent, ids, base, p, ()))
+key_without_parent = but(prefix_key=lambda parent, *rest: NUMPY.prefix_key(b"", *rest))
+key_without_weight = but(
+    prefix_key=lambda parent, ids, base, p, a: NUMPY.prefix_key(parent, ids, base, p, [(x, 1.0) for x, _ in a])
+)
+
+
+class KeyByName(Served):
+    """Prefixes are keyed by the adapter's name (vllm 30931)."""
+
+    def spoil(self) -> None:
+        cache = self.server.adapters
+
+        def digest(slot: int) -> bytes:
+            return hashlib.sha256(next(a.name for a, s in cache.slots.items() if s == slot).encode()).digest()
+
+        cache.digest = digest  # type: ignore[method-assign]
+
+
+class RelativeKeys(Observed):
+    """The hash of a block is taken from the chunk's tokens, counted from the chunk's beginning (inference-sim 196)."""
+
+    def _keys(self, g: Generation, count: int) -> list[bytes]:
+        whole, n = g.tokens, self.max_batch_tokens
+        g.tokens = whole[:n] * (len(whole) // n + 1)
+        try:
+            return super()._keys(g, count)
+        finally:
+            g.tokens = whole
+
+
+class PublishedTooEarly(Observed):
+    """The block that a chunk has begun is published before it is full (vllm 34587)."""
+
+    def _publish(self, g: Generation) -> None:
+        computed = g.computed
+        g.computed = min(-(-computed // self.cache.block_size) * self.cache.block_size, len(g.request.prompt_ids))
+        super()._publish(g)
+        g.computed = computed
+
+
+# Positions and blocks.
+
+
+def _restart(computed: Sequence[int], lengths: Sequence[int]) -> Array:
+    """A prompt that is continued after a prefix hit begins at 0 again (MinivLLM 98); decoding does not."""
+    return NUMPY.positions([0 if n > 1 else c for c, n in zip(computed, lengths, strict=True)], lengths)
+
+
+def _off_by_one(computed: Sequence[int], lengths: Sequence[int]) -> Array:
+    """A chunk that is neither the first nor a single token begins one place too early."""
+    return NUMPY.positions([c - (c > 0 and n > 1) for c, n in zip(computed, lengths, strict=True)], lengths)
+
+
+class CancelledRunsOn(Observed):
+    """A cancelled request's blocks are free at once, but it runs to its end, and writes into them."""
+
+    def cancel(self, request_id: int) -> None:
+        self.dead = getattr(self, "dead", set())
+        for g in self.running:
+            if g.id == request_id and g.id not in self.dead:
+                self.dead.add(g.id)
+                self.cache.give_back(g.table)
+
+    def _grow(self, g: Generation, n: int) -> bool:
+        if g.id in getattr(self, "dead", ()):
+            return len(g.table) * self.cache.block_size >= g.computed + n or self._forget(g)
+        return super()._grow(g, n)
+
+    def _publish(self, g: Generation) -> None:
+        if g.id not in getattr(self, "dead", ()):
+            super()._publish(g)
+
+    def _forget(self, g: Generation) -> bool:
+        g.limit = len(g.tokens)
+        return False
+
+    def _preempt(self, g: Generation) -> None:
+        if g.id in getattr(self, "dead", ()):
+            self._drop(g)
+        else:
+            super()._preempt(g)
+
+    def _release(self, g: Generation) -> None:
+        if g.id in getattr(self, "dead", ()):
+            g.table = []
+        super()._release(g)
+
+
+class PreemptedKeepsItsPlace(Observed):
+    """A preempted request goes on where it was, in blocks that hold somebody else's keys and values."""
+
+    def _release(self, g: Generation) -> None:
+        computed = g.computed
+        super()._release(g)
+        g.resumes = computed  # type: ignore[attr-defined]
+
+    def _admit(self, g: Generation, budget: int) -> bool:
+        resumes = min(getattr(g, "resumes", 0), len(g.tokens) - 1)
+        admitted = super()._admit(g, budget)
+        if admitted and resumes > g.computed and self._grow(g, resumes + 1 - g.computed):
+            g.computed = resumes
+        return admitted
+
+
+def plan_by_shape() -> Ops:
+    """Which rows get which adapter is remembered by the lengths of the batch (nanovllm-voxcpm 66)."""
+    plans: dict[tuple[int, ...], tuple[Array, Array]] = {}
+
+    def rows(per_request: Sequence, lengths: Sequence[int]) -> tuple[Array, Array]:
+        shape = (*lengths, max(map(len, per_request)))
+        return plans.setdefault(shape, NUMPY.adapter_rows(per_request, lengths))
+
+    return but(adapter_rows=rows)
+
+
+def of_server(server: type[Observed]) -> type[Served]:
+    """Ours around this server."""
+    return type(server.__name__, (Served,), {"server_class": server})
+
+
+Make = Callable[..., Ours]
+
+
+def _of_ops(make: Callable[[], Ops]) -> Make:
+    return lambda **known: Ours(make, **known)
+
+
+# Name -> how to make the engine, and which of sequences.variants it needs: 0 all at once, 1 chunks, 2 little room.
+FAULTY: dict[str, tuple[Make, int]] = {
+    "stale after reload": (StaleAfterReload, 0),
+    "stale after a name is reused": (StaleAfterReuse, 0),
+    "stale after an id is reused": (StaleAfterIdReuse, 0),
+    "evicted slot not reloaded": (SlotNotReloaded, 0),
+    "victim in use": (_of_ops(lambda: victim_in_use), 0),
+    "key without adapter": (_of_ops(lambda: key_without_adapter), 0),
+    "key without weight": (_of_ops(lambda: key_without_weight), 0),
+    "key without parent": (_of_ops(lambda: key_without_parent), 0),
+    "key by name": (KeyByName, 0),
+    "positions restart after a hit": (_of_ops(lambda: but(positions=_restart)), 0),
+    "plan kept by shape": (_of_ops(plan_by_shape), 0),
+    "cancelled runs on": (of_server(CancelledRunsOn), 0),
+    "position after a chunk": (_of_ops(lambda: but(positions=_off_by_one)), 1),
+    "keys relative to the chunk": (of_server(RelativeKeys), 1),
+    "published too early": (of_server(PublishedTooEarly), 1),
+    "preempted keeps its place": (of_server(PreemptedKeepsItsPlace), 2),
+}
+
+
+class Judge:
+    """Is any answer further from the truth than `limit` times the noise? What is asked twice is computed once."""
+
+    def __init__(self, stage: Stage, limit: float = 6.0) -> None:
+        self.stage, self.limit = stage, limit
+        self.members = ensemble(stage.dtype)[:3]
+        self.known: dict[object, tuple[Array, Array]] = {}
+
+    def ratio(self, exchanges: Sequence[Exchange]) -> float:
+        """Of the worst answer; infinite for one that cannot be read."""
+        counted = [e for e in exchanges if e.ask.cancel_after is None]
+        if any(
+            e.answer.error or len(e.answer.token_ids) != e.ask.max_new_tokens or not rows_of(e.answer) for e in counted
+        ):
+            return np.inf
+        self._compute([e for e in counted if _key(e) not in self.known])
+        return max((self._one(e) for e in counted), default=0.0)
+
+    def __call__(self, exchanges: Sequence[Exchange], stage: Stage) -> str:
+        found = self.ratio(exchanges)
+        return "" if found <= self.limit else f"{found:.3g} x noise"
+
+    def fails(self, engine: Ours) -> Callable[[Case], bool]:
+        """For shrink."""
+        return lambda case: bool(self(play(engine, case, self.stage), self.stage))
+
+    def _compute(self, new: Sequence[Exchange]) -> None:
+        if not new:
+            return
+        exact = truth(new, self.stage)
+        runs = honest_runs(self.stage.model, [request(e, self.stage) for e in new], self.members)
+        for i, e in enumerate(new):
+            errors = np.stack([run[i].astype(np.float64) - exact[i] for run in runs])
+            self.known[_key(e)] = exact[i], np.sqrt(np.mean(errors**2, axis=(0, 2)))
+
+    def _one(self, e: Exchange) -> float:
+        exact, unit = self.known[_key(e)]
+        rows = slice(e.answer.first, e.answer.first + rows_of(e.answer))
+        try:
+            error = view(e.answer, exact[rows]).values - exact[rows]
+        except Unreadable:
+            return np.inf
+        return float(np.max(np.sqrt(np.mean(error**2, axis=1)) / unit[rows]))
+
+
+def _key(e: Exchange) -> object:
+    return e.ask.prompt_ids, e.answer.token_ids[:-1], e.adapters
+
+
+def started(make: Make, stage: Stage, settings: Settings) -> Ours:
+    """The engine, over what the stage has loaded already."""
+    engine = make(model=stage.model, adapters={path: stage.adapters[key] for key, path in stage.paths.items()})
+    engine.start(settings)
+    return engine
