@@ -1,6 +1,7 @@
 """F. Not applied: the adapter loads, nothing complains, and some or all of it does nothing."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -126,11 +127,11 @@ def saved_embedding_dropped() -> Ops:
     return whole_layers(lambda site: site != EMBED)
 
 
-def whole_layers(keep: object) -> Ops:
+def whole_layers(keep: Callable[[Site], bool]) -> Ops:
     """Only these of the layers that an adapter brings along."""
 
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
-        kept = {site: x for site, x in bound.weights.items() if keep(site)}  # type: ignore[operator]
+        kept = {site: x for site, x in bound.weights.items() if keep(site)}
         return dataclasses.replace(bound, weights=kept)
 
     return binding(changed)

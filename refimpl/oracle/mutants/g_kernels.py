@@ -1,10 +1,12 @@
 """G. Kernels: bounds, tiles, and the numbers in between. Races belong to the tests of the kernels."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from ...arrays import Array, Precision
+from ...batch import Adapters
 from ...config import Site
 from ...lora import AdapterBank, LoraWeights
 from ...ops import NUMPY, Ops
@@ -191,12 +193,12 @@ def delta_overflows() -> Ops:
 def adapter_lost_after_8_tokens() -> Ops:
     place: list[Array] = []
 
-    def positions(computed: object, lengths: object) -> Array:
-        place[:] = [NUMPY.positions(computed, lengths)]  # type: ignore[arg-type]
+    def positions(computed: Sequence[int], lengths: Sequence[int]) -> Array:
+        place[:] = [NUMPY.positions(computed, lengths)]
         return place[0]
 
-    def rows(per_request: object, lengths: object) -> Plan:
-        ids, weights = NUMPY.adapter_rows(per_request, lengths)  # type: ignore[arg-type]
+    def rows(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
+        ids, weights = NUMPY.adapter_rows(per_request, lengths)
         early = place[0] < 8 if place else np.ones(len(ids), bool)
         return only(early[:, None], ids), weights
 
