@@ -10,6 +10,10 @@ from .adapter import WEIGHTS_FILE, adapter_folder, read_parts
 from .arrays import Array
 from .config import ModelConfig, Site, module_name, read_config
 from .errors import ConfigError
+from .formats.nemo import find_nemo
+from .formats.trtllm_inspect import look
+from .formats.trtllm_pair import is_pair
+from .formats.trtllm_report import MAX_RANK, about_peft
 from .loading.checkpoint import INDEX, SINGLE, open_checkpoint
 from .loading.findings import Findings
 from .loading.peft_config import CONFIG_FILE, PeftConfig, pattern_value
@@ -25,7 +29,7 @@ class ModuleReport:
 
     module: str
     kind: str  # base, lora, replaced (a whole weight that the adapter brings along), bias (likewise)
-    shapes: dict[str, list[int]]  # weight or bias; A and B
+    shapes: dict[str, list[int]]  # weight or bias; A and B; row, where the widths of a TensorRT-LLM pair are not known
     dtype: str
     parameters: int
     bytes: int
@@ -39,7 +43,7 @@ class Inspection:
     """A folder, looked through to the end. `dataclasses.asdict` of it is what --json prints."""
 
     path: str
-    kind: str  # model, adapter or unknown
+    kind: str  # model, adapter, trtllm (TensorRT-LLM's pair of arrays) or unknown
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
@@ -47,24 +51,37 @@ class Inspection:
     dtypes: dict[str, int] = field(default_factory=dict)  # dtype -> parameters
     parameters: int = 0
     bytes: int = 0
+    tensorrt_llm: list[str] = field(default_factory=list)  # what that engine rejects, ignores or does, where asked for
 
     @property
     def ok(self) -> bool:
-        """Whether load_model or load_adapter would take it."""
+        """Whether load_model, load_adapter or `loracle convert` would take it."""
         return not self.problems
 
 
-def inspect(path: str | Path, base: ModelConfig | None = None) -> Inspection:
-    """Look through a model folder, or an adapter folder (against a base, if one is given). Raises nothing."""
+def inspect(
+    path: str | Path, base: ModelConfig | None = None, engine: str | None = None, max_rank: int = MAX_RANK
+) -> Inspection:
+    """Look through a model folder, or an adapter folder (against a base, if one is given). Raises nothing.
+
+    engine "trtllm": what TensorRT-LLM would make of a PEFT folder, if its max_lora_rank is max_rank."""
     found = Findings()
+    notes: list[str] = []
     folder, kind = _resolve(path)
     if kind == "adapter":
         peft, parts = read_parts(folder, base, found)
-        config: ModelConfig | PeftConfig | None = peft
+        config = asdict(peft) if peft else {}
         modules = [report for site in sorted(parts) for report in _adapter_reports(site, parts, peft)]
+        if peft and engine == "trtllm" and not found.problems:
+            notes = about_peft(parts, peft, max_rank)
+    elif kind == "trtllm":
+        seen = look(folder, base, found, max_rank)
+        config, notes = seen.config, seen.engine
+        modules = [_report(name, "lora", arrays, rank) for name, arrays, rank in seen.modules]
     elif kind == "model":
-        config = read_config(folder, found)
-        tensors = open_checkpoint(folder, config, found)
+        of_model = read_config(folder, found)
+        config = asdict(of_model) if of_model else {}
+        tensors = open_checkpoint(folder, of_model, found)
         modules = [_report(name, "base", {name.rsplit(".", 1)[-1]: t.array}) for name, t in tensors.items()]
         try:
             load_tokenizer(folder)
@@ -74,18 +91,19 @@ def inspect(path: str | Path, base: ModelConfig | None = None) -> Inspection:
             found.warn(folder, "has no tokenizer.json: it can be given token ids, not text")
     else:
         neither = f"has neither config.json and {SINGLE} nor {CONFIG_FILE} and {WEIGHTS_FILE}"
-        found.problem(folder, neither if os.path.isdir(folder) else "is not a folder")
-        config, modules = None, []
+        found.problem(folder, find_nemo(folder) or (neither if os.path.isdir(folder) else "is not a folder"))
+        config, modules = {}, []
     return Inspection(
         str(folder),
         kind,
         found.problems,
         found.warnings,
-        asdict(config) if config else {},
+        config,
         modules,
         {dtype: sum(m.parameters for m in modules if m.dtype == dtype) for dtype in sorted({m.dtype for m in modules})},
         sum(m.parameters for m in modules),
         sum(m.bytes for m in modules),
+        notes,
     )
 
 
@@ -97,6 +115,8 @@ def _resolve(path: str | Path) -> tuple[Path, str]:
     names = {file.name for file in folder.glob("*")} if os.path.isdir(folder) else set()
     if names & {CONFIG_FILE, WEIGHTS_FILE, "adapter_model.bin"}:
         return folder, "adapter"
+    if is_pair(folder):
+        return folder, "trtllm"
     return folder, "model" if names & {"config.json", SINGLE, INDEX} else "unknown"
 
 

@@ -16,6 +16,7 @@ from ..adapter import load_adapter
 from ..config import Site, load_config, module_name
 from ..effect import effect
 from ..errors import RequestError
+from ..formats.trtllm_report import MAX_RANK
 from ..inspect import Inspection, ModuleReport, inspect
 from ..weights import Model, base_folder, load_model
 from .common import human_bytes, prompt_ids
@@ -27,12 +28,21 @@ EXAMPLE = """  loracle inspect ./my-adapter --model ./llama            does it f
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of inspect."""
-    parser.add_argument("folder", metavar="DIR", help="a model or PEFT folder, tiny, or a voice of it")
+    parser.add_argument("folder", metavar="DIR", help="a model, PEFT or TensorRT-LLM folder, tiny, or a voice of it")
     parser.add_argument(
         "--model", metavar="DIR|tiny", help="the base that the adapter is for: check it against that one"
     )
     parser.add_argument(
         "--effect", action="store_true", help="per module ||scale B A x|| / ||W x|| on the model's own x"
+    )
+    parser.add_argument(
+        "--for",
+        dest="engine",
+        choices=("trtllm",),
+        help="also what this engine would reject of a PEFT folder, or ignore (said of its own arrays in any case)",
+    )
+    parser.add_argument(
+        "--max-rank", type=int, default=MAX_RANK, metavar="N", help=f"its max_lora_rank (default {MAX_RANK}, its own)"
     )
     parser.add_argument("--prompt", metavar="TEXT", help="the text that --effect runs (default: a fixed one)")
 
@@ -40,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0 if the folder can be used, 2 if it cannot."""
     model = args.model or ("tiny" if args.folder in tiny.VOICES else None)
-    found = inspect(args.folder, load_config(base_folder(model)) if model else None)
+    if args.max_rank < 1:
+        raise RequestError(f"--max-rank {args.max_rank}: it must be above 0")
+    base = load_config(base_folder(model)) if model else None
+    found = inspect(args.folder, base, args.engine, args.max_rank)
     effects: dict[Site, float] | None = None
     if args.effect and found.ok:
         effects = measured(args, found, model)
@@ -87,8 +100,10 @@ def show(console: Console, found: Inspection, effects: dict[Site, float] | None,
         console.print(Text("problem: ", style="bold red") + Text(text))
     for text in found.warnings:
         console.print(Text("warning: ", style="yellow") + Text(text))
+    for text in found.tensorrt_llm:
+        console.print(Text("TensorRT-LLM ", style="cyan") + Text(text))
     if found.ok:
-        unchecked = found.kind == "adapter" and not against_base
+        unchecked = found.kind in ("adapter", "trtllm") and not against_base
         console.print(
             Text("sound in itself; add --model DIR to check it against its base", style="yellow")
             if unchecked
@@ -99,7 +114,8 @@ def show(console: Console, found: Inspection, effects: dict[Site, float] | None,
 def modules_table(modules: list[ModuleReport]) -> Table:
     """One row for each kind of module: layers that agree in everything are counted, not listed."""
     adapter = any(m.kind != "base" for m in modules)
-    extra = ["kind", "rank", "alpha", "scale"] if adapter else []
+    known = [name for name in ("rank", "alpha", "scale") if any(getattr(m, name) is not None for m in modules)]
+    extra = ["kind", *known] if adapter else []
     table = Table("module", "layers", "shapes", *extra, "dtype", "bytes", box=box.SIMPLE, padding=0, pad_edge=False)
     for column in table.columns:
         column.no_wrap = True
@@ -109,7 +125,8 @@ def modules_table(modules: list[ModuleReport]) -> Table:
         key = (short_name(m.module), m.kind, shapes, m.rank, m.alpha, m.scale, m.dtype)
         groups.setdefault(key, []).append(m)
     for (name, kind, shapes, rank, alpha, scale, dtype), same in groups.items():
-        numbers = [kind, *("" if x is None else f"{x:.3g}" for x in (rank, alpha, scale))] if adapter else []
+        values = {"rank": rank, "alpha": alpha, "scale": scale}
+        numbers = [kind, *("" if values[name] is None else f"{values[name]:.3g}" for name in known)] if adapter else []
         layers = str(len(same)) if ".layers." in same[0].module else ""
         table.add_row(name, layers, shapes, *numbers, dtype, human_bytes(sum(m.bytes for m in same)))
     return table
