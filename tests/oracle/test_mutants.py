@@ -3,6 +3,7 @@
 import ast
 import doctest
 import functools
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,6 +36,18 @@ def test_shows_where_it_says_that_it_shows(mutant: Mutant) -> None:
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS.values() if m.needs != "batch"], ids=lambda m: m.name)
 def test_needs_no_less(mutant: Mutant) -> None:
     assert not zoo.differ(zoo.case("batch").answers(mutant.make()), zoo.truth("batch"))
+
+
+def test_no_two_are_the_same() -> None:
+    """Two that agree in the case that both name are told apart by some other case."""
+    for needs in NEEDS:
+        answers = {name: zoo.case(needs).answers(m.make()) for name, m in MUTANTS.items() if m.needs == needs}
+        for a, b in itertools.combinations(answers, 2):
+            if not zoo.differ(answers[a], answers[b]):
+                assert any(
+                    zoo.differ(zoo.case(c).answers(MUTANTS[a].make()), zoo.case(c).answers(MUTANTS[b].make()))
+                    for c in NEEDS
+                ), f"{a} is {b}"
 
 
 def test_every_need_has_a_case_and_a_mutant() -> None:
@@ -90,7 +103,7 @@ def test_answers_any_batch(scene: Scene) -> None:
     under_every_mutant(scene, whole_prompts)
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(scene=st.one_of(reuses(), replacing_scenes()))
 def test_serves_any_requests(scene: Scene) -> None:
     under_every_mutant(scene, serve)

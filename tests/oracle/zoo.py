@@ -179,7 +179,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "three adapters": three,
     "other modules": partial,
     "rslora": lambda: ranks(2, 2, use_rslora=True),
-    "alpha_pattern": lambda: ranks(2, 2, alpha_pattern={"v_proj": 9.0}),
+    "alpha_pattern": lambda: ranks(2, 2, alpha_pattern={"q_proj": 9.0}),
     "rank_pattern": uneven_ranks,
     "mixed ranks": lambda: ranks(2, 4),
     "rank 8": lambda: ranks(8, 8),

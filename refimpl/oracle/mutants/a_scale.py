@@ -119,7 +119,7 @@ def alpha_pattern_ignored() -> Ops:
 @scale.bug("alpha of the first module for all of them", needs="alpha_pattern")
 def alpha_of_the_first_module() -> Ops:
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
-        first = module_name(min(adapter.lora)) if adapter.lora else ""
+        first = next((module_name(site) for site in config.sites() if site in adapter.lora), "")
         alpha = pattern_value(adapter.config.alpha_pattern, first, adapter.config.lora_alpha)
         return bind_adapter(adapter, config, lambda _, r, rs: scale(alpha, r, rs))
 
