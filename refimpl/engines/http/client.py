@@ -1,0 +1,195 @@
+"""JSON over HTTP with every wait bounded, on http.client alone.
+
+Of the standard library's two clients http.client is the one that does what it is told and no more: it follows no
+redirect (which would carry the key to another host), asks no proxy, and lets every wait be bounded. What a library
+adds (pools, HTTP/2, streams) is not needed: a request has a connection of its own, so that a broken one spoils
+nothing, and an answer is read whole.
+
+The key comes from the environment and goes into one header. Servers like to quote what they were sent: nothing that
+leaves here, be it an error or a raw answer, still has the key in it.
+"""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..interface import EngineError
+
+MAX_BODY = 2**30  # bytes of an answer
+RAW_TEXT = 20_000  # characters kept of one that is no JSON
+BACKOFF = 0.2  # seconds before the first repetition; doubled for each one after
+REPEATED = (429, 500, 502, 503, 504)  # statuses that may be different next time
+
+
+class Unreachable(EngineError):
+    """Nothing came back: nobody listens there, or not in time."""
+
+
+class BadAnswer(EngineError):
+    """Something came back that is no answer. It is kept in `raw`, as JSON where it was that."""
+
+    def __init__(self, message: str, raw: Any = None) -> None:
+        super().__init__(message)
+        self.raw = raw
+
+
+class Refused(BadAnswer):
+    """The server answered with an error of its own."""
+
+    def __init__(self, message: str, raw: Any, status: int) -> None:
+        super().__init__(message, raw)
+        self.status = status
+
+
+@dataclass
+class Client:
+    """One server. Safe to be used by several threads at once: nothing is shared between requests."""
+
+    url: str  # http://host:port, with a path if the server lives under one
+    key: str = ""
+    timeout: float = 120.0  # seconds for one try, from connecting to the last byte
+    retries: int = 2  # after the first try
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        try:
+            self.host, self.port = parts.hostname or "", parts.port
+        except ValueError as error:
+            raise EngineError(f"url: {error}") from None
+        if parts.username or parts.password:  # not repeated: it may be a secret
+            raise EngineError("url: a name or password has no place in it; a key goes into an environment variable")
+        if parts.scheme not in ("http", "https") or not self.host or parts.query or parts.fragment:
+            raise EngineError(f"url: {self.url!r} is not of the form http://host:port")
+        self.secure, self.prefix = parts.scheme == "https", parts.path.rstrip("/").removesuffix("/v1")
+        if not (self.key.isascii() and self.key.isprintable()) or self.key != self.key.strip():
+            raise EngineError("the key has characters that no HTTP header can carry (a line break at its end, perhaps)")
+
+    def get(self, path: str, text: bool = False) -> Any:
+        """The JSON found there, or the text."""
+        return self._ask("GET", path, None, text)
+
+    def post(self, path: str, body: Any, text: bool = False) -> Any:
+        """The JSON that answers this JSON, or the text."""
+        return self._ask("POST", path, json.dumps(body).encode(), text)
+
+    def clean(self, value: Any) -> Any:
+        """The same without the key, however deep it sits."""
+        if isinstance(value, str):
+            return value.replace(self.key, "***") if self.key else value
+        if isinstance(value, dict):
+            return {self.clean(name): self.clean(item) for name, item in value.items()}
+        return [self.clean(item) for item in value] if isinstance(value, list) else value
+
+    def _ask(self, method: str, path: str, payload: bytes | None, text: bool) -> Any:
+        """Once, and again where that may help: greedy answers are the same whenever they are given."""
+        where = f"{method} {path} at {self.url}"
+        for repetition in range(self.retries + 1):
+            if repetition:
+                time.sleep(BACKOFF * 2 ** (repetition - 1))
+            last = repetition == self.retries
+            try:
+                status, body = self._once(method, path, payload)
+            except TimeoutError:  # a slow server gets no faster by being asked twice
+                raise Unreachable(f"{where}: no whole answer within {self.timeout:g} s") from None
+            except (ConnectionRefusedError, socket.gaierror) as error:
+                if last or isinstance(error, socket.gaierror):
+                    raise Unreachable(f"{where}: nobody answers there ({error.strerror})") from None
+            except (ConnectionError, HTTPException) as error:
+                if last:
+                    how = self.clean(f"{type(error).__name__} {error}".strip())
+                    raise BadAnswer(f"{where}: the connection broke ({how}), {self._tries()}") from None
+            except OSError as error:  # TLS, no route, ...
+                raise Unreachable(f"{where}: {self.clean(str(error))}") from None
+            else:
+                if last or status not in REPEATED:
+                    return self._understood(where, status, body, text)
+        raise AssertionError("the last try returns or raises")
+
+    def _once(self, method: str, path: str, payload: bytes | None) -> tuple[int, bytes]:
+        """Status and whole body of one try."""
+        deadline = time.monotonic() + self.timeout
+        connection = (HTTPSConnection if self.secure else HTTPConnection)(self.host, self.port, timeout=self.timeout)
+        headers = {"Accept": "application/json"}
+        if payload is not None:
+            headers["Content-Type"] = "application/json"
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        try:
+            connection.connect()
+            with _cut(connection.sock, deadline - time.monotonic()) as late:
+                try:
+                    connection.request(method, self.prefix + path, payload, headers)
+                    response = connection.getresponse()
+                    body = bytearray()
+                    while piece := response.read(2**16):
+                        body += piece
+                        if len(body) > MAX_BODY:
+                            where = f"{method} {path} at {self.url}"
+                            raise BadAnswer(f"{where}: more than {MAX_BODY} bytes; top-k asks for less")
+                    if response.length:  # read() does not mind
+                        raise ConnectionError(f"closed with {response.length} bytes to come")
+                except (OSError, HTTPException):
+                    if late.is_set():
+                        raise TimeoutError from None
+                    raise
+            return response.status, bytes(body)
+        finally:
+            connection.close()
+
+    def _understood(self, where: str, status: int, body: bytes, text: bool) -> Any:
+        if text and 200 <= status < 300:
+            return self.clean(body.decode("utf-8", "replace"))
+        try:
+            value = json.loads(body)  # with NaN and Infinity, which Python's own servers write
+        except (ValueError, RecursionError):
+            value = self.clean(body.decode("utf-8", "replace"))[:RAW_TEXT]
+            if 200 <= status < 300:
+                raise BadAnswer(f"{where}: not JSON: {_short(value)}", value) from None
+        if not 200 <= status < 300:
+            value = self.clean(value)
+            tries = f", {self._tries()}" if status in REPEATED else ""
+            raise Refused(f"{where}: HTTP {status}{tries}: {_short(_message(value))}", value, status)
+        return value
+
+    def _tries(self) -> str:
+        return f"{self.retries + 1} times" if self.retries else "once"
+
+
+@contextmanager
+def _cut(wire: socket.socket, seconds: float) -> Iterator[threading.Event]:
+    """Shuts the connection down when the time is up: a socket's own timeout begins anew with every byte that drips."""
+    late = threading.Event()
+
+    def cut() -> None:
+        late.set()
+        with suppress(OSError):
+            socket.socket.shutdown(wire, socket.SHUT_RDWR)  # the wire itself, below TLS
+
+    timer = threading.Timer(max(seconds, 0), cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+
+
+def _message(value: Any) -> str:
+    """What an error says: OpenAI's {"error": {"message"}}, FastAPI's {"detail"}, or whatever it is."""
+    for name in ("error", "message", "detail"):
+        if isinstance(value, dict) and value.get(name):
+            value = value[name]
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short(text: str) -> str:
+    """One line of it."""
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else line[:200] + " ..."

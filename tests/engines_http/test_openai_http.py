@@ -1,0 +1,292 @@
+"""Servers of four kinds as engines: what they can show is found out, adapters are chosen, loaded, replaced.
+
+The fake servers answer from our own engine, and JSON keeps every digit: the numbers are equal.
+"""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_server import COMPLETIONS, KINDS, OWNERS, Fake, Problem, log_softmax
+
+from refimpl import tiny
+from refimpl.engines import openai_http
+from refimpl.engines.interface import Answer, Ask, EngineError, Settings
+from refimpl.engines.ours import Ours
+
+VOCAB = 1984
+PROMPT = (0, 17, 300, 5, 901)
+PIRATE, BARD = tiny.VOICES["pirate"], tiny.VOICES["bard"]
+SETTINGS = Settings(tiny.base_path())
+ASKS = [Ask(PROMPT, "a", 3), Ask(PROMPT[:3], None, 2), Ask(PROMPT, "b", 3), Ask(PROMPT, None, 3), Ask(PROMPT, "a", 1)]
+
+
+@pytest.fixture(scope="module")
+def ours() -> Ours:
+    engine = Ours()
+    engine.start(SETTINGS)
+    engine.load("a", PIRATE)
+    engine.load("b", BARD)
+    return engine
+
+
+@pytest.fixture(params=KINDS)
+def fake(request: pytest.FixtureRequest) -> Iterator[Fake]:
+    with Fake(request.param, {"served-a": PIRATE, "served-b": BARD}) as server:
+        yield server
+
+
+def mapping(fake: Fake) -> str:
+    """trtllm-serve has folders where the others have names."""
+    return f"a={PIRATE},b={BARD}" if fake.kind == "trtllm" else "a=served-a,b=served-b"
+
+
+def started(fake: Fake, **options: str) -> openai_http.OpenAIHTTP:
+    engine = openai_http.OpenAIHTTP(
+        {"url": fake.url, "retries": "0", **{k.replace("_", "-"): v for k, v in options.items()}}
+    )
+    engine.start(SETTINGS)
+    return engine
+
+
+def with_adapters(fake: Fake, **options: str) -> openai_http.OpenAIHTTP:
+    engine = started(fake, adapters=mapping(fake), **options)
+    engine.load("a", Path("unused"))
+    engine.load("b", Path("unused"))
+    return engine
+
+
+def alone(ours: Ours) -> list[Answer]:
+    """As the fake server computes them: another batch has other sums."""
+    return [ours.run([ask])[0] for ask in ASKS]
+
+
+def assert_same(found: Answer, true: Answer, prompt: int) -> None:
+    """Every number that was told is ours."""
+    assert found.error == "" and found.token_ids == true.token_ids
+    if found.logits is not None:
+        assert found.first == 0 and np.array_equal(found.logits, true.logits[:prompt])
+        return
+    rows = log_softmax(true.logits)[found.first :]
+    if found.logprobs is not None:
+        assert np.array_equal(found.logprobs, rows)
+        return
+    assert found.top is not None and len(found.top) == len(rows)
+    assert all(row[t] == x for told, row in zip(found.top, rows, strict=True) for t, x in told.items())
+
+
+def test_every_row_of_every_kind_of_server_is_ours(fake: Fake, ours: Ours) -> None:
+    engine = with_adapters(fake)
+    for ask, found, true in zip(ASKS, engine.run(ASKS), alone(ours), strict=True):
+        assert_same(found, true, len(ask.prompt_ids))
+        assert found.first == (len(ask.prompt_ids) - 1 if fake.kind == "llama_server" else 0)
+        assert found.top is None
+    assert engine.capabilities.readout == ("logits" if fake.kind == "trtllm" else "logprobs")
+    assert engine.capabilities.prompt_rows is (fake.kind != "llama_server")
+    assert engine.capabilities.mixed is (fake.kind != "llama_server")
+    assert engine.versions()["server"].startswith(f"{fake.kind} ") and "fake" in engine.versions()["server"]
+    engine.close()
+
+
+def test_top_k_is_taken_where_all_is_refused_or_too_much(fake: Fake, ours: Ours) -> None:
+    if fake.kind in ("llama_server", "sglang"):  # they refuse nothing
+        engine = with_adapters(fake, top_k="20")
+    else:
+        fake.max_width = 20
+        engine = with_adapters(fake)
+    k = 1 if fake.kind == "trtllm" else 20
+    assert (engine.capabilities.readout, engine.capabilities.top_k) == ("top", k)
+    for ask, found, true in zip(ASKS, engine.run(ASKS), alone(ours), strict=True):
+        assert_same(found, true, len(ask.prompt_ids))
+        assert found.top is not None and {len(row) for row in found.top} == {k}
+
+
+def test_a_server_that_tells_fewer_tokens_than_it_is_asked_for_has_shown_what_it_can() -> None:
+    def five(answer: dict) -> None:
+        for row in answer["completion_probabilities"]:
+            del row["top_logprobs"][5:]
+
+    with Fake("llama_server") as fake:
+        fake.change = five
+        engine = started(fake)
+        assert (engine.capabilities.readout, engine.capabilities.top_k) == ("top", 5)
+        assert engine.run([Ask(PROMPT)])[0].error == ""
+
+
+def test_a_server_that_tells_ids_alone_is_read_as_text(ours: Ours) -> None:
+    with Fake("vllm") as fake:
+        fake.change = lambda answer: answer["choices"][0].update(logprobs=None, prompt_logprobs=None)
+        engine = started(fake)
+        assert engine.capabilities.readout == "text"
+        found = engine.run([Ask(PROMPT, None, 4)])[0]
+        assert found.token_ids == ours.run([Ask(PROMPT, None, 4)])[0].token_ids
+        assert found.error == "" and found.logprobs is None and found.top is None
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "trtllm"])
+def test_adapters_are_loaded_unloaded_and_replaced(kind: str, ours: Ours) -> None:
+    with Fake(kind) as fake:
+        engine = started(fake)
+        assert {"load", "unload", "reload"} <= engine.capabilities.operations
+        ask = Ask(PROMPT, "a", 2)
+        engine.load("a", PIRATE)
+        assert_same(engine.run([ask])[0], ours.run([ask])[0], len(PROMPT))
+        engine.load("a", BARD)  # other weights under the same name
+        assert_same(engine.run([ask])[0], ours.run([Ask(PROMPT, "b", 2)])[0], len(PROMPT))
+        engine.unload("a")
+        with pytest.raises(EngineError, match="no adapter 'a'"):
+            engine.run([ask])
+        engine.load("a", PIRATE)
+        engine.reset()
+        assert engine.names == {} and (kind == "trtllm" or fake.adapters == {})
+        engine.load("a", PIRATE)
+        engine.close()
+        assert kind == "trtllm" or fake.adapters == {}
+
+
+def test_an_older_vllm_replaces_an_adapter_by_unloading_it_first(ours: Ours) -> None:
+    with Fake("vllm") as fake:
+        engine = started(fake)
+        engine.load("a", PIRATE)
+        place = fake.load
+
+        def load(name: str, folder: str) -> None:  # load_inplace is unknown to it
+            if name in fake.adapters:
+                raise Problem(400, "already been loaded")
+            place(name, folder)
+
+        fake.load = load
+        engine.load("a", BARD)
+        ask = Ask(PROMPT, "a", 2)
+        assert_same(engine.run([ask])[0], ours.run([Ask(PROMPT, "b", 2)])[0], len(PROMPT))
+
+
+def test_without_the_endpoints_nothing_can_be_loaded() -> None:
+    for kind in ("vllm", "sglang"):
+        with Fake(kind, {"served-a": PIRATE}, dynamic=False) as fake:
+            engine = started(fake)
+            assert "load" not in engine.capabilities.operations
+            with pytest.raises(EngineError, match=r"--adapter-name a=SERVED\. It has served-a"):
+                engine.load("a", PIRATE)
+    with Fake("llama_server", {"served-a": PIRATE}) as fake, pytest.raises(EngineError, match="loads none while it"):
+        started(fake).load("a", PIRATE)
+
+
+def test_an_adapter_that_the_server_has_is_not_replaced_by_accident() -> None:
+    with Fake("vllm", {"a": PIRATE}) as fake:
+        with pytest.raises(EngineError, match=r"the server has one of that name, from .*pirate"):
+            started(fake).load("a", BARD)
+        assert fake.adapters == {"a": PIRATE}
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "llama_server"])
+def test_an_adapter_that_the_server_does_not_have(kind: str) -> None:
+    with Fake(kind, {"served-a": PIRATE}) as fake:
+        engine = started(fake, adapters="a=other")
+        with pytest.raises(EngineError, match=r"no adapter 'other'; it has .*served-a"):
+            engine.load("a", PIRATE)
+
+
+def test_trtllm_serve_looks_at_a_folder_only_when_it_is_asked_for() -> None:
+    with Fake("trtllm") as fake:
+        engine = started(fake, adapters="a=/nowhere/at/all")
+        engine.load("a", PIRATE)
+        assert "HTTP 404: No adapter found for /nowhere/at/all" in engine.run([Ask(PROMPT, "a")])[0].error
+
+
+def test_requests_are_served_together(fake: Fake) -> None:
+    engine = with_adapters(fake)
+    fake.together = threading.Barrier(len(ASKS))  # nobody is answered before all are there
+    assert [a.error for a in engine.run(ASKS)] == [""] * len(ASKS)
+
+
+def test_a_request_of_the_base_turns_every_adapter_of_llama_server_off() -> None:
+    with Fake("llama_server", {"served-a": PIRATE, "served-b": BARD}) as fake:
+        engine = with_adapters(fake)
+        fake.seen.clear()
+        engine.run([Ask(PROMPT)])
+        engine.run([Ask(PROMPT, "b")])
+        scales = [[x["scale"] for x in body["lora"]] for _, body, _ in fake.seen]
+        assert scales == [[0.0, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize("said", ["served-b", "served-b.gguf", "some/where/served-b.gguf", "1"])
+def test_an_adapter_of_llama_server_has_four_names(said: str, ours: Ours) -> None:
+    with Fake("llama_server", {"served-a": PIRATE, "served-b": BARD}) as fake:
+        engine = started(fake, adapters=f"b={said}")
+        engine.load("b", BARD)
+        assert_same(engine.run([Ask(PROMPT, "b", 2)])[0], ours.run([Ask(PROMPT, "b", 2)])[0], len(PROMPT))
+
+
+def test_llama_server_goes_on_after_the_end_of_text(ours: Ours) -> None:
+    """It stops there, and ignore_eos would forbid the token instead: it is asked again."""
+
+    def one_at_a_time(answer: dict) -> None:
+        del answer["tokens"][1:], answer["completion_probabilities"][1:]
+        answer["stop_type"] = "eos"
+
+    with Fake("llama_server") as fake:
+        engine = started(fake)
+        fake.change = one_at_a_time
+        ask = Ask(PROMPT, None, 4)
+        found, true = engine.run([ask])[0], ours.run([ask])[0]
+        assert found.token_ids == true.token_ids and found.logprobs is not None
+        assert np.abs(found.logprobs - log_softmax(true.logits)[found.first :]).max() < 1e-4  # other sums, same text
+
+
+def test_what_is_at_the_floor_is_not_told() -> None:
+    """vLLM writes -9999 for -inf; llama-server has no digits below the smallest normal float32."""
+
+    def sink(answer: dict) -> None:
+        answer["completion_probabilities"][0]["top_logprobs"][-1]["logprob"] = -3.4028235e38
+
+    with Fake("llama_server") as fake:
+        engine = started(fake)
+        fake.change = sink
+        found = engine.run([Ask(PROMPT)])[0]
+        assert found.error == "" and found.logprobs is None and [len(row) for row in found.top] == [VOCAB - 1]
+
+
+def test_prefixes_are_found_again_only_where_that_is_asked_for(ours: Ours) -> None:
+    with Fake("llama_server") as fake:
+        engine = openai_http.OpenAIHTTP({"url": fake.url})
+        for caching in (False, True):
+            engine.start(Settings(tiny.base_path(), prefix_caching=caching))
+            fake.seen.clear()
+            engine.run([Ask(PROMPT)])
+            assert fake.seen[0][1]["cache_prompt"] is caching
+    with Fake("vllm") as fake:  # which computes anew what has prompt_logprobs
+        engine = openai_http.OpenAIHTTP({"url": fake.url})
+        engine.start(Settings(tiny.base_path(), prefix_caching=True))
+        found = engine.run([Ask(PROMPT, None, 2)])[0]
+        assert found.first == len(PROMPT) - 1
+        assert_same(found, ours.run([Ask(PROMPT, None, 2)])[0], len(PROMPT))
+    with Fake("trtllm") as fake, pytest.raises(EngineError, match="prefix caching"):
+        engine = openai_http.OpenAIHTTP({"url": fake.url})
+        engine.start(Settings(tiny.base_path(), prefix_caching=True))
+
+
+def test_the_url_may_end_in_v1(fake: Fake) -> None:
+    engine = openai_http.OpenAIHTTP({"url": fake.url + "/v1/"})
+    engine.start(SETTINGS)
+    assert engine.run([Ask(PROMPT)])[0].error == ""
+
+
+def test_a_server_of_another_making_needs_the_dialect_and_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OWNERS, "vllm", "someone")
+    with Fake("vllm") as fake:
+        with pytest.raises(EngineError, match=r"cannot tell what .* \(someone\)"):
+            started(fake)
+        assert started(fake, dialect="vllm").capabilities.readout == "logprobs"
+
+
+def test_the_entry_needs_nothing_and_make_makes_it() -> None:
+    entry = openai_http.entry()
+    assert entry.name == "openai_http" and entry.missing == ""
+    with Fake("vllm") as fake:
+        engine = openai_http.make({"url": fake.url})
+        engine.start(SETTINGS)
+        assert engine.run([]) == []
+        assert COMPLETIONS["vllm"] in {path for path, _, _ in fake.seen}
