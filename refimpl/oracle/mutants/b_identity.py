@@ -93,10 +93,10 @@ def ids_not_repeated_per_token() -> Ops:
     return but(adapter_rows=rows)
 
 
-@identity.bug("the rows are sorted by adapter for the kernel, and never put back")
+@identity.bug("the rows are sorted by adapter for the kernel, those without one last, and never put back")
 def sorted_and_never_put_back() -> Ops:
     def in_order(ids: Array, weights: Array) -> Plan:
-        order = np.argsort(ids[:, 0], kind="stable")
+        order = np.argsort(np.where(ids < 0, ids.max() + 1, ids)[:, 0], kind="stable")
         return ids[order], weights[order]
 
     return but(lora_delta=routing(in_order))

@@ -119,18 +119,6 @@ def token_tail_lost() -> Ops:
     return but(lora_delta=routing(lambda ids, w: (only(np.arange(len(ids))[:, None] < len(ids) // 4 * 4, ids), w)))
 
 
-@kernels.bug("an adapter that comes a second time, after another one, is left out there")
-def second_run_lost() -> Ops:
-    def first_runs(ids: Array, weights: Array) -> Plan:
-        first = ids[:, 0]
-        run = np.cumsum(np.diff(first, prepend=first[0]) != 0)  # which run of equal ids a row is in
-        opening = {int(a): run[first == a].min() for a in np.unique(first)}
-        kept = run == np.array([opening[int(a)] for a in first])
-        return only(kept[:, None], ids), weights
-
-    return but(lora_delta=routing(first_runs))
-
-
 # What is accumulated into what.
 
 
