@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refimpl import tiny
-from refimpl.engines.interface import Ask, EngineError, Settings
+from refimpl.engines.interface import Answer, Ask, EngineError, Settings
 from refimpl.engines.ours import Ours
 
 KINDS = ("vllm", "llama_server", "sglang", "trtllm")
@@ -52,6 +52,11 @@ class Fake(ThreadingHTTPServer):
         self.adapters = dict(adapters or {})  # served name -> folder
         for name, folder in self.adapters.items():
             self.engine.load(name, folder)
+        self.known: dict[object, Answer] = {}
+        self.well_behaved()
+
+    def well_behaved(self) -> None:
+        """From now on; and nothing was seen."""
         self.max_width = 10**9  # tokens of a row that it tells; it refuses more, as vLLM does
         self.change: Callable[[Any], object] = lambda answer: None  # in the JSON of a completion
         self.instead: Callable[[Handler, bytes], None] | None = None  # in place of it
@@ -71,12 +76,15 @@ class Fake(ThreadingHTTPServer):
 
     def numbers(self, prompt: list[int], adapter: str | None, n: int) -> tuple[list[int], np.ndarray]:
         """The tokens, and the logits of every row."""
+        ask = Ask(tuple(prompt), adapter, n)
+        key = ask, self.adapters.get(adapter or "")
         with self.lock:
-            try:
-                answer = self.engine.run([Ask(tuple(prompt), adapter, n)])[0]
-            except EngineError as error:
-                raise Problem(404, f"The model {adapter!r} does not exist. ({error})") from None
-        return list(answer.token_ids), answer.logits
+            if key not in self.known:
+                try:
+                    self.known[key] = self.engine.run([ask])[0]
+                except EngineError as error:
+                    raise Problem(404, f"The model {adapter!r} does not exist. ({error})") from None
+            return list(self.known[key].token_ids), self.known[key].logits
 
     def load(self, name: str, folder: str) -> None:
         """Under a new name, or in place of what is there."""
