@@ -119,29 +119,29 @@ ENGINE_ERRORS: dict[str, tuple[Callable[[Path], object], str]] = {
     "axes of config": (lambda f: write(f, config=np.array(DOC_ROWS, np.int32)), f"{FILES[1]}: has shape [6, 3]; it"),
     "batch": (lambda f: write(f, np.repeat(doc_weights(), 2, 0)), f"{FILES[0]}: has shape [2, 6, 64]; its first axis"),
     "int64": (lambda f: write(f, config=np.array([DOC_ROWS])), f"{FILES[1]}: has dtype '<i8'"),
-    "float config": (lambda f: write(f, config=np.array([DOC_ROWS], np.float32)), "has dtype float32; it must be int32"),
-    "int weights": (lambda f: write(f, doc_weights().astype(np.int32)), "has dtype int32; it must be float16, bfloat16"),
+    "float config": (lambda f: write(f, config=np.array([DOC_ROWS], np.float32)), "dtype float32; it must be int32"),
+    "int weights": (lambda f: write(f, doc_weights().astype(np.int32)), "dtype int32; it must be float16, bfloat16"),
     "rows": (lambda f: write(f, doc_weights()[:, :5]), f"{FILES[0]} has 5 rows, {FILES[1]} has 6"),
     "columns": (lambda f: write(f, config=[row[:2] for row in DOC_ROWS]), "has 2 columns; there are 3 (module, layer,"),
     "five columns": (lambda f: write(f, config=[[*row, 0, 0] for row in DOC_ROWS]), "has 5 columns"),
     "empty": (lambda f: write(f, doc_weights()[:, :0], np.zeros((1, 0, 3), np.int32)), "has no rows"),
-    "module id": (lambda f: write(f, config=changed(2, 0, 26)), "row 2 [26, 1, 2]: module id 26 is none; they are 0 to"),
+    "module id": (lambda f: write(f, config=changed(2, 0, 26)), "row 2 [26, 1, 2]: module id 26 is none"),
     "negative id": (lambda f: write(f, config=changed(2, 0, -1)), "row 2 [-1, 1, 2]: module id -1"),
     "layer": (lambda f: write(f, config=changed(4, 1, 4)), "row 4 (attn_q of layer 4, rank 2): the base has 4 layers"),
     "layer below": (lambda f: write(f, config=changed(4, 1, -1)), "row 4 [1, -1, 2]: layer -1 is below 0"),
     "rank 0": (lambda f: write(f, config=changed(3, 2, 0)), "row 3 [2, 1, 0]: rank 0 is not above 0"),
     "dora flag": (lambda f: write(f, config=[[*row, 2] for row in DOC_ROWS]), "row 0 [1, 0, 2, 2]: is_dora is 2"),
     "module": (lambda f: write(f, config=changed(0, 0, 3)), "row 0 (attn_v of layer 0, rank 2): attn_v is not enabled"),
-    "too few": (lambda f: write(f, doc_weights()[..., :63]), "row 5 (attn_q of layer 3, rank 8): too few values: rank 8 of "
-                "[4, 4] needs 64, rows have 63"),
+    "too few": (lambda f: write(f, doc_weights()[..., :63]), "row 5 (attn_q of layer 3, rank 8): too few values: rank 8"
+                " of [4, 4] needs 64, rows have 63"),
     "max rank": (lambda f: write(f), "row 5 (attn_q of layer 3, rank 8): rank 8 is above max_lora_rank 7"),
     "dtype": (lambda f: write(f, doc_weights("bfloat16")), "has dtype bfloat16, the engine has float16"),
-    "not a module of the base": (lambda f: write(f, config=changed(0, 0, 16)), "row 0 (moe_router of layer 0, rank 2): the "
-                                 "base has no moe_router"),
+    "no such module": (lambda f: write(f, config=changed(0, 0, 16)), "row 0 (moe_router of layer 0, rank 2): the base "
+                       "has no moe_router"),
     # what the engine does not check
     "twice": (lambda f: write(f, config=changed(2, 1, 0)), "rows [0, 2] are all module 1 of layer 0"),
-    "leftover": (lambda f: write(f, doc_weights() + np.float16(1)), "row 0 (attn_q of layer 0, rank 2): has 64 values, the "
-                 "base makes it 16"),
+    "leftover": (lambda f: write(f, doc_weights() + np.float16(1)), "row 0 (attn_q of layer 0, rank 2): has 64 values, "
+                 "the base makes it 16"),
     "NaN": (lambda f: write(f, doc_weights() * np.float16(np.nan)), "row 0 (attn_q of layer 0, rank 2): holds NaN"),
 }  # fmt: skip
 
