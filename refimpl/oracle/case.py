@@ -101,13 +101,15 @@ class Player:
             answers = [wrong] * len(step.asks)
         self.runs += 1
         return [
-            Exchange(ask, self._keys(ask), answer, self.runs - 1, i)
+            Exchange(ask, keys_of(ask, self.meaning), answer, self.runs - 1, i)
             for i, (ask, answer) in enumerate(zip(step.asks, answers, strict=True))
         ]
 
-    def _keys(self, ask: Ask) -> tuple[tuple[str, float], ...]:
-        wanted = ask.mix or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
-        return tuple((self.meaning[name], weight) for name, weight in wanted)
+
+def keys_of(ask: Ask, meaning: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
+    """The adapters that a request names, as the stage's keys, and their weights. meaning: name -> key."""
+    wanted = ask.mix or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
+    return tuple((meaning[name], weight) for name, weight in wanted)
 
 
 def play(
