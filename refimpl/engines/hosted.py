@@ -47,6 +47,7 @@ class Hosted:
         self.shows_logits = capabilities.readout == "logits"
         self.worker: Worker | None = None
         self.names: set[str] = set()
+        self.seen: dict[str, Any] = {}  # what the worker tells of the last run, beside its answers
 
     def start(self, settings: Settings) -> None:
         """Start the worker and load the model."""
@@ -57,7 +58,7 @@ class Hosted:
         python = python_of(self.recipe)
         command = [str(python), str(worker_path(self.script))]
         environment = {**outer_environment(), **VARIABLES, **self.variables(self.recipe)}
-        self.worker, self.names = Worker(name, command, environment), set()
+        self.worker, self.names, self.max_length = Worker(name, command, environment), set(), settings.max_length
         try:
             self.vocab_size = self._call(
                 "start",
@@ -69,6 +70,7 @@ class Hosted:
                 max_requests=settings.max_requests,
                 prefix_caching=settings.prefix_caching,
                 chunk=settings.chunk,
+                kv_tokens=settings.kv_tokens,
                 options={**self.options, **settings.options},
             )[0]
         except EngineError:
@@ -91,6 +93,8 @@ class Hosted:
         for ask in asks:
             for name, _ in wanted(ask):
                 self._known(name)
+            if (length := len(ask.prompt_ids) + ask.max_new_tokens) > self.max_length:
+                raise EngineError(f"a request of {length} tokens, and the engine was started for {self.max_length}")
         rows = [
             {
                 "prompt_ids": list(map(int, ask.prompt_ids)),
@@ -102,9 +106,11 @@ class Hosted:
             for ask in asks
         ]
         try:
-            found, arrays = self._call("run", asks=rows)
+            whole, arrays = self._call("run", asks=rows)
         except Refused as error:
             return [Answer(error=str(error)) for _ in asks]
+        self.seen = whole if isinstance(whole, dict) else {}
+        found = self.seen.pop("answers", None)
         if not isinstance(found, list) or len(found) != len(asks):
             many = len(found) if isinstance(found, list) else "no list of"
             raise EngineError(f"{self.recipe.name}: {many} answers to {len(asks)} requests")

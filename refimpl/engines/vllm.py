@@ -20,7 +20,7 @@ CAPABILITIES = Capabilities(
     modules=LAYER_MODULES,
     features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "window")),
     operations=frozenset(
-        ("load", "unload", "reload", "evict", "prefix_cache", "chunked_prefill", "arrivals", "cancel")
+        ("load", "unload", "reload", "evict", "prefix_cache", "chunked_prefill", "arrivals", "cancel", "preempt")
     ),
     max_rank=512,
 )

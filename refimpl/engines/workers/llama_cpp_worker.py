@@ -56,6 +56,7 @@ class Server:
         max_requests: int,
         prefix_caching: bool,
         chunk: int | None,
+        kv_tokens: int | None,
         options: Mapping[str, str],
     ) -> Reply:
         """The size of the vocabulary. Any number of adapters of any rank can be loaded; no prefix is cached."""
@@ -144,7 +145,7 @@ class Server:
             self.api.llama_memory_clear(self.memory, True)
             raise
         arrays = {f"rows_{i}": np.array(finished[i].rows) for i in range(len(asks))}
-        return [{"token_ids": finished[i].produced} for i in range(len(asks))], arrays
+        return {"answers": [{"token_ids": finished[i].produced} for i in range(len(asks))]}, arrays
 
     def decode(self, adapters: Adapters, requests: Sequence[Request]) -> None:
         """The next tokens of each: a piece of its prompt, or the token that it produced last."""

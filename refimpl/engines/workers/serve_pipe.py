@@ -40,3 +40,5 @@ def serve(calls: Mapping[str, Callable[..., Reply]]) -> None:
             reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", "bytes": 0}
         answers.write(json.dumps(reply).encode() + b"\n" + body)
         answers.flush()
+    sys.stderr.flush()
+    os._exit(0)  # nothing is left to be saved, and an interpreter with an engine in it takes seconds to end

@@ -35,6 +35,7 @@ class Server:
         max_requests: int,
         prefix_caching: bool,
         chunk: int | None,
+        kv_tokens: int | None,
         options: Mapping[str, str],
     ) -> Reply:
         """The size of the vocabulary."""
@@ -44,11 +45,15 @@ class Server:
             "VLLM_LOGGING_LEVEL": "WARNING",
         }
         import vllm
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
         fitting = [rank for rank in RANKS if rank >= max_rank]
         if not fitting:
             raise ValueError(f"rank {max_rank}: vLLM knows none above {RANKS[-1]}")
         config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        if head_dim(config) not in CPUAttentionBackend.get_supported_head_sizes():
+            sizes = CPUAttentionBackend.get_supported_head_sizes()
+            raise ValueError(f"{model}: head_dim {head_dim(config)}: vLLM on a CPU has {', '.join(map(str, sizes))}")
         longest = min(max_length + 1, config["max_position_embeddings"])
         guarded = options.get("last-slot", "guarded") == "guarded"
         self.max_adapters, self.prefix_caching = max_adapters, prefix_caching
@@ -70,7 +75,9 @@ class Server:
             logprobs_mode="raw_logits" if options.get("readout") == "logits" else "raw_logprobs",
             enable_prefix_caching=prefix_caching,
             block_size=BLOCK_SIZE,
+            num_gpu_blocks_override=None if kv_tokens is None else -(-max(kv_tokens, longest) // BLOCK_SIZE) + 1,
             kv_cache_memory_bytes=cache_bytes(config, dtype, longest, max_requests),
+            disable_log_stats=False,
             seed=0,
         )
         self.engine, self.params = llm.llm_engine, vllm.SamplingParams
@@ -115,12 +122,13 @@ class Server:
         return None, {}
 
     def run(self, asks: Sequence[Mapping[str, Any]]) -> Reply:
-        """Per request its token ids, and how many of its prompt were found in the cache; rows_i: [rows, vocab]."""
+        """Per request its token ids; rows_i: [rows, vocab]. Beside them: how many tokens of each prompt were found in
+        the prefix cache, and how often a request was put off for want of room."""
         waiting = sorted(range(len(asks)), key=lambda i: asks[i]["arrives"])
         running: dict[str, int] = {}  # our name for the request -> its place in asks
         inside: dict[str, str] = {}  # our name for it -> the engine's
         last: dict[int, Any] = {}  # its latest output
-        step = 0
+        step, preempted = 0, self.preemptions()
         try:
             while waiting or running:
                 while waiting and (asks[waiting[0]]["arrives"] <= step or not running):
@@ -140,17 +148,22 @@ class Server:
         except BaseException:
             self.engine.abort_request([inside[name] for name in running], internal=True)
             raise
-        results, arrays = [], {}
+        answers, arrays = [], {}
         for i in range(len(asks)):
             produced = last[i].outputs[0]
-            results.append({"token_ids": list(produced.token_ids), "cached": last[i].num_cached_tokens or 0})
+            answers.append({"token_ids": list(produced.token_ids)})
             prompt = [] if self.prefix_caching else self.rows(last[i].prompt_logprobs)[1:]  # nothing predicts the first
             arrays[f"rows_{i}"] = np.array([*prompt, *self.rows(produced.logprobs)], np.float32)
-        return results, arrays
+        cached = [last[i].num_cached_tokens or 0 for i in range(len(asks))]
+        return {"answers": answers, "cached": cached, "preempted": self.preemptions() - preempted}, arrays
 
     def room(self, asks: Sequence[Mapping[str, Any]], i: int, running: Any) -> bool:
         """Is there a slot for its adapter? vLLM would count the guarded one."""
         return len({name for j in (*running, i) for name, _ in asks[j]["adapters"]}) <= self.max_adapters
+
+    def preemptions(self) -> int:
+        """So far."""
+        return sum(int(m.value) for m in self.engine.get_metrics() if m.name == "vllm:num_preemptions")
 
     def add(self, name: str, ask: Mapping[str, Any]) -> str:
         """Under the engine's own name for it. A request that wants the prompt's rows does not read the prefix cache."""
@@ -191,11 +204,15 @@ class Server:
         }, {}
 
 
+def head_dim(config: Mapping[str, Any]) -> int:
+    """Of one head's query, key and value."""
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
 def cache_bytes(config: Mapping[str, Any], dtype: str, longest: int, requests: int) -> int:
     """Room for all requests at their longest."""
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    token = 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * head_dim
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    token = 2 * config["num_hidden_layers"] * heads * head_dim(config)
     blocks = requests * (-(-longest // BLOCK_SIZE) + 1) + 1
     return max(LEAST_CACHE, blocks * BLOCK_SIZE * token * (4 if dtype == "float32" else 2))
 
@@ -204,11 +221,10 @@ def write_adapter_of_zeros(config: Mapping[str, Any], folder: Path) -> None:
     """A PEFT folder of rank 1 for the first q_proj."""
     from safetensors.numpy import save_file
 
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     module = "base_model.model.model.layers.0.self_attn.q_proj"
     tensors = {
         f"{module}.lora_A.weight": np.zeros((1, config["hidden_size"]), np.float32),
-        f"{module}.lora_B.weight": np.zeros((config["num_attention_heads"] * head_dim, 1), np.float32),
+        f"{module}.lora_B.weight": np.zeros((config["num_attention_heads"] * head_dim(config), 1), np.float32),
     }
     save_file(tensors, folder / "adapter_model.safetensors")
     about = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"], "bias": "none"}
