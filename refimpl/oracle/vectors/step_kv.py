@@ -32,7 +32,7 @@ class Spec:
     requests: Sequence[tuple[int, int]]
     heads: int = 6
     kv_heads: int = 2
-    head_dim: int = 16
+    head_dim: int = 8
     block_size: int = 4
     spare: int = 3  # blocks that nobody has
     window: int | None = None
@@ -106,7 +106,7 @@ READS = (
     Spec("block_boundary", "contexts that end with a block, and one token later", ("slots",), [(8, 2), (9, 2), (4, 4)]),
     Spec("odd_block", "blocks of 3 tokens", ("slots",), [(8, 3), (10, 1)], block_size=3),
     Spec("mqa", "one key head for all", ("heads",), [(7, 3), (4, 1)], heads=5, kv_heads=1),
-    Spec("mha", "a key head for each", ("heads",), [(7, 3), (4, 1)], heads=3, kv_heads=3, head_dim=8),
+    Spec("mha", "a key head for each", ("heads",), [(7, 3), (4, 1)], heads=3, kv_heads=3),
     Spec(
         "window",
         "a sliding window of 5: contexts shorter, as long, one longer, and much longer than it",
@@ -191,7 +191,7 @@ def make_write(spec: Spec, rng: np.random.Generator) -> Vector:
     v = Vector(spec.name, "kv_write", spec.result, spec.comment, spec.bugs, inputs, axes)
     if spec.result == "invalid":
         return v
-    truth = {name: inputs[name].astype(np.float64) for name in ("k_cache", "v_cache")}
+    truth = {name: inputs[name].copy() for name in ("k_cache", "v_cache")}
     used = np.flatnonzero(inputs["slots"] >= 0)
     write_kv_per_token(
         truth["k_cache"], truth["v_cache"], inputs["k"][used], inputs["v"][used], inputs["slots"][used], Precision()
@@ -235,7 +235,9 @@ def make_attention(spec: Spec, rng: np.random.Generator) -> Vector:
     truth = run(attention_per_token, Precision("model", "float64"))
     bounds = {dtype: _bound(v, spec, dtype) for dtype in VECTOR_DTYPES}
     units = {
-        dtype: noise([run(step, p) for p in attention_precisions(dtype) for step in attention_orders()], truth)
+        dtype: noise(
+            [run(step, p) for p in attention_precisions(dtype) for step in attention_orders()], truth, bounds[dtype]
+        )
         for dtype in VECTOR_DTYPES
     }
     return Vector(**{**vars(v), "outputs": {"out": Output(("tokens", "heads*head_dim"), truth, bounds, units)}})
@@ -249,7 +251,7 @@ def _bound(v: Vector, spec: Spec, dtype: str) -> Array:
         for h in range(spec.heads):
             g = h // (spec.heads // spec.kv_heads)
             bound[t, h] = attention_row(q[t, h], k[at][:, g], values[at][:, g], dtype)
-    return bound.reshape(len(q), -1)
+    return bound.reshape(len(q), -1).max(axis=1, keepdims=True)
 
 
 def _blocks(spec: Spec) -> int:

@@ -272,13 +272,13 @@ def _expected(v: Vector) -> Output:
         dtype: [compute(v, p, order) for p in lora_precisions(dtype) for order in lora_orders()]
         for dtype in VECTOR_DTYPES
     }
-    return Output(("tokens", "d_out"), truth, bounds, {dtype: noise(found, truth) for dtype, found in runs.items()})
+    return Output(("tokens", "d_out"), truth, bounds, {t: noise(runs[t], truth, bounds[t]) for t in VECTOR_DTYPES})
 
 
 def _bound(v: Vector, dtype: str) -> Array:
-    """0 for a row without adapter."""
+    """[tokens, 1]: the widest of each row; 0 for a row without adapter, which has to be met bit for bit."""
     x, y, slots = v.inputs["x"], v.inputs["y"], {s["slot"]: s for s in v.about["slots"]}
-    bound = np.zeros(y.shape, np.float32)
+    bound = np.zeros((len(y), 1), np.float32)
     for t, (ids, weights) in enumerate(zip(v.inputs["adapter_ids"], v.inputs["adapter_weights"], strict=True)):
         asked = []
         for i, weight in zip(ids.tolist(), weights.tolist(), strict=True):
@@ -288,7 +288,7 @@ def _bound(v: Vector, dtype: str) -> Array:
                 A, B = (v.inputs[f"{part}.{i}"].astype(np.float64) for part in "AB")
                 asked.append((A, B, None if bias is None else bias.astype(np.float64), scale, weight))
         if asked:
-            bound[t] = lora_row(y[t].astype(np.float64), x[t].astype(np.float64), asked, dtype)
+            bound[t] = lora_row(y[t].astype(np.float64), x[t].astype(np.float64), asked, dtype).max()
     return bound
 
 

@@ -19,10 +19,11 @@ from .vector import Noise
 FACTOR = 3.0
 
 
-def noise(runs: Sequence[Array], truth: Array) -> Noise:
-    """Of one output in one dtype, from honest runs of it."""
+def noise(runs: Sequence[Array], truth: Array, bound: Array) -> Noise:
+    """Of one output in one dtype, from honest runs of it. Where all of them are exact by luck, as over a single key,
+    the bound of its numbers is the limit of their rms."""
     errors = [rms(run - truth) for run in runs]
-    return Noise(short(rms(np.asarray(errors))), short(FACTOR * max(errors)))
+    return Noise(short(rms(np.asarray(errors))), short(FACTOR * max(errors) or rms(bound)))
 
 
 def rms(x: Array) -> float:

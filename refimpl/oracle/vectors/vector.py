@@ -45,7 +45,7 @@ class Output:
     """One right answer."""
 
     axes: tuple[str, ...]
-    value: Array  # float64, or int32 where it has to be met exactly
+    value: Array  # float64; float32 where it was only copied; int32 of tokens, which have to be met exactly
     bound: Mapping[str, Array] = field(default_factory=dict)  # dtype -> how far off each number may be; broadcasts
     noise: Mapping[str, Noise] = field(default_factory=dict)
 

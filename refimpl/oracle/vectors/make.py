@@ -1,0 +1,44 @@
+"""Makes a whole set: the same seed gives the same bytes (on one machine; elsewhere the last bits may be others)."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...formats.files import new_folder
+from . import cases_logits, cases_sequences, scenes, step_kv, step_lora
+from .models import write_models
+from .vector import KINDS, Vector, write_index, write_vector
+
+
+def make_set(out: Path, seed: int = 0, kinds: Sequence[str] = KINDS) -> list[Vector]:
+    """Write a new folder with the vectors of these kinds. LoracleError, and no folder, if it cannot be written."""
+    with new_folder(Path(out)) as root:
+        made = []
+        for v in vectors(root, seed, kinds):
+            write_vector(v, root, seed)
+            made.append(v)
+        write_index(root, [v.id for v in made], seed)
+    return made
+
+
+def vectors(root: Path, seed: int, kinds: Sequence[str]) -> Iterator[Vector]:
+    """One after another. Each has its own numbers: one more, or less, changes no other."""
+    if "lora" in kinds:
+        yield from (step_lora.make(spec, draws(seed, "lora", spec.name)) for spec in step_lora.SPECS)
+    if "kv_write" in kinds:
+        yield from (step_kv.make_write(spec, draws(seed, "kv_write", spec.name)) for spec in step_kv.WRITES)
+    if "attention" in kinds:
+        yield from (step_kv.make_attention(spec, draws(seed, "attention", spec.name)) for spec in step_kv.READS)
+    if "logits" in kinds or "sequence" in kinds:
+        written = write_models(root, draws(seed, "models", ""))
+        for kind, found in (("logits", cases_logits.SCENES), ("sequence", cases_sequences.SCENES)):
+            if kind in kinds:
+                for scene in found:
+                    yield scenes.make(scene, kind, written[scene.model], draws(seed, kind, scene.name))
+
+
+def draws(seed: int, kind: str, name: str) -> np.random.Generator:
+    """The chance of one vector."""
+    return np.random.default_rng([seed, zlib.crc32(f"{kind}/{name}".encode())])

@@ -1,0 +1,186 @@
+"""The models that vectors of whole models share, and their adapters: written as the folders that any engine loads.
+
+Every number is exact in float32, float16 and bfloat16, so that no engine rounds a weight. Head dimensions are 32, which
+every engine takes. No adapter is weak, none is like another; a scale is never 1.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ...adapter import Adapter, LoraTensors, PeftConfig, load_adapter, pattern_value
+from ...arrays import DTYPES, Array
+from ...config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Site, module_name
+from ...formats.hf import save_model
+from ...formats.peft import save_adapter
+from ...lora import adapter_scale
+from ...weights import Layer, Linear, Model, load_model
+from ..stage import in_float64
+from .draw import on_grid
+from .vector import MODELS, VECTOR_DTYPES
+
+BASE, ADAPTERS = "base", "adapters"
+
+CONFIGS = {
+    # GQA; nothing square; no width that is another one's.
+    "llama": ModelConfig(
+        vocab_size=72, hidden_size=48, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=128, eos_token_ids=(1,),
+    ),
+    # A sliding window; q and o are square, as in real models.
+    "mistral": ModelConfig(
+        vocab_size=56, hidden_size=64, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, sliding_window=6, max_position_embeddings=128, eos_token_ids=(1,),
+    ),
+    # The embedding is the head as well; attention has biases.
+    "tied": ModelConfig(
+        vocab_size=60, hidden_size=40, intermediate_size=56, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, tie_word_embeddings=True, attention_bias=True,
+        max_position_embeddings=128, eos_token_ids=(1,),
+    ),
+}  # fmt: skip
+
+ALL = LAYER_MODULES
+ADAPTER_CONFIGS: Mapping[str, Mapping[str, PeftConfig]] = {
+    "llama": {
+        "six": PeftConfig(6, 10.0, target_modules=ALL),
+        "three": PeftConfig(3, 5.0, use_rslora=True, target_modules=ALL),
+        "patterns": PeftConfig(
+            12, 30.0, rank_pattern={"v_proj": 15}, alpha_pattern={"down_proj": 7.0}, target_modules=ALL
+        ),
+        "partial": PeftConfig(5, 2.5, target_modules=("v_proj", "up_proj")),
+        "rank_one": PeftConfig(1, 2.0, target_modules=("k_proj", "down_proj")),
+        "bias": PeftConfig(4, 9.0, target_modules=ALL, lora_bias=True),
+        "head": PeftConfig(5, 8.0, target_modules=("q_proj", "o_proj", "lm_head")),
+        "saved": PeftConfig(3, 7.0, target_modules=("v_proj",), modules_to_save=("embed_tokens", "lm_head")),
+        "saved_head": PeftConfig(3, 4.0, target_modules=("down_proj",), modules_to_save=("lm_head",)),
+        "grown": PeftConfig(4, 3.0, target_modules=("up_proj",), modules_to_save=("embed_tokens", "lm_head")),
+    },
+    "mistral": {
+        "seven": PeftConfig(7, 5.0, use_rslora=True, target_modules=ALL),
+        "four": PeftConfig(4, 11.0, target_modules=ALL),
+    },
+    "tied": {
+        "embedding": PeftConfig(3, 5.0, target_modules=("embed_tokens", "v_proj")),
+        "biases": PeftConfig(4, 7.0, target_modules=ALL, bias="all"),
+    },
+}
+STRENGTH = 0.5  # how large a delta is beside what the base computes at the same place
+GROWN_BY = 4  # words that `grown` adds
+TWINS = {"six_louder": ("six", 23.0)}  # the very same A and B under another alpha
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """One model of a set with its adapters, as they lie there."""
+
+    folder: Path
+
+    @cached_property
+    def models(self) -> dict[str, Model]:
+        """In each type; "float64" holds the same numbers."""
+        found = {dtype: load_model(self.folder / BASE, dtype) for dtype in VECTOR_DTYPES}
+        return found | {"float64": in_float64(found["float32"])}
+
+    @cached_property
+    def adapters(self) -> dict[str, Adapter]:
+        """All that fit."""
+        there = sorted((self.folder / ADAPTERS).iterdir())
+        config = self.models["float64"].config
+        return {p.name: load_adapter(p, config) for p in there if p.name not in ("wrong_rank", "wrong_base")}
+
+
+def write_models(root: Path, rng: np.random.Generator) -> dict[str, Written]:
+    """All models with their adapters, and two adapters that have to be refused."""
+    found = {}
+    for name, config in CONFIGS.items():
+        folder = root / MODELS / name
+        model = random_model(config, rng)
+        save_model(model, folder / BASE)
+        for key, peft in ADAPTER_CONFIGS[name].items():
+            save_adapter(random_adapter(model, key, peft, rng), folder / ADAPTERS / key, "bfloat16")
+        found[name] = Written(folder)
+    llama, mistral = (root / MODELS / name / ADAPTERS for name in ("llama", "mistral"))
+    for name, (of, alpha) in TWINS.items():
+        _copy(llama / of, llama / name, lora_alpha=alpha)
+    _copy(llama / "partial", llama / "wrong_rank", r=4)
+    _copy(mistral / "four", llama / "wrong_base")
+    return found
+
+
+def _copy(source: Path, target: Path, **changes: float) -> None:
+    """An adapter with other words in its config."""
+    shutil.copytree(source, target)
+    file = target / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes, indent=2) + "\n", "utf-8")
+
+
+def random_model(config: ModelConfig, rng: np.random.Generator) -> Model:
+    """Signed weights of a size at which activations stay near 1."""
+
+    def numbers(shape: Sequence[int], size: float, around: float = 0.0) -> Array:
+        return on_grid(around + size * rng.standard_normal(shape)).astype(DTYPES["bfloat16"])
+
+    def linear(module: str) -> Linear:
+        d_out, d_in = config.shape(module)
+        return Linear(numbers((d_out, d_in), d_in**-0.5), numbers((d_out,), 0.3) if config.has_bias(module) else None)
+
+    def norm() -> Array:
+        return numbers((config.hidden_size,), 0.2, around=1.0)
+
+    layers = tuple(
+        Layer(norm(), *(linear(m) for m in ALL[:4]), norm(), *(linear(m) for m in ALL[4:]))
+        for _ in range(config.num_hidden_layers)
+    )
+    head = numbers(config.shape("lm_head"), 3 * config.hidden_size**-0.5)
+    embed = head if config.tie_word_embeddings else numbers(config.shape("embed_tokens"), 1.0)
+    return Model(config, embed, layers, norm(), Linear(head), dtype="bfloat16")
+
+
+def random_adapter(base: Model, name: str, peft: PeftConfig, rng: np.random.Generator) -> Adapter:
+    """Signed A and B; scale * B A is STRENGTH times as large as the weight that it is added to."""
+    lora: dict[Site, LoraTensors] = {}
+    for site in base.config.sites():
+        if site[1] not in peft.target_modules:
+            continue
+        weight = base.linear(site).weight.astype(np.float32)
+        d_out, d_in = weight.shape[::-1] if site == EMBED else weight.shape
+        r = pattern_value(peft.rank_pattern, module_name(site), peft.r)
+        alpha = pattern_value(peft.alpha_pattern, module_name(site), peft.lora_alpha)
+        size = STRENGTH * float(np.linalg.norm(weight)) / np.sqrt(weight.shape[0])
+        size /= np.sqrt(r) * abs(adapter_scale(alpha, r, peft.use_rslora))
+        a = on_grid(rng.standard_normal((r, d_in)) / (1 if site == EMBED else np.sqrt(d_in)))
+        b = on_grid(rng.standard_normal((d_out, r)) * size / (np.sqrt(d_out) if site == EMBED else 1))
+        bias = on_grid(0.3 * np.sqrt(r) * size * rng.standard_normal(d_out)) if peft.lora_bias else None
+        lora[site] = LoraTensors(a, b, bias)
+    adapter = Adapter(name, peft, lora)
+    if not peft.modules_to_save and peft.bias == "none":
+        return adapter
+    return dataclasses.replace(adapter, replaced=_saved(base, name, peft, rng), biases=_biases(base, peft, rng))
+
+
+def _saved(base: Model, name: str, peft: PeftConfig, rng: np.random.Generator) -> dict[Site, Array]:
+    """Whole layers: the base's own, turned a good deal; and with new rows at the end where the vocabulary has grown."""
+    found = {}
+    for site in (EMBED, LM_HEAD):
+        if site[1] in peft.modules_to_save:
+            weight = base.linear(site).weight.astype(np.float32)
+            rows = len(weight) + (GROWN_BY if name == "grown" else 0)
+            fresh = rng.standard_normal((rows, weight.shape[1])) * weight.std()
+            fresh[: len(weight)] = 0.8 * weight + 0.6 * fresh[: len(weight)]
+            found[site] = on_grid(fresh)
+    return found
+
+
+def _biases(base: Model, peft: PeftConfig, rng: np.random.Generator) -> dict[Site, Array]:
+    """With bias="all": others for every bias of the base."""
+    if peft.bias != "all":
+        return {}
+    sites = [site for site in base.config.sites() if base.linear(site).bias is not None]
+    return {site: on_grid(0.5 * rng.standard_normal(len(base.linear(site).weight))) for site in sites}

@@ -1,0 +1,166 @@
+"""A table of steps (ours, the kernels', a mutant's) as something under test: vectors in, outputs out.
+
+Steps are reached as the forward pass reaches them: ids are checked against the bank, plans are made by the table's own
+`adapter_rows`, `positions` and `slots`. Whole models and sequences go through the engine of refimpl/engines/ours.py.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...adapter import Adapter
+from ...arrays import Array, Precision
+from ...engines.interface import Ask, Engine, Settings
+from ...engines.ours import Ours
+from ...errors import LoracleError
+from ...launch.plans import check_context, check_slots
+from ...ops import Ops
+from ...weights import Model, load_model
+from . import step_lora
+from .vector import Vector, VectorError
+
+Outputs = Mapping[str, Array]
+Tested = Callable[[Vector, str], "Outputs | None"]  # vector, dtype -> what it computes; None: it has no such thing
+
+
+class Refused(LoracleError):
+    """What is under test would not compute this: right for an invalid vector, wrong for a valid one."""
+
+
+class OfTable:
+    """`Tested`, from a way to make a table; models and adapters are loaded once."""
+
+    def __init__(self, make_ops: Callable[[], Ops], loaded: "Loaded | None" = None) -> None:
+        self.make_ops, self.loaded = make_ops, loaded or Loaded()
+
+    def __call__(self, v: Vector, dtype: str) -> Outputs:
+        """What the table computes. Any exception of its own means that it refuses."""
+        if v.kind == "lora":
+            return lora(self.make_ops(), v, dtype)
+        if v.kind == "kv_write":
+            return kv_write(self.make_ops(), v, dtype)
+        if v.kind == "attention":
+            return attention(self.make_ops(), v, dtype)
+        model, adapters = self.loaded.of(v, dtype)
+        return OfEngine(lambda: Ours(self.make_ops, model=model, adapters=adapters))(v, dtype)
+
+
+class Loaded:
+    """The base models and adapters of a set, read when they are first wanted."""
+
+    def __init__(self) -> None:
+        self._models: dict[tuple[Path, str], tuple[Model, dict[Path, Adapter]]] = {}
+
+    def of(self, v: Vector, dtype: str) -> tuple[Model, dict[Path, Adapter]]:
+        """The vector's base, and what was loaded for it so far."""
+        folder = (v.folder / v.about["model"]).resolve()
+        if (folder, dtype) not in self._models:
+            self._models[folder, dtype] = load_model(folder, dtype), {}
+        return self._models[folder, dtype]
+
+
+# ---- single steps ---------------------------------------------------------------------------------------------------
+
+
+def lora(ops: Ops, v: Vector, dtype: str) -> Outputs:
+    """adapter_scale, bind_adapter, adapter_rows and lora_delta."""
+    p = Precision("model", dtype)
+    bank = step_lora.bank(v, p, ops.bind_adapter, ops.adapter_scale)
+    bank.check(v.inputs["adapter_ids"])
+    starts = v.inputs["query_starts"]
+    first = starts[:-1]
+    asked = [
+        [(int(i), float(w)) for i, w in zip(ids, weights, strict=True) if i >= 0]
+        for ids, weights in zip(v.inputs["adapter_ids"][first], v.inputs["adapter_weights"][first], strict=True)
+    ]
+    ids, weights = ops.adapter_rows(asked, np.diff(starts).tolist())
+    y = v.inputs["y"].astype(p.compute)
+    ops.lora_delta(y, v.inputs["x"].astype(p.compute), bank, step_lora.SITE, ids, weights, p)
+    return {"y": y}
+
+
+def kv_write(ops: Ops, v: Vector, dtype: str) -> Outputs:
+    """positions and slots, where the vector has block tables, and write_kv."""
+    p = Precision("model", dtype)
+    k_cache, v_cache = (v.inputs[name].astype(p.compute) for name in ("k_cache", "v_cache"))
+    where = v.inputs["slots"]
+    if "block_tables" in v.inputs:
+        starts = v.inputs["query_starts"]
+        counts = np.diff(starts)
+        positions = ops.positions((v.inputs["context_lens"] - counts).tolist(), counts.tolist())
+        where = ops.slots(v.inputs["block_tables"], positions, starts, k_cache.shape[1])
+    check_slots(np.asarray(where, np.int32).tobytes(), k_cache.shape[0] * k_cache.shape[1])
+    ops.write_kv(k_cache, v_cache, v.inputs["k"].astype(p.compute), v.inputs["v"].astype(p.compute), where, p)
+    return {"k_cache": k_cache, "v_cache": v_cache}
+
+
+def attention(ops: Ops, v: Vector, dtype: str) -> Outputs:
+    """attention."""
+    p = Precision("model", dtype)
+    q, k_cache, v_cache = (v.inputs[name].astype(p.compute) for name in ("q", "k_cache", "v_cache"))
+    plan = [v.inputs[name] for name in ("query_starts", "context_lens", "block_tables")]
+    window = v.about["window"]
+    check_context(*(x.tobytes() for x in plan), plan[2].shape[1], len(q), *k_cache.shape[:2], window or 0)
+    return {"out": ops.attention(q, k_cache, v_cache, *plan, window, p)}
+
+
+# ---- whole models ---------------------------------------------------------------------------------------------------
+
+
+class OfEngine:
+    """`Tested`, from a way to make an engine (refimpl/engines/interface.py). A fresh one for each vector."""
+
+    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+        self.make_engine = make_engine
+
+    def __call__(self, v: Vector, dtype: str) -> Outputs | None:
+        """The logits of every request, from the first row on that the engine shows."""
+        if v.kind not in ("logits", "sequence"):
+            return None
+        engine = self.make_engine()
+        try:
+            return self._outputs(engine, v, dtype)
+        finally:
+            engine.close()
+
+    def _outputs(self, engine: Engine, v: Vector, dtype: str) -> Outputs:
+        folder = v.folder.resolve()
+        engine.start(Settings((folder / v.about["model"]).resolve(), dtype, **v.about["settings"]))
+        outputs: dict[str, Array] = {}
+        for step in v.about["steps"]:
+            if step["do"] == "load":
+                engine.load(step["name"], (folder / v.about["adapters"][step["adapter"]]).resolve())
+            elif step["do"] == "unload":
+                engine.unload(step["name"])
+            elif step["do"] == "run":
+                for request, answer in zip(
+                    step["requests"], engine.run([ask(v, r) for r in step["requests"]]), strict=True
+                ):
+                    if answer.error:
+                        raise Refused(answer.error)
+                    if request["cancel_after"] is None:
+                        outputs |= _answered(request, answer.logits, answer.token_ids)
+            else:
+                raise VectorError(f"{v.folder}: a step does {step['do']!r}: load, unload or run wanted")
+        return outputs
+
+
+def ask(v: Vector, request: Mapping[str, Any]) -> Ask:
+    """One request of a step, as an engine is asked."""
+    return Ask(
+        tuple(v.inputs[f"{request['id']}.prompt_ids"].tolist()),
+        request["adapter"],
+        request["max_new_tokens"],
+        tuple((name, weight) for name, weight in request["mix"]),
+        request["arrives"],
+        request["cancel_after"],
+    )
+
+
+def _answered(request: Mapping[str, Any], rows: Array | None, token_ids: tuple[int, ...]) -> dict[str, Array]:
+    found = {} if rows is None else {f"{request['id']}.logits": rows}
+    if request["max_new_tokens"] > 1:
+        found[f"{request['id']}.token_ids"] = np.asarray(token_ids, np.int32)
+    return found
