@@ -1,0 +1,138 @@
+"""loracle vectors: make a set of test vectors, or verify something over one."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import LoracleError
+from ..ops import TABLES
+from ..oracle.vectors.vector import KINDS, VECTOR_DTYPES, Vector
+from ..oracle.vectors.verify import Judged
+
+HELP = "make a set of test vectors, or verify a table of steps or your own function over one"
+EXAMPLE = """  loracle vectors make --out vectors --seed 0
+  loracle vectors verify vectors --ops cuda                       the kernels
+  loracle vectors verify vectors --function my_kernels:vector     f(kind, inputs, about) -> outputs, or None
+  loracle vectors verify vectors/lora/mixed_ranks --dtype bfloat16"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of vectors."""
+    parser.add_argument("what", choices=("make", "verify"), help="write a new set, or judge something over one")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="verify: a set, or the folder of one vector")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="make: the new folder")
+    parser.add_argument("--seed", type=int, help="make: the same seed gives the same bytes (default 0)")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="only these; again for more (default: all)")
+    tested = parser.add_mutually_exclusive_group()
+    tested.add_argument("--ops", choices=sorted(TABLES), help="verify: a table of steps of ours (default numpy)")
+    tested.add_argument("--function", metavar="MODULE:FUNCTION", help="verify: your own, imported from here")
+    parser.add_argument("--dtype", choices=VECTOR_DTYPES, help="verify: what it computes in (default float32)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """make: 0. verify: 0 if all that was computed is right, 1 if anything is not."""
+    _check(args)
+    return _make(args) if args.what == "make" else _verify(args)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """An option of the other subcommand is a mistake, and not ignored."""
+    wanted, others = {
+        "make": ("out", ("folder", "ops", "function", "dtype")),
+        "verify": ("folder", ("out", "seed")),
+    }[args.what]
+    if getattr(args, wanted) is None:
+        raise LoracleError(f"{args.what} needs {'--out DIR' if wanted == 'out' else 'DIR, a set of vectors'}")
+    for other in others:
+        if getattr(args, other) is not None:
+            raise LoracleError(f"{args.what} takes no {'DIR; give --out DIR' if other == 'folder' else '--' + other}")
+    if args.seed is not None and args.seed < 0:
+        raise LoracleError(f"--seed {args.seed} must be 0 or more")
+
+
+def _make(args: argparse.Namespace) -> int:
+    from ..oracle.vectors.make import make_set
+
+    seed = args.seed or 0
+    made = make_set(args.out, seed, args.kind or KINDS)
+    count = {kind: sum(v.kind == kind for v in made) for kind in KINDS}
+    size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
+    if args.json:
+        print(json.dumps({"out": str(args.out), "seed": seed, "vectors": count, "bytes": size}))
+    else:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in count.items() if n)
+        print(f"{args.out}: {len(made)} vectors ({kinds}), {size:,} bytes")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from ..oracle.vectors.function import of_function
+    from ..oracle.vectors.tables import OfTable
+    from ..oracle.vectors.vector import read_set
+    from ..oracle.vectors.verify import verify
+
+    vectors = [v for v in read_set(args.folder) if v.kind in (args.kind or KINDS)]
+    if not vectors:
+        raise LoracleError(f"{args.folder}: no vector of kind {', '.join(args.kind)}")
+    ops = TABLES[args.ops or "numpy"]
+    tested = of_function(args.function) if args.function else OfTable(lambda: ops)
+    name, dtype = args.function or args.ops or "numpy", args.dtype or "float32"
+    judged = list(_followed(verify(vectors, tested, dtype), len(vectors), args.json))
+    count = {word: sum(j.verdict == word for j in judged) for word in ("pass", "fail", "skipped")}
+    if args.json:
+        about = {"set": str(args.folder), "tested": name, "dtype": dtype, **count}
+        print(json.dumps({**about, "vectors": [_plain(j) for j in judged]}))
+    else:
+        _show(Console(), judged, name, dtype, count)
+    if count["skipped"] == len(judged):
+        raise LoracleError(f"{name} computed none of the {len(judged)} vectors: nothing was verified")
+    return 1 if count["fail"] else 0
+
+
+def _followed(judged: Iterable[Judged], total: int, quiet: bool) -> Iterable[Judged]:
+    """With a bar on a terminal: the kernels take their time on a CPU."""
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(judged, "verifying", total, console=console, transient=True, disable=quiet or not sys.stderr.isatty())
+
+
+def _plain(j: Judged) -> dict[str, Any]:
+    """One vector for machines; what is infinitely far off is null, which JSON has."""
+    v: Vector = j.vector
+    numbers = {"noise": j.noise, "share": j.share}
+    return {
+        "vector": v.id,
+        "result": v.result,
+        "verdict": j.verdict,
+        **{key: x if x < float("inf") else None for key, x in numbers.items()},
+        "why": j.why,
+        "bugs": list(v.bugs),
+    }
+
+
+STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
+
+
+def _show(console: Console, judged: list[Judged], name: str, dtype: str, count: dict[str, int]) -> None:
+    """A row for each vector, then what is wrong with those that failed, then the sum."""
+    table = Table("vector", "result", "noise", "of limit", "verdict", box=box.SIMPLE, padding=(0, 1), pad_edge=False)
+    for j in judged:
+        answered = bool(j.vector.outputs) and not j.why.startswith("refused") and j.verdict != "skipped"
+        numbers = (f"{j.noise:.3g}", f"{j.share:.3g}") if answered else ("", "refused" if j.verdict == "pass" else "")
+        table.add_row(j.vector.id, j.vector.result, *numbers, Text(j.verdict, style=STYLES[j.verdict]))
+    console.print(table)
+    for j in judged:
+        if j.verdict == "fail":
+            console.print(Text(f"{j.vector.id}: ", style="bold red") + Text(j.why))
+            console.print(Text(f"  {j.vector.comment}", style="dim"))
+    total = ", ".join(f"{n} {word}" for word, n in count.items() if n)
+    console.print(Text(f"{name} in {dtype}: {total}", style=STYLES["fail" if count["fail"] else "pass"]))
