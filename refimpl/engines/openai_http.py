@@ -134,8 +134,7 @@ class OpenAIHTTP:
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """All at once. An answer that is none has an error and, in `raw`, what came."""
         for ask in asks:
-            if ask.adapter is not None and ask.adapter not in self.names:
-                raise EngineError(f"no adapter {ask.adapter!r} is loaded")
+            self._adapters(ask)
         if not asks:
             return []
         with ThreadPoolExecutor(min(len(asks), self.settings.max_requests)) as threads:
@@ -168,9 +167,19 @@ class OpenAIHTTP:
             return Answer(error=str(error), raw=self.client.clean(error.raw))
 
     def _ask(self, ask: Ask, width: int, prompt_rows: bool) -> Answer:
-        served = None if ask.adapter is None else self.names[ask.adapter]
-        said = self.dialect.ask(ask, served, width, prompt_rows, self.settings.prefix_caching)
+        said = self.dialect.ask(ask, self._adapters(ask), width, prompt_rows, self.settings.prefix_caching)
         return answer(said, ask, width, self.vocab, self.dialect.floor)
+
+    def _adapters(self, ask: Ask) -> dict[str, float]:
+        """What the server calls those that the request wants -> weight."""
+        if ask.mix and "sums" not in self.dialect.features:
+            raise EngineError(f"{self.dialect.name} has no sums of adapters")
+        weights: dict[str, float] = {}
+        for name, weight in ask.mix or (() if ask.adapter is None else ((ask.adapter, 1.0),)):
+            if name not in self.names:
+                raise EngineError(f"no adapter {name!r} is loaded")
+            weights[self.names[name]] = weights.get(self.names[name], 0.0) + weight
+        return weights
 
     def _detect(self, there: list[dict[str, Any]]) -> str:
         owners = {str(m.get("owned_by")) for m in there}
@@ -190,7 +199,7 @@ class OpenAIHTTP:
         for width in [self.top_k] if self.top_k else [self.vocab, min(TOP_K, self.vocab), 5, 1]:
             for prompt_rows in (True, False):
                 try:
-                    said = self.dialect.ask(PROBE, None, width, prompt_rows, False)
+                    said = self.dialect.ask(PROBE, {}, width, prompt_rows, False)
                 except Refused as error:
                     if error.status in FORBIDDEN or error.status >= 500:
                         raise

@@ -74,9 +74,11 @@ class Fake(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away is no news."""
 
-    def numbers(self, prompt: list[int], adapter: str | None, n: int) -> tuple[list[int], np.ndarray]:
+    def numbers(
+        self, prompt: list[int], adapter: str | None, n: int, mix: tuple[tuple[str, float], ...] = ()
+    ) -> tuple[list[int], np.ndarray]:
         """The tokens, and the logits of every row."""
-        ask = Ask(tuple(prompt), adapter, n)
+        ask = Ask(tuple(prompt), adapter, n, mix)
         key = ask, self.adapters.get(adapter or "")
         with self.lock:
             if key not in self.known:
@@ -204,9 +206,12 @@ class Handler(BaseHTTPRequestHandler):
         return {"id": "cmpl-1", "object": "text_completion", "choices": [choice]}
 
     def _llama_server(self, body: Any) -> Any:
-        on = [x["id"] for x in body.get("lora", [{"id": i} for i in range(len(self.server.adapters))]) if x["scale"]]
-        adapter = list(self.server.adapters)[on[0]] if on else None
-        ids, logits = self.server.numbers(body["prompt"], adapter, body["n_predict"])
+        names = list(self.server.adapters)
+        scales = (
+            {x["id"]: x["scale"] for x in body["lora"]} if "lora" in body else dict.fromkeys(range(len(names)), 1.0)
+        )
+        mix = tuple((names[i], scale) for i, scale in scales.items() if scale)
+        ids, logits = self.server.numbers(body["prompt"], None, body["n_predict"], mix)
         rows = log_softmax(logits)[len(body["prompt"]) - 1 :]
         k = body["n_probs"]
         top = [[{"id": t, "logprob": float(row[t])} for t in best(row, k)] for row in rows]

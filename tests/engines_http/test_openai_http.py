@@ -5,6 +5,7 @@ The fake servers answer from our own engine, and JSON keeps every digit: the num
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,17 @@ def test_a_request_of_the_base_turns_every_adapter_of_llama_server_off() -> None
         engine.run([Ask(PROMPT, "b")])
         scales = [[x["scale"] for x in body["lora"]] for _, body, _ in fake.seen]
         assert scales == [[0.0, 0.0], [0.0, 1.0]]
+
+
+def test_llama_server_sums_adapters_and_the_others_say_that_they_do_not(fake: Fake, ours: Ours) -> None:
+    engine, ask = with_adapters(fake), Ask(PROMPT, None, 2, mix=(("a", 0.5), ("b", -1.5), ("a", 0.25)))
+    assert ("sums" in engine.capabilities.features) is (fake.kind == "llama_server")
+    if fake.kind == "llama_server":
+        true = ours.run([replace(ask, mix=(("a", 0.75), ("b", -1.5)))])[0]
+        assert_same(engine.run([ask])[0], true, len(PROMPT))
+    else:
+        with pytest.raises(EngineError, match="no sums of adapters"):
+            engine.run([ask])
 
 
 @pytest.mark.parametrize("said", ["served-b", "served-b.gguf", "some/where/served-b.gguf", "1"])

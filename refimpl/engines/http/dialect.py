@@ -31,8 +31,8 @@ def field(client: Client, path: str, name: str) -> str:
     return str(found[name])
 
 
-def adapters(client: Client) -> dict[str, str]:
-    """Those of /v1/models: they have a parent. Their name, and where they came from."""
+def served_models(client: Client) -> dict[str, str]:
+    """The adapters in /v1/models: they have a parent. Their name, and where they came from."""
     return {str(m["id"]): str(m.get("root") or "") for m in models(client) if m.get("parent")}
 
 
@@ -54,7 +54,7 @@ def find(served: Mapping[str, str], wanted: str) -> str:
 
 
 class Dialect(Protocol):
-    """How one kind of server is spoken to. An adapter is `served` under what the server calls it; None is the base."""
+    """How one kind of server is spoken to. An adapter is `served` under what the server calls it."""
 
     name: str
     mixed: bool  # may one forward pass of it have several adapters?
@@ -88,5 +88,6 @@ class Dialect(Protocol):
     def caches(self) -> bool:
         """Are keys and values of earlier prompts found again?"""
 
-    def ask(self, ask: Ask, served: str | None, width: int, prompt_rows: bool, cached: bool) -> Said:
-        """One request. width: tokens per row, 0 for none, vocab for all; cached: a prefix may be found again."""
+    def ask(self, ask: Ask, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool) -> Said:
+        """One request. adapters: the weights of those that are summed (with "sums"; else of one, 1), none for the base;
+        width: tokens per row, 0 for none, vocab for all; cached: a prefix may be found again."""

@@ -1,7 +1,7 @@
 """llama-server's own endpoints (llama.cpp's tools/server/README.md): /completion, /lora-adapters, /props.
 
-An adapter is a scale: every request carries a list of {"id", "scale"} with all of the server's adapters in it, one of
-them at 1, or none for the base. A request without the list would get what the server was started with, which is every
+An adapter is a scale: every request carries a list of {"id", "scale"} with all of the server's adapters in it, those
+that it does not want at 0. A request without the list would get what the server was started with, which is every
 adapter at 1. Requests of different adapters never share a forward pass.
 
 Rows are told for produced tokens only, as log(softmax) in float32: below the smallest normal float32 there are no
@@ -28,7 +28,7 @@ class LlamaServer:
 
     name = "llama_server"
     mixed = False
-    features = frozenset({"rslora", "rank_pattern", "partial", "mixed_ranks", "rank_above_64"})
+    features = frozenset({"rslora", "rank_pattern", "partial", "mixed_ranks", "sums"})
     floor = math.log(2.0**-126)
 
     def __init__(self, client: Client, model: str, models: list[dict[str, Any]], vocab: int) -> None:
@@ -64,9 +64,11 @@ class LlamaServer:
     def caches(self) -> bool:
         return True
 
-    def ask(self, ask: Ask, served: str | None, width: int, prompt_rows: bool, cached: bool) -> Said:
-        chosen = None if served is None else self.ids[served][0]
-        lora = [{"id": i, "scale": float(i == chosen)} for i in sorted({number for number, _ in self.ids.values()})]
+    def ask(self, ask: Ask, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool) -> Said:
+        scales = {number: 0.0 for number, _ in self.ids.values()}
+        for name, weight in adapters.items():
+            scales[self.ids[name][0]] += weight
+        lora = [{"id": number, "scale": scale} for number, scale in scales.items()]
         body = {
             "samplers": ["top_k"],
             "top_k": 1,

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..interface import Ask
 from .client import BadAnswer, Client, Refused
-from .dialect import adapters, find
+from .dialect import find, served_models
 from .reading import Said, token, understood
 
 
@@ -33,7 +33,7 @@ class SGLang:
         return str(self._info().get("version", "unknown"))
 
     def served(self) -> Mapping[str, str]:
-        return adapters(self.client)
+        return served_models(self.client)
 
     def find(self, wanted: str) -> str:
         return find(self.served(), wanted)
@@ -56,13 +56,13 @@ class SGLang:
     def caches(self) -> bool:
         return not self._info().get("disable_radix_cache", False)
 
-    def ask(self, ask: Ask, served: str | None, width: int, prompt_rows: bool, cached: bool) -> Said:
+    def ask(self, ask: Ask, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool) -> Said:
         body: dict[str, Any] = {
             "input_ids": list(ask.prompt_ids),
             "sampling_params": {"temperature": 0, "max_new_tokens": ask.max_new_tokens, "ignore_eos": True},
         }
-        if served is not None:
-            body["lora_path"] = served
+        if adapters:
+            body["lora_path"] = next(iter(adapters))
         if width:
             body |= {"return_logprob": True, "top_logprobs_num": width, "return_text_in_logprobs": False}
             body["logprob_start_len"] = 0 if prompt_rows else len(ask.prompt_ids) - 1

@@ -60,7 +60,7 @@ class TensorRTLLM:
         """Nothing tells. Its cache is on unless it was started otherwise, but a reused block has no context logits."""
         return False
 
-    def ask(self, ask: Ask, served: str | None, width: int, prompt_rows: bool, cached: bool) -> Said:
+    def ask(self, ask: Ask, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool) -> Said:
         body: dict[str, Any] = {
             "model": self.model,
             "prompt": list(ask.prompt_ids),
@@ -72,8 +72,8 @@ class TensorRTLLM:
         }
         if width:
             body |= {"return_context_logits": True} if prompt_rows else {"logprobs": 1}
-        if served is not None:
-            body["lora_request"] = self.requests[served]
+        if adapters:
+            body["lora_request"] = self.requests[next(iter(adapters))]
         return understood(self.client.post("/v1/completions", body), _said)
 
     def _request(self, name: str, folder: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..interface import Ask
 from .client import BadAnswer, Client, Refused
-from .dialect import adapters, base, field, find
+from .dialect import base, field, find, served_models
 from .reading import Said, token, understood
 
 LOAD = "/v1/load_lora_adapter"
@@ -48,7 +48,7 @@ class VLLM:
         return field(self.client, "/version", "version")
 
     def served(self) -> Mapping[str, str]:
-        return adapters(self.client)
+        return served_models(self.client)
 
     def find(self, wanted: str) -> str:
         return find(self.served(), wanted)
@@ -89,9 +89,9 @@ class VLLM:
         except Refused:
             return False
 
-    def ask(self, ask: Ask, served: str | None, width: int, prompt_rows: bool, cached: bool) -> Said:
+    def ask(self, ask: Ask, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool) -> Said:
         body: dict[str, Any] = {
-            "model": served or self.model,
+            "model": next(iter(adapters), self.model),
             "prompt": list(ask.prompt_ids),
             "max_tokens": ask.max_new_tokens,
             "ignore_eos": True,
