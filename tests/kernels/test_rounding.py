@@ -117,3 +117,15 @@ def test_small_integers_are_summed_without_error(expand: str, round_rank: bool, 
             LoraLaunch(shrink, expand, 3),
         )
     assert np.array_equal(launch.widened(found, dtype), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("preset", ["tensorrt_llm", "tensorrt_llm_convert"])
+def test_a_folded_scale_needs_nothing_of_the_kernels(preset: str, dtype: str) -> None:
+    """The bank holds scale * B and a scale of 1. B' is a number of the type, and so is what the kernels read."""
+    p = Precision(preset, dtype)
+    right, unfolded = lora(REFERENCE, p), lora(REFERENCE, Precision("model", dtype))
+    assert (right == unfolded).mean() < 0.95, "the two ways cannot be told apart"
+    with scheduled("forward"):
+        found = lora(CUDA, p)
+    assert (found == right).mean() > 0.98

@@ -21,13 +21,13 @@ def test_the_shape_by_hand() -> None:
 
 
 def test_a_row_never_reaches_over_the_end_of_a_page() -> None:
-    """Rank 3 in q is 96 numbers, five slots of 20; rank 2 in k is two. Ten slots a page: the second q begins a new one
-    and leaves three empty."""
-    shape = PageShape(20, 10)
+    """Rank 3 in q is 96 numbers, five slots of 20; rank 2 in k is two. Of ten slots a page, or seven, the second q
+    begins a new one, and leaves three of them empty, or none."""
     adapter = [(1, 0, 3), (2, 0, 2), (1, 1, 3), (2, 1, 2)]
-    assert placements(adapter, WIDTHS, shape) == [(0, 0, 5), (0, 5, 2), (1, 0, 5), (1, 5, 2)]
-    assert pages_for(adapter, WIDTHS, shape) == 2
-    assert pages_for([], WIDTHS, shape) == 1
+    for shape in (PageShape(20, 10), PageShape(20, 7)):
+        assert placements(adapter, WIDTHS, shape) == [(0, 0, 5), (0, 5, 2), (1, 0, 5), (1, 5, 2)]
+        assert pages_for(adapter, WIDTHS, shape) == 2
+        assert pages_for([], WIDTHS, shape) == 1
 
 
 @given(rows=rows, layers=st.integers(1, 4))

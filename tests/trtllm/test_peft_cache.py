@@ -60,6 +60,14 @@ class Plain:
         return self.pages - sum(pages for _, pages in self.stored.values())
 
 
+def assert_agree(level: LoraCache, plain: Plain) -> None:
+    by_time = sorted(plain.stored, key=lambda t: -plain.since[t])
+    assert level.in_progress == [t for t in by_time if t in plain.held]
+    assert level.done == [t for t in by_time if t not in plain.held]
+    assert {t: (level[t].weights, level[t].pages) for t in by_time} == plain.stored
+    assert level.free_pages == plain.room() >= 0
+
+
 class PeftCacheMachine(RuleBasedStateMachine):
     """Requests come with weights or without, run, are paused, go on, and end."""
 
@@ -139,12 +147,13 @@ class PeftCacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def both_formulations_agree(self) -> None:
-        for level, plain in ((self.cache.host, self.host), (self.cache.device, self.device)):
-            by_time = sorted(plain.stored, key=lambda t: -plain.since[t])
-            assert level.in_progress == [t for t in by_time if t in plain.held]
-            assert level.done == [t for t in by_time if t not in plain.held]
-            assert {t: (level[t].weights, level[t].pages) for t in by_time} == plain.stored
-            assert level.free_pages == plain.room() >= 0
+        assert_agree(self.cache.host, self.host)
+        assert_agree(self.cache.device, self.device)
+
+    @invariant()
+    def requests_are_known_by_their_task(self) -> None:
+        for theirs, mine in ((self.cache.active, self.running), (self.cache.paused, self.paused)):
+            assert theirs == {task: {r for r, t in mine.items() if t == task} for task in mine.values()}
 
     @invariant()
     def what_is_asked_for_stays_on_the_host(self) -> None:
@@ -154,6 +163,30 @@ class PeftCacheMachine(RuleBasedStateMachine):
 
 TestPeftCache = PeftCacheMachine.TestCase
 TestPeftCache.settings = settings(max_examples=60, stateful_step_count=40)
+
+steps = st.tuples(st.sampled_from(["put", "get", "bump", "mark_done"]), st.sampled_from(TASKS), st.integers(1, 3))
+
+
+@settings(max_examples=200)
+@given(pages=st.integers(1, 6), story=st.lists(steps, max_size=30))
+def test_one_level_by_itself(pages: int, story: list[tuple[str, int, int]]) -> None:
+    """Any use in any order, also such that no request can cause."""
+    level, plain = LoraCache(pages), Plain(pages)
+    for now, (step, task, size) in enumerate(story):
+        if step == "put" and (refused := plain.put(task, str(now), size, now)):
+            with pytest.raises(LoracleError, match=refused):
+                level.put(task, str(now), size)
+        elif step == "put":
+            level.put(task, str(now), size)
+        elif step == "mark_done":
+            plain.leave(task, now)
+            level.mark_done(task)
+        elif task in plain.stored:
+            plain.use(task, now)
+            level.bump(task) if step == "bump" else level.get(task)
+        elif step == "bump":
+            level.bump(task)
+        assert_agree(level, plain)
 
 
 CONFIG = ModelConfig(11, 10, 7, 1, 4, 2, 4)

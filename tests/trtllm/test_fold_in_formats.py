@@ -1,0 +1,47 @@
+"""An adapter that was written for TensorRT-LLM and one that is folded as it is loaded are the same numbers."""
+
+import pytest
+from build import RANKS, as_dtype, configs, random_adapter, random_model
+from compare import assert_same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refimpl import NUMPY, Model, Precision
+from refimpl.adapter import Adapter
+from refimpl.config import LAYER_MODULES, ModelConfig
+from refimpl.formats.trtllm import from_pair, to_pair
+from refimpl.lora import AdapterBank
+
+PRESET = {"manager": "tensorrt_llm", "convert": "tensorrt_llm_convert", "peft": "tensorrt_llm_convert"}
+
+
+def bank_of(model: Model, adapter: Adapter, p: Precision) -> AdapterBank:
+    bank = AdapterBank(model, p)
+    bank.put(0, NUMPY.bind_adapter(adapter, model.config, NUMPY.adapter_scale))
+    return bank
+
+
+@pytest.mark.parametrize("order", sorted(PRESET))
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@given(
+    config=configs(max_layers=2),
+    modules=st.lists(st.sampled_from(LAYER_MODULES), min_size=1, unique=True),
+    r=st.sampled_from(RANKS),
+    use_rslora=st.booleans(),
+    checkpoint=st.sampled_from(["float32", "float16", "bfloat16"]),
+)
+def test_the_bank_holds_what_the_arrays_hold(
+    dtype: str, order: str, config: ModelConfig, modules: list[str], r: int, use_rslora: bool, checkpoint: str
+) -> None:
+    """Where the loaders' scale is PEFT's, that is without patterns; and q, k and v together, or manager adds rows."""
+    modules = [*modules, "q_proj", "k_proj", "v_proj"]
+    model, p = random_model(config, 0, "float32"), Precision(PRESET[order], dtype)
+    adapter = as_dtype(random_adapter(config, r, r, 7.0, use_rslora, modules), checkpoint)
+    back, _ = from_pair(to_pair(adapter, dtype, order)[0], config, "back")
+    direct, written = bank_of(model, adapter, p), bank_of(model, back, p)
+    assert adapter.lora.keys() == back.lora.keys()
+    for site in back.lora:
+        found, expected = written.at(site)[0], direct.at(site)[0]
+        assert (found.scale, expected.scale) == (1.0, 1.0)
+        assert_same_bits(found.A, expected.A)
+        assert_same_bits(found.B, expected.B)
