@@ -367,7 +367,10 @@ def draw_sequence(
     settings = settings or variants(stage, capabilities)[0]
     rng = np.random.default_rng([seed, index, 7])
     able = plots_for(stage, capabilities, settings)
-    plots = [able[index % len(able)], *(able[i] for i in rng.integers(0, len(able), rng.integers(2, 5)))]
+    first = (index + index // len(able)) % len(
+        able
+    )  # every plot opens one, for those as well who take every second index
+    plots = [able[first], *(able[i] for i in rng.integers(0, len(able), rng.integers(2, 5)))]
     if "short of room" in able:  # what these settings are for
         plots.append("short of room")
     moves = [(plot, rng.integers(0, 2**16, LONGEST_PLOT).tolist()) for plot in plots]
