@@ -214,7 +214,11 @@ def take_step(recipe: Recipe, step: Step, env: Path) -> None:
                 timeout=STEP_TIMEOUT,
                 check=False,
             ).returncode
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except subprocess.TimeoutExpired:
+            raise EngineError(
+                f"{recipe.name}: {step.what}: not done after {STEP_TIMEOUT:g} s; the log is {log}"
+            ) from None
+        except OSError as error:
             raise EngineError(f"{recipe.name}: {step.what}: {error}; the log is {log}") from None
     if code:
         last = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()][-1]

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arrays import Array
 from .environments import Recipe, missing, outer_environment, python_of
-from .interface import Answer, Ask, Capabilities, EngineError, Settings, infer_first
+from .interface import Answer, Ask, Capabilities, EngineError, Settings
 from .worker import Refused, Worker, worker_path
 
 TIMEOUT = 600.0  # seconds for any one call; the option `timeout` sets another
@@ -46,6 +46,7 @@ class Hosted:
         self.timeout = seconds(recipe.name, self.options.pop("timeout", str(TIMEOUT)))
         self.shows_logits = capabilities.readout == "logits"
         self.worker: Worker | None = None
+        self.max_length = 0
         self.names: set[str] = set()
         self.seen: dict[str, Any] = {}  # what the worker tells of the last run, beside its answers
 
@@ -90,6 +91,8 @@ class Hosted:
 
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """All of them go over in one call. If the worker refuses that, each answer has the reason."""
+        if self.worker is None:
+            raise EngineError(f"{self.recipe.name}: was not started")
         for ask in asks:
             for name, _ in wanted(ask):
                 self._known(name)
@@ -156,11 +159,11 @@ class Hosted:
         if ask.cancel_after is None and len(answer.token_ids) != ask.max_new_tokens:
             wrong = f"{len(answer.token_ids)} of {ask.max_new_tokens} tokens"
             return replace(answer, error=f"{self.recipe.name}: {wrong}", raw=rows)
-        try:
-            answer = replace(answer, first=infer_first(len(rows), len(ask.prompt_ids), len(answer.token_ids)))
-        except EngineError as error:
-            if ask.cancel_after is None:
-                return replace(answer, error=f"{self.recipe.name}: {error}", raw=rows)
+        prompt, produced = len(ask.prompt_ids), len(answer.token_ids)
+        answer = replace(answer, first=0 if len(rows) > produced else prompt - 1)
+        if ask.cancel_after is None and answer.first + len(rows) != prompt + produced - 1:
+            wrong = f"{len(rows)} rows for a prompt of {prompt} tokens and {produced} produced ones"
+            return replace(answer, error=f"{self.recipe.name}: {wrong}", raw=rows)
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
             what = f"{len(bad)} of {len(rows)} rows have values that are not finite, the first is row {bad[0]}"
