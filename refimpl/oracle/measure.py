@@ -51,10 +51,15 @@ class Raw:
     view: View
     rows: slice  # of the whole text's rows, those that the engine showed
     exact: Array  # [rows, vocab] the truth, as the engine would show it
+    logits: Array  # [rows, vocab] the truth, in full
     error: Array  # [rows, vocab]
     honest: Array  # [members, rows, vocab]
     unit: Array  # [rows]
-    vocab: int
+
+    @property
+    def vocab(self) -> int:
+        """How many logits a row has."""
+        return self.logits.shape[1]
 
 
 def measure(
@@ -115,7 +120,7 @@ def look(answer: Answer, exact: Array, runs: Sequence[Array]) -> Raw:
     true = v.of(exact[rows])
     honest = np.stack([v.of(run[rows].astype(np.float64)) - true for run in runs])
     unit = _rms(honest, v.shown[None]).T
-    return Raw(v, rows, true, v.values - true, honest, np.sqrt(np.mean(unit**2, axis=1)), exact.shape[1])
+    return Raw(v, rows, true, exact[rows], v.values - true, honest, np.sqrt(np.mean(unit**2, axis=1)))
 
 
 def _look_at_text(answer: Answer, exact: Array, runs: Sequence[Array]) -> Raw:
@@ -134,7 +139,7 @@ def _look_at_text(answer: Answer, exact: Array, runs: Sequence[Array]) -> Raw:
     unit = np.maximum(np.sqrt(np.mean(honest[:, :, 0] ** 2, axis=0)), np.finfo(float).tiny)
     # The engine's own numbers put its token on top: its error in the gap is the gap, or more.
     true = v.of(exact[rows])
-    return Raw(v, rows, true, -true, honest, unit, exact.shape[1])
+    return Raw(v, rows, true, exact[rows], -true, honest, unit)
 
 
 def _measured(case: Case, e: Exchange, raw: Raw, matters: float) -> Measured:
@@ -173,5 +178,5 @@ def _others(asked: Sequence[Exchange], stage: Stage) -> list[list[Array]]:
 
 def _distance(raw: Raw, other: Array) -> float:
     """How far another answer is from the right one, in units, in the row that tells them apart best."""
-    moved = raw.view.of(other[raw.rows]) - raw.exact
+    moved = raw.view.error(other[raw.rows], raw.logits)
     return float(np.max(_rms(moved, raw.view.shown) / raw.unit))

@@ -21,13 +21,17 @@ from ..ops import NUMPY, Ops
 from ..weights import Model
 
 
+def _plain() -> Ops:
+    return NUMPY
+
+
 @dataclass(frozen=True)
 class Member:
     """One honest way to compute."""
 
     name: str
     precision: Precision
-    make: Callable[[], Ops] = lambda: NUMPY
+    make: Callable[[], Ops] = _plain
 
 
 def in_pieces(width: int) -> Ops:
@@ -85,18 +89,21 @@ def some_points(dtype: str, seed: int) -> Precision:
 
 @lru_cache
 def ensemble(dtype: str, seed: int = 0) -> tuple[Member, ...]:
-    """The honest ways to compute in a type."""
+    """The honest ways to compute in a type. Another seed has other orders of summation and other rounding points."""
+    rng = np.random.default_rng(seed)
     presets = [Member(name, Precision(name, dtype)) for name in PRESETS]
-    orders = [Member(f"sums of {n}", Precision("model", dtype), partial(in_pieces, n)) for n in (16, 40)]
-    if dtype in ("float32", "float64"):
-        return (*presets, *orders, Member("sums of 8", Precision("transformers", dtype), partial(in_pieces, 8)))
-    wide = Precision("model", "float32")
-    return (
-        *presets,
-        orders[0],
-        *(Member(f"some points {i}", some_points(dtype, seed + i)) for i in range(2)),
-        Member("by chance", dataclasses.replace(wide, kv=dtype), partial(stochastic, dtype, seed)),
-    )
+    widths = (16, 40, 8) if seed == 0 else tuple(int(n) for n in rng.integers(5, 64, 3))
+    orders = [Member(f"sums of {n}", Precision("model", dtype), partial(in_pieces, n)) for n in widths]
+    if dtype in ("float32", "float64"):  # wherever it is rounded, float32 stays float32: only orders are left
+        return (*presets[:2], *orders)
+    by_chance = Member("by chance", Precision("model", "float32"), partial(stochastic, dtype, seed))
+    points = [Member(f"some points {seed}.{i}", some_points(dtype, 10 * seed + i)) for i in range(2)]
+    return (*presets[:3], orders[0], *points, replace(by_chance, precision=replace(by_chance.precision, kv=dtype)))
+
+
+def wider(dtype: str) -> tuple[Member, ...]:
+    """Three times as many, for a case that is too close to call."""
+    return tuple(dict.fromkeys(m for seed in range(3) for m in ensemble(dtype, seed)))
 
 
 def honest_runs(model: Model, requests: Sequence[Request], members: Sequence[Member]) -> list[list[Array]]:

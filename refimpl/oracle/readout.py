@@ -28,6 +28,10 @@ class View:
         """logits [rows, vocab] -> what an engine with these logits would show."""
         return np.where(self.shown, log_softmax(logits) if self.logprobs else logits, 0.0)
 
+    def error(self, logits: Array, exact: Array) -> Array:
+        """What an engine with these logits would be off by. exact: the true logits of the same rows."""
+        return self.of(logits) - self.of(exact)
+
 
 @dataclass(frozen=True, eq=False)
 class Gap(View):
@@ -40,6 +44,11 @@ class Gap(View):
         """The logit of the best token less that of the produced one."""
         at = np.arange(len(self.best))
         return (logits[at, self.best] - logits[at, self.tokens])[:, None]
+
+    def error(self, logits: Array, exact: Array) -> Array:
+        """The engine would have produced its own best token: by so much is that one below the truly best."""
+        at = np.arange(len(self.best))
+        return (exact[at, logits.argmax(axis=1)] - exact[at, self.best])[:, None]
 
 
 def log_softmax(x: Array) -> Array:

@@ -28,7 +28,7 @@ class Symptom:
     of: int = 1
 
 
-def symptoms(
+def symptoms_of(
     sample: Sample, judged: Sequence[Judged], measured: Sequence[Measured], stage: Stage, known: Limits
 ) -> list[str]:
     """Of one case: a line for each thing that is true of a request that failed, in order; repeated for each request."""
