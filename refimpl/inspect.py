@@ -12,7 +12,7 @@ from .config import ModelConfig, Site, module_name, read_config
 from .errors import ConfigError
 from .formats.nemo import find_nemo
 from .formats.trtllm_inspect import look
-from .formats.trtllm_pair import is_pair
+from .formats.trtllm_pair import is_pair, pair_folders
 from .formats.trtllm_report import MAX_RANK, about_peft
 from .loading.checkpoint import INDEX, SINGLE, open_checkpoint
 from .loading.findings import Findings
@@ -73,7 +73,7 @@ def inspect(
         config = asdict(peft) if peft else {}
         modules = [report for site in sorted(parts) for report in _adapter_reports(site, parts, peft)]
         if peft and engine == "trtllm" and not found.problems:
-            notes = about_peft(parts, peft, max_rank)
+            notes = about_peft(parts, peft, base, max_rank)
     elif kind == "trtllm":
         seen = look(folder, base, found, max_rank)
         config, notes = seen.config, seen.engine
@@ -115,9 +115,9 @@ def _resolve(path: str | Path) -> tuple[Path, str]:
     names = {file.name for file in folder.glob("*")} if os.path.isdir(folder) else set()
     if names & {CONFIG_FILE, WEIGHTS_FILE, "adapter_model.bin"}:
         return folder, "adapter"
-    if is_pair(folder):
-        return folder, "trtllm"
-    return folder, "model" if names & {"config.json", SINGLE, INDEX} else "unknown"
+    if names & {"config.json", SINGLE, INDEX}:
+        return folder, "model"
+    return folder, "trtllm" if is_pair(folder) or pair_folders(folder) else "unknown"
 
 
 def _adapter_reports(site: Site, parts: Parts, config: PeftConfig | None) -> Iterable[ModuleReport]:

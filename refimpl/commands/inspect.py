@@ -133,9 +133,9 @@ def modules_table(modules: list[ModuleReport]) -> Table:
 
 
 def short_name(module: str) -> str:
-    """model.layers.3.self_attn.q_proj.weight -> q_proj; model.norm.weight -> norm."""
+    """model.layers.3.self_attn.q_proj.weight -> q_proj; model.norm.weight -> norm; of task 7: 7.model ... -> 7: ..."""
     parts = [part for part in module.split(".") if part not in ("weight", "bias")]
-    return parts[-1]
+    return f"{parts[0]}: {parts[-1]}" if parts[0].isdigit() else parts[-1]
 
 
 def effect_table(effects: dict[Site, float]) -> Table:

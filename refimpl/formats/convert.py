@@ -14,7 +14,7 @@ from .files import new_folder
 from .nemo import find_nemo
 from .peft import save_adapter
 from .trtllm import from_pair, to_pair
-from .trtllm_pair import STORED, WEIGHTS_FILE, Pair, check_pair, is_pair, read_pair, write_pair
+from .trtllm_pair import STORED, WEIGHTS_FILE, Pair, check_pair, is_pair, pair_folders, read_pair, write_pair
 
 FORMATS = ("trtllm", "peft")
 
@@ -37,6 +37,10 @@ def recognise(path: Path) -> str:
         return "trtllm"
     if nemo := find_nemo(path):
         raise AdapterError(one_line(f"{path}: {nemo}"))
+    if tasks := pair_folders(path):
+        raise AdapterError(
+            one_line(f"{path}: has a pair for each of several task ids; give one of them, as {tasks[0]}")
+        )
     return "peft"  # the PEFT reader says what is wrong with anything else
 
 

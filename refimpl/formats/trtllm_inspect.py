@@ -1,5 +1,6 @@
-"""TensorRT-LLM's pair of arrays, looked through for `loracle inspect`."""
+"""TensorRT-LLM's pairs of arrays, looked through for `loracle inspect`: one, or a folder of them by task id."""
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from ..arrays import Array
 from ..config import ModelConfig
 from ..loading.findings import Findings
 from .trtllm_modules import MODULES
-from .trtllm_pair import Row, check_pair, matrices, read_pair
-from .trtllm_report import MAX_RANK, about_pair
+from .trtllm_pair import Pair, Row, check_pair, is_pair, matrices, pair_folders, read_pair
+from .trtllm_report import MAX_RANK, SAME_ID, about_dense, about_ranks
 
 
 @dataclass
@@ -23,29 +24,75 @@ class Look:
 
 def look(folder: Path, base: ModelConfig | None, found: Findings, max_rank: int = MAX_RANK) -> Look:
     """Every row, with every problem noted. Without a base, a row's A and B cannot be told apart."""
+    if not is_pair(folder):
+        return look_at_tasks(folder, base, found, max_rank)
     pair = read_pair(folder, found)
     if pair is None:
         return Look()
     check_pair(pair, folder, found, base)
-    seen = Look({"rows": len(pair.config), "columns": pair.config.shape[1], "width": pair.weights.shape[1]})
-    rows = [
-        Row(n, MODULES[v[0]], v[1], v[2], v[3:] == [1]) for n, v in enumerate(pair.config.tolist()) if v[0] in MODULES
+    rows = readable_rows(pair)
+    seen = Look(
+        {
+            "rows": len(pair.config),
+            "columns": pair.config.shape[1],
+            "width": pair.weights.shape[1],
+            "ranks": sorted({row.rank for row in rows}),
+            "layers": len({row.layer for row in rows}),
+        }
+    )
+    seen.modules = [
+        (f"model.layers.{row.layer}.{_both_names(row)}", _arrays(pair, row, base), row.rank) for row in rows
     ]
-    for row in rows:
-        size = row.size(base) if base else None
-        if base is None or size is None or not 0 < size <= pair.weights.shape[1]:
-            arrays = {"row": pair.weights[row.number]}
-        else:
-            m = matrices(pair, row, base)
-            arrays = {"A": m.A, "B": m.B} | ({} if m.magnitude is None else {"magnitude": m.magnitude})
-        seen.modules.append((f"model.layers.{row.layer}.{_both_names(row)}", arrays, row.rank))
-    seen.config["ranks"] = sorted({row.rank for row in rows})
-    seen.config["layers"] = len({row.layer for row in rows})
-    seen.engine = about_pair(seen.config["ranks"], any(row.is_dora for row in rows), max_rank)
+    dora = ["ignores the magnitude of DoRA in its PyTorch backend"] if any(row.is_dora for row in rows) else []
+    dense = about_dense([part for row in rows for part in row.module.parts], base)
+    seen.engine = [*about_ranks(seen.config["ranks"], max_rank), *dora, *dense, SAME_ID]
     return seen
+
+
+def look_at_tasks(folder: Path, base: ModelConfig | None, found: Findings, max_rank: int = MAX_RANK) -> Look:
+    """The folders of a prefetch directory, each the task id that its name is, and what becomes of them together."""
+    whole = Look({"tasks": {}})
+    by_id: dict[int, list[Path]] = {}
+    ranks: set[int] = set()
+    for inner in pair_folders(folder):
+        seen = look(inner, base, found, max_rank)
+        ranks |= {*seen.config.get("ranks", ())}
+        whole.config["tasks"][inner.name] = f"{seen.config.get('rows', 0)} rows of ranks {seen.config.get('ranks', [])}"
+        whole.modules += [(f"{inner.name}.{name}", arrays, rank) for name, arrays, rank in seen.modules]
+        whole.engine += [f"(task {inner.name}) {line}" for line in seen.engine if line != SAME_ID]
+        if inner.name.isascii() and inner.name.isdigit():
+            by_id.setdefault(int(inner.name), []).append(inner)
+        else:
+            whole.engine.append(f"skips the folder {inner.name}: only a name of digits is a task id")
+    whole.engine += [line for line in about_ranks(ranks, max_rank) if "together" in line]
+    for number, folders in by_id.items():
+        for one, other in itertools.combinations(folders, 2):
+            same = "the same" if _bytes(one) == _bytes(other) else "other"
+            whole.engine.append(f"takes {one.name} and {other.name} for one task id, {number}, with {same} weights")
+    whole.engine.append(SAME_ID)
+    return whole
+
+
+def readable_rows(pair: Pair) -> list[Row]:
+    """The rows whose module is one."""
+    rows = enumerate(pair.config.tolist())
+    return [Row(n, MODULES[v[0]], v[1], v[2], v[3:] == [1]) for n, v in rows if v[0] in MODULES]
+
+
+def _arrays(pair: Pair, row: Row, base: ModelConfig | None) -> dict[str, Array]:
+    """A row's A and B, where its widths are known and it is long enough for them."""
+    size = row.size(base) if base else None
+    if base is None or size is None or not 0 < size <= pair.weights.shape[1]:
+        return {"row": pair.weights[row.number]}
+    m = matrices(pair, row, base)
+    return {"A": m.A, "B": m.B} | ({} if m.magnitude is None else {"magnitude": m.magnitude})
 
 
 def _both_names(row: Row) -> str:
     """mlp_gate (up_proj): TensorRT-LLM's names mislead."""
     hf = row.module.hf.rpartition(".")[2]
     return f"{row.module.name} ({hf})" if hf else row.module.name
+
+
+def _bytes(folder: Path) -> list[bytes]:
+    return [file.read_bytes() for file in sorted(folder.glob("model.lora_*.npy"))]

@@ -28,8 +28,8 @@ class Module:
     def widths(self, config: ModelConfig) -> tuple[int, int] | None:
         """(d_in, d_out) of the whole module, on all ranks together; None where a Llama has no such module.
 
-        attn_dense reads heads * head_dim. TensorRT-LLM's own table said hidden_size there, which is the same in most
-        models, but not in all."""
+        attn_dense reads heads * head_dim. TensorRT-LLM's own table has hidden_size there (runtime/loraModule.cpp): the
+        same in most models, but not in all."""
         if not self.parts:
             return None
         return config.shape(self.parts[0])[1], sum(self.part_sizes(config))

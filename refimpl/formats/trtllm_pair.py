@@ -75,6 +75,11 @@ def is_pair(folder: Path) -> bool:
     return any(os.path.exists(folder / name) for name in (WEIGHTS_FILE, CONFIG_FILE))
 
 
+def pair_folders(folder: Path) -> list[Path]:
+    """The folders in it that hold a pair: LoraManager and the prefetch directory keep one for each task id."""
+    return [inner for inner in sorted(folder.glob("*")) if is_pair(inner)] if os.path.isdir(folder) else []
+
+
 def read_pair(folder: Path, found: Findings) -> Pair | None:
     """Both files, or None with every problem noted. Rows are looked at by check_pair."""
     before = len(found.problems)

@@ -6,7 +6,7 @@ was started, and what its loader reads of a PEFT folder (_torch/peft/lora/loader
 
 from collections.abc import Collection
 
-from ..config import LAYER_MODULES, Site, module_name
+from ..config import LAYER_MODULES, ModelConfig, Site, module_name
 from ..loading.findings import shown
 from ..loading.peft_config import PeftConfig
 from ..loading.peft_tensors import Parts
@@ -38,13 +38,19 @@ def about_ranks(ranks: Collection[int], max_rank: int = MAX_RANK) -> list[str]:
     return lines
 
 
-def about_pair(ranks: Collection[int], has_dora: bool, max_rank: int = MAX_RANK) -> list[str]:
-    """About the rows of a pair."""
-    dora = ["ignores the magnitude of DoRA in its PyTorch backend"] if has_dora else []
-    return [*about_ranks(ranks, max_rank), *dora, SAME_ID]
+def about_dense(modules: Collection[str], base: ModelConfig | None) -> list[str]:
+    """Its table of widths has hidden_size for what attn_dense reads, so that it looks for B in the wrong place."""
+    reads = base.num_attention_heads * base.head_dim if base else 0
+    if base is None or "o_proj" not in modules or reads == base.hidden_size:
+        return []
+    return [
+        f"cuts attn_dense (o_proj) wrongly: it takes hidden_size, {base.hidden_size}, for the {reads} that it reads"
+    ]
 
 
-def about_peft(parts: Parts, config: PeftConfig, max_rank: int = MAX_RANK) -> list[str]:
+def about_peft(
+    parts: Parts, config: PeftConfig, base: ModelConfig | None = None, max_rank: int = MAX_RANK
+) -> list[str]:
     """About a PEFT folder that load_adapter takes."""
     lora = {site: held["A"].array.shape[0] for site, held in parts.items() if "A" in held}
     inner = [site for site in lora if site[1] in LAYER_MODULES]
@@ -66,7 +72,7 @@ def about_peft(parts: Parts, config: PeftConfig, max_rank: int = MAX_RANK) -> li
         lines.append(
             f"ignores rank_pattern {shown(dict(config.rank_pattern))} in hf_lora_convert.py: the scale is alpha/r"
         )
-    return lines + missing_qkv(inner) + [SAME_ID]
+    return [*lines, *missing_qkv(inner), *about_dense([module for _, module in inner], base), SAME_ID]
 
 
 def missing_qkv(sites: Collection[Site]) -> list[str]:

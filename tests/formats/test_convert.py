@@ -117,6 +117,9 @@ def test_neither_one_nor_the_other(tmp_path: Path) -> None:
         convert(tmp_path / "nowhere", tmp_path / "out", "peft")
     with refused(AdapterError, "has model.safetensors but no adapter_config.json"):
         convert(write_model(tmp_path / "model"), tmp_path / "out", "peft")
+    write(tmp_path / "tasks" / "7")
+    with refused(AdapterError, f"several task ids; give one of them, as {tmp_path / 'tasks' / '7'}"):
+        convert(tmp_path / "tasks", tmp_path / "out", "trtllm")
     with refused(AdapterError, "'gguf'", "trtllm, peft"):
         convert(write_adapter(tmp_path / "in"), tmp_path / "out", "gguf")
     (write(tmp_path / "pair") / FILES[1]).unlink()
@@ -173,6 +176,25 @@ def test_inspect_shows_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert cli.main(["inspect", str(tmp_path / "pirate"), "--max-rank", "0"]) == 2
 
 
+def test_inspect_shows_a_folder_of_task_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As LoraManager.save_lora_weights_to_bin and the prefetch directory lay them out."""
+    for name, rank in (("1", 8), ("01", 8), ("2", 5), ("notes", 8)):
+        write(tmp_path / name, np.ones((1, 1, 64), np.float16) * (2 if name == "01" else 1), [[1, 0, rank]])
+    seen = inspect(tmp_path)
+    assert (seen.kind, seen.problems) == ("trtllm", [])
+    assert seen.config["tasks"]["2"] == "1 rows of ranks [5]"
+    assert f"(task 2) {ODD_RANK}" in seen.tensorrt_llm
+    assert "skips the folder notes: only a name of digits is a task id" in seen.tensorrt_llm
+    assert "takes 01 and 1 for one task id, 1, with other weights" in seen.tensorrt_llm
+    assert any(line.startswith("rejects the ranks [5, 8] together") for line in seen.tensorrt_llm)
+    assert seen.tensorrt_llm.count(SAME_ID) == 1
+    (tmp_path / "2" / FILES[1]).unlink()
+    alone = f"{tmp_path / '2'}: has {FILES[0]} but no {FILES[1]}: a request for LoRA must have both"
+    assert inspect(tmp_path).problems == [alone]
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+    assert "1: attn_q (q_proj)" in capsys.readouterr().out
+
+
 def test_which_ranks_the_engine_takes() -> None:
     together = "rejects the ranks [5, 8] together in a mixed batch"
     assert about_ranks([5, 8])[0].startswith(together)
@@ -204,6 +226,12 @@ def test_what_the_engine_makes_of_a_peft_folder(tmp_path: Path, capsys: pytest.C
         "fills up k_proj and v_proj with zeros: the three are enabled together",
         SAME_ID,
     ]
+    dense = write_adapter(tmp_path / "dense", lora_tensors(rank=8, modules=("o_proj",)), target_modules=["o_proj"], r=8)
+    cut = "cuts attn_dense (o_proj) wrongly: it takes hidden_size, 12, for the 32 that it reads"
+    assert inspect(dense, BASE, "trtllm").tensorrt_llm == [cut, SAME_ID]
+    convert(dense, tmp_path / "pair", "trtllm")
+    assert inspect(tmp_path / "pair", BASE).tensorrt_llm == [cut, SAME_ID]
+    assert inspect(tmp_path / "pair").tensorrt_llm == [SAME_ID]
     biased = lora_tensors(modules=("o_proj",)) | {
         lora_name((i, "o_proj"), "lora_B.bias"): random((12,)) for i in (0, 1)
     }
