@@ -1,0 +1,266 @@
+"""vLLM's server and llama-server, live, through the engine that talks to any of them: refimpl/engines/openai_http.py.
+
+Truth is our float64 answer on the tokens that the server produced. Most of what is wrong with a row of
+log-probabilities is one number, the logarithm of its sum, which hangs on the greatest logits alone. So every row is
+compared less its mean, and nothing else is lost. The unit is the rms error of our own float32 answer, read likewise.
+"""
+
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refimpl
+from refimpl import tiny
+from refimpl.engines.interface import Answer, Ask, EngineError, Settings
+from refimpl.engines.openai_http import OpenAIHTTP
+
+pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
+
+HERE = Path(__file__).parent
+VOICES = tuple(tiny.VOICES)
+SETTINGS = Settings(tiny.base_path(), max_requests=8)
+SAME = 3.0  # noise units, at most, from the answer of the one who was asked
+ANOTHER = 1000.0  # noise units, at least, from the answer of anyone else
+READY = 300  # seconds that a server may take to start
+
+
+@contextmanager
+def serving(command: Sequence[object], folder: Path, ready: str, **environment: str) -> Iterator[str]:
+    """Runs a server on a free port, which is {port} in its command; its URL, as soon as it is ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url, log = f"http://127.0.0.1:{port}", folder / "server.log"
+    words = [str(word).format(port=port) for word in command]
+    with log.open("wb") as out:
+        server = subprocess.Popen(words, cwd=folder, stdout=out, stderr=subprocess.STDOUT, env=os.environ | environment)
+    try:
+        for _ in range(READY * 5):
+            assert server.poll() is None, f"{words[0]} ended with {server.returncode}\n{log.read_text()[-4000:]}"
+            try:
+                urllib.request.urlopen(url + ready, timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        else:
+            pytest.fail(f"{words[0]} was not ready after {READY} s\n{log.read_text()[-4000:]}")
+        yield url
+    finally:
+        server.terminate()
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """With one voice from the start, and more room than all these tests fill: as soon as the last slot has been used,
+    base rows get the answer of what was in it (README.md)."""
+    if "LORACLE_VLLM_PYTHON" not in os.environ:
+        pytest.skip("vLLM is not installed: `loracle engines setup vllm`, set LORACLE_VLLM_PYTHON to its python")
+    command = f"-m vllm.entrypoints.openai.api_server --model {tiny.base_path()} --served-model-name the-base "
+    command += "--host 127.0.0.1 --port {port} --dtype float32 --enforce-eager --max-model-len 256 --max-num-seqs 8 "
+    command += "--max-num-batched-tokens 256 --max-logprobs -1 --kv-cache-memory-bytes 67108864 "
+    command += "--enable-lora --max-loras 16 --max-lora-rank 64 "
+    # Without this line prompt_logprobs of two or more requests kill vLLM 0.32.0.
+    command += "--lora-target-modules qkv_proj o_proj gate_up_proj down_proj "
+    command += f"--lora-modules served-{VOICES[0]}={tiny.VOICES[VOICES[0]]}"
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_SERVER_DEV_MODE": "1",
+    }
+    folder = tmp_path_factory.mktemp("vllm")
+    with serving([os.environ["LORACLE_VLLM_PYTHON"], *command.split()], folder, "/health", **environment) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def llama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """With all voices, float32 keys and values, and no cache of prompts beyond its slots."""
+    for variable in ("LORACLE_LLAMA_SERVER", "LORACLE_LLAMA_PYTHON"):
+        if variable not in os.environ:
+            pytest.skip(
+                f"{variable} is not set: `loracle engines setup llama_cpp` has the python; llama-server is the target "
+                "of that name, with -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON (tests/engines/README.md)"
+            )
+    folder = tmp_path_factory.mktemp("llama_server")
+    voices = [str(tiny.VOICES[name]) for name in VOICES]
+    job = [os.environ["LORACLE_LLAMA_PYTHON"], str(HERE / "job_gguf.py"), str(tiny.base_path()), str(folder), *voices]
+    subprocess.run(job, check=True, capture_output=True, timeout=120)
+    loras = ",".join(f"{name}.gguf" for name in VOICES)
+    command = f"-m base.gguf --lora {loras} -fa off -ctk f32 -ctv f32 --cache-ram 0 -np 4 -t 1 -c 1024 --no-warmup "
+    command += "--host 127.0.0.1 --port {port}"
+    with serving([os.environ["LORACLE_LLAMA_SERVER"], *command.split()], folder, "/health") as url:
+        yield url
+
+
+def test_vllm_serves_base_and_voices_together_and_alone(vllm: str) -> None:
+    engine = OpenAIHTTP({"url": vllm, "adapters": f"{VOICES[0]}=served-{VOICES[0]}"})
+    engine.start(SETTINGS)
+    able = engine.capabilities
+    assert (able.readout, able.prompt_rows) == ("logprobs", True)
+    assert {"load", "unload", "reload"} <= able.operations
+    for name in VOICES:  # the first is there, the others are loaded
+        engine.load(name, tiny.VOICES[name])
+    asks = [*questions(None, *VOICES, None, VOICES[-1])]
+    check("vLLM", engine.run(asks), asks)
+    alone = asks[:2]
+    check("vLLM alone", [engine.run([ask])[0] for ask in alone], alone)
+    print(engine.versions())
+    engine.close()
+
+
+def test_vllm_forgets_and_replaces(vllm: str) -> None:
+    engine = OpenAIHTTP({"url": vllm})
+    engine.start(SETTINGS)
+    (ask,) = questions("name")
+    engine.load("name", tiny.VOICES["bard"])
+    check("vLLM, loaded", engine.run([ask]), [ask], {"name": "bard"})
+    engine.load("name", tiny.VOICES["robot"])
+    check("vLLM, replaced", engine.run([ask]), [ask], {"name": "robot"})
+    engine.unload("name")
+    engine.names["name"] = "name"  # as if it were still there
+    found = engine.run([ask])[0]
+    assert "HTTP 404" in found.error and found.raw
+    del engine.names["name"]
+    engine.load("name", tiny.VOICES["merchant"])
+    check("vLLM, another of the same name", engine.run([ask]), [ask], {"name": "merchant"})
+    with pytest.raises(EngineError, match=r"HTTP (4|5)"):
+        engine.load("nobody", HERE / "no such folder")
+    engine.reset()
+    assert engine.dialect.served().keys() == {f"served-{VOICES[0]}"}
+    engine.close()
+
+
+def test_vllm_with_a_prefix_cache_tells_the_rows_of_the_answer(vllm: str) -> None:
+    """The same prompts for base and voices, twice: the second time its blocks are there, of all of them."""
+    engine = OpenAIHTTP({"url": vllm})
+    engine.start(Settings(tiny.base_path(), max_requests=8, prefix_caching=True))
+    for name in VOICES:
+        engine.load(name, tiny.VOICES[name])
+    (ask,) = questions(None)
+    asks = [Ask(ask.prompt_ids, name, ask.max_new_tokens) for name in (None, *VOICES)]
+    for time_ in ("first", "second"):
+        found = engine.run(asks)
+        assert all(a.first == len(ask.prompt_ids) - 1 for a in found)
+        check(f"vLLM, the {time_} time", found, asks)
+    engine.close()
+
+
+def test_vllm_shows_the_greatest_where_that_is_asked_for(vllm: str) -> None:
+    engine = OpenAIHTTP({"url": vllm, "top-k": "20", "adapters": f"{VOICES[0]}=served-{VOICES[0]}"})
+    engine.start(SETTINGS)
+    engine.load(VOICES[0], tiny.VOICES[VOICES[0]])
+    assert (engine.capabilities.readout, engine.capabilities.top_k) == ("top", 20)
+    asks = questions(None, VOICES[0])
+    for ask, found in zip(asks, engine.run(asks), strict=True):
+        assert not found.error and found.top is not None
+        true, _ = rows(ask.adapter, (*ask.prompt_ids, *found.token_ids)[:-1])
+        assert len(found.top) == len(true) and all(len(row) >= 20 for row in found.top)
+        for row, told in zip(true, found.top, strict=True):
+            greatest = set(np.argsort(-row)[:18].tolist())  # two that are all but equal may change places at the end
+            assert greatest <= told.keys()
+    engine.close()
+
+
+@pytest.mark.parametrize("caching", [False, True], ids=["anew", "prefixes found again"])
+def test_llama_server_switches_between_base_and_voices(llama_server: str, caching: bool) -> None:
+    engine = OpenAIHTTP({"url": llama_server, "adapters": ",".join(f"{name}={name}" for name in VOICES)})
+    engine.start(Settings(tiny.base_path(), max_requests=8, prefix_caching=caching))
+    assert (engine.capabilities.readout, engine.capabilities.prompt_rows) == ("logprobs", False)
+    for name in VOICES:
+        engine.load(name, tiny.VOICES[name])
+    asks = questions(None, *VOICES, None, VOICES[0])
+    for time_ in ("first", "second"):
+        check(f"llama-server, the {time_} time", engine.run(asks), asks)
+    print(engine.versions())
+    engine.close()
+
+
+def test_llama_server_sums_voices(llama_server: str) -> None:
+    engine = OpenAIHTTP({"url": llama_server, "adapters": "pirate=pirate,bard=bard"})
+    engine.start(SETTINGS)
+    for name in ("pirate", "bard"):
+        engine.load(name, tiny.VOICES[name])
+    (ask,) = questions(None)
+    ask = Ask(ask.prompt_ids, None, ask.max_new_tokens, mix=(("pirate", 0.75), ("bard", -0.25)))
+    found = engine.run([ask])[0]
+    assert not found.error
+    own = distance(found, ask, ask.mix)
+    others = [distance(found, ask, ((name, 1.0),)) for name in ("pirate", "bard")] + [distance(found, ask, ())]
+    print(f"\nllama-server, a sum: {own:.2f} units, the next one {min(others):.1e}")
+    assert own <= SAME and min(others) >= ANOTHER
+    engine.close()
+
+
+def questions(*names: str | None) -> list[Ask]:
+    """One for each, of different lengths: each lacks the first few words of its prompt."""
+    texts = [refimpl.load_model("tiny").tokenizer.encode(text) for text in tiny.DEMO_PROMPTS]
+    chosen = [list(texts[i % len(texts)]) for i in range(len(names))]
+    return [
+        Ask(tuple(ids[:1] + ids[1 + i :]), name, 16) for i, (name, ids) in enumerate(zip(names, chosen, strict=True))
+    ]
+
+
+def check(what: str, answers: Sequence[Answer], asks: Sequence[Ask], is_really: dict[str, str] | None = None) -> None:
+    """Every answer is the right one, and far from everybody else's."""
+    for ask, found in zip(asks, answers, strict=True):
+        assert not found.error, found.error
+        assert len(found.token_ids) == ask.max_new_tokens
+        asked = (is_really or {}).get(ask.adapter or "", ask.adapter)
+        away = {name: distance(found, ask, ((name, 1.0),) if name else ()) for name in (None, *VOICES)}
+        own = away.pop(asked)
+        print(f"\n{what}, {asked}: {own:.2f} units, the next one {min(away.values()):.1e}", end="")
+        assert own <= SAME, (what, asked, own)
+        assert min(away.values()) >= ANOTHER, (what, asked, away)
+
+
+def distance(found: Answer, ask: Ask, mix: tuple[tuple[str, float], ...]) -> float:
+    """From what these voices would have said, in units of our own float32 error."""
+    assert found.logprobs is not None
+    true, noise = rows(mix, (*ask.prompt_ids, *found.token_ids)[:-1], found.first)
+    return rms(centred(found.logprobs) - true) / noise
+
+
+@cache
+def rows(
+    mix: tuple[tuple[str, float], ...] | str | None, ids: tuple[int, ...], first: int = 0
+) -> tuple[np.ndarray, float]:
+    """Our float64 logits from a place on, less the mean of each row; and the rms error of our float32 ones."""
+    weights = ((mix, 1.0),) if isinstance(mix, str) else mix or ()
+    found = []
+    for dtype in ("float64", "float32"):
+        model = loaded(dtype)
+        adapters = [(refimpl.load_adapter(name, model.config), weight) for name, weight in weights]
+        found.append(centred(refimpl.logits(model, [refimpl.Request(ids, adapters or None)])[0][first:]))
+    return found[0], rms(found[1] - found[0])
+
+
+@cache
+def loaded(dtype: str) -> refimpl.Model:
+    return refimpl.load_model("tiny", dtype)
+
+
+def centred(x: np.ndarray) -> np.ndarray:
+    """Each row less its mean: what logits and log-probabilities have in common."""
+    x = x.astype(np.float64)
+    return x - x.mean(axis=-1, keepdims=True)
+
+
+def rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(x**2)))
