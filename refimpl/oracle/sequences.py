@@ -68,8 +68,7 @@ class Story:
     ) -> None:
         self.can, self.settings, self.block = capabilities.operations, settings, block
         self.keys, self.adapters = list(stage.paths), stage.adapters
-        if not self.keys:
-            raise LoracleError("a sequence needs an adapter: give --adapter NAME=DIR")
+        _check_adapters(stage)
         self.steps: list[Step] = []
         self.known: dict[str, str] = {}  # name -> the stage's key of its weights
         self.had: dict[str, list[str]] = {}  # name -> all that it ever meant
@@ -355,6 +354,11 @@ def write(
     return Case(name, tuple(story.steps), stateless=False)
 
 
+def _check_adapters(stage: Stage) -> None:
+    if not stage.paths:
+        raise LoracleError("a sequence needs an adapter: give --adapter NAME=DIR")
+
+
 def draw_sequence(
     stage: Stage,
     capabilities: Capabilities,
@@ -365,12 +369,12 @@ def draw_sequence(
 ) -> Case:
     """Sequence `index` of a campaign: three to five plots. Every plot opens one sequence in each round of indices."""
     settings = settings or variants(stage, capabilities)[0]
+    _check_adapters(stage)
     rng = np.random.default_rng([seed, index, 7])
     able = plots_for(stage, capabilities, settings)
-    first = (index + index // len(able)) % len(
-        able
-    )  # every plot opens one, for those as well who take every second index
-    plots = [able[first], *(able[i] for i in rng.integers(0, len(able), rng.integers(2, 5)))]
+    rounds, place = divmod(index, len(able))
+    opening = np.random.default_rng([seed, rounds, 8]).permutation(len(able))[place]
+    plots = [able[opening], *(able[i] for i in rng.integers(0, len(able), rng.integers(2, 5)))]
     if "short of room" in able:  # what these settings are for
         plots.append("short of room")
     moves = [(plot, rng.integers(0, 2**16, LONGEST_PLOT).tolist()) for plot in plots]

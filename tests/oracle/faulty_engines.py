@@ -265,7 +265,7 @@ class Judge:
 
     def __init__(self, stage: Stage, limit: float = 6.0) -> None:
         self.stage, self.limit = stage, limit
-        self.members = ensemble(stage.dtype)[:3]
+        self.members = ensemble(stage.dtype)[:2]
         self.known: dict[object, tuple[Array, Array]] = {}
 
     def ratio(self, exchanges: Sequence[Exchange]) -> float:

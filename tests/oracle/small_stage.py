@@ -1,0 +1,43 @@
+"""A stage so small that a sequence takes milliseconds: two narrow layers, five adapters, prompts of blocks of 8."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from refimpl.adapter import load_adapter
+from refimpl.config import ModelConfig
+from refimpl.engines.ours import CAPABILITIES
+from refimpl.formats.hf import save_model
+from refimpl.formats.peft import save_adapter
+from refimpl.oracle.made import random_adapters, random_model
+from refimpl.oracle.stage import Stage, in_float64
+
+BLOCK = 8  # of our engine
+CONFIG = ModelConfig(40, 20, 28, 2, 4, 2, 8, max_position_embeddings=160)
+ADAPTERS = 5
+
+
+@functools.cache
+def _root() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory()
+
+
+def small_stage(dtype: str = "float32", adapters: int = ADAPTERS) -> Stage:
+    """The same one for all tests; its folders go when Python ends."""
+    return _made(dtype, adapters)
+
+
+@functools.cache
+def _made(dtype: str, adapters: int) -> Stage:
+    rng = np.random.default_rng(3)
+    folder = Path(_root().name) / f"{dtype}-{adapters}"
+    model = random_model(CONFIG, rng, dtype)
+    save_model(model, folder / "model")
+    paths = {}
+    for adapter in random_adapters(model, rng, CAPABILITIES, adapters):
+        paths[adapter.name] = folder / "adapters" / adapter.name
+        save_adapter(adapter, paths[adapter.name], dtype)
+    loaded = {key: load_adapter(path, CONFIG, key) for key, path in paths.items()}
+    return Stage(folder / "model", model, in_float64(model), paths, loaded)

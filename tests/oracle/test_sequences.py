@@ -1,0 +1,215 @@
+"""What sequences are drawn: legal for whatever an engine can do, sensitive after every change, the same for a seed; and
+no false alarm over our own engine."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from faulty_engines import FAULTY, Judge, StaleAfterReload, started
+from hypothesis import Phase, find, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import run_state_machine_as_test
+from small_stage import BLOCK, small_stage
+
+from refimpl import LoracleError
+from refimpl.engines.interface import OPERATIONS, Ask, Capabilities, Settings
+from refimpl.engines.ours import CAPABILITIES, Ours
+from refimpl.oracle import sequences
+from refimpl.oracle.case import Case, Exchange, Load, Run, Unload, play
+from refimpl.oracle.machine import machine_for, scripts
+from refimpl.oracle.sequences import PLOTS, draw_sequence, variants
+from refimpl.oracle.stage import Stage
+
+DTYPES = ("float32", "bfloat16")
+judges = {dtype: Judge(small_stage(dtype)) for dtype in DTYPES}
+
+
+def asks(case: Case) -> list[Ask]:
+    return [a for step in case.steps if isinstance(step, Run) for a in step.asks]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", range(3), ids=("plain", "chunks", "little room"))
+def test_every_answer_of_our_own_engine_is_within_the_noise(dtype: str, variant: int) -> None:
+    stage = small_stage(dtype)
+    how = variants(stage, CAPABILITIES)[variant]
+    engine, preempted, found, cancelled = started(Ours, stage, how), 0, 0, 0
+    for i in range(13 if dtype == "float32" else 5):  # every plot once, in float32
+        case = draw_sequence(stage, CAPABILITIES, 5, i, how, BLOCK)
+        exchanges = play(engine, case, stage)
+        assert not judges[dtype](exchanges, stage)
+        preempted += engine.server.preemptions
+        found += sum(e.answer.first > 0 for e in exchanges)
+        cancelled += sum(e.ask.cancel_after is not None for e in exchanges)
+    assert found > 20  # prefixes, or their answers would have rows from place 0 on
+    assert cancelled > 0 and (preempted > 0) == (variant == 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["stale after an id is reused", "key by name", "cancelled runs on", "published too early"]
+)
+def test_a_faulty_engine_is_caught_in_bfloat16_too(name: str) -> None:
+    make, variant = FAULTY[name]
+    stage = small_stage("bfloat16")
+    how = variants(stage, CAPABILITIES)[variant]
+    engine = started(make, stage, how)
+    sequences = (draw_sequence(stage, CAPABILITIES, 0, i, how, BLOCK) for i in range(100))
+    assert any(judges["bfloat16"](play(engine, case, stage), stage) for case in sequences)
+
+
+def test_a_seed_is_a_campaign() -> None:
+    stage = small_stage()
+    drawn = [draw_sequence(stage, CAPABILITIES, 1, i) for i in range(12)]
+    assert drawn == [draw_sequence(stage, CAPABILITIES, 1, i) for i in range(12)]
+    others = [draw_sequence(stage, CAPABILITIES, 2, i) for i in range(12)]
+    assert not any(case.steps in [other.steps for other in others] for case in drawn)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_every_plot_opens_a_sequence_even_where_only_every_second_one_is_played(
+    stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    monkeypatch.setattr(sequences, "write", lambda name, moves, *_: opened.append(moves[0][0]))
+    stage = small_stage()
+    for i in range(0, 14 * 6 * stride, stride):
+        draw_sequence(stage, CAPABILITIES, 1, i, variants(stage, CAPABILITIES)[2])
+    assert set(opened) == set(PLOTS)
+
+
+def abilities() -> st.SearchStrategy[Capabilities]:
+    """Any subset of the operations, with sums or without."""
+    subsets = st.frozensets(st.sampled_from(OPERATIONS))
+    return st.builds(
+        lambda can, sums: replace(CAPABILITIES, operations=can, features=frozenset(sums)),
+        subsets,
+        st.sampled_from([(), ("sums",)]),
+    )
+
+
+@settings(max_examples=40)
+@given(data=st.data(), can=abilities(), count=st.sampled_from([1, 2, 5]), variant=st.integers(0, 2))
+def test_a_sequence_asks_nothing_that_an_engine_cannot_do(
+    data: st.DataObject, can: Capabilities, count: int, variant: int
+) -> None:
+    stage = small_stage("float32", count)
+    ways = variants(stage, can)
+    how = ways[variant % len(ways)]
+    case = data.draw(scripts(stage, can, how))
+    assert_legal(case, stage, can, how)
+    assert_legal(draw_sequence(stage, can, 1, data.draw(st.integers(0, 500)), how), stage, can, how)
+
+
+def assert_legal(case: Case, stage: Stage, can: Capabilities, how: Settings) -> None:
+    known: dict[str, str] = {}
+    running = False
+    assert not case.stateless
+    for step in case.steps:
+        if isinstance(step, Load):
+            assert step.adapter in stage.paths
+            assert not running or "load" in can.operations
+            assert step.name not in known or ("reload" in can.operations and known[step.name] != step.adapter)
+            known[step.name] = step.adapter
+        elif isinstance(step, Unload):
+            assert "unload" in can.operations
+            del known[step.name]
+        else:
+            running = True
+            assert 1 <= len(step.asks) <= how.max_requests
+            for ask in step.asks:
+                assert {x for x in (ask.adapter, *dict(ask.mix)) if x is not None} <= set(known)
+                assert not ask.mix or "sums" in can.features
+                assert ask.arrives == 0 or "arrivals" in can.operations
+                assert ask.cancel_after is None or "cancel" in can.operations
+                assert ask.prompt_ids and len(ask.prompt_ids) + ask.max_new_tokens <= how.max_length
+        assert "evict" in can.operations or len(known) <= how.max_adapters
+
+
+def test_after_every_change_somebody_is_asked_who_would_show_it() -> None:
+    """A name that gets other weights is asked next, and something that was asked before."""
+    stage = small_stage()
+    changes = 0
+    for i in range(60):
+        case = draw_sequence(stage, CAPABILITIES, 3, i, block=BLOCK)
+        had: dict[str, set[str]] = {}
+        before: set[tuple[int, ...]] = set()
+        pending: set[str] = set()
+        for step in case.steps:
+            if isinstance(step, Load):
+                pending |= {step.name} if had.get(step.name, set()) - {step.adapter} else set()
+                had.setdefault(step.name, set()).add(step.adapter)
+            elif isinstance(step, Run):
+                for ask in step.asks:
+                    if ask.adapter in pending and ask.prompt_ids in before:
+                        pending.remove(ask.adapter)
+                        changes += 1
+                before |= {a.prompt_ids for a in step.asks}
+                assert not pending, f"{pending} in {case}"
+        assert not pending
+    assert changes > 60
+
+
+def test_prompts_share_blocks_across_adapters_depths_and_forks() -> None:
+    stage = small_stage()
+    prompts = {a.prompt_ids for i in range(30) for a in asks(draw_sequence(stage, CAPABILITIES, 4, i, block=16))}
+    lengths = {len(p) for p in prompts}
+    assert 1 in lengths and max(lengths) > 48
+    assert any(n % 16 not in (0, 15) for n in lengths)
+    assert {len(set(p[:16])) for p in prompts if len(p) >= 16} - {1}
+
+
+def test_without_an_adapter_there_is_no_sequence() -> None:
+    with pytest.raises(LoracleError, match="needs an adapter"):
+        draw_sequence(replace(small_stage(), paths={}, adapters={}), CAPABILITIES, 0, 0)
+
+
+# Hypothesis: what it says of engines, and how short its stories are.
+
+
+def test_a_machine_finds_nothing_in_our_own_engine() -> None:
+    machine = machine_for(lambda: a_new(Ours), small_stage(), judges["float32"], block=BLOCK)
+    run_state_machine_as_test(machine, settings=settings(max_examples=8, stateful_step_count=5))
+
+
+def test_a_machine_finds_a_stale_adapter() -> None:
+    machine = machine_for(lambda: a_new(StaleAfterReload), small_stage(), judges["float32"], block=BLOCK)
+    quick = settings(max_examples=10, stateful_step_count=4, phases=[Phase.generate])
+    with pytest.raises(AssertionError, match="x noise; all that was done"):
+        run_state_machine_as_test(machine, settings=quick)
+
+
+def test_a_strategy_shrinks_to_one_plot_of_the_simplest_kind() -> None:
+    case = find(scripts(small_stage(), CAPABILITIES, block=BLOCK), loads_in_place, settings=settings(max_examples=200))
+    assert [type(s) for s in case.steps] == [Load, Load, Run, Load, Run]
+    assert max(len(a.prompt_ids) for a in asks(case)) == 2 * BLOCK + 1
+
+
+def loads_in_place(case: Case) -> bool:
+    known: set[str] = set()
+    for step in case.steps:
+        if isinstance(step, Load):
+            if step.name in known:
+                return True
+            known.add(step.name)
+        elif isinstance(step, Unload):
+            known.remove(step.name)
+    return False
+
+
+def a_new(make: type[Ours]) -> Ours:
+    """Not started: the machine does that."""
+    stage = small_stage()
+    return make(model=stage.model, adapters={path: stage.adapters[key] for key, path in stage.paths.items()})
+
+
+def test_the_judge_fails_what_is_no_answer() -> None:
+    """Or a faulty engine that crashes politely would pass here."""
+    stage = small_stage()
+    engine = started(Ours, stage, variants(stage, CAPABILITIES)[0])
+    exchanges: Sequence[Exchange] = play(engine, draw_sequence(stage, CAPABILITIES, 1, 0, block=BLOCK), stage)
+    assert not judges["float32"](exchanges, stage)
+    e = exchanges[-1]
+    for wrong in (replace(e.answer, error="no"), replace(e.answer, token_ids=()), replace(e.answer, logits=None)):
+        assert judges["float32"]([replace(e, answer=wrong)], stage)
+    assert e.answer.logits is not None
+    assert judges["float32"]([replace(e, answer=replace(e.answer, logits=e.answer.logits * float("nan")))], stage)
