@@ -1,14 +1,17 @@
 """vLLM on a CPU and llama.cpp, live: what they say of the embedded model and of drawn ones, whatever was done before.
 
-They live in environments of their own: `loracle engines setup vllm`, `loracle engines setup llama_cpp`. Truth is our
-float64 answer on the tokens that the engine produced. The unit is the rms error of our own float32 answer on them, over
-all rows and the whole vocabulary.
+They live in environments of their own, and take minutes: `loracle engines setup vllm`, `loracle engines setup llama_cpp`,
+then LORACLE_LIVE=1 pytest tests/engines/test_live_engines.py -s, which prints every distance. Truth is our float64
+answer on the tokens that the engine produced. The unit is the rms error of our own float32 answer on them, over all rows
+and the whole vocabulary.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import build
 import numpy as np
@@ -116,13 +119,12 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts an engine on the embedded model, or on another; the test is skipped where there is no environment."""
+    """Starts an engine on the embedded model, or on another."""
     running: list[Hosted] = []
 
     def started(name: str, options: Mapping[str, str] | None = None, **settings: object) -> Driven:
-        entry = next(e for e in registry.entries() if e.name == name)
-        if entry.missing:
-            pytest.skip(f"{name}: {entry.missing}")
+        if os.environ.get("LORACLE_LIVE") != "1":
+            pytest.skip("minutes of live engines: LORACLE_LIVE=1 runs them, after `loracle engines setup NAME`")
         engine = registry.make(name, options or {})
         assert isinstance(engine, Hosted)
         running.append(engine)
@@ -280,25 +282,41 @@ CONFIG = ModelConfig(
 
 
 @pytest.mark.parametrize(
-    "rope", [Rope(500000.0), Rope(10000.0, "llama3", 8.0, 1.0, 4.0, original_max_position_embeddings=32)]
+    "changes",
+    [
+        {"rope": Rope(10000.0, "linear", factor=2.5), "tie_word_embeddings": True},
+        {"rope": Rope(500000.0, "llama3", 8.0, 1.0, 4.0, original_max_position_embeddings=32)},
+        {"sliding_window": 16},
+    ],
+    ids=lambda changes: next(iter(changes)) + str(len(changes)),
 )
-def test_drawn_adapters_of_every_kind_in_one_batch(name: str, rope: Rope, start: Start, tmp_path: Path) -> None:
-    base = build.random_model(replace(CONFIG, rope=rope), 5, "float32")
+def test_drawn_adapters_of_every_kind_in_one_batch(
+    name: str, changes: dict[str, Any], start: Start, tmp_path: Path
+) -> None:
+    base = build.random_model(replace(CONFIG, **changes), 5, "float32")
     save_model(base, tmp_path / "base")
+    if name == "llama_cpp" and "sliding_window" in changes:
+        with pytest.raises(EngineError, match=r"sliding_window 16: llama.cpp's llama has none"):
+            start(name, model=tmp_path / "base")
+        return
+    more = build.random_adapter(CONFIG, 5, 10, 11.0, use_rslora=True, modules=("q_proj",))
+    ranks = build.random_adapter(CONFIG, 6, 6, 11.0, use_rslora=True)
+    ranks = replace(ranks, config=replace(ranks.config, rank_pattern={"q_proj": 10}), lora={**ranks.lora, **more.lora})
     kinds = {
         "plain": build.random_adapter(CONFIG, 1, 3, 7.0),
         "rslora": build.random_adapter(CONFIG, 2, 24, 5.0, use_rslora=True),
         "partial": build.random_adapter(CONFIG, 3, 9, 12.0, modules=("k_proj", "down_proj")),
         "alphas": build.random_adapter(CONFIG, 4, 6, 11.0, alpha_pattern={"q_proj": 3.0, "layers.1.mlp.up_proj": 29.0}),
+        "ranks": ranks,
     }
-    driven = start(name, model=tmp_path / "base", max_rank=24, modules=LAYER_MODULES)
+    driven = start(name, model=tmp_path / "base", max_rank=24, max_adapters=len(kinds), modules=LAYER_MODULES)
     for kind, adapter in kinds.items():
         save_adapter(build.as_dtype(adapter, "float32"), tmp_path / kind)
         driven.load(kind, tmp_path / kind)
     rng = np.random.default_rng(6)
     questions = [
         Ask(tuple(rng.integers(0, 320, n).tolist()), k, 6)
-        for n, k in zip((5, 40, 17, 31, 9), (None, *kinds), strict=True)
+        for n, k in zip((5, 40, 17, 31, 9, 23), (None, *kinds), strict=True)
     ]
     if name == "llama_cpp":
         questions.append(Ask(questions[2].prompt_ids, mix=(("plain", 0.5), ("rslora", -1.25)), max_new_tokens=6))
