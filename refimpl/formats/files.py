@@ -1,8 +1,8 @@
 """Writing, whole or not at all: a folder gets its name when everything in it is there."""
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,26 +23,19 @@ def new_folder(target: Path) -> Iterator[Path]:
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise LoracleError(one_line(f"{target}: is there already; give the name of a new folder, or remove it"))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        scratch = target.parent / f".{target.name}-{secrets.token_hex(4)}"
+        scratch.mkdir(parents=True)
     except OSError as error:
         raise LoracleError(one_line(f"{target}: cannot be made ({error})")) from None
     try:
         yield scratch
         if target.is_dir():
             target.rmdir()
-        scratch.chmod(0o777 & ~_umask())  # mkdtemp makes it its owner's alone
         scratch.rename(target)
     except OSError as error:
         raise LoracleError(one_line(f"{target}: cannot be written ({error})")) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # gone already where it was renamed
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, Array]) -> None:

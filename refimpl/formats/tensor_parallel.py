@@ -15,8 +15,24 @@ from ..arrays import Array, Float
 from ..config import ModelConfig
 from ..errors import AdapterError
 from .trtllm_modules import Module
+from .trtllm_pair import Matrices, Pair, matrices
 
 Slice = tuple[Array, Array]  # A and B of one rank
+
+
+def rank_slices(pair: Pair, size: int, config: ModelConfig) -> list[list[Matrices]]:
+    """What each of `size` ranks holds of an adapter, row by row. The pair has been checked against the base.
+
+    AdapterError where a width is no multiple of size (with more ranks than key heads the engine gives several ranks the
+    same heads, which is not done here), and for DoRA, of whose magnitude it is not known how it is shared."""
+    of_rank: list[list[Matrices]] = [[] for _ in range(size)]
+    for row in pair.rows():
+        if row.is_dora:
+            raise AdapterError(f"{row}: is DoRA: how ranks share its magnitude is not known")
+        whole = matrices(pair, row, config)
+        for held, (A, B) in zip(of_rank, slices(row.module, whole.A, whole.B, size, config), strict=True):
+            held.append(Matrices(row, A, B))
+    return of_rank
 
 
 def slices(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,39 @@ def test_neither_one_nor_the_other(tmp_path: Path) -> None:
     (tmp_path / "pair" / FILES[1]).write_bytes(LFS_POINTER)
     with refused(AdapterError, "git lfs pull"):
         convert(tmp_path / "pair", tmp_path / "out", "peft", base=BASE)
+
+
+# What its loader raises for a PEFT folder (loaders.py, manager.py), or should; and what is said here.
+A, B = lora_name((1, "q_proj"), "lora_A.weight"), lora_name((1, "q_proj"), "lora_B.weight")
+LOADER_ERRORS: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
+    "unsupported key": (
+        {"base_model.model.model.layers.1.self_attn.rotary.lora_A.weight": random((3, 12))},
+        {},
+        "rotary",
+    ),
+    "not in supported list": ({lora_name((1, "q_proj"), "lora_C.weight"): random((3, 12))}, {}, "q_proj.lora_C.weight"),
+    "not in target modules": ({}, {"target_modules": ["k_proj"]}, "q_proj.lora_A.weight is not for use"),
+    "missing in": ({A: ...}, {}, "module model.layers.1.self_attn.q_proj: lora_A is missing"),
+    "missing out": ({B: ...}, {}, "module model.layers.1.self_attn.q_proj: lora_B is missing"),
+    "rank": ({A: random((4, 12))}, {}, f"tensor {A} has shape [4, 12]"),
+    "DoRA": (
+        {lora_name((1, "q_proj"), "lora_magnitude_vector"): random((32,))},
+        {},
+        "lora_magnitude_vector [32] is not supported: DoRA",
+    ),
+    "use_dora": ({}, {"use_dora": True}, "use_dora is True"),
+    "layer": ({lora_name((2, "q_proj"), "lora_A.weight"): random((3, 12))}, {}, "it is of layer 2, the base has 2"),
+}
+
+
+@pytest.mark.parametrize("error", LOADER_ERRORS)
+def test_every_error_of_its_loader_names_the_tensor(tmp_path: Path, error: str) -> None:
+    tensors, changes, says = LOADER_ERRORS[error]
+    changed = {name: x for name, x in (lora_tensors() | tensors).items() if x is not ...}
+    folder = write_adapter(tmp_path / "in", changed, **changes)
+    with refused(AdapterError, str(folder), says):
+        convert(folder, tmp_path / "out", "trtllm", base=BASE)
+    assert [*tmp_path.iterdir()] == [folder]
 
 
 @pytest.mark.parametrize("member", ["model_weights.ckpt", "./model_weights.ckpt", "mp_rank_00/model_weights.ckpt"])

@@ -4,14 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+from build import as_dtype, random_adapter
 from hypothesis import given
 from hypothesis import strategies as st
 from loading.folders import BASE, refused
 
-from refimpl.config import ModelConfig
+from refimpl.config import LAYER_MODULES, ModelConfig
 from refimpl.errors import AdapterError
-from refimpl.formats.tensor_parallel import interleaved, joined, slices
+from refimpl.formats.tensor_parallel import interleaved, joined, rank_slices, slices
+from refimpl.formats.trtllm import to_pair
 from refimpl.formats.trtllm_modules import MODULES, Module
+from refimpl.formats.trtllm_pair import Matrices, Row, pack
 
 OF_BASE = [module for module in MODULES.values() if module.widths(BASE)]
 
@@ -59,6 +62,25 @@ def test_a_fused_module_is_interleaved_and_others_are_not() -> None:
     up_gate = slices(MODULES[18], np.ones((1, 12)), np.arange(40.0)[:, None], 2, BASE)
     assert up_gate[0][1][:, 0].tolist() == [*range(10), *range(20, 30)]
     assert np.array_equal(interleaved(MODULES[1], rows[:32], 2, BASE), rows[:32])
+
+
+def test_the_slices_of_a_whole_adapter() -> None:
+    """Every module of every layer, through the arrays: what two ranks compute together is what the adapter says."""
+    adapter = as_dtype(random_adapter(BASE, 5, modules=LAYER_MODULES), "float32")
+    pair, _ = to_pair(adapter, order="peft")
+    ranks = rank_slices(pair, 2, BASE)
+    assert [len(rows) for rows in ranks] == [14, 14]
+    scale = adapter.config.lora_alpha / adapter.config.r
+    for rows in zip(*ranks, strict=True):
+        row, w = rows[0].row, adapter.lora[(rows[0].row.layer, rows[0].row.module.parts[0])]
+        x = np.random.default_rng(row.number).standard_normal((3, w.A.shape[1]))
+        inputs = np.split(x, 2, axis=1) if row.module.split == "in" else [x, x]
+        results = [part @ m.A.T @ m.B.T for part, m in zip(inputs, rows, strict=True)]
+        whole = scale * (x @ w.A.T @ w.B.T)
+        assert np.abs(joined(row.module, results, BASE) - whole).max() <= 1e-6 * np.abs(whole).max()
+    dora = Matrices(Row(0, MODULES[1], 0, 1), np.ones((1, 12)), np.ones((32, 1)), np.ones(32))
+    with refused(AdapterError, "row 0 (attn_q of layer 0, rank 1)", "DoRA"):
+        rank_slices(pack([dora], 4), 2, BASE)
 
 
 def test_a_router_is_on_every_rank_in_full() -> None:

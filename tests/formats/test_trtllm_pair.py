@@ -31,7 +31,7 @@ def read(folder: Path) -> Pair:
 
 
 def test_the_table_of_modules() -> None:
-    """trtllm.md and loraModule.h; gate and up are not what their names say."""
+    """As in loraModule.h; gate and up are not what their names say."""
     names = {i: module.name for i, module in MODULES.items()}
     assert list(names) == list(range(26))
     assert [names[i] for i in (0, 4, 5, 6, 7, 12, 16, 18, 21, 25)] == [
