@@ -3,8 +3,9 @@
     loracle check --engine openai_http --url http://localhost:8000 --adapter-name pirate=served-pirate
 
 Which kind of server it is, what it can show and whether it loads adapters is found out by asking it. Prompts go out as
-token ids, all requests of a batch at once, each in a thread of its own; what comes back is checked (http/reading.py)
-before it is an answer. Options, all of them text:
+token ids, all requests of a batch at once, each in a thread of its own; what comes back is checked (servers/reading.py)
+before it is an answer. An adapter that the server is to load goes out as the path of its folder, so that both must see
+the same disk. Options, all of them text:
 
 url            http://host:port, or with /v1 behind
 model-name     what the server calls the base, if it has several
@@ -12,7 +13,7 @@ adapters       NAME=SERVED,...: adapters that the server has already, by what it
 dialect        vllm, llama_server, sglang, trtllm; auto asks
 timeout        seconds that one try may take (120)
 retries        after a broken connection, a 429 or a 5xx (2)
-top-k          tokens per row, where the whole vocabulary is too much to ask for
+top-k          tokens per row, or all; by default all of up to 40,000, else the 1,000 greatest, or what is granted
 max-rank       of adapters, as the server was started; none of them tells
 api-key-env    the environment variable with the key (OPENAI_API_KEY, if that is set)
 """
@@ -27,19 +28,20 @@ from typing import Any
 
 from ..arrays import DTYPES
 from ..config import load_config
-from .http.client import BadAnswer, Client, Refused
-from .http.dialect import Dialect, models
-from .http.llama_server import LlamaServer
-from .http.reading import answer
-from .http.sglang import SGLang
-from .http.trtllm import TensorRTLLM
-from .http.vllm import VLLM
 from .interface import Answer, Ask, Capabilities, Engine, EngineError, Entry, Settings
+from .servers.client import BadAnswer, Client, Refused
+from .servers.dialect import Dialect, models
+from .servers.llama_server import LlamaServer
+from .servers.reading import answer
+from .servers.sglang import SGLang
+from .servers.trtllm import TensorRTLLM
+from .servers.vllm import VLLM
 
 DIALECTS: dict[str, type[Dialect]] = {d.name: d for d in (VLLM, LlamaServer, SGLang, TensorRTLLM)}
 OWNERS = {"vllm": "vllm", "llamacpp": "llama_server", "sglang": "sglang", "tensorrt_llm": "trtllm"}  # in /v1/models
 OPTIONS = ("url", "model-name", "adapters", "dialect", "timeout", "retries", "top-k", "max-rank", "api-key-env")
-TOP_K = 20  # what OpenAI and vLLM grant unless they are told otherwise
+WHOLE = 40_000  # vocabularies above this are hundreds of megabytes of JSON per request
+WIDTHS = (1000, 20, 5, 1)  # 20 is what vLLM grants unless it is told otherwise, 5 is OpenAI's
 FORBIDDEN = (401, 403)
 PROBE = Ask((0, 1))
 
@@ -78,8 +80,9 @@ class OpenAIHTTP:
             _positive("timeout", options.get("timeout", "120")),
             int(_positive("retries", options.get("retries", "2"), whole=True, least=0)),
         )
-        self.top_k = int(_positive("top-k", options["top-k"], whole=True)) if "top-k" in options else None
-        self.max_rank = int(_positive("max-rank", options["max-rank"], whole=True)) if "max-rank" in options else None
+        given = {n: options[n] for n in ("top-k", "max-rank") if n in options and (n, options[n]) != ("top-k", "all")}
+        counts = {n: int(_positive(n, text, whole=True)) for n, text in given.items()}
+        self.top_k, self.max_rank = counts.get("top-k"), counts.get("max-rank")
 
     def start(self, settings: Settings) -> None:
         """Find out what is there, and ask it for a token."""
@@ -98,7 +101,7 @@ class OpenAIHTTP:
             CAPABILITIES,
             readout=readout,
             top_k=self.width if readout == "top" else 0,
-            prompt_rows=prompt_rows,
+            prompt_rows=prompt_rows and not settings.prefix_caching,  # they would be computed anew
             mixed=self.dialect.mixed,
             features=self.dialect.features,
             operations=self._operations(),
@@ -160,7 +163,7 @@ class OpenAIHTTP:
 
     def _run(self, ask: Ask) -> Answer:
         try:
-            return self._ask(ask, self.width, self.capabilities.prompt_rows and not self.settings.prefix_caching)
+            return self._ask(ask, self.width, self.capabilities.prompt_rows)
         except BadAnswer as error:
             if isinstance(error, Refused) and error.status in FORBIDDEN:
                 raise
@@ -191,12 +194,18 @@ class OpenAIHTTP:
             )
         return kinds.pop()
 
+    def _widths(self) -> list[int]:
+        """How many tokens of a row to ask for: the first that is granted is taken."""
+        if "top-k" in self.options:
+            return [min(self.top_k or self.vocab, self.vocab)]
+        return [*([self.vocab] if self.vocab <= WHOLE else []), *(width for width in WIDTHS if width < self.vocab)]
+
     def _readout(self) -> tuple[int, bool, str]:
         """The most that the server shows when it is asked: tokens per row, rows of the prompt too?, one of READOUTS.
 
         An answer that is wrong in any other way than showing less is no reason to ask for less: that is a finding."""
         refusal = ""
-        for width in [self.top_k] if self.top_k else [self.vocab, min(TOP_K, self.vocab), 5, 1]:
+        for width in self._widths():
             for prompt_rows in (True, False):
                 try:
                     said = self.dialect.ask(PROBE, {}, width, prompt_rows, False)

@@ -221,7 +221,9 @@ def check(what: str, answers: Sequence[Answer], asks: Sequence[Ask], is_really: 
     """Every answer is the right one, and far from everybody else's."""
     for ask, found in zip(asks, answers, strict=True):
         assert not found.error, found.error
-        assert len(found.token_ids) == ask.max_new_tokens
+        assert found.logprobs is not None
+        greatest = found.logprobs[-ask.max_new_tokens :].argmax(axis=-1)
+        assert found.token_ids == tuple(greatest.tolist())
         asked = (is_really or {}).get(ask.adapter or "", ask.adapter)
         away = {name: distance(found, ask, ((name, 1.0),) if name else ()) for name in (None, *VOICES)}
         own = away.pop(asked)

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from refimpl import LoracleError, tiny
 from refimpl.config import ModelConfig
 from refimpl.engines import openai_http
-from refimpl.engines.http import client
 from refimpl.engines.interface import Answer, Ask, EngineError, Settings
 from refimpl.engines.openai_http import OpenAIHTTP
+from refimpl.engines.servers import client
 
 ASK = Ask((0, 17, 300, 5), None, 3)
 SETTINGS = Settings(tiny.base_path())
@@ -205,7 +205,11 @@ def test_nobody_is_there() -> None:
     engine.close()
 
 
-def test_a_name_that_is_no_host() -> None:
+def test_a_name_that_is_no_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object, **options: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(EngineError, match="nobody answers there"):
         OpenAIHTTP({"url": "http://no-such-host.invalid"}).start(SETTINGS)
 
@@ -410,7 +414,9 @@ def test_the_key_goes_into_one_header_and_nowhere_else(fake: Fake, monkeypatch: 
     with pytest.raises(EngineError) as error:
         engine.run([ASK])
     assert SECRET not in str(error.value) and error.value.__cause__ is None
-    assert SECRET not in json.dumps(engine.versions()) + repr(engine.capabilities) + repr(engine.options)
+    assert SECRET not in json.dumps(engine.versions()) + repr(engine.capabilities) + repr(engine.options) + repr(
+        engine.client
+    )
 
 
 def test_a_key_of_ones_own_choice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_top_k_is_taken_where_all_is_refused_or_too_much(fake: Fake, ours: Ours)
     if fake.kind in ("llama_server", "sglang"):  # they refuse nothing
         engine = with_adapters(fake, top_k="20")
     else:
-        fake.max_width = 20
+        fake.max_width = 20  # so that all and 1,000 are refused
         engine = with_adapters(fake)
     k = 1 if fake.kind == "trtllm" else 20
     assert (engine.capabilities.readout, engine.capabilities.top_k) == ("top", k)
@@ -273,11 +273,18 @@ def test_prefixes_are_found_again_only_where_that_is_asked_for(ours: Ours) -> No
         engine = openai_http.OpenAIHTTP({"url": fake.url})
         engine.start(Settings(tiny.base_path(), prefix_caching=True))
         found = engine.run([Ask(PROMPT, None, 2)])[0]
-        assert found.first == len(PROMPT) - 1
+        assert found.first == len(PROMPT) - 1 and not engine.capabilities.prompt_rows
         assert_same(found, ours.run([Ask(PROMPT, None, 2)])[0], len(PROMPT))
     with Fake("trtllm") as fake, pytest.raises(EngineError, match="prefix caching"):
         engine = openai_http.OpenAIHTTP({"url": fake.url})
         engine.start(Settings(tiny.base_path(), prefix_caching=True))
+
+
+def test_a_great_vocabulary_is_not_asked_for_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_http, "WHOLE", VOCAB - 1)
+    with Fake("sglang") as fake:
+        assert (started(fake).capabilities.readout, started(fake).capabilities.top_k) == ("top", 1000)
+        assert started(fake, top_k="all").capabilities.readout == "logprobs"
 
 
 def test_the_url_may_end_in_v1(fake: Fake) -> None:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
@@ -53,7 +53,7 @@ class Client:
     """One server. Safe to be used by several threads at once: nothing is shared between requests."""
 
     url: str  # http://host:port, with a path if the server lives under one
-    key: str = ""
+    key: str = field(default="", repr=False)
     timeout: float = 120.0  # seconds for one try, from connecting to the last byte
     retries: int = 2  # after the first try
 

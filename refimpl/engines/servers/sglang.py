@@ -3,7 +3,7 @@
 Its completions in OpenAI's form have the text of a token where we need its id; /generate has [log-probability, id,
 text]. The tokens of a row are a torch.topk, which goes up to the whole vocabulary. An adapter is `lora_path`, a name
 from --lora-paths or from /load_lora_adapter, which exists in every server that has LoRA enabled. The first token of
-a prompt has no row, or None. A prefix that is found in the cache has rows all the same: logprob_start_len says so.
+a prompt has no row, or None. Rows are told from logprob_start_len on; what is before that may come from its cache.
 
 Written from its documentation and sources; not run against a live server, which needs a GPU.
 """
