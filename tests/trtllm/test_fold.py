@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from refimpl import LoracleError, Precision
 from refimpl.arrays import DTYPES
 from refimpl.fold import fold_scale
+from refimpl.kv_cache import prefix_key
 
 HALF = ("bfloat16", "float16")
 SCALAR = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -102,6 +103,12 @@ def test_the_presets_name_their_order() -> None:
     assert Precision("tensorrt_llm_convert", "float16").scale_order == "convert"
     assert Precision("model", "float16").scale_order == ""
     assert "scale_order=manager" in Precision("tensorrt_llm", "float16").describe()
+
+
+def test_a_folded_scale_shares_no_blocks_with_one_that_is_not() -> None:
+    """Nor one order with the other: the prefix key knows the precision, and that knows how B' was made."""
+    presets = ("model", "tensorrt_llm", "tensorrt_llm_convert")
+    assert len({prefix_key(b"", [1], b"", Precision(preset, "float16"), [(b"", 1.0)]) for preset in presets}) == 3
 
 
 def test_an_unknown_order_is_refused() -> None:
