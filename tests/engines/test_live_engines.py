@@ -252,7 +252,9 @@ def test_llama_cpp_as_it_is_by_default_is_no_float32(options: dict[str, str], st
     driven = start("llama_cpp", options)
     driven.load("pirate", VOICES["pirate"])
     (question,) = asks(["pirate"])
-    assert 10 * SAME < driven.distance(question, driven.engine.run([question])[0]) < ANOTHER
+    distance = driven.distance(question, driven.engine.run([question])[0])
+    print(f"llama.cpp with {options}: {distance:.0f} units")
+    assert 10 * SAME < distance < ANOTHER
 
 
 def test_an_adapter_that_cannot_be_loaded_is_refused_and_the_engine_goes_on(

@@ -11,6 +11,8 @@ from refimpl.engines import environments
 from refimpl.engines.environments import RECIPES, Recipe, Step, folder, missing, python_of, set_up
 from refimpl.engines.interface import EngineError
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="engines in environments of their own need POSIX")
+
 PYTHON = shlex.quote(sys.executable)
 
 

@@ -12,6 +12,8 @@ from refimpl.engines.environments import Recipe
 from refimpl.engines.hosted import Hosted
 from refimpl.engines.interface import Ask, Capabilities, EngineError, Settings
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="engines in environments of their own need POSIX")
+
 RECIPE = Recipe("fake", "LORACLE_FAKE_PYTHON", "nothing", (), ())
 SETTINGS = Settings(Path("model"), max_length=16)
 

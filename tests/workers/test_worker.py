@@ -11,6 +11,8 @@ import pytest
 from refimpl.engines.interface import EngineError
 from refimpl.engines.worker import Refused, Worker
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="engines in environments of their own need POSIX")
+
 Run = Callable[[str], Worker]
 ANSWER = 'print(\'{"result": 1, "bytes": 0}\', flush=True); '
 READ = "import sys, os, time; sys.stdin.readline(); "

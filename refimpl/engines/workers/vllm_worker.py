@@ -133,6 +133,8 @@ class Server:
             while waiting or running:
                 while waiting and (asks[waiting[0]]["arrives"] <= step or not running):
                     if not self.room(asks, waiting[0], running.values()):
+                        if not running:
+                            raise ValueError(f"a request names more adapters than there are slots, {self.max_adapters}")
                         break
                     i, name = waiting.pop(0), str(next(self.requests))
                     running[name], inside[name] = i, self.add(name, asks[i])
