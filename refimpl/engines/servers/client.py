@@ -48,6 +48,14 @@ class Refused(BadAnswer):
         self.status = status
 
 
+class _Broken(Exception):
+    """The connection ended before the answer did. `body` is what had come."""
+
+    def __init__(self, how: str, body: bytes) -> None:
+        super().__init__(how)
+        self.body = body
+
+
 @dataclass
 class Client:
     """One server. Safe to be used by several threads at once: nothing is shared between requests."""
@@ -58,14 +66,16 @@ class Client:
     retries: int = 2  # after the first try
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
+        if "@" in self.url or "?" in self.url:  # not repeated: it may be a secret
+            raise EngineError(
+                "url: no name, password or question goes into it; a key goes into an environment variable"
+            )
         try:
+            parts = urlsplit(self.url)
             self.host, self.port = parts.hostname or "", parts.port
-        except ValueError as error:
-            raise EngineError(f"url: {error}") from None
-        if parts.username or parts.password:  # not repeated: it may be a secret
-            raise EngineError("url: a name or password has no place in it; a key goes into an environment variable")
-        if parts.scheme not in ("http", "https") or not self.host or parts.query or parts.fragment:
+        except ValueError:
+            raise EngineError(f"url: {self.url!r} is not of the form http://host:port") from None
+        if parts.scheme not in ("http", "https") or not self.host or parts.fragment:
             raise EngineError(f"url: {self.url!r} is not of the form http://host:port")
         self.secure, self.prefix = parts.scheme == "https", parts.path.rstrip("/").removesuffix("/v1")
         if not (self.key.isascii() and self.key.isprintable()) or self.key != self.key.strip():
@@ -101,11 +111,11 @@ class Client:
             except (ConnectionRefusedError, socket.gaierror) as error:
                 if last or isinstance(error, socket.gaierror):
                     raise Unreachable(f"{where}: nobody answers there ({error.strerror})") from None
-            except (ConnectionError, HTTPException) as error:
+            except _Broken as error:
                 if last:
-                    how = self.clean(f"{type(error).__name__} {error}".strip())
-                    raise BadAnswer(f"{where}: the connection broke ({how}), {self._tries()}") from None
-            except OSError as error:  # TLS, no route, ...
+                    what = f"{where}: the connection broke ({_short(self.clean(str(error)))}), {self._tries()}"
+                    raise BadAnswer(what, self._text(error.body)) from None
+            except (OSError, UnicodeError) as error:  # TLS, no route, a name that can be no host's, ...
                 raise Unreachable(f"{where}: {self.clean(str(error))}") from None
             else:
                 if last or status not in REPEATED:
@@ -124,21 +134,21 @@ class Client:
         try:
             connection.connect()
             with _cut(connection.sock, deadline - time.monotonic()) as late:
+                body = bytearray()
                 try:
                     connection.request(method, self.prefix + path, payload, headers)
                     response = connection.getresponse()
-                    body = bytearray()
-                    while piece := response.read(2**16):
+                    while (piece := response.read(2**16)) and len(body) <= MAX_BODY:
                         body += piece
-                        if len(body) > MAX_BODY:
-                            where = f"{method} {path} at {self.url}"
-                            raise BadAnswer(f"{where}: more than {MAX_BODY} bytes; top-k asks for less")
-                    if response.length:  # read() does not mind
+                    if not piece and response.length:  # read() does not mind
                         raise ConnectionError(f"closed with {response.length} bytes to come")
-                except (OSError, HTTPException):
+                except (OSError, HTTPException) as error:
                     if late.is_set():
                         raise TimeoutError from None
-                    raise
+                    raise _Broken(f"{type(error).__name__} {error}", bytes(body)) from None
+            if len(body) > MAX_BODY:
+                what = f"{method} {path} at {self.url}: more than {MAX_BODY} bytes; top-k asks for less"
+                raise BadAnswer(what, self._text(bytes(body[:RAW_TEXT])))
             return response.status, bytes(body)
         finally:
             connection.close()
@@ -149,7 +159,7 @@ class Client:
         try:
             value = json.loads(body)  # with NaN and Infinity, which Python's own servers write
         except (ValueError, RecursionError):
-            value = self.clean(body.decode("utf-8", "replace"))[:RAW_TEXT]
+            value = self._text(body)
             if 200 <= status < 300:
                 raise BadAnswer(f"{where}: not JSON: {_short(value)}", value) from None
         if not 200 <= status < 300:
@@ -157,6 +167,10 @@ class Client:
             tries = f", {self._tries()}" if status in REPEATED else ""
             raise Refused(f"{where}: HTTP {status}{tries}: {_short(_message(value))}", value, status)
         return value
+
+    def _text(self, body: bytes) -> str:
+        """What is kept of an answer that is no JSON."""
+        return self.clean(body.decode("utf-8", "replace"))[:RAW_TEXT]
 
     def _tries(self) -> str:
         return f"{self.retries + 1} times" if self.retries else "once"

@@ -35,7 +35,7 @@ class LlamaServer:
         self.client, self.vocab = client, vocab
         self.ids: dict[str, tuple[int, str]] = {}
         for adapter in objects(client, "/lora-adapters", needs=("id", "path")):
-            path, number = str(adapter["path"]), int(adapter["id"])
+            path, number = str(adapter["path"]), token(adapter["id"])
             file = (PureWindowsPath if "\\" in path else PurePosixPath)(path)
             for name in (file.stem, file.name, path, str(number)):  # the surest name last
                 self.ids[name] = (number, path)
