@@ -133,6 +133,17 @@ SCENES = (
         ],
     ),
     Scene(
+        "reload_same_shape",
+        "other weights of the very same shapes under a name that is in use: a buffer could be filled in part",
+        ("stale",),
+        [
+            ("load", ("voice", "partial")),
+            asked("voice", prompt=Prompt(8)),
+            ("load", ("voice", "partial_too")),
+            asked("voice", None, prompt=Prompt(8)),
+        ],
+    ),
+    Scene(
         "reload_partial",
         "an adapter that has two modules comes into the slot of one that had them all",
         ("stale", "not_applied"),

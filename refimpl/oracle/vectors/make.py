@@ -32,7 +32,7 @@ def vectors(root: Path, seed: int, kinds: Sequence[str]) -> Iterator[Vector]:
     if "attention" in kinds:
         yield from (step_kv.make_attention(spec, draws(seed, "attention", spec.name)) for spec in step_kv.READS)
     if "logits" in kinds or "sequence" in kinds:
-        written = write_models(root, draws(seed, "models", ""))
+        written = write_models(root, lambda name: draws(seed, "models", name))
         for kind, found in (("logits", cases_logits.SCENES), ("sequence", cases_sequences.SCENES)):
             if kind in kinds:
                 for scene in found:

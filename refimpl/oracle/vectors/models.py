@@ -7,7 +7,7 @@ every engine takes. No adapter is weak, none is like another; a scale is never 1
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +55,7 @@ ADAPTER_CONFIGS: Mapping[str, Mapping[str, PeftConfig]] = {
             12, 30.0, rank_pattern={"v_proj": 15}, alpha_pattern={"down_proj": 7.0}, target_modules=ALL
         ),
         "partial": PeftConfig(5, 2.5, target_modules=("v_proj", "up_proj")),
+        "partial_too": PeftConfig(5, 4.0, target_modules=("v_proj", "up_proj")),
         "rank_one": PeftConfig(1, 2.0, target_modules=("k_proj", "down_proj")),
         "bias": PeftConfig(4, 9.0, target_modules=ALL, lora_bias=True),
         "head": PeftConfig(5, 8.0, target_modules=("q_proj", "o_proj", "lm_head")),
@@ -96,15 +97,16 @@ class Written:
         return {p.name: load_adapter(p, config) for p in there if p.name not in ("wrong_rank", "wrong_base")}
 
 
-def write_models(root: Path, rng: np.random.Generator) -> dict[str, Written]:
-    """All models with their adapters, and two adapters that have to be refused."""
+def write_models(root: Path, draws: Callable[[str], np.random.Generator]) -> dict[str, Written]:
+    """All models with their adapters, and two adapters that have to be refused. draws: the chance of each of them."""
     found = {}
     for name, config in CONFIGS.items():
         folder = root / MODELS / name
-        model = random_model(config, rng)
+        model = random_model(config, draws(name))
         save_model(model, folder / BASE)
         for key, peft in ADAPTER_CONFIGS[name].items():
-            save_adapter(random_adapter(model, key, peft, rng), folder / ADAPTERS / key, "bfloat16")
+            adapter = random_adapter(model, key, peft, draws(f"{name}/{key}"))
+            save_adapter(adapter, folder / ADAPTERS / key, "bfloat16")
         found[name] = Written(folder)
     llama, mistral = (root / MODELS / name / ADAPTERS for name in ("llama", "mistral"))
     for name, (of, alpha) in TWINS.items():

@@ -45,7 +45,8 @@ def verify(vectors: Iterable[Vector], tested: Tested, dtype: str = "float32") ->
 def judge(v: Vector, tested: Tested, dtype: str) -> Judged:
     """One vector's verdict. VectorError is the vector's own fault, or of the function's shape, and not a refusal."""
     try:
-        outputs = tested(v, dtype)
+        with np.errstate(all="ignore"):  # what becomes of a NaN is judged below
+            outputs = tested(v, dtype)
     except VectorError:
         raise
     except Exception as error:

@@ -1,8 +1,6 @@
-// Checks a LoRA product against test vectors, with nothing but the standard library:
+// Checks a LoRA product against test vectors (refimpl/oracle/vectors/FORMAT.md) with the standard library alone:
 //     g++ -std=c++17 -O2 verify_lora.cpp -o verify_lora && ./verify_lora ../v1/lora/*
-// Put your own product into lora() below. What the files hold is said in refimpl/oracle/vectors/FORMAT.md.
 #include <cmath>
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -24,21 +22,19 @@ template <class T> void take(Tensor& t, const char* p, const char* end) {
 
 // A tensor of a safetensors file: 8 bytes, the length of the header; the header in JSON; the numbers. Empty if absent.
 Tensor tensor(const std::string& file, const std::string& name) {
-    uint64_t length = 0;
-    std::memcpy(&length, file.data(), 8);
+    const size_t length = *reinterpret_cast<const size_t*>(file.data());
     const size_t place = file.find("\"" + name + "\":{");
     if (place == std::string::npos) return {};
     char* p = const_cast<char*>(std::strstr(file.data() + place, "\"shape\":[")) + 9;
     Tensor t{std::strtoul(p, &p, 10), *p == ',' ? std::strtoul(p + 1, &p, 10) : 1, {}};
-    p = std::strstr(p, "offsets\":[") + 10;
-    const char *data = file.data() + 8 + length, *begin = data + std::strtoul(p, &p, 10);
-    const char* end = data + std::strtoul(p + 1, &p, 10);
+    const char *data = file.data() + 8 + length, *from = data + std::strtoul(std::strstr(p, "offsets") + 10, &p, 10);
+    const char* to = data + std::strtoul(p + 1, &p, 10);
     const std::string type = file.substr(file.find("\"dtype\":\"", place) + 9, 3);
-    type == "F32" ? take<float>(t, begin, end) : type == "F64" ? take<double>(t, begin, end) : take<int32_t>(t, begin, end);
+    type == "F32" ? take<float>(t, from, to) : type == "F64" ? take<double>(t, from, to) : take<int>(t, from, to);
     return t;
 }
 
-// The function under test, in float32: y[t] += weight * scale * (B A x[t] + bias). False: the input is refused.
+// Put your own here: y[t] += weight * scale * (B A x[t] + bias), in float32. False: the input is refused.
 bool lora(const std::string& in, std::vector<float>& y) {
     const Tensor x = tensor(in, "x"), scales = tensor(in, "scales");
     const Tensor ids = tensor(in, "adapter_ids"), weights = tensor(in, "adapter_weights");
@@ -49,7 +45,7 @@ bool lora(const std::string& in, std::vector<float>& y) {
             const Tensor A = tensor(in, "A." + slot), B = tensor(in, "B." + slot), bias = tensor(in, "bias." + slot);
             if (A.rows == 0 || A.columns != x.columns || B.columns != A.rows) return false;
             std::vector<float> low(A.rows, 0);
-            for (size_t i = 0; i < A.at.size(); ++i) low[i / A.columns] += float(A.at[i] * x.at[t * x.columns + i % A.columns]);
+            for (size_t i = 0, n = x.columns; i < A.at.size(); ++i) low[i / n] += float(A.at[i] * x.at[t * n + i % n]);
             for (size_t o = 0; o < B.rows; ++o) {
                 float delta = bias.rows ? float(bias.at[o]) : 0;
                 for (size_t r = 0; r < A.rows; ++r) delta += float(B.at[o * A.rows + r]) * low[r];
@@ -77,8 +73,7 @@ int main(int count, char** folders) {
     int wrong = 0;
     for (int f = 1; f < count; ++f) {
         const bool right = passes(folders[f]);
-        std::printf("%s %s\n", right ? "pass" : "FAIL", folders[f]);
-        wrong += !right;
+        std::printf("%s %s\n", right ? "pass" : "FAIL", folders[f]), wrong += !right;
     }
     return wrong != 0;
 }
