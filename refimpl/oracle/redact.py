@@ -9,8 +9,9 @@ HIDDEN = "(not stored)"
 _SECRET_NAME = re.compile(
     r"(?i)((^|[-_])(api[-_]?)?key|[-_]token|secret|password|passwd|authorization|credentials?)([-_](env|file))?$"
 )
-_USER_IN_URL = re.compile(r"(?i)([a-z][a-z0-9+.-]*://)[^/\s@]*@")
-_QUERY = re.compile(r"(?i)([a-z][a-z0-9+.-]*://[^\s?#'\"]*)\?[^\s#'\"]*")
+# Every part is bounded, or a long text of nothing but beginnings would take time in the square of its length.
+_USER_IN_URL = re.compile(r"(?i)([a-z][a-z0-9+.-]{0,15}://)[^/\s@]{0,500}@")
+_QUERY = re.compile(r"(?i)([a-z][a-z0-9+.-]{0,15}://[^\s?#'\"]{0,500})\?[^\s#'\"]*")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9._~+/=-]{6,}")
 _SHORTEST = 8  # of a value of the environment that is looked for elsewhere: "1" is in every text
 

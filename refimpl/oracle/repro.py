@@ -172,7 +172,7 @@ def _settings(data: Mapping[str, Any], model: Path, options: Mapping[str, str]) 
             value = tuple(value)
         fits = value is None or is_integer(value) if usual is None else type(value) is type(usual)
         if not fits or (f.name == "dtype" and value not in DTYPES):
-            raise ReproError(f"{f.name} is {shown(value)}")
+            raise LoracleError(f"{f.name} is {shown(value)}")
         given[f.name] = value
     return Settings(**given)
 

@@ -130,12 +130,12 @@ def _answer_json(e: Exchange) -> dict[str, Any]:
 def _raw(raw: Any) -> Any:
     """As JSON if it is that, else as text; a long one is cut."""
     try:
-        text = json.dumps(raw)
+        text = raw if isinstance(raw, str) else json.dumps(raw)
         if len(text) <= MAX_RAW:
-            return json.loads(text)
+            return raw if isinstance(raw, str) else json.loads(text)
     except (TypeError, ValueError, RecursionError):
-        text = raw if isinstance(raw, str) else repr(raw)
-    return text if len(text) <= MAX_RAW else text[:MAX_RAW] + f" ... ({len(text)} characters)"
+        text = repr(raw)
+    return text if len(text) <= MAX_RAW else f"{text[:MAX_RAW]} ... ({len(text)} characters)"
 
 
 def _settings_json(settings: Settings) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def fork(s: Story, n: Numbers) -> None:
     name, prompt = s.name(n), s.prompt(n)
     s.run(s.ask(name, prompt))
     within = [s.block // 2 + 1, 1, 0, s.block - 1][n.below(4)]
-    cut = s.block * (1 + n.below(2)) + within if n.below(4) else 3
+    cut = s.block * (1 + n.below(len(prompt) // s.block)) + within if n.below(4) else 3
     other = s.end(n)
     s.run(s.ask(name, prompt[:cut] + other + prompt[cut + len(other) :], 2), s.ask(name, prompt[:cut]))
     s.run(s.ask(name, prompt + other))

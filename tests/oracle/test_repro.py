@@ -1,0 +1,357 @@
+"""Repro folders: what is written comes back and plays again; no secret is in it; and damage is one clear line."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faulty_engines import Judge, KeyByName, started
+from small_stage import BLOCK, small_stage
+
+from refimpl import LoracleError
+from refimpl.engines.interface import Answer, Ask, Engine
+from refimpl.engines.ours import CAPABILITIES, Ours
+from refimpl.oracle import repro_write
+from refimpl.oracle.case import Case, Exchange, Load, Run, Unload, draw_batch, play, prepare, truth
+from refimpl.oracle.case_json import from_json, to_json
+from refimpl.oracle.redact import clean, is_secret, without_secrets
+from refimpl.oracle.repro import ReproError, load_repro, replay, save_repro
+from refimpl.oracle.sequences import draw_sequence, variants
+from refimpl.oracle.stage import Stage, in_float64
+from refimpl.oracle.stage import settings as stage_settings
+
+SEQUENCE = Case(
+    "by name",
+    (
+        Load("one", "made-0"),
+        Run((Ask(tuple(range(BLOCK)), "one", 2),)),
+        Unload("one"),
+        Load("one", "made-3"),
+        Run((Ask((*range(BLOCK), 9), "one", 3), Ask((4,), None), Ask((5, 6), None, 2, mix=(("one", 0.5),)))),
+    ),
+    stateless=False,
+)
+
+
+def save(folder: Path, stage: Stage, case: Case, engine: Ours, **more: object) -> list[Exchange]:
+    exchanges = play(engine, case, stage)
+    save_repro(
+        folder, stage, case, exchanges, truth(exchanges, stage), "wrong by 9 x noise", engine.settings, "ours", **more
+    )
+    return exchanges
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The sequence above, as KeyByName answered it."""
+    stage = small_stage()
+    engine = started(KeyByName, stage, variants(stage, CAPABILITIES)[0])
+    save(tmp_path / "repro", stage, SEQUENCE, engine, options={"url": "http://h"}, versions={"ours": "7"}, seed=3)
+    return tmp_path / "repro"
+
+
+def makes(engine: type[Ours]) -> Callable[[str, Mapping[str, str]], Engine]:
+    def make(name: str, options: Mapping[str, str]) -> Engine:
+        assert name == "ours" and options == {"url": "http://h"}
+        return engine()
+
+    return make
+
+
+def assert_same(found: list[Exchange], wanted: list[Exchange]) -> None:
+    assert len(found) == len(wanted)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.ask, a.adapters, a.run, a.index) == (b.ask, b.adapters, b.run, b.index)
+        assert (a.answer.token_ids, a.answer.first, a.answer.error) == (
+            b.answer.token_ids,
+            b.answer.first,
+            b.answer.error,
+        )
+        for name in ("logits", "logprobs"):
+            np.testing.assert_array_equal(getattr(a.answer, name), getattr(b.answer, name))
+
+
+def test_what_is_written_comes_back(folder: Path) -> None:
+    stage = small_stage()
+    exchanges = play(started(KeyByName, stage, variants(stage, CAPABILITIES)[0]), SEQUENCE, stage)
+    found = load_repro(folder)
+    assert found.case == SEQUENCE
+    assert_same(found.exchanges, exchanges)
+    for e, exact in zip(exchanges, truth(exchanges, stage), strict=True):
+        np.testing.assert_array_equal(found.expected[e.run, e.index], exact)
+    assert list(found.stage.paths) == ["made-0", "made-3"]  # no more than the case needs
+    assert found.stage.model.digest == stage.model.digest
+    assert (found.why, found.engine, found.seed) == ("wrong by 9 x noise", "ours", 3)
+    assert found.options == {"url": "http://h"} and found.versions["ours"] == "7" and "loracle" in found.versions
+    wanted = replace(variants(stage, CAPABILITIES)[0], model=folder / "model", options={"url": "http://h"})
+    assert found.settings == wanted
+
+
+def test_it_plays_again_elsewhere(folder: Path, tmp_path: Path) -> None:
+    """To the faulty engine, which is as wrong as it was; and to one in which the bug is mended."""
+    elsewhere = folder.rename(tmp_path / "sent by mail")
+    stage, case, exchanges = replay(elsewhere, makes(KeyByName))
+    assert case == SEQUENCE
+    assert_same(exchanges, load_repro(elsewhere).exchanges)
+    judge = Judge(stage)
+    assert judge(exchanges, stage)
+    stage, _, exchanges = replay(elsewhere, makes(Ours))
+    assert not judge(exchanges, stage)
+
+
+def test_a_batch_finds_all_adapters_loaded(tmp_path: Path) -> None:
+    stage = small_stage("bfloat16")
+    engine = started(Ours, stage, stage_settings(stage))
+    prepare(engine, stage)
+    case = draw_batch(stage, CAPABILITIES, np.random.default_rng(2), "batch 2")
+    exchanges = save(tmp_path / "repro", stage, case, engine, options={"url": "http://h"})
+    stage, again, answers = replay(tmp_path / "repro", makes(Ours))
+    assert again == case and stage.dtype == "bfloat16" and len(stage.paths) == 5
+    assert_same(answers, exchanges)
+
+
+def test_the_readme_says_what_was_done_and_the_one_command(folder: Path) -> None:
+    text = (folder / "README.md").read_text("utf-8")
+    for words in (
+        "loracle check --replay .",
+        "wrong by 9 x noise",
+        "load made-3 under the name one",
+        "unload one",
+        "ask one for 3 after [0 1 2 3 4 5 6 7 9] (9 tokens); the base for 1 after [4] (1 tokens); one*0.5 for 2",
+    ):
+        assert words in text
+
+
+def test_the_embedded_model_is_named_and_a_large_one_is_pointed_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from refimpl import load_model, tiny
+
+    model = load_model("tiny")
+    case = Case("one", (Run((Ask((5, 6), None),)),))
+    embedded = Stage(tiny.base_path(), model, in_float64(model), {}, {})
+    save(tmp_path / "tiny", embedded, case, started(Ours, embedded, stage_settings(embedded)))
+    assert json.loads((tmp_path / "tiny/repro.json").read_text())["model"]["name"] == "tiny"
+    assert sum(f.stat().st_size for f in (tmp_path / "tiny").rglob("*")) < 200_000
+    assert load_repro(tmp_path / "tiny").stage.folder == tiny.base_path()
+
+    monkeypatch.setattr(repro_write, "MAX_MODEL", 1000)
+    monkeypatch.setattr(repro_write, "MAX_ADAPTER", 1000)
+    moved = small_stage()
+    shutil.copytree(moved.folder, tmp_path / "base")
+    moved = replace(moved, folder=tmp_path / "base")
+    save(tmp_path / "large", moved, SEQUENCE, started(Ours, moved, stage_settings(moved)))
+    assert not (tmp_path / "large/model").exists() and not (tmp_path / "large/adapters").exists()
+    assert load_repro(tmp_path / "large").stage.folder == tmp_path / "base"
+    file = tmp_path / "base" / "config.json"
+    file.write_text(file.read_text("utf-8") + " ", "utf-8")
+    with pytest.raises(ReproError, match=r"config.json: is not what it was: SHA-256 .*, then "):
+        load_repro(tmp_path / "large")
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(ReproError, match=r"base/config.json: is missing \(model of "):
+        load_repro(tmp_path / "large")
+
+
+def test_numbers_beyond_the_bound_are_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repro_write, "MAX_NUMBERS", 4000)
+    stage = small_stage()
+    save(tmp_path / "repro", stage, SEQUENCE, started(Ours, stage, variants(stage, CAPABILITIES)[0]))
+    found = load_repro(tmp_path / "repro")
+    assert set(found.expected) == {(0, 0), (1, 1)}  # 9 and 1 rows of 40 numbers; the others had 11 and 3
+    left_out = json.loads((tmp_path / "repro/repro.json").read_text())["left_out"]
+    assert "1.0.logits" in left_out
+    assert "1.0.logits" in (tmp_path / "repro/README.md").read_text("utf-8")
+
+
+def test_answers_that_are_none_are_kept_as_they_came(tmp_path: Path) -> None:
+    stage = small_stage()
+    asks = tuple(Ask((i,), None) for i in range(6))
+    nan = np.full((1, 40), np.nan, np.float32)
+    answers = [
+        Answer((1,), logits=nan),
+        Answer(error="500 Internal", raw={"detail": "gone", "token": "x"}),
+        Answer((2,), top=[{3: -0.5, 7: -1.5}, {4: -0.25}]),
+        Answer((), raw=object),
+        Answer((3,), logprobs=np.zeros((2, 3, 4), np.float16)),
+        Answer((5,), raw="x" * 300_000),
+    ]
+    exchanges = [Exchange(ask, (), answer, 0, i) for i, (ask, answer) in enumerate(zip(asks, answers, strict=True))]
+    case = Case("odd", (Run(asks),))
+    none = [None] * 6
+    save_repro(tmp_path / "repro", stage, case, exchanges, none, "odd", stage_settings(stage), "ours", units=none)
+    found = [e.answer for e in load_repro(tmp_path / "repro").exchanges]
+    np.testing.assert_array_equal(found[0].logits, nan)
+    assert (found[1].error, found[1].raw) == ("500 Internal", {"detail": "gone", "token": "x"})
+    assert found[2].top == answers[2].top
+    assert found[3].token_ids == () and "object" in found[3].raw
+    assert found[4].logprobs is not None and found[4].logprobs.shape == (2, 3, 4)
+    assert found[5].raw.endswith("(300000 characters)") and len(found[5].raw) < 110_000
+
+
+def test_a_secret_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "sk-1234567890")
+    stage = small_stage()
+    ask = Ask((1,), None)
+    answer = Answer(
+        error="401 for sk-1234567890", raw={"api_key": "hunter2hunter2", "url": "http://me:pw@h/v1?key=abc"}
+    )
+    save_repro(
+        tmp_path / "repro",
+        stage,
+        Case("secret", (Run((ask,)),)),
+        [Exchange(ask, (), answer, 0, 0)],
+        [None],
+        "the server at https://user:pass@host:8000/v1?token=zzz said: Authorization: Bearer abcdefgh",
+        stage_settings(stage),
+        "openai_http",
+        {"url": "https://user:pass@host:8000/v1?token=zzz", "api-key": "sk-abc", "api-key-env": "SOME_API_KEY"},
+        {"url": "http://me:pw@h/v1"},
+    )
+    for file in (tmp_path / "repro").rglob("*"):
+        raw = file.read_bytes() if file.is_file() else b""
+        for secret in (b"sk-", b"hunter2", b"pw@", b"pass@", b"zzz", b"abcdefgh", b"key=abc", b"SOME_API_KEY"):
+            assert secret not in raw, f"{secret!r} in {file.name}"
+    assert load_repro(tmp_path / "repro").options == {"url": "https://host:8000/v1"}
+
+
+@pytest.mark.parametrize(
+    "name", ["api_key", "api-key-env", "HF_TOKEN", "key", "MY_SECRET", "Authorization", "db_password"]
+)
+def test_names_of_secrets(name: str) -> None:
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize("name", ["token", "tokens", "token_ids", "keys", "model-name", "max_new_tokens", "monkey"])
+def test_names_of_what_is_none(name: str) -> None:
+    assert not is_secret(name)
+
+
+def test_what_is_no_secret_stays() -> None:
+    data = {"a": [1, None, "b", {"token": "x"}], "url": "http://host:1/v1", "key": ""}
+    assert without_secrets(data) == data
+    assert clean("the bearer of news, basic facts") == "the bearer of news, basic facts"
+
+
+# Damage.
+
+
+def change(folder: Path, **values: object) -> None:
+    file = folder / "repro.json"
+    data = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({k: v for k, v in {**data, **values}.items() if v is not None}), "utf-8")
+
+
+def model_gone(folder: Path) -> None:
+    shutil.rmtree(folder / "model")
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        file = folder / name
+        raw = bytearray(file.read_bytes())
+        raw[-1] ^= 1
+        file.write_bytes(raw)
+
+    return damage
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:50]) and None
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no json": (lambda f: (f / "repro.json").unlink(), "repro.json: cannot be read"),
+    "cut json": (cut("repro.json"), "repro.json: is not valid JSON"),
+    "another format": (lambda f: change(f, format=2), "format is 2, this version reads 1"),
+    "no engine": (lambda f: change(f, engine=None), "engine is None, not str"),
+    "no case": (lambda f: change(f, case={"name": "x"}), "case: the case: stateless is None, not bool"),
+    "case asks a stranger": (
+        lambda f: change(f, case={"name": "x", "stateless": False, "steps": [{"unload": "nobody"}]}),
+        "step 0 names 'nobody', which is not loaded then",
+    ),
+    "case loads a stranger": (
+        lambda f: change(
+            f, case={"name": "x", "stateless": False, "steps": [{"load": "one", "adapter": "made-4"}]}, answers=[]
+        ),
+        "the case loads adapter 'made-4', which the folder has not",
+    ),
+    "settings": (lambda f: change(f, settings={"max_adapters": "two"}), "settings: max_adapters is 'two'"),
+    "options": (lambda f: change(f, options={"url": 5}), "options: url is 5, not a text"),
+    "answers": (lambda f: change(f, answers=[{"run": 7}]), "answers is damaged"),
+    "dtype": (lambda f: change(f, dtype="int8"), "dtype 'int8' is not supported"),
+    "model entry": (lambda f: change(f, model={"copy": "../.."}), "not a folder with the sha256"),
+    "a way out": (lambda f: change(f, model={"copy": "../..", "sha256": {}}), "../.. is not in this folder"),
+    "model gone": (model_gone, "config.json: is missing"),
+    "adapter flipped": (flip("adapters/1-made-3/adapter_model.safetensors"), "is not what it was"),
+    "expected cut": (cut("expected.safetensors"), "expected.safetensors: cannot be read"),
+    "got gone": (lambda f: (f / "got.safetensors").unlink(), "got.safetensors: cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_folder_is_one_clear_line(name: str, folder: Path) -> None:
+    damage, words = DAMAGE[name]
+    damage(folder)
+    with pytest.raises(LoracleError) as error:
+        load_repro(folder)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_there_is_not_written_over(folder: Path) -> None:
+    stage = small_stage()
+    before = (folder / "repro.json").read_bytes()
+    with pytest.raises(LoracleError, match="is there already"):
+        save(folder, stage, SEQUENCE, started(Ours, stage, variants(stage, CAPABILITIES)[0]))
+    assert (folder / "repro.json").read_bytes() == before
+    assert [p.name for p in folder.parent.iterdir()] == ["repro"]  # and nothing half-done beside it
+
+
+def test_nothing_half_done_stays(tmp_path: Path) -> None:
+    stage = small_stage()
+    lost = replace(stage, paths={**stage.paths, "made-3": tmp_path / "gone"})
+    engine = started(Ours, stage, variants(stage, CAPABILITIES)[0])
+    exchanges = play(engine, SEQUENCE, stage)
+    with pytest.raises(LoracleError, match="repro: cannot be written"):
+        save_repro(tmp_path / "repro", lost, SEQUENCE, exchanges, truth(exchanges, stage), "", engine.settings, "ours")
+    assert not list(tmp_path.iterdir())
+
+
+# Cases as JSON.
+
+
+def test_any_drawn_case_comes_back_from_json() -> None:
+    stage = small_stage()
+    cases = [draw_sequence(stage, CAPABILITIES, 1, i, how) for i in range(14) for how in variants(stage, CAPABILITIES)]
+    cases += [draw_batch(stage, CAPABILITIES, np.random.default_rng(i), f"batch {i}") for i in range(10)]
+    for case in cases:
+        assert from_json(json.loads(json.dumps(to_json(case)))) == case
+
+
+def ask(**changes: object) -> dict[str, object]:
+    return {"name": "x", "stateless": True, "steps": [{"run": [{"prompt_ids": [1], **changes}]}]}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([], "the case is [], not an object"),
+        ({"name": "x", "stateless": True, "steps": [3]}, "step 0 is 3: it must be"),
+        ({"name": "x", "stateless": True, "steps": [{"run": []}]}, "step 0 is {'run': []}"),
+        (ask(prompt_ids=[]), "step 0, request 0: prompt_ids is []"),
+        (ask(prompt_ids=[1, -2]), "prompt_ids is [1, -2]"),
+        (ask(temperature=1), "unknown key 'temperature'"),
+        (ask(adapter=3), "adapter is 3: it must be a name"),
+        (ask(max_new_tokens=0), "max_new_tokens is 0: it must be a whole number of 1 or more"),
+        (ask(arrives=True), "arrives is True"),
+        (ask(cancel_after=-1), "cancel_after is -1"),
+        (ask(mix=[["a"]]), "mix is [['a']]"),
+        (ask(mix=[["a", float("nan")]]), "mix is [['a', nan]]"),
+    ],
+)
+def test_json_that_is_no_case_is_refused(data: object, words: str) -> None:
+    with pytest.raises(LoracleError) as error:
+        from_json(data)
+    assert words in str(error.value)

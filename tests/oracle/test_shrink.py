@@ -1,0 +1,195 @@
+"""A failure becomes short enough to be read: sixteen faulty engines, each caught by sequences, each made small."""
+
+from collections.abc import Sequence
+
+import pytest
+from faulty_engines import FAULTY, Judge, started
+from small_stage import BLOCK, small_stage
+
+from refimpl.engines.interface import Ask
+from refimpl.engines.ours import CAPABILITIES
+from refimpl.oracle.case import Case, Load, Run, Step, Unload, play
+from refimpl.oracle.sequences import draw_sequence, variants
+from refimpl.oracle.shrink import Budget, minimise, shrink
+
+judge = Judge(small_stage())
+
+# What is left of each failure: steps, and requests in them. (Measured; nothing shorter fails, as far as was searched.)
+LEFT = {
+    "stale after reload": (3, 1),
+    "stale after a name is reused": (4, 1),
+    "stale after an id is reused": (4, 1),
+    "evicted slot not reloaded": (7, 3),
+    "victim in use": (4, 3),
+    "key without adapter": (3, 2),
+    "key without weight": (3, 2),
+    "key without parent": (3, 2),
+    "key by name": (5, 2),
+    "positions restart after a hit": (3, 2),
+    "plan kept by shape": (5, 2),
+    "cancelled runs on": (3, 2),
+    "position after a chunk": (3, 2),
+    "keys relative to the chunk": (3, 2),
+    "published too early": (3, 2),
+    "preempted keeps its place": (4, 5),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_faulty_engine_is_caught_and_its_failure_made_short(name: str) -> None:
+    make, variant = FAULTY[name]
+    stage = small_stage()
+    how = variants(stage, CAPABILITIES)[variant]
+    engine = started(make, stage, how)
+    fails = judge.fails(engine)
+    caught = next(c for i in range(100) if fails(c := draw_sequence(stage, CAPABILITIES, 0, i, how, BLOCK)))
+    small = shrink(caught, fails, Budget(calls=300, seconds=600))
+    assert fails(small)
+    steps, asks = LEFT[name]
+    assert len(small.steps) <= steps and len(asks_of(small)) <= asks
+    assert {t for a in asks_of(small) for t in a.prompt_ids} <= {0, 1}
+
+
+def asks_of(case: Case) -> list[Ask]:
+    return [a for step in case.steps if isinstance(step, Run) for a in step.asks]
+
+
+# Shrinking itself, on failures that are made up.
+
+
+def run(*asks: Ask) -> Run:
+    return Run(asks)
+
+
+LONG = Case(
+    "long",
+    (
+        Load("one", "a"),
+        Load("two", "b"),
+        run(Ask((7, 8, 9), "one", 4), Ask((7, 8, 9), "two", 4, arrives=2), Ask((5,), None)),
+        Load("one", "c"),
+        Unload("two"),
+        run(Ask((7, 8, 9, 9), "one", 3), Ask((4, 4), "one", 2, cancel_after=1)),
+        Load("two", "a"),
+        run(Ask((1, 2, 3), "two", 1)),
+    ),
+    stateless=False,
+)
+
+
+def asks_three_tokens_of_c(case: Case) -> bool:
+    """Somebody is asked three tokens or more while its name means c."""
+    meaning = {}
+    for step in case.steps:
+        if isinstance(step, Load):
+            meaning[step.name] = step.adapter
+        elif isinstance(step, Run):
+            for ask in step.asks:
+                if ask.adapter is not None and meaning[ask.adapter] == "c" and len(ask.prompt_ids) >= 3:
+                    return True
+    return False
+
+
+def test_all_that_is_of_no_account_goes() -> None:
+    small = shrink(LONG, asks_three_tokens_of_c)
+    assert small.steps == (Load("one", "c"), run(Ask((0, 0, 0), "one", 1)))
+    assert not small.stateless and small.name == LONG.name
+
+
+def test_a_candidate_asks_no_name_that_is_not_loaded_and_every_one_is_new() -> None:
+    seen: list[tuple[Step, ...]] = []
+
+    def fails(case: Case) -> bool:
+        known: set[str] = set()
+        for step in case.steps:
+            if isinstance(step, Load):
+                known.add(step.name)
+            elif isinstance(step, Unload):
+                known.remove(step.name)  # a KeyError would fail the test
+            else:
+                assert step.asks and {a.adapter for a in step.asks} <= known | {None}
+        assert case.steps not in seen
+        seen.append(case.steps)
+        return asks_three_tokens_of_c(case)
+
+    shrink(LONG, fails)
+    assert len(seen) > 10
+
+
+def test_nothing_is_loaded_in_place_that_was_not_before() -> None:
+    """An engine that cannot reload would refuse the candidate, and that would look like a failure."""
+    careful = (Load("one", "a"), Unload("one"), Load("one", "c"), run(Ask((1, 2, 3), "one")))
+
+    def fails(case: Case) -> bool:
+        known: set[str] = set()
+        for step in case.steps:
+            if isinstance(step, Load):
+                assert step.name not in known
+                known.add(step.name)
+            elif isinstance(step, Unload):
+                known.remove(step.name)
+        return asks_three_tokens_of_c(case) and len(case.steps) > 2
+
+    small = shrink(Case("careful", careful, stateless=False), fails)
+    assert [type(s) for s in small.steps] == [Load, Unload, Load, Run]
+
+
+def test_a_batch_loses_requests_tokens_and_length_and_stays_a_batch() -> None:
+    batch = Case("batch", (run(*(Ask((9, 3, i + 10), name, 4) for i, name in enumerate("abcdef"))),))
+    neighbours = shrink(batch, lambda c: {"b", "e"} <= {a.adapter for a in asks_of(c)})
+    assert neighbours.stateless
+    assert neighbours.steps == (run(Ask((0,), "b", 1), Ask((0,), "e", 1)),)
+
+
+def test_tokens_that_must_differ_stay_different() -> None:
+    batch = Case("batch", (run(Ask((9, 3, 12, 9), "a"), Ask((9, 5), "b")),))
+
+    def fails(case: Case) -> bool:
+        first = asks_of(case)[0].prompt_ids
+        return len(first) == 4 and first[0] == first[3] != first[1]
+
+    assert asks_of(shrink(batch, fails))[0].prompt_ids in ((0, 1, 0, 0), (1, 0, 0, 1))
+
+
+def test_the_budget_is_kept_and_what_was_found_by_then_is_given() -> None:
+    calls = []
+
+    def fails(case: Case) -> bool:
+        calls.append(case)
+        return asks_three_tokens_of_c(case)
+
+    assert shrink(LONG, fails, Budget(calls=0)) == LONG and not calls
+    some = shrink(LONG, fails, Budget(calls=4))
+    assert len(calls) == 4 and asks_three_tokens_of_c(some) and len(some.steps) < len(LONG.steps)
+    assert shrink(LONG, fails, Budget(seconds=0)) == LONG
+    assert shrink(LONG, fails) == shrink(LONG, fails)
+
+
+def test_a_case_that_fails_for_no_reason_in_it_becomes_one_request() -> None:
+    assert shrink(LONG, lambda case: True).steps == (run(Ask((0,), None, 1)),)
+
+
+@pytest.mark.parametrize("needed", [{3}, {0, 7}, {1, 2, 3}, set(range(8))])
+def test_minimise_keeps_what_is_needed(needed: set[int]) -> None:
+    def fails(items: Sequence[int]) -> bool:
+        return needed <= set(items)
+
+    assert set(minimise(range(8), fails)) == needed
+
+
+def test_an_engine_that_crashes_under_a_candidate_is_the_callers_business() -> None:
+    def fails(case: Case) -> bool:
+        raise RuntimeError("gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        shrink(LONG, fails)
+
+
+def test_an_engine_that_answers_is_asked_again_for_every_candidate() -> None:
+    """A clean engine never fails: the case stays as it is."""
+    stage = small_stage()
+    how = variants(stage, CAPABILITIES)[0]
+    engine = started(FAULTY["stale after reload"][0], stage, how)
+    harmless = Case("harmless", (Load("one", "made-0"), run(Ask((1, 2), "one", 2))), stateless=False)
+    assert not judge(play(engine, harmless, stage), stage)
+    assert shrink(harmless, judge.fails(engine)) == harmless
