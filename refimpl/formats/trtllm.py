@@ -51,7 +51,8 @@ def to_pair(
     if unheld and not leave_out:
         raise AdapterError(f"TensorRT-LLM's arrays cannot hold {shown(unheld)}; leave it out only if it may be lost")
     sites = sorted((site for site in adapter.lora if site[1] in LAYER_MODULES), key=in_file_order)
-    theirs = engine_scales(adapter, order)
+    scales = engine_scales(adapter, order)
+    theirs = {site: scales[site] for site in sites}
     rows: list[Matrices] = []
     for site in sites:
         w = adapter.lora[site]

@@ -1,7 +1,7 @@
 """What save_model writes is what load_model reads: the same bits, the same config."""
 
 import dataclasses
-import os
+import json
 import tempfile
 from pathlib import Path
 
@@ -48,8 +48,8 @@ def test_the_embedded_model_with_its_tokenizer(tmp_path: Path) -> None:
     assert again.tokenizer.encode(text) == model.tokenizer.encode(text)
     names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert {x.name for x in (tmp_path / "tiny").iterdir()} == names
-    if os.name == "posix":
-        assert (tmp_path / "tiny").stat().st_mode & 0o700 == 0o700
+    written = json.loads((tmp_path / "tiny" / "config.json").read_text())
+    assert (written["eos_token_id"], written["torch_dtype"], written["rope_scaling"]) == (1, "bfloat16", None)
 
 
 def test_a_merged_head_is_no_longer_tied(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from loading.folders import BASE, lora_name, lora_tensors, random, refused, write_adapter
 
 from refimpl import tiny
-from refimpl.adapter import Adapter, load_adapter
+from refimpl.adapter import WEIGHTS_FILE, Adapter, load_adapter
 from refimpl.arrays import DTYPES
 from refimpl.config import EMBED, LM_HEAD, load_config
 from refimpl.errors import AdapterError, LoracleError
 from refimpl.formats.peft import save_adapter
+from refimpl.loading.findings import Findings
+from refimpl.loading.safetensors_file import open_safetensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 
@@ -104,6 +106,9 @@ def test_every_kind_of_folder_survives(tmp_path: Path, kind: str) -> None:
     again = load_adapter(tmp_path / "again", base)
     assert contents(again) == contents(first)
     assert len(again.lora) + len(again.replaced) + len(again.biases) > 0
+    opened = open_safetensors(tmp_path / "again" / WEIGHTS_FILE, Findings())
+    assert opened is not None
+    assert set(opened.stored) == set(tensors)  # under the names that PEFT gave them
     save_adapter(again, tmp_path / "third")
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "third" / file).read_bytes()

@@ -160,6 +160,13 @@ def test_what_is_ignored_and_what_is_rounded_is_said() -> None:
     assert to_pair(as_dtype(random_adapter(BASE, 1, alpha=3), "float16"))[1] == []
 
 
+def test_nothing_is_said_of_the_scale_of_what_is_left_out() -> None:
+    adapter = as_dtype(
+        random_adapter(BASE, 1, alpha=3, modules=("q_proj", "lm_head"), alpha_pattern={"lm_head": 9}), "float16"
+    )
+    assert to_pair(adapter, leave_out=True)[1] == ["left out: LoRA on lm_head"]
+
+
 def test_missing_q_k_and_v_are_filled_up_with_zeros() -> None:
     adapter = as_dtype(random_adapter(BASE, 1, modules=("v_proj", "up_proj")), "float16")
     pair, _ = to_pair(adapter, order="manager")
@@ -218,9 +225,9 @@ def test_fused_modules_come_apart() -> None:
         first = {"k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "up_proj"}.get(module, module)
         shared[(layer, module)] = LoraTensors(plain.lora[(layer, first)].A, w.B)
     rows = []
+    fused = {0: ("q_proj", "k_proj", "v_proj"), 4: ("o_proj",), 6: ("down_proj",), 18: ("up_proj", "gate_proj")}
     for layer in range(BASE.num_hidden_layers):
-        for module_id in (0, 4, 6, 18):
-            parts = MODULES[module_id].parts
+        for module_id, parts in fused.items():
             B = np.concatenate([shared[(layer, part)].B for part in parts])
             rows.append(Matrices(Row(0, MODULES[module_id], layer, 3), shared[(layer, parts[0])].A, B))
     adapter, notes = from_pair(checked(pack(rows), BASE), BASE, "fused")
