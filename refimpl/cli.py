@@ -14,7 +14,7 @@ from typing import NoReturn
 from . import __version__
 from .errors import LoracleError
 
-COMMANDS = ("bench", "convert", "demo", "engines", "generate", "guide", "inspect", "logits", "vectors")
+COMMANDS = ("bench", "check", "convert", "demo", "engines", "generate", "guide", "inspect", "logits", "vectors")
 
 
 class Parser(argparse.ArgumentParser):

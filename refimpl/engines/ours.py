@@ -104,11 +104,15 @@ class Ours:
         self.names: dict[str, Adapter] = {}
 
     def load(self, name: str, folder: Path) -> None:
-        """Under a name that is known: in the place of what had it."""
+        """Under a name that is known: in the place of what had it. It gets its slot now, as in most engines, so that
+        the slots are filled in the order of loading, whatever is asked later."""
         assert self.model is not None
         if folder not in self.known:
             self.known[folder] = load_adapter(folder, self.model.config)
         self.names[name] = replace(self.known[folder], name=name)
+        slots = self.server.adapters
+        if (held := slots.acquire_all([(self.names[name], 1.0)])) is not None:
+            slots.release(held[0][0])
 
     def unload(self, name: str) -> None:
         """Forget the name. The weights stay in their slot until it is needed, as in any cache."""

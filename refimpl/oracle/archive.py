@@ -2,71 +2,19 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..arrays import Array
-from ..engines.interface import Answer, Ask
+from ..engines.interface import Answer
 from ..errors import LoracleError
-from .case import Case, Exchange, Load, Run, Step, Unload
+from .case import Case, Exchange
+from .case_json import from_json, to_json
 
 VERSION = 1
-
-
-def case_json(case: Case) -> dict[str, Any]:
-    """A case as JSON."""
-    return {"name": case.name, "stateless": case.stateless, "steps": [_step_json(step) for step in case.steps]}
-
-
-def read_case(data: dict[str, Any]) -> Case:
-    """The case that `case_json` wrote. LoracleError where it is none."""
-    try:
-        return Case(data["name"], tuple(_step(s) for s in data["steps"]), bool(data["stateless"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LoracleError(f"not a case: {type(error).__name__} {error}") from None
-
-
-def _step_json(step: Step) -> dict[str, Any]:
-    if isinstance(step, Load):
-        return {"load": step.name, "adapter": step.adapter}
-    if isinstance(step, Unload):
-        return {"unload": step.name}
-    return {
-        "run": [
-            {
-                "prompt_ids": list(a.prompt_ids),
-                "adapter": a.adapter,
-                "max_new_tokens": a.max_new_tokens,
-                "mix": [list(m) for m in a.mix],
-                "arrives": a.arrives,
-                "cancel_after": a.cancel_after,
-            }
-            for a in step.asks
-        ]
-    }
-
-
-def _step(data: dict[str, Any]) -> Step:
-    if "load" in data:
-        return Load(str(data["load"]), str(data["adapter"]))
-    if "unload" in data:
-        return Unload(str(data["unload"]))
-    return Run(
-        tuple(
-            Ask(
-                tuple(int(t) for t in a["prompt_ids"]),
-                a["adapter"],
-                int(a["max_new_tokens"]),
-                tuple((str(name), float(weight)) for name, weight in a["mix"]),
-                int(a["arrives"]),
-                a["cancel_after"],
-            )
-            for a in data["run"]
-        )
-    )
 
 
 def save(folder: Path, case: Case, exchanges: Sequence[Exchange]) -> None:
@@ -95,7 +43,7 @@ def save(folder: Path, case: Case, exchanges: Sequence[Exchange]) -> None:
     stem = folder / _file_name(case.name)
     with open(f"{stem}.npz", "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    text = json.dumps({"version": VERSION, "case": case_json(case), "answers": rows})
+    text = json.dumps({"version": VERSION, "case": to_json(case), "answers": rows})
     with open(f"{stem}.json.part", "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(f"{stem}.json.part", f"{stem}.json")
@@ -115,20 +63,30 @@ def _file_name(name: str) -> str:
 
 def saved(folder: Path, case: Case) -> list[Exchange] | None:
     """The answers to this very case, if they are there and whole."""
-    stem = folder / _file_name(case.name)
+    found = _read(folder / _file_name(case.name))
+    return found[1] if found is not None and found[0] == case else None
+
+
+def everything(folder: Path) -> Iterator[tuple[Case, list[Exchange]]]:
+    """All that was saved in a folder."""
+    for file in sorted(folder.glob("*.json")):
+        if (found := _read(file.with_suffix(""))) is not None:
+            yield found
+
+
+def _read(stem: Path) -> tuple[Case, list[Exchange]] | None:
     try:
         data = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
-        if data["version"] != VERSION or read_case(data["case"]) != case:
+        if data["version"] != VERSION:
             return None
         with np.load(f"{stem}.npz", allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, KeyError, LoracleError):
+            case = from_json(data["case"])
+            return case, _exchanges(case, data["answers"], dict(file))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, LoracleError):
         return None
-    return _exchanges(case, data["answers"], arrays)
 
 
 def _exchanges(case: Case, rows: Sequence[dict[str, Any]], arrays: dict[str, Array]) -> list[Exchange]:
-    runs = [step for step in case.steps if isinstance(step, Run)]
     found = []
     for i, row in enumerate(rows):
         top = row["top"]
@@ -142,5 +100,5 @@ def _exchanges(case: Case, rows: Sequence[dict[str, Any]], arrays: dict[str, Arr
             raw=row["raw"],
         )
         adapters = tuple((str(key), float(weight)) for key, weight in row["adapters"])
-        found.append(Exchange(runs[row["run"]].asks[row["index"]], adapters, answer, row["run"], row["index"]))
+        found.append(Exchange(case.runs[row["run"]].asks[row["index"]], adapters, answer, row["run"], row["index"]))
     return found

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config import EMBED, LM_HEAD
 from ..engines.interface import Engine, EngineError, Settings
 from . import archive
 from . import precision as precisions
@@ -24,7 +25,7 @@ from .diagnose import Finding, Looked, diagnose, looked_at, suspicious
 from .localise import Place, by_ablation, by_intermediates
 from .matched import Sample
 from .measure import Measured, measure
-from .mutants import mutants_for
+from .mutants import Mutant, mutants_for
 from .noise import Member, ensemble, wider
 from .pool import along, pool, ratios
 from .power import power
@@ -82,6 +83,7 @@ class Result:
     power: dict[str, str] = field(default_factory=dict)
     looked: list[Looked] = field(default_factory=list)
     smallest: Case | None = None  # the shortest case found that fails
+    small_settings: Settings | None = None  # how the engine was started for it
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -102,7 +104,6 @@ class Campaign:
         self.findings: list[str] = []
         self.seconds: dict[str, float] = {}
         self._began = time.monotonic()
-        self._small_settings: Settings | None = None
         self._state: tuple[Settings, bool] | None = None  # how the engine was started, and whether for batches
 
     def run(self) -> Result:
@@ -170,12 +171,12 @@ class Campaign:
         folder = self.work / "answers"
         known = archive.saved(folder, case)
         if known is None:
-            known = self._play(case, way)
+            known = self.ask(case, way)
             archive.save(folder, case, known)
         return known
 
-    def _play(self, case: Case, way: Settings) -> list[Exchange]:
-        """On an engine that is started as the case needs it."""
+    def ask(self, case: Case, way: Settings) -> list[Exchange]:
+        """One case, on an engine that is started as the case needs it."""
         if self._state != (way, case.stateless):
             if self._state is None or self._state[0] != way:
                 if self._state is not None:
@@ -257,7 +258,7 @@ class Campaign:
         zoo = mutants_for(list(self.stage.paths))
         futures = []
         for p in chosen:
-            names = [m.name for m in zoo.values() if p.case.stateless is not (m.needs == "sequence")]
+            names = [m.name for m in zoo.values() if could_show(m, self.stage, p)]
             futures.append(
                 workers.submit(along, p.case, self._answers(p.case, p.settings), self.members, p.settings, names)
             )
@@ -335,15 +336,15 @@ class Campaign:
         return [looked_at(zoo[name], ps) for name, ps in by_mutant.items()]
 
     def _smallest_sample(self, result: Result) -> Sample | None:
-        if result.smallest is None or self._small_settings is None:
+        if result.smallest is None or result.small_settings is None:
             return None
-        exchanges = self._play(result.smallest, self._small_settings)
+        exchanges = self.ask(result.smallest, result.small_settings)
         raws = measure(result.smallest, exchanges, self.stage, self.members)[1]
-        return Sample(result.smallest, exchanges, raws, self._small_settings) if any(raws) else None
+        return Sample(result.smallest, exchanges, raws, result.small_settings) if any(raws) else None
 
     def _fails(self, case: Case, way: Settings, known: Limits) -> list[tuple[Exchange, Judged]]:
         """Ask the engine again; the requests that it gets wrong."""
-        exchanges = self._play(case, way)
+        exchanges = self.ask(case, way)
         measured, _ = measure(case, exchanges, self.stage, self.members)
         counted = [e for e in exchanges if e.ask.cancel_after is None]
         return [
@@ -359,8 +360,8 @@ class Campaign:
         except EngineError as error:
             self.findings.append(f"while the failure was made smaller: {error}")
             return
-        result.smallest, self._small_settings = small, first.settings
-        asks = sum(len(s.asks) for s in small.steps if hasattr(s, "asks"))
+        result.smallest, result.small_settings = small, first.settings
+        asks = sum(len(run.asks) for run in small.runs)
         if small.stateless and asks > 1:
             result.symptoms.insert(0, Symptom(f"only when batched: it takes {asks} requests together"))
         elif not small.stateless and len(small.steps) > 2:
@@ -375,8 +376,7 @@ class Campaign:
         traced: Any = getattr(self.engine, "traced", None)
         try:
             if self.capabilities.trace and traced is not None and wrong:
-                step = batch.case.steps[wrong[0].run]
-                answers = traced(step.asks)  # type: ignore[union-attr]
+                answers = traced(batch.case.runs[wrong[0].run].asks)
                 e = wrong[0]
                 result.first_divergence = by_intermediates(e, answers[e.index], self.stage, self.members, result.known)
             if result.first_divergence is None and "load" in self.capabilities.operations and wrong:
@@ -389,6 +389,29 @@ class Campaign:
                     result.first_divergence = places[0] if places else None
         except EngineError as error:
             self.findings.append(f"while the failure was located: {error}")
+
+
+def could_show(m: Mutant, stage: Stage, p: Played) -> bool:
+    """Is there, in this kind of case, what the mutant needs? Nothing is computed for those that cannot show."""
+    adapters = stage.adapters.values()
+    there = {
+        "sequence": not p.case.stateless,
+        "chunks": p.settings.chunk is not None,
+        "window": stage.model.config.sliding_window is not None,
+        "embed_tokens LoRA": any(EMBED in a.lora for a in adapters),
+        "lm_head LoRA": any(LM_HEAD in a.lora for a in adapters),
+        "tied embedding": stage.model.config.tie_word_embeddings and any(EMBED in a.lora for a in adapters),
+        "modules_to_save": any(a.replaced for a in adapters),
+        "base biases": any(a.biases for a in adapters),
+        "grown vocabulary": any(a.replaced for a in adapters),
+        "lora_bias": any(a.config.lora_bias for a in adapters),
+        "rslora": any(a.config.use_rslora for a in adapters),
+        "rank_pattern": any(a.config.rank_pattern for a in adapters),
+        "alpha_pattern": any(a.config.alpha_pattern for a in adapters),
+        "sum": any(ask.mix for run in p.case.runs for ask in run.asks),
+        "weight": any(ask.mix for run in p.case.runs for ask in run.asks),
+    }
+    return there.get(m.needs, True)
 
 
 def _spread(xs: Sequence[Any], n: int) -> list[Any]:

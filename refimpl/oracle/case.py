@@ -51,9 +51,10 @@ class Case:
     steps: tuple[Step, ...]
     stateless: bool = True
 
-    def loads(self, stage: Stage) -> tuple[Step, ...]:
-        """All steps, with the loads that a stateless case takes for granted."""
-        return (*(Load(name, name) for name in stage.paths), *self.steps) if self.stateless else self.steps
+    @property
+    def runs(self) -> list[Run]:
+        """The batches of it."""
+        return [step for step in self.steps if isinstance(step, Run)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -92,13 +92,18 @@ def diagnose(
     candidates.sort(key=lambda x: x.left)
     closest = [x for x in candidates[:MANY] if x.left < nothing]
     graded = [(x, _left_of_own_noise(samples, stage, x, members)) for x in closest]
-    explaining = [(x, left) for x, left in graded if left <= _tolerated(known) and _is_one(x.seen, left)]
+    needed = limit(len(candidates))
+    explaining = [
+        (x, left)
+        for x, left in graded
+        if left <= _tolerated(known) and _is_one(x.seen, left) and abs(x.seen.score) > needed
+    ]
     found = []
     if explaining:
         best, left = explaining[0]
-        same = [x for x, _ in explaining[1:]]
-        rest = [x for x in candidates if x is not best and x not in same]
-        after = (rest[0].mutant.name, rest[0].left) if rest else ("", float("inf"))
+        same = [x for x, _ in explaining[1:] if not (x.mutant.scales and best.mutant.scales)]
+        rest = [x for x in candidates if x not in [y for y, _ in explaining] and abs(x.seen.score) > needed]
+        after = (rest[0].mutant.name, rest[0].left) if rest and rest[0].left < nothing else ("no bug at all", nothing)
         where = _separating([best, *same], elsewhere) if same else ""
         found.append(_finding(best, left, True, tuple(x.mutant.name for x in same), where, after))
     else:
@@ -225,7 +230,7 @@ def _separating(same: Sequence[Looked], elsewhere: Sequence[tuple[Case, Stage]])
         first = answers[0]
         for x, other in zip(same[1:], answers[1:], strict=True):
             if any(a.shape != b.shape or not np.allclose(a, b) for a, b in zip(first, other, strict=True)):
-                asks = next(step for step in case.steps if isinstance(step, cases.Run)).asks
+                asks = case.runs[0].asks
                 used = sorted({a.adapter for a in asks if a.adapter})
                 shapes = ", ".join(_shape(stage, name) for name in used)
                 return f"{same[0].mutant.name} and {x.mutant.name} differ on {shapes}"

@@ -1,7 +1,8 @@
 """What an engine shows, as numbers that can be compared: the space in which truth, noise and mutants are laid beside.
 
-Full logits are compared as they are. Log-probabilities are compared with log_softmax of the truth. Of the top k only
-the tokens count that are in the reference's top k as well: the engine chose its set with its own error.
+Full logits are compared as they are. Log-probabilities are compared with log_softmax of the truth, each row less its
+mean. Of the top k only the tokens count that are in the reference's top k as well: the engine chose its set with its
+own error.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ class View:
 
     def of(self, logits: Array) -> Array:
         """logits [rows, vocab] -> what an engine with these logits would show."""
-        return np.where(self.shown, log_softmax(logits) if self.logprobs else logits, 0.0)
+        return centred(log_softmax(logits), self.shown) if self.logprobs else np.where(self.shown, logits, 0.0)
 
     def error(self, logits: Array, exact: Array) -> Array:
         """What an engine with these logits would be off by. exact: the true logits of the same rows."""
@@ -49,6 +50,15 @@ class Gap(View):
         """The engine would have produced its own best token: by so much is that one below the truly best."""
         at = np.arange(len(self.best))
         return (exact[at, logits.argmax(axis=1)] - exact[at, self.best])[:, None]
+
+
+def centred(logprobs: Array, shown: Array) -> Array:
+    """Log-probabilities less the mean of those that are shown. One number of a row, the logarithm of its sum, is as
+    much as all others together of what an engine rounds: it says nothing of the model, and is the same for all tokens.
+    A single token is left as it is."""
+    count = shown.sum(axis=-1, keepdims=True)
+    mean = np.sum(np.where(shown, logprobs, 0.0), axis=-1, keepdims=True) / np.maximum(count, 1)
+    return np.where(shown, logprobs - np.where(count > 1, mean, 0.0), 0.0)
 
 
 def log_softmax(x: Array) -> Array:
@@ -78,7 +88,9 @@ def view(answer: Answer, exact: Array) -> View:
     values = np.asarray(values, np.float64)
     _check_finite(values, exact)
     shown = np.isfinite(exact)
-    return View(np.where(shown, values, 0.0), shown, answer.logits is None)
+    if answer.logits is None:
+        return View(centred(values, shown), shown)
+    return View(np.where(shown, values, 0.0), shown, logprobs=False)
 
 
 def _check_finite(values: Array, exact: Array) -> None:
@@ -105,4 +117,4 @@ def _top(answer: Answer, exact: Array) -> View:
         best = set(np.argpartition(-true[i], min(k, exact.shape[1] - 1))[:k].tolist())
         both = [t for t in row if t in best] or [max(row, key=row.__getitem__)]  # all strangers: its own favourite
         values[i, both], shown[i, both] = [row[t] for t in both], True
-    return View(values, shown)
+    return View(centred(values, shown), shown)

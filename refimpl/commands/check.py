@@ -1,0 +1,207 @@
+"""loracle check: hold an engine against the reference, and name its bug."""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..engines import registry
+from ..errors import RequestError
+from ..oracle import check as checking
+from ..oracle.campaign import Plan, Result
+from ..oracle.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
+from ..oracle.precision import TYPES
+from ..oracle.summary import summary
+
+HELP = "hold an engine against the reference: a verdict, and the name of the bug"
+EXAMPLE = """  loracle check --engine peft
+  loracle check --engine mutant:rslora_ignored           a real bug, run as if it were an engine
+  loracle check --engine openai_http --url http://127.0.0.1:8000 --model DIR --adapter sql=DIR2
+  loracle check --engine my_module:my_function --report out
+  loracle check --replay out/repro"""
+
+COLOURS = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to check, on what, how long, and where the findings go."""
+    add = parser.add_argument
+    add("--engine", metavar="NAME", help="a name of `loracle engines`, mutant:NAME, or module:function")
+    add("--model", default="tiny", metavar="DIR|tiny|random", help="the base (default: tiny)")
+    add("--adapter", action="append", default=[], metavar="NAME=DIR", help="a PEFT folder; without any, some are made")
+    add("--cases", type=int, default=50, metavar="N", help="batches (default 50)")
+    add("--sequences", type=int, default=20, metavar="N", help="sequences of loads and requests (default 20)")
+    add("--seed", type=int, default=0, metavar="S", help="the same seed asks the same questions (default 0)")
+    add("--budget", type=float, metavar="SECONDS", help="ask no more after two thirds of this")
+    add("--precision", default="float32", choices=[*TYPES, "auto"], help="what the engine is asked to compute in")
+    add("--jobs", type=int, default=2, metavar="J", help="processes that make the numbers (default 2)")
+    add("--no-power", action="store_true", help="do not look below the noise, nor at which bugs would have been seen")
+    add("--resume", type=Path, metavar="DIR", help="keep the answers here; go on with those that are there")
+    add("--report", type=Path, metavar="DIR", help="write one HTML page, the JSON and a folder that repeats a failure")
+    add("--replay", type=Path, metavar="FOLDER", help="repeat one failure from the folder that it was kept in")
+    add("--url", help="openai_http: where the server is")
+    add("--model-name", help="openai_http: what the server calls the base")
+    add(
+        "--adapter-name",
+        action="append",
+        default=[],
+        metavar="NAME=SERVED",
+        help="openai_http: what it calls an adapter",
+    )
+    add("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the engine; again for more")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 pass, 1 fail or undecided; an engine that cannot be run is a LoracleError."""
+    console = Console(stderr=args.json)
+    if args.replay is not None:
+        result, engine = checking.replay(args.replay)
+    else:
+        if args.engine is None:
+            raise RequestError("give --engine NAME (`loracle engines` lists them), or --replay FOLDER")
+        engine, options = args.engine, engine_options(args)
+        with tempfile.TemporaryDirectory() as scratch, progress(console) as told:
+            work = args.resume or Path(scratch)
+            make = lambda: registry.make(engine, options)  # noqa: E731
+            result = checking.check(make, args.model, adapters(args.adapter), plan(args), work, told)
+            checking.expect(result, engine, options)
+            found = write(result, engine, options, args)
+    if args.replay is not None:
+        found = summary(result, engine)
+    if args.json:
+        print(json.dumps(found, allow_nan=False))
+    else:
+        show(console, result, found)
+    return 0 if result.verdict == "pass" else 1
+
+
+def plan(args: argparse.Namespace) -> Plan:
+    """RequestError for a number that makes no campaign."""
+    for name, least in (("cases", 0), ("sequences", 0), ("jobs", 1)):
+        if getattr(args, name) < least:
+            raise RequestError(f"--{name} {getattr(args, name)} must be {least} or more")
+    if args.cases + args.sequences == 0:
+        raise RequestError("--cases 0 and --sequences 0: nothing would be asked")
+    if args.budget is not None and not args.budget > 0:
+        raise RequestError(f"--budget {args.budget} must be more than 0 seconds")
+    return Plan(args.cases, args.sequences, args.seed, args.budget, args.precision, args.jobs, below=not args.no_power)
+
+
+def adapters(items: list[str]) -> dict[str, Path]:
+    """NAME=DIR, each name once."""
+    return {name: Path(folder) for name, folder in pairs("--adapter", "NAME=DIR", items).items()}
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, str]:
+    """Everything that is the engine's own concern."""
+    options = pairs("--option", "KEY=VALUE", args.option)
+    for key, value in (("url", args.url), ("model-name", args.model_name)):
+        if value is not None:
+            options[key] = value
+    if args.adapter_name:
+        names = pairs("--adapter-name", "NAME=SERVED", args.adapter_name)
+        options["adapters"] = ",".join(f"{name}={served}" for name, served in names.items())
+    return options
+
+
+def pairs(flag: str, form: str, items: list[str]) -> dict[str, str]:
+    """RequestError for what is no pair, or comes twice."""
+    found: dict[str, str] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not (key and equals and value):
+            raise RequestError(f"{flag} {item}: expected {form}")
+        if key in found:
+            raise RequestError(f"{flag} {item}: {key} was given before, as {found[key]}")
+        found[key] = value
+    return found
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each part of the work."""
+    columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def told(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield told
+
+
+def write(result: Result, engine: str, options: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
+    """The repro folder, the JSON and the page, where a report is wanted."""
+    if args.report is None:
+        return summary(result, engine)
+    args.report.mkdir(parents=True, exist_ok=True)
+    repro = ""
+    if result.smallest is not None:
+        repro = str(checking.keep(result, args.report / "repro", engine, options, args.seed))
+    found = summary(result, engine, repro)
+    (args.report / "check.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8")
+    return found
+
+
+def show(console: Console, result: Result, found: dict[str, Any]) -> None:
+    """For people: the verdict first, then why."""
+    colour = COLOURS[result.verdict]
+    counts = f"{found['passed']} passed, {found['failed']} failed, {found['undecided']} undecided"
+    console.print(
+        Text(result.verdict.upper(), style=colour) + Text(f"  {found['engine']}, {found['precision']}: {counts}")
+    )
+    worst = found["worst_noise_ratio"]
+    fails_from = found["noise"]["fails_from"]
+    console.print(
+        f"worst row: {'no number' if worst is None else f'{worst:.3g} x'} the noise; {fails_from:.3g} x fails"
+    )
+    for d in found["diagnosis"]:
+        head = "it is" if d["explains"] else "nearest, but not it:"
+        console.print(Text(f"{head} {d['name']}", style="bold") + Text(f" (class {d['class']}): {d['what']}"))
+        console.print(f"  {d['evidence']}")
+        if d["also"]:
+            console.print(f"  these cases cannot tell it from {', '.join(d['also'])}")
+        if d["separated_by"]:
+            console.print(f"  {d['separated_by']}")
+        for link in d["links"]:
+            console.print(f"  seen in {link}", style="dim", soft_wrap=True)
+    if found["symptoms"]:
+        table = Table("symptom", "failed requests", box=box.SIMPLE)
+        for s in found["symptoms"][:8]:
+            table.add_row(s["what"], f"{s['count']} of {s['of']}")
+        console.print(table)
+    if place := found["first_divergence"]:
+        where = f"layer {place['layer']}, " if place["layer"] is not None else ""
+        console.print(
+            f"first divergence: {where}{place['module']}, {place['noise_ratio']:.3g} x noise, by {place['by']}"
+        )
+    for line in found["findings"]:
+        console.print(f"finding: {line}")
+    show_power(console, found["power"])
+    if found["repro"]:
+        console.print(f"repeat it: loracle check --replay {found['repro']}", soft_wrap=True)
+
+
+def show_power(console: Console, power: dict[str, str]) -> None:
+    """How much a pass means."""
+    if not power:
+        console.print("power: not asked for; a pass says little without it", style="dim")
+        return
+    counts = {
+        kind: [name for name, k in power.items() if k == kind] for kind in (DETECTED, UNDETECTABLE, NOT_EXERCISED)
+    }
+    console.print(
+        f"power: of {len(power)} known bugs these cases would have shown {len(counts[DETECTED])}; "
+        f"{len(counts[UNDETECTABLE])} are too faint, {len(counts[NOT_EXERCISED])} were not exercised"
+    )

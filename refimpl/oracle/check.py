@@ -1,0 +1,88 @@
+"""The whole of `loracle check` but for its printing: build a stage, run a campaign, keep what failed, repeat it."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..engines import registry
+from ..engines.interface import Engine, EngineError
+from . import case as cases
+from .campaign import Campaign, Plan, Played, Progress, Result
+from .expected import applicable, match, passed, read_failures
+from .measure import measure
+from .noise import ensemble
+from .repro import load_repro
+from .repro import replay as play_again
+from .repro_write import save_repro
+from .stage import build
+from .verdict import judge, limits, overall
+
+
+def check(
+    make: Callable[[], Engine],
+    model: str,
+    adapters: Mapping[str, Path],
+    plan: Plan,
+    work: Path,
+    progress: Progress = lambda *_: None,
+    made: int = 6,
+) -> Result:
+    """A campaign on a stage of its own. made: how many adapters are made where none are given."""
+    capabilities = make().capabilities
+    dtype = "float32" if plan.precision == "auto" else plan.precision
+    if dtype not in capabilities.dtypes:
+        raise EngineError(f"the engine does not compute in {dtype}; it does in {', '.join(capabilities.dtypes)}")
+    stage = build(model, dtype, plan.seed, work, capabilities, adapters, made)
+    return Campaign(make, stage, plan, work, progress).run()
+
+
+def expect(result: Result, engine: str, options: Mapping[str, str]) -> None:
+    """What is known of this engine's defects, beside what was found: named if it came, and if it did not."""
+    failures = applicable(read_failures(engine.partition(":")[0]), engine, result.versions, options)
+    mutants = [name for f in result.diagnosis if f.explains for name in (f.name, *f.also)]
+    lines = [s.what for s in result.symptoms]
+    if (known := match(failures, mutants, lines)) is not None:
+        result.findings.append(f"expected: {known.what} ({', '.join(known.link)})")
+    for f in passed(failures, mutants, lines, lambda name: result.power.get(name) == "detected"):
+        result.findings.append(f"expected, but it did not come (fixed?): {f.what} ({', '.join(f.link)})")
+
+
+def keep(result: Result, folder: Path, engine: str, options: Mapping[str, str], seed: int) -> Path:
+    """The smallest failure as a folder of its own, asked once more."""
+    assert result.smallest is not None and result.small_settings is not None
+    stage, case = result.stage, result.smallest
+    with tempfile.TemporaryDirectory() as scratch:
+        campaign = Campaign(lambda: registry.make(engine, options), stage, Plan(), Path(scratch))
+        try:
+            exchanges = campaign.ask(case, result.small_settings)
+        finally:
+            campaign.engine.close()
+    measured, raws = measure(case, exchanges, stage, ensemble(stage.dtype))
+    counted = iter(zip(measured, raws, strict=True))
+    truth, units, why = [], [], ""
+    for e in exchanges:
+        m, raw = next(counted) if e.ask.cancel_after is None else (None, None)
+        readable = raw is not None
+        truth.append(cases.truth([e], stage)[0] if readable else None)
+        units.append(raw.unit if raw is not None else None)
+        if m is not None and (j := judge(m, result.known)).verdict == "fail":
+            why = why or j.why
+    number = 1
+    target = folder
+    while target.exists():
+        number += 1
+        target = folder.with_name(f"{folder.name}-{number}")
+    save_repro(
+        target, stage, case, exchanges, truth, why, result.small_settings, engine, options, result.versions, units, seed
+    )
+    return target
+
+
+def replay(folder: Path) -> tuple[Result, str]:
+    """The folder's case, asked again and judged again."""
+    repro = load_repro(folder)
+    stage, case, exchanges = play_again(folder, registry.make)
+    measured, _ = measure(case, exchanges, stage, ensemble(stage.dtype))
+    known = limits(measured)
+    played = Played(case, repro.settings, measured, [judge(m, known) for m in measured])
+    return Result(stage, overall([played.verdict]), [played], known, stage.dtype, []), repro.engine
