@@ -14,7 +14,10 @@ from typing import NoReturn
 from . import __version__
 from .errors import LoracleError
 
-COMMANDS = ("bench", "check", "convert", "demo", "engines", "generate", "guide", "inspect", "logits", "vectors")
+COMMANDS = (
+    *("bench", "check", "convert", "demo", "engines", "generate"),
+    *("guide", "inspect", "logits", "record", "vectors"),
+)
 
 
 class Parser(argparse.ArgumentParser):

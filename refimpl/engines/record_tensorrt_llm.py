@@ -38,7 +38,6 @@ from typing import Any
 import numpy as np
 
 VERSION = 1
-SECONDS = 570.0  # for everything
 LEAST = 5.0  # seconds: with less left, a part is not begun
 LAST_LINES = 20  # of what a part printed, if it went wrong
 
@@ -72,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("cases", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", help="the base, if it is not in cases/model")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="in all (default %(default)s)")
+    parser.add_argument("--seconds", type=float, help="in all (default: the plan's)")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # this process is one part
     args = parser.parse_args(argv)
     try:
@@ -89,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out.exists() and any(args.out.iterdir()):
         print(f"{args.out} is not empty: a recording gets a folder of its own", file=sys.stderr)
         return 2
-    return run_all(plan, args.cases, args.out, model, args.seconds)
+    return run_all(plan, args.cases, args.out, model, args.seconds or plan["seconds"])
 
 
 # The process that was started: it imports nothing of TensorRT-LLM.
@@ -728,4 +727,6 @@ def write_json(file: Path, value: Any) -> None:
 
 
 if __name__ == "__main__":
+    # Its own folder is no place to import from: beside it may lie a file that is called tensorrt_llm.py.
+    sys.path[:] = [p for p in sys.path if os.path.realpath(p) != os.path.dirname(os.path.realpath(__file__))]
     sys.exit(main())

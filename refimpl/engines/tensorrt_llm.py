@@ -1,8 +1,8 @@
 """TensorRT-LLM, in this process: needs an NVIDIA GPU and its package. The calls are those of its recorder.
 
 Where there is no GPU, a recording stands in for it: `loracle record --engine tensorrt_llm`, and the engine `recorded`.
-What is declared is what its documentation promises of LoRA together with logits; see refimpl/tensorrt_llm/ for the
-rules. No mixed ranks, because an adapter of rank 5 makes its neighbours' batch fail; no alpha_pattern, which it ignores.
+What is declared is what its documentation promises of LoRA together with logits. No mixed ranks, because an adapter of
+rank 5 makes its neighbours' batch fail (refimpl/tensorrt_llm/rank_alignment.py); no alpha_pattern, which it ignores.
 """
 
 import importlib.util
@@ -30,7 +30,8 @@ HOW = "needs an NVIDIA GPU and the package tensorrt_llm, or a recording: loracle
 
 def entry() -> Entry:
     """For `loracle engines`."""
-    there = importlib.util.find_spec("tensorrt_llm") is not None
+    found = importlib.util.find_spec("tensorrt_llm")
+    there = found is not None and found.origin is not None  # a folder that happens to have the name is no package
     return Entry("tensorrt_llm", "NVIDIA TensorRT-LLM, in this process", CAPABILITIES, "" if there else HOW)
 
 

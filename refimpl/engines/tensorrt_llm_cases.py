@@ -43,16 +43,21 @@ ADAPTERS = {
 }
 GROUP = ("eight", None, "sixteen", "partial", "eight")  # the adapters of one group's requests
 GROUPS, NEW, LENGTHS = 2, 3, (4, 7)  # batches, produced tokens, shortest and longest prompt
-LIMIT_BYTES = 5_000_000
-SECONDS = 150.0  # for a part that starts the engine
+LIMIT_BYTES = 5_000_000  # of a recording of the embedded model
+SECONDS = (
+    570.0,
+    150.0,
+)  # for everything, and for a part that starts the engine; a model of the user's own takes longer
+OWN_SECONDS = (3600.0, 900.0)
+ROWS = 700  # that are recorded, no more
 
 
 def write_cases(
-    folder: Path, model: str = "tiny", dtype: str = "float16", seed: int = 0, limit_bytes: int = LIMIT_BYTES
+    folder: Path, model: str = "tiny", dtype: str = "float16", seed: int = 0, limit_bytes: int | None = None
 ) -> None:
     """A new folder. model: "tiny", "random" (small, drawn by the seed), or a Hugging Face folder, which is not copied:
-    the recorder is told where it is. LoracleError for a folder that is there already, or a dtype that TensorRT-LLM's
-    LoRA does not have."""
+    the recorder is told where it is. limit_bytes: of the recording; without it 5 MB, or room for every row of a model
+    of the user's own. LoracleError for a folder that is there already, or a dtype that TensorRT-LLM's LoRA has not."""
     if dtype not in ("float16", "bfloat16"):
         raise LoracleError(f"dtype {dtype!r}: TensorRT-LLM's LoRA is float16 or bfloat16")
     rng = np.random.default_rng([seed, 5])
@@ -62,6 +67,9 @@ def write_cases(
             save_adapter(random_adapter(base, config, name, rng), scratch / "adapters" / name, dtype)
         vectors, arrays = kernel_vectors(rng)
         np.savez(scratch / "kernel.npz", **arrays)  # type: ignore[arg-type]
+        own = model not in ("tiny", "random")
+        whole, part = OWN_SECONDS if own else SECONDS
+        room = ROWS * 4 * base.config.vocab_size + sum(f.stat().st_size for f in scratch.rglob("adapter_model*"))
         plan = {
             "version": VERSION,
             "model": model if model in ("tiny", "random") else Path(model).name,
@@ -72,8 +80,9 @@ def write_cases(
             "max_rank": max(c.r for c in ADAPTERS.values()),
             "max_requests": 8,
             "max_length": 64,
-            "limit_bytes": limit_bytes,
-            "parts": parts([group(base, rng) for _ in range(GROUPS)], rng),
+            "limit_bytes": limit_bytes or (room if own else LIMIT_BYTES),
+            "seconds": whole,
+            "parts": parts([group(base, rng) for _ in range(GROUPS)], rng, part),
             "kernel": vectors,
         }
         (scratch / "requests.json").write_text(json.dumps(plan, indent=1) + "\n", "utf-8")
@@ -117,8 +126,9 @@ def case(name: str, relation: str, requests: Sequence[Asked], may_fail: bool = F
     return {"name": name, "relation": relation, "requests": list(requests), "may_fail": may_fail}
 
 
-def parts(groups: Sequence[Sequence[Asked]], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """What runs in which process, the most telling first: the time may run out."""
+def parts(groups: Sequence[Sequence[Asked]], rng: np.random.Generator, seconds: float) -> list[dict[str, Any]]:
+    """What runs in which process, the most telling first: the time may run out. seconds: for starting an engine and
+    asking it."""
     alone = [
         case(f"alone-{g}-{i}", "alone", [r]) for g, requests in enumerate(groups[:1]) for i, r in enumerate(requests)
     ]
@@ -140,23 +150,27 @@ def parts(groups: Sequence[Sequence[Asked]], rng: np.random.Generator) -> list[d
     return [
         {"name": "versions", "kind": "facts", "env": {}, "seconds": 60.0},
         {"name": "kernel", "kind": "kernel", "env": {}, "seconds": 60.0},
-        model_part("eager", [*together, *alone, *permuted, *uniform, again]),
-        model_part("grouped", [*uniform, together[0]], env=off),
-        model_part("graphs", [together[0], uniform[0], *alone[:2]], cuda_graphs=True),
+        model_part("eager", seconds, [*together, *alone, *permuted, *uniform, again]),
+        model_part("grouped", seconds, [*uniform, together[0]], env=off),
+        model_part("graphs", seconds, [together[0], uniform[0], *alone[:2]], cuda_graphs=True),
         {"name": "kernel-grouped", "kind": "kernel", "env": off, "seconds": 60.0},
-        model_part("misaligned", broken),
+        model_part("misaligned", seconds, broken),
     ]
 
 
 def model_part(
-    name: str, cases: Sequence[Mapping[str, Any]], env: Mapping[str, str] | None = None, cuda_graphs: bool = False
+    name: str,
+    seconds: float,
+    cases: Sequence[Mapping[str, Any]],
+    env: Mapping[str, str] | None = None,
+    cuda_graphs: bool = False,
 ) -> dict[str, Any]:
     """A part that starts the engine."""
     return {
         "name": name,
         "kind": "model",
         "env": dict(env or {}),
-        "seconds": SECONDS,
+        "seconds": seconds,
         "cuda_graphs": cuda_graphs,
         "cases": list(cases),
     }

@@ -27,7 +27,6 @@ COMMON = frozenset(
         *("max_num_tokens", "max_seq_len", "gather_generation_logits", "backend"),
     )
 )
-)
 ARGUMENTS = {
     (0, 21): COMMON | {"use_cuda_graph", "enable_trtllm_sampler", "build_config"},
     (1, 0): COMMON | {"cuda_graph_config", "enable_trtllm_sampler", "build_config"},
