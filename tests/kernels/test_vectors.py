@@ -1,0 +1,28 @@
+"""The kernels over the committed test vectors, as a table of steps."""
+
+from pathlib import Path
+
+import pytest
+
+from refimpl.cuda import CUDA
+from refimpl.oracle.vectors.tables import Loaded, OfTable
+from refimpl.oracle.vectors.vector import read_set
+from refimpl.oracle.vectors.verify import judge
+
+VECTORS = {v.id: v for v in read_set(Path(__file__).parents[1] / "vectors" / "v1")}
+STEPS = [name for name, v in VECTORS.items() if v.kind in ("lora", "kv_write", "attention")]
+MODELS = ["logits/one_token", "logits/bias", "logits/grown", "sequence/reload_same_shape", "sequence/prefix_nearly"]
+CUDA_ON = OfTable(lambda: CUDA, Loaded())
+
+
+@pytest.mark.parametrize("name", [*STEPS, *MODELS])
+def test_float32(name: str) -> None:
+    judged = judge(VECTORS[name], CUDA_ON, "float32")
+    assert judged.verdict == "pass", judged.why
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["lora/mixed_ranks", "lora/summed", "attention/window", "attention/large_scores"])
+def test_half_types(name: str, dtype: str) -> None:
+    judged = judge(VECTORS[name], CUDA_ON, dtype)
+    assert judged.verdict == "pass", judged.why
