@@ -299,9 +299,10 @@ class Judge:
         exact, unit = self.known[_key(e)]
         rows = slice(e.answer.first, e.answer.first + rows_of(e.answer))
         try:
-            error = view(e.answer, exact[rows]).values - exact[rows]
+            seen = view(e.answer, exact[rows])
         except Unreadable:
             return np.inf
+        error = seen.values - seen.of(exact[rows])
         return float(np.max(np.sqrt(np.mean(error**2, axis=1)) / unit[rows]))
 
 
