@@ -21,6 +21,8 @@ from .measure import Raw
 from .stage import Stage
 from .verdict import FALSE_ALARM
 
+SAME = 2.0**-36  # of the largest logit: what two float64 answers may differ by when nothing is wrong
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -44,7 +46,7 @@ def rerun(
     the rows that the engine showed. NaN where the table computed none: a prefix that it found in its cache."""
     exact = precision is None
     p = precision or Precision("model", "float64")
-    adapters = {stage.paths[key]: a for key, a in stage.adapters.items()}
+    adapters = {stage.paths[key]: a for key, a in (stage.wide if exact else stage.adapters).items()}
     engine = Ours(make, p, stage.exact if exact else stage.model, adapters)
     engine.start(sample.settings)
     if sample.case.stateless:
@@ -84,6 +86,8 @@ def direction(make: Callable[[], Ops], sample: Sample, stage: Stage) -> list[Arr
             with np.errstate(invalid="ignore", over="ignore"):
                 computed = ~np.isnan(own).all(axis=1)
                 d = raw.view.error(np.where(computed[:, None], own, 0.0), raw.logits)
+            if np.abs(d[computed]).max(initial=0.0) <= SAME * np.abs(raw.logits[np.isfinite(raw.logits)]).max():
+                computed = np.zeros_like(computed)  # equal to the rounding of float64
             found.append(np.where(computed[:, None], d, 0.0) / raw.unit[:, None])
     return found
 

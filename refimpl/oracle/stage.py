@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..adapter import Adapter, load_adapter
+from ..adapter import Adapter, LoraTensors, load_adapter
 from ..arrays import Array
 from ..engines.interface import Capabilities, Settings
 from ..formats.hf import save_model
@@ -31,6 +32,11 @@ class Stage:
     def dtype(self) -> str:
         """What the engine is asked to compute in."""
         return self.model.dtype
+
+    @cached_property
+    def wide(self) -> dict[str, Adapter]:
+        """The adapters in float64, which they are needed in for every mutant."""
+        return {key: _wide_adapter(a) for key, a in self.adapters.items()}
 
     def in_dtype(self, dtype: str) -> "Stage":
         """The same stage for an engine that computes in another type: its weights are rounded to it first."""
@@ -103,3 +109,13 @@ def in_float64(model: Model) -> Model:
     tied = model.lm_head.weight is model.embed_tokens
     head = Linear(embed) if tied else wide(model.lm_head)
     return replace(model, embed_tokens=embed, layers=layers, norm=wide(model.norm), lm_head=head, dtype="float64")
+
+
+def _wide_adapter(adapter: Adapter) -> Adapter:
+    """The same numbers in float64."""
+
+    def wide(x: Any) -> Any:
+        return None if x is None else x.astype(np.float64)
+
+    lora = {site: LoraTensors(wide(w.A), wide(w.B), wide(w.bias)) for site, w in adapter.lora.items()}
+    return replace(adapter, lora=lora)

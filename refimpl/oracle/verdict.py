@@ -3,7 +3,9 @@
 The logarithm of a row's ratio is spread around a level. The spread is that of the honest runs about their own levels.
 The level is the engine's own, read off its base rows, which have its rounding and no LoRA; but no higher than that of
 the noisiest honest run, or a broken base would excuse everything. Against these a row, and a request as a whole, is as
-many spreads too far off as its score says. No tolerance is written down anywhere: only these two odds are.
+many spreads too far off as its score says. How rare a score is, the honest runs say as well: their largest scores fall
+off exponentially at least (Pickands 1975), and are continued from where they were seen to the odds that are wanted.
+No tolerance is written down anywhere: only the two odds are.
 """
 
 import statistics
@@ -16,6 +18,7 @@ from ..arrays import Array
 from .measure import Measured
 
 FALSE_ALARM = 1e-6  # how often a whole campaign over an honest engine may end in "fail" by chance
+TAIL = 0.05  # the share of the honest scores from which the rarest are inferred
 DOUBT = 1e-2  # what happens by chance in fewer than this share of campaigns is looked at again
 
 
@@ -31,6 +34,7 @@ class Limits:
     base: float  # the level of the engine's own base rows, whatever it is; nan without such rows
     pass_score: float  # scores up to here pass
     fail_score: float  # scores from here on fail
+    tested: int = 0  # rows and requests
 
     @property
     def ratio(self) -> float:
@@ -42,7 +46,7 @@ def limits(measured: Sequence[Measured]) -> Limits:
     """Learnt from all that was measured. Of an engine without readable rows: those of no rows."""
     readable = [m for m in measured if not m.problem and m.ratio.size]
     if not readable:
-        return Limits(0.0, 1.0, 0.0, 1.0, 0.0, float("nan"), *thresholds(1))
+        return Limits(0.0, 1.0, 0.0, 1.0, 0.0, float("nan"), *thresholds(np.zeros(0), 1))
     rows = np.concatenate([_log(m.honest) for m in readable], axis=1)  # [members, rows]
     wholes = np.stack([_log(m.honest_whole) for m in readable], axis=1)  # [members, requests]
     control = [m for m in readable if m.adapter is None]
@@ -52,13 +56,25 @@ def limits(measured: Sequence[Measured]) -> Limits:
         row, base = _as_seen(row, np.concatenate([_log(m.ratio) for m in control]))
         whole, _ = _as_seen(whole, np.concatenate([_log(np.array([m.whole])) for m in control]))
     tested = sum(m.ratio.size + 1 for m in measured if not m.problem)
-    return Limits(row.level, row.spread, whole.level, whole.spread, row.highest, base, *thresholds(tested))
+    scores = np.concatenate([((x - x.mean(axis=1, keepdims=True)) / x.std()).ravel() for x in (rows, wholes)])
+    odds = thresholds(scores, tested)
+    return Limits(row.level, row.spread, whole.level, whole.spread, row.highest, base, *odds, tested)
 
 
-def thresholds(tested: int) -> tuple[float, float]:
-    """Scores that `tested` honest scores leave with the odds above (Bonferroni)."""
-    normal = statistics.NormalDist()
-    return tuple(normal.inv_cdf(1 - odds / max(tested, 1)) for odds in (DOUBT, FALSE_ALARM))  # type: ignore[return-value]
+def thresholds(honest: Array, tested: int) -> tuple[float, float]:
+    """Scores that `tested` honest ones leave with the odds above (Bonferroni). honest: scores of honest runs.
+
+    Never lower than a normal distribution's; from its largest twentieth on, as the honest scores fall off."""
+    normal, found = statistics.NormalDist(), []
+    for odds in (DOUBT, FALSE_ALARM):
+        share = odds / max(tested, 1)
+        score = normal.inv_cdf(1 - share)
+        if honest.size >= 100:
+            start = float(np.quantile(honest, 1 - TAIL))
+            beyond = float(np.mean(honest[honest > start] - start))
+            score = max(score, start + beyond * float(np.log(TAIL / share)))
+        found.append(score)
+    return found[0], found[1]
 
 
 @dataclass(frozen=True)
