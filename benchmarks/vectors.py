@@ -31,13 +31,6 @@ REASONS = {
     ("intermediate_in[float16]", "float16"): "no bug in this type: the intermediate may be rounded to it",
     ("intermediate_in[float16]", "bfloat16"): "no bug in this type: float16 rounds the intermediate more finely than "
     "bfloat16 may",
-    (
-        "merged_in[bfloat16]",
-        "bfloat16",
-    ): "no bug that numbers alone show in this type: weights are rounded to it anyway",
-    ("merged_in[float16]", "float16"): "no bug that numbers alone show in this type: weights are rounded to it anyway",
-    ("merged_in[float16]", "bfloat16"): "float16 rounds the merged weight more finely than bfloat16 does its sums",
-    ("unmerged_in_bfloat16", "bfloat16"): "what is left in the base is about as large as the type's own rounding",
 }
 
 
@@ -87,7 +80,7 @@ def page(report: dict[str, Any], vectors: Sequence[Vector]) -> list[str]:
     return [
         "# Which test vectors kill which mutants",
         "",
-        f"Written by `python benchmarks/vectors.py`: {len(mutants)} mutants over the {len(vectors)} vectors of `{SET}`.",
+        f"Written by `python benchmarks/vectors.py`: {len(mutants)} mutants, {len(vectors)} vectors (`{SET}`).",
         f"Killed: {counts}. The clean tables (`reference`, `numpy`, in three types): {false} vectors failed.",
         "`vectors.json` names every vector that kills a mutant.",
         "",
@@ -97,10 +90,9 @@ def page(report: dict[str, Any], vectors: Sequence[Vector]) -> list[str]:
         "",
         "## Mutants",
         "",
-        "Vectors of each kind that kill it in float32; of all kinds in the half types; and the only one, where there is "
-        "only one.",
+        "How many vectors of each kind kill it in float32, and of all kinds in the half types; and which, if only one.",
         "",
-        f"| class | mutant | {' | '.join(KINDS)} | float16 | bfloat16 | the only one |",
+        f"| class | mutant | {' | '.join(KINDS)} | float16 | bfloat16 | only |",
         f"|---|---|{'---:|' * (len(KINDS) + 2)}---|",
         *(row(name, m, vectors) for name, m in mutants.items()),
         "",

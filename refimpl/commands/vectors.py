@@ -27,7 +27,9 @@ EXAMPLE = """  loracle vectors make --out vectors --seed 0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of vectors."""
     parser.add_argument("what", choices=("make", "verify"), help="write a new set, or judge something over one")
-    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="verify: a set, or the folder of one vector")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, metavar="DIR", help="verify: a set, or the folder of one vector"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="make: the new folder")
     parser.add_argument("--seed", type=int, help="make: the same seed gives the same bytes (default 0)")
     parser.add_argument("--kind", action="append", choices=KINDS, help="only these; again for more (default: all)")

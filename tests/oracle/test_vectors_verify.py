@@ -11,8 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from refimpl import cli
+from refimpl.engines.interface import Capabilities
+from refimpl.engines.ours import CAPABILITIES
 from refimpl.oracle.mutants import all_mutants
-from refimpl.oracle.vectors.tables import OfEngine, OfTable
+from refimpl.oracle.readout import log_softmax
+from refimpl.oracle.vectors.tables import OfEngine, OfTable, lacking
 from refimpl.oracle.vectors.vector import EXPECTED, INPUTS, MANIFEST, Vector, VectorError, read_set, read_vector, sha256
 from refimpl.oracle.vectors.verify import judge
 
@@ -103,6 +106,41 @@ def test_the_last_rows_of_logits_are_enough_and_other_tokens_are_not() -> None:
     assert verdict(v, {**last, "0.0.logits": found["0.0.logits"][-3:]})[0] == "fail"
     assert verdict(v, {**found, "0.0.token_ids": found["0.0.token_ids"] + 1})[0] == "fail"
     assert verdict(v, {key: x for key, x in found.items() if key != "0.1.token_ids"})[0] == "fail"
+
+
+def test_log_probabilities_are_as_good() -> None:
+    v = VECTORS["logits/decode"]
+    logits = {key: x for key, x in right(v).items() if key.endswith("logits")}
+    tokens = {key: x for key, x in right(v).items() if key.endswith("token_ids")}
+    rng = np.random.default_rng(3)
+
+    def shown(error: float) -> dict[str, np.ndarray]:
+        """log_softmax of logits that are off by so many of their bounds, either way."""
+        off = {k: x + error * v.outputs[k].bound["float32"] * rng.choice([-1, 1], x.shape) for k, x in logits.items()}
+        return tokens | {k.replace("logits", "logprobs"): log_softmax(x) for k, x in off.items()}
+
+    assert verdict(v, shown(0.0)) == ("pass", "") == verdict(v, shown(0.3))
+    word, why = verdict(v, shown(4.0))
+    assert word == "fail" and ".logprobs at" in why
+    assert verdict(v, tokens | {key.replace("logits", "logprobs"): x for key, x in logits.items()})[0] == "fail"
+
+
+def test_an_engine_is_not_asked_for_what_it_does_not_offer() -> None:
+    modest = Capabilities(features=frozenset(("lora_bias",)))
+    needs = {
+        "logits/mixed": [],
+        "logits/bias": [],
+        "logits/sums": ["sums"],
+        "logits/base_biases": ["base_biases"],
+        "logits/head": ["lm_head"],
+        "logits/window": ["window"],
+        "sequence/prefix_chunked": ["chunked_prefill", "prefix_cache"],
+        "sequence/evict": ["evict"],
+    }
+    assert {name: lacking(VECTORS[name], "float32", modest) for name in needs} == needs
+    assert lacking(VECTORS["logits/mixed"], "float16", modest) == ["float16"]
+    assert lacking(VECTORS["logits/mixed"], "float32", Capabilities(readout="text")) == ["logits or logprobs"]
+    assert not any(lacking(v, "float16", CAPABILITIES) for v in VECTORS.values() if v.kind in ("logits", "sequence"))
 
 
 def test_an_engine_has_nothing_to_say_about_single_steps() -> None:

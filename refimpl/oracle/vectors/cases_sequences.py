@@ -1,4 +1,4 @@
-"""Vectors of sequences: what an engine that serves for a while once got wrong, each ending with the request that shows it.
+"""Vectors of sequences: what engines that serve for a while once got wrong, up to the request that shows it.
 
 A prompt of two pieces has 32 tokens before its own end: blocks of up to 16 tokens are found again.
 """

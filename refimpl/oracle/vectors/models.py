@@ -137,7 +137,17 @@ def random_model(config: ModelConfig, rng: np.random.Generator) -> Model:
         return numbers((config.hidden_size,), 0.2, around=1.0)
 
     layers = tuple(
-        Layer(norm(), *(linear(m) for m in ALL[:4]), norm(), *(linear(m) for m in ALL[4:]))
+        Layer(
+            norm(),
+            linear("q_proj"),
+            linear("k_proj"),
+            linear("v_proj"),
+            linear("o_proj"),
+            norm(),
+            linear("gate_proj"),
+            linear("up_proj"),
+            linear("down_proj"),
+        )
         for _ in range(config.num_hidden_layers)
     )
     head = numbers(config.shape("lm_head"), 3 * config.hidden_size**-0.5)

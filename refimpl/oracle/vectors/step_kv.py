@@ -5,7 +5,7 @@ wrong place shows. Blocks lie scattered, and in no order.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -221,16 +221,16 @@ def make_attention(spec: Spec, rng: np.random.Generator) -> Vector:
     about = {"window": spec.window, "scale": 1 / math.sqrt(spec.head_dim)}
     if spec.poison:
         seen = np.zeros(size[:2], bool)
-        for _, where in visible(*(plan[name] for name in PLAN_AXES), spec.window, spec.block_size):
+        for _, where in _visible(spec, plan):
             seen[tuple(np.transpose(where))] = True
         inputs["k_cache"][~seen] = inputs["v_cache"][~seen] = np.nan
     v = Vector(spec.name, "attention", spec.result, spec.comment, spec.bugs, inputs, axes, about=about)
     if spec.result == "invalid":
         return v
 
-    def run(step: object, p: Precision) -> Array:
+    def run(step: Callable[..., Array], p: Precision) -> Array:
         q, k, values = (inputs[name].astype(p.compute) for name in ("q", "k_cache", "v_cache"))
-        return step(q, k, values, *(plan[name] for name in PLAN_AXES), spec.window, p).astype(np.float64)  # type: ignore[operator]
+        return step(q, k, values, *(plan[name] for name in PLAN_AXES), spec.window, p).astype(np.float64)
 
     truth = run(attention_per_token, Precision("model", "float64"))
     bounds = {dtype: _bound(v, spec, dtype) for dtype in VECTOR_DTYPES}
@@ -243,10 +243,15 @@ def make_attention(spec: Spec, rng: np.random.Generator) -> Vector:
     return Vector(**{**vars(v), "outputs": {"out": Output(("tokens", "heads*head_dim"), truth, bounds, units)}})
 
 
+def _visible(spec: Spec, plan: Mapping[str, Array]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    starts, contexts, tables = (plan[name] for name in PLAN_AXES)
+    return visible(starts, contexts, tables, spec.window, spec.block_size)
+
+
 def _bound(v: Vector, spec: Spec, dtype: str) -> Array:
     q, k, values = (v.inputs[name].astype(np.float64) for name in ("q", "k_cache", "v_cache"))
     bound = np.zeros(q.shape, np.float32)
-    for t, where in visible(*(v.inputs[name] for name in PLAN_AXES), spec.window, spec.block_size):
+    for t, where in _visible(spec, v.inputs):
         at = tuple(np.transpose(where))
         for h in range(spec.heads):
             g = h // (spec.heads // spec.kv_heads)

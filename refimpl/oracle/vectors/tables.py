@@ -12,7 +12,7 @@ import numpy as np
 
 from ...adapter import Adapter
 from ...arrays import Array, Precision
-from ...engines.interface import Ask, Engine, Settings
+from ...engines.interface import Answer, Ask, Capabilities, Engine, Settings
 from ...engines.ours import Ours
 from ...errors import LoracleError
 from ...launch.plans import check_context, check_slots
@@ -35,7 +35,7 @@ class OfTable:
     def __init__(self, make_ops: Callable[[], Ops], loaded: "Loaded | None" = None) -> None:
         self.make_ops, self.loaded = make_ops, loaded or Loaded()
 
-    def __call__(self, v: Vector, dtype: str) -> Outputs:
+    def __call__(self, v: Vector, dtype: str) -> Outputs | None:
         """What the table computes. Any exception of its own means that it refuses."""
         if v.kind == "lora":
             return lora(self.make_ops(), v, dtype)
@@ -100,17 +100,20 @@ def attention(ops: Ops, v: Vector, dtype: str) -> Outputs:
     """attention."""
     p = Precision("model", dtype)
     q, k_cache, v_cache = (v.inputs[name].astype(p.compute) for name in ("q", "k_cache", "v_cache"))
-    plan = [v.inputs[name] for name in ("query_starts", "context_lens", "block_tables")]
+    starts, contexts, tables = (v.inputs[name] for name in ("query_starts", "context_lens", "block_tables"))
+    blocks, block_size = k_cache.shape[:2]
     window = v.about["window"]
-    check_context(*(x.tobytes() for x in plan), plan[2].shape[1], len(q), *k_cache.shape[:2], window or 0)
-    return {"out": ops.attention(q, k_cache, v_cache, *plan, window, p)}
+    plan = starts.tobytes(), contexts.tobytes(), tables.tobytes()
+    check_context(*plan, tables.shape[1], len(q), blocks, block_size, window or 0)
+    return {"out": ops.attention(q, k_cache, v_cache, starts, contexts, tables, window, p)}
 
 
 # ---- whole models ---------------------------------------------------------------------------------------------------
 
 
 class OfEngine:
-    """`Tested`, from a way to make an engine (refimpl/engines/interface.py). A fresh one for each vector."""
+    """`Tested`, from a way to make an engine (refimpl/engines/interface.py). A fresh one for each vector, and none for
+    what it declares that it cannot do."""
 
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
         self.make_engine = make_engine
@@ -120,6 +123,8 @@ class OfEngine:
         if v.kind not in ("logits", "sequence"):
             return None
         engine = self.make_engine()
+        if lacking(v, dtype, engine.capabilities):
+            return None
         try:
             return self._outputs(engine, v, dtype)
         finally:
@@ -141,7 +146,7 @@ class OfEngine:
                     if answer.error:
                         raise Refused(answer.error)
                     if request["cancel_after"] is None:
-                        outputs |= _answered(request, answer.logits, answer.token_ids)
+                        outputs |= _answered(request, answer)
             else:
                 raise VectorError(f"{v.folder}: a step does {step['do']!r}: load, unload or run wanted")
         return outputs
@@ -159,8 +164,22 @@ def ask(v: Vector, request: Mapping[str, Any]) -> Ask:
     )
 
 
-def _answered(request: Mapping[str, Any], rows: Array | None, token_ids: tuple[int, ...]) -> dict[str, Array]:
-    found = {} if rows is None else {f"{request['id']}.logits": rows}
+def _answered(request: Mapping[str, Any], answer: Answer) -> dict[str, Array]:
+    shown = {"logits": answer.logits, "logprobs": answer.logprobs}
+    found = {f"{request['id']}.{readout}": rows for readout, rows in shown.items() if rows is not None}
     if request["max_new_tokens"] > 1:
-        found[f"{request['id']}.token_ids"] = np.asarray(token_ids, np.int32)
+        found[f"{request['id']}.token_ids"] = np.asarray(answer.token_ids, np.int32)
     return found
+
+
+# What a vector may require, and no engine has a word for: whoever takes modules_to_save takes it.
+ALONG = {"grown_vocabulary": "modules_to_save", "base_biases": "modules_to_save"}
+
+
+def lacking(v: Vector, dtype: str, can: Capabilities) -> list[str]:
+    """What the engine would need for the vector and does not have."""
+    has = {*can.features, *can.operations, *can.modules}
+    missing = [name for name in v.requires if ALONG.get(name, name) not in has]
+    missing += [] if can.readout in ("logits", "logprobs") else ["logits or logprobs"]
+    missing += ["prefix_cache"] if v.about["settings"]["prefix_caching"] and "prefix_cache" not in has else []
+    return missing + ([] if dtype in can.dtypes else [dtype])

@@ -7,6 +7,7 @@ limit   FACTOR times that of the worst of them: an engine that we have not thoug
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,8 @@ def lora_orders() -> list[Callable[..., None]]:
     return [
         lora_delta_per_token,
         lora_delta,
-        lambda *call: lora_delta(*call, shrink=backwards),
-        lambda *call: lora_delta(*call, shrink=one_by_one),
+        partial(lora_delta, shrink=backwards),
+        partial(lora_delta, shrink=one_by_one),
     ]
 
 

@@ -5,13 +5,14 @@ invalid      it has to be refused: any answer fails
 acceptable   either
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ...arrays import Array
-from .tables import Tested
+from ..readout import log_softmax
+from .tables import Outputs, Tested
 from .units import rms
 from .vector import Output, Vector, VectorError
 
@@ -56,14 +57,29 @@ def judge(v: Vector, tested: Tested, dtype: str) -> Judged:
         return Judged(v, "skipped", why="not computed by what is under test")
     if v.result == "invalid":
         return Judged(v, "fail", share=np.inf, why="answered what has to be refused")
-    found = [distance(name, wanted, outputs, dtype) for name, wanted in v.outputs.items()]
+    found = [distance(*shown(name, wanted, outputs, dtype), outputs, dtype) for name, wanted in v.outputs.items()]
     worst = max(found, key=lambda d: d.share)
     return Judged(
         v, "pass" if all(d.share <= 1 for d in found) else "fail", max(d.noise for d in found), worst.share, worst.why
     )
 
 
-def distance(name: str, wanted: Output, outputs: Mapping[str, Array], dtype: str) -> Distance:
+def shown(name: str, wanted: Output, outputs: Outputs, dtype: str) -> tuple[str, Output]:
+    """What is compared: logits, or log-probabilities where those are given.
+
+    If no logit is off by more than b, the logarithm of the sum of their exponentials is off by at most b as well: every
+    log-probability by 2 b, and their rms by b more than that of the logits."""
+    other = name.replace(".logits", ".logprobs")
+    if name in outputs or other == name or other not in outputs:
+        return name, wanted
+    bound, noise = wanted.bound[dtype], wanted.noise[dtype]
+    limit = noise.limit + float(bound.max())
+    return other, replace(
+        wanted, value=log_softmax(wanted.value), bound={dtype: 2 * bound}, noise={dtype: replace(noise, limit=limit)}
+    )
+
+
+def distance(name: str, wanted: Output, outputs: Outputs, dtype: str) -> Distance:
     """One output against what it should be. A NaN is infinitely far off."""
     far = float("inf")
     if name not in outputs:
@@ -100,11 +116,11 @@ def distance(name: str, wanted: Output, outputs: Mapping[str, Array], dtype: str
     return Distance(noise, share, f"{name}: rms error {rms(error):.3g}, the limit is {limit:.3g}")
 
 
-def min_rows(name: str, outputs: Mapping[str, Array], wanted: Output) -> int:
+def min_rows(name: str, outputs: Outputs, wanted: Output) -> int:
     """All of them; of logits, those of produced tokens, and one at least."""
     if wanted.axes[0] != "rows":
         return len(wanted.value)
-    produced = outputs.get(name.replace(".logits", ".token_ids"))
+    produced = outputs.get(f"{name.rpartition('.')[0]}.token_ids")
     return 1 if produced is None else max(1, len(produced))
 
 

@@ -1,0 +1,30 @@
+"""transformers + PEFT over the committed test vectors: an engine that nobody here wrote is inside the limits."""
+
+from pathlib import Path
+
+import pytest
+
+from refimpl.engines.peft import Peft
+from refimpl.oracle.vectors.tables import OfEngine
+from refimpl.oracle.vectors.vector import VECTOR_DTYPES, read_set
+from refimpl.oracle.vectors.verify import judge
+
+pytest.importorskip("peft", reason="transformers and PEFT are not installed: pip install -e '.[peft]'")
+
+VECTORS = {v.id: v for v in read_set(Path(__file__).parents[1] / "vectors" / "v1")}
+ANSWERED = ["logits/mixed", "logits/decode", "logits/bias", "logits/window", "logits/patterns", "sequence/reload"]
+REFUSED = ["logits/unknown_adapter", "logits/wrong_base", "logits/wrong_rank", "logits/token_too_large"]
+
+
+@pytest.mark.parametrize("dtype", VECTOR_DTYPES)
+@pytest.mark.parametrize("name", ANSWERED)
+def test_peft_answers_right(name: str, dtype: str) -> None:
+    judged = judge(VECTORS[name], OfEngine(Peft), dtype)
+    assert judged.verdict == "pass" and not judged.why, judged.why
+    assert judged.noise > 0.1, "an answer without any noise is our own"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_peft_refuses(name: str) -> None:
+    judged = judge(VECTORS[name], OfEngine(Peft), "float32")
+    assert judged.verdict == "pass" and judged.why.startswith("refused")
