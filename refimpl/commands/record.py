@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,11 +42,14 @@ def run(args: argparse.Namespace) -> int:
     """0 when everything was recorded, or the cases for a GPU machine are there; 1 when something is missing."""
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise RequestError(f"--out {args.out}: is there already; give the name of a new folder")
-    if args.engine == "tensorrt_llm":
-        return record_tensorrt_llm(args)
     if args.cases is not None and args.cases < 1:
         raise RequestError(f"--cases {args.cases} must be 1 or more")
-    return record(args)
+    try:
+        return record_tensorrt_llm(args) if args.engine == "tensorrt_llm" else record(args)
+    except LoracleError:
+        if not (args.out / "answers").is_dir():  # nothing was answered: nothing is left behind
+            shutil.rmtree(args.out, ignore_errors=True)
+        raise
 
 
 def record_tensorrt_llm(args: argparse.Namespace) -> int:

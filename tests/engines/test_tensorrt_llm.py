@@ -1,0 +1,93 @@
+"""TensorRT-LLM: live where its package is, else over every recording in tests/recordings and $LORACLE_RECORDINGS."""
+
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import replays
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refimpl.engines import tensorrt_llm
+from refimpl.engines.tensorrt_llm_recording import Replay, read_recording
+from refimpl.oracle import stage as stages
+from refimpl.oracle.case import draw_batch, play, prepare
+from refimpl.oracle.measure import measure
+from refimpl.oracle.noise import ensemble
+from refimpl.oracle.verdict import judge, limits
+
+HERE = Path(__file__).parent.parent / "recordings"
+NONE = (
+    "no recording of TensorRT-LLM in tests/recordings or $LORACLE_RECORDINGS, and no package tensorrt_llm: "
+    "`loracle record --engine tensorrt_llm --out DIR` makes what a GPU machine needs (tests/recordings/README.md)"
+)
+
+
+def recordings() -> list[Path]:
+    """Folders with a summary.json, one level down."""
+    places = [HERE, *map(Path, filter(None, os.environ.get("LORACLE_RECORDINGS", "").split(os.pathsep)))]
+    return sorted(
+        file.parent for place in places for file in [*place.glob("summary.json"), *place.glob("*/summary.json")]
+    )
+
+
+FOUND = recordings()
+LIVE = not tensorrt_llm.entry().missing
+
+
+@lru_cache
+def replay_of(folder: Path) -> Replay:
+    """Measured once."""
+    return Replay(read_recording(folder))
+
+
+FOLDERS = [pytest.param(f, id=f.name) for f in FOUND] or [pytest.param(None, marks=pytest.mark.skip(reason=NONE))]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+class TestRecorded:
+    def test_every_batch_is_right(self, folder: Path) -> None:
+        replays.every_batch_is_right(replay_of(folder))
+
+    def test_the_batch_does_not_matter(self, folder: Path) -> None:
+        replays.the_batch_does_not_matter(replay_of(folder))
+
+    def test_the_kernel_is_right(self, folder: Path) -> None:
+        replays.the_kernel_is_right(replay_of(folder).recording)
+
+    def test_nothing_is_missing(self, folder: Path) -> None:
+        if missing := replays.what_is_missing(replay_of(folder).recording):
+            pytest.skip(f"{folder.name} is only a part: {' | '.join(missing)}")
+
+    def test_it_is_of_tensorrt_llm(self, folder: Path) -> None:
+        version = replay_of(folder).recording.summary["machine"].get("tensorrt_llm", "")
+        assert version and "stand" not in version, f"{folder}: made by {version or 'nobody knows what'}"
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
+    """The engine itself, with the stage that it plays on and what honest looks like there."""
+    engine = tensorrt_llm.make({})
+    stage = stages.build("tiny", "float16", 0, tmp_path_factory.mktemp("stage"), engine.capabilities)
+    engine.start(stages.settings(stage))
+    prepare(engine, stage)
+    members, learnt = ensemble(stage.dtype), []
+    for seed in range(8):
+        case = draw_batch(stage, engine.capabilities, np.random.default_rng([seed, 9]), f"control {seed}")
+        learnt += measure(case, play(engine, case, stage), stage, members)[0]
+    yield engine, stage, members, limits(learnt)
+    engine.close()
+
+
+@pytest.mark.skipif(not LIVE, reason=f"no package tensorrt_llm: {tensorrt_llm.HOW}" if FOUND else NONE)
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_live(live: tuple, seed: int) -> None:
+    engine, stage, members, known = live
+    case = draw_batch(stage, engine.capabilities, np.random.default_rng(seed), f"batch {seed}")
+    for m in measure(case, play(engine, case, stage), stage, members)[0]:
+        judged = judge(m, known)
+        assert judged.verdict != "fail", f"request {m.index} ({m.adapter or 'base'}): {judged.why}"
