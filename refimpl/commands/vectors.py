@@ -21,6 +21,7 @@ HELP = "make a set of test vectors, or verify a table of steps or your own funct
 EXAMPLE = """  loracle vectors make --out vectors --seed 0
   loracle vectors verify vectors --ops cuda                       the kernels
   loracle vectors verify vectors --function my_kernels:vector     f(kind, inputs, about) -> outputs, or None
+  loracle vectors verify vectors --engine peft                    whole models through an engine
   loracle vectors verify vectors/lora/mixed_ranks --dtype bfloat16"""
 
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tested = parser.add_mutually_exclusive_group()
     tested.add_argument("--ops", choices=sorted(TABLES), help="verify: a table of steps of ours (default numpy)")
     tested.add_argument("--function", metavar="MODULE:FUNCTION", help="verify: your own, imported from here")
+    tested.add_argument("--engine", metavar="NAME", help="verify: a line of `loracle engines`, for whole models")
     parser.add_argument("--dtype", choices=VECTOR_DTYPES, help="verify: what it computes in (default float32)")
 
 
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """An option of the other subcommand is a mistake, and not ignored."""
     wanted, others = {
-        "make": ("out", ("folder", "ops", "function", "dtype")),
+        "make": ("out", ("folder", "ops", "function", "engine", "dtype")),
         "verify": ("folder", ("out", "seed")),
     }[args.what]
     if getattr(args, wanted) is None:
@@ -76,17 +78,24 @@ def _make(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from ..engines import registry
     from ..oracle.vectors.function import of_function
-    from ..oracle.vectors.tables import OfTable
+    from ..oracle.vectors.tables import OfEngine, OfTable, Tested
     from ..oracle.vectors.vector import read_set
     from ..oracle.vectors.verify import verify
 
     vectors = [v for v in read_set(args.folder) if v.kind in (args.kind or KINDS)]
     if not vectors:
         raise LoracleError(f"{args.folder}: no vector of kind {', '.join(args.kind)}")
-    ops = TABLES[args.ops or "numpy"]
-    tested = of_function(args.function) if args.function else OfTable(lambda: ops)
-    name, dtype = args.function or args.ops or "numpy", args.dtype or "float32"
+    name, dtype = args.function or args.engine or args.ops or "numpy", args.dtype or "float32"
+    if args.function:
+        tested: Tested = of_function(name)
+    elif args.engine:
+        registry.make(name, {}).close()  # what is not installed is said now
+        tested = OfEngine(lambda: registry.make(name, {}))
+    else:
+        ops = TABLES[name]
+        tested = OfTable(lambda: ops)
     judged = list(_followed(verify(vectors, tested, dtype), len(vectors), args.json))
     count = {word: sum(j.verdict == word for j in judged) for word in ("pass", "fail", "skipped")}
     if args.json:

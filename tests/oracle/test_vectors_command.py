@@ -103,6 +103,19 @@ def test_the_users_function(mine: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert code == 1 and "lora/rslora: y at" in out and "1 fail" in out
 
 
+def test_an_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "verify", SET, "--engine", "mutant:key_without_adapter", "--kind", "sequence", "--json")
+    found = json.loads(out)
+    assert (code, found["skipped"]) == (1, 0)
+    assert "sequence/prefix_across_adapters" in {v["vector"] for v in found["vectors"] if v["verdict"] == "fail"}
+    code, out, _ = run(capsys, "verify", SET / "lora" / "rslora", SET / "logits", "--engine", "numpy")
+    assert code == 2  # one folder
+    code, _, err = run(capsys, "verify", SET / "lora" / "rslora", "--engine", "numpy")
+    assert code == 2 and "numpy computed none of the 1 vectors" in err
+    code, _, err = run(capsys, "verify", SET, "--engine", "nonsense")
+    assert code == 2 and "nonsense" in err and err.count("\n") == 1
+
+
 def test_nan_never_passes(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "verify", SET, "--function", "my_kernels:nan", "--kind", "lora", "--json")
     found = json.loads(out)

@@ -29,6 +29,10 @@ class Refused(LoracleError):
     """What is under test would not compute this: right for an invalid vector, wrong for a valid one."""
 
 
+class CannotRun(LoracleError):
+    """An engine that did not start: it was asked nothing, and nothing is said of it. Exit 2."""
+
+
 class OfTable:
     """`Tested`, from a way to make a table; models and adapters are loaded once."""
 
@@ -132,7 +136,10 @@ class OfEngine:
 
     def _outputs(self, engine: Engine, v: Vector, dtype: str) -> Outputs:
         folder = v.folder.resolve()
-        engine.start(Settings((folder / v.about["model"]).resolve(), dtype, **v.about["settings"]))
+        try:
+            engine.start(Settings((folder / v.about["model"]).resolve(), dtype, **v.about["settings"]))
+        except LoracleError as error:
+            raise CannotRun(f"{v.id}: {error}") from None
         outputs: dict[str, Array] = {}
         for step in v.about["steps"]:
             if step["do"] == "load":

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...arrays import Array
 from ..readout import log_softmax
-from .tables import Outputs, Tested
+from .tables import CannotRun, Outputs, Tested
 from .units import rms
 from .vector import Output, Vector, VectorError
 
@@ -44,11 +44,11 @@ def verify(vectors: Iterable[Vector], tested: Tested, dtype: str = "float32") ->
 
 
 def judge(v: Vector, tested: Tested, dtype: str) -> Judged:
-    """One vector's verdict. VectorError is the vector's own fault, or of the function's shape, and not a refusal."""
+    """One vector's verdict. VectorError and CannotRun are no refusal, and go through."""
     try:
         with np.errstate(all="ignore"):  # what becomes of a NaN is judged below
             outputs = tested(v, dtype)
-    except VectorError:
+    except (VectorError, CannotRun):
         raise
     except Exception as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
