@@ -22,11 +22,12 @@ from . import precision as precisions
 from . import sequences as drawn
 from .case import Case, Exchange, Run, draw_batch, play, prepare
 from .diagnose import Finding, Looked, diagnose, looked_at, suspicious
-from .localise import Place, by_ablation, by_intermediates
+from .localise import Place, by_ablation, first_off, intermediates
 from .matched import Sample
 from .measure import Measured, measure
 from .mutants import Mutant, mutants_for
 from .noise import Member, ensemble, wider
+from .pictures import Picture, picture
 from .pool import along, pool, ratios
 from .power import power
 from .shrink import Budget, shrink
@@ -81,6 +82,8 @@ class Result:
     diagnosis: list[Finding] = field(default_factory=list)
     symptoms: list[Symptom] = field(default_factory=list)
     first_divergence: Place | None = None
+    places: list[Place] = field(default_factory=list)  # how far off it is by layer and module, as far as was seen
+    picture: Picture | None = None  # what the engine did beside what the bug does
     power: dict[str, str] = field(default_factory=dict)
     looked: list[Looked] = field(default_factory=list)
     smallest: Case | None = None  # the shortest case found that fails
@@ -319,6 +322,9 @@ class Campaign:
         if looked:
             elsewhere = [(p.case, self.stage) for p in result.played if p.case.stateless][:12]
             result.diagnosis = diagnose(readable, self.stage, looked, self.members, result.known, elsewhere)
+        nearest = result.diagnosis[0] if result.diagnosis else None
+        bug, only = (nearest.mutant, nearest.only) if nearest else (None, "")
+        result.picture = picture(readable, self.stage, result.known, bug, only)
         self.seconds["explaining"] = time.monotonic() - began
 
     def _suspects(self, result: Result, samples: Sequence[Sample], workers: Executor) -> list[Looked]:
@@ -388,17 +394,18 @@ class Campaign:
         traced: Any = getattr(self.engine, "traced", None)
         try:
             if self.capabilities.trace and traced is not None and wrong:
-                answers = traced(batch.case.runs[wrong[0].run].asks)
                 e = wrong[0]
-                result.first_divergence = by_intermediates(e, answers[e.index], self.stage, self.members, result.known)
+                answers = traced(batch.case.runs[e.run].asks)
+                result.places = intermediates(e, answers[e.index], self.stage, self.members)
+                result.first_divergence = first_off(result.places, result.known)
             if result.first_divergence is None and "load" in self.capabilities.operations and wrong:
                 one = next((e for e in wrong if len(e.adapters) == 1), None)
                 adapter = None if one is None else self.stage.adapters[one.adapters[0][0]]
                 if adapter is not None and not adapter.replaced and not adapter.biases:
-                    places = by_ablation(
+                    result.places = by_ablation(
                         self.engine, adapter, self.stage, self.members, result.known, self.work / "ablation"
                     )
-                    result.first_divergence = places[0] if places else None
+                    result.first_divergence = result.places[0] if result.places else None
         except EngineError as error:
             self.findings.append(f"while the failure was located: {error}")
 

@@ -42,6 +42,7 @@ class Finding:
     also: tuple[str, ...] = ()  # mutants that do the same on these cases
     separated_by: str = ""  # a case on which they differ
     next_best: tuple[str, float] = ("", float("inf"))  # the next mutant, and what it leaves
+    mutant: Mutant | None = None  # the same, to be run: a fitted factor is in no zoo
 
     @property
     def evidence(self) -> str:
@@ -120,7 +121,7 @@ def _finding(
     after: tuple[str, float] = ("", float("inf")),
 ) -> Finding:
     m = x.mutant
-    return Finding(m.name, m.family, m.what, m.links, x.seen, left, explains, x.only, also, where, after)
+    return Finding(m.name, m.family, m.what, m.links, x.seen, left, explains, x.only, also, where, after, m)
 
 
 def _tolerated(known: Limits) -> float:

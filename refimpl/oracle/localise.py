@@ -32,7 +32,7 @@ ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 @dataclass(frozen=True)
 class Place:
-    """The first divergence."""
+    """One module of one layer (layer None: of all layers), and how far off the engine is there."""
 
     layer: int | None
     module: str
@@ -44,9 +44,21 @@ def by_intermediates(
     exchange: Exchange, answer: Answer, stage: Stage, members: Sequence[Member], known: Limits
 ) -> Place | None:
     """The first output of a module that is off, over the prompt's tokens, while its input is not."""
+    return first_off(intermediates(exchange, answer, stage, members), known)
+
+
+def first_off(places: Sequence[Place], known: Limits) -> Place | None:
+    """The first of these that left the noise; a ratio that is no number did."""
+    return next((place for place in places if not place.ratio < known.ratio), None)
+
+
+def intermediates(exchange: Exchange, answer: Answer, stage: Stage, members: Sequence[Member]) -> list[Place]:
+    """Every output of a module that the engine showed, in the order in which they are computed: the rms of its error
+    over the prompt's tokens, in units of the rms of the honest errors there."""
     whole = prompt_alone(exchange)
     true = _traced(stage, whole, None)
     honest = [_traced(stage, whole, m) for m in members]
+    found = []
     for layer in range(stage.model.config.num_hidden_layers):
         for module in ORDER:
             name = f"layers.{layer}.{module}" + ("" if module == "output" else ".output")
@@ -55,9 +67,8 @@ def by_intermediates(
             n = len(answer.trace[name])
             unit = np.sqrt(np.mean([np.mean((h[name][:n] - true[name][:n]) ** 2) for h in honest]))
             ratio = float(np.sqrt(np.mean((answer.trace[name] - true[name][:n]) ** 2)) / unit)
-            if not ratio < known.ratio:
-                return Place(layer, module, ratio, "intermediates")
-    return None
+            found.append(Place(layer, module, ratio, "intermediates"))
+    return found
 
 
 def prompt_alone(exchange: Exchange) -> Exchange:
