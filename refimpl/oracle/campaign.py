@@ -20,7 +20,7 @@ from ..engines.interface import Ask, Engine, EngineError, Settings
 from . import archive
 from . import precision as precisions
 from . import sequences as drawn
-from .case import Case, Exchange, Run, draw_batch, play, prepare
+from .case import Case, Exchange, Load, Run, draw_batch, play, prepare
 from .diagnose import Finding, Looked, diagnose, looked_at, suspicious
 from .localise import Place, by_ablation, first_off, intermediates
 from .matched import Sample
@@ -32,7 +32,7 @@ from .pool import along, pool, ratios
 from .power import power
 from .shrink import Budget, shrink
 from .stage import Stage, settings
-from .symptoms import Symptom, symptoms_of, tally
+from .symptoms import Symptom, company, symptoms_of, tally
 from .verdict import Judged, Limits, judge, limits, overall
 
 SAMPLE = 16  # cases that are looked at below the noise
@@ -307,7 +307,10 @@ class Campaign:
         failed = [p for p in result.played if p.verdict == "fail"]
         if failed:
             self._smaller(result, failed)
-            close = _spread(sorted(failed, key=_size), CLOSELY) + _spread(_passed(result.played), 2)
+            batches = [p for p in failed if p.case.stateless]
+            histories = sorted((p for p in failed if not p.case.stateless), key=_size)
+            close = _spread(batches, CLOSELY) + histories[: 1 if batches else CLOSELY // 2]
+            close += _spread(_passed(result.played), 2)
             samples = [self._sample(p) for p in close]
             readable = [s for s in samples if any(r is not None for r in s.raws)]
             looked = self._suspects(result, readable, workers) if readable else []
@@ -379,11 +382,16 @@ class Campaign:
             self.findings.append(f"while the failure was made smaller: {error}")
             return
         result.smallest, result.small_settings = small, first.settings
-        asks = sum(len(run.asks) for run in small.runs)
-        if small.stateless and asks > 1:
-            result.symptoms.insert(0, Symptom(f"only when batched: it takes {asks} requests together"))
-        elif not small.stateless and len(small.steps) > 2:
-            result.symptoms.insert(0, Symptom(f"only after a history: it takes {len(small.steps)} steps"))
+        again = self._fails(small, first.settings, result.known)
+        if again and self._right_alone(again[0][0], first.settings, result.known):
+            result.symptoms += [Symptom(line) for line in company(small, again[0][0])]
+
+    def _right_alone(self, e: Exchange, way: Settings, known: Limits) -> bool:
+        """Is the same request answered well by an engine that has done nothing else?"""
+        names = [name for name, _ in e.ask.mix] or ([e.ask.adapter] if e.ask.adapter else [])
+        loads = [Load(name, key) for name, (key, _) in zip(names, e.adapters, strict=True)]
+        alone = Case("alone", (*loads, Run((replace(e.ask, arrives=0),))), stateless=False)
+        return not self._fails(alone, way, known)
 
     def _where(self, result: Result, failed: Sequence[Played]) -> None:
         """The first layer and module: from intermediates, if the engine shows them; else from adapters cut to size."""

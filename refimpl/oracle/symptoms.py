@@ -11,8 +11,9 @@ import numpy as np
 
 from ..arrays import Array
 from ..batch import Request
+from ..engines.interface import Ask
 from ..model import logits
-from .case import Exchange, request
+from .case import Case, Exchange, request
 from .matched import Sample
 from .measure import Measured, Raw
 from .stage import Stage
@@ -45,6 +46,26 @@ def symptoms_of(
     if any(sample.counted[i].adapter is None for i in failed):
         found.append("base rows are wrong")
     return found
+
+
+def company(case: Case, e: Exchange) -> list[str]:
+    """Of a request that is answered well alone: what it takes for it to go wrong, in the smallest case found."""
+    found = []
+    if len(case.runs[e.run].asks) > 1:
+        found.append(f"right when asked alone, wrong in a batch of {len(case.runs[e.run].asks)}")
+    if len(case.steps) > 1:
+        found.append(f"right in a fresh engine, wrong after {len(case.steps) - 1} other steps")
+    before = [a for run in case.runs[: e.run + 1] for a in run.asks if a is not e.ask]
+    shared = max(((_common(a, e.ask), a) for a in before), key=lambda x: x[0], default=(0, e.ask))
+    if shared[0] > 1 and (shared[1].adapter, shared[1].mix) != (e.ask.adapter, e.ask.mix):
+        found.append(f"its first {shared[0]} tokens were asked before, of {shared[1].adapter or 'the base'}")
+    return found
+
+
+def _common(a: Ask, b: Ask) -> int:
+    """How many tokens they begin with in common."""
+    same = [x == y for x, y in zip(a.prompt_ids, b.prompt_ids, strict=False)]
+    return same.index(False) if False in same else len(same)
 
 
 def tally(lines: Sequence[str], failed: int) -> list[Symptom]:
