@@ -22,6 +22,8 @@ FEATURES = (
     *("rslora", "rank_pattern", "alpha_pattern", "lora_bias", "partial", "mixed_ranks"),
     "sums",  # several adapters in one request, each with a weight
     "modules_to_save",  # a whole embed_tokens or lm_head that an adapter brings along
+    "grown_vocabulary",  # both of them, with more words than the base has
+    "biases",  # of the base's own layers, brought along by an adapter (bias="all"); and a base that has biases
     "window",  # not of adapters: models with a sliding window
 )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import Array
-from ..batch import Request
+from ..batch import Request, vocab_size
 from ..engines.interface import Answer, Ask, Capabilities, Engine
 from ..engines.ours import Ours
 from ..errors import LoracleError
@@ -146,6 +146,11 @@ def request(e: Exchange, stage: Stage) -> Request:
     return Request([*e.ask.prompt_ids, *e.answer.token_ids[:-1]], adapters or None)
 
 
+def words(adapters: Sequence[tuple[str, float]], stage: Stage) -> int:
+    """How many tokens a request for these keys of the stage knows: an adapter may have a grown vocabulary."""
+    return vocab_size(Request([0], [(stage.adapters[key], weight) for key, weight in adapters]), stage.model.config)
+
+
 def truth(exchanges: Sequence[Exchange], stage: Stage) -> list[Array]:
     """The exact logits [tokens, vocab] of each exchange's text."""
     return logits(stage.exact, [request(e, stage) for e in exchanges])
@@ -159,7 +164,6 @@ def draw_batch(
 ) -> Case:
     """A ragged batch in which a base row stands between at least two adapters, one of them asked the same prompt as its
     neighbour; prompts from one token on, answers of one to four."""
-    vocab = stage.model.config.vocab_size
     keys = list(rng.permutation(list(stage.paths)))
     if not keys:
         raise LoracleError("a campaign needs an adapter: give --adapter NAME=DIR")
@@ -173,9 +177,19 @@ def draw_batch(
     asks: list[Ask] = []
     for i, key in enumerate(chosen):
         n = int(rng.choice([1, 2, longest])) if rng.random() < 0.25 else int(rng.integers(3, longest + 1))
-        same = i > 0 and chosen[i - 1] != key and rng.random() < 0.3
-        prompt = asks[-1].prompt_ids if same else tuple(int(t) for t in rng.integers(0, vocab, n))
+        vocab = words([] if key is None else [(key, 1.0)], stage)
+        same = i > 0 and chosen[i - 1] != key and rng.random() < 0.3 and max(asks[-1].prompt_ids) < vocab
+        prompt = asks[-1].prompt_ids if same else random_prompt(rng, n, vocab, stage)
         asks.append(Ask(prompt, None if key is None else str(key), new))
     if "sums" in capabilities.features and mix:
-        asks.append(Ask(tuple(int(t) for t in rng.integers(0, vocab, longest)), None, new, mix))
+        asks.append(Ask(random_prompt(rng, longest, stage.model.config.vocab_size, stage), None, new, mix))
     return Case(name, (Run(tuple(asks)),))
+
+
+def random_prompt(rng: np.random.Generator, n: int, vocab: int, stage: Stage) -> tuple[int, ...]:
+    """n tokens; where the vocabulary is a grown one, half of the time the last of them is a word of its own."""
+    prompt = rng.integers(0, vocab, n)
+    own = range(stage.model.config.vocab_size, vocab)
+    if own and rng.random() < 0.5:
+        prompt[-1] = rng.choice(own)
+    return tuple(int(t) for t in prompt)

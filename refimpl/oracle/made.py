@@ -20,14 +20,19 @@ from ..weights import Layer, Linear, Model
 
 STRENGTH = 0.5  # how large an adapter's delta is beside what the base computes at the same place
 RANKS = (6, 3, 20, 5, 8, 12)
+TURNS = 4  # of random_config
+WORDS = 3  # that a grown vocabulary has more than the base's
 
 
-def random_config(rng: np.random.Generator, capabilities: Capabilities) -> ModelConfig:
-    """A small Llama; a Mistral with a short window, half of the time, for an engine that has one."""
+def random_config(rng: np.random.Generator, capabilities: Capabilities, turn: int | None = None) -> ModelConfig:
+    """A small Llama; a Mistral with a short window, half of the time, for an engine that has one.
+
+    turn: the rarer shapes come in turn, not by chance, so that four turns in a row have all that the engine can do:
+    a window; a tied head; biases; heads that are together not as wide as the residual stream."""
     heads, kv_heads = [(4, 2), (6, 2), (6, 3), (8, 2)][rng.integers(4)]
     head_dim = int(rng.choice([16, 32]))
     window = int(rng.integers(5, 12)) if "window" in capabilities.features and rng.random() < 0.5 else None
-    return ModelConfig(
+    config = ModelConfig(
         vocab_size=int(rng.choice([256, 320, 512])),
         hidden_size=heads * head_dim,  # q_proj and o_proj are square, the others are not
         intermediate_size=int(rng.choice([224, 256, 352])),
@@ -42,6 +47,19 @@ def random_config(rng: np.random.Generator, capabilities: Capabilities) -> Model
         max_position_embeddings=256,
         eos_token_ids=(1,),
     )
+    return config if turn is None else _in_turn(config, capabilities.features, turn % TURNS)
+
+
+def _in_turn(config: ModelConfig, can: frozenset[str], turn: int) -> ModelConfig:
+    biases, window = turn == 2 and "biases" in can, turn == 0 and "window" in can
+    return replace(
+        config,
+        sliding_window=(config.sliding_window or 7) if window else None,
+        tie_word_embeddings=turn == 1,
+        attention_bias=biases,
+        mlp_bias=biases,
+        hidden_size=config.hidden_size + (32 if turn == 3 else 0),
+    )
 
 
 def random_model(config: ModelConfig, rng: np.random.Generator, dtype: str) -> Model:
@@ -49,7 +67,8 @@ def random_model(config: ModelConfig, rng: np.random.Generator, dtype: str) -> M
 
     def linear(module: str, size: float = 1.0) -> Linear:
         shape = config.shape(module)
-        return Linear((size * rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(DTYPES[dtype]))
+        weight = (size * rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(DTYPES[dtype])
+        return Linear(weight, random_bias(shape[0], rng).astype(DTYPES[dtype]) if config.has_bias(module) else None)
 
     def norm() -> Array:
         return (1 + 0.2 * rng.standard_normal(config.hidden_size)).astype(DTYPES[dtype])
@@ -67,13 +86,20 @@ def random_model(config: ModelConfig, rng: np.random.Generator, dtype: str) -> M
     return Model(config, embed, layers, norm(), head, dtype=dtype)
 
 
+def random_bias(d_out: int, rng: np.random.Generator) -> Array:
+    """A tenth of what the layer computes."""
+    return 0.1 * rng.standard_normal(d_out)
+
+
 def random_adapters(
     base: Model, rng: np.random.Generator, capabilities: Capabilities, count: int, prefix: str = "made"
 ) -> list[Adapter]:
     """`count` pairwise different adapters that use whatever the engine can take, each something else."""
     can, most = capabilities.features, capabilities.max_rank or 64
     modules = [m for m in LAYER_MODULES if m in capabilities.modules]
-    top = [site[1] for site in (EMBED, LM_HEAD) if site[1] in capabilities.modules]
+    # Where the head is the embedding, LoRA on the embedding alone shows whether the head is left as it is.
+    tops = (EMBED,) if base.config.tie_word_embeddings else (EMBED, LM_HEAD)
+    top = [site[1] for site in tops if site[1] in capabilities.modules]
     found = []
     for i in range(count):
         r = min(most, RANKS[i % len(RANKS)] if "mixed_ranks" in can else 8)
@@ -88,7 +114,13 @@ def random_adapters(
             lora_bias="lora_bias" in can and i % 4 == 0,
         )
         adapter = random_adapter(base, config, f"{prefix}-{i}", rng)
-        found.append(with_own_head(base, adapter, rng) if "modules_to_save" in can and i % 8 == 4 else adapter)
+        if "modules_to_save" in can and i % 8 == 4:
+            adapter = with_own_head(base, adapter, rng)
+        if "grown_vocabulary" in can and i % 8 == 6:
+            adapter = with_more_words(base, adapter, rng)
+        if "biases" in can and i % 8 == 7 and base.config.attention_bias:
+            adapter = with_own_biases(base, adapter, rng)
+        found.append(adapter)
     return found
 
 
@@ -127,3 +159,23 @@ def with_own_head(base: Model, adapter: Adapter, rng: np.random.Generator) -> Ad
     own = weight + STRENGTH * weight.std() * rng.standard_normal(weight.shape)
     config = replace(adapter.config, modules_to_save=("lm_head",))
     return replace(adapter, config=config, replaced={LM_HEAD: own.astype(np.float32)})
+
+
+def with_more_words(base: Model, adapter: Adapter, rng: np.random.Generator) -> Adapter:
+    """The adapter, and with it an embedding and a head of its own that know WORDS more words."""
+    replaced = {}
+    for site in (EMBED, LM_HEAD):
+        weight = base.linear(site).weight.astype(np.float32)
+        size = (len(weight) + WORDS, weight.shape[1])
+        own = np.vstack([weight, np.zeros((WORDS, size[1]), np.float32)])
+        replaced[site] = (own + STRENGTH * weight.std() * rng.standard_normal(size)).astype(np.float32)
+    config = replace(adapter.config, modules_to_save=("embed_tokens", "lm_head"))
+    lora = {site: w for site, w in adapter.lora.items() if site not in replaced}
+    return replace(adapter, config=config, lora=lora, replaced=replaced)
+
+
+def with_own_biases(base: Model, adapter: Adapter, rng: np.random.Generator) -> Adapter:
+    """The adapter, and with it a bias of its own for every layer that has one (bias="all")."""
+    sites = [site for site in base.config.sites() if base.config.has_bias(site[1])]
+    own = {site: 3 * random_bias(base.config.shape(site[1])[0], rng).astype(np.float32) for site in sites}
+    return replace(adapter, config=replace(adapter.config, bias="all"), biases=own)

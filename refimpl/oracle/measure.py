@@ -96,7 +96,7 @@ def measure(
 
 def malformed(e: Exchange, stage: Stage) -> str:
     """What is wrong with an answer before any number is compared; "" if nothing is."""
-    answer, vocab = e.answer, stage.model.config.vocab_size
+    answer, vocab = e.answer, cases.words(e.adapters, stage)
     if answer.error:
         return answer.error
     if len(answer.token_ids) != e.ask.max_new_tokens:
@@ -163,20 +163,24 @@ def _others(asked: Sequence[Exchange], stage: Stage) -> list[list[Array]]:
     from ..batch import Request
     from ..model import logits
 
-    wanted: list[list[str | None]] = []
+    wanted = []
     for e in asked:
-        names = dict.fromkeys([None, *(o.adapter for o in asked if o.run == e.run)])
-        wanted.append([name for name in names if name != e.adapter][:3])
+        neighbours = dict.fromkeys([(), *(o.adapters for o in asked if o.run == e.run)])
+        last = max(cases.request(e, stage).prompt_ids)  # a word that only this adapter has is no prompt for another
+        wanted.append([o for o in neighbours if o != e.adapters and last < cases.words(o, stage)][:3])
     requests = [
-        Request(cases.request(e, stage).prompt_ids, None if name is None else stage.adapters[name])
-        for e, names in zip(asked, wanted, strict=True)
-        for name in names
+        Request(cases.request(e, stage).prompt_ids, [(stage.adapters[key], weight) for key, weight in adapters])
+        for e, others in zip(asked, wanted, strict=True)
+        for adapters in others
     ]
     rows = iter(logits(stage.exact, requests) if requests else [])
-    return [[next(rows) for _ in names] for names in wanted]
+    return [[next(rows) for _ in others] for others in wanted]
 
 
 def _distance(raw: Raw, other: Array) -> float:
     """How far another answer is from the right one, in units, in the row that tells them apart best."""
-    moved = raw.view.error(other[raw.rows], raw.logits)
+    common = min(other.shape[1], raw.vocab)  # one of them may have a grown vocabulary
+    there = raw.logits.copy()
+    there[:, :common] = other[raw.rows, :common]
+    moved = raw.view.error(there, raw.logits)
     return float(np.max(_rms(moved, raw.view.shown) / raw.unit))

@@ -60,7 +60,7 @@ def build(
     rng = np.random.default_rng([seed, 4])
     if model == "random":
         folder = work / "model"
-        save_model(random_model(random_config(rng, capabilities), rng, dtype), folder)
+        save_model(random_model(random_config(rng, capabilities, turn=seed), rng, dtype), folder)
     else:
         folder = base_folder(model)
     ours = load_model(folder, dtype)
