@@ -168,13 +168,22 @@ def machine() -> dict[str, str]:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over the safetensors files of a folder, by name."""
+    """SHA-256 over every tensor in a folder's safetensors files, by name: its dtype, shape and bytes."""
     whole = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        whole.update(file.name.encode())
+    tensors: dict[str, tuple[Path, int, Any]] = {}
+    for file in folder.glob("*.safetensors"):
         with open(file, "rb") as f:
-            while block := f.read(1 << 20):
-                whole.update(block)
+            length = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(length))
+        header.pop("__metadata__", None)
+        tensors |= {name: (file, 8 + length, about) for name, about in header.items()}
+    for name, (file, start, about) in sorted(tensors.items()):
+        whole.update(f"{name} {about['dtype']} {about['shape']}".encode())
+        first, last = about["data_offsets"]
+        with open(file, "rb") as f:
+            f.seek(start + first)
+            for _ in range(first, last, 1 << 20):
+                whole.update(f.read(min(1 << 20, start + last - f.tell())))
     return whole.hexdigest()
 
 

@@ -91,14 +91,15 @@ def write_cases(
 
 
 def write_model(folder: Path, model: str, dtype: str, rng: np.random.Generator) -> Model:
-    """The base, in folder/model unless it is the user's own."""
+    """The base, in folder/model unless it is the user's own; in the dtype that is asked for, whether an engine goes by
+    what it is told or by what it finds."""
     if model == "random":
         base = random_model(random_config(rng, Capabilities()), rng, dtype)
+    else:
+        base = load_model(base_folder(model), dtype)
+    if model in ("tiny", "random"):
         save_model(base, folder / "model")
-        return base
-    if model == "tiny":
-        shutil.copytree(base_folder(model), folder / "model")
-    return load_model(base_folder(model), dtype)
+    return base
 
 
 Asked = dict[str, Any]

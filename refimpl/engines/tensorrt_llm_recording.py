@@ -10,6 +10,7 @@ Nothing here needs TensorRT-LLM.
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from ..adapter import load_adapter
 from ..arrays import DTYPES, Array
 from ..errors import LoracleError
+from ..formats.hf import save_model
 from ..oracle.case import Case, Exchange, Run
 from ..oracle.measure import Measured, Raw, measure
 from ..oracle.noise import ensemble, wider
@@ -68,8 +70,13 @@ def read_recording(folder: Path, model: Path | None = None) -> Recording:
             if version != VERSION:
                 raise LoracleError(f"{folder / file}: version {version}, this is {VERSION}")
         base = model or _base(folder, str(plan["model"]))
-        _check_weights(folder, summary["weights"]["model"], base)
         ours = load_model(base, plan["dtype"])
+        if model is None and plan["model"] == "tiny":  # it was written out in the dtype that was asked for
+            with tempfile.TemporaryDirectory() as scratch:
+                save_model(ours, Path(scratch) / "model")
+                _check_weights(folder, summary["weights"]["model"], Path(scratch) / "model", base)
+        else:
+            _check_weights(folder, summary["weights"]["model"], base)
         paths = {name: folder / "adapters" / name for name in plan["adapters"]}
         for name, path in paths.items():
             _check_weights(folder, summary["weights"][name], path)
@@ -102,9 +109,10 @@ def _base(folder: Path, name: str) -> Path:
     )
 
 
-def _check_weights(folder: Path, recorded: str, here: Path) -> None:
+def _check_weights(folder: Path, recorded: str, here: Path, called: Path | None = None) -> None:
     if digest(here) != recorded:
-        raise LoracleError(f"{folder}: was made with other weights than those in {here} (SHA-256 {recorded[:16]}...)")
+        where = called or here
+        raise LoracleError(f"{folder}: was made with other weights than those in {where} (SHA-256 {recorded[:16]}...)")
 
 
 def _json(file: Path) -> Any:
