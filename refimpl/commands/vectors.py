@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -15,7 +15,10 @@ from rich.text import Text
 from ..errors import LoracleError
 from ..ops import TABLES
 from ..oracle.vectors.vector import KINDS, VECTOR_DTYPES, Vector
-from ..oracle.vectors.verify import Judged
+
+if TYPE_CHECKING:
+    from ..oracle.vectors.tables import Tested
+    from ..oracle.vectors.verify import Judged
 
 HELP = "make a set of test vectors, or verify a table of steps or your own function over one"
 EXAMPLE = """  loracle vectors make --out vectors --seed 0
@@ -80,7 +83,7 @@ def _make(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from ..engines import registry
     from ..oracle.vectors.function import of_function
-    from ..oracle.vectors.tables import OfEngine, OfTable, Tested
+    from ..oracle.vectors.tables import OfEngine, OfTable
     from ..oracle.vectors.vector import read_set
     from ..oracle.vectors.verify import verify
 
@@ -108,7 +111,7 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if count["fail"] else 0
 
 
-def _followed(judged: Iterable[Judged], total: int, quiet: bool) -> Iterable[Judged]:
+def _followed(judged: "Iterable[Judged]", total: int, quiet: bool) -> "Iterable[Judged]":
     """With a bar on a terminal: the kernels take their time on a CPU."""
     from rich.progress import track
 
@@ -116,7 +119,7 @@ def _followed(judged: Iterable[Judged], total: int, quiet: bool) -> Iterable[Jud
     return track(judged, "verifying", total, console=console, transient=True, disable=quiet or not sys.stderr.isatty())
 
 
-def _plain(j: Judged) -> dict[str, Any]:
+def _plain(j: "Judged") -> dict[str, Any]:
     """One vector for machines; what is infinitely far off is null, which JSON has."""
     v: Vector = j.vector
     numbers = {"noise": j.noise, "share": j.share}
@@ -133,7 +136,7 @@ def _plain(j: Judged) -> dict[str, Any]:
 STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
 
 
-def _show(console: Console, judged: list[Judged], name: str, dtype: str, count: dict[str, int]) -> None:
+def _show(console: Console, judged: "list[Judged]", name: str, dtype: str, count: dict[str, int]) -> None:
     """A row for each vector, then what is wrong with those that failed, then the sum."""
     table = Table("vector", "result", "noise", "of limit", "verdict", box=box.SIMPLE, padding=(0, 1), pad_edge=False)
     for j in judged:
