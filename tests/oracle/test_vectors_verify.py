@@ -1,6 +1,7 @@
 """Verdicts: what is wrong fails, whatever is wrong with it; and what is damaged is never judged at all."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -239,6 +240,13 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no noise": (manifest(lambda m: m["expected"]["y"]["noise"].pop("float16")), "noise must have"),
     "NaN limit": (manifest(lambda m: m["expected"]["y"]["noise"]["float32"].update(limit=float("nan"))), "noise of"),
     "no limit": (manifest(lambda m: m["expected"]["y"]["noise"]["float32"].pop("limit")), "noise of float32"),
+    "no d_in": (manifest(lambda m: m["about"].pop("d_in")), "d_in, d_out and slots must be"),
+    "no alpha": (
+        manifest(lambda m: m["about"]["slots"][0].pop("lora_alpha")),
+        "lora_alpha, use_rslora and bias wanted",
+    ),
+    "no such slot": (manifest(lambda m: m["about"]["slots"][0].update(slot=7)), "inputs has no A.7"),
+    "another kind": (manifest(lambda m: m.update(kind="attention")), "inputs has no q"),
     "NaN expected": (expected(put("y", (0, 0), np.nan)), "tensor y holds NaN"),
     "NaN bound": (expected(put("y.bound.float32", (0, 0), np.nan)), "y.bound.float32 holds NaN"),
     "infinite bound": (expected(put("y.bound.float32", (0, 0), np.inf)), "y.bound.float32 holds NaN, infinity"),
@@ -287,6 +295,32 @@ def test_a_set_has_what_its_index_says(tmp_path: Path) -> None:
     with pytest.raises(VectorError, match=r"set\.json"):
         read_set(root)
     assert read_vector(root / "lora" / "again").name == "rank_1"  # a vector alone needs no index
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda a: a.pop("model"), "model is None"),
+        (lambda a: a.update(model="../../models/other/base"), "no folder of a model"),
+        (lambda a: a["adapters"].update(six="../nowhere"), "'six' is '../nowhere': no folder of an adapter"),
+        (lambda a: a.update(adapters=[]), "adapters is []"),
+        (lambda a: a["settings"].pop("chunk"), "it must have max_adapters"),
+        (lambda a: a.update(steps=a["steps"][:1]), "at least one run"),
+        (lambda a: a["steps"].insert(0, {"do": "jump"}), "a step is {'do': 'jump'}"),
+        (lambda a: a["steps"].insert(0, {"do": "load", "name": "x", "adapter": "nobody"}), "a step is"),
+        (lambda a: a["steps"][-1]["requests"][0].pop("mix"), "a request is"),
+        (lambda a: a["steps"][-1]["requests"][0].update(id="9.9"), "inputs has no 9.9.prompt_ids"),
+    ],
+)
+def test_a_manifest_that_leaves_something_out(change: Callable[[Any], object], word: str, tmp_path: Path) -> None:
+    """Else a gap in it would look like an engine that refuses."""
+    folder = tmp_path / "logits" / "unknown_adapter"
+    shutil.copytree(SET / "logits" / "unknown_adapter", folder)
+    shutil.copytree(SET / "models" / "llama", tmp_path / "models" / "llama")
+    assert read_vector(folder).result == "invalid"
+    manifest(lambda m: change(m["about"]))(folder)
+    with pytest.raises(VectorError, match=re.escape(word)):
+        read_vector(folder)
 
 
 def test_weights_that_were_changed_are_noticed(tmp_path: Path) -> None:

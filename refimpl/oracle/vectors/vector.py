@@ -19,6 +19,7 @@ from ...formats.files import write_safetensors
 from ...loading.findings import Findings, one_line, shown
 from ...loading.json_file import is_number, read_json
 from ...loading.safetensors_file import open_safetensors
+from . import contents
 
 FORMAT, VERSION = "loracle-vectors", 1
 KINDS = ("lora", "kv_write", "attention", "logits", "sequence")
@@ -177,6 +178,8 @@ def read_vector(folder: Path) -> Vector:
             raise VectorError(one_line(f"{folder / where}: tensor {name} {what}"))
     for name, spec in data["inputs"].items():
         _check_spec(folder / INPUTS, name, spec, inputs[name])
+    for problem in contents.problems(data["kind"], data["about"], inputs, folder):
+        raise VectorError(one_line(f"{file}: {problem}"))
     if not outputs and data["result"] != "invalid":
         raise VectorError(f"{file}: result is {data['result']}, but expected is empty: nothing would be compared")
     return Vector(
