@@ -2,7 +2,7 @@
 
     README.md               what went wrong, in words, and the command
     repro.json              the case, the settings, the engine with its options and versions, what was answered
-    expected.safetensors    RUN.INDEX.logits [tokens, vocab] in float64; RUN.INDEX.unit [tokens], the noise of each row
+    expected.safetensors    RUN.INDEX.logits [tokens, vocab] in float64; RUN.INDEX.unit [rows], their noise
     got.safetensors         RUN.INDEX.logits (logprobs, top.ids, top.logprobs) [rows, ...], as the engine gave them
     adapters/               the PEFT folders that the case uses
     model/                  the base; the embedded one, and one that is too large, are only named, with their SHA-256
@@ -43,7 +43,7 @@ class Repro:
     case: Case
     exchanges: list[Exchange]  # what was answered then; without what was left out
     expected: dict[tuple[int, int], Array]  # (run, index) -> logits [tokens, vocab]
-    unit: dict[tuple[int, int], Array]  # (run, index) -> [tokens]
+    unit: dict[tuple[int, int], Array]  # (run, index) -> [rows]
     why: str
     settings: Settings
     engine: str

@@ -48,7 +48,7 @@ def save_repro(
     units: Sequence[Array | None] | None = None,
     seed: int = 0,
 ) -> None:
-    """truth, units: for each exchange the exact logits [tokens, vocab] and the noise of each row [tokens], or None
+    """truth, units: for each exchange the exact logits [tokens, vocab] and the noise of each shown row [rows], or None
     where the answer was none. LoracleError, and no folder, if it cannot be written."""
     folder = Path(folder)
     expected = _named(exchanges, truth, "logits") | _named(exchanges, units or [None] * len(exchanges), "unit")

@@ -69,6 +69,9 @@ class Story:
         self.can, self.settings, self.block = capabilities.operations, settings, block
         self.keys, self.adapters = list(stage.paths), stage.adapters
         _check_adapters(stage)
+        self.shapes = {
+            key: {site: (w.A.shape, w.B.shape) for site, w in a.lora.items()} for key, a in stage.adapters.items()
+        }
         self.steps: list[Step] = []
         self.known: dict[str, str] = {}  # name -> the stage's key of its weights
         self.had: dict[str, list[str]] = {}  # name -> all that it ever meant
@@ -91,9 +94,13 @@ class Story:
 
     def load(self, name: str, n: Numbers) -> None:
         """Weights under a name that it never had, and that no other name has, as long as there are some."""
-        never = [k for k in self.keys if k not in self.had.get(name, ())]
+        had = self.had.get(name, [])
+        never = [k for k in self.keys if k not in had]
         choices = never or [k for k in self.keys if k != self.known.get(name)] or self.keys
         choices = [k for k in choices if k not in self.known.values()] or choices
+        # Where the shapes agree, something of the old weights can stay behind unseen.
+        alike = [k for k in choices if had and self.shapes[k] == self.shapes[had[-1]]]
+        choices = alike if alike and n.below(2) else choices
         self.load_key(name, choices[n.below(len(choices))])
 
     def load_key(self, name: str, key: str) -> None:
@@ -234,22 +241,29 @@ def weights(s: Story, n: Numbers) -> None:
     names, prompt = s.summable(), s.prompt(n)
     if not names:
         return
-    name, other = names[n.below(len(names))], names[n.below(len(names))]
+    name, other = ([names[i] for i in n.order(len(names))] * 2)[:2]
     mixes: list[tuple[tuple[str, float], ...]] = [((name, 0.5),), ((name, -1.5),), ((name, 1.0),)]
     if name != other:
         mixes += [((name, 0.5), (other, 0.75)), ((other, 0.5), (name, 0.75))]
-    for i in n.order(len(mixes))[: 3 + n.below(2)]:
+    for i in n.order(len(mixes))[: 3 + n.below(3)]:
         s.run(s.ask(None, prompt, 1, mix=mixes[i]))
 
 
 def fork(s: Story, n: Numbers) -> None:
-    """Prompts that part within a block, after one, or after their first tokens, and then agree again or end."""
+    """Prompts that part at the last token of a block, within one, or after their first tokens, and then agree again,
+    or end."""
     name, prompt = s.name(n), s.prompt(n)
     s.run(s.ask(name, prompt))
-    within = [s.block // 2 + 1, 1, 0, s.block - 1][n.below(4)]
-    cut = s.block * (1 + n.below(len(prompt) // s.block)) + within if n.below(4) else 3
+    blocks = len(prompt) // s.block
+    last = s.block * (1 + n.below(blocks)) - 1
+    within = [s.block // 2 - 1, s.block // 2 + 1, 0, 1][n.below(4)]
+    cut = s.block * (1 + n.below(blocks)) + within if n.below(4) else 3
     other = s.end(n)
-    s.run(s.ask(name, prompt[:cut] + other + prompt[cut + len(other) :], 2), s.ask(name, prompt[:cut]))
+    s.run(
+        s.ask(name, prompt[:last] + other[:1] + prompt[last + 1 :]),
+        s.ask(name, prompt[:cut] + other + prompt[cut + len(other) :], 2),
+        s.ask(name, prompt[:cut]),
+    )
     s.run(s.ask(name, prompt + other))
 
 

@@ -1,4 +1,4 @@
-"""A stage so small that a sequence takes milliseconds: two narrow layers, five adapters, prompts of blocks of 8."""
+"""A stage so small that a sequence takes milliseconds: two narrow layers, five adapters, and two relatives."""
 
 import functools
 import tempfile
@@ -12,6 +12,7 @@ from refimpl.engines.ours import CAPABILITIES
 from refimpl.formats.hf import save_model
 from refimpl.formats.peft import save_adapter
 from refimpl.oracle.made import random_adapters, random_model
+from refimpl.oracle.relatives import relatives
 from refimpl.oracle.stage import Stage, in_float64
 
 BLOCK = 8  # of our engine
@@ -36,7 +37,8 @@ def _made(dtype: str, adapters: int) -> Stage:
     model = random_model(CONFIG, rng, dtype)
     save_model(model, folder / "model")
     paths = {}
-    for adapter in random_adapters(model, rng, CAPABILITIES, adapters):
+    made = random_adapters(model, rng, CAPABILITIES, adapters)
+    for adapter in made + (relatives(made[0], rng) if adapters == ADAPTERS else []):
         paths[adapter.name] = folder / "adapters" / adapter.name
         save_adapter(adapter, paths[adapter.name], dtype)
     loaded = {key: load_adapter(path, CONFIG, key) for key, path in paths.items()}

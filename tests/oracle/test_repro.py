@@ -109,7 +109,7 @@ def test_a_batch_finds_all_adapters_loaded(tmp_path: Path) -> None:
     case = draw_batch(stage, CAPABILITIES, np.random.default_rng(2), "batch 2")
     exchanges = save(tmp_path / "repro", stage, case, engine, options={"url": "http://h"})
     stage, again, answers = replay(tmp_path / "repro", makes(Ours))
-    assert again == case and stage.dtype == "bfloat16" and len(stage.paths) == 5
+    assert again == case and stage.dtype == "bfloat16" and len(stage.paths) == 7
     assert_same(answers, exchanges)
 
 

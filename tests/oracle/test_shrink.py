@@ -43,7 +43,7 @@ def test_a_faulty_engine_is_caught_and_its_failure_made_short(name: str) -> None
     engine = started(make, stage, how)
     fails = judge.fails(engine)
     caught = next(c for i in range(100) if fails(c := draw_sequence(stage, CAPABILITIES, 0, i, how, BLOCK)))
-    small = shrink(caught, fails, Budget(calls=300, seconds=600))
+    small = shrink(caught, fails, Budget(calls=120, seconds=600))
     assert fails(small)
     steps, asks = LEFT[name]
     assert len(small.steps) <= steps and len(asks_of(small)) <= asks

@@ -1,0 +1,64 @@
+"""Relatives differ from their adapter in what they say, in nothing else, and show what others do not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from faulty_engines import Judge, but, started
+from small_stage import small_stage
+
+from refimpl import NUMPY, Ops
+from refimpl.adapter import Adapter
+from refimpl.config import ModelConfig
+from refimpl.engines.ours import CAPABILITIES, Ours
+from refimpl.lora import BoundAdapter
+from refimpl.oracle.case import play
+from refimpl.oracle.relatives import LOUDER, relatives
+from refimpl.oracle.sequences import draw_sequence, variants
+
+NAMES = ("made-0-louder", "made-0-sister")
+
+
+def test_one_is_louder_and_one_is_a_sister() -> None:
+    stage = small_stage()
+    adapter, louder, sister = (stage.adapters[key] for key in ("made-0", *NAMES))
+    assert louder.config.lora_alpha == pytest.approx(LOUDER * adapter.config.lora_alpha)
+    assert sister.config == adapter.config
+    for site, w in adapter.lora.items():
+        assert np.array_equal(louder.lora[site].A, w.A) and np.array_equal(louder.lora[site].B, w.B)
+        other = sister.lora[site]
+        for x, y in ((w.A, other.A), (w.B, other.B), (w.bias, other.bias)):
+            assert x is not None and y is not None
+            assert x.shape == y.shape and not np.array_equal(x, y)
+            assert 0.5 < np.linalg.norm(y) / np.linalg.norm(x) < 2
+
+
+def test_patterns_of_alpha_are_louder_too() -> None:
+    patterned = small_stage().adapters["made-2"]
+    louder, _ = relatives(patterned, np.random.default_rng(0))
+    assert patterned.config.alpha_pattern
+    for name, alpha in patterned.config.alpha_pattern.items():
+        assert louder.config.alpha_pattern[name] == pytest.approx(LOUDER * alpha)
+
+
+def keeps_b() -> Ops:
+    """Of an adapter that is loaded under a name again, only A is new, where the shapes allow it."""
+    known: dict[tuple[str, object], np.ndarray] = {}
+
+    def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
+        bound = NUMPY.bind_adapter(adapter, config, scale)  # type: ignore[arg-type]
+        lora = {}
+        for site, w in bound.lora.items():
+            old = known.setdefault((adapter.name, site), w.B)
+            lora[site] = replace(w, B=old) if old.shape == w.B.shape else w
+        return replace(bound, lora=lora)
+
+    return but(bind_adapter=bind)
+
+
+def test_what_stays_behind_where_shapes_agree_is_caught() -> None:
+    stage = small_stage()
+    how = variants(stage, CAPABILITIES)[0]
+    judge, engine = Judge(stage), started(lambda **known: Ours(keeps_b, **known), stage, how)
+    sequences = (draw_sequence(stage, CAPABILITIES, 0, i, how, 8) for i in range(100))
+    assert any(judge(play(engine, case, stage), stage) for case in sequences)
