@@ -18,8 +18,11 @@ from ..engines import registry
 from ..errors import RequestError
 from ..oracle import check as checking
 from ..oracle.campaign import Plan, Result
+from ..oracle.mutants import mutants_for
 from ..oracle.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
 from ..oracle.precision import TYPES
+from ..oracle.redact import without_secrets
+from ..oracle.report import PAGE, page
 from ..oracle.summary import summary
 
 HELP = "hold an engine against the reference: a verdict, and the name of the bug"
@@ -149,8 +152,9 @@ def write(result: Result, engine: str, options: dict[str, str], args: argparse.N
     repro = ""
     if result.smallest is not None:
         repro = str(checking.keep(result, args.report / "repro", engine, options, args.seed))
-    found = summary(result, engine, repro)
+    found = without_secrets(summary(result, engine, repro))
     (args.report / "check.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8")
+    (args.report / PAGE).write_text(page(found, mutants_for(list(result.stage.paths))), "utf-8")
     return found
 
 

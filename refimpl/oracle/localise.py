@@ -40,15 +40,8 @@ class Place:
     how: str  # "intermediates" or "ablation"
 
 
-def by_intermediates(
-    exchange: Exchange, answer: Answer, stage: Stage, members: Sequence[Member], known: Limits
-) -> Place | None:
-    """The first output of a module that is off, over the prompt's tokens, while its input is not."""
-    return first_off(intermediates(exchange, answer, stage, members), known)
-
-
 def first_off(places: Sequence[Place], known: Limits) -> Place | None:
-    """The first of these that left the noise; a ratio that is no number did."""
+    """The first that left the noise, while its input had not; a ratio that is no number did."""
     return next((place for place in places if not place.ratio < known.ratio), None)
 
 

@@ -33,6 +33,7 @@ class Line:
     prompt: int  # tokens of the prompt: the row of the place before is the first that predicts an answer
     engine: Array  # [rows] rms of the error, in units of noise
     bug: Array | None  # [rows] the same of the bug alone
+    left: Array | None  # [rows] the same of what is left when the bug is taken out
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class CloseUp:
     tokens: list[int]
     engine: Array  # [places, tokens] error, in units of noise
     bug: Array | None  # [places, tokens]
+    left: Array | None  # [places, tokens] engine - bug
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +93,15 @@ def _worth(raw: Raw | None, d: Array | None, known: Limits) -> float:
     """How much a request shows: its rows that left the noise; below the noise, how far the bug moves it (under 1)."""
     if raw is None:
         return 0.0
-    wrong = float(np.sum(~(_engine(raw) < known.ratio)))
+    wrong = float(np.sum(~(_far(raw, _in_units(raw)) < known.ratio)))
     moved = 0.0 if d is None else float(min(np.sum(np.nan_to_num(d) ** 2), 1e300))
     return wrong + moved / (1 + moved)
 
 
-def _engine(raw: Raw) -> Array:
-    """[rows]"""
+def _in_units(raw: Raw) -> Array:
+    """The engine's error [rows, vocab], in units of noise."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return _far(raw, raw.error / raw.unit[:, None])
+        return raw.error / raw.unit[:, None]
 
 
 def _far(raw: Raw, x: Array) -> Array:
@@ -111,9 +113,10 @@ def _far(raw: Raw, x: Array) -> Array:
 def _line(e: Exchange, raw: Raw | None, d: Array | None) -> Line:
     who = e.run, e.index, e.adapter
     if raw is None:
-        return Line(*who, 0, len(e.ask.prompt_ids), np.zeros(0), None)
+        return Line(*who, 0, len(e.ask.prompt_ids), np.zeros(0), None, None)
     bug = None if d is None else _far(raw, d)
-    return Line(*who, raw.rows.start, len(e.ask.prompt_ids), _engine(raw), bug)
+    left = None if d is None else _far(raw, _in_units(raw) - d)
+    return Line(*who, raw.rows.start, len(e.ask.prompt_ids), _far(raw, _in_units(raw)), bug, left)
 
 
 def _close_up(line: int, raw: Raw | None, d: Array | None) -> CloseUp:
@@ -121,12 +124,14 @@ def _close_up(line: int, raw: Raw | None, d: Array | None) -> CloseUp:
     assert raw is not None
     shown = raw.view.shown
     rows, columns = _some(np.arange(len(shown)), PLACES), _some(np.flatnonzero(shown.any(axis=0)), TOKENS)
-    at = np.ix_(rows, columns)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        engine = raw.error / raw.unit[:, None]
-    bug = None if d is None else np.where(shown, d, np.nan)[at]
-    places = [int(i) + raw.rows.start for i in rows]
-    return CloseUp(line, places, [int(t) for t in columns], np.where(shown, engine, np.nan)[at], bug)
+
+    def part(x: Array) -> Array:
+        return np.where(shown, x, np.nan)[np.ix_(rows, columns)]
+
+    places, tokens, engine = [int(i) + raw.rows.start for i in rows], [int(t) for t in columns], _in_units(raw)
+    if d is None:
+        return CloseUp(line, places, tokens, part(engine), None, None)
+    return CloseUp(line, places, tokens, part(engine), part(d), part(engine - d))
 
 
 def _some(xs: Array, n: int) -> Array:

@@ -5,9 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from .campaign import Played, Result
 from .case_json import to_json
 from .diagnose import Finding
+from .localise import Place
+from .matched import limit
+from .pictures import Picture
 
 
 def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
@@ -26,11 +30,11 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "precision": result.dtype,
         "diagnosis": [_finding(f) for f in result.diagnosis],
         "symptoms": [{"what": s.what, "count": s.count, "of": s.of} for s in result.symptoms],
-        "first_divergence": None
-        if place is None
-        else {"layer": place.layer, "module": place.module, "noise_ratio": _number(place.ratio), "by": place.how},
+        "first_divergence": None if place is None else _place(place),
+        "places": [_place(p) for p in result.places],
         "findings": result.findings,
         "power": result.power,
+        "seen_from": _seen_from(result),
         "repro": repro,
         "environment": result.versions,
         "noise": {
@@ -41,6 +45,7 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
             "unit": _unit(result),
         },
         "smallest_failure": None if result.smallest is None else to_json(result.smallest),
+        "picture": None if result.picture is None else _picture(result.picture),
         "batches": [_played(p) for p in result.played],
         "seconds": {name: round(s, 3) for name, s in result.seconds.items()},
     }
@@ -61,6 +66,53 @@ def _finding(f: Finding) -> dict[str, Any]:
         "links": list(f.links),
         "evidence": f.evidence,
     }
+
+
+def _place(p: Place) -> dict[str, Any]:
+    return {"layer": p.layer, "module": p.module, "noise_ratio": _number(p.ratio), "by": p.how}
+
+
+def _seen_from(result: Result) -> dict[str, float]:
+    """Of each mutant that the cases exercise: which share of it would have been enough to be seen below the noise."""
+    needed = limit(sum(x.seen.strength > 0 for x in result.looked))
+    shares = {x.mutant.name: needed * x.seen.sigma for x in result.looked}
+    return {name: float(f"{share:.3g}") for name, share in shares.items() if math.isfinite(share)}
+
+
+def _picture(p: Picture) -> dict[str, Any]:
+    """Numbers to three places: they are drawn."""
+    close = p.close_up
+    return {
+        "case": p.case,
+        "mutant": p.mutant,
+        "lines": [
+            {
+                "run": line.run,
+                "index": line.index,
+                "adapter": line.adapter,
+                "first": line.first,
+                "prompt": line.prompt,
+                "engine": _drawn(line.engine),
+                "mutant": None if line.bug is None else _drawn(line.bug),
+                "left": None if line.left is None else _drawn(line.left),
+            }
+            for line in p.lines
+        ],
+        "close_up": None
+        if close is None
+        else {
+            "line": close.line,
+            "places": close.places,
+            "tokens": close.tokens,
+            "engine": [_drawn(row) for row in close.engine],
+            "mutant": None if close.bug is None else [_drawn(row) for row in close.bug],
+            "left": None if close.left is None else [_drawn(row) for row in close.left],
+        },
+    }
+
+
+def _drawn(xs: Array) -> list[float | None]:
+    return [float(f"{x:.3g}") if math.isfinite(x) else None for x in xs]
 
 
 def _played(p: Played) -> dict[str, Any]:

@@ -1,0 +1,145 @@
+"""From numbers to shapes: heat maps and the cloud of all rows, as the few attributes of SVG that the page needs.
+
+Colours are steps on one logarithmic scale, log(1 + |x|) of x in units of noise, so that noise is pale and a bug is not,
+however large it is. Cells of one colour are one path.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+STEPS = 7  # of colour, on either side of none
+FAINTEST = 30.0  # the scale reaches at least to here, or noise alone would look like something
+
+Number = float | None  # None: no number, or none that was shown
+Row = tuple[int, Sequence[Number]]  # the column of the first number, and the numbers
+
+
+def reach(numbers: Iterable[Number]) -> float:
+    """Where the scale ends."""
+    return max([FAINTEST, *(abs(x) for x in numbers if x is not None)])
+
+
+def step(x: float, top: float) -> int:
+    """-STEPS .. STEPS."""
+    size = min(STEPS, round(STEPS * math.log1p(abs(x)) / math.log1p(top)))
+    return size if x >= 0 else -size
+
+
+def value(size: float, top: float) -> float:
+    """The inverse: how large is what has this colour?"""
+    return math.expm1(abs(size) / STEPS * math.log1p(top)) * (1 if size >= 0 else -1)
+
+
+def shade(x: Number, top: float) -> str:
+    """The colour's class: p1 .. p7 above, n1 .. n7 below, z for noise, none for no number."""
+    if x is None:
+        return "none"
+    size = step(x, top)
+    return f"p{size}" if size > 0 else f"n{-size}" if size < 0 else "z"
+
+
+def heat(rows: Sequence[Row], top: float) -> dict[str, str]:
+    """Class -> the path of all its cells. A cell is one unit wide and one high; row i is at y = i."""
+    paths: dict[str, list[str]] = {}
+    for y, (start, numbers) in enumerate(rows):
+        shades = [shade(x, top) for x in numbers]
+        x = 0
+        while x < len(shades):
+            n = 1
+            while x + n < len(shades) and shades[x + n] == shades[x]:
+                n += 1
+            paths.setdefault(shades[x], []).append(f"M{start + x} {y}h{n}v1h-{n}z")
+            x += n
+    return {kind: "".join(parts) for kind, parts in sorted(paths.items())}
+
+
+@dataclass(frozen=True)
+class Dot:
+    """Rows that lie together."""
+
+    x: float
+    y: float
+    radius: float
+    kind: str  # "base", "adapter", "wrong"
+    count: int
+    place: int
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """All rows of a campaign: place in the text against error, on a logarithmic scale."""
+
+    width: int
+    height: int
+    left: int
+    bottom: int  # y of the axis
+    dots: list[Dot]
+    x_ticks: list[tuple[float, int]]
+    y_ticks: list[tuple[float, float]]
+    fails_y: float
+    level: tuple[float, float]  # y from, y to of what honest rows have
+    no_number_y: float | None  # where rows without a number are drawn, if there are any
+
+
+def cloud(batches: Sequence[dict[str, Any]], noise: dict[str, Number], width: int = 940, height: int = 270) -> Cloud:
+    """batches, noise: as in the JSON."""
+    rows = [
+        (r["first"] + i, x, r["adapter"] is None)
+        for b in batches
+        for r in b["requests"]
+        for i, x in enumerate(r["ratios"])
+    ]
+    sizes = [x for _, x, _ in rows if x]
+    fails, level, spread = noise["fails_from"] or 1.0, noise["level"] or 1.0, noise["spread"] or 0.0
+    low, high = math.log10(min(0.3, *sizes, 0.3)), math.log10(max(3 * fails, *sizes, 10))
+    low, high = max(low, -3.0), high + 0.06 * (high - low)
+    left, right, top, bottom = 66, 12, 12, height - 40
+    nothing = any(x is None for _, x, _ in rows)
+    first_y = top + (26 if nothing else 0)
+    last = max((place for place, _, _ in rows), default=0)
+
+    def at_x(place: float) -> float:
+        return left + (place + 0.5) / (last + 1) * (width - left - right)
+
+    def at_y(x: float) -> float:
+        height_of = (math.log10(max(x, 1e-12)) - low) / (high - low)
+        return bottom - min(max(height_of, 0.0), 1.0) * (bottom - first_y)
+
+    together: dict[tuple[int, float, str], int] = {}
+    wide = max(1, -(-(last + 1) // 120))  # places that share a column
+    for place, x, base in rows:
+        kind = "wrong" if x is None or not x < fails else "base" if base else "adapter"
+        y = top + 6.0 if x is None else round(at_y(x) / 5) * 5
+        key = (place // wide * wide, y, kind)
+        together[key] = together.get(key, 0) + 1
+    room = min(9.0, max(2.5, (width - left - right) / (last // wide + 1) / 2))
+    most = max(together.values(), default=1)
+    aside = {"base": -0.22, "adapter": 0.22, "wrong": 0.0}  # so that both are seen
+    dots = [
+        Dot(
+            round(at_x(place + aside[kind] * wide), 1),
+            y,
+            round(max(1.6, room * 0.8 * math.sqrt(n / most)), 1),
+            kind,
+            n,
+            place,
+        )
+        for (place, y, kind), n in sorted(together.items())
+    ]
+    every = max(1, -(-(last + 1) // 14))
+    tens = range(math.ceil(low), math.floor(high) + 1)
+    thin = max(1, len(tens) // 6)
+    return Cloud(
+        width,
+        height,
+        left,
+        bottom,
+        dots,
+        [(round(at_x(p), 1), p) for p in range(0, last + 1, every)],
+        [(round(at_y(10.0**t), 1), 10.0**t) for t in tens if t % thin == 0],
+        round(at_y(fails), 1),
+        (round(at_y(level * math.exp(2 * spread)), 1), round(at_y(level * math.exp(-2 * spread)), 1)),
+        top + 6.0 if nothing else None,
+    )
