@@ -17,8 +17,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small
 from refimpl.ops import NUMPY, REFERENCE
 from refimpl.oracle.mutants import all_mutants
 from refimpl.oracle.vectors.bugs import BUGS
+from refimpl.oracle.vectors.read import read_set
 from refimpl.oracle.vectors.tables import Loaded, OfTable
-from refimpl.oracle.vectors.vector import KINDS, VECTOR_DTYPES, Vector, read_set
+from refimpl.oracle.vectors.vector import KINDS, VECTOR_DTYPES, Vector
 from refimpl.oracle.vectors.verify import verify
 
 ROOT = Path(__file__).parent.parent

@@ -83,8 +83,8 @@ def _make(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from ..engines import registry
     from ..oracle.vectors.function import of_function
+    from ..oracle.vectors.read import read_set
     from ..oracle.vectors.tables import OfEngine, OfTable
-    from ..oracle.vectors.vector import read_set
     from ..oracle.vectors.verify import verify
 
     vectors = [v for v in read_set(args.folder) if v.kind in (args.kind or KINDS)]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from refimpl.engines.peft import Peft
+from refimpl.oracle.vectors.read import read_set
 from refimpl.oracle.vectors.tables import OfEngine
-from refimpl.oracle.vectors.vector import VECTOR_DTYPES, read_set
+from refimpl.oracle.vectors.vector import VECTOR_DTYPES
 from refimpl.oracle.vectors.verify import judge
 
 pytest.importorskip("peft", reason="transformers and PEFT are not installed: pip install -e '.[peft]'")

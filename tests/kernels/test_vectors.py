@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from refimpl.cuda import CUDA
+from refimpl.oracle.vectors.read import read_set
 from refimpl.oracle.vectors.tables import Loaded, OfTable
-from refimpl.oracle.vectors.vector import read_set
 from refimpl.oracle.vectors.verify import judge
 
 VECTORS = {v.id: v for v in read_set(Path(__file__).parents[1] / "vectors" / "v1")}

@@ -11,8 +11,9 @@ from refimpl.oracle.vectors import cases_logits, cases_sequences, scenes
 from refimpl.oracle.vectors.bugs import BUGS
 from refimpl.oracle.vectors.make import draws, make_set
 from refimpl.oracle.vectors.models import Written, write_models
+from refimpl.oracle.vectors.read import read_set
 from refimpl.oracle.vectors.tables import Loaded, OfTable
-from refimpl.oracle.vectors.vector import KINDS, RESULTS, VECTOR_DTYPES, Vector, read_set
+from refimpl.oracle.vectors.vector import KINDS, RESULTS, VECTOR_DTYPES, Vector
 from refimpl.oracle.vectors.verify import verify
 
 SET = Path(__file__).parents[1] / "vectors" / "v1"

@@ -16,8 +16,9 @@ from refimpl.engines.interface import Capabilities
 from refimpl.engines.ours import CAPABILITIES
 from refimpl.oracle.mutants import all_mutants
 from refimpl.oracle.readout import log_softmax
+from refimpl.oracle.vectors.read import read_set, read_vector
 from refimpl.oracle.vectors.tables import OfEngine, OfTable, lacking
-from refimpl.oracle.vectors.vector import EXPECTED, INPUTS, MANIFEST, Vector, VectorError, read_set, read_vector, sha256
+from refimpl.oracle.vectors.vector import EXPECTED, INPUTS, MANIFEST, Vector, VectorError, sha256
 from refimpl.oracle.vectors.verify import judge
 
 SET = Path(__file__).parents[1] / "vectors" / "v1"

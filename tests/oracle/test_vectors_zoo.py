@@ -7,8 +7,8 @@ import pytest
 
 from refimpl.oracle.mutants import all_mutants
 from refimpl.oracle.vectors.bugs import BUGS
+from refimpl.oracle.vectors.read import read_set
 from refimpl.oracle.vectors.tables import Loaded, OfTable
-from refimpl.oracle.vectors.vector import read_set
 from refimpl.oracle.vectors.verify import judge
 
 ROOT = Path(__file__).parents[2]

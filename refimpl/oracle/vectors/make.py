@@ -9,7 +9,8 @@ import numpy as np
 from ...formats.files import new_folder
 from . import cases_logits, cases_sequences, scenes, step_kv, step_lora
 from .models import write_models
-from .vector import KINDS, Vector, write_index, write_vector
+from .vector import KINDS, Vector
+from .write import write_index, write_vector
 
 
 def make_set(out: Path, seed: int = 0, kinds: Sequence[str] = KINDS) -> list[Vector]:
