@@ -1,0 +1,185 @@
+"""Verdicts: what honest looks like is learnt, NaN never passes, nothing is waved through, the odds are as stated."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from small_stage import small_stage
+
+from refimpl import NUMPY, Precision
+from refimpl.engines.interface import Answer
+from refimpl.engines.ours import CAPABILITIES, Ours
+from refimpl.oracle.case import Case, Exchange, draw_batch, play, prepare, truth
+from refimpl.oracle.measure import Measured, look, malformed, measure
+from refimpl.oracle.noise import ensemble, wider
+from refimpl.oracle.stage import Stage, settings
+from refimpl.oracle.verdict import judge, limits, overall, thresholds
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def asked(stage: Stage, precision: Precision | None = None, count: int = 6) -> list[tuple[Case, list[Exchange]]]:
+    engine = Ours(lambda: NUMPY, precision)
+    engine.start(settings(stage))
+    prepare(engine, stage)
+    cases = [draw_batch(stage, CAPABILITIES, np.random.default_rng([1, i]), f"batch {i}") for i in range(count)]
+    return [(case, play(engine, case, stage)) for case in cases]
+
+
+def measured(stage: Stage, played: list[tuple[Case, list[Exchange]]]) -> list[Measured]:
+    return [m for case, exchanges in played for m in measure(case, exchanges, stage, ensemble(stage.dtype))[0]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("preset", ["model", "transformers", "tensorrt_llm"])
+def test_honest_engines_pass_however_they_round(dtype: str, preset: str) -> None:
+    stage = small_stage(dtype)
+    found = measured(stage, asked(stage, Precision(preset, dtype)))
+    known = limits(found)
+    assert [judge(m, known).verdict for m in found] == ["pass"] * len(found)
+    assert all(m.matters > known.ratio for m in found)  # and each case could have shown a wrong adapter
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_answer_of_another_adapter_fails(dtype: str) -> None:
+    stage = small_stage(dtype)
+    played = asked(stage)
+    wrong = []
+    for case, exchanges in played:
+        e = next(e for e in exchanges if e.adapter in stage.adapters)
+        other = next(key for key in stage.adapters if key != e.adapter and not stage.adapters[key].replaced)
+        answer = dataclasses.replace(
+            e.answer, logits=truth([dataclasses.replace(e, adapters=((other, 1.0),))], stage)[0]
+        )
+        wrong.append((case, [dataclasses.replace(e, answer=answer)]))
+    known = limits(measured(stage, played))
+    assert {judge(m, known).verdict for m in measured(stage, wrong)} == {"fail"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_fails(value: float) -> None:
+    stage = small_stage()
+    (case, exchanges), *_ = asked(stage, count=1)
+    logits = exchanges[0].answer.logits
+    assert logits is not None
+    broken = logits.copy()
+    broken[-1, 3] = value
+    e = dataclasses.replace(exchanges[0], answer=dataclasses.replace(exchanges[0].answer, logits=broken))
+    (m,) = measure(case, [e], stage, ensemble("float32"))[0]
+    j = judge(m, limits(measured(stage, [(case, exchanges)])))
+    assert j.verdict == "fail" and "token 3" in j.why
+
+
+def test_a_row_that_is_nan_inside_of_the_judge_fails_too() -> None:
+    """No comparison there may be one that a NaN passes."""
+    stage = small_stage()
+    found = measured(stage, asked(stage, count=2))
+    known = limits(found)
+    ratio = found[0].ratio.copy()
+    ratio[0] = np.nan
+    assert judge(dataclasses.replace(found[0], ratio=ratio), known).verdict == "fail"
+
+
+def test_answers_of_the_wrong_shape_fail_with_a_reason() -> None:
+    stage = small_stage()
+    (case, exchanges), *_ = asked(stage, count=1)
+    e = exchanges[0]
+    assert e.answer.logits is not None
+    for answer, why in (
+        (Answer(error="the server said 500"), "500"),
+        (dataclasses.replace(e.answer, token_ids=(*e.answer.token_ids, 1)), "tokens where"),
+        (dataclasses.replace(e.answer, token_ids=(999,) * e.ask.max_new_tokens), "token 999"),
+        (dataclasses.replace(e.answer, logits=e.answer.logits[:-2]), "rows"),
+        (dataclasses.replace(e.answer, logits=e.answer.logits[:, :-1]), "shape"),
+        (dataclasses.replace(e.answer, logits=None, top=[{0: float("nan")}] * len(e.answer.logits)), "no number"),
+        (dataclasses.replace(e.answer, logits=None, top=[{99: -1.0}] * len(e.answer.logits)), "token 99"),
+        (dataclasses.replace(e.answer, logits=None, top=[{}] * len(e.answer.logits)), "no token"),
+    ):
+        bad = dataclasses.replace(e, answer=answer)
+        (m,) = measure(case, [bad], stage, ensemble("float32"))[0]
+        assert why in m.problem and judge(m, limits([m])).verdict == "fail"
+    assert not malformed(e, stage)
+
+
+@pytest.mark.parametrize("kind", ["logprobs", "top", "text"])
+def test_less_than_logits_is_judged_too(kind: str) -> None:
+    """The right answer passes in each read-out, and that of another adapter fails."""
+    stage = small_stage("float32")
+    played = asked(stage, count=12)
+
+    def shown(answer: Answer) -> Answer:
+        assert answer.logits is not None
+        if kind == "text":
+            return Answer(answer.token_ids)
+        p = answer.logits - np.log(np.exp(answer.logits).sum(axis=1, keepdims=True))
+        if kind == "logprobs":
+            return Answer(answer.token_ids, answer.first, logprobs=p)
+        top = [{int(t): float(row[t]) for t in np.argsort(row)[-5:]} for row in p]
+        return Answer(answer.token_ids, answer.first, top=top)
+
+    right = [(c, [dataclasses.replace(e, answer=shown(e.answer)) for e in es]) for c, es in played]
+    known = limits(measured(stage, right))
+    assert {judge(m, known).verdict for m in measured(stage, right)} == {"pass"}
+    keys = [k for k, a in stage.adapters.items() if not a.replaced]
+    swapped = []
+    for case, exchanges in right:
+        turned = [
+            dataclasses.replace(e, adapters=((keys[(keys.index(e.adapter) + 1) % len(keys)], 1.0),))
+            for e in exchanges
+            if e.adapter in keys
+        ]
+        swapped.append((case, turned))
+    assert "fail" in {judge(m, known).verdict for m in measured(stage, swapped)}
+
+
+def test_no_verdict_at_all_is_no_pass() -> None:
+    assert overall([]) == "undecided"
+    assert overall(["pass", "undecided"]) == "undecided"
+    assert overall(["pass", "undecided", "fail"]) == "fail"
+
+
+def test_the_odds_are_for_the_whole_campaign() -> None:
+    """Normal scores: more rows, a later alarm; and drawn anew, as few of them pass the limit as was said."""
+    rng = np.random.default_rng(0)
+    honest = rng.standard_normal(5000)
+    few, many = thresholds(honest, 10), thresholds(honest, 10_000)
+    assert few[0] < few[1] < many[1]
+    campaigns = rng.standard_normal((2000, 1000)).max(axis=1)
+    assert np.mean(campaigns > thresholds(honest, 1000)[0]) <= 0.02  # DOUBT is 0.01, and the tail is on the safe side
+    heavy = np.concatenate([honest, rng.exponential(3.0, 300)])
+    assert thresholds(heavy, 1000)[1] > thresholds(honest, 1000)[1]
+
+
+def test_a_broken_base_is_no_excuse() -> None:
+    """The engine's own level is read off its base rows, but not if they are further off than any honest run's."""
+    stage = small_stage()
+    found = measured(stage, asked(stage, count=4))
+    known = limits(found)
+    broken = [dataclasses.replace(m, ratio=m.ratio * 1e4) if m.adapter is None else m for m in found]
+    spoilt = limits(broken)
+    assert spoilt.level <= known.highest + 1e-9 and spoilt.base > known.base + 5
+    assert {judge(m, spoilt).verdict for m in broken if m.adapter is None} == {"fail"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_ensemble_is_made_of_different_honest_runs(dtype: str) -> None:
+    """No two members give the same bits, none is the truth, and the wider one has more of them."""
+    stage = small_stage(dtype)
+    (case, exchanges), *_ = asked(stage, count=1)
+    _, raws = measure(case, exchanges, stage, ensemble(dtype))
+    raw = raws[0]
+    assert raw is not None
+    assert all(np.any(e) for e in raw.honest)
+    pairs = [(i, j) for i in range(len(raw.honest)) for j in range(i)]
+    alike = [p for p in pairs if np.array_equal(raw.honest[p[0]], raw.honest[p[1]])]
+    assert len(alike) <= 1  # where sums are as short as here, two orders can be one
+    assert len(wider(dtype)) > 2 * len(ensemble(dtype))
+
+
+def test_text_alone_counts_a_token_only_if_its_margin_exceeds_the_noise() -> None:
+    exact = np.array([[0.0, 1.0, 3.0, 3.0 - 1e-9]])
+    runs = [exact + d for d in (np.array([[0, 0, 1e-8, 0]]), np.array([[0, 0, 0, 2e-8]]))]
+    close = look(Answer((3,)), exact, runs)
+    far = look(Answer((1,)), exact, runs)
+    assert abs(close.error[0, 0]) / close.unit[0] < 1 < 1e6 < abs(far.error[0, 0]) / far.unit[0]
+    assert look(Answer((2,)), exact, runs).error[0, 0] == 0
