@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", default="tiny", metavar="DIR|tiny|random", help="the base (default: tiny)")
     add("--adapter", action="append", default=[], metavar="NAME=DIR", help="a PEFT folder; without any, some are made")
     add("--cases", type=int, default=50, metavar="N", help="batches (default 50)")
-    add("--sequences", type=int, default=20, metavar="N", help="sequences of loads and requests (default 20)")
+    add("--sequences", type=int, default=30, metavar="N", help="sequences of loads and requests (default 30)")
     add("--seed", type=int, default=0, metavar="S", help="the same seed asks the same questions (default 0)")
     add("--budget", type=float, metavar="SECONDS", help="ask no more after two thirds of this")
     add("--precision", default="float32", choices=[*TYPES, "auto"], help="what the engine is asked to compute in")
@@ -152,7 +152,9 @@ def write(result: Result, engine: str, options: dict[str, str], args: argparse.N
     repro = ""
     if result.smallest is not None:
         repro = str(checking.keep(result, args.report / "repro", engine, options, args.seed))
-    found = without_secrets(summary(result, engine, repro))
+    told = summary(result, engine, repro)
+    by_mutant = {key: told[key] for key in ("power", "seen_from")}  # names of ours, some of which end in "token"
+    found = without_secrets(told) | by_mutant
     (args.report / "check.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8")
     (args.report / PAGE).write_text(page(found, mutants_for(list(result.stage.paths))), "utf-8")
     return found

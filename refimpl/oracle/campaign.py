@@ -106,6 +106,7 @@ class Campaign:
         self.capabilities = self.engine.capabilities
         self.members: Sequence[Member] = ensemble(stage.dtype)
         self.findings: list[str] = []
+        self._narrow: precisions.PrecisionFinding | None = None  # what the engine keeps in a lower type
         self.seconds: dict[str, float] = {}
         self._began = time.monotonic()
         self._state: tuple[Settings, bool] | None = None  # how the engine was started, and whether for batches
@@ -191,6 +192,9 @@ class Campaign:
                 self.engine.reset()
                 prepare(self.engine, self.stage)
             self._state = (way, case.stateless)
+        elif case.stateless and getattr(self.engine, "new_for_each_batch", False):
+            self.engine.reset()
+            prepare(self.engine, self.stage)
         return play(self.engine, case, self.stage)
 
     def _late(self) -> bool:
@@ -233,6 +237,7 @@ class Campaign:
             )
             return known
         self.findings.append(f"precision: {found.what}, not {self.stage.dtype}")
+        self._narrow = found
         self.members = precisions.narrowed(self.members, found)
         again = [workers.submit(ratios, p.case, self._answers(p.case, p.settings), self.members) for p in played]
         for p, future in zip(played, again, strict=True):
@@ -242,13 +247,15 @@ class Campaign:
     def _second_look(self, played: Sequence[Played], known: Limits) -> None:
         """Too close to call: judge with three times as many honest runs, then ask the same of other tokens. What does
         not come again in any of them was chance, and is told; what does stays undecided, or fails."""
-        if self.members != ensemble(self.stage.dtype):
-            return
-        more = wider(self.stage.dtype)
+        more = (
+            wider(self.stage.dtype)
+            if self._narrow is None
+            else precisions.narrowed(wider(self.stage.dtype), self._narrow)
+        )
         for p in [p for p in played if p.verdict == "undecided" and any(m.ratio.size for m in p.measured)]:
             exchanges = self._answers(p.case, p.settings)
             p.judged = _again(p, measure(p.case, exchanges, self.stage, more)[0], known)
-            doubtful = [j for j in p.judged if j.verdict == "undecided" and j.score > known.pass_score]
+            doubtful = [j for j in p.judged if _close(j, known)]
             if not doubtful:
                 continue
             fresh: list[Judged] = []
@@ -376,7 +383,7 @@ class Campaign:
         """The first failed case, made small; and whether its requests fail alone."""
         first = min(failed, key=_size)
         try:
-            budget = Budget(calls=60, seconds=30.0)
+            budget = Budget(calls=200, seconds=45.0)
             small = shrink(first.case, lambda c: bool(self._fails(c, first.settings, result.known)), budget)
         except EngineError as error:
             self.findings.append(f"while the failure was made smaller: {error}")
@@ -453,8 +460,13 @@ def _spread(xs: Sequence[Any], n: int) -> list[Any]:
 
 
 def _again(p: Played, measured: Sequence[Measured], known: Limits) -> list[Judged]:
-    """What was undecided, judged anew."""
-    return [judge(m, known) if j.verdict == "undecided" else j for j, m in zip(p.judged, measured, strict=True)]
+    """What was too close to call, judged anew."""
+    return [judge(m, known) if _close(j, known) else j for j, m in zip(p.judged, measured, strict=True)]
+
+
+def _close(j: Judged, known: Limits) -> bool:
+    """Undecided for its numbers, not because nothing could be shown."""
+    return j.verdict == "undecided" and not j.score <= known.pass_score
 
 
 def retold(case: Case, vocab: int, seed: int) -> Case:

@@ -25,7 +25,7 @@ def check(
     plan: Plan,
     work: Path,
     progress: Progress = lambda *_: None,
-    made: int = 6,
+    made: int = 5,
 ) -> Result:
     """A campaign on a stage of its own. made: how many adapters are made where none are given."""
     capabilities = make().capabilities

@@ -16,6 +16,7 @@ from ..formats.hf import save_model
 from ..formats.peft import save_adapter
 from ..weights import Linear, Model, base_folder, load_model
 from .made import random_adapters, random_config, random_model
+from .relatives import relatives
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ def build(
     count: int = 4,
 ) -> Stage:
     """model: "tiny", "random", or a folder. adapters: the user's own; without them, `count` are made (beside two
-    of the embedded model's voices). What is made is written under `work`, in `dtype`, so that no engine rounds it."""
+    of the embedded model's voices), and two of their relatives where adapters can be exchanged. What is made is written under `work`, in `dtype`, so that no engine rounds it."""
     rng = np.random.default_rng([seed, 4])
     if model == "random":
         folder = work / "model"
@@ -70,7 +71,10 @@ def build(
             from .. import tiny
 
             paths |= dict(list(tiny.VOICES.items())[:2])
-        for adapter in random_adapters(ours, rng, capabilities, count):
+        made = random_adapters(ours, rng, capabilities, count)
+        if "load" in capabilities.operations:
+            made += relatives(made[0], rng)
+        for adapter in made:
             paths[adapter.name] = work / "adapters" / adapter.name
             save_adapter(adapter, paths[adapter.name], dtype)
     loaded = {name: load_adapter(path, ours.config, name) for name, path in paths.items()}
