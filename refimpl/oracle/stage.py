@@ -56,8 +56,9 @@ def build(
     adapters: Mapping[str, Path] | None = None,
     count: int = 4,
 ) -> Stage:
-    """model: "tiny", "random", or a folder. adapters: the user's own; without them, `count` are made (beside two
-    of the embedded model's voices), and two of their relatives where adapters can be exchanged. What is made is written under `work`, in `dtype`, so that no engine rounds it."""
+    """model: "tiny", "random", or a folder. adapters: the user's own; without them `count` are made, beside two of the
+    embedded model's voices, and with two relatives where an engine can exchange adapters. What is made is written
+    under `work`, in `dtype`, so that no engine rounds it."""
     rng = np.random.default_rng([seed, 4])
     if model == "random":
         folder = work / "model"
