@@ -133,6 +133,8 @@ class Campaign:
                 self._below(result, workers)
             if result.verdict == "fail":
                 self._explain(result, workers)
+            if not result.places:
+                self._layers(result)
         result.versions = self.engine.versions()
         result.seconds = self.seconds
         return result
@@ -423,6 +425,21 @@ class Campaign:
                     result.first_divergence = result.places[0] if result.places else None
         except EngineError as error:
             self.findings.append(f"while the failure was located: {error}")
+
+    def _layers(self, result: Result) -> None:
+        """How far off each module is in a batch where nothing failed, if the engine shows its intermediates."""
+        traced: Any = getattr(self.engine, "traced", None)
+        batch = next((p for p in result.played if p.case.stateless), None)
+        if not self.capabilities.trace or traced is None or batch is None:
+            return
+        try:
+            asked = self.ask(batch.case, batch.settings)
+            e = next((e for e in asked if e.adapter is not None and not e.answer.error), None)
+            if e is not None:
+                answer = traced(batch.case.runs[e.run].asks)[e.index]
+                result.places = intermediates(e, answer, self.stage, self.members)
+        except EngineError as error:
+            self.findings.append(f"while the layers were looked at: {error}")
 
 
 HISTORY = ("sequence", "chunks", "scattered blocks", "sum", "weight")  # needs that sequences are drawn for

@@ -59,7 +59,8 @@ def intermediates(exchange: Exchange, answer: Answer, stage: Stage, members: Seq
                 continue
             n = len(answer.trace[name])
             unit = np.sqrt(np.mean([np.mean((h[name][:n] - true[name][:n]) ** 2) for h in honest]))
-            ratio = float(np.sqrt(np.mean((answer.trace[name] - true[name][:n]) ** 2)) / unit)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = float(np.sqrt(np.mean((answer.trace[name] - true[name][:n]) ** 2)) / unit)
             found.append(Place(layer, module, ratio, "intermediates"))
     return found
 

@@ -48,7 +48,7 @@ def page(found: Mapping[str, Any], zoo: Mapping[str, Mutant]) -> str:
         cloud=drawing.cloud(found["batches"], found["noise"]),
         far=_far(found["picture"]),
         near=_near(found["picture"]),
-        places=_places(found["places"]),
+        places=_places(found["places"], found["noise"]["fails_from"]),
         power=_power(found, zoo),
         replay=f"loracle check --replay {shlex.quote(found['repro'])}" if found["repro"] else "",
     )
@@ -131,8 +131,8 @@ def _ticks(columns: int) -> list[int]:
     return list(range(0, columns, every))
 
 
-def _places(places: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Layers by modules."""
+def _places(places: list[dict[str, Any]], fails_from: float | None) -> dict[str, Any] | None:
+    """Layers by modules. off: how many left the noise."""
     if not places:
         return None
     layers = list(dict.fromkeys(p["layer"] for p in places))
@@ -144,6 +144,7 @@ def _places(places: list[dict[str, Any]]) -> dict[str, Any] | None:
         "rows": rows,
         "top": drawing.reach(p["noise_ratio"] for p in places),
         "by": places[0]["by"],
+        "off": sum(p["noise_ratio"] is None or not p["noise_ratio"] < (fails_from or 0.0) for p in places),
     }
 
 

@@ -1,10 +1,12 @@
 """A result as JSON: what `loracle check --json` prints, and what the report is drawn from."""
 
 import math
+import platform
 from typing import Any
 
 import numpy as np
 
+from .. import __version__
 from ..arrays import Array
 from .campaign import Played, Result
 from .case_json import to_json
@@ -36,7 +38,7 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "power": result.power,
         "seen_from": _seen_from(result),
         "repro": repro,
-        "environment": result.versions,
+        "environment": _environment() | result.versions,
         "noise": {
             "level": _number(math.exp(result.known.level)),
             "spread": _number(result.known.spread),
@@ -131,6 +133,12 @@ def _played(p: Played) -> dict[str, Any]:
             for m, j in zip(p.measured, p.judged, strict=True)
         ],
     }
+
+
+def _environment() -> dict[str, str]:
+    """Of this side."""
+    ours = {"loracle": __version__, "python": platform.python_version(), "numpy": np.__version__}
+    return ours | {"machine": f"{platform.system()} {platform.machine()}"}
 
 
 def _unit(result: Result) -> float | None:
