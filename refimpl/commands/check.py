@@ -2,13 +2,13 @@
 
 import argparse
 import json
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -16,13 +16,14 @@ from rich.text import Text
 
 from ..engines import registry
 from ..errors import RequestError
+from ..loading.findings import one_line
 from ..oracle import check as checking
 from ..oracle.campaign import Plan, Result
 from ..oracle.mutants import mutants_for
 from ..oracle.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
 from ..oracle.precision import TYPES
 from ..oracle.redact import without_secrets
-from ..oracle.report import PAGE, page
+from ..oracle.report import CLASSES, PAGE, page, times
 from ..oracle.summary import summary
 
 HELP = "hold an engine against the reference: a verdict, and the name of the bug"
@@ -33,6 +34,7 @@ EXAMPLE = """  loracle check --engine peft
   loracle check --replay out/repro"""
 
 COLOURS = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
+SYMPTOMS = 8  # that are printed; the JSON has all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=args.json)
     if args.replay is not None:
         result, engine = checking.replay(args.replay)
+        found = write(result, engine, {}, args)
     else:
         if args.engine is None:
             raise RequestError("give --engine NAME (`loracle engines` lists them), or --replay FOLDER")
@@ -78,12 +81,10 @@ def run(args: argparse.Namespace) -> int:
             result = checking.check(make, args.model, adapters(args.adapter), plan(args), work, told)
             checking.expect(result, engine, options)
             found = write(result, engine, options, args)
-    if args.replay is not None:
-        found = summary(result, engine)
     if args.json:
         print(json.dumps(found, allow_nan=False))
     else:
-        show(console, result, found)
+        show(console, found, args.report and args.report / PAGE)
     return 0 if result.verdict == "pass" else 1
 
 
@@ -145,69 +146,71 @@ def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def write(result: Result, engine: str, options: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
-    """The repro folder, the JSON and the page, where a report is wanted."""
-    if args.report is None:
-        return summary(result, engine)
-    args.report.mkdir(parents=True, exist_ok=True)
+    """The JSON; where a report is wanted, the repro folder and the page as well."""
     repro = ""
-    if result.smallest is not None:
-        repro = str(checking.keep(result, args.report / "repro", engine, options, args.seed))
+    if args.report is not None:
+        args.report.mkdir(parents=True, exist_ok=True)
+        if result.smallest is not None:
+            repro = str(checking.keep(result, args.report / "repro", engine, options, args.seed))
     told = summary(result, engine, repro)
     by_mutant = {key: told[key] for key in ("power", "seen_from")}  # names of ours, some of which end in "token"
     found = without_secrets(told) | by_mutant
-    (args.report / "check.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8")
-    (args.report / PAGE).write_text(page(found, mutants_for(list(result.stage.paths))), "utf-8")
+    if args.report is not None:
+        (args.report / "check.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8")
+        (args.report / PAGE).write_text(page(found, mutants_for(list(result.stage.paths))), "utf-8")
     return found
 
 
-def show(console: Console, result: Result, found: dict[str, Any]) -> None:
-    """For people: the verdict first, then why."""
-    colour = COLOURS[result.verdict]
-    counts = f"{found['passed']} passed, {found['failed']} failed, {found['undecided']} undecided"
-    console.print(
-        Text(result.verdict.upper(), style=colour) + Text(f"  {found['engine']}, {found['precision']}: {counts}")
+def show(console: Console, found: dict[str, Any], page: Path | None) -> None:
+    """For people: the verdict first, then why; found: the JSON."""
+    console = Console(file=console.file, stderr=console.stderr, highlight=False)
+    counts = (
+        f"{found['cases']} cases: {found['passed']} passed, {found['failed']} failed, {found['undecided']} undecided"
     )
-    worst = found["worst_noise_ratio"]
-    fails_from = found["noise"]["fails_from"]
-    console.print(
-        f"worst row: {'no number' if worst is None else f'{worst:.3g} x'} the noise; {fails_from:.3g} x fails"
-    )
+    worst, fails_from = times(found["worst_noise_ratio"]), times(found["noise"]["fails_from"])
+    verdict = Text(found["verdict"].upper(), style=COLOURS[found["verdict"]])
+    console.print(verdict, Text(f" {found['engine']}, in {found['precision']}"))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+
+    def row(label: str, text: str, style: str = "") -> None:
+        table.add_row(label, Text(one_line(text), style=style))
+
+    row("cases", counts)
+    row("worst row", f"{worst}; a row fails from {fails_from}")
     for d in found["diagnosis"]:
-        head = "it is" if d["explains"] else "nearest, but not it:"
-        console.print(Text(f"{head} {d['name']}", style="bold") + Text(f" (class {d['class']}): {d['what']}"))
-        console.print(f"  {d['evidence']}")
+        kind = f" (class {d['class']}, {CLASSES[d['class']]})"
+        row("it is" if d["explains"] else "nearest, not it", f"{d['name']}{kind}", "bold")
+        row("", d["what"])
+        row("", d["evidence"])
         if d["also"]:
-            console.print(f"  these cases cannot tell it from {', '.join(d['also'])}")
+            row("", f"these cases cannot tell it from {', '.join(d['also'])}")
         if d["separated_by"]:
-            console.print(f"  {d['separated_by']}")
+            row("", d["separated_by"])
         for link in d["links"]:
-            console.print(f"  seen in {link}", style="dim", soft_wrap=True)
-    if found["symptoms"]:
-        table = Table("symptom", "failed requests", box=box.SIMPLE)
-        for s in found["symptoms"][:8]:
-            table.add_row(s["what"], f"{s['count']} of {s['of']}")
-        console.print(table)
+            row("", f"seen in {link}", "dim")
+    for i, s in enumerate(found["symptoms"][:SYMPTOMS]):
+        row("" if i else "symptoms", f"{s['what']} ({s['count']} of {s['of']} failed)")
     if place := found["first_divergence"]:
         where = f"layer {place['layer']}, " if place["layer"] is not None else ""
-        console.print(
-            f"first divergence: {where}{place['module']}, {place['noise_ratio']:.3g} x noise, by {place['by']}"
-        )
-    for line in found["findings"]:
-        console.print(f"finding: {line}")
-    show_power(console, found["power"])
-    if found["repro"]:
-        console.print(f"repeat it: loracle check --replay {found['repro']}", soft_wrap=True)
+        row("where", f"{where}{place['module']}, {times(place['noise_ratio'])}, by {place['by']}")
+    for i, line in enumerate(found["findings"]):
+        row("" if i else "findings", line)
+    row("power", powerful(found["power"]))
+    console.print(table)
+    if found["repro"]:  # whole, to be copied
+        console.print(Text(f"repeat it  loracle check --replay {shlex.quote(found['repro'])}"), soft_wrap=True)
+    if page is not None:
+        console.print(Text(f"the page   {page}"), soft_wrap=True)
 
 
-def show_power(console: Console, power: dict[str, str]) -> None:
+def powerful(power: dict[str, str]) -> str:
     """How much a pass means."""
     if not power:
-        console.print("power: not asked for; a pass says little without it", style="dim")
-        return
-    counts = {
-        kind: [name for name, k in power.items() if k == kind] for kind in (DETECTED, UNDETECTABLE, NOT_EXERCISED)
-    }
-    console.print(
-        f"power: of {len(power)} known bugs these cases would have shown {len(counts[DETECTED])}; "
-        f"{len(counts[UNDETECTABLE])} are too faint, {len(counts[NOT_EXERCISED])} were not exercised"
+        return "not asked for; a pass says little without it"
+    seen, faint, absent = (list(power.values()).count(k) for k in (DETECTED, UNDETECTABLE, NOT_EXERCISED))
+    return (
+        f"of {len(power)} known bugs these cases would have shown {seen}; {faint} are too faint, "
+        f"{absent} were not exercised"
     )
