@@ -1,9 +1,9 @@
 """vLLM on a CPU and llama.cpp, live: what they say of the embedded model and of drawn ones, whatever was done before.
 
-They live in environments of their own, and take minutes: `loracle engines setup vllm`, `loracle engines setup llama_cpp`,
-then LORACLE_LIVE=1 pytest tests/engines/test_live_engines.py -s, which prints every distance. Truth is our float64
-answer on the tokens that the engine produced. The unit is the rms error of our own float32 answer on them, over all rows
-and the whole vocabulary.
+They live in environments of their own, and take minutes: `loracle engines setup vllm` and `... setup llama_cpp`, then
+LORACLE_LIVE=1 pytest tests/engines/test_live_engines.py -s, which prints every distance. Truth is our float64 answer on
+the tokens that the engine produced. The unit is the rms error of our own answer in the engine's type, over all rows and
+the whole vocabulary.
 """
 
 import os
