@@ -165,7 +165,7 @@ def show(console: Console, found: dict[str, Any], page: Path | None) -> None:
     """For people: the verdict first, then why; found: the JSON."""
     console = Console(file=console.file, stderr=console.stderr, highlight=False)
     counts = (
-        f"{found['cases']} cases: {found['passed']} passed, {found['failed']} failed, {found['undecided']} undecided"
+        f"{found['passed']} of {found['cases']} passed, {found['failed']} failed, {found['undecided']} undecided"
     )
     worst, fails_from = times(found["worst_noise_ratio"]), times(found["noise"]["fails_from"])
     verdict = Text(found["verdict"].upper(), style=COLOURS[found["verdict"]])
