@@ -66,6 +66,7 @@ class Ours:
     """An Engine (interface.py). `make_ops` gives a fresh table of steps, so that a mutant's own state starts empty."""
 
     capabilities = CAPABILITIES
+    new_for_each_batch = True  # to start over costs nothing, and a bug that reads what was left behind is repeatable
 
     def __init__(
         self,
@@ -164,4 +165,9 @@ class Ours:
             first -= 1
         if last not in rows:
             return Answer(tuple(produced))
-        return Answer(tuple(produced), first, logits=np.stack([rows[i] for i in range(first, last + 1)]))
+        shown = [rows[i] for i in range(first, last + 1)]
+        # A bug may compute some rows without the words that the adapter adds: those are missing in them.
+        logits = np.full((len(shown), max(map(len, shown))), -np.inf, shown[0].dtype)
+        for row, own in zip(logits, shown, strict=True):
+            row[: len(own)] = own
+        return Answer(tuple(produced), first, logits=logits)
