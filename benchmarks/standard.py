@@ -1,0 +1,148 @@
+"""The standard campaign, as short as it can be for one question: is this table of steps found out, and by which case?
+
+    loracle check --engine mutant:NAME --model random --seed S       for S = 0, 1, 2, 3, each with 17 batches, 8 sequences
+
+are 100 cases on four random bases that have, in turn, all that an engine may be asked for. Here they are asked in that
+order until one fails. What is honest is learnt from the same campaign with the clean table; the level is then taken to
+be as high, and the spread as wide, as those of any honest run, so that what fails here fails in the whole campaign,
+whatever the engine's own base rows say there. A bug that leaves no row outside of the noise is looked for along its
+own direction, as the campaign does, at the odds for as many directions as the zoo has.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from refimpl.engines.interface import Settings
+from refimpl.engines.ours import CAPABILITIES, Ours
+from refimpl.ops import NUMPY, Ops
+from refimpl.oracle import sequences as drawn
+from refimpl.oracle.campaign import SAMPLE, Campaign, Plan
+from refimpl.oracle.case import Case, Exchange, draw_batch
+from refimpl.oracle.matched import Part, Sample, limit, parts, project
+from refimpl.oracle.measure import Measured, measure
+from refimpl.oracle.mutants import mutants_for
+from refimpl.oracle.noise import ensemble
+from refimpl.oracle.stage import Stage, build, settings
+from refimpl.oracle.verdict import Limits, judge, limits
+
+MakeOps = Callable[[], Ops]
+BATCHES, SEQUENCES, ADAPTERS = 17, 8, 8
+STAGES = 4  # the turns of random_config
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """One stage of it, and the cases that are asked there, in order."""
+
+    stage: Stage
+    cases: Sequence[tuple[Case, Settings]]
+    work: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    """How a bug was found out."""
+
+    by: str  # "a row", "a sequence", "no answer", "below the noise"
+    after: int  # cases, of 100
+    stage: int
+    case: str
+    why: str
+
+
+def setting(dtype: str, seed: int, work: Path) -> Setting:
+    """The stage of this seed, in this type."""
+    folder = work / f"{dtype}-{seed}"
+    stage = build("random", dtype, seed, folder, CAPABILITIES, None, ADAPTERS)
+    plain = settings(stage)
+    cases = []
+    for i in range(BATCHES):
+        rng = np.random.default_rng([seed, i, 1])
+        cases.append((draw_batch(stage, CAPABILITIES, rng, f"batch {i}"), plain))
+    ways = drawn.variants(stage, CAPABILITIES)
+    for number, way in enumerate(ways):
+        for i in range(number, SEQUENCES, len(ways)):
+            cases.append((drawn.draw_sequence(stage, CAPABILITIES, seed, i, way), way))
+    return Setting(stage, cases, folder)
+
+
+def asking(s: Setting, make: MakeOps) -> Campaign:
+    """An engine with this table of steps, that plays the cases of a stage; nothing is read from disk again."""
+    adapters = {s.stage.paths[key]: a for key, a in s.stage.adapters.items()}
+    return Campaign(lambda: Ours(make, None, s.stage.model, adapters), s.stage, Plan(), s.work)
+
+
+def played(s: Setting, make: MakeOps) -> Iterator[tuple[Case, Settings, list[Exchange], list[Measured]]]:
+    """Case by case, as they are asked."""
+    campaign, members = asking(s, make), ensemble(s.stage.dtype)
+    for case, way in s.cases:
+        with np.errstate(all="ignore"):
+            exchanges = campaign.ask(case, way)
+        yield case, way, exchanges, measure(case, exchanges, s.stage, members)[0]
+
+
+def most_lenient(s: Setting, make: MakeOps = lambda: NUMPY) -> tuple[Limits, list[str]]:
+    """What honest looks like here, for an engine whose base rows are as noisy as an honest run's can be; and the cases
+    that an honest engine itself does not pass."""
+    everything = [(case.name, m) for case, _, _, measured in played(s, make) for m in measured]
+    rng = np.random.default_rng(0)
+    noisy = [
+        replace(m, ratio=1e6 * np.exp(rng.standard_normal(m.ratio.size))) if m.adapter is None else m
+        for _, m in everything
+    ]
+    known, own = limits(noisy), limits([m for _, m in everything])
+    return known, [f"{name}: {j.why}" for name, m in everything if (j := judge(m, own)).verdict != "pass"]
+
+
+def first_failure(s: Setting, make: MakeOps, known: Limits) -> Found | None:
+    """By the rows alone."""
+    for i, (case, _, _, measured) in enumerate(played(s, make)):
+        if (found := failure(case, measured, known)) is not None:
+            return replace(found, after=i + 1)
+    return None
+
+
+def failure(case: Case, measured: Sequence[Measured], known: Limits) -> Found | None:
+    """Does this case fail?"""
+    for m in measured:
+        j = judge(m, known)
+        if j.verdict == "fail":
+            by = "no answer" if m.problem else "a row" if case.stateless else "a sequence"
+            return Found(by, 0, 0, case.name, f"{m.adapter or 'base'}: {j.why}")
+    return None
+
+
+def below_the_noise(s: Setting, make: MakeOps, known: Limits) -> tuple[float, float, float]:
+    """The coefficient of the bug's own direction in its own campaign, its sigma, and the score that it must exceed."""
+    batches = [pair for pair in s.cases if pair[0].stateless][:SAMPLE]
+    chosen = replace(s, cases=[*batches, *[pair for pair in s.cases if not pair[0].stateless][: SAMPLE // 4]])
+    members = ensemble(s.stage.dtype)
+    by_case: list[list[Part | None]] = []
+    for case, way, exchanges, _ in played(chosen, make):
+        sample = Sample(case, exchanges, measure(case, exchanges, s.stage, members)[1], way)
+        by_case.append(parts(make, sample, s.stage))
+    seen = project(by_case, float(np.exp(max(0.0, known.level))))
+    return seen.coefficient, seen.sigma, limit(len(mutants_for(list(s.stage.paths))))
+
+
+def search(settings_: Sequence[Setting], known: Sequence[Limits], make: MakeOps) -> Found | None:
+    """Over all stages: by the rows first; below the noise what no row shows."""
+    for number, (s, k) in enumerate(zip(settings_, known, strict=True)):
+        if (found := first_failure(s, make, k)) is not None:
+            return replace(found, after=found.after + number * (BATCHES + SEQUENCES), stage=number)
+    for number, (s, k) in enumerate(zip(settings_, known, strict=True)):
+        c, sigma, needed = below_the_noise(s, make, k)
+        if not abs(c) <= needed * sigma:
+            why = f"c = {c:.3g} ± {sigma:.1g} ({abs(c) / sigma:.0f} sigma)"
+            return Found("below the noise", (number + 1) * (BATCHES + SEQUENCES), number, "all of a stage", why)
+    return None
+
+
+def all_settings(dtype: str, work: Path | None = None) -> list[Setting]:
+    """Seeds 0 to 3."""
+    root = work or Path(tempfile.mkdtemp())
+    return [setting(dtype, seed, root) for seed in range(STAGES)]
