@@ -18,9 +18,7 @@ import numpy as np
 from refimpl import load_adapter, load_model, tiny
 from refimpl.adapter import Adapter, LoraTensors, PeftConfig
 from refimpl.arrays import Array, Precision, rounded
-from refimpl.batch import Request
 from refimpl.config import LAYER_MODULES, ModelConfig, Rope, Site
-from refimpl.engine import Engine
 from refimpl.engines.interface import Answer, Ask, Settings
 from refimpl.engines.ours import Ours
 from refimpl.lora import AdapterBank
@@ -90,7 +88,7 @@ def off(products: Iterator[Product], make: MakeOps, p: Precision, atol: float, r
         with np.errstate(all="ignore"):
             try:
                 got = product.run(make(), p)
-            except Exception:  # noqa: BLE001 - a test that crashes has failed
+            except Exception:  # a test that crashes has failed
                 return True
             for module, y in expected.items():
                 if not np.all(np.abs(got[module] - y) <= atol + rtol * np.abs(y)):
@@ -237,7 +235,7 @@ def whole_model(differs: Callable[[Answer, Answer], bool], batches: Sequence[Req
         for asked in batches:
             try:
                 got = answers(make, asked)
-            except Exception:  # noqa: BLE001 - a test that crashes has failed
+            except Exception:  # a test that crashes has failed
                 return True
             if any(differs(a, b) for a, b in zip(got, by_hf(asked), strict=True)):
                 return True
@@ -275,7 +273,7 @@ def _other_text(ours: Answer, hf: Answer) -> bool:
 EVERYONE: tuple[str | None, ...] = (None, *tiny.VOICES)
 
 vllm_logprobs = whole_model(_not_close, [tuple((i, name) for i in range(len(PROMPTS))) for name in EVERYONE])
-vllm_logprobs.__doc__ = """vLLM, check_logprobs_close in tests/models/utils.py (002b4cf), as its tests against HF use it.
+vllm_logprobs.__doc__ = """vLLM, check_logprobs_close in tests/models/utils.py (002b4cf), as its tests against HF do.
 
 All prompts with one adapter, then with the next, and with none; 32 greedy tokens and the five best of each place. Up to
 the first token that differs nothing is compared; there each one's token must be among the other's five best; what comes
@@ -288,7 +286,7 @@ Five prompts in one batch, the adapters in turn; float16; radix cache off; 32 to
 of every place of prompt and answer, each less than 0.1 from HF's; texts are reported, not compared."""
 
 greedy_text = whole_model(_other_text, [tuple((i, name) for name in EVERYONE for i in range(3))])
-greedy_text.__doc__ = """What users do (peers of all engines): greedy text, 32 tokens, must be HF's.
+greedy_text.__doc__ = """What users do: greedy text, 32 tokens, must be HF's.
 
 Three prompts for the base and for each of four adapters, in one batch."""
 

@@ -1,6 +1,6 @@
 """The standard campaign, as short as it can be for one question: is this table of steps found out, and by which case?
 
-    loracle check --engine mutant:NAME --model random --seed S       for S = 0, 1, 2, 3, each with 17 batches, 8 sequences
+    loracle check --engine mutant:NAME --model random --cases 17 --sequences 8 --seed S      for S = 0, 1, 2, 3
 
 are 100 cases on four random bases that have, in turn, all that an engine may be asked for. Here they are asked in that
 order until one fails. What is honest is learnt from the same campaign with the clean table; the level is then taken to
