@@ -32,13 +32,13 @@ from .pool import along, pool, ratios
 from .power import power
 from .shrink import Budget, shrink
 from .stage import Stage, settings
+from .suspects import find, search
 from .symptoms import Symptom, company, symptoms_of, tally
 from .verdict import Judged, Limits, judge, limits, overall
 
 SAMPLE = 16  # cases that are looked at below the noise
 CLOSELY = 6  # failed cases that a bug is looked for in
 AGAIN = 4  # cases with other tokens, where one is too close to call
-SUSPECTS = 16  # mutants that are tried on all of these
 
 
 @dataclass(frozen=True)
@@ -322,12 +322,14 @@ class Campaign:
             close += _spread(_passed(result.played), 2)
             samples = [self._sample(p) for p in close]
             readable = [s for s in samples if any(r is not None for r in s.raws)]
-            looked = self._suspects(result, readable, workers) if readable else []
+            numbers = any(m.ratio.size for p in failed for m, j in _requests(p) if j.verdict == "fail")
+            looked = self._suspects(result, readable, workers) if numbers else []
             lines: list[str] = []
             for p, sample in zip(close, samples, strict=True):
                 lines += symptoms_of(sample, p.judged, p.measured, self.stage, result.known)
             result.symptoms += tally(lines, sum(j.verdict == "fail" for p in close for j in p.judged))
-            self._where(result, failed)
+            if numbers:
+                self._where(result, failed)
         else:  # it was seen below the noise, in the cases that were looked at there
             readable = [self._sample(p) for p in self._chosen(result)]
             looked = [x for x in result.looked if len(x.parts) == len(readable)]
@@ -340,18 +342,16 @@ class Campaign:
         self.seconds["explaining"] = time.monotonic() - began
 
     def _suspects(self, result: Result, samples: Sequence[Sample], workers: Executor) -> list[Looked]:
-        """Every mutant beside the smallest failure; those that come nearest, beside all of the samples."""
-        zoo = mutants_for(list(self.stage.paths))
+        """Every bug beside the smallest failure; those that come nearest, beside all of the samples."""
         first = self._smallest_sample(result) or samples[0]
-        every = self._beside([first], list(zoo), workers)
-        every.sort(key=lambda x: x.left)
-        near = [x.mutant.name for x in every if x.seen.exercised][:SUSPECTS]
-        near += [m.name for m in zoo.values() if m.scales and m.name not in near][:1]
-        return self._beside(samples, near, workers)
+
+        def shows(m: Mutant) -> bool:
+            return could_show(m, self.stage, first)
+
+        return search(self.stage, lambda on, names: self._beside(on, names, workers), shows, first, samples)
 
     def _beside(self, samples: Sequence[Sample], names: Sequence[str], workers: Executor) -> list[Looked]:
-        zoo = mutants_for(list(self.stage.paths))
-        share = -(-len(names) // max(self.plan.jobs, 1))
+        share = max(1, -(-len(names) // max(self.plan.jobs, 1)))
         batches = [names[i : i + share] for i in range(0, len(names), share)]
         futures = [
             [workers.submit(along, s.case, s.exchanges, self.members, s.settings, batch) for batch in batches]
@@ -363,7 +363,7 @@ class Campaign:
                 for name, ps in future.result().items():
                     by_mutant[name].append(ps)
             self.progress("explaining", done, len(samples))
-        return [looked_at(zoo[name], ps) for name, ps in by_mutant.items()]
+        return [looked_at(find(name, self.stage), ps) for name, ps in by_mutant.items()]
 
     def _smallest_sample(self, result: Result) -> Sample | None:
         if result.smallest is None or result.small_settings is None:
@@ -445,7 +445,7 @@ class Campaign:
 HISTORY = ("sequence", "chunks", "scattered blocks", "sum", "weight")  # needs that sequences are drawn for
 
 
-def could_show(m: Mutant, stage: Stage, p: Played) -> bool:
+def could_show(m: Mutant, stage: Stage, p: Played | Sample) -> bool:
     """Is there, in this kind of case, what the mutant needs? Nothing is computed for those that cannot show, nor in a
     sequence, which is long, for those that show in any batch."""
     if not p.case.stateless and m.needs not in HISTORY:
@@ -495,6 +495,10 @@ def retold(case: Case, vocab: int, seed: int) -> Case:
 
     steps = [Run(tuple(asked(a) for a in s.asks)) if isinstance(s, Run) else s for s in case.steps]
     return replace(case, name=f"{case.name}, retold {seed}", steps=tuple(steps))
+
+
+def _requests(p: Played) -> list[tuple[Measured, Judged]]:
+    return list(zip(p.measured, p.judged, strict=True))
 
 
 def _size(p: Played) -> tuple[bool, int]:

@@ -1,0 +1,182 @@
+"""loracle check: exit codes, the JSON, a function of the user's own, and what is said when an engine cannot be run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from refimpl import cli
+
+QUICK = ("--model", "random", "--cases", "3", "--sequences", "0", "--jobs", "1", "--no-power")
+KEYS = (
+    *("verdict", "cases", "passed", "failed", "undecided", "worst_noise_ratio", "diagnosis", "symptoms"),
+    *("first_divergence", "findings", "power", "repro", "environment"),
+)
+
+# What a user would write: their own engine, here the reference itself, with a fault if one is asked for.
+MINE = """
+import numpy as np
+import refimpl
+
+def right(model_dir, requests, scale=1.0):
+    model = refimpl.load_model(model_dir)
+    found = []
+    for r in requests:
+        adapter = refimpl.load_adapter(r["adapter_dir"], model.config) if r["adapter_dir"] else None
+        chosen = [(adapter, scale)] if adapter else None
+        tokens = []
+        for _ in range(r["max_new_tokens"]):
+            rows = refimpl.logits(model, [refimpl.Request([*r["prompt_ids"], *tokens], chosen)])[0]
+            tokens.append(int(rows[-1].argmax()))
+        found.append({"logits": rows, "token_ids": tokens})
+    return found
+
+def logprobs(model_dir, requests):
+    found = right(model_dir, requests)
+    for f in found:
+        x = f.pop("logits")[-len(f["token_ids"]):].astype(np.float64)
+        f["logprobs"] = x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    return found
+
+def text(model_dir, requests):
+    return [{"token_ids": f["token_ids"]} for f in right(model_dir, requests)]
+
+def wrong(model_dir, requests):
+    return right(model_dir, requests, 1.5)
+
+def nan(model_dir, requests):
+    found = right(model_dir, requests)
+    found[0]["logits"][0, 0] = float("nan")
+    return found
+
+def fewer(model_dir, requests):
+    return right(model_dir, requests)[1:]
+
+def shorter(model_dir, requests):
+    return [{"logits": f["logits"][:, :-1], "token_ids": f["token_ids"]} for f in right(model_dir, requests)]
+
+def nothing(model_dir, requests):
+    return [{} for _ in requests]
+
+def misspelt(model_dir, requests):
+    return [{"token_ids": f["token_ids"], "logit": f["logits"]} for f in right(model_dir, requests)]
+
+def raises(model_dir, requests):
+    raise MemoryError("out of pages")
+
+number = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the working directory, as a user has it."""
+    (tmp_path / "mine_under_test.py").write_text(MINE, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def check(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)."""
+    try:
+        code = cli.main(["check", *argv])
+    except SystemExit as error:
+        code = int(error.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.mark.parametrize("name", ["right", "logprobs", "text"])
+def test_a_function_of_the_users_own_passes(capsys: pytest.CaptureFixture[str], mine: None, name: str) -> None:
+    code, out, _ = check(capsys, "--engine", f"mine_under_test:{name}", *QUICK, "--json")
+    found = json.loads(out)
+    assert (code, found["verdict"], found["passed"], found["cases"]) == (0, "pass", 3, 3)
+    assert set(KEYS) <= set(found)
+
+
+def test_a_wrong_function_fails_and_the_factor_is_named(capsys: pytest.CaptureFixture[str], mine: None) -> None:
+    code, out, _ = check(capsys, "--engine", "mine_under_test:wrong", *QUICK, "--json")
+    found = json.loads(out)
+    assert (code, found["verdict"]) == (1, "fail")
+    (d,) = found["diagnosis"]
+    assert (d["name"], d["class"]) == ("scale_times[1.5]", "A") and d["explains"] and abs(d["coefficient"] - 1) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("nan", "nan for token 0 in row 0"),
+        ("fewer", "answers to"),
+        ("shorter", "numbers of shape"),
+        ("nothing", "expected a dict with token_ids, logits, logprobs"),
+        ("misspelt", "unknown key 'logit'"),
+        ("raises", "MemoryError: out of pages"),
+    ],
+)
+def test_an_answer_that_is_none_fails(capsys: pytest.CaptureFixture[str], mine: None, name: str, why: str) -> None:
+    code, out, _ = check(capsys, "--engine", f"mine_under_test:{name}", *QUICK, "--json")
+    found = json.loads(out)
+    assert (code, found["verdict"]) == (1, "fail")
+    assert any(why in r["why"] for b in found["batches"] for r in b["requests"])
+    assert any(why in s["what"] for s in found["symptoms"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--engine", "nobody"], "there is no engine 'nobody'"),
+        (["--engine", "mutant:nothing"], "there is no mutant 'nothing'"),
+        (["--engine", "no_such_module:f"], "No module named 'no_such_module'"),
+        (["--engine", "mine_under_test:absent"], "has no absent"),
+        (["--engine", "mine_under_test:number"], "not a function"),
+        (["--engine", "numpy", "--cases", "-1"], "--cases -1 must be 0 or more"),
+        (["--engine", "numpy", "--cases", "0", "--sequences", "0"], "nothing would be asked"),
+        (["--engine", "numpy", "--budget", "0"], "--budget 0.0"),
+        (["--engine", "numpy", "--jobs", "0"], "--jobs 0"),
+        (["--engine", "numpy", "--adapter", "x"], "--adapter x: expected NAME=DIR"),
+        (["--engine", "numpy", "--adapter", "a=b", "--adapter", "a=c"], "a was given before"),
+        (["--engine", "numpy", "--option", "x=1"], "has no option 'x'"),
+        (["--engine", "numpy", "--model", "nowhere"], "nowhere"),
+        (["--engine", "recorded"], "needs --option file=DIR"),
+        (["--engine", "recorded", "--option", "file=nowhere"], "no recorded answers"),
+        (["--replay", "nowhere"], "nowhere"),
+        ([], "give --engine NAME"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line_and_exit_2(
+    capsys: pytest.CaptureFixture[str], mine: None, argv: list[str], said: str
+) -> None:
+    code, out, err = check(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert said in err and err.count("\n") == 1
+
+
+def test_a_failure_is_kept_and_repeated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = check(
+        capsys, "--engine", "mutant:adapters_ignored", *QUICK, "--report", str(tmp_path / "out"), "--json"
+    )
+    found = json.loads(out)
+    assert code == 1 and json.loads((tmp_path / "out" / "check.json").read_text("utf-8"))["verdict"] == "fail"
+    code, out, _ = check(capsys, "--replay", found["repro"], "--json")
+    again = json.loads(out)
+    assert (code, again["verdict"], again["cases"]) == (1, "fail", 1)
+    (tmp_path / "out" / "repro" / "repro.json").write_text("{", "utf-8")
+    assert check(capsys, "--replay", found["repro"])[0] == 2
+
+
+def test_answers_are_kept_and_judged_again_without_the_engine(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, out, _ = check(capsys, "--engine", "numpy", *QUICK, "--resume", str(tmp_path), "--json")
+    recorded = ("--engine", "recorded", "--option", f"file={tmp_path}", *QUICK, "--json")
+    again, replayed, _ = check(capsys, *recorded)
+    assert (code, again) == (0, 0)
+    assert json.loads(out)["worst_noise_ratio"] == json.loads(replayed)["worst_noise_ratio"]
+
+
+def test_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = check(capsys, "--engine", "mutant:rslora_ignored", *QUICK)
+    text = " ".join(out.split())
+    assert code == 1
+    assert text.startswith("FAIL") and "rslora_ignored" in text and "residual" in text
+    assert "github.com/NVIDIA/TensorRT-LLM/issues/1668" in text
