@@ -34,7 +34,7 @@ from .shrink import Budget, shrink
 from .stage import Stage, settings
 from .suspects import find, search
 from .symptoms import Symptom, company, symptoms_of, tally
-from .verdict import Judged, Limits, judge, limits, overall
+from .verdict import Judged, Limits, judge, limits, no_chance, overall
 
 SAMPLE = 16  # cases that are looked at below the noise
 CLOSELY = 6  # failed cases that a bug is looked for in
@@ -260,15 +260,21 @@ class Campaign:
             doubtful = [j for j in p.judged if _close(j, known)]
             if not doubtful:
                 continue
-            fresh: list[Judged] = []
+            fresh = []
             for seed in range(AGAIN):
                 case = retold(p.case, self.stage.model.config.vocab_size, seed)
-                fresh += [judge(m, known) for m in measure(case, self._answers(case, p.settings), self.stage, more)[0]]
-            if overall([j.verdict for j in fresh]) == "pass":
+                again = measure(case, self._answers(case, p.settings), self.stage, more)[0]
+                fresh.append(overall([judge(m, known).verdict for m in again]))
+            if overall(fresh) == "pass":
                 self.findings.append(f"{p.case.name}: {doubtful[0].why}; not again in {AGAIN} cases like it")
                 p.judged = [replace(j, verdict="pass") if j in doubtful else j for j in p.judged]
-            elif "fail" in [j.verdict for j in fresh]:
+            elif "fail" in fresh or no_chance(1 + fresh.count("undecided")):
                 p.judged = [replace(j, verdict="fail") if j in doubtful else j for j in p.judged]
+        close = [p for p in played if any(_close(j, known) for j in p.judged)]
+        if no_chance(len(close)):
+            for p in close:
+                why = f"; {len(close)} such cases in one campaign are no chance"
+                p.judged = [replace(j, verdict="fail", why=j.why + why) if _close(j, known) else j for j in p.judged]
 
     # Below the noise.
 

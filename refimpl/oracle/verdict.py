@@ -8,6 +8,7 @@ off exponentially at least (Pickands 1975), and are continued from where they we
 No tolerance is written down anywhere: only the two odds are.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -143,3 +144,8 @@ def judge(m: Measured, known: Limits) -> Judged:
 def overall(verdicts: Sequence[str]) -> str:
     """The worst of them. No verdict at all is undecided: nothing was shown."""
     return "fail" if "fail" in verdicts else "undecided" if "undecided" in verdicts or not verdicts else "pass"
+
+
+def no_chance(close: int) -> bool:
+    """Are so many cases too close to call that chance cannot be blamed? Each campaign has DOUBT of them (Poisson)."""
+    return 1 - sum(math.exp(-DOUBT) * DOUBT**k / math.factorial(k) for k in range(close)) < FALSE_ALARM

@@ -13,7 +13,7 @@ from refimpl.oracle.case import Case, Exchange, draw_batch, play, prepare, truth
 from refimpl.oracle.measure import Measured, look, malformed, measure
 from refimpl.oracle.noise import ensemble, wider
 from refimpl.oracle.stage import Stage, settings
-from refimpl.oracle.verdict import judge, limits, overall, thresholds
+from refimpl.oracle.verdict import judge, limits, no_chance, overall, thresholds
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -148,6 +148,10 @@ def test_the_odds_are_for_the_whole_campaign() -> None:
     assert np.mean(campaigns > thresholds(honest, 1000)[0]) <= 0.02  # DOUBT is 0.01, and the tail is on the safe side
     heavy = np.concatenate([honest, rng.exponential(3.0, 300)])
     assert thresholds(heavy, 1000)[1] > thresholds(honest, 1000)[1]
+
+
+def test_three_doubts_are_no_chance() -> None:
+    assert [no_chance(n) for n in range(5)] == [False, False, False, True, True]
 
 
 def test_a_broken_base_is_no_excuse() -> None:
