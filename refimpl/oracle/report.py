@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..loading.findings import one_line
 from . import drawing
 from .mutants import Mutant
 from .power import DETECTED, NOT_EXERCISED, UNDETECTABLE
@@ -39,6 +40,7 @@ def page(found: Mapping[str, Any], zoo: Mapping[str, Mutant]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda x: one_line(x) if type(x) is str else x,  # an engine's control characters are no HTML
     )
     env.filters |= {"num": num, "times": times, "host": host}
     env.globals |= {"CLASSES": CLASSES, "shade": drawing.shade, "STEPS": drawing.STEPS, "worst": _worst}
@@ -67,16 +69,15 @@ def num(x: float | None) -> str:
         if size <= abs(rounded) < 1000 * size:
             return f"{rounded / size:.3g} {word}"
     mantissa, power = f"{x:.2e}".split("e")
-    return f"{float(mantissa):g} {_TIMES} 10{str(int(power)).translate(_RAISED)}"
+    return f"{float(mantissa):g} × 10{str(int(power)).translate(_RAISED)}"
 
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_TIMES = "\u00d7"  # the sign of multiplication
 
 
 def times(x: float | None) -> str:
     """In units of noise."""
-    return "no number" if x is None else f"{num(x)} {_TIMES} noise"
+    return "no number" if x is None else f"{num(x)} × noise"
 
 
 def host(link: str) -> str:

@@ -1,0 +1,417 @@
+"""The page of `loracle check --report`: it stands alone, escapes what an engine said, and says what the JSON says."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from small_stage import small_stage
+
+from refimpl import cli
+from refimpl.commands.check import show
+from refimpl.engines.interface import Answer, Ask
+from refimpl.engines.ours import Ours
+from refimpl.oracle import drawing
+from refimpl.oracle.campaign import Campaign, Plan
+from refimpl.oracle.mutants import mutants_for
+from refimpl.oracle.report import host, num, page
+from refimpl.oracle.summary import summary
+
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)>\" onload='alert(3)' {{ 7 * 7 }} & \x00\x1b[31m"
+)
+VOID = {"meta", "link", "col", "br", "img", "input", "hr"}
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and all text; AssertionError where tags do not nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"an attribute of {tag} comes twice: {attrs}"
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def named(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attrs for tag, attrs in self.found if tag in tags]
+
+
+class Loud(Ours):
+    """Our engine, but for one adapter it says what no page should trust."""
+
+    def run(self, asks: list[Ask], *forced: Any) -> list[Answer]:  # type: ignore[override]
+        answers = super().run(asks, *forced)
+        return [Answer(error=HOSTILE) if a.adapter == "made-1" else r for a, r in zip(asks, answers, strict=True)]
+
+
+def campaign(name: str, tmp: Path, below: bool = False, sequences: int = 0) -> dict[str, Any]:
+    """The JSON of three batches: a mutant by its name, "loud", or "" for the right thing."""
+    stage = small_stage()
+    make = mutants_for()[name].make if name not in ("", "loud") else None
+    kind = Loud if name == "loud" else Ours
+    engine = lambda: kind(make) if make else kind()  # noqa: E731
+    result = Campaign(engine, stage, Plan(3, sequences, below=below), tmp).run()
+    return json.loads(json.dumps(summary(result, f"mutant:{name}"), allow_nan=False))
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return campaign("rslora_ignored", tmp_path_factory.mktemp("failing"))
+
+
+@pytest.fixture(scope="module")
+def passing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return campaign("", tmp_path_factory.mktemp("passing"), below=True)
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return campaign("loud", tmp_path_factory.mktemp("loud"))
+
+
+def drawn(found: dict[str, Any]) -> str:
+    return page(found, mutants_for(list(small_stage().paths)))
+
+
+# It stands alone.
+
+
+def test_nothing_is_loaded_from_anywhere(
+    failing: dict[str, Any], passing: dict[str, Any], loud: dict[str, Any]
+) -> None:
+    for found in (failing, passing, loud):
+        html = drawn(found)
+        seen = Elements(html)
+        assert not seen.named("script", "iframe", "object", "embed", "img", "base", "form", "video", "audio", "use")
+        assert [a["href"] for a in seen.named("link")] == ["data:,"]  # or a browser would ask for a favicon
+        assert not re.search(r"url\(|@import|@font-face", html)
+        assert not [attrs for _, attrs in seen.found if any(k in ("src", "srcset", "xlink:href") for k in attrs)]
+        links = [a["href"] or "" for a in seen.named("a")]
+        assert all(link.startswith("https://") for link in links), links
+
+
+def test_it_is_small_and_every_picture_and_table_says_what_it_is(failing: dict[str, Any]) -> None:
+    html = drawn(failing)
+    assert len(html.encode()) < 300_000
+    seen = Elements(html)
+    whole = [a for a in seen.named("svg") if "x" not in a]  # the others are parts of these
+    assert len(whole) >= 8
+    assert all(a.get("aria-label") or a.get("aria-hidden") == "true" for a in whole)
+    assert all(a.get("scope") in ("col", "row") for a in seen.named("th"))
+    assert seen.named("html")[0]["lang"] == "en"
+    assert len(seen.named("table")) == len(seen.named("thead")) >= 3
+
+
+# It says what the JSON says.
+
+
+def test_the_bug_is_named_first_with_its_class_its_evidence_and_its_links(failing: dict[str, Any]) -> None:
+    seen = Elements(drawn(failing))
+    finding = failing["diagnosis"][0]
+    assert failing["verdict"] == "fail" and finding["name"] == "rslora_ignored"
+    assert re.search(r"fail mutant:rslora_ignored , computing in float32: it is rslora_ignored", seen.text)
+    assert finding["evidence"] in seen.text and finding["what"] in seen.text and "class A, scale" in seen.text
+    assert set(finding["links"]) <= {a["href"] for a in seen.named("a")}
+    assert f"{failing['passed']} of {failing['cases']} passed" in seen.text
+    assert f"{num(failing['worst_noise_ratio'])} × noise" in seen.text
+    assert f"fails from {num(failing['noise']['fails_from'])} × noise" in seen.text
+    for s in failing["symptoms"]:
+        assert f"{s['what']} {s['count']} of {s['of']}" in seen.text
+    place = failing["first_divergence"]
+    assert f"{place['module']} , {num(place['noise_ratio'])} × noise, by {place['by']}" in seen.text
+    for name, version in failing["environment"].items():
+        assert f"{name} {version}" in seen.text
+
+
+def test_the_engines_picture_is_the_named_bugs_picture_and_what_is_left_is_noise(failing: dict[str, Any]) -> None:
+    close, fails_from = failing["picture"]["close_up"], failing["noise"]["fails_from"]
+    engine, bug, left = (np.array(close[key], float) for key in ("engine", "mutant", "left"))
+    assert engine.shape == bug.shape == left.shape == (len(close["places"]), len(close["tokens"]))
+    rms = lambda x: np.sqrt(np.mean(x**2))  # noqa: E731
+    assert rms(engine) > 100 * fails_from and rms(left) < fails_from
+    assert np.allclose(engine, bug, rtol=0.01, atol=6 * fails_from)
+    line = failing["picture"]["lines"][close["line"]]
+    assert line["adapter"] is not None and len(line["engine"]) == len(close["places"])
+    html = drawn(failing)
+    panels = [p.split("</figure>")[0] for p in html.split("<h3") if "Heat map of places by tokens" in p]
+    paths = [re.findall(r'<path class="(\w+)" d="([^"]+)"', p) for p in panels]
+    assert len(paths) == 3 and paths[0] and {"p7", "n7"} & {kind for kind, _ in paths[0]}
+    assert {kind for kind, _ in paths[2]} <= {"z", "p1", "n1"}
+
+
+def test_a_pass_says_what_it_would_have_shown(passing: dict[str, Any]) -> None:
+    assert passing["verdict"] == "pass" and passing["picture"] is None and not passing["places"]
+    power = passing["power"]
+    seen = Elements(drawn(passing))
+    counts = {kind: list(power.values()).count(kind) for kind in ("detected", "undetectable", "not exercised")}
+    assert sum(counts.values()) == len(power) and counts["detected"] > 50 and counts["not exercised"] > 5
+    assert f"{counts['detected']} would have been seen" in seen.text
+    assert f"{counts['not exercised']} not exercised" in seen.text
+    assert f"{counts['detected']} of {len(power)} see Power" in seen.text
+    for name, outcome in power.items():
+        assert re.search(rf"{re.escape(name)} [A-I] .{{5,200}}? {outcome}", seen.text), name
+    assert set(passing["seen_from"]) <= set(power)
+    assert all(x > 0 for x in passing["seen_from"].values())
+    assert "What it is" not in seen.text and "Repeat it" not in seen.text
+
+
+# What an engine said is text.
+
+
+def test_what_an_engine_said_is_escaped(loud: dict[str, Any]) -> None:
+    loud = {**loud, "engine": HOSTILE, "findings": [HOSTILE], "repro": "out/my repro'; rm -rf ~"}
+    loud["environment"] = {HOSTILE: HOSTILE}
+    loud["symptoms"] = [{"what": HOSTILE, "count": 1, "of": 1}]
+    said = [r["why"] for b in loud["batches"] for r in b["requests"] if r["verdict"] == "fail"]
+    assert said and set(said) == {HOSTILE}
+    html = drawn(loud)
+    seen = Elements(html)
+    assert not seen.named("script", "img")
+    assert not [attrs for _, attrs in seen.found if any(name.startswith("on") for name in attrs)]
+    assert "\x00" not in html and "\x1b" not in html
+    readable = " ".join(HOSTILE.replace("\x00", "\\x00").replace("\x1b", "\\x1b").split())
+    assert seen.text.count(readable) >= 6
+    assert "loracle check --replay 'out/my repro'\"'\"'; rm -rf ~'" in seen.text
+
+
+def test_a_name_that_is_markup_is_a_name_in_the_pictures_too(failing: dict[str, Any]) -> None:
+    hostile = json.loads(json.dumps(failing).replace("made-", json.dumps('<b onclick="x">').strip('"')))
+    seen = Elements(drawn(hostile))
+    assert not [attrs for _, attrs in seen.found if "onclick" in attrs]
+    assert '<b onclick="x">' in seen.text
+
+
+# Numbers that are none.
+
+
+def test_an_answer_without_a_number_is_drawn_as_one_and_a_request_without_an_answer_says_so(
+    loud: dict[str, Any],
+) -> None:
+    assert loud["verdict"] == "fail" and loud["worst_noise_ratio"] is None
+    assert any(not line["engine"] for line in loud["picture"]["lines"])
+    text = Elements(drawn(loud)).text
+    assert "no number" in text and "an answer without a size" in text and "no answer that could be read" in text
+    assert not re.search(r"\b(nan|inf|None)\b", text.replace(HOSTILE, ""))
+
+
+def test_ratios_without_a_size_lie_in_a_lane_of_their_own(passing: dict[str, Any]) -> None:
+    batches = json.loads(json.dumps(passing["batches"]))
+    batches[0]["requests"][0]["ratios"][0] = None
+    batches[0]["requests"][0]["ratios"][1] = 0.0
+    cloud = drawing.cloud(batches, passing["noise"])
+    assert cloud.no_number_y is not None
+    lane = [dot for dot in cloud.dots if dot.y == cloud.no_number_y]
+    assert [(dot.kind, dot.count) for dot in lane] == [("wrong", 1)]
+    rows = sum(len(r["ratios"]) for b in batches for r in b["requests"])
+    assert sum(dot.count for dot in cloud.dots) == rows
+    assert all(np.isfinite([dot.x, dot.y, dot.radius]).all() and 0 <= dot.y <= cloud.bottom for dot in cloud.dots)
+    nothing = drawing.cloud([], {"level": None, "spread": None, "fails_from": None})
+    assert nothing.dots == [] and nothing.no_number_y is None
+
+
+def test_a_campaign_without_any_number_is_a_page(passing: dict[str, Any]) -> None:
+    noise = dict.fromkeys(passing["noise"])
+    batches = [{"name": "b", "verdict": "undecided", "requests": []}]
+    empty = {
+        **passing,
+        "noise": noise,
+        "batches": batches,
+        "power": {},
+        "worst_noise_ratio": None,
+        "verdict": "undecided",
+    }
+    seen = Elements(drawn(empty))
+    assert "no number" in seen.text and "Not asked for" in seen.text
+
+
+# Layers.
+
+
+def test_layers_and_modules_are_a_table_with_the_first_divergence_marked(failing: dict[str, Any]) -> None:
+    ratios = {(layer, m): 1.25 for layer in (0, 1) for m in ("q_proj", "v_proj")} | {
+        (1, "v_proj"): None,
+        (1, "q_proj"): 5e4,
+    }
+    places = [{"layer": n, "module": m, "noise_ratio": x, "by": "intermediates"} for (n, m), x in ratios.items()]
+    html = drawn({**failing, "places": places, "first_divergence": places[2]})
+    assert Elements(html).text.count("layer 1, q_proj , 50,000 × noise, by intermediates") == 1
+    cells = re.findall(r'<td class="([^"]+)">([^<]+)</td>', html)
+    assert [text for _, text in cells if text in ("1.25", "50,000", "no number")] == [
+        "1.25",
+        "1.25",
+        "50,000",
+        "no number",
+    ]
+    assert [(kind.split()[0], text) for kind, text in cells if "first" in kind.split()] == [("p7", "50,000")]
+    assert {kind.split()[0] for kind, text in cells if text == "1.25"} == {"z"}
+
+
+# Shapes and numbers.
+
+
+def test_colours_are_logarithmic_and_noise_is_pale() -> None:
+    assert [drawing.step(x, 1e6) for x in (0, 0.5, -0.5, 1e6, -1e6, 1e9)] == [0, 0, 0, 7, -7, 7]
+    assert drawing.step(1e3, 1e6) == 4 and drawing.step(-1e3, 1e6) == -4
+    assert abs(drawing.step(3.0, drawing.reach([0.1, None]))) <= 1
+    assert [drawing.shade(x, 1e6) for x in (None, 0.0, 1e6, -1e6)] == ["none", "z", "p7", "n7"]
+
+
+def test_a_heat_map_has_every_cell_once() -> None:
+    rows = [(2, [0.0, 1e6, 1e6, -1e6, None]), (0, []), (0, [1e6])]
+    cells = {}
+    for kind, path in drawing.heat(rows, 1e6).items():
+        for x, y, n, back in re.findall(r"M(\d+) (\d+)h(\d+)v1h-(\d+)z", path):
+            assert n == back
+            for i in range(int(n)):
+                assert cells.setdefault((int(x) + i, int(y)), kind) == kind
+    assert cells == {(2, 0): "z", (3, 0): "p7", (4, 0): "p7", (5, 0): "n7", (6, 0): "none", (0, 2): "p7"}
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        *((None, "no number"), (0.0, "0"), (1.0, "1"), (3.10853, "3.11"), (-999.4, "-999"), (999.9, "1,000")),
+        *(
+            (1234.5, "1,230"),
+            (943014.0, "943,000"),
+            (999999.0, "1 million"),
+            (1.99e6, "1.99 million"),
+            (2.5e10, "25 billion"),
+        ),
+        *((3e300, "3 × 10³⁰⁰"), (8.17e-6, "8.17 × 10⁻⁶"), (1e-3, "0.001"), (5e-324, "4.94 × 10⁻³²⁴")),
+    ],
+)
+def test_numbers_are_for_people(x: float | None, text: str) -> None:
+    assert num(x) == text
+
+
+def test_links_are_short() -> None:
+    assert host("https://github.com/vllm-project/vllm/issues/10798") == "vllm-project/vllm #10798"
+    assert host("https://example.org/a/b") == "example.org/a/b"
+
+
+# The command.
+
+
+def test_the_command_writes_the_page_beside_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["check", "--engine", "numpy", "--model", "random", "--cases", "1", "--sequences", "0", "--no-power"]
+    assert cli.main([*argv, "--jobs", "1", "--report", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "".join(f"the page   {tmp_path / 'out' / 'index.html'}".split()) in "".join(out.split())
+    found = json.loads((tmp_path / "out" / "check.json").read_text("utf-8"))
+    html = (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert html == page(found, {}) and "1 of 1 passed" in Elements(html).text
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_terminal_has_the_verdict_the_bug_and_the_way_to_repeat_it(failing: dict[str, Any], width: int) -> None:
+    wide = "out/" + "x" * 120
+    found = {**failing, "repro": wide, "findings": ["a\x1b[31mb\nc " + "long " * 40]}
+    file = io.StringIO()
+    show(Console(file=file, width=width), found, None)
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "FAIL  mutant:rslora_ignored, in float32"
+    assert f"repeat it  loracle check --replay {wide}" in lines, "a command is not broken"
+    assert all(len(line) <= width for line in lines if wide not in line)
+    finding = failing["diagnosis"][0]
+    assert lines[3].startswith("it is      rslora_ignored (class A, scale)")
+    whole = " ".join(" ".join(lines).split())
+    assert finding["evidence"] in whole and all(f"seen in {link}" in whole for link in finding["links"])
+    assert "findings a\\x1b[31mb\\nc long" in whole and "\x1b" not in file.getvalue()
+
+
+# A browser.
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """load(html, *flags) -> what Chromium wrote to its standard output, and the lines of the page's console."""
+    name = next((n for n in ("chromium", "chromium-browser", "google-chrome", "chrome") if shutil.which(n)), None)
+    if name is None:
+        pytest.skip("no Chromium is installed: the page is not looked at in a browser")
+    folder = tmp_path_factory.mktemp("browser")
+
+    def load(html: str, *flags: str) -> tuple[str, list[str]]:
+        (folder / "page.html").write_text(html, "utf-8")
+        command = [name, "--headless", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
+        command += [
+            "--enable-logging=stderr",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={folder}/profile",
+        ]
+        command += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox is not for root
+        command += [*flags, (folder / "page.html").as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    yield load
+
+
+def test_a_browser_draws_it_without_a_word_and_without_a_scroll_bar(
+    browser: Any, failing: dict[str, Any], tmp_path: Path
+) -> None:
+    html = drawn(failing)
+    picture = tmp_path / "page.png"
+    _, console = browser(html, "--window-size=1000,2000", f"--screenshot={picture}")
+    assert console == []
+    assert distinct_rows(picture) > 300
+    measuring = (
+        "<script>console.error('heard'); document.title = [document.documentElement.scrollWidth, innerWidth]</script>"
+    )
+    opened = html.replace("<details>", "<details open>").replace("</body>", f"{measuring}</body>")
+    dom, console = browser(opened, "--window-size=1000,2000", "--dump-dom")
+    assert len(console) == 1 and "heard" in console[0], "the console of this Chromium is not heard"
+    width, room = map(int, re.search(r"<title>(\d+),(\d+)</title>", dom).groups())  # type: ignore[union-attr]
+    assert 900 < room <= 1000 and width <= room
+    blank = tmp_path / "blank.png"
+    browser("<!doctype html><title>blank</title>", "--window-size=1000,2000", f"--screenshot={blank}")
+    assert distinct_rows(blank) < 5
+
+
+def distinct_rows(png: Path) -> int:
+    """How many different lines of pixels a PNG has, as they are filtered; a blank one has hardly any."""
+    import struct
+    import zlib
+
+    data, at, packed, height = png.read_bytes(), 8, b"", 0
+    while at < len(data):
+        size, kind = struct.unpack(">I4s", data[at : at + 8])
+        if kind == b"IHDR":
+            height = struct.unpack(">I", data[at + 12 : at + 16])[0]
+        packed += data[at + 8 : at + 8 + size] if kind == b"IDAT" else b""
+        at += size + 12
+    pixels = zlib.decompress(packed)
+    line = len(pixels) // height
+    return len({pixels[i * line : (i + 1) * line] for i in range(height)})
