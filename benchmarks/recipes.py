@@ -27,6 +27,7 @@ from refimpl.oracle.readout import log_softmax
 from refimpl.weights import Layer, Linear, Model
 
 MakeOps = Callable[[], Ops]
+Recipe = Callable[[MakeOps], bool]
 NEW = 32  # tokens that the recipes of whole models produce
 
 
@@ -228,7 +229,7 @@ def by_hf(asked: Requests) -> list[Answer]:
     return [answers(lambda: NUMPY, (one,), HF)[0] for one in asked]
 
 
-def whole_model(differs: Callable[[Answer, Answer], bool], batches: Sequence[Requests]) -> Callable[[MakeOps], bool]:
+def whole_model(differs: Callable[[Answer, Answer], bool], batches: Sequence[Requests]) -> Recipe:
     """A recipe that serves these batches, and compares each answer with HF's."""
 
     def caught(make: MakeOps) -> bool:
@@ -290,7 +291,7 @@ greedy_text.__doc__ = """What users do: greedy text, 32 tokens, must be HF's.
 
 Three prompts for the base and for each of four adapters, in one batch."""
 
-RECIPES: dict[str, Callable[[MakeOps], bool]] = {
+RECIPES: dict[str, Recipe] = {
     "vLLM: kernels, 6e-2": vllm_kernels,
     "vLLM: check_logprobs_close": vllm_logprobs,
     "SGLang: log-probabilities, 0.1": sglang_logprobs,

@@ -1,8 +1,8 @@
 """The standard campaign, as short as it can be for one question: is this table of steps found out, and by which case?
 
-    loracle check --engine mutant:NAME --model random --cases 17 --sequences 8 --seed S      for S = 0, 1, 2, 3
+    loracle check --engine mutant:NAME --model random --cases 68 --sequences 32
 
-are 100 cases on four random bases that have, in turn, all that an engine may be asked for. Here they are asked in that
+is 100 cases on four random bases that have, in turn, all that an engine may be asked for. Here they are asked in that
 order until one fails. What is honest is learnt from the same campaign with the clean table; the level is then taken to
 be as high, and the spread as wide, as those of any honest run, so that what fails here fails in the whole campaign,
 whatever the engine's own base rows say there. A bug that leaves no row outside of the noise is looked for along its
@@ -22,6 +22,7 @@ from refimpl.ops import NUMPY, Ops
 from refimpl.oracle import sequences as drawn
 from refimpl.oracle.campaign import SAMPLE, Campaign, Plan
 from refimpl.oracle.case import Case, Exchange, draw_batch
+from refimpl.oracle.made import KINDS, TURNS
 from refimpl.oracle.matched import Part, Sample, limit, parts, project
 from refimpl.oracle.measure import Measured, measure
 from refimpl.oracle.mutants import mutants_for
@@ -30,8 +31,7 @@ from refimpl.oracle.stage import Stage, build, settings
 from refimpl.oracle.verdict import Limits, judge, limits
 
 MakeOps = Callable[[], Ops]
-BATCHES, SEQUENCES, ADAPTERS = 17, 8, 8
-STAGES = 4  # the turns of random_config
+BATCHES, SEQUENCES = 17, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Found:
 def setting(dtype: str, seed: int, work: Path) -> Setting:
     """The stage of this seed, in this type."""
     folder = work / f"{dtype}-{seed}"
-    stage = build("random", dtype, seed, folder, CAPABILITIES, None, ADAPTERS)
+    stage = build("random", dtype, seed, folder, CAPABILITIES, None, KINDS)
     plain = settings(stage)
     cases = []
     for i in range(BATCHES):
@@ -145,4 +145,4 @@ def search(settings_: Sequence[Setting], known: Sequence[Limits], make: MakeOps)
 def all_settings(dtype: str, work: Path | None = None) -> list[Setting]:
     """Seeds 0 to 3."""
     root = work or Path(tempfile.mkdtemp())
-    return [setting(dtype, seed, root) for seed in range(STAGES)]
+    return [setting(dtype, seed, root) for seed in range(TURNS)]

@@ -1,6 +1,6 @@
 """Which mutants of the zoo would have been caught, and by whom: recipes of other engines' tests, and our campaign.
 
-    python -m benchmarks.zoo [--work DIR] [--only recipes|float32|float16|bfloat16]      half an hour on two cores; DIR keeps what is done
+    python -m benchmarks.zoo [--work DIR]      half an hour on two cores; DIR keeps what is done
 
 writes results/zoo.json, zoo.md and zoo.svg. recipes.py has the recipes, standard.py the campaign.
 """
@@ -17,6 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small
 
 from benchmarks import recipes, standard
 from refimpl.ops import NUMPY, REFERENCE
+from refimpl.oracle.made import TURNS
 from refimpl.oracle.mutants import all_mutants
 from refimpl.oracle.verdict import Limits
 
@@ -83,7 +84,7 @@ def by_us(kept: Kept, dtype: str) -> None:
         known, failed = standard.most_lenient(stages[number])
         return {"limits": dataclasses.asdict(known), "not passed": failed}
 
-    learnt = [kept.get(f"limits {dtype} {i}", lambda i=i: clean(i)) for i in range(standard.STAGES)]
+    learnt = [kept.get(f"limits {dtype} {i}", lambda i=i: clean(i)) for i in range(TURNS)]
     known = [Limits(**x["limits"]) for x in learnt]
     for mutant in all_mutants().values():
         kept.get(f"ours {dtype} {mutant.name}", lambda m=mutant: found_as_json(standard.search(stages, known, m.make)))
@@ -108,9 +109,9 @@ def write(kept: Kept) -> None:
         caught = kept.read(f"recipes {name}")
         mutants[name] = {"class": m.family, "what": m.what, "needs": m.needs, "ours": ours, "recipes": caught}
     report = {
-        "campaign": {"stages": standard.STAGES, "batches": standard.BATCHES, "sequences": standard.SEQUENCES},
+        "campaign": {"stages": TURNS, "batches": standard.BATCHES, "sequences": standard.SEQUENCES},
         "recipes": {name: recipe.__doc__.splitlines()[0] for name, recipe in recipes.RECIPES.items()},  # type: ignore[union-attr]
-        "limits": {d: [kept.read(f"limits {d} {i}")["limits"] for i in range(standard.STAGES)] for d in DTYPES},
+        "limits": {d: [kept.read(f"limits {d} {i}")["limits"] for i in range(TURNS)] for d in DTYPES},
         "clean": {
             table: {
                 "ours": {dtype: kept.read(f"clean {table}, ours, {dtype}") for dtype in DTYPES},
@@ -162,8 +163,8 @@ def page(report: Table) -> list[str]:
         "",
         "## Mutants",
         "",
-        "Ours: after how many cases, of 100, in float32, float16 and bfloat16; *s*: by a sequence, *n*: below the noise",
-        "of every row, along the bug's own direction; *x*: the answer is none. The others: x where the recipe catches it.",
+        "Ours: after how many cases, of 100, in each type; *s*: by a sequence, *n*: below the noise of every row,",
+        "along the bug's own direction; *x*: the answer is none. The others: x where the recipe catches it.",
         "",
         f"| class | mutant | float32 | float16 | bfloat16 | {' | '.join(names)} |",
         f"|---|---|---:|---:|---:|{'---|' * len(names)}",

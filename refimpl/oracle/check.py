@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ..engines import registry
@@ -9,8 +10,10 @@ from ..engines.interface import Engine, EngineError
 from . import case as cases
 from .campaign import Campaign, Plan, Played, Progress, Result
 from .expected import applicable, match, passed, read_failures
+from .made import KINDS, TURNS
 from .measure import measure
 from .noise import ensemble
+from .power import DETECTED, NOT_EXERCISED, UNDETECTABLE
 from .repro import load_repro
 from .repro import replay as play_again
 from .repro_write import save_repro
@@ -27,13 +30,62 @@ def check(
     progress: Progress = lambda *_: None,
     made: int = 5,
 ) -> Result:
-    """A campaign on a stage of its own. made: how many adapters are made where none are given."""
+    """A campaign on a stage of its own; with random models on one for each turn that they take, until one fails.
+    made: how many adapters are made where none are given."""
     capabilities = make().capabilities
     dtype = "float32" if plan.precision == "auto" else plan.precision
     if dtype not in capabilities.dtypes:
         raise EngineError(f"the engine does not compute in {dtype}; it does in {', '.join(capabilities.dtypes)}")
-    stage = build(model, dtype, plan.seed, work, capabilities, adapters, made)
-    return Campaign(make, stage, plan, work, progress).run()
+    if model != "random":
+        stage = build(model, dtype, plan.seed, work, capabilities, adapters, made)
+        return Campaign(make, stage, plan, work, progress).run()
+    result = None
+    for turn, share in enumerate(shares(plan, TURNS)):
+        folder = work / f"base-{turn}"
+        stage = build(model, dtype, share.seed, folder, capabilities, adapters, max(made, KINDS))
+        found = Campaign(make, stage, share, folder, progress).run()
+        for p in found.played:
+            p.case = replace(p.case, name=f"base {turn}, {p.case.name}")
+        result = found if result is None else together(result, found)
+        if result.verdict == "fail":
+            break
+    assert result is not None  # a plan asks something
+    return result
+
+
+def shares(plan: Plan, n: int) -> list[Plan]:
+    """The plan in n parts of about the same size, each with a seed of its own; none that asks nothing."""
+    budget = None if plan.budget is None else plan.budget / n
+    parts = [
+        replace(
+            plan,
+            cases=plan.cases * (i + 1) // n - plan.cases * i // n,
+            sequences=plan.sequences * (i + 1) // n - plan.sequences * i // n,
+            seed=plan.seed + i,
+            budget=budget,
+        )
+        for i in range(n)
+    ]
+    return [part for part in parts if part.cases + part.sequences > 0]
+
+
+def together(before: Result, now: Result) -> Result:
+    """The later result, with all that was asked before it. What any of the stages would have shown counts."""
+    rank = [DETECTED, UNDETECTABLE, NOT_EXERCISED]
+    power = {
+        name: min(before.power.get(name, NOT_EXERCISED), now.power.get(name, NOT_EXERCISED), key=rank.index)
+        for name in before.power | now.power
+    }
+    return replace(
+        now,
+        verdict=overall([before.verdict, now.verdict]),
+        played=[*before.played, *now.played],
+        findings=[*before.findings, *now.findings],
+        power=power,
+        seconds={
+            what: before.seconds.get(what, 0.0) + now.seconds.get(what, 0.0) for what in before.seconds | now.seconds
+        },
+    )
 
 
 def expect(result: Result, engine: str, options: Mapping[str, str]) -> None:

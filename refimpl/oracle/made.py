@@ -21,6 +21,7 @@ from ..weights import Layer, Linear, Model
 STRENGTH = 0.5  # how large an adapter's delta is beside what the base computes at the same place
 RANKS = (6, 3, 20, 5, 8, 12)
 TURNS = 4  # of random_config
+KINDS = 8  # of adapters that random_adapters makes before it begins anew
 WORDS = 3  # that a grown vocabulary has more than the base's
 
 

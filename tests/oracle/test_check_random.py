@@ -1,0 +1,43 @@
+"""`loracle check --model random`: several bases in turn, until one shows the bug."""
+
+from pathlib import Path
+
+import pytest
+
+from refimpl.engines import registry
+from refimpl.oracle.campaign import Campaign, Plan, Result
+from refimpl.oracle.check import check, shares
+
+PLAN = Plan(cases=8, sequences=0, below=False)
+
+
+def checked(engine: str, folder: Path, plan: Plan = PLAN) -> Result:
+    return check(lambda: registry.make(engine, {}), "random", {}, plan, folder)
+
+
+def test_a_clean_engine_passes_on_every_base(tmp_path: Path) -> None:
+    result = checked("numpy", tmp_path)
+    assert result.verdict == "pass"
+    names = [p.case.name for p in result.played]
+    assert len(names) == PLAN.cases == len(set(names))
+    assert {name.partition(",")[0] for name in names} == {"base 0", "base 1", "base 2", "base 3"}
+
+
+def test_a_bug_that_needs_a_base_with_biases_is_found_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Campaign, "_explain", lambda *_: None)  # which takes its time, and has its own tests
+    result = checked("mutant:saved_biases_dropped", tmp_path)
+    assert result.verdict == "fail"
+    failed = [p.case.name for p in result.played if p.verdict == "fail"]
+    assert failed and all(name.startswith("base 2") for name in failed)
+    assert not any(p.case.name.startswith("base 3") for p in result.played)
+    assert result.stage.model.config.attention_bias
+
+
+@pytest.mark.parametrize(("cases", "sequences"), [(50, 20), (1, 0), (3, 2), (0, 5), (68, 32)])
+def test_shares_are_the_whole_plan(cases: int, sequences: int) -> None:
+    parts = shares(Plan(cases, sequences, seed=7, budget=8.0), 4)
+    assert (sum(p.cases for p in parts), sum(p.sequences for p in parts)) == (cases, sequences)
+    assert all(p.cases + p.sequences > 0 and p.budget == 2.0 for p in parts)
+    assert len({p.seed for p in parts}) == len(parts)
