@@ -19,7 +19,7 @@ from .pictures import Picture
 def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
     """The keys are documented in docs/check.md."""
     verdicts = [p.verdict for p in result.played]
-    ratios = [j.ratio for p in result.played for j in p.judged]
+    ratios = [math.inf if math.isnan(j.ratio) else j.ratio for p in result.played for j in p.judged]
     place = result.first_divergence
     return {
         "verdict": result.verdict,
