@@ -76,19 +76,26 @@ def asking(s: Setting, make: MakeOps) -> Campaign:
     return Campaign(lambda: Ours(make, None, s.stage.model, adapters), s.stage, Plan(), s.work)
 
 
-def played(s: Setting, make: MakeOps) -> Iterator[tuple[Case, Settings, list[Exchange], list[Measured]]]:
-    """Case by case, as they are asked."""
-    campaign, members = asking(s, make), ensemble(s.stage.dtype)
+def asked(s: Setting, make: MakeOps) -> Iterator[tuple[Case, Settings, list[Exchange]]]:
+    """Case by case."""
+    campaign = asking(s, make)
     for case, way in s.cases:
         with np.errstate(all="ignore"):
             exchanges = campaign.ask(case, way)
-        yield case, way, exchanges, measure(case, exchanges, s.stage, members)[0]
+        yield case, way, exchanges
+
+
+def measured(s: Setting, make: MakeOps) -> Iterator[tuple[Case, list[Measured]]]:
+    """The same in units of noise."""
+    members = ensemble(s.stage.dtype)
+    for case, _, exchanges in asked(s, make):
+        yield case, measure(case, exchanges, s.stage, members)[0]
 
 
 def most_lenient(s: Setting, make: MakeOps = lambda: NUMPY) -> tuple[Limits, list[str]]:
     """What honest looks like here, for an engine whose base rows are as noisy as an honest run's can be; and the cases
     that an honest engine itself does not pass."""
-    everything = [(case.name, m) for case, _, _, measured in played(s, make) for m in measured]
+    everything = [(case.name, m) for case, of_case in measured(s, make) for m in of_case]
     rng = np.random.default_rng(0)
     noisy = [
         replace(m, ratio=1e6 * np.exp(rng.standard_normal(m.ratio.size))) if m.adapter is None else m
@@ -100,15 +107,15 @@ def most_lenient(s: Setting, make: MakeOps = lambda: NUMPY) -> tuple[Limits, lis
 
 def first_failure(s: Setting, make: MakeOps, known: Limits) -> Found | None:
     """By the rows alone."""
-    for i, (case, _, _, measured) in enumerate(played(s, make)):
-        if (found := failure(case, measured, known)) is not None:
+    for i, (case, of_case) in enumerate(measured(s, make)):
+        if (found := failure(case, of_case, known)) is not None:
             return replace(found, after=i + 1)
     return None
 
 
-def failure(case: Case, measured: Sequence[Measured], known: Limits) -> Found | None:
+def failure(case: Case, of_case: Sequence[Measured], known: Limits) -> Found | None:
     """Does this case fail?"""
-    for m in measured:
+    for m in of_case:
         j = judge(m, known)
         if j.verdict == "fail":
             by = "no answer" if m.problem else "a row" if case.stateless else "a sequence"
@@ -122,7 +129,7 @@ def below_the_noise(s: Setting, make: MakeOps, known: Limits) -> tuple[float, fl
     chosen = replace(s, cases=[*batches, *[pair for pair in s.cases if not pair[0].stateless][: SAMPLE // 4]])
     members = ensemble(s.stage.dtype)
     by_case: list[list[Part | None]] = []
-    for case, way, exchanges, _ in played(chosen, make):
+    for case, way, exchanges in asked(chosen, make):
         sample = Sample(case, exchanges, measure(case, exchanges, s.stage, members)[1], way)
         by_case.append(parts(make, sample, s.stage))
     seen = project(by_case, float(np.exp(max(0.0, known.level))))
