@@ -137,15 +137,15 @@ def below_the_noise(s: Setting, make: MakeOps, known: Limits) -> tuple[float, fl
 
 
 def search(settings_: Sequence[Setting], known: Sequence[Limits], make: MakeOps) -> Found | None:
-    """Over all stages: by the rows first; below the noise what no row shows."""
+    """Stage by stage, as they are asked: by the rows first; below the noise what no row shows."""
     for number, (s, k) in enumerate(zip(settings_, known, strict=True)):
+        before = number * (BATCHES + SEQUENCES)
         if (found := first_failure(s, make, k)) is not None:
-            return replace(found, after=found.after + number * (BATCHES + SEQUENCES), stage=number)
-    for number, (s, k) in enumerate(zip(settings_, known, strict=True)):
+            return replace(found, after=before + found.after, stage=number)
         c, sigma, needed = below_the_noise(s, make, k)
         if not abs(c) <= needed * sigma:
             why = f"c = {c:.3g} ± {sigma:.1g} ({abs(c) / sigma:.0f} sigma)"
-            return Found("below the noise", (number + 1) * (BATCHES + SEQUENCES), number, "all of a stage", why)
+            return Found("below the noise", before + BATCHES + SEQUENCES, number, "all of a stage", why)
     return None
 
 
