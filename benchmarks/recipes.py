@@ -122,11 +122,9 @@ def vllm_kernels(make: MakeOps) -> bool:
 VLLM_SHAPES: Sequence[tuple[int, int, int, int, tuple[str, ...]]] = (
     (1, 1, 1, 2049, ("o_proj",)),
     (4, 8, 16, 2049, ("o_proj",)),
-    (4, 8, 256, 2049, ("o_proj",)),
-    (16, 32, 8, 2049, ("o_proj",)),
+    (1, 8, 256, 2049, ("o_proj",)),
     (4, 4, 32, 128, ("q_proj", "k_proj", "v_proj")),
-    (4, 4, 32, 2048, ("q_proj", "k_proj", "v_proj")),
-    (4, 4, 32, 2048, ("gate_proj", "up_proj")),
+    (4, 4, 32, 256, ("gate_proj", "up_proj")),
 )
 
 
