@@ -42,8 +42,16 @@ class Observed(Server):
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.rows: dict[int, dict[int, Array]] = {}  # request -> place -> logits
         self.forced: dict[int, Sequence[int]] = {}  # request -> the tokens that it is to produce
+        self.arrival = False  # are the rows of a batch in the order of arrival, or sorted by adapter?
 
     def _last_rows(self, scheduled: list[tuple[Generation, int]]) -> Array:
+        if not self.arrival:
+            return self._rows_in_order(scheduled)
+        order = sorted(range(len(scheduled)), key=lambda i: scheduled[i][0].id)
+        last = self._rows_in_order([scheduled[i] for i in order])
+        return last[np.argsort(order)]
+
+    def _rows_in_order(self, scheduled: list[tuple[Generation, int]]) -> Array:
         work = [Work(g.tokens[g.computed : g.computed + n], g.computed, g.table, g.adapters) for g, n in scheduled]
         batch = make_batch(work, self.cache.block_size, self.ops, every_row=True)
         rows = to_host(forward(self.model, batch, self.cache, self.adapters.bank, self.ops, self.precision))
@@ -75,7 +83,8 @@ class Ours:
         model: Model | None = None,
         adapters: Mapping[Path, Adapter] | None = None,
     ) -> None:
-        """model, adapters: what is loaded already; anything else is read from its folder."""
+        """model, adapters: what is loaded already; anything else is read from its folder. A make_ops with an attribute
+        `arrival` that is true has its batches in the order of arrival, as most engines have."""
         self.make_ops, self.precision, self.model = make_ops, precision, model
         self.known = dict(adapters or {})
 
@@ -102,6 +111,7 @@ class Ours:
             max_adapters=s.max_adapters,
             prefix_caching=s.prefix_caching,
         )
+        self.server.arrival = getattr(self.make_ops, "arrival", False)
         self.names: dict[str, Adapter] = {}
 
     def load(self, name: str, folder: Path) -> None:

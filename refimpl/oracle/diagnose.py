@@ -5,25 +5,27 @@ runs, because a wrong answer is not rounded like a right one. Mutants that these
 diagnosis, with a case that would separate them. Where a scale is wrong, the factor is fitted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..arrays import Array
-from ..lora import adapter_scale
-from ..ops import NUMPY, Ops
 from . import case as cases
 from .case import Case
-from .matched import Part, Sample, Seen, confined, direction, limit, parts, project, remaining, rerun
+from .matched import Part, Sample, Seen, confined, direction, limit, project, remaining, rerun, without
 from .mutants import Mutant
 from .noise import Member
+from .scales import fitted
 from .stage import Stage
+from .suspects import apart, place_of
 from .verdict import Limits
 
 Parts = list[list[Part | None]]  # of each sample, of each exchange that counts
 
 MANY = 6  # candidates that are looked at closely
+PLACES = 2  # in which a scale is fitted
+SIMPLER = 1.1  # one factor for all adapters may leave so much more than one for each
 CASES = 8  # on which a bug is looked for; a campaign that failed has plenty
 
 
@@ -88,7 +90,7 @@ def diagnose(
     elsewhere: cases to look through for one that separates mutants which these samples do not."""
     nothing = remaining(looked[0].parts, bug=False) if looked else 0.0
     candidates = [x for x in looked if x.seen.strength > 0 and not x.seen.broken]
-    candidates += [fitted for x in _scale_family(candidates) if (fitted := _fit_scale(samples, stage, x))]
+    candidates += _fitted_scales(samples, stage, candidates)
     candidates += [one for x in list(candidates) if (one := _confined(x))]
     candidates.sort(key=lambda x: x.left)
     closest = [x for x in candidates[:MANY] if x.left < nothing]
@@ -97,7 +99,7 @@ def diagnose(
     explaining = [
         (x, left)
         for x, left in graded
-        if left <= _tolerated(known) and _is_one(x.seen, left) and abs(x.seen.score) > needed
+        if left <= _tolerated(known) and _is_one(x.seen, max(left, x.left)) and abs(x.seen.score) > needed
     ]
     found = []
     if explaining:
@@ -137,51 +139,28 @@ def _is_one(seen: Seen, left: float) -> bool:
 # Parameters of a bug: the factor of a scale, the adapter that is hit.
 
 
-def scaled_by(factor: float) -> Callable[[], Ops]:
-    """Every adapter's scale times a factor."""
-    return lambda: replace(NUMPY, adapter_scale=lambda alpha, r, rs: factor * adapter_scale(alpha, r, rs))
-
-
-def _scale_family(candidates: Sequence[Looked]) -> list[Looked]:
-    """One mutant whose direction stands for all factors."""
-    return [x for x in candidates if x.mutant.scales and "scale" in x.mutant.name][:1]
-
-
-def _fit_scale(samples: Sequence[Sample], stage: Stage, start: Looked) -> Looked | None:
-    """The factor at which the coefficient is 1: a fixed point of k <- 1 + c (k - 1), from a step small enough to be
-    linear."""
-    k, best = 1.001, None
-    for _ in range(7):
-        by_case = [parts(scaled_by(k), sample, stage) for sample in samples]
-        seen, left = project(by_case), remaining(by_case)
-        if not np.isfinite(left):
-            break
-        if best is None or left < best.left:
-            mutant = replace(
-                start.mutant,
-                name=f"scale_times[{k:.4g}]",
-                what=f"every delta is {k:.4g} times as large as it should be",
-                make=scaled_by(k),
-            )
-            best = Looked(mutant, by_case, seen, left)
-        if abs(seen.coefficient - 1) <= seen.sigma:
-            break
-        k = float(np.clip(1 + seen.coefficient * (k - 1), -64, 64))
-        if abs(k - 1) < 1e-7:
-            break
-    return best
+def _fitted_scales(samples: Sequence[Sample], stage: Stage, candidates: Sequence[Looked]) -> list[Looked]:
+    """The factors, in the places that the error points to most: one for all adapters, and one for each."""
+    likely = sorted((x for x in candidates if x.mutant.scales), key=apart)
+    found = []
+    for place in list({place_of(x.mutant.name, stage): None for x in likely})[:PLACES]:
+        one, each = (fitted(samples, stage, place, several) for several in (False, True))
+        fits = [looked_at(*fit) for fit in (one, each) if fit is not None]
+        simple = len(fits) == 2 and fits[0].left <= SIMPLER * fits[1].left
+        found += [x for x in (fits[:1] if simple else fits) if x.seen.strength > 0]
+    return found
 
 
 def _confined(x: Looked) -> Looked | None:
-    """The same bug in one adapter's requests only, if the others have nothing of it."""
+    """The same bug in the requests of some adapters only, if the others have nothing of it."""
     names = sorted({p.adapter for ps in x.parts for p in ps if p is not None and p.adapter is not None})
-    alone = {name: confined(x.parts, name) for name in names}
-    hit = {name: seen for name, by_case in alone.items() if (seen := project(by_case)).strength > 0}
+    alone = {name: project(confined(x.parts, name)) for name in names}
+    hit = {name: seen for name, seen in alone.items() if seen.strength > 0}
     full = [name for name, seen in hit.items() if _is_one(seen, 1.0) and abs(seen.score) > limit(len(hit))]
-    if len(full) != 1 or len(hit) < 2:
+    if not full or len(full) == len(hit):
         return None
-    name = full[0]
-    return replace(x, parts=alone[name], seen=hit[name], left=remaining(alone[name]), only=name)
+    by_case = [[p if p is None or p.adapter in full else without(p) for p in ps] for ps in x.parts]
+    return replace(x, parts=by_case, seen=project(by_case), left=remaining(by_case), only=" and ".join(full))
 
 
 def _left_of_own_noise(samples: Sequence[Sample], stage: Stage, x: Looked, members: Sequence[Member]) -> float:
@@ -194,7 +173,7 @@ def _left_of_own_noise(samples: Sequence[Sample], stage: Stage, x: Looked, membe
         for i, (e, raw, d) in enumerate(zip(sample.counted, sample.raws, ds, strict=True)):
             if raw is None or d is None:
                 continue
-            if x.only and e.adapter != x.only:
+            if x.only and e.adapter not in x.only.split(" and "):
                 d = np.zeros_like(d)
             left = raw.error / raw.unit[:, None] - d
             noise = np.ones_like(raw.unit)[:, None]

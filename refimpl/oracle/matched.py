@@ -182,10 +182,11 @@ def remaining(by_case: Sequence[Sequence[Part | None]], bug: bool = True) -> flo
 
 def confined(by_case: Sequence[Sequence[Part | None]], adapter: str) -> list[list[Part | None]]:
     """The same direction, in the requests of one adapter only."""
-    return [[p if p is None or p.adapter == adapter else _without(p) for p in ps] for ps in by_case]
+    return [[p if p is None or p.adapter == adapter else without(p) for p in ps] for ps in by_case]
 
 
-def _without(p: Part) -> Part:
+def without(p: Part) -> Part:
+    """The same request, of a bug that does nothing there."""
     return Part(p.adapter, 0.0, 0.0, np.zeros_like(p.honest), p.energy, p.energy, p.count, 0.0)
 
 

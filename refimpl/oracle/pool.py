@@ -12,9 +12,9 @@ from ..engines.interface import Settings
 from .case import Case, Exchange
 from .matched import Part, Sample, parts
 from .measure import Measured, measure
-from .mutants import mutants_for
 from .noise import Member
 from .stage import Stage
+from .suspects import find
 
 _stage: Stage | None = None  # of this process
 
@@ -62,5 +62,5 @@ def along(
 ) -> dict[str, list[Part | None]]:
     """One case beside many mutants."""
     assert _stage is not None
-    one, zoo = sample(case, exchanges, members, settings), mutants_for(list(_stage.paths))
-    return {name: parts(zoo[name].make, one, _stage) for name in names}
+    one = sample(case, exchanges, members, settings)
+    return {name: parts(find(name, _stage).make, one, _stage) for name in names}
