@@ -1,5 +1,6 @@
 """The page of `loracle check --report`: it stands alone, escapes what an engine said, and says what the JSON says."""
 
+import argparse
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from rich.console import Console
 from small_stage import small_stage
 
 from refimpl import cli
-from refimpl.commands.check import show
+from refimpl.commands.check import add_arguments, show
 from refimpl.engines.interface import Answer, Ask
 from refimpl.engines.ours import Ours
 from refimpl.oracle import drawing
@@ -350,6 +351,22 @@ def test_the_terminal_has_the_verdict_the_bug_and_the_way_to_repeat_it(failing: 
     whole = " ".join(" ".join(lines).split())
     assert finding["evidence"] in whole and all(f"seen in {link}" in whole for link in finding["links"])
     assert "findings a\\x1b[31mb\\nc long" in whole and "\x1b" not in file.getvalue()
+
+
+# The page of documentation.
+
+
+def test_docs_check_has_every_flag_and_every_key_and_no_other(failing: dict[str, Any]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "check.md").read_text("utf-8")
+    parser = argparse.ArgumentParser(prog="loracle check", add_help=False)
+    add_arguments(parser)
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) == flags | {"--json"}
+    table = text.partition("## The JSON")[2]
+    keys = {key for row in re.findall(r"^\| (`.*?) \|", table, re.M) for key in re.findall(r"`(\w+)`", row)}
+    assert keys == set(failing)
+    for key in failing["diagnosis"][0]:
+        assert f"`{key}`" in table, key
 
 
 # A browser.
