@@ -17,6 +17,7 @@ from rich.text import Text
 from ..engines import registry
 from ..errors import RequestError
 from ..loading.findings import one_line
+from ..oracle import archive
 from ..oracle import check as checking
 from ..oracle.campaign import Plan, Result
 from ..oracle.mutants import mutants_for
@@ -78,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as scratch, progress(console) as told:
             work = args.resume or Path(scratch)
             make = lambda: registry.make(engine, options)  # noqa: E731
+            if args.resume is not None:
+                asked = {"engine": engine, "model": args.model, "dtype": args.precision, "seed": args.seed}
+                archive.describe(work, asked, make().capabilities)
             result = checking.check(make, args.model, adapters(args.adapter), plan(args), work, told)
             checking.expect(result, engine, options)
             found = write(result, engine, options, args)
@@ -164,9 +168,7 @@ def write(result: Result, engine: str, options: dict[str, str], args: argparse.N
 def show(console: Console, found: dict[str, Any], page: Path | None) -> None:
     """For people: the verdict first, then why; found: the JSON."""
     console = Console(file=console.file, stderr=console.stderr, highlight=False)
-    counts = (
-        f"{found['passed']} of {found['cases']} passed, {found['failed']} failed, {found['undecided']} undecided"
-    )
+    counts = f"{found['passed']} of {found['cases']} passed, {found['failed']} failed, {found['undecided']} undecided"
     worst, fails_from = times(found["worst_noise_ratio"]), times(found["noise"]["fails_from"])
     verdict = Text(found["verdict"].upper(), style=COLOURS[found["verdict"]])
     console.print(verdict, Text(f" {found['engine']}, in {found['precision']}"))

@@ -1,7 +1,6 @@
 """loracle record: keep what an engine answers, so that it can be judged where the engine is not."""
 
 import argparse
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import numpy as np
 
 from ..engines import registry
 from ..engines import tensorrt_llm as trtllm
-from ..engines.interface import Capabilities, EngineError
+from ..engines.interface import EngineError
 from ..engines.tensorrt_llm_cases import write_cases
 from ..errors import LoracleError, RequestError
 from ..oracle import archive
@@ -86,7 +85,7 @@ def record(args: argparse.Namespace) -> int:
     capabilities, dtype, count = probe.capabilities, args.dtype or "float32", args.cases or 50
     if dtype not in capabilities.dtypes:
         raise EngineError(f"{args.engine} does not compute in {dtype}; it does in {', '.join(capabilities.dtypes)}")
-    stage = build(args.model, dtype, args.seed, args.out, capabilities, count=6)
+    stage = build(args.model, dtype, args.seed, args.out, capabilities)
     campaign = Campaign(lambda: registry.make(args.engine, options), stage, Plan(count, 0, args.seed), args.out)
     try:
         for i in range(count):
@@ -101,22 +100,11 @@ def record(args: argparse.Namespace) -> int:
         "model": args.model,
         "dtype": dtype,
         "seed": args.seed,
-        "cases": count,
         "versions": versions,
-        "capabilities": plain(capabilities),
     }
-    text = json.dumps(about, indent=1) + "\n"
-    try:
-        (args.out / "recording.json").write_text(text, "utf-8")
-    except OSError as error:
-        raise LoracleError(f"{args.out}: cannot be written ({error})") from None
+    archive.describe(args.out, about, capabilities)
     if args.json:
         print(json.dumps({**about, "answers": str(args.out / "answers")}))
     else:
         print(f"{args.out / 'answers'}: what {args.engine} answered to {count} batches")
     return 0
-
-
-def plain(capabilities: Capabilities) -> dict[str, Any]:
-    """As JSON has it."""
-    return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in dataclasses.asdict(capabilities).items()}

@@ -1,4 +1,4 @@
-"""Answers that were recorded elsewhere: --engine recorded --option file=DIR, a folder that --resume left.
+"""Answers that were recorded: --engine recorded --option file=DIR, a folder that --resume or `loracle record` left.
 
 It answers the cases that it has, and no others.
 """
@@ -6,15 +6,9 @@ It answers the cases that it has, and no others.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..config import LAYER_MODULES
-from .interface import FEATURES, OPERATIONS, Answer, Ask, Capabilities, EngineError, Entry, Settings
+from .interface import Answer, Ask, Capabilities, EngineError, Entry, Settings
 
-CAPABILITIES = Capabilities(
-    dtypes=("float32", "bfloat16", "float16"),
-    modules=LAYER_MODULES,
-    features=frozenset(FEATURES),
-    operations=frozenset(OPERATIONS),
-)
+CAPABILITIES = Capabilities(dtypes=("float32", "bfloat16", "float16"))  # of a recording: those of its engine
 
 
 def entry() -> Entry:
@@ -35,12 +29,14 @@ def make(options: Mapping[str, str]) -> "Recorded":
 class Recorded:
     """An Engine (interface.py) that looks its answers up."""
 
-    capabilities = CAPABILITIES
-
     def __init__(self, folder: Path) -> None:
         from ..oracle import archive
 
-        folder = folder / "answers" if (folder / "answers").is_dir() else folder
+        self.about = archive.described(folder)  # with what model, dtype and seed: `check` refuses others
+        if self.about is None:
+            raise EngineError(f"{folder}: no recorded answers ({archive.ABOUT} is not there)")
+        self.capabilities = archive.capabilities_of(self.about)
+        folder = folder / "answers"
         self.known: dict[tuple[Ask, ...], list[Answer]] = {}
         for case, exchanges in archive.everything(folder):
             for step in case.runs:

@@ -3,18 +3,65 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..arrays import Array
-from ..engines.interface import Answer
+from ..engines.interface import Answer, Capabilities
 from ..errors import LoracleError
 from .case import Case, Exchange
 from .case_json import from_json, to_json
 
 VERSION = 1
+
+
+ABOUT = "recording.json"
+
+
+def describe(folder: Path, about: dict[str, Any], capabilities: Capabilities) -> None:
+    """Say beside the answers what was asked: model, dtype and seed give the same adapters and questions again.
+
+    LoracleError where the folder holds the answers to other questions."""
+    can = {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(capabilities).items()}
+    told = json.loads(json.dumps({**about, "capabilities": can}))
+    known = described(folder)
+    for key in known or {}:
+        if known and key in told and known[key] != told[key]:
+            raise LoracleError(f"{folder / ABOUT}: the answers there are for {key} {known[key]}, not {told[key]}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ABOUT).write_text(json.dumps({**(known or {}), **told}, indent=1) + "\n", "utf-8")
+    except OSError as error:
+        raise LoracleError(f"{folder}: cannot be written ({error})") from None
+
+
+def described(folder: Path) -> dict[str, Any] | None:
+    """What `describe` wrote; None if it was never there."""
+    try:
+        found = json.loads((folder / ABOUT).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise LoracleError(f"{folder / ABOUT}: cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise LoracleError(f"{folder / ABOUT}: expected an object")
+    return found
+
+
+def capabilities_of(about: dict[str, Any]) -> Capabilities:
+    """Those that were described. LoracleError where they are none."""
+    try:
+        data = dict(about["capabilities"])
+        for f in fields(Capabilities):
+            kind = type(getattr(Capabilities(), f.name))
+            if f.name in data and kind in (frozenset, tuple):
+                data[f.name] = kind(data[f.name])
+        return Capabilities(**data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoracleError(f"{ABOUT}: no capabilities of an engine ({error})") from None
 
 
 def save(folder: Path, case: Case, exchanges: Sequence[Exchange]) -> None:

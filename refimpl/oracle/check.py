@@ -32,7 +32,12 @@ def check(
 ) -> Result:
     """A campaign on a stage of its own; with random models on one for each turn that they take, until one fails.
     made: how many adapters are made where none are given."""
-    capabilities = make().capabilities
+    engine = make()
+    capabilities = engine.capabilities
+    told = getattr(engine, "about", None) or {}
+    for key, given in (("model", str(model)), ("seed", plan.seed), ("dtype", plan.precision)):
+        if told.get(key, given) != given:
+            raise EngineError(f"these answers were recorded with {key} {told[key]}, not {given}")
     dtype = "float32" if plan.precision == "auto" else plan.precision
     if dtype not in capabilities.dtypes:
         raise EngineError(f"the engine does not compute in {dtype}; it does in {', '.join(capabilities.dtypes)}")

@@ -54,15 +54,18 @@ def build(
     work: Path,
     capabilities: Capabilities,
     adapters: Mapping[str, Path] | None = None,
-    count: int = 4,
+    count: int = 5,
 ) -> Stage:
     """model: "tiny", "random", or a folder. adapters: the user's own; without them `count` are made, beside two of the
     embedded model's voices, and with two relatives where an engine can exchange adapters. What is made is written
     under `work`, in `dtype`, so that no engine rounds it."""
     rng = np.random.default_rng([seed, 4])
+    work = work / "stages" / f"{Path(model).name}-{dtype}-{seed}-{count}"  # a campaign that is resumed finds its own
     if model == "random":
         folder = work / "model"
-        save_model(random_model(random_config(rng, capabilities, turn=seed), rng, dtype), folder)
+        base = random_model(random_config(rng, capabilities, turn=seed), rng, dtype)
+        if not folder.exists():
+            save_model(base, folder)
     else:
         folder = base_folder(model)
     ours = load_model(folder, dtype)
@@ -77,7 +80,8 @@ def build(
             made += relatives(made[0], rng)
         for adapter in made:
             paths[adapter.name] = work / "adapters" / adapter.name
-            save_adapter(adapter, paths[adapter.name], dtype)
+            if not paths[adapter.name].exists():
+                save_adapter(adapter, paths[adapter.name], dtype)
     loaded = {name: load_adapter(path, ours.config, name) for name, path in paths.items()}
     return Stage(folder, ours, in_float64(ours), paths, loaded)
 

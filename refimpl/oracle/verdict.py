@@ -3,9 +3,8 @@
 The logarithm of a row's ratio is spread around a level. The spread is that of the honest runs about their own levels.
 The level is the engine's own, read off its base rows, which have its rounding and no LoRA; but no higher than that of
 the noisiest honest run, or a broken base would excuse everything. Against these a row, and a request as a whole, is as
-many spreads too far off as its score says. How rare a score is, the honest runs say as well: their largest scores fall
-off exponentially at least (Pickands 1975), and are continued from where they were seen to the odds that are wanted.
-No tolerance is written down anywhere: only the two odds are.
+many spreads too far off as its score says. How rare a score is, the honest runs say as well: a normal distribution, as
+wide as their largest scores make it. No tolerance is written down anywhere: only the two odds are.
 """
 
 import math
@@ -19,7 +18,6 @@ from ..arrays import Array
 from .measure import Measured
 
 FALSE_ALARM = 1e-6  # how often a whole campaign over an honest engine may end in "fail" by chance
-TAIL = 0.05  # the share of the honest scores from which the rarest are inferred
 DOUBT = 1e-2  # what happens by chance in fewer than this share of campaigns is looked at again
 
 
@@ -65,16 +63,12 @@ def limits(measured: Sequence[Measured]) -> Limits:
 def thresholds(honest: Array, tested: int) -> tuple[float, float]:
     """Scores that `tested` honest ones leave with the odds above (Bonferroni). honest: scores of honest runs.
 
-    Never lower than a normal distribution's; from its largest twentieth on, as the honest scores fall off."""
-    normal, found = statistics.NormalDist(), []
-    for odds in (DOUBT, FALSE_ALARM):
-        share = odds / max(tested, 1)
-        score = normal.inv_cdf(1 - share)
-        if honest.size >= 100:
-            start = float(np.quantile(honest, 1 - TAIL))
-            beyond = float(np.mean(honest[honest > start] - start))
-            score = max(score, start + beyond * float(np.log(TAIL / share)))
-        found.append(score)
+    Those of a normal distribution that is wide enough for the largest of the honest scores."""
+    normal, width = statistics.NormalDist(), 1.0
+    for share in (1e-2, 1e-3, 1 / max(honest.size, 1)):
+        if share * honest.size >= 1 and honest.size >= 100:
+            width = max(width, float(np.quantile(honest, 1 - share)) / normal.inv_cdf(1 - share))
+    found = [width * normal.inv_cdf(1 - odds / max(tested, 1)) for odds in (DOUBT, FALSE_ALARM)]
     return found[0], found[1]
 
 

@@ -172,6 +172,11 @@ def test_answers_are_kept_and_judged_again_without_the_engine(
     again, replayed, _ = check(capsys, *recorded)
     assert (code, again) == (0, 0)
     assert json.loads(out)["worst_noise_ratio"] == json.loads(replayed)["worst_noise_ratio"]
+    code, _, err = check(capsys, *recorded, "--seed", "1")  # other questions
+    assert code == 2 and "recorded with seed 0, not 1" in err
+    code, _, err = check(capsys, "--engine", "peft", *QUICK, "--resume", str(tmp_path))
+    assert code == 2 and err.count("\n") == 1  # another engine's answers, or no PEFT here
+    assert check(capsys, "--engine", "numpy", *QUICK, "--resume", str(tmp_path))[0] == 0
 
 
 def test_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:
