@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 STEPS = 7  # of colour, on either side of none
-FAINTEST = 1000.0  # the scale reaches at least to here, or noise alone would look like something
+FAINTEST = 30.0  # the scale reaches at least to here, or noise alone would look like something
 
 Number = float | None  # None: no number, or none that was shown
 Row = tuple[int, Sequence[Number]]  # the column of the first number, and the numbers

@@ -113,7 +113,8 @@ def _far(picture: Mapping[str, Any] | None) -> dict[str, Any] | None:
         {"head": head, "paths": drawing.heat([(line["first"], line[key] or []) for line in lines], top)}
         for key, head in keys
     ]
-    return {"panels": panels, "top": top, "columns": columns, "lines": lines, "ticks": _ticks(columns), "signed": False}
+    faint = top <= drawing.FAINTEST
+    return {"panels": panels, "top": top, "columns": columns, "lines": lines, "ticks": _ticks(columns), "faint": faint}
 
 
 def _near(picture: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -124,7 +125,7 @@ def _near(picture: Mapping[str, Any] | None) -> dict[str, Any] | None:
     keys = [(key, head) for key, head in _panels(picture) if close[key] is not None]
     top = drawing.reach(x for key, _ in keys for row in close[key] for x in row)
     panels = [{"head": head, "paths": drawing.heat([(0, row) for row in close[key]], top)} for key, head in keys]
-    return {**close, "panels": panels, "top": top, "of": picture["lines"][close["line"]], "signed": True}
+    return {**close, "panels": panels, "top": top, "of": picture["lines"][close["line"]]}
 
 
 def _ticks(columns: int) -> list[int]:
