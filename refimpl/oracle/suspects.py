@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .matched import Sample
 from .mutants import Mutant, mutants_for
 from .places import Place, at, can_be_confined, places, small_places
@@ -25,6 +27,7 @@ LAST = 14  # that are tried on all samples
 EXPLAINED = 2.0  # units of noise: what an explanation may leave
 CLEARLY = 10.0  # times as much must have been there before
 ANY_SCALE, NOTHING_APPLIED = "scale_times[1.01]", "adapters_ignored"  # asked for in every place, near or not
+DECODE = "decode"  # the place
 
 Beside = Callable[[Sequence[Sample], Sequence[str]], "list[Looked]"]
 
@@ -70,7 +73,22 @@ def search(
         small = [f"{name} @ {p.name}" for name in likely[:3] for p in small_places(config)]
         confined = beside([first], [*large, *small])
         on_one += beside(whole[:1], _nearest(confined, AFTER_THE_SMALLEST))
+    if not any(_explains(x) for x in on_one) and all(_prompts_are_right(x) for x in whole):
+        every = [m.name for m in known.values() if shows(m) and can_be_confined(m) and m.name != NOTHING_APPLIED]
+        on_one += beside(whole[:1], [f"{name} @ {DECODE}" for name in every])
     return beside(whole, _nearest(on_one, LAST))
+
+
+def _prompts_are_right(x: Sample) -> bool:
+    """Is nothing of the error in the rows of the prompts' tokens? Then every bug may be one of decode steps alone."""
+    for e, raw in zip(x.counted, x.raws, strict=True):
+        if raw is None:
+            return False
+        prompt = raw.error[: max(len(e.ask.prompt_ids) - raw.rows.start, 0)]
+        unit = raw.unit[: len(prompt)]
+        if prompt.size and not np.sqrt(np.mean(prompt**2, axis=1) / unit**2).max() <= CLEARLY:
+            return False
+    return True
 
 
 def _distinct(looked: Sequence["Looked"]) -> list[str]:
