@@ -8,17 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..engines import registry
 from ..engines import tensorrt_llm as trtllm
 from ..engines.interface import EngineError
 from ..engines.tensorrt_llm_cases import write_cases
 from ..errors import LoracleError, RequestError
 from ..oracle import archive
-from ..oracle.campaign import Campaign, Plan
-from ..oracle.case import draw_batch
-from ..oracle.stage import build, settings
+from ..oracle import check as checking
+from ..oracle.campaign import Plan
 
 HELP = "keep what an engine answers to cases; for TensorRT-LLM: what to run on the machine with the GPU"
 EXAMPLE = """  loracle record --engine tensorrt_llm --out recorded     the cases, and the command for the GPU machine
@@ -85,26 +82,14 @@ def record(args: argparse.Namespace) -> int:
     capabilities, dtype, count = probe.capabilities, args.dtype or "float32", args.cases or 50
     if dtype not in capabilities.dtypes:
         raise EngineError(f"{args.engine} does not compute in {dtype}; it does in {', '.join(capabilities.dtypes)}")
-    stage = build(args.model, dtype, args.seed, args.out, capabilities)
-    campaign = Campaign(lambda: registry.make(args.engine, options), stage, Plan(count, 0, args.seed), args.out)
-    try:
-        for i in range(count):
-            rng = np.random.default_rng([args.seed, i, 1])
-            case = draw_batch(stage, capabilities, rng, f"batch {i}")
-            archive.save(args.out / "answers", case, campaign.ask(case, settings(stage)))
-        versions = campaign.engine.versions()
-    finally:
-        campaign.engine.close()
-    about = {
-        "engine": args.engine,
-        "model": args.model,
-        "dtype": dtype,
-        "seed": args.seed,
-        "versions": versions,
-    }
+    about = {"engine": args.engine, "model": args.model, "dtype": dtype, "seed": args.seed}
     archive.describe(args.out, about, capabilities)
+    # The questions are those of `loracle check`, so that `--engine recorded` finds an answer to each of them.
+    plan = Plan(count, 0, args.seed, precision=dtype, below=False)
+    result = checking.check(lambda: registry.make(args.engine, options), args.model, {}, plan, args.out)
+    about |= {"cases": count, "versions": result.versions}
     if args.json:
-        print(json.dumps({**about, "answers": str(args.out / "answers")}))
+        print(json.dumps({**about, "answers": str(args.out)}))
     else:
-        print(f"{args.out / 'answers'}: what {args.engine} answered to {count} batches")
+        print(f"{args.out}: what {args.engine} answered to {count} batches")
     return 0

@@ -36,7 +36,6 @@ class Recorded:
         if self.about is None:
             raise EngineError(f"{folder}: no recorded answers ({archive.ABOUT} is not there)")
         self.capabilities = archive.capabilities_of(self.about)
-        folder = folder / "answers"
         self.known: dict[tuple[Ask, ...], list[Answer]] = {}
         for case, exchanges in archive.everything(folder):
             for step in case.runs:

@@ -115,8 +115,8 @@ def saved(folder: Path, case: Case) -> list[Exchange] | None:
 
 
 def everything(folder: Path) -> Iterator[tuple[Case, list[Exchange]]]:
-    """All that was saved in a folder."""
-    for file in sorted(folder.glob("*.json")):
+    """All that was saved under a folder."""
+    for file in sorted(folder.glob("**/answers/*.json")):
         if (found := _read(file.with_suffix(""))) is not None:
             yield found
 

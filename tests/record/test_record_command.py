@@ -62,11 +62,13 @@ def test_any_engines_answers_are_kept(tmp_path: Path, capsys: pytest.CaptureFixt
     arguments = ["--model", "random", "--cases", "2", "--seed", "4", "--out", str(out)]
     assert main(["record", "--engine", "numpy", *arguments]) == 0
     assert "what numpy answered to 2 batches" in capsys.readouterr().out
-    kept = list(archive.everything(out / "answers"))
-    assert [case.name for case, _ in kept] == ["batch 0", "batch 1"]
+    kept = list(archive.everything(out))
+    assert len(kept) == 2
     assert all(e.answer.logits is not None for _, exchanges in kept for e in exchanges)
     about = read(out / "recording.json")
-    assert (about["engine"], about["cases"], about["seed"]) == ("numpy", 2, 4)
+    assert (about["engine"], about["model"], about["seed"]) == ("numpy", "random", 4)
+    again = ["--model", "random", "--cases", "2", "--sequences", "0", "--seed", "4", "--no-power", "--jobs", "1"]
+    assert main(["check", "--engine", "recorded", "--option", f"file={out}", *again]) == 0
 
 
 @pytest.mark.parametrize(
