@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from oracle.small_stage import small_stage
 
 from refimpl import cli
 
-QUICK = ("--model", "random", "--cases", "3", "--sequences", "0", "--jobs", "1", "--no-power")
+# A base so narrow that every bug of the zoo is tried on it in a second.
+BASE = ("--model", str(small_stage().folder))
+QUICK = (*BASE, "--cases", "3", "--sequences", "0", "--jobs", "1", "--no-power")
 KEYS = (
     *("verdict", "cases", "passed", "failed", "undecided", "worst_noise_ratio", "diagnosis", "symptoms"),
     *("first_divergence", "findings", "power", "repro", "environment"),
