@@ -20,6 +20,8 @@ from .repro_write import save_repro
 from .stage import build
 from .verdict import judge, limits, overall
 
+BATCHES, SEQUENCES = 17, 8  # on one random base, before it gives way to the next: 100 cases on all of them
+
 
 def check(
     make: Callable[[], Engine],
@@ -30,7 +32,7 @@ def check(
     progress: Progress = lambda *_: None,
     made: int = 5,
 ) -> Result:
-    """A campaign on a stage of its own; with random models on one for each turn that they take, until one fails.
+    """A campaign on a stage of its own; with random models, if it is long enough, on several, until one fails.
     made: how many adapters are made where none are given."""
     engine = make()
     capabilities = engine.capabilities
@@ -45,10 +47,9 @@ def check(
         stage = build(model, dtype, plan.seed, work, capabilities, adapters, made)
         return Campaign(make, stage, plan, work, progress).run()
     result = None
-    for turn, share in enumerate(shares(plan, TURNS)):
-        folder = work / f"base-{turn}"
-        stage = build(model, dtype, share.seed, folder, capabilities, adapters, max(made, KINDS))
-        found = Campaign(make, stage, share, folder, progress).run()
+    for turn, share in enumerate(shares(plan)):
+        stage = build(model, dtype, share.seed, work / f"base-{turn}", capabilities, adapters, max(made, KINDS))
+        found = Campaign(make, stage, share, work, progress).run()
         for p in found.played:
             p.case = replace(p.case, name=f"base {turn}, {p.case.name}")
         result = found if result is None else together(result, found)
@@ -58,20 +59,24 @@ def check(
     return result
 
 
-def shares(plan: Plan, n: int) -> list[Plan]:
-    """The plan in n parts of about the same size, each with a seed of its own; none that asks nothing."""
-    budget = None if plan.budget is None else plan.budget / n
-    parts = [
-        replace(
+def shares(plan: Plan) -> list[Plan]:
+    """What each base is asked, each under a seed of its own; the last takes what is left. What a shorter plan asks is
+    the beginning of what a longer one does, so that recorded answers go as far as they go."""
+    found: list[Plan] = []
+    cases, sequences = plan.cases, plan.sequences
+    while cases + sequences > 0 and len(found) < TURNS:
+        last = len(found) == TURNS - 1
+        own = replace(
             plan,
-            cases=plan.cases * (i + 1) // n - plan.cases * i // n,
-            sequences=plan.sequences * (i + 1) // n - plan.sequences * i // n,
-            seed=plan.seed + i,
-            budget=budget,
+            cases=cases if last else min(cases, BATCHES),
+            sequences=sequences if last else min(sequences, SEQUENCES),
+            seed=plan.seed + len(found),
         )
-        for i in range(n)
-    ]
-    return [part for part in parts if part.cases + part.sequences > 0]
+        found.append(own)
+        cases, sequences = cases - own.cases, sequences - own.sequences
+    if plan.budget is None:
+        return found
+    return [replace(own, budget=plan.budget / len(found)) for own in found]
 
 
 def together(before: Result, now: Result) -> Result:
@@ -129,9 +134,8 @@ def keep(result: Result, folder: Path, engine: str, options: Mapping[str, str], 
     while target.exists():
         number += 1
         target = folder.with_name(f"{folder.name}-{number}")
-    save_repro(
-        target, stage, case, exchanges, truth, why, result.small_settings, engine, options, result.versions, units, seed
-    )
+    how, known = result.small_settings, result.known
+    save_repro(target, stage, case, exchanges, truth, why, how, engine, options, result.versions, units, seed, known)
     return target
 
 
@@ -140,6 +144,6 @@ def replay(folder: Path) -> tuple[Result, str]:
     repro = load_repro(folder)
     stage, case, exchanges = play_again(folder, registry.make)
     measured, _ = measure(case, exchanges, stage, ensemble(stage.dtype))
-    known = limits(measured)
+    known = repro.known or limits(measured)
     played = Played(case, repro.settings, measured, [judge(m, known) for m in measured])
     return Result(stage, overall([played.verdict]), [played], known, stage.dtype, []), repro.engine

@@ -29,6 +29,7 @@ from .case_json import from_json
 from .repro_write import FILE, FORMAT, digests
 from .repro_write import save_repro as save_repro
 from .stage import Stage, in_float64
+from .verdict import Limits
 
 
 class ReproError(LoracleError):
@@ -50,6 +51,7 @@ class Repro:
     options: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     seed: int = 0
+    known: Limits | None = None  # what the campaign had learnt of honest answers; None: learn from the case
 
 
 def load_repro(folder: Path) -> Repro:
@@ -77,7 +79,12 @@ def load_repro(folder: Path) -> Repro:
         options,
         versions,
         data.get("seed", int),
+        data.checked("limits", lambda: _limits(data.data.get("limits"))),
     )
+
+
+def _limits(data: Mapping[str, Any] | None) -> Limits | None:
+    return None if data is None else Limits(**{f.name: float(data[f.name]) for f in dataclasses.fields(Limits)})
 
 
 def replay(folder: Path, make_engine: Callable[[str, Mapping[str, str]], Engine]) -> tuple[Stage, Case, list[Exchange]]:

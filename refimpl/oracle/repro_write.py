@@ -23,6 +23,7 @@ from .case import Case, Exchange, Load, Unload
 from .case_json import to_json
 from .redact import clean, is_secret, without_secrets
 from .stage import Stage
+from .verdict import Limits
 
 FORMAT = 1
 FILE = "repro.json"
@@ -47,9 +48,11 @@ def save_repro(
     versions: Mapping[str, str] | None = None,
     units: Sequence[Array | None] | None = None,
     seed: int = 0,
+    known: Limits | None = None,
 ) -> None:
     """truth, units: for each exchange the exact logits [tokens, vocab] and the noise of each shown row [rows], or None
-    where the answer was none. LoracleError, and no folder, if it cannot be written."""
+    where the answer was none. known: what the campaign had learnt of honest answers, so that a replay judges as it
+    did. LoracleError, and no folder, if it cannot be written."""
     folder = Path(folder)
     expected = _named(exchanges, truth, "logits") | _named(exchanges, units or [None] * len(exchanges), "unit")
     got = {f"{_id(e)}.{name}": x for e in exchanges for name, x in _arrays(e.answer).items()}
@@ -63,6 +66,7 @@ def save_repro(
             "options": without_secrets({k: v for k, v in (options or {}).items() if not is_secret(k)}),
             "versions": without_secrets({"loracle": __version__, **(versions or {})}),
             "seed": seed,
+            "limits": None if known is None else dataclasses.asdict(known),
             "dtype": stage.dtype,
             "model": _put_model(stage.folder, scratch),
             "adapters": _put_adapters(_used(case, stage), stage, scratch),

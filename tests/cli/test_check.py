@@ -163,6 +163,7 @@ def test_a_failure_is_kept_and_repeated(capsys: pytest.CaptureFixture[str], tmp_
     code, out, _ = check(capsys, "--replay", found["repro"], "--json")
     again = json.loads(out)
     assert (code, again["verdict"], again["cases"]) == (1, "fail", 1)
+    assert again["noise"]["fails_from"] == found["noise"]["fails_from"]  # judged as it was then
     (tmp_path / "out" / "repro" / "repro.json").write_text("{", "utf-8")
     assert check(capsys, "--replay", found["repro"])[0] == 2
 
