@@ -22,6 +22,7 @@ from refimpl.ops import NUMPY, Ops
 from refimpl.oracle import sequences as drawn
 from refimpl.oracle.campaign import SAMPLE, Campaign, Plan
 from refimpl.oracle.case import Case, Exchange, draw_batch
+from refimpl.oracle.check import BATCHES, SEQUENCES
 from refimpl.oracle.made import KINDS, TURNS
 from refimpl.oracle.matched import Part, Sample, limit, parts, project
 from refimpl.oracle.measure import Measured, measure
@@ -31,7 +32,6 @@ from refimpl.oracle.stage import Stage, build, settings
 from refimpl.oracle.verdict import Limits, judge, limits
 
 MakeOps = Callable[[], Ops]
-BATCHES, SEQUENCES = 17, 8
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import Array
-from ..batch import Request
+from ..batch import Request, vocab_size
 from ..engines.interface import Ask
-from ..model import logits
+from ..model import logit_width, logits
 from .case import Case, Exchange, request
+from .fit import fit
 from .matched import Sample
 from .measure import Measured, Raw
 from .stage import Stage
@@ -118,24 +119,24 @@ def _fits(raw: Raw, known: Limits) -> Callable[[Array], bool]:
 
 
 def _rows(stage: Stage, text: Sequence[int], adapter: object, raw: Raw) -> Array:
-    return logits(stage.exact, [Request(text, adapter)])[0][raw.rows]  # type: ignore[arg-type]
+    """What another adapter answers; NaN, which nothing is like, where it knows not these words, or not as many."""
+    other = Request(text, adapter)  # type: ignore[arg-type]
+    if max(text) >= vocab_size(other, stage.exact.config) or logit_width(other, stage.exact) != raw.vocab:
+        return np.full_like(raw.logits, np.nan)
+    return logits(stage.exact, [other])[0][raw.rows]
 
 
 def _weight(stage: Stage, e: Exchange, raw: Raw) -> float | None:
-    """The weight on the adapter that explains the answer best: k <- 1 + c (k - 1) until c = 1."""
-    adapter, text, k = stage.adapters[e.adapters[0][0]], request(e, stage).prompt_ids, 1.001
-    for _ in range(8):
+    """The weight on the adapter that explains the answer best."""
+    adapter, text = stage.adapters[e.adapters[0][0]], request(e, stage).prompt_ids
+
+    def coefficient(k: float) -> float:
         d = (raw.view.of(_rows(stage, text, [(adapter, k)], raw)) - raw.exact) / raw.unit[:, None]
         length = float(np.sum(d * d))
-        if not np.isfinite(length) or length == 0:
-            return None
-        c = float(np.sum(raw.error / raw.unit[:, None] * d)) / length
-        if abs(c - 1) < 1e-6:
-            return k
-        k = float(np.clip(1 + c * (k - 1), -64, 64))
-        if k == 1:
-            return None
-    return k
+        return float(np.sum(raw.error / raw.unit[:, None] * d)) / length if length else float("nan")
+
+    k = fit(coefficient)
+    return k if np.isfinite(k) and k != 1 else None
 
 
 def _shifted(raw: Raw, known: Limits) -> int:
