@@ -329,13 +329,15 @@ class Campaign:
             samples = [self._sample(p) for p in close]
             readable = [s for s in samples if any(r is not None for r in s.raws)]
             numbers = any(m.ratio.size for p in failed for m, j in _requests(p) if j.verdict == "fail")
-            looked = self._suspects(result, readable, workers) if numbers else []
+            smallest = self._smallest_sample(result) if numbers else None
             lines: list[str] = []
             for p, sample in zip(close, samples, strict=True):
                 lines += symptoms_of(sample, p.judged, p.measured, self.stage, result.known)
             result.symptoms += tally(lines, sum(j.verdict == "fail" for p in close for j in p.judged))
+            looked = []
             if numbers:
                 self._where(result, failed)
+                looked = self._suspects(result, smallest or readable[0], readable, workers)
         else:  # it was seen below the noise, in the cases that were looked at there
             readable = [self._sample(p) for p in self._chosen(result)]
             looked = [x for x in result.looked if len(x.parts) == len(readable)]
@@ -347,14 +349,15 @@ class Campaign:
         result.picture = picture(readable, self.stage, result.known, bug, only)
         self.seconds["explaining"] = time.monotonic() - began
 
-    def _suspects(self, result: Result, samples: Sequence[Sample], workers: Executor) -> list[Looked]:
+    def _suspects(self, result: Result, first: Sample, samples: Sequence[Sample], workers: Executor) -> list[Looked]:
         """Every bug beside the smallest failure; those that come nearest, beside all of the samples."""
-        first = self._smallest_sample(result) or samples[0]
 
         def shows(m: Mutant) -> bool:
             return could_show(m, self.stage, first)
 
-        return search(self.stage, lambda on, names: self._beside(on, names, workers), shows, first, samples)
+        begins = result.first_divergence
+        here = None if begins is None else (begins.layer, begins.module)
+        return search(self.stage, lambda on, names: self._beside(on, names, workers), shows, first, samples, here)
 
     def _beside(self, samples: Sequence[Sample], names: Sequence[str], workers: Executor) -> list[Looked]:
         share = max(1, -(-len(names) // max(self.plan.jobs, 1)))

@@ -103,6 +103,9 @@ def diagnose(
     ]
     found = []
     if explaining:
+        least = min(left for _, left in explaining)
+        # A bug that says what went wrong comes before a factor that was fitted to it: 0 is "not applied".
+        explaining.sort(key=lambda found: (found[1] > SIMPLER * least, found[0].mutant.scales))
         best, left = explaining[0]
         same = [x for x, _ in explaining[1:] if not (x.mutant.scales and best.mutant.scales)]
         rest = [x for x in candidates if x not in [y for y, _ in explaining] and abs(x.seen.score) > needed]
@@ -165,8 +168,11 @@ def _confined(x: Looked) -> Looked | None:
 
 def _left_of_own_noise(samples: Sequence[Sample], stage: Stage, x: Looked, members: Sequence[Member]) -> float:
     """What is left, in units of how far honest runs *of the mutant* are from its exact answer. An ensemble of the truth
-    would call a bug that makes logits ten times larger unexplained, because its noise is larger as well."""
-    total, count = 0.0, 0
+    would call a bug that makes logits ten times larger unexplained, because its noise is larger as well.
+
+    Row by row, or over all rows together if that is less: a bug that rounds has noise in a few rows only, where a
+    number fell to the other side, and in which rows is chance."""
+    total, count, together, own_noise = 0.0, 0, 0.0, 0.0
     for sample in samples:
         ds = direction(x.mutant.make, sample, stage)
         runs = [rerun(x.mutant.make, sample, stage, m.precision) for m in members[:2]]
@@ -183,11 +189,13 @@ def _left_of_own_noise(samples: Sequence[Sample], stage: Stage, x: Looked, membe
                 errors = np.stack(there) / raw.unit[None, :, None] - d[None]
                 per_row = np.sqrt(np.mean(errors**2, axis=(0, 2)))
                 noise = np.maximum(noise, per_row[:, None])
+            together += float(np.sum(left[raw.view.shown] ** 2))
+            own_noise += float(np.sum(noise**2 * raw.view.shown))
             left = (left / noise)[raw.view.shown]
             if not np.isfinite(left).all():
                 return float("inf")
             total, count = total + float(np.sum(left**2)), count + left.size
-    return float(np.sqrt(total / count)) if count else float("inf")
+    return float(np.sqrt(min(total / count, together / own_noise))) if count else float("inf")
 
 
 # Mutants that cannot be told apart.

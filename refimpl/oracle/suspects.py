@@ -59,9 +59,15 @@ def place_of(name: str, stage: Stage) -> Place | None:
 
 
 def search(
-    stage: Stage, beside: Beside, shows: Callable[[Mutant], bool], first: Sample, whole: Sequence[Sample]
+    stage: Stage,
+    beside: Beside,
+    shows: Callable[[Mutant], bool],
+    first: Sample,
+    whole: Sequence[Sample],
+    here: tuple[int | None, str] | None = None,
 ) -> "list[Looked]":
-    """The nearest, beside all samples. first: the smallest failure; whole: failures as they came, and other cases."""
+    """The nearest, beside all samples. first: the smallest failure; whole: failures as they came, and other cases;
+    here: the first layer and module that are off, where that is known."""
     known = everywhere(stage)
     tried = beside([first], [name for name, m in known.items() if shows(m)])
     on_one = beside(whole[:1], _nearest(tried, AFTER_THE_SMALLEST))
@@ -73,10 +79,21 @@ def search(
         small = [f"{name} @ {p.name}" for name in likely[:3] for p in small_places(config)]
         confined = beside([first], [*large, *small])
         on_one += beside(whole[:1], _nearest(confined, AFTER_THE_SMALLEST))
+    if not any(_explains(x) for x in on_one) and here is not None:
+        every = [m.name for m in known.values() if shows(m) and can_be_confined(m)]
+        confined = beside([first], [f"{name} @ {place}" for name in every for place in _around(here, stage)])
+        on_one += beside(whole[:1], _nearest(confined, AFTER_THE_SMALLEST))
     if not any(_explains(x) for x in on_one) and all(_prompts_are_right(x) for x in whole):
         every = [m.name for m in known.values() if shows(m) and can_be_confined(m) and m.name != NOTHING_APPLIED]
         on_one += beside(whole[:1], [f"{name} @ {DECODE}" for name in every])
     return beside(whole, _nearest(on_one, LAST))
+
+
+def _around(here: tuple[int | None, str], stage: Stage) -> list[str]:
+    """The places that begin at a module of a layer."""
+    layer, module = here
+    named = [module, f"layer {layer}", f"layers.{layer}.{module}"]
+    return [name for name in named if name in all_places(stage)]
 
 
 def _prompts_are_right(x: Sample) -> bool:

@@ -335,8 +335,8 @@ def oldest_not_seen(count: int) -> Ops:
         out = attention(q, k, v, starts, contexts, tables, window, p)
         for r, now in enumerate(np.diff(starts)):
             n = int(contexts[r])
-            first = max(count, n - (window or n))
-            if now == 1 and n > count + 1:
+            first = min(max(count, n - (window or n)), n - 1)
+            if now == 1 and n > count:
                 own = [gather(x, tables[r], first, n)[None] for x in (k, v)]
                 ends, length = np.array([0, 1], np.int32), np.array([n - first], np.int32)
                 alone = attention(
