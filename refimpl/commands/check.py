@@ -150,12 +150,14 @@ def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def write(result: Result, engine: str, options: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
-    """The JSON; where a report is wanted, the repro folder and the page as well."""
+    """The JSON; where a report is wanted, the page as well. A failure is kept in any case, beside the report or in a
+    temporary folder that stays."""
     repro = ""
     if args.report is not None:
         args.report.mkdir(parents=True, exist_ok=True)
-        if result.smallest is not None:
-            repro = str(checking.keep(result, args.report / "repro", engine, options, args.seed))
+    if result.smallest is not None:
+        beside = args.report or Path(tempfile.mkdtemp(prefix="loracle-"))
+        repro = str(checking.keep(result, beside / "repro", engine, options, args.seed))
     told = summary(result, engine, repro)
     by_mutant = {key: told[key] for key in ("power", "seen_from")}  # names of ours, some of which end in "token"
     found = without_secrets(told) | by_mutant

@@ -1,6 +1,7 @@
 """loracle check: exit codes, the JSON, a function of the user's own, and what is said when an engine cannot be run."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,12 @@ number = 3
 """
 
 
+@pytest.fixture(autouse=True)
+def _kept_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures are kept in a temporary folder: let it be the test's own."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file in the working directory, as a user has it."""
@@ -102,6 +109,7 @@ def test_a_wrong_function_fails_and_the_factor_is_named(capsys: pytest.CaptureFi
     found = json.loads(out)
     assert (code, found["verdict"]) == (1, "fail")
     (d,) = found["diagnosis"]
+    assert Path(found["repro"], "repro.json").exists()
     assert (d["name"], d["class"]) == ("scale_times[1.5]", "A") and d["explains"] and abs(d["coefficient"] - 1) < 1e-3
 
 
