@@ -84,7 +84,10 @@ def load_repro(folder: Path) -> Repro:
 
 
 def _limits(data: Mapping[str, Any] | None) -> Limits | None:
-    return None if data is None else Limits(**{f.name: float(data[f.name]) for f in dataclasses.fields(Limits)})
+    if data is None:
+        return None
+    numbers: dict[str, Any] = {f.name: float(data[f.name]) for f in dataclasses.fields(Limits)}
+    return Limits(**numbers)
 
 
 def replay(folder: Path, make_engine: Callable[[str, Mapping[str, str]], Engine]) -> tuple[Stage, Case, list[Exchange]]:
