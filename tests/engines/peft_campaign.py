@@ -1,0 +1,101 @@
+"""A short campaign against PEFT with a bug in it, on a stage so small that one takes seconds; what the oracle said."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from peft_bugs import BUGS, Bug
+
+from refimpl.adapter import load_adapter
+from refimpl.config import ModelConfig
+from refimpl.engines.peft import CAPABILITIES, Peft
+from refimpl.formats.hf import save_model
+from refimpl.formats.peft import save_adapter
+from refimpl.oracle.campaign import Campaign, Plan, Result
+from refimpl.oracle.made import random_adapters, random_model
+from refimpl.oracle.stage import Stage, in_float64
+
+# Three layers, two query heads to a key head, a window that is shorter than the prompts; the MLP is not square.
+CONFIG = ModelConfig(96, 48, 80, 3, 4, 2, 12, max_position_embeddings=160, sliding_window=9)
+CASES, SEQUENCES, SEED = 8, 8, 1
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One bug in one type."""
+
+    bug: str
+    family: str  # the class that its author says it has
+    dtype: str
+    verdict: str
+    named: str  # the best explanation, whether or not it explains everything
+    named_family: str
+    explains: bool
+    coefficient: float
+    residual: float  # in units of noise
+    next_best: str
+    next_residual: float
+    symptoms: tuple[str, ...]
+
+    @property
+    def right(self) -> bool:
+        """Named, and of the right class."""
+        return self.explains and self.family == self.named_family
+
+    def row(self) -> dict:
+        """For JSON, which has no infinity."""
+        plain = asdict(self) | {"right": self.right}
+        return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in plain.items()}
+
+
+def make_stage(dtype: str, root: Path) -> Stage:
+    """A random Mistral and four adapters, all that the campaigns of one type share."""
+    rng = np.random.default_rng(5)
+    model = random_model(CONFIG, rng, dtype)
+    save_model(model, root / "model")
+    paths = {}
+    for adapter in random_adapters(model, rng, CAPABILITIES, 4):
+        paths[adapter.name] = root / "adapters" / adapter.name
+        save_adapter(adapter, paths[adapter.name], dtype)
+    adapters = {name: load_adapter(path, CONFIG, name) for name, path in paths.items()}
+    return Stage(root / "model", model, in_float64(model), paths, adapters)
+
+
+def campaign(make: Callable[[], Peft], stage: Stage, sequences: int) -> Result:
+    """As `loracle check` runs it, but for the look below the noise: these bugs are above it."""
+    plan = Plan(cases=CASES, sequences=sequences, seed=SEED, precision=stage.dtype, below=False)
+    with tempfile.TemporaryDirectory() as work:
+        return Campaign(make, stage, plan, Path(work)).run()
+
+
+def examine(bug: Bug, stage: Stage) -> Outcome:
+    """What the oracle says of PEFT with this bug."""
+    result = campaign(bug.make, stage, SEQUENCES if bug.sequences else 0)
+    about = bug.name, bug.family, stage.dtype, result.verdict
+    symptoms = tuple(s.what for s in result.symptoms)
+    if not result.diagnosis:
+        return Outcome(*about, "", "", False, float("nan"), float("nan"), "", float("nan"), symptoms)
+    f = result.diagnosis[0]
+    return Outcome(
+        *about,
+        f.name + (f" ({f.only})" if f.only else ""),
+        f.family,
+        f.explains,
+        f.seen.coefficient,
+        f.residual,
+        *f.next_best,
+        symptoms,
+    )
+
+
+def pairs() -> list[tuple[Bug, str]]:
+    """Every bug in every type in which it is one."""
+    return [(bug, dtype) for bug in BUGS.values() for dtype in bug.dtypes]
+
+
+def half() -> list[tuple[Bug, str]]:
+    """Every bug once, the types in turn."""
+    return [(bug, bug.dtypes[i % len(bug.dtypes)]) for i, bug in enumerate(BUGS.values())]

@@ -1,0 +1,69 @@
+"""The oracle on bugs that somebody else wrote, inside PEFT and in torch: every one failed, nine of ten named.
+
+Here each bug is tried in one type, in turn, which takes minutes. `python benchmarks/peft_bugs.py` tries all of them in
+both; benchmarks/results/peft_bugs.md is what it said.
+"""
+
+import functools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from peft_bugs import BUGS, Bug
+from peft_campaign import DTYPES, SEQUENCES, Outcome, campaign, examine, half, make_stage
+
+from refimpl.engines.peft import Peft
+from refimpl.oracle.stage import Stage
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of torch and PEFT, which are not under test
+NAMED = 0.9  # of the bugs, by class
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def stages() -> Iterator[dict[str, Stage]]:
+    with tempfile.TemporaryDirectory() as root:
+        yield {dtype: make_stage(dtype, Path(root) / dtype) for dtype in DTYPES}
+
+
+outcomes: dict[str, Outcome] = {}  # of the tests below, for the one after them
+
+
+@functools.cache
+def known() -> list[tuple[Bug, str]]:
+    return half()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_peft_as_it_is_passes(dtype: str, stages: dict[str, Stage]) -> None:
+    result = campaign(Peft, stages[dtype], SEQUENCES)
+    assert result.verdict == "pass"
+    assert not result.diagnosis and not result.symptoms
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_bug_inside_peft_fails(name: str, stages: dict[str, Stage]) -> None:
+    bug, dtype = next(pair for pair in known() if pair[0].name == name)
+    outcomes[name] = examine(bug, stages[dtype])
+    assert outcomes[name].verdict == "fail"
+
+
+def test_nine_of_ten_are_named_by_class() -> None:
+    if len(outcomes) < len(BUGS):
+        pytest.skip("only together with the tests of all bugs")
+    wrong = {name: (o.family, o.named_family, o.named) for name, o in outcomes.items() if not o.right}
+    assert len(wrong) <= (1 - NAMED) * len(outcomes), wrong
+
+
+def test_there_are_bugs_enough() -> None:
+    assert len(BUGS) >= 24
+    assert {bug.family for bug in BUGS.values()} >= set("ABCEFGHI")

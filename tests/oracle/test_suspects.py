@@ -1,0 +1,119 @@
+"""Bugs in one place, and with other numbers: what a place leaves alone is right, and what it holds is the bug's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_stage import small_stage
+
+from refimpl import NUMPY, Ops
+from refimpl.engines.interface import Ask
+from refimpl.engines.ours import Ours
+from refimpl.oracle.campaign import Campaign, Plan
+from refimpl.oracle.case import Case, Run, play, prepare
+from refimpl.oracle.mutants.steps import rescaling
+from refimpl.oracle.places import Place, at, can_be_confined, places, small_places
+from refimpl.oracle.stage import settings
+from refimpl.oracle.suspects import everywhere, find
+from refimpl.oracle.values import values_for
+
+pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
+PROMPTS = ((3, 1, 4, 1, 5), (9, 2, 6), (5,), (3, 5, 8, 9))
+NOWHERE, ANYWHERE = Place("nowhere", lambda site: False), Place("anywhere")
+
+
+def answers(make: Callable[[], Ops]) -> list[np.ndarray]:
+    """Of a ragged batch with a base row, two decode steps, in float64."""
+    stage = small_stage()
+    engine = Ours(make, None, stage.exact, {stage.paths[key]: a for key, a in stage.wide.items()})
+    engine.start(settings(stage))
+    prepare(engine, stage)
+    asks = (
+        Ask(PROMPTS[0], "made-0", 3),
+        Ask(PROMPTS[1], None, 3),
+        Ask(PROMPTS[2], "made-1", 3),
+        Ask(PROMPTS[3], "made-2", 3),
+    )
+    forced = {0: [(1, 2, 3)] * len(asks)}
+    with np.errstate(all="ignore"):
+        return [e.answer.logits for e in play(engine, Case("one", (Run(asks),)), stage, forced)]
+
+
+def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return all(np.allclose(x, y, rtol=0, atol=1e-9, equal_nan=True) for x, y in zip(a, b, strict=True))
+
+
+CONFINED = (
+    "scale_times[1.05]",
+    "rslora_ignored",
+    "k_and_v_deltas_swapped",
+    "adapter_of_the_next_request",
+    "base_counted_twice",
+)
+
+
+@pytest.mark.parametrize("name", CONFINED)
+def test_a_bug_that_is_anywhere_is_the_bug_and_one_that_is_nowhere_is_none(name: str) -> None:
+    bug = everywhere(small_stage())[name]
+    assert can_be_confined(bug)
+    whole, right = answers(bug.make), answers(lambda: NUMPY)
+    assert not same(whole, right)
+    assert same(answers(at(bug, ANYWHERE).make), whole)
+    assert same(answers(at(bug, NOWHERE).make), right)
+
+
+def test_no_adapter_in_one_module_is_that_module_left_out() -> None:
+    stage = small_stage()
+    for module in ("q_proj", "down_proj"):
+        there = answers(find(f"adapters_ignored @ {module}", stage).make)
+        assert same(there, answers(find(f"not_applied_to[{module}]", stage).make))
+    assert same(
+        answers(find("adapters_ignored @ layer 0", stage).make), answers(find("first_layer_missed", stage).make)
+    )
+
+
+def test_decode_steps_and_prompts_are_the_two_parts_of_a_request() -> None:
+    stage, right = small_stage(), answers(lambda: NUMPY)
+    decode = answers(find("adapters_ignored @ decode", stage).make)
+    assert same(decode, answers(find("adapter_in_prompts_only", stage).make))
+    for prompt, a, b in zip(PROMPTS, decode, right, strict=True):
+        assert np.allclose(a[: len(prompt)], b[: len(prompt)])
+    assert not same(decode, right)
+    assert not same(answers(find("adapters_ignored @ prompts", stage).make), right)
+
+
+def test_a_wrong_position_is_in_no_place() -> None:
+    known = everywhere(small_stage())
+    assert not can_be_confined(known["decode_too_far[2]"])
+    assert not can_be_confined(known["window_ignored"])
+    assert can_be_confined(known["base_after[5]"])
+
+
+def test_every_value_answers_and_has_a_name_of_its_own() -> None:
+    stage, right = small_stage(), answers(lambda: NUMPY)
+    values = values_for(stage)
+    assert not values.keys() & everywhere(stage).keys() - values.keys()
+    shown = [name for name, m in values.items() if not same(answers(m.make), right)]
+    for name in ("rank_cut[5]", "shard_of_B[2,4]", "base_after[5]", "exchanged[made-0,made-1]", "decode_too_far[2]"):
+        assert name in shown
+    assert len({p.name for p in (*places(stage.model.config), *small_places(stage.model.config))}) > 40
+
+
+def test_in_order_of_arrival_the_neighbour_is_the_one_who_came_next() -> None:
+    """made-0, base, made-1, made-2 came in this order: base gets made-1, and made-2 the first's."""
+    stage = small_stage()
+    found = answers(find("adapter_of_the_next_request by arrival", stage).make)
+    rotated = answers(find("adapter_of_a_request_further_on[-3] by arrival", stage).make)
+    assert same(found, rotated)
+    assert not same(found, answers(find("adapter_of_the_next_request", stage).make))
+
+
+def test_a_factor_for_one_adapter_in_one_module_is_found(tmp_path: Path) -> None:
+    def wrong() -> Ops:
+        return rescaling(lambda site, w, adapter: 1.11 if (site[1], adapter.name) == ("up_proj", "made-2") else 1.0)
+
+    plan = Plan(cases=4, sequences=0, below=False)
+    result = Campaign(lambda: Ours(wrong), small_stage(), plan, tmp_path).run()
+    assert result.verdict == "fail"
+    assert result.diagnosis[0].explains and result.diagnosis[0].name == "scale_times[made-2: 1.11] @ up_proj"
