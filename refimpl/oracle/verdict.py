@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class Limits:
     spread: float
     whole_level: float  # the same of whole requests
     whole_spread: float
+    shared: float  # the part of it that all rows of a request have in common: more rows do not average it away
     highest: float  # the level of the noisiest honest run
     base: float  # the level of the engine's own base rows, whatever it is; nan without such rows
     pass_score: float  # scores up to here pass
@@ -45,7 +47,7 @@ def limits(measured: Sequence[Measured]) -> Limits:
     """Learnt from all that was measured. Of an engine without readable rows: those of no rows."""
     readable = [m for m in measured if not m.problem and m.ratio.size]
     if not readable:
-        return Limits(0.0, 1.0, 0.0, 1.0, 0.0, float("nan"), *thresholds(np.zeros(0), 1))
+        return Limits(0.0, 1.0, 0.0, 1.0, 1.0, 0.0, float("nan"), *thresholds(np.zeros(0), 1))
     rows = np.concatenate([_log(m.honest) for m in readable], axis=1)  # [members, rows]
     wholes = np.stack([_log(m.honest_whole) for m in readable], axis=1)  # [members, requests]
     control = [m for m in readable if m.adapter is None]
@@ -55,9 +57,22 @@ def limits(measured: Sequence[Measured]) -> Limits:
         row, base = _as_seen(row, np.concatenate([_log(m.ratio) for m in control]))
         whole, _ = _as_seen(whole, np.concatenate([_log(np.array([m.whole])) for m in control]))
     tested = sum(m.ratio.size + 1 for m in measured if not m.problem)
-    scores = np.concatenate([((x - x.mean(axis=1, keepdims=True)) / x.std()).ravel() for x in (rows, wholes)])
+    counts = np.array([m.ratio.size for m in readable])
+    shared = float(np.sqrt(max(whole.spread**2 - row.spread**2 * np.mean(1 / counts), 0.0)))
+    spreads = _spread_of_whole(shared, row.spread, counts)
+    scores = np.concatenate([(_centred(rows) / row.spread).ravel(), (_centred(wholes) / spreads).ravel()])
     odds = thresholds(scores, tested)
-    return Limits(row.level, row.spread, whole.level, whole.spread, row.highest, base, *odds, tested)
+    return Limits(row.level, row.spread, whole.level, whole.spread, shared, row.highest, base, *odds, tested)
+
+
+def _centred(x: Array) -> Array:
+    """Each honest run about its own level."""
+    return x - x.mean(axis=1, keepdims=True)
+
+
+def _spread_of_whole(shared: float, spread: float, rows: Any) -> Any:
+    """Of a request with so many rows. One of a single row is spread as that row is, one of many only as they agree."""
+    return np.sqrt(shared**2 + spread**2 / rows)
 
 
 def thresholds(honest: Array, tested: int) -> tuple[float, float]:
@@ -125,7 +140,8 @@ def judge(m: Measured, known: Limits) -> Judged:
         return Judged("fail", float("inf"), float("inf"), 0, m.problem)
     scores = (_log(m.ratio) - known.level) / known.spread
     worst = int(np.argmax(np.where(np.isnan(m.ratio), np.inf, m.ratio)))
-    whole = float((_log(np.array([m.whole]))[0] - known.whole_level) / known.whole_spread)
+    whole_spread = _spread_of_whole(known.shared, known.spread, len(m.ratio))
+    whole = float((_log(np.array([m.whole]))[0] - known.whole_level) / whole_spread)
     score = max(float(scores[worst]), whole)
     ratio, place = float(m.ratio[worst]), m.first + worst
     if not score < known.fail_score:
