@@ -18,13 +18,14 @@ from .mutants import Mutant
 from .noise import Member
 from .scales import fitted
 from .stage import Stage
-from .suspects import apart, place_of
+from .suspects import apart, explains, place_of
 from .verdict import Limits
 
 Parts = list[list[Part | None]]  # of each sample, of each exchange that counts
 
 MANY = 6  # candidates that are looked at closely
 PLACES = 2  # in which a scale is fitted
+FARTHER = 1e3  # times what the nearest leaves: too far off for any noise of its own
 SIMPLER = 1.1  # one factor for all adapters may leave so much more than one for each
 CASES = 8  # on which a bug is looked for; a campaign that failed has plenty
 
@@ -93,7 +94,7 @@ def diagnose(
     candidates += _fitted_scales(samples, stage, candidates)
     candidates += [one for x in list(candidates) if (one := _confined(x))]
     candidates.sort(key=lambda x: x.left)
-    closest = [x for x in candidates[:MANY] if x.left < nothing]
+    closest = [x for x in candidates[:MANY] if x.left < min(nothing, FARTHER * candidates[0].left)]
     graded = [(x, _left_of_own_noise(samples, stage, x, members)) for x in closest]
     needed = limit(len(candidates))
     explaining = [
@@ -143,7 +144,10 @@ def _is_one(seen: Seen, left: float) -> bool:
 
 
 def _fitted_scales(samples: Sequence[Sample], stage: Stage, candidates: Sequence[Looked]) -> list[Looked]:
-    """The factors, in the places that the error points to most: one for all adapters, and one for each."""
+    """The factors, in the places that the error points to most: one for all adapters, and one for each. None of them
+    where a bug without a factor explains it all."""
+    if any(explains(x) for x in candidates if not x.mutant.scales):
+        return []
     likely = sorted((x for x in candidates if x.mutant.scales), key=apart)
     found = []
     for place in list({place_of(x.mutant.name, stage): None for x in likely})[:PLACES]:

@@ -20,6 +20,7 @@ from .stage import Stage
 FIRST = 1.001  # a step so small that it is linear
 FAR = 64.0  # no factor is looked for beyond this
 STEPS = 10
+FEW = 3  # samples that a factor is fitted on
 NAMED = 4  # digits of a factor in a name
 
 Parts = list[list[Part | None]]
@@ -53,11 +54,12 @@ def mutant(factors: Mapping[str, float], stage: Stage, place: Place | None) -> M
 def fitted(samples: Sequence[Sample], stage: Stage, place: Place | None, each: bool) -> tuple[Mutant, Parts] | None:
     """The factors at which the coefficient is 1, from a step small enough to be linear: k <- 1 + c (k - 1), and the
     secant from then on. each: one factor for every adapter. None if there are none."""
+    some = _enough(samples)
     factors = dict.fromkeys(stage.adapters, FIRST)
     before: dict[str, tuple[float, float]] = {}
     best: tuple[float, dict[str, float], Parts] | None = None
     for _ in range(STEPS):
-        by_case = [parts(lambda: scaled(factors, stage, place), sample, stage) for sample in samples]  # noqa: B023
+        by_case = [parts(lambda: scaled(factors, stage, place), sample, stage) for sample in some]  # noqa: B023
         left = sum(p.left for ps in by_case for p in ps if p is not None)
         if not np.isfinite(left):
             break
@@ -71,9 +73,15 @@ def fitted(samples: Sequence[Sample], stage: Stage, place: Place | None, each: b
         return None
     _, factors, by_case = best
     if each:  # what is 1 to within its error is 1
-        factors = {key: k if _is_not_one(k, by_case, key) else 1.0 for key, k in factors.items()}
-        by_case = [parts(lambda: scaled(factors, stage, place), sample, stage) for sample in samples]
-    return mutant(factors, stage, place), by_case
+        factors = {key: k if _is_not_one(by_case, key) else 1.0 for key, k in factors.items()}
+    return mutant(factors, stage, place), [parts(lambda: scaled(factors, stage, place), x, stage) for x in samples]
+
+
+def _enough(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The first few; so many that they have every adapter that any of them has."""
+    keys = [{e.adapter for e in sample.counted} for sample in samples]
+    n = next(n for n in range(len(keys) + 1) if set().union(*keys[:n]) == set().union(*keys))
+    return samples[: max(n, FEW)]
 
 
 def _next(
@@ -96,6 +104,6 @@ def _next(
     return found
 
 
-def _is_not_one(k: float, by_case: Parts, key: str) -> bool:
+def _is_not_one(by_case: Parts, key: str) -> bool:
     seen = project([[p for p in ps if p is not None and p.adapter == key] for ps in by_case])
     return seen.strength > 0 and abs(seen.score) > 6

@@ -71,7 +71,7 @@ def search(
     known = everywhere(stage)
     tried = beside([first], [name for name, m in known.items() if shows(m)])
     on_one = beside(whole[:1], _nearest(tried, AFTER_THE_SMALLEST))
-    if not any(_explains(x) for x in on_one):
+    if not any(explains(x) for x in on_one):
         config = stage.model.config
         pointing = _distinct([x for x in sorted(tried, key=apart) if can_be_confined(known[x.mutant.name])])
         likely = list(dict.fromkeys([ANY_SCALE, NOTHING_APPLIED, *pointing[:IN_PLACES]]))
@@ -79,11 +79,11 @@ def search(
         small = [f"{name} @ {p.name}" for name in likely[:3] for p in small_places(config)]
         confined = beside([first], [*large, *small])
         on_one += beside(whole[:1], _nearest(confined, AFTER_THE_SMALLEST))
-    if not any(_explains(x) for x in on_one) and here is not None:
+    if not any(explains(x) for x in on_one) and here is not None:
         every = [m.name for m in known.values() if shows(m) and can_be_confined(m)]
         confined = beside([first], [f"{name} @ {place}" for name in every for place in _around(here, stage)])
         on_one += beside(whole[:1], _nearest(confined, AFTER_THE_SMALLEST))
-    if not any(_explains(x) for x in on_one) and all(_prompts_are_right(x) for x in whole):
+    if not any(explains(x) for x in on_one) and all(_prompts_are_right(x) for x in whole):
         every = [m.name for m in known.values() if shows(m) and can_be_confined(m) and m.name != NOTHING_APPLIED]
         on_one += beside(whole[:1], [f"{name} @ {DECODE}" for name in every])
     return beside(whole, _nearest(on_one, LAST))
@@ -121,7 +121,8 @@ def _sensible(name: str, place: Place) -> bool:
     return name != NOTHING_APPLIED or place.decode is None
 
 
-def _explains(x: "Looked") -> bool:
+def explains(x: "Looked") -> bool:
+    """Is what it leaves about noise, and far less than there was?"""
     before = sum(p.energy for ps in x.parts for p in ps if p is not None)
     after = sum(p.left for ps in x.parts for p in ps if p is not None)
     return x.left <= EXPLAINED and before >= CLEARLY**2 * after
