@@ -102,7 +102,12 @@ def found_as_json(found: standard.Found | None) -> Table | None:
 
 
 # Why a mutant is not found out in some type. What is not here and survives is a hole in the campaign.
-REASONS: dict[tuple[str, str], str] = {}
+REASONS = {
+    ("intermediate_in[float16]", "float16"): "no bug in this type: the intermediate may be rounded to it",
+    ("intermediate_in[bfloat16]", "bfloat16"): "no bug in this type: the intermediate may be rounded to it",
+    ("intermediate_in[float16]", "bfloat16"): "no bug in this type: float16 rounds the intermediate more finely than "
+    "bfloat16 may",
+}
 
 
 def write(kept: Kept) -> None:
@@ -158,6 +163,10 @@ def page(report: Table) -> list[str]:
         *(f"| {name} | {n} | {len(mutants)} |" for name, n in caught.items()),
         "",
         "No recipe fails the clean tables (`numpy`, `reference`), and no case of ours does, in any type.",
+        "",
+        "The recipes of whole models ask the embedded model in float16 and its four ordinary voices, one batch of a",
+        "fresh engine: no sums, no adapter on the embedding, no prefix found again, nothing loaded in the place of",
+        "another. So do the tests that they were made from; a bug that needs more is out of their sight.",
         "",
         "![mutants by detectors](zoo.svg)",
         "",
@@ -227,7 +236,7 @@ def draw(report: Table, file: Path) -> None:
             if families[i] != families[i - 1]:
                 axes.axhline(i, color="black", linewidth=0.7)
         axes.spines[:].set_visible(False)
-        figure.savefig(file, metadata={"Date": None})
+        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else {})
         pyplot.close(figure)
 
 
