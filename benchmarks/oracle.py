@@ -34,7 +34,7 @@ CLEAN = [
     ("llama_cpp", "float32", "tiny", 1, 170, 30),
     *[("llama_cpp", "float32", "random", s, 130, 20) for s in (0, 2)],
     ("vllm", "float32", "tiny", 1, 130, 20),
-    ("vllm", "float32", "random", 0, 130, 20),
+    ("vllm", "float32", "tiny", 2, 130, 20),
 ]
 
 

@@ -18,7 +18,7 @@ def test_the_example_prints_what_the_readme_says() -> None:
 
 
 def test_ci_runs_the_command_of_the_readme() -> None:
-    command = ".venv/bin/pip install -e '.[test]' && .venv/bin/pytest"
+    command = ".venv/bin/pip install -e '.[test]' && .venv/bin/pytest -n auto --dist loadfile"
     assert f"```\n{command}\n```" in README
     assert command.replace("install -e", "install -q -e") in (ROOT / ".ci" / "run").read_text("utf-8")
 
