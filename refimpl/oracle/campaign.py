@@ -15,29 +15,27 @@ from typing import Any
 
 import numpy as np
 
-from ..config import EMBED, LM_HEAD
-from ..engines.interface import Ask, Engine, EngineError, Settings
+from ..engines.interface import Ask, Engine, Settings
 from . import archive
 from . import precision as precisions
 from . import sequences as drawn
-from .case import Case, Exchange, Load, Run, draw_batch, play, prepare
-from .diagnose import Finding, Looked, diagnose, looked_at, suspicious
-from .localise import Place, by_ablation, first_off, intermediates
+from .case import Case, Exchange, Run, draw_batch, play, prepare
+from .diagnose import Finding, Looked, looked_at, suspicious
+from .explain import CLOSELY, Explainer
+from .localise import Place
 from .matched import Sample
 from .measure import Measured, measure
-from .mutants import Mutant, mutants_for
+from .mutants import mutants_for
+from .needs import could_show, spread
 from .noise import Member, ensemble, wider
-from .pictures import Picture, picture
+from .pictures import Picture
 from .pool import along, pool, ratios
 from .power import power
-from .shrink import Budget, shrink
 from .stage import Stage, settings
-from .suspects import find, search
-from .symptoms import Symptom, company, symptoms_of, tally
+from .symptoms import Symptom
 from .verdict import Judged, Limits, judge, limits, no_chance, overall
 
 SAMPLE = 16  # cases that are looked at below the noise
-CLOSELY = 6  # failed cases that a bug is looked for in
 AGAIN = 4  # cases with other tokens, where one is too close to call
 
 
@@ -132,9 +130,9 @@ class Campaign:
             if self.plan.below:
                 self._below(result, workers)
             if result.verdict == "fail":
-                self._explain(result, workers)
+                Explainer(self, workers).explain(result)
             if not result.places:
-                self._layers(result)
+                Explainer(self, workers).layers(result)
         result.versions = self.engine.versions()
         result.seconds = self.seconds
         return result
@@ -151,7 +149,7 @@ class Campaign:
                 break
             rng = np.random.default_rng([self.plan.seed, i, 1])
             case = draw_batch(self.stage, self.capabilities, rng, f"batch {i}")
-            waiting.append((case, plain, workers.submit(ratios, case, self._answers(case, plain), self.members)))
+            waiting.append((case, plain, workers.submit(ratios, case, self.answers(case, plain), self.members)))
             self.progress("asking", len(waiting), total)
         ways = drawn.variants(self.stage, self.capabilities) if self._sequences else []
         for number, way in enumerate(ways):  # one way after the other: starting an engine is slow
@@ -160,7 +158,7 @@ class Campaign:
                     self.findings.append(f"the budget ended before sequence {i}")
                     break
                 case = drawn.draw_sequence(self.stage, self.capabilities, self.plan.seed, i, way)
-                waiting.append((case, way, workers.submit(ratios, case, self._answers(case, way), self.members)))
+                waiting.append((case, way, workers.submit(ratios, case, self.answers(case, way), self.members)))
                 self.progress("asking", len(waiting), total)
         played = []
         for case, way, future in waiting:
@@ -173,7 +171,7 @@ class Campaign:
     def _sequences(self) -> int:
         return self.plan.sequences if {"load", "prefix_cache"} & self.capabilities.operations else 0
 
-    def _answers(self, case: Case, way: Settings) -> list[Exchange]:
+    def answers(self, case: Case, way: Settings) -> list[Exchange]:
         """The engine's answers: those of an earlier run of this campaign, if they are there."""
         folder = self.work / "answers"
         known = archive.saved(folder, case)
@@ -210,7 +208,7 @@ class Campaign:
         for i in range(3):
             rng = np.random.default_rng([self.plan.seed, i, 1])
             case = draw_batch(self.stage, self.capabilities, rng, f"batch {i}")
-            asked.append((case, self._answers(case, way)))
+            asked.append((case, self.answers(case, way)))
         dtype = precisions.infer(asked, self.stage)
         self.stage, self.members = self.stage.in_dtype(dtype), ensemble(dtype)
         self.findings.append(f"precision: the engine computes in {dtype}")
@@ -230,7 +228,7 @@ class Campaign:
 
     def _lower_precision(self, played: Sequence[Played], known: Limits, workers: Executor) -> Limits:
         """Name what is kept in a lower type, and judge again with the noise that it makes."""
-        samples = [self._sample(p) for p in played[:CLOSELY]]
+        samples = [self.sample(p) for p in played[:CLOSELY]]
         found = precisions.lower_precision(samples, self.stage)
         if found is None:
             times = float(np.exp(known.base - known.highest))
@@ -241,7 +239,7 @@ class Campaign:
         self.findings.append(f"precision: {found.what}, not {self.stage.dtype}")
         self._narrow = found
         self.members = precisions.narrowed(self.members, found)
-        again = [workers.submit(ratios, p.case, self._answers(p.case, p.settings), self.members) for p in played]
+        again = [workers.submit(ratios, p.case, self.answers(p.case, p.settings), self.members) for p in played]
         for p, future in zip(played, again, strict=True):
             p.measured = future.result()
         return self._judge(played)
@@ -255,7 +253,7 @@ class Campaign:
             else precisions.narrowed(wider(self.stage.dtype), self._narrow)
         )
         for p in [p for p in played if p.verdict == "undecided" and any(m.ratio.size for m in p.measured)]:
-            exchanges = self._answers(p.case, p.settings)
+            exchanges = self.answers(p.case, p.settings)
             p.judged = _again(p, measure(p.case, exchanges, self.stage, more)[0], known)
             doubtful = [j for j in p.judged if _close(j, known)]
             if not doubtful:
@@ -263,7 +261,7 @@ class Campaign:
             fresh = []
             for seed in range(AGAIN):
                 case = retold(p.case, self.stage.model.config.vocab_size, seed)
-                again = measure(case, self._answers(case, p.settings), self.stage, more)[0]
+                again = measure(case, self.answers(case, p.settings), self.stage, more)[0]
                 fresh.append(overall([judge(m, known).verdict for m in again]))
             if overall(fresh) == "pass":
                 self.findings.append(f"{p.case.name}: {doubtful[0].why}; not again in {AGAIN} cases like it")
@@ -278,24 +276,25 @@ class Campaign:
 
     # Below the noise.
 
-    def _sample(self, p: Played) -> Sample:
-        exchanges = self._answers(p.case, p.settings)
+    def sample(self, p: Played) -> Sample:
+        exchanges = self.answers(p.case, p.settings)
         return Sample(p.case, exchanges, measure(p.case, exchanges, self.stage, self.members)[1], p.settings)
 
     def _below(self, result: Result, workers: Executor) -> None:
         began = time.monotonic()
-        chosen = self._chosen(result)
+        chosen = self.chosen(result)
         zoo = mutants_for(list(self.stage.paths))
         futures = []
         for p in chosen:
             names = [m.name for m in zoo.values() if could_show(m, self.stage, p)]
             futures.append(
-                workers.submit(along, p.case, self._answers(p.case, p.settings), self.members, p.settings, names)
+                workers.submit(along, p.case, self.answers(p.case, p.settings), self.members, p.settings, names)
             )
         by_mutant: dict[str, list[Any]] = {name: [] for name in zoo}
         for done, future in enumerate(futures, 1):
-            for name, ps in future.result().items():
-                by_mutant[name].append(ps)
+            found = future.result()
+            for name in zoo:
+                by_mutant[name].append(found.get(name, []))  # of what cannot show there: nothing
             self.progress("below the noise", done, len(futures))
         noisier = float(np.exp(max(0.0, result.known.level)))
         result.looked = [looked_at(zoo[name], ps, noisier) for name, ps in by_mutant.items()]
@@ -310,179 +309,10 @@ class Campaign:
             )
         self.seconds["below the noise"] = time.monotonic() - began
 
-    def _chosen(self, result: Result) -> list[Played]:
+    def chosen(self, result: Result) -> list[Played]:
         """Batches first, then sequences."""
-        batches = _spread([p for p in result.played if p.case.stateless], SAMPLE)
-        return batches + _spread([p for p in result.played if not p.case.stateless], SAMPLE // 4)
-
-    # Explaining.
-
-    def _explain(self, result: Result, workers: Executor) -> None:
-        began = time.monotonic()
-        failed = [p for p in result.played if p.verdict == "fail"]
-        if failed:
-            self._smaller(result, failed)
-            batches = [p for p in failed if p.case.stateless]
-            histories = sorted((p for p in failed if not p.case.stateless), key=_size)
-            close = _spread(batches, CLOSELY) + histories[: 1 if batches else CLOSELY // 2]
-            close += _spread(_passed(result.played), 2)
-            samples = [self._sample(p) for p in close]
-            readable = [s for s in samples if any(r is not None for r in s.raws)]
-            numbers = any(m.ratio.size for p in failed for m, j in _requests(p) if j.verdict == "fail")
-            smallest = self._smallest_sample(result) if numbers else None
-            lines: list[str] = []
-            for p, sample in zip(close, samples, strict=True):
-                lines += symptoms_of(sample, p.judged, p.measured, self.stage, result.known)
-            result.symptoms += tally(lines, sum(j.verdict == "fail" for p in close for j in p.judged))
-            looked = []
-            if numbers:
-                self._where(result, failed)
-                looked = self._suspects(result, smallest or readable[0], readable, workers)
-        else:  # it was seen below the noise, in the cases that were looked at there
-            readable = [self._sample(p) for p in self._chosen(result)]
-            looked = [x for x in result.looked if len(x.parts) == len(readable)]
-        if looked:
-            elsewhere = [(p.case, self.stage) for p in result.played if p.case.stateless][:12]
-            result.diagnosis = diagnose(readable, self.stage, looked, self.members, result.known, elsewhere)
-        nearest = result.diagnosis[0] if result.diagnosis else None
-        bug, only = (nearest.mutant, nearest.only) if nearest else (None, "")
-        result.picture = picture(readable, self.stage, result.known, bug, only)
-        self.seconds["explaining"] = time.monotonic() - began
-
-    def _suspects(self, result: Result, first: Sample, samples: Sequence[Sample], workers: Executor) -> list[Looked]:
-        """Every bug beside the smallest failure; those that come nearest, beside all of the samples."""
-
-        def shows(m: Mutant) -> bool:
-            return could_show(m, self.stage, first)
-
-        begins = result.first_divergence
-        here = None if begins is None else (begins.layer, begins.module)
-        return search(self.stage, lambda on, names: self._beside(on, names, workers), shows, first, samples, here)
-
-    def _beside(self, samples: Sequence[Sample], names: Sequence[str], workers: Executor) -> list[Looked]:
-        share = max(1, -(-len(names) // max(self.plan.jobs, 1)))
-        batches = [names[i : i + share] for i in range(0, len(names), share)]
-        futures = [
-            [workers.submit(along, s.case, s.exchanges, self.members, s.settings, batch) for batch in batches]
-            for s in samples
-        ]
-        by_mutant: dict[str, list[Any]] = {name: [] for name in names}
-        for done, of_sample in enumerate(futures, 1):
-            for future in of_sample:
-                for name, ps in future.result().items():
-                    by_mutant[name].append(ps)
-            self.progress("explaining", done, len(samples))
-        return [looked_at(find(name, self.stage), ps) for name, ps in by_mutant.items()]
-
-    def _smallest_sample(self, result: Result) -> Sample | None:
-        if result.smallest is None or result.small_settings is None:
-            return None
-        exchanges = self.ask(result.smallest, result.small_settings)
-        raws = measure(result.smallest, exchanges, self.stage, self.members)[1]
-        return Sample(result.smallest, exchanges, raws, result.small_settings) if any(raws) else None
-
-    def _fails(self, case: Case, way: Settings, known: Limits) -> list[tuple[Exchange, Judged]]:
-        """Ask the engine again; the requests that it gets wrong."""
-        exchanges = self.ask(case, way)
-        measured, _ = measure(case, exchanges, self.stage, self.members)
-        counted = [e for e in exchanges if e.ask.cancel_after is None]
-        return [
-            (e, j) for e, j in zip(counted, (judge(m, known) for m in measured), strict=True) if j.verdict == "fail"
-        ]
-
-    def _smaller(self, result: Result, failed: Sequence[Played]) -> None:
-        """The first failed case, made small; and whether its requests fail alone."""
-        first = min(failed, key=_size)
-        try:
-            budget = Budget(calls=200, seconds=45.0)
-            small = shrink(first.case, lambda c: bool(self._fails(c, first.settings, result.known)), budget)
-        except EngineError as error:
-            self.findings.append(f"while the failure was made smaller: {error}")
-            return
-        result.smallest, result.small_settings = small, first.settings
-        again = self._fails(small, first.settings, result.known)
-        if again and self._right_alone(again[0][0], first.settings, result.known):
-            result.symptoms += [Symptom(line) for line in company(small, again[0][0])]
-
-    def _right_alone(self, e: Exchange, way: Settings, known: Limits) -> bool:
-        """Is the same request answered well by an engine that has done nothing else?"""
-        names = [name for name, _ in e.ask.mix] or ([e.ask.adapter] if e.ask.adapter else [])
-        loads = [Load(name, key) for name, (key, _) in zip(names, e.adapters, strict=True)]
-        alone = Case("alone", (*loads, Run((replace(e.ask, arrives=0),))), stateless=False)
-        return not self._fails(alone, way, known)
-
-    def _where(self, result: Result, failed: Sequence[Played]) -> None:
-        """The first layer and module: from intermediates, if the engine shows them; else from adapters cut to size."""
-        batch = next((p for p in failed if p.case.stateless), None)
-        if batch is None:
-            return
-        wrong = [e for e, _ in self._fails(batch.case, batch.settings, result.known) if e.adapter is not None]
-        traced: Any = getattr(self.engine, "traced", None)
-        try:
-            if self.capabilities.trace and traced is not None and wrong:
-                e = wrong[0]
-                answers = traced(batch.case.runs[e.run].asks)
-                result.places = intermediates(e, answers[e.index], self.stage, self.members)
-                result.first_divergence = first_off(result.places, result.known)
-            if result.first_divergence is None and "load" in self.capabilities.operations and wrong:
-                one = next((e for e in wrong if len(e.adapters) == 1), None)
-                adapter = None if one is None else self.stage.adapters[one.adapters[0][0]]
-                if adapter is not None and not adapter.replaced and not adapter.biases:
-                    result.places = by_ablation(
-                        self.engine, adapter, self.stage, self.members, result.known, self.work / "ablation"
-                    )
-                    result.first_divergence = result.places[0] if result.places else None
-        except EngineError as error:
-            self.findings.append(f"while the failure was located: {error}")
-
-    def _layers(self, result: Result) -> None:
-        """How far off each module is in a batch where nothing failed, if the engine shows its intermediates."""
-        traced: Any = getattr(self.engine, "traced", None)
-        batch = next((p for p in result.played if p.case.stateless), None)
-        if not self.capabilities.trace or traced is None or batch is None:
-            return
-        try:
-            asked = self.ask(batch.case, batch.settings)
-            e = next((e for e in asked if e.adapter is not None and not e.answer.error), None)
-            if e is not None:
-                answer = traced(batch.case.runs[e.run].asks)[e.index]
-                result.places = intermediates(e, answer, self.stage, self.members)
-        except EngineError as error:
-            self.findings.append(f"while the layers were looked at: {error}")
-
-
-HISTORY = ("sequence", "chunks", "scattered blocks", "sum", "weight")  # needs that sequences are drawn for
-
-
-def could_show(m: Mutant, stage: Stage, p: Played | Sample) -> bool:
-    """Is there, in this kind of case, what the mutant needs? Nothing is computed for those that cannot show, nor in a
-    sequence, which is long, for those that show in any batch."""
-    if not p.case.stateless and m.needs not in HISTORY:
-        return False
-    adapters = stage.adapters.values()
-    there = {
-        "sequence": not p.case.stateless,
-        "chunks": p.settings.chunk is not None,
-        "window": stage.model.config.sliding_window is not None,
-        "embed_tokens LoRA": any(EMBED in a.lora for a in adapters),
-        "lm_head LoRA": any(LM_HEAD in a.lora for a in adapters),
-        "tied embedding": stage.model.config.tie_word_embeddings and any(EMBED in a.lora for a in adapters),
-        "modules_to_save": any(a.replaced for a in adapters),
-        "base biases": any(a.biases for a in adapters),
-        "grown vocabulary": any(a.replaced for a in adapters),
-        "lora_bias": any(a.config.lora_bias for a in adapters),
-        "rslora": any(a.config.use_rslora for a in adapters),
-        "rank_pattern": any(a.config.rank_pattern for a in adapters),
-        "alpha_pattern": any(a.config.alpha_pattern for a in adapters),
-        "sum": any(ask.mix for run in p.case.runs for ask in run.asks),
-        "weight": any(ask.mix for run in p.case.runs for ask in run.asks),
-    }
-    return there.get(m.needs, True)
-
-
-def _spread(xs: Sequence[Any], n: int) -> list[Any]:
-    """At most n of them, from all over."""
-    return [xs[i] for i in np.unique(np.linspace(0, len(xs) - 1, min(n, len(xs))).astype(int))] if xs else []
+        batches = spread([p for p in result.played if p.case.stateless], SAMPLE)
+        return batches + spread([p for p in result.played if not p.case.stateless], SAMPLE // 4)
 
 
 def _again(p: Played, measured: Sequence[Measured], known: Limits) -> list[Judged]:
@@ -504,16 +334,3 @@ def retold(case: Case, vocab: int, seed: int) -> Case:
 
     steps = [Run(tuple(asked(a) for a in s.asks)) if isinstance(s, Run) else s for s in case.steps]
     return replace(case, name=f"{case.name}, retold {seed}", steps=tuple(steps))
-
-
-def _requests(p: Played) -> list[tuple[Measured, Judged]]:
-    return list(zip(p.measured, p.judged, strict=True))
-
-
-def _size(p: Played) -> tuple[bool, int]:
-    """Batches before sequences, short ones before long ones."""
-    return not p.case.stateless, len(p.case.steps)
-
-
-def _passed(played: Sequence[Played]) -> list[Played]:
-    return [p for p in played if p.verdict == "pass" and p.case.stateless]

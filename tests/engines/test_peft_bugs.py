@@ -1,4 +1,4 @@
-"""The oracle on bugs that somebody else wrote, inside PEFT and in torch: every one failed, nine of ten named.
+"""The oracle on bugs inside PEFT, written in torch from what the real ones did: every one failed, nine of ten named.
 
 Here each bug is tried in one type, in turn, which takes minutes. `python benchmarks/peft_bugs.py` tries all of them in
 both; benchmarks/results/peft_bugs.md is what it said.
@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hugging_face as hf
 import pytest
-import torch
 from peft_bugs import BUGS, Bug
 from peft_campaign import DTYPES, SEQUENCES, Outcome, campaign, examine, half, make_stage
 
@@ -23,10 +23,10 @@ NAMED = 0.9  # of the bugs, by class
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = hf.torch.get_num_threads()
+    hf.torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    hf.torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

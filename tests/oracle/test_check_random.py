@@ -6,8 +6,9 @@ import pytest
 
 import refimpl.oracle.check as check_module
 from refimpl.engines import registry
-from refimpl.oracle.campaign import Campaign, Plan, Result
+from refimpl.oracle.campaign import Plan, Result
 from refimpl.oracle.check import check, shares
+from refimpl.oracle.explain import Explainer
 from refimpl.oracle.made import TURNS
 
 PLAN = Plan(cases=8, sequences=0, below=False)
@@ -38,7 +39,7 @@ def test_a_short_campaign_stays_on_one_base(tmp_path: Path) -> None:
 def test_a_bug_that_needs_a_base_with_biases_is_found_where_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Campaign, "_explain", lambda *_: None)  # which takes its time, and has its own tests
+    monkeypatch.setattr(Explainer, "explain", lambda *_: None)  # which takes its time, and has its own tests
     result = checked("mutant:saved_biases_dropped", tmp_path)
     assert result.verdict == "fail"
     failed = [p.case.name for p in result.played if p.verdict == "fail"]
