@@ -183,6 +183,8 @@ def show(console: Console, found: dict[str, Any], page: Path | None) -> None:
 
     row("cases", counts)
     row("worst row", f"{worst}; a row fails from {fails_from}")
+    if found["noise"]["ceiling"] is not None:
+        row("rounding", f"ends at {times(found['noise']['ceiling'])}, to first order")
     for d in found["diagnosis"]:
         kind = f" (class {d['class']}, {CLASSES[d['class']]})"
         row("it is" if d["explains"] else "nearest, not it", f"{d['name']}{kind}", "bold")

@@ -19,7 +19,8 @@ from ..engines.interface import Ask, Engine, Settings
 from . import archive
 from . import precision as precisions
 from . import sequences as drawn
-from .case import Case, Exchange, Run, draw_batch, play, prepare
+from .case import Case, Exchange, Run, draw_batch, play, prepare, request
+from .ceiling import ceilings
 from .diagnose import Finding, Looked, looked_at, suspicious
 from .explain import CLOSELY, Explainer
 from .localise import Place
@@ -36,6 +37,7 @@ from .symptoms import Symptom
 from .verdict import Judged, Limits, judge, limits, no_chance, overall
 
 SAMPLE = 16  # cases that are looked at below the noise
+CEILINGS = 3  # batches of which it is computed where rounding ends
 AGAIN = 4  # cases with other tokens, where one is too close to call
 
 
@@ -83,6 +85,7 @@ class Result:
     places: list[Place] = field(default_factory=list)  # how far off it is by layer and module, as far as was seen
     picture: Picture | None = None  # what the engine did beside what the bug does
     power: dict[str, str] = field(default_factory=dict)
+    ceiling: float = float("nan")  # ratio of a row that rounding cannot reach, to first order: the middle one
     looked: list[Looked] = field(default_factory=list)
     smallest: Case | None = None  # the shortest case found that fails
     small_settings: Settings | None = None  # how the engine was started for it
@@ -127,6 +130,7 @@ class Campaign:
             self._second_look(played, known)
             verdict = overall([p.verdict for p in played])
             result = Result(self.stage, verdict, played, known, self.stage.dtype, self.findings)
+            result.ceiling = self._ceiling(played)
             if self.plan.below:
                 self._below(result, workers)
             if result.verdict == "fail":
@@ -273,6 +277,16 @@ class Campaign:
             for p in close:
                 why = f"; {len(close)} such cases in one campaign are no chance"
                 p.judged = [replace(j, verdict="fail", why=j.why + why) if _close(j, known) else j for j in p.judged]
+
+    def _ceiling(self, played: Sequence[Played]) -> float:
+        """Of some batches."""
+        found = []
+        for p in spread([p for p in played if p.case.stateless], CEILINGS):
+            one = self.sample(p)
+            shown = [(request(e, self.stage), raw) for e, raw in zip(one.counted, one.raws, strict=True) if raw]
+            if shown:
+                found += ceilings([r for r, _ in shown], [raw for _, raw in shown], self.stage)
+        return float(np.median(np.concatenate(found))) if found else float("nan")
 
     # Below the noise.
 

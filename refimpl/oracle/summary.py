@@ -45,6 +45,7 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
             "fails_from": _number(result.known.ratio),
             "base_level": _number(math.exp(result.known.base)),
             "unit": _unit(result),
+            "ceiling": _number(result.ceiling),
         },
         "smallest_failure": None if result.smallest is None else to_json(result.smallest),
         "picture": None if result.picture is None else _picture(result.picture),

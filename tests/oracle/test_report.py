@@ -347,7 +347,7 @@ def test_the_terminal_has_the_verdict_the_bug_and_the_way_to_repeat_it(failing: 
     assert f"repeat it  loracle check --replay {wide}" in lines, "a command is not broken"
     assert all(len(line) <= width for line in lines if wide not in line)
     finding = failing["diagnosis"][0]
-    assert lines[3].startswith("it is      rslora_ignored (class A, scale)")
+    assert lines[4].startswith("it is      rslora_ignored (class A, scale)")
     whole = " ".join(" ".join(lines).split())
     assert finding["evidence"] in whole and all(f"seen in {link}" in whole for link in finding["links"])
     assert "findings a\\x1b[31mb\\nc long" in whole and "\x1b" not in file.getvalue()

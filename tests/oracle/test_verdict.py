@@ -9,7 +9,8 @@ from small_stage import small_stage
 from refimpl import NUMPY, Precision
 from refimpl.engines.interface import Answer
 from refimpl.engines.ours import CAPABILITIES, Ours
-from refimpl.oracle.case import Case, Exchange, draw_batch, play, prepare, truth
+from refimpl.oracle.case import Case, Exchange, draw_batch, play, prepare, request, truth
+from refimpl.oracle.ceiling import ceilings
 from refimpl.oracle.measure import Measured, look, malformed, measure
 from refimpl.oracle.noise import ensemble, wider
 from refimpl.oracle.stage import Stage, settings
@@ -187,3 +188,17 @@ def test_text_alone_counts_a_token_only_if_its_margin_exceeds_the_noise() -> Non
     far = look(Answer((1,)), exact, runs)
     assert abs(close.error[0, 0]) / close.unit[0] < 1 < 1e6 < abs(far.error[0, 0]) / far.unit[0]
     assert look(Answer((2,)), exact, runs).error[0, 0] == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounding_ends_far_above_honest_runs_and_below_nonsense(dtype: str) -> None:
+    """The first-order bound is one: no honest run comes near it, and it is no infinity."""
+    stage = small_stage(dtype)
+    (case, exchanges), *_ = asked(stage, count=1)
+    found, raws = measure(case, exchanges, stage, ensemble(dtype))
+    known = [raw for raw in raws if raw is not None]
+    bounds = ceilings([request(e, stage) for e in exchanges], known, stage)
+    assert all(np.isfinite(b).all() for b in bounds)
+    assert all((m.ratio < b / 10).all() and (m.honest < b / 10).all() for m, b in zip(found, bounds, strict=True))
+    size = [np.sqrt(np.mean(raw.exact**2)) / raw.unit for raw in known]  # of the logits themselves
+    assert all((b < 1e3 * s).all() for b, s in zip(bounds, size, strict=True))
