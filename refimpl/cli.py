@@ -51,8 +51,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    if ("--model" not in argv and not ("guide" in argv and "LORACLE_MODELS" in os.environ)) or "tiny" in argv:
-        # The embedded model's matrices are so small that waking a second thread costs more than it computes, and on a
+    own_default = "--model" not in argv and not ("guide" in argv and "LORACLE_MODELS" in os.environ)
+    if own_default or {"tiny", "random"} & set(argv):
+        # The embedded model's matrices, and those of the made ones, are so small that waking a second thread costs more than it computes, and on a
         # busy machine many times more. A BLAS asks this when numpy is imported, which is below.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     args = parser().parse_args(argv)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from refimpl.arrays import DTYPES
 from refimpl.fold import fold_scale
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="needs torch: pip install -e '.[test,peft]'")
 
 TYPES = ("float32", "float16", "bfloat16")
 
