@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     own_default = "--model" not in argv and not ("guide" in argv and "LORACLE_MODELS" in os.environ)
     if own_default or {"tiny", "random"} & set(argv):
-        # The embedded model's matrices, and those of the made ones, are so small that waking a second thread costs more than it computes, and on a
-        # busy machine many times more. A BLAS asks this when numpy is imported, which is below.
+        # The matrices of the embedded model and of made ones are so small that waking a second thread costs more than
+        # it computes, and on a busy machine many times more. A BLAS asks this when numpy is imported, which is below.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     args = parser().parse_args(argv)
     with warnings.catch_warnings():
