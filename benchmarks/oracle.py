@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from refimpl.engines import registry
 from refimpl.oracle.campaign import Campaign, Plan
+from refimpl.oracle.cases.testbed import build
 from refimpl.oracle.check import check
-from refimpl.oracle.stage import build
 
 OUT = Path(__file__).parent / "oracle.json"
 

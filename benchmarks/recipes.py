@@ -23,7 +23,7 @@ from refimpl.engines.interface import Answer, Ask, Settings
 from refimpl.engines.ours import Ours
 from refimpl.lora import AdapterBank
 from refimpl.ops import NUMPY, Ops
-from refimpl.oracle.readout import log_softmax
+from refimpl.oracle.noise.readout import log_softmax
 from refimpl.weights import Layer, Linear, Model
 
 MakeOps = Callable[[], Ops]

@@ -78,7 +78,7 @@ def left_out(source: str, dtype: str, arch: str) -> str:
 
 def builds(arch: str) -> list[Build]:
     """All that are to be made for an architecture."""
-    from refimpl import runner
+    from refimpl.cuda import runner
 
     files = sorted(runner.kernels_folder().glob("*.cu"))
     return [Build(f.name, dtype, arch) for f in files for dtype in DTYPES if not left_out(f.read_text(), dtype, arch)]
@@ -86,7 +86,7 @@ def builds(arch: str) -> list[Build]:
 
 def keys(build: Build, folder: Path | None = None) -> Iterator[tuple[str, str, str, str]]:
     """The rows of the table that a build fills."""
-    from refimpl import runner
+    from refimpl.cuda import runner
 
     source = ((folder or runner.kernels_folder()) / build.file).read_text()
     for kernel in runner.parameters(source, build.dtype):
@@ -125,8 +125,8 @@ def compile_all(wanted: Sequence[Build], folder: Path | None = None) -> Table:
     """The rows of these builds, all for one architecture. RuntimeError if one does not compile.
 
     What the compiler says is kept under the hash of what it was given."""
-    from refimpl import runner
-    from refimpl.runner_cpu import cache_folder
+    from refimpl.cuda import runner
+    from refimpl.cuda.runner.cpu import cache_folder
 
     tools = toolkit(ARCHITECTURES[wanted[0].arch][0])
     if tools is None:
@@ -262,7 +262,7 @@ def as_markdown(rows: dict[tuple[str, str, str], dict[str, Resources]], versions
         "tests/kernels/test_compiles.py compiles all of it again and compares.",
         f"{sum(map(len, rows.values()))} kernels were compiled, {spilling} of them spill.",
         "",
-        "- *shared* is static shared memory, bytes of a block; what a launch adds (`smem` in refimpl/launch/) is on",
+        "- *shared* is static shared memory, bytes of a block; what a launch adds (`smem` in refimpl/cuda/launch/) is on",
         "  top. *stack* is bytes of a thread's own arrays that could not be kept in registers.",
         "- A type such as `float16/float32` has a KV cache of the second.",
         "- Not compiled: bfloat16 below sm_80 (it begins there), and lora_tensor_cores.cu in float32 (tensor cores",

@@ -20,17 +20,17 @@ from refimpl.arrays import Array
 from refimpl.engines.interface import Settings
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.ops import NUMPY, Ops
-from refimpl.oracle import sequences as drawn
+from refimpl.oracle.bugs import mutants_for
 from refimpl.oracle.campaign import SAMPLE, Campaign, Plan
-from refimpl.oracle.case import Case, Exchange, draw_batch
+from refimpl.oracle.cases import scenarios as drawn
+from refimpl.oracle.cases.case import Case, Exchange, draw_batch
+from refimpl.oracle.cases.synthetic import KINDS, TURNS
+from refimpl.oracle.cases.testbed import Stage, build, settings
 from refimpl.oracle.check import BATCHES, SEQUENCES
-from refimpl.oracle.made import KINDS, TURNS
-from refimpl.oracle.matched import Part, Sample, limit, parts, project
-from refimpl.oracle.measure import Measured, measure
-from refimpl.oracle.mutants import mutants_for
-from refimpl.oracle.noise import ensemble
-from refimpl.oracle.stage import Stage, build, settings
-from refimpl.oracle.verdict import Limits, judge, limits
+from refimpl.oracle.diagnosis.projection import Part, Sample, limit, parts, project
+from refimpl.oracle.noise.ensemble import ensemble
+from refimpl.oracle.noise.measure import Measured, measure
+from refimpl.oracle.noise.verdict import Limits, judge, limits
 
 MakeOps = Callable[[], Ops]
 

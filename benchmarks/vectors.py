@@ -1,4 +1,4 @@
-"""Which test vectors kill which mutants: the zoo of refimpl/oracle/mutants over the set in tests/vectors/v1.
+"""Which test vectors kill which mutants: the zoo of refimpl/oracle/bugs over the set in tests/vectors/v1.
 
     python benchmarks/vectors.py           a few minutes; writes results/vectors.json and .md
 
@@ -15,7 +15,7 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small
 
 from refimpl.ops import NUMPY, REFERENCE
-from refimpl.oracle.mutants import all_mutants
+from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.vectors.bugs import BUGS
 from refimpl.oracle.vectors.read import read_set
 from refimpl.oracle.vectors.tables import Loaded, OfTable

@@ -17,9 +17,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small
 
 from benchmarks import recipes, standard
 from refimpl.ops import NUMPY, REFERENCE
-from refimpl.oracle.made import TURNS
-from refimpl.oracle.mutants import all_mutants
-from refimpl.oracle.verdict import Limits
+from refimpl.oracle.bugs import all_mutants
+from refimpl.oracle.cases.synthetic import TURNS
+from refimpl.oracle.noise.verdict import Limits
 
 RESULTS = Path(__file__).parent / "results" / "zoo"
 DTYPES = ("float32", "float16", "bfloat16")

@@ -16,7 +16,7 @@
 // v3  (lora_tensor_cores.cu)  as SGMV v2, the products by wmma    16 x 16 x 16 multiplications an instruction
 //
 // BGMV (decode: every token has its own adapter) and SGMV (prefill: runs of tokens share one) are Punica's words (Chen
-// et al. 2023). refimpl/launch/lora.py (choose) picks by (tokens, adapters, rank). Where things lie: lora.cuh.
+// et al. 2023). refimpl/cuda/launch/lora.py (choose) picks by (tokens, adapters, rank). Where things lie: lora.cuh.
 #include "lora.cuh"
 
 // ---- v1: one thread per output ----------------------------------------------------------------------------------

@@ -12,12 +12,11 @@ if TYPE_CHECKING:
     from .adapter import load_adapter as load_adapter
     from .arrays import Precision as Precision
     from .batch import Request as Request
-    from .cuda import CUDA as CUDA
+    from .cuda.table import CUDA as CUDA
     from .engine import Engine as Engine
     from .engine import Output as Output
     from .engine import Token as Token
     from .errors import LoracleError as LoracleError
-    from .merge import merged as merged
     from .model import forward as forward
     from .model import logits as logits
     from .ops import NUMPY as NUMPY
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from .ops import Ops as Ops
     from .streaming import generate as generate
     from .streaming import stream as stream
+    from .tools.merge import merged as merged
     from .tracing import trace as trace
     from .weights import Model as Model
     from .weights import load_model as load_model
@@ -35,10 +35,10 @@ _HOME = {
     "adapter": ("Adapter", "load_adapter"),
     "arrays": ("Precision",),
     "batch": ("Request",),
-    "cuda": ("CUDA",),
+    "cuda.table": ("CUDA",),
     "engine": ("Engine", "Output", "Token"),
     "errors": ("LoracleError",),
-    "merge": ("merged",),
+    "tools.merge": ("merged",),
     "model": ("forward", "logits"),
     "ops": ("NUMPY", "REFERENCE", "Ops"),
     "streaming": ("generate", "stream"),

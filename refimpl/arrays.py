@@ -117,7 +117,7 @@ class Precision:
     Precision()                            float32 throughout: no rounding anywhere
     Precision("model", "bfloat16")         every point in bfloat16: the definition of a bfloat16 model
     Precision("tensorrt_llm", "float16")   its LoRA, y = T(T(x W^T) + T(T(x A^T) B'^T)), with the scale folded into B as
-                                           its LoraManager does (refimpl/fold.py); "tensorrt_llm_convert": as its
+                                           its LoraManager does (refimpl/tensorrt_llm/prescale.py); "tensorrt_llm_convert": as its
                                            hf_lora_convert.py does. Where its attention and norms round is not
                                            documented; those points are those of "model"
     Precision("transformers", "bfloat16")  the points of Hugging Face transformers (eager) + PEFT: modeling_llama.py and
@@ -163,7 +163,7 @@ class Precision:
 
     @property
     def scale_order(self) -> str:
-        """How the scale is folded into B when an adapter is loaded, a name of refimpl/fold.py; "" if it is not, and
+        """How the scale is folded into B when an adapter is loaded, a name of refimpl/tensorrt_llm/prescale.py; "" if it is not, and
         multiplies the delta."""
         return FOLDED.get(self.preset, "")
 

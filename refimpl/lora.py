@@ -18,7 +18,7 @@ from .adapter import Adapter, pattern_value
 from .arrays import Array, Float, Int, Precision, rounded, to_device, to_host, widen
 from .config import ModelConfig, Site, module_name
 from .errors import LoracleError
-from .fold import fold_scale
+from .tensorrt_llm.prescale import fold_scale
 from .weights import Linear, Model
 
 NO_ADAPTER = -1

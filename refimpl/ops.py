@@ -89,7 +89,7 @@ class Tables(Mapping[str, Ops]):
 
     def __getitem__(self, name: str) -> Ops:
         if name == "cuda":
-            from .cuda import CUDA
+            from .cuda.table import CUDA
 
             return CUDA
         return {"reference": REFERENCE, "numpy": NUMPY}[name]

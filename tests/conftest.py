@@ -98,7 +98,9 @@ sys.meta_path.insert(0, CheckingFinder())
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The kernels are compiled and executed here: where that cannot be, their tests say why and how to change it."""
-    from refimpl import LoracleError, runner, runner_cpu
+    from refimpl import LoracleError
+    from refimpl.cuda import runner
+    from refimpl.cuda.runner import cpu as runner_cpu
 
     try:
         if runner.world() == "cpu":

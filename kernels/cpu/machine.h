@@ -54,7 +54,7 @@ extern char *shared_start, *shared_end;               // the __shared__ variable
 extern char *dynamic_start;                           // smem_raw among them
 extern uintptr_t image_start, image_end;              // this library
 
-extern struct Failure {  // what Python reads: refimpl/runner_cpu.py has the same layout
+extern struct Failure {  // what Python reads: refimpl/cuda/runner/cpu.py has the same layout
     char kind[32], file[512], text[1024];
     int line;
     uint3 block, thread;

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import launch
 from ..arrays import Array, Float, Int
-from ..launch import STORED, PackedLora, stored
+from ..cuda import launch
+from ..cuda.launch import STORED, PackedLora, stored
 from .floor import Work, work
 from .workloads import Point, adapter_ids
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arrays import device_namespace
-from ..runner_gpu import wait
+from ..cuda.runner.gpu import wait
 
 Run = Callable[[], Any]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-from .. import launch, runner
+from ..cuda import launch, runner
 from .case import Case, make_case
 from .floor import work
 from .machine import about

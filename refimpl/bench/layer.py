@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import launch, runner
 from ..arrays import device_namespace
+from ..cuda import launch, runner
 from ..lora import LoraWeights
 from ..ops import TABLES
 from .decode import Shape, decoding, random_model

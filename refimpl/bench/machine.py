@@ -10,7 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, runner
+from .. import __version__
+from ..cuda import runner
 
 PACKAGES = ("numpy", "cupy-cuda13x", "cupy-cuda12x", "cupy", "torch", "triton", "transformers", "peft", "ml_dtypes")
 
@@ -43,7 +44,7 @@ def cpu_name() -> str:
 
 def compiler() -> str:
     """The first line of what the C++ compiler says of itself."""
-    from ..runner_cpu import compiler, compiler_version
+    from ..cuda.runner.cpu import compiler, compiler_version
 
     return compiler_version(compiler()).partition("\n")[0]
 

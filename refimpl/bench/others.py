@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..launch import widened
+from ..cuda.launch import widened
 from .case import SCALE, Case
 
 Run = Callable[[], Any]

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import runner
 from ..arrays import Precision
+from ..cuda import runner
 from ..ops import TABLES, Ops
 from .decode import Decoding, Shape, decoding_with, random_bank, random_model, with_half_products
 from .machine import about

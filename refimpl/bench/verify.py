@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array, namespace
+from ..cuda.launch import widened
 from ..errors import LoracleError
-from ..launch import widened
 from .case import SCALE, Case
 
 C, U = 4.0, 2.0**-24

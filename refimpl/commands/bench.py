@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0 if everything was right; 1 if a kernel is wrong, which is said before anything is timed."""
     from ..bench.verify import WrongResult
-    from ..runner import KernelError
+    from ..cuda.runner import KernelError
 
     check(args)
     report: dict[str, Any] = {}
@@ -76,7 +76,7 @@ def check(args: argparse.Namespace) -> None:
 
 def reports(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The report as it grows."""
-    from .. import runner
+    from ..cuda import runner
 
     on_gpu = runner.world() == "gpu"
     if args.what == "serving":

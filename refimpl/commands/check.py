@@ -17,15 +17,15 @@ from rich.text import Text
 from ..engines import registry
 from ..errors import RequestError
 from ..loading.findings import one_line
-from ..oracle import archive
 from ..oracle import check as checking
+from ..oracle.bugs import mutants_for
 from ..oracle.campaign import Plan, Result
-from ..oracle.mutants import mutants_for
-from ..oracle.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
-from ..oracle.precision import TYPES
-from ..oracle.redact import without_secrets
-from ..oracle.report import CLASSES, PAGE, page, times
-from ..oracle.summary import summary
+from ..oracle.cases import archive
+from ..oracle.diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
+from ..oracle.noise.precision import TYPES
+from ..oracle.reports.redact import without_secrets
+from ..oracle.reports.report import CLASSES, PAGE, page, times
+from ..oracle.reports.summary import summary
 
 HELP = "hold an engine against the reference: a verdict, and the name of the bug"
 EXAMPLE = """  loracle check --engine peft

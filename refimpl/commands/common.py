@@ -47,7 +47,7 @@ def default_device(ops: str) -> str:
     """Where the model lives unless the user says: on the GPU for the kernels, if they run on one."""
     if ops != "cuda":
         return "cpu"
-    from .. import runner
+    from ..cuda import runner
 
     return "cuda" if runner.world() == "gpu" else "cpu"
 

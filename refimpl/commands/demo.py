@@ -19,10 +19,10 @@ from ..adapter_cache import AdapterCache
 from ..arrays import Precision
 from ..batch import Request
 from ..engine import Engine
-from ..merge import merged
 from ..model import logits
 from ..ops import TABLES, Ops
 from ..streaming import generate, roomy_engine, stream
+from ..tools.merge import merged
 from ..weights import Model, load_model
 from .common import BASE, Adapters, add_ops_argument, default_device, human_bytes
 

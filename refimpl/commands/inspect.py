@@ -14,10 +14,10 @@ from rich.text import Text
 from .. import tiny
 from ..adapter import load_adapter
 from ..config import Site, load_config, module_name
-from ..effect import effect
 from ..errors import RequestError
 from ..formats.trtllm_report import MAX_RANK
-from ..inspect import Inspection, ModuleReport, inspect
+from ..tools.effect import effect
+from ..tools.inspect import Inspection, ModuleReport, inspect
 from ..weights import Model, base_folder, load_model
 from .common import human_bytes, prompt_ids
 

@@ -11,11 +11,11 @@ from typing import Any
 from ..engines import registry
 from ..engines import tensorrt_llm as trtllm
 from ..engines.interface import EngineError
-from ..engines.tensorrt_llm_cases import write_cases
 from ..errors import LoracleError, RequestError
-from ..oracle import archive
 from ..oracle import check as checking
 from ..oracle.campaign import Plan
+from ..oracle.cases import archive
+from ..oracle.recordings.tensorrt_llm_cases import write_cases
 
 HELP = "keep what an engine answers to cases; for TensorRT-LLM: what to run on the machine with the GPU"
 EXAMPLE = """  loracle record --engine tensorrt_llm --out recorded     the cases, and the command for the GPU machine

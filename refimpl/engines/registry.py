@@ -13,13 +13,13 @@ from .interface import Engine, EngineError, Entry
 
 # Each has entry() and make(options).
 MODULES = {
-    "peft": "peft",
-    "vllm": "vllm",
-    "llama_cpp": "llama_cpp",
-    "openai_http": "openai_http",
-    "tensorrt_llm": "tensorrt_llm",
-    "recorded": "recorded",
-    "module:function": "function",  # the user's own; its make() gets the name as the option "function"
+    "peft": ".peft",
+    "vllm": ".vllm",
+    "llama_cpp": ".llama_cpp",
+    "openai_http": ".openai_http",
+    "tensorrt_llm": ".tensorrt_llm",
+    "recorded": "..oracle.recordings.recorded",
+    "module:function": ".function",  # the user's own; its make() gets the name as the option "function"
 }
 OURS = {
     "numpy": "our own engine, vectorised: the default table of steps",
@@ -50,11 +50,11 @@ def make(name: str, options: Mapping[str, str]) -> Engine:
 
 
 def _there(name: str) -> bool:
-    return importlib.util.find_spec(f".{MODULES[name]}", __package__) is not None
+    return importlib.util.find_spec(MODULES[name], __package__) is not None
 
 
 def _module(name: str) -> Any:
-    return importlib.import_module(f".{MODULES[name]}", __package__)
+    return importlib.import_module(MODULES[name], __package__)
 
 
 def _ours(name: str) -> Entry:
@@ -62,7 +62,8 @@ def _ours(name: str) -> Entry:
 
     missing = ""
     if name == "cuda":
-        from .. import runner, runner_cpu
+        from ..cuda import runner
+        from ..cuda.runner import cpu as runner_cpu
 
         try:
             if runner.world() == "cpu":
@@ -73,7 +74,7 @@ def _ours(name: str) -> Entry:
 
 
 def _mutants() -> list[Entry]:
-    from ..oracle.mutants import all_mutants
+    from ..oracle.bugs import all_mutants
     from .ours import CAPABILITIES
 
     return [Entry(MUTANT + name, mutant.what, CAPABILITIES, "") for name, mutant in all_mutants().items()]
@@ -87,7 +88,7 @@ def _make_ours(name: str) -> Engine:
     if name in OURS:
         make_ops = lambda: TABLES[name]  # noqa: E731
     else:
-        from ..oracle.mutants import all_mutants
+        from ..oracle.bugs import all_mutants
 
         mutants = all_mutants()
         if name.removeprefix(MUTANT) not in mutants:

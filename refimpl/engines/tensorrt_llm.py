@@ -90,7 +90,7 @@ class TensorrtLlm:
 
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """One batch; an error of it is every request's error."""
-        from .tensorrt_llm_recording import answer_of
+        from ..oracle.recordings.tensorrt_llm_recording import answer_of
 
         if unknown := next((a.adapter for a in asks if a.adapter is not None and a.adapter not in self.known), None):
             raise EngineError(f"no adapter {unknown!r} is loaded")

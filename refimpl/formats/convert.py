@@ -7,9 +7,9 @@ from pathlib import Path
 from ..adapter import adapter_folder, read_adapter
 from ..config import ModelConfig
 from ..errors import AdapterError
-from ..fold import cast
 from ..loading.conversion import all_finite
 from ..loading.findings import Findings, one_line
+from ..tensorrt_llm.prescale import cast
 from .files import new_folder
 from .nemo import find_nemo
 from .peft import save_adapter

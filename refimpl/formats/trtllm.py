@@ -24,10 +24,10 @@ from ..adapter import Adapter, LoraTensors, PeftConfig, pattern_value
 from ..arrays import Array, Float
 from ..config import LAYER_MODULES, ModelConfig, Site, module_name
 from ..errors import AdapterError
-from ..fold import cast, fold_scale
 from ..loading.conversion import all_finite
 from ..loading.findings import shown
 from ..lora import adapter_scale
+from ..tensorrt_llm.prescale import cast, fold_scale
 from .trtllm_modules import OF_LLAMA
 from .trtllm_pair import STORED, Matrices, Pair, Row, matrices, pack
 

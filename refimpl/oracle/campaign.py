@@ -16,25 +16,25 @@ from typing import Any
 import numpy as np
 
 from ..engines.interface import Ask, Engine, Settings
-from . import archive
-from . import precision as precisions
-from . import sequences as drawn
-from .case import Case, Exchange, Run, draw_batch, play, prepare, request
-from .ceiling import ceilings
-from .diagnose import Finding, Looked, looked_at, suspicious
+from .bugs import mutants_for
+from .bugs.preconditions import could_show, spread
+from .cases import archive
+from .cases import scenarios as drawn
+from .cases.case import Case, Exchange, Run, draw_batch, play, prepare, request
+from .cases.testbed import Stage, settings
+from .diagnosis.diagnose import Finding, Looked, looked_at, suspicious
+from .diagnosis.localise import Place
+from .diagnosis.power import power
+from .diagnosis.projection import Sample
+from .diagnosis.symptoms import Symptom
+from .diagnosis.workers import along, pool, ratios
 from .explain import CLOSELY, Explainer
-from .localise import Place
-from .matched import Sample
-from .measure import Measured, measure
-from .mutants import mutants_for
-from .needs import could_show, spread
-from .noise import Member, ensemble, wider
-from .pictures import Picture
-from .pool import along, pool, ratios
-from .power import power
-from .stage import Stage, settings
-from .symptoms import Symptom
-from .verdict import Judged, Limits, judge, limits, no_chance, overall
+from .noise import precision as precisions
+from .noise.ceiling import ceilings
+from .noise.ensemble import Member, ensemble, wider
+from .noise.measure import Measured, measure
+from .noise.verdict import Judged, Limits, judge, limits, no_chance, overall
+from .reports.pictures import Picture
 
 SAMPLE = 16  # cases that are looked at below the noise
 CEILINGS = 3  # batches of which it is computed where rounding ends

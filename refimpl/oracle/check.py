@@ -7,18 +7,18 @@ from pathlib import Path
 
 from ..engines import registry
 from ..engines.interface import Engine, EngineError
-from . import case as cases
+from ..engines.known_defects import applicable, match, passed, read_failures
 from .campaign import Campaign, Plan, Played, Progress, Result
-from .expected import applicable, match, passed, read_failures
-from .made import KINDS, TURNS
-from .measure import measure
-from .noise import ensemble
-from .power import DETECTED, NOT_EXERCISED, UNDETECTABLE
-from .repro import load_repro
-from .repro import replay as play_again
-from .repro_write import save_repro
-from .stage import build
-from .verdict import judge, limits, overall
+from .cases import case as cases
+from .cases.synthetic import KINDS, TURNS
+from .cases.testbed import build
+from .diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
+from .noise.ensemble import ensemble
+from .noise.measure import measure
+from .noise.verdict import judge, limits, overall
+from .reports.repro import load_repro
+from .reports.repro import replay as play_again
+from .reports.repro_write import save_repro
 
 BATCHES, SEQUENCES = 17, 8  # on one random base, before it gives way to the next: 100 cases on all of them
 

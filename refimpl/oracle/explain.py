@@ -10,19 +10,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..engines.interface import EngineError, Settings
-from .case import Case, Exchange, Load, Run
-from .diagnose import Looked, diagnose, looked_at
-from .localise import by_ablation, first_off, intermediates
-from .matched import Sample
-from .measure import Measured, measure
-from .mutants import Mutant
-from .needs import could_show, spread
-from .pictures import picture
-from .pool import along
-from .shrink import Budget, shrink
-from .suspects import find, search
-from .symptoms import Symptom, company, symptoms_of, tally
-from .verdict import Judged, Limits, judge
+from .bugs import Mutant
+from .bugs.preconditions import could_show, spread
+from .cases.case import Case, Exchange, Load, Run
+from .cases.shrink import Budget, shrink
+from .diagnosis.diagnose import Looked, diagnose, looked_at
+from .diagnosis.localise import by_ablation, first_off, intermediates
+from .diagnosis.projection import Sample
+from .diagnosis.search import find, search
+from .diagnosis.symptoms import Symptom, company, symptoms_of, tally
+from .diagnosis.workers import along
+from .noise.measure import Measured, measure
+from .noise.verdict import Judged, Limits, judge
+from .reports.pictures import picture
 
 if TYPE_CHECKING:
     from .campaign import Campaign, Played, Result

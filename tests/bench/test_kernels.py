@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from refimpl import cli, launch, runner
+from refimpl import cli
 from refimpl.bench import kernels, workloads
 from refimpl.bench.case import make_case
 from refimpl.bench.gpu import Timed
@@ -18,6 +18,7 @@ from refimpl.bench.kernels import timed
 from refimpl.bench.layer import layer_report
 from refimpl.bench.verify import WrongResult, verify
 from refimpl.bench.workloads import Point
+from refimpl.cuda import launch, runner
 
 pytestmark = pytest.mark.skipif(runner.world() != "cpu", reason="bytes are counted by the CPU runner")
 

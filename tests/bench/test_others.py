@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from refimpl import runner
 from refimpl.bench.case import make_case
 from refimpl.bench.workloads import Point
+from refimpl.cuda import runner
 
 pytest.importorskip("torch", reason="the comparison needs torch")
 pytestmark = pytest.mark.skipif(runner.world() != "cpu", reason="arrays on the host")

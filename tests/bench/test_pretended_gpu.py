@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refimpl import cli, runner
+from refimpl import cli
 from refimpl.arrays import device_namespace
 from refimpl.bench import kernels, serving, tables, workloads
 from refimpl.bench.decode import Shape
@@ -20,6 +20,7 @@ from refimpl.bench.gpu import Stopwatch
 from refimpl.bench.graph import device_seconds, plans_stay
 from refimpl.bench.layer import layer_report
 from refimpl.bench.workloads import Point
+from refimpl.cuda import runner
 
 pytestmark = pytest.mark.skipif(runner.world() != "cpu", reason="there is a real one")
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refimpl import cli, runner
+from refimpl import cli
 from refimpl.bench import serving
 from refimpl.bench.decode import Shape, decoding, random_model
 from refimpl.bench.verify import WrongResult
+from refimpl.cuda import runner
 from refimpl.ops import NUMPY, TABLES, Ops
 
 pytestmark = pytest.mark.skipif(runner.world() != "cpu", reason="arrays on the host")

@@ -115,7 +115,7 @@ def test_effect_is_the_ratio_of_the_two_products(capsys: pytest.CaptureFixture[s
     scale = refimpl.NUMPY.adapter_scale(adapter.config.lora_alpha, adapter.config.r, adapter.config.use_rslora)
     delta = scale * (x @ w.A.astype(float).T @ w.B.astype(float).T)
     wanted = np.linalg.norm(delta) / np.linalg.norm(x @ model.linear((1, "v_proj")).weight.T)
-    from refimpl.effect import effect
+    from refimpl.tools.effect import effect
 
     assert effect(model, adapter, ids)[(1, "v_proj")] == pytest.approx(wanted, rel=1e-9)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build import as_dtype, random_adapter
+from support.build import as_dtype, random_adapter
 
 import refimpl
 from refimpl import cli, tiny

@@ -14,8 +14,8 @@ from refimpl.engines.peft import CAPABILITIES, Peft
 from refimpl.formats.hf import save_model
 from refimpl.formats.peft import save_adapter
 from refimpl.oracle.campaign import Campaign, Plan, Result
-from refimpl.oracle.made import random_adapters, random_model
-from refimpl.oracle.stage import Stage, in_float64
+from refimpl.oracle.cases.synthetic import random_adapters, random_model
+from refimpl.oracle.cases.testbed import Stage, in_float64
 
 # Three layers, two query heads to a key head, a window that is shorter than the prompts; the MLP is not square.
 CONFIG = ModelConfig(96, 48, 80, 3, 4, 2, 12, max_position_embeddings=160, sliding_window=9)

@@ -10,8 +10,8 @@ from typing import Any
 
 import hugging_face as hf
 import numpy as np
-from build import RANKS, configs
 from hypothesis import strategies as st
+from support.build import RANKS, configs
 
 import refimpl
 from refimpl.config import LAYER_MODULES, ModelConfig

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl.arrays import DTYPES
-from refimpl.fold import fold_scale
+from refimpl.tensorrt_llm.prescale import fold_scale
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install -e '.[test,peft]'")
 

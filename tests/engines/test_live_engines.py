@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import build
 import numpy as np
 import pytest
+from support import build
 
 import refimpl
 from refimpl import tiny

@@ -15,7 +15,7 @@ from peft_bugs import BUGS, Bug
 from peft_campaign import DTYPES, SEQUENCES, Outcome, campaign, examine, half, make_stage
 
 from refimpl.engines.peft import Peft
-from refimpl.oracle.stage import Stage
+from refimpl.oracle.cases.testbed import Stage
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch and PEFT, which are not under test
 NAMED = 0.9  # of the bugs, by class

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install -e '.[peft
 
 from refimpl.arrays import DTYPES  # noqa: E402
 from refimpl.engines import record_tensorrt_llm as recorder  # noqa: E402
-from refimpl.engines.tensorrt_llm_cases import bits, vector  # noqa: E402
+from refimpl.oracle.recordings.tensorrt_llm_cases import bits, vector  # noqa: E402
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import replays
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from support import replays
 
 from refimpl.engines import tensorrt_llm
 from refimpl.engines.interface import Engine
-from refimpl.engines.tensorrt_llm_recording import Replay, read_recording
-from refimpl.oracle import stage as stages
-from refimpl.oracle.case import draw_batch, play, prepare
-from refimpl.oracle.measure import Measured, measure
-from refimpl.oracle.noise import ensemble
-from refimpl.oracle.verdict import Limits, judge, limits
+from refimpl.oracle.cases import testbed as stages
+from refimpl.oracle.cases.case import draw_batch, play, prepare
+from refimpl.oracle.noise.ensemble import ensemble
+from refimpl.oracle.noise.measure import Measured, measure
+from refimpl.oracle.noise.verdict import Limits, judge, limits
+from refimpl.oracle.recordings.tensorrt_llm_recording import Replay, read_recording
 
 HERE = Path(__file__).parent.parent / "recordings"
 NONE = (

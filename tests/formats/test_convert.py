@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from build import as_dtype, random_adapter
 from formats.pairs import DOC_BASE, DOC_ROWS, doc_weights, write
 from formats.test_peft_saved import contents
 from loading.folders import BASE, LFS_POINTER, lora_name, lora_tensors, random, refused, write_adapter, write_model
+from support.build import as_dtype, random_adapter
 
 from refimpl import cli, tiny
 from refimpl.adapter import load_adapter
@@ -22,7 +22,7 @@ from refimpl.errors import AdapterError, LoracleError
 from refimpl.formats.convert import convert
 from refimpl.formats.peft import save_adapter
 from refimpl.formats.trtllm_report import about_ranks
-from refimpl.inspect import inspect
+from refimpl.tools.inspect import inspect
 
 FILES = ("model.lora_weights.npy", "model.lora_config.npy")
 SAME_ID = "caches are keyed by task id alone: an id that is sent again with other weights keeps the first ones"

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from build import configs, random_adapter, random_model
 from hypothesis import given
 from hypothesis import strategies as st
 from loading.folders import BASE, refused
+from support.build import configs, random_adapter, random_model
 
 import refimpl
 from refimpl import tiny

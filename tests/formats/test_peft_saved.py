@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from build import adapters, as_dtype, configs, random_adapter
 from hypothesis import given
 from hypothesis import strategies as st
 from loading.folders import BASE, lora_name, lora_tensors, random, refused, write_adapter
+from support.build import adapters, as_dtype, configs, random_adapter
 
 from refimpl import tiny
 from refimpl.adapter import WEIGHTS_FILE, Adapter, load_adapter

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from build import as_dtype, random_adapter
 from hypothesis import given
 from hypothesis import strategies as st
 from loading.folders import BASE, refused
+from support.build import as_dtype, random_adapter
 
 from refimpl.config import LAYER_MODULES, ModelConfig
 from refimpl.errors import AdapterError

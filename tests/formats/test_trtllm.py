@@ -7,24 +7,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from build import adapters, as_dtype, configs, random_adapter, random_model
 from formats.pairs import DOC_BASE
 from formats.test_peft_saved import contents
 from hypothesis import given
 from hypothesis import strategies as st
 from loading.folders import BASE, refused
+from support.build import adapters, as_dtype, configs, random_adapter, random_model
 
 import refimpl
 from refimpl.adapter import Adapter, LoraTensors, load_adapter
 from refimpl.arrays import DTYPES
 from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
 from refimpl.errors import AdapterError
-from refimpl.fold import fold_scale
 from refimpl.formats.peft import save_adapter
 from refimpl.formats.trtllm import from_pair, to_pair
 from refimpl.formats.trtllm_modules import MODULES, OF_LLAMA
 from refimpl.formats.trtllm_pair import Matrices, Pair, Row, check_pair, matrices, pack
 from refimpl.loading.findings import Findings
+from refimpl.tensorrt_llm.prescale import fold_scale
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 

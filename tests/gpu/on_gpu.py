@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refimpl import runner
 from refimpl.arrays import device_namespace
+from refimpl.cuda import runner
 from refimpl.errors import DeviceError
 
 REHEARSAL = os.environ.get("LORACLE_REHEARSAL") == "1"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build import random_adapter, random_model
 from safetensors.numpy import save_file
+from support.build import random_adapter, random_model
 
 import refimpl
 from refimpl.arrays import device_namespace

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from refimpl import launch, runner
-from refimpl.launch import STORED, start, stored, widened
+from refimpl.cuda import launch, runner
+from refimpl.cuda.launch import STORED, start, stored, widened
 
 C = 4.0
 U = 2.0**-24  # half an ulp of 1 in float32

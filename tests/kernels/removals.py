@@ -37,7 +37,8 @@ from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from mutations import Mutant, mutants  # noqa: E402
 
-from refimpl import runner, runner_cpu  # noqa: E402
+from refimpl.cuda import runner  # noqa: E402
+from refimpl.cuda.runner import cpu as runner_cpu  # noqa: E402
 
 TABLE = HERE.parent.parent / "benchmarks" / "results" / "removals.json"
 SECONDS = 60  # of computing: a mutant that needs more does not end

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refimpl import runner
 from refimpl.arrays import DTYPES
+from refimpl.cuda import runner
 
 BROKEN = Path(__file__).parent / "broken"
 ORDERS = ["forward", "reverse", 1, 2]

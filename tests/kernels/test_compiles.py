@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import resources
 from benchmarks.resources import ARCHITECTURES, INSTALL, Build, Resources, builds, compile_all, keys, read_log, toolkit
-from refimpl import runner
+from refimpl.cuda import runner
 
 NEW = "run python benchmarks/resources.py and commit what it writes"
 

@@ -6,9 +6,9 @@ from cases import misplaced, needs_cpu, numbers, orders, poison, scheduled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl import launch
+from refimpl.cuda import launch
+from refimpl.cuda.launch import STORED, stored, widened
 from refimpl.errors import LoracleError
-from refimpl.launch import STORED, stored, widened
 
 pytestmark = needs_cpu
 

@@ -9,9 +9,9 @@ from cases import NAN, Near, assert_near, every_dtype, exact, misplaced, needs_c
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from refimpl import launch
+from refimpl.cuda import launch
+from refimpl.cuda.launch import LoraLaunch, PackedLora, stored, widened
 from refimpl.errors import LoracleError
-from refimpl.launch import LoraLaunch, PackedLora, stored, widened
 from refimpl.lora import LoraWeights
 
 pytestmark = needs_cpu

@@ -7,17 +7,17 @@ from that, and CUDA may be off by a few times as much.
 
 from dataclasses import replace
 
-import build
 import numpy as np
 import pytest
 from cases import needs_cpu, orders, scheduled
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import build
 
 from refimpl import Engine, Request, generate, load_adapter, load_model, logits, tiny
 from refimpl.adapter import Adapter
 from refimpl.arrays import Precision, rounded
-from refimpl.cuda import CUDA, packed_at
+from refimpl.cuda.table import CUDA, packed_at
 from refimpl.errors import LoracleError
 from refimpl.lora import AdapterBank, bind_adapter
 from refimpl.ops import NUMPY, REFERENCE, TABLES

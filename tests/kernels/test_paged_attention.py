@@ -9,10 +9,10 @@ from cases import STORED, C, Near, U, assert_near, half_ulp, needs_cpu, numbers,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl import launch
 from refimpl.attention import first_visible
+from refimpl.cuda import launch
+from refimpl.cuda.launch import stored, widened
 from refimpl.errors import LoracleError
-from refimpl.launch import stored, widened
 
 pytestmark = needs_cpu
 

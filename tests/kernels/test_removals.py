@@ -22,7 +22,7 @@ from removals import (
 )
 from test_lora import PAIRS, runnable
 
-from refimpl.runner import kernels_folder
+from refimpl.cuda.runner import kernels_folder
 
 pytestmark = needs_cpu
 

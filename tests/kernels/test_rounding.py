@@ -8,15 +8,15 @@ edge between two neighbours of the half type.
 from collections.abc import Callable
 from dataclasses import replace
 
-import build
 import numpy as np
 import pytest
 from cases import needs_cpu, scheduled
+from support import build
 
-from refimpl import launch
 from refimpl.arrays import Precision, rounded
-from refimpl.cuda import CUDA
-from refimpl.launch import LoraLaunch
+from refimpl.cuda import launch
+from refimpl.cuda.launch import LoraLaunch
+from refimpl.cuda.table import CUDA
 from refimpl.lora import AdapterBank, LoraWeights, bind_adapter
 from refimpl.ops import REFERENCE, Ops
 

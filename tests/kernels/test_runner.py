@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refimpl import line_table, runner, runner_cpu, runner_gpu
 from refimpl.arrays import DTYPES
+from refimpl.cuda import line_table, runner
+from refimpl.cuda.runner import cpu as runner_cpu
+from refimpl.cuda.runner import gpu as runner_gpu
 from refimpl.errors import DeviceError, LoracleError
 
 WORDS = Path(__file__).parent / "words.cu"
@@ -356,10 +358,10 @@ def test_processes_that_need_the_same_build(empty_cache: Path, tmp_path: Path) -
     if not shutil.which("g++"):
         pytest.skip("no g++")
     script = (
-        "import numpy as np; from refimpl import runner; out = np.zeros(1, np.int32);"
+        "import numpy as np; from refimpl.cuda import runner; out = np.zeros(1, np.int32);"
         f"runner.load({str(source)!r}, 'float32').launch('k', (1,), (1,), [out]); assert out == 7"
     )
-    env = {**os.environ, "CXX": str(compiler), "PYTHONPATH": str(Path(runner.__file__).parents[1])}
+    env = {**os.environ, "CXX": str(compiler), "PYTHONPATH": str(Path(runner.__file__).parents[3])}
     processes = [subprocess.Popen([sys.executable, "-c", script], env=env) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert log.read_text() == "built\n"

@@ -6,9 +6,9 @@ from cases import C, Near, U, assert_near, every_dtype, exact, half_ulp, needs_c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl import launch
+from refimpl.cuda import launch
+from refimpl.cuda.launch import stored
 from refimpl.errors import LoracleError
-from refimpl.launch import stored
 
 pytestmark = needs_cpu
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from refimpl.cuda import CUDA
+from refimpl.cuda.table import CUDA
 from refimpl.oracle.vectors.read import read_set
 from refimpl.oracle.vectors.tables import Loaded, OfTable
 from refimpl.oracle.vectors.verify import judge

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from refimpl.adapter import load_adapter
 from refimpl.config import load_config
 from refimpl.errors import AdapterWarning, LoracleError
-from refimpl.inspect import inspect
+from refimpl.tools.inspect import inspect
 from refimpl.weights import load_model
 
 # Values of every type, and those that have crashed readers: huge numbers, NaN, lists in lists, text that is a pattern.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from folders import BASE, lora_name, lora_tensors, model_tensors, random, write_adapter, write_model
 
-from refimpl.inspect import inspect
+from refimpl.tools.inspect import inspect
 
 
 def test_a_model(tmp_path: Path) -> None:

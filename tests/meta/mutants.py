@@ -13,7 +13,7 @@ from refimpl.config import Site
 from refimpl.kv_cache import write_kv
 from refimpl.layers import linear
 from refimpl.lora import AdapterBank, lora_delta
-from refimpl.oracle.mutants import all_mutants
+from refimpl.oracle.bugs import all_mutants
 
 
 def table(name: str) -> Ops:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from compare import assert_differ, assert_equal_to_rounding, assert_same_bits
+from support.compare import assert_differ, assert_equal_to_rounding, assert_same_bits
 
 GOOD = np.random.default_rng(0).standard_normal((5, 7))
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from build import configs, scenes
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mutants import table
@@ -58,6 +57,7 @@ from properties.test_whole_layers import (
     check_replaced_layers_while_serving,
     replacing_scenes,
 )
+from support.build import configs, scenes
 
 from refimpl import Ops
 

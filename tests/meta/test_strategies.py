@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from build import EVERYWHERE, RANKS, Scene, scenes
-from dense import scale_of
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from properties.test_lora_delta import Call, calls
 from properties.test_reuse import BLOCK_SIZE, reuses
 from properties.test_whole_layers import replacing_scenes
+from support.build import EVERYWHERE, RANKS, Scene, scenes
+from support.dense import scale_of
 
 from refimpl.adapter import Adapter
 from refimpl.config import EMBED, LM_HEAD

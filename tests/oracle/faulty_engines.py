@@ -1,6 +1,6 @@
 """Engines with a bug in their memory, each a few lines around our own; and a quick judge of sequences.
 
-They were written for these tests and know nothing of refimpl/oracle/mutants: what a drawn sequence shows of them, it
+They were written for these tests and know nothing of refimpl/oracle/bugs: what a drawn sequence shows of them, it
 shows of bugs that nobody thought of when it was drawn.
 """
 
@@ -19,10 +19,10 @@ from refimpl.engines import ours
 from refimpl.engines.interface import Settings
 from refimpl.engines.ours import Observed, Ours
 from refimpl.lora import BoundAdapter
-from refimpl.oracle.case import Case, Exchange, play, request, truth
-from refimpl.oracle.noise import ensemble, honest_runs
-from refimpl.oracle.readout import Unreadable, rows_of, view
-from refimpl.oracle.stage import Stage
+from refimpl.oracle.cases.case import Case, Exchange, play, request, truth
+from refimpl.oracle.cases.testbed import Stage
+from refimpl.oracle.noise.ensemble import ensemble, honest_runs
+from refimpl.oracle.noise.readout import Unreadable, rows_of, view
 
 
 def but(**steps: object) -> Ops:

@@ -11,9 +11,9 @@ from refimpl.config import ModelConfig
 from refimpl.engines.ours import CAPABILITIES
 from refimpl.formats.hf import save_model
 from refimpl.formats.peft import save_adapter
-from refimpl.oracle.made import random_adapters, random_model
-from refimpl.oracle.relatives import relatives
-from refimpl.oracle.stage import Stage, in_float64
+from refimpl.oracle.cases.near_duplicates import relatives
+from refimpl.oracle.cases.synthetic import random_adapters, random_model
+from refimpl.oracle.cases.testbed import Stage, in_float64
 
 BLOCK = 8  # of our engine
 CONFIG = ModelConfig(40, 20, 28, 2, 4, 2, 8, max_position_embeddings=160)

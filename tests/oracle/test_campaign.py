@@ -12,10 +12,10 @@ from refimpl import NUMPY, REFERENCE, Ops, Precision
 from refimpl.engines.interface import Answer, Ask, EngineError
 from refimpl.engines.ours import Ours
 from refimpl.lora import adapter_scale, lora_delta
+from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.campaign import Campaign, Plan, Result, retold
-from refimpl.oracle.case import Case, Run
-from refimpl.oracle.mutants import all_mutants
-from refimpl.oracle.summary import summary
+from refimpl.oracle.cases.case import Case, Run
+from refimpl.oracle.reports.summary import summary
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 

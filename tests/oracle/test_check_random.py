@@ -7,9 +7,9 @@ import pytest
 import refimpl.oracle.check as check_module
 from refimpl.engines import registry
 from refimpl.oracle.campaign import Plan, Result
+from refimpl.oracle.cases.synthetic import TURNS
 from refimpl.oracle.check import check, shares
 from refimpl.oracle.explain import Explainer
-from refimpl.oracle.made import TURNS
 
 PLAN = Plan(cases=8, sequences=0, below=False)
 

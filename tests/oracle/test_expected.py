@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from refimpl import LoracleError
-from refimpl.oracle.expected import FOLDER, Failure, applicable, match, matches_versions, passed, read_failures
-from refimpl.oracle.mutants import all_mutants
+from refimpl.engines.known_defects import FOLDER, Failure, applicable, match, matches_versions, passed, read_failures
+from refimpl.oracle.bugs import all_mutants
 
 SCALE = Failure("the scale is off", ("https://x/1",), mutant="scale_times", versions="<2")
 BASE = Failure("base rows are wrong", ("https://x/2",), symptom="base rows")

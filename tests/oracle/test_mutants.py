@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zoo
-from build import Scene, as_dtype, random_model, scenes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from properties.test_reuse import reuses
 from properties.test_whole_layers import replacing_scenes
+from support.build import Scene, as_dtype, random_model, scenes
 
-import refimpl.oracle.mutants
+import refimpl.oracle.bugs
 from refimpl import NUMPY, Engine, Ops, Request, logits
-from refimpl.oracle.mutants import NEEDS, Mutant, all_mutants, mutants_for
+from refimpl.oracle.bugs import NEEDS, Mutant, all_mutants, mutants_for
 
 MUTANTS = all_mutants()
-FOLDER = Path(refimpl.oracle.mutants.__file__).parent
+FOLDER = Path(refimpl.oracle.bugs.__file__).parent
 
 each_mutant = pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
 

@@ -9,15 +9,15 @@ from refimpl.engines.interface import Answer, Ask
 from refimpl.engines.ours import Ours
 from refimpl.model import logits
 from refimpl.ops import NUMPY
-from refimpl.oracle.case import Case, Exchange, Run, forced_tokens, play, prepare, request
-from refimpl.oracle.localise import first_off, intermediates
-from refimpl.oracle.matched import Sample
-from refimpl.oracle.measure import measure
-from refimpl.oracle.mutants import all_mutants
-from refimpl.oracle.noise import ensemble
-from refimpl.oracle.pictures import PLACES, REQUESTS, TOKENS, picture
-from refimpl.oracle.stage import Stage, settings
-from refimpl.oracle.verdict import Limits, limits
+from refimpl.oracle.bugs import all_mutants
+from refimpl.oracle.cases.case import Case, Exchange, Run, forced_tokens, play, prepare, request
+from refimpl.oracle.cases.testbed import Stage, settings
+from refimpl.oracle.diagnosis.localise import first_off, intermediates
+from refimpl.oracle.diagnosis.projection import Sample
+from refimpl.oracle.noise.ensemble import ensemble
+from refimpl.oracle.noise.measure import measure
+from refimpl.oracle.noise.verdict import Limits, limits
+from refimpl.oracle.reports.pictures import PLACES, REQUESTS, TOKENS, picture
 from refimpl.tracing import trace
 
 BUG = all_mutants()["scale_is_one"]

@@ -12,9 +12,9 @@ from refimpl.adapter import Adapter
 from refimpl.config import ModelConfig
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.lora import BoundAdapter
-from refimpl.oracle.case import play
-from refimpl.oracle.relatives import LOUDER, relatives
-from refimpl.oracle.sequences import draw_sequence, variants
+from refimpl.oracle.cases.case import play
+from refimpl.oracle.cases.near_duplicates import LOUDER, relatives
+from refimpl.oracle.cases.scenarios import draw_sequence, variants
 
 NAMES = ("made-0-louder", "made-0-sister")
 

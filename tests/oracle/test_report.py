@@ -21,11 +21,11 @@ from refimpl import cli
 from refimpl.commands.check import add_arguments, show
 from refimpl.engines.interface import Answer, Ask
 from refimpl.engines.ours import Ours
-from refimpl.oracle import drawing
+from refimpl.oracle.bugs import mutants_for
 from refimpl.oracle.campaign import Campaign, Plan
-from refimpl.oracle.mutants import mutants_for
-from refimpl.oracle.report import host, num, page
-from refimpl.oracle.summary import summary
+from refimpl.oracle.reports import drawing
+from refimpl.oracle.reports.report import host, num, page
+from refimpl.oracle.reports.summary import summary
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>\" onload='alert(3)' {{ 7 * 7 }} & \x00\x1b[31m"

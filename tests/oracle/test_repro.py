@@ -14,14 +14,14 @@ from small_stage import BLOCK, small_stage
 from refimpl import LoracleError
 from refimpl.engines.interface import Answer, Ask, Engine
 from refimpl.engines.ours import CAPABILITIES, Ours
-from refimpl.oracle import repro_write
-from refimpl.oracle.case import Case, Exchange, Load, Run, Unload, draw_batch, play, prepare, truth
-from refimpl.oracle.case_json import from_json, to_json
-from refimpl.oracle.redact import clean, is_secret, without_secrets
-from refimpl.oracle.repro import ReproError, load_repro, replay, save_repro
-from refimpl.oracle.sequences import draw_sequence, variants
-from refimpl.oracle.stage import Stage, in_float64
-from refimpl.oracle.stage import settings as stage_settings
+from refimpl.oracle.cases.case import Case, Exchange, Load, Run, Unload, draw_batch, play, prepare, truth
+from refimpl.oracle.cases.case_json import from_json, to_json
+from refimpl.oracle.cases.scenarios import draw_sequence, variants
+from refimpl.oracle.cases.testbed import Stage, in_float64
+from refimpl.oracle.cases.testbed import settings as stage_settings
+from refimpl.oracle.reports import repro_write
+from refimpl.oracle.reports.redact import clean, is_secret, without_secrets
+from refimpl.oracle.reports.repro import ReproError, load_repro, replay, save_repro
 
 SEQUENCE = Case(
     "by name",

@@ -14,11 +14,11 @@ from small_stage import BLOCK, small_stage
 from refimpl import LoracleError
 from refimpl.engines.interface import OPERATIONS, Ask, Capabilities, Settings
 from refimpl.engines.ours import CAPABILITIES, Ours
-from refimpl.oracle import sequences
-from refimpl.oracle.case import Case, Exchange, Load, Run, Unload, play
-from refimpl.oracle.machine import machine_for, scripts
-from refimpl.oracle.sequences import PLOTS, draw_sequence, variants
-from refimpl.oracle.stage import Stage
+from refimpl.oracle.cases import scenarios as sequences
+from refimpl.oracle.cases.case import Case, Exchange, Load, Run, Unload, play
+from refimpl.oracle.cases.scenarios import PLOTS, draw_sequence, variants
+from refimpl.oracle.cases.state_machine import machine_for, scripts
+from refimpl.oracle.cases.testbed import Stage
 
 DTYPES = ("float32", "bfloat16")
 judges = {dtype: Judge(small_stage(dtype)) for dtype in DTYPES}

@@ -8,9 +8,9 @@ from small_stage import BLOCK, small_stage
 
 from refimpl.engines.interface import Ask
 from refimpl.engines.ours import CAPABILITIES
-from refimpl.oracle.case import Case, Load, Run, Step, Unload, play
-from refimpl.oracle.sequences import draw_sequence, variants
-from refimpl.oracle.shrink import Budget, minimise, shrink
+from refimpl.oracle.cases.case import Case, Load, Run, Step, Unload, play
+from refimpl.oracle.cases.scenarios import draw_sequence, variants
+from refimpl.oracle.cases.shrink import Budget, minimise, shrink
 
 judge = Judge(small_stage())
 

@@ -10,13 +10,13 @@ from small_stage import small_stage
 from refimpl import NUMPY, Ops
 from refimpl.engines.interface import Ask
 from refimpl.engines.ours import Ours
+from refimpl.oracle.bugs.parameters import values_for
+from refimpl.oracle.bugs.scopes import Place, at, can_be_confined, places, small_places
+from refimpl.oracle.bugs.steps import rescaling
 from refimpl.oracle.campaign import Campaign, Plan
-from refimpl.oracle.case import Case, Run, play, prepare
-from refimpl.oracle.mutants.steps import rescaling
-from refimpl.oracle.places import Place, at, can_be_confined, places, small_places
-from refimpl.oracle.stage import settings
-from refimpl.oracle.suspects import everywhere, find
-from refimpl.oracle.values import values_for
+from refimpl.oracle.cases.case import Case, Run, play, prepare
+from refimpl.oracle.cases.testbed import settings
+from refimpl.oracle.diagnosis.search import everywhere, find
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 PROMPTS = ((3, 1, 4, 1, 5), (9, 2, 6), (5,), (3, 5, 8, 9))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from refimpl.ops import TABLES
-from refimpl.oracle.vectors import cases_logits, cases_sequences, scenes
+from refimpl.oracle.vectors import cases_logits, cases_sequences
+from refimpl.oracle.vectors import specs as scenes
 from refimpl.oracle.vectors.bugs import BUGS
 from refimpl.oracle.vectors.make import draws, make_set
 from refimpl.oracle.vectors.models import Written, write_models

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from refimpl import cli
 from refimpl.engines.interface import Capabilities
 from refimpl.engines.ours import CAPABILITIES
-from refimpl.oracle.mutants import all_mutants
-from refimpl.oracle.readout import log_softmax
+from refimpl.oracle.bugs import all_mutants
+from refimpl.oracle.noise.readout import log_softmax
 from refimpl.oracle.vectors.read import read_set, read_vector
 from refimpl.oracle.vectors.tables import OfEngine, OfTable, lacking
 from refimpl.oracle.vectors.vector import EXPECTED, INPUTS, MANIFEST, Vector, VectorError, sha256

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from refimpl.oracle.mutants import all_mutants
+from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.vectors.bugs import BUGS
 from refimpl.oracle.vectors.read import read_set
 from refimpl.oracle.vectors.tables import Loaded, OfTable

@@ -9,12 +9,12 @@ from small_stage import small_stage
 from refimpl import NUMPY, Precision
 from refimpl.engines.interface import Answer
 from refimpl.engines.ours import CAPABILITIES, Ours
-from refimpl.oracle.case import Case, Exchange, draw_batch, play, prepare, request, truth
-from refimpl.oracle.ceiling import ceilings
-from refimpl.oracle.measure import Measured, look, malformed, measure
-from refimpl.oracle.noise import ensemble, wider
-from refimpl.oracle.stage import Stage, settings
-from refimpl.oracle.verdict import judge, limits, no_chance, overall, thresholds
+from refimpl.oracle.cases.case import Case, Exchange, draw_batch, play, prepare, request, truth
+from refimpl.oracle.cases.testbed import Stage, settings
+from refimpl.oracle.noise.ceiling import ceilings
+from refimpl.oracle.noise.ensemble import ensemble, wider
+from refimpl.oracle.noise.measure import Measured, look, malformed, measure
+from refimpl.oracle.noise.verdict import judge, limits, no_chance, overall, thresholds
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -11,10 +11,10 @@ import pytest
 
 from benchmarks import recipes, standard
 from refimpl.ops import NUMPY
-from refimpl.oracle.measure import measure
-from refimpl.oracle.mutants import all_mutants
-from refimpl.oracle.noise import ensemble
-from refimpl.oracle.verdict import Limits
+from refimpl.oracle.bugs import all_mutants
+from refimpl.oracle.noise.ensemble import ensemble
+from refimpl.oracle.noise.measure import measure
+from refimpl.oracle.noise.verdict import Limits
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TABLE = json.loads((RESULTS / "zoo.json").read_text("utf-8"))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from build import random_adapter, random_model
+from support.build import random_adapter, random_model
 
 from refimpl import NUMPY, Engine, Model, Ops, Request, logits, trace
 from refimpl.adapter import Adapter

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
-from build import Scene, scenes
-from compare import assert_equal_to_rounding, assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import every_table
+from support.build import Scene, scenes
+from support.compare import assert_equal_to_rounding, assert_same_bits
+from support.tables import every_table
 
 from refimpl import Ops, logits
 

@@ -6,11 +6,11 @@ The other side of the comparison (tests/dense.py) shares no code with refimpl: i
 from dataclasses import replace
 
 import numpy as np
-from build import Scene, scenes
-from compare import assert_differ, assert_equal_to_rounding, assert_same_bits
-from dense import dense_logits, merged
 from hypothesis import given, settings
-from tables import every_table
+from support.build import Scene, scenes
+from support.compare import assert_differ, assert_equal_to_rounding, assert_same_bits
+from support.dense import dense_logits, merged
+from support.tables import every_table
 
 from refimpl import Ops, Request, logits
 from refimpl.adapter import Adapter, LoraTensors

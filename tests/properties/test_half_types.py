@@ -11,11 +11,11 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from build import EVERYWHERE, Scene, configs, random_adapter, random_model, scenes
-from compare import assert_differ, assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import every_table
+from support.build import EVERYWHERE, Scene, configs, random_adapter, random_model, scenes
+from support.compare import assert_differ, assert_same_bits
+from support.tables import every_table
 
 from refimpl import NUMPY, REFERENCE, Model, Ops, Precision, Request, logits, trace
 from refimpl.arrays import DTYPES, rounded

@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from build import adapters, configs, random_model, shown_adapter
-from compare import assert_differ, assert_equal_to_rounding, assert_same_bits
-from dense import scale_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import every_table
+from support.build import adapters, configs, random_model, shown_adapter
+from support.compare import assert_differ, assert_equal_to_rounding, assert_same_bits
+from support.dense import scale_of
+from support.tables import every_table
 
 from refimpl import Model, Ops, Precision
 from refimpl.adapter import Adapter

@@ -8,7 +8,6 @@ gets alone.
 
 from dataclasses import dataclass
 
-from build import RANKS, random_adapter, random_model, samplings
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -19,8 +18,9 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from serving import Watch, WatchedEngine, assert_as_if_alone, finish
-from tables import every_table
+from support.build import RANKS, random_adapter, random_model, samplings
+from support.serving import Watch, WatchedEngine, assert_as_if_alone, finish
+from support.tables import every_table
 
 from refimpl import Ops, Request
 from refimpl.adapter import Adapter

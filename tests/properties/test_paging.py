@@ -1,10 +1,10 @@
 """Chunks, blocks and their places are bookkeeping: none of them shows in a logit."""
 
-from build import Scene, scenes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import assert_as_if_alone, serve
-from tables import every_table
+from support.build import Scene, scenes
+from support.serving import assert_as_if_alone, serve
+from support.tables import every_table
 
 from refimpl import Ops
 

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from build import Scene, adapters, configs, families, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import assert_as_if_alone, finish, serve
-from tables import every_table
+from support.build import Scene, adapters, configs, families, random_model
+from support.serving import assert_as_if_alone, finish, serve
+from support.tables import every_table
 
 from refimpl import Ops
 

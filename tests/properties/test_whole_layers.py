@@ -4,13 +4,13 @@ biases of their own: their rows are those of a base with that layer swapped in, 
 from dataclasses import replace
 
 import numpy as np
-from build import Scene, adapters, configs, random_adapter, random_model
-from compare import assert_equal_to_rounding
-from dense import dense_logits, merged
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import assert_as_if_alone, serve
-from tables import every_table
+from support.build import Scene, adapters, configs, random_adapter, random_model
+from support.compare import assert_equal_to_rounding
+from support.dense import dense_logits, merged
+from support.serving import assert_as_if_alone, serve
+from support.tables import every_table
 
 from refimpl import Ops, Request, logits
 from refimpl.adapter import Adapter

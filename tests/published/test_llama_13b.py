@@ -8,9 +8,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from build import random_adapter, random_model
 from loading.folders import BASE
 from published_tables import loaded, table
+from support.build import random_adapter, random_model
 
 from refimpl import Adapter, Precision, Request, generate, logits
 from refimpl.config import EMBED, LM_HEAD

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from recording import loracle
 
-from refimpl.engines.tensorrt_llm_cases import write_cases
+from refimpl.oracle.recordings.tensorrt_llm_cases import write_cases
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from refimpl.cli import main
 from refimpl.config import LAYER_MODULES
 from refimpl.engines import registry, tensorrt_llm
 from refimpl.engines.interface import EngineError
-from refimpl.engines.tensorrt_llm_cases import ADAPTERS, write_cases
 from refimpl.errors import LoracleError
-from refimpl.oracle import archive
+from refimpl.oracle.cases import archive
+from refimpl.oracle.recordings.tensorrt_llm_cases import ADAPTERS, write_cases
 from refimpl.tensorrt_llm.rank_alignment import misaligned
 
 missing = pytest.mark.skipif(not tensorrt_llm.entry().missing, reason="TensorRT-LLM is here: it would be run")

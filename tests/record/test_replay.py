@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import replays
 from recording import read, record, smaller
+from support import replays
 
-from refimpl.engines.tensorrt_llm_recording import (
+from refimpl.errors import LoracleError
+from refimpl.oracle.recordings.tensorrt_llm_recording import (
     RELATIONS,
     Replay,
     answer_of,
     kernel_results,
     read_recording,
 )
-from refimpl.errors import LoracleError
 
 
 @pytest.fixture(scope="module")

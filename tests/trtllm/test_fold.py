@@ -3,14 +3,14 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from compare import assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
+from support.compare import assert_same_bits
 
 from refimpl import LoracleError, Precision
 from refimpl.arrays import DTYPES
-from refimpl.fold import fold_scale
 from refimpl.kv_cache import prefix_key
+from refimpl.tensorrt_llm.prescale import fold_scale
 
 HALF = ("bfloat16", "float16")
 SCALAR = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

@@ -1,10 +1,10 @@
 """An adapter that was written for TensorRT-LLM and one that is folded as it is loaded are the same numbers."""
 
 import pytest
-from build import RANKS, as_dtype, configs, random_adapter, random_model
-from compare import assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
+from support.build import RANKS, as_dtype, configs, random_adapter, random_model
+from support.compare import assert_same_bits
 
 from refimpl import NUMPY, Model, Precision
 from refimpl.adapter import Adapter

@@ -7,17 +7,17 @@ order is the subject, the sums are made to depend on it. Elsewhere the bound is 
 import ml_dtypes
 import numpy as np
 import pytest
-from build import random_model
-from compare import assert_differ, assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.build import random_model
+from support.compare import assert_differ, assert_same_bits
 
 from refimpl import NUMPY, REFERENCE, Ops, Precision
 from refimpl.arrays import rounded
 from refimpl.config import ModelConfig
-from refimpl.fold import fold_scale
 from refimpl.lora import AdapterBank, BoundAdapter, LoraWeights, shrink
 from refimpl.tensorrt_llm.arithmetic import AS_BATCHED, GROUPED, UNIFIED, is_unified, slice_edges, split_k_shrink
+from refimpl.tensorrt_llm.prescale import fold_scale
 
 HALF = ("bfloat16", "float16")
 SCALAR = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

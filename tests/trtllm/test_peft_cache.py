@@ -8,10 +8,10 @@ import itertools
 from dataclasses import dataclass, field
 
 import pytest
-from build import random_adapter, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.build import random_adapter, random_model
 
 from refimpl import NUMPY, LoracleError, Precision
 from refimpl.adapter_cache import AdapterCache

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from build import Scene, as_dtype, scenes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.build import Scene, as_dtype, scenes
 
 from refimpl import NUMPY, Model, Ops, Precision, Request, logits
 from refimpl.adapter import Adapter

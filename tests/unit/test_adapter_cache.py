@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from build import random_adapter, random_model
+from support.build import random_adapter, random_model
 
 from refimpl import NUMPY, Precision
 from refimpl.adapter_cache import AdapterCache

@@ -1,8 +1,8 @@
 """Single cases of the engine that once went wrong, or that no strategy would hit."""
 
 import pytest
-from build import random_model
-from serving import WatchedEngine, assert_as_if_alone, finish
+from support.build import random_model
+from support.serving import WatchedEngine, assert_as_if_alone, finish
 
 from refimpl import NUMPY, Engine, Request, trace
 from refimpl.config import ModelConfig

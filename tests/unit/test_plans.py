@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from build import random_adapter
+from support.build import random_adapter
 
 from refimpl import NUMPY, Request
 from refimpl.batch import Work, adapter_rows, check_request, make_batch, positions, select_rows

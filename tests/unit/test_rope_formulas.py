@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from dense import wave_numbers
+from support.dense import wave_numbers
 
 from refimpl import Precision
 from refimpl.config import Rope

@@ -1,7 +1,7 @@
 """What Python callers get wrong is a LoracleError in one line."""
 
 import pytest
-from build import random_adapter, random_model
+from support.build import random_adapter, random_model
 
 import refimpl
 from refimpl.adapter_cache import AdapterCache

@@ -1,6 +1,6 @@
 """Vectors of one batch through a whole model: what is loaded, and every row of logits that comes back."""
 
-from .scenes import Prompt, Scene, Step, Wanted
+from .specs import Prompt, Scene, Step, Wanted
 
 # Bugs that any adapter in any batch shows.
 ANY = ("scale", "identity", "none", "not_applied", "layout")

@@ -4,7 +4,7 @@ A prompt of two pieces has 32 tokens before its own end: blocks of up to 16 toke
 """
 
 from .cases_logits import loads, run
-from .scenes import Prompt, Scene, Step, Wanted
+from .specs import Prompt, Scene, Step, Wanted
 
 LONG = Prompt(3, (0, 1))
 FOUND = {"prefix_caching": True}

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ...formats.files import new_folder
-from . import cases_logits, cases_sequences, scenes, step_kv, step_lora
+from . import cases_logits, cases_sequences, step_kv, step_lora
+from . import specs as scenes
 from .models import write_models
 from .vector import KINDS, Vector
 from .write import write_index, write_vector

@@ -21,7 +21,7 @@ from ...formats.hf import save_model
 from ...formats.peft import save_adapter
 from ...lora import adapter_scale
 from ...weights import Layer, Linear, Model, load_model
-from ..stage import in_float64
+from ..cases.testbed import in_float64
 from .draw import on_grid
 from .vector import MODELS, VECTOR_DTYPES
 

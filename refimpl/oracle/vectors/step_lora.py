@@ -1,6 +1,6 @@
 """Vectors of the LoRA product: y[t] += weight * scale * (B A x[t] + bias), an adapter per token.
 
-The rules of refimpl/oracle/stage.py, for one layer: d_in is not d_out, alpha / r never 1, signed numbers, adapters
+The rules of refimpl/oracle/cases/testbed.py, for one layer: d_in is not d_out, alpha / r never 1, signed numbers, adapters
 pairwise different, base rows between the others, and the last slot in use.
 """
 

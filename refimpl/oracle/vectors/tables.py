@@ -12,10 +12,10 @@ import numpy as np
 
 from ...adapter import Adapter
 from ...arrays import Array, Precision
+from ...cuda.launch.checks import check_context, check_slots
 from ...engines.interface import Answer, Ask, Capabilities, Engine, Settings
 from ...engines.ours import Ours
 from ...errors import LoracleError
-from ...launch.plans import check_context, check_slots
 from ...ops import Ops
 from ...weights import Model, load_model
 from . import step_lora

@@ -1,4 +1,4 @@
-"""The noise unit of a vector: how far off our own honest runs are, as refimpl/oracle/noise.py does it for a batch.
+"""The noise unit of a vector: how far off our own honest runs are, as refimpl/oracle/noise/ensemble.py for a batch.
 
 unit    their rms distance from the truth
 limit   FACTOR times that of the worst of them: an engine that we have not thought of may be a few times as far off as

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...arrays import Array
-from ..readout import log_softmax
+from ..noise.readout import log_softmax
 from .tables import CannotRun, Outputs, Tested
 from .units import rms
 from .vector import Output, Vector, VectorError

@@ -1,0 +1,233 @@
+"""lora.cu and lora_tensor_cores.cu: adapters packed for the kernels, which of the kernels to use, and their launch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ...arrays import Array, Float, Int, namespace
+from ...errors import LoracleError
+from ...lora import NO_ADAPTER, LoraWeights
+from . import start as begin
+from .checks import check_adapter_ids, check_array, check_plan
+from .start import ENOUGH_BLOCKS, STORED, ceil_div, on_device, start, stored
+
+MAX_RANK = 256  # of lora.cu: what one block holds in shared memory
+TILE = 16  # tokens of one chunk in SGMV
+FULL = 2048  # as many as such a GPU runs at a time: what keeps memory busy where each block waits for its loads
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLora:
+    """All adapters of some layers that read the same input, in one buffer, behind tables of where each one begins."""
+
+    dtype: str
+    weights: Array  # A, B and bias of every adapter of every slice; each begins at a multiple of 16 bytes
+    offsets: Int[Array, "slices adapters 3"]  # int64: where A, B and bias begin; -1: no bias
+    ranks: Int[Array, "slices adapters"]  # 0: this adapter leaves this slice alone
+    scales: Float[Array, "slices adapters"]
+    slice_starts: Int[Array, " edges"]  # the columns of y that belong to slice s: from [s] to [s + 1]
+    d_in: int
+    adapters: int
+    max_rank: int
+    widest: int  # columns of the widest slice
+    columns: int  # of all slices
+
+    @property
+    def slices(self) -> int:
+        """How many layers."""
+        return int(self.ranks.shape[0])
+
+
+def pack(
+    slices: Sequence[Mapping[int, LoraWeights]], d_outs: Sequence[int], dtype: str, slots: int = 0, xp: Any = np
+) -> PackedLora:
+    """Lay the adapters (slot -> weights, for each slice) into one buffer. Nothing is padded to a common rank. There may
+    be more slots than are filled here."""
+    adapters = max(slots, 1 + max((slot for held in slices for slot in held), default=0))
+    offsets = np.full((len(slices), adapters, 3), -1, np.int64)
+    ranks = np.zeros((len(slices), adapters), np.int32)
+    scales = np.zeros((len(slices), adapters), np.float32)
+    parts: list[Array] = []
+    size, align, widths = 0, 16 // STORED[dtype].itemsize, set()
+    for s, (held, d_out) in enumerate(zip(slices, d_outs, strict=True)):
+        for slot, w in held.items():
+            rank, d_in = w.A.shape
+            if slot < 0:
+                raise LoracleError(f"adapter slot {slot} is negative")
+            if not 1 <= rank <= MAX_RANK:
+                raise LoracleError(f"adapter slot {slot}: rank {rank}; the kernels take ranks from 1 to {MAX_RANK}")
+            if w.B.shape != (d_out, rank):
+                raise LoracleError(f"adapter slot {slot}: B is {w.B.shape}, expected {(d_out, rank)}")
+            widths.add(d_in)
+            ranks[s, slot], scales[s, slot] = rank, w.scale
+            for i, matrix in enumerate((w.A, w.B, w.bias)):
+                if matrix is None:
+                    continue
+                offsets[s, slot, i] = size
+                numbers = stored(matrix.reshape(-1), dtype)
+                parts += [numbers, xp.zeros(-numbers.size % align, numbers.dtype)]
+                size += numbers.size + parts[-1].size
+    if len(widths) > 1:
+        raise LoracleError(f"layers that share a launch must share their input; these read {sorted(widths)} columns")
+    return PackedLora(
+        dtype,
+        xp.concatenate(parts) if parts else xp.zeros(align, STORED[dtype]),
+        xp.asarray(offsets),
+        xp.asarray(ranks),
+        xp.asarray(scales),
+        xp.asarray(np.concatenate([[0], np.cumsum(d_outs)]).astype(np.int32)),
+        widths.pop() if widths else 0,
+        adapters,
+        int(ranks.max(initial=0)),
+        max(d_outs),
+        sum(d_outs),
+    )
+
+
+@lru_cache(maxsize=64)
+def chunks(adapter_ids: bytes) -> tuple[Int[Array, " rows"], Int[Array, " edges"]]:
+    """(rows, chunk_starts) for these int32 ids: the tokens sorted by adapter, -1 left out, in chunks of at most 16 that
+    share one. The sort is stable, so a chunk's tokens lie together where a request's do."""
+    ids = np.frombuffer(adapter_ids, np.int32)
+    rows = np.argsort(ids, kind="stable").astype(np.int32)
+    rows = rows[np.count_nonzero(ids == NO_ADAPTER) :]
+    starts = [0]
+    for a in np.unique(ids[rows]):
+        run = int(np.count_nonzero(ids == a))
+        starts += range(starts[-1] + TILE, starts[-1] + run, TILE)
+        starts.append(int(np.searchsorted(ids[rows], a, side="right")))
+    return rows, np.asarray(starts, np.int32)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How one kernel is launched: grid (tokens or chunks, numbers of its output / width, slices), and its block."""
+
+    file: str
+    name: str
+    by_chunk: bool
+    width: int
+    threads: int
+    can_split: bool = False
+
+
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        Kernel("lora.cu", "lora_lookup", False, 32, 32),
+        Kernel("lora.cu", "lora_shrink_v1", False, 32, 32),
+        Kernel("lora.cu", "bgmv_shrink_v2", False, 4, 128, can_split=True),
+        Kernel("lora.cu", "sgmv_shrink_v2", True, 16, 256, can_split=True),
+        Kernel("lora_tensor_cores.cu", "sgmv_shrink_v3", True, 16, 128, can_split=True),
+        Kernel("lora.cu", "lora_expand_v1", False, 128, 128),
+        Kernel("lora.cu", "bgmv_expand_v2", False, 128, 128),
+        Kernel("lora.cu", "sgmv_expand_v2", True, 128, 128),
+        Kernel("lora_tensor_cores.cu", "sgmv_expand_v3", True, 64, 128),
+    )
+}
+
+
+@dataclass(frozen=True)
+class LoraLaunch:
+    """Which kernels, over how many blocks shrink splits K, and over how many at most expand spreads the columns."""
+
+    shrink: str
+    expand: str
+    splits: int = 1
+    spread: int = 1 << 15
+
+
+def choose(tokens: int, adapters: int, rank: int, d_in: int, slices: int, dtype: str, round_rank: bool) -> LoraLaunch:
+    """The dispatcher: `tokens` that have an adapter, among them so many different `adapters`, the largest rank.
+
+    From four tokens per adapter on, a tile that is three quarters empty still reads the weights four times less often
+    than one token after another would. Tensor cores take halves, and make low one of them."""
+    shared = tokens >= 4 * adapters
+    if shared:
+        # ceil(tokens / 16) chunks at least, and up to one more for each further adapter
+        rows = ceil_div(tokens, TILE) + adapters - 1
+        blocks, enough = rows * ceil_div(rank, 16) * slices, FULL
+        shrink, expand = "sgmv_shrink_v2", "sgmv_expand_v2"
+        if dtype != "float32":
+            shrink, expand = "sgmv_shrink_v3", "sgmv_expand_v3" if round_rank else expand
+    else:
+        rows, enough = tokens, ENOUGH_BLOCKS
+        blocks = tokens * ceil_div(rank, 4) * slices
+        shrink, expand = "bgmv_shrink_v2", "bgmv_expand_v2"
+    splits = max(1, min(ceil_div(enough, blocks), d_in // 256, 16))
+    return LoraLaunch(shrink, expand, splits, spread=max(1, 2 * FULL // (rows * slices)))
+
+
+def lora_delta(
+    y: Float[Array, "tokens columns"],
+    x: Array,
+    packed: PackedLora,
+    adapter_ids: Int[Array, " tokens"],
+    adapter_weights: Float[Array, " tokens"],
+    round_rank: bool = False,
+    round_delta: bool = False,
+    launch: LoraLaunch | None = None,
+) -> None:
+    """y[t] += weight * scale * B (A x[t]), in place, for all slices; rows without an adapter are not touched.
+
+    x is [tokens, d_in], or token ids [tokens] at the embedding. Without `launch` the dispatcher chooses."""
+    tokens, columns = y.shape
+    lookup = x.dtype.kind == "i"
+    check_array("y", y, packed.dtype)
+    check_array("x", x, "int32" if lookup else packed.dtype)
+    check_plan("adapter_ids", adapter_ids, tokens)
+    check_adapter_ids(adapter_ids, packed.adapters)
+    if columns < packed.columns:
+        raise LoracleError(f"y has {columns} columns; the slices have {packed.columns}")
+    if x.shape != ((tokens,) if lookup else (tokens, packed.d_in)):
+        raise LoracleError(f"y has {tokens} rows, x is {x.shape}; d_in {packed.d_in}")
+    if lookup and tokens and not (x.min() >= 0 and x.max() < packed.d_in):
+        wrong = x.min() if x.min() < 0 else x.max()
+        raise LoracleError(f"token id {wrong} is out of range: A has {packed.d_in} columns")
+    with_adapter = int(np.count_nonzero(adapter_ids != NO_ADAPTER))
+    if with_adapter == 0 or packed.max_rank == 0:
+        return
+    if launch is None:
+        distinct = len(np.unique(adapter_ids[adapter_ids != NO_ADAPTER]))
+        launch = choose(with_adapter, distinct, packed.max_rank, packed.d_in, packed.slices, packed.dtype, round_rank)
+    if launch.expand == "sgmv_expand_v3" and not round_rank:
+        raise LoracleError("sgmv_expand_v3 rounds the rank-r intermediate; where it is to stay float32, v2 must run")
+    shrink, expand = KERNELS["lora_lookup" if lookup else launch.shrink], KERNELS[launch.expand]
+    splits = launch.splits if shrink.can_split else 1
+    xp, dtype, stride = namespace(y), packed.dtype, packed.max_rank
+    rows, chunk_starts = chunks(adapter_ids.tobytes())
+    arguments = {
+        "y": y,
+        "x": x,
+        "token_ids": x,
+        "low": begin.room(xp, (splits, packed.slices, tokens, stride), np.float32),
+        "weights": packed.weights,
+        "offsets": packed.offsets,
+        "ranks": packed.ranks,
+        "scales": packed.scales,
+        "slice_starts": packed.slice_starts,
+        "adapter_ids": on_device(adapter_ids, xp),
+        "adapter_weights": on_device(adapter_weights.astype(np.float32), xp),
+        "rows": on_device(rows, xp),
+        "chunk_starts": on_device(chunk_starts, xp),
+        "tokens": tokens,
+        "adapters": packed.adapters,
+        "d_in": packed.d_in,
+        "y_stride": columns,
+        "low_stride": stride,
+        "splits": splits,
+        "round_rank": int(round_rank),
+        "round_delta": int(round_delta),
+    }
+    n_chunks = len(chunk_starts) - 1
+    grid = (n_chunks if shrink.by_chunk else tokens, ceil_div(stride, shrink.width), packed.slices * splits)
+    start(shrink.file, dtype, shrink.name, grid, shrink.threads, arguments)
+    spread = ceil_div(packed.widest, expand.width)
+    if expand.name != "lora_expand_v1":
+        spread = min(spread, launch.spread)
+    grid = (n_chunks if expand.by_chunk else tokens, spread, packed.slices)
+    smem = (TILE + expand.width) * (ceil_div(stride, 16) * 16 + 8) * 2 if expand.name == "sgmv_expand_v3" else 0
+    start(expand.file, dtype, expand.name, grid, expand.threads, arguments, smem)

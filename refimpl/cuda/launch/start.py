@@ -1,0 +1,106 @@
+"""One launch: arrays as the kernels read them, and the line that starts a kernel, on a GPU or on the CPU runner."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from ...arrays import Array, namespace
+from .. import runner
+
+ENOUGH_BLOCKS = 256  # two for each multiprocessor of a large GPU; with fewer, work is split further
+
+STORED: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.uint16),
+}
+
+
+def stored(x: Array, dtype: str) -> Array:
+    """The numbers of a float32 array as a kernel of this type reads them: contiguous, rounded to nearest even."""
+    xp = namespace(x)
+    if dtype == "bfloat16":
+        bits = xp.ascontiguousarray(x, np.float32).view(np.uint32)
+        nearest = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
+        return xp.where(xp.isnan(x), np.uint32(0x7FC0), nearest).astype(np.uint16)
+    with np.errstate(over="ignore"):  # beyond 65504 a float16 is inf
+        return xp.ascontiguousarray(x, STORED[dtype])
+
+
+def widened(x: Array, dtype: str) -> Array:
+    """A kernel's numbers as a float32 array; no copy where they are that already."""
+    return (x.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else x.astype(np.float32, copy=False)
+
+
+_checked: ContextVar[list | None] = ContextVar("checked", default=None)
+
+
+@contextlib.contextmanager
+def checked() -> Iterator[list]:
+    """Inside, every launch runs under the checker; the list gets (kernel, bytes that each argument moved) of each."""
+    launches: list = []
+    token = _checked.set(launches)
+    try:
+        yield launches
+    finally:
+        _checked.reset(token)
+
+
+_recorded: ContextVar[list | None] = ContextVar("recorded", default=None)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list]:
+    """Inside, every launch is noted down as (kernel, a function that launches it again with the same arguments)."""
+    launches: list = []
+    token = _recorded.set(launches)
+    try:
+        yield launches
+    finally:
+        _recorded.reset(token)
+
+
+def start(
+    file: str,
+    dtype: str,
+    kernel: str,
+    grid: tuple[int, int, int],
+    block: int,
+    arguments: Mapping[str, Any],
+    smem: int = 0,
+) -> None:
+    """Launch a kernel; each of its parameters gets the argument of the same name."""
+    launches = _checked.get()
+    module = runner.load(file, dtype, check=launches is not None)
+    again = partial(
+        module.launch, kernel, grid, (block, 1, 1), [arguments[p.name] for p in module.kernels[kernel]], smem
+    )
+    moved = again()
+    if launches is not None:
+        launches.append((kernel, moved))
+    if (noted := _recorded.get()) is not None:
+        noted.append((kernel, again))
+
+
+def on_device(plan: Array, xp: Any) -> Array:
+    """A plan where the kernel can read it; the copy is kept, for a batch has the same plans in every layer."""
+    return plan if xp is np else _uploaded(plan.tobytes(), plan.dtype.str, plan.shape, xp)
+
+
+@lru_cache(maxsize=256)
+def _uploaded(numbers: bytes, dtype: str, shape: tuple[int, ...], xp: Any) -> Array:
+    return xp.asarray(np.frombuffer(numbers, dtype).reshape(shape))
+
+
+def room(xp: Any, shape: Sequence[int], dtype: Any) -> Array:
+    """Memory for what a kernel writes, all of it; what it holds before means nothing (the tests fill it with NaN)."""
+    return xp.empty(shape, dtype)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """How many b it takes to cover a."""
+    return -(-a // b)

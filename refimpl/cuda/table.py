@@ -1,0 +1,205 @@
+"""The kernels as a table of steps: CUDA, to be used wherever NUMPY is, on a GPU or on the CPU runner.
+
+The model's numbers are float32 arrays that were rounded at the points of a Precision; a kernel is built for one type T.
+So each step here asks three things of the Precision: what is stored is of which type (that is T), which roundings
+inside the kernel its flags can do, and what remains for the result. What does not fit is refused by the point's name.
+A half-precision number that is stored as float32 becomes a half at the kernel's door and loses nothing.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ..arrays import Array, Float, Int, Precision, namespace, rounded, widen
+from ..config import EMBED, Site
+from ..errors import LoracleError
+from ..lora import NO_ADAPTER, AdapterBank, LoraWeights
+from ..ops import NUMPY
+from . import launch
+from .launch import PackedLora, stored, widened
+
+# Where the input of a module comes from: the point at which it was rounded.
+INPUT = {"o_proj": "attention", "down_proj": "activation"}
+
+
+def kernel_type(step: str, p: Precision, held: Sequence[str], inner: Sequence[str] = ()) -> str:
+    """The T of a step's kernel: the type at the points `held` (what it reads and writes) if they agree, else float32.
+
+    LoracleError for a rounding at one of the points `inner` to another type: a kernel rounds to T or not at all."""
+    if p.compute != "float32":
+        raise LoracleError(f"ops cuda: the kernels compute in float32, this precision in {p.compute}; use ops numpy")
+    types = {wide(p, point) for point in held}
+    dtype = types.pop() if len(types) == 1 else "float32"
+    for point in inner:
+        if wide(p, point) not in ("float32", dtype):
+            raise LoracleError(
+                f"ops cuda: {step} cannot round {point} to {wide(p, point)}, because not all of "
+                f"{', '.join(held)} are stored in that type; use ops numpy"
+            )
+    return dtype
+
+
+def wide(p: Precision, point: str) -> str:
+    """The type at a point; a float32 number does not change when it is rounded to float64."""
+    return getattr(p, point).replace("float64", "float32")
+
+
+def rounds(p: Precision, point: str) -> bool:
+    """Is the kernel to round here?"""
+    return wide(p, point) != "float32"
+
+
+# ---- LoRA -----------------------------------------------------------------------------------------------------------
+
+# What was packed of each bank: (site, T) -> the weights it was made of, and the packed ones. Made again when the bank
+# holds others there; the weights themselves never change.
+Packings = dict[tuple[Site, str], tuple[dict[int, LoraWeights], PackedLora]]
+_packed: WeakKeyDictionary[AdapterBank, Packings] = WeakKeyDictionary()
+
+
+def packed_at(bank: AdapterBank, site: Site, dtype: str) -> PackedLora:
+    """All adapters of one site in one buffer, built once per change of the bank."""
+    known, held = _packed.setdefault(bank, {}), dict(bank.at(site))
+    if (site, dtype) not in known or known[site, dtype][0] != held:
+        some = next(iter(held.values()))
+        packed = launch.pack([held], [some.B.shape[0]], dtype, xp=namespace(some.B))
+        known[site, dtype] = (held, packed)
+    return known[site, dtype][1]
+
+
+def lora_delta(
+    y: Float[Array, "tokens d_out"],
+    x: Array,
+    bank: AdapterBank,
+    site: Site,
+    adapter_ids: Int[Array, "tokens k"],
+    adapter_weights: Float[Array, "tokens k"],
+    p: Precision,
+) -> None:
+    """y[t] += weight * scale * B (A x[t]), one launch for each of the k adapters that a request may sum."""
+    if adapter_ids.min(initial=NO_ADAPTER) < NO_ADAPTER:
+        raise LoracleError(f"adapter id {adapter_ids.min()} is out of range (-1: none)")
+    held = bank.at(site)
+    ids = np.where(np.isin(adapter_ids, list(held)), adapter_ids, np.int32(NO_ADAPTER))
+    if (ids == NO_ADAPTER).all():
+        return
+    source, before = (["embedding"], []) if site == EMBED else ([], [INPUT.get(site[1], "norm")])
+    dtype = kernel_type("lora_delta", p, ["adapter", "linear", *source, *before], ["lora_rank", "lora_delta"])
+    packed = packed_at(bank, site, dtype)
+    low_rounds, delta_rounds = rounds(p, "lora_rank"), rounds(p, "lora_delta")
+    xp = namespace(y)
+    inputs = xp.asarray(x.astype(np.int32)) if site == EMBED else stored(x, dtype)
+    for j in range(ids.shape[1]):
+        rows = np.flatnonzero(ids[:, j] != NO_ADAPTER)
+        if rows.size == 0:
+            continue
+        result = stored(y, dtype)  # y itself if it is float32 and contiguous
+        launch.lora_delta(
+            result, inputs, packed, np.ascontiguousarray(ids[:, j]), adapter_weights[:, j], low_rounds, delta_rounds
+        )
+        if result is not y or p.linear != "float32":
+            where = xp.asarray(rows)
+            y[where, : packed.columns] = rounded(widened(result[where, : packed.columns], dtype), p.linear)
+
+
+# ---- the others -----------------------------------------------------------------------------------------------------
+
+
+def write_kv(
+    k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
+    v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"],
+    slots: Int[Array, " tokens"],
+    p: Precision,
+) -> None:
+    """cache[slots[t]] = k[t], v[t]. T is the type at p.kv, and the cache itself float32."""
+    dtype = kernel_type("write_kv", p, ["kv"])
+    launch.write_kv(k_cache, v_cache, stored(k, dtype), stored(v, dtype), slots, dtype)
+
+
+def attention(
+    q: Float[Array, "tokens heads head_dim"],
+    k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
+    v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
+    query_starts: Int[Array, " starts"],
+    context_lens: Int[Array, " requests"],
+    block_tables: Int[Array, "requests table"],
+    window: int | None,
+    p: Precision,
+) -> Float[Array, "tokens heads*head_dim"]:
+    """softmax(q k^T / sqrt(head_dim)) v, keys and values read from float32 whatever T is."""
+    dtype = kernel_type("attention", p, ["rope", "attention"], ["scores", "probabilities"])
+    out = launch.attention(
+        stored(q, dtype),
+        k_cache,
+        v_cache,
+        query_starts,
+        context_lens,
+        block_tables,
+        window,
+        dtype,
+        rounds(p, "scores"),
+        rounds(p, "probabilities"),
+    )
+    return rounded(widened(out, dtype), p.attention)
+
+
+def rms_norm(
+    x: Float[Array, "tokens d_model"], weight: Float[Array, " d_model"], eps: float, p: Precision
+) -> Float[Array, "tokens d_model"]:
+    """x / sqrt(mean(x^2) + eps) * weight."""
+    dtype = kernel_type("rms_norm", p, ["embedding", "linear", "residual", "norm"], ["norm_inner"])
+    y = launch.rms_norm(stored(x, dtype), widen(weight, "float32"), eps, dtype, rounds(p, "norm_inner"))
+    return rounded(widened(y, dtype), p.norm)
+
+
+def rope(
+    x: Float[Array, "tokens heads head_dim"],
+    cos: Float[Array, "tokens half"],
+    sin: Float[Array, "tokens half"],
+    p: Precision,
+) -> Float[Array, "tokens heads head_dim"]:
+    """Each pair (x[i], x[i + head_dim/2]) turned by its angle."""
+    dtype = kernel_type("rope", p, ["linear", "rope"], ["rope_product"])
+    return rounded(widened(launch.rope(stored(x, dtype), cos, sin, dtype, rounds(p, "rope_product")), dtype), p.rope)
+
+
+def mlp_activation(
+    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"], p: Precision
+) -> Float[Array, "tokens d_mlp"]:
+    """silu(gate) * up."""
+    dtype = kernel_type("mlp_activation", p, ["linear", "activation"], ["activation_inner"])
+    y = launch.mlp_activation(stored(gate, dtype), stored(up, dtype), dtype, rounds(p, "activation_inner"))
+    return rounded(widened(y, dtype), p.activation)
+
+
+def embed(
+    table: Float[Array, "vocab d_model"], token_ids: Int[Array, " tokens"], p: Precision
+) -> Float[Array, "tokens d_model"]:
+    """x[t] = table[token_ids[t]]. T is the type of the table as it was loaded."""
+    kernel_type("embed", p, ["embedding"])
+    dtype = table.dtype.name if table.dtype.name in launch.STORED else "float32"
+    rows = launch.embed(as_stored(table, dtype), token_ids.astype(np.int32), dtype)
+    return rounded(widened(rows, dtype), p.embedding)
+
+
+def as_stored(weight: Array, dtype: str) -> Array:
+    """Weights that are of the kernel's type already, as they are; others as float32."""
+    if dtype == "float32":
+        return widen(weight, "float32")
+    return weight.view(launch.STORED[dtype])
+
+
+CUDA = dataclasses.replace(
+    NUMPY,
+    lora_delta=lora_delta,
+    write_kv=write_kv,
+    attention=attention,
+    rms_norm=rms_norm,
+    rope=rope,
+    mlp_activation=mlp_activation,
+    embed=embed,
+)

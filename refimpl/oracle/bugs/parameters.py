@@ -1,0 +1,381 @@
+"""The bugs of the zoo with other numbers in them: a rank that is cut at 5, a shard of four, three tokens too far on.
+
+The zoo has each bug once or twice, to show that a campaign would notice it. Once one has failed, the number is looked
+for: all small integers, all powers of two that are a tile, all adapters at hand and all pairs of them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from ...adapter import Adapter
+from ...arrays import Array, Precision, rounded
+from ...attention import attention, gather
+from ...batch import Adapters
+from ...config import ModelConfig, Site
+from ...lora import AdapterBank, BoundAdapter, LoraWeights, bind_adapter
+from ...ops import NUMPY, Ops
+from ..cases.testbed import Stage
+from . import Mutant, all_mutants
+from .b_identity import only_base
+from .e_layout import COLUMN_PARALLEL, MISSING, ROW_PARALLEL, from_other_sites, on, row_subset
+from .g_kernels import rank_cut
+from .h_cache import looking_back, rope_starting
+from .i_merge import Remembered
+from .steps import Plan, Scale, add, but, each, only, planning, routing
+
+FAR = 4  # rows, requests, positions, layers that something may be off by
+TILES = (2, 4, 8, 16, 32, 64, 128)
+PLACES = 24  # tokens after which something may be lost
+
+
+def values_for(stage: Stage) -> dict[str, Mutant]:
+    """By name, for the ranks, layers and adapters of this stage."""
+    listed = [*_scales(), *_identities(stage), *_layouts(stage), *_kernels(stage), *_caches(stage), *_merges()]
+    by_order = [m for m in (*all_mutants().values(), *listed) if m.name.partition("[")[0] in BY_ORDER]
+    return {m.name: m for m in (*listed, *map(in_order_of_arrival, by_order))}
+
+
+# What these do depends on who stands beside whom. Our batches are sorted by adapter; most engines' are not.
+BY_ORDER = (
+    *("adapter_of_the_previous_request", "adapter_of_the_next_request", "adapter_of_the_first_request"),
+    *("rows_shifted", "ids_not_repeated_per_token", "last_token_lost", "token_tail_lost"),
+    *("adapter_of_a_request_further_on", "request_without", "rows_dealt_late", "first_stays_folded"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfArrivals:
+    """A table of steps for batches in the order of arrival (engines/ours.py)."""
+
+    make: Callable[[], Ops]
+    arrival: bool = True
+
+    def __call__(self) -> Ops:
+        return self.make()
+
+
+def in_order_of_arrival(m: Mutant) -> Mutant:
+    """The same bug in an engine that leaves its batches as they came."""
+    return dataclasses.replace(m, name=f"{m.name} by arrival", make=OfArrivals(m.make))
+
+
+def _family(
+    letter: str, make: Callable[..., Ops], values: Sequence, what: str, needs: str = "batch"
+) -> Iterator[Mutant]:
+    """One for each value, named after the function."""
+    for value in values:
+        shown = ",".join(str(v) for v in value) if isinstance(value, tuple) else value
+        call = partial(make, *value) if isinstance(value, tuple) else partial(make, value)
+        yield Mutant(f"{make.__name__}[{shown}]", letter, what.format(shown), (), call, needs)
+
+
+def _but_one(most: int, *there: int) -> list[int]:
+    """The integers from -most to most but 0 and those that the zoo has."""
+    return [n for n in range(-most, most + 1) if n != 0 and n not in there]
+
+
+# A, C: scales.
+
+
+def _scales() -> Iterator[Mutant]:
+    yield from _family("A", scale_of_the_rank_padded_to, TILES, "the scale is that of the rank padded to {}")
+    what = "a name that is known keeps the scales of what had it first"
+    yield Mutant("scale_bound_by_name", "C", what, (), scale_bound_by_name, "sequence")
+
+
+def scale_of_the_rank_padded_to(tile: int) -> Ops:
+    """Ranks below a kernel's least one are padded with zeros, and alpha is divided by what came of it."""
+
+    def padded(bound: BoundAdapter) -> BoundAdapter:
+        lora = {
+            s: dataclasses.replace(w, scale=w.scale * len(w.A) / max(len(w.A), tile)) for s, w in bound.lora.items()
+        }
+        return dataclasses.replace(bound, lora=lora)
+
+    return but(bind_adapter=lambda adapter, config, scale: padded(bind_adapter(adapter, config, scale)))
+
+
+def scale_bound_by_name() -> Ops:
+    """Only the scale is kept: the weights are the new ones."""
+    known: dict[tuple[str, Site], float] = {}
+
+    def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
+        bound = bind_adapter(adapter, config, scale)
+        kept = {
+            s: dataclasses.replace(w, scale=known.setdefault((adapter.name, s), w.scale)) for s, w in bound.lora.items()
+        }
+        return dataclasses.replace(bound, lora=kept)
+
+    return but(bind_adapter=bind)
+
+
+# B: whose rows.
+
+
+def _identities(stage: Stage) -> Iterator[Mutant]:
+    far = _but_one(FAR, 1, -1)
+    yield from _family("B", adapter_of_a_request_further_on, far, "row i has the adapter of request i + {}")
+    yield from _family("B", request_without, ("first", "last"), "the {} request of every batch gets no adapter")
+    yield from _family("B", rows_dealt_late, far, "the plan of the rows is shifted by {} tokens")
+    what = "no adapter in decode steps; prompts of one token are right"
+    yield Mutant("adapter_in_prompts_only", "B", what, (), adapter_in_prompts_only, "decode")
+    names = list(stage.adapters)
+    for name in names:
+        what = f"requests without an adapter get {name}"
+        yield Mutant(f"base_gets[{name}]", "B", what, (), partial(base_gets, stage.adapters[name]))
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            yield Mutant(
+                f"exchanged[{a},{b}]", "B", f"{a} and {b} answer for each other", (), partial(exchanged, stage, a, b)
+            )
+
+
+def adapter_of_a_request_further_on(by: int) -> Ops:
+    """The list of the requests' adapters is rotated."""
+    return planning(lambda requests: [requests[(i + by) % len(requests)] for i in range(len(requests))])
+
+
+def request_without(which: str) -> Ops:
+    """The first or the last of the batch."""
+    index = 0 if which == "first" else -1
+
+    def change(requests: list[Adapters]) -> list[Adapters]:
+        requests[index] = ()
+        return requests
+
+    return planning(change)
+
+
+def rows_dealt_late(by: int) -> Ops:
+    """The same as the zoo's rows_shifted."""
+    return but(lora_delta=routing(lambda ids, weights: (np.roll(ids, by, axis=0), np.roll(weights, by, axis=0))))
+
+
+def adapter_in_prompts_only() -> Ops:
+    """The zoo's adapter_not_in_the_decode_graph takes the graph for every single token."""
+
+    def keep(positions: Array, computed: Sequence[int], lengths: Sequence[int]) -> Array:
+        prompts = [n > 1 or before == 0 for before, n in zip(computed, lengths, strict=True)]
+        return np.repeat(np.array(prompts, bool), lengths)
+
+    return by_place(keep)
+
+
+def base_gets(adapter: Adapter) -> Ops:
+    """Rows without an adapter get this one, whether it is in the batch or not."""
+    held: dict[AdapterBank, AdapterBank] = {}
+
+    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+        if bank not in held:
+            held[bank] = AdapterBank(bank.model, bank.precision)
+            held[bank].put(0, bind_adapter(adapter, bank.model.config))
+        NUMPY.lora_delta(y, x, bank, site, ids, weights, p)
+        base = np.where(only_base(ids), 0, -1).astype(np.int32)
+        add(y, x, held[bank].at(site), base, np.ones(base.shape), p)
+
+    return but(lora_delta=delta)
+
+
+def exchanged(stage: Stage, a: str, b: str) -> Ops:
+    """Each of two adapters has the other one's weights, whatever name it was loaded under."""
+    other = {a: b, b: a}
+    instead = {id(held[key].lora): held[other[key]] for key in other for held in (stage.adapters, stage.wide)}
+
+    def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
+        return bind_adapter(instead.get(id(adapter.lora), adapter), config, scale)
+
+    return but(bind_adapter=bind)
+
+
+# E: layers and shards.
+
+
+def _layouts(stage: Stage) -> Iterator[Mutant]:
+    layers = stage.model.config.num_hidden_layers
+    offsets = [n for n in range(1, min(layers - 1, FAR + 1)) if n != layers - 1]
+    yield from _family("E", layer_further_on, offsets, "every layer gets the LoRA of the layer {} after it")
+    shards = [(rank, tp) for tp in (2, 4, 8) for rank in range(tp) if (rank, tp) != (1, 2)]
+    yield from _family("E", shard_of_B, shards, "the rows of B of rank {} (rank, ranks) are lost")
+    yield from _family("E", shard_of_A, shards, "the partial sum of rank {} (rank, ranks) is lost")
+
+
+def layer_further_on(by: int) -> Ops:
+    """The last layers get those of the first."""
+    return from_other_sites(lambda site, layers: site if site[0] < 0 else ((site[0] + by) % layers, site[1]))
+
+
+def shard_of_B(rank: int, tp: int) -> Ops:
+    """Column-parallel modules: the rows of one rank of `tp`."""
+
+    def lost(w: LoraWeights) -> LoraWeights:
+        rows = np.arange(len(w.B))
+        rows[np.array_split(np.arange(len(w.B)), tp)[rank]] = MISSING
+        return row_subset(w, rows)
+
+    return on(COLUMN_PARALLEL, lost)
+
+
+def shard_of_A(rank: int, tp: int) -> Ops:
+    """Row-parallel modules: the inputs of one rank of `tp`."""
+
+    def lost(w: LoraWeights) -> LoraWeights:
+        A = w.A.copy()
+        A[:, np.array_split(np.arange(A.shape[1]), tp)[rank]] = 0
+        return dataclasses.replace(w, A=A)
+
+    return on(ROW_PARALLEL, lost)
+
+
+# G: bounds and types.
+
+
+def _kernels(stage: Stage) -> Iterator[Mutant]:
+    most = max((len(w.A) for a in stage.adapters.values() for w in a.lora.values()), default=1)
+    yield from _family(
+        "G", rank_cut, [r for r in range(1, most) if r not in (8, 16)], "what is beyond rank {} is left out"
+    )
+    what = "the last {} inputs of every row are left out of x A^T"
+    yield from _family("G", last_inputs_lost, [*range(2, 9), *TILES[3:]], what)
+    yield from _family("G", only_first_columns, [1, *TILES], "only the first {} columns of a delta are written")
+    yield from _family("G", base_after, [n for n in range(1, PLACES) if n != 8], "no adapter after the first {} tokens")
+    what = "the last {} tokens of every prompt get no adapter"
+    yield from _family("G", last_tokens_of_prompts_lost, range(1, FAR + 1), what)
+    both = [(name, dtype) for name in ("A", "B", "A and B") for dtype in ("bfloat16", "float16")]
+    yield from _family("G", kept_in, both, "of the weights these are cast down: {}")
+
+
+def last_inputs_lost(count: int) -> Ops:
+    """A tile that ends too early."""
+
+    def cut(w: LoraWeights) -> LoraWeights:
+        A = w.A.copy()
+        A[:, -count:] = 0
+        return dataclasses.replace(w, A=A)
+
+    return each(cut)
+
+
+def only_first_columns(count: int) -> Ops:
+    """The rest of B, and of its bias, is not written."""
+    return each(lambda w: row_subset(w, np.where(np.arange(len(w.B)) < count, np.arange(len(w.B)), MISSING)))
+
+
+def kept_in(which: str, dtype: str) -> Ops:
+    """A, B or both are rounded when they are loaded."""
+
+    def cast(w: LoraWeights) -> LoraWeights:
+        A = rounded(w.A, dtype) if "A" in which else w.A
+        return dataclasses.replace(w, A=A, B=rounded(w.B, dtype) if "B" in which else w.B)
+
+    return each(cast)
+
+
+def by_place(keep: Callable[[Array, Sequence[int], Sequence[int]], Array]) -> Ops:
+    """No adapter but where keep(positions, tokens computed before, tokens now) holds, row by row."""
+    seen: list = []
+
+    def positions(computed: Sequence[int], lengths: Sequence[int]) -> Array:
+        seen[:] = [NUMPY.positions(computed, lengths), computed, lengths]
+        return seen[0]
+
+    def rows(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
+        ids, weights = NUMPY.adapter_rows(per_request, lengths)
+        kept = keep(*seen) if seen and len(seen[0]) == len(ids) else np.ones(len(ids), bool)
+        return only(kept[:, None], ids), weights
+
+    return but(positions=positions, adapter_rows=rows)
+
+
+def base_after(count: int) -> Ops:
+    """Of each request's tokens, the prompt's and the produced ones."""
+    return by_place(lambda positions, computed, lengths: positions < count)
+
+
+def last_tokens_of_prompts_lost(count: int) -> Ops:
+    """Decode steps are right."""
+
+    def keep(positions: Array, computed: Sequence[int], lengths: Sequence[int]) -> Array:
+        prompts = [before == 0 for before in computed]
+        return np.concatenate([np.arange(n) < n - count * first for first, n in zip(prompts, lengths, strict=True)])
+
+    return by_place(keep)
+
+
+# H: positions and what is seen.
+
+
+def _caches(stage: Stage) -> Iterator[Mutant]:
+    far = _but_one(FAR, 1)
+    yield from _family("H", decode_too_far, far, "decode steps are {} positions too far on", "decode")
+    yield from _family("H", window_longer_by, _but_one(2 * FAR, 1, -1), "the sliding window is longer by {}", "window")
+    yield from _family(
+        "H", oldest_not_seen, range(1, FAR), "decode steps do not see a request's first {} token(s)", "decode"
+    )
+
+
+def decode_too_far(by: int) -> Ops:
+    """The rotary embedding alone; keys and values go to their own slots."""
+    return rope_starting(lambda computed, now: max(computed + by, 0) if now == 1 and computed else computed)
+
+
+def window_longer_by(n: int) -> Ops:
+    """Or shorter."""
+    return looking_back(lambda window: max(1, window + n))
+
+
+def oldest_not_seen(count: int) -> Ops:
+    """A cache that is rolled, or a mask that is built, by a few places too much."""
+
+    def mixed(
+        q: Array, k: Array, v: Array, starts: Array, contexts: Array, tables: Array, window: int | None, p: Precision
+    ) -> Array:
+        out = attention(q, k, v, starts, contexts, tables, window, p)
+        for r, now in enumerate(np.diff(starts)):
+            n = int(contexts[r])
+            first = min(max(count, n - (window or n)), n - 1)
+            if now == 1 and n > count:
+                own = [gather(x, tables[r], first, n)[None] for x in (k, v)]
+                ends, length = np.array([0, 1], np.int32), np.array([n - first], np.int32)
+                alone = attention(
+                    q[starts[r] : starts[r] + 1], own[0], own[1], ends, length, np.zeros((1, 1), np.int32), window, p
+                )
+                out[starts[r] : starts[r] + 1] = alone
+        return out
+
+    return but(attention=mixed)
+
+
+# I: merged.
+
+
+def _merges() -> Iterator[Mutant]:
+    what = "the first adapter of a batch is folded into the base and stays there: the others have both"
+    yield Mutant("first_stays_folded", "I", what, (), first_stays_folded)
+
+
+class FirstOfABatch(Remembered):
+    """Which slot of which bank was merged last: the first in the batch."""
+
+    def update(self, bank: AdapterBank, ids: Array) -> int | None:
+        """Note the batch's."""
+        there = ids[:, 0][ids[:, 0] >= 0]
+        if there.size:
+            self.slot[bank] = int(there[0])
+        return self.slot.get(bank)
+
+
+def first_stays_folded() -> Ops:
+    """W + D for everyone, and their own delta on top."""
+    first = FirstOfABatch()
+
+    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+        add(y, x, bank.at(site), ids, weights, p)
+        slot = first.update(bank, ids)
+        if slot is not None:
+            others = np.where((ids == slot).any(axis=1), -1, slot).astype(np.int32)[:, None]
+            add(y, x, bank.at(site), others, np.ones(others.shape), p)
+
+    return but(lora_delta=delta)

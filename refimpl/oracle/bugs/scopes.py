@@ -1,0 +1,126 @@
+"""Where a bug is: a mutant in some modules, in some layers, or in some steps, and the right steps everywhere else.
+
+The mutants of the zoo go wrong everywhere. A real bug often does in one module, or in decode steps alone. Any mutant
+of how LoRA is applied can be had there only: both forms of every adapter are loaded, the right one under names of
+its own, and each site and each row takes one of the two.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from ...adapter import Adapter
+from ...arrays import Array, Precision
+from ...batch import Adapters
+from ...config import ATTENTION_MODULES, LAYER_MODULES, MLP_MODULES, ModelConfig, Site
+from ...lora import AdapterBank, BoundAdapter, bind_adapter
+from ...ops import NUMPY, Ops
+from . import Mutant
+from .steps import Plan, Scale
+
+RIGHT = "right form of "  # before a module's name: where the right weights are kept
+
+# The steps that decide how LoRA is applied. Some mutants only look at the positions; those that change them are of
+# class H. `but` replaces `embed` as well, by one that does the same.
+OF_LORA = frozenset(("adapter_scale", "bind_adapter", "adapter_rows", "lora_delta", "embed", "positions"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Some sites, and some rows of a batch."""
+
+    name: str
+    sites: Callable[[Site], bool] = lambda site: True
+    decode: bool | None = None  # only in decode steps, only in prompts, or in both
+
+    def rows(self, computed: Sequence[int], lengths: Sequence[int]) -> Array:
+        """[tokens] of bool: which rows of a batch are meant."""
+        steps = [n == 1 and before > 0 for before, n in zip(computed, lengths, strict=True)]
+        meant = [self.decode is None or step == self.decode for step in steps]
+        return np.repeat(np.array(meant, bool), lengths)
+
+
+def places(config: ModelConfig) -> list[Place]:
+    """A half of a layer, a module, a layer; decode steps, prompts."""
+    found = [Place("attention", lambda s: s[1] in ATTENTION_MODULES), Place("mlp", lambda s: s[1] in MLP_MODULES)]
+    found += [_of_modules(m) for m in LAYER_MODULES]
+    found += [_of_layer(i) for i in range(config.num_hidden_layers)]
+    return [*found, Place("decode", decode=True), Place("prompts", decode=False)]
+
+
+def small_places(config: ModelConfig) -> list[Place]:
+    """One module of one layer; two modules."""
+    found = [_of_site((layer, m)) for layer in range(config.num_hidden_layers) for m in LAYER_MODULES]
+    return found + [_of_modules(*pair) for pair in combinations(LAYER_MODULES, 2)]
+
+
+def _of_modules(*modules: str) -> Place:
+    return Place("+".join(modules), lambda s: s[1] in modules)
+
+
+def _of_layer(layer: int) -> Place:
+    return Place(f"layer {layer}", lambda s: s[0] == layer)
+
+
+def _of_site(site: Site) -> Place:
+    return Place(f"layers.{site[0]}.{site[1]}", lambda s: s == site)
+
+
+def can_be_confined(m: Mutant) -> bool:
+    """Is it LoRA alone that the mutant applies otherwise? A wrong position is wrong in every module."""
+    ops = m.make()
+    changed = {name for name in ops.__dataclass_fields__ if getattr(ops, name) is not getattr(NUMPY, name)}
+    return changed <= OF_LORA and m.family != "H"
+
+
+def at(m: Mutant, place: Place) -> Mutant:
+    """The mutant in this place alone."""
+    return replace(m, name=f"{m.name} @ {place.name}", what=f"{m.what}; in {place.name} alone", make=Confined(m, place))
+
+
+class Confined:
+    """Makes the mutant's table for this place."""
+
+    def __init__(self, m: Mutant, place: Place) -> None:
+        self.mutant, self.place = m, place
+        self.arrival = getattr(m.make, "arrival", False)  # the order of its batches (engines/ours.py)
+
+    def __call__(self) -> Ops:
+        return confined_ops(self.mutant.make(), self.place)
+
+
+def confined_ops(wrong: Ops, place: Place) -> Ops:
+    """The wrong steps in this place, NUMPY's elsewhere."""
+    meant: list[Array] = []  # which rows of the batch
+    plan: list[Array] = []  # the right adapter_ids, adapter_weights
+    started: list[Sequence[int]] = []
+
+    def positions(computed: Sequence[int], lengths: Sequence[int]) -> Array:
+        started[:] = [computed]
+        return wrong.positions(computed, lengths)
+
+    def rows(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
+        computed = started[0] if started and len(started[0]) == len(lengths) else [0] * len(lengths)
+        meant[:] = [place.rows(computed, lengths)]
+        plan[:] = NUMPY.adapter_rows(per_request, lengths)
+        return wrong.adapter_rows(per_request, lengths)
+
+    def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
+        bad, good = wrong.bind_adapter(adapter, config, scale), bind_adapter(adapter, config)
+        kept = {(layer, RIGHT + module): w for (layer, module), w in good.lora.items()}
+        return BoundAdapter({**bad.lora, **kept}, good.weights, good.biases)
+
+    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+        whole = bool(plan) and len(plan[0]) == len(ids)  # the lm_head may see fewer rows
+        right = y.copy()
+        NUMPY.lora_delta(right, x, bank, (site[0], RIGHT + site[1]), *(plan if whole else (ids, weights)), p)  # type: ignore[call-arg]
+        if not place.sites(site):
+            y[:] = right
+            return
+        wrong.lora_delta(y, x, bank, site, ids, weights, p)
+        if whole and meant:
+            y[~meant[0]] = right[~meant[0]]
+
+    return replace(wrong, positions=positions, adapter_rows=rows, bind_adapter=bind, lora_delta=delta)

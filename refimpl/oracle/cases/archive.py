@@ -1,0 +1,151 @@
+"""Answers on disk: what an engine said to each case, so that a campaign can be resumed, and judged again without it."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...arrays import Array
+from ...engines.interface import Answer, Capabilities
+from ...errors import LoracleError
+from .case import Case, Exchange
+from .case_json import from_json, to_json
+
+VERSION = 1
+
+
+ABOUT = "recording.json"
+
+
+def describe(folder: Path, about: dict[str, Any], capabilities: Capabilities) -> None:
+    """Say beside the answers what was asked: model, dtype and seed give the same adapters and questions again.
+
+    LoracleError where the folder holds the answers to other questions."""
+    can = {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(capabilities).items()}
+    told = json.loads(json.dumps({**about, "capabilities": can}))
+    known = described(folder)
+    for key in known or {}:
+        if known and key in told and known[key] != told[key]:
+            raise LoracleError(f"{folder / ABOUT}: the answers there are for {key} {known[key]}, not {told[key]}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ABOUT).write_text(json.dumps({**(known or {}), **told}, indent=1) + "\n", "utf-8")
+    except OSError as error:
+        raise LoracleError(f"{folder}: cannot be written ({error})") from None
+
+
+def described(folder: Path) -> dict[str, Any] | None:
+    """What `describe` wrote; None if it was never there."""
+    try:
+        found = json.loads((folder / ABOUT).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise LoracleError(f"{folder / ABOUT}: cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise LoracleError(f"{folder / ABOUT}: expected an object")
+    return found
+
+
+def capabilities_of(about: dict[str, Any]) -> Capabilities:
+    """Those that were described. LoracleError where they are none."""
+    try:
+        data = dict(about["capabilities"])
+        for f in fields(Capabilities):
+            kind = type(getattr(Capabilities(), f.name))
+            if f.name in data and kind in (frozenset, tuple):
+                data[f.name] = kind(data[f.name])
+        return Capabilities(**data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoracleError(f"{ABOUT}: no capabilities of an engine ({error})") from None
+
+
+def save(folder: Path, case: Case, exchanges: Sequence[Exchange]) -> None:
+    """One case and its answers: NAME.json and NAME.npz, the JSON last, so that what is there is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Array] = {}
+    rows = []
+    for i, e in enumerate(exchanges):
+        a = e.answer
+        for kind, x in (("logits", a.logits), ("logprobs", a.logprobs)):
+            if x is not None:
+                arrays[f"{kind}_{i}"] = _narrowest(x)
+        top = None if a.top is None else [{str(t): repr(float(v)) for t, v in row.items()} for row in a.top]
+        rows.append(
+            {
+                "token_ids": list(a.token_ids),
+                "first": a.first,
+                "top": top,
+                "error": a.error,
+                "raw": None if a.raw is None else repr(a.raw)[:20000],
+                "adapters": [list(x) for x in e.adapters],
+                "run": e.run,
+                "index": e.index,
+            }
+        )
+    stem = folder / _file_name(case.name)
+    with open(f"{stem}.npz", "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    text = json.dumps({"version": VERSION, "case": to_json(case), "answers": rows})
+    with open(f"{stem}.json.part", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(f"{stem}.json.part", f"{stem}.json")
+
+
+def _narrowest(x: Array) -> Array:
+    """float32 where that loses nothing."""
+    x = np.asarray(x)
+    with np.errstate(over="ignore"):
+        narrow = x.astype(np.float32)
+    return narrow if np.array_equal(narrow.astype(x.dtype), x, equal_nan=True) else x
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name)
+
+
+def saved(folder: Path, case: Case) -> list[Exchange] | None:
+    """The answers to this very case, if they are there and whole."""
+    found = _read(folder / _file_name(case.name))
+    return found[1] if found is not None and found[0] == case else None
+
+
+def everything(folder: Path) -> Iterator[tuple[Case, list[Exchange]]]:
+    """All that was saved under a folder."""
+    for file in sorted(folder.glob("**/answers/*.json")):
+        if (found := _read(file.with_suffix(""))) is not None:
+            yield found
+
+
+def _read(stem: Path) -> tuple[Case, list[Exchange]] | None:
+    try:
+        data = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
+        if data["version"] != VERSION:
+            return None
+        with np.load(f"{stem}.npz", allow_pickle=False) as file:
+            case = from_json(data["case"])
+            return case, _exchanges(case, data["answers"], dict(file))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, LoracleError):
+        return None
+
+
+def _exchanges(case: Case, rows: Sequence[dict[str, Any]], arrays: dict[str, Array]) -> list[Exchange]:
+    found = []
+    for i, row in enumerate(rows):
+        top = row["top"]
+        answer = Answer(
+            tuple(row["token_ids"]),
+            row["first"],
+            arrays.get(f"logits_{i}"),
+            arrays.get(f"logprobs_{i}"),
+            None if top is None else [{int(t): float(v) for t, v in r.items()} for r in top],
+            error=row["error"],
+            raw=row["raw"],
+        )
+        adapters = tuple((str(key), float(weight)) for key, weight in row["adapters"])
+        found.append(Exchange(case.runs[row["run"]].asks[row["index"]], adapters, answer, row["run"], row["index"]))
+    return found

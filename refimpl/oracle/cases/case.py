@@ -1,0 +1,195 @@
+"""A case: what is done to an engine, step by step, and what it must answer.
+
+A stateless case is one batch. A sequence loads, unloads and asks in turn. Truth is our float64 answer to each request,
+alone, with whatever weights its adapter's name meant when it was asked.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...arrays import Array
+from ...batch import Request, vocab_size
+from ...engines.interface import Answer, Ask, Capabilities, Engine
+from ...engines.ours import Ours
+from ...errors import LoracleError
+from ...model import logits
+from .testbed import Stage
+
+
+@dataclass(frozen=True)
+class Load:
+    """Make an adapter of the stage known under a name; in place, if the name is known."""
+
+    name: str
+    adapter: str
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Forget a name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Serve these requests together."""
+
+    asks: tuple[Ask, ...]
+
+
+Step = Load | Unload | Run
+
+
+@dataclass(frozen=True)
+class Case:
+    """Steps from an engine without adapters and without a prefix; a batch finds the stage's adapters loaded."""
+
+    name: str
+    steps: tuple[Step, ...]
+    stateless: bool = True
+
+    @property
+    def runs(self) -> list[Run]:
+        """The batches of it."""
+        return [step for step in self.steps if isinstance(step, Run)]
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """One request and what came of it."""
+
+    ask: Ask
+    adapters: tuple[tuple[str, float], ...]  # the stage's keys of the weights that its names meant, and their weights
+    answer: Answer
+    run: int  # which Run of the case it was in
+    index: int  # its place in that run
+
+    @property
+    def adapter(self) -> str | None:
+        """In one word: None for the base, a*0.5+b*1.0 for a sum."""
+        if self.ask.mix:
+            return "+".join(f"{key}*{weight:g}" for key, weight in self.adapters)
+        return self.adapters[0][0] if self.adapters else None
+
+
+class Player:
+    """Does steps to an engine as they come, and knows what its names mean."""
+
+    def __init__(self, engine: Engine, stage: Stage, meaning: Mapping[str, str] | None = None) -> None:
+        self.engine, self.stage = engine, stage
+        self.meaning = dict(meaning or {})  # name -> the stage's key
+        self.runs = 0
+
+    def do(self, step: Step, forced: Sequence[Sequence[int]] | None = None) -> list[Exchange]:
+        """What came of one step: nothing, unless it asks."""
+        if isinstance(step, Load):
+            self.engine.load(step.name, self.stage.paths[step.adapter])
+            self.meaning[step.name] = step.adapter
+            return []
+        if isinstance(step, Unload):
+            self.engine.unload(step.name)
+            del self.meaning[step.name]
+            return []
+        if forced is not None and isinstance(self.engine, Ours):
+            answers = self.engine.run(step.asks, forced)
+        else:
+            answers = self.engine.run(step.asks)
+        if len(answers) != len(step.asks):
+            wrong = Answer(error=f"{len(answers)} answers to {len(step.asks)} requests", raw=answers)
+            answers = [wrong] * len(step.asks)
+        self.runs += 1
+        return [
+            Exchange(ask, keys_of(ask, self.meaning), answer, self.runs - 1, i)
+            for i, (ask, answer) in enumerate(zip(step.asks, answers, strict=True))
+        ]
+
+
+def keys_of(ask: Ask, meaning: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
+    """The adapters that a request names, as the stage's keys, and their weights. meaning: name -> key."""
+    wanted = ask.mix or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
+    return tuple((meaning[name], weight) for name, weight in wanted)
+
+
+def play(
+    engine: Engine, case: Case, stage: Stage, forced: Mapping[int, Sequence[Sequence[int]]] | None = None
+) -> list[Exchange]:
+    """Do what the case says. forced: for each run, the tokens that each request must produce (our own engine only)."""
+    if not case.stateless:
+        engine.reset()
+    player = Player(engine, stage, {name: name for name in stage.paths} if case.stateless else {})
+    found: list[Exchange] = []
+    for step in case.steps:
+        found += player.do(step, None if forced is None else forced.get(player.runs))
+    return found
+
+
+def prepare(engine: Engine, stage: Stage) -> None:
+    """Load every adapter of the stage under its own name, for stateless cases."""
+    for name, path in stage.paths.items():
+        engine.load(name, path)
+
+
+def forced_tokens(exchanges: Sequence[Exchange]) -> dict[int, list[Sequence[int]]]:
+    """What each request of each run produced."""
+    found: dict[int, list[Sequence[int]]] = {}
+    for e in exchanges:
+        found.setdefault(e.run, []).append(e.answer.token_ids)
+    return found
+
+
+def request(e: Exchange, stage: Stage) -> Request:
+    """The whole text of one exchange: its prompt and what was produced, less the last token, which predicts nothing."""
+    adapters = [(stage.adapters[key], weight) for key, weight in e.adapters]
+    return Request([*e.ask.prompt_ids, *e.answer.token_ids[:-1]], adapters or None)
+
+
+def words(adapters: Sequence[tuple[str, float]], stage: Stage) -> int:
+    """How many tokens a request for these keys of the stage knows: an adapter may have a grown vocabulary."""
+    return vocab_size(Request([0], [(stage.adapters[key], weight) for key, weight in adapters]), stage.model.config)
+
+
+def truth(exchanges: Sequence[Exchange], stage: Stage) -> list[Array]:
+    """The exact logits [tokens, vocab] of each exchange's text."""
+    return logits(stage.exact, [request(e, stage) for e in exchanges])
+
+
+# Drawing batches.
+
+
+def draw_batch(
+    stage: Stage, capabilities: Capabilities, rng: np.random.Generator, name: str, most: int = 6, longest: int = 20
+) -> Case:
+    """A ragged batch in which a base row stands between at least two adapters, one of them asked the same prompt as its
+    neighbour; prompts from one token on, answers of one to four."""
+    keys = list(rng.permutation(list(stage.paths)))
+    if not keys:
+        raise LoracleError("a campaign needs an adapter: give --adapter NAME=DIR")
+    chosen: list[str | None] = [*keys[: max(1, min(most - 2, len(keys)))], None]
+    while len(chosen) < most and rng.random() < 0.7:
+        chosen.append([*keys, None][rng.integers(len(keys) + 1)])
+    chosen = [chosen[i] for i in rng.permutation(len(chosen))]
+    summable = [k for k in keys if not stage.adapters[k].replaced and not stage.adapters[k].biases]
+    mix = tuple((str(k), float(rng.choice([0.5, -1.5, 0.75]))) for k in summable[: rng.integers(1, 3)])
+    new = int(rng.integers(1, 5))
+    asks: list[Ask] = []
+    for i, key in enumerate(chosen):
+        n = int(rng.choice([1, 2, longest])) if rng.random() < 0.25 else int(rng.integers(3, longest + 1))
+        vocab = words([] if key is None else [(key, 1.0)], stage)
+        same = i > 0 and chosen[i - 1] != key and rng.random() < 0.3 and max(asks[-1].prompt_ids) < vocab
+        prompt = asks[-1].prompt_ids if same else random_prompt(rng, n, vocab, stage)
+        asks.append(Ask(prompt, None if key is None else str(key), new))
+    if "sums" in capabilities.features and mix:
+        asks.append(Ask(random_prompt(rng, longest, stage.model.config.vocab_size, stage), None, new, mix))
+    return Case(name, (Run(tuple(asks)),))
+
+
+def random_prompt(rng: np.random.Generator, n: int, vocab: int, stage: Stage) -> tuple[int, ...]:
+    """n tokens; where the vocabulary is a grown one, half of the time the last of them is a word of its own."""
+    prompt = rng.integers(0, vocab, n)
+    own = range(stage.model.config.vocab_size, vocab)
+    if own and rng.random() < 0.5:
+        prompt[-1] = rng.choice(own)
+    return tuple(int(t) for t in prompt)

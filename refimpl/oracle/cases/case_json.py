@@ -1,0 +1,117 @@
+"""A case as JSON, and back. What is as usual is left out.
+
+{"name": "sequence 7", "stateless": false, "steps": [
+    {"load": "one", "adapter": "made-0"},
+    {"run": [{"prompt_ids": [5, 6, 7], "adapter": "one", "max_new_tokens": 2}]},
+    {"unload": "one"}]}
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from ...engines.interface import Ask
+from ...errors import LoracleError
+from ...loading.findings import shown
+from ...loading.json_file import is_integer, is_number
+from .case import Case, Load, Run, Step, Unload
+
+
+def to_json(case: Case) -> dict[str, Any]:
+    """An object that `from_json` reads back as the same case."""
+    return {"name": case.name, "stateless": case.stateless, "steps": [_step(s) for s in case.steps]}
+
+
+def _step(step: Step) -> dict[str, Any]:
+    if isinstance(step, Load):
+        return {"load": step.name, "adapter": step.adapter}
+    return {"unload": step.name} if isinstance(step, Unload) else {"run": [_ask(a) for a in step.asks]}
+
+
+def _ask(ask: Ask) -> dict[str, Any]:
+    data: dict[str, Any] = {"prompt_ids": [int(t) for t in ask.prompt_ids]}
+    for f in fields(Ask)[1:]:
+        value = getattr(ask, f.name)
+        if value != f.default:
+            data[f.name] = [[name, float(weight)] for name, weight in value] if f.name == "mix" else value
+    return data
+
+
+def from_json(data: Any) -> Case:
+    """LoracleError, without the file's name, for anything that is no case; and for one that asks names that are not
+    loaded then."""
+    name, stateless, steps = (
+        _get(data, "the case", k, t) for k, t in (("name", str), ("stateless", bool), ("steps", list))
+    )
+    case = Case(name, tuple(_read_step(s, f"step {i}") for i, s in enumerate(steps)), stateless)
+    if not stateless:
+        _check_names(case)
+    return case
+
+
+def _read_step(data: Any, where: str) -> Step:
+    if isinstance(data, dict) and set(data) == {"load", "adapter"}:
+        return Load(_get(data, where, "load", str), _get(data, where, "adapter", str))
+    if isinstance(data, dict) and set(data) == {"unload"}:
+        return Unload(_get(data, where, "unload", str))
+    if isinstance(data, dict) and set(data) == {"run"} and _get(data, where, "run", list):
+        return Run(tuple(_read_ask(a, f"{where}, request {j}") for j, a in enumerate(data["run"])))
+    raise LoracleError(f"{where} is {shown(data)}: it must be a load with its adapter, an unload, or a run of requests")
+
+
+def _read_ask(data: Any, where: str) -> Ask:
+    ids = _get(data, where, "prompt_ids", list)
+    if not ids or not all(is_integer(t) and t >= 0 for t in ids):
+        raise LoracleError(f"{where}: prompt_ids is {shown(ids)}: it must be a list of token ids")
+    known = {f.name for f in fields(Ask)}
+    if unknown := set(data) - known:
+        raise LoracleError(f"{where}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
+    mix = data.get("mix", [])
+    if not isinstance(mix, list) or not all(map(_is_weighted, mix)):
+        raise LoracleError(f"{where}: mix is {shown(mix)}: it must be a list of [name, weight]")
+    adapter = data.get("adapter")
+    if adapter is not None and not isinstance(adapter, str):
+        raise LoracleError(f"{where}: adapter is {shown(adapter)}: it must be a name, or null for the base")
+    cancel = data.get("cancel_after")
+    return Ask(
+        tuple(ids),
+        adapter,
+        _count(data, where, "max_new_tokens", 1, 1),
+        tuple((name, float(weight)) for name, weight in mix),
+        _count(data, where, "arrives", 0, 0),
+        None if cancel is None else _count(data, where, "cancel_after", 0, 0),
+    )
+
+
+def _is_weighted(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and is_number(pair[1])
+
+
+def _count(data: Mapping[str, Any], where: str, key: str, default: int, least: int) -> int:
+    value = data.get(key, default)
+    if not is_integer(value) or value < least:
+        raise LoracleError(f"{where}: {key} is {shown(value)}: it must be a whole number of {least} or more")
+    return int(value)
+
+
+def _get(data: Any, where: str, key: str, kind: type) -> Any:
+    if not isinstance(data, dict):
+        raise LoracleError(f"{where} is {shown(data)}, not an object")
+    value = data.get(key)
+    if not isinstance(value, kind):
+        raise LoracleError(f"{where}: {key} is {shown(value)}, not {kind.__name__}")
+    return value
+
+
+def _check_names(case: Case) -> None:
+    known: set[str] = set()
+    for i, step in enumerate(case.steps):
+        if isinstance(step, Load):
+            known.add(step.name)
+            continue
+        asked = [step.name] if isinstance(step, Unload) else [x for a in step.asks for x in (a.adapter, *dict(a.mix))]
+        for name in asked:
+            if name is not None and name not in known:
+                raise LoracleError(f"step {i} names {name!r}, which is not loaded then")
+        if isinstance(step, Unload):
+            known.remove(step.name)

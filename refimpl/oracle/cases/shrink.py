@@ -1,0 +1,248 @@
+"""A failing case, made as small as it will go, so that a person can read it.
+
+Delta debugging (Zeller and Hildebrandt 2002, ddmin): take parts away, the larger ones first, and keep whatever still
+fails. First steps go, then requests, then what is particular about each of them; then prompts get shorter, and their
+tokens the same. Nothing is drawn: the same case and the same engine give the same result.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from ...engines.interface import Ask
+from .case import Case, Load, Run, Step, Unload
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where shrinking ends, small enough or not. Where it is the clock that ends it, another run may end elsewhere."""
+
+    calls: int = 300
+    seconds: float = 60.0
+
+
+class _Spent(Exception):
+    """Nothing is left of the budget."""
+
+
+def shrink(case: Case, fails: Callable[[Case], bool], budget: Budget | None = None) -> Case:
+    """The smallest case found that still fails. `fails` plays a case to the engine; the given one is known to fail.
+
+    A candidate does nothing that the case did not do: it asks only names that are loaded then, knows no more names at
+    once, and loads in place only if the case did."""
+    search = _Search(case, fails, budget or Budget())
+    try:
+        while True:
+            before = search.best
+            for simpler in (
+                _fewer_steps,
+                _fewer_asks,
+                _plainer_asks,
+                _fewer_adapters,
+                _shorter_prompts,
+                _plainer_tokens,
+            ):
+                simpler(search)
+            if search.best == before:
+                return search.best
+    except _Spent:
+        return search.best
+
+
+class _Search:
+    """The smallest failing case so far."""
+
+    def __init__(self, case: Case, fails: Callable[[Case], bool], budget: Budget) -> None:
+        self.best, self._fails = case, fails
+        self._calls, self._end = budget.calls, time.monotonic() + budget.seconds
+        self._known, self._in_place = _needs(case.steps)
+        self._tried: set[tuple[Step, ...]] = {case.steps}
+
+    def keep(self, steps: Sequence[Step]) -> bool:
+        """Is this a case, and does it fail as well? Then it is the best one from now on."""
+        mended = steps if self.best.stateless else _mended(steps)
+        known, in_place = _needs(mended)
+        new = tuple(mended)
+        if new in self._tried or known > self._known or in_place > self._in_place or not _asks(new):
+            return False
+        if self._calls == 0 or time.monotonic() >= self._end:
+            raise _Spent
+        self._calls -= 1
+        self._tried.add(new)
+        candidate = replace(self.best, steps=new)
+        if not self._fails(candidate):
+            return False
+        self.best = candidate
+        return True
+
+    def keep_asks(self, change: Callable[[Ask], Ask]) -> bool:
+        """The same with every request changed."""
+        return self.keep(
+            [replace(s, asks=tuple(map(change, s.asks))) if isinstance(s, Run) else s for s in self._steps]
+        )
+
+    def keep_ask(self, at: tuple[int, int], ask: Ask) -> bool:
+        """The same with the request at (step, index) changed."""
+        steps = list(self._steps)
+        run = steps[at[0]]
+        assert isinstance(run, Run)
+        steps[at[0]] = Run((*run.asks[: at[1]], ask, *run.asks[at[1] + 1 :]))
+        return self.keep(steps)
+
+    def asks(self) -> list[tuple[tuple[int, int], Ask]]:
+        """Every request and where it is."""
+        return _asks(self._steps)
+
+    @property
+    def _steps(self) -> tuple[Step, ...]:
+        return self.best.steps
+
+
+def minimise(items: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> Sequence[T]:
+    """The items without as many of them as can go: ddmin's second half, from large parts to single ones, the last ones
+    first, because what comes after the failure is of no account."""
+    size = max(len(items) // 2, 1)
+    while True:
+        end = len(items)
+        while end > 0 and len(items) > 1:
+            start = max(end - size, 0)
+            fewer = [*items[:start], *items[end:]]
+            if fewer and fails(fewer):
+                items = fewer
+            end = start
+        if size == 1:
+            return items
+        size = max(size // 2, 1)
+
+
+def _fewer_steps(s: _Search) -> None:
+    minimise(s.best.steps, s.keep)
+
+
+def _fewer_asks(s: _Search) -> None:
+    for i in reversed(range(len(s.best.steps))):
+        run = s.best.steps[i] if i < len(s.best.steps) else None
+        if isinstance(run, Run) and len(run.asks) > 1:
+            before, after = s.best.steps[:i], s.best.steps[i + 1 :]
+            minimise(run.asks, lambda asks, b=before, a=after: s.keep([*b, Run(tuple(asks)), *a]))  # type: ignore[misc]
+
+
+def _plainer_asks(s: _Search) -> None:
+    """One token, at once, to its end; first for all requests together."""
+    plain = (
+        lambda a: replace(a, max_new_tokens=1, arrives=0, cancel_after=None),
+        lambda a: replace(a, max_new_tokens=1) if a.cancel_after is None else a,
+        lambda a: replace(a, arrives=0),
+        lambda a: replace(a, cancel_after=None),
+        lambda a: replace(a, adapter=None, mix=()),
+        lambda a: replace(a, max_new_tokens=max(a.max_new_tokens // 2, (a.cancel_after or 0) + 1)),
+        lambda a: replace(a, arrives=a.arrives // 2),
+        lambda a: replace(a, max_new_tokens=max(a.max_new_tokens - 1, (a.cancel_after or 0) + 1)),
+        lambda a: replace(a, arrives=max(a.arrives - 1, 0)),
+    )
+    for change in plain[:4]:
+        s.keep_asks(change)
+    for at, ask in s.asks():
+        for change in plain:
+            if change(ask) != ask and s.keep_ask(at, change(ask)):
+                ask = change(ask)
+
+
+def _fewer_adapters(s: _Search) -> None:
+    """Fewer different names: each in the place of a later one."""
+    names = list(dict.fromkeys(step.name for step in s.best.steps if isinstance(step, Load)))
+    for i, name in enumerate(names):
+        for other in names[i + 1 :]:
+            s.keep([_renamed(step, other, name) for step in s.best.steps])
+
+
+def _shorter_prompts(s: _Search) -> None:
+    """To one token, a half, one token less: all prompts that are longer, then each alone; at the end, then at the
+    beginning."""
+    for shorter in (lambda p, n: p[:n], lambda p, n: p[-n:]):
+        while True:
+            longest = max(len(a.prompt_ids) for _, a in s.asks())
+            lengths = [n for n in (1, longest // 2, longest * 3 // 4, longest - 1) if 0 < n < longest]
+            cut = shorter
+            if not any(s.keep_asks(lambda a, n=n, cut=cut: _with_prompt(a, cut(a.prompt_ids, n))) for n in lengths):  # type: ignore[misc]
+                break
+        for at, _ in s.asks():
+            while True:
+                ask = dict(s.asks())[at]
+                have = len(ask.prompt_ids)
+                lengths = [n for n in (1, have // 2, have * 3 // 4, have - 1) if 0 < n < have]
+                if not any(s.keep_ask(at, _with_prompt(ask, shorter(ask.prompt_ids, n))) for n in lengths):
+                    break
+
+
+def _plainer_tokens(s: _Search) -> None:
+    """0 wherever it makes no difference; what must differ from it is counted up from 1. Equal tokens stay equal."""
+    tokens = list(dict.fromkeys(t for _, a in s.asks() for t in a.prompt_ids))
+    free = [t for t in tokens if t != 0]
+
+    def zeroed_but(kept: Sequence[int]) -> bool:
+        return s.keep_asks(lambda a: _with_prompt(a, tuple(t if t in kept else 0 for t in a.prompt_ids)))
+
+    if free and not zeroed_but(()):
+        free = list(minimise(free, zeroed_but))
+        place = {t: i + 1 for i, t in enumerate(free)}
+        s.keep_asks(lambda a: _with_prompt(a, tuple(place.get(t, 0) for t in a.prompt_ids)))
+
+
+def _with_prompt(ask: Ask, prompt: tuple[int, ...]) -> Ask:
+    return replace(ask, prompt_ids=prompt)
+
+
+def _renamed(step: Step, old: str, new: str) -> Step:
+    if isinstance(step, Run):
+        return Run(
+            tuple(
+                replace(
+                    a,
+                    adapter=new if a.adapter == old else a.adapter,
+                    mix=tuple((new if name == old else name, weight) for name, weight in a.mix),
+                )
+                for a in step.asks
+            )
+        )
+    return replace(step, name=new) if step.name == old else step
+
+
+def _asks(steps: Sequence[Step]) -> list[tuple[tuple[int, int], Ask]]:
+    return [((i, j), a) for i, s in enumerate(steps) if isinstance(s, Run) for j, a in enumerate(s.asks)]
+
+
+def _mended(steps: Sequence[Step]) -> list[Step]:
+    """The same without what has become impossible: names that are not loaded, asked or unloaded; runs of nobody."""
+    known: set[str] = set()
+    found: list[Step] = []
+    for step in steps:
+        if isinstance(step, Load):
+            known.add(step.name)
+            found.append(step)
+        elif isinstance(step, Unload):
+            if step.name in known:
+                known.remove(step.name)
+                found.append(step)
+        else:
+            asks = tuple(a for a in step.asks if {x for x in (a.adapter, *dict(a.mix)) if x is not None} <= known)
+            if asks:
+                found.append(Run(asks))
+    return found
+
+
+def _needs(steps: Sequence[Step]) -> tuple[int, bool]:
+    """The most names that are known at once, and whether one of them is loaded in place."""
+    known: set[str] = set()
+    most, in_place = 0, False
+    for step in steps:
+        if isinstance(step, Load):
+            in_place |= step.name in known
+            known.add(step.name)
+            most = max(most, len(known))
+        elif isinstance(step, Unload):
+            known.discard(step.name)
+    return most, in_place

@@ -1,0 +1,103 @@
+"""Sequences for hypothesis: a strategy of whole ones, and a rule-based machine that drives an engine and checks it.
+
+For people who test an engine under pytest. A campaign needs neither; hypothesis is imported when one is asked for.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...engines.interface import Capabilities, Engine, Settings
+from ...errors import LoracleError
+from .case import Case, Exchange, Player
+from .scenarios import BLOCK, PLOTS, Numbers, Story, plots_for, variants, write
+from .testbed import Stage
+
+if TYPE_CHECKING:
+    from hypothesis.stateful import RuleBasedStateMachine
+    from hypothesis.strategies import SearchStrategy
+
+MOST_PLOTS = 6
+Check = Callable[[Sequence[Exchange], Stage], str]  # "" or what is wrong
+
+
+def scripts(
+    stage: Stage, capabilities: Capabilities, settings: Settings | None = None, block: int = BLOCK
+) -> "SearchStrategy[Case]":
+    """Sequences for an engine that was started with `settings` (of sequences.variants; the first without).
+
+    A plot that is deleted leaves a legal sequence, and smaller numbers make simpler ones: that is how it shrinks."""
+    st = _hypothesis().strategies
+    chosen = settings or variants(stage, capabilities)[0]
+    moves = st.lists(_moves(stage, capabilities, chosen), min_size=1, max_size=MOST_PLOTS)
+    return st.builds(
+        lambda moves, seed: write("sequence", moves, stage, capabilities, chosen, seed, block), moves, st.integers(0, 9)
+    )
+
+
+def machine_for(
+    make_engine: Callable[[], Engine],
+    stage: Stage,
+    check: Check,
+    settings: Settings | None = None,
+    block: int = BLOCK,
+) -> "type[RuleBasedStateMachine]":
+    """A machine with one rule for each plot that the engine is able to. Its steps are done as they come, and what was
+    answered goes to `check`; an AssertionError says what that found.
+
+    The engine is started once: starting takes longer than all else. Run it with
+    hypothesis.stateful.run_state_machine_as_test(machine), or as the TestCase of a pytest file."""
+    stateful, st = _hypothesis().stateful, _hypothesis().strategies
+    engine = make_engine()
+    capabilities = engine.capabilities
+    chosen = settings or variants(stage, capabilities)[0]
+    engine.start(chosen)
+
+    class EngineMachine(stateful.RuleBasedStateMachine):  # type: ignore[name-defined]
+        """One engine that serves for a while."""
+
+        @stateful.initialize(seed=st.integers(0, 9))
+        def begin(self, seed: int) -> None:
+            self.story = Story(stage, capabilities, chosen, seed, block)
+            self.player = Player(engine, stage)
+            self.done = 0
+            engine.reset()
+
+        def tell(self, plot: str, numbers: Sequence[int]) -> None:
+            PLOTS[plot].tell(self.story, Numbers(numbers))
+            told = tuple(self.story.steps)
+            exchanges = [e for step in told[self.done :] for e in self.player.do(step)]
+            self.done = len(told)
+            wrong = check(exchanges, stage)
+            assert not wrong, f"{wrong}; all that was done: {told}"
+
+    for plot in plots_for(stage, capabilities, chosen):
+        rule = stateful.rule(numbers=_numbers())(_told(plot))
+        setattr(EngineMachine, plot.replace(" ", "_"), rule)
+    return EngineMachine
+
+
+def _told(plot: str) -> Callable[..., None]:
+    def tell(self: Any, numbers: list[int]) -> None:
+        self.tell(plot, numbers)
+
+    tell.__name__ = plot.replace(" ", "_")
+    return tell
+
+
+def _moves(stage: Stage, capabilities: Capabilities, settings: Settings) -> "SearchStrategy[tuple[str, list[int]]]":
+    st = _hypothesis().strategies
+    return st.tuples(st.sampled_from(plots_for(stage, capabilities, settings)), _numbers())
+
+
+def _numbers() -> "SearchStrategy[list[int]]":
+    st = _hypothesis().strategies
+    return st.lists(st.integers(0, 99), max_size=16)
+
+
+def _hypothesis() -> Any:
+    try:
+        import hypothesis
+        import hypothesis.stateful
+    except ImportError:
+        raise LoracleError("this needs hypothesis: pip install hypothesis") from None
+    return hypothesis

@@ -1,0 +1,103 @@
+"""How far off rounding alone could put an answer, to first order: beyond that nothing but a bug is.
+
+Every step's result is moved by as much as rounding may move it, each number up or down by chance: u |y| for the type
+that it is stored in, and K v |x| |W| for a sum of K products in float32. The answer's response has the rms
+sqrt(sum (J_i b_i)^2); all n numbers conspiring move it by sum |J_i b_i|, which is at most sqrt(n) times as much
+(Cauchy and Schwarz). That is far above what honest engines do, and therefore no limit for them: a ceiling.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ...arrays import DTYPES, Array
+from ...batch import Request
+from ...layers import linear
+from ...lora import lora_delta
+from ...model import logits
+from ...ops import NUMPY, Ops
+from ..bugs.steps import each
+from ..cases.testbed import Stage
+from .measure import Raw
+
+SINGLE = 2.0**-24  # half a unit in the last place of float32
+
+
+class Moved:
+    """A table of steps that are off by their bounds, and how many numbers were."""
+
+    def __init__(self, dtype: str, seed: int) -> None:
+        import ml_dtypes
+
+        self.rng, self.count = np.random.default_rng(seed), 0
+        self.unit = float(ml_dtypes.finfo(DTYPES[dtype]).eps) / 2
+
+    def by(self, y: Array, bound: Array) -> Array:
+        """y, each number one bound up or down."""
+        self.count += y.size
+        return y + bound * self.rng.choice([-1.0, 1.0], y.shape)
+
+    @property
+    def ops(self) -> Ops:
+        """In float64."""
+        u, absolute = self.unit, each(_absolute).lora_delta
+
+        def product(x: Array, weight: Array, bias: Array | None, p: Any) -> Array:
+            y = linear(x, weight, bias, p)
+            sums = linear(np.abs(x), np.abs(weight), None if bias is None else np.abs(bias), p)
+            return self.by(y, u * np.abs(y) + x.shape[1] * SINGLE * sums)
+
+        def delta(y: Array, x: Array, bank: Any, site: Any, ids: Array, weights: Array, p: Any) -> None:
+            own, sums = np.zeros_like(y), np.zeros_like(y)
+            lora_delta(own, x, bank, site, ids, weights, p)
+            positive = x if x.dtype.kind in "iu" else np.abs(x)
+            absolute(sums, positive, bank, site, ids, np.abs(weights), p)
+            terms = 1 if x.dtype.kind in "iu" else x.shape[1]
+            y += self.by(own, (3 * u + terms * SINGLE) * sums)
+
+        def attention(q: Array, k: Array, v: Array, *rest: Any) -> Array:
+            q = self.by(q, (2 * u + q.shape[-1] * SINGLE) * np.abs(q))
+            y = NUMPY.attention(q, k, v, *rest)
+            return self.by(y, (2 * u + k.shape[0] * SINGLE) * NUMPY.attention(q, k, np.abs(v), *rest))
+
+        def rms_norm(x: Array, *rest: Any) -> Array:
+            y = NUMPY.rms_norm(self.by(x, u * np.abs(x)), *rest)  # the residual stream was rounded as well
+            return self.by(y, (2 * u + x.shape[1] * SINGLE) * np.abs(y))
+
+        def after(step: Callable, times: int) -> Callable:
+            def moved(*call: Any) -> Array:
+                y = step(*call)
+                return self.by(y, times * (u + SINGLE) * np.abs(y).max(axis=-1, keepdims=True))
+
+            return moved
+
+        return replace(
+            NUMPY,
+            linear=product,
+            lora_delta=delta,
+            attention=attention,
+            rms_norm=rms_norm,
+            rope=after(NUMPY.rope, 3),
+            mlp_activation=after(NUMPY.mlp_activation, 3),
+        )
+
+
+def _absolute(w: Any) -> Any:
+    bias = None if w.bias is None else np.abs(w.bias)
+    return dataclasses.replace(w, A=np.abs(w.A), B=np.abs(w.B), scale=abs(w.scale), bias=bias)
+
+
+def ceilings(requests: Sequence[Request], raws: Sequence[Raw], stage: Stage, seed: int = 0) -> list[Array]:
+    """Of each request's shown rows, in units of noise."""
+    moved = Moved(stage.dtype, seed)
+    rows = logits(stage.exact, requests, moved.ops)
+    lengths = [len(r.prompt_ids) for r in requests]
+    found = []
+    for run, raw, n in zip(rows, raws, lengths, strict=True):
+        error = raw.view.error(run[raw.rows], raw.logits)
+        response = np.sqrt(np.sum(np.where(raw.view.shown, error, 0.0) ** 2, axis=1) / raw.view.shown.sum(axis=1))
+        found.append(np.sqrt(moved.count / sum(lengths) * n) * response / raw.unit)
+    return found

@@ -1,0 +1,186 @@
+"""One exchange, measured: the engine's error beside the errors of the honest runs, row by row, in the same units.
+
+The unit of a row is the rms of the honest errors in it. What an honest engine's ratio looks like is not assumed but
+seen: each honest run is itself measured in the unit that the others make (leave one out).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...arrays import Array
+from ...engines.interface import Answer
+from ..cases import case as cases
+from ..cases.case import Case, Exchange
+from ..cases.testbed import Stage
+from .ensemble import Member, honest_runs
+from .readout import Gap, Unreadable, View, rows_of, view
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The rows of one exchange."""
+
+    case: str
+    run: int
+    index: int
+    adapter: str | None
+    first: int  # the place of the first row
+    ratio: Array  # [rows] rms of the engine's error over the unit
+    honest: Array  # [members, rows] the same of each honest run, in the unit of the others
+    unit: Array  # [rows] rms over the vocabulary
+    matters: float  # the least distance, in units, from the answer of the base and of every other adapter in the batch
+    problem: str = ""  # why there are no rows: an answer that is none
+
+    @property
+    def whole(self) -> float:
+        """The rms of the ratios of all rows."""
+        return float(np.sqrt(np.mean(self.ratio**2)))
+
+    @property
+    def honest_whole(self) -> Array:
+        """The same of each honest run."""
+        return np.sqrt(np.mean(self.honest**2, axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """The errors themselves, for the filters that look along a direction."""
+
+    view: View
+    rows: slice  # of the whole text's rows, those that the engine showed
+    exact: Array  # [rows, vocab] the truth, as the engine would show it
+    logits: Array  # [rows, vocab] the truth, in full
+    error: Array  # [rows, vocab]
+    honest: Array  # [members, rows, vocab]
+    unit: Array  # [rows]
+
+    @property
+    def vocab(self) -> int:
+        """How many logits a row has."""
+        return self.logits.shape[1]
+
+
+def measure(
+    case: Case, exchanges: Sequence[Exchange], stage: Stage, members: Sequence[Member]
+) -> tuple[list[Measured], list[Raw | None]]:
+    """Every exchange of a case that counts: one that was cancelled does not."""
+    counted = [e for e in exchanges if e.ask.cancel_after is None]
+    problems = {id(e): problem for e in counted if (problem := malformed(e, stage))}
+    asked = [e for e in counted if id(e) not in problems]
+    exact = cases.truth(asked, stage) if asked else []
+    requests = [cases.request(e, stage) for e in asked]
+    runs = honest_runs(stage.model, requests, members) if asked else []
+    others = _others(asked, stage)
+    found: list[Measured] = []
+    raws: list[Raw | None] = []
+    for e in counted:
+        problem = problems.get(id(e), "")
+        raw = None
+        if not problem:
+            i = asked.index(e)
+            try:
+                raw = look(e.answer, exact[i], [run[i] for run in runs])
+            except Unreadable as error:
+                problem = str(error)
+        if raw is None:
+            none = np.zeros(0)
+            found.append(Measured(case.name, e.run, e.index, e.adapter, 0, none, np.zeros((0, 0)), none, 0.0, problem))
+        else:
+            matters = min((_distance(raw, x) for x in others[i]), default=np.inf)
+            found.append(_measured(case, e, raw, matters))
+        raws.append(raw)
+    return found, raws
+
+
+def malformed(e: Exchange, stage: Stage) -> str:
+    """What is wrong with an answer before any number is compared; "" if nothing is."""
+    answer, vocab = e.answer, cases.words(e.adapters, stage)
+    if answer.error:
+        return answer.error
+    if len(answer.token_ids) != e.ask.max_new_tokens:
+        return f"{len(answer.token_ids)} tokens where {e.ask.max_new_tokens} were asked for"
+    wrong = [t for t in answer.token_ids if not 0 <= t < vocab]
+    if wrong:
+        return f"token {wrong[0]} is outside of the vocabulary of {vocab}"
+    rows, last = rows_of(answer), len(e.ask.prompt_ids) + len(answer.token_ids) - 1
+    if rows and answer.first + rows != last and answer.first + rows != len(e.ask.prompt_ids):
+        return f"{rows} rows from place {answer.first} on, for a text of {last} places"
+    return ""
+
+
+def look(answer: Answer, exact: Array, runs: Sequence[Array]) -> Raw:
+    """The errors of one answer and of the honest runs, over the rows that it shows."""
+    shown = rows_of(answer)
+    if not shown:
+        return _look_at_text(answer, exact, runs)
+    rows = slice(answer.first, answer.first + shown)
+    v = view(answer, exact[rows])
+    true = v.of(exact[rows])
+    honest = np.stack([v.of(run[rows].astype(np.float64)) - true for run in runs])
+    unit = _rms(honest, v.shown[None]).T
+    return Raw(v, rows, true, exact[rows], v.values - true, honest, np.sqrt(np.mean(unit**2, axis=1)))
+
+
+def _look_at_text(answer: Answer, exact: Array, runs: Sequence[Array]) -> Raw:
+    """Of text only this can be said: the token's true logit lies so far below the best one's, where honest runs are so
+    far off in the difference of the two. A token that is the best is no error, however close it was."""
+    n, places = len(answer.token_ids), len(exact) - len(answer.token_ids)
+    rows = slice(places, len(exact))
+    tokens, at = np.asarray(answer.token_ids), np.arange(n)
+    best = exact[rows].argmax(axis=1)
+
+    v = Gap(np.zeros((n, 1)), np.ones((n, 1), bool), best=best, tokens=tokens)
+    # Where the best token was chosen, the noise is that of the runner-up.
+    rival = np.where(tokens == best, np.argsort(exact[rows], axis=1)[:, -2], tokens)
+    errors = [run[rows].astype(np.float64) - exact[rows] for run in runs]
+    honest = np.stack([(x[at, best] - x[at, rival])[:, None] for x in errors])
+    unit = np.maximum(np.sqrt(np.mean(honest[:, :, 0] ** 2, axis=0)), np.finfo(float).tiny)
+    # The engine's own numbers put its token on top: its error in the gap is the gap, or more.
+    true = v.of(exact[rows])
+    return Raw(v, rows, true, exact[rows], -true, honest, unit)
+
+
+def _measured(case: Case, e: Exchange, raw: Raw, matters: float) -> Measured:
+    shown = raw.view.shown
+    honest = _rms(raw.honest, shown[None])  # [members, rows]
+    total, n = np.sum(honest**2, axis=0), len(honest)
+    of_others = np.sqrt((total - honest**2) / max(n - 1, 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio, left_out = _rms(raw.error, shown) / raw.unit, honest / of_others
+    first = raw.rows.start
+    return Measured(case.name, e.run, e.index, e.adapter, first, ratio, left_out, raw.unit, matters)
+
+
+def _rms(x: Array, shown: Array) -> Array:
+    """Over the vocabulary, of what is shown."""
+    return np.sqrt(np.sum(np.where(shown, x, 0.0) ** 2, axis=-1) / np.maximum(shown.sum(axis=-1), 1))
+
+
+def _others(asked: Sequence[Exchange], stage: Stage) -> list[list[Array]]:
+    """For each exchange, the exact logits of the same text by the base and by the other adapters of its run."""
+    from ...batch import Request
+    from ...model import logits
+
+    wanted = []
+    for e in asked:
+        neighbours = dict.fromkeys([(), *(o.adapters for o in asked if o.run == e.run)])
+        last = max(cases.request(e, stage).prompt_ids)  # a word that only this adapter has is no prompt for another
+        wanted.append([o for o in neighbours if o != e.adapters and last < cases.words(o, stage)][:3])
+    requests = [
+        Request(cases.request(e, stage).prompt_ids, [(stage.adapters[key], weight) for key, weight in adapters])
+        for e, others in zip(asked, wanted, strict=True)
+        for adapters in others
+    ]
+    rows = iter(logits(stage.exact, requests) if requests else [])
+    return [[next(rows) for _ in others] for others in wanted]
+
+
+def _distance(raw: Raw, other: Array) -> float:
+    """How far another answer is from the right one, in units, in the row that tells them apart best."""
+    common = min(other.shape[1], raw.vocab)  # one of them may have a grown vocabulary
+    there = raw.logits.copy()
+    there[:, :common] = other[raw.rows, :common]
+    moved = raw.view.error(there, raw.logits)
+    return float(np.max(_rms(moved, raw.view.shown) / raw.unit))

@@ -1,0 +1,120 @@
+"""What an engine shows, as numbers that can be compared: the space in which truth, noise and mutants are laid beside.
+
+Full logits are compared as they are. Log-probabilities are compared with log_softmax of the truth, each row less its
+mean. Of the top k only the tokens count that are in the reference's top k as well: the engine chose its set with its
+own error.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...arrays import Array
+from ...engines.interface import Answer
+
+
+class Unreadable(Exception):
+    """The answer is no answer: what is wrong with it, in one line. A failed case."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The numbers of one answer; `of` gives the same of any logits of the same rows."""
+
+    values: Array  # [rows, shown numbers], 0 where the engine shows nothing
+    shown: Array  # the same shape, of bool
+    logprobs: bool = True  # log-probabilities, or logits as they are
+
+    def of(self, logits: Array) -> Array:
+        """logits [rows, vocab] -> what an engine with these logits would show."""
+        return centred(log_softmax(logits), self.shown) if self.logprobs else np.where(self.shown, logits, 0.0)
+
+    def error(self, logits: Array, exact: Array) -> Array:
+        """What an engine with these logits would be off by. exact: the true logits of the same rows."""
+        return self.of(logits) - self.of(exact)
+
+
+@dataclass(frozen=True, eq=False)
+class Gap(View):
+    """Of text alone: by how much each produced token is below the best one, [rows, 1]."""
+
+    best: Array = field(default_factory=lambda: np.zeros(0, int))
+    tokens: Array = field(default_factory=lambda: np.zeros(0, int))
+
+    def of(self, logits: Array) -> Array:
+        """The logit of the best token less that of the produced one."""
+        at = np.arange(len(self.best))
+        return (logits[at, self.best] - logits[at, self.tokens])[:, None]
+
+    def error(self, logits: Array, exact: Array) -> Array:
+        """The engine would have produced its own best token: by so much is that one below the truly best."""
+        at = np.arange(len(self.best))
+        return (exact[at, logits.argmax(axis=1)] - exact[at, self.best])[:, None]
+
+
+def centred(logprobs: Array, shown: Array) -> Array:
+    """Log-probabilities less the mean of those that are shown. One number of a row, the logarithm of its sum, is as
+    much as all others together of what an engine rounds: it says nothing of the model, and is the same for all tokens.
+    A single token is left as it is."""
+    count = shown.sum(axis=-1, keepdims=True)
+    mean = np.sum(np.where(shown, logprobs, 0.0), axis=-1, keepdims=True) / np.maximum(count, 1)
+    return np.where(shown, logprobs - np.where(count > 1, mean, 0.0), 0.0)
+
+
+def log_softmax(x: Array) -> Array:
+    """Over the vocabulary."""
+    shifted = x - x.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def rows_of(answer: Answer) -> int:
+    """How many rows the engine showed; 0 where it shows text alone."""
+    for x in (answer.logits, answer.logprobs, answer.top):
+        if x is not None:
+            return len(x)
+    return 0
+
+
+def view(answer: Answer, exact: Array) -> View:
+    """exact: the true logits of the same rows. Unreadable where the answer cannot be what was asked for."""
+    if answer.error:
+        raise Unreadable(answer.error)
+    if answer.top is not None:
+        return _top(answer, exact)
+    values = answer.logits if answer.logits is not None else answer.logprobs
+    assert values is not None
+    if values.ndim != 2 or values.shape != exact.shape:
+        raise Unreadable(f"numbers of shape {list(values.shape)} where {list(exact.shape)} were expected")
+    values = np.asarray(values, np.float64)
+    _check_finite(values, exact)
+    shown = np.isfinite(exact)
+    if answer.logits is None:
+        return View(centred(values, shown), shown)
+    return View(np.where(shown, values, 0.0), shown, logprobs=False)
+
+
+def _check_finite(values: Array, exact: Array) -> None:
+    wrong = np.isnan(values) | (np.isinf(values) & np.isfinite(exact))
+    if wrong.any():
+        row, token = (int(i) for i in np.argwhere(wrong)[0])
+        raise Unreadable(f"{values[row, token]} for token {token} in row {row} ({int(wrong.sum())} such numbers)")
+
+
+def _top(answer: Answer, exact: Array) -> View:
+    assert answer.top is not None
+    if len(answer.top) != len(exact):
+        raise Unreadable(f"{len(answer.top)} rows where {len(exact)} were expected")
+    values, shown, true = np.zeros(exact.shape), np.zeros(exact.shape, bool), log_softmax(exact)
+    for i, row in enumerate(answer.top):
+        k = len(row)
+        if k == 0:
+            raise Unreadable(f"row {i} names no token")
+        unknown = [t for t in row if not 0 <= t < exact.shape[1]]
+        if unknown:
+            raise Unreadable(f"row {i} names token {unknown[0]}, the vocabulary has {exact.shape[1]}")
+        if not all(np.isfinite(list(row.values()))):
+            raise Unreadable(f"row {i} holds a log-probability that is no number")
+        best = set(np.argpartition(-true[i], min(k, exact.shape[1] - 1))[:k].tolist())
+        both = [t for t in row if t in best] or [max(row, key=row.__getitem__)]  # all strangers: its own favourite
+        values[i, both], shown[i, both] = [row[t] for t in both], True
+    return View(centred(values, shown), shown)

@@ -1,0 +1,161 @@
+"""pass, fail, undecided: from ratios to a verdict, with the chance of a false alarm stated for the whole campaign.
+
+The logarithm of a row's ratio is spread around a level. The spread is that of the honest runs about their own levels.
+The level is the engine's own, read off its base rows, which have its rounding and no LoRA; but no higher than that of
+the noisiest honest run, or a broken base would excuse everything. Against these a row, and a request as a whole, is as
+many spreads too far off as its score says. How rare a score is, the honest runs say as well: a normal distribution, as
+wide as their largest scores make it. No tolerance is written down anywhere: only the two odds are.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...arrays import Array
+from .measure import Measured
+
+FALSE_ALARM = 1e-6  # how often a whole campaign over an honest engine may end in "fail" by chance
+DOUBT = 1e-2  # what happens by chance in fewer than this share of campaigns is looked at again
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What honest looks like in one campaign."""
+
+    level: float  # log of the ratio of an honest row of this engine
+    spread: float
+    whole_level: float  # the same of whole requests
+    whole_spread: float
+    shared: float  # the part of it that all rows of a request have in common: more rows do not average it away
+    highest: float  # the level of the noisiest honest run
+    base: float  # the level of the engine's own base rows, whatever it is; nan without such rows
+    pass_score: float  # scores up to here pass
+    fail_score: float  # scores from here on fail
+    tested: int = 0  # rows and requests
+
+    @property
+    def ratio(self) -> float:
+        """The ratio of one row from which on it fails."""
+        return float(np.exp(self.level + self.fail_score * self.spread))
+
+
+def limits(measured: Sequence[Measured]) -> Limits:
+    """Learnt from all that was measured. Of an engine without readable rows: those of no rows."""
+    readable = [m for m in measured if not m.problem and m.ratio.size]
+    if not readable:
+        return Limits(0.0, 1.0, 0.0, 1.0, 1.0, 0.0, float("nan"), *thresholds(np.zeros(0), 1))
+    rows = np.concatenate([_log(m.honest) for m in readable], axis=1)  # [members, rows]
+    wholes = np.stack([_log(m.honest_whole) for m in readable], axis=1)  # [members, requests]
+    control = [m for m in readable if m.adapter is None]
+    row, whole = _learn(rows), _learn(wholes)
+    base = float("nan")
+    if control:
+        row, base = _as_seen(row, np.concatenate([_log(m.ratio) for m in control]))
+        whole, _ = _as_seen(whole, np.concatenate([_log(np.array([m.whole])) for m in control]))
+    tested = sum(m.ratio.size + 1 for m in measured if not m.problem)
+    counts = np.array([m.ratio.size for m in readable])
+    shared = float(np.sqrt(max(whole.spread**2 - row.spread**2 * np.mean(1 / counts), 0.0)))
+    spreads = _spread_of_whole(shared, row.spread, counts)
+    scores = np.concatenate([(_centred(rows) / row.spread).ravel(), (_centred(wholes) / spreads).ravel()])
+    odds = thresholds(scores, tested)
+    return Limits(row.level, row.spread, whole.level, whole.spread, shared, row.highest, base, *odds, tested)
+
+
+def _centred(x: Array) -> Array:
+    """Each honest run about its own level."""
+    return x - x.mean(axis=1, keepdims=True)
+
+
+def _spread_of_whole(shared: float, spread: float, rows: Any) -> Any:
+    """Of a request with so many rows. One of a single row is spread as that row is, one of many only as they agree."""
+    return np.sqrt(shared**2 + spread**2 / rows)
+
+
+def thresholds(honest: Array, tested: int) -> tuple[float, float]:
+    """Scores that `tested` honest ones leave with the odds above (Bonferroni). honest: scores of honest runs.
+
+    Those of a normal distribution that is wide enough for the largest of the honest scores."""
+    normal, width = statistics.NormalDist(), 1.0
+    for share in (1e-2, 1e-3, 1 / max(honest.size, 1)):
+        if share * honest.size >= 1 and honest.size >= 100:
+            width = max(width, float(np.quantile(honest, 1 - share)) / normal.inv_cdf(1 - share))
+    found = [width * normal.inv_cdf(1 - odds / max(tested, 1)) for odds in (DOUBT, FALSE_ALARM)]
+    return found[0], found[1]
+
+
+@dataclass(frozen=True)
+class Honest:
+    """Logarithms of ratios of the honest runs: where they lie, how they are spread, and the extremes of both."""
+
+    level: float
+    lowest: float
+    highest: float
+    spread: float
+    widest: float
+
+
+def _learn(x: Array) -> Honest:
+    """From [members, n]."""
+    levels, spreads = x.mean(axis=1), x.std(axis=1)
+    pooled = float(np.sqrt(np.mean(spreads**2)))
+    return Honest(
+        float(np.median(levels)), float(levels.min()), float(levels.max()), max(pooled, 1e-3), float(spreads.max())
+    )
+
+
+def _as_seen(honest: Honest, control: Array) -> tuple[Honest, float]:
+    """With the engine's own level and spread, as far as an honest run has them; and its level whatever it is."""
+    base = float(np.median(control))
+    deviation = 1.4826 * float(np.median(np.abs(control - base)))  # as a standard deviation (Hampel 1974)
+    return replace(
+        honest,
+        level=min(max(base, honest.lowest), honest.highest),
+        spread=max(min(deviation, honest.widest), honest.spread),
+    ), base
+
+
+def _log(x: Array) -> Array:
+    """Of ratios; no error at all is as good as can be, not minus infinity."""
+    return np.log(np.maximum(x, 1e-12))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One request's verdict."""
+
+    verdict: str  # pass, fail, undecided
+    score: float
+    ratio: float  # of its worst row
+    place: int  # where that row is
+    why: str = ""
+
+
+def judge(m: Measured, known: Limits) -> Judged:
+    """A row that is no number fails: every comparison here is written so that a NaN does not pass."""
+    if m.problem:
+        return Judged("fail", float("inf"), float("inf"), 0, m.problem)
+    scores = (_log(m.ratio) - known.level) / known.spread
+    worst = int(np.argmax(np.where(np.isnan(m.ratio), np.inf, m.ratio)))
+    whole_spread = _spread_of_whole(known.shared, known.spread, len(m.ratio))
+    whole = float((_log(np.array([m.whole]))[0] - known.whole_level) / whole_spread)
+    score = max(float(scores[worst]), whole)
+    ratio, place = float(m.ratio[worst]), m.first + worst
+    if not score < known.fail_score:
+        return Judged("fail", score, ratio, place, f"{ratio:.3g} x noise at place {place}")
+    if not score <= known.pass_score:
+        return Judged("undecided", score, ratio, place, f"{ratio:.3g} x noise at place {place}: rare, not impossible")
+    return Judged("pass", score, ratio, place)
+
+
+def overall(verdicts: Sequence[str]) -> str:
+    """The worst of them. No verdict at all is undecided: nothing was shown."""
+    return "fail" if "fail" in verdicts else "undecided" if "undecided" in verdicts or not verdicts else "pass"
+
+
+def no_chance(close: int) -> bool:
+    """Are so many cases too close to call that chance cannot be blamed? Each campaign has DOUBT of them (Poisson)."""
+    return 1 - sum(math.exp(-DOUBT) * DOUBT**k / math.factorial(k) for k in range(close)) < FALSE_ALARM

@@ -1,0 +1,138 @@
+"""What the engine did and what the named bug does, side by side, in units of noise: the picture in the report.
+
+Two views of one case. From far: every request, place by place, by the rms of its rows. From near: one of the requests
+that failed, its places by tokens of the vocabulary, with the sign of the error: the fingerprint of a bug.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...arrays import Array
+from ..bugs import Mutant
+from ..cases.case import Exchange
+from ..cases.testbed import Stage
+from ..diagnosis.projection import Sample, direction
+from ..noise.measure import Raw
+from ..noise.verdict import Limits
+
+REQUESTS = 16  # that are drawn of one case
+PLACES = 40  # of the request that is drawn from near
+TOKENS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """One request from far. Of an answer that was none there are no rows."""
+
+    run: int
+    index: int
+    adapter: str | None
+    first: int  # the place of the first row
+    prompt: int  # tokens of the prompt: the row of the place before is the first that predicts an answer
+    engine: Array  # [rows] rms of the error, in units of noise
+    bug: Array | None  # [rows] the same of the bug alone
+    left: Array | None  # [rows] the same of what is left when the bug is taken out
+
+
+@dataclass(frozen=True, eq=False)
+class CloseUp:
+    """One request from near. NaN where the engine shows nothing."""
+
+    line: int  # which of the lines it is
+    places: list[int]
+    tokens: list[int]
+    engine: Array  # [places, tokens] error, in units of noise
+    bug: Array | None  # [places, tokens]
+    left: Array | None  # [places, tokens] engine - bug
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One case."""
+
+    case: str
+    mutant: str  # "" where none came near
+    lines: list[Line]
+    close_up: CloseUp | None
+
+
+def picture(
+    samples: Sequence[Sample], stage: Stage, known: Limits, mutant: Mutant | None, only: str = ""
+) -> Picture | None:
+    """Of the sample that shows the most. only: the adapter that the bug is confined to. None if nothing is readable."""
+    best: tuple[float, Sample, list[Array | None]] | None = None
+    for sample in samples:
+        d = _bug(sample, stage, mutant, only)
+        worth = sum(_worth(raw, own, known) for raw, own in zip(sample.raws, d, strict=True))
+        if any(r is not None for r in sample.raws) and (best is None or worth > best[0]):
+            best = (worth, sample, d)
+    if best is None:
+        return None
+    _, sample, d = best
+    worths = [_worth(raw, own, known) for raw, own in zip(sample.raws, d, strict=True)]
+    drawn = sorted(sorted(range(len(d)), key=lambda i: -worths[i])[:REQUESTS])
+    lines = [_line(sample.counted[i], sample.raws[i], d[i]) for i in drawn]
+    near = max((i for i in drawn if sample.raws[i] is not None), key=lambda i: worths[i], default=None)
+    close = None if near is None else _close_up(drawn.index(near), sample.raws[near], d[near])
+    return Picture(sample.case.name, "" if mutant is None else mutant.name, lines, close)
+
+
+def _bug(sample: Sample, stage: Stage, mutant: Mutant | None, only: str) -> list[Array | None]:
+    if mutant is None:
+        return [None] * len(sample.raws)
+    ds = direction(mutant.make, sample, stage)
+    return [
+        d if d is None or not only or e.adapter == only else np.zeros_like(d)
+        for e, d in zip(sample.counted, ds, strict=True)
+    ]
+
+
+def _worth(raw: Raw | None, d: Array | None, known: Limits) -> float:
+    """How much a request shows: its rows that left the noise; below the noise, how far the bug moves it (under 1)."""
+    if raw is None:
+        return 0.0
+    wrong = float(np.sum(~(_far(raw, _in_units(raw)) < known.ratio)))
+    moved = 0.0 if d is None else float(min(np.sum(np.nan_to_num(d) ** 2), 1e300))
+    return wrong + moved / (1 + moved)
+
+
+def _in_units(raw: Raw) -> Array:
+    """The engine's error [rows, vocab], in units of noise."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return raw.error / raw.unit[:, None]
+
+
+def _far(raw: Raw, x: Array) -> Array:
+    """[rows, vocab] -> rms of each row, over what is shown."""
+    shown = raw.view.shown
+    return np.sqrt(np.sum(np.where(shown, x, 0.0) ** 2, axis=1) / np.maximum(shown.sum(axis=1), 1))
+
+
+def _line(e: Exchange, raw: Raw | None, d: Array | None) -> Line:
+    who = e.run, e.index, e.adapter
+    if raw is None:
+        return Line(*who, 0, len(e.ask.prompt_ids), np.zeros(0), None, None)
+    bug = None if d is None else _far(raw, d)
+    left = None if d is None else _far(raw, _in_units(raw) - d)
+    return Line(*who, raw.rows.start, len(e.ask.prompt_ids), _far(raw, _in_units(raw)), bug, left)
+
+
+def _close_up(line: int, raw: Raw | None, d: Array | None) -> CloseUp:
+    """Places and tokens from all over, where there are too many."""
+    assert raw is not None
+    shown = raw.view.shown
+    rows, columns = _some(np.arange(len(shown)), PLACES), _some(np.flatnonzero(shown.any(axis=0)), TOKENS)
+
+    def part(x: Array) -> Array:
+        return np.where(shown, x, np.nan)[np.ix_(rows, columns)]
+
+    places, tokens, engine = [int(i) + raw.rows.start for i in rows], [int(t) for t in columns], _in_units(raw)
+    if d is None:
+        return CloseUp(line, places, tokens, part(engine), None, None)
+    return CloseUp(line, places, tokens, part(engine), part(d), part(engine - d))
+
+
+def _some(xs: Array, n: int) -> Array:
+    return xs[np.unique(np.linspace(0, len(xs) - 1, min(n, len(xs))).astype(int))] if len(xs) else xs

@@ -1,0 +1,247 @@
+"""A failure as a folder that can be sent to whoever has to mend it, and played again with one command.
+
+    README.md               what went wrong, in words, and the command
+    repro.json              the case, the settings, the engine with its options and versions, what was answered
+    expected.safetensors    RUN.INDEX.logits [tokens, vocab] in float64; RUN.INDEX.unit [rows], their noise
+    got.safetensors         RUN.INDEX.logits (logprobs, top.ids, top.logprobs) [rows, ...], as the engine gave them
+    adapters/               the PEFT folders that the case uses
+    model/                  the base; the embedded one, and one that is too large, are only named, with their SHA-256
+
+It is written beside its place and renamed at the end. No key or password is in it, and no user or query of a URL.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...adapter import load_adapter
+from ...arrays import DTYPES, Array
+from ...engines.interface import Answer, Ask, Engine, Settings
+from ...errors import LoracleError
+from ...loading.findings import Findings, one_line, shown
+from ...loading.json_file import is_integer, read_json
+from ...weights import base_folder, load_model
+from ..cases.case import Case, Exchange, Load, Run, keys_of, play, prepare
+from ..cases.case_json import from_json
+from ..cases.testbed import Stage, in_float64
+from ..noise.verdict import Limits
+from .repro_write import FILE, FORMAT, digests
+from .repro_write import save_repro as save_repro
+
+
+class ReproError(LoracleError):
+    """A repro folder that is damaged, or that refers to something that is not there, or not the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Repro:
+    """What is in a folder."""
+
+    stage: Stage
+    case: Case
+    exchanges: list[Exchange]  # what was answered then; without what was left out
+    expected: dict[tuple[int, int], Array]  # (run, index) -> logits [tokens, vocab]
+    unit: dict[tuple[int, int], Array]  # (run, index) -> [rows]
+    why: str
+    settings: Settings
+    engine: str
+    options: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    known: Limits | None = None  # what the campaign had learnt of honest answers; None: learn from the case
+
+
+def load_repro(folder: Path) -> Repro:
+    """ReproError, one line, for a folder that is damaged, or whose base is elsewhere and no longer the same."""
+    folder = Path(folder)
+    data = _Reader(folder / FILE)
+    if data.get("format", int) != FORMAT:
+        raise ReproError(f"{folder / FILE}: format is {data.get('format', int)}, this version reads {FORMAT}")
+    stage = _load_stage(folder, data)
+    case = data.checked("case", lambda: from_json(data.get("case", dict)))
+    named = {s.adapter for s in case.steps if isinstance(s, Load)} if not case.stateless else set()
+    if missing := named - set(stage.paths):
+        raise ReproError(f"{folder / FILE}: the case loads adapter {sorted(missing)[0]!r}, which the folder has not")
+    expected, got = (_read_arrays(folder / f"{name}.safetensors") for name in ("expected", "got"))
+    options, versions = data.texts("options"), data.texts("versions")
+    return Repro(
+        stage,
+        case,
+        data.checked("answers", lambda: _exchanges(case, stage, data.get("answers", list), got)),
+        _parts(expected, "logits"),
+        _parts(expected, "unit"),
+        data.get("why", str),
+        data.checked("settings", lambda: _settings(data.get("settings", dict), stage.folder, options)),
+        data.get("engine", str),
+        options,
+        versions,
+        data.get("seed", int),
+        data.checked("limits", lambda: _limits(data.data.get("limits"))),
+    )
+
+
+def _limits(data: Mapping[str, Any] | None) -> Limits | None:
+    if data is None:
+        return None
+    numbers: dict[str, Any] = {f.name: float(data[f.name]) for f in dataclasses.fields(Limits)}
+    return Limits(**numbers)
+
+
+def replay(folder: Path, make_engine: Callable[[str, Mapping[str, str]], Engine]) -> tuple[Stage, Case, list[Exchange]]:
+    """Play the folder's case again. make_engine: the engine's name and its options -> an engine that is not started."""
+    repro = load_repro(folder)
+    engine = make_engine(repro.engine, repro.options)
+    try:
+        engine.start(repro.settings)
+        if repro.case.stateless:
+            prepare(engine, repro.stage)
+        return repro.stage, repro.case, play(engine, repro.case, repro.stage)
+    finally:
+        engine.close()
+
+
+class _Reader:
+    """repro.json; every mistake in it is a ReproError that names the file."""
+
+    def __init__(self, file: Path) -> None:
+        found = Findings()
+        data = read_json(file, found)
+        if data is None:
+            raise ReproError(found.problems[0])
+        self.file, self.data = file, data
+
+    def get(self, key: str, kind: type) -> Any:
+        value = self.data.get(key)
+        if not isinstance(value, kind):
+            raise ReproError(one_line(f"{self.file}: {key} is {shown(value)}, not {kind.__name__}"))
+        return value
+
+    def texts(self, key: str) -> dict[str, str]:
+        found = self.get(key, dict)
+        for name, value in found.items():
+            if not isinstance(value, str):
+                raise ReproError(one_line(f"{self.file}: {key}: {name} is {shown(value)}, not a text"))
+        return found
+
+    def checked(self, key: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except ReproError:
+            raise
+        except LoracleError as error:
+            raise ReproError(one_line(f"{self.file}: {key}: {error}")) from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ReproError(one_line(f"{self.file}: {key} is damaged ({error})")) from None
+
+
+def _load_stage(folder: Path, data: _Reader) -> Stage:
+    base = _where(folder, data, "model", data.get("model", dict))
+    dtype = data.get("dtype", str)
+    model = load_model(base, dtype)
+    adapters = data.get("adapters", dict)
+    paths = {key: _where(folder, data, f"adapter {key}", entry) for key, entry in adapters.items()}
+    loaded = {key: load_adapter(path, model.config, key) for key, path in paths.items()}
+    return Stage(base, model, in_float64(model), paths, loaded)
+
+
+def _where(folder: Path, data: _Reader, what: str, entry: Any) -> Path:
+    """The folder that is meant, once all of its files are what they were."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), dict):
+        raise ReproError(one_line(f"{data.file}: {what} is {shown(entry)}, not a folder with the sha256 of its files"))
+    if entry.get("name") == "tiny":
+        path = base_folder("tiny")
+    elif isinstance(entry.get("copy"), str):
+        path = folder / entry["copy"]
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ReproError(one_line(f"{data.file}: {what}: {entry['copy']} is not in this folder"))
+    elif isinstance(entry.get("folder"), str):
+        path = Path(entry["folder"])
+    else:
+        raise ReproError(one_line(f"{data.file}: {what} has neither a name nor a copy nor a folder"))
+    for name, digest in entry["sha256"].items():
+        if Path(name).name != name or not (path / name).is_file():
+            raise ReproError(one_line(f"{path / name}: is missing ({what} of {data.file})"))
+        now = digests([path / name])[name]
+        if now != digest:
+            was = str(digest)[:12]
+            raise ReproError(one_line(f"{path / name}: is not what it was: SHA-256 {now[:12]}..., then {was}..."))
+    return path
+
+
+def _settings(data: Mapping[str, Any], model: Path, options: Mapping[str, str]) -> Settings:
+    plain = Settings(model)
+    given: dict[str, Any] = {"model": model, "options": options}
+    for f in dataclasses.fields(Settings):
+        if f.name in ("model", "options") or f.name not in data:
+            continue
+        value, usual = data[f.name], getattr(plain, f.name)
+        if isinstance(usual, tuple) and isinstance(value, list) and all(isinstance(x, str) for x in value):
+            value = tuple(value)
+        fits = value is None or is_integer(value) if usual is None else type(value) is type(usual)
+        if not fits or (f.name == "dtype" and value not in DTYPES):
+            raise LoracleError(f"{f.name} is {shown(value)}")
+        given[f.name] = value
+    return Settings(**given)
+
+
+def _read_arrays(file: Path) -> dict[str, Array]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ReproError(one_line(f"{file}: cannot be read ({error})")) from None
+
+
+def _parts(arrays: Mapping[str, Array], what: str) -> dict[tuple[int, int], Array]:
+    """(run, index) -> array, of those names that end so."""
+    found = {}
+    for name, x in arrays.items():
+        if match := re.fullmatch(rf"(\d+)\.(\d+)\.{what}", name):
+            found[int(match[1]), int(match[2])] = x
+    return found
+
+
+def _exchanges(case: Case, stage: Stage, answers: Sequence[Any], got: Mapping[str, Array]) -> list[Exchange]:
+    """Who was asked what stands in the case, and what came of it in the answers."""
+    asked = _asked(case, stage)
+    found = []
+    for a in answers:
+        ask, keys = asked[a["run"], a["index"]]
+        name = f"{a['run']}.{a['index']}"
+        answer = Answer(
+            tuple(int(t) for t in a["token_ids"]),
+            int(a["first"]),
+            got.get(f"{name}.logits"),
+            got.get(f"{name}.logprobs"),
+            _top(got, f"{name}.top"),
+            error=str(a.get("error", "")),
+            raw=a.get("raw"),
+        )
+        found.append(Exchange(ask, keys, answer, a["run"], a["index"]))
+    return found
+
+
+def _asked(case: Case, stage: Stage) -> dict[tuple[int, int], tuple[Ask, tuple[tuple[str, float], ...]]]:
+    """(run, index) -> the request, and the adapters that its names meant then."""
+    meaning = {key: key for key in stage.paths} if case.stateless else {}
+    found: dict[tuple[int, int], tuple[Ask, tuple[tuple[str, float], ...]]] = {}
+    runs = 0
+    for step in case.steps:
+        if isinstance(step, Load):
+            meaning[step.name] = step.adapter
+        elif isinstance(step, Run):
+            found |= {(runs, i): (ask, keys_of(ask, meaning)) for i, ask in enumerate(step.asks)}
+            runs += 1
+    return found
+
+
+def _top(got: Mapping[str, Array], name: str) -> list[dict[int, float]] | None:
+    if f"{name}.ids" not in got:
+        return None
+    rows = zip(got[f"{name}.ids"], got[f"{name}.logprobs"], strict=True)
+    return [{int(t): float(x) for t, x in zip(ids, logprobs, strict=True) if t >= 0} for ids, logprobs in rows]

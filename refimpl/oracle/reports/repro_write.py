@@ -1,0 +1,232 @@
+"""Writing a repro folder (repro.py says what is in one): what is too large is named instead, and no secret goes in."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import __version__
+from ...adapter import WEIGHTS_FILE
+from ...arrays import Array
+from ...engines.interface import Answer, Ask, Settings
+from ...formats.files import new_folder, write_safetensors
+from ...loading.findings import one_line
+from ...loading.peft_config import CONFIG_FILE
+from ...weights import base_folder
+from ..cases.case import Case, Exchange, Load, Unload
+from ..cases.case_json import to_json
+from ..cases.testbed import Stage
+from ..noise.verdict import Limits
+from .redact import clean, is_secret, without_secrets
+
+FORMAT = 1
+FILE = "repro.json"
+MAX_MODEL = 64_000_000  # bytes; a larger base is named and not copied
+MAX_ADAPTER = 256_000_000
+MAX_NUMBERS = 64_000_000  # of expected, and of got, each; what comes after is left out
+MAX_RAW = 100_000  # characters of one raw answer
+
+_MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
+
+
+def save_repro(
+    folder: Path,
+    stage: Stage,
+    case: Case,
+    exchanges: Sequence[Exchange],
+    truth: Sequence[Array | None],
+    why: str,
+    settings: Settings,
+    engine: str,
+    options: Mapping[str, str] | None = None,
+    versions: Mapping[str, str] | None = None,
+    units: Sequence[Array | None] | None = None,
+    seed: int = 0,
+    known: Limits | None = None,
+) -> None:
+    """truth, units: for each exchange the exact logits [tokens, vocab] and the noise of each shown row [rows], or None
+    where the answer was none. known: what the campaign had learnt of honest answers, so that a replay judges as it
+    did. LoracleError, and no folder, if it cannot be written."""
+    folder = Path(folder)
+    expected = _named(exchanges, truth, "logits") | _named(exchanges, units or [None] * len(exchanges), "unit")
+    got = {f"{_id(e)}.{name}": x for e in exchanges for name, x in _arrays(e.answer).items()}
+    expected, left_out = _bounded(expected)
+    got, also_left_out = _bounded(got)
+    with new_folder(folder) as scratch:
+        data = {
+            "format": FORMAT,
+            "why": clean(why),
+            "engine": engine,
+            "options": without_secrets({k: v for k, v in (options or {}).items() if not is_secret(k)}),
+            "versions": without_secrets({"loracle": __version__, **(versions or {})}),
+            "seed": seed,
+            "limits": None if known is None else dataclasses.asdict(known),
+            "dtype": stage.dtype,
+            "model": _put_model(stage.folder, scratch),
+            "adapters": _put_adapters(_used(case, stage), stage, scratch),
+            "settings": _settings_json(settings),
+            "case": to_json(case),
+            "answers": without_secrets([_answer_json(e) for e in exchanges]),
+            "left_out": [*left_out, *also_left_out],
+        }
+        write_safetensors(scratch / "expected.safetensors", expected)
+        write_safetensors(scratch / "got.safetensors", got)
+        (scratch / FILE).write_text(json.dumps(data, indent=1, allow_nan=True) + "\n", "utf-8")
+        (scratch / "README.md").write_text(_readme(data, case), "utf-8")
+
+
+def _id(e: Exchange) -> str:
+    return f"{e.run}.{e.index}"
+
+
+def _named(exchanges: Sequence[Exchange], arrays: Sequence[Array | None], what: str) -> dict[str, Array]:
+    pairs = zip(exchanges, arrays, strict=True)
+    return {f"{_id(e)}.{what}": np.asarray(x, np.float64) for e, x in pairs if x is not None}
+
+
+def _arrays(answer: Answer) -> dict[str, Array]:
+    """The numbers of an answer, whatever their shape is. A row of the top k that is shorter ends in token -1."""
+    found: dict[str, Array] = {}
+    for name in ("logits", "logprobs"):
+        x = getattr(answer, name)
+        if x is not None:
+            found[name] = x if x.dtype == np.float32 else np.asarray(x, np.float64)
+    if answer.top is not None:
+        k = max(map(len, answer.top), default=0)
+        ids = np.full((len(answer.top), k), -1, np.int64)
+        logprobs = np.full((len(answer.top), k), np.nan)
+        for i, row in enumerate(answer.top):
+            ids[i, : len(row)], logprobs[i, : len(row)] = list(row), list(row.values())
+        found |= {"top.ids": ids, "top.logprobs": logprobs}
+    return found
+
+
+def _bounded(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], list[str]]:
+    """As many as there is room for, in order; the names of the others."""
+    kept: dict[str, Array] = {}
+    for name, x in arrays.items():
+        if sum(a.nbytes for a in kept.values()) + x.nbytes <= MAX_NUMBERS:
+            kept[name] = x
+    return kept, [name for name in arrays if name not in kept]
+
+
+def _answer_json(e: Exchange) -> dict[str, Any]:
+    a = e.answer
+    data: dict[str, Any] = {
+        "run": e.run,
+        "index": e.index,
+        "token_ids": [int(t) for t in a.token_ids],
+        "first": a.first,
+    }
+    if a.error:
+        data["error"] = a.error
+    if a.raw is not None:
+        data["raw"] = _raw(a.raw)
+    return data
+
+
+def _raw(raw: Any) -> Any:
+    """As JSON if it is that, else as text; a long one is cut."""
+    try:
+        text = raw if isinstance(raw, str) else json.dumps(raw)
+        if len(text) <= MAX_RAW:
+            return raw if isinstance(raw, str) else json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(raw)
+    return text if len(text) <= MAX_RAW else f"{text[:MAX_RAW]} ... ({len(text)} characters)"
+
+
+def _settings_json(settings: Settings) -> dict[str, Any]:
+    """All but the model, which the folder knows, and the engine's options, which stand elsewhere."""
+    data = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    del data["model"], data["options"]
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
+
+
+def _used(case: Case, stage: Stage) -> list[str]:
+    """The adapters that the engine has seen: a batch finds all of them loaded, asked or not."""
+    loaded = {step.adapter for step in case.steps if isinstance(step, Load)}
+    return [key for key in stage.paths if case.stateless or key in loaded]
+
+
+def _put_adapters(keys: Iterable[str], stage: Stage, scratch: Path) -> dict[str, Any]:
+    found = {}
+    for i, key in enumerate(keys):
+        files = [stage.paths[key] / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        if sum(f.stat().st_size for f in files) > MAX_ADAPTER:
+            found[key] = {"folder": str(stage.paths[key].resolve()), "sha256": digests(files)}
+            continue
+        name = f"{i}-{re.sub(r'[^A-Za-z0-9._-]', '_', key)[:60]}"
+        _copy(files, scratch / "adapters" / name)
+        found[key] = {"copy": f"adapters/{name}", "sha256": digests(files)}
+    return found
+
+
+def _put_model(folder: Path, scratch: Path) -> dict[str, Any]:
+    files = sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in _MODEL_SUFFIXES)
+    if folder == base_folder("tiny"):
+        return {"name": "tiny", "sha256": digests(files)}
+    if sum(f.stat().st_size for f in files) > MAX_MODEL:
+        return {"folder": str(folder.resolve()), "sha256": digests(files)}
+    _copy(files, scratch / "model")
+    return {"copy": "model", "sha256": digests(files)}
+
+
+def _copy(files: Sequence[Path], to: Path) -> None:
+    to.mkdir(parents=True)
+    for file in files:
+        shutil.copyfile(file, to / file.name)
+
+
+def digests(files: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 by file name."""
+    found = {}
+    for path in files:
+        with open(path, "rb") as file:
+            h = hashlib.sha256()
+            while part := file.read(1 << 20):
+                h.update(part)
+        found[path.name] = h.hexdigest()
+    return found
+
+
+def _readme(data: Mapping[str, Any], case: Case) -> str:
+    versions = ", ".join(f"{name} {v}" for name, v in data["versions"].items())
+    left_out = f"\nToo large to be kept: {', '.join(data['left_out'])}.\n" if data["left_out"] else ""
+    steps = "\n".join(f"{i}. {line}" for i, line in enumerate(_in_words(case), 1))
+    return (
+        f"# {case.name}: {data['engine']} is wrong\n\n{data['why']}\n\n"
+        "    loracle check --replay .\n\n"
+        "in this folder plays it again, to the engine that is installed now. Keys and passwords are not stored: give "
+        "them as you did before.\n\n"
+        f"{steps}\n\n"
+        "`expected.safetensors` has the right logits of each request (RUN.INDEX.logits) and the noise of each row "
+        "(RUN.INDEX.unit), `got.safetensors` what the engine gave; the rest is in `repro.json`.\n"
+        f"{left_out}\nVersions: {versions}; seed {data['seed']}; {data['dtype']}.\n"
+    )
+
+
+def _in_words(case: Case) -> list[str]:
+    lines = ["every adapter is loaded under its own name"] if case.stateless else []
+    for step in case.steps:
+        if isinstance(step, Load):
+            lines.append(f"load {step.adapter} under the name {step.name}")
+        elif isinstance(step, Unload):
+            lines.append(f"unload {step.name}")
+        else:
+            lines.append("ask " + "; ".join(_ask_in_words(a) for a in step.asks))
+    return [one_line(line) for line in lines]
+
+
+def _ask_in_words(ask: Ask) -> str:
+    who = "+".join(f"{name}*{weight:g}" for name, weight in ask.mix) or ask.adapter or "the base"
+    prompt = " ".join(map(str, ask.prompt_ids[:24])) + (" ..." if len(ask.prompt_ids) > 24 else "")
+    when = f", after {ask.arrives} steps" if ask.arrives else ""
+    end = f", cancelled after {ask.cancel_after}" if ask.cancel_after is not None else ""
+    return f"{who} for {ask.max_new_tokens} after [{prompt}] ({len(ask.prompt_ids)} tokens){when}{end}"

@@ -1,0 +1,156 @@
+"""What is in a model or adapter folder, and everything that is wrong with it. Prints nothing: the command line does."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..adapter import WEIGHTS_FILE, adapter_folder, read_parts
+from ..arrays import Array
+from ..config import ModelConfig, Site, module_name, read_config
+from ..errors import ConfigError
+from ..formats.nemo import find_nemo
+from ..formats.trtllm_inspect import look
+from ..formats.trtllm_pair import is_pair, pair_folders
+from ..formats.trtllm_report import MAX_RANK, about_peft
+from ..loading.checkpoint import INDEX, SINGLE, open_checkpoint
+from ..loading.findings import Findings
+from ..loading.peft_config import CONFIG_FILE, PeftConfig, pattern_value
+from ..loading.peft_tensors import Parts
+from ..lora import adapter_scale
+from ..tokenizer import load_tokenizer
+from ..weights import base_folder
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """One module of the folder. rank, alpha and scale are those of a LoRA; scale is None where they are not known."""
+
+    module: str
+    kind: str  # base, lora, replaced (a whole weight that the adapter brings along), bias (likewise)
+    shapes: dict[str, list[int]]  # weight or bias; A and B; row, where the widths of a TensorRT-LLM pair are not known
+    dtype: str
+    parameters: int
+    bytes: int
+    rank: int | None = None
+    alpha: float | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A folder, looked through to the end. `dataclasses.asdict` of it is what --json prints."""
+
+    path: str
+    kind: str  # model, adapter, trtllm (TensorRT-LLM's pair of arrays) or unknown
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    modules: list[ModuleReport] = field(default_factory=list)
+    dtypes: dict[str, int] = field(default_factory=dict)  # dtype -> parameters
+    parameters: int = 0
+    bytes: int = 0
+    tensorrt_llm: list[str] = field(default_factory=list)  # what that engine rejects, ignores or does, where asked for
+
+    @property
+    def ok(self) -> bool:
+        """Whether load_model, load_adapter or `loracle convert` would take it."""
+        return not self.problems
+
+
+def inspect(
+    path: str | Path, base: ModelConfig | None = None, engine: str | None = None, max_rank: int = MAX_RANK
+) -> Inspection:
+    """Look through a model folder, or an adapter folder (against a base, if one is given). Raises nothing.
+
+    engine "trtllm": what TensorRT-LLM would make of a PEFT folder, if its max_lora_rank is max_rank."""
+    found = Findings()
+    notes: list[str] = []
+    folder, kind = _resolve(path)
+    if kind == "adapter":
+        peft, parts = read_parts(folder, base, found)
+        config = asdict(peft) if peft else {}
+        modules = [report for site in sorted(parts) for report in _adapter_reports(site, parts, peft)]
+        if peft and engine == "trtllm" and not found.problems:
+            notes = about_peft(parts, peft, base, max_rank)
+    elif kind == "trtllm":
+        seen = look(folder, base, found, max_rank)
+        config, notes = seen.config, seen.engine
+        modules = [_report(name, "lora", arrays, rank) for name, arrays, rank in seen.modules]
+    elif kind == "model":
+        of_model = read_config(folder, found)
+        config = asdict(of_model) if of_model else {}
+        tensors = open_checkpoint(folder, of_model, found)
+        modules = [_report(name, "base", {name.rsplit(".", 1)[-1]: t.array}) for name, t in tensors.items()]
+        try:
+            load_tokenizer(folder)
+        except ConfigError as error:
+            found.problems.append(str(error))
+        if not os.path.exists(folder / "tokenizer.json"):
+            found.warn(folder, "has no tokenizer.json: it can be given token ids, not text")
+    else:
+        neither = f"has neither config.json and {SINGLE} nor {CONFIG_FILE} and {WEIGHTS_FILE}"
+        found.problem(folder, find_nemo(folder) or (neither if os.path.isdir(folder) else "is not a folder"))
+        config, modules = {}, []
+    return Inspection(
+        str(folder),
+        kind,
+        found.problems,
+        found.warnings,
+        config,
+        modules,
+        {dtype: sum(m.parameters for m in modules if m.dtype == dtype) for dtype in sorted({m.dtype for m in modules})},
+        sum(m.parameters for m in modules),
+        sum(m.bytes for m in modules),
+        notes,
+    )
+
+
+def _resolve(path: str | Path) -> tuple[Path, str]:
+    """The folder that a path or an embedded name means, and what it seems to be."""
+    folder = base_folder(path)
+    if not os.path.exists(folder):
+        folder = adapter_folder(path)
+    names = {file.name for file in folder.glob("*")} if os.path.isdir(folder) else set()
+    if names & {CONFIG_FILE, WEIGHTS_FILE, "adapter_model.bin"}:
+        return folder, "adapter"
+    if names & {"config.json", SINGLE, INDEX}:
+        return folder, "model"
+    return folder, "trtllm" if is_pair(folder) or pair_folders(folder) else "unknown"
+
+
+def _adapter_reports(site: Site, parts: Parts, config: PeftConfig | None) -> Iterable[ModuleReport]:
+    """A module's LoRA, and what else the adapter brings along for it."""
+    module, held = module_name(site), parts[site]
+    lora = {part: held[part].array for part in held if part in ("A", "B", "lora_bias")}
+    if lora:
+        a = lora.get("A")
+        rank = a.shape[0] if a is not None and a.ndim else None
+        alpha = pattern_value(config.alpha_pattern, module, config.lora_alpha) if config else None
+        scale = adapter_scale(alpha, rank, config.use_rslora) if config and alpha is not None and rank else None
+        yield _report(module, "lora", lora, rank, alpha, scale)
+    for part, kind in (("saved", "replaced"), ("copy", "replaced"), ("bias", "bias")):
+        if part in held:
+            yield _report(module, kind, {"bias" if kind == "bias" else "weight": held[part].array})
+
+
+def _report(
+    module: str,
+    kind: str,
+    arrays: dict[str, Array],
+    rank: int | None = None,
+    alpha: float | None = None,
+    scale: float | None = None,
+) -> ModuleReport:
+    return ModuleReport(
+        module,
+        kind,
+        {name: list(x.shape) for name, x in arrays.items()},
+        " and ".join(sorted({x.dtype.name for x in arrays.values()})),
+        sum(x.size for x in arrays.values()),
+        sum(x.nbytes for x in arrays.values()),
+        rank,
+        alpha,
+        scale,
+    )
