@@ -34,7 +34,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E4
 import refimpl  # noqa: E402
 from refimpl.adapter_cache import AdapterCache  # noqa: E402
 from refimpl.arrays import Precision  # noqa: E402
-from refimpl.batch import Work, make_batch  # noqa: E402
+from refimpl.batch import ScheduledRequest, make_batch  # noqa: E402
 from refimpl.kv_cache import KVCache  # noqa: E402
 from refimpl.model import forward  # noqa: E402
 
@@ -83,11 +83,11 @@ def prepared(pair: Pair, prompts: list[list[int]], choice: list[int | None]) -> 
     model, p = pair.ours, Precision()
     blocks = [-(-(len(ids) + 1) // 16) for ids in prompts]
     cache, adapters = KVCache(model.config, sum(blocks), 16, p), AdapterCache(model, p, refimpl.NUMPY)
-    tables = [cache.take(n) for n in blocks]
+    tables = [cache.allocate(n) for n in blocks]
     slots = [[] if c is None else [(adapters.acquire(pair.adapters[c]), 1.0)] for c in choice]
-    work = [Work(ids, 0, t, s) for ids, t, s in zip(prompts, tables, slots, strict=True)]
+    work = [ScheduledRequest(ids, 0, t, s) for ids, t, s in zip(prompts, tables, slots, strict=True)]
     forward(model, make_batch(work, 16, refimpl.NUMPY), cache, adapters.bank, refimpl.NUMPY, p)
-    step = [Work([7], len(ids), t, s) for ids, t, s in zip(prompts, tables, slots, strict=True)]
+    step = [ScheduledRequest([7], len(ids), t, s) for ids, t, s in zip(prompts, tables, slots, strict=True)]
 
     def our_step() -> np.ndarray:
         return forward(model, make_batch(step, 16, refimpl.NUMPY), cache, adapters.bank, refimpl.NUMPY, p)
@@ -132,7 +132,7 @@ def prefill(pair: Pair, prompts: list[list[int]], choice: list[int | None]) -> t
     blocks = [-(-len(ids) // 16) for ids in prompts]
     cache, adapters = KVCache(model.config, sum(blocks), 16, p), AdapterCache(model, p, refimpl.NUMPY)
     work = [
-        Work(ids, 0, cache.take(n), [] if c is None else [(adapters.acquire(pair.adapters[c]), 1.0)])
+        ScheduledRequest(ids, 0, cache.allocate(n), [] if c is None else [(adapters.acquire(pair.adapters[c]), 1.0)])
         for ids, n, c in zip(prompts, blocks, choice, strict=True)
     ]
     names = ["__base__" if c is None else pair.names[c] for c in choice]

@@ -59,9 +59,9 @@ def alarms(only: str, scale: float) -> None:
         began = time.time()
         with tempfile.TemporaryDirectory() as work:
             capabilities = registry.make(engine, {}).capabilities
-            stage = build(model, dtype, seed, Path(work), capabilities, count=5)
+            testbed = build(model, dtype, seed, Path(work), capabilities, count=5)
             plan = Plan(cases, sequences, seed, precision=dtype, jobs=2, below=False)
-            result = Campaign(lambda e=engine: registry.make(e, {}), stage, plan, Path(work)).run()
+            result = Campaign(lambda e=engine: registry.make(e, {}), testbed, plan, Path(work)).run()
         judged = [j for p in result.played for j in p.judged]
         verdicts = [p.verdict for p in result.played]
         data = known()

@@ -46,11 +46,11 @@ def of_type(dtype: str) -> tuple[str, list[Outcome]]:
     warnings.simplefilter("ignore")  # of torch and PEFT
     outcomes = []
     with tempfile.TemporaryDirectory() as root:
-        stage = make_stage(dtype, Path(root))
-        clean = campaign(Peft, stage, SEQUENCES).verdict
+        testbed = make_stage(dtype, Path(root))
+        clean = campaign(Peft, testbed, SEQUENCES).verdict
         print(f"{dtype}: PEFT as it is: {clean}", flush=True)
         for bug in [bug for bug, of in pairs() if of == dtype]:
-            outcomes.append(examine(bug, stage))
+            outcomes.append(examine(bug, testbed))
             print(f"{dtype}: {bug.name}: {outcomes[-1]}", flush=True)
     return clean, outcomes
 

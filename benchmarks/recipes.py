@@ -18,10 +18,10 @@ import numpy as np
 from refimpl import load_adapter, load_model, tiny
 from refimpl.adapter import Adapter, LoraTensors, PeftConfig
 from refimpl.arrays import Array, Precision, rounded
-from refimpl.config import LAYER_MODULES, ModelConfig, Rope, Site
-from refimpl.engines.interface import Answer, Ask, Settings
+from refimpl.config import LAYER_MODULES, ModelConfig, Module, Rope
+from refimpl.engines.interface import EngineRequest, EngineResponse, Settings
 from refimpl.engines.ours import Ours
-from refimpl.lora import AdapterBank
+from refimpl.lora import AdapterSlots
 from refimpl.ops import NUMPY, Ops
 from refimpl.oracle.noise.readout import log_softmax
 from refimpl.weights import Layer, Linear, Model
@@ -47,20 +47,20 @@ class Product:
 
     def run(self, ops: Ops, p: Precision) -> dict[str, Array]:
         """The y of every module. The scale is handed over as it is: the test does not compute one."""
-        bank = AdapterBank(without_weights(self.config), p)
+        bank = AdapterSlots(without_weights(self.config), p)
         for slot, tensors in enumerate(self.lora):
             adapter = Adapter(
                 f"lora-{slot}",
                 PeftConfig(r=min(len(w.A) for w in tensors.values()), lora_alpha=1.0),
-                {(0, module): w for module, w in tensors.items()},
+                {(0, name): w for name, w in tensors.items()},
             )
             bank.put(slot, ops.bind_adapter(adapter, self.config, lambda *_: self.scale))
         weights = np.where(self.ids < 0, 0.0, 1.0)
         found = {}
-        for module in self.lora[0]:
-            site: Site = (0, module)
-            found[module] = self.y.astype("float32")
-            ops.lora_delta(found[module], self.x.astype("float32"), bank, site, self.ids, weights, p)
+        for name in self.lora[0]:
+            module: Module = (0, name)
+            found[name] = self.y.astype("float32")
+            ops.lora_delta(found[name], self.x.astype("float32"), bank, module, self.ids, weights, p)
         return found
 
 
@@ -217,23 +217,23 @@ Requests = tuple[tuple[int, str | None], ...]  # which prompt, which voice
 
 
 @functools.lru_cache(maxsize=2)  # two recipes look at the same batch
-def answers(make: MakeOps, asked: Requests, precision: Precision | None = None) -> list[Answer]:
+def answers(make: MakeOps, asked: Requests, precision: Precision | None = None) -> list[EngineResponse]:
     """Every row of logits, and 32 greedy tokens, of requests that are served together by a fresh engine."""
     engine = Ours(make, precision, base(), {tiny.VOICES[name]: voice for name, voice in voices().items()})
     engine.start(Settings(tiny.base_path(), "float16", max_adapters=len(voices()), max_requests=len(asked)))
     for name, path in tiny.VOICES.items():
         engine.load(name, path)
     with np.errstate(all="ignore"):
-        return engine.run([Ask(prompt_ids(i), name, NEW) for i, name in asked])
+        return engine.run([EngineRequest(prompt_ids(i), name, NEW) for i, name in asked])
 
 
 @functools.cache
-def by_hf(asked: Requests) -> list[Answer]:
+def by_hf(asked: Requests) -> list[EngineResponse]:
     """What every recipe compares with: each request on its own."""
     return [answers(lambda: NUMPY, (one,), HF)[0] for one in asked]
 
 
-def whole_model(differs: Callable[[Answer, Answer], bool], asked: Requests) -> Recipe:
+def whole_model(differs: Callable[[EngineResponse, EngineResponse], bool], asked: Requests) -> Recipe:
     """A recipe that serves this batch, and compares each answer with HF's."""
 
     def caught(make: MakeOps) -> bool:
@@ -246,13 +246,13 @@ def whole_model(differs: Callable[[Answer, Answer], bool], asked: Requests) -> R
     return caught
 
 
-def _by_token(answer: Answer) -> Array:
+def _by_token(answer: EngineResponse) -> Array:
     """Log-probabilities [rows, vocab]."""
     assert answer.logits is not None
     return log_softmax(answer.logits.astype(np.float64))
 
 
-def _not_close(ours: Answer, hf: Answer) -> bool:
+def _not_close(ours: EngineResponse, hf: EngineResponse) -> bool:
     """At the first token that differs, is either one's missing from the other's five best?"""
     start = len(_by_token(hf)) - NEW
     a, b = _by_token(ours)[-NEW:], _by_token(hf)[start:]
@@ -262,13 +262,13 @@ def _not_close(ours: Answer, hf: Answer) -> bool:
     return False
 
 
-def _a_tenth_off(ours: Answer, hf: Answer) -> bool:
+def _a_tenth_off(ours: EngineResponse, hf: EngineResponse) -> bool:
     """Is any of the five largest log-probabilities of any row 0.1 or more from HF's, the largest beside the largest?"""
     a, b = (-np.sort(-_by_token(x), axis=1)[:, :5] for x in (ours, hf))
     return a.shape != b.shape or not np.all(np.abs(a - b) < 1e-1)
 
 
-def _other_text(ours: Answer, hf: Answer) -> bool:
+def _other_text(ours: EngineResponse, hf: EngineResponse) -> bool:
     return ours.token_ids != hf.token_ids
 
 

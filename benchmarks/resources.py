@@ -112,9 +112,9 @@ def toolkit(major: int) -> Toolkit | None:
         13: ("nvidia-cuda-nvrtc", ("cu13",)),
     }[major]
     spec = importlib.util.find_spec("nvidia")
-    for site in (spec.submodule_search_locations or ()) if spec else ():
-        library = Path(site, parts[0], "lib", f"libnvrtc.so.{major}")
-        headers = tuple(Path(site, part, "include") for part in parts)
+    for module in (spec.submodule_search_locations or ()) if spec else ():
+        library = Path(module, parts[0], "lib", f"libnvrtc.so.{major}")
+        headers = tuple(Path(module, part, "include") for part in parts)
         found = [any((folder / name).exists() for folder in headers) for name in ("cuda_fp16.h", "mma.h", "crt/mma.h")]
         if library.exists() and all(found):
             return Toolkit(importlib.metadata.version(wheel), library, headers)

@@ -25,12 +25,12 @@ from refimpl.oracle.campaign import SAMPLE, Campaign, Plan
 from refimpl.oracle.cases import scenarios as drawn
 from refimpl.oracle.cases.case import Case, Exchange, draw_batch
 from refimpl.oracle.cases.synthetic import KINDS, TURNS
-from refimpl.oracle.cases.testbed import Stage, build, settings
+from refimpl.oracle.cases.testbed import Testbed, build, settings
 from refimpl.oracle.check import BATCHES, SEQUENCES
-from refimpl.oracle.diagnosis.projection import Part, Sample, limit, parts, project
+from refimpl.oracle.diagnosis.projection import ProjectionTerm, Sample, limit, project, projection_terms
 from refimpl.oracle.noise.ensemble import ensemble
-from refimpl.oracle.noise.measure import Measured, measure
-from refimpl.oracle.noise.verdict import Limits, judge, limits
+from refimpl.oracle.noise.measure import ErrorRatios, measure
+from refimpl.oracle.noise.verdict import Thresholds, judge, limits
 
 MakeOps = Callable[[], Ops]
 
@@ -39,7 +39,7 @@ MakeOps = Callable[[], Ops]
 class Setting:
     """One stage of it, and the cases that are asked there, in order."""
 
-    stage: Stage
+    testbed: Testbed
     cases: Sequence[tuple[Case, Settings]]
     work: Path
     clean: dict[str, list[Exchange]] = field(default_factory=dict)  # what the clean table answers to each case
@@ -51,7 +51,7 @@ class Found:
 
     by: str  # "a row", "a sequence", "no answer", "below the noise"
     after: int  # cases, of 100
-    stage: int
+    testbed: int
     case: str
     why: str
 
@@ -59,23 +59,23 @@ class Found:
 def setting(dtype: str, seed: int, work: Path) -> Setting:
     """The stage of this seed, in this type."""
     folder = work / f"{dtype}-{seed}"
-    stage = build("random", dtype, seed, folder, CAPABILITIES, None, KINDS)
-    plain = settings(stage)
+    testbed = build("random", dtype, seed, folder, CAPABILITIES, None, KINDS)
+    plain = settings(testbed)
     cases = []
     for i in range(BATCHES):
         rng = np.random.default_rng([seed, i, 1])
-        cases.append((draw_batch(stage, CAPABILITIES, rng, f"batch {i}"), plain))
-    ways = drawn.variants(stage, CAPABILITIES)
+        cases.append((draw_batch(testbed, CAPABILITIES, rng, f"batch {i}"), plain))
+    ways = drawn.variants(testbed, CAPABILITIES)
     for number, way in enumerate(ways):
         for i in range(number, SEQUENCES, len(ways)):
-            cases.append((drawn.draw_sequence(stage, CAPABILITIES, seed, i, way), way))
-    return Setting(stage, cases, folder)
+            cases.append((drawn.draw_sequence(testbed, CAPABILITIES, seed, i, way), way))
+    return Setting(testbed, cases, folder)
 
 
 def asking(s: Setting, make: MakeOps) -> Campaign:
     """An engine with this table of steps, that plays the cases of a stage; nothing is read from disk again."""
-    adapters = {s.stage.paths[key]: a for key, a in s.stage.adapters.items()}
-    return Campaign(lambda: Ours(make, None, s.stage.model, adapters), s.stage, Plan(), s.work)
+    adapters = {s.testbed.paths[key]: a for key, a in s.testbed.adapters.items()}
+    return Campaign(lambda: Ours(make, None, s.testbed.model, adapters), s.testbed, Plan(), s.work)
 
 
 def asked(s: Setting, make: MakeOps) -> Iterator[tuple[Case, Settings, list[Exchange]]]:
@@ -100,12 +100,12 @@ def same_bits(a: Array | None, b: Array | None) -> bool:
     return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
-def most_lenient(s: Setting, make: MakeOps = lambda: NUMPY) -> tuple[Limits, list[str]]:
+def most_lenient(s: Setting, make: MakeOps = lambda: NUMPY) -> tuple[Thresholds, list[str]]:
     """What honest looks like here, for an engine whose base rows are as noisy as an honest run's can be; and the cases
     that an honest engine itself does not pass."""
-    members = ensemble(s.stage.dtype)
+    members = ensemble(s.testbed.dtype)
     everything = [
-        (case.name, m) for case, _, exchanges in asked(s, make) for m in measure(case, exchanges, s.stage, members)[0]
+        (case.name, m) for case, _, exchanges in asked(s, make) for m in measure(case, exchanges, s.testbed, members)[0]
     ]
     rng = np.random.default_rng(0)
     noisy = [
@@ -116,18 +116,18 @@ def most_lenient(s: Setting, make: MakeOps = lambda: NUMPY) -> tuple[Limits, lis
     return known, [f"{name}: {j.why}" for name, m in everything if (j := judge(m, own)).verdict != "pass"]
 
 
-def first_failure(s: Setting, make: MakeOps, known: Limits) -> Found | None:
+def first_failure(s: Setting, make: MakeOps, known: Thresholds) -> Found | None:
     """By the rows alone."""
-    members = ensemble(s.stage.dtype)
+    members = ensemble(s.testbed.dtype)
     for i, (case, _, exchanges) in enumerate(asked(s, make)):
         if unchanged(s, case, exchanges):
             continue
-        if (found := failure(case, measure(case, exchanges, s.stage, members)[0], known)) is not None:
+        if (found := failure(case, measure(case, exchanges, s.testbed, members)[0], known)) is not None:
             return replace(found, after=i + 1)
     return None
 
 
-def failure(case: Case, of_case: Sequence[Measured], known: Limits) -> Found | None:
+def failure(case: Case, of_case: Sequence[ErrorRatios], known: Thresholds) -> Found | None:
     """Does this case fail?"""
     for m in of_case:
         j = judge(m, known)
@@ -137,29 +137,29 @@ def failure(case: Case, of_case: Sequence[Measured], known: Limits) -> Found | N
     return None
 
 
-def below_the_noise(s: Setting, make: MakeOps, known: Limits) -> tuple[float, float, float]:
+def below_the_noise(s: Setting, make: MakeOps, known: Thresholds) -> tuple[float, float, float]:
     """The coefficient of the bug's own direction in its own campaign, its sigma, and the score that it must exceed."""
     batches = [pair for pair in s.cases if pair[0].stateless][:SAMPLE]
     chosen = replace(s, cases=[*batches, *[pair for pair in s.cases if not pair[0].stateless][: SAMPLE // 4]])
-    members = ensemble(s.stage.dtype)
-    by_case: list[list[Part | None]] = []
+    members = ensemble(s.testbed.dtype)
+    by_case: list[list[ProjectionTerm | None]] = []
     for case, way, exchanges in asked(chosen, make):
         if unchanged(s, case, exchanges):
             continue  # nothing of the bug is in this case
-        sample = Sample(case, exchanges, measure(case, exchanges, s.stage, members)[1], way)
-        by_case.append(parts(make, sample, s.stage))
+        sample = Sample(case, exchanges, measure(case, exchanges, s.testbed, members)[1], way)
+        by_case.append(projection_terms(make, sample, s.testbed))
     seen = project(by_case, float(np.exp(max(0.0, known.level))))
-    return seen.coefficient, seen.sigma, limit(len(mutants_for(list(s.stage.paths))))
+    return seen.coefficient, seen.sigma, limit(len(mutants_for(list(s.testbed.paths))))
 
 
 def search(
-    settings_: Sequence[Setting], known: Sequence[Limits], make: MakeOps, rows_only: bool = False
+    settings_: Sequence[Setting], known: Sequence[Thresholds], make: MakeOps, rows_only: bool = False
 ) -> Found | None:
     """Stage by stage, as they are asked: by the rows first; below the noise what no row shows."""
     for number, (s, k) in enumerate(zip(settings_, known, strict=True)):
         before = number * (BATCHES + SEQUENCES)
         if (found := first_failure(s, make, k)) is not None:
-            return replace(found, after=before + found.after, stage=number)
+            return replace(found, after=before + found.after, testbed=number)
         if rows_only:
             continue
         c, sigma, needed = below_the_noise(s, make, k)

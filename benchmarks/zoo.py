@@ -19,7 +19,7 @@ from benchmarks import recipes, standard
 from refimpl.ops import NUMPY, REFERENCE
 from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.cases.synthetic import TURNS
-from refimpl.oracle.noise.verdict import Limits
+from refimpl.oracle.noise.verdict import Thresholds
 
 RESULTS = Path(__file__).parent / "results" / "zoo"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -85,7 +85,7 @@ def by_us(kept: Kept, dtype: str) -> None:
         return {"limits": dataclasses.asdict(known), "not passed": failed}
 
     learnt = [kept.get(f"limits {dtype} {i}", lambda i=i: clean(i)) for i in range(TURNS)]
-    known = [Limits(**x["limits"]) for x in learnt]
+    known = [Thresholds(**x["limits"]) for x in learnt]
     for mutant in all_mutants().values():
         kept.get(f"ours {dtype} {mutant.name}", lambda m=mutant: found_as_json(standard.search(stages, known, m.make)))
     # The limits were learnt from NUMPY: they say which cases it does not pass. REFERENCE sums in another order.

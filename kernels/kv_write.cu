@@ -1,4 +1,4 @@
-// Semantics: cache[slots[t]] = k[t], v[t]
+// Semantics: cache[slot_mapping[t]] = k[t], v[t]
 //
 // That is write_kv in refimpl/kv_cache.py. A slot is block * block_size + offset, so that the paged cache
 // [blocks, block_size, kv_heads, head_dim] is one long list of rows of kv_heads * head_dim numbers.
@@ -13,10 +13,10 @@
 
 // grid (tokens, width / 128), block 128
 extern "C" __global__ void write_kv_v1(CACHE_DTYPE* k_cache, CACHE_DTYPE* v_cache, const DTYPE* k, const DTYPE* v,
-                                       const int* slots, int width) {
+                                       const int* slot_mapping, int width) {
     const int t = blockIdx.x, i = blockIdx.y * blockDim.x + threadIdx.x;
     if (i >= width) return;
-    const long long from = (long long)t * width + i, to = (long long)slots[t] * width + i;
+    const long long from = (long long)t * width + i, to = (long long)slot_mapping[t] * width + i;
     k_cache[to] = (Cache)(float)k[from];
     v_cache[to] = (Cache)(float)v[from];
 }
@@ -33,9 +33,9 @@ __device__ inline void store(Cache* to, const T* from, int count) {
 
 // grid (tokens, width / VEC / 128), block 128
 extern "C" __global__ void write_kv_v2(CACHE_DTYPE* k_cache, CACHE_DTYPE* v_cache, const DTYPE* k, const DTYPE* v,
-                                       const int* slots, int width) {
+                                       const int* slot_mapping, int width) {
     const int t = blockIdx.x, i = (blockIdx.y * blockDim.x + threadIdx.x) * VEC;
-    const long long from = (long long)t * width + i, to = (long long)slots[t] * width + i;
+    const long long from = (long long)t * width + i, to = (long long)slot_mapping[t] * width + i;
     store(k_cache + to, k + from, width - i);
     store(v_cache + to, v + from, width - i);
 }

@@ -28,9 +28,9 @@ struct Seen {
     const int* blocks;
 };
 
-__device__ inline Seen seen_by(int t, const int* requests, const int* query_starts, const int* context_lens,
+__device__ inline Seen seen_by(int t, const int* requests, const int* query_start_loc, const int* context_lens,
                                const int* block_tables, int table, int window) {
-    const int r = requests[t], position = context_lens[r] - query_starts[r + 1] + t;
+    const int r = requests[t], position = context_lens[r] - query_start_loc[r + 1] + t;
     return {window > 0 ? max(0, position - window + 1) : 0, position + 1, block_tables + (long long)r * table};
 }
 
@@ -60,12 +60,12 @@ __device__ inline float block_reduce(float v, float* scratch, bool maximum) {
 
 // grid (tokens, heads), block 128, shared memory: 4 bytes for each key that a token can see
 extern "C" __global__ void attention_v1(DTYPE* out, const DTYPE* q, const CACHE_DTYPE* k_cache,
-                                        const CACHE_DTYPE* v_cache, const int* requests, const int* query_starts,
+                                        const CACHE_DTYPE* v_cache, const int* requests, const int* query_start_loc,
                                         const int* context_lens, const int* block_tables, int table, int block_size,
                                         int heads, int kv_heads, int head_dim, int window, float scale,
                                         int round_scores, int round_probabilities) {
     const int t = blockIdx.x, h = blockIdx.y, g = h / (heads / kv_heads);
-    const Seen seen = seen_by(t, requests, query_starts, context_lens, block_tables, table, window);
+    const Seen seen = seen_by(t, requests, query_start_loc, context_lens, block_tables, table, window);
     const T* query = q + ((long long)t * heads + h) * head_dim;
     extern __shared__ __align__(16) unsigned char smem_raw[];
     float* scores = (float*)smem_raw;
@@ -172,12 +172,12 @@ __device__ inline Softmax attend(float* sums, const T* query, const Cache* k_cac
 
 // grid (tokens, heads), block 128
 extern "C" __global__ void attention_v2(DTYPE* out, const DTYPE* q, const CACHE_DTYPE* k_cache,
-                                        const CACHE_DTYPE* v_cache, const int* requests, const int* query_starts,
+                                        const CACHE_DTYPE* v_cache, const int* requests, const int* query_start_loc,
                                         const int* context_lens, const int* block_tables, int table, int block_size,
                                         int heads, int kv_heads, int head_dim, int window, float scale,
                                         int round_scores) {
     const int t = blockIdx.x, h = blockIdx.y;
-    const Seen seen = seen_by(t, requests, query_starts, context_lens, block_tables, table, window);
+    const Seen seen = seen_by(t, requests, query_start_loc, context_lens, block_tables, table, window);
     const long long row = ((long long)t * heads + h) * head_dim;
     float sums[MAX_HEAD_DIM / THREADS];
     const Softmax all = attend(sums, q + row, k_cache, v_cache, seen.blocks, seen.first, seen.past, block_size,
@@ -193,12 +193,12 @@ extern "C" __global__ void attention_v2(DTYPE* out, const DTYPE* q, const CACHE_
 // parts [splits, tokens, heads, head_dim + 2]: highest, total, and the sums of one split.
 // grid (tokens, heads, splits), block 128
 extern "C" __global__ void attention_v3(float* parts, const DTYPE* q, const CACHE_DTYPE* k_cache,
-                                        const CACHE_DTYPE* v_cache, const int* requests, const int* query_starts,
+                                        const CACHE_DTYPE* v_cache, const int* requests, const int* query_start_loc,
                                         const int* context_lens, const int* block_tables, int table, int block_size,
                                         int heads, int kv_heads, int head_dim, int window, float scale,
                                         int round_scores) {
     const int t = blockIdx.x, h = blockIdx.y, split = blockIdx.z, splits = gridDim.z;
-    const Seen seen = seen_by(t, requests, query_starts, context_lens, block_tables, table, window);
+    const Seen seen = seen_by(t, requests, query_start_loc, context_lens, block_tables, table, window);
     const int share = ceil_div(seen.past - seen.first, splits);
     const int from = min(seen.past, seen.first + split * share), to = min(seen.past, from + share);
     float sums[MAX_HEAD_DIM / THREADS];

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .arrays import Array, Float
-from .config import ModelConfig, Site
+from .config import ModelConfig, Module
 from .errors import AdapterError, AdapterWarning
 from .loading.findings import Findings
 from .loading.peft_config import CONFIG_FILE, PeftConfig, pattern_value, read_peft_config
@@ -37,9 +37,9 @@ class Adapter:
 
     name: str
     config: PeftConfig
-    lora: Mapping[Site, LoraTensors]
-    replaced: Mapping[Site, Array] = field(default_factory=dict)  # modules_to_save: a whole embed_tokens or lm_head
-    biases: Mapping[Site, Array] = field(default_factory=dict)  # bias="all" or "lora_only": a layer's bias, replaced
+    lora: Mapping[Module, LoraTensors]
+    replaced: Mapping[Module, Array] = field(default_factory=dict)  # modules_to_save: a whole embed_tokens or lm_head
+    biases: Mapping[Module, Array] = field(default_factory=dict)  # bias="all" or "lora_only": a layer's bias, replaced
 
     def __repr__(self) -> str:
         return f"Adapter({self.name!r}, r={self.config.r}, {len(self.lora)} modules)"
@@ -129,18 +129,18 @@ CONVERT = (
 def _adapter(name: str, config: PeftConfig, parts: Parts, base: ModelConfig | None) -> Adapter:
     """The checked parts, copied out of the map."""
     lora = {
-        site: LoraTensors(
+        module: LoraTensors(
             _owned(held["A"].array),
             _owned(held["B"].array),
             _owned(held["lora_bias"].array) if "lora_bias" in held else None,
         )
-        for site, held in sorted(parts.items())
+        for module, held in sorted(parts.items())
         if "A" in held
     }
     brought = whole(parts, config, base)
     copies = {part.name: _owned(part.array) for part in brought.values()}  # one tensor may stand for both tables
-    replaced = {site: copies[part.name] for site, part in brought.items()}
-    biases = {site: _owned(held["bias"].array) for site, held in sorted(parts.items()) if "bias" in held}
+    replaced = {module: copies[part.name] for module, part in brought.items()}
+    biases = {module: _owned(held["bias"].array) for module, held in sorted(parts.items()) if "bias" in held}
     return Adapter(name, config, lora, replaced, biases)
 
 

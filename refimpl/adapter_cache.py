@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from .adapter import Adapter
 from .arrays import Precision
 from .errors import CacheFull
-from .lora import AdapterBank, BoundAdapter, digest
+from .lora import AdapterSlots, BoundAdapter, digest
 from .ops import Ops
 from .weights import Model
 
@@ -16,9 +16,9 @@ class AdapterCache:
     folder can be loaded again with other weights, without ever meeting what was there before."""
 
     def __init__(self, model: Model, p: Precision, ops: Ops, capacity: int | None = None) -> None:
-        self.bank = AdapterBank(model, p)
+        self.bank = AdapterSlots(model, p)
         self.capacity = capacity
-        self.users: dict[int, int] = {}  # slot -> how many running requests use it
+        self.ref_counts: dict[int, int] = {}  # slot -> how many running requests use it
         self._slot_of: dict[Adapter, int] = {}
         self._last_used: dict[int, int] = {}
         self._digests: dict[int, bytes] = {}
@@ -34,7 +34,7 @@ class AdapterCache:
             self.bank.put(slot, bound)
             self._slot_of[adapter] = slot
             self._digests.pop(slot, None)
-        self.users[slot] = self.users.get(slot, 0) + 1
+        self.ref_counts[slot] = self.ref_counts.get(slot, 0) + 1
         self._touch(slot)
         return slot
 
@@ -52,9 +52,9 @@ class AdapterCache:
 
     def release(self, slot: int) -> None:
         """One request less uses the slot."""
-        self.users[slot] -= 1
-        if self.users[slot] == 0:
-            del self.users[slot]
+        self.ref_counts[slot] -= 1
+        if self.ref_counts[slot] == 0:
+            del self.ref_counts[slot]
         self._touch(slot)
 
     def digest(self, slot: int) -> bytes:
@@ -77,7 +77,7 @@ class AdapterCache:
     def _free_slot(self) -> int:
         if self.capacity is None or len(self._slot_of) < self.capacity:
             return next(slot for slot in itertools.count() if slot not in self._slot_of.values())
-        slot = self._ops.victim(self._last_used, self.users)
+        slot = self._ops.select_victim(self._last_used, self.ref_counts)
         if slot is None:
             raise CacheFull(f"adapter cache: all {self.capacity} slots are in use by running requests")
         for adapter in [a for a, s in self._slot_of.items() if s == slot]:
@@ -86,4 +86,4 @@ class AdapterCache:
 
     def __repr__(self) -> str:
         names = ", ".join(f"{slot}: {a.name}" for a, slot in sorted(self._slot_of.items(), key=lambda item: item[1]))
-        return f"AdapterCache({names or 'empty'}; {len(self.users)} in use, capacity {self.capacity})"
+        return f"AdapterCache({names or 'empty'}; {len(self.ref_counts)} in use, capacity {self.capacity})"

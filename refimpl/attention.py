@@ -25,7 +25,7 @@ def attention_per_token(
     q: Float[Array, "tokens heads head_dim"],
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
-    query_starts: Int[Array, " starts"],
+    query_start_loc: Int[Array, " starts"],
     context_lens: Int[Array, " requests"],
     block_tables: Int[Array, "requests table"],
     window: int | None,
@@ -36,9 +36,9 @@ def attention_per_token(
     block_size, kv_heads = k_cache.shape[1], k_cache.shape[2]
     out = namespace(q).empty((tokens, heads, head_dim), q.dtype)
     for r in range(len(context_lens)):
-        n = query_starts[r + 1] - query_starts[r]
+        n = query_start_loc[r + 1] - query_start_loc[r]
         for i in range(n):
-            t, position = query_starts[r] + i, context_lens[r] - n + i
+            t, position = query_start_loc[r] + i, context_lens[r] - n + i
             seen = range(first_visible(position, window), position + 1)
             where = [(block_tables[r, j // block_size], j % block_size) for j in seen]
             for h in range(heads):
@@ -54,7 +54,7 @@ def attention(
     q: Float[Array, "tokens heads head_dim"],
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
-    query_starts: Int[Array, " starts"],
+    query_start_loc: Int[Array, " starts"],
     context_lens: Int[Array, " requests"],
     block_tables: Int[Array, "requests table"],
     window: int | None,
@@ -67,7 +67,7 @@ def attention(
     xp, scale = namespace(q), q.dtype.type(1 / math.sqrt(head_dim))
     out = xp.empty((tokens, kv_heads, group, head_dim), q.dtype)
     for r in range(len(context_lens)):
-        first_query, past_query, context = int(query_starts[r]), int(query_starts[r + 1]), int(context_lens[r])
+        first_query, past_query, context = int(query_start_loc[r]), int(query_start_loc[r + 1]), int(context_lens[r])
         offset = context - past_query  # position of token t is t + offset
         for start in range(first_query, past_query, QUERIES_AT_ONCE):
             stop = min(start + QUERIES_AT_ONCE, past_query)

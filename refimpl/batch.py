@@ -42,21 +42,21 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One forward pass. Request r owns the flat tokens query_starts[r] to query_starts[r+1]."""
+    """One forward pass. Request r owns the flat tokens query_start_loc[r] to query_start_loc[r+1]."""
 
     token_ids: Int[Array, " tokens"]
     positions: Int[Array, " tokens"]
-    slots: Int[Array, " tokens"]
+    slot_mapping: Int[Array, " tokens"]
     adapter_ids: Int[Array, "tokens k"]
     adapter_weights: Float[Array, "tokens k"]
-    query_starts: Int[Array, " starts"]
+    query_start_loc: Int[Array, " starts"]
     context_lens: Int[Array, " requests"]
     block_tables: Int[Array, "requests table"]
-    logit_rows: Int[Array, " rows"]
+    logits_indices: Int[Array, " rows"]
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class ScheduledRequest:
     """The share of one request in a batch: these tokens, after `computed` others that the cache holds already."""
 
     token_ids: Sequence[int]
@@ -65,7 +65,7 @@ class Work:
     adapters: Adapters = ()
 
 
-def adapter_rows(
+def lora_mapping(
     per_request: Sequence[Adapters], lengths: Sequence[int]
 ) -> tuple[Int[Array, "tokens k"], Float[Array, "tokens k"]]:
     """Which adapters, at which weight, each token gets: its request's, in the request's order, then -1 and 0."""
@@ -83,33 +83,33 @@ def positions(computed: Sequence[int], lengths: Sequence[int]) -> Int[Array, " t
     return np.concatenate([np.arange(c, c + n, dtype=np.int32) for c, n in zip(computed, lengths, strict=True)])
 
 
-def select_rows(query_starts: Int[Array, " starts"], every: bool) -> Int[Array, " rows"]:
+def logits_indices(query_start_loc: Int[Array, " starts"], every: bool) -> Int[Array, " rows"]:
     """The tokens that get logits: each request's last, or every one."""
-    return np.arange(query_starts[-1], dtype=np.int32) if every else (query_starts[1:] - 1).astype(np.int32)
+    return np.arange(query_start_loc[-1], dtype=np.int32) if every else (query_start_loc[1:] - 1).astype(np.int32)
 
 
-def make_batch(work: Sequence[Work], block_size: int, ops: "Ops", every_row: bool = False) -> Batch:
+def make_batch(work: Sequence[ScheduledRequest], block_size: int, ops: "Ops", every_row: bool = False) -> Batch:
     """The plan of one forward pass over these shares, in this order."""
     lengths = [len(w.token_ids) for w in work]
     if not work or min(lengths) == 0:
         raise RequestError("a batch needs at least one token of every request in it")
     computed = [w.computed for w in work]
-    query_starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    query_start_loc = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     block_tables = np.full((len(work), max(len(w.block_table) for w in work)), NO_BLOCK, np.int32)
     for r, w in enumerate(work):
         block_tables[r, : len(w.block_table)] = w.block_table
     token_positions = ops.positions(computed, lengths)
-    adapter_ids, adapter_weights = ops.adapter_rows([w.adapters for w in work], lengths)
+    adapter_ids, adapter_weights = ops.lora_mapping([w.adapters for w in work], lengths)
     return Batch(
         token_ids=np.concatenate([np.asarray(w.token_ids, np.int32) for w in work]),
         positions=token_positions,
-        slots=ops.slots(block_tables, token_positions, query_starts, block_size),
+        slot_mapping=ops.slot_mapping(block_tables, token_positions, query_start_loc, block_size),
         adapter_ids=adapter_ids,
         adapter_weights=adapter_weights,
-        query_starts=query_starts,
+        query_start_loc=query_start_loc,
         context_lens=np.asarray([c + n for c, n in zip(computed, lengths, strict=True)], np.int32),
         block_tables=block_tables,
-        logit_rows=ops.select_rows(query_starts, every_row),
+        logits_indices=ops.logits_indices(query_start_loc, every_row),
     )
 
 
@@ -173,16 +173,18 @@ def _check_adapters(request: Request) -> None:
 
 def _check_fits(adapter: Adapter, config: ModelConfig) -> None:
     """An adapter was checked against a base when it was loaded; this may be another one."""
-    known = set(config.sites())
-    for site, w in adapter.lora.items():
-        if site not in known:
-            raise RequestError(f"adapter {adapter.name} is for another model: this one has no {module_name(site)}")
-        d_out, d_in = config.shape(site[1])[::-1] if site == EMBED else config.shape(site[1])
-        if site in adapter.replaced:  # a grown vocabulary
-            d_in, d_out = (len(adapter.replaced[site]), d_out) if site == EMBED else (d_in, len(adapter.replaced[site]))
+    known = set(config.modules())
+    for module, w in adapter.lora.items():
+        if module not in known:
+            raise RequestError(f"adapter {adapter.name} is for another model: this one has no {module_name(module)}")
+        d_out, d_in = config.shape(module[1])[::-1] if module == EMBED else config.shape(module[1])
+        if module in adapter.replaced:  # a grown vocabulary
+            d_in, d_out = (
+                (len(adapter.replaced[module]), d_out) if module == EMBED else (d_in, len(adapter.replaced[module]))
+            )
         if (w.B.shape[0], w.A.shape[1]) != (d_out, d_in):
             raise RequestError(
-                f"adapter {adapter.name} is for another model: {module_name(site)} is [{d_out}, {d_in}] here, "
+                f"adapter {adapter.name} is for another model: {module_name(module)} is [{d_out}, {d_in}] here, "
                 f"[{w.B.shape[0]}, {w.A.shape[1]}] there"
             )
 

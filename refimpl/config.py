@@ -26,14 +26,14 @@ from .loading.json_file import LARGEST, Keys, is_integer, read_json
 from .loading.rope_scaling import read_rope
 
 # One linear layer of the model: (layer, module). Modules outside the layers have layer -1.
-Site = tuple[int, str]
+Module = tuple[int, str]
 
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 LAYER_MODULES = ATTENTION_MODULES + MLP_MODULES
 LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
-EMBED: Site = (-1, "embed_tokens")
-LM_HEAD: Site = (-1, "lm_head")
+EMBED: Module = (-1, "embed_tokens")
+LM_HEAD: Module = (-1, "lm_head")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class ModelConfig:
             "lm_head": (self.vocab_size, self.hidden_size),
         }[module]
 
-    def sites(self) -> list[Site]:
+    def modules(self) -> list[Module]:
         """Every linear layer, in the order of the forward pass."""
         inner = [(i, module) for i in range(self.num_hidden_layers) for module in LAYER_MODULES]
         return [EMBED, *inner, LM_HEAD]
@@ -94,14 +94,14 @@ class ModelConfig:
         return (module in ATTENTION_MODULES and self.attention_bias) or (module in MLP_MODULES and self.mlp_bias)
 
 
-def module_name(site: Site) -> str:
+def module_name(module: Module) -> str:
     """The module's dotted name in the Hugging Face model: (3, 'q_proj') -> model.layers.3.self_attn.q_proj."""
-    layer, module = site
-    if site == LM_HEAD:
+    layer, name = module
+    if module == LM_HEAD:
         return "lm_head"
-    if site == EMBED:
+    if module == EMBED:
         return "model.embed_tokens"
-    return f"model.layers.{layer}.{'self_attn' if module in ATTENTION_MODULES else 'mlp'}.{module}"
+    return f"model.layers.{layer}.{'self_attn' if name in ATTENTION_MODULES else 'mlp'}.{name}"
 
 
 def load_config(folder: str | Path) -> ModelConfig:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from .adapter_cache import AdapterCache
 from .arrays import Array, Precision, to_host
 from .attention import first_visible
-from .batch import Batch, Request, Work, check_request, make_batch
+from .batch import Batch, Request, ScheduledRequest, check_request, make_batch
 from .errors import CacheFull, RequestError
 from .kv_cache import NO_BLOCK, KVCache
 from .model import forward, logit_width
@@ -41,7 +41,7 @@ class Output:
 
 
 @dataclass(eq=False)
-class Generation:
+class RequestState:
     """One request on its way."""
 
     id: int
@@ -79,11 +79,11 @@ class Engine:
     ) -> None:
         self.model, self.ops = model, ops
         self.precision = precision or Precision("model", model.dtype)
-        self.cache = KVCache(model.config, num_blocks, block_size, self.precision, model.device, ops.victim)
+        self.cache = KVCache(model.config, num_blocks, block_size, self.precision, model.device, ops.select_victim)
         self.adapters = AdapterCache(model, self.precision, ops, max_adapters)
         self.max_batch_tokens, self.max_running, self.prefix_caching = max_batch_tokens, max_running, prefix_caching
-        self.waiting: collections.deque[Generation] = collections.deque()
-        self.running: list[Generation] = []  # oldest first
+        self.waiting: collections.deque[RequestState] = collections.deque()
+        self.running: list[RequestState] = []  # oldest first
         self.preemptions = 0
         self._ids = itertools.count()
 
@@ -96,7 +96,7 @@ class Engine:
             raise RequestError(f"max_new_tokens {wanted} must be 1 or more")
         limit = min(len(prompt) + wanted, self.model.config.max_position_embeddings + 1)
         self._check_fits(request, len(prompt), limit)
-        g = Generation(next(self._ids), request, prompt, limit)
+        g = RequestState(next(self._ids), request, prompt, limit)
         self.waiting.append(g)
         return g.id
 
@@ -133,7 +133,7 @@ class Engine:
 
     # Scheduling: who computes how many tokens in this step.
 
-    def _schedule(self) -> list[tuple[Generation, int]]:
+    def _schedule(self) -> list[tuple[RequestState, int]]:
         scheduled, budget, preempted = [], self.max_batch_tokens, False
         for g in list(self.running):
             n = min(len(g.tokens) - g.computed, budget)
@@ -160,7 +160,7 @@ class Engine:
             budget -= n
         return scheduled
 
-    def _admit(self, g: Generation, budget: int) -> bool:
+    def _admit(self, g: RequestState, budget: int) -> bool:
         """Adapters, whatever prefix is cached, and blocks for the first chunk: all of it or nothing."""
         adapters = self.adapters.acquire_all(g.request.adapters)
         if adapters is None:
@@ -176,33 +176,33 @@ class Engine:
         self._release(g)
         return False
 
-    def _grow(self, g: Generation, n: int) -> bool:
+    def _grow(self, g: RequestState, n: int) -> bool:
         """Room for n more tokens."""
         wanted = -(-(g.computed + n) // self.cache.block_size) - len(g.table)
         if wanted > self.cache.available:
             return False
-        g.table += self.cache.take(wanted) if wanted > 0 else []
+        g.table += self.cache.allocate(wanted) if wanted > 0 else []
         return True
 
-    def _slide(self, g: Generation) -> None:
+    def _slide(self, g: RequestState) -> None:
         """Give back the blocks that no token to come can see."""
         past = first_visible(g.computed, self.model.config.sliding_window) // self.cache.block_size
-        self.cache.give_back(g.table[:past])
+        self.cache.free(g.table[:past])
         g.table[:past] = [NO_BLOCK] * past
 
-    def _preempt(self, g: Generation) -> None:
+    def _preempt(self, g: RequestState) -> None:
         """Back to the head of the queue; its tokens, the produced ones too, will be computed again."""
         self.running.remove(g)
         self._release(g)
         self.waiting.appendleft(g)
         self.preemptions += 1
 
-    def _drop(self, g: Generation) -> None:
+    def _drop(self, g: RequestState) -> None:
         self.running.remove(g)
         self._release(g)
 
-    def _release(self, g: Generation) -> None:
-        self.cache.give_back(g.table)
+    def _release(self, g: RequestState) -> None:
+        self.cache.free(g.table)
         for slot, _ in g.adapters:
             self.adapters.release(slot)
         g.table, g.adapters, g.computed = [], (), 0
@@ -210,20 +210,23 @@ class Engine:
     # One step's plan, its numbers, and what is kept of it. The oracle's engine overrides these two to look at every row
     # and to force tokens (refimpl/engines/ours.py).
 
-    def _last_rows(self, scheduled: list[tuple[Generation, int]]) -> Array:
+    def _last_rows(self, scheduled: list[tuple[RequestState, int]]) -> Array:
         """The logits of each one's last token."""
         batch = self._batch(scheduled)
         return to_host(forward(self.model, batch, self.cache, self.adapters.bank, self.ops, self.precision))
 
-    def _choose(self, row: Array, g: Generation) -> int:
+    def _choose(self, row: Array, g: RequestState) -> int:
         """The next token of g."""
         return sample(row, g.request, g.produced)
 
-    def _batch(self, scheduled: list[tuple[Generation, int]]) -> Batch:
-        work = [Work(g.tokens[g.computed : g.computed + n], g.computed, g.table, g.adapters) for g, n in scheduled]
+    def _batch(self, scheduled: list[tuple[RequestState, int]]) -> Batch:
+        work = [
+            ScheduledRequest(g.tokens[g.computed : g.computed + n], g.computed, g.table, g.adapters)
+            for g, n in scheduled
+        ]
         return make_batch(work, self.cache.block_size, self.ops)
 
-    def _keys(self, g: Generation, count: int) -> list[bytes]:
+    def _keys(self, g: RequestState, count: int) -> list[bytes]:
         """The prefix keys of its first `count` blocks."""
         size = self.cache.block_size
         adapters = [(self.adapters.digest(slot), weight) for slot, weight in g.adapters]
@@ -232,14 +235,14 @@ class Engine:
             g.keys.append(self.ops.prefix_key(parent, block, self.model.digest, self.precision, adapters))
         return g.keys[:count]
 
-    def _publish(self, g: Generation) -> None:
+    def _publish(self, g: RequestState) -> None:
         """Let others find the blocks that are full now."""
         if self.prefix_caching:
             for block, key in zip(g.table, self._keys(g, g.computed // self.cache.block_size), strict=False):
                 if block != NO_BLOCK:
-                    self.cache.publish(block, key)
+                    self.cache.cache_block(block, key)
 
-    def _finished(self, g: Generation) -> str | None:
+    def _finished(self, g: RequestState) -> str | None:
         stops = self.model.config.eos_token_ids if g.request.stop_ids is None else g.request.stop_ids
         return "stop" if g.tokens[-1] in stops else "length" if len(g.tokens) >= g.limit else None
 

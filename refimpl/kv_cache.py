@@ -33,20 +33,20 @@ def prefix_key(
     return h.digest()
 
 
-def victim(last_used: Mapping[int, int], users: Mapping[int, int]) -> int | None:
+def select_victim(last_used: Mapping[int, int], ref_counts: Mapping[int, int]) -> int | None:
     """The least recently used of those that nobody uses, or None. Decides for KV blocks and for adapters."""
-    idle = [item for item in last_used if not users.get(item)]
+    idle = [item for item in last_used if not ref_counts.get(item)]
     return min(idle, key=lambda item: last_used[item]) if idle else None
 
 
-def slots(
+def slot_mapping(
     block_tables: Int[Array, "requests table"],
     positions: Int[Array, " tokens"],
-    query_starts: Int[Array, " starts"],
+    query_start_loc: Int[Array, " starts"],
     block_size: int,
 ) -> Int[Array, " tokens"]:
     """Where each token's key and value go: block * block_size + offset, through its request's block table."""
-    request = np.repeat(np.arange(len(query_starts) - 1), np.diff(query_starts))
+    request = np.repeat(np.arange(len(query_start_loc) - 1), np.diff(query_start_loc))
     block = block_tables[request, positions // block_size]
     return (block * block_size + positions % block_size).astype(np.int32)
 
@@ -56,11 +56,11 @@ def write_kv(
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
     v: Float[Array, "tokens kv_heads head_dim"],
-    slots: Int[Array, " tokens"],
+    slot_mapping: Int[Array, " tokens"],
     p: Precision,
 ) -> None:
     """cache[slots[t]] = k[t], v[t]. Slots are pairwise different, so the order does not matter."""
-    where = namespace(k).asarray(slots)
+    where = namespace(k).asarray(slot_mapping)
     k_cache.reshape(-1, *k.shape[1:])[where] = rounded(k, p.kv)
     v_cache.reshape(-1, *v.shape[1:])[where] = rounded(v, p.kv)
 
@@ -70,12 +70,12 @@ def write_kv_per_token(
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
     v: Float[Array, "tokens kv_heads head_dim"],
-    slots: Int[Array, " tokens"],
+    slot_mapping: Int[Array, " tokens"],
     p: Precision,
 ) -> None:
     """The definition."""
     block_size = k_cache.shape[1]
-    for t, slot in enumerate(slots):
+    for t, slot in enumerate(slot_mapping):
         k_cache[slot // block_size, slot % block_size] = rounded(k[t], p.kv)
         v_cache[slot // block_size, slot % block_size] = rounded(v[t], p.kv)
 
@@ -93,7 +93,7 @@ class KVCache:
         block_size: int = 16,
         p: Precision | None = None,
         device: str = "cpu",
-        choose_victim: Victim = victim,
+        choose_victim: Victim = select_victim,
     ) -> None:
         p = p or Precision()
         shape = (config.num_hidden_layers, num_blocks, block_size, config.num_key_value_heads, config.head_dim)
@@ -102,7 +102,7 @@ class KVCache:
         self.k: Array = xp.zeros(shape, p.compute)
         self.v: Array = xp.zeros(shape, p.compute)
         self.num_blocks, self.block_size = num_blocks, block_size
-        self.users: dict[int, int] = {}  # block -> how many requests hold it
+        self.ref_counts: dict[int, int] = {}  # block -> how many requests hold it
         self._free = list(range(num_blocks - 1, -1, -1))
         self._idle: set[int] = set()
         self._by_key: dict[bytes, int] = {}
@@ -118,26 +118,26 @@ class KVCache:
     @property
     def in_use(self) -> int:
         """Blocks that some request holds."""
-        return len(self.users)
+        return len(self.ref_counts)
 
-    def take(self, count: int) -> list[int]:
+    def allocate(self, count: int) -> list[int]:
         """`count` blocks for one new owner each, all or none. CacheFull before anything has changed."""
         if count > self.available:
             raise CacheFull(f"KV cache: {count} blocks of {self.block_size} tokens wanted, {self.available} can be had")
         blocks = [self._free.pop() if self._free else self._evict() for _ in range(count)]
         for block in blocks:
-            self.users[block] = 1
+            self.ref_counts[block] = 1
         return blocks
 
-    def give_back(self, blocks: Sequence[int]) -> None:
+    def free(self, blocks: Sequence[int]) -> None:
         """One owner leaves. A block without owners becomes idle if it has a key, else free."""
         now = next(self._clock)
         for block in reversed(blocks):  # a popped block is the last one pushed: tables stay in rising order
             if block == NO_BLOCK:
                 continue
-            self.users[block] -= 1
-            if self.users[block] == 0:
-                del self.users[block]
+            self.ref_counts[block] -= 1
+            if self.ref_counts[block] == 0:
+                del self.ref_counts[block]
                 if block in self._key_of:
                     self._idle.add(block)
                     self._last_used.pop(block, None)  # so that the order of the dict is the order of last use
@@ -150,10 +150,10 @@ class KVCache:
         blocks = [self._by_key[key] for key in itertools.takewhile(self._by_key.__contains__, keys)]
         for block in blocks:
             self._idle.discard(block)
-            self.users[block] = self.users.get(block, 0) + 1
+            self.ref_counts[block] = self.ref_counts.get(block, 0) + 1
         return blocks
 
-    def publish(self, block: int, key: bytes) -> None:
+    def cache_block(self, block: int, key: bytes) -> None:
         """A block that its owner has filled may be found under its key from now on. The first one to come is kept."""
         if key not in self._by_key and block not in self._key_of:
             self._by_key[key] = block
@@ -161,7 +161,7 @@ class KVCache:
             self._last_used[block] = next(self._clock)
 
     def _evict(self) -> int:
-        block = self._victim(self._last_used, self.users)
+        block = self._victim(self._last_used, self.ref_counts)
         if block is None:
             raise CacheFull("KV cache: no idle block to evict")
         self._idle.discard(block)
@@ -170,5 +170,5 @@ class KVCache:
         return block
 
     def __repr__(self) -> str:
-        counts = f"{len(self.users)} in use, {len(self._idle)} idle, {len(self._free)} free"
+        counts = f"{len(self.ref_counts)} in use, {len(self._idle)} idle, {len(self._free)} free"
         return f"KVCache({self.num_blocks} blocks of {self.block_size}: {counts})"

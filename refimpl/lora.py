@@ -16,7 +16,7 @@ import numpy as np
 
 from .adapter import Adapter, pattern_value
 from .arrays import Array, Float, Int, Precision, rounded, to_device, to_host, widen
-from .config import ModelConfig, Site, module_name
+from .config import ModelConfig, Module, module_name
 from .errors import LoracleError
 from .tensorrt_llm.prescale import fold_scale
 from .weights import Linear, Model
@@ -38,9 +38,9 @@ class LoraWeights:
 class BoundAdapter:
     """All that one adapter changes in one model."""
 
-    lora: Mapping[Site, LoraWeights]
-    weights: Mapping[Site, Array]  # whole layers that it brings along: modules_to_save
-    biases: Mapping[Site, Array]  # biases of base layers that it brings along: bias="all"
+    lora: Mapping[Module, LoraWeights]
+    weights: Mapping[Module, Array]  # whole layers that it brings along: modules_to_save
+    biases: Mapping[Module, Array]  # biases of base layers that it brings along: bias="all"
 
 
 def adapter_scale(alpha: float, r: int, use_rslora: bool) -> float:
@@ -54,10 +54,10 @@ def bind_adapter(
     """Which A, B and scale each module gets. alpha_pattern overrides lora_alpha by the module's dotted name, as in
     peft/tuners/lora/model.py (_create_and_replace); the rank is that of the tensors (checked when they were loaded)."""
     lora = {}
-    for site, stored in adapter.lora.items():
-        alpha = pattern_value(adapter.config.alpha_pattern, module_name(site), adapter.config.lora_alpha)
+    for module, stored in adapter.lora.items():
+        alpha = pattern_value(adapter.config.alpha_pattern, module_name(module), adapter.config.lora_alpha)
         s = scale(alpha, stored.A.shape[0], adapter.config.use_rslora)
-        lora[site] = LoraWeights(stored.A, stored.B, s, stored.bias)
+        lora[module] = LoraWeights(stored.A, stored.B, s, stored.bias)
     return BoundAdapter(lora, adapter.replaced, adapter.biases)
 
 
@@ -72,23 +72,23 @@ def digest(bound: BoundAdapter) -> bytes:
     """SHA-256 of everything that the adapter changes: effective A, B, scale, and what it replaces."""
     h = hashlib.sha256()
 
-    def add(kind: str, site: Site, *arrays: Array | None) -> None:
-        h.update(f"{kind} {site[0]} {site[1]}".encode())
+    def add(kind: str, module: Module, *arrays: Array | None) -> None:
+        h.update(f"{kind} {module[0]} {module[1]}".encode())
         for x in arrays:
             h.update(b"none" if x is None else f"{x.dtype.name} {x.shape}".encode())
             h.update(b"" if x is None else np.ascontiguousarray(to_host(x)).view(np.uint8).data)
 
-    for site in sorted(bound.lora):
-        w = bound.lora[site]
-        add("lora", site, w.A, w.B, np.float64(w.scale).reshape(1), w.bias)
-    for site in sorted(bound.weights):
-        add("weight", site, bound.weights[site])
-    for site in sorted(bound.biases):
-        add("bias", site, bound.biases[site])
+    for module in sorted(bound.lora):
+        w = bound.lora[module]
+        add("lora", module, w.A, w.B, np.float64(w.scale).reshape(1), w.bias)
+    for module in sorted(bound.weights):
+        add("weight", module, bound.weights[module])
+    for module in sorted(bound.biases):
+        add("bias", module, bound.biases[module])
     return h.digest()
 
 
-class AdapterBank:
+class AdapterSlots:
     """The adapters that a batch can name: slot number -> weights, each stored once, at its own rank.
 
     Knows nothing of when to load or evict (adapter_cache.py does). A slot number is only good for the batch it was
@@ -97,22 +97,22 @@ class AdapterBank:
 
     def __init__(self, model: Model, p: Precision) -> None:
         self.model, self.precision = model, p
-        self._lora: dict[Site, dict[int, LoraWeights]] = {}
-        self._base: dict[Site, dict[int, Linear]] = {}
+        self._lora: dict[Module, dict[int, LoraWeights]] = {}
+        self._base: dict[Module, dict[int, Linear]] = {}
         self.slots: set[int] = set()  # those that are filled
 
     def put(self, slot: int, bound: BoundAdapter) -> None:
         """Fill a slot; what it held is gone."""
         self.remove(slot)
         self.slots.add(slot)
-        for site, w in bound.lora.items():
+        for module, w in bound.lora.items():
             if self.precision.scale_order:
                 w = with_folded_scale(w, self.precision.adapter, self.precision.scale_order)
             arrays = [None if x is None else self._prepared(x) for x in (w.A, w.B, w.bias)]
-            self._lora.setdefault(site, {})[slot] = LoraWeights(arrays[0], arrays[1], w.scale, arrays[2])  # type: ignore[arg-type]
-        for site in {*bound.weights, *bound.biases}:
-            base, weight, bias = self.model.linear(site), bound.weights.get(site), bound.biases.get(site)
-            self._base.setdefault(site, {})[slot] = Linear(
+            self._lora.setdefault(module, {})[slot] = LoraWeights(arrays[0], arrays[1], w.scale, arrays[2])  # type: ignore[arg-type]
+        for module in {*bound.weights, *bound.biases}:
+            base, weight, bias = self.model.linear(module), bound.weights.get(module), bound.biases.get(module)
+            self._base.setdefault(module, {})[slot] = Linear(
                 base.weight if weight is None else to_device(weight, self.model.device),
                 base.bias if bias is None else to_device(bias, self.model.device),
             )
@@ -131,13 +131,13 @@ class AdapterBank:
         if unknown:
             raise LoracleError(f"adapter id {min(unknown)} is out of range: the bank holds {sorted(self.slots)}")
 
-    def at(self, site: Site) -> Mapping[int, LoraWeights]:
+    def at(self, module: Module) -> Mapping[int, LoraWeights]:
         """The LoRA weights of each slot that has some at this site."""
-        return self._lora.get(site, {})
+        return self._lora.get(module, {})
 
-    def base_at(self, site: Site) -> Mapping[int, Linear]:
+    def base_at(self, module: Module) -> Mapping[int, Linear]:
         """The base layer of each slot that brings its own at this site (modules_to_save, bias="all")."""
-        return self._base.get(site, {})
+        return self._base.get(module, {})
 
     def nbytes(self, slot: int) -> int:
         """The memory of one slot's LoRA weights."""
@@ -159,15 +159,15 @@ def shrink(x: Array, A: Float[Array, "rank d_in"]) -> Float[Array, "tokens rank"
 def lora_delta_per_token(
     y: Float[Array, "tokens d_out"],
     x: Array,
-    bank: AdapterBank,
-    site: Site,
+    bank: AdapterSlots,
+    module: Module,
     adapter_ids: Int[Array, "tokens k"],
     adapter_weights: Float[Array, "tokens k"],
     p: Precision,
 ) -> None:
     """The definition. Adds to y in place; a row whose ids are all -1, or whose adapters leave this site alone, is not
     touched. x is [tokens, d_in], or token ids [tokens] at the embedding."""
-    adapters = bank.at(site)
+    adapters = bank.at(module)
     for t in range(y.shape[0]):
         for a, weight in zip(adapter_ids[t], adapter_weights[t], strict=True):
             if a == NO_ADAPTER or a not in adapters:
@@ -184,15 +184,15 @@ def lora_delta_per_token(
 def lora_delta(
     y: Float[Array, "tokens d_out"],
     x: Array,
-    bank: AdapterBank,
-    site: Site,
+    bank: AdapterSlots,
+    module: Module,
     adapter_ids: Int[Array, "tokens k"],
     adapter_weights: Float[Array, "tokens k"],
     p: Precision,
     shrink: Callable[[Array, Array], Array] = shrink,
 ) -> None:
     """The same, one adapter at a time: gather its tokens, shrink, expand, scale, add back (Punica's SGMV)."""
-    adapters = bank.at(site)
+    adapters = bank.at(module)
     if not adapters:
         return
     for j in range(adapter_ids.shape[1]):

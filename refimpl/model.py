@@ -12,17 +12,17 @@ import numpy as np
 
 from .adapter_cache import AdapterCache
 from .arrays import Array, Float, Precision, namespace, rounded, to_host
-from .batch import Batch, Request, Work, check_list, check_request, make_batch
-from .config import EMBED, LM_HEAD, Site, module_name
+from .batch import Batch, Request, ScheduledRequest, check_list, check_request, make_batch
+from .config import EMBED, LM_HEAD, Module, module_name
 from .kv_cache import KVCache
-from .lora import AdapterBank, segments
+from .lora import AdapterSlots, segments
 from .ops import NUMPY, Ops
 from .tracing import Trace, active_trace
 from .weights import Linear, Model
 
 
 def forward(
-    model: Model, batch: Batch, cache: KVCache, bank: AdapterBank, ops: Ops, p: Precision
+    model: Model, batch: Batch, cache: KVCache, bank: AdapterSlots, ops: Ops, p: Precision
 ) -> Float[Array, "rows vocab"]:
     """One forward pass over all scheduled tokens of all requests: the logits of `batch.logit_rows`.
 
@@ -48,12 +48,12 @@ def forward(
         q = ops.rope(heads(project(h, i, "q_proj")), cos, sin, p)
         k = ops.rope(heads(project(h, i, "k_proj")), cos, sin, p)
         v = heads(project(h, i, "v_proj"))
-        ops.write_kv(cache.k[i], cache.v[i], k, v, batch.slots, p)
+        ops.write_kv(cache.k[i], cache.v[i], k, v, batch.slot_mapping, p)
         mixed = ops.attention(
             q,
             cache.k[i],
             cache.v[i],
-            batch.query_starts,
+            batch.query_start_loc,
             batch.context_lens,
             batch.block_tables,
             config.sliding_window,
@@ -70,8 +70,8 @@ def forward(
         note(f"layers.{i}.mlp", h)
         note(f"layers.{i}.output", x)
 
-    h = ops.rms_norm(x[namespace(x).asarray(batch.logit_rows)], model.norm, config.rms_norm_eps, p)
-    logits = rounded(project(h, *LM_HEAD, batch.logit_rows), p.logits)
+    h = ops.rms_norm(x[namespace(x).asarray(batch.logits_indices)], model.norm, config.rms_norm_eps, p)
+    logits = rounded(project(h, *LM_HEAD, batch.logits_indices), p.logits)
     note("norm", h)
     note("logits", logits)
     return logits
@@ -80,8 +80,8 @@ def forward(
 def linear_with_adapters(
     model: Model,
     x: Array,
-    site: Site,
-    bank: AdapterBank,
+    module: Module,
+    bank: AdapterSlots,
     adapter_ids: Array,
     adapter_weights: Array,
     ops: Ops,
@@ -89,35 +89,39 @@ def linear_with_adapters(
     t: Trace | None = None,
 ) -> Float[Array, "tokens d_out"]:
     """What the base computes at a site, plus what each token's adapters add. x is token ids at the embedding."""
-    own = bank.base_at(site)
-    y = base_with_own(model, x, site, own, adapter_ids, ops, p) if own else base(model.linear(site), x, site, ops, p)
+    own = bank.base_at(module)
+    y = (
+        base_with_own(model, x, module, own, adapter_ids, ops, p)
+        if own
+        else base(model.linear(module), x, module, ops, p)
+    )
     if t is not None:
-        name = module_name(site).removeprefix("model.").replace("self_attn.", "").replace("mlp.", "")
+        name = module_name(module).removeprefix("model.").replace("self_attn.", "").replace("mlp.", "")
         delta = namespace(y).zeros_like(y)
-        ops.lora_delta(delta, x, bank, site, adapter_ids, adapter_weights, p)
+        ops.lora_delta(delta, x, bank, module, adapter_ids, adapter_weights, p)
         t.record(f"{name}.input", x)
         t.record(f"{name}.base", y)
         t.record(f"{name}.lora", delta)
-    ops.lora_delta(y, x, bank, site, adapter_ids, adapter_weights, p)
+    ops.lora_delta(y, x, bank, module, adapter_ids, adapter_weights, p)
     return y
 
 
-def base(layer: Linear, x: Array, site: Site, ops: Ops, p: Precision) -> Float[Array, "tokens d_out"]:
+def base(layer: Linear, x: Array, module: Module, ops: Ops, p: Precision) -> Float[Array, "tokens d_out"]:
     """One layer without adapters."""
-    return ops.embed(layer.weight, x, p) if site == EMBED else ops.linear(x, layer.weight, layer.bias, p)
+    return ops.embed(layer.weight, x, p) if module == EMBED else ops.linear(x, layer.weight, layer.bias, p)
 
 
 def base_with_own(
-    model: Model, x: Array, site: Site, own: Mapping[int, Linear], adapter_ids: Array, ops: Ops, p: Precision
+    model: Model, x: Array, module: Module, own: Mapping[int, Linear], adapter_ids: Array, ops: Ops, p: Precision
 ) -> Float[Array, "tokens d_out"]:
     """The same where some adapters bring their own layer along (modules_to_save, bias="all"): their rows go through it.
 
     Such an adapter is alone on its request and unweighted (check_request), so that column 0 names it."""
     the_base = max(own) + 1  # any number that no adapter has
     ids = np.where(np.isin(adapter_ids[:, 0], list(own)), adapter_ids[:, 0], the_base).astype(np.int32)
-    layers = {**own, the_base: model.linear(site)}
+    layers = {**own, the_base: model.linear(module)}
     parts = [
-        (rows, base(layers[a], x[rows], site, ops, p))
+        (rows, base(layers[a], x[rows], module, ops, p))
         for a, _, rows in segments(ids.tobytes(), np.ones(len(ids)).tobytes())
     ]
     y = namespace(model.norm).full((len(ids), max(part.shape[1] for _, part in parts)), -np.inf, p.compute)
@@ -146,17 +150,19 @@ def logits(
     block_size = 16
     lengths = [len(r.prompt_ids) for r in requests]
     blocks = [-(-n // block_size) for n in lengths]
-    cache = KVCache(model.config, sum(blocks), block_size, p, model.device, ops.victim)
+    cache = KVCache(model.config, sum(blocks), block_size, p, model.device, ops.select_victim)
     adapters = AdapterCache(model, p, ops)
     work = [
-        Work(r.prompt_ids, 0, cache.take(n), [(adapters.acquire(a), weight) for a, weight in r.adapters])
+        ScheduledRequest(
+            r.prompt_ids, 0, cache.allocate(n), [(adapters.acquire(a), weight) for a, weight in r.adapters]
+        )
         for r, n in zip(requests, blocks, strict=True)
     ]
     batch = make_batch(work, block_size, ops, every_row=True)
     rows = to_host(forward(model, batch, cache, adapters.bank, ops, p))
     return [
         rows[start:stop, : logit_width(r, model)]
-        for r, start, stop in zip(requests, batch.query_starts, batch.query_starts[1:], strict=False)
+        for r, start, stop in zip(requests, batch.query_start_loc, batch.query_start_loc[1:], strict=False)
     ]
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from . import attention, batch, kv_cache, layers, lora
 from .adapter import Adapter
 from .arrays import Array, Precision
-from .config import ModelConfig, Rope, Site
-from .lora import AdapterBank, BoundAdapter
+from .config import ModelConfig, Module, Rope
+from .lora import AdapterSlots, BoundAdapter
 
 Pair = tuple[Array, Array]
 
@@ -28,20 +28,20 @@ class Ops:
     # Plans, on the host.
     adapter_scale: Callable[[float, int, bool], float]  # alpha, r, use_rslora
     bind_adapter: Callable[[Adapter, ModelConfig, Callable[[float, int, bool], float]], BoundAdapter]
-    adapter_rows: Callable[[Sequence[batch.Adapters], Sequence[int]], Pair]  # per request -> per token
+    lora_mapping: Callable[[Sequence[batch.Adapters], Sequence[int]], Pair]  # per request -> per token
     positions: Callable[[Sequence[int], Sequence[int]], Array]  # tokens computed before, tokens now -> positions
-    slots: Callable[[Array, Array, Array, int], Array]  # block_tables, positions, query_starts, block_size
+    slot_mapping: Callable[[Array, Array, Array, int], Array]  # block_tables, positions, query_start_loc, block_size
     prefix_key: Callable[[bytes, Sequence[int], bytes, Precision, Sequence[tuple[bytes, float]]], bytes]
-    victim: Callable[[Mapping[int, int], Mapping[int, int]], int | None]  # last_used, users
-    select_rows: Callable[[Array, bool], Array]  # query_starts, every row?
+    select_victim: Callable[[Mapping[int, int], Mapping[int, int]], int | None]  # last_used, users
+    logits_indices: Callable[[Array, bool], Array]  # query_start_loc, every row?
     rope_table: Callable[[Rope, int, Array, Precision], Pair]  # rope, head_dim, positions -> cos, sin
     # Numbers, on the device.
     embed: Callable[[Array, Array, Precision], Array]  # table, token_ids
     linear: Callable[[Array, Array, Array | None, Precision], Array]  # x, weight, bias
-    lora_delta: Callable[[Array, Array, AdapterBank, Site, Array, Array, Precision], None]  # y += ..., in place
+    lora_delta: Callable[[Array, Array, AdapterSlots, Module, Array, Array, Precision], None]  # y += ..., in place
     rms_norm: Callable[[Array, Array, float, Precision], Array]  # x, weight, eps
     rope: Callable[[Array, Array, Array, Precision], Array]  # x, cos, sin
-    write_kv: Callable[[Array, Array, Array, Array, Array, Precision], None]  # k_cache, v_cache, k, v, slots
+    write_kv: Callable[[Array, Array, Array, Array, Array, Precision], None]  # k_cache, v_cache, k, v, slot_mapping
     attention: Callable[[Array, Array, Array, Array, Array, Array, int | None, Precision], Array]
     mlp_activation: Callable[[Array, Array, Precision], Array]  # gate, up
 
@@ -49,12 +49,12 @@ class Ops:
 REFERENCE = Ops(
     adapter_scale=lora.adapter_scale,
     bind_adapter=lora.bind_adapter,
-    adapter_rows=batch.adapter_rows,
+    lora_mapping=batch.lora_mapping,
     positions=batch.positions,
-    slots=kv_cache.slots,
+    slot_mapping=kv_cache.slot_mapping,
     prefix_key=kv_cache.prefix_key,
-    victim=kv_cache.victim,
-    select_rows=batch.select_rows,
+    select_victim=kv_cache.select_victim,
+    logits_indices=batch.logits_indices,
     rope_table=layers.rope_table,
     embed=layers.embed,
     linear=layers.linear_per_token,
@@ -95,4 +95,4 @@ class Tables(Mapping[str, Ops]):
         return {"reference": REFERENCE, "numpy": NUMPY}[name]
 
 
-TABLES = Tables()
+BACKENDS = Tables()

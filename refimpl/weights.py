@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import DTYPES, Array, Float, device_namespace, dtype_of, to_device, to_host, widen
-from .config import EMBED, LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Site, load_config, module_name
+from .config import EMBED, LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Module, load_config, module_name
 from .errors import WeightsError
 from .loading.checkpoint import Tensor, open_checkpoint
 from .loading.conversion import all_finite, available_memory, check_memory, converted
@@ -55,12 +55,12 @@ class Model:
     dtype: str = "float32"
     device: str = "cpu"
 
-    def linear(self, site: Site) -> Linear:
+    def linear(self, module: Module) -> Linear:
         """The base weights at a site."""
-        layer, module = site
-        if site == EMBED:
+        layer, name = module
+        if module == EMBED:
             return Linear(self.embed_tokens)
-        return self.lm_head if site == LM_HEAD else getattr(self.layers[layer], module)
+        return self.lm_head if module == LM_HEAD else getattr(self.layers[layer], name)
 
     def __repr__(self) -> str:
         c = self.config
@@ -149,13 +149,13 @@ def _load(tensor: Tensor, name: str, dtype: str, device: str) -> Array:
 def _model(config: ModelConfig, load: Callable[[str], Array], tokenizer: Any, dtype: str, device: str) -> Model:
     """The fields of the model, by the names of the checkpoint (transformers, modeling_llama.py)."""
 
-    def linear(site: Site) -> Linear:
-        name = module_name(site)
-        return Linear(load(f"{name}.weight"), load(f"{name}.bias") if config.has_bias(site[1]) else None)
+    def linear(module: Module) -> Linear:
+        name = module_name(module)
+        return Linear(load(f"{name}.weight"), load(f"{name}.bias") if config.has_bias(module[1]) else None)
 
     def layer(i: int) -> Layer:
         norms = {name: load(f"model.layers.{i}.{name}.weight") for name in LAYER_NORMS}
-        return Layer(**norms, **{module: linear((i, module)) for module in LAYER_MODULES})  # type: ignore[arg-type]
+        return Layer(**norms, **{name: linear((i, name)) for name in LAYER_MODULES})  # type: ignore[arg-type]
 
     embed_tokens = load("model.embed_tokens.weight")
     layers = tuple(layer(i) for i in range(config.num_hidden_layers))

@@ -27,9 +27,9 @@ robot = refimpl.load_adapter("robot", model.config)
 # `v_proj` of the first layer, and what the pirate's adapter holds for it.
 
 # %%
-site = (0, "v_proj")
-W = model.linear(site).weight  # [d_out, d_in]
-A, B = pirate.lora[site].A.astype(float), pirate.lora[site].B.astype(float)
+module = (0, "v_proj")
+W = model.linear(module).weight  # [d_out, d_in]
+A, B = pirate.lora[module].A.astype(float), pirate.lora[module].B.astype(float)
 r, alpha = A.shape[0], pirate.config.lora_alpha
 scale = alpha / np.sqrt(r) if pirate.config.use_rslora else alpha / r
 print(f"W {W.shape}: {W.size:,} numbers.  A {A.shape} and B {B.shape}: {A.size + B.size:,}.  scale = {scale:g}")
@@ -56,7 +56,7 @@ assert np.allclose(y, x @ W_pirate.T)
 # of the work. This loop is the definition that every fast kernel must equal.
 
 # %%
-A2, B2 = robot.lora[site].A.astype(float), robot.lora[site].B.astype(float)
+A2, B2 = robot.lora[module].A.astype(float), robot.lora[module].B.astype(float)
 scale2 = refimpl.NUMPY.adapter_scale(robot.config.lora_alpha, A2.shape[0], robot.config.use_rslora)
 bank = [(A, B, scale), (A2, B2, scale2)]  # 0: pirate, 1: robot, at their own ranks: nothing is padded
 adapter_ids = np.array([0, -1, 1])

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ..arrays import DTYPES, Array, Float, Precision, device_namespace, to_host
-from ..batch import Batch, Work, make_batch
-from ..config import LAYER_MODULES, ModelConfig, Site
+from ..batch import Batch, ScheduledRequest, make_batch
+from ..config import LAYER_MODULES, ModelConfig, Module
 from ..kv_cache import KVCache
-from ..lora import NO_ADAPTER, AdapterBank, BoundAdapter, LoraWeights
+from ..lora import NO_ADAPTER, AdapterSlots, BoundAdapter, LoraWeights
 from ..model import forward
 from ..ops import Ops
 from ..weights import Layer, Linear, Model
@@ -73,19 +73,19 @@ def random_model(shape: Shape, dtype: str, device: str = "cpu") -> Model:
     return Model(config, linear("embed_tokens").weight, layers, norm(), linear("lm_head"), None, dtype, device)
 
 
-def random_bank(model: Model, adapters: int, rank: int, p: Precision) -> AdapterBank:
+def random_bank(model: Model, adapters: int, rank: int, p: Precision) -> AdapterSlots:
     """So many adapters, no two alike, in every linear layer of the model's layers."""
-    xp, bank = device_namespace(model.device), AdapterBank(model, p)
+    xp, bank = device_namespace(model.device), AdapterSlots(model, p)
     rng = xp.random.default_rng(1)
 
     def numbers(*shape: int) -> Array:
         return rng.standard_normal(shape, dtype=np.float32) / np.float32(math.sqrt(shape[1]))
 
     for slot in range(adapters):
-        lora: dict[Site, LoraWeights] = {}
-        for site in model.config.sites()[1:-1]:
-            d_out, d_in = model.config.shape(site[1])
-            lora[site] = LoraWeights(numbers(rank, d_in), numbers(d_out, rank), 0.5)
+        lora: dict[Module, LoraWeights] = {}
+        for module in model.config.modules()[1:-1]:
+            d_out, d_in = model.config.shape(module[1])
+            lora[module] = LoraWeights(numbers(rank, d_in), numbers(d_out, rank), 0.5)
         bank.put(slot, BoundAdapter(lora, {}, {}))
     return bank
 
@@ -120,14 +120,14 @@ def decoding(model: Model, adapters: int, rank: int, context: int, ops: Ops) -> 
     return decoding_with(model, bank, adapters, context, ops)
 
 
-def decoding_with(model: Model, bank: AdapterBank, adapters: int, context: int, ops: Ops) -> Decoding:
+def decoding_with(model: Model, bank: AdapterSlots, adapters: int, context: int, ops: Ops) -> Decoding:
     """The same with the first so many adapters of a bank that is there already."""
     p, blocks = Precision("model", model.dtype), -(-(context + 1) // BLOCK_SIZE)
-    cache = KVCache(model.config, adapters * blocks, BLOCK_SIZE, p, model.device, ops.victim)
+    cache = KVCache(model.config, adapters * blocks, BLOCK_SIZE, p, model.device, ops.select_victim)
     rng: Any = device_namespace(model.device).random.default_rng(2)
     for x in (cache.k, cache.v):
         x[...] = rng.standard_normal(x.shape, dtype=np.float32)
-    work = [Work([7 + a % 100], context, cache.take(blocks), [(a, 1.0)]) for a in range(adapters)]
+    work = [ScheduledRequest([7 + a % 100], context, cache.allocate(blocks), [(a, 1.0)]) for a in range(adapters)]
 
     def step(batch: Batch) -> Array:
         return forward(model, batch, cache, bank, ops, p)

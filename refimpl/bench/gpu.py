@@ -95,10 +95,10 @@ class Stopwatch:
             b[...] = a  # also wakes the clocks up
         seconds = self.time(self.captured([lambda: self.cupy.copyto(b, a)]), 1).median
         del a, b
-        self.give_back()
+        self.free()
         return 2 * 4 * size / seconds
 
-    def give_back(self) -> None:
+    def free(self) -> None:
         """Memory that nobody holds any more goes back to the driver: others want it, too."""
         self.cupy.get_default_memory_pool().free_all_blocks()
         torch = sys.modules.get("torch")

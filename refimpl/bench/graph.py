@@ -68,7 +68,7 @@ def device_seconds(watch: Stopwatch, together: Run, alone: Sequence[Run]) -> dic
     except Exception as error:  # an extra: the wall clock's figures stand without it
         return {"device_why": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"}
     finally:
-        watch.give_back()
+        watch.free()
     return {
         "device_batched_seconds": batched,
         "device_one_after_another_seconds": one_after_another,

@@ -43,7 +43,7 @@ def bench(
                 report["left_out"].append({**vars(point), "why": f"{memory / 1e9:.1f} GB do not fit"})
                 continue
             row |= timed(make_case(point, watch.cupy, sets), watch, report["copy_bytes_per_second"], compare)
-            watch.give_back()
+            watch.free()
         else:
             row |= counted(make_case(point))
         report["points"].append(row)
@@ -147,7 +147,7 @@ def theirs(make: Callable[[Case], Any], case: Case, watch: Any, before: Any, our
         return {"why": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"}
     finally:
         del replay, entry  # what they hold
-        watch.give_back()
+        watch.free()
 
 
 def seconds_of(timed: Any) -> Result:

@@ -9,7 +9,7 @@ import numpy as np
 from ..arrays import device_namespace
 from ..cuda import launch, runner
 from ..lora import LoraWeights
-from ..ops import TABLES
+from ..ops import BACKENDS
 from .decode import Shape, decoding, random_model
 
 # (layers that share an input, and so a launch; their d_in; their d_outs) of Llama-8B
@@ -27,7 +27,7 @@ def launches_per_layer() -> dict[str, int]:
     for layers in (1, 2):
         model = random_model(Shape(hidden=64, heads=2, kv_heads=1, layers=layers, vocab=128), "float32", device)
         with launch.recorded() as noted:
-            decoding(model, adapters=2, rank=4, context=8, ops=TABLES["cuda"]).batched()
+            decoding(model, adapters=2, rank=4, context=8, ops=BACKENDS["cuda"]).batched()
         counts.append(Counter(name for name, _ in noted))
     return dict(counts[1] - counts[0])
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..arrays import Precision
 from ..cuda import runner
-from ..ops import TABLES, Ops
+from ..ops import BACKENDS, Ops
 from .decode import Decoding, Shape, decoding_with, random_bank, random_model, with_half_products
 from .machine import about
 from .verify import WrongResult
@@ -50,7 +50,7 @@ def bench(
 ) -> Iterator[Result]:
     """The report, complete after each number of adapters. No further one is begun after so many seconds."""
     shape, dtype, device, counts, context = plan(ops_name, quick)
-    ops: Ops = TABLES[ops_name]
+    ops: Ops = BACKENDS[ops_name]
     if device == "cuda":
         ops = with_half_products(ops)
     begun = time.monotonic()

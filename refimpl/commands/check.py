@@ -163,7 +163,7 @@ def write(result: Result, engine: str, options: dict[str, str], args: argparse.N
     found = without_secrets(told) | by_mutant
     if args.report is not None:
         (args.report / "check.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8")
-        (args.report / PAGE).write_text(page(found, mutants_for(list(result.stage.paths))), "utf-8")
+        (args.report / PAGE).write_text(page(found, mutants_for(list(result.testbed.paths))), "utf-8")
     return found
 
 

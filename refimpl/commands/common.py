@@ -12,7 +12,7 @@ from .. import tiny
 from ..adapter import Adapter, load_adapter
 from ..batch import Request, check_request
 from ..errors import RequestError
-from ..ops import TABLES
+from ..ops import BACKENDS
 from ..weights import Model, load_model
 
 BASE = "base"
@@ -38,7 +38,7 @@ def add_ops_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ops",
         default="numpy",
-        choices=sorted(TABLES),
+        choices=sorted(BACKENDS),
         help="which table of steps runs (default numpy); cuda: the kernels, on a GPU, or slowly on this CPU",
     )
 

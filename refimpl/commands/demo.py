@@ -20,7 +20,7 @@ from ..arrays import Precision
 from ..batch import Request
 from ..engine import Engine
 from ..model import logits
-from ..ops import TABLES, Ops
+from ..ops import BACKENDS, Ops
 from ..streaming import generate, roomy_engine, stream
 from ..tools.merge import merged
 from ..weights import Model, load_model
@@ -36,7 +36,7 @@ SECONDS_PER_STEP = 0.02  # a person reads along; the speed is measured in a run 
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Choices:
     """What the demo reports, and --json prints."""
 
     tokens_per_second: float
@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
         present(Console(), args)
         return 0
     model, requests, names, prompt = cast(args)
-    texts = [output.text for output in generate(model, requests, ops=TABLES[args.ops])]
+    texts = [output.text for output in generate(model, requests, ops=BACKENDS[args.ops])]
     said = [{"adapter": name, "text": text} for name, text in zip(names, texts, strict=True)]
-    numbers = measure(model, requests, names, TABLES[args.ops], rounds(args))
+    numbers = measure(model, requests, names, BACKENDS[args.ops], rounds(args))
     print(json.dumps({**vars(numbers), "prompt": prompt, "texts": said}))
     return 0
 
@@ -81,9 +81,9 @@ def present(console: Console, args: argparse.Namespace) -> None:
     if simulated(args):
         limit = requests[0].max_new_tokens
         console.print(f"No GPU here: the kernels run on this CPU, thread by thread, so {limit} tokens a voice.")
-    show(console, model, requests, names, prompt, TABLES[args.ops])
+    show(console, model, requests, names, prompt, BACKENDS[args.ops])
     console.print()
-    summary(console, measure(model, requests, names, TABLES[args.ops], rounds(args)), names)
+    summary(console, measure(model, requests, names, BACKENDS[args.ops], rounds(args)), names)
 
 
 def simulated(args: argparse.Namespace) -> bool:
@@ -138,7 +138,7 @@ def show(
             live.update(table())
 
 
-def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops: Ops, runs: int) -> Numbers:
+def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops: Ops, runs: int) -> Choices:
     """Speed (the median of so many runs), memory, and the two proofs."""
     blocks: list[int] = []
     timed = [
@@ -162,7 +162,7 @@ def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops
     voices = {name: r.adapter for name, r in zip(names, requests, strict=True) if isinstance(r.adapter, Adapter)}
     bank = AdapterCache(model, Precision("model", model.dtype), ops)
     base_bytes = model.nbytes
-    return Numbers(
+    return Choices(
         tokens_per_second=tokens / together,
         sequential_tokens_per_second=tokens / alone,
         speedup=alone / together,
@@ -201,7 +201,7 @@ def largest(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
     return float(np.max([np.abs(x - y).max() for x, y in zip(a, b, strict=True)]))
 
 
-def summary(console: Console, n: Numbers, names: Sequence[str]) -> None:
+def summary(console: Console, n: Choices, names: Sequence[str]) -> None:
     """The figures, for people."""
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_row(

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from ..ops import TABLES
+from ..ops import BACKENDS
 from ..streaming import generate
 from .common import add_model_arguments, add_prompt_arguments, load, read_requests
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         seed=args.seed,
     )
-    outputs = generate(model, [a.request for a in asked], ops=TABLES[args.ops])
+    outputs = generate(model, [a.request for a in asked], ops=BACKENDS[args.ops])
     if args.json:
         texts = [
             {

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from .. import tiny
 from ..adapter import load_adapter
-from ..config import Site, load_config, module_name
+from ..config import Module, load_config, module_name
 from ..errors import RequestError
 from ..formats.trtllm_report import MAX_RANK
 from ..tools.effect import effect
@@ -54,20 +54,20 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError(f"--max-rank {args.max_rank}: it must be above 0")
     base = load_config(base_folder(model)) if model else None
     found = inspect(args.folder, base, args.engine, args.max_rank)
-    effects: dict[Site, float] | None = None
+    effects: dict[Module, float] | None = None
     if args.effect and found.ok:
         effects = measured(args, found, model)
     if args.json:
         body = dataclasses.asdict(found)
         if effects is not None:
-            body["effect"] = {module_name(site): value for site, value in effects.items()}
+            body["effect"] = {module_name(module): value for module, value in effects.items()}
         print(json.dumps(body))
     else:
         show(Console(), found, effects, against_base=model is not None)
     return 0 if found.ok else 2
 
 
-def measured(args: argparse.Namespace, found: Inspection, model: str | None) -> dict[Site, float]:
+def measured(args: argparse.Namespace, found: Inspection, model: str | None) -> dict[Module, float]:
     """The effect of the adapter on a prompt."""
     if found.kind != "adapter" or model is None:
         raise RequestError("--effect needs an adapter folder and the base that it is for: --model DIR")
@@ -85,7 +85,7 @@ def some_prompt(model: Model, text: str | None) -> list[int]:
     return list(prompt_ids(model, text or "The quick brown fox jumps over the lazy dog, and then it writes some SQL."))
 
 
-def show(console: Console, found: Inspection, effects: dict[Site, float] | None, against_base: bool) -> None:
+def show(console: Console, found: Inspection, effects: dict[Module, float] | None, against_base: bool) -> None:
     """Tables and findings for people."""
     console.print(Text(f"{found.path}: {found.kind}", style="bold"))
     keys = {key: value for key, value in found.config.items() if value not in (None, {}, (), [], "")}
@@ -138,12 +138,12 @@ def short_name(module: str) -> str:
     return f"{parts[0]}: {parts[-1]}" if parts[0].isdigit() else parts[-1]
 
 
-def effect_table(effects: dict[Site, float]) -> Table:
+def effect_table(effects: dict[Module, float]) -> Table:
     """Rows are layers, columns are modules."""
-    modules = list(dict.fromkeys(site[1] for site in effects))
+    modules = list(dict.fromkeys(module[1] for module in effects))
     table = Table("layer", *modules, title="||scale B A x|| / ||W x||", box=box.SIMPLE)
-    for layer in sorted({site[0] for site in effects}):
-        cells = [effects.get((layer, module)) for module in modules]
+    for layer in sorted({module[0] for module in effects}):
+        cells = [effects.get((layer, name)) for name in modules]
         shown = ["" if x is None else "inf" if math.isinf(x) else f"{x:.3f}" for x in cells]
         table.add_row(str(layer) if layer >= 0 else "", *shown)
     return table

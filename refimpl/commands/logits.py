@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from .. import __version__
 from ..errors import LoracleError
 from ..model import logits
-from ..ops import TABLES
+from ..ops import BACKENDS
 from ..tracing import trace
 from .common import add_model_arguments, add_prompt_arguments, load, read_requests
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     model, adapters = load(args)
     asked = read_requests(args, model, adapters)
     with trace(*(args.trace or ["-"])) as t:
-        rows = logits(model, [a.request for a in asked], TABLES[args.ops])
+        rows = logits(model, [a.request for a in asked], BACKENDS[args.ops])
     for pattern in args.trace:
         if not any(fnmatch(name, pattern) for name in t):
             raise LoracleError(f"--trace {pattern!r} matches no intermediate of this model")

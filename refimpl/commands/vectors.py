@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import LoracleError
-from ..ops import TABLES
+from ..ops import BACKENDS
 from ..oracle.vectors.vector import KINDS, VECTOR_DTYPES, Vector
 
 if TYPE_CHECKING:
     from ..oracle.vectors.tables import Tested
-    from ..oracle.vectors.verify import Judged
+    from ..oracle.vectors.verify import Verdict
 
 HELP = "make a set of test vectors, or verify a table of steps or your own function over one"
 EXAMPLE = """  loracle vectors make --out vectors --seed 0
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="make: the same seed gives the same bytes (default 0)")
     parser.add_argument("--kind", action="append", choices=KINDS, help="only these; again for more (default: all)")
     tested = parser.add_mutually_exclusive_group()
-    tested.add_argument("--ops", choices=sorted(TABLES), help="verify: a table of steps of ours (default numpy)")
+    tested.add_argument("--ops", choices=sorted(BACKENDS), help="verify: a table of steps of ours (default numpy)")
     tested.add_argument("--function", metavar="MODULE:FUNCTION", help="verify: your own, imported from here")
     tested.add_argument("--engine", metavar="NAME", help="verify: a line of `loracle engines`, for whole models")
     parser.add_argument("--dtype", choices=VECTOR_DTYPES, help="verify: what it computes in (default float32)")
@@ -97,7 +97,7 @@ def _verify(args: argparse.Namespace) -> int:
         registry.make(name, {}).close()  # what is not installed is said now
         tested = OfEngine(lambda: registry.make(name, {}))
     else:
-        ops = TABLES[name]
+        ops = BACKENDS[name]
         tested = OfTable(lambda: ops)
     judged = list(_followed(verify(vectors, tested, dtype), len(vectors), args.json))
     count = {word: sum(j.verdict == word for j in judged) for word in ("pass", "fail", "skipped")}
@@ -111,7 +111,7 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if count["fail"] else 0
 
 
-def _followed(judged: "Iterable[Judged]", total: int, quiet: bool) -> "Iterable[Judged]":
+def _followed(judged: "Iterable[Verdict]", total: int, quiet: bool) -> "Iterable[Verdict]":
     """With a bar on a terminal: the kernels take their time on a CPU."""
     from rich.progress import track
 
@@ -119,7 +119,7 @@ def _followed(judged: "Iterable[Judged]", total: int, quiet: bool) -> "Iterable[
     return track(judged, "verifying", total, console=console, transient=True, disable=quiet or not sys.stderr.isatty())
 
 
-def _plain(j: "Judged") -> dict[str, Any]:
+def _plain(j: "Verdict") -> dict[str, Any]:
     """One vector for machines; what is infinitely far off is null, which JSON has."""
     v: Vector = j.vector
     numbers = {"noise": j.noise, "share": j.share}
@@ -136,7 +136,7 @@ def _plain(j: "Judged") -> dict[str, Any]:
 STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
 
 
-def _show(console: Console, judged: "list[Judged]", name: str, dtype: str, count: dict[str, int]) -> None:
+def _show(console: Console, judged: "list[Verdict]", name: str, dtype: str, count: dict[str, int]) -> None:
     """A row for each vector, then what is wrong with those that failed, then the sum."""
     table = Table("vector", "result", "noise", "of limit", "verdict", box=box.SIMPLE, padding=(0, 1), pad_edge=False)
     for j in judged:

@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..arrays import Array, Float, Int, Precision, namespace, rounded, widen
-from ..config import EMBED, Site
+from ..config import EMBED, Module
 from ..errors import LoracleError
-from ..lora import NO_ADAPTER, AdapterBank, LoraWeights
+from ..lora import NO_ADAPTER, AdapterSlots, LoraWeights
 from ..ops import NUMPY
 from . import launch
 from .launch import PackedLora, stored, widened
@@ -55,25 +55,25 @@ def rounds(p: Precision, point: str) -> bool:
 
 # What was packed of each bank: (site, T) -> the weights it was made of, and the packed ones. Made again when the bank
 # holds others there; the weights themselves never change.
-Packings = dict[tuple[Site, str], tuple[dict[int, LoraWeights], PackedLora]]
-_packed: WeakKeyDictionary[AdapterBank, Packings] = WeakKeyDictionary()
+Packings = dict[tuple[Module, str], tuple[dict[int, LoraWeights], PackedLora]]
+_packed: WeakKeyDictionary[AdapterSlots, Packings] = WeakKeyDictionary()
 
 
-def packed_at(bank: AdapterBank, site: Site, dtype: str) -> PackedLora:
+def packed_at(bank: AdapterSlots, module: Module, dtype: str) -> PackedLora:
     """All adapters of one site in one buffer, built once per change of the bank."""
-    known, held = _packed.setdefault(bank, {}), dict(bank.at(site))
-    if (site, dtype) not in known or known[site, dtype][0] != held:
+    known, held = _packed.setdefault(bank, {}), dict(bank.at(module))
+    if (module, dtype) not in known or known[module, dtype][0] != held:
         some = next(iter(held.values()))
         packed = launch.pack([held], [some.B.shape[0]], dtype, xp=namespace(some.B))
-        known[site, dtype] = (held, packed)
-    return known[site, dtype][1]
+        known[module, dtype] = (held, packed)
+    return known[module, dtype][1]
 
 
 def lora_delta(
     y: Float[Array, "tokens d_out"],
     x: Array,
-    bank: AdapterBank,
-    site: Site,
+    bank: AdapterSlots,
+    module: Module,
     adapter_ids: Int[Array, "tokens k"],
     adapter_weights: Float[Array, "tokens k"],
     p: Precision,
@@ -81,16 +81,16 @@ def lora_delta(
     """y[t] += weight * scale * B (A x[t]), one launch for each of the k adapters that a request may sum."""
     if adapter_ids.min(initial=NO_ADAPTER) < NO_ADAPTER:
         raise LoracleError(f"adapter id {adapter_ids.min()} is out of range (-1: none)")
-    held = bank.at(site)
+    held = bank.at(module)
     ids = np.where(np.isin(adapter_ids, list(held)), adapter_ids, np.int32(NO_ADAPTER))
     if (ids == NO_ADAPTER).all():
         return
-    source, before = (["embedding"], []) if site == EMBED else ([], [INPUT.get(site[1], "norm")])
+    source, before = (["embedding"], []) if module == EMBED else ([], [INPUT.get(module[1], "norm")])
     dtype = kernel_type("lora_delta", p, ["adapter", "linear", *source, *before], ["lora_rank", "lora_delta"])
-    packed = packed_at(bank, site, dtype)
+    packed = packed_at(bank, module, dtype)
     low_rounds, delta_rounds = rounds(p, "lora_rank"), rounds(p, "lora_delta")
     xp = namespace(y)
-    inputs = xp.asarray(x.astype(np.int32)) if site == EMBED else stored(x, dtype)
+    inputs = xp.asarray(x.astype(np.int32)) if module == EMBED else stored(x, dtype)
     for j in range(ids.shape[1]):
         rows = np.flatnonzero(ids[:, j] != NO_ADAPTER)
         if rows.size == 0:
@@ -112,19 +112,19 @@ def write_kv(
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
     v: Float[Array, "tokens kv_heads head_dim"],
-    slots: Int[Array, " tokens"],
+    slot_mapping: Int[Array, " tokens"],
     p: Precision,
 ) -> None:
     """cache[slots[t]] = k[t], v[t]. T is the type at p.kv, and the cache itself float32."""
     dtype = kernel_type("write_kv", p, ["kv"])
-    launch.write_kv(k_cache, v_cache, stored(k, dtype), stored(v, dtype), slots, dtype)
+    launch.write_kv(k_cache, v_cache, stored(k, dtype), stored(v, dtype), slot_mapping, dtype)
 
 
 def attention(
     q: Float[Array, "tokens heads head_dim"],
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
-    query_starts: Int[Array, " starts"],
+    query_start_loc: Int[Array, " starts"],
     context_lens: Int[Array, " requests"],
     block_tables: Int[Array, "requests table"],
     window: int | None,
@@ -136,7 +136,7 @@ def attention(
         stored(q, dtype),
         k_cache,
         v_cache,
-        query_starts,
+        query_start_loc,
         context_lens,
         block_tables,
         window,

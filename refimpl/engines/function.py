@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..config import LAYER_MODULES
-from .interface import FEATURES, Answer, Ask, Capabilities, EngineError, Entry, Settings, infer_first
+from .interface import FEATURES, Capabilities, EngineError, EngineRequest, EngineResponse, Entry, Settings, infer_first
 
 CAPABILITIES = Capabilities(
     readout="logits",
@@ -76,7 +76,7 @@ class Function:
         """The name means nothing any more."""
         self.folders.pop(name, None)
 
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
+    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
         """One call. What it raises is an answer: it failed."""
         requests = [
             {
@@ -89,9 +89,11 @@ class Function:
         try:
             found = list(self.function(str(self.settings.model), requests))
         except Exception as error:  # the user's code: whatever it does is its answer
-            return [Answer(error=f"{type(error).__name__}: {error}")] * len(asks)
+            return [EngineResponse(error=f"{type(error).__name__}: {error}")] * len(asks)
         if len(found) != len(asks):
-            return [Answer(error=f"{len(found)} answers to {len(asks)} requests", raw=repr(found)[:1000])] * len(asks)
+            return [
+                EngineResponse(error=f"{len(found)} answers to {len(asks)} requests", raw=repr(found)[:1000])
+            ] * len(asks)
         return [_answer(ask, one) for ask, one in zip(asks, found, strict=True)]
 
     def versions(self) -> dict[str, str]:
@@ -102,13 +104,15 @@ class Function:
         """Nothing is held."""
 
 
-def _answer(ask: Ask, one: Any) -> Answer:
+def _answer(ask: EngineRequest, one: Any) -> EngineResponse:
     """Whatever came back, read as far as it can be."""
     if not isinstance(one, Mapping) or not set(one) & set(KEYS):
-        return Answer(error=f"expected a dict with {', '.join(KEYS)}, not {type(one).__name__}", raw=repr(one)[:1000])
+        return EngineResponse(
+            error=f"expected a dict with {', '.join(KEYS)}, not {type(one).__name__}", raw=repr(one)[:1000]
+        )
     unknown = sorted(set(one) - set(KEYS))
     if unknown:
-        return Answer(error=f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}", raw=repr(one)[:1000])
+        return EngineResponse(error=f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}", raw=repr(one)[:1000])
     try:
         rows = {k: np.asarray(one[k], np.float64) for k in ("logits", "logprobs") if one.get(k) is not None}
         if "token_ids" in one:
@@ -120,5 +124,5 @@ def _answer(ask: Ask, one: Any) -> Answer:
         shown = next(iter(rows.values()), None)
         first = 0 if shown is None else infer_first(len(shown), len(ask.prompt_ids), len(tokens))
     except (TypeError, ValueError, IndexError, EngineError) as error:
-        return Answer(error=f"{type(error).__name__}: {error}", raw=repr(one)[:1000])
-    return Answer(tokens, first, rows.get("logits"), rows.get("logprobs"))
+        return EngineResponse(error=f"{type(error).__name__}: {error}", raw=repr(one)[:1000])
+    return EngineResponse(tokens, first, rows.get("logits"), rows.get("logprobs"))

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arrays import Array
 from .environments import Recipe, missing, outer_environment, python_of
-from .interface import Answer, Ask, Capabilities, EngineError, Settings
+from .interface import Capabilities, EngineError, EngineRequest, EngineResponse, Settings
 from .worker import Refused, Worker, worker_path
 
 TIMEOUT = 600.0  # seconds for any one call; the option `timeout` sets another
@@ -89,7 +89,7 @@ class Hosted:
         self._call("unload", name=name)
         self.names.discard(name)
 
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
+    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
         """All of them go over in one call. If the worker refuses that, each answer has the reason."""
         if self.worker is None:
             raise EngineError(f"{self.recipe.name}: was not started")
@@ -103,7 +103,7 @@ class Hosted:
                 "prompt_ids": list(map(int, ask.prompt_ids)),
                 "adapters": wanted(ask),
                 "max_new_tokens": ask.max_new_tokens,
-                "arrives": ask.arrives,
+                "arrival_step": ask.arrival_step,
                 "cancel_after": ask.cancel_after,
             }
             for ask in asks
@@ -111,7 +111,7 @@ class Hosted:
         try:
             whole, arrays = self._call("run", asks=rows)
         except Refused as error:
-            return [Answer(error=str(error)) for _ in asks]
+            return [EngineResponse(error=str(error)) for _ in asks]
         self.seen = whole if isinstance(whole, dict) else {}
         found = self.seen.pop("answers", None)
         if not isinstance(found, list) or len(found) != len(asks):
@@ -143,13 +143,13 @@ class Hosted:
         if name not in self.names:
             raise EngineError(f"no adapter {name!r} is loaded")
 
-    def _answer(self, ask: Ask, found: Any, rows: Array | None) -> Answer:
+    def _answer(self, ask: EngineRequest, found: Any, rows: Array | None) -> EngineResponse:
         """Checked. A wrong one keeps what was understood of it, beside the reason."""
         if not isinstance(found, dict) or not isinstance(found.get("token_ids"), list):
-            return Answer(error=f"{self.recipe.name}: an answer without token ids", raw=found)
+            return EngineResponse(error=f"{self.recipe.name}: an answer without token ids", raw=found)
         if found.get("error"):
-            return Answer(tuple(found["token_ids"]), error=f"{self.recipe.name}: {found['error']}", raw=found)
-        answer = Answer(tuple(found["token_ids"]))
+            return EngineResponse(tuple(found["token_ids"]), error=f"{self.recipe.name}: {found['error']}", raw=found)
+        answer = EngineResponse(tuple(found["token_ids"]))
         if rows is None:
             return replace(answer, error=f"{self.recipe.name}: an answer without rows", raw=found)
         if rows.ndim != 2 or rows.shape[1] != self.vocab_size or rows.dtype.kind != "f":
@@ -171,10 +171,10 @@ class Hosted:
         return answer
 
 
-def wanted(ask: Ask) -> list[tuple[str, float]]:
+def wanted(ask: EngineRequest) -> list[tuple[str, float]]:
     """The names of its adapters, each with its weight."""
-    if ask.mix:
-        return list(ask.mix)
+    if ask.adapter_weights:
+        return list(ask.adapter_weights)
     return [] if ask.adapter is None else [(ask.adapter, 1.0)]
 
 

@@ -79,19 +79,21 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Ask:
+class EngineRequest:
     """One request. The adapter is the name under which it was loaded; None is the base."""
 
     prompt_ids: tuple[int, ...]
     adapter: str | None = None
     max_new_tokens: int = 1  # greedy, and no stop id ends it
-    mix: tuple[tuple[str, float], ...] = ()  # instead: names and weights of adapters that are summed (with "sums")
-    arrives: int = 0  # it comes when the engine has made this many steps (with "arrivals"; else 0)
+    adapter_weights: tuple[
+        tuple[str, float], ...
+    ] = ()  # instead: names and weights of adapters that are summed (with "sums")
+    arrival_step: int = 0  # it comes when the engine has made this many steps (with "arrivals"; else 0)
     cancel_after: int | None = None  # it is cancelled after so many tokens (with "cancel"): its answer does not count
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class EngineResponse:
     """What came back for one request.
 
     Row i is what the engine thought of the token at place `first` + i + 1 of prompt + produced tokens. An engine that
@@ -121,7 +123,7 @@ class Engine(Protocol):
     def unload(self, name: str) -> None:
         """Forget the name."""
 
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
+    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
         """Serve these together; an answer for each, in order."""
 
     def reset(self) -> None:

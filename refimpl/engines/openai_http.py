@@ -28,7 +28,7 @@ from typing import Any
 
 from ..arrays import DTYPES
 from ..config import load_config
-from .interface import Answer, Ask, Capabilities, Engine, EngineError, Entry, Settings
+from .interface import Capabilities, Engine, EngineError, EngineRequest, EngineResponse, Entry, Settings
 from .servers.client import BadAnswer, Client, Refused
 from .servers.dialect import Dialect, models
 from .servers.llama_server import LlamaServer
@@ -43,7 +43,7 @@ OPTIONS = ("url", "model-name", "adapters", "dialect", "timeout", "retries", "to
 WHOLE = 40_000  # vocabularies above this are hundreds of megabytes of JSON per request
 WIDTHS = (1000, 20, 5, 1)  # 20 is what vLLM grants unless it is told otherwise, 5 is OpenAI's
 FORBIDDEN = (401, 403)
-PROBE = Ask((0, 1))
+PROBE = EngineRequest((0, 1))
 
 # Before a server was asked: what it may turn out to show.
 CAPABILITIES = Capabilities(readout="logprobs", dtypes=tuple(DTYPES))
@@ -134,7 +134,7 @@ class OpenAIHTTP:
         if name not in self.mapped:
             self.dialect.unload(served)
 
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
+    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
         """All at once. An answer that is none has an error and, in `raw`, what came."""
         for ask in asks:
             self._adapters(ask)
@@ -161,24 +161,24 @@ class OpenAIHTTP:
             except EngineError:
                 continue  # a server that is gone has forgotten it
 
-    def _run(self, ask: Ask) -> Answer:
+    def _run(self, ask: EngineRequest) -> EngineResponse:
         try:
             return self._ask(ask, self.width, self.capabilities.prompt_rows)
         except BadAnswer as error:
             if isinstance(error, Refused) and error.status in FORBIDDEN:
                 raise
-            return Answer(error=str(error), raw=self.client.clean(error.raw))
+            return EngineResponse(error=str(error), raw=self.client.clean(error.raw))
 
-    def _ask(self, ask: Ask, width: int, prompt_rows: bool) -> Answer:
+    def _ask(self, ask: EngineRequest, width: int, prompt_rows: bool) -> EngineResponse:
         said = self.dialect.ask(ask, self._adapters(ask), width, prompt_rows, self.settings.prefix_caching)
         return answer(said, ask, width, self.vocab, self.dialect.floor)
 
-    def _adapters(self, ask: Ask) -> dict[str, float]:
+    def _adapters(self, ask: EngineRequest) -> dict[str, float]:
         """What the server calls those that the request wants -> weight."""
-        if ask.mix and "sums" not in self.dialect.features:
+        if ask.adapter_weights and "sums" not in self.dialect.features:
             raise EngineError(f"{self.dialect.name} has no sums of adapters")
         weights: dict[str, float] = {}
-        for name, weight in ask.mix or (() if ask.adapter is None else ((ask.adapter, 1.0),)):
+        for name, weight in ask.adapter_weights or (() if ask.adapter is None else ((ask.adapter, 1.0),)):
             if name not in self.names:
                 raise EngineError(f"no adapter {name!r} is loaded")
             weights[self.names[name]] = weights.get(self.names[name], 0.0) + weight

@@ -13,14 +13,14 @@ import numpy as np
 from .. import __version__
 from ..adapter import Adapter, load_adapter
 from ..arrays import DTYPES, Array, Precision, to_host
-from ..batch import Request, Work, make_batch
+from ..batch import Request, ScheduledRequest, make_batch
 from ..config import EMBED, LAYER_MODULES, LM_HEAD
 from ..engine import Engine as Server
-from ..engine import Generation
+from ..engine import RequestState
 from ..model import forward, logit_width
 from ..ops import NUMPY, Ops
 from ..weights import Model, load_model
-from .interface import FEATURES, OPERATIONS, Answer, Ask, Capabilities, EngineError, Settings
+from .interface import FEATURES, OPERATIONS, Capabilities, EngineError, EngineRequest, EngineResponse, Settings
 
 BLOCK_SIZE = 8
 
@@ -44,28 +44,31 @@ class Observed(Server):
         self.forced: dict[int, Sequence[int]] = {}  # request -> the tokens that it is to produce
         self.arrival = False  # are the rows of a batch in the order of arrival, or sorted by adapter?
 
-    def _last_rows(self, scheduled: list[tuple[Generation, int]]) -> Array:
+    def _last_rows(self, scheduled: list[tuple[RequestState, int]]) -> Array:
         if not self.arrival:
             return self._rows_in_order(scheduled)
         order = sorted(range(len(scheduled)), key=lambda i: scheduled[i][0].id)
         last = self._rows_in_order([scheduled[i] for i in order])
         return last[np.argsort(order)]
 
-    def _rows_in_order(self, scheduled: list[tuple[Generation, int]]) -> Array:
-        work = [Work(g.tokens[g.computed : g.computed + n], g.computed, g.table, g.adapters) for g, n in scheduled]
+    def _rows_in_order(self, scheduled: list[tuple[RequestState, int]]) -> Array:
+        work = [
+            ScheduledRequest(g.tokens[g.computed : g.computed + n], g.computed, g.table, g.adapters)
+            for g, n in scheduled
+        ]
         batch = make_batch(work, self.cache.block_size, self.ops, every_row=True)
         rows = to_host(forward(self.model, batch, self.cache, self.adapters.bank, self.ops, self.precision))
         # What the engine takes for each request's last row may be another row: that is a bug like any other.
-        last = rows[self.ops.select_rows(batch.query_starts, False)]
+        last = rows[self.ops.logits_indices(batch.query_start_loc, False)]
         for i, (g, n) in enumerate(scheduled):
             width = logit_width(g.request, self.model)
             own = self.rows.setdefault(g.id, {})
             for j in range(n):
-                row = last[i] if j == n - 1 else rows[batch.query_starts[i] + j]
+                row = last[i] if j == n - 1 else rows[batch.query_start_loc[i] + j]
                 own[g.computed + j] = row[:width]
         return last
 
-    def _choose(self, row: Array, g: Generation) -> int:
+    def _choose(self, row: Array, g: RequestState) -> int:
         forced = self.forced.get(g.id, ())
         return int(forced[g.produced]) if g.produced < len(forced) else super()._choose(row, g)
 
@@ -131,14 +134,14 @@ class Ours:
             raise EngineError(f"no adapter {name!r} is loaded")
         del self.names[name]
 
-    def run(self, asks: Sequence[Ask], forced: Sequence[Sequence[int]] | None = None) -> list[Answer]:
+    def run(self, asks: Sequence[EngineRequest], forced: Sequence[Sequence[int]] | None = None) -> list[EngineResponse]:
         """forced: the tokens that each request is to produce, where that is decided elsewhere."""
         server, ids = self.server, {}
         produced: dict[int, list[int]] = {}
-        late = sorted(range(len(asks)), key=lambda i: asks[i].arrives)
+        late = sorted(range(len(asks)), key=lambda i: asks[i].arrival_step)
         step = 0
         while late or server.busy:
-            while late and (asks[late[0]].arrives <= step or not server.busy):
+            while late and (asks[late[0]].arrival_step <= step or not server.busy):
                 i = late.pop(0)
                 ids[i] = server.add(self._request(asks[i]))
                 produced[ids[i]] = []
@@ -160,24 +163,24 @@ class Ours:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _request(self, ask: Ask) -> Request:
-        wanted = ask.mix or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
+    def _request(self, ask: EngineRequest) -> Request:
+        wanted = ask.adapter_weights or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
         for name, _ in wanted:
             if name not in self.names:
                 raise EngineError(f"no adapter {name!r} is loaded")
         adapters = [(self.names[name], weight) for name, weight in wanted]
         return Request(ask.prompt_ids, adapters or None, max_new_tokens=ask.max_new_tokens, stop_ids=())
 
-    def _answer(self, ask: Ask, rows: Mapping[int, Array], produced: Sequence[int]) -> Answer:
+    def _answer(self, ask: EngineRequest, rows: Mapping[int, Array], produced: Sequence[int]) -> EngineResponse:
         """From the first place on after which none is missing: a prefix that was found in the cache has no rows."""
         first = last = len(ask.prompt_ids) + max(len(produced), 1) - 2
         while first - 1 in rows:
             first -= 1
         if last not in rows:
-            return Answer(tuple(produced))
+            return EngineResponse(tuple(produced))
         shown = [rows[i] for i in range(first, last + 1)]
         # A bug may compute some rows without the words that the adapter adds: those are missing in them.
         logits = np.full((len(shown), max(map(len, shown))), -np.inf, shown[0].dtype)
         for row, own in zip(logits, shown, strict=True):
             row[: len(own)] = own
-        return Answer(tuple(produced), first, logits=logits)
+        return EngineResponse(tuple(produced), first, logits=logits)

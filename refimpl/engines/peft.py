@@ -16,7 +16,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..config import LAYER_MODULES
-from .interface import Answer, Ask, Capabilities, EngineError, Entry, Settings
+from .interface import Capabilities, EngineError, EngineRequest, EngineResponse, Entry, Settings
 
 BASE = "__base__"  # what PEFT calls a row without adapter
 PACKAGES = ("torch", "transformers", "peft")
@@ -107,11 +107,11 @@ class Peft:
                 self.model.delete_adapter(name)
         self.adapters.discard(name)
 
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
+    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
         """One left-padded batch; then one token of each at a time."""
         return self._serve(asks, lambda: {})
 
-    def traced(self, asks: Sequence[Ask]) -> list[Answer]:
+    def traced(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
         """The same, with the intermediates of the prompt's tokens under the names of refimpl.trace."""
         with _listening(self.model or self.base) as heard:
             return self._serve(asks, lambda: dict(heard))
@@ -124,7 +124,7 @@ class Peft:
         """Let go of the models."""
         self.base = self.model = None
 
-    def _serve(self, asks: Sequence[Ask], heard: Any) -> list[Answer]:
+    def _serve(self, asks: Sequence[EngineRequest], heard: Any) -> list[EngineResponse]:
         torch, prompts = self.torch, [list(a.prompt_ids) for a in asks]
         longest, steps = max(map(len, prompts)), max(a.max_new_tokens for a in asks)
         pad = [longest - len(p) for p in prompts]
@@ -158,7 +158,7 @@ class Peft:
                 mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
                 positions = positions[:, -1:] + 1
         return [
-            Answer(
+            EngineResponse(
                 tuple(tokens[i][: ask.max_new_tokens]),
                 0,
                 np.concatenate(rows[i])[: len(prompts[i]) + ask.max_new_tokens - 1],

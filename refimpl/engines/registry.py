@@ -81,12 +81,12 @@ def _mutants() -> list[Entry]:
 
 
 def _make_ours(name: str) -> Engine:
-    from ..ops import TABLES
+    from ..ops import BACKENDS
     from .ours import Ours
 
     make_ops: Callable[[], Any]
     if name in OURS:
-        make_ops = lambda: TABLES[name]  # noqa: E731
+        make_ops = lambda: BACKENDS[name]  # noqa: E731
     else:
         from ..oracle.bugs import all_mutants
 

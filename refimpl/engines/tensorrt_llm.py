@@ -12,7 +12,7 @@ from pathlib import Path
 from ..config import LAYER_MODULES
 from ..errors import LoracleError
 from ..formats.trtllm_modules import OF_LLAMA
-from .interface import Answer, Ask, Capabilities, EngineError, Entry, Settings
+from .interface import Capabilities, EngineError, EngineRequest, EngineResponse, Entry, Settings
 from .record_tensorrt_llm import Session, said, versions
 
 CAPABILITIES = Capabilities(
@@ -88,7 +88,7 @@ class TensorrtLlm:
             raise EngineError(f"no adapter {name!r} is loaded")
         del self.known[name]
 
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
+    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
         """One batch; an error of it is every request's error."""
         from ..oracle.recordings.tensorrt_llm_recording import answer_of
 
@@ -100,7 +100,7 @@ class TensorrtLlm:
         try:
             found = self.session.ask([a.prompt_ids for a in asks], adapters, most)
         except Exception as error:
-            return [Answer(error=said(error))] * len(asks)
+            return [EngineResponse(error=said(error))] * len(asks)
         answers = []
         for a, one in zip(asks, found, strict=True):
             new, rows = a.max_new_tokens, one["rows"]

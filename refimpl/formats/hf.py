@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arrays import Array, to_host
-from ..config import LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Rope, Site, module_name, read_config
+from ..config import LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Module, Rope, module_name, read_config
 from ..errors import WeightsError
 from ..loading.checkpoint import EMBED_WEIGHT, SINGLE, expected_tensors, open_checkpoint
 from ..loading.conversion import converted
@@ -123,6 +123,6 @@ def _parameters(model: Model) -> dict[str, Array]:
     return held | _linear(LM_HEAD, model.lm_head)
 
 
-def _linear(site: Site, linear: Linear) -> dict[str, Array]:
-    name = module_name(site)
+def _linear(module: Module, linear: Linear) -> dict[str, Array]:
+    name = module_name(module)
     return {f"{name}.weight": linear.weight} | ({} if linear.bias is None else {f"{name}.bias": linear.bias})

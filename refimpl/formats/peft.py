@@ -7,7 +7,7 @@ from typing import Any
 
 from ..adapter import WEIGHTS_FILE, Adapter, read_parts
 from ..arrays import Array, dtype_of
-from ..config import EMBED, Site, module_name
+from ..config import EMBED, Module, module_name
 from ..errors import AdapterError
 from ..loading.conversion import all_finite, converted
 from ..loading.findings import Findings
@@ -63,26 +63,26 @@ def peft_json(config: PeftConfig) -> dict[str, Any]:
 def peft_tensors(adapter: Adapter) -> dict[str, Array]:
     """Every tensor under the name that PEFT gives it (peft/utils/save_and_load.py, get_peft_model_state_dict)."""
     tensors: dict[str, Array] = {}
-    for site, w in adapter.lora.items():
+    for module, w in adapter.lora.items():
         # An embedding's A and B are bare parameters, those of a linear layer are layers of their own.
-        a, b = ("lora_embedding_A", "lora_embedding_B") if site == EMBED else ("lora_A.weight", "lora_B.weight")
-        tensors[_name(site, a)], tensors[_name(site, b)] = w.A, w.B
+        a, b = ("lora_embedding_A", "lora_embedding_B") if module == EMBED else ("lora_A.weight", "lora_B.weight")
+        tensors[_name(module, a)], tensors[_name(module, b)] = w.A, w.B
         if w.bias is not None:
-            tensors[_name(site, "lora_B.bias")] = w.bias
-    for site, weight in adapter.replaced.items():
-        tensors[_name(site, _within(adapter.config, adapter.lora, site, "weight"))] = weight
-    for site, bias in adapter.biases.items():
-        tensors[_name(site, _within(adapter.config, adapter.lora, site, "bias"))] = bias
+            tensors[_name(module, "lora_B.bias")] = w.bias
+    for module, weight in adapter.replaced.items():
+        tensors[_name(module, _within(adapter.config, adapter.lora, module, "weight"))] = weight
+    for module, bias in adapter.biases.items():
+        tensors[_name(module, _within(adapter.config, adapter.lora, module, "bias"))] = bias
     return tensors
 
 
-def _within(config: PeftConfig, lora: Mapping[Site, Any], site: Site, part: str) -> str:
+def _within(config: PeftConfig, lora: Mapping[Module, Any], module: Module, part: str) -> str:
     """A parameter of the base's own layer, which PEFT calls base_layer where it has put a LoRA around it."""
-    return f"base_layer.{part}" if site in lora and not is_saved(config, module_name(site)) else part
+    return f"base_layer.{part}" if module in lora and not is_saved(config, module_name(module)) else part
 
 
-def _name(site: Site, part: str) -> str:
-    return f"{PREFIX}{module_name(site)}.{part}"
+def _name(module: Module, part: str) -> str:
+    return f"{PREFIX}{module_name(module)}.{part}"
 
 
 def _plain(x: float) -> int | float:

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..adapter import Adapter, LoraTensors, PeftConfig, pattern_value
 from ..arrays import Array, Float
-from ..config import LAYER_MODULES, ModelConfig, Site, module_name
+from ..config import LAYER_MODULES, ModelConfig, Module, module_name
 from ..errors import AdapterError
 from ..loading.conversion import all_finite
 from ..loading.findings import shown
@@ -50,17 +50,17 @@ def to_pair(
     unheld = cannot_hold(adapter)
     if unheld and not leave_out:
         raise AdapterError(f"TensorRT-LLM's arrays cannot hold {shown(unheld)}; leave it out only if it may be lost")
-    sites = sorted((site for site in adapter.lora if site[1] in LAYER_MODULES), key=in_file_order)
+    modules = sorted((module for module in adapter.lora if module[1] in LAYER_MODULES), key=in_file_order)
     scales = engine_scales(adapter, order)
-    theirs = {site: scales[site] for site in sites}
+    theirs = {module: scales[module] for module in modules}
     rows: list[Matrices] = []
-    for site in sites:
-        w = adapter.lora[site]
-        row = Row(len(rows), OF_LLAMA[site[1]], site[0], w.A.shape[0])
-        rows.append(Matrices(row, cast(w.A, dtype), folded(w.B, theirs[site], dtype, order)))
+    for module in modules:
+        w = adapter.lora[module]
+        row = Row(len(rows), OF_LLAMA[module[1]], module[0], w.A.shape[0])
+        rows.append(Matrices(row, cast(w.A, dtype), folded(w.B, theirs[module], dtype, order)))
         for name, x in (("A", rows[-1].A), ("B", rows[-1].B)):
             if not all_finite(x):
-                raise AdapterError(f"{row}: {name} with the scale {theirs[site]:g} in it is too large for {dtype}")
+                raise AdapterError(f"{row}: {name} with the scale {theirs[module]:g} in it is too large for {dtype}")
     if order == "manager":
         rows = with_missing_qkv(rows, adapter.config.r)
     notes = [f"left out: {item}" for item in unheld]
@@ -68,9 +68,9 @@ def to_pair(
     return pack(rows, columns=4 if order == "manager" else 3), notes
 
 
-def in_file_order(site: Site) -> tuple[int, str]:
+def in_file_order(module: Module) -> tuple[int, str]:
     """By layer, and then as the tensors lie in a safetensors file, by name. No engine minds the order of rows."""
-    return site[0], module_name(site)
+    return module[0], module_name(module)
 
 
 def common_dtype(adapter: Adapter) -> str:
@@ -83,29 +83,31 @@ def common_dtype(adapter: Adapter) -> str:
 
 def cannot_hold(adapter: Adapter) -> list[str]:
     """What of the adapter has no place in the arrays."""
-    lora = [f"LoRA on {module_name(site)}" for site in adapter.lora if site[1] not in LAYER_MODULES]
-    whole = [f"a whole {module_name(site)}" for site in adapter.replaced]
-    inner = [f"lora_bias of {module_name(site)}" for site, w in adapter.lora.items() if w.bias is not None]
-    return lora + whole + inner + [f"the bias of {module_name(site)}" for site in adapter.biases]
+    lora = [f"LoRA on {module_name(module)}" for module in adapter.lora if module[1] not in LAYER_MODULES]
+    whole = [f"a whole {module_name(module)}" for module in adapter.replaced]
+    inner = [f"lora_bias of {module_name(module)}" for module, w in adapter.lora.items() if w.bias is not None]
+    return lora + whole + inner + [f"the bias of {module_name(module)}" for module in adapter.biases]
 
 
-def engine_scales(adapter: Adapter, order: str) -> dict[Site, float]:
+def engine_scales(adapter: Adapter, order: str) -> dict[Module, float]:
     """The scale of every module, as this way of loading finds it."""
     if order == "peft":
         return peft_scales(adapter)
     c = adapter.config
     return {
-        site: adapter_scale(c.lora_alpha, c.r if order == "convert" else w.A.shape[0], c.use_rslora)
-        for site, w in adapter.lora.items()
+        module: adapter_scale(c.lora_alpha, c.r if order == "convert" else w.A.shape[0], c.use_rslora)
+        for module, w in adapter.lora.items()
     }
 
 
-def peft_scales(adapter: Adapter) -> dict[Site, float]:
+def peft_scales(adapter: Adapter) -> dict[Module, float]:
     """The scale of every module in PEFT."""
     c = adapter.config
     return {
-        site: adapter_scale(pattern_value(c.alpha_pattern, module_name(site), c.lora_alpha), w.A.shape[0], c.use_rslora)
-        for site, w in adapter.lora.items()
+        module: adapter_scale(
+            pattern_value(c.alpha_pattern, module_name(module), c.lora_alpha), w.A.shape[0], c.use_rslora
+        )
+        for module, w in adapter.lora.items()
     }
 
 
@@ -130,10 +132,10 @@ def with_missing_qkv(rows: list[Matrices], r: int) -> list[Matrices]:
     return filled
 
 
-def scale_notes(adapter: Adapter, theirs: dict[Site, float], order: str) -> list[str]:
+def scale_notes(adapter: Adapter, theirs: dict[Module, float], order: str) -> list[str]:
     """The scale is not in the arrays, and may not be PEFT's either."""
     ours, notes = peft_scales(adapter), []
-    wrong = [site for site in theirs if not abs(theirs[site] - ours[site]) <= 1e-12 * abs(ours[site])]
+    wrong = [module for module in theirs if not abs(theirs[module] - ours[module]) <= 1e-12 * abs(ours[module])]
     if wrong:
         pairs = sorted({(f"{ours[s]:g}", f"{theirs[s]:g}") for s in wrong})
         values = ", ".join(f"{mine} became {engine}" for mine, engine in pairs)
@@ -169,7 +171,7 @@ def from_pair(pair: Pair, config: ModelConfig, name: str) -> tuple[Adapter, list
 
     lora_alpha is r, so that the scale is 1: B has it. Fused modules become the layers that they are made of, each with
     the same A. AdapterError for DoRA, whose magnitude is divided by a norm of the base's weights."""
-    lora: dict[Site, LoraTensors] = {}
+    lora: dict[Module, LoraTensors] = {}
     notes = ["the scale is in B, and lora_alpha is r: what it was before cannot be known"]
     for row in pair.rows():
         m = matrices(pair, row, config)
@@ -185,18 +187,18 @@ def from_pair(pair: Pair, config: ModelConfig, name: str) -> tuple[Adapter, list
         notes.append("mlp_gate_up: B is read as up's rows and then gate's, as TensorRT-LLM's loaders swap them")
     if fused:
         notes.append(f"{' and '.join(fused)} became the layers that it is made of, each with a copy of A")
-    sites = dict(sorted(lora.items()))
-    return Adapter(name, peft_config({site: w.A.shape[0] for site, w in sites.items()}, config), sites), notes
+    modules = dict(sorted(lora.items()))
+    return Adapter(name, peft_config({module: w.A.shape[0] for module, w in modules.items()}, config), modules), notes
 
 
-def peft_config(ranks: dict[Site, int], config: ModelConfig) -> PeftConfig:
+def peft_config(ranks: dict[Module, int], config: ModelConfig) -> PeftConfig:
     """A config that selects these modules, at these ranks, with a scale of 1 in each."""
     r = max(Counter(ranks.values()).items(), key=lambda item: (item[1], item[0]))[0]
-    others = {module_name(site): rank for site, rank in ranks.items() if rank != r}
-    names = sorted({module for _, module in ranks}, key=LAYER_MODULES.index)
+    others = {module_name(module): rank for module, rank in ranks.items() if rank != r}
+    names = sorted({name for _, name in ranks}, key=LAYER_MODULES.index)
     if len(ranks) < len(names) * config.num_hidden_layers:  # not the same in every layer: each by its full name
-        names = [module_name(site) for site in ranks]
-    alphas = {module: float(rank) for module, rank in others.items()}
+        names = [module_name(module) for module in ranks]
+    alphas = {name: float(rank) for name, rank in others.items()}
     return PeftConfig(r, float(r), rank_pattern=others, alpha_pattern=alphas, target_modules=tuple(names))
 
 

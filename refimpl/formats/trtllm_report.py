@@ -6,7 +6,7 @@ was started, and what its loader reads of a PEFT folder (_torch/peft/lora/loader
 
 from collections.abc import Collection
 
-from ..config import LAYER_MODULES, ModelConfig, Site, module_name
+from ..config import LAYER_MODULES, ModelConfig, Module, module_name
 from ..loading.findings import shown
 from ..loading.peft_config import PeftConfig
 from ..loading.peft_tensors import Parts
@@ -52,14 +52,16 @@ def about_peft(
     parts: Parts, config: PeftConfig, base: ModelConfig | None = None, max_rank: int = MAX_RANK
 ) -> list[str]:
     """About a PEFT folder that load_adapter takes."""
-    lora = {site: held["A"].array.shape[0] for site, held in parts.items() if "A" in held}
-    inner = [site for site in lora if site[1] in LAYER_MODULES]
+    lora = {module: held["A"].array.shape[0] for module, held in parts.items() if "A" in held}
+    inner = [module for module in lora if module[1] in LAYER_MODULES]
     lines = (
-        about_ranks([lora[site] for site in inner], max_rank) if inner else ["has no LoRA left in it for this engine"]
+        about_ranks([lora[module] for module in inner], max_rank)
+        if inner
+        else ["has no LoRA left in it for this engine"]
     )
-    if outer := [module_name(site) for site in lora if site not in inner]:
+    if outer := [module_name(module) for module in lora if module not in inner]:
         lines.append(f"ignores the LoRA on {' and '.join(outer)}, without a word")
-    if whole := [module_name(site) for site, held in parts.items() if held.keys() & {"saved", "copy"}]:
+    if whole := [module_name(module) for module, held in parts.items() if held.keys() & {"saved", "copy"}]:
         lines.append(
             f"takes the whole {' and '.join(whole)} for every request, those without adapter too, if this is the only "
             "lora_dir, and ignores it otherwise"
@@ -72,13 +74,13 @@ def about_peft(
         lines.append(
             f"ignores rank_pattern {shown(dict(config.rank_pattern))} in hf_lora_convert.py: the scale is alpha/r"
         )
-    return [*lines, *missing_qkv(inner), *about_dense([module for _, module in inner], base), SAME_ID]
+    return [*lines, *missing_qkv(inner), *about_dense([full_name for _, full_name in inner], base), SAME_ID]
 
 
-def missing_qkv(sites: Collection[Site]) -> list[str]:
+def missing_qkv(modules: Collection[Module]) -> list[str]:
     """q, k and v come together, the missing ones as zeros."""
     names = ("q_proj", "k_proj", "v_proj")
-    missing = [name for name in names if name not in {module for _, module in sites}]
+    missing = [name for name in names if name not in {module for _, module in modules}]
     if not 0 < len(missing) < 3:
         return []
     return [f"fills up {' and '.join(missing)} with zeros: the three are enabled together"]

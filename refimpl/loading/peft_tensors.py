@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..arrays import Array
-from ..config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Site, module_name
+from ..config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Module, module_name
 from .conversion import all_finite
 from .findings import Findings
 from .peft_config import CONFIG_FILE, PeftConfig, is_saved, pattern_value, selects
@@ -57,44 +57,44 @@ class Part:
     array: Array
 
 
-Parts = dict[Site, dict[str, Part]]
+Parts = dict[Module, dict[str, Part]]
 
 
 def sort_parts(file: SafetensorsFile, base: ModelConfig | None, found: Findings) -> Parts:
     """Every tensor under its site and part. Without a base, layers and widths are taken as the file has them."""
     parts: Parts = {}
-    modules = {module_name(site): site for site in (base.sites() if base else _sites(file))}
+    names = {module_name(module): module for module in (base.modules() if base else _modules_in(file))}
     for name in file.stored:
         match = NAME.fullmatch(name)
-        site = modules.get(match.group(1)) if match else None
-        if not match or site is None or not _belongs(site, match.group(2)):
+        module = names.get(match.group(1)) if match else None
+        if not match or module is None or not _belongs(module, match.group(2)):
             found.problem(file.path, f"tensor {name} {list(file.shapes[name])} is not supported: {_what(name, base)}")
             continue
         part = PARTS[match.group(2)]
-        if part in parts.get(site, {}):
-            found.problem(file.path, f"tensor {name} is there a second time, as {parts[site][part].name}")
+        if part in parts.get(module, {}):
+            found.problem(file.path, f"tensor {name} is there a second time, as {parts[module][part].name}")
         elif file.stored[name] not in FLOATS:
             found.problem(file.path, f"tensor {name} has dtype {file.stored[name]}; supported are {', '.join(FLOATS)}")
         else:
-            parts.setdefault(site, {})[part] = Part(name, file.tensors[name])
+            parts.setdefault(module, {})[part] = Part(name, file.tensors[name])
             if not all_finite(file.tensors[name]):
                 found.problem(file.path, f"tensor {name} holds NaN or inf")
     return parts
 
 
-def _sites(file: SafetensorsFile) -> list[Site]:
+def _modules_in(file: SafetensorsFile) -> list[Module]:
     """Without a base: the modules that a Llama with as many layers as the file names would have."""
     matches = (LAYER.match(name.removeprefix(PREFIX)) for name in file.stored)
     layers = {int(m.group(1)) for m in matches if m and len(m.group(1)) < 5}
     return [EMBED, *((i, module) for i in sorted(layers) for module in LAYER_MODULES), LM_HEAD]
 
 
-def _belongs(site: Site, ending: str) -> bool:
+def _belongs(module: Module, ending: str) -> bool:
     """Whether a part of this name can be saved for this module."""
     embedding = ending.startswith("lora_embedding")
-    if site == EMBED:
+    if module == EMBED:
         return embedding or ending in ("weight", "base_layer.weight")
-    if site == LM_HEAD:
+    if module == LM_HEAD:
         return not embedding and not ending.endswith("layer.bias") and ending != "bias"
     return not embedding and ending not in ("weight", "base_layer.weight")
 
@@ -110,17 +110,17 @@ def _what(name: str, base: ModelConfig | None) -> str:
     return next((what for piece, what in FOREIGN.items() if piece in name), "the base has no such module or parameter")
 
 
-def whole(parts: Parts, config: PeftConfig, base: ModelConfig | None) -> dict[Site, Part]:
+def whole(parts: Parts, config: PeftConfig, base: ModelConfig | None) -> dict[Module, Part]:
     """The whole weights that the adapter brings along for embed_tokens and lm_head.
 
     modules_to_save is a layer of its own. What save_embedding_layers writes is loaded into the base's own parameter,
     and where embeddings are tied that is one for both (peft/utils/save_and_load.py, set_peft_model_state_dict).
     """
-    kinds = [(site, kind) for site in (EMBED, LM_HEAD) for kind in ("saved", "copy")]
-    brought = {site: parts[site][kind] for site, kind in kinds if kind in parts.get(site, {})}
+    kinds = [(module, kind) for module in (EMBED, LM_HEAD) for kind in ("saved", "copy")]
+    brought = {module: parts[module][kind] for module, kind in kinds if kind in parts.get(module, {})}
     if base and base.tie_word_embeddings and len(brought) == 1:
-        site, part = next(iter(brought.items()))
-        if not is_saved(config, module_name(site)):
+        module, part = next(iter(brought.items()))
+        if not is_saved(config, module_name(module)):
             brought = {EMBED: part, LM_HEAD: part}
     return brought
 
@@ -128,35 +128,35 @@ def whole(parts: Parts, config: PeftConfig, base: ModelConfig | None) -> dict[Si
 def check_lora(parts: Parts, config: PeftConfig, base: ModelConfig | None, file: Path, found: Findings) -> None:
     """Every module's A and B are both there, selected, of the config's rank and the base's widths."""
     brought = whole(parts, config, base)
-    for site, held in parts.items():
+    for module, held in parts.items():
         if held.keys() & {"A", "B", "lora_bias"}:
-            rows = brought[site].array.shape[0] if site in brought and brought[site].array.ndim else None
-            _check_module(site, held, config, _shape(site, base, rows), file, found)
+            rows = brought[module].array.shape[0] if module in brought and brought[module].array.ndim else None
+            _check_module(module, held, config, _shape(module, base, rows), file, found)
 
 
 Shape = tuple[int, int]
 
 
-def _shape(site: Site, base: ModelConfig | None, rows: int | None) -> Shape | None:
+def _shape(module: Module, base: ModelConfig | None, rows: int | None) -> Shape | None:
     """(d_out, d_in) of the module that the LoRA is added to. The embedding is looked up: d_in is its vocabulary."""
     if base is None:
         return None
-    d_out, d_in = base.shape(site[1])
-    if site == EMBED:
+    d_out, d_in = base.shape(module[1])
+    if module == EMBED:
         return d_in, rows or d_out
     return rows or d_out, d_in
 
 
 def _check_module(
-    site: Site, held: Mapping[str, Part], config: PeftConfig, shape: Shape | None, file: Path, found: Findings
+    module: Module, held: Mapping[str, Part], config: PeftConfig, shape: Shape | None, file: Path, found: Findings
 ) -> None:
-    module = module_name(site)
+    full_name = module_name(module)
     missing = [f"lora_{half}" for half in "AB" if half not in held]
     if missing:
         there = ", ".join(part.name for part in held.values())
-        found.problem(file, f"module {module}: {' and '.join(missing)} is missing (there is {there})")
+        found.problem(file, f"module {full_name}: {' and '.join(missing)} is missing (there is {there})")
         return
-    rank = pattern_value(config.rank_pattern, module, config.r)
+    rank = pattern_value(config.rank_pattern, full_name, config.r)
     a, b = held["A"], held["B"]
     d_out, d_in = shape or (_axis(b.array, 0), _axis(a.array, 1))
     wanted = [(a, [rank, d_in]), (b, [d_out, rank])]
@@ -168,9 +168,9 @@ def _check_module(
             found.problem(file, f"tensor {part.name} has shape {list(part.array.shape)}, {makes}")
     if config.lora_bias != ("lora_bias" in held):
         says = "true, but lora_B.bias is not there" if config.lora_bias else "false, but lora_B.bias is there"
-        found.problem(file, f"module {module}: lora_bias is {says}")
-    if not selects(config, module):
-        why = "modules_to_save replaces it" if is_saved(config, module) else "target_modules does not select it"
+        found.problem(file, f"module {full_name}: lora_bias is {says}")
+    if not selects(config, full_name):
+        why = "modules_to_save replaces it" if is_saved(config, full_name) else "target_modules does not select it"
         found.problem(file, f"tensor {a.name} is not for use: {why} ({CONFIG_FILE})")
 
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ..engines.interface import Ask, Engine, Settings
+from ..engines.interface import Engine, EngineRequest, Settings
 from .bugs import mutants_for
 from .bugs.preconditions import could_show, spread
 from .cases import archive
 from .cases import scenarios as drawn
 from .cases.case import Case, Exchange, Run, draw_batch, play, prepare, request
-from .cases.testbed import Stage, settings
-from .diagnosis.diagnose import Finding, Looked, looked_at, suspicious
+from .cases.testbed import Testbed, settings
+from .diagnosis.diagnose import Candidate, Finding, evaluate, suspicious
 from .diagnosis.localise import Place
 from .diagnosis.power import power
 from .diagnosis.projection import Sample
@@ -32,8 +32,8 @@ from .explain import CLOSELY, Explainer
 from .noise import precision as precisions
 from .noise.ceiling import ceilings
 from .noise.ensemble import Member, ensemble, wider
-from .noise.measure import Measured, measure
-from .noise.verdict import Judged, Limits, judge, limits, no_chance, overall
+from .noise.measure import ErrorRatios, measure
+from .noise.verdict import Thresholds, Verdict, judge, limits, no_chance, overall
 from .reports.pictures import Picture
 
 SAMPLE = 16  # cases that are looked at below the noise
@@ -60,8 +60,8 @@ class Played:
 
     case: Case
     settings: Settings
-    measured: list[Measured]
-    judged: list[Judged] = field(default_factory=list)
+    measured: list[ErrorRatios]
+    judged: list[Verdict] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -73,10 +73,10 @@ class Played:
 class Result:
     """All that is known in the end."""
 
-    stage: Stage
+    testbed: Testbed
     verdict: str
     played: list[Played]
-    known: Limits
+    known: Thresholds
     dtype: str
     findings: list[str]
     diagnosis: list[Finding] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Result:
     picture: Picture | None = None  # what the engine did beside what the bug does
     power: dict[str, str] = field(default_factory=dict)
     ceiling: float = float("nan")  # ratio of a row that rounding cannot reach, to first order: the middle one
-    looked: list[Looked] = field(default_factory=list)
+    looked: list[Candidate] = field(default_factory=list)
     smallest: Case | None = None  # the shortest case found that fails
     small_settings: Settings | None = None  # how the engine was started for it
     versions: dict[str, str] = field(default_factory=dict)
@@ -100,12 +100,12 @@ class Campaign:
     """One engine, one stage, one plan. `make` gives an engine that is not started."""
 
     def __init__(
-        self, make: Callable[[], Engine], stage: Stage, plan: Plan, work: Path, progress: Progress = lambda *_: None
+        self, make: Callable[[], Engine], testbed: Testbed, plan: Plan, work: Path, progress: Progress = lambda *_: None
     ) -> None:
-        self.make, self.stage, self.plan, self.work, self.progress = make, stage, plan, work, progress
+        self.make, self.testbed, self.plan, self.work, self.progress = make, testbed, plan, work, progress
         self.engine = make()
         self.capabilities = self.engine.capabilities
-        self.members: Sequence[Member] = ensemble(stage.dtype)
+        self.members: Sequence[Member] = ensemble(testbed.dtype)
         self.findings: list[str] = []
         self._narrow: precisions.PrecisionFinding | None = None  # what the engine keeps in a lower type
         self.seconds: dict[str, float] = {}
@@ -122,14 +122,14 @@ class Campaign:
     def _run(self) -> Result:
         if self.plan.precision == "auto":
             self._infer()
-        with pool(self.stage, self.plan.jobs) as workers:
+        with pool(self.testbed, self.plan.jobs) as workers:
             played = self._ask_all(workers)
             known = self._judge(played)
             if precisions.too_noisy(known):
                 known = self._lower_precision(played, known, workers)
             self._second_look(played, known)
             verdict = overall([p.verdict for p in played])
-            result = Result(self.stage, verdict, played, known, self.stage.dtype, self.findings)
+            result = Result(self.testbed, verdict, played, known, self.testbed.dtype, self.findings)
             result.ceiling = self._ceiling(played)
             if self.plan.below:
                 self._below(result, workers)
@@ -145,23 +145,23 @@ class Campaign:
 
     def _ask_all(self, workers: Executor) -> list[Played]:
         waiting: list[tuple[Case, Settings, Future]] = []
-        plain = settings(self.stage)
+        plain = settings(self.testbed)
         total, began = self.plan.cases + self._sequences, time.monotonic()
         for i in range(self.plan.cases):
             if self._late():
                 self.findings.append(f"the budget ended after {i} of {self.plan.cases} batches")
                 break
             rng = np.random.default_rng([self.plan.seed, i, 1])
-            case = draw_batch(self.stage, self.capabilities, rng, f"batch {i}")
+            case = draw_batch(self.testbed, self.capabilities, rng, f"batch {i}")
             waiting.append((case, plain, workers.submit(ratios, case, self.answers(case, plain), self.members)))
             self.progress("asking", len(waiting), total)
-        ways = drawn.variants(self.stage, self.capabilities) if self._sequences else []
+        ways = drawn.variants(self.testbed, self.capabilities) if self._sequences else []
         for number, way in enumerate(ways):  # one way after the other: starting an engine is slow
             for i in range(number, self._sequences, len(ways)):
                 if self._late():
                     self.findings.append(f"the budget ended before sequence {i}")
                     break
-                case = drawn.draw_sequence(self.stage, self.capabilities, self.plan.seed, i, way)
+                case = drawn.draw_sequence(self.testbed, self.capabilities, self.plan.seed, i, way)
                 waiting.append((case, way, workers.submit(ratios, case, self.answers(case, way), self.members)))
                 self.progress("asking", len(waiting), total)
         played = []
@@ -194,12 +194,12 @@ class Campaign:
                 self.engine.start(way)
             if case.stateless:
                 self.engine.reset()
-                prepare(self.engine, self.stage)
+                prepare(self.engine, self.testbed)
             self._state = (way, case.stateless)
         elif case.stateless and getattr(self.engine, "new_for_each_batch", False):
             self.engine.reset()
-            prepare(self.engine, self.stage)
-        return play(self.engine, case, self.stage)
+            prepare(self.engine, self.testbed)
+        return play(self.engine, case, self.testbed)
 
     def _late(self) -> bool:
         """Two thirds of the budget are for asking."""
@@ -208,18 +208,18 @@ class Campaign:
 
     def _infer(self) -> None:
         """The type that the first cases speak for."""
-        way, asked = settings(self.stage), []
+        way, asked = settings(self.testbed), []
         for i in range(3):
             rng = np.random.default_rng([self.plan.seed, i, 1])
-            case = draw_batch(self.stage, self.capabilities, rng, f"batch {i}")
+            case = draw_batch(self.testbed, self.capabilities, rng, f"batch {i}")
             asked.append((case, self.answers(case, way)))
-        dtype = precisions.infer(asked, self.stage)
-        self.stage, self.members = self.stage.in_dtype(dtype), ensemble(dtype)
+        dtype = precisions.infer(asked, self.testbed)
+        self.testbed, self.members = self.testbed.in_dtype(dtype), ensemble(dtype)
         self.findings.append(f"precision: the engine computes in {dtype}")
 
     # Judging.
 
-    def _judge(self, played: Sequence[Played]) -> Limits:
+    def _judge(self, played: Sequence[Played]) -> Thresholds:
         known = limits([m for p in played for m in p.measured])
         for p in played:
             p.judged = [judge(m, known) for m in p.measured]
@@ -230,17 +230,17 @@ class Campaign:
                 p.judged = [replace(j, verdict="undecided", why="no adapter matters in this case") for j in p.judged]
         return known
 
-    def _lower_precision(self, played: Sequence[Played], known: Limits, workers: Executor) -> Limits:
+    def _lower_precision(self, played: Sequence[Played], known: Thresholds, workers: Executor) -> Thresholds:
         """Name what is kept in a lower type, and judge again with the noise that it makes."""
         samples = [self.sample(p) for p in played[:CLOSELY]]
-        found = precisions.lower_precision(samples, self.stage)
+        found = precisions.lower_precision(samples, self.testbed)
         if found is None:
             times = float(np.exp(known.base - known.highest))
             self.findings.append(
-                f"precision: base rows are {times:.3g} x as noisy as {self.stage.dtype} is, unexplained"
+                f"precision: base rows are {times:.3g} x as noisy as {self.testbed.dtype} is, unexplained"
             )
             return known
-        self.findings.append(f"precision: {found.what}, not {self.stage.dtype}")
+        self.findings.append(f"precision: {found.what}, not {self.testbed.dtype}")
         self._narrow = found
         self.members = precisions.narrowed(self.members, found)
         again = [workers.submit(ratios, p.case, self.answers(p.case, p.settings), self.members) for p in played]
@@ -248,24 +248,24 @@ class Campaign:
             p.measured = future.result()
         return self._judge(played)
 
-    def _second_look(self, played: Sequence[Played], known: Limits) -> None:
+    def _second_look(self, played: Sequence[Played], known: Thresholds) -> None:
         """Too close to call: judge with three times as many honest runs, then ask the same of other tokens. What does
         not come again in any of them was chance, and is told; what does stays undecided, or fails."""
         more = (
-            wider(self.stage.dtype)
+            wider(self.testbed.dtype)
             if self._narrow is None
-            else precisions.narrowed(wider(self.stage.dtype), self._narrow)
+            else precisions.narrowed(wider(self.testbed.dtype), self._narrow)
         )
         for p in [p for p in played if p.verdict == "undecided" and any(m.ratio.size for m in p.measured)]:
             exchanges = self.answers(p.case, p.settings)
-            p.judged = _again(p, measure(p.case, exchanges, self.stage, more)[0], known)
+            p.judged = _again(p, measure(p.case, exchanges, self.testbed, more)[0], known)
             doubtful = [j for j in p.judged if _close(j, known)]
             if not doubtful:
                 continue
             fresh = []
             for seed in range(AGAIN):
-                case = retold(p.case, self.stage.model.config.vocab_size, seed)
-                again = measure(case, self.answers(case, p.settings), self.stage, more)[0]
+                case = retold(p.case, self.testbed.model.config.vocab_size, seed)
+                again = measure(case, self.answers(case, p.settings), self.testbed, more)[0]
                 fresh.append(overall([judge(m, known).verdict for m in again]))
             if overall(fresh) == "pass":
                 self.findings.append(f"{p.case.name}: {doubtful[0].why}; not again in {AGAIN} cases like it")
@@ -283,24 +283,24 @@ class Campaign:
         found = []
         for p in spread([p for p in played if p.case.stateless], CEILINGS):
             one = self.sample(p)
-            shown = [(request(e, self.stage), raw) for e, raw in zip(one.counted, one.raws, strict=True) if raw]
+            shown = [(request(e, self.testbed), raw) for e, raw in zip(one.counted, one.raws, strict=True) if raw]
             if shown:
-                found += ceilings([r for r, _ in shown], [raw for _, raw in shown], self.stage)
+                found += ceilings([r for r, _ in shown], [raw for _, raw in shown], self.testbed)
         return float(np.median(np.concatenate(found))) if found else float("nan")
 
     # Below the noise.
 
     def sample(self, p: Played) -> Sample:
         exchanges = self.answers(p.case, p.settings)
-        return Sample(p.case, exchanges, measure(p.case, exchanges, self.stage, self.members)[1], p.settings)
+        return Sample(p.case, exchanges, measure(p.case, exchanges, self.testbed, self.members)[1], p.settings)
 
     def _below(self, result: Result, workers: Executor) -> None:
         began = time.monotonic()
         chosen = self.chosen(result)
-        zoo = mutants_for(list(self.stage.paths))
+        zoo = mutants_for(list(self.testbed.paths))
         futures = []
         for p in chosen:
-            names = [m.name for m in zoo.values() if could_show(m, self.stage, p)]
+            names = [m.name for m in zoo.values() if could_show(m, self.testbed, p)]
             futures.append(
                 workers.submit(along, p.case, self.answers(p.case, p.settings), self.members, p.settings, names)
             )
@@ -311,7 +311,7 @@ class Campaign:
                 by_mutant[name].append(found.get(name, []))  # of what cannot show there: nothing
             self.progress("below the noise", done, len(futures))
         noisier = float(np.exp(max(0.0, result.known.level)))
-        result.looked = [looked_at(zoo[name], ps, noisier) for name, ps in by_mutant.items()]
+        result.looked = [evaluate(zoo[name], ps, noisier) for name, ps in by_mutant.items()]
         result.power = power(result.looked, result.known)
         hidden = suspicious(result.looked)
         if hidden and result.verdict != "fail":
@@ -329,12 +329,12 @@ class Campaign:
         return batches + spread([p for p in result.played if not p.case.stateless], SAMPLE // 4)
 
 
-def _again(p: Played, measured: Sequence[Measured], known: Limits) -> list[Judged]:
+def _again(p: Played, measured: Sequence[ErrorRatios], known: Thresholds) -> list[Verdict]:
     """What was too close to call, judged anew."""
     return [judge(m, known) if _close(j, known) else j for j, m in zip(p.judged, measured, strict=True)]
 
 
-def _close(j: Judged, known: Limits) -> bool:
+def _close(j: Verdict, known: Thresholds) -> bool:
     """Undecided for its numbers, not because nothing could be shown."""
     return j.verdict == "undecided" and not j.score <= known.pass_score
 
@@ -343,7 +343,7 @@ def retold(case: Case, vocab: int, seed: int) -> Case:
     """The same with every token exchanged for another: what was a common prefix still is one."""
     other = np.random.default_rng([seed, 11]).permutation(vocab)
 
-    def asked(ask: Ask) -> Ask:
+    def asked(ask: EngineRequest) -> EngineRequest:
         return replace(ask, prompt_ids=tuple(int(other[t]) for t in ask.prompt_ids))
 
     steps = [Run(tuple(asked(a) for a in s.asks)) if isinstance(s, Run) else s for s in case.steps]

@@ -44,12 +44,12 @@ def check(
     if dtype not in capabilities.dtypes:
         raise EngineError(f"the engine does not compute in {dtype}; it does in {', '.join(capabilities.dtypes)}")
     if model != "random":
-        stage = build(model, dtype, plan.seed, work, capabilities, adapters, made)
-        return Campaign(make, stage, plan, work, progress).run()
+        testbed = build(model, dtype, plan.seed, work, capabilities, adapters, made)
+        return Campaign(make, testbed, plan, work, progress).run()
     result = None
     for turn, share in enumerate(shares(plan)):
-        stage = build(model, dtype, share.seed, work / f"base-{turn}", capabilities, adapters, max(made, KINDS))
-        found = Campaign(make, stage, share, work, progress).run()
+        testbed = build(model, dtype, share.seed, work / f"base-{turn}", capabilities, adapters, max(made, KINDS))
+        found = Campaign(make, testbed, share, work, progress).run()
         for p in found.played:
             p.case = replace(p.case, name=f"base {turn}, {p.case.name}")
         result = found if result is None else together(result, found)
@@ -112,20 +112,20 @@ def expect(result: Result, engine: str, options: Mapping[str, str]) -> None:
 def keep(result: Result, folder: Path, engine: str, options: Mapping[str, str], seed: int) -> Path:
     """The smallest failure as a folder of its own, asked once more."""
     assert result.smallest is not None and result.small_settings is not None
-    stage, case = result.stage, result.smallest
+    testbed, case = result.testbed, result.smallest
     with tempfile.TemporaryDirectory() as scratch:
-        campaign = Campaign(lambda: registry.make(engine, options), stage, Plan(), Path(scratch))
+        campaign = Campaign(lambda: registry.make(engine, options), testbed, Plan(), Path(scratch))
         try:
             exchanges = campaign.ask(case, result.small_settings)
         finally:
             campaign.engine.close()
-    measured, raws = measure(case, exchanges, stage, ensemble(stage.dtype))
+    measured, raws = measure(case, exchanges, testbed, ensemble(testbed.dtype))
     counted = iter(zip(measured, raws, strict=True))
     truth, units, why = [], [], ""
     for e in exchanges:
         m, raw = next(counted) if e.ask.cancel_after is None else (None, None)
         readable = raw is not None
-        truth.append(cases.truth([e], stage)[0] if readable else None)
+        truth.append(cases.truth([e], testbed)[0] if readable else None)
         units.append(raw.unit if raw is not None else None)
         if m is not None and (j := judge(m, result.known)).verdict == "fail":
             why = why or j.why
@@ -135,15 +135,15 @@ def keep(result: Result, folder: Path, engine: str, options: Mapping[str, str], 
         number += 1
         target = folder.with_name(f"{folder.name}-{number}")
     how, known = result.small_settings, result.known
-    save_repro(target, stage, case, exchanges, truth, why, how, engine, options, result.versions, units, seed, known)
+    save_repro(target, testbed, case, exchanges, truth, why, how, engine, options, result.versions, units, seed, known)
     return target
 
 
 def replay(folder: Path) -> tuple[Result, str]:
     """The folder's case, asked again and judged again."""
     repro = load_repro(folder)
-    stage, case, exchanges = play_again(folder, registry.make)
-    measured, _ = measure(case, exchanges, stage, ensemble(stage.dtype))
+    testbed, case, exchanges = play_again(folder, registry.make)
+    measured, _ = measure(case, exchanges, testbed, ensemble(testbed.dtype))
     known = repro.known or limits(measured)
     played = Played(case, repro.settings, measured, [judge(m, known) for m in measured])
-    return Result(stage, overall([played.verdict]), [played], known, stage.dtype, []), repro.engine
+    return Result(testbed, overall([played.verdict]), [played], known, testbed.dtype, []), repro.engine

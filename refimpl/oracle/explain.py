@@ -14,14 +14,14 @@ from .bugs import Mutant
 from .bugs.preconditions import could_show, spread
 from .cases.case import Case, Exchange, Load, Run
 from .cases.shrink import Budget, shrink
-from .diagnosis.diagnose import Looked, diagnose, looked_at
+from .diagnosis.diagnose import Candidate, diagnose, evaluate
 from .diagnosis.localise import by_ablation, first_off, intermediates
 from .diagnosis.projection import Sample
 from .diagnosis.search import find, search
 from .diagnosis.symptoms import Symptom, company, symptoms_of, tally
 from .diagnosis.workers import along
-from .noise.measure import Measured, measure
-from .noise.verdict import Judged, Limits, judge
+from .noise.measure import ErrorRatios, measure
+from .noise.verdict import Thresholds, Verdict, judge
 from .reports.pictures import picture
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Explainer:
             smallest = self._smallest_sample(result) if numbers else None
             lines: list[str] = []
             for p, sample in zip(close, samples, strict=True):
-                lines += symptoms_of(sample, p.judged, p.measured, self.c.stage, result.known)
+                lines += symptoms_of(sample, p.judged, p.measured, self.c.testbed, result.known)
             result.symptoms += tally(lines, sum(j.verdict == "fail" for p in close for j in p.judged))
             looked = []
             if numbers:
@@ -62,24 +62,24 @@ class Explainer:
             readable = [self.c.sample(p) for p in self.c.chosen(result)]
             looked = result.looked
         if looked:
-            elsewhere = [(p.case, self.c.stage) for p in result.played if p.case.stateless][:12]
-            result.diagnosis = diagnose(readable, self.c.stage, looked, self.c.members, result.known, elsewhere)
+            elsewhere = [(p.case, self.c.testbed) for p in result.played if p.case.stateless][:12]
+            result.diagnosis = diagnose(readable, self.c.testbed, looked, self.c.members, result.known, elsewhere)
         nearest = result.diagnosis[0] if result.diagnosis else None
         bug, only = (nearest.mutant, nearest.only) if nearest else (None, "")
-        result.picture = picture(readable, self.c.stage, result.known, bug, only)
+        result.picture = picture(readable, self.c.testbed, result.known, bug, only)
         self.c.seconds["explaining"] = time.monotonic() - began
 
-    def _suspects(self, result: "Result", first: Sample, samples: Sequence[Sample]) -> list[Looked]:
+    def _suspects(self, result: "Result", first: Sample, samples: Sequence[Sample]) -> list[Candidate]:
         """Every bug beside the smallest failure; those that come nearest, beside all of the samples."""
 
         def shows(m: Mutant) -> bool:
-            return could_show(m, self.c.stage, first)
+            return could_show(m, self.c.testbed, first)
 
         begins = result.first_divergence
         here = None if begins is None else (begins.layer, begins.module)
-        return search(self.c.stage, lambda on, names: self._beside(on, names), shows, first, samples, here)
+        return search(self.c.testbed, lambda on, names: self._beside(on, names), shows, first, samples, here)
 
-    def _beside(self, samples: Sequence[Sample], names: Sequence[str]) -> list[Looked]:
+    def _beside(self, samples: Sequence[Sample], names: Sequence[str]) -> list[Candidate]:
         share = max(1, -(-len(names) // max(self.c.plan.jobs, 1)))
         batches = [names[i : i + share] for i in range(0, len(names), share)]
         futures = [
@@ -92,19 +92,19 @@ class Explainer:
                 for name, ps in future.result().items():
                     by_mutant[name].append(ps)
             self.c.progress("explaining", done, len(samples))
-        return [looked_at(find(name, self.c.stage), ps) for name, ps in by_mutant.items()]
+        return [evaluate(find(name, self.c.testbed), ps) for name, ps in by_mutant.items()]
 
     def _smallest_sample(self, result: "Result") -> Sample | None:
         if result.smallest is None or result.small_settings is None:
             return None
         exchanges = self.c.ask(result.smallest, result.small_settings)
-        raws = measure(result.smallest, exchanges, self.c.stage, self.c.members)[1]
+        raws = measure(result.smallest, exchanges, self.c.testbed, self.c.members)[1]
         return Sample(result.smallest, exchanges, raws, result.small_settings) if any(raws) else None
 
-    def _fails(self, case: Case, way: Settings, known: Limits) -> list[tuple[Exchange, Judged]]:
+    def _fails(self, case: Case, way: Settings, known: Thresholds) -> list[tuple[Exchange, Verdict]]:
         """Ask the engine again; the requests that it gets wrong."""
         exchanges = self.c.ask(case, way)
-        measured, _ = measure(case, exchanges, self.c.stage, self.c.members)
+        measured, _ = measure(case, exchanges, self.c.testbed, self.c.members)
         counted = [e for e in exchanges if e.ask.cancel_after is None]
         return [
             (e, j) for e, j in zip(counted, (judge(m, known) for m in measured), strict=True) if j.verdict == "fail"
@@ -124,11 +124,11 @@ class Explainer:
         if again and self._right_alone(again[0][0], first.settings, result.known):
             result.symptoms += [Symptom(line) for line in company(small, again[0][0])]
 
-    def _right_alone(self, e: Exchange, way: Settings, known: Limits) -> bool:
+    def _right_alone(self, e: Exchange, way: Settings, known: Thresholds) -> bool:
         """Is the same request answered well by an engine that has done nothing else?"""
-        names = [name for name, _ in e.ask.mix] or ([e.ask.adapter] if e.ask.adapter else [])
+        names = [name for name, _ in e.ask.adapter_weights] or ([e.ask.adapter] if e.ask.adapter else [])
         loads = [Load(name, key) for name, (key, _) in zip(names, e.adapters, strict=True)]
-        alone = Case("alone", (*loads, Run((replace(e.ask, arrives=0),))), stateless=False)
+        alone = Case("alone", (*loads, Run((replace(e.ask, arrival_step=0),))), stateless=False)
         return not self._fails(alone, way, known)
 
     def _where(self, result: "Result", failed: Sequence["Played"]) -> None:
@@ -142,14 +142,14 @@ class Explainer:
             if self.c.capabilities.trace and traced is not None and wrong:
                 e = wrong[0]
                 answers = traced(batch.case.runs[e.run].asks)
-                result.places = intermediates(e, answers[e.index], self.c.stage, self.c.members)
+                result.places = intermediates(e, answers[e.index], self.c.testbed, self.c.members)
                 result.first_divergence = first_off(result.places, result.known)
             if result.first_divergence is None and "load" in self.c.capabilities.operations and wrong:
                 one = next((e for e in wrong if len(e.adapters) == 1), None)
-                adapter = None if one is None else self.c.stage.adapters[one.adapters[0][0]]
+                adapter = None if one is None else self.c.testbed.adapters[one.adapters[0][0]]
                 if adapter is not None and not adapter.replaced and not adapter.biases:
                     result.places = by_ablation(
-                        self.c.engine, adapter, self.c.stage, self.c.members, result.known, self.c.work / "ablation"
+                        self.c.engine, adapter, self.c.testbed, self.c.members, result.known, self.c.work / "ablation"
                     )
                     result.first_divergence = result.places[0] if result.places else None
         except EngineError as error:
@@ -166,12 +166,12 @@ class Explainer:
             e = next((e for e in asked if e.adapter is not None and not e.answer.error), None)
             if e is not None:
                 answer = traced(batch.case.runs[e.run].asks)[e.index]
-                result.places = intermediates(e, answer, self.c.stage, self.c.members)
+                result.places = intermediates(e, answer, self.c.testbed, self.c.members)
         except EngineError as error:
             self.c.findings.append(f"while the layers were looked at: {error}")
 
 
-def _requests(p: "Played") -> list[tuple[Measured, Judged]]:
+def _requests(p: "Played") -> list[tuple[ErrorRatios, Verdict]]:
     return list(zip(p.measured, p.judged, strict=True))
 
 

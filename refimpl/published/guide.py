@@ -131,7 +131,7 @@ def modules(adapter: Adapter) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Answer:
+class EngineResponse:
     """One row of the batch. adapter_id is the slot that its tokens carry in Batch.adapter_ids."""
 
     text: int
@@ -144,7 +144,7 @@ class Answer:
     alone: bool  # the same tokens when nobody else is in the batch
 
 
-def act(cast: Cast, ops: Ops) -> list[Answer]:
+def act(cast: Cast, ops: Ops) -> list[EngineResponse]:
     """All of it in one batch; then each request once more, with nobody beside it."""
     together, slots = _answers(cast, cast.requests, ops)
     found = []
@@ -153,7 +153,7 @@ def act(cast: Cast, ops: Ops) -> list[Answer]:
         adapter = None if uid == BASE_UID else cast.adapters[uid]
         name, slot = (adapter.name, slots[adapter]) if adapter else (None, NO_ADAPTER)
         alone = _answers(cast, [request], ops)[0][0]
-        found.append(Answer(i, prompt, uid, name, slot, text, ids, ids == alone[0]))
+        found.append(EngineResponse(i, prompt, uid, name, slot, text, ids, ids == alone[0]))
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..adapter import Adapter, LoraTensors
 from ..arrays import Array
-from ..config import Site
+from ..config import Module
 from ..loading.peft_config import PeftConfig
 from .torch_randn import manual_seed, randn_float16, randn_float16_of_2_13, randn_float32
 
@@ -28,7 +28,7 @@ def tinyllama_nemo(torch: str = "2.8") -> Adapter:
     """
     layers, hidden, kv = 22, 2048, 4 * 64
     ends = np.cumsum([hidden, kv, kv])
-    lora: dict[Site, LoraTensors] = {}
+    lora: dict[Module, LoraTensors] = {}
     for layer, (A, B) in enumerate(_fused(layers, hidden, int(ends[-1]), torch)):
         for module, rows in zip(QKV, np.split(B, ends[:-1]), strict=True):
             lora[(layer, module)] = LoraTensors(A, rows)
@@ -52,7 +52,7 @@ def qwen3_layer_0() -> Adapter:
     """
     hidden, d_out = 1024, {"q_proj": 16 * 128, "k_proj": 8 * 128, "v_proj": 8 * 128}
     state = manual_seed(SEED)
-    lora: dict[Site, LoraTensors] = {}
+    lora: dict[Module, LoraTensors] = {}
     for module in QKV:
         A = _times(randn_float32(state, (RANK, hidden)), 0.1)
         lora[(0, module)] = LoraTensors(A, _times(randn_float32(state, (d_out[module], RANK)), 0.1))

@@ -19,8 +19,8 @@ import itertools
 import numpy as np
 
 from ..arrays import Array, Float, Int, Precision, namespace
-from ..config import Site
-from ..lora import NO_ADAPTER, AdapterBank, lora_delta, shrink
+from ..config import Module
+from ..lora import NO_ADAPTER, AdapterSlots, lora_delta, shrink
 from ..ops import NUMPY
 
 SLICES = 16  # mSplitKSlices
@@ -48,11 +48,11 @@ def split_k_shrink(x: Array, A: Float[Array, "rank d_in"]) -> Float[Array, "toke
     return total
 
 
-def is_unified(bank: AdapterBank, site: Site, adapter_ids: Int[Array, "tokens k"]) -> bool:
+def is_unified(bank: AdapterSlots, module: Module, adapter_ids: Int[Array, "tokens k"]) -> bool:
     """Which path the call that computes this site takes: unified if in each of its modules all tokens have the same A,
     B and rank. A token without an adapter there has none of the three, so base tokens among others make it grouped."""
-    layer, module = site
-    for name in CALLS.get(module, (module,)):
+    layer, leaf = module
+    for name in CALLS.get(leaf, (leaf,)):
         held = list(bank.at((layer, name)))
         ids = np.where(np.isin(adapter_ids, held), adapter_ids, NO_ADAPTER)
         if (ids != ids[:1]).any():
@@ -63,15 +63,15 @@ def is_unified(bank: AdapterBank, site: Site, adapter_ids: Int[Array, "tokens k"
 def lora_delta_as_batched(
     y: Float[Array, "tokens d_out"],
     x: Array,
-    bank: AdapterBank,
-    site: Site,
+    bank: AdapterSlots,
+    module: Module,
     adapter_ids: Int[Array, "tokens k"],
     adapter_weights: Float[Array, "tokens k"],
     p: Precision,
 ) -> None:
     """The path that the batch takes, site by site. Adds to y in place."""
-    step = UNIFIED if is_unified(bank, site, adapter_ids) else GROUPED
-    step.lora_delta(y, x, bank, site, adapter_ids, adapter_weights, p)
+    step = UNIFIED if is_unified(bank, module, adapter_ids) else GROUPED
+    step.lora_delta(y, x, bank, module, adapter_ids, adapter_weights, p)
 
 
 # One product each: NUMPY as it is.

@@ -9,14 +9,14 @@ from ..adapter import Adapter
 from ..adapter_cache import AdapterCache
 from ..arrays import Precision, to_device, to_host
 from ..batch import Request
-from ..config import EMBED, Site, module_name
+from ..config import EMBED, Module, module_name
 from ..model import logits
 from ..ops import NUMPY, Ops
 from ..tracing import trace
 from ..weights import Model
 
 
-def effect(model: Model, adapter: Adapter, prompt_ids: Sequence[int], ops: Ops = NUMPY) -> dict[Site, float]:
+def effect(model: Model, adapter: Adapter, prompt_ids: Sequence[int], ops: Ops = NUMPY) -> dict[Module, float]:
     """For each site that the adapter touches: the norm of its delta over the norm of the base's output.
 
     x is what the base model itself feeds to the module on this prompt. 0 means that the adapter does nothing there."""
@@ -26,14 +26,14 @@ def effect(model: Model, adapter: Adapter, prompt_ids: Sequence[int], ops: Ops =
     cache = AdapterCache(model, p, ops)
     slot = cache.acquire(adapter)
     found = {}
-    for site in model.config.sites():
-        if site not in adapter.lora:
+    for module in model.config.modules():
+        if module not in adapter.lora:
             continue
-        name = module_name(site).removeprefix("model.").replace("self_attn.", "").replace("mlp.", "")
+        name = module_name(module).removeprefix("model.").replace("self_attn.", "").replace("mlp.", "")
         x, y = t[f"{name}.input"], t[f"{name}.base"]
-        delta = to_device(np.zeros((len(y), adapter.lora[site].B.shape[0]), y.dtype), model.device)
+        delta = to_device(np.zeros((len(y), adapter.lora[module].B.shape[0]), y.dtype), model.device)
         ids, weights = np.full((len(y), 1), slot, np.int32), np.ones((len(y), 1))
-        ops.lora_delta(delta, x if site == EMBED else to_device(x, model.device), cache.bank, site, ids, weights, p)
+        ops.lora_delta(delta, x if module == EMBED else to_device(x, model.device), cache.bank, module, ids, weights, p)
         base = float(np.linalg.norm(y))
-        found[site] = float(np.linalg.norm(to_host(delta))) / base if base else math.inf
+        found[module] = float(np.linalg.norm(to_host(delta))) / base if base else math.inf
     return found

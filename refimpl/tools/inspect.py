@@ -8,7 +8,7 @@ from typing import Any
 
 from ..adapter import WEIGHTS_FILE, adapter_folder, read_parts
 from ..arrays import Array
-from ..config import ModelConfig, Site, module_name, read_config
+from ..config import ModelConfig, Module, module_name, read_config
 from ..errors import ConfigError
 from ..formats.nemo import find_nemo
 from ..formats.trtllm_inspect import look
@@ -71,7 +71,7 @@ def inspect(
     if kind == "adapter":
         peft, parts = read_parts(folder, base, found)
         config = asdict(peft) if peft else {}
-        modules = [report for site in sorted(parts) for report in _adapter_reports(site, parts, peft)]
+        modules = [report for module in sorted(parts) for report in _adapter_reports(module, parts, peft)]
         if peft and engine == "trtllm" and not found.problems:
             notes = about_peft(parts, peft, base, max_rank)
     elif kind == "trtllm":
@@ -120,19 +120,19 @@ def _resolve(path: str | Path) -> tuple[Path, str]:
     return folder, "trtllm" if is_pair(folder) or pair_folders(folder) else "unknown"
 
 
-def _adapter_reports(site: Site, parts: Parts, config: PeftConfig | None) -> Iterable[ModuleReport]:
+def _adapter_reports(module: Module, parts: Parts, config: PeftConfig | None) -> Iterable[ModuleReport]:
     """A module's LoRA, and what else the adapter brings along for it."""
-    module, held = module_name(site), parts[site]
+    name, held = module_name(module), parts[module]
     lora = {part: held[part].array for part in held if part in ("A", "B", "lora_bias")}
     if lora:
         a = lora.get("A")
         rank = a.shape[0] if a is not None and a.ndim else None
-        alpha = pattern_value(config.alpha_pattern, module, config.lora_alpha) if config else None
+        alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha) if config else None
         scale = adapter_scale(alpha, rank, config.use_rslora) if config and alpha is not None and rank else None
-        yield _report(module, "lora", lora, rank, alpha, scale)
+        yield _report(name, "lora", lora, rank, alpha, scale)
     for part, kind in (("saved", "replaced"), ("copy", "replaced"), ("bias", "bias")):
         if part in held:
-            yield _report(module, kind, {"bias" if kind == "bias" else "weight": held[part].array})
+            yield _report(name, kind, {"bias" if kind == "bias" else "weight": held[part].array})
 
 
 def _report(

@@ -125,7 +125,7 @@ class FakeWatch:
         seconds = (time.perf_counter() - begun) / count
         return Timed(seconds, seconds, seconds, by)
 
-    def give_back(self) -> None:
+    def free(self) -> None:
         pass
 
 

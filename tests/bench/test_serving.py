@@ -13,7 +13,7 @@ from refimpl.bench import serving
 from refimpl.bench.decode import Shape, decoding, random_model
 from refimpl.bench.verify import WrongResult
 from refimpl.cuda import runner
-from refimpl.ops import NUMPY, TABLES, Ops
+from refimpl.ops import BACKENDS, NUMPY, Ops
 
 pytestmark = pytest.mark.skipif(runner.world() != "cpu", reason="arrays on the host")
 
@@ -50,8 +50,8 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 def wrong(ops: Ops) -> Ops:
     """In a batch of several, everyone gets the adapter of the neighbour."""
 
-    def lora_delta(y: Any, x: Any, bank: Any, site: Any, ids: Any, weights: Any, p: Any) -> None:
-        NUMPY.lora_delta(y, x, bank, site, np.roll(ids, 1, axis=0), weights, p)
+    def lora_delta(y: Any, x: Any, bank: Any, module: Any, ids: Any, weights: Any, p: Any) -> None:
+        NUMPY.lora_delta(y, x, bank, module, np.roll(ids, 1, axis=0), weights, p)
 
     return dataclasses.replace(ops, lora_delta=lora_delta)
 
@@ -63,8 +63,8 @@ def test_a_batch_that_mixes_adapters_up_is_not_timed() -> None:
 
 
 def test_adapters_that_are_ignored_are_not_timed() -> None:
-    def all_but_the_last(y: Any, x: Any, bank: Any, site: Any, ids: Any, weights: Any, p: Any) -> None:
-        NUMPY.lora_delta(y, x, bank, site, np.where(ids == 2, -1, ids), weights, p)
+    def all_but_the_last(y: Any, x: Any, bank: Any, module: Any, ids: Any, weights: Any, p: Any) -> None:
+        NUMPY.lora_delta(y, x, bank, module, np.where(ids == 2, -1, ids), weights, p)
 
     steps = decoding(random_model(TINY, "float32"), 3, 4, 20, dataclasses.replace(NUMPY, lora_delta=all_but_the_last))
     with pytest.raises(WrongResult, match="changes nothing"):
@@ -73,7 +73,7 @@ def test_adapters_that_are_ignored_are_not_timed() -> None:
 
 def test_both_tables_answer_alike() -> None:
     model = random_model(TINY, "float32")
-    first, second = (decoding(model, 3, 4, 20, ops).batched() for ops in (NUMPY, TABLES["cuda"]))
+    first, second = (decoding(model, 3, 4, 20, ops).batched() for ops in (NUMPY, BACKENDS["cuda"]))
     assert np.abs(first - second).max() <= 1e-4 * np.abs(first).max()
 
 

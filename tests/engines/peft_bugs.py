@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from refimpl.engines.interface import Answer, Ask
+from refimpl.engines.interface import EngineRequest, EngineResponse
 from refimpl.engines.peft import BASE, Peft
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -79,18 +79,18 @@ class Broken(Peft):
         """Those on which an adapter is."""
         return [layer for layer in self.layers() if name in layer.lora.lora_A]
 
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
+    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
         """With the lengths of the prompts at hand, as a batched kernel has them."""
         with self._watched(asks):
             return super().run(asks)
 
-    def traced(self, asks: Sequence[Ask]) -> list[Answer]:
+    def traced(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
         """The same."""
         with self._watched(asks):
             return super().traced(asks)
 
     @contextlib.contextmanager
-    def _watched(self, asks: Sequence[Ask]) -> Iterator[None]:
+    def _watched(self, asks: Sequence[EngineRequest]) -> Iterator[None]:
         """Knows which forward pass this is: the first is the prompts'."""
         self.lengths, self.decoding, self.steps = [len(a.prompt_ids) for a in asks], False, 0
 
@@ -553,7 +553,7 @@ class NanAtRankFive(Broken):
 
 @bug("H", "decode steps are turned two positions too far on", "https://github.com/Blaizzy/mlx-vlm/issues/1983")
 class DecodeTwoTooFar(Broken):
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
+    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
         def further(_: Any, args: tuple, kwargs: dict) -> tuple:
             if self.decoding:
                 kwargs["position_ids"] = kwargs["position_ids"] + 2
@@ -572,7 +572,7 @@ class DecodeTwoTooFar(Broken):
     "https://github.com/huggingface/transformers/issues/37574",
 )
 class FirstTokenNotSeenInDecode(Broken):
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
+    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
         def rolled(_: Any, args: tuple, kwargs: dict) -> tuple:
             if self.decoding:
                 mask = kwargs["attention_mask"].clone()

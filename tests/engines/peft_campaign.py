@@ -15,7 +15,7 @@ from refimpl.formats.hf import save_model
 from refimpl.formats.peft import save_adapter
 from refimpl.oracle.campaign import Campaign, Plan, Result
 from refimpl.oracle.cases.synthetic import random_adapters, random_model
-from refimpl.oracle.cases.testbed import Stage, in_float64
+from refimpl.oracle.cases.testbed import Testbed, in_float64
 
 # Three layers, two query heads to a key head, a window that is shorter than the prompts; the MLP is not square.
 CONFIG = ModelConfig(96, 48, 80, 3, 4, 2, 12, max_position_embeddings=160, sliding_window=9)
@@ -51,7 +51,7 @@ class Outcome:
         return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in plain.items()}
 
 
-def make_stage(dtype: str, root: Path) -> Stage:
+def make_stage(dtype: str, root: Path) -> Testbed:
     """A random Mistral and four adapters, all that the campaigns of one type share."""
     rng = np.random.default_rng(5)
     model = random_model(CONFIG, rng, dtype)
@@ -61,20 +61,20 @@ def make_stage(dtype: str, root: Path) -> Stage:
         paths[adapter.name] = root / "adapters" / adapter.name
         save_adapter(adapter, paths[adapter.name], dtype)
     adapters = {name: load_adapter(path, CONFIG, name) for name, path in paths.items()}
-    return Stage(root / "model", model, in_float64(model), paths, adapters)
+    return Testbed(root / "model", model, in_float64(model), paths, adapters)
 
 
-def campaign(make: Callable[[], Peft], stage: Stage, sequences: int) -> Result:
+def campaign(make: Callable[[], Peft], testbed: Testbed, sequences: int) -> Result:
     """As `loracle check` runs it, but for the look below the noise: these bugs are above it."""
-    plan = Plan(cases=CASES, sequences=sequences, seed=SEED, precision=stage.dtype, below=False)
+    plan = Plan(cases=CASES, sequences=sequences, seed=SEED, precision=testbed.dtype, below=False)
     with tempfile.TemporaryDirectory() as work:
-        return Campaign(make, stage, plan, Path(work)).run()
+        return Campaign(make, testbed, plan, Path(work)).run()
 
 
-def examine(bug: Bug, stage: Stage) -> Outcome:
+def examine(bug: Bug, testbed: Testbed) -> Outcome:
     """What the oracle says of PEFT with this bug."""
-    result = campaign(bug.make, stage, SEQUENCES if bug.sequences else 0)
-    about = bug.name, bug.family, stage.dtype, result.verdict
+    result = campaign(bug.make, testbed, SEQUENCES if bug.sequences else 0)
+    about = bug.name, bug.family, testbed.dtype, result.verdict
     symptoms = tuple(s.what for s in result.symptoms)
     if not result.diagnosis:
         return Outcome(*about, "", "", False, float("nan"), float("nan"), "", float("nan"), symptoms)

@@ -41,7 +41,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Testbed:
     """A scene on disk and loaded by refimpl."""
 
     scene: Scene
@@ -62,7 +62,7 @@ class Stage:
 
 
 @contextmanager
-def staged(scene: Scene, dtype: str = "float32") -> Iterator[Stage]:
+def staged(scene: Scene, dtype: str = "float32") -> Iterator[Testbed]:
     """The scene, written by transformers and PEFT into a folder of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -72,7 +72,7 @@ def staged(scene: Scene, dtype: str = "float32") -> Iterator[Stage]:
             hf.write_adapter(folder / "base", lora, folder / adapter, spec.seed, spec.dtype, spec.copies)
         paths = {adapter: folder / adapter for adapter in scene.specs}
         ours = {adapter: refimpl.load_adapter(path, scene.config) for adapter, path in paths.items()}
-        yield Stage(scene, folder / "base", paths, ours)
+        yield Testbed(scene, folder / "base", paths, ours)
 
 
 def hf_config(config: ModelConfig) -> hf.Config:

@@ -22,7 +22,7 @@ from refimpl import tiny
 from refimpl.config import LAYER_MODULES, ModelConfig, Rope
 from refimpl.engines import registry
 from refimpl.engines.hosted import Hosted
-from refimpl.engines.interface import Answer, Ask, EngineError, Settings
+from refimpl.engines.interface import EngineError, EngineRequest, EngineResponse, Settings
 from refimpl.formats.hf import save_model
 from refimpl.formats.peft import save_adapter
 
@@ -53,36 +53,39 @@ class Driven:
         self.engine.unload(name)
         del self.folders[name]
 
-    def check(self, asks: Sequence[Ask], others: bool = True) -> list[Answer]:
+    def check(self, asks: Sequence[EngineRequest], others: bool = True) -> list[EngineResponse]:
         """Every answer is the right one, with our tokens, and (with others) far from that of everyone else."""
         answers = self.engine.run(asks)
         for ask, answer in zip(asks, answers, strict=True):
             assert not answer.error, answer.error
             if ask.cancel_after is not None:
                 continue
-            away = {str(one.mix or one.adapter): self.distance(one, answer) for one in self.everyone(ask, others)}
-            asked = str(ask.mix or ask.adapter)
+            away = {
+                str(one.adapter_weights or one.adapter): self.distance(one, answer)
+                for one in self.everyone(ask, others)
+            }
+            asked = str(ask.adapter_weights or ask.adapter)
             own = away.pop(asked)
             print(f"{self.name}, {asked}: {own:.2f} units; the next one {min(away.values(), default=np.inf):.1e}")
             assert own <= SAME
             assert all(distance >= ANOTHER for distance in away.values()), (asked, away)
         return answers
 
-    def everyone(self, ask: Ask, others: bool) -> list[Ask]:
+    def everyone(self, ask: EngineRequest, others: bool) -> list[EngineRequest]:
         if not others:
             return [ask]
-        mine = None if ask.mix or ask.adapter is None else self.folders[ask.adapter]
+        mine = None if ask.adapter_weights or ask.adapter is None else self.folders[ask.adapter]
         return [
             ask,
-            *(replace(ask, adapter=n, mix=()) for n, folder in self.folders.items() if folder != mine),
-            *([replace(ask, adapter=None, mix=())] if ask.mix or ask.adapter else []),
+            *(replace(ask, adapter=n, adapter_weights=()) for n, folder in self.folders.items() if folder != mine),
+            *([replace(ask, adapter=None, adapter_weights=())] if ask.adapter_weights or ask.adapter else []),
         ]
 
-    def distance(self, ask: Ask, answer: Answer) -> float:
+    def distance(self, ask: EngineRequest, answer: EngineResponse) -> float:
         """Of the answer from what this request should get, in noise units."""
         ids = (*ask.prompt_ids, *answer.token_ids)[:-1]
-        mix = ask.mix or (() if ask.adapter is None else ((ask.adapter, 1.0),))
-        adapters = tuple((self.folders[name], weight) for name, weight in mix)
+        adapter_weights = ask.adapter_weights or (() if ask.adapter is None else ((ask.adapter, 1.0),))
+        adapters = tuple((self.folders[name], weight) for name, weight in adapter_weights)
         truth, honest = (rows(self.settings.model, d, ids, adapters) for d in ("float64", self.settings.dtype))
         got = answer.logits if answer.logits is not None else answer.logprobs
         assert got is not None and answer.first + len(got) == len(ids)
@@ -143,11 +146,11 @@ def prompts(count: int) -> list[tuple[int, ...]]:
     return [texts[i % len(texts)][:1] + texts[i % len(texts)][1 + i :] for i in range(count)]
 
 
-def asks(names: Sequence[str | None], **more: int) -> list[Ask]:
-    return [Ask(ids, name, NEW, **more) for ids, name in zip(prompts(len(names)), names, strict=True)]
+def asks(names: Sequence[str | None], **more: int) -> list[EngineRequest]:
+    return [EngineRequest(ids, name, NEW, **more) for ids, name in zip(prompts(len(names)), names, strict=True)]
 
 
-def ours(driven: Driven, questions: Sequence[Ask]) -> list[tuple[int, ...]]:
+def ours(driven: Driven, questions: Sequence[EngineRequest]) -> list[tuple[int, ...]]:
     """The tokens that we produce in float64."""
     base = model(driven.settings.model, "float64")
     requests = [
@@ -190,7 +193,13 @@ def test_pieces_of_prompts_late_arrivals_and_cancelled_requests_change_nothing(n
         driven.load(voice, folder)
     first, second, third, _ = VOICES
     a, b, c, d, e = asks([first, None, second, first, third])
-    together = [a, replace(b, arrives=3), replace(c, cancel_after=2), replace(d, arrives=9), replace(e, arrives=30)]
+    together = [
+        a,
+        replace(b, arrival_step=3),
+        replace(c, cancel_after=2),
+        replace(d, arrival_step=9),
+        replace(e, arrival_step=30),
+    ]
     answers = driven.check(together)
     assert len(answers[2].token_ids) < NEW
     driven.check([b, c])
@@ -203,8 +212,8 @@ def test_vllm_makes_room_for_adapters_and_finds_prefixes_of_the_same_adapter_alo
     first, second, third, fourth = VOICES
     ids = (prompts(1)[0] * 4)[:80]  # two blocks and more
 
-    def pair(*names: str | None) -> list[Ask]:
-        return [Ask(ids, name, 4) for name in names]
+    def pair(*names: str | None) -> list[EngineRequest]:
+        return [EngineRequest(ids, name, 4) for name in names]
 
     for names in ((first, None), (second, third), (fourth, None, first), (third, None), (second, first)):
         driven.check(pair(*names))
@@ -264,10 +273,10 @@ def test_an_adapter_that_cannot_be_loaded_is_refused_and_the_engine_goes_on(
     with pytest.raises(EngineError, match=f"{name}: .*"):
         driven.engine.load("nothing", tmp_path)
     driven.load("pirate", VOICES["pirate"])
-    driven.check([Ask(prompts(1)[0], "pirate", 2)], others=False)
+    driven.check([EngineRequest(prompts(1)[0], "pirate", 2)], others=False)
     with pytest.raises(EngineError, match="a request of 51 tokens, and the engine was started for 48"):
-        driven.engine.run([Ask((5,) * 49, "pirate", 2)])
-    driven.check([Ask(prompts(1)[0], "pirate", 2)], others=False)
+        driven.engine.run([EngineRequest((5,) * 49, "pirate", 2)])
+    driven.check([EngineRequest(prompts(1)[0], "pirate", 2)], others=False)
 
 
 CONFIG = ModelConfig(
@@ -317,9 +326,13 @@ def test_drawn_adapters_of_every_kind_in_one_batch(
         driven.load(kind, tmp_path / kind)
     rng = np.random.default_rng(6)
     questions = [
-        Ask(tuple(rng.integers(0, 320, n).tolist()), k, 6)
+        EngineRequest(tuple(rng.integers(0, 320, n).tolist()), k, 6)
         for n, k in zip((5, 40, 17, 31, 9, 23), (None, *kinds), strict=True)
     ]
     if name == "llama_cpp":
-        questions.append(Ask(questions[2].prompt_ids, mix=(("plain", 0.5), ("rslora", -1.25)), max_new_tokens=6))
+        questions.append(
+            EngineRequest(
+                questions[2].prompt_ids, adapter_weights=(("plain", 0.5), ("rslora", -1.25)), max_new_tokens=6
+            )
+        )
     driven.check(questions)

@@ -21,7 +21,7 @@ import pytest
 
 import refimpl
 from refimpl import tiny
-from refimpl.engines.interface import Answer, Ask, EngineError, Settings
+from refimpl.engines.interface import EngineError, EngineRequest, EngineResponse, Settings
 from refimpl.engines.openai_http import OpenAIHTTP
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
@@ -154,7 +154,7 @@ def test_vllm_with_a_prefix_cache_tells_the_rows_of_the_answer(vllm: str) -> Non
     for name in VOICES:
         engine.load(name, tiny.VOICES[name])
     (ask,) = questions(None)
-    asks = [Ask(ask.prompt_ids, name, ask.max_new_tokens) for name in (None, *VOICES)]
+    asks = [EngineRequest(ask.prompt_ids, name, ask.max_new_tokens) for name in (None, *VOICES)]
     for time_ in ("first", "second"):
         found = engine.run(asks)
         assert all(a.first == len(ask.prompt_ids) - 1 for a in found)
@@ -198,26 +198,29 @@ def test_llama_server_sums_voices(llama_server: str) -> None:
     for name in ("pirate", "bard"):
         engine.load(name, tiny.VOICES[name])
     (ask,) = questions(None)
-    ask = Ask(ask.prompt_ids, None, ask.max_new_tokens, mix=(("pirate", 0.75), ("bard", -0.25)))
+    ask = EngineRequest(ask.prompt_ids, None, ask.max_new_tokens, adapter_weights=(("pirate", 0.75), ("bard", -0.25)))
     found = engine.run([ask])[0]
     assert not found.error
-    own = distance(found, ask, ask.mix)
+    own = distance(found, ask, ask.adapter_weights)
     others = [distance(found, ask, ((name, 1.0),)) for name in ("pirate", "bard")] + [distance(found, ask, ())]
     print(f"\nllama-server, a sum: {own:.2f} units, the next one {min(others):.1e}")
     assert own <= SAME and min(others) >= ANOTHER
     engine.close()
 
 
-def questions(*names: str | None) -> list[Ask]:
+def questions(*names: str | None) -> list[EngineRequest]:
     """One for each, of different lengths: each lacks the first few words of its prompt."""
     texts = [refimpl.load_model("tiny").tokenizer.encode(text) for text in tiny.DEMO_PROMPTS]
     chosen = [list(texts[i % len(texts)]) for i in range(len(names))]
     return [
-        Ask(tuple(ids[:1] + ids[1 + i :]), name, 16) for i, (name, ids) in enumerate(zip(names, chosen, strict=True))
+        EngineRequest(tuple(ids[:1] + ids[1 + i :]), name, 16)
+        for i, (name, ids) in enumerate(zip(names, chosen, strict=True))
     ]
 
 
-def check(what: str, answers: Sequence[Answer], asks: Sequence[Ask], is_really: dict[str, str] | None = None) -> None:
+def check(
+    what: str, answers: Sequence[EngineResponse], asks: Sequence[EngineRequest], is_really: dict[str, str] | None = None
+) -> None:
     """Every answer is the right one, and far from everybody else's."""
     for ask, found in zip(asks, answers, strict=True):
         assert not found.error, found.error
@@ -232,19 +235,19 @@ def check(what: str, answers: Sequence[Answer], asks: Sequence[Ask], is_really: 
         assert min(away.values()) >= ANOTHER, (what, asked, away)
 
 
-def distance(found: Answer, ask: Ask, mix: tuple[tuple[str, float], ...]) -> float:
+def distance(found: EngineResponse, ask: EngineRequest, adapter_weights: tuple[tuple[str, float], ...]) -> float:
     """From what these voices would have said, in units of our own float32 error."""
     assert found.logprobs is not None
-    true, noise = rows(mix, (*ask.prompt_ids, *found.token_ids)[:-1], found.first)
+    true, noise = rows(adapter_weights, (*ask.prompt_ids, *found.token_ids)[:-1], found.first)
     return rms(centred(found.logprobs) - true) / noise
 
 
 @cache
 def rows(
-    mix: tuple[tuple[str, float], ...] | str | None, ids: tuple[int, ...], first: int = 0
+    adapter_weights: tuple[tuple[str, float], ...] | str | None, ids: tuple[int, ...], first: int = 0
 ) -> tuple[np.ndarray, float]:
     """Our float64 logits from a place on, less the mean of each row; and the rms error of our float32 ones."""
-    weights = ((mix, 1.0),) if isinstance(mix, str) else mix or ()
+    weights = ((adapter_weights, 1.0),) if isinstance(adapter_weights, str) else adapter_weights or ()
     found = []
     for dtype in ("float64", "float32"):
         model = loaded(dtype)

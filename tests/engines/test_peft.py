@@ -20,17 +20,17 @@ WEIGHTS = st.sampled_from([0.25, 0.75, 1.0, -2.0])
 
 @given(scenes())
 def test_each_request_of_a_mixed_batch_gets_what_peft_computes_for_it_alone(scene: Scene) -> None:
-    with staged(scene) as stage:
-        ours = refimpl.logits(stage.model("float64"), stage.requests)
-        theirs = hf.alone(stage.base, stage.adapters, scene.prompts, scene.names)
+    with staged(scene) as testbed:
+        ours = refimpl.logits(testbed.model("float64"), testbed.requests)
+        theirs = hf.alone(testbed.base, testbed.adapters, scene.prompts, scene.names)
     assert worst(ours, theirs) <= TOLERANCE
 
 
 @given(scenes(whole=False))  # PEFT mixes no adapters of which only some have modules_to_save
 def test_a_mixed_batch_is_a_mixed_batch_of_peft(scene: Scene) -> None:
-    with staged(scene) as stage:
-        ours = refimpl.logits(stage.model("float64"), stage.requests)
-        model = hf.load_exact(stage.base, stage.adapters)
+    with staged(scene) as testbed:
+        ours = refimpl.logits(testbed.model("float64"), testbed.requests)
+        model = hf.load_exact(testbed.base, testbed.adapters)
         with hf.float64_throughout():
             theirs = hf.logits(model, scene.prompts, scene.names)
     assert worst(ours, theirs) <= TOLERANCE
@@ -39,10 +39,10 @@ def test_a_mixed_batch_is_a_mixed_batch_of_peft(scene: Scene) -> None:
 @given(scenes((2, 3), whole=False), st.data())
 def test_a_weighted_sum_is_several_active_adapters_of_peft(scene: Scene, data: st.DataObject) -> None:
     weights = {name: data.draw(WEIGHTS) for name in scene.specs}
-    with staged(scene) as stage:
-        adapters = [(stage.ours[name], weight) for name, weight in weights.items()]
-        ours = refimpl.logits(stage.model("float64"), [refimpl.Request(p, adapters) for p in scene.prompts])
-        model = hf.load_exact(stage.base, stage.adapters)
+    with staged(scene) as testbed:
+        adapters = [(testbed.ours[name], weight) for name, weight in weights.items()]
+        ours = refimpl.logits(testbed.model("float64"), [refimpl.Request(p, adapters) for p in scene.prompts])
+        model = hf.load_exact(testbed.base, testbed.adapters)
         model.base_model.set_adapter(list(weights))
         for layer in hf.lora_layers(model):
             for name, weight in weights.items():
@@ -59,13 +59,13 @@ def test_merging_into_the_base_gives_the_same_logits_and_a_folder_that_loads(sce
     assume(not spec["lora_bias"])
     # Merging into one of two tied layers changes the other one too: not what the adapter computes.
     assume(not (scene.config.tie_word_embeddings and targets_top(spec)))
-    with staged(scene) as stage:
-        ours = refimpl.logits(stage.model("float64"), [refimpl.Request(p, stage.ours["a"]) for p in scene.prompts])
-        merged = hf.load_exact(stage.base, stage.adapters).merge_and_unload()
+    with staged(scene) as testbed:
+        ours = refimpl.logits(testbed.model("float64"), [refimpl.Request(p, testbed.ours["a"]) for p in scene.prompts])
+        merged = hf.load_exact(testbed.base, testbed.adapters).merge_and_unload()
         with hf.float64_throughout():
             theirs = hf.logits(merged, scene.prompts)
-        merged.save_pretrained(stage.base / "merged")
-        model = refimpl.load_model(stage.base / "merged", "float64")
+        merged.save_pretrained(testbed.base / "merged")
+        model = refimpl.load_model(testbed.base / "merged", "float64")
         loaded = refimpl.logits(model, [refimpl.Request(p) for p in scene.prompts])
     assert worst(ours, theirs) <= TOLERANCE
     assert worst(loaded, theirs) <= TOLERANCE
@@ -73,9 +73,9 @@ def test_merging_into_the_base_gives_the_same_logits_and_a_folder_that_loads(sce
 
 @given(scenes(whole=False))
 def test_greedy_decoding_of_a_mixed_batch_yields_the_tokens_of_hugging_face(scene: Scene) -> None:
-    with staged(scene) as stage:
-        outputs = refimpl.generate(stage.model("float64"), stage.requests, max_new_tokens=8)
-        model = hf.load_exact(stage.base, stage.adapters)
+    with staged(scene) as testbed:
+        outputs = refimpl.generate(testbed.model("float64"), testbed.requests, max_new_tokens=8)
+        model = hf.load_exact(testbed.base, testbed.adapters)
         with hf.float64_throughout():
             theirs = hf.generate(model, scene.prompts, scene.names, 8, scene.config.eos_token_ids)
     for output, (ids, margins) in zip(outputs, theirs, strict=True):

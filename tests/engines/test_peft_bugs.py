@@ -15,7 +15,7 @@ from peft_bugs import BUGS, Bug
 from peft_campaign import DTYPES, SEQUENCES, Outcome, campaign, examine, half, make_stage
 
 from refimpl.engines.peft import Peft
-from refimpl.oracle.cases.testbed import Stage
+from refimpl.oracle.cases.testbed import Testbed
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch and PEFT, which are not under test
 NAMED = 0.9  # of the bugs, by class
@@ -30,7 +30,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def stages() -> Iterator[dict[str, Stage]]:
+def stages() -> Iterator[dict[str, Testbed]]:
     with tempfile.TemporaryDirectory() as root:
         yield {dtype: make_stage(dtype, Path(root) / dtype) for dtype in DTYPES}
 
@@ -44,14 +44,14 @@ def known() -> list[tuple[Bug, str]]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_peft_as_it_is_passes(dtype: str, stages: dict[str, Stage]) -> None:
+def test_peft_as_it_is_passes(dtype: str, stages: dict[str, Testbed]) -> None:
     result = campaign(Peft, stages[dtype], SEQUENCES)
     assert result.verdict == "pass"
     assert not result.diagnosis and not result.symptoms
 
 
 @pytest.mark.parametrize("name", BUGS)
-def test_a_bug_inside_peft_fails(name: str, stages: dict[str, Stage]) -> None:
+def test_a_bug_inside_peft_fails(name: str, stages: dict[str, Testbed]) -> None:
     bug, dtype = next(pair for pair in known() if pair[0].name == name)
     outcomes[name] = examine(bug, stages[dtype])
     assert outcomes[name].verdict == "fail"

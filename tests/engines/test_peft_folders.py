@@ -25,9 +25,9 @@ def test_trained_biases_belong_to_their_adapter_and_to_no_other_request(scene: S
     config = scene.config
     if config.sliding_window is None:  # a Mistral has no biases
         config = dataclasses.replace(config, attention_bias=True)
-    with staged(changed(scene, config=config, bias=bias)) as stage:
-        ours = refimpl.logits(stage.model("float64"), stage.requests)
-        theirs = hf.alone(stage.base, stage.adapters, scene.prompts, scene.names)
+    with staged(changed(scene, config=config, bias=bias)) as testbed:
+        ours = refimpl.logits(testbed.model("float64"), testbed.requests)
+        theirs = hf.alone(testbed.base, testbed.adapters, scene.prompts, scene.names)
     assert worst(ours, theirs) <= TOLERANCE
 
 
@@ -39,15 +39,15 @@ def test_an_adapter_may_know_more_tokens_than_its_base(scene: Scene, more: int, 
     scene = changed(scene, target_modules=list(LAYER_MODULES), exclude_modules=None, **modules)
     spec = dataclasses.replace(scene.specs["a"], copies=not as_modules)
     prompts = [[*p, size - 1] if name == "a" else p for p, name in zip(scene.prompts, scene.names, strict=True)]
-    with staged(dataclasses.replace(scene, specs={})) as stage:
-        grown, folder = stage.base / "grown", stage.base / "a"
-        hf.grow(stage.base, grown, size, scene.seed)
+    with staged(dataclasses.replace(scene, specs={})) as testbed:
+        grown, folder = testbed.base / "grown", testbed.base / "a"
+        hf.grow(testbed.base, grown, size, scene.seed)
         hf.write_adapter(grown, hf.peft.LoraConfig(**spec.lora), folder, spec.seed, spec.dtype, spec.copies)
         adapters = {"a": refimpl.load_adapter(folder, config)}
         requests = [refimpl.Request(p, adapters.get(n)) for p, n in zip(prompts, scene.names, strict=True)]
-        ours = refimpl.logits(stage.model("float64"), requests)
+        ours = refimpl.logits(testbed.model("float64"), requests)
         theirs = [
-            hf.alone(stage.base if name == hf.BASE else grown, {"a": folder}, [prompt], [name])[0]
+            hf.alone(testbed.base if name == hf.BASE else grown, {"a": folder}, [prompt], [name])[0]
             for prompt, name in zip(prompts, scene.names, strict=True)
         ]
     assert [o.shape for o in ours] == [t.shape for t in theirs]
@@ -64,18 +64,18 @@ def test_a_sum_that_peft_saves_as_one_adapter_is_the_sum_that_we_serve(scene: Sc
         for name, spec in scene.specs.items()
     }
     weights = [data.draw(st.sampled_from([0.25, 1.0, -2.0])) for _ in specs]
-    with staged(dataclasses.replace(scene, specs=specs)) as stage:
-        model = stage.model("float64")
-        pairs = list(zip(stage.ours.values(), weights, strict=True))
+    with staged(dataclasses.replace(scene, specs=specs)) as testbed:
+        model = testbed.model("float64")
+        pairs = list(zip(testbed.ours.values(), weights, strict=True))
         summed = refimpl.logits(model, [refimpl.Request(p, pairs) for p in scene.prompts])
-        peft_model = hf.load_exact(stage.base, stage.adapters)
+        peft_model = hf.load_exact(testbed.base, testbed.adapters)
         with hf.quiet():
             peft_model.add_weighted_adapter(list(specs), weights, "sum", combination_type="cat")
         peft_model.set_adapter("sum")
         with hf.float64_throughout():
             theirs = hf.logits(peft_model, scene.prompts)
-        peft_model.save_pretrained(stage.base, selected_adapters=["sum"], save_embedding_layers=False)
-        loaded = refimpl.load_adapter(stage.base / "sum", scene.config)
+        peft_model.save_pretrained(testbed.base, selected_adapters=["sum"], save_embedding_layers=False)
+        loaded = refimpl.load_adapter(testbed.base / "sum", scene.config)
         ours = refimpl.logits(model, [refimpl.Request(p, loaded) for p in scene.prompts])
     assert worst(summed, theirs) <= TOLERANCE
     assert worst(ours, theirs) <= TOLERANCE

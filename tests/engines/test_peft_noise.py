@@ -14,7 +14,7 @@ import hugging_face as hf
 import numpy as np
 import pytest
 from hypothesis import given
-from scenes import Scene, Stage, scenes, staged
+from scenes import Scene, Testbed, scenes, staged
 
 import refimpl
 from refimpl import NUMPY, REFERENCE, Precision
@@ -39,9 +39,9 @@ def test_peft_alone_is_within_the_predicted_noise(dtype: str) -> None:
 
     @given(scenes())
     def measure(scene: Scene) -> None:
-        with staged(scene, dtype) as stage:
-            theirs = hf.alone(stage.base, stage.adapters, scene.prompts, scene.names, dtype)
-            ratios.append(in_noise_units(stage, theirs, Precision("transformers", dtype)))
+        with staged(scene, dtype) as testbed:
+            theirs = hf.alone(testbed.base, testbed.adapters, scene.prompts, scene.names, dtype)
+            ratios.append(in_noise_units(testbed, theirs, Precision("transformers", dtype)))
         assert ratios[-1] <= ONE_SCENE
 
     measure()
@@ -54,9 +54,9 @@ def test_a_mixed_batch_of_peft_is_within_the_predicted_noise(dtype: str) -> None
 
     @given(scenes(whole=False))  # PEFT mixes no adapters of which only some have modules_to_save
     def measure(scene: Scene) -> None:
-        with staged(scene, dtype) as stage:
-            theirs = hf.logits(hf.load(stage.base, stage.adapters, dtype), scene.prompts, scene.names)
-            ratios.append(in_noise_units(stage, theirs, mixed(dtype)))
+        with staged(scene, dtype) as testbed:
+            theirs = hf.logits(hf.load(testbed.base, testbed.adapters, dtype), scene.prompts, scene.names)
+            ratios.append(in_noise_units(testbed, theirs, mixed(dtype)))
         assert ratios[-1] <= ONE_SCENE
 
     measure()
@@ -71,13 +71,13 @@ def test_each_rounding_point_is_where_transformers_and_peft_round(dtype: str) ->
 
     @given(scenes())
     def measure(scene: Scene) -> None:
-        with staged(scene, dtype) as stage:
-            theirs = hf.alone(stage.base, stage.adapters, scene.prompts, scene.names, dtype)
-            model = stage.model(dtype)
-            unit = rms(refimpl.logits(model, stage.requests, precision=preset), truth(stage))
+        with staged(scene, dtype) as testbed:
+            theirs = hf.alone(testbed.base, testbed.adapters, scene.prompts, scene.names, dtype)
+            model = testbed.model(dtype)
+            unit = rms(refimpl.logits(model, testbed.requests, precision=preset), truth(testbed))
             for name in distance:
                 p = dataclasses.replace(preset, **{name: other(getattr(preset, name), dtype)}) if name else preset
-                distance[name].append(rms(refimpl.logits(model, stage.requests, precision=p), theirs) / unit)
+                distance[name].append(rms(refimpl.logits(model, testbed.requests, precision=p), theirs) / unit)
 
     measure()
     assert pooled(distance[""]) <= SAME_POINTS
@@ -95,17 +95,17 @@ def other(point: str, dtype: str) -> str:
     return "float32" if point == dtype else dtype
 
 
-def in_noise_units(stage: Stage, theirs: Sequence[np.ndarray], p: Precision) -> float:
+def in_noise_units(testbed: Testbed, theirs: Sequence[np.ndarray], p: Precision) -> float:
     """The engine's rms error over ours, with the same rounding points."""
-    exact, model = truth(stage), stage.model(p.dtype)
-    alone = [refimpl.logits(model, [request], precision=p)[0] for request in stage.requests]
-    runs = [alone, *(refimpl.logits(model, stage.requests, ops, p) for ops in (NUMPY, REFERENCE))]
+    exact, model = truth(testbed), testbed.model(p.dtype)
+    alone = [refimpl.logits(model, [request], precision=p)[0] for request in testbed.requests]
+    runs = [alone, *(refimpl.logits(model, testbed.requests, ops, p) for ops in (NUMPY, REFERENCE))]
     return rms(theirs, exact) / max(rms(run, exact) for run in runs)
 
 
-def truth(stage: Stage) -> list[np.ndarray]:
+def truth(testbed: Testbed) -> list[np.ndarray]:
     """The exact answer on the weights that the checkpoint has."""
-    return refimpl.logits(stage.model("float64"), stage.requests)
+    return refimpl.logits(testbed.model("float64"), testbed.requests)
 
 
 def rms(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:

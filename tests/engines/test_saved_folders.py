@@ -33,24 +33,24 @@ def scales(model: "hf.torch.nn.Module") -> list[dict[str, Any]]:
 @settings(max_examples=20)
 @given(scenes(), st.sampled_from(["float32", "bfloat16"]))
 def test_peft_and_transformers_take_our_folders_for_their_own(scene: Scene, dtype: str) -> None:
-    with staged(scene, dtype) as stage:
-        base = stage.base / "again"
-        save_model(refimpl.load_model(stage.base, dtype), base)
-        assert same(hf.load(base, {}, dtype), hf.load(stage.base, {}, dtype))
-        for name, adapter in stage.ours.items():
-            save_adapter(adapter, stage.base / name)
-            model = hf.load(base, {name: stage.base / name}, dtype)
-            assert same(model, hf.load(stage.base, {name: stage.adapters[name]}, dtype))
+    with staged(scene, dtype) as testbed:
+        base = testbed.base / "again"
+        save_model(refimpl.load_model(testbed.base, dtype), base)
+        assert same(hf.load(base, {}, dtype), hf.load(testbed.base, {}, dtype))
+        for name, adapter in testbed.ours.items():
+            save_adapter(adapter, testbed.base / name)
+            model = hf.load(base, {name: testbed.base / name}, dtype)
+            assert same(model, hf.load(testbed.base, {name: testbed.adapters[name]}, dtype))
             assert scales(model)
 
 
 @settings(max_examples=20)
 @given(scenes(), st.sampled_from(["float32", "bfloat16"]))
 def test_transformers_reads_the_config_that_it_wrote(scene: Scene, dtype: str) -> None:
-    with staged(scene, dtype) as stage:
-        save_model(refimpl.load_model(stage.base, dtype), stage.base / "again")
-        ours = hf.transformers.AutoConfig.from_pretrained(stage.base / "again").to_dict()
-        theirs = hf.transformers.AutoConfig.from_pretrained(stage.base).to_dict()
+    with staged(scene, dtype) as testbed:
+        save_model(refimpl.load_model(testbed.base, dtype), testbed.base / "again")
+        ours = hf.transformers.AutoConfig.from_pretrained(testbed.base / "again").to_dict()
+        theirs = hf.transformers.AutoConfig.from_pretrained(testbed.base).to_dict()
     ours["eos_token_id"] = [ours["eos_token_id"]]  # one id: a number, or a list of one
     names = set(hf_config(scene.config).to_diff_dict()) | {"dtype", "rope_parameters", "head_dim", "architectures"}
     names -= {"transformers_version"}

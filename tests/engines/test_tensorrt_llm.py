@@ -17,8 +17,8 @@ from refimpl.engines.interface import Engine
 from refimpl.oracle.cases import testbed as stages
 from refimpl.oracle.cases.case import draw_batch, play, prepare
 from refimpl.oracle.noise.ensemble import ensemble
-from refimpl.oracle.noise.measure import Measured, measure
-from refimpl.oracle.noise.verdict import Limits, judge, limits
+from refimpl.oracle.noise.measure import ErrorRatios, measure
+from refimpl.oracle.noise.verdict import Thresholds, judge, limits
 from refimpl.oracle.recordings.tensorrt_llm_recording import Replay, read_recording
 
 HERE = Path(__file__).parent.parent / "recordings"
@@ -75,24 +75,24 @@ class Live:
     """What the engine is asked with, and what honest looks like there."""
 
     engine: Engine
-    stage: stages.Stage
-    limits: Limits
+    testbed: stages.Testbed
+    limits: Thresholds
 
-    def measured(self, seed: int) -> list[Measured]:
+    def measured(self, seed: int) -> list[ErrorRatios]:
         """One batch, drawn, asked and measured."""
         rng = np.random.default_rng(seed)
-        case = draw_batch(self.stage, self.engine.capabilities, rng, f"batch {seed}")
-        return measure(case, play(self.engine, case, self.stage), self.stage, ensemble(self.stage.dtype))[0]
+        case = draw_batch(self.testbed, self.engine.capabilities, rng, f"batch {seed}")
+        return measure(case, play(self.engine, case, self.testbed), self.testbed, ensemble(self.testbed.dtype))[0]
 
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """The engine itself, with the stage that it plays on, in the model's own type, and what honest looks like there."""
     engine = tensorrt_llm.make({})
-    stage = stages.build("tiny", "bfloat16", 0, tmp_path_factory.mktemp("stage"), engine.capabilities)
-    engine.start(stages.settings(stage))
-    prepare(engine, stage)
-    found = Live(engine, stage, limits([]))
+    testbed = stages.build("tiny", "bfloat16", 0, tmp_path_factory.mktemp("stage"), engine.capabilities)
+    engine.start(stages.settings(testbed))
+    prepare(engine, testbed)
+    found = Live(engine, testbed, limits([]))
     found.limits = limits([m for seed in range(8) for m in found.measured(seed)])
     yield found
     engine.close()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refimpl import tiny
-from refimpl.engines.interface import Answer, Ask, EngineError, Settings
+from refimpl.engines.interface import EngineError, EngineRequest, EngineResponse, Settings
 from refimpl.engines.ours import Ours
 
 KINDS = ("vllm", "llama_server", "sglang", "trtllm")
@@ -52,7 +52,7 @@ class Fake(ThreadingHTTPServer):
         self.adapters = dict(adapters or {})  # served name -> folder
         for name, folder in self.adapters.items():
             self.engine.load(name, folder)
-        self.known: dict[object, Answer] = {}
+        self.known: dict[object, EngineResponse] = {}
         self.well_behaved()
 
     def well_behaved(self) -> None:
@@ -75,10 +75,10 @@ class Fake(ThreadingHTTPServer):
         """A client that went away is no news."""
 
     def numbers(
-        self, prompt: list[int], adapter: str | None, n: int, mix: tuple[tuple[str, float], ...] = ()
+        self, prompt: list[int], adapter: str | None, n: int, adapter_weights: tuple[tuple[str, float], ...] = ()
     ) -> tuple[list[int], np.ndarray]:
         """The tokens, and the logits of every row."""
-        ask = Ask(tuple(prompt), adapter, n, mix)
+        ask = EngineRequest(tuple(prompt), adapter, n, adapter_weights)
         key = ask, self.adapters.get(adapter or "")
         with self.lock:
             if key not in self.known:
@@ -210,8 +210,8 @@ class Handler(BaseHTTPRequestHandler):
         scales = (
             {x["id"]: x["scale"] for x in body["lora"]} if "lora" in body else dict.fromkeys(range(len(names)), 1.0)
         )
-        mix = tuple((names[i], scale) for i, scale in scales.items() if scale)
-        ids, logits = self.server.numbers(body["prompt"], None, body["n_predict"], mix)
+        adapter_weights = tuple((names[i], scale) for i, scale in scales.items() if scale)
+        ids, logits = self.server.numbers(body["prompt"], None, body["n_predict"], adapter_weights)
         rows = log_softmax(logits)[len(body["prompt"]) - 1 :]
         k = body["n_probs"]
         top = [[{"id": t, "logprob": float(row[t])} for t in best(row, k)] for row in rows]

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from refimpl import LoracleError, tiny
 from refimpl.config import ModelConfig
 from refimpl.engines import openai_http
-from refimpl.engines.interface import Answer, Ask, EngineError, Settings
+from refimpl.engines.interface import EngineError, EngineRequest, EngineResponse, Settings
 from refimpl.engines.openai_http import OpenAIHTTP
 from refimpl.engines.servers import client
 
-ASK = Ask((0, 17, 300, 5), None, 3)
+ASK = EngineRequest((0, 17, 300, 5), None, 3)
 SETTINGS = Settings(tiny.base_path())
 SECRET = "sk-this-must-not-be-seen"
 
@@ -63,7 +63,7 @@ def started(fake: Fake, top_k: str = "50", **options: str) -> OpenAIHTTP:
     return engine
 
 
-def failed(engine: OpenAIHTTP, says: str) -> Answer:
+def failed(engine: OpenAIHTTP, says: str) -> EngineResponse:
     """The one answer, which has an error and no numbers."""
     (found,) = engine.run([ASK])
     assert says in found.error and "\n" not in found.error

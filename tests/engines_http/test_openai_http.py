@@ -14,14 +14,20 @@ from fake_server import COMPLETIONS, KINDS, OWNERS, Fake, Problem, log_softmax
 
 from refimpl import tiny
 from refimpl.engines import openai_http
-from refimpl.engines.interface import Answer, Ask, EngineError, Settings
+from refimpl.engines.interface import EngineError, EngineRequest, EngineResponse, Settings
 from refimpl.engines.ours import Ours
 
 VOCAB = 1984
 PROMPT = (0, 17, 300, 5, 901)
 PIRATE, BARD = tiny.VOICES["pirate"], tiny.VOICES["bard"]
 SETTINGS = Settings(tiny.base_path())
-ASKS = [Ask(PROMPT, "a", 3), Ask(PROMPT[:3], None, 2), Ask(PROMPT, "b", 3), Ask(PROMPT, None, 3), Ask(PROMPT, "a", 1)]
+ASKS = [
+    EngineRequest(PROMPT, "a", 3),
+    EngineRequest(PROMPT[:3], None, 2),
+    EngineRequest(PROMPT, "b", 3),
+    EngineRequest(PROMPT, None, 3),
+    EngineRequest(PROMPT, "a", 1),
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +65,12 @@ def with_adapters(fake: Fake, **options: str) -> openai_http.OpenAIHTTP:
     return engine
 
 
-def alone(ours: Ours) -> list[Answer]:
+def alone(ours: Ours) -> list[EngineResponse]:
     """As the fake server computes them: another batch has other sums."""
     return [ours.run([ask])[0] for ask in ASKS]
 
 
-def assert_same(found: Answer, true: Answer, prompt: int) -> None:
+def assert_same(found: EngineResponse, true: EngineResponse, prompt: int) -> None:
     """Every number that was told is ours."""
     assert found.error == "" and found.token_ids == true.token_ids
     if found.logits is not None:
@@ -113,7 +119,7 @@ def test_a_server_that_tells_fewer_tokens_than_it_is_asked_for_has_shown_what_it
         fake.change = five
         engine = started(fake)
         assert (engine.capabilities.readout, engine.capabilities.top_k) == ("top", 5)
-        assert engine.run([Ask(PROMPT)])[0].error == ""
+        assert engine.run([EngineRequest(PROMPT)])[0].error == ""
 
 
 def test_a_server_that_tells_ids_alone_is_read_as_text(ours: Ours) -> None:
@@ -121,8 +127,8 @@ def test_a_server_that_tells_ids_alone_is_read_as_text(ours: Ours) -> None:
         fake.change = lambda answer: answer["choices"][0].update(logprobs=None, prompt_logprobs=None)
         engine = started(fake)
         assert engine.capabilities.readout == "text"
-        found = engine.run([Ask(PROMPT, None, 4)])[0]
-        assert found.token_ids == ours.run([Ask(PROMPT, None, 4)])[0].token_ids
+        found = engine.run([EngineRequest(PROMPT, None, 4)])[0]
+        assert found.token_ids == ours.run([EngineRequest(PROMPT, None, 4)])[0].token_ids
         assert found.error == "" and found.logprobs is None and found.top is None
 
 
@@ -131,11 +137,11 @@ def test_adapters_are_loaded_unloaded_and_replaced(kind: str, ours: Ours) -> Non
     with Fake(kind) as fake:
         engine = started(fake)
         assert {"load", "unload", "reload"} <= engine.capabilities.operations
-        ask = Ask(PROMPT, "a", 2)
+        ask = EngineRequest(PROMPT, "a", 2)
         engine.load("a", PIRATE)
         assert_same(engine.run([ask])[0], ours.run([ask])[0], len(PROMPT))
         engine.load("a", BARD)  # other weights under the same name
-        assert_same(engine.run([ask])[0], ours.run([Ask(PROMPT, "b", 2)])[0], len(PROMPT))
+        assert_same(engine.run([ask])[0], ours.run([EngineRequest(PROMPT, "b", 2)])[0], len(PROMPT))
         engine.unload("a")
         with pytest.raises(EngineError, match="no adapter 'a'"):
             engine.run([ask])
@@ -160,8 +166,8 @@ def test_an_older_vllm_replaces_an_adapter_by_unloading_it_first(ours: Ours) -> 
 
         fake.load = load
         engine.load("a", BARD)
-        ask = Ask(PROMPT, "a", 2)
-        assert_same(engine.run([ask])[0], ours.run([Ask(PROMPT, "b", 2)])[0], len(PROMPT))
+        ask = EngineRequest(PROMPT, "a", 2)
+        assert_same(engine.run([ask])[0], ours.run([EngineRequest(PROMPT, "b", 2)])[0], len(PROMPT))
 
 
 def test_without_the_endpoints_nothing_can_be_loaded() -> None:
@@ -194,7 +200,7 @@ def test_trtllm_serve_looks_at_a_folder_only_when_it_is_asked_for() -> None:
     with Fake("trtllm") as fake:
         engine = started(fake, adapters="a=/nowhere/at/all")
         engine.load("a", PIRATE)
-        assert "HTTP 404: No adapter found for /nowhere/at/all" in engine.run([Ask(PROMPT, "a")])[0].error
+        assert "HTTP 404: No adapter found for /nowhere/at/all" in engine.run([EngineRequest(PROMPT, "a")])[0].error
 
 
 def test_requests_are_served_together(fake: Fake) -> None:
@@ -207,17 +213,20 @@ def test_a_request_of_the_base_turns_every_adapter_of_llama_server_off() -> None
     with Fake("llama_server", {"served-a": PIRATE, "served-b": BARD}) as fake:
         engine = with_adapters(fake)
         fake.seen.clear()
-        engine.run([Ask(PROMPT)])
-        engine.run([Ask(PROMPT, "b")])
+        engine.run([EngineRequest(PROMPT)])
+        engine.run([EngineRequest(PROMPT, "b")])
         scales = [[x["scale"] for x in body["lora"]] for _, body, _ in fake.seen]
         assert scales == [[0.0, 0.0], [0.0, 1.0]]
 
 
 def test_llama_server_sums_adapters_and_the_others_say_that_they_do_not(fake: Fake, ours: Ours) -> None:
-    engine, ask = with_adapters(fake), Ask(PROMPT, None, 2, mix=(("a", 0.5), ("b", -1.5), ("a", 0.25)))
+    engine, ask = (
+        with_adapters(fake),
+        EngineRequest(PROMPT, None, 2, adapter_weights=(("a", 0.5), ("b", -1.5), ("a", 0.25))),
+    )
     assert ("sums" in engine.capabilities.features) is (fake.kind == "llama_server")
     if fake.kind == "llama_server":
-        true = ours.run([replace(ask, mix=(("a", 0.75), ("b", -1.5)))])[0]
+        true = ours.run([replace(ask, adapter_weights=(("a", 0.75), ("b", -1.5)))])[0]
         assert_same(engine.run([ask])[0], true, len(PROMPT))
     else:
         with pytest.raises(EngineError, match="no sums of adapters"):
@@ -229,7 +238,9 @@ def test_an_adapter_of_llama_server_has_four_names(said: str, ours: Ours) -> Non
     with Fake("llama_server", {"served-a": PIRATE, "served-b": BARD}) as fake:
         engine = started(fake, adapters=f"b={said}")
         engine.load("b", BARD)
-        assert_same(engine.run([Ask(PROMPT, "b", 2)])[0], ours.run([Ask(PROMPT, "b", 2)])[0], len(PROMPT))
+        assert_same(
+            engine.run([EngineRequest(PROMPT, "b", 2)])[0], ours.run([EngineRequest(PROMPT, "b", 2)])[0], len(PROMPT)
+        )
 
 
 def test_llama_server_goes_on_after_the_end_of_text(ours: Ours) -> None:
@@ -242,7 +253,7 @@ def test_llama_server_goes_on_after_the_end_of_text(ours: Ours) -> None:
     with Fake("llama_server") as fake:
         engine = started(fake)
         fake.change = one_at_a_time
-        ask = Ask(PROMPT, None, 4)
+        ask = EngineRequest(PROMPT, None, 4)
         found, true = engine.run([ask])[0], ours.run([ask])[0]
         assert found.token_ids == true.token_ids and found.logprobs is not None
         assert np.abs(found.logprobs - log_softmax(true.logits)[found.first :]).max() < 1e-4  # other sums, same text
@@ -257,7 +268,7 @@ def test_what_is_at_the_floor_is_not_told() -> None:
     with Fake("llama_server") as fake:
         engine = started(fake)
         fake.change = sink
-        found = engine.run([Ask(PROMPT)])[0]
+        found = engine.run([EngineRequest(PROMPT)])[0]
         assert found.error == "" and found.logprobs is None and [len(row) for row in found.top] == [VOCAB - 1]
 
 
@@ -267,14 +278,14 @@ def test_prefixes_are_found_again_only_where_that_is_asked_for(ours: Ours) -> No
         for caching in (False, True):
             engine.start(Settings(tiny.base_path(), prefix_caching=caching))
             fake.seen.clear()
-            engine.run([Ask(PROMPT)])
+            engine.run([EngineRequest(PROMPT)])
             assert fake.seen[0][1]["cache_prompt"] is caching
     with Fake("vllm") as fake:  # which computes anew what has prompt_logprobs
         engine = openai_http.OpenAIHTTP({"url": fake.url})
         engine.start(Settings(tiny.base_path(), prefix_caching=True))
-        found = engine.run([Ask(PROMPT, None, 2)])[0]
+        found = engine.run([EngineRequest(PROMPT, None, 2)])[0]
         assert found.first == len(PROMPT) - 1 and not engine.capabilities.prompt_rows
-        assert_same(found, ours.run([Ask(PROMPT, None, 2)])[0], len(PROMPT))
+        assert_same(found, ours.run([EngineRequest(PROMPT, None, 2)])[0], len(PROMPT))
     with Fake("trtllm") as fake, pytest.raises(EngineError, match="prefix caching"):
         engine = openai_http.OpenAIHTTP({"url": fake.url})
         engine.start(Settings(tiny.base_path(), prefix_caching=True))
@@ -290,7 +301,7 @@ def test_a_great_vocabulary_is_not_asked_for_as_a_whole(monkeypatch: pytest.Monk
 def test_the_url_may_end_in_v1(fake: Fake) -> None:
     engine = openai_http.OpenAIHTTP({"url": fake.url + "/v1/"})
     engine.start(SETTINGS)
-    assert engine.run([Ask(PROMPT)])[0].error == ""
+    assert engine.run([EngineRequest(PROMPT)])[0].error == ""
 
 
 def test_a_server_of_another_making_needs_the_dialect_and_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,9 +55,9 @@ def test_a_voice_there_and_back_and_there_again(tmp_path: Path, capsys: pytest.C
     assert same_files(there, again)
     config = load_config(tiny.base_path())
     bard, folded = load_adapter("bard", config), load_adapter(back, config)
-    for site, w in bard.lora.items():
-        assert folded.lora[site].A.tobytes() == w.A.tobytes()
-        assert np.array_equal(folded.lora[site].B.astype(np.float32), 2 * w.B.astype(np.float32))
+    for module, w in bard.lora.items():
+        assert folded.lora[module].A.tobytes() == w.A.tobytes()
+        assert np.array_equal(folded.lora[module].B.astype(np.float32), 2 * w.B.astype(np.float32))
     copy = tmp_path / "copy"
     assert cli.main(["convert", str(there), str(copy), "--to", "trtllm"]) == 0
     assert same_files(there, copy)

@@ -30,8 +30,8 @@ def contents(adapter: Adapter) -> tuple[Any, ...]:
     def bits(x: np.ndarray | None) -> tuple[Any, ...] | None:
         return None if x is None else (x.dtype.name, x.shape, x.tobytes())
 
-    lora = {site: (bits(w.A), bits(w.B), bits(w.bias)) for site, w in adapter.lora.items()}
-    whole = [{site: bits(x) for site, x in held.items()} for held in (adapter.replaced, adapter.biases)]
+    lora = {module: (bits(w.A), bits(w.B), bits(w.bias)) for module, w in adapter.lora.items()}
+    whole = [{module: bits(x) for module, x in held.items()} for held in (adapter.replaced, adapter.biases)]
     return (adapter.config, lora, *whole)
 
 
@@ -134,8 +134,8 @@ def test_into_another_type(tmp_path: Path, dtype: str) -> None:
     adapter = random_adapter(BASE, 1)
     save_adapter(adapter, tmp_path / "a", dtype)
     loaded = load_adapter(tmp_path / "a", BASE)
-    for site, w in adapter.lora.items():
-        assert loaded.lora[site].A.tobytes() == w.A.astype(DTYPES[dtype]).tobytes()
+    for module, w in adapter.lora.items():
+        assert loaded.lora[module].A.tobytes() == w.A.astype(DTYPES[dtype]).tobytes()
 
 
 def test_what_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
     wrong_rank = dataclasses.replace(adapter, config=dataclasses.replace(adapter.config, r=4))
     with refused(AdapterError, str(tmp_path / "a"), "lora_A.weight has shape [3, ", "rank 4"):
         save_adapter(wrong_rank, tmp_path / "a")
-    site = (1, "v_proj")
-    huge = dataclasses.replace(adapter.lora[site], A=adapter.lora[site].A * 1e6)
+    module = (1, "v_proj")
+    huge = dataclasses.replace(adapter.lora[module], A=adapter.lora[module].A * 1e6)
     with refused(AdapterError, "layers.1.self_attn.v_proj.lora_A.weight", "too large for float16"):
-        save_adapter(dataclasses.replace(adapter, lora={**adapter.lora, site: huge}), tmp_path / "a", "float16")
+        save_adapter(dataclasses.replace(adapter, lora={**adapter.lora, module: huge}), tmp_path / "a", "float16")
     with refused(LoracleError, "int8"):
         save_adapter(adapter, tmp_path / "a", "int8")
     assert [*tmp_path.iterdir()] == []

@@ -40,10 +40,10 @@ def inner_adapters(draw: st.DrawFn, config: ModelConfig, dtype: str = "float32")
         r = draw(st.integers(1, 9))
         some = modules[i::2]
         parts.append(random_adapter(config, draw(st.integers(0, 99)), r, 1.5 * r, modules=some))
-    lora = {site: w for part in parts for site, w in part.lora.items()}
+    lora = {module: w for part in parts for module, w in part.lora.items()}
     if draw(st.booleans()):  # not every layer
-        lora = {site: w for site, w in lora.items() if site[0] == 0}
-    ranks = {f"{site[1]}": len(w.A) for site, w in lora.items()}
+        lora = {module: w for module, w in lora.items() if module[0] == 0}
+    ranks = {f"{module[1]}": len(w.A) for module, w in lora.items()}
     r = parts[0].config.r if parts[0].lora else parts[-1].config.r
     peft = dataclasses.replace(
         parts[0].config,
@@ -51,7 +51,7 @@ def inner_adapters(draw: st.DrawFn, config: ModelConfig, dtype: str = "float32")
         lora_alpha=1.5 * r,
         rank_pattern={name: rank for name, rank in ranks.items() if rank != r},
         target_modules=tuple(ranks),
-        layers_to_transform=(0,) if {site[0] for site in lora} == {0} else None,
+        layers_to_transform=(0,) if {module[0] for module in lora} == {0} else None,
     )
     return as_dtype(Adapter("drawn", peft, dict(sorted(lora.items()))), dtype)
 
@@ -72,8 +72,8 @@ def test_the_rows_hold_a_and_the_folded_b(data: st.DataObject, dtype: str, order
     for row in pair.rows():
         found = matrices(pair, row, config)
         seen[(row.layer, row.module.parts[0])] = found
-    for site, w in adapter.lora.items():
-        found = seen.pop(site)
+    for module, w in adapter.lora.items():
+        found = seen.pop(module)
         r = c.r if order == "convert" else len(w.A)
         assert found.A.tobytes() == w.A.astype(dtype).tobytes()
         wanted = fold_scale(w.B, c.lora_alpha / r, dtype, "manager" if order == "manager" else "convert")
@@ -201,7 +201,7 @@ def test_what_the_arrays_cannot_hold_is_refused_or_left_out_on_demand() -> None:
     biased = as_dtype(random_adapter(BASE, 2, modules=("o_proj",), lora_bias=True), "float16")
     with refused(AdapterError, "lora_bias of model.layers.0.self_attn.o_proj"):
         to_pair(biased)
-    top = {site: w for site, w in adapter.lora.items() if site in (EMBED, LM_HEAD)}
+    top = {module: w for module, w in adapter.lora.items() if module in (EMBED, LM_HEAD)}
     with refused(AdapterError, "makes no row"):
         to_pair(dataclasses.replace(adapter, lora=top), leave_out=True)
     with refused(AdapterError, "float64"):
@@ -221,9 +221,9 @@ def test_fused_modules_come_apart() -> None:
     """attn_qkv is q, k and v; mlp_gate_up is up and then gate, because the loaders swap the halves."""
     plain = as_dtype(random_adapter(BASE, 4, modules=LAYER_MODULES), "float32")
     shared = {}
-    for (layer, module), w in plain.lora.items():
-        first = {"k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "up_proj"}.get(module, module)
-        shared[(layer, module)] = LoraTensors(plain.lora[(layer, first)].A, w.B)
+    for (layer, name), w in plain.lora.items():
+        first = {"k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "up_proj"}.get(name, name)
+        shared[(layer, name)] = LoraTensors(plain.lora[(layer, first)].A, w.B)
     rows = []
     fused = {0: ("q_proj", "k_proj", "v_proj"), 4: ("o_proj",), 6: ("down_proj",), 18: ("up_proj", "gate_proj")}
     for layer in range(BASE.num_hidden_layers):
@@ -231,8 +231,8 @@ def test_fused_modules_come_apart() -> None:
             B = np.concatenate([shared[(layer, part)].B for part in parts])
             rows.append(Matrices(Row(0, MODULES[module_id], layer, 3), shared[(layer, parts[0])].A, B))
     adapter, notes = from_pair(checked(pack(rows), BASE), BASE, "fused")
-    assert {site: (w.A.tobytes(), w.B.tobytes()) for site, w in adapter.lora.items()} == {
-        site: (w.A.tobytes(), w.B.tobytes()) for site, w in shared.items()
+    assert {module: (w.A.tobytes(), w.B.tobytes()) for module, w in adapter.lora.items()} == {
+        module: (w.A.tobytes(), w.B.tobytes()) for module, w in shared.items()
     }
     assert "mlp_gate_up: B is read as up's rows and then gate's" in notes[1]
     assert "attn_qkv and mlp_gate_up became the layers" in notes[2]
@@ -252,7 +252,7 @@ def test_any_adapter_converts_or_is_refused(data: st.DataObject) -> None:
     adapter = as_dtype(data.draw(adapters(config, 1))[0], "float32")
     dtype = data.draw(st.sampled_from(["float16", "bfloat16", "float32"]))
     order = data.draw(st.sampled_from(["convert", "manager", "peft"]))
-    inner = [site for site in adapter.lora if site[1] in LAYER_MODULES]
+    inner = [module for module in adapter.lora if module[1] in LAYER_MODULES]
     if not inner:
         with refused(AdapterError, "makes no row"):
             to_pair(adapter, dtype, order, leave_out=True)

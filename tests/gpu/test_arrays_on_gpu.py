@@ -11,7 +11,7 @@ from refimpl.bench.case import make_case  # noqa: E402
 from refimpl.bench.decode import Shape, decoding, random_model, with_half_products  # noqa: E402
 from refimpl.bench.verify import verify  # noqa: E402
 from refimpl.bench.workloads import MIXES, Point, grid, small_grid  # noqa: E402
-from refimpl.ops import NUMPY, REFERENCE, TABLES  # noqa: E402
+from refimpl.ops import BACKENDS, NUMPY, REFERENCE  # noqa: E402
 
 DEVICE = "cpu" if REHEARSAL else "cuda"
 
@@ -42,14 +42,14 @@ def test_the_embedded_model_equals_the_definition() -> None:
         for i, voice in enumerate(["", *tiny.VOICES])
     ]
     truth = logits(host, requests, ops=REFERENCE)
-    for a, b in zip(truth, logits(device, requests, ops=TABLES["cuda"]), strict=True):
+    for a, b in zip(truth, logits(device, requests, ops=BACKENDS["cuda"]), strict=True):
         assert np.abs(a - b).max() <= 1e-3
 
 
 def test_a_decode_step_in_halves_equals_the_numpy_table() -> None:
     shape = Shape(hidden=64, heads=2, kv_heads=1, layers=2) if REHEARSAL else Shape.llama_8b(1)
     model = random_model(shape, "float16", DEVICE)
-    tables = (NUMPY, TABLES["cuda"], with_half_products(TABLES["cuda"]))
+    tables = (NUMPY, BACKENDS["cuda"], with_half_products(BACKENDS["cuda"]))
     truth, *others = (decoding(model, 4, 16, 40, ops).batched() for ops in tables)
     for other in others:
         assert np.abs(truth - other).max() <= 2e-2 * np.abs(truth).max()

@@ -25,7 +25,7 @@ def write(data: st.DataObject, dtype: str, cache: str, version: int, check: bool
     blocks, block_size = data.draw(st.integers(1, 5)), data.draw(st.sampled_from([1, 3, 16]))
     kv_heads, head_dim = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 2, 7, 8, 64, 130]))
     tokens = data.draw(st.integers(0, min(blocks * block_size, 12)))
-    slots = rng.permutation(blocks * block_size)[:tokens].astype(np.int32)
+    slot_mapping = rng.permutation(blocks * block_size)[:tokens].astype(np.int32)
     shape = (blocks, block_size, kv_heads, head_dim)
     caches = poison(shape, cache), poison(shape, cache)
     k, v = numbers(rng, (tokens, kv_heads, head_dim), dtype), numbers(rng, (tokens, kv_heads, head_dim), dtype)
@@ -35,9 +35,9 @@ def write(data: st.DataObject, dtype: str, cache: str, version: int, check: bool
     caches = tuple(misplaced(x, data.draw(st.integers(0, 4))) for x in caches)
     inputs = [misplaced(stored(x, dtype), data.draw(st.integers(0, 4))) for x in (k, v)]
     for table, x in zip(expected, (k, v), strict=True):
-        table.reshape(-1, kv_heads, head_dim)[slots] = stored(x, cache)
+        table.reshape(-1, kv_heads, head_dim)[slot_mapping] = stored(x, cache)
     with scheduled(data.draw(orders), check):
-        launch.write_kv(*caches, *inputs, slots, dtype, version)
+        launch.write_kv(*caches, *inputs, slot_mapping, dtype, version)
     for found, wanted in zip(caches, expected, strict=True):
         assert found.tobytes() == wanted.tobytes()
 
@@ -59,24 +59,24 @@ def test_is_clean_under_the_checker(dtype: str, cache: str, version: int, data: 
 
 
 @pytest.mark.parametrize(
-    ("slots", "message"),
+    ("slot_mapping", "message"),
     [
-        ([0, 12], r"slots\[1\] is 12: the cache has slots 0 to 11"),
-        ([-1, 3], r"slots\[0\] is -1"),
+        ([0, 12], r"slot_mapping\[1\] is 12: the cache has slots 0 to 11"),
+        ([-1, 3], r"slot_mapping\[0\] is -1"),
         ([5, 5], "slot 5 is owned twice: by token 0 and by token 1"),
     ],
 )
-def test_a_bad_slot_is_refused(slots: list[int], message: str) -> None:
+def test_a_bad_slot_is_refused(slot_mapping: list[int], message: str) -> None:
     cache, k = np.zeros((3, 4, 1, 2), np.float32), np.zeros((2, 1, 2), np.float32)
     with pytest.raises(LoracleError, match=message):
-        launch.write_kv(cache, cache.copy(), k, k, np.array(slots, np.int32), "float32")
+        launch.write_kv(cache, cache.copy(), k, k, np.array(slot_mapping, np.int32), "float32")
     assert not cache.any()
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"slots": np.array([0, 1])}, r"slots must be int32 .* not int64"),
+        ({"slot_mapping": np.array([0, 1])}, r"slot_mapping must be int32 .* not int64"),
         ({"k": np.zeros((2, 1, 2))}, "k is float64; this kernel was built for float32"),
         ({"v": np.zeros((2, 1, 4), np.float32)[:, :, ::2]}, r"v of shape \(2, 1, 2\) is not contiguous"),
         ({"k": np.zeros((2, 1, 2), np.float16)}, "k is float16; this kernel was built for float32"),
@@ -88,7 +88,7 @@ def test_a_bad_array_is_refused(changed: dict, message: str) -> None:
         "v_cache": np.zeros((3, 4, 1, 2), np.float32),
         "k": np.zeros((2, 1, 2), np.float32),
         "v": np.zeros((2, 1, 2), np.float32),
-        "slots": np.array([0, 1], np.int32),
+        "slot_mapping": np.array([0, 1], np.int32),
         "dtype": "float32",
     }
     with pytest.raises(LoracleError, match=message):

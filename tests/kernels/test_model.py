@@ -19,8 +19,8 @@ from refimpl.adapter import Adapter
 from refimpl.arrays import Precision, rounded
 from refimpl.cuda.table import CUDA, packed_at
 from refimpl.errors import LoracleError
-from refimpl.lora import AdapterBank, bind_adapter
-from refimpl.ops import NUMPY, REFERENCE, TABLES
+from refimpl.lora import AdapterSlots, bind_adapter
+from refimpl.ops import BACKENDS, NUMPY, REFERENCE
 from refimpl.weights import Linear, Model
 
 pytestmark = needs_cpu
@@ -144,15 +144,15 @@ def test_serving_step_by_step_equals_one_prefill(data: st.DataObject) -> None:
 def test_a_bank_is_packed_once_per_change() -> None:
     config = small_config()
     model = build.random_model(config, 0, "float32")
-    bank, site = AdapterBank(model, Precision()), (0, "q_proj")
+    bank, module = AdapterSlots(model, Precision()), (0, "q_proj")
     bank.put(0, bind_adapter(build.as_dtype(build.random_adapter(config, 0), "float32"), config))
-    first = packed_at(bank, site, "float32")
-    assert packed_at(bank, site, "float32") is first
+    first = packed_at(bank, module, "float32")
+    assert packed_at(bank, module, "float32") is first
     bank.put(1, bind_adapter(build.as_dtype(build.random_adapter(config, 1), "float32"), config))
-    second = packed_at(bank, site, "float32")
+    second = packed_at(bank, module, "float32")
     assert second is not first and second.adapters == 2
     bank.put(1, bind_adapter(build.as_dtype(build.random_adapter(config, 2), "float32"), config))
-    assert packed_at(bank, site, "float32") is not second
+    assert packed_at(bank, module, "float32") is not second
 
 
 def small_config() -> build.ModelConfig:
@@ -191,4 +191,4 @@ def test_one_point_that_is_not_rounded_makes_no_difference_elsewhere(point: str)
 
 
 def test_the_table_is_known_by_name() -> None:
-    assert TABLES["cuda"] is CUDA and list(TABLES) == ["reference", "numpy", "cuda"]
+    assert BACKENDS["cuda"] is CUDA and list(BACKENDS) == ["reference", "numpy", "cuda"]

@@ -29,7 +29,7 @@ class Case:
     q: np.ndarray
     k_cache: np.ndarray
     v_cache: np.ndarray
-    query_starts: np.ndarray
+    query_start_loc: np.ndarray
     context_lens: np.ndarray
     block_tables: np.ndarray
     window: int | None
@@ -83,8 +83,8 @@ def expected(case: Case, dtype: str, cache: str, round_scores: bool, round_proba
     scale = float(np.float32(1 / math.sqrt(head_dim)))
     out, off = np.empty((tokens, heads, head_dim)), np.empty((tokens, heads, head_dim))
     for r, context in enumerate(case.context_lens):
-        for t in range(case.query_starts[r], case.query_starts[r + 1]):
-            position = context - case.query_starts[r + 1] + t
+        for t in range(case.query_start_loc[r], case.query_start_loc[r + 1]):
+            position = context - case.query_start_loc[r + 1] + t
             seen = np.arange(first_visible(position, case.window), position + 1)
             where = case.block_tables[r, seen // block_size], seen % block_size
             for h in range(heads):
@@ -121,7 +121,7 @@ def run(
     round_probabilities: bool = False,
 ) -> np.ndarray:
     """What a version makes of the case."""
-    plan = case.query_starts, case.context_lens, case.block_tables, case.window, dtype
+    plan = case.query_start_loc, case.context_lens, case.block_tables, case.window, dtype
     with scheduled(order, check):
         q = stored(case.q, dtype)
         flags = round_scores, round_probabilities
@@ -180,7 +180,7 @@ def test_large_scores_do_not_overflow() -> None:
 def test_each_visible_key_is_read_once_per_head_and_pass() -> None:
     """With a window the others are not read at all."""
     case = decode_case(200, window=50)
-    plan = case.query_starts, case.context_lens, case.block_tables, case.window, "float32"
+    plan = case.query_start_loc, case.context_lens, case.block_tables, case.window, "float32"
     for version in (1, 2, 3):
         with scheduled("forward", check=True) as launches:
             launch.attention(case.q, case.k_cache, case.v_cache, *plan, version=version, splits=3)
@@ -195,7 +195,7 @@ def test_each_visible_key_is_read_once_per_head_and_pass() -> None:
     [
         ({"context_lens": [33]}, "request 0: 33 tokens need 3 blocks of 16; its block table has 2"),
         ({"context_lens": [0]}, "request 0: 1 new tokens in a context of 0"),
-        ({"query_starts": [0, 2]}, "query_starts must rise from 0 to the 1 tokens"),
+        ({"query_start_loc": [0, 2]}, "query_start_loc must rise from 0 to the 1 tokens"),
         ({"block_tables": [[0, 2]]}, "names block 2; the cache has 2"),
         ({"block_tables": [[-1, 1]]}, "names block -1; the cache has 2"),
         ({"window": 0}, "window 0: a token sees at least itself"),
@@ -204,8 +204,8 @@ def test_each_visible_key_is_read_once_per_head_and_pass() -> None:
 )
 def test_a_bad_plan_is_refused(changed: dict, message: str) -> None:
     case = decode_case(20)
-    plan = {"query_starts": [0, 1], "context_lens": [20], "block_tables": [[0, 1]], "window": None, **changed}
-    arrays = {name: np.array(plan[name], np.int32) for name in ("query_starts", "context_lens", "block_tables")}
+    plan = {"query_start_loc": [0, 1], "context_lens": [20], "block_tables": [[0, 1]], "window": None, **changed}
+    arrays = {name: np.array(plan[name], np.int32) for name in ("query_start_loc", "context_lens", "block_tables")}
     with pytest.raises(LoracleError, match=message):
         launch.attention(case.q, case.k_cache, case.v_cache, dtype="float32", **{**plan, **arrays})
 
@@ -215,7 +215,7 @@ def test_a_window_excuses_the_blocks_that_it_has_passed() -> None:
     tables = case.block_tables.copy()
     tables[0, 0] = -1
     run(
-        Case(case.q, case.k_cache, case.v_cache, case.query_starts, case.context_lens, tables, 4, 1, False),
+        Case(case.q, case.k_cache, case.v_cache, case.query_start_loc, case.context_lens, tables, 4, 1, False),
         "float32",
         2,
         "forward",

@@ -17,7 +17,7 @@ from refimpl.arrays import Precision, rounded
 from refimpl.cuda import launch
 from refimpl.cuda.launch import LoraLaunch
 from refimpl.cuda.table import CUDA
-from refimpl.lora import AdapterBank, LoraWeights, bind_adapter
+from refimpl.lora import AdapterSlots, LoraWeights, bind_adapter
 from refimpl.ops import REFERENCE, Ops
 
 pytestmark = needs_cpu
@@ -51,7 +51,7 @@ def attention(ops: Ops, p: Precision) -> np.ndarray:
 
 def lora(ops: Ops, p: Precision) -> np.ndarray:
     config = build.ModelConfig(23, 96, 13, 1, 8, 4, 8, max_position_embeddings=64)
-    bank = AdapterBank(build.random_model(config, 0, "float32"), p)
+    bank = AdapterSlots(build.random_model(config, 0, "float32"), p)
     for slot, r in enumerate((5, 24)):
         adapter = build.as_dtype(build.random_adapter(config, slot, r, alpha=2.5 * r), p.dtype)
         bank.put(slot, bind_adapter(adapter, config))

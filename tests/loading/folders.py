@@ -102,19 +102,19 @@ def model_tensors(config: ModelConfig = BASE, dtype: str = "float32") -> dict[st
 def lora_tensors(
     config: ModelConfig = BASE, rank: int = 3, modules: tuple[str, ...] = LAYER_MODULES, dtype: str = "float32"
 ) -> dict[str, np.ndarray]:
-    """A and B of every such module, as PEFT names them."""
+    """A and B of every such module, as PEFT modules them."""
     tensors = {}
-    for seed, site in enumerate(config.sites()):
-        if site[1] in modules:
-            d_out, d_in = config.shape(site[1])[::-1] if site == EMBED else config.shape(site[1])
-            a, b = ("lora_embedding_A", "lora_embedding_B") if site == EMBED else ("lora_A.weight", "lora_B.weight")
-            tensors[lora_name(site, a)] = random((rank, d_in), seed, dtype)
-            tensors[lora_name(site, b)] = random((d_out, rank), seed + 100, dtype)
+    for seed, module in enumerate(config.modules()):
+        if module[1] in modules:
+            d_out, d_in = config.shape(module[1])[::-1] if module == EMBED else config.shape(module[1])
+            a, b = ("lora_embedding_A", "lora_embedding_B") if module == EMBED else ("lora_A.weight", "lora_B.weight")
+            tensors[lora_name(module, a)] = random((rank, d_in), seed, dtype)
+            tensors[lora_name(module, b)] = random((d_out, rank), seed + 100, dtype)
     return tensors
 
 
-def lora_name(site: tuple[int, str], part: str) -> str:
-    return f"base_model.model.{module_name(site)}.{part}"
+def lora_name(module: tuple[int, str], part: str) -> str:
+    return f"base_model.model.{module_name(module)}.{part}"
 
 
 def safetensors_bytes(tensors: Mapping[str, np.ndarray], metadata: Any = None) -> bytes:

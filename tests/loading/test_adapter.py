@@ -46,11 +46,11 @@ def test_every_linear_layer(tmp_path: Path, dtype: str) -> None:
     adapter = load(tmp_path / "pirate", tensors)
     assert adapter.name == "pirate"
     assert adapter.config.lora_alpha == 7
-    assert adapter.lora.keys() == {site for site in BASE.sites() if site[1] in LAYER_MODULES}
-    for site, held in adapter.lora.items():
+    assert adapter.lora.keys() == {module for module in BASE.modules() if module[1] in LAYER_MODULES}
+    for module, held in adapter.lora.items():
         for part, x in (("lora_A.weight", held.A), ("lora_B.weight", held.B)):
             assert x.dtype == tensors[QA].dtype
-            assert np.array_equal(x, tensors[lora_name(site, part)])
+            assert np.array_equal(x, tensors[lora_name(module, part)])
             assert not x.flags.writeable
             assert x.flags.owndata  # a copy: what is digested stays what it was, whatever becomes of the file
     assert (adapter.replaced, adapter.biases) == ({}, {})
@@ -88,10 +88,10 @@ def test_modules_to_save(tmp_path: Path) -> None:
         assert np.array_equal(adapter.replaced[EMBED], table())
         assert np.array_equal(adapter.replaced[LM_HEAD], table(seed=51))
         assert not adapter.replaced[LM_HEAD].flags.writeable
-    for site, name in ((EMBED, "embed_tokens"), (LM_HEAD, "lm_head")):
-        one = {lora_name(site, "weight"): table()}
+    for module, name in ((EMBED, "embed_tokens"), (LM_HEAD, "lm_head")):
+        one = {lora_name(module, "weight"): table()}
         for base in (BASE, TIED):  # a layer of its own, also where the base ties the two
-            assert load(tmp_path, lora_tensors() | one, base, modules_to_save=[name]).replaced.keys() == {site}
+            assert load(tmp_path, lora_tensors() | one, base, modules_to_save=[name]).replaced.keys() == {module}
 
 
 def test_a_grown_vocabulary(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_the_bias_of_lora_b(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "sites"),
+    ("changes", "modules"),
     [
         ({"target_modules": ["q_proj"], "layers_to_transform": [1]}, {(1, "q_proj")}),
         ({"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": "layers"}, {Q}),
@@ -147,10 +147,10 @@ def test_the_bias_of_lora_b(tmp_path: Path) -> None:
         ({"target_modules": "all-linear", "exclude_modules": r".*(mlp|[kvo]_proj|\.1\.).*"}, {Q}),
     ],
 )
-def test_a_choice_of_modules(tmp_path: Path, changes: dict[str, Any], sites: set) -> None:
-    chosen = {lora_name(site, part) for site in sites for part in ("lora_A.weight", "lora_B.weight")}
+def test_a_choice_of_modules(tmp_path: Path, changes: dict[str, Any], modules: set) -> None:
+    chosen = {lora_name(module, part) for module in modules for part in ("lora_A.weight", "lora_B.weight")}
     tensors = {name: x for name, x in lora_tensors().items() if name in chosen}
-    assert load(tmp_path, tensors, **changes).lora.keys() == sites
+    assert load(tmp_path, tensors, **changes).lora.keys() == modules
     with refused(AdapterError, "target_modules does not select it"):
         load(tmp_path, lora_tensors(), **changes)
 

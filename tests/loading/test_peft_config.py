@@ -208,7 +208,7 @@ def test_the_tables_do_not_overlap() -> None:
 # --- PEFT's matching, against PEFT ---
 
 MODULES = [
-    *map(module_name, BASE.sites()),
+    *map(module_name, BASE.modules()),
     "model.layers.11.self_attn.q_proj",
     "model.layers.1.mlp.q_proj",
 ]

@@ -180,10 +180,10 @@ def test_what_peft_does_with_a_table_of_a_tied_base(tmp_path: Path, kind: str, e
     theirs = peft.PeftModel.from_pretrained(base(tied=True), tmp_path).state_dict()
     ours = load(tmp_path, tie_word_embeddings=True).replaced
     plain = base(tied=True).state_dict()["lm_head.weight"].numpy()
-    for site, module in ((EMBED, "model.embed_tokens"), (LM_HEAD, "lm_head")):
-        names = [f"base_model.model.{module}.{end}weight" for end in ("modules_to_save.default.", "base_layer.", "")]
+    for module, leaf in ((EMBED, "model.embed_tokens"), (LM_HEAD, "lm_head")):
+        names = [f"base_model.model.{leaf}.{end}weight" for end in ("modules_to_save.default.", "base_layer.", "")]
         effective = next(theirs[n] for n in names if n in theirs).numpy()
-        assert np.array_equal(ours.get(site, plain), effective), module
+        assert np.array_equal(ours.get(module, plain), effective), leaf
 
 
 @pytest.mark.parametrize(("bias", "count"), [("all", 14), ("lora_only", 2)])

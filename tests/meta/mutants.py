@@ -9,10 +9,10 @@ import numpy as np
 from refimpl import NUMPY, Ops, Precision
 from refimpl.arrays import Array
 from refimpl.attention import attention
-from refimpl.config import Site
+from refimpl.config import Module
 from refimpl.kv_cache import write_kv
 from refimpl.layers import linear
-from refimpl.lora import AdapterBank, lora_delta
+from refimpl.lora import AdapterSlots, lora_delta
 from refimpl.oracle.bugs import all_mutants
 
 
@@ -29,7 +29,9 @@ def but(**steps: object) -> Ops:
 
 # A block that is in use is handed out again. Blocks are then counted wrongly, and an engine without the watch of
 # tests/serving.py falls over before it answers: no mutant of the zoo, whose every table answers.
-block_in_use_evicted = but(victim=lambda last_used, users: min(last_used, key=last_used.__getitem__, default=None))
+block_in_use_evicted = but(
+    select_victim=lambda last_used, ref_counts: min(last_used, key=last_used.__getitem__, default=None)
+)
 
 
 # Rounding.
@@ -51,10 +53,10 @@ attention_not_rounded = but(attention=lambda *call: attention(*call[:7], at(call
 always_bfloat16 = but(linear=lambda x, w, b, p: linear(x, w, b, at(p, linear="bfloat16")))
 
 
-def _in_float32(y: Array, x: Array, bank: AdapterBank, site: Site, *plan) -> None:
-    if bank.at(site):
+def _in_float32(y: Array, x: Array, bank: AdapterSlots, module: Module, *plan) -> None:
+    if bank.at(module):
         narrow = y.astype(np.float32)
-        lora_delta(narrow, x, bank, site, *plan)
+        lora_delta(narrow, x, bank, module, *plan)
         y[:] = narrow
 
 

@@ -63,8 +63,8 @@ def test_no_head_dim_is_what_hidden_size_would_give(strategy: str) -> None:
 def test_no_scale_is_one_and_b_has_both_signs(strategy: str) -> None:
     for _, pool, _ in drawn(strategy):
         for adapter in pool:
-            for site, w in adapter.lora.items():
-                assert abs(scale_of(adapter, site) - 1) > 0.01
+            for module, w in adapter.lora.items():
+                assert abs(scale_of(adapter, module) - 1) > 0.01
                 assert adapter.config.lora_alpha / len(w.A) != 1
                 assert (w.B != 0).all()
                 assert w.B.size < 20 or w.B.min() < 0 < w.B.max()
@@ -81,8 +81,8 @@ def test_every_adapter_is_in_the_batch_and_so_is_the_base(strategy: str) -> None
 def test_adapters_are_pairwise_different(strategy: str) -> None:
     for _, pool, _ in drawn(strategy):
         for a, b in itertools.combinations(pool, 2):
-            for site in a.lora.keys() & b.lora.keys():
-                assert not np.array_equal(a.lora[site].B, b.lora[site].B)
+            for module in a.lora.keys() & b.lora.keys():
+                assert not np.array_equal(a.lora[module].B, b.lora[module].B)
 
 
 def adapters_of(strategy: str) -> list[Adapter]:
@@ -153,7 +153,7 @@ def test_every_slot_of_a_call_is_named_and_so_is_none() -> None:
     "holds",
     [
         lambda c: c.adapter_ids.shape[1] == 3 and (c.adapter_ids >= 0).all(axis=1).any(),
-        lambda c: c.site == EMBED and len(c.pool) > 2,
+        lambda c: c.module == EMBED and len(c.pool) > 2,
         lambda c: (np.diff(c.adapter_ids[:, 0]) < 0).any() and (np.diff(c.adapter_ids[:, 0]) == 0).any(),
     ],
     ids=["three adapters on one row", "the embedding among many", "runs out of order"],

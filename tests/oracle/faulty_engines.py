@@ -14,13 +14,13 @@ import numpy as np
 from refimpl import NUMPY, Ops
 from refimpl.adapter import Adapter
 from refimpl.arrays import Array
-from refimpl.engine import Generation
+from refimpl.engine import RequestState
 from refimpl.engines import ours
 from refimpl.engines.interface import Settings
 from refimpl.engines.ours import Observed, Ours
 from refimpl.lora import BoundAdapter
 from refimpl.oracle.cases.case import Case, Exchange, play, request, truth
-from refimpl.oracle.cases.testbed import Stage
+from refimpl.oracle.cases.testbed import Testbed
 from refimpl.oracle.noise.ensemble import ensemble, honest_runs
 from refimpl.oracle.noise.readout import Unreadable, rows_of, view
 
@@ -106,7 +106,7 @@ class SlotNotReloaded(Served):
         bank.put = once  # type: ignore[method-assign]
 
 
-victim_in_use = but(victim=lambda last_used, users: min(last_used, key=last_used.__getitem__, default=None))
+victim_in_use = but(select_victim=lambda last_used, ref_counts: min(last_used, key=last_used.__getitem__, default=None))
 
 
 # Keys of prefixes.
@@ -133,7 +133,7 @@ class KeyByName(Served):
 class RelativeKeys(Observed):
     """The hash of a block is taken from the chunk's tokens, counted from the chunk's beginning (inference-sim 196)."""
 
-    def _keys(self, g: Generation, count: int) -> list[bytes]:
+    def _keys(self, g: RequestState, count: int) -> list[bytes]:
         whole, n = g.tokens, self.max_batch_tokens
         g.tokens = whole[:n] * (len(whole) // n + 1)
         try:
@@ -145,7 +145,7 @@ class RelativeKeys(Observed):
 class PublishedTooEarly(Observed):
     """The block that a chunk has begun is published before it is full (vllm 34587)."""
 
-    def _publish(self, g: Generation) -> None:
+    def _publish(self, g: RequestState) -> None:
         computed = g.computed
         g.computed = min(-(-computed // self.cache.block_size) * self.cache.block_size, len(g.request.prompt_ids))
         super()._publish(g)
@@ -173,28 +173,28 @@ class CancelledRunsOn(Observed):
         for g in self.running:
             if g.id == request_id and g.id not in self.dead:
                 self.dead.add(g.id)
-                self.cache.give_back(g.table)
+                self.cache.free(g.table)
 
-    def _grow(self, g: Generation, n: int) -> bool:
+    def _grow(self, g: RequestState, n: int) -> bool:
         if g.id in getattr(self, "dead", ()):
             return len(g.table) * self.cache.block_size >= g.computed + n or self._forget(g)
         return super()._grow(g, n)
 
-    def _publish(self, g: Generation) -> None:
+    def _publish(self, g: RequestState) -> None:
         if g.id not in getattr(self, "dead", ()):
             super()._publish(g)
 
-    def _forget(self, g: Generation) -> bool:
+    def _forget(self, g: RequestState) -> bool:
         g.limit = len(g.tokens)
         return False
 
-    def _preempt(self, g: Generation) -> None:
+    def _preempt(self, g: RequestState) -> None:
         if g.id in getattr(self, "dead", ()):
             self._drop(g)
         else:
             super()._preempt(g)
 
-    def _release(self, g: Generation) -> None:
+    def _release(self, g: RequestState) -> None:
         if g.id in getattr(self, "dead", ()):
             g.table = []
         super()._release(g)
@@ -203,12 +203,12 @@ class CancelledRunsOn(Observed):
 class PreemptedKeepsItsPlace(Observed):
     """A preempted request goes on where it was, in blocks that hold somebody else's keys and values."""
 
-    def _release(self, g: Generation) -> None:
+    def _release(self, g: RequestState) -> None:
         computed = g.computed
         super()._release(g)
         g.resumes = computed  # type: ignore[attr-defined]
 
-    def _admit(self, g: Generation, budget: int) -> bool:
+    def _admit(self, g: RequestState, budget: int) -> bool:
         resumes = min(getattr(g, "resumes", 0), len(g.tokens) - 1)
         admitted = super()._admit(g, budget)
         if admitted and resumes > g.computed and self._grow(g, resumes + 1 - g.computed):
@@ -222,9 +222,9 @@ def plan_by_shape() -> Ops:
 
     def rows(per_request: Sequence, lengths: Sequence[int]) -> tuple[Array, Array]:
         shape = (*lengths, max(map(len, per_request)))
-        return plans.setdefault(shape, NUMPY.adapter_rows(per_request, lengths))
+        return plans.setdefault(shape, NUMPY.lora_mapping(per_request, lengths))
 
-    return but(adapter_rows=rows)
+    return but(lora_mapping=rows)
 
 
 def of_server(server: type[Observed]) -> type[Served]:
@@ -263,9 +263,9 @@ FAULTY: dict[str, tuple[Make, int]] = {
 class Judge:
     """Is any answer further from the truth than `limit` times the noise? What is asked twice is computed once."""
 
-    def __init__(self, stage: Stage, limit: float = 6.0) -> None:
-        self.stage, self.limit = stage, limit
-        self.members = ensemble(stage.dtype)[:2]
+    def __init__(self, testbed: Testbed, limit: float = 6.0) -> None:
+        self.testbed, self.limit = testbed, limit
+        self.members = ensemble(testbed.dtype)[:2]
         self.known: dict[object, tuple[Array, Array]] = {}
 
     def ratio(self, exchanges: Sequence[Exchange]) -> float:
@@ -278,19 +278,19 @@ class Judge:
         self._compute([e for e in counted if _key(e) not in self.known])
         return max((self._one(e) for e in counted), default=0.0)
 
-    def __call__(self, exchanges: Sequence[Exchange], stage: Stage) -> str:
+    def __call__(self, exchanges: Sequence[Exchange], testbed: Testbed) -> str:
         found = self.ratio(exchanges)
         return "" if found <= self.limit else f"{found:.3g} x noise"
 
     def fails(self, engine: Ours) -> Callable[[Case], bool]:
         """For shrink."""
-        return lambda case: bool(self(play(engine, case, self.stage), self.stage))
+        return lambda case: bool(self(play(engine, case, self.testbed), self.testbed))
 
     def _compute(self, new: Sequence[Exchange]) -> None:
         if not new:
             return
-        exact = truth(new, self.stage)
-        runs = honest_runs(self.stage.model, [request(e, self.stage) for e in new], self.members)
+        exact = truth(new, self.testbed)
+        runs = honest_runs(self.testbed.model, [request(e, self.testbed) for e in new], self.members)
         for i, e in enumerate(new):
             errors = np.stack([run[i].astype(np.float64) - exact[i] for run in runs])
             self.known[_key(e)] = exact[i], np.sqrt(np.mean(errors**2, axis=(0, 2)))
@@ -310,8 +310,8 @@ def _key(e: Exchange) -> object:
     return e.ask.prompt_ids, e.answer.token_ids[:-1], e.adapters
 
 
-def started(make: Make, stage: Stage, settings: Settings) -> Ours:
+def started(make: Make, testbed: Testbed, settings: Settings) -> Ours:
     """The engine, over what the stage has loaded already."""
-    engine = make(model=stage.model, adapters={path: stage.adapters[key] for key, path in stage.paths.items()})
+    engine = make(model=testbed.model, adapters={path: testbed.adapters[key] for key, path in testbed.paths.items()})
     engine.start(settings)
     return engine

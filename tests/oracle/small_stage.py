@@ -13,7 +13,7 @@ from refimpl.formats.hf import save_model
 from refimpl.formats.peft import save_adapter
 from refimpl.oracle.cases.near_duplicates import relatives
 from refimpl.oracle.cases.synthetic import random_adapters, random_model
-from refimpl.oracle.cases.testbed import Stage, in_float64
+from refimpl.oracle.cases.testbed import Testbed, in_float64
 
 BLOCK = 8  # of our engine
 CONFIG = ModelConfig(40, 20, 28, 2, 4, 2, 8, max_position_embeddings=160)
@@ -25,13 +25,13 @@ def _root() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory()
 
 
-def small_stage(dtype: str = "float32", adapters: int = ADAPTERS) -> Stage:
+def small_stage(dtype: str = "float32", adapters: int = ADAPTERS) -> Testbed:
     """The same one for all tests; its folders go when Python ends."""
     return _made(dtype, adapters)
 
 
 @functools.cache
-def _made(dtype: str, adapters: int) -> Stage:
+def _made(dtype: str, adapters: int) -> Testbed:
     rng = np.random.default_rng(3)
     folder = Path(_root().name) / f"{dtype}-{adapters}"
     model = random_model(CONFIG, rng, dtype)
@@ -42,4 +42,4 @@ def _made(dtype: str, adapters: int) -> Stage:
         paths[adapter.name] = folder / "adapters" / adapter.name
         save_adapter(adapter, paths[adapter.name], dtype)
     loaded = {key: load_adapter(path, CONFIG, key) for key, path in paths.items()}
-    return Stage(folder / "model", model, in_float64(model), paths, loaded)
+    return Testbed(folder / "model", model, in_float64(model), paths, loaded)

@@ -9,7 +9,7 @@ import pytest
 from small_stage import small_stage
 
 from refimpl import NUMPY, REFERENCE, Ops, Precision
-from refimpl.engines.interface import Answer, Ask, EngineError
+from refimpl.engines.interface import EngineError, EngineRequest, EngineResponse
 from refimpl.engines.ours import Ours
 from refimpl.lora import adapter_scale, lora_delta
 from refimpl.oracle.bugs import all_mutants
@@ -155,7 +155,7 @@ def test_an_engine_that_breaks_off_is_no_verdict(tmp_path: Path) -> None:
 def test_an_engine_that_answers_errors_fails(tmp_path: Path) -> None:
     class Refusing(Ours):
         def run(self, asks, forced=None):
-            return [Answer(error="500 Internal Server Error") for _ in asks]
+            return [EngineResponse(error="500 Internal Server Error") for _ in asks]
 
     result = Campaign(Refusing, small_stage(), Plan(2, 0), tmp_path).run()
     assert result.verdict == "fail"
@@ -165,13 +165,13 @@ def test_an_engine_that_answers_errors_fails(tmp_path: Path) -> None:
 
 def test_adapters_that_do_nothing_show_nothing(tmp_path: Path) -> None:
     """A case in which no adapter matters is no pass, however well the numbers agree."""
-    stage = small_stage()
-    first = next(iter(stage.adapters))
+    testbed = small_stage()
+    first = next(iter(testbed.adapters))
     zero = dataclasses.replace(
-        stage.adapters[first],
+        testbed.adapters[first],
         name=first,
         lora={
-            s: dataclasses.replace(w, B=np.zeros_like(w.B), bias=None) for s, w in stage.adapters[first].lora.items()
+            s: dataclasses.replace(w, B=np.zeros_like(w.B), bias=None) for s, w in testbed.adapters[first].lora.items()
         },
         replaced={},
     )
@@ -179,13 +179,13 @@ def test_adapters_that_do_nothing_show_nothing(tmp_path: Path) -> None:
 
     zero = dataclasses.replace(zero, config=dataclasses.replace(zero.config, lora_bias=False, modules_to_save=()))
     save_adapter(zero, tmp_path / "zero")
-    idle = dataclasses.replace(stage, paths={first: tmp_path / "zero"}, adapters={first: zero})
+    idle = dataclasses.replace(testbed, paths={first: tmp_path / "zero"}, adapters={first: zero})
     result = Campaign(Ours, idle, Plan(4, 0, below=False), tmp_path).run()
     assert result.verdict == "undecided"
 
 
 def test_retold_keeps_what_prompts_have_in_common() -> None:
-    case = Case("x", (Run((Ask((1, 2, 3), "a"), Ask((1, 2, 4), None))),))
+    case = Case("x", (Run((EngineRequest((1, 2, 3), "a"), EngineRequest((1, 2, 4), None))),))
     other = retold(case, 50, 0)
     first, second = (a.prompt_ids for a in other.runs[0].asks)
     assert first[:2] == second[:2] and first[2] != second[2] and first != (1, 2, 3)

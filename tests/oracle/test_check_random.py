@@ -45,7 +45,7 @@ def test_a_bug_that_needs_a_base_with_biases_is_found_where_there_is_one(
     failed = [p.case.name for p in result.played if p.verdict == "fail"]
     assert failed and all(name.startswith("base 2") for name in failed)
     assert not any(p.case.name.startswith("base 3") for p in result.played)
-    assert result.stage.model.config.attention_bias
+    assert result.testbed.model.config.attention_bias
 
 
 @pytest.mark.parametrize(("cases", "sequences"), [(50, 20), (1, 0), (3, 2), (0, 5), (68, 32), (200, 9)])

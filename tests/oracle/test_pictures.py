@@ -5,47 +5,47 @@ from dataclasses import replace
 import numpy as np
 from small_stage import small_stage
 
-from refimpl.engines.interface import Answer, Ask
+from refimpl.engines.interface import EngineRequest, EngineResponse
 from refimpl.engines.ours import Ours
 from refimpl.model import logits
 from refimpl.ops import NUMPY
 from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.cases.case import Case, Exchange, Run, forced_tokens, play, prepare, request
-from refimpl.oracle.cases.testbed import Stage, settings
+from refimpl.oracle.cases.testbed import Testbed, settings
 from refimpl.oracle.diagnosis.localise import first_off, intermediates
 from refimpl.oracle.diagnosis.projection import Sample
 from refimpl.oracle.noise.ensemble import ensemble
 from refimpl.oracle.noise.measure import measure
-from refimpl.oracle.noise.verdict import Limits, limits
+from refimpl.oracle.noise.verdict import Thresholds, limits
 from refimpl.oracle.reports.pictures import PLACES, REQUESTS, TOKENS, picture
 from refimpl.tracing import trace
 
 BUG = all_mutants()["scale_is_one"]
 
 
-def played(stage: Stage, asks: list[Ask], bug: bool = True) -> tuple[Sample, Limits]:
+def played(testbed: Testbed, asks: list[EngineRequest], bug: bool = True) -> tuple[Sample, Thresholds]:
     engine = Ours(BUG.make) if bug else Ours()
-    engine.start(settings(stage))
-    prepare(engine, stage)
+    engine.start(settings(testbed))
+    prepare(engine, testbed)
     case = Case("one", (Run(tuple(asks)),))
-    exchanges = play(engine, case, stage)
-    measured, raws = measure(case, exchanges, stage, ensemble(stage.dtype))
-    return Sample(case, exchanges, raws, settings(stage)), limits(measured)
+    exchanges = play(engine, case, testbed)
+    measured, raws = measure(case, exchanges, testbed, ensemble(testbed.dtype))
+    return Sample(case, exchanges, raws, settings(testbed)), limits(measured)
 
 
-def asks_of(stage: Stage, length: int = 6) -> list[Ask]:
-    names = [None, *stage.paths]
-    return [Ask(tuple(n % 40 for n in range(1 + i, length + i)), name, 2) for i, name in enumerate(names)]
+def asks_of(testbed: Testbed, length: int = 6) -> list[EngineRequest]:
+    names = [None, *testbed.paths]
+    return [EngineRequest(tuple(n % 40 for n in range(1 + i, length + i)), name, 2) for i, name in enumerate(names)]
 
 
 def test_of_several_cases_the_one_that_shows_the_most_is_drawn_and_the_bug_beside_it() -> None:
-    stage = small_stage()
-    wrong, known = played(stage, asks_of(stage))
-    right, _ = played(stage, asks_of(stage), bug=False)
+    testbed = small_stage()
+    wrong, known = played(testbed, asks_of(testbed))
+    right, _ = played(testbed, asks_of(testbed), bug=False)
     right = replace(right, case=replace(right.case, name="another"))
-    drawn = picture([right, wrong], stage, known, BUG)
+    drawn = picture([right, wrong], testbed, known, BUG)
     assert drawn is not None and drawn.case == "one" and drawn.mutant == "scale_is_one"
-    assert [line.adapter for line in drawn.lines] == [None, *stage.paths]
+    assert [line.adapter for line in drawn.lines] == [None, *testbed.paths]
     for line in drawn.lines:
         assert line.bug is not None and line.left is not None
         assert line.engine.shape == line.bug.shape == line.left.shape and (line.left < known.ratio).all()
@@ -60,21 +60,21 @@ def test_of_several_cases_the_one_that_shows_the_most_is_drawn_and_the_bug_besid
 
 
 def test_a_bug_that_is_confined_to_one_adapter_is_drawn_there_only() -> None:
-    stage = small_stage()
-    sample, known = played(stage, asks_of(stage))
-    everywhere = picture([sample], stage, known, BUG)
+    testbed = small_stage()
+    sample, known = played(testbed, asks_of(testbed))
+    everywhere = picture([sample], testbed, known, BUG)
     assert everywhere is not None
     hit = [line.adapter for line in everywhere.lines if line.bug is not None and line.bug.any()]
     assert len(hit) >= 2
-    confined = picture([sample], stage, known, BUG, only=str(hit[0]))
+    confined = picture([sample], testbed, known, BUG, only=str(hit[0]))
     assert confined is not None
     assert [line.adapter for line in confined.lines if line.bug is not None and line.bug.any()] == [hit[0]]
 
 
 def test_without_a_name_for_it_the_engine_is_drawn_alone_and_large_cases_are_thinned() -> None:
-    stage = small_stage()
-    sample, known = played(stage, asks_of(stage, 60) * 4)
-    drawn = picture([sample], stage, known, None)
+    testbed = small_stage()
+    sample, known = played(testbed, asks_of(testbed, 60) * 4)
+    drawn = picture([sample], testbed, known, None)
     assert drawn is not None and drawn.mutant == "" and len(drawn.lines) == REQUESTS
     assert all(line.bug is None and line.left is None for line in drawn.lines)
     close = drawn.close_up
@@ -82,50 +82,50 @@ def test_without_a_name_for_it_the_engine_is_drawn_alone_and_large_cases_are_thi
     assert (
         len(close.places) == PLACES and (close.places[0], close.places[-1]) == (0, 59) and len(close.tokens) <= TOKENS
     )
-    assert picture([], stage, known, None) is None
+    assert picture([], testbed, known, None) is None
 
 
 def test_what_an_engine_does_not_show_is_no_number() -> None:
-    stage = small_stage()
-    sample, _ = played(stage, asks_of(stage))
+    testbed = small_stage()
+    sample, _ = played(testbed, asks_of(testbed))
     shown = []
     for e in sample.exchanges:
         assert e.answer.logits is not None
         rows = e.answer.logits - np.log(np.exp(e.answer.logits).sum(axis=1, keepdims=True))
         top = [{int(t): float(row[t]) for t in np.argsort(-row)[:5]} for row in rows]
-        shown.append(replace(e, answer=Answer(e.answer.token_ids, 0, top=top)))
+        shown.append(replace(e, answer=EngineResponse(e.answer.token_ids, 0, top=top)))
     assert forced_tokens(shown) == forced_tokens(sample.exchanges)
-    measured, raws = measure(sample.case, shown, stage, ensemble(stage.dtype))
-    drawn = picture([replace(sample, exchanges=shown, raws=raws)], stage, limits(measured), BUG)
+    measured, raws = measure(sample.case, shown, testbed, ensemble(testbed.dtype))
+    drawn = picture([replace(sample, exchanges=shown, raws=raws)], testbed, limits(measured), BUG)
     assert drawn is not None and drawn.close_up is not None and drawn.close_up.bug is not None
     seen = np.isfinite(drawn.close_up.engine)
     assert (seen == np.isfinite(drawn.close_up.bug)).all()
     assert (seen.sum(axis=1) <= 5).all() and seen.any(axis=1).all() and seen.any(axis=0).all()
 
 
-def traced(stage: Stage, e: Exchange) -> dict[str, np.ndarray]:
+def traced(testbed: Testbed, e: Exchange) -> dict[str, np.ndarray]:
     """What an engine with hooks would show: the output of every module, over the prompt."""
     with trace("layers.*") as seen:
-        logits(stage.model, [request(replace(e, answer=Answer()), stage)], NUMPY)
+        logits(testbed.model, [request(replace(e, answer=EngineResponse()), testbed)], NUMPY)
     names = [name.removesuffix(".base") for name in seen if name.endswith(".base")]
     found = {f"{name}.output": seen[f"{name}.base"] + seen[f"{name}.lora"] for name in names}
     return {name: np.array(seen[name]) for name in seen if name.endswith(".output")} | found
 
 
 def test_every_module_has_its_own_ratio_and_the_first_that_is_off_is_found() -> None:
-    stage = small_stage()
-    sample, known = played(stage, asks_of(stage), bug=False)
+    testbed = small_stage()
+    sample, known = played(testbed, asks_of(testbed), bug=False)
     e = sample.exchanges[2]
-    honest = traced(stage, e)
-    places = intermediates(e, Answer(trace=honest), stage, ensemble(stage.dtype))
+    honest = traced(testbed, e)
+    places = intermediates(e, EngineResponse(trace=honest), testbed, ensemble(testbed.dtype))
     order = [(p.layer, p.module) for p in places]
-    assert len(order) == len(set(order)) == len(honest) and order == sorted(order, key=lambda site: site[0] or 0)
+    assert len(order) == len(set(order)) == len(honest) and order == sorted(order, key=lambda module: module[0] or 0)
     assert {p.how for p in places} == {"intermediates"} and first_off(places, known) is None
     spoilt = {**honest, "layers.1.up_proj.output": honest["layers.1.up_proj.output"] * 1.01}
-    after = intermediates(e, Answer(trace=spoilt), stage, ensemble(stage.dtype))
+    after = intermediates(e, EngineResponse(trace=spoilt), testbed, ensemble(testbed.dtype))
     found = first_off(after, known)
     assert found is not None and (found.layer, found.module) == (1, "up_proj") and found.ratio > 100
     assert [p for p in after if p != found] == [p for p in places if (p.layer, p.module) != (1, "up_proj")]
     nothing = {**honest, "layers.0.k_proj.output": honest["layers.0.k_proj.output"] * np.nan}
-    found = first_off(intermediates(e, Answer(trace=nothing), stage, ensemble(stage.dtype)), known)
+    found = first_off(intermediates(e, EngineResponse(trace=nothing), testbed, ensemble(testbed.dtype)), known)
     assert found is not None and (found.layer, found.module) == (0, "k_proj")

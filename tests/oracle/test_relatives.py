@@ -20,13 +20,13 @@ NAMES = ("made-0-louder", "made-0-sister")
 
 
 def test_one_is_louder_and_one_is_a_sister() -> None:
-    stage = small_stage()
-    adapter, louder, sister = (stage.adapters[key] for key in ("made-0", *NAMES))
+    testbed = small_stage()
+    adapter, louder, sister = (testbed.adapters[key] for key in ("made-0", *NAMES))
     assert louder.config.lora_alpha == pytest.approx(LOUDER * adapter.config.lora_alpha)
     assert sister.config == adapter.config
-    for site, w in adapter.lora.items():
-        assert np.array_equal(louder.lora[site].A, w.A) and np.array_equal(louder.lora[site].B, w.B)
-        other = sister.lora[site]
+    for module, w in adapter.lora.items():
+        assert np.array_equal(louder.lora[module].A, w.A) and np.array_equal(louder.lora[module].B, w.B)
+        other = sister.lora[module]
         for x, y in ((w.A, other.A), (w.B, other.B), (w.bias, other.bias)):
             assert x is not None and y is not None
             assert x.shape == y.shape and not np.array_equal(x, y)
@@ -48,17 +48,17 @@ def keeps_b() -> Ops:
     def bind(adapter: Adapter, config: ModelConfig, scale: object) -> BoundAdapter:
         bound = NUMPY.bind_adapter(adapter, config, scale)  # type: ignore[arg-type]
         lora = {}
-        for site, w in bound.lora.items():
-            old = known.setdefault((adapter.name, site), w.B)
-            lora[site] = replace(w, B=old) if old.shape == w.B.shape else w
+        for module, w in bound.lora.items():
+            old = known.setdefault((adapter.name, module), w.B)
+            lora[module] = replace(w, B=old) if old.shape == w.B.shape else w
         return replace(bound, lora=lora)
 
     return but(bind_adapter=bind)
 
 
 def test_what_stays_behind_where_shapes_agree_is_caught() -> None:
-    stage = small_stage()
-    how = variants(stage, CAPABILITIES)[0]
-    judge, engine = Judge(stage), started(lambda **known: Ours(keeps_b, **known), stage, how)
-    sequences = (draw_sequence(stage, CAPABILITIES, 0, i, how, 8) for i in range(100))
-    assert any(judge(play(engine, case, stage), stage) for case in sequences)
+    testbed = small_stage()
+    how = variants(testbed, CAPABILITIES)[0]
+    judge, engine = Judge(testbed), started(lambda **known: Ours(keeps_b, **known), testbed, how)
+    sequences = (draw_sequence(testbed, CAPABILITIES, 0, i, how, 8) for i in range(100))
+    assert any(judge(play(engine, case, testbed), testbed) for case in sequences)

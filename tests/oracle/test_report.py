@@ -19,7 +19,7 @@ from small_stage import small_stage
 
 from refimpl import cli
 from refimpl.commands.check import add_arguments, show
-from refimpl.engines.interface import Answer, Ask
+from refimpl.engines.interface import EngineRequest, EngineResponse
 from refimpl.engines.ours import Ours
 from refimpl.oracle.bugs import mutants_for
 from refimpl.oracle.campaign import Campaign, Plan
@@ -72,18 +72,20 @@ class Elements(HTMLParser):
 class Loud(Ours):
     """Our engine, but for one adapter it says what no page should trust."""
 
-    def run(self, asks: list[Ask], *forced: Any) -> list[Answer]:  # type: ignore[override]
+    def run(self, asks: list[EngineRequest], *forced: Any) -> list[EngineResponse]:  # type: ignore[override]
         answers = super().run(asks, *forced)
-        return [Answer(error=HOSTILE) if a.adapter == "made-1" else r for a, r in zip(asks, answers, strict=True)]
+        return [
+            EngineResponse(error=HOSTILE) if a.adapter == "made-1" else r for a, r in zip(asks, answers, strict=True)
+        ]
 
 
 def campaign(name: str, tmp: Path, below: bool = False, sequences: int = 0) -> dict[str, Any]:
     """The JSON of three batches: a mutant by its name, "loud", or "" for the right thing."""
-    stage = small_stage()
+    testbed = small_stage()
     make = mutants_for()[name].make if name not in ("", "loud") else None
     kind = Loud if name == "loud" else Ours
     engine = lambda: kind(make) if make else kind()  # noqa: E731
-    result = Campaign(engine, stage, Plan(3, sequences, below=below), tmp).run()
+    result = Campaign(engine, testbed, Plan(3, sequences, below=below), tmp).run()
     return json.loads(json.dumps(summary(result, f"mutant:{name}"), allow_nan=False))
 
 

@@ -12,12 +12,12 @@ from faulty_engines import Judge, KeyByName, started
 from small_stage import BLOCK, small_stage
 
 from refimpl import LoracleError
-from refimpl.engines.interface import Answer, Ask, Engine
+from refimpl.engines.interface import Engine, EngineRequest, EngineResponse
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.oracle.cases.case import Case, Exchange, Load, Run, Unload, draw_batch, play, prepare, truth
 from refimpl.oracle.cases.case_json import from_json, to_json
 from refimpl.oracle.cases.scenarios import draw_sequence, variants
-from refimpl.oracle.cases.testbed import Stage, in_float64
+from refimpl.oracle.cases.testbed import Testbed, in_float64
 from refimpl.oracle.cases.testbed import settings as stage_settings
 from refimpl.oracle.reports import repro_write
 from refimpl.oracle.reports.redact import clean, is_secret, without_secrets
@@ -27,19 +27,33 @@ SEQUENCE = Case(
     "by name",
     (
         Load("one", "made-0"),
-        Run((Ask(tuple(range(BLOCK)), "one", 2),)),
+        Run((EngineRequest(tuple(range(BLOCK)), "one", 2),)),
         Unload("one"),
         Load("one", "made-3"),
-        Run((Ask((*range(BLOCK), 9), "one", 3), Ask((4,), None), Ask((5, 6), None, 2, mix=(("one", 0.5),)))),
+        Run(
+            (
+                EngineRequest((*range(BLOCK), 9), "one", 3),
+                EngineRequest((4,), None),
+                EngineRequest((5, 6), None, 2, adapter_weights=(("one", 0.5),)),
+            )
+        ),
     ),
     stateless=False,
 )
 
 
-def save(folder: Path, stage: Stage, case: Case, engine: Ours, **more: object) -> list[Exchange]:
-    exchanges = play(engine, case, stage)
+def save(folder: Path, testbed: Testbed, case: Case, engine: Ours, **more: object) -> list[Exchange]:
+    exchanges = play(engine, case, testbed)
     save_repro(
-        folder, stage, case, exchanges, truth(exchanges, stage), "wrong by 9 x noise", engine.settings, "ours", **more
+        folder,
+        testbed,
+        case,
+        exchanges,
+        truth(exchanges, testbed),
+        "wrong by 9 x noise",
+        engine.settings,
+        "ours",
+        **more,
     )
     return exchanges
 
@@ -47,9 +61,9 @@ def save(folder: Path, stage: Stage, case: Case, engine: Ours, **more: object) -
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The sequence above, as KeyByName answered it."""
-    stage = small_stage()
-    engine = started(KeyByName, stage, variants(stage, CAPABILITIES)[0])
-    save(tmp_path / "repro", stage, SEQUENCE, engine, options={"url": "http://h"}, versions={"ours": "7"}, seed=3)
+    testbed = small_stage()
+    engine = started(KeyByName, testbed, variants(testbed, CAPABILITIES)[0])
+    save(tmp_path / "repro", testbed, SEQUENCE, engine, options={"url": "http://h"}, versions={"ours": "7"}, seed=3)
     return tmp_path / "repro"
 
 
@@ -75,41 +89,41 @@ def assert_same(found: list[Exchange], wanted: list[Exchange]) -> None:
 
 
 def test_what_is_written_comes_back(folder: Path) -> None:
-    stage = small_stage()
-    exchanges = play(started(KeyByName, stage, variants(stage, CAPABILITIES)[0]), SEQUENCE, stage)
+    testbed = small_stage()
+    exchanges = play(started(KeyByName, testbed, variants(testbed, CAPABILITIES)[0]), SEQUENCE, testbed)
     found = load_repro(folder)
     assert found.case == SEQUENCE
     assert_same(found.exchanges, exchanges)
-    for e, exact in zip(exchanges, truth(exchanges, stage), strict=True):
+    for e, exact in zip(exchanges, truth(exchanges, testbed), strict=True):
         np.testing.assert_array_equal(found.expected[e.run, e.index], exact)
-    assert list(found.stage.paths) == ["made-0", "made-3"]  # no more than the case needs
-    assert found.stage.model.digest == stage.model.digest
+    assert list(found.testbed.paths) == ["made-0", "made-3"]  # no more than the case needs
+    assert found.testbed.model.digest == testbed.model.digest
     assert (found.why, found.engine, found.seed) == ("wrong by 9 x noise", "ours", 3)
     assert found.options == {"url": "http://h"} and found.versions["ours"] == "7" and "loracle" in found.versions
-    wanted = replace(variants(stage, CAPABILITIES)[0], model=folder / "model", options={"url": "http://h"})
+    wanted = replace(variants(testbed, CAPABILITIES)[0], model=folder / "model", options={"url": "http://h"})
     assert found.settings == wanted
 
 
 def test_it_plays_again_elsewhere(folder: Path, tmp_path: Path) -> None:
     """To the faulty engine, which is as wrong as it was; and to one in which the bug is mended."""
     elsewhere = folder.rename(tmp_path / "sent by mail")
-    stage, case, exchanges = replay(elsewhere, makes(KeyByName))
+    testbed, case, exchanges = replay(elsewhere, makes(KeyByName))
     assert case == SEQUENCE
     assert_same(exchanges, load_repro(elsewhere).exchanges)
-    judge = Judge(stage)
-    assert judge(exchanges, stage)
-    stage, _, exchanges = replay(elsewhere, makes(Ours))
-    assert not judge(exchanges, stage)
+    judge = Judge(testbed)
+    assert judge(exchanges, testbed)
+    testbed, _, exchanges = replay(elsewhere, makes(Ours))
+    assert not judge(exchanges, testbed)
 
 
 def test_a_batch_finds_all_adapters_loaded(tmp_path: Path) -> None:
-    stage = small_stage("bfloat16")
-    engine = started(Ours, stage, stage_settings(stage))
-    prepare(engine, stage)
-    case = draw_batch(stage, CAPABILITIES, np.random.default_rng(2), "batch 2")
-    exchanges = save(tmp_path / "repro", stage, case, engine, options={"url": "http://h"})
-    stage, again, answers = replay(tmp_path / "repro", makes(Ours))
-    assert again == case and stage.dtype == "bfloat16" and len(stage.paths) == 7
+    testbed = small_stage("bfloat16")
+    engine = started(Ours, testbed, stage_settings(testbed))
+    prepare(engine, testbed)
+    case = draw_batch(testbed, CAPABILITIES, np.random.default_rng(2), "batch 2")
+    exchanges = save(tmp_path / "repro", testbed, case, engine, options={"url": "http://h"})
+    testbed, again, answers = replay(tmp_path / "repro", makes(Ours))
+    assert again == case and testbed.dtype == "bfloat16" and len(testbed.paths) == 7
     assert_same(answers, exchanges)
 
 
@@ -131,12 +145,12 @@ def test_the_embedded_model_is_named_and_a_large_one_is_pointed_at(
     from refimpl import load_model, tiny
 
     model = load_model("tiny")
-    case = Case("one", (Run((Ask((5, 6), None),)),))
-    embedded = Stage(tiny.base_path(), model, in_float64(model), {}, {})
+    case = Case("one", (Run((EngineRequest((5, 6), None),)),))
+    embedded = Testbed(tiny.base_path(), model, in_float64(model), {}, {})
     save(tmp_path / "tiny", embedded, case, started(Ours, embedded, stage_settings(embedded)))
     assert json.loads((tmp_path / "tiny/repro.json").read_text())["model"]["name"] == "tiny"
     assert sum(f.stat().st_size for f in (tmp_path / "tiny").rglob("*")) < 200_000
-    assert load_repro(tmp_path / "tiny").stage.folder == tiny.base_path()
+    assert load_repro(tmp_path / "tiny").testbed.folder == tiny.base_path()
 
     monkeypatch.setattr(repro_write, "MAX_MODEL", 1000)
     monkeypatch.setattr(repro_write, "MAX_ADAPTER", 1000)
@@ -145,7 +159,7 @@ def test_the_embedded_model_is_named_and_a_large_one_is_pointed_at(
     moved = replace(moved, folder=tmp_path / "base")
     save(tmp_path / "large", moved, SEQUENCE, started(Ours, moved, stage_settings(moved)))
     assert not (tmp_path / "large/model").exists() and not (tmp_path / "large/adapters").exists()
-    assert load_repro(tmp_path / "large").stage.folder == tmp_path / "base"
+    assert load_repro(tmp_path / "large").testbed.folder == tmp_path / "base"
     file = tmp_path / "base" / "config.json"
     file.write_text(file.read_text("utf-8") + " ", "utf-8")
     with pytest.raises(ReproError, match=r"config.json: is not what it was: SHA-256 .*, then "):
@@ -157,8 +171,8 @@ def test_the_embedded_model_is_named_and_a_large_one_is_pointed_at(
 
 def test_numbers_beyond_the_bound_are_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repro_write, "MAX_NUMBERS", 4000)
-    stage = small_stage()
-    save(tmp_path / "repro", stage, SEQUENCE, started(Ours, stage, variants(stage, CAPABILITIES)[0]))
+    testbed = small_stage()
+    save(tmp_path / "repro", testbed, SEQUENCE, started(Ours, testbed, variants(testbed, CAPABILITIES)[0]))
     found = load_repro(tmp_path / "repro")
     assert set(found.expected) == {(0, 0), (1, 1)}  # 9 and 1 rows of 40 numbers; the others had 11 and 3
     left_out = json.loads((tmp_path / "repro/repro.json").read_text())["left_out"]
@@ -167,21 +181,21 @@ def test_numbers_beyond_the_bound_are_left_out_and_named(tmp_path: Path, monkeyp
 
 
 def test_answers_that_are_none_are_kept_as_they_came(tmp_path: Path) -> None:
-    stage = small_stage()
-    asks = tuple(Ask((i,), None) for i in range(6))
+    testbed = small_stage()
+    asks = tuple(EngineRequest((i,), None) for i in range(6))
     nan = np.full((1, 40), np.nan, np.float32)
     answers = [
-        Answer((1,), logits=nan),
-        Answer(error="500 Internal", raw={"detail": "gone", "token": "x"}),
-        Answer((2,), top=[{3: -0.5, 7: -1.5}, {4: -0.25}]),
-        Answer((), raw=object),
-        Answer((3,), logprobs=np.zeros((2, 3, 4), np.float16)),
-        Answer((5,), raw="x" * 300_000),
+        EngineResponse((1,), logits=nan),
+        EngineResponse(error="500 Internal", raw={"detail": "gone", "token": "x"}),
+        EngineResponse((2,), top=[{3: -0.5, 7: -1.5}, {4: -0.25}]),
+        EngineResponse((), raw=object),
+        EngineResponse((3,), logprobs=np.zeros((2, 3, 4), np.float16)),
+        EngineResponse((5,), raw="x" * 300_000),
     ]
     exchanges = [Exchange(ask, (), answer, 0, i) for i, (ask, answer) in enumerate(zip(asks, answers, strict=True))]
     case = Case("odd", (Run(asks),))
     none = [None] * 6
-    save_repro(tmp_path / "repro", stage, case, exchanges, none, "odd", stage_settings(stage), "ours", units=none)
+    save_repro(tmp_path / "repro", testbed, case, exchanges, none, "odd", stage_settings(testbed), "ours", units=none)
     found = [e.answer for e in load_repro(tmp_path / "repro").exchanges]
     np.testing.assert_array_equal(found[0].logits, nan)
     assert (found[1].error, found[1].raw) == ("500 Internal", {"detail": "gone", "token": "x"})
@@ -193,19 +207,19 @@ def test_answers_that_are_none_are_kept_as_they_came(tmp_path: Path) -> None:
 
 def test_a_secret_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "sk-1234567890")
-    stage = small_stage()
-    ask = Ask((1,), None)
-    answer = Answer(
+    testbed = small_stage()
+    ask = EngineRequest((1,), None)
+    answer = EngineResponse(
         error="401 for sk-1234567890", raw={"api_key": "hunter2hunter2", "url": "http://me:pw@h/v1?key=abc"}
     )
     save_repro(
         tmp_path / "repro",
-        stage,
+        testbed,
         Case("secret", (Run((ask,)),)),
         [Exchange(ask, (), answer, 0, 0)],
         [None],
         "the server at https://user:pass@host:8000/v1?token=zzz said: Authorization: Bearer abcdefgh",
-        stage_settings(stage),
+        stage_settings(testbed),
         "openai_http",
         {"url": "https://user:pass@host:8000/v1?token=zzz", "api-key": "sk-abc", "api-key-env": "SOME_API_KEY"},
         {"url": "http://me:pw@h/v1"},
@@ -301,21 +315,23 @@ def test_a_damaged_folder_is_one_clear_line(name: str, folder: Path) -> None:
 
 
 def test_a_folder_that_is_there_is_not_written_over(folder: Path) -> None:
-    stage = small_stage()
+    testbed = small_stage()
     before = (folder / "repro.json").read_bytes()
     with pytest.raises(LoracleError, match="is there already"):
-        save(folder, stage, SEQUENCE, started(Ours, stage, variants(stage, CAPABILITIES)[0]))
+        save(folder, testbed, SEQUENCE, started(Ours, testbed, variants(testbed, CAPABILITIES)[0]))
     assert (folder / "repro.json").read_bytes() == before
     assert [p.name for p in folder.parent.iterdir()] == ["repro"]  # and nothing half-done beside it
 
 
 def test_nothing_half_done_stays(tmp_path: Path) -> None:
-    stage = small_stage()
-    lost = replace(stage, paths={**stage.paths, "made-3": tmp_path / "gone"})
-    engine = started(Ours, stage, variants(stage, CAPABILITIES)[0])
-    exchanges = play(engine, SEQUENCE, stage)
+    testbed = small_stage()
+    lost = replace(testbed, paths={**testbed.paths, "made-3": tmp_path / "gone"})
+    engine = started(Ours, testbed, variants(testbed, CAPABILITIES)[0])
+    exchanges = play(engine, SEQUENCE, testbed)
     with pytest.raises(LoracleError, match="repro: cannot be written"):
-        save_repro(tmp_path / "repro", lost, SEQUENCE, exchanges, truth(exchanges, stage), "", engine.settings, "ours")
+        save_repro(
+            tmp_path / "repro", lost, SEQUENCE, exchanges, truth(exchanges, testbed), "", engine.settings, "ours"
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -323,9 +339,11 @@ def test_nothing_half_done_stays(tmp_path: Path) -> None:
 
 
 def test_any_drawn_case_comes_back_from_json() -> None:
-    stage = small_stage()
-    cases = [draw_sequence(stage, CAPABILITIES, 1, i, how) for i in range(14) for how in variants(stage, CAPABILITIES)]
-    cases += [draw_batch(stage, CAPABILITIES, np.random.default_rng(i), f"batch {i}") for i in range(10)]
+    testbed = small_stage()
+    cases = [
+        draw_sequence(testbed, CAPABILITIES, 1, i, how) for i in range(14) for how in variants(testbed, CAPABILITIES)
+    ]
+    cases += [draw_batch(testbed, CAPABILITIES, np.random.default_rng(i), f"batch {i}") for i in range(10)]
     for case in cases:
         assert from_json(json.loads(json.dumps(to_json(case)))) == case
 
@@ -345,10 +363,10 @@ def ask(**changes: object) -> dict[str, object]:
         (ask(temperature=1), "unknown key 'temperature'"),
         (ask(adapter=3), "adapter is 3: it must be a name"),
         (ask(max_new_tokens=0), "max_new_tokens is 0: it must be a whole number of 1 or more"),
-        (ask(arrives=True), "arrives is True"),
+        (ask(arrival_step=True), "arrival_step is True"),
         (ask(cancel_after=-1), "cancel_after is -1"),
-        (ask(mix=[["a"]]), "mix is [['a']]"),
-        (ask(mix=[["a", float("nan")]]), "mix is [['a', nan]]"),
+        (ask(adapter_weights=[["a"]]), "adapter_weights is [['a']]"),
+        (ask(adapter_weights=[["a", float("nan")]]), "adapter_weights is [['a', nan]]"),
     ],
 )
 def test_json_that_is_no_case_is_refused(data: object, words: str) -> None:

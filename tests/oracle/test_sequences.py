@@ -12,32 +12,32 @@ from hypothesis.stateful import run_state_machine_as_test
 from small_stage import BLOCK, small_stage
 
 from refimpl import LoracleError
-from refimpl.engines.interface import OPERATIONS, Ask, Capabilities, Settings
+from refimpl.engines.interface import OPERATIONS, Capabilities, EngineRequest, Settings
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.oracle.cases import scenarios as sequences
 from refimpl.oracle.cases.case import Case, Exchange, Load, Run, Unload, play
-from refimpl.oracle.cases.scenarios import PLOTS, draw_sequence, variants
+from refimpl.oracle.cases.scenarios import SCENARIOS, draw_sequence, variants
 from refimpl.oracle.cases.state_machine import machine_for, scripts
-from refimpl.oracle.cases.testbed import Stage
+from refimpl.oracle.cases.testbed import Testbed
 
 DTYPES = ("float32", "bfloat16")
 judges = {dtype: Judge(small_stage(dtype)) for dtype in DTYPES}
 
 
-def asks(case: Case) -> list[Ask]:
+def asks(case: Case) -> list[EngineRequest]:
     return [a for step in case.steps if isinstance(step, Run) for a in step.asks]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", range(3), ids=("plain", "chunks", "little room"))
 def test_every_answer_of_our_own_engine_is_within_the_noise(dtype: str, variant: int) -> None:
-    stage = small_stage(dtype)
-    how = variants(stage, CAPABILITIES)[variant]
-    engine, preempted, found, cancelled = started(Ours, stage, how), 0, 0, 0
+    testbed = small_stage(dtype)
+    how = variants(testbed, CAPABILITIES)[variant]
+    engine, preempted, found, cancelled = started(Ours, testbed, how), 0, 0, 0
     for i in range(13 if dtype == "float32" else 5):  # every plot once, in float32
-        case = draw_sequence(stage, CAPABILITIES, 5, i, how, BLOCK)
-        exchanges = play(engine, case, stage)
-        assert not judges[dtype](exchanges, stage)
+        case = draw_sequence(testbed, CAPABILITIES, 5, i, how, BLOCK)
+        exchanges = play(engine, case, testbed)
+        assert not judges[dtype](exchanges, testbed)
         preempted += engine.server.preemptions
         found += sum(e.answer.first > 0 for e in exchanges)
         cancelled += sum(e.ask.cancel_after is not None for e in exchanges)
@@ -50,18 +50,18 @@ def test_every_answer_of_our_own_engine_is_within_the_noise(dtype: str, variant:
 )
 def test_a_faulty_engine_is_caught_in_bfloat16_too(name: str) -> None:
     make, variant = FAULTY[name]
-    stage = small_stage("bfloat16")
-    how = variants(stage, CAPABILITIES)[variant]
-    engine = started(make, stage, how)
-    sequences = (draw_sequence(stage, CAPABILITIES, 0, i, how, BLOCK) for i in range(100))
-    assert any(judges["bfloat16"](play(engine, case, stage), stage) for case in sequences)
+    testbed = small_stage("bfloat16")
+    how = variants(testbed, CAPABILITIES)[variant]
+    engine = started(make, testbed, how)
+    sequences = (draw_sequence(testbed, CAPABILITIES, 0, i, how, BLOCK) for i in range(100))
+    assert any(judges["bfloat16"](play(engine, case, testbed), testbed) for case in sequences)
 
 
 def test_a_seed_is_a_campaign() -> None:
-    stage = small_stage()
-    drawn = [draw_sequence(stage, CAPABILITIES, 1, i) for i in range(12)]
-    assert drawn == [draw_sequence(stage, CAPABILITIES, 1, i) for i in range(12)]
-    others = [draw_sequence(stage, CAPABILITIES, 2, i) for i in range(12)]
+    testbed = small_stage()
+    drawn = [draw_sequence(testbed, CAPABILITIES, 1, i) for i in range(12)]
+    assert drawn == [draw_sequence(testbed, CAPABILITIES, 1, i) for i in range(12)]
+    others = [draw_sequence(testbed, CAPABILITIES, 2, i) for i in range(12)]
     assert not any(case.steps in [other.steps for other in others] for case in drawn)
 
 
@@ -71,10 +71,10 @@ def test_every_plot_opens_a_sequence_even_where_only_every_second_one_is_played(
 ) -> None:
     opened = []
     monkeypatch.setattr(sequences, "write", lambda name, moves, *_: opened.append(moves[0][0]))
-    stage = small_stage()
+    testbed = small_stage()
     for i in range(0, 14 * 6 * stride, stride):
-        draw_sequence(stage, CAPABILITIES, 1, i, variants(stage, CAPABILITIES)[2])
-    assert set(opened) == set(PLOTS)
+        draw_sequence(testbed, CAPABILITIES, 1, i, variants(testbed, CAPABILITIES)[2])
+    assert set(opened) == set(SCENARIOS)
 
 
 def abilities() -> st.SearchStrategy[Capabilities]:
@@ -92,21 +92,21 @@ def abilities() -> st.SearchStrategy[Capabilities]:
 def test_a_sequence_asks_nothing_that_an_engine_cannot_do(
     data: st.DataObject, can: Capabilities, count: int, variant: int
 ) -> None:
-    stage = small_stage("float32", count)
-    ways = variants(stage, can)
+    testbed = small_stage("float32", count)
+    ways = variants(testbed, can)
     how = ways[variant % len(ways)]
-    case = data.draw(scripts(stage, can, how))
-    assert_legal(case, stage, can, how)
-    assert_legal(draw_sequence(stage, can, 1, data.draw(st.integers(0, 500)), how), stage, can, how)
+    case = data.draw(scripts(testbed, can, how))
+    assert_legal(case, testbed, can, how)
+    assert_legal(draw_sequence(testbed, can, 1, data.draw(st.integers(0, 500)), how), testbed, can, how)
 
 
-def assert_legal(case: Case, stage: Stage, can: Capabilities, how: Settings) -> None:
+def assert_legal(case: Case, testbed: Testbed, can: Capabilities, how: Settings) -> None:
     known: dict[str, str] = {}
     running = False
     assert not case.stateless
     for step in case.steps:
         if isinstance(step, Load):
-            assert step.adapter in stage.paths
+            assert step.adapter in testbed.paths
             assert not running or "load" in can.operations
             assert step.name not in known or ("reload" in can.operations and known[step.name] != step.adapter)
             known[step.name] = step.adapter
@@ -117,9 +117,9 @@ def assert_legal(case: Case, stage: Stage, can: Capabilities, how: Settings) -> 
             running = True
             assert 1 <= len(step.asks) <= how.max_requests
             for ask in step.asks:
-                assert {x for x in (ask.adapter, *dict(ask.mix)) if x is not None} <= set(known)
-                assert not ask.mix or "sums" in can.features
-                assert ask.arrives == 0 or "arrivals" in can.operations
+                assert {x for x in (ask.adapter, *dict(ask.adapter_weights)) if x is not None} <= set(known)
+                assert not ask.adapter_weights or "sums" in can.features
+                assert ask.arrival_step == 0 or "arrivals" in can.operations
                 assert ask.cancel_after is None or "cancel" in can.operations
                 assert ask.prompt_ids and len(ask.prompt_ids) + ask.max_new_tokens <= how.max_length
         assert "evict" in can.operations or len(known) <= how.max_adapters
@@ -127,10 +127,10 @@ def assert_legal(case: Case, stage: Stage, can: Capabilities, how: Settings) -> 
 
 def test_after_every_change_somebody_is_asked_who_would_show_it() -> None:
     """A name that gets other weights is asked next, and something that was asked before."""
-    stage = small_stage()
+    testbed = small_stage()
     changes = 0
     for i in range(60):
-        case = draw_sequence(stage, CAPABILITIES, 3, i, block=BLOCK)
+        case = draw_sequence(testbed, CAPABILITIES, 3, i, block=BLOCK)
         had: dict[str, set[str]] = {}
         before: set[tuple[int, ...]] = set()
         pending: set[str] = set()
@@ -150,8 +150,8 @@ def test_after_every_change_somebody_is_asked_who_would_show_it() -> None:
 
 
 def test_prompts_share_blocks_across_adapters_depths_and_forks() -> None:
-    stage = small_stage()
-    prompts = {a.prompt_ids for i in range(30) for a in asks(draw_sequence(stage, CAPABILITIES, 4, i, block=16))}
+    testbed = small_stage()
+    prompts = {a.prompt_ids for i in range(30) for a in asks(draw_sequence(testbed, CAPABILITIES, 4, i, block=16))}
     lengths = {len(p) for p in prompts}
     assert 1 in lengths and max(lengths) > 48
     assert any(n % 16 not in (0, 15) for n in lengths)
@@ -198,18 +198,18 @@ def loads_in_place(case: Case) -> bool:
 
 def a_new(make: type[Ours]) -> Ours:
     """Not started: the machine does that."""
-    stage = small_stage()
-    return make(model=stage.model, adapters={path: stage.adapters[key] for key, path in stage.paths.items()})
+    testbed = small_stage()
+    return make(model=testbed.model, adapters={path: testbed.adapters[key] for key, path in testbed.paths.items()})
 
 
 def test_the_judge_fails_what_is_no_answer() -> None:
     """Or a faulty engine that crashes politely would pass here."""
-    stage = small_stage()
-    engine = started(Ours, stage, variants(stage, CAPABILITIES)[0])
-    exchanges: Sequence[Exchange] = play(engine, draw_sequence(stage, CAPABILITIES, 1, 0, block=BLOCK), stage)
-    assert not judges["float32"](exchanges, stage)
+    testbed = small_stage()
+    engine = started(Ours, testbed, variants(testbed, CAPABILITIES)[0])
+    exchanges: Sequence[Exchange] = play(engine, draw_sequence(testbed, CAPABILITIES, 1, 0, block=BLOCK), testbed)
+    assert not judges["float32"](exchanges, testbed)
     e = exchanges[-1]
     for wrong in (replace(e.answer, error="no"), replace(e.answer, token_ids=()), replace(e.answer, logits=None)):
-        assert judges["float32"]([replace(e, answer=wrong)], stage)
+        assert judges["float32"]([replace(e, answer=wrong)], testbed)
     assert e.answer.logits is not None
-    assert judges["float32"]([replace(e, answer=replace(e.answer, logits=e.answer.logits * float("nan")))], stage)
+    assert judges["float32"]([replace(e, answer=replace(e.answer, logits=e.answer.logits * float("nan")))], testbed)

@@ -6,7 +6,7 @@ import pytest
 from faulty_engines import FAULTY, Judge, started
 from small_stage import BLOCK, small_stage
 
-from refimpl.engines.interface import Ask
+from refimpl.engines.interface import EngineRequest
 from refimpl.engines.ours import CAPABILITIES
 from refimpl.oracle.cases.case import Case, Load, Run, Step, Unload, play
 from refimpl.oracle.cases.scenarios import draw_sequence, variants
@@ -38,11 +38,11 @@ LEFT = {
 @pytest.mark.parametrize("name", FAULTY)
 def test_a_faulty_engine_is_caught_and_its_failure_made_short(name: str) -> None:
     make, variant = FAULTY[name]
-    stage = small_stage()
-    how = variants(stage, CAPABILITIES)[variant]
-    engine = started(make, stage, how)
+    testbed = small_stage()
+    how = variants(testbed, CAPABILITIES)[variant]
+    engine = started(make, testbed, how)
     fails = judge.fails(engine)
-    caught = next(c for i in range(100) if fails(c := draw_sequence(stage, CAPABILITIES, 0, i, how, BLOCK)))
+    caught = next(c for i in range(100) if fails(c := draw_sequence(testbed, CAPABILITIES, 0, i, how, BLOCK)))
     small = shrink(caught, fails, Budget(calls=120, seconds=600))
     assert fails(small)
     steps, asks = LEFT[name]
@@ -50,14 +50,14 @@ def test_a_faulty_engine_is_caught_and_its_failure_made_short(name: str) -> None
     assert {t for a in asks_of(small) for t in a.prompt_ids} <= {0, 1}
 
 
-def asks_of(case: Case) -> list[Ask]:
+def asks_of(case: Case) -> list[EngineRequest]:
     return [a for step in case.steps if isinstance(step, Run) for a in step.asks]
 
 
 # Shrinking itself, on failures that are made up.
 
 
-def run(*asks: Ask) -> Run:
+def run(*asks: EngineRequest) -> Run:
     return Run(asks)
 
 
@@ -66,12 +66,16 @@ LONG = Case(
     (
         Load("one", "a"),
         Load("two", "b"),
-        run(Ask((7, 8, 9), "one", 4), Ask((7, 8, 9), "two", 4, arrives=2), Ask((5,), None)),
+        run(
+            EngineRequest((7, 8, 9), "one", 4),
+            EngineRequest((7, 8, 9), "two", 4, arrival_step=2),
+            EngineRequest((5,), None),
+        ),
         Load("one", "c"),
         Unload("two"),
-        run(Ask((7, 8, 9, 9), "one", 3), Ask((4, 4), "one", 2, cancel_after=1)),
+        run(EngineRequest((7, 8, 9, 9), "one", 3), EngineRequest((4, 4), "one", 2, cancel_after=1)),
         Load("two", "a"),
-        run(Ask((1, 2, 3), "two", 1)),
+        run(EngineRequest((1, 2, 3), "two", 1)),
     ),
     stateless=False,
 )
@@ -92,7 +96,7 @@ def asks_three_tokens_of_c(case: Case) -> bool:
 
 def test_all_that_is_of_no_account_goes() -> None:
     small = shrink(LONG, asks_three_tokens_of_c)
-    assert small.steps == (Load("one", "c"), run(Ask((0, 0, 0), "one", 1)))
+    assert small.steps == (Load("one", "c"), run(EngineRequest((0, 0, 0), "one", 1)))
     assert not small.stateless and small.name == LONG.name
 
 
@@ -118,7 +122,7 @@ def test_a_candidate_asks_no_name_that_is_not_loaded_and_every_one_is_new() -> N
 
 def test_nothing_is_loaded_in_place_that_was_not_before() -> None:
     """An engine that cannot reload would refuse the candidate, and that would look like a failure."""
-    careful = (Load("one", "a"), Unload("one"), Load("one", "c"), run(Ask((1, 2, 3), "one")))
+    careful = (Load("one", "a"), Unload("one"), Load("one", "c"), run(EngineRequest((1, 2, 3), "one")))
 
     def fails(case: Case) -> bool:
         known: set[str] = set()
@@ -135,14 +139,14 @@ def test_nothing_is_loaded_in_place_that_was_not_before() -> None:
 
 
 def test_a_batch_loses_requests_tokens_and_length_and_stays_a_batch() -> None:
-    batch = Case("batch", (run(*(Ask((9, 3, i + 10), name, 4) for i, name in enumerate("abcdef"))),))
+    batch = Case("batch", (run(*(EngineRequest((9, 3, i + 10), name, 4) for i, name in enumerate("abcdef"))),))
     neighbours = shrink(batch, lambda c: {"b", "e"} <= {a.adapter for a in asks_of(c)})
     assert neighbours.stateless
-    assert neighbours.steps == (run(Ask((0,), "b", 1), Ask((0,), "e", 1)),)
+    assert neighbours.steps == (run(EngineRequest((0,), "b", 1), EngineRequest((0,), "e", 1)),)
 
 
 def test_tokens_that_must_differ_stay_different() -> None:
-    batch = Case("batch", (run(Ask((9, 3, 12, 9), "a"), Ask((9, 5), "b")),))
+    batch = Case("batch", (run(EngineRequest((9, 3, 12, 9), "a"), EngineRequest((9, 5), "b")),))
 
     def fails(case: Case) -> bool:
         first = asks_of(case)[0].prompt_ids
@@ -166,7 +170,7 @@ def test_the_budget_is_kept_and_what_was_found_by_then_is_given() -> None:
 
 
 def test_a_case_that_fails_for_no_reason_in_it_becomes_one_request() -> None:
-    assert shrink(LONG, lambda case: True).steps == (run(Ask((0,), None, 1)),)
+    assert shrink(LONG, lambda case: True).steps == (run(EngineRequest((0,), None, 1)),)
 
 
 @pytest.mark.parametrize("needed", [{3}, {0, 7}, {1, 2, 3}, set(range(8))])
@@ -187,9 +191,9 @@ def test_an_engine_that_crashes_under_a_candidate_is_the_callers_business() -> N
 
 def test_an_engine_that_answers_is_asked_again_for_every_candidate() -> None:
     """A clean engine never fails: the case stays as it is."""
-    stage = small_stage()
-    how = variants(stage, CAPABILITIES)[0]
-    engine = started(FAULTY["stale after reload"][0], stage, how)
-    harmless = Case("harmless", (Load("one", "made-0"), run(Ask((1, 2), "one", 2))), stateless=False)
-    assert not judge(play(engine, harmless, stage), stage)
+    testbed = small_stage()
+    how = variants(testbed, CAPABILITIES)[0]
+    engine = started(FAULTY["stale after reload"][0], testbed, how)
+    harmless = Case("harmless", (Load("one", "made-0"), run(EngineRequest((1, 2), "one", 2))), stateless=False)
+    assert not judge(play(engine, harmless, testbed), testbed)
     assert shrink(harmless, judge.fails(engine)) == harmless

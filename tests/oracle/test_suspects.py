@@ -8,7 +8,7 @@ import pytest
 from small_stage import small_stage
 
 from refimpl import NUMPY, Ops
-from refimpl.engines.interface import Ask
+from refimpl.engines.interface import EngineRequest
 from refimpl.engines.ours import Ours
 from refimpl.oracle.bugs.parameters import values_for
 from refimpl.oracle.bugs.scopes import Place, at, can_be_confined, places, small_places
@@ -20,24 +20,24 @@ from refimpl.oracle.diagnosis.search import everywhere, find
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 PROMPTS = ((3, 1, 4, 1, 5), (9, 2, 6), (5,), (3, 5, 8, 9))
-NOWHERE, ANYWHERE = Place("nowhere", lambda site: False), Place("anywhere")
+NOWHERE, ANYWHERE = Place("nowhere", lambda module: False), Place("anywhere")
 
 
 def answers(make: Callable[[], Ops]) -> list[np.ndarray]:
     """Of a ragged batch with a base row, two decode steps, in float64."""
-    stage = small_stage()
-    engine = Ours(make, None, stage.exact, {stage.paths[key]: a for key, a in stage.wide.items()})
-    engine.start(settings(stage))
-    prepare(engine, stage)
+    testbed = small_stage()
+    engine = Ours(make, None, testbed.exact, {testbed.paths[key]: a for key, a in testbed.wide.items()})
+    engine.start(settings(testbed))
+    prepare(engine, testbed)
     asks = (
-        Ask(PROMPTS[0], "made-0", 3),
-        Ask(PROMPTS[1], None, 3),
-        Ask(PROMPTS[2], "made-1", 3),
-        Ask(PROMPTS[3], "made-2", 3),
+        EngineRequest(PROMPTS[0], "made-0", 3),
+        EngineRequest(PROMPTS[1], None, 3),
+        EngineRequest(PROMPTS[2], "made-1", 3),
+        EngineRequest(PROMPTS[3], "made-2", 3),
     )
     forced = {0: [(1, 2, 3)] * len(asks)}
     with np.errstate(all="ignore"):
-        return [e.answer.logits for e in play(engine, Case("one", (Run(asks),)), stage, forced)]
+        return [e.answer.logits for e in play(engine, Case("one", (Run(asks),)), testbed, forced)]
 
 
 def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
@@ -64,23 +64,23 @@ def test_a_bug_that_is_anywhere_is_the_bug_and_one_that_is_nowhere_is_none(name:
 
 
 def test_no_adapter_in_one_module_is_that_module_left_out() -> None:
-    stage = small_stage()
+    testbed = small_stage()
     for module in ("q_proj", "down_proj"):
-        there = answers(find(f"adapters_ignored @ {module}", stage).make)
-        assert same(there, answers(find(f"not_applied_to[{module}]", stage).make))
+        there = answers(find(f"adapters_ignored @ {module}", testbed).make)
+        assert same(there, answers(find(f"not_applied_to[{module}]", testbed).make))
     assert same(
-        answers(find("adapters_ignored @ layer 0", stage).make), answers(find("first_layer_missed", stage).make)
+        answers(find("adapters_ignored @ layer 0", testbed).make), answers(find("first_layer_missed", testbed).make)
     )
 
 
 def test_decode_steps_and_prompts_are_the_two_parts_of_a_request() -> None:
-    stage, right = small_stage(), answers(lambda: NUMPY)
-    decode = answers(find("adapters_ignored @ decode", stage).make)
-    assert same(decode, answers(find("adapter_in_prompts_only", stage).make))
+    testbed, right = small_stage(), answers(lambda: NUMPY)
+    decode = answers(find("adapters_ignored @ decode", testbed).make)
+    assert same(decode, answers(find("adapter_in_prompts_only", testbed).make))
     for prompt, a, b in zip(PROMPTS, decode, right, strict=True):
         assert np.allclose(a[: len(prompt)], b[: len(prompt)])
     assert not same(decode, right)
-    assert not same(answers(find("adapters_ignored @ prompts", stage).make), right)
+    assert not same(answers(find("adapters_ignored @ prompts", testbed).make), right)
 
 
 def test_a_wrong_position_is_in_no_place() -> None:
@@ -91,27 +91,27 @@ def test_a_wrong_position_is_in_no_place() -> None:
 
 
 def test_every_value_answers_and_has_a_name_of_its_own() -> None:
-    stage, right = small_stage(), answers(lambda: NUMPY)
-    values = values_for(stage)
-    assert not values.keys() & everywhere(stage).keys() - values.keys()
+    testbed, right = small_stage(), answers(lambda: NUMPY)
+    values = values_for(testbed)
+    assert not values.keys() & everywhere(testbed).keys() - values.keys()
     shown = [name for name, m in values.items() if not same(answers(m.make), right)]
     for name in ("rank_cut[5]", "shard_of_B[2,4]", "base_after[5]", "exchanged[made-0,made-1]", "decode_too_far[2]"):
         assert name in shown
-    assert len({p.name for p in (*places(stage.model.config), *small_places(stage.model.config))}) > 40
+    assert len({p.name for p in (*places(testbed.model.config), *small_places(testbed.model.config))}) > 40
 
 
 def test_in_order_of_arrival_the_neighbour_is_the_one_who_came_next() -> None:
     """made-0, base, made-1, made-2 came in this order: base gets made-1, and made-2 the first's."""
-    stage = small_stage()
-    found = answers(find("adapter_of_the_next_request by arrival", stage).make)
-    rotated = answers(find("adapter_of_a_request_further_on[-3] by arrival", stage).make)
+    testbed = small_stage()
+    found = answers(find("adapter_of_the_next_request by arrival", testbed).make)
+    rotated = answers(find("adapter_of_a_request_further_on[-3] by arrival", testbed).make)
     assert same(found, rotated)
-    assert not same(found, answers(find("adapter_of_the_next_request", stage).make))
+    assert not same(found, answers(find("adapter_of_the_next_request", testbed).make))
 
 
 def test_a_factor_for_one_adapter_in_one_module_is_found(tmp_path: Path) -> None:
     def wrong() -> Ops:
-        return rescaling(lambda site, w, adapter: 1.11 if (site[1], adapter.name) == ("up_proj", "made-2") else 1.0)
+        return rescaling(lambda module, w, adapter: 1.11 if (module[1], adapter.name) == ("up_proj", "made-2") else 1.0)
 
     plan = Plan(cases=4, sequences=0, below=False)
     result = Campaign(lambda: Ours(wrong), small_stage(), plan, tmp_path).run()

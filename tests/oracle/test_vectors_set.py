@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refimpl.ops import TABLES
+from refimpl.ops import BACKENDS
 from refimpl.oracle.vectors import cases_logits, cases_sequences
 from refimpl.oracle.vectors import specs as scenes
 from refimpl.oracle.vectors.bugs import BUGS
@@ -40,7 +40,7 @@ def test_it_is_small_and_has_something_of_everything(vectors: list[Vector]) -> N
 
 @pytest.mark.parametrize("dtype", VECTOR_DTYPES)
 def test_numpy_passes(vectors: list[Vector], loaded: Loaded, dtype: str) -> None:
-    judged = list(verify(vectors, OfTable(lambda: TABLES["numpy"], loaded), dtype))
+    judged = list(verify(vectors, OfTable(lambda: BACKENDS["numpy"], loaded), dtype))
     assert {j.vector.id: j.why for j in judged if j.verdict != "pass"} == {}
     # What an engine may refuse, this one computes; these two are no feature, but an input that it does not take.
     refused = {j.vector.id for j in judged if j.why.startswith("refused") and j.vector.result != "invalid"}
@@ -49,7 +49,7 @@ def test_numpy_passes(vectors: list[Vector], loaded: Loaded, dtype: str) -> None
 
 def test_the_definition_passes(vectors: list[Vector], loaded: Loaded) -> None:
     chosen = [v for v in vectors if v.kind in STEPS or v.name in ("mixed", "window_decode", "prefix_chunked", "evict")]
-    judged = list(verify(chosen, OfTable(lambda: TABLES["reference"], loaded)))
+    judged = list(verify(chosen, OfTable(lambda: BACKENDS["reference"], loaded)))
     assert {j.vector.id: j.why for j in judged if j.verdict != "pass"} == {}
 
 

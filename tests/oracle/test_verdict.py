@@ -7,35 +7,35 @@ import pytest
 from small_stage import small_stage
 
 from refimpl import NUMPY, Precision
-from refimpl.engines.interface import Answer
+from refimpl.engines.interface import EngineResponse
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.oracle.cases.case import Case, Exchange, draw_batch, play, prepare, request, truth
-from refimpl.oracle.cases.testbed import Stage, settings
+from refimpl.oracle.cases.testbed import Testbed, settings
 from refimpl.oracle.noise.ceiling import ceilings
 from refimpl.oracle.noise.ensemble import ensemble, wider
-from refimpl.oracle.noise.measure import Measured, look, malformed, measure
+from refimpl.oracle.noise.measure import ErrorRatios, look, malformed, measure
 from refimpl.oracle.noise.verdict import judge, limits, no_chance, overall, thresholds
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-def asked(stage: Stage, precision: Precision | None = None, count: int = 6) -> list[tuple[Case, list[Exchange]]]:
+def asked(testbed: Testbed, precision: Precision | None = None, count: int = 6) -> list[tuple[Case, list[Exchange]]]:
     engine = Ours(lambda: NUMPY, precision)
-    engine.start(settings(stage))
-    prepare(engine, stage)
-    cases = [draw_batch(stage, CAPABILITIES, np.random.default_rng([1, i]), f"batch {i}") for i in range(count)]
-    return [(case, play(engine, case, stage)) for case in cases]
+    engine.start(settings(testbed))
+    prepare(engine, testbed)
+    cases = [draw_batch(testbed, CAPABILITIES, np.random.default_rng([1, i]), f"batch {i}") for i in range(count)]
+    return [(case, play(engine, case, testbed)) for case in cases]
 
 
-def measured(stage: Stage, played: list[tuple[Case, list[Exchange]]]) -> list[Measured]:
-    return [m for case, exchanges in played for m in measure(case, exchanges, stage, ensemble(stage.dtype))[0]]
+def measured(testbed: Testbed, played: list[tuple[Case, list[Exchange]]]) -> list[ErrorRatios]:
+    return [m for case, exchanges in played for m in measure(case, exchanges, testbed, ensemble(testbed.dtype))[0]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("preset", ["model", "transformers", "tensorrt_llm"])
 def test_honest_engines_pass_however_they_round(dtype: str, preset: str) -> None:
-    stage = small_stage(dtype)
-    found = measured(stage, asked(stage, Precision(preset, dtype)))
+    testbed = small_stage(dtype)
+    found = measured(testbed, asked(testbed, Precision(preset, dtype)))
     known = limits(found)
     assert [judge(m, known).verdict for m in found] == ["pass"] * len(found)
     assert all(m.matters > known.ratio for m in found)  # and each case could have shown a wrong adapter
@@ -43,38 +43,38 @@ def test_honest_engines_pass_however_they_round(dtype: str, preset: str) -> None
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_answer_of_another_adapter_fails(dtype: str) -> None:
-    stage = small_stage(dtype)
-    played = asked(stage)
+    testbed = small_stage(dtype)
+    played = asked(testbed)
     wrong = []
     for case, exchanges in played:
-        e = next(e for e in exchanges if e.adapter in stage.adapters)
-        other = next(key for key in stage.adapters if key != e.adapter and not stage.adapters[key].replaced)
+        e = next(e for e in exchanges if e.adapter in testbed.adapters)
+        other = next(key for key in testbed.adapters if key != e.adapter and not testbed.adapters[key].replaced)
         answer = dataclasses.replace(
-            e.answer, logits=truth([dataclasses.replace(e, adapters=((other, 1.0),))], stage)[0]
+            e.answer, logits=truth([dataclasses.replace(e, adapters=((other, 1.0),))], testbed)[0]
         )
         wrong.append((case, [dataclasses.replace(e, answer=answer)]))
-    known = limits(measured(stage, played))
-    assert {judge(m, known).verdict for m in measured(stage, wrong)} == {"fail"}
+    known = limits(measured(testbed, played))
+    assert {judge(m, known).verdict for m in measured(testbed, wrong)} == {"fail"}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_fails(value: float) -> None:
-    stage = small_stage()
-    (case, exchanges), *_ = asked(stage, count=1)
+    testbed = small_stage()
+    (case, exchanges), *_ = asked(testbed, count=1)
     logits = exchanges[0].answer.logits
     assert logits is not None
     broken = logits.copy()
     broken[-1, 3] = value
     e = dataclasses.replace(exchanges[0], answer=dataclasses.replace(exchanges[0].answer, logits=broken))
-    (m,) = measure(case, [e], stage, ensemble("float32"))[0]
-    j = judge(m, limits(measured(stage, [(case, exchanges)])))
+    (m,) = measure(case, [e], testbed, ensemble("float32"))[0]
+    j = judge(m, limits(measured(testbed, [(case, exchanges)])))
     assert j.verdict == "fail" and "token 3" in j.why
 
 
 def test_a_row_that_is_nan_inside_of_the_judge_fails_too() -> None:
     """No comparison there may be one that a NaN passes."""
-    stage = small_stage()
-    found = measured(stage, asked(stage, count=2))
+    testbed = small_stage()
+    found = measured(testbed, asked(testbed, count=2))
     known = limits(found)
     ratio = found[0].ratio.copy()
     ratio[0] = np.nan
@@ -82,12 +82,12 @@ def test_a_row_that_is_nan_inside_of_the_judge_fails_too() -> None:
 
 
 def test_answers_of_the_wrong_shape_fail_with_a_reason() -> None:
-    stage = small_stage()
-    (case, exchanges), *_ = asked(stage, count=1)
+    testbed = small_stage()
+    (case, exchanges), *_ = asked(testbed, count=1)
     e = exchanges[0]
     assert e.answer.logits is not None
     for answer, why in (
-        (Answer(error="the server said 500"), "500"),
+        (EngineResponse(error="the server said 500"), "500"),
         (dataclasses.replace(e.answer, token_ids=(*e.answer.token_ids, 1)), "tokens where"),
         (dataclasses.replace(e.answer, token_ids=(999,) * e.ask.max_new_tokens), "token 999"),
         (dataclasses.replace(e.answer, logits=e.answer.logits[:-2]), "rows"),
@@ -97,31 +97,31 @@ def test_answers_of_the_wrong_shape_fail_with_a_reason() -> None:
         (dataclasses.replace(e.answer, logits=None, top=[{}] * len(e.answer.logits)), "no token"),
     ):
         bad = dataclasses.replace(e, answer=answer)
-        (m,) = measure(case, [bad], stage, ensemble("float32"))[0]
+        (m,) = measure(case, [bad], testbed, ensemble("float32"))[0]
         assert why in m.problem and judge(m, limits([m])).verdict == "fail"
-    assert not malformed(e, stage)
+    assert not malformed(e, testbed)
 
 
 @pytest.mark.parametrize("kind", ["logprobs", "top", "text"])
 def test_less_than_logits_is_judged_too(kind: str) -> None:
     """The right answer passes in each read-out, and that of another adapter fails."""
-    stage = small_stage("float32")
-    played = asked(stage, count=12)
+    testbed = small_stage("float32")
+    played = asked(testbed, count=12)
 
-    def shown(answer: Answer) -> Answer:
+    def shown(answer: EngineResponse) -> EngineResponse:
         assert answer.logits is not None
         if kind == "text":
-            return Answer(answer.token_ids)
+            return EngineResponse(answer.token_ids)
         p = answer.logits - np.log(np.exp(answer.logits).sum(axis=1, keepdims=True))
         if kind == "logprobs":
-            return Answer(answer.token_ids, answer.first, logprobs=p)
+            return EngineResponse(answer.token_ids, answer.first, logprobs=p)
         top = [{int(t): float(row[t]) for t in np.argsort(row)[-5:]} for row in p]
-        return Answer(answer.token_ids, answer.first, top=top)
+        return EngineResponse(answer.token_ids, answer.first, top=top)
 
     right = [(c, [dataclasses.replace(e, answer=shown(e.answer)) for e in es]) for c, es in played]
-    known = limits(measured(stage, right))
-    assert {judge(m, known).verdict for m in measured(stage, right)} == {"pass"}
-    keys = [k for k, a in stage.adapters.items() if not a.replaced]
+    known = limits(measured(testbed, right))
+    assert {judge(m, known).verdict for m in measured(testbed, right)} == {"pass"}
+    keys = [k for k, a in testbed.adapters.items() if not a.replaced]
     swapped = []
     for case, exchanges in right:
         turned = [
@@ -130,7 +130,7 @@ def test_less_than_logits_is_judged_too(kind: str) -> None:
             if e.adapter in keys
         ]
         swapped.append((case, turned))
-    assert "fail" in {judge(m, known).verdict for m in measured(stage, swapped)}
+    assert "fail" in {judge(m, known).verdict for m in measured(testbed, swapped)}
 
 
 def test_no_verdict_at_all_is_no_pass() -> None:
@@ -157,8 +157,8 @@ def test_three_doubts_are_no_chance() -> None:
 
 def test_a_broken_base_is_no_excuse() -> None:
     """The engine's own level is read off its base rows, but not if they are further off than any honest run's."""
-    stage = small_stage()
-    found = measured(stage, asked(stage, count=4))
+    testbed = small_stage()
+    found = measured(testbed, asked(testbed, count=4))
     known = limits(found)
     broken = [dataclasses.replace(m, ratio=m.ratio * 1e4) if m.adapter is None else m for m in found]
     spoilt = limits(broken)
@@ -169,9 +169,9 @@ def test_a_broken_base_is_no_excuse() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_ensemble_is_made_of_different_honest_runs(dtype: str) -> None:
     """No two members give the same bits, none is the truth, and the wider one has more of them."""
-    stage = small_stage(dtype)
-    (case, exchanges), *_ = asked(stage, count=1)
-    _, raws = measure(case, exchanges, stage, ensemble(dtype))
+    testbed = small_stage(dtype)
+    (case, exchanges), *_ = asked(testbed, count=1)
+    _, raws = measure(case, exchanges, testbed, ensemble(dtype))
     known = [raw for raw in raws if raw is not None]
     members = range(len(ensemble(dtype)))
     assert all(any(np.any(raw.honest[i]) for raw in known) for i in members)
@@ -184,20 +184,20 @@ def test_the_ensemble_is_made_of_different_honest_runs(dtype: str) -> None:
 def test_text_alone_counts_a_token_only_if_its_margin_exceeds_the_noise() -> None:
     exact = np.array([[0.0, 1.0, 3.0, 3.0 - 1e-9]])
     runs = [exact + d for d in (np.array([[0, 0, 1e-8, 0]]), np.array([[0, 0, 0, 2e-8]]))]
-    close = look(Answer((3,)), exact, runs)
-    far = look(Answer((1,)), exact, runs)
+    close = look(EngineResponse((3,)), exact, runs)
+    far = look(EngineResponse((1,)), exact, runs)
     assert abs(close.error[0, 0]) / close.unit[0] < 1 < 1e6 < abs(far.error[0, 0]) / far.unit[0]
-    assert look(Answer((2,)), exact, runs).error[0, 0] == 0
+    assert look(EngineResponse((2,)), exact, runs).error[0, 0] == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rounding_ends_far_above_honest_runs_and_below_nonsense(dtype: str) -> None:
     """The first-order bound is one: no honest run comes near it, and it is no infinity."""
-    stage = small_stage(dtype)
-    (case, exchanges), *_ = asked(stage, count=1)
-    found, raws = measure(case, exchanges, stage, ensemble(dtype))
+    testbed = small_stage(dtype)
+    (case, exchanges), *_ = asked(testbed, count=1)
+    found, raws = measure(case, exchanges, testbed, ensemble(dtype))
     known = [raw for raw in raws if raw is not None]
-    bounds = ceilings([request(e, stage) for e in exchanges], known, stage)
+    bounds = ceilings([request(e, testbed) for e in exchanges], known, testbed)
     assert all(np.isfinite(b).all() for b in bounds)
     assert all((m.ratio < b / 10).all() and (m.honest < b / 10).all() for m, b in zip(found, bounds, strict=True))
     size = [np.sqrt(np.mean(raw.exact**2)) / raw.unit for raw in known]  # of the logits themselves

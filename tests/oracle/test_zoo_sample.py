@@ -14,7 +14,7 @@ from refimpl.ops import NUMPY
 from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.noise.ensemble import ensemble
 from refimpl.oracle.noise.measure import measure
-from refimpl.oracle.noise.verdict import Limits
+from refimpl.oracle.noise.verdict import Thresholds
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TABLE = json.loads((RESULTS / "zoo.json").read_text("utf-8"))
@@ -67,13 +67,13 @@ def test_every_mutant_is_found_within_100_cases_or_there_is_a_reason() -> None:
 
 @pytest.mark.parametrize(("name", "dtype", "found"), SAMPLE, ids=[f"{name} {dtype}" for name, dtype, _ in SAMPLE])
 def test_the_case_that_found_it_still_does(name: str, dtype: str, found: dict) -> None:
-    s, known = setting(dtype, found["stage"]), Limits(**TABLE["limits"][dtype][found["stage"]])
+    s, known = setting(dtype, found["stage"]), Thresholds(**TABLE["limits"][dtype][found["stage"]])
     case, way = next(pair for pair in s.cases if pair[0].name == found["case"])
 
     def asked(make: standard.MakeOps) -> standard.Found | None:
         with np.errstate(all="ignore"):
             exchanges = standard.asking(s, make).ask(case, way)
-        return standard.failure(case, measure(case, exchanges, s.stage, ensemble(dtype))[0], known)
+        return standard.failure(case, measure(case, exchanges, s.testbed, ensemble(dtype))[0], known)
 
     again = asked(MUTANTS[name].make)
     assert again is not None and again.by == found["by"], AGAIN

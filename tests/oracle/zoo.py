@@ -118,12 +118,12 @@ def uneven_ranks() -> Case:
     return plain(pool=[replace(first, lora=lora), second])
 
 
-def saving(sites: Sequence[tuple[int, str]], words: int) -> Case:
+def saving(modules: Sequence[tuple[int, str]], words: int) -> Case:
     """Both adapters bring these layers along, the first with more words."""
     pool = []
     for i, adapter in enumerate(pool_of(CONFIG)):
         rng, size = np.random.default_rng(i), (CONFIG.vocab_size + (words if i == 0 else 0), CONFIG.hidden_size)
-        pool.append(replace(adapter, replaced={site: rng.standard_normal(size) for site in sites}))
+        pool.append(replace(adapter, replaced={module: rng.standard_normal(size) for module in modules}))
     return plain(pool=pool, more=[Request([*prompt(5, 3), CONFIG.vocab_size + words - 1], pool[0])])
 
 

@@ -20,7 +20,7 @@ from support.tables import every_table
 from refimpl import NUMPY, REFERENCE, Model, Ops, Precision, Request, logits, trace
 from refimpl.arrays import DTYPES, rounded
 from refimpl.config import ModelConfig, Rope
-from refimpl.lora import AdapterBank, BoundAdapter, LoraWeights
+from refimpl.lora import AdapterSlots, BoundAdapter, LoraWeights
 
 HALF = ("bfloat16", "float16")
 POINTS = [f.name for f in fields(Precision)[3:]]
@@ -69,7 +69,7 @@ def adapted(ops: Ops, rng: np.random.Generator, p: Precision) -> tuple[np.ndarra
     """lora_delta of a linear layer and of the embedding; y, A and B are already of the half type."""
     config = ModelConfig(23, 10, 7, 1, 2, 1, 4)
     model = random_model(config)
-    bank = AdapterBank(model, p)
+    bank = AdapterSlots(model, p)
     for slot, r in enumerate((3, 5, 1)):
         q = LoraWeights(exact(rng, r, 10), exact(rng, 8, r, bits=3), 7 / r**0.5, exact(rng, 8) if r == 3 else None)
         embed = LoraWeights(exact(rng, r, 23), exact(rng, 10, r), -5 / r)

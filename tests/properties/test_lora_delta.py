@@ -13,8 +13,8 @@ from support.tables import every_table
 
 from refimpl import Model, Ops, Precision
 from refimpl.adapter import Adapter
-from refimpl.config import EMBED, Site
-from refimpl.lora import AdapterBank, LoraWeights, bind_adapter
+from refimpl.config import EMBED, Module
+from refimpl.lora import AdapterSlots, LoraWeights, bind_adapter
 
 P = Precision("model", "float64")
 
@@ -24,7 +24,7 @@ class Call(NamedTuple):
 
     model: Model
     pool: list[Adapter]
-    site: Site
+    module: Module
     x: np.ndarray
     adapter_ids: np.ndarray
     adapter_weights: np.ndarray
@@ -34,22 +34,22 @@ class Call(NamedTuple):
             "\n    ".join(map(shown_adapter, self.pool)),
             np.stack([self.adapter_ids, self.adapter_weights], -1),
         )
-        return f"Call({self.model.config}, {pool}\n    {self.site} ids, weights: {plan.tolist()})"
+        return f"Call({self.model.config}, {pool}\n    {self.module} ids, weights: {plan.tolist()})"
 
-    def bank(self, ops: Ops) -> AdapterBank:
-        bank = AdapterBank(self.model, P)
+    def bank(self, ops: Ops) -> AdapterSlots:
+        bank = AdapterSlots(self.model, P)
         for slot, adapter in enumerate(self.pool):
             bank.put(slot, ops.bind_adapter(adapter, self.model.config, ops.adapter_scale))
         return bank
 
-    def run(self, ops: Ops, y: np.ndarray, bank: AdapterBank | None = None, weights: np.ndarray | None = None) -> None:
+    def run(self, ops: Ops, y: np.ndarray, bank: AdapterSlots | None = None, weights: np.ndarray | None = None) -> None:
         bank = self.bank(ops) if bank is None else bank
         weights = self.adapter_weights if weights is None else weights
-        ops.lora_delta(y, self.x, bank, self.site, self.adapter_ids, weights, P)
+        ops.lora_delta(y, self.x, bank, self.module, self.adapter_ids, weights, P)
 
     def y(self, seed: int) -> np.ndarray:
-        d_out, d_in = self.model.config.shape(self.site[1])
-        return np.random.default_rng(seed).standard_normal((len(self.x), d_in if self.site == EMBED else d_out))
+        d_out, d_in = self.model.config.shape(self.module[1])
+        return np.random.default_rng(seed).standard_normal((len(self.x), d_in if self.module == EMBED else d_out))
 
 
 @st.composite
@@ -57,7 +57,7 @@ def calls(draw: st.DrawFn) -> Call:
     """Every slot is named by some row and -1 by another; ids come in runs and out of order, up to three a row."""
     config = draw(configs(max_layers=2))
     pool = draw(adapters(config, draw(st.integers(1, 4))))
-    site = draw(st.sampled_from(sorted({site for a in pool for site in a.lora})))
+    module = draw(st.sampled_from(sorted({module for a in pool for module in a.lora})))
     everyone = [*range(-1, len(pool)), len(pool) - 1, *draw(st.lists(st.integers(-1, len(pool) - 1), max_size=6))]
     first = np.array(draw(st.permutations(everyone)), np.int32).repeat(draw(st.integers(1, 2)))
     rng = np.random.default_rng(draw(st.integers(0, 999)))
@@ -66,9 +66,9 @@ def calls(draw: st.DrawFn) -> Call:
         others = rng.permutation([s for s in range(len(pool)) if s != slot])[: rng.integers(0, len(row))]
         row[: 1 + len(others) * (slot >= 0)] = [slot, *others][: 1 + len(others) * (slot >= 0)]
     weights = np.where(ids >= 0, rng.choice([1.0, -0.5, 0.75, 2.0], ids.shape), 0)
-    tokens, d_in = len(ids), config.shape(site[1])[1]
-    x = rng.integers(0, config.vocab_size, tokens) if site == EMBED else rng.standard_normal((tokens, d_in))
-    return Call(random_model(config), pool, site, x, ids, weights)
+    tokens, d_in = len(ids), config.shape(module[1])[1]
+    x = rng.integers(0, config.vocab_size, tokens) if module == EMBED else rng.standard_normal((tokens, d_in))
+    return Call(random_model(config), pool, module, x, ids, weights)
 
 
 def check_adds_the_formula(ops: Ops, call: Call) -> None:
@@ -77,11 +77,11 @@ def check_adds_the_formula(ops: Ops, call: Call) -> None:
     expected = y.copy()
     for t, (ids, weights) in enumerate(zip(call.adapter_ids, call.adapter_weights, strict=True)):
         for slot, weight in zip(ids, weights, strict=True):
-            if slot >= 0 and call.site in call.pool[slot].lora:
-                w = call.pool[slot].lora[call.site]
-                x = np.eye(w.A.shape[1])[call.x[t]] if call.site == EMBED else call.x[t]
+            if slot >= 0 and call.module in call.pool[slot].lora:
+                w = call.pool[slot].lora[call.module]
+                x = np.eye(w.A.shape[1])[call.x[t]] if call.module == EMBED else call.x[t]
                 low_rank = w.B @ (w.A @ x) + (0 if w.bias is None else w.bias)
-                expected[t] += weight * scale_of(call.pool[slot], call.site) * low_rank
+                expected[t] += weight * scale_of(call.pool[slot], call.module) * low_rank
     call.run(ops, y)
     assert_equal_to_rounding(y, expected)
 
@@ -90,7 +90,7 @@ def check_rows_without_adapter_keep_their_bits(ops: Ops, call: Call) -> None:
     y = call.y(1)
     before = y.copy()
     call.run(ops, y)
-    touched = np.array([any(s >= 0 and call.site in call.pool[s].lora for s in ids) for ids in call.adapter_ids])
+    touched = np.array([any(s >= 0 and call.module in call.pool[s].lora for s in ids) for ids in call.adapter_ids])
     assert_same_bits(y[~touched], before[~touched])
     if touched.any():
         assert_differ(y[touched], before[touched])
@@ -99,13 +99,13 @@ def check_rows_without_adapter_keep_their_bits(ops: Ops, call: Call) -> None:
 def check_rank_padding_is_invisible(ops: Ops, call: Call, extra: int) -> None:
     """Zero rows of A and zero columns of B, anywhere among the others, with the scale kept."""
     plain, padded = call.y(2), call.y(2)
-    bank = AdapterBank(call.model, P)
+    bank = AdapterSlots(call.model, P)
     for slot, adapter in enumerate(call.pool):
         bound = bind_adapter(adapter, call.model.config, ops.adapter_scale)
         lora = {}
-        for site, w in bound.lora.items():
+        for module, w in bound.lora.items():
             at = np.sort(np.random.default_rng([slot, extra]).integers(0, len(w.A) + 1, extra))
-            lora[site] = LoraWeights(np.insert(w.A, at, 0, axis=0), np.insert(w.B, at, 0, axis=1), w.scale, w.bias)
+            lora[module] = LoraWeights(np.insert(w.A, at, 0, axis=0), np.insert(w.B, at, 0, axis=1), w.scale, w.bias)
         bank.put(slot, replace(bound, lora=lora))
     call.run(ops, plain)
     call.run(ops, padded, bank)
@@ -128,14 +128,16 @@ def check_weights_are_linear(ops: Ops, call: Call, a: float, b: float) -> None:
 
 def check_sites_are_kept_apart(ops: Ops, call: Call) -> None:
     """A site that none of the row's adapters changes is left alone, whatever they do at other sites."""
-    for site in call.model.config.sites():
-        d_out, d_in = call.model.config.shape(site[1])[::-1] if site == EMBED else call.model.config.shape(site[1])
+    for module in call.model.config.modules():
+        d_out, d_in = (
+            call.model.config.shape(module[1])[::-1] if module == EMBED else call.model.config.shape(module[1])
+        )
         y = np.random.default_rng(4).standard_normal((len(call.adapter_ids), d_out))
         before = y.copy()
-        x = np.zeros(len(y), int) if site == EMBED else np.ones((len(y), d_in))
-        ops.lora_delta(y, x, call.bank(ops), site, call.adapter_ids, call.adapter_weights, P)
+        x = np.zeros(len(y), int) if module == EMBED else np.ones((len(y), d_in))
+        ops.lora_delta(y, x, call.bank(ops), module, call.adapter_ids, call.adapter_weights, P)
         for t, ids in enumerate(call.adapter_ids):
-            if not any(s >= 0 and site in call.pool[s].lora for s in ids):
+            if not any(s >= 0 and module in call.pool[s].lora for s in ids):
                 assert_same_bits(y[t], before[t])
 
 

@@ -157,7 +157,7 @@ class EngineMachine(RuleBasedStateMachine):
         if hasattr(self, "engine"):
             finish(self.engine)
             self.engine.check_counts()
-            assert self.engine.cache.in_use == 0 and not self.engine.adapters.users
+            assert self.engine.cache.in_use == 0 and not self.engine.adapters.ref_counts
             assert_as_if_alone(self.engine, list(self.requests), list(self.requests.values()))
 
 

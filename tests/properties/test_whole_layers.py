@@ -25,9 +25,11 @@ def replacing_adapters(draw: st.DrawFn, config: ModelConfig, seed: int) -> Adapt
     which = [EMBED, LM_HEAD] if grown else draw(st.lists(st.sampled_from([EMBED, LM_HEAD]), unique=True))
     width = {EMBED: 1, LM_HEAD: 3 / np.sqrt(config.hidden_size)}
     shape = (config.vocab_size + grown, config.hidden_size)
-    saved = {site: rng.standard_normal(shape) * width[site] for site in which}
-    biased = draw(st.lists(st.sampled_from(config.sites()[1:-1]), unique=True, min_size=0 if which else 1, max_size=4))
-    biases = {site: 0.5 * rng.standard_normal(config.shape(site[1])[0]) for site in biased}
+    saved = {module: rng.standard_normal(shape) * width[module] for module in which}
+    biased = draw(
+        st.lists(st.sampled_from(config.modules()[1:-1]), unique=True, min_size=0 if which else 1, max_size=4)
+    )
+    biases = {module: 0.5 * rng.standard_normal(config.shape(module[1])[0]) for module in biased}
     lora = random_adapter(config, seed, r=3, alpha=4.0, use_rslora=draw(st.booleans()), modules=LAYER_MODULES[::2])
     return replace(lora, replaced=saved, biases=biases)
 

@@ -37,7 +37,7 @@ def test_llama_13b_gives_the_published_ids() -> None:
 def test_the_tables_without_the_lora_are_the_base_between_these_tables() -> None:
     model, grown = random_model(BASE), BASE.vocab_size + 4
     rng = np.random.default_rng(5)
-    tables = {site: rng.standard_normal((grown, BASE.hidden_size)) for site in (EMBED, LM_HEAD)}
+    tables = {module: rng.standard_normal((grown, BASE.hidden_size)) for module in (EMBED, LM_HEAD)}
     adapter = dataclasses.replace(random_adapter(BASE, seed=1), replaced=tables)
     new = [BASE.vocab_size, grown - 1, 3]  # two ids that only the adapter knows
     with_lora, without, base = logits(

@@ -72,7 +72,7 @@ def test_every_number_is_the_one_that_torch_drew(name: str, make: Callable[[], d
 
 def test_the_two_torches_draw_different_adapters_of_one_seed() -> None:
     old, new = tinyllama_nemo(), tinyllama_nemo("2.13")
-    same = [np.mean(old.lora[site].A == new.lora[site].A) for site in old.lora]
+    same = [np.mean(old.lora[module].A == new.lora[module].A) for module in old.lora]
     assert max(same) < 0.01
 
 
@@ -93,11 +93,11 @@ def test_saved_as_peft_it_loads_for_tinyllama_unchanged(tmp_path: Path, torch: s
     made = tinyllama_nemo(torch)
     save_adapter(made, tmp_path / "nemo")
     loaded = load_adapter(tmp_path / "nemo", TINYLLAMA)
-    assert {site: w.B.shape for site, w in loaded.lora.items() if site[0] == 21} == {
+    assert {module: w.B.shape for module, w in loaded.lora.items() if module[0] == 21} == {
         (21, "q_proj"): (2048, 8),
         (21, "k_proj"): (256, 8),
         (21, "v_proj"): (256, 8),
     }
     assert len(loaded.lora) == 66 and loaded.config.lora_alpha == loaded.config.r == 8  # a scale of 1
-    for site, w in loaded.lora.items():
-        assert np.array_equal(w.A, made.lora[site].A) and np.array_equal(w.B, made.lora[site].B)
+    for module, w in loaded.lora.items():
+        assert np.array_equal(w.A, made.lora[module].A) and np.array_equal(w.B, made.lora[module].B)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from refimpl import Request
 from refimpl.adapter import Adapter, LoraTensors, PeftConfig
-from refimpl.config import EMBED, LAYER_MODULES, ModelConfig, Rope, Site, module_name
+from refimpl.config import EMBED, LAYER_MODULES, ModelConfig, Module, Rope, module_name
 from refimpl.weights import Layer, Linear, Model
 
 
@@ -97,15 +97,15 @@ def random_adapter(
 ) -> Adapter:
     """An adapter that changes what the model says about as much as the model itself does."""
     rng = np.random.default_rng([seed, 77])
-    lora: dict[Site, LoraTensors] = {}
+    lora: dict[Module, LoraTensors] = {}
     scale = alpha / (np.sqrt(r) if use_rslora else r)
-    for site in config.sites():
-        if site[1] not in modules:
+    for module in config.modules():
+        if module[1] not in modules:
             continue
-        d_out, d_in = config.shape(site[1])[::-1] if site == EMBED else config.shape(site[1])
-        a = rng.standard_normal((r, d_in)) / np.sqrt(r if site == EMBED else d_in)
+        d_out, d_in = config.shape(module[1])[::-1] if module == EMBED else config.shape(module[1])
+        a = rng.standard_normal((r, d_in)) / np.sqrt(r if module == EMBED else d_in)
         b = rng.standard_normal((d_out, r)) / (np.sqrt(r) * max(abs(scale), 1))
-        lora[site] = LoraTensors(a, b, 0.1 * rng.standard_normal(d_out) if lora_bias and site != EMBED else None)
+        lora[module] = LoraTensors(a, b, 0.1 * rng.standard_normal(d_out) if lora_bias and module != EMBED else None)
     peft = PeftConfig(
         r, alpha, use_rslora, alpha_pattern=alpha_pattern or {}, target_modules=tuple(modules), lora_bias=lora_bias
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from refimpl import Model, Request
 from refimpl.adapter import Adapter
-from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, Rope, Site
+from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, Module, Rope
 from refimpl.weights import Linear
 
 PARENT = {m: "mlp" if m in ("gate_proj", "up_proj", "down_proj") else "self_attn" for m in LAYER_MODULES}
@@ -81,26 +81,26 @@ def merged(model: Model, request: Request) -> Model:
     )
 
 
-def with_adapters(model: Model, request: Request, site: Site) -> Linear:
-    base = model.linear(site)
+def with_adapters(model: Model, request: Request, module: Module) -> Linear:
+    base = model.linear(module)
     weight, bias = base.weight, base.bias
     for adapter, _ in request.adapters:
-        weight, bias = adapter.replaced.get(site, weight), adapter.biases.get(site, bias)
+        weight, bias = adapter.replaced.get(module, weight), adapter.biases.get(module, bias)
     for adapter, share in request.adapters:
-        if site in adapter.lora:
-            stored, scale = adapter.lora[site], share * scale_of(adapter, site)
+        if module in adapter.lora:
+            stored, scale = adapter.lora[module], share * scale_of(adapter, module)
             delta = scale * stored.B @ stored.A
-            weight = weight + (delta.T if site == EMBED else delta)
+            weight = weight + (delta.T if module == EMBED else delta)
             if stored.bias is not None:
                 bias = scale * stored.bias + (0 if bias is None else bias)
     return Linear(weight, bias)
 
 
-def scale_of(adapter: Adapter, site: Site) -> float:
+def scale_of(adapter: Adapter, module: Module) -> float:
     """alpha / r, or alpha / sqrt(r); alpha is the pattern's where one names the module."""
-    layer, module = site
-    name = module if layer < 0 else f"model.layers.{layer}.{PARENT[module]}.{module}"
-    alpha, r = adapter.config.lora_alpha, adapter.lora[site].A.shape[0]
+    layer, leaf = module
+    name = leaf if layer < 0 else f"model.layers.{layer}.{PARENT[leaf]}.{leaf}"
+    alpha, r = adapter.config.lora_alpha, adapter.lora[module].A.shape[0]
     for pattern, value in adapter.config.alpha_pattern.items():
         alpha = value if name == pattern or name.endswith("." + pattern) else alpha
     return alpha / r**0.5 if adapter.config.use_rslora else alpha / r

@@ -15,7 +15,7 @@ from refimpl import Engine, Model, Ops, Request, Token, generate, logits, trace
 from refimpl.adapter import Adapter
 from refimpl.attention import first_visible
 from refimpl.batch import Batch
-from refimpl.engine import Generation
+from refimpl.engine import RequestState
 from refimpl.kv_cache import NO_BLOCK
 from refimpl.model import logit_width
 from support.compare import assert_equal_to_rounding
@@ -42,7 +42,7 @@ class WatchedEngine(Engine):
     def __init__(self, *args: object, watch: Watch | None = None, **options: object) -> None:
         super().__init__(*args, **options)
         self.watch = watch or Watch()
-        self._places: list[tuple[Generation, int]] = []
+        self._places: list[tuple[RequestState, int]] = []
 
     def step(self) -> list[Token]:
         with trace("logits") as seen:
@@ -57,13 +57,13 @@ class WatchedEngine(Engine):
         self.check_counts()
         return tokens
 
-    def _batch(self, scheduled: list[tuple[Generation, int]]) -> Batch:
+    def _batch(self, scheduled: list[tuple[RequestState, int]]) -> Batch:
         self._places = [(g, g.computed + n - 1) for g, n in scheduled]
         self.check_adapters()
         self._check_reads(scheduled)
         return super()._batch(scheduled)
 
-    def _admit(self, g: Generation, budget: int) -> bool:
+    def _admit(self, g: RequestState, budget: int) -> bool:
         admitted = super()._admit(g, budget)
         self.watch.hits += g.computed // self.cache.block_size
         return admitted
@@ -72,8 +72,8 @@ class WatchedEngine(Engine):
         """Blocks and slots have as many users as there are running requests that hold them, and none is lost."""
         blocks = collections.Counter(b for g in self.running for b in g.table if b != NO_BLOCK)
         slots = collections.Counter(slot for g in self.running for slot, _ in g.adapters)
-        assert self.cache.users == blocks, "the users of the blocks are not the running requests"
-        assert self.adapters.users == slots, "the users of the adapter slots are not the running requests"
+        assert self.cache.ref_counts == blocks, "the users of the blocks are not the running requests"
+        assert self.adapters.ref_counts == slots, "the users of the adapter slots are not the running requests"
         assert self.cache.available + self.cache.in_use == self.cache.num_blocks, "a block was lost, or has two lives"
 
     def check_adapters(self) -> None:
@@ -82,14 +82,14 @@ class WatchedEngine(Engine):
             assert len(g.adapters) == len(g.request.adapters)
             for (slot, weight), (adapter, wanted) in zip(g.adapters, g.request.adapters, strict=True):
                 assert weight == wanted
-                for site in self.model.config.sites():
-                    found, own = self.adapters.bank.at(site).get(slot), adapter.lora.get(site)
-                    assert (found is None) == (own is None), f"slot {slot} is not {adapter.name} at {site}"
+                for module in self.model.config.modules():
+                    found, own = self.adapters.bank.at(module).get(slot), adapter.lora.get(module)
+                    assert (found is None) == (own is None), f"slot {slot} is not {adapter.name} at {module}"
                     if found is not None and own is not None:
-                        assert np.array_equal(found.A, own.A), f"slot {slot} is not {adapter.name} at {site}"
-                        assert np.array_equal(found.B, own.B), f"slot {slot} is not {adapter.name} at {site}"
+                        assert np.array_equal(found.A, own.A), f"slot {slot} is not {adapter.name} at {module}"
+                        assert np.array_equal(found.B, own.B), f"slot {slot} is not {adapter.name} at {module}"
 
-    def _check_reads(self, scheduled: list[tuple[Generation, int]]) -> None:
+    def _check_reads(self, scheduled: list[tuple[RequestState, int]]) -> None:
         """Ask the second memory about every read of this step, then note its writes."""
         size, window, holds = self.cache.block_size, self.model.config.sliding_window, self.watch.holds
         written: set[int] = set()
@@ -105,7 +105,7 @@ class WatchedEngine(Engine):
                 slot = g.table[position // size] * size + position % size
                 assert holds.get(slot) == self._history(g, position), f"slot {slot} holds another request's history"
 
-    def _history(self, g: Generation, position: int) -> History:
+    def _history(self, g: RequestState, position: int) -> History:
         adapters = tuple((self.watch.same(adapter), weight) for adapter, weight in g.request.adapters)
         return (*g.tokens[: position + 1], adapters)
 
@@ -116,8 +116,8 @@ def serve(
     """All the requests through one watched engine, until nothing is left to do: the engine, and the requests' ids."""
     engine = WatchedEngine(model, ops, **options)
     if scramble is not None:  # the blocks come back in an order of our own
-        blocks = engine.cache.take(engine.cache.num_blocks)
-        engine.cache.give_back(np.random.default_rng(scramble).permutation(blocks).tolist())
+        blocks = engine.cache.allocate(engine.cache.num_blocks)
+        engine.cache.free(np.random.default_rng(scramble).permutation(blocks).tolist())
     ids = [engine.add(request, max_new_tokens) for request in requests]
     finish(engine)
     return engine, ids

@@ -4,8 +4,8 @@ The kernels compute in float32; tests/kernels/test_model.py holds that table to 
 
 import pytest
 
-from refimpl.ops import TABLES
+from refimpl.ops import BACKENDS
 
-IN_FLOAT64 = [name for name in TABLES if name != "cuda"]
+IN_FLOAT64 = [name for name in BACKENDS if name != "cuda"]
 
-every_table = pytest.mark.parametrize("ops", [TABLES[name] for name in IN_FLOAT64], ids=IN_FLOAT64)
+every_table = pytest.mark.parametrize("ops", [BACKENDS[name] for name in IN_FLOAT64], ids=IN_FLOAT64)

@@ -10,13 +10,13 @@ from refimpl import NUMPY, Model, Precision
 from refimpl.adapter import Adapter
 from refimpl.config import LAYER_MODULES, ModelConfig
 from refimpl.formats.trtllm import from_pair, to_pair
-from refimpl.lora import AdapterBank
+from refimpl.lora import AdapterSlots
 
 PRESET = {"manager": "tensorrt_llm", "convert": "tensorrt_llm_convert", "peft": "tensorrt_llm_convert"}
 
 
-def bank_of(model: Model, adapter: Adapter, p: Precision) -> AdapterBank:
-    bank = AdapterBank(model, p)
+def bank_of(model: Model, adapter: Adapter, p: Precision) -> AdapterSlots:
+    bank = AdapterSlots(model, p)
     bank.put(0, NUMPY.bind_adapter(adapter, model.config, NUMPY.adapter_scale))
     return bank
 
@@ -40,8 +40,8 @@ def test_the_bank_holds_what_the_arrays_hold(
     back, _ = from_pair(to_pair(adapter, dtype, order)[0], config, "back")
     direct, written = bank_of(model, adapter, p), bank_of(model, back, p)
     assert adapter.lora.keys() == back.lora.keys()
-    for site in back.lora:
-        found, expected = written.at(site)[0], direct.at(site)[0]
+    for module in back.lora:
+        found, expected = written.at(module)[0], direct.at(module)[0]
         assert (found.scale, expected.scale) == (1.0, 1.0)
         assert_same_bits(found.A, expected.A)
         assert_same_bits(found.B, expected.B)

@@ -15,7 +15,7 @@ from support.compare import assert_differ, assert_same_bits
 from refimpl import NUMPY, REFERENCE, Ops, Precision
 from refimpl.arrays import rounded
 from refimpl.config import ModelConfig
-from refimpl.lora import AdapterBank, BoundAdapter, LoraWeights, shrink
+from refimpl.lora import AdapterSlots, BoundAdapter, LoraWeights, shrink
 from refimpl.tensorrt_llm.arithmetic import AS_BATCHED, GROUPED, UNIFIED, is_unified, slice_edges, split_k_shrink
 from refimpl.tensorrt_llm.prescale import fold_scale
 
@@ -32,8 +32,8 @@ MODEL = random_model(CONFIG, 0, "float32")
 Q = (0, "q_proj")
 
 
-def bank_of(p: Precision, slots: dict[int, dict[str, LoraWeights]]) -> AdapterBank:
-    bank = AdapterBank(MODEL, p)
+def bank_of(p: Precision, slots: dict[int, dict[str, LoraWeights]]) -> AdapterSlots:
+    bank = AdapterSlots(MODEL, p)
     for slot, modules in slots.items():
         bank.put(slot, BoundAdapter({(0, module): w for module, w in modules.items()}, {}, {}))
     return bank
@@ -203,13 +203,13 @@ def test_a_batch_takes_the_unified_path_if_all_its_tokens_ask_for_the_same(ids: 
     }
     bank = bank_of(p, slots)
     column = np.array(ids, np.int32)[:, None]
-    for site, call in ((Q, "qkv"), ((0, "up_proj"), "gate up"), ((0, "o_proj"), "o")):
+    for module, call in ((Q, "qkv"), ((0, "up_proj"), "gate up"), ((0, "o_proj"), "o")):
         rows = []
         for slot in ids:
             held = slots.get(slot, {})
             mine = [m for m in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "o_proj") if m[0] in call]
             rows.append([(id(held[m].A), id(held[m].B), len(held[m].A)) if m in held else (0, 0, 0) for m in mine])
-        assert is_unified(bank, site, column) == all(row == rows[0] for row in rows), site
+        assert is_unified(bank, module, column) == all(row == rows[0] for row in rows), module
 
 
 def test_as_batched_is_one_or_the_other() -> None:

@@ -46,10 +46,10 @@ class Plain:
             idle = sorted(set(self.stored) - self.held, key=lambda t: self.since[t])
             if pages > self.room() and not idle:
                 return "no done tasks"
-            for victim in idle:
+            for select_victim in idle:
                 if pages <= self.room():
                     break
-                del self.stored[victim]
+                del self.stored[select_victim]
             if pages > self.room():
                 return "pageIds"
             self.stored[task] = (weights, pages)

@@ -25,7 +25,7 @@ def holds(c: AdapterCache, slot: int, adapter: int) -> bool:
 def test_an_adapter_keeps_its_slot_while_it_is_used() -> None:
     c = cache()
     assert [c.acquire(ADAPTERS[i]) for i in (0, 1, 0)] == [0, 1, 0]
-    assert c.users == {0: 2, 1: 1}
+    assert c.ref_counts == {0: 2, 1: 1}
     c.release(0)
     with pytest.raises(CacheFull, match="all 2 slots are in use"):
         c.acquire(ADAPTERS[2])
@@ -55,7 +55,7 @@ def test_several_are_acquired_together_or_not_at_all() -> None:
     c = cache()
     slot = c.acquire(ADAPTERS[0])
     assert c.acquire_all([(ADAPTERS[1], 1.0), (ADAPTERS[2], 0.5)]) is None
-    assert c.users == {slot: 1}
+    assert c.ref_counts == {slot: 1}
     assert c.acquire_all([(ADAPTERS[2], 0.5), (ADAPTERS[0], 2.0)]) == [(1, 0.5), (0, 2.0)]
 
 

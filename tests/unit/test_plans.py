@@ -5,7 +5,7 @@ import pytest
 from support.build import random_adapter
 
 from refimpl import NUMPY, Request
-from refimpl.batch import Work, adapter_rows, check_request, make_batch, positions, select_rows
+from refimpl.batch import ScheduledRequest, check_request, logits_indices, lora_mapping, make_batch, positions
 from refimpl.config import ModelConfig
 from refimpl.errors import RequestError
 from refimpl.lora import adapter_scale, segments
@@ -19,7 +19,7 @@ def test_positions_go_on_from_what_was_computed() -> None:
 
 
 def test_each_token_gets_the_adapters_of_its_request() -> None:
-    ids, weights = adapter_rows([[(2, 1.0)], [], [(0, 0.5), (3, -1.0)]], [2, 1, 2])
+    ids, weights = lora_mapping([[(2, 1.0)], [], [(0, 0.5), (3, -1.0)]], [2, 1, 2])
     assert ids.tolist() == [[2, -1], [2, -1], [-1, -1], [0, 3], [0, 3]]
     assert weights.tolist() == [[1, 0], [1, 0], [0, 0], [0.5, -1], [0.5, -1]]
     assert ids.dtype == np.int32
@@ -27,24 +27,24 @@ def test_each_token_gets_the_adapters_of_its_request() -> None:
 
 def test_the_last_token_of_each_request_gets_logits_or_all_do() -> None:
     starts = np.array([0, 3, 4, 6], np.int32)
-    assert select_rows(starts, False).tolist() == [2, 3, 5]
-    assert select_rows(starts, True).tolist() == [0, 1, 2, 3, 4, 5]
+    assert logits_indices(starts, False).tolist() == [2, 3, 5]
+    assert logits_indices(starts, True).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_batch_is_flat() -> None:
-    work = [Work([5, 6, 7], 0, [4, 1], [(1, 1.0)]), Work([9], 4, [0, 3, 2])]
+    work = [ScheduledRequest([5, 6, 7], 0, [4, 1], [(1, 1.0)]), ScheduledRequest([9], 4, [0, 3, 2])]
     batch = make_batch(work, 2, NUMPY)
     assert batch.token_ids.tolist() == [5, 6, 7, 9]
     assert batch.positions.tolist() == [0, 1, 2, 4]
-    assert batch.slots.tolist() == [8, 9, 2, 4]
-    assert batch.query_starts.tolist() == [0, 3, 4]
+    assert batch.slot_mapping.tolist() == [8, 9, 2, 4]
+    assert batch.query_start_loc.tolist() == [0, 3, 4]
     assert batch.context_lens.tolist() == [3, 5]
     assert batch.block_tables.tolist() == [[4, 1, -1], [0, 3, 2]]
-    assert batch.logit_rows.tolist() == [2, 3]
+    assert batch.logits_indices.tolist() == [2, 3]
 
 
 def test_a_batch_without_tokens_is_refused() -> None:
-    for work in ([], [Work([], 0, [0])]):
+    for work in ([], [ScheduledRequest([], 0, [0])]):
         with pytest.raises(RequestError):
             make_batch(work, 2, NUMPY)
 

@@ -6,7 +6,7 @@ from support.build import random_adapter, random_model
 import refimpl
 from refimpl.adapter_cache import AdapterCache
 from refimpl.arrays import Precision
-from refimpl.batch import Work, make_batch
+from refimpl.batch import ScheduledRequest, make_batch
 from refimpl.config import ModelConfig
 from refimpl.kv_cache import KVCache
 
@@ -47,7 +47,7 @@ def test_an_adapter_id_that_names_no_adapter_is_refused_before_anything_is_writt
     cache, adapters = KVCache(SMALL, 2, 4, p), AdapterCache(model, p, refimpl.NUMPY)
     adapters.acquire(random_adapter(SMALL, 1))
     for slot in (1, 7, -2):
-        batch = make_batch([Work([2, 3], 0, [0], [(slot, 1.0)])], 4, refimpl.NUMPY)
+        batch = make_batch([ScheduledRequest([2, 3], 0, [0], [(slot, 1.0)])], 4, refimpl.NUMPY)
         with pytest.raises(refimpl.LoracleError, match=f"adapter id {slot} is out of range: the bank holds"):
             refimpl.forward(model, batch, cache, adapters.bank, refimpl.NUMPY, p)
     assert not cache.k.any()

@@ -10,7 +10,7 @@ from workers import fake_engine as fake
 
 from refimpl.engines.environments import Recipe
 from refimpl.engines.hosted import Hosted
-from refimpl.engines.interface import Ask, Capabilities, EngineError, Settings
+from refimpl.engines.interface import Capabilities, EngineError, EngineRequest, Settings
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="engines in environments of their own need POSIX")
 
@@ -26,14 +26,14 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosted]:
     hosted.close()
 
 
-def ask(what: int, adapter: str | None = None) -> Ask:
-    return Ask((what, 5, 6), adapter, max_new_tokens=3)
+def ask(what: int, adapter: str | None = None) -> EngineRequest:
+    return EngineRequest((what, 5, 6), adapter, max_new_tokens=3)
 
 
 def test_answers_come_back_in_order_whatever_the_engine_prints(engine: Hosted) -> None:
     engine.start(SETTINGS)
     engine.load("a", Path("a"))
-    mixed = Ask((fake.WELL,), max_new_tokens=3, mix=(("a", 0.5),))
+    mixed = EngineRequest((fake.WELL,), max_new_tokens=3, adapter_weights=(("a", 0.5),))
     answers = engine.run([ask(fake.CHATTER), ask(fake.WELL, "a"), mixed])
     assert [(a.first, a.token_ids, a.error) for a in answers] == [(0, (0, 0, 0), "")] * 3
     assert all(a.logits is not None and a.logprobs is None for a in answers)
@@ -63,7 +63,7 @@ def test_a_wrong_answer_is_one_with_an_error_beside_the_right_ones(engine: Hoste
 
 def test_rows_that_fit_neither_the_prompt_nor_the_answer_are_an_error(engine: Hosted) -> None:
     engine.start(SETTINGS)
-    (wrong,) = engine.run([Ask((fake.FEW_ROWS, 5, 6, 5, 6), max_new_tokens=6)])
+    (wrong,) = engine.run([EngineRequest((fake.FEW_ROWS, 5, 6, 5, 6), max_new_tokens=6)])
     assert wrong.error == "fake: 8 rows for a prompt of 5 tokens and 6 produced ones"
     assert np.shape(wrong.raw) == (8, fake.VOCAB)
 
@@ -85,7 +85,7 @@ def test_what_cannot_be_run_at_all_is_one_line(engine: Hosted) -> None:
     engine.start(SETTINGS)
     for broken, message in (
         ([ask(fake.WELL, "b")], "no adapter 'b' is loaded"),
-        ([Ask((0,) * 14, max_new_tokens=3)], "a request of 17 tokens, and the engine was started for 16"),
+        ([EngineRequest((0,) * 14, max_new_tokens=3)], "a request of 17 tokens, and the engine was started for 16"),
         ([ask(fake.WELL), ask(fake.FEW_ANSWERS)], "fake: 1 answers to 2 requests"),
         ([ask(fake.DIE)], "died of signal 9 during 'run'; it said last: out of memory, says the engine"),
     ):

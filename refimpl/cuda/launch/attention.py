@@ -19,7 +19,7 @@ def write_kv(
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
     v: Float[Array, "tokens kv_heads head_dim"],
-    slots: Int[Array, " tokens"],
+    slot_mapping: Int[Array, " tokens"],
     dtype: str,
     version: int = 2,
 ) -> None:
@@ -32,8 +32,8 @@ def write_kv(
         check_array(name, x, dtype)
     if k.shape != v.shape or k_cache.shape != v_cache.shape or k_cache.shape[2:] != k.shape[1:]:
         raise LoracleError(f"k {k.shape} and v {v.shape} do not fit caches {k_cache.shape} and {v_cache.shape}")
-    check_plan("slots", slots, tokens)
-    check_slots(slots.tobytes(), k_cache.shape[0] * k_cache.shape[1])
+    check_plan("slot_mapping", slot_mapping, tokens)
+    check_slots(slot_mapping.tobytes(), k_cache.shape[0] * k_cache.shape[1])
     if tokens == 0:
         return
     width = kv_heads * head_dim
@@ -44,7 +44,7 @@ def write_kv(
         "v_cache": v_cache,
         "k": k,
         "v": v,
-        "slots": on_device(slots, namespace(k)),
+        "slot_mapping": on_device(slot_mapping, namespace(k)),
         "width": width,
     }
     start("kv_write.cu", f"{dtype}/{cache}", f"write_kv_v{version}", grid, 128, arguments)
@@ -54,7 +54,7 @@ def attention(
     q: Float[Array, "tokens heads head_dim"],
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
-    query_starts: Int[Array, " starts"],
+    query_start_loc: Int[Array, " starts"],
     context_lens: Int[Array, " requests"],
     block_tables: Int[Array, "requests table"],
     window: int | None,
@@ -76,13 +76,13 @@ def attention(
         raise LoracleError(f"q {q.shape} does not fit caches {k_cache.shape} and {v_cache.shape}")
     if window is not None and window < 1:
         raise LoracleError(f"window {window}: a token sees at least itself")
-    check_plan("query_starts", query_starts, len(context_lens) + 1)
-    check_plan("context_lens", context_lens, len(query_starts) - 1)
+    check_plan("query_start_loc", query_start_loc, len(context_lens) + 1)
+    check_plan("context_lens", context_lens, len(query_start_loc) - 1)
     if block_tables.dtype != np.int32 or block_tables.ndim != 2 or len(block_tables) != len(context_lens):
         raise LoracleError(
             f"block_tables must be int32 [requests, table], not {block_tables.dtype} {block_tables.shape}"
         )
-    plan = (query_starts.tobytes(), context_lens.tobytes(), block_tables.tobytes())
+    plan = (query_start_loc.tobytes(), context_lens.tobytes(), block_tables.tobytes())
     check_context(*plan, block_tables.shape[1], tokens, blocks, block_size, window or 0)
 
     xp = namespace(q)
@@ -92,14 +92,14 @@ def attention(
     longest = int(context_lens.max()) if window is None else min(int(context_lens.max()), window)
     if version == 0:
         version, splits = choose_attention(tokens * heads, longest, round_probabilities)
-    requests = np.repeat(np.arange(len(context_lens), dtype=np.int32), np.diff(query_starts))
+    requests = np.repeat(np.arange(len(context_lens), dtype=np.int32), np.diff(query_start_loc))
     arguments = {
         "out": out,
         "q": q,
         "k_cache": k_cache,
         "v_cache": v_cache,
         "requests": on_device(requests, xp),
-        "query_starts": on_device(query_starts, xp),
+        "query_start_loc": on_device(query_start_loc, xp),
         "context_lens": on_device(context_lens, xp),
         "block_tables": on_device(np.ascontiguousarray(block_tables), xp),
         "table": block_tables.shape[1],

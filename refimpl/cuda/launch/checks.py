@@ -35,12 +35,12 @@ def check_adapter_ids(adapter_ids: Array, adapters: int) -> None:
 
 
 @lru_cache(maxsize=64)
-def check_slots(slots: bytes, capacity: int) -> None:
+def check_slots(slot_mapping: bytes, capacity: int) -> None:
     """Each token has a slot of its own inside the cache. Memoised: a batch has the same slots in every layer."""
-    numbers = np.frombuffer(slots, np.int32)
+    numbers = np.frombuffer(slot_mapping, np.int32)
     wrong = np.flatnonzero((numbers < 0) | (numbers >= capacity))
     if wrong.size:
-        raise LoracleError(f"slots[{wrong[0]}] is {numbers[wrong[0]]}: the cache has slots 0 to {capacity - 1}")
+        raise LoracleError(f"slot_mapping[{wrong[0]}] is {numbers[wrong[0]]}: the cache has slots 0 to {capacity - 1}")
     found, counts = np.unique(numbers, return_counts=True)
     if (counts > 1).any():
         first, second = np.flatnonzero(numbers == found[counts > 1][0])[:2]
@@ -49,7 +49,7 @@ def check_slots(slots: bytes, capacity: int) -> None:
 
 @lru_cache(maxsize=64)
 def check_context(
-    query_starts: bytes,
+    query_start_loc: bytes,
     context_lens: bytes,
     block_tables: bytes,
     table: int,
@@ -59,11 +59,11 @@ def check_context(
     window: int,
 ) -> None:
     """Every key that a token sees is in a block of its request that exists."""
-    starts, contexts = np.frombuffer(query_starts, np.int32), np.frombuffer(context_lens, np.int32)
+    starts, contexts = np.frombuffer(query_start_loc, np.int32), np.frombuffer(context_lens, np.int32)
     tables = np.frombuffer(block_tables, np.int32).reshape(len(contexts), table)
     counts = np.diff(starts)
     if starts[0] != 0 or starts[-1] != tokens or (counts < 0).any():
-        raise LoracleError(f"query_starts must rise from 0 to the {tokens} tokens, not {starts.tolist()}")
+        raise LoracleError(f"query_start_loc must rise from 0 to the {tokens} tokens, not {starts.tolist()}")
     for r, (n, context) in enumerate(zip(counts, contexts, strict=True)):
         if context < n:
             raise LoracleError(f"request {r}: {n} new tokens in a context of {context}")

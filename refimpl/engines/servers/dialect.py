@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..interface import Ask, EngineError
+from ..interface import EngineError, EngineRequest
 from .client import BadAnswer, Client
 from .reading import Said
 
@@ -88,6 +88,8 @@ class Dialect(Protocol):
     def caches(self) -> bool:
         """Are keys and values of earlier prompts found again?"""
 
-    def ask(self, ask: Ask, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool) -> Said:
+    def ask(
+        self, ask: EngineRequest, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool
+    ) -> Said:
         """One request. adapters: the weights of those that are summed (with "sums"; else of one, 1), none for the base;
         width: tokens per row, 0 for none, vocab for all; cached: a prefix may be found again."""

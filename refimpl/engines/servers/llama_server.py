@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..interface import Ask, EngineError
+from ..interface import EngineError, EngineRequest
 from .client import Client
 from .dialect import field, find, objects
 from .reading import Said, token, understood
@@ -64,7 +64,9 @@ class LlamaServer:
     def caches(self) -> bool:
         return True
 
-    def ask(self, ask: Ask, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool) -> Said:
+    def ask(
+        self, ask: EngineRequest, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool
+    ) -> Said:
         scales = {number: 0.0 for number, _ in self.ids.values()}
         for name, weight in adapters.items():
             scales[self.ids[name][0]] += weight

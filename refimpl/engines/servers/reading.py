@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..interface import Answer, Ask
+from ..interface import EngineRequest, EngineResponse
 from .client import BadAnswer
 
 
@@ -38,7 +38,7 @@ def understood(found: Any, take: Callable[[Any], Said]) -> Said:
         raise BadAnswer(f"an answer of another form: {type(error).__name__} {error}", found) from None
 
 
-def answer(said: Said, ask: Ask, width: int, vocab: int, floor: float) -> Answer:
+def answer(said: Said, ask: EngineRequest, width: int, vocab: int, floor: float) -> EngineResponse:
     """The Answer that this is. BadAnswer for everything that it should not be.
 
     width: how many tokens of a row were asked for. Rows are whole where all of the vocabulary is told. A number at
@@ -49,14 +49,14 @@ def answer(said: Said, ask: Ask, width: int, vocab: int, floor: float) -> Answer
         raise BadAnswer(str(error), said.raw) from None
 
 
-def _checked(said: Said, ask: Ask, width: int, vocab: int, floor: float) -> Answer:
+def _checked(said: Said, ask: EngineRequest, width: int, vocab: int, floor: float) -> EngineResponse:
     ids = _tokens(said, ask, vocab)
     if said.echo is not None and list(said.echo) != list(ask.prompt_ids):
         raise BadAnswer(f"the prompt came back as other tokens: {list(said.echo)[:20]}")
     if said.logits is not None:
-        return Answer(ids, 0, logits=_matrix(said.logits, ask, vocab))
+        return EngineResponse(ids, 0, logits=_matrix(said.logits, ask, vocab))
     if width == 0:
-        return Answer(ids)
+        return EngineResponse(ids)
     if said.rows is None:
         raise BadAnswer(f"no log-probabilities, although {width} were asked for")
     prompt, produced, rows = len(ask.prompt_ids), len(ids), len(said.rows)
@@ -65,8 +65,8 @@ def _checked(said: Said, ask: Ask, width: int, vocab: int, floor: float) -> Answ
     found = [_row(i, row, width, vocab) for i, row in enumerate(said.rows)]
     first = prompt + produced - 1 - rows
     if all(len(row) == vocab and min(row.values()) > floor for row in found):
-        return Answer(ids, first, logprobs=np.array([[row[t] for t in range(vocab)] for row in found]))
-    return Answer(ids, first, top=[{t: x for t, x in row.items() if x > floor} for row in found])
+        return EngineResponse(ids, first, logprobs=np.array([[row[t] for t in range(vocab)] for row in found]))
+    return EngineResponse(ids, first, top=[{t: x for t, x in row.items() if x > floor} for row in found])
 
 
 def number(value: Any, what: str) -> float:
@@ -84,7 +84,7 @@ def token(value: Any) -> int:
     return int(text)
 
 
-def _tokens(said: Said, ask: Ask, vocab: int) -> tuple[int, ...]:
+def _tokens(said: Said, ask: EngineRequest, vocab: int) -> tuple[int, ...]:
     ids = tuple(token(t) for t in said.token_ids)
     if len(ids) != ask.max_new_tokens:
         raise BadAnswer(f"{len(ids)} tokens, {ask.max_new_tokens} were asked for")
@@ -103,7 +103,7 @@ def _row(i: int, row: Mapping[int, Any], width: int, vocab: int) -> dict[int, fl
     return {t: number(x, f"row {i}: the log-probability of token {t}") for t, x in row.items()}
 
 
-def _matrix(logits: Sequence[Sequence[Any]], ask: Ask, vocab: int) -> np.ndarray:
+def _matrix(logits: Sequence[Sequence[Any]], ask: EngineRequest, vocab: int) -> np.ndarray:
     if len(logits) != len(ask.prompt_ids):
         raise BadAnswer(f"{len(logits)} rows of logits for {len(ask.prompt_ids)} tokens of a prompt")
     for i, row in enumerate(logits):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..interface import Ask
+from ..interface import EngineRequest
 from .client import BadAnswer, Client, Refused
 from .dialect import find, served_models
 from .reading import Said, token, understood
@@ -56,7 +56,9 @@ class SGLang:
     def caches(self) -> bool:
         return not self._info().get("disable_radix_cache", False)
 
-    def ask(self, ask: Ask, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool) -> Said:
+    def ask(
+        self, ask: EngineRequest, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool
+    ) -> Said:
         body: dict[str, Any] = {
             "input_ids": list(ask.prompt_ids),
             "sampling_params": {"temperature": 0, "max_new_tokens": ask.max_new_tokens, "ignore_eos": True},

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..interface import Ask
+from ..interface import EngineRequest
 from .client import Client
 from .dialect import base, field
 from .reading import Said, token, understood
@@ -60,7 +60,9 @@ class TensorRTLLM:
         """Nothing tells. Its cache is on unless it was started otherwise, but a reused block has no context logits."""
         return False
 
-    def ask(self, ask: Ask, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool) -> Said:
+    def ask(
+        self, ask: EngineRequest, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool
+    ) -> Said:
         body: dict[str, Any] = {
             "model": self.model,
             "prompt": list(ask.prompt_ids),

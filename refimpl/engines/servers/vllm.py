@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..interface import Ask
+from ..interface import EngineRequest
 from .client import BadAnswer, Client, Refused
 from .dialect import base, field, find, served_models
 from .reading import Said, token, understood
@@ -89,7 +89,9 @@ class VLLM:
         except Refused:
             return False
 
-    def ask(self, ask: Ask, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool) -> Said:
+    def ask(
+        self, ask: EngineRequest, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool
+    ) -> Said:
         body: dict[str, Any] = {
             "model": next(iter(adapters), self.model),
             "prompt": list(ask.prompt_ids),

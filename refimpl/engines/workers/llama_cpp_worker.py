@@ -123,13 +123,13 @@ class Server:
 
     def run(self, asks: Sequence[Mapping[str, Any]]) -> Reply:
         """Per request its token ids; rows_i: [rows, vocab]."""
-        waiting = sorted(range(len(asks)), key=lambda i: asks[i]["arrives"])
+        waiting = sorted(range(len(asks)), key=lambda i: asks[i]["arrival_step"])
         running: dict[int, Request] = {}
         finished: dict[int, Request] = {}
         step = 0
         try:
             while waiting or running:
-                while waiting and (asks[waiting[0]]["arrives"] <= step or not running):
+                while waiting and (asks[waiting[0]]["arrival_step"] <= step or not running):
                     free = [s for s in self.sequences if s not in {r.sequence for r in running.values()}]
                     if not free:
                         break

@@ -124,14 +124,14 @@ class Server:
     def run(self, asks: Sequence[Mapping[str, Any]]) -> Reply:
         """Per request its token ids; rows_i: [rows, vocab]. Beside them: how many tokens of each prompt were found in
         the prefix cache, and how often a request was put off for want of room."""
-        waiting = sorted(range(len(asks)), key=lambda i: asks[i]["arrives"])
+        waiting = sorted(range(len(asks)), key=lambda i: asks[i]["arrival_step"])
         running: dict[str, int] = {}  # our name for the request -> its place in asks
         inside: dict[str, str] = {}  # our name for it -> the engine's
         last: dict[int, Any] = {}  # its latest output
         step, preempted = 0, self.preemptions()
         try:
             while waiting or running:
-                while waiting and (asks[waiting[0]]["arrives"] <= step or not running):
+                while waiting and (asks[waiting[0]]["arrival_step"] <= step or not running):
                     if not self.room(asks, waiting[0], running.values()):
                         if not running:
                             raise ValueError(f"a request names more adapters than there are slots, {self.max_adapters}")

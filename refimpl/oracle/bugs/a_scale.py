@@ -8,8 +8,8 @@ import numpy as np
 
 from ...adapter import Adapter, pattern_value
 from ...arrays import Array, Precision
-from ...config import ModelConfig, Site, module_name
-from ...lora import AdapterBank, BoundAdapter, LoraWeights, bind_adapter
+from ...config import ModelConfig, Module, module_name
+from ...lora import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter
 from ...ops import Ops
 from .mutant import Family
 from .steps import Scale, Slots, add, but, loading, only, reading, rescaling, routing
@@ -60,7 +60,7 @@ def scale_is_one() -> Ops:
     "https://github.com/openvinotoolkit/openvino.genai/pull/2210",
 )
 def divided_by_r_twice() -> Ops:
-    return rescaling(lambda site, w, adapter: 1 / len(w.A))
+    return rescaling(lambda module, w, adapter: 1 / len(w.A))
 
 
 @scale.bug("r / alpha, upside down")
@@ -70,7 +70,7 @@ def r_over_alpha() -> Ops:
 
 @scale.bug("scale applied in shrink and again in expand: its square")
 def scale_applied_twice() -> Ops:
-    return rescaling(lambda site, w, adapter: w.scale)
+    return rescaling(lambda module, w, adapter: w.scale)
 
 
 @scale.bugs(
@@ -80,12 +80,12 @@ def scale_applied_twice() -> Ops:
     scales=True,
 )
 def scale_times(factor: float) -> Ops:
-    return rescaling(lambda site, w, adapter: factor)
+    return rescaling(lambda module, w, adapter: factor)
 
 
 @scale.bug("the delta is subtracted", scales=True)
 def sign_flipped() -> Ops:
-    return rescaling(lambda site, w, adapter: -1.0)
+    return rescaling(lambda module, w, adapter: -1.0)
 
 
 # Whose rank, whose alpha.
@@ -119,7 +119,7 @@ def alpha_pattern_ignored() -> Ops:
 @scale.bug("alpha of the first module for all of them", needs="alpha_pattern")
 def alpha_of_the_first_module() -> Ops:
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
-        first = next((module_name(site) for site in config.sites() if site in adapter.lora), "")
+        first = next((module_name(module) for module in config.modules() if module in adapter.lora), "")
         alpha = pattern_value(adapter.config.alpha_pattern, first, adapter.config.lora_alpha)
         return bind_adapter(adapter, config, lambda _, r, rs: scale(alpha, r, rs))
 
@@ -130,8 +130,8 @@ def alpha_of_the_first_module() -> Ops:
     "the scale of every adapter is made of the largest rank in memory, to which all are padded", needs="mixed ranks"
 )
 def scale_of_the_padded_rank() -> Ops:
-    def padded(bank: AdapterBank, site: Site) -> Slots:
-        at = bank.at(site)
+    def padded(bank: AdapterSlots, module: Module) -> Slots:
+        at = bank.at(module)
         most = max((len(w.A) for w in at.values()), default=1)
         return {slot: dataclasses.replace(w, scale=w.scale * len(w.A) / most) for slot, w in at.items()}
 
@@ -140,8 +140,8 @@ def scale_of_the_padded_rank() -> Ops:
 
 @scale.bug("one scale for the whole bank: that of the adapter in the last slot")
 def scale_of_the_last_adapter() -> Ops:
-    def last(bank: AdapterBank, site: Site) -> Slots:
-        at = bank.at(site)
+    def last(bank: AdapterSlots, module: Module) -> Slots:
+        at = bank.at(module)
         return {slot: dataclasses.replace(w, scale=at[max(at)].scale) for slot, w in at.items()}
 
     return but(lora_delta=reading(last))
@@ -149,8 +149,8 @@ def scale_of_the_last_adapter() -> Ops:
 
 @scale.bug("one scale for the whole bank: that of the adapter in the first slot")
 def scale_of_the_first_adapter() -> Ops:
-    def first(bank: AdapterBank, site: Site) -> Slots:
-        at = bank.at(site)
+    def first(bank: AdapterSlots, module: Module) -> Slots:
+        at = bank.at(module)
         return {slot: dataclasses.replace(w, scale=at[min(at)].scale) for slot, w in at.items()}
 
     return but(lora_delta=reading(first))
@@ -165,9 +165,9 @@ def scale_of_the_first_adapter() -> Ops:
     needs="weight",
 )
 def weight_replaces_the_scale() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        unscaled = {slot: dataclasses.replace(w, scale=1.0) for slot, w in bank.at(site).items()}
-        add(y, x, bank.at(site), only(weights == 1, ids), weights, p)
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+        unscaled = {slot: dataclasses.replace(w, scale=1.0) for slot, w in bank.at(module).items()}
+        add(y, x, bank.at(module), only(weights == 1, ids), weights, p)
         add(y, x, unscaled, only(weights != 1, ids), weights, p)
 
     return but(lora_delta=delta)
@@ -206,7 +206,7 @@ def weights_normalised() -> Ops:
     needs="lora_bias",
 )
 def lora_bias_unscaled() -> Ops:
-    def unscaled(site: Site, w: LoraWeights, config: ModelConfig) -> LoraWeights:
+    def unscaled(module: Module, w: LoraWeights, config: ModelConfig) -> LoraWeights:
         return w if w.bias is None or not w.scale else dataclasses.replace(w, bias=w.bias / w.scale)
 
     return loading(unscaled)

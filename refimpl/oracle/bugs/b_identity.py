@@ -8,8 +8,8 @@ import numpy as np
 from ...adapter import Adapter
 from ...arrays import Array, Precision
 from ...batch import Adapters
-from ...config import LM_HEAD, ModelConfig, Site
-from ...lora import AdapterBank, BoundAdapter, bind_adapter
+from ...config import LM_HEAD, ModelConfig, Module
+from ...lora import AdapterSlots, BoundAdapter, bind_adapter
 from ...ops import NUMPY, Ops
 from .mutant import Family, Mutant
 from .steps import Plan, Scale, Slots, add, binding, but, only, planning, reading, routing
@@ -23,12 +23,12 @@ EMPTY = BoundAdapter({}, {}, {})
 @identity.bug("a request without an adapter gets slot 0", "https://github.com/NVIDIA/TensorRT-LLM/issues/2096")
 def none_is_slot_zero() -> Ops:
     def rows(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
-        ids, weights = NUMPY.adapter_rows(per_request, lengths)
+        ids, weights = NUMPY.lora_mapping(per_request, lengths)
         if (ids < 0).all():  # nothing was loaded: there is no slot 0
             return ids, weights
         return np.maximum(ids, 0), np.where(only_base(ids), 1.0, weights)
 
-    return but(adapter_rows=rows)
+    return but(lora_mapping=rows)
 
 
 def only_base(ids: Array) -> Array:
@@ -86,11 +86,11 @@ def rows_shifted(by: int) -> Ops:
 )
 def ids_not_repeated_per_token() -> Ops:
     def rows(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
-        ids, weights = NUMPY.adapter_rows(per_request, [1] * len(lengths))
+        ids, weights = NUMPY.lora_mapping(per_request, [1] * len(lengths))
         shape = (sum(lengths), ids.shape[1])
         return np.resize(ids, shape), np.resize(weights, shape)
 
-    return but(adapter_rows=rows)
+    return but(lora_mapping=rows)
 
 
 @identity.bug("the rows are sorted by adapter for the kernel, those without one last, and never put back")
@@ -112,9 +112,9 @@ def sorted_and_never_put_back() -> Ops:
     needs="lm_head LoRA",
 )
 def lm_head_rows_shifted() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        by = 1 if site == LM_HEAD else 0
-        add(y, x, bank.at(site), np.roll(ids, by, axis=0), np.roll(weights, by, axis=0), p)
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+        by = 1 if module == LM_HEAD else 0
+        add(y, x, bank.at(module), np.roll(ids, by, axis=0), np.roll(weights, by, axis=0), p)
 
     return but(lora_delta=delta)
 
@@ -127,25 +127,25 @@ def lm_head_rows_shifted() -> Ops:
 def lm_head_plan_not_narrowed() -> Ops:
     last: list[Array] = []  # the row of each request's last token
 
-    def rows(query_starts: Array, every: bool) -> Array:
-        last[:] = [query_starts[1:] - 1]
-        return NUMPY.select_rows(query_starts, every)
+    def rows(query_start_loc: Array, every: bool) -> Array:
+        last[:] = [query_start_loc[1:] - 1]
+        return NUMPY.logits_indices(query_start_loc, every)
 
     def plan(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
-        whole[:] = NUMPY.adapter_rows(per_request, lengths)
+        whole[:] = NUMPY.lora_mapping(per_request, lengths)
         return whole[0], whole[1]
 
     whole: list[Array] = []  # adapter_ids, adapter_weights of all tokens
 
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        if site == LM_HEAD and last and whole:
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+        if module == LM_HEAD and last and whole:
             every = len(ids) == len(whole[0])
             where = last[0] if every else np.arange(len(ids))
             ids, weights = ids.copy(), weights.copy()
             ids[where], weights[where] = (part[: len(where)] for part in whole)
-        add(y, x, bank.at(site), ids, weights, p)
+        add(y, x, bank.at(module), ids, weights, p)
 
-    return but(select_rows=rows, adapter_rows=plan, lora_delta=delta)
+    return but(logits_indices=rows, lora_mapping=plan, lora_delta=delta)
 
 
 @identity.bug(
@@ -154,10 +154,10 @@ def lm_head_plan_not_narrowed() -> Ops:
     needs="decode",
 )
 def first_row_for_last() -> Ops:
-    def rows(query_starts: Array, every: bool) -> Array:
-        return NUMPY.select_rows(query_starts, every) if every else query_starts[:-1].astype(np.int32)
+    def rows(query_start_loc: Array, every: bool) -> Array:
+        return NUMPY.logits_indices(query_start_loc, every) if every else query_start_loc[:-1].astype(np.int32)
 
-    return but(select_rows=rows)
+    return but(logits_indices=rows)
 
 
 # Graphs and kernels that were built for another batch.
@@ -168,8 +168,8 @@ def first_row_for_last() -> Ops:
     "https://github.com/vllm-project/vllm/pull/32005",
 )
 def last_slot_skipped() -> Ops:
-    def captured(bank: AdapterBank, site: Site) -> Slots:
-        return {slot: w for slot, w in bank.at(site).items() if slot != max(bank.slots)}
+    def captured(bank: AdapterSlots, module: Module) -> Slots:
+        return {slot: w for slot, w in bank.at(module).items() if slot != max(bank.slots)}
 
     return but(lora_delta=reading(captured))
 
@@ -196,17 +196,17 @@ def third_adapter_skipped() -> Ops:
 def adapter_not_in_the_decode_graph() -> Ops:
     def rows(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
         without = [() if n == 1 else adapters for adapters, n in zip(per_request, lengths, strict=True)]
-        return NUMPY.adapter_rows(without, lengths)
+        return NUMPY.lora_mapping(without, lengths)
 
-    return but(adapter_rows=rows)
+    return but(lora_mapping=rows)
 
 
 @identity.bug("every adapter's slot is read one further on, the last one's from the first")
 def slots_rotated() -> Ops:
-    def next_one(bank: AdapterBank, site: Site) -> Slots:
+    def next_one(bank: AdapterSlots, module: Module) -> Slots:
         order = sorted(bank.slots)
         following = dict(zip(order, order[1:] + order[:1], strict=True))
-        return {slot: bank.at(site)[other] for slot, other in following.items() if other in bank.at(site)}
+        return {slot: bank.at(module)[other] for slot, other in following.items() if other in bank.at(module)}
 
     return but(lora_delta=reading(next_one))
 
@@ -216,10 +216,10 @@ def slots_rotated() -> Ops:
     "https://github.com/Avarok-Cybersecurity/atlas/issues/1133",
 )
 def second_rank_has_slot_zero() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        halves = {slot: (half(w.B, 0), half(w.B, 1)) for slot, w in bank.at(site).items()}
-        first = {slot: dataclasses.replace(w, B=halves[slot][0]) for slot, w in bank.at(site).items()}
-        second = {slot: dataclasses.replace(w, B=halves[slot][1], bias=None) for slot, w in bank.at(site).items()}
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+        halves = {slot: (half(w.B, 0), half(w.B, 1)) for slot, w in bank.at(module).items()}
+        first = {slot: dataclasses.replace(w, B=halves[slot][0]) for slot, w in bank.at(module).items()}
+        second = {slot: dataclasses.replace(w, B=halves[slot][1], bias=None) for slot, w in bank.at(module).items()}
         add(y, x, first, ids, weights, p)
         add(y, x, second, np.where(ids < 0, ids, min(bank.slots, default=0)).astype(np.int32), weights, p)
 
@@ -240,8 +240,8 @@ def half(B: Array, which: int) -> Array:
     needs="other modules",
 )
 def untargeted_module_takes_the_first() -> Ops:
-    def filled(bank: AdapterBank, site: Site) -> Slots:
-        at = bank.at(site)
+    def filled(bank: AdapterSlots, module: Module) -> Slots:
+        at = bank.at(module)
         return {slot: at.get(slot, at[min(at)]) for slot in bank.slots} if at else at
 
     return but(lora_delta=reading(filled))
@@ -296,7 +296,7 @@ def named(name: str) -> list[Mutant]:
 def another_adapter(name: str) -> Ops:
     """Everyone's ids point to this adapter, once it was loaded."""
     theirs: dict[str, BoundAdapter] = {}
-    copies: dict[AdapterBank, AdapterBank] = {}
+    copies: dict[AdapterSlots, AdapterSlots] = {}
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         bound = bind_adapter(adapter, config, scale)
@@ -305,13 +305,13 @@ def another_adapter(name: str) -> Ops:
             copies.clear()
         return bound
 
-    def reads(bank: AdapterBank, site: Site) -> Slots:
+    def reads(bank: AdapterSlots, module: Module) -> Slots:
         if name not in theirs:
-            return bank.at(site)
+            return bank.at(module)
         if bank not in copies:
-            copies[bank] = AdapterBank(bank.model, bank.precision)
+            copies[bank] = AdapterSlots(bank.model, bank.precision)
             copies[bank].put(0, dataclasses.replace(theirs[name], weights={}, biases={}))
-        return {slot: w for w in copies[bank].at(site).values() for slot in bank.slots}
+        return {slot: w for w in copies[bank].at(module).values() for slot in bank.slots}
 
     return but(bind_adapter=bind, lora_delta=reading(reads))
 

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 
 from ...adapter import Adapter
-from ...config import ModelConfig, Site
-from ...lora import AdapterBank, BoundAdapter, LoraWeights, bind_adapter
+from ...config import ModelConfig, Module
+from ...lora import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter
 from ...ops import NUMPY, Ops
 from .mutant import Family
 from .steps import Scale, Slots, but, reading
 
 memory = Family("C")
-Place = tuple[AdapterBank, Site, int]  # one slot of one bank, at one site
+Place = tuple[AdapterSlots, Module, int]  # one slot of one bank, at one site
 
 
 @memory.bug(
@@ -31,14 +31,14 @@ def bound_by_name() -> Ops:
 
 @memory.bug("an adapter that is loaded again under its name gets its new A, and keeps the old B", needs="sequence")
 def reload_keeps_B() -> Ops:
-    known: dict[tuple[ModelConfig, str, Site], LoraWeights] = {}
+    known: dict[tuple[ModelConfig, str, Module], LoraWeights] = {}
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         bound = bind_adapter(adapter, config, scale)
         lora = {}
-        for site, w in bound.lora.items():
-            old = known.setdefault((config, adapter.name, site), w)
-            lora[site] = dataclasses.replace(w, B=old.B) if old.B.shape == w.B.shape else w
+        for module, w in bound.lora.items():
+            old = known.setdefault((config, adapter.name, module), w)
+            lora[module] = dataclasses.replace(w, B=old.B) if old.B.shape == w.B.shape else w
         return dataclasses.replace(bound, lora=lora)
 
     return but(bind_adapter=bind)
@@ -53,8 +53,8 @@ def reload_keeps_B() -> Ops:
 def slot_keeps_its_first_weights() -> Ops:
     first: dict[Place, LoraWeights] = {}
 
-    def cached(bank: AdapterBank, site: Site) -> Slots:
-        return {slot: first.setdefault((bank, site, slot), w) for slot, w in bank.at(site).items()}
+    def cached(bank: AdapterSlots, module: Module) -> Slots:
+        return {slot: first.setdefault((bank, module, slot), w) for slot, w in bank.at(module).items()}
 
     return but(lora_delta=reading(cached))
 
@@ -63,9 +63,9 @@ def slot_keeps_its_first_weights() -> Ops:
 def slot_not_cleared() -> Ops:
     left: dict[Place, LoraWeights] = {}
 
-    def with_leftovers(bank: AdapterBank, site: Site) -> Slots:
-        left.update({(bank, site, slot): w for slot, w in bank.at(site).items()})
-        return {slot: left[bank, site, slot] for slot in bank.slots if (bank, site, slot) in left}
+    def with_leftovers(bank: AdapterSlots, module: Module) -> Slots:
+        left.update({(bank, module, slot): w for slot, w in bank.at(module).items()})
+        return {slot: left[bank, module, slot] for slot in bank.slots if (bank, module, slot) in left}
 
     return but(lora_delta=reading(with_leftovers))
 
@@ -74,9 +74,9 @@ def slot_not_cleared() -> Ops:
 def slot_keeps_its_first_scale() -> Ops:
     first: dict[Place, float] = {}
 
-    def rescaled(bank: AdapterBank, site: Site) -> Slots:
-        at = bank.at(site).items()
-        return {slot: dataclasses.replace(w, scale=first.setdefault((bank, site, slot), w.scale)) for slot, w in at}
+    def rescaled(bank: AdapterSlots, module: Module) -> Slots:
+        at = bank.at(module).items()
+        return {slot: dataclasses.replace(w, scale=first.setdefault((bank, module, slot), w.scale)) for slot, w in at}
 
     return but(lora_delta=reading(rescaled))
 
@@ -90,8 +90,8 @@ def slot_keeps_its_first_scale() -> Ops:
 def refilled_slot_is_base() -> Ops:
     first: dict[Place, LoraWeights] = {}
 
-    def resident(bank: AdapterBank, site: Site) -> Slots:
-        return {slot: w for slot, w in bank.at(site).items() if first.setdefault((bank, site, slot), w) is w}
+    def resident(bank: AdapterSlots, module: Module) -> Slots:
+        return {slot: w for slot, w in bank.at(module).items() if first.setdefault((bank, module, slot), w) is w}
 
     return but(lora_delta=reading(resident))
 
@@ -102,8 +102,8 @@ def refilled_slot_is_base() -> Ops:
     needs="sequence",
 )
 def victim_in_use() -> Ops:
-    def victim(last_used: Mapping[int, int], users: Mapping[int, int]) -> int | None:
-        idle = NUMPY.victim(last_used, users)
+    def select_victim(last_used: Mapping[int, int], ref_counts: Mapping[int, int]) -> int | None:
+        idle = NUMPY.select_victim(last_used, ref_counts)
         return min(last_used, key=last_used.__getitem__, default=None) if idle is None else idle
 
-    return but(victim=victim)
+    return but(select_victim=select_victim)

@@ -71,7 +71,7 @@ def key_without_scale() -> Ops:
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         bound = bind_adapter(adapter, config, scale)
-        unscaled = {site: dataclasses.replace(w, scale=1.0) for site, w in bound.lora.items()}
+        unscaled = {module: dataclasses.replace(w, scale=1.0) for module, w in bound.lora.items()}
         plain[digest(bound)] = digest(dataclasses.replace(bound, lora=unscaled))
         return bound
 

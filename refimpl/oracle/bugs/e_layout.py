@@ -12,9 +12,9 @@ import numpy as np
 
 from ...adapter import Adapter
 from ...arrays import Array, Precision, widen
-from ...config import ModelConfig, Site
+from ...config import ModelConfig, Module
 from ...layers import apply_rope
-from ...lora import AdapterBank, BoundAdapter, LoraWeights
+from ...lora import AdapterSlots, BoundAdapter, LoraWeights
 from ...ops import NUMPY, Ops
 from .mutant import Family
 from .steps import Slots, add, binding, but, loading, reading
@@ -157,8 +157,8 @@ def up_at_a_wrong_offset() -> Ops:
 
 @layout.bug("the rows of q and k are reordered for a rotary embedding of neighbouring pairs, as the base's were not")
 def qk_rows_as_pairs() -> Ops:
-    def paired(site: Site, w: LoraWeights, config: ModelConfig) -> LoraWeights:
-        if site[1] not in ("q_proj", "k_proj"):
+    def paired(module: Module, w: LoraWeights, config: ModelConfig) -> LoraWeights:
+        if module[1] not in ("q_proj", "k_proj"):
             return w
         heads = np.arange(len(w.B)).reshape(-1, 2, config.head_dim // 2)
         return row_subset(w, heads.swapaxes(1, 2).ravel())
@@ -171,7 +171,7 @@ def qk_rows_as_pairs() -> Ops:
 
 def on(modules: Sequence[str], change: Callable[[LoraWeights], LoraWeights]) -> Ops:
     """A change to the LoRA of these modules."""
-    return loading(lambda site, w, config: change(w) if site[1] in modules else w)
+    return loading(lambda module, w, config: change(w) if module[1] in modules else w)
 
 
 def without_last_rows(w: LoraWeights) -> LoraWeights:
@@ -222,8 +222,8 @@ def replicated_kv_sliced() -> Ops:
     needs="GQA",
 )
 def kv_sliced_as_query_heads() -> Ops:
-    def sliced(site: Site, w: LoraWeights, config: ModelConfig) -> LoraWeights:
-        if site[1] not in ("k_proj", "v_proj"):
+    def sliced(module: Module, w: LoraWeights, config: ModelConfig) -> LoraWeights:
+        if module[1] not in ("k_proj", "v_proj"):
             return w
         shares, step = np.array_split(np.arange(len(w.B)), TP), config.shape("q_proj")[0] // TP
         return row_subset(w, np.concatenate([rank * step + np.arange(len(s)) for rank, s in enumerate(shares)]))
@@ -274,20 +274,20 @@ def B_read_transposed() -> Ops:
 def qkv_share_one_A() -> Ops:
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
         lora = dict(bound.lora)
-        for site, w in bound.lora.items():
-            q = bound.lora.get((site[0], "q_proj"))
-            if site[1] in QKV and q is not None and q.A.shape == w.A.shape:
-                lora[site] = dataclasses.replace(w, A=q.A)
+        for module, w in bound.lora.items():
+            q = bound.lora.get((module[0], "q_proj"))
+            if module[1] in QKV and q is not None and q.A.shape == w.A.shape:
+                lora[module] = dataclasses.replace(w, A=q.A)
         return dataclasses.replace(bound, lora=lora)
 
     return binding(changed)
 
 
-def from_other_sites(other: Callable[[Site, int], Site]) -> Ops:
+def from_other_sites(other: Callable[[Module, int], Module]) -> Ops:
     """The weights of another site: other(site, layers of the model)."""
 
-    def reads(bank: AdapterBank, site: Site) -> Slots:
-        return bank.at(other(site, bank.model.config.num_hidden_layers))
+    def reads(bank: AdapterSlots, module: Module) -> Slots:
+        return bank.at(other(module, bank.model.config.num_hidden_layers))
 
     return but(lora_delta=reading(reads))
 
@@ -298,17 +298,17 @@ def from_other_sites(other: Callable[[Site, int], Site]) -> Ops:
     needs="two layers",
 )
 def layers_shifted() -> Ops:
-    return from_other_sites(lambda site, layers: site if site[0] < 0 else ((site[0] - 1) % layers, site[1]))
+    return from_other_sites(lambda module, layers: module if module[0] < 0 else ((module[0] - 1) % layers, module[1]))
 
 
 @layout.bug("every layer gets the LoRA of the first", needs="two layers")
 def first_layer_everywhere() -> Ops:
-    return from_other_sites(lambda site, layers: (min(site[0], 0), site[1]))
+    return from_other_sites(lambda module, layers: (min(module[0], 0), module[1]))
 
 
 @layout.bug("up gets the LoRA of gate")
 def up_takes_the_delta_of_gate() -> Ops:
-    return from_other_sites(lambda site, layers: (site[0], "gate_proj") if site[1] == "up_proj" else site)
+    return from_other_sites(lambda module, layers: (module[0], "gate_proj") if module[1] == "up_proj" else module)
 
 
 # The delta in the wrong place of the layer.
@@ -322,10 +322,10 @@ def q_delta_after_rope() -> Ops:
         turned[:] = NUMPY.rope_table(*call)  # type: ignore[arg-type]
         return turned[0], turned[1]
 
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
         own = np.zeros_like(y)
-        add(own, x, bank.at(site), ids, weights, p)
-        if site[1] == "q_proj" and turned:
+        add(own, x, bank.at(module), ids, weights, p)
+        if module[1] == "q_proj" and turned:
             heads = own.reshape(len(own), -1, bank.model.config.head_dim)
             own = apply_rope(heads, turned[0], -turned[1], p).reshape(own.shape)  # back, before it is turned
         y += own
@@ -337,13 +337,13 @@ def q_delta_after_rope() -> Ops:
 def o_delta_after_the_mlp() -> Ops:
     late: list[Array] = []
 
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        if site[1] == "o_proj":
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+        if module[1] == "o_proj":
             late[:] = [np.zeros_like(y)]
-            add(late[0], x, bank.at(site), ids, weights, p)
+            add(late[0], x, bank.at(module), ids, weights, p)
             return
-        add(y, x, bank.at(site), ids, weights, p)
-        if site[1] == "down_proj" and late:
+        add(y, x, bank.at(module), ids, weights, p)
+        if module[1] == "down_proj" and late:
             y += late[0]
 
     return but(lora_delta=delta)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...adapter import Adapter
 from ...arrays import Array
-from ...config import ATTENTION_MODULES, EMBED, LAYER_MODULES, LM_HEAD, MLP_MODULES, ModelConfig, Site
+from ...config import ATTENTION_MODULES, EMBED, LAYER_MODULES, LM_HEAD, MLP_MODULES, ModelConfig, Module
 from ...lora import BoundAdapter, LoraWeights
 from ...ops import Ops
 from .mutant import Family
@@ -33,7 +33,7 @@ def adapters_ignored() -> Ops:
 
 def without(*modules: str) -> Ops:
     """No LoRA on these modules."""
-    return loading(lambda site, w, config: None if site[1] in modules else w)
+    return loading(lambda module, w, config: None if module[1] in modules else w)
 
 
 @not_applied.bugs(
@@ -74,22 +74,22 @@ def mlp_only() -> Ops:
 
 @not_applied.bug("the LoRA of the first layer is left out")
 def first_layer_missed() -> Ops:
-    return loading(lambda site, w, config: None if site[0] == 0 else w)
+    return loading(lambda module, w, config: None if module[0] == 0 else w)
 
 
 @not_applied.bug("the LoRA of the last layer is left out")
 def last_layer_missed() -> Ops:
-    return loading(lambda site, w, config: None if site[0] == config.num_hidden_layers - 1 else w)
+    return loading(lambda module, w, config: None if module[0] == config.num_hidden_layers - 1 else w)
 
 
 @not_applied.bug("only the first layer has its LoRA", needs="two layers")
 def first_layer_only() -> Ops:
-    return loading(lambda site, w, config: None if site[0] > 0 else w)
+    return loading(lambda module, w, config: None if module[0] > 0 else w)
 
 
 @not_applied.bug("the bias of lora_B is left out", needs="lora_bias")
 def lora_bias_dropped() -> Ops:
-    return loading(lambda site, w, config: dataclasses.replace(w, bias=None))
+    return loading(lambda module, w, config: dataclasses.replace(w, bias=None))
 
 
 @not_applied.bug(
@@ -115,7 +115,7 @@ def tied_head_takes_the_embeddings_delta() -> Ops:
     needs="modules_to_save",
 )
 def saved_lm_head_dropped() -> Ops:
-    return whole_layers(lambda site: site != LM_HEAD)
+    return whole_layers(lambda module: module != LM_HEAD)
 
 
 @not_applied.bug(
@@ -124,14 +124,14 @@ def saved_lm_head_dropped() -> Ops:
     needs="modules_to_save",
 )
 def saved_embedding_dropped() -> Ops:
-    return whole_layers(lambda site: site != EMBED)
+    return whole_layers(lambda module: module != EMBED)
 
 
-def whole_layers(keep: Callable[[Site], bool]) -> Ops:
+def whole_layers(keep: Callable[[Module], bool]) -> Ops:
     """Only these of the layers that an adapter brings along."""
 
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
-        kept = {site: x for site, x in bound.weights.items() if keep(site)}
+        kept = {module: x for module, x in bound.weights.items() if keep(module)}
         return dataclasses.replace(bound, weights=kept)
 
     return binding(changed)
@@ -145,7 +145,7 @@ def saved_biases_dropped() -> Ops:
 @not_applied.bug("the lm_head and the biases that an adapter brings along are dropped", needs="modules_to_save")
 def saved_lm_head_and_biases_dropped() -> Ops:
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
-        embedding = {site: x for site, x in bound.weights.items() if site == EMBED}
+        embedding = {module: x for module, x in bound.weights.items() if module == EMBED}
         return dataclasses.replace(bound, weights=embedding, biases={})
 
     return binding(changed)
@@ -157,10 +157,10 @@ def saved_lm_head_and_biases_dropped() -> Ops:
     needs="modules_to_save",
 )
 def saved_layers_of_the_first_adapter() -> Ops:
-    first: dict[tuple[ModelConfig, Site], Array] = {}
+    first: dict[tuple[ModelConfig, Module], Array] = {}
 
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
-        weights = {site: first.setdefault((config, site), x) for site, x in bound.weights.items()}
+        weights = {module: first.setdefault((config, module), x) for module, x in bound.weights.items()}
         return dataclasses.replace(bound, weights=weights)
 
     return binding(changed)
@@ -170,9 +170,9 @@ def saved_layers_of_the_first_adapter() -> Ops:
 def grown_rows_are_zero() -> Ops:
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
         weights = {}
-        for site, x in bound.weights.items():
+        for module, x in bound.weights.items():
             known = np.arange(len(x)) < config.vocab_size
-            weights[site] = np.where(known[:, None], x, np.zeros((), x.dtype))
+            weights[module] = np.where(known[:, None], x, np.zeros((), x.dtype))
         return dataclasses.replace(bound, weights=weights)
 
     return binding(changed)

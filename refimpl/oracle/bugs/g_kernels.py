@@ -7,8 +7,8 @@ import numpy as np
 
 from ...arrays import Array, Precision
 from ...batch import Adapters
-from ...config import Site
-from ...lora import AdapterBank, LoraWeights
+from ...config import Module
+from ...lora import AdapterSlots, LoraWeights
 from ...ops import NUMPY, Ops
 from .mutant import Family
 from .steps import Plan, Slots, add, but, each, only, reading, routing, same_rank
@@ -49,8 +49,8 @@ def last_rank_lost() -> Ops:
     needs="mixed ranks",
 )
 def padding_not_cleared() -> Ops:
-    def padded(bank: AdapterBank, site: Site) -> Slots:
-        at = bank.at(site)
+    def padded(bank: AdapterSlots, module: Module) -> Slots:
+        at = bank.at(module)
         most = max(at.values(), key=lambda w: len(w.A), default=None)
         return {slot: padded_with(most, w) for slot, w in at.items() if most is not None}
 
@@ -128,19 +128,19 @@ def token_tail_lost() -> Ops:
     "https://github.com/vllm-project/vllm-ascend/issues/11221",
 )
 def base_counted_twice() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        rows = np.isin(ids, list(bank.at(site))).any(axis=1)
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+        rows = np.isin(ids, list(bank.at(module))).any(axis=1)
         y[rows] *= 2
-        add(y, x, bank.at(site), ids, weights, p)
+        add(y, x, bank.at(module), ids, weights, p)
 
     return but(lora_delta=delta)
 
 
 @kernels.bug("the delta replaces what the base computed, instead of being added to it")
 def delta_instead_of_sum() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        y[np.isin(ids, list(bank.at(site))).any(axis=1)] = 0
-        add(y, x, bank.at(site), ids, weights, p)
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+        y[np.isin(ids, list(bank.at(module))).any(axis=1)] = 0
+        add(y, x, bank.at(module), ids, weights, p)
 
     return but(lora_delta=delta)
 
@@ -154,8 +154,8 @@ def delta_instead_of_sum() -> Ops:
     "https://github.com/vllm-project/vllm/pull/38686",
 )
 def intermediate_in(dtype: str) -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        add(y, x, bank.at(site), ids, weights, dataclasses.replace(p, lora_rank=dtype))
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+        add(y, x, bank.at(module), ids, weights, dataclasses.replace(p, lora_rank=dtype))
 
     return but(lora_delta=delta)
 
@@ -165,9 +165,9 @@ def intermediate_in(dtype: str) -> Ops:
     "https://github.com/openvinotoolkit/openvino/pull/34809",
 )
 def delta_overflows() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
         own = np.zeros_like(y)
-        add(own, x, bank.at(site), ids, weights, p)
+        add(own, x, bank.at(module), ids, weights, p)
         size = np.abs(own)
         y += np.where((size > 0) & (size == size.max(initial=0)), np.copysign(np.inf, own), own)
 
@@ -186,8 +186,8 @@ def adapter_lost_after_8_tokens() -> Ops:
         return place[0]
 
     def rows(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
-        ids, weights = NUMPY.adapter_rows(per_request, lengths)
+        ids, weights = NUMPY.lora_mapping(per_request, lengths)
         early = place[0] < 8 if place else np.ones(len(ids), bool)
         return only(early[:, None], ids), weights
 
-    return but(positions=positions, adapter_rows=rows)
+    return but(positions=positions, lora_mapping=rows)

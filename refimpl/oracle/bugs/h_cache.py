@@ -10,7 +10,7 @@ import numpy as np
 from ...arrays import Array, Precision
 from ...attention import attention, gather
 from ...config import Rope
-from ...kv_cache import slots, write_kv
+from ...kv_cache import slot_mapping, write_kv
 from ...layers import apply_rope, rope_table
 from ...ops import NUMPY, Ops
 from .mutant import Family
@@ -82,9 +82,9 @@ LAYOUT = "https://github.com/vllm-project/vllm/pull/42420", "https://github.com/
 @cache.bug("from the third block on, keys and values go to the block before", *LAYOUT)
 def slots_off_by_one_block() -> Ops:
     def early(tables: Array, positions: Array, starts: Array, block_size: int) -> Array:
-        return slots(tables, positions - block_size * (positions >= 2 * block_size), starts, block_size)
+        return slot_mapping(tables, positions - block_size * (positions >= 2 * block_size), starts, block_size)
 
-    return but(slots=early)
+    return but(slot_mapping=early)
 
 
 @cache.bug(
@@ -92,14 +92,14 @@ def slots_off_by_one_block() -> Ops:
 )
 def blocks_of_sixteen() -> Ops:
     def sixteen(tables: Array, positions: Array, starts: Array, size: int) -> Array:
-        return slots(tables, np.minimum(positions, positions // 16 * size + positions % size), starts, size)
+        return slot_mapping(tables, np.minimum(positions, positions // 16 * size + positions % size), starts, size)
 
-    return but(slots=sixteen)
+    return but(slot_mapping=sixteen)
 
 
 @cache.bug("keys and values are written one slot early: each token overwrites the one before")
 def written_one_slot_early() -> Ops:
-    return but(slots=lambda tables, positions, *rest: slots(tables, np.maximum(positions - 1, 0), *rest))
+    return but(slot_mapping=lambda tables, positions, *rest: slot_mapping(tables, np.maximum(positions - 1, 0), *rest))
 
 
 @cache.bug(

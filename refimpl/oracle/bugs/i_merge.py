@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from ...arrays import Array, Precision, rounded, widen
-from ...config import EMBED, ModelConfig, Site
-from ...lora import AdapterBank, LoraWeights
+from ...config import EMBED, ModelConfig, Module
+from ...lora import AdapterSlots, LoraWeights
 from ...ops import Ops
 from .mutant import Family
 from .steps import Slots, add, but, loading, reading
@@ -14,16 +14,16 @@ from .steps import Slots, add, but, loading, reading
 merge = Family("I")
 
 
-def change_of_base(w: LoraWeights, change: Array, site: Site) -> LoraWeights:
+def change_of_base(w: LoraWeights, change: Array, module: Module) -> LoraWeights:
     """A change of the base's weight [d_out, d_in] as a LoRA of full rank: x change^T."""
-    A, B = (change.T, np.eye(change.shape[1])) if site == EMBED else (np.eye(change.shape[1]), change)
+    A, B = (change.T, np.eye(change.shape[1])) if module == EMBED else (np.eye(change.shape[1]), change)
     return LoraWeights(A.astype(w.B.dtype), B.astype(w.B.dtype), 1.0, None if w.bias is None else w.scale * w.bias)
 
 
-def folded(w: LoraWeights, site: Site) -> Array:
+def folded(w: LoraWeights, module: Module) -> Array:
     """scale B A in the layout of the base's weight."""
     product = w.scale * (w.B @ w.A)
-    return product.T if site == EMBED else product
+    return product.T if module == EMBED else product
 
 
 @merge.bugs(
@@ -34,12 +34,12 @@ def folded(w: LoraWeights, site: Site) -> Array:
     "https://github.com/huggingface/peft/issues/1035",
 )
 def merged_in(dtype: str) -> Ops:
-    def merged(bank: AdapterBank, site: Site) -> Slots:
+    def merged(bank: AdapterSlots, module: Module) -> Slots:
         found = {}
-        for slot, w in bank.at(site).items():
-            layer = bank.base_at(site).get(slot, bank.model.linear(site))
+        for slot, w in bank.at(module).items():
+            layer = bank.base_at(module).get(slot, bank.model.linear(module))
             W = widen(layer.weight, w.B.dtype.name)
-            found[slot] = change_of_base(w, rounded(W + folded(w, site), dtype) - W, site)
+            found[slot] = change_of_base(w, rounded(W + folded(w, module), dtype) - W, module)
         return found
 
     return but(lora_delta=reading(merged))
@@ -49,9 +49,9 @@ class Remembered:
     """Which slot of which bank was merged last."""
 
     def __init__(self) -> None:
-        self.slot: dict[AdapterBank, int] = {}
+        self.slot: dict[AdapterSlots, int] = {}
 
-    def update(self, bank: AdapterBank, ids: Array) -> int | None:
+    def update(self, bank: AdapterSlots, ids: Array) -> int | None:
         """Note the batch's; the last one to be merged, or None."""
         if (ids >= 0).any():
             self.slot[bank] = int(ids.max())
@@ -62,12 +62,12 @@ class Remembered:
 def merged_and_never_unmerged() -> Ops:
     last = Remembered()
 
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        add(y, x, bank.at(site), ids, weights, p)
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+        add(y, x, bank.at(module), ids, weights, p)
         slot = last.update(bank, ids)
         if slot is not None:
             others = np.where((ids == slot).any(axis=1), -1, slot).astype(np.int32)[:, None]
-            add(y, x, bank.at(site), others, np.ones(others.shape), p)
+            add(y, x, bank.at(module), others, np.ones(others.shape), p)
 
     return but(lora_delta=delta)
 
@@ -79,15 +79,15 @@ def merged_and_never_unmerged() -> Ops:
 def unmerged_in_bfloat16() -> Ops:
     last = Remembered()
 
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        add(y, x, bank.at(site), ids, weights, p)
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+        add(y, x, bank.at(module), ids, weights, p)
         slot = last.update(bank, ids)
-        w = None if slot is None else bank.at(site).get(slot)
+        w = None if slot is None else bank.at(module).get(slot)
         if slot is None or w is None:
             return
-        W, D = widen(bank.model.linear(site).weight, w.B.dtype.name), folded(w, site)
+        W, D = widen(bank.model.linear(module).weight, w.B.dtype.name), folded(w, module)
         there = rounded(W + D[: len(W)], "bfloat16")
-        residue = change_of_base(w, rounded(there - D[: len(W)], "bfloat16") - W, site)
+        residue = change_of_base(w, rounded(there - D[: len(W)], "bfloat16") - W, module)
         base = np.where((ids < 0).all(axis=1), slot, -1).astype(np.int32)[:, None]
         add(y, x, {slot: dataclasses.replace(residue, bias=None)}, base, np.ones(base.shape), p)
 
@@ -101,8 +101,8 @@ def unmerged_in_bfloat16() -> Ops:
     needs="square layers",
 )
 def transposed_where_square() -> Ops:
-    def transposed(site: Site, w: LoraWeights, config: ModelConfig) -> LoraWeights:
-        square = w.A.shape[1] == len(w.B) and site[0] >= 0
+    def transposed(module: Module, w: LoraWeights, config: ModelConfig) -> LoraWeights:
+        square = w.A.shape[1] == len(w.B) and module[0] >= 0
         return dataclasses.replace(w, A=np.ascontiguousarray(w.B.T), B=np.ascontiguousarray(w.A.T)) if square else w
 
     return loading(transposed)
@@ -110,8 +110,8 @@ def transposed_where_square() -> Ops:
 
 @merge.bug("of the adapters that a request sums, each but the first is merged at a weight of 1", needs="sum")
 def later_weights_of_a_sum_ignored() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
         first = np.arange(ids.shape[1]) == 0
-        add(y, x, bank.at(site), ids, np.where(first | (ids < 0), weights, 1.0), p)
+        add(y, x, bank.at(module), ids, np.where(first | (ids < 0), weights, 1.0), p)
 
     return but(lora_delta=delta)

@@ -14,10 +14,10 @@ from ...adapter import Adapter
 from ...arrays import Array, Precision, rounded
 from ...attention import attention, gather
 from ...batch import Adapters
-from ...config import ModelConfig, Site
-from ...lora import AdapterBank, BoundAdapter, LoraWeights, bind_adapter
+from ...config import ModelConfig, Module
+from ...lora import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter
 from ...ops import NUMPY, Ops
-from ..cases.testbed import Stage
+from ..cases.testbed import Testbed
 from . import Mutant, all_mutants
 from .b_identity import only_base
 from .e_layout import COLUMN_PARALLEL, MISSING, ROW_PARALLEL, from_other_sites, on, row_subset
@@ -31,9 +31,9 @@ TILES = (2, 4, 8, 16, 32, 64, 128)
 PLACES = 24  # tokens after which something may be lost
 
 
-def values_for(stage: Stage) -> dict[str, Mutant]:
+def values_for(testbed: Testbed) -> dict[str, Mutant]:
     """By name, for the ranks, layers and adapters of this stage."""
-    listed = [*_scales(), *_identities(stage), *_layouts(stage), *_kernels(stage), *_caches(stage), *_merges()]
+    listed = [*_scales(), *_identities(testbed), *_layouts(testbed), *_kernels(testbed), *_caches(testbed), *_merges()]
     by_order = [m for m in (*all_mutants().values(), *listed) if m.name.partition("[")[0] in BY_ORDER]
     return {m.name: m for m in (*listed, *map(in_order_of_arrival, by_order))}
 
@@ -100,7 +100,7 @@ def scale_of_the_rank_padded_to(tile: int) -> Ops:
 
 def scale_bound_by_name() -> Ops:
     """Only the scale is kept: the weights are the new ones."""
-    known: dict[tuple[str, Site], float] = {}
+    known: dict[tuple[str, Module], float] = {}
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         bound = bind_adapter(adapter, config, scale)
@@ -115,21 +115,21 @@ def scale_bound_by_name() -> Ops:
 # B: whose rows.
 
 
-def _identities(stage: Stage) -> Iterator[Mutant]:
+def _identities(testbed: Testbed) -> Iterator[Mutant]:
     far = _but_one(FAR, 1, -1)
     yield from _family("B", adapter_of_a_request_further_on, far, "row i has the adapter of request i + {}")
     yield from _family("B", request_without, ("first", "last"), "the {} request of every batch gets no adapter")
     yield from _family("B", rows_dealt_late, far, "the plan of the rows is shifted by {} tokens")
     what = "no adapter in decode steps; prompts of one token are right"
     yield Mutant("adapter_in_prompts_only", "B", what, (), adapter_in_prompts_only, "decode")
-    names = list(stage.adapters)
+    names = list(testbed.adapters)
     for name in names:
         what = f"requests without an adapter get {name}"
-        yield Mutant(f"base_gets[{name}]", "B", what, (), partial(base_gets, stage.adapters[name]))
+        yield Mutant(f"base_gets[{name}]", "B", what, (), partial(base_gets, testbed.adapters[name]))
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             yield Mutant(
-                f"exchanged[{a},{b}]", "B", f"{a} and {b} answer for each other", (), partial(exchanged, stage, a, b)
+                f"exchanged[{a},{b}]", "B", f"{a} and {b} answer for each other", (), partial(exchanged, testbed, a, b)
             )
 
 
@@ -166,23 +166,23 @@ def adapter_in_prompts_only() -> Ops:
 
 def base_gets(adapter: Adapter) -> Ops:
     """Rows without an adapter get this one, whether it is in the batch or not."""
-    held: dict[AdapterBank, AdapterBank] = {}
+    held: dict[AdapterSlots, AdapterSlots] = {}
 
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
         if bank not in held:
-            held[bank] = AdapterBank(bank.model, bank.precision)
+            held[bank] = AdapterSlots(bank.model, bank.precision)
             held[bank].put(0, bind_adapter(adapter, bank.model.config))
-        NUMPY.lora_delta(y, x, bank, site, ids, weights, p)
+        NUMPY.lora_delta(y, x, bank, module, ids, weights, p)
         base = np.where(only_base(ids), 0, -1).astype(np.int32)
-        add(y, x, held[bank].at(site), base, np.ones(base.shape), p)
+        add(y, x, held[bank].at(module), base, np.ones(base.shape), p)
 
     return but(lora_delta=delta)
 
 
-def exchanged(stage: Stage, a: str, b: str) -> Ops:
+def exchanged(testbed: Testbed, a: str, b: str) -> Ops:
     """Each of two adapters has the other one's weights, whatever name it was loaded under."""
     other = {a: b, b: a}
-    instead = {id(held[key].lora): held[other[key]] for key in other for held in (stage.adapters, stage.wide)}
+    instead = {id(held[key].lora): held[other[key]] for key in other for held in (testbed.adapters, testbed.wide)}
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         return bind_adapter(instead.get(id(adapter.lora), adapter), config, scale)
@@ -193,8 +193,8 @@ def exchanged(stage: Stage, a: str, b: str) -> Ops:
 # E: layers and shards.
 
 
-def _layouts(stage: Stage) -> Iterator[Mutant]:
-    layers = stage.model.config.num_hidden_layers
+def _layouts(testbed: Testbed) -> Iterator[Mutant]:
+    layers = testbed.model.config.num_hidden_layers
     offsets = [n for n in range(1, min(layers - 1, FAR + 1)) if n != layers - 1]
     yield from _family("E", layer_further_on, offsets, "every layer gets the LoRA of the layer {} after it")
     shards = [(rank, tp) for tp in (2, 4, 8) for rank in range(tp) if (rank, tp) != (1, 2)]
@@ -204,7 +204,7 @@ def _layouts(stage: Stage) -> Iterator[Mutant]:
 
 def layer_further_on(by: int) -> Ops:
     """The last layers get those of the first."""
-    return from_other_sites(lambda site, layers: site if site[0] < 0 else ((site[0] + by) % layers, site[1]))
+    return from_other_sites(lambda module, layers: module if module[0] < 0 else ((module[0] + by) % layers, module[1]))
 
 
 def shard_of_B(rank: int, tp: int) -> Ops:
@@ -232,8 +232,8 @@ def shard_of_A(rank: int, tp: int) -> Ops:
 # G: bounds and types.
 
 
-def _kernels(stage: Stage) -> Iterator[Mutant]:
-    most = max((len(w.A) for a in stage.adapters.values() for w in a.lora.values()), default=1)
+def _kernels(testbed: Testbed) -> Iterator[Mutant]:
+    most = max((len(w.A) for a in testbed.adapters.values() for w in a.lora.values()), default=1)
     yield from _family(
         "G", rank_cut, [r for r in range(1, most) if r not in (8, 16)], "what is beyond rank {} is left out"
     )
@@ -282,11 +282,11 @@ def by_place(keep: Callable[[Array, Sequence[int], Sequence[int]], Array]) -> Op
         return seen[0]
 
     def rows(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
-        ids, weights = NUMPY.adapter_rows(per_request, lengths)
+        ids, weights = NUMPY.lora_mapping(per_request, lengths)
         kept = keep(*seen) if seen and len(seen[0]) == len(ids) else np.ones(len(ids), bool)
         return only(kept[:, None], ids), weights
 
-    return but(positions=positions, adapter_rows=rows)
+    return but(positions=positions, lora_mapping=rows)
 
 
 def base_after(count: int) -> Ops:
@@ -307,7 +307,7 @@ def last_tokens_of_prompts_lost(count: int) -> Ops:
 # H: positions and what is seen.
 
 
-def _caches(stage: Stage) -> Iterator[Mutant]:
+def _caches(testbed: Testbed) -> Iterator[Mutant]:
     far = _but_one(FAR, 1)
     yield from _family("H", decode_too_far, far, "decode steps are {} positions too far on", "decode")
     yield from _family("H", window_longer_by, _but_one(2 * FAR, 1, -1), "the sliding window is longer by {}", "window")
@@ -359,7 +359,7 @@ def _merges() -> Iterator[Mutant]:
 class FirstOfABatch(Remembered):
     """Which slot of which bank was merged last: the first in the batch."""
 
-    def update(self, bank: AdapterBank, ids: Array) -> int | None:
+    def update(self, bank: AdapterSlots, ids: Array) -> int | None:
         """Note the batch's."""
         there = ids[:, 0][ids[:, 0] >= 0]
         if there.size:
@@ -371,11 +371,11 @@ def first_stays_folded() -> Ops:
     """W + D for everyone, and their own delta on top."""
     first = FirstOfABatch()
 
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        add(y, x, bank.at(site), ids, weights, p)
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+        add(y, x, bank.at(module), ids, weights, p)
         slot = first.update(bank, ids)
         if slot is not None:
             others = np.where((ids == slot).any(axis=1), -1, slot).astype(np.int32)[:, None]
-            add(y, x, bank.at(site), others, np.ones(others.shape), p)
+            add(y, x, bank.at(module), others, np.ones(others.shape), p)
 
     return but(lora_delta=delta)

@@ -14,8 +14,8 @@ import numpy as np
 from ...adapter import Adapter
 from ...arrays import Array, Precision
 from ...batch import Adapters
-from ...config import ATTENTION_MODULES, LAYER_MODULES, MLP_MODULES, ModelConfig, Site
-from ...lora import AdapterBank, BoundAdapter, bind_adapter
+from ...config import ATTENTION_MODULES, LAYER_MODULES, MLP_MODULES, ModelConfig, Module
+from ...lora import AdapterSlots, BoundAdapter, bind_adapter
 from ...ops import NUMPY, Ops
 from . import Mutant
 from .steps import Plan, Scale
@@ -24,7 +24,7 @@ RIGHT = "right form of "  # before a module's name: where the right weights are 
 
 # The steps that decide how LoRA is applied. Some mutants only look at the positions; those that change them are of
 # class H. `but` replaces `embed` as well, by one that does the same.
-OF_LORA = frozenset(("adapter_scale", "bind_adapter", "adapter_rows", "lora_delta", "embed", "positions"))
+OF_LORA = frozenset(("adapter_scale", "bind_adapter", "lora_mapping", "lora_delta", "embed", "positions"))
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Place:
     """Some sites, and some rows of a batch."""
 
     name: str
-    sites: Callable[[Site], bool] = lambda site: True
+    modules: Callable[[Module], bool] = lambda module: True
     decode: bool | None = None  # only in decode steps, only in prompts, or in both
 
     def rows(self, computed: Sequence[int], lengths: Sequence[int]) -> Array:
@@ -64,8 +64,8 @@ def _of_layer(layer: int) -> Place:
     return Place(f"layer {layer}", lambda s: s[0] == layer)
 
 
-def _of_site(site: Site) -> Place:
-    return Place(f"layers.{site[0]}.{site[1]}", lambda s: s == site)
+def _of_site(module: Module) -> Place:
+    return Place(f"layers.{module[0]}.{module[1]}", lambda s: s == module)
 
 
 def can_be_confined(m: Mutant) -> bool:
@@ -104,23 +104,23 @@ def confined_ops(wrong: Ops, place: Place) -> Ops:
     def rows(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
         computed = started[0] if started and len(started[0]) == len(lengths) else [0] * len(lengths)
         meant[:] = [place.rows(computed, lengths)]
-        plan[:] = NUMPY.adapter_rows(per_request, lengths)
-        return wrong.adapter_rows(per_request, lengths)
+        plan[:] = NUMPY.lora_mapping(per_request, lengths)
+        return wrong.lora_mapping(per_request, lengths)
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         bad, good = wrong.bind_adapter(adapter, config, scale), bind_adapter(adapter, config)
-        kept = {(layer, RIGHT + module): w for (layer, module), w in good.lora.items()}
+        kept = {(layer, RIGHT + name): w for (layer, name), w in good.lora.items()}
         return BoundAdapter({**bad.lora, **kept}, good.weights, good.biases)
 
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
         whole = bool(plan) and len(plan[0]) == len(ids)  # the lm_head may see fewer rows
         right = y.copy()
-        NUMPY.lora_delta(right, x, bank, (site[0], RIGHT + site[1]), *(plan if whole else (ids, weights)), p)  # type: ignore[call-arg]
-        if not place.sites(site):
+        NUMPY.lora_delta(right, x, bank, (module[0], RIGHT + module[1]), *(plan if whole else (ids, weights)), p)  # type: ignore[call-arg]
+        if not place.modules(module):
             y[:] = right
             return
-        wrong.lora_delta(y, x, bank, site, ids, weights, p)
+        wrong.lora_delta(y, x, bank, module, ids, weights, p)
         if whole and meant:
             y[~meant[0]] = right[~meant[0]]
 
-    return replace(wrong, positions=positions, adapter_rows=rows, bind_adapter=bind, lora_delta=delta)
+    return replace(wrong, positions=positions, lora_mapping=rows, bind_adapter=bind, lora_delta=delta)

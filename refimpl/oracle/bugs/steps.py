@@ -13,9 +13,9 @@ import numpy as np
 from ...adapter import Adapter
 from ...arrays import Array, Precision
 from ...batch import Adapters
-from ...config import EMBED, ModelConfig, Site
+from ...config import EMBED, ModelConfig, Module
 from ...layers import embed
-from ...lora import NO_ADAPTER, AdapterBank, BoundAdapter, LoraWeights, bind_adapter, lora_delta
+from ...lora import NO_ADAPTER, AdapterSlots, BoundAdapter, LoraWeights, bind_adapter, lora_delta
 from ...ops import NUMPY, Ops
 
 Slots = Mapping[int, LoraWeights]
@@ -36,13 +36,13 @@ def embed_within(table: Array, token_ids: Array, p: Precision) -> Array:
 # What a kernel reads instead of what was loaded.
 
 
-class Held(AdapterBank):
+class Held(AdapterSlots):
     """A bank that holds these weights, at whichever site it is asked for."""
 
     def __init__(self, weights: Slots) -> None:
         self.weights = weights
 
-    def at(self, site: Site) -> Slots:
+    def at(self, module: Module) -> Slots:
         return self.weights
 
 
@@ -62,23 +62,23 @@ def within(w: LoraWeights, x: Array, y: Array) -> LoraWeights:
     return LoraWeights(A, B, w.scale, bias)
 
 
-def loaded(bank: AdapterBank, site: Site) -> Slots:
+def loaded(bank: AdapterSlots, module: Module) -> Slots:
     """What was loaded: no bug."""
-    return bank.at(site)
+    return bank.at(module)
 
 
-def reading(reads: Callable[[AdapterBank, Site], Slots]) -> Callable[..., None]:
+def reading(reads: Callable[[AdapterSlots, Module], Slots]) -> Callable[..., None]:
     """lora_delta over what `reads` finds instead of what was loaded."""
 
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        add(y, x, reads(bank, site), ids, weights, p)
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+        add(y, x, reads(bank, module), ids, weights, p)
 
     return delta
 
 
 def each(change: Callable[[LoraWeights], LoraWeights]) -> Ops:
     """The same change to the weights of every slot, at every site, as the kernel reads them."""
-    reads = lambda bank, site: {slot: change(w) for slot, w in bank.at(site).items()}  # noqa: E731
+    reads = lambda bank, module: {slot: change(w) for slot, w in bank.at(module).items()}  # noqa: E731
     return but(lora_delta=reading(reads))
 
 
@@ -93,15 +93,15 @@ def same_rank(w: LoraWeights, r: int) -> LoraWeights:
 def routing(change: Callable[[Array, Array], Plan]) -> Callable[..., None]:
     """lora_delta with another plan than the batch's: change(adapter_ids, adapter_weights) [tokens, k]."""
 
-    def delta(y: Array, x: Array, bank: AdapterBank, site: Site, ids: Array, weights: Array, p: Precision) -> None:
-        add(y, x, bank.at(site), *change(ids, weights), p)
+    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+        add(y, x, bank.at(module), *change(ids, weights), p)
 
     return delta
 
 
 def planning(change: Callable[[list[Adapters]], Sequence[Adapters]]) -> Ops:
     """The plan of a batch is made from other lists of (slot, weight) per request than it should be."""
-    return but(adapter_rows=lambda per_request, lengths: NUMPY.adapter_rows(change(list(per_request)), lengths))
+    return but(lora_mapping=lambda per_request, lengths: NUMPY.lora_mapping(change(list(per_request)), lengths))
 
 
 def only(keep: Array, ids: Array) -> Array:
@@ -119,17 +119,17 @@ def binding(change: Callable[[BoundAdapter, Adapter, ModelConfig], BoundAdapter]
     )
 
 
-def loading(change: Callable[[Site, LoraWeights, ModelConfig], LoraWeights | None]) -> Ops:
+def loading(change: Callable[[Module, LoraWeights, ModelConfig], LoraWeights | None]) -> Ops:
     """The LoRA of every site is changed when it is loaded; None: it is not loaded at all."""
 
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
-        found = {site: change(site, w, config) for site, w in bound.lora.items()}
-        return dataclasses.replace(bound, lora={site: w for site, w in found.items() if w is not None})
+        found = {module: change(module, w, config) for module, w in bound.lora.items()}
+        return dataclasses.replace(bound, lora={module: w for module, w in found.items() if w is not None})
 
     return binding(changed)
 
 
-def rescaling(factor: Callable[[Site, LoraWeights, Adapter], float]) -> Ops:
+def rescaling(factor: Callable[[Module, LoraWeights, Adapter], float]) -> Ops:
     """The scale of every site times a factor."""
 
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:

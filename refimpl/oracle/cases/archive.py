@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import Array
-from ...engines.interface import Answer, Capabilities
+from ...engines.interface import Capabilities, EngineResponse
 from ...errors import LoracleError
 from .case import Case, Exchange
 from .case_json import from_json, to_json
@@ -137,7 +137,7 @@ def _exchanges(case: Case, rows: Sequence[dict[str, Any]], arrays: dict[str, Arr
     found = []
     for i, row in enumerate(rows):
         top = row["top"]
-        answer = Answer(
+        answer = EngineResponse(
             tuple(row["token_ids"]),
             row["first"],
             arrays.get(f"logits_{i}"),

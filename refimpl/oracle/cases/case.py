@@ -11,11 +11,11 @@ import numpy as np
 
 from ...arrays import Array
 from ...batch import Request, vocab_size
-from ...engines.interface import Answer, Ask, Capabilities, Engine
+from ...engines.interface import Capabilities, Engine, EngineRequest, EngineResponse
 from ...engines.ours import Ours
 from ...errors import LoracleError
 from ...model import logits
-from .testbed import Stage
+from .testbed import Testbed
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Unload:
 class Run:
     """Serve these requests together."""
 
-    asks: tuple[Ask, ...]
+    asks: tuple[EngineRequest, ...]
 
 
 Step = Load | Unload | Run
@@ -61,16 +61,16 @@ class Case:
 class Exchange:
     """One request and what came of it."""
 
-    ask: Ask
+    ask: EngineRequest
     adapters: tuple[tuple[str, float], ...]  # the stage's keys of the weights that its names meant, and their weights
-    answer: Answer
+    answer: EngineResponse
     run: int  # which Run of the case it was in
     index: int  # its place in that run
 
     @property
     def adapter(self) -> str | None:
         """In one word: None for the base, a*0.5+b*1.0 for a sum."""
-        if self.ask.mix:
+        if self.ask.adapter_weights:
             return "+".join(f"{key}*{weight:g}" for key, weight in self.adapters)
         return self.adapters[0][0] if self.adapters else None
 
@@ -78,15 +78,15 @@ class Exchange:
 class Player:
     """Does steps to an engine as they come, and knows what its names mean."""
 
-    def __init__(self, engine: Engine, stage: Stage, meaning: Mapping[str, str] | None = None) -> None:
-        self.engine, self.stage = engine, stage
+    def __init__(self, engine: Engine, testbed: Testbed, meaning: Mapping[str, str] | None = None) -> None:
+        self.engine, self.testbed = engine, testbed
         self.meaning = dict(meaning or {})  # name -> the stage's key
         self.runs = 0
 
     def do(self, step: Step, forced: Sequence[Sequence[int]] | None = None) -> list[Exchange]:
         """What came of one step: nothing, unless it asks."""
         if isinstance(step, Load):
-            self.engine.load(step.name, self.stage.paths[step.adapter])
+            self.engine.load(step.name, self.testbed.paths[step.adapter])
             self.meaning[step.name] = step.adapter
             return []
         if isinstance(step, Unload):
@@ -98,7 +98,7 @@ class Player:
         else:
             answers = self.engine.run(step.asks)
         if len(answers) != len(step.asks):
-            wrong = Answer(error=f"{len(answers)} answers to {len(step.asks)} requests", raw=answers)
+            wrong = EngineResponse(error=f"{len(answers)} answers to {len(step.asks)} requests", raw=answers)
             answers = [wrong] * len(step.asks)
         self.runs += 1
         return [
@@ -107,28 +107,28 @@ class Player:
         ]
 
 
-def keys_of(ask: Ask, meaning: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
+def keys_of(ask: EngineRequest, meaning: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
     """The adapters that a request names, as the stage's keys, and their weights. meaning: name -> key."""
-    wanted = ask.mix or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
+    wanted = ask.adapter_weights or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
     return tuple((meaning[name], weight) for name, weight in wanted)
 
 
 def play(
-    engine: Engine, case: Case, stage: Stage, forced: Mapping[int, Sequence[Sequence[int]]] | None = None
+    engine: Engine, case: Case, testbed: Testbed, forced: Mapping[int, Sequence[Sequence[int]]] | None = None
 ) -> list[Exchange]:
     """Do what the case says. forced: for each run, the tokens that each request must produce (our own engine only)."""
     if not case.stateless:
         engine.reset()
-    player = Player(engine, stage, {name: name for name in stage.paths} if case.stateless else {})
+    player = Player(engine, testbed, {name: name for name in testbed.paths} if case.stateless else {})
     found: list[Exchange] = []
     for step in case.steps:
         found += player.do(step, None if forced is None else forced.get(player.runs))
     return found
 
 
-def prepare(engine: Engine, stage: Stage) -> None:
+def prepare(engine: Engine, testbed: Testbed) -> None:
     """Load every adapter of the stage under its own name, for stateless cases."""
-    for name, path in stage.paths.items():
+    for name, path in testbed.paths.items():
         engine.load(name, path)
 
 
@@ -140,56 +140,60 @@ def forced_tokens(exchanges: Sequence[Exchange]) -> dict[int, list[Sequence[int]
     return found
 
 
-def request(e: Exchange, stage: Stage) -> Request:
+def request(e: Exchange, testbed: Testbed) -> Request:
     """The whole text of one exchange: its prompt and what was produced, less the last token, which predicts nothing."""
-    adapters = [(stage.adapters[key], weight) for key, weight in e.adapters]
+    adapters = [(testbed.adapters[key], weight) for key, weight in e.adapters]
     return Request([*e.ask.prompt_ids, *e.answer.token_ids[:-1]], adapters or None)
 
 
-def words(adapters: Sequence[tuple[str, float]], stage: Stage) -> int:
+def words(adapters: Sequence[tuple[str, float]], testbed: Testbed) -> int:
     """How many tokens a request for these keys of the stage knows: an adapter may have a grown vocabulary."""
-    return vocab_size(Request([0], [(stage.adapters[key], weight) for key, weight in adapters]), stage.model.config)
+    return vocab_size(Request([0], [(testbed.adapters[key], weight) for key, weight in adapters]), testbed.model.config)
 
 
-def truth(exchanges: Sequence[Exchange], stage: Stage) -> list[Array]:
+def truth(exchanges: Sequence[Exchange], testbed: Testbed) -> list[Array]:
     """The exact logits [tokens, vocab] of each exchange's text."""
-    return logits(stage.exact, [request(e, stage) for e in exchanges])
+    return logits(testbed.exact, [request(e, testbed) for e in exchanges])
 
 
 # Drawing batches.
 
 
 def draw_batch(
-    stage: Stage, capabilities: Capabilities, rng: np.random.Generator, name: str, most: int = 6, longest: int = 20
+    testbed: Testbed, capabilities: Capabilities, rng: np.random.Generator, name: str, most: int = 6, longest: int = 20
 ) -> Case:
     """A ragged batch in which a base row stands between at least two adapters, one of them asked the same prompt as its
     neighbour; prompts from one token on, answers of one to four."""
-    keys = list(rng.permutation(list(stage.paths)))
+    keys = list(rng.permutation(list(testbed.paths)))
     if not keys:
         raise LoracleError("a campaign needs an adapter: give --adapter NAME=DIR")
     chosen: list[str | None] = [*keys[: max(1, min(most - 2, len(keys)))], None]
     while len(chosen) < most and rng.random() < 0.7:
         chosen.append([*keys, None][rng.integers(len(keys) + 1)])
     chosen = [chosen[i] for i in rng.permutation(len(chosen))]
-    summable = [k for k in keys if not stage.adapters[k].replaced and not stage.adapters[k].biases]
-    mix = tuple((str(k), float(rng.choice([0.5, -1.5, 0.75]))) for k in summable[: rng.integers(1, 3)])
+    summable = [k for k in keys if not testbed.adapters[k].replaced and not testbed.adapters[k].biases]
+    adapter_weights = tuple((str(k), float(rng.choice([0.5, -1.5, 0.75]))) for k in summable[: rng.integers(1, 3)])
     new = int(rng.integers(1, 5))
-    asks: list[Ask] = []
+    asks: list[EngineRequest] = []
     for i, key in enumerate(chosen):
         n = int(rng.choice([1, 2, longest])) if rng.random() < 0.25 else int(rng.integers(3, longest + 1))
-        vocab = words([] if key is None else [(key, 1.0)], stage)
+        vocab = words([] if key is None else [(key, 1.0)], testbed)
         same = i > 0 and chosen[i - 1] != key and rng.random() < 0.3 and max(asks[-1].prompt_ids) < vocab
-        prompt = asks[-1].prompt_ids if same else random_prompt(rng, n, vocab, stage)
-        asks.append(Ask(prompt, None if key is None else str(key), new))
-    if "sums" in capabilities.features and mix:
-        asks.append(Ask(random_prompt(rng, longest, stage.model.config.vocab_size, stage), None, new, mix))
+        prompt = asks[-1].prompt_ids if same else random_prompt(rng, n, vocab, testbed)
+        asks.append(EngineRequest(prompt, None if key is None else str(key), new))
+    if "sums" in capabilities.features and adapter_weights:
+        asks.append(
+            EngineRequest(
+                random_prompt(rng, longest, testbed.model.config.vocab_size, testbed), None, new, adapter_weights
+            )
+        )
     return Case(name, (Run(tuple(asks)),))
 
 
-def random_prompt(rng: np.random.Generator, n: int, vocab: int, stage: Stage) -> tuple[int, ...]:
+def random_prompt(rng: np.random.Generator, n: int, vocab: int, testbed: Testbed) -> tuple[int, ...]:
     """n tokens; where the vocabulary is a grown one, half of the time the last of them is a word of its own."""
     prompt = rng.integers(0, vocab, n)
-    own = range(stage.model.config.vocab_size, vocab)
+    own = range(testbed.model.config.vocab_size, vocab)
     if own and rng.random() < 0.5:
         prompt[-1] = rng.choice(own)
     return tuple(int(t) for t in prompt)

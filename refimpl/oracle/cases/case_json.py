@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from ...engines.interface import Ask
+from ...engines.interface import EngineRequest
 from ...errors import LoracleError
 from ...loading.findings import shown
 from ...loading.json_file import is_integer, is_number
@@ -28,12 +28,12 @@ def _step(step: Step) -> dict[str, Any]:
     return {"unload": step.name} if isinstance(step, Unload) else {"run": [_ask(a) for a in step.asks]}
 
 
-def _ask(ask: Ask) -> dict[str, Any]:
+def _ask(ask: EngineRequest) -> dict[str, Any]:
     data: dict[str, Any] = {"prompt_ids": [int(t) for t in ask.prompt_ids]}
-    for f in fields(Ask)[1:]:
+    for f in fields(EngineRequest)[1:]:
         value = getattr(ask, f.name)
         if value != f.default:
-            data[f.name] = [[name, float(weight)] for name, weight in value] if f.name == "mix" else value
+            data[f.name] = [[name, float(weight)] for name, weight in value] if f.name == "adapter_weights" else value
     return data
 
 
@@ -59,26 +59,26 @@ def _read_step(data: Any, where: str) -> Step:
     raise LoracleError(f"{where} is {shown(data)}: it must be a load with its adapter, an unload, or a run of requests")
 
 
-def _read_ask(data: Any, where: str) -> Ask:
+def _read_ask(data: Any, where: str) -> EngineRequest:
     ids = _get(data, where, "prompt_ids", list)
     if not ids or not all(is_integer(t) and t >= 0 for t in ids):
         raise LoracleError(f"{where}: prompt_ids is {shown(ids)}: it must be a list of token ids")
-    known = {f.name for f in fields(Ask)}
+    known = {f.name for f in fields(EngineRequest)}
     if unknown := set(data) - known:
         raise LoracleError(f"{where}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
-    mix = data.get("mix", [])
-    if not isinstance(mix, list) or not all(map(_is_weighted, mix)):
-        raise LoracleError(f"{where}: mix is {shown(mix)}: it must be a list of [name, weight]")
+    adapter_weights = data.get("adapter_weights", [])
+    if not isinstance(adapter_weights, list) or not all(map(_is_weighted, adapter_weights)):
+        raise LoracleError(f"{where}: adapter_weights is {shown(adapter_weights)}: it must be a list of [name, weight]")
     adapter = data.get("adapter")
     if adapter is not None and not isinstance(adapter, str):
         raise LoracleError(f"{where}: adapter is {shown(adapter)}: it must be a name, or null for the base")
     cancel = data.get("cancel_after")
-    return Ask(
+    return EngineRequest(
         tuple(ids),
         adapter,
         _count(data, where, "max_new_tokens", 1, 1),
-        tuple((name, float(weight)) for name, weight in mix),
-        _count(data, where, "arrives", 0, 0),
+        tuple((name, float(weight)) for name, weight in adapter_weights),
+        _count(data, where, "arrival_step", 0, 0),
         None if cancel is None else _count(data, where, "cancel_after", 0, 0),
     )
 
@@ -109,7 +109,11 @@ def _check_names(case: Case) -> None:
         if isinstance(step, Load):
             known.add(step.name)
             continue
-        asked = [step.name] if isinstance(step, Unload) else [x for a in step.asks for x in (a.adapter, *dict(a.mix))]
+        asked = (
+            [step.name]
+            if isinstance(step, Unload)
+            else [x for a in step.asks for x in (a.adapter, *dict(a.adapter_weights))]
+        )
         for name in asked:
             if name is not None and name not in known:
                 raise LoracleError(f"step {i} names {name!r}, which is not loaded then")

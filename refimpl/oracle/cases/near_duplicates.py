@@ -24,8 +24,8 @@ def relatives(adapter: Adapter, rng: np.random.Generator) -> list[Adapter]:
         return (rng.standard_normal(x.shape) * x.astype(np.float32).std()).astype(x.dtype)
 
     others = {
-        site: LoraTensors(like(w.A), like(w.B), None if w.bias is None else like(w.bias))
-        for site, w in adapter.lora.items()
+        module: LoraTensors(like(w.A), like(w.B), None if w.bias is None else like(w.bias))
+        for module, w in adapter.lora.items()
     }
     return [
         replace(adapter, name=f"{adapter.name}-louder", config=louder),

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ...engines.interface import Ask, Capabilities, Settings
+from ...engines.interface import Capabilities, EngineRequest, Settings
 from ...errors import LoracleError
 from .case import Case, Load, Run, Step, Unload
-from .testbed import Stage
+from .testbed import Testbed
 from .testbed import settings as stage_settings
 
 BLOCK = 16  # tokens of a piece; prompts are put together from pieces, so that whole blocks of 8 or 16 are found again
@@ -27,13 +27,13 @@ LONGEST_PLOT = 32  # numbers that a plot reads at most; where they end, it reads
 Move = tuple[str, Sequence[int]]  # a plot and its numbers
 
 
-def variants(stage: Stage, capabilities: Capabilities) -> list[Settings]:
+def variants(testbed: Testbed, capabilities: Capabilities) -> list[Settings]:
     """How the engine is to be started for sequences, one after another: with all that it can do, then with prompts in
     chunks, then with so little room for keys and values that requests are preempted."""
     can = capabilities.operations
     plain = stage_settings(
-        stage,
-        max_adapters=SLOTS if "evict" in can else len(stage.adapters) + 1,
+        testbed,
+        max_adapters=SLOTS if "evict" in can else len(testbed.adapters) + 1,
         prefix_caching="prefix_cache" in can,
     )
     found = [plain]
@@ -44,7 +44,7 @@ def variants(stage: Stage, capabilities: Capabilities) -> list[Settings]:
     return found
 
 
-class Numbers:
+class Choices:
     """Choices, read one after another. 0 is the simplest of any, and all that comes after the last one."""
 
     def __init__(self, values: Sequence[int]) -> None:
@@ -60,23 +60,23 @@ class Numbers:
         return [rest.pop(self.below(len(rest))) for _ in range(n)]
 
 
-class Story:
+class ScenarioBuilder:
     """The steps so far, and what the names mean."""
 
     def __init__(
-        self, stage: Stage, capabilities: Capabilities, settings: Settings, seed: int = 0, block: int = BLOCK
+        self, testbed: Testbed, capabilities: Capabilities, settings: Settings, seed: int = 0, block: int = BLOCK
     ) -> None:
         self.can, self.settings, self.block = capabilities.operations, settings, block
-        self.keys, self.adapters = list(stage.paths), stage.adapters
-        _check_adapters(stage)
+        self.keys, self.adapters = list(testbed.paths), testbed.adapters
+        _check_adapters(testbed)
         self.shapes = {
-            key: {site: (w.A.shape, w.B.shape) for site, w in a.lora.items()} for key, a in stage.adapters.items()
+            key: {module: (w.A.shape, w.B.shape) for module, w in a.lora.items()} for key, a in testbed.adapters.items()
         }
         self.steps: list[Step] = []
         self.known: dict[str, str] = {}  # name -> the stage's key of its weights
         self.had: dict[str, list[str]] = {}  # name -> all that it ever meant
         rng = np.random.default_rng([seed, 11])
-        vocab = stage.model.config.vocab_size
+        vocab = testbed.model.config.vocab_size
         self.pieces = [tuple(int(t) for t in rng.integers(0, vocab, block)) for _ in range(3)]
         self.strangers = [int(t) for t in rng.integers(0, vocab, 64)]  # tokens for ends and forks
         self._open()
@@ -85,14 +85,14 @@ class Story:
         """Two names, or, for an engine that takes no adapter while it runs, all that there will ever be."""
         if "load" in self.can:
             for name in NAMES[: min(2, len(self.keys))]:
-                self.load(name, Numbers(()))
+                self.load(name, Choices(()))
         else:
             for key in self.keys[: len(self.keys) if "evict" in self.can else self.settings.max_adapters]:
                 self.load_key(key, key)
 
     # What plots are made of.
 
-    def load(self, name: str, n: Numbers) -> None:
+    def load(self, name: str, n: Choices) -> None:
         """Weights under a name that it never had, and that no other name has, as long as there are some."""
         had = self.had.get(name, [])
         never = [k for k in self.keys if k not in had]
@@ -114,15 +114,15 @@ class Story:
         self.steps.append(Unload(name))
         del self.known[name]
 
-    def run(self, *asks: Ask) -> None:
+    def run(self, *asks: EngineRequest) -> None:
         """Together, in this order."""
         self.steps.append(Run(asks[: self.settings.max_requests]))
 
-    def ask(self, name: str | None, prompt: Sequence[int], new: int = 1, **more: Any) -> Ask:
+    def ask(self, name: str | None, prompt: Sequence[int], new: int = 1, **more: Any) -> EngineRequest:
         """One request; a prompt that would not fit is cut."""
-        return Ask(tuple(prompt[: self.settings.max_length - new]), name, new, **more)
+        return EngineRequest(tuple(prompt[: self.settings.max_length - new]), name, new, **more)
 
-    def name(self, n: Numbers) -> str:
+    def name(self, n: Choices) -> str:
         """Some name that is known; there is always one."""
         return list(self.known)[n.below(len(self.known))]
 
@@ -133,12 +133,12 @@ class Story:
             return None
         return next((x for x in NAMES if x not in self.known and x not in but), None)
 
-    def fill(self, n: Numbers) -> None:
+    def fill(self, n: Choices) -> None:
         """Load until there are more adapters than slots."""
         while len(self.known) <= self.settings.max_adapters and "load" in self.can and (name := self.free_name()):
             self.load(name, n)
 
-    def names(self, n: Numbers, most: int) -> list[str | None]:
+    def names(self, n: Choices, most: int) -> list[str | None]:
         """Different ones, in some order, with the base among them."""
         names: list[str | None] = list(self.known)
         chosen = [names[i] for i in n.order(len(names))][:most]
@@ -150,12 +150,12 @@ class Story:
         plain = [key for key, a in self.adapters.items() if not a.replaced and not a.biases]
         return [name for name, key in self.known.items() if key in plain]
 
-    def prompt(self, n: Numbers) -> tuple[int, ...]:
+    def prompt(self, n: Choices) -> tuple[int, ...]:
         """Two or three pieces and an end that is no whole block. Piece 0 stands at several depths."""
         pattern = [(0, 1), (0, 0), (1, 0), (0, 1, 2), (0, 0, 1), (1, 0, 0)][n.below(6)]
         return tuple(t for i in pattern for t in self.pieces[i]) + self.end(n)
 
-    def end(self, n: Numbers) -> tuple[int, ...]:
+    def end(self, n: Choices) -> tuple[int, ...]:
         """One to five tokens."""
         start = n.below(len(self.strangers) - 5)
         return tuple(self.strangers[start : start + 1 + n.below(5)])
@@ -164,7 +164,7 @@ class Story:
 # The plots. Each is told with the story so far, and ends with the request that would show the bug it is about.
 
 
-def in_place(s: Story, n: Numbers) -> None:
+def in_place(s: ScenarioBuilder, n: Choices) -> None:
     """A name gets other weights while it is in use: the same prompt again must show them."""
     name, prompt = s.name(n), s.prompt(n)
     s.run(s.ask(name, prompt))
@@ -172,7 +172,7 @@ def in_place(s: Story, n: Numbers) -> None:
     s.run(s.ask(name, prompt), s.ask(None, prompt))
 
 
-def name_reused(s: Story, n: Numbers) -> None:
+def name_reused(s: ScenarioBuilder, n: Choices) -> None:
     """A name is forgotten, and is used again for other weights."""
     name, prompt = s.name(n), s.prompt(n)
     s.run(s.ask(name, prompt))
@@ -183,7 +183,7 @@ def name_reused(s: Story, n: Numbers) -> None:
     s.run(s.ask(name, prompt), s.ask(None, prompt))
 
 
-def exchanged(s: Story, n: Numbers) -> None:
+def exchanged(s: ScenarioBuilder, n: Choices) -> None:
     """Two names exchange their weights: what goes by the name, or by the order of loading, is wrong now."""
     names = [x for x in s.names(n, 2) if x is not None]
     prompt = s.prompt(n)
@@ -197,7 +197,7 @@ def exchanged(s: Story, n: Numbers) -> None:
     s.run(*(s.ask(name, prompt) for name in names[::-1]))
 
 
-def leaves(s: Story, n: Numbers) -> None:
+def leaves(s: ScenarioBuilder, n: Choices) -> None:
     """One adapter leaves, another comes under a new name: it gets the id, the slot, the blocks of the first."""
     name, prompt = s.name(n), s.prompt(n)
     s.run(s.ask(name, prompt))
@@ -211,7 +211,7 @@ def leaves(s: Story, n: Numbers) -> None:
         s.run(s.ask(name, prompt), s.ask(new, prompt))
 
 
-def more_than_slots(s: Story, n: Numbers) -> None:
+def more_than_slots(s: ScenarioBuilder, n: Choices) -> None:
     """More adapters than there is room for, asked in turn, and the first again, which was evicted by then."""
     s.fill(n)
     names = [list(s.known)[i] for i in n.order(len(s.known))]
@@ -221,14 +221,14 @@ def more_than_slots(s: Story, n: Numbers) -> None:
     s.run(s.ask(names[0], prompt), s.ask(None, prompt))
 
 
-def all_at_once(s: Story, n: Numbers) -> None:
+def all_at_once(s: ScenarioBuilder, n: Choices) -> None:
     """More adapters in one batch than there is room for: some must wait, and nobody may lose the slot that it uses."""
     s.fill(n)
     prompt, names = s.prompt(n), s.names(n, len(s.known))
     s.run(*(s.ask(name, prompt, 2 + n.below(4), **_arrival(s, i)) for i, name in enumerate(names)))
 
 
-def same_prompt(s: Story, n: Numbers) -> None:
+def same_prompt(s: ScenarioBuilder, n: Choices) -> None:
     """The same long prompt for several adapters and the base, one after another, then for the first again."""
     prompt, names = s.prompt(n), s.names(n, 2)
     new = 1 + n.below(3)
@@ -236,7 +236,7 @@ def same_prompt(s: Story, n: Numbers) -> None:
         s.run(s.ask(name, prompt, new))
 
 
-def weights(s: Story, n: Numbers) -> None:
+def weights(s: ScenarioBuilder, n: Choices) -> None:
     """The same prompt for one adapter at several weights, and for a sum in both orders."""
     names, prompt = s.summable(), s.prompt(n)
     if not names:
@@ -246,10 +246,10 @@ def weights(s: Story, n: Numbers) -> None:
     if name != other:
         mixes += [((name, 0.5), (other, 0.75)), ((other, 0.5), (name, 0.75))]
     for i in n.order(len(mixes))[: 3 + n.below(3)]:
-        s.run(s.ask(None, prompt, 1, mix=mixes[i]))
+        s.run(s.ask(None, prompt, 1, adapter_weights=mixes[i]))
 
 
-def fork(s: Story, n: Numbers) -> None:
+def fork(s: ScenarioBuilder, n: Choices) -> None:
     """Prompts that part at the last token of a block, within one, or after their first tokens, and then agree again,
     or end."""
     name, prompt = s.name(n), s.prompt(n)
@@ -267,7 +267,7 @@ def fork(s: Story, n: Numbers) -> None:
     s.run(s.ask(name, prompt + other))
 
 
-def depth(s: Story, n: Numbers) -> None:
+def depth(s: ScenarioBuilder, n: Choices) -> None:
     """The same tokens at another depth, or after others: their keys and values differ."""
     name, end = s.name(n), s.end(n)
     a, b, c = s.pieces
@@ -276,7 +276,7 @@ def depth(s: Story, n: Numbers) -> None:
         s.run(s.ask(name, prompts[i], 1 + n.below(2)))
 
 
-def crowd(s: Story, n: Numbers) -> None:
+def crowd(s: ScenarioBuilder, n: Choices) -> None:
     """Several requests, in any order of arrival; neighbours ask the same, or something that begins alike."""
     names = s.names(n, s.settings.max_adapters)
     prompts = [s.prompt(n), s.prompt(n), s.pieces[0][:1]]
@@ -287,7 +287,7 @@ def crowd(s: Story, n: Numbers) -> None:
     s.run(*asks)
 
 
-def cancelled(s: Story, n: Numbers) -> None:
+def cancelled(s: ScenarioBuilder, n: Choices) -> None:
     """One is cancelled while others run; whoever comes then gets what it held, and another one asks the same again."""
     names, prompt = s.names(n, s.settings.max_adapters), s.prompt(n)
     other = s.prompt(n)
@@ -303,7 +303,7 @@ def cancelled(s: Story, n: Numbers) -> None:
     s.run(s.ask(who, prompt, 2))
 
 
-def short_of_room(s: Story, n: Numbers) -> None:
+def short_of_room(s: ScenarioBuilder, n: Choices) -> None:
     """Long answers to many long prompts: some are preempted, and computed again."""
     names = s.names(n, s.settings.max_adapters)
     asks = []
@@ -312,24 +312,24 @@ def short_of_room(s: Story, n: Numbers) -> None:
     s.run(*asks)
 
 
-def _arrival(s: Story, steps: int) -> dict[str, int]:
-    return {"arrives": steps} if "arrivals" in s.can else {}
+def _arrival(s: ScenarioBuilder, steps: int) -> dict[str, int]:
+    return {"arrival_step": steps} if "arrivals" in s.can else {}
 
 
 @dataclass(frozen=True)
-class Plot:
+class Scenario:
     """A situation, and what an engine must be able to do, and how many adapters there must be, for it to come about."""
 
-    tell: Callable[[Story, Numbers], None]
+    tell: Callable[[ScenarioBuilder, Choices], None]
     needs: frozenset[str] = frozenset()  # operations and features
     adapters: int = 1
 
 
-def _plot(tell: Callable[[Story, Numbers], None], needs: str = "", adapters: int = 1) -> Plot:
-    return Plot(tell, frozenset(needs.split()), adapters)
+def _plot(tell: Callable[[ScenarioBuilder, Choices], None], needs: str = "", adapters: int = 1) -> Scenario:
+    return Scenario(tell, frozenset(needs.split()), adapters)
 
 
-PLOTS = {
+SCENARIOS = {
     "same prompt": _plot(same_prompt),
     "in place": _plot(in_place, "load reload", 2),
     "more than slots": _plot(more_than_slots, "evict", 2),
@@ -346,35 +346,35 @@ PLOTS = {
 }
 
 
-def plots_for(stage: Stage, capabilities: Capabilities, settings: Settings) -> list[str]:
+def scenarios_for(testbed: Testbed, capabilities: Capabilities, settings: Settings) -> list[str]:
     """The plots that can come about."""
     can = (capabilities.operations | capabilities.features) - (frozenset() if settings.kv_tokens else {"preempt"})
-    return [name for name, p in PLOTS.items() if p.needs <= can and p.adapters <= len(stage.paths)]
+    return [name for name, p in SCENARIOS.items() if p.needs <= can and p.adapters <= len(testbed.paths)]
 
 
 def write(
     name: str,
     moves: Sequence[Move],
-    stage: Stage,
+    testbed: Testbed,
     capabilities: Capabilities,
     settings: Settings,
     seed: int = 0,
     block: int = BLOCK,
 ) -> Case:
     """The sequence of these plots, told with these numbers. seed: of the prompts' tokens."""
-    story = Story(stage, capabilities, settings, seed, block)
+    story = ScenarioBuilder(testbed, capabilities, settings, seed, block)
     for plot, values in moves:
-        PLOTS[plot].tell(story, Numbers(values))
+        SCENARIOS[plot].tell(story, Choices(values))
     return Case(name, tuple(story.steps), stateless=False)
 
 
-def _check_adapters(stage: Stage) -> None:
-    if not stage.paths:
+def _check_adapters(testbed: Testbed) -> None:
+    if not testbed.paths:
         raise LoracleError("a sequence needs an adapter: give --adapter NAME=DIR")
 
 
 def draw_sequence(
-    stage: Stage,
+    testbed: Testbed,
     capabilities: Capabilities,
     seed: int,
     index: int,
@@ -382,14 +382,14 @@ def draw_sequence(
     block: int = BLOCK,
 ) -> Case:
     """Sequence `index` of a campaign: three to five plots. Every plot opens one sequence in each round of indices."""
-    settings = settings or variants(stage, capabilities)[0]
-    _check_adapters(stage)
+    settings = settings or variants(testbed, capabilities)[0]
+    _check_adapters(testbed)
     rng = np.random.default_rng([seed, index, 7])
-    able = plots_for(stage, capabilities, settings)
+    able = scenarios_for(testbed, capabilities, settings)
     rounds, place = divmod(index, len(able))
     opening = np.random.default_rng([seed, rounds, 8]).permutation(len(able))[place]
     plots = [able[opening], *(able[i] for i in rng.integers(0, len(able), rng.integers(2, 5)))]
     if "short of room" in able:  # what these settings are for
         plots.append("short of room")
     moves = [(plot, rng.integers(0, 2**16, LONGEST_PLOT).tolist()) for plot in plots]
-    return write(f"sequence {index}", moves, stage, capabilities, settings, int(rng.integers(2**31)), block)
+    return write(f"sequence {index}", moves, testbed, capabilities, settings, int(rng.integers(2**31)), block)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from ...engines.interface import Ask
+from ...engines.interface import EngineRequest
 from .case import Case, Load, Run, Step, Unload
 
 T = TypeVar("T")
@@ -78,13 +78,13 @@ class _Search:
         self.best = candidate
         return True
 
-    def keep_asks(self, change: Callable[[Ask], Ask]) -> bool:
+    def keep_asks(self, change: Callable[[EngineRequest], EngineRequest]) -> bool:
         """The same with every request changed."""
         return self.keep(
             [replace(s, asks=tuple(map(change, s.asks))) if isinstance(s, Run) else s for s in self._steps]
         )
 
-    def keep_ask(self, at: tuple[int, int], ask: Ask) -> bool:
+    def keep_ask(self, at: tuple[int, int], ask: EngineRequest) -> bool:
         """The same with the request at (step, index) changed."""
         steps = list(self._steps)
         run = steps[at[0]]
@@ -92,7 +92,7 @@ class _Search:
         steps[at[0]] = Run((*run.asks[: at[1]], ask, *run.asks[at[1] + 1 :]))
         return self.keep(steps)
 
-    def asks(self) -> list[tuple[tuple[int, int], Ask]]:
+    def asks(self) -> list[tuple[tuple[int, int], EngineRequest]]:
         """Every request and where it is."""
         return _asks(self._steps)
 
@@ -133,15 +133,15 @@ def _fewer_asks(s: _Search) -> None:
 def _plainer_asks(s: _Search) -> None:
     """One token, at once, to its end; first for all requests together."""
     plain = (
-        lambda a: replace(a, max_new_tokens=1, arrives=0, cancel_after=None),
+        lambda a: replace(a, max_new_tokens=1, arrival_step=0, cancel_after=None),
         lambda a: replace(a, max_new_tokens=1) if a.cancel_after is None else a,
-        lambda a: replace(a, arrives=0),
+        lambda a: replace(a, arrival_step=0),
         lambda a: replace(a, cancel_after=None),
-        lambda a: replace(a, adapter=None, mix=()),
+        lambda a: replace(a, adapter=None, adapter_weights=()),
         lambda a: replace(a, max_new_tokens=max(a.max_new_tokens // 2, (a.cancel_after or 0) + 1)),
-        lambda a: replace(a, arrives=a.arrives // 2),
+        lambda a: replace(a, arrival_step=a.arrival_step // 2),
         lambda a: replace(a, max_new_tokens=max(a.max_new_tokens - 1, (a.cancel_after or 0) + 1)),
-        lambda a: replace(a, arrives=max(a.arrives - 1, 0)),
+        lambda a: replace(a, arrival_step=max(a.arrival_step - 1, 0)),
     )
     for change in plain[:4]:
         s.keep_asks(change)
@@ -192,7 +192,7 @@ def _plainer_tokens(s: _Search) -> None:
         s.keep_asks(lambda a: _with_prompt(a, tuple(place.get(t, 0) for t in a.prompt_ids)))
 
 
-def _with_prompt(ask: Ask, prompt: tuple[int, ...]) -> Ask:
+def _with_prompt(ask: EngineRequest, prompt: tuple[int, ...]) -> EngineRequest:
     return replace(ask, prompt_ids=prompt)
 
 
@@ -203,7 +203,7 @@ def _renamed(step: Step, old: str, new: str) -> Step:
                 replace(
                     a,
                     adapter=new if a.adapter == old else a.adapter,
-                    mix=tuple((new if name == old else name, weight) for name, weight in a.mix),
+                    adapter_weights=tuple((new if name == old else name, weight) for name, weight in a.adapter_weights),
                 )
                 for a in step.asks
             )
@@ -211,7 +211,7 @@ def _renamed(step: Step, old: str, new: str) -> Step:
     return replace(step, name=new) if step.name == old else step
 
 
-def _asks(steps: Sequence[Step]) -> list[tuple[tuple[int, int], Ask]]:
+def _asks(steps: Sequence[Step]) -> list[tuple[tuple[int, int], EngineRequest]]:
     return [((i, j), a) for i, s in enumerate(steps) if isinstance(s, Run) for j, a in enumerate(s.asks)]
 
 
@@ -228,7 +228,9 @@ def _mended(steps: Sequence[Step]) -> list[Step]:
                 known.remove(step.name)
                 found.append(step)
         else:
-            asks = tuple(a for a in step.asks if {x for x in (a.adapter, *dict(a.mix)) if x is not None} <= known)
+            asks = tuple(
+                a for a in step.asks if {x for x in (a.adapter, *dict(a.adapter_weights)) if x is not None} <= known
+            )
             if asks:
                 found.append(Run(asks))
     return found

@@ -9,34 +9,36 @@ from typing import TYPE_CHECKING, Any
 from ...engines.interface import Capabilities, Engine, Settings
 from ...errors import LoracleError
 from .case import Case, Exchange, Player
-from .scenarios import BLOCK, PLOTS, Numbers, Story, plots_for, variants, write
-from .testbed import Stage
+from .scenarios import BLOCK, SCENARIOS, Choices, ScenarioBuilder, scenarios_for, variants, write
+from .testbed import Testbed
 
 if TYPE_CHECKING:
     from hypothesis.stateful import RuleBasedStateMachine
     from hypothesis.strategies import SearchStrategy
 
 MOST_PLOTS = 6
-Check = Callable[[Sequence[Exchange], Stage], str]  # "" or what is wrong
+Check = Callable[[Sequence[Exchange], Testbed], str]  # "" or what is wrong
 
 
 def scripts(
-    stage: Stage, capabilities: Capabilities, settings: Settings | None = None, block: int = BLOCK
+    testbed: Testbed, capabilities: Capabilities, settings: Settings | None = None, block: int = BLOCK
 ) -> "SearchStrategy[Case]":
     """Sequences for an engine that was started with `settings` (of sequences.variants; the first without).
 
     A plot that is deleted leaves a legal sequence, and smaller numbers make simpler ones: that is how it shrinks."""
     st = _hypothesis().strategies
-    chosen = settings or variants(stage, capabilities)[0]
-    moves = st.lists(_moves(stage, capabilities, chosen), min_size=1, max_size=MOST_PLOTS)
+    chosen = settings or variants(testbed, capabilities)[0]
+    moves = st.lists(_moves(testbed, capabilities, chosen), min_size=1, max_size=MOST_PLOTS)
     return st.builds(
-        lambda moves, seed: write("sequence", moves, stage, capabilities, chosen, seed, block), moves, st.integers(0, 9)
+        lambda moves, seed: write("sequence", moves, testbed, capabilities, chosen, seed, block),
+        moves,
+        st.integers(0, 9),
     )
 
 
 def machine_for(
     make_engine: Callable[[], Engine],
-    stage: Stage,
+    testbed: Testbed,
     check: Check,
     settings: Settings | None = None,
     block: int = BLOCK,
@@ -49,7 +51,7 @@ def machine_for(
     stateful, st = _hypothesis().stateful, _hypothesis().strategies
     engine = make_engine()
     capabilities = engine.capabilities
-    chosen = settings or variants(stage, capabilities)[0]
+    chosen = settings or variants(testbed, capabilities)[0]
     engine.start(chosen)
 
     class EngineMachine(stateful.RuleBasedStateMachine):  # type: ignore[name-defined]
@@ -57,20 +59,20 @@ def machine_for(
 
         @stateful.initialize(seed=st.integers(0, 9))
         def begin(self, seed: int) -> None:
-            self.story = Story(stage, capabilities, chosen, seed, block)
-            self.player = Player(engine, stage)
+            self.story = ScenarioBuilder(testbed, capabilities, chosen, seed, block)
+            self.player = Player(engine, testbed)
             self.done = 0
             engine.reset()
 
         def tell(self, plot: str, numbers: Sequence[int]) -> None:
-            PLOTS[plot].tell(self.story, Numbers(numbers))
+            SCENARIOS[plot].tell(self.story, Choices(numbers))
             told = tuple(self.story.steps)
             exchanges = [e for step in told[self.done :] for e in self.player.do(step)]
             self.done = len(told)
-            wrong = check(exchanges, stage)
+            wrong = check(exchanges, testbed)
             assert not wrong, f"{wrong}; all that was done: {told}"
 
-    for plot in plots_for(stage, capabilities, chosen):
+    for plot in scenarios_for(testbed, capabilities, chosen):
         rule = stateful.rule(numbers=_numbers())(_told(plot))
         setattr(EngineMachine, plot.replace(" ", "_"), rule)
     return EngineMachine
@@ -84,9 +86,9 @@ def _told(plot: str) -> Callable[..., None]:
     return tell
 
 
-def _moves(stage: Stage, capabilities: Capabilities, settings: Settings) -> "SearchStrategy[tuple[str, list[int]]]":
+def _moves(testbed: Testbed, capabilities: Capabilities, settings: Settings) -> "SearchStrategy[tuple[str, list[int]]]":
     st = _hypothesis().strategies
-    return st.tuples(st.sampled_from(plots_for(stage, capabilities, settings)), _numbers())
+    return st.tuples(st.sampled_from(scenarios_for(testbed, capabilities, settings)), _numbers())
 
 
 def _numbers() -> "SearchStrategy[list[int]]":

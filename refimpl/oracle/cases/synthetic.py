@@ -12,7 +12,7 @@ import numpy as np
 
 from ...adapter import Adapter, LoraTensors, PeftConfig, pattern_value
 from ...arrays import DTYPES, Array
-from ...config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Rope, Site, module_name
+from ...config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Module, Rope, module_name
 from ...engines.interface import Capabilities
 from ...errors import LoracleError
 from ...lora import adapter_scale
@@ -100,7 +100,7 @@ def random_adapters(
     modules = [m for m in LAYER_MODULES if m in capabilities.modules]
     # Where the head is the embedding, LoRA on the embedding alone shows whether the head is left as it is.
     tops = (EMBED,) if base.config.tie_word_embeddings else (EMBED, LM_HEAD)
-    top = [site[1] for site in tops if site[1] in capabilities.modules]
+    top = [module[1] for module in tops if module[1] in capabilities.modules]
     found = []
     for i in range(count):
         r = min(most, RANKS[i % len(RANKS)] if "mixed_ranks" in can else 8)
@@ -134,21 +134,21 @@ def _some(modules: Sequence[str], rng: np.random.Generator) -> list[str]:
 
 def random_adapter(base: Model, config: PeftConfig, name: str, rng: np.random.Generator) -> Adapter:
     """Signed random A and B; scale * B A is STRENGTH times as large as the weight that it is added to."""
-    lora: dict[Site, LoraTensors] = {}
-    for site in base.config.sites():
-        if site[1] not in config.target_modules:
+    lora: dict[Module, LoraTensors] = {}
+    for module in base.config.modules():
+        if module[1] not in config.target_modules:
             continue
-        weight = base.linear(site).weight.astype(np.float32)
-        d_out, d_in = weight.shape[::-1] if site == EMBED else weight.shape
-        path = module_name(site)
+        weight = base.linear(module).weight.astype(np.float32)
+        d_out, d_in = weight.shape[::-1] if module == EMBED else weight.shape
+        path = module_name(module)
         r = pattern_value(config.rank_pattern, path, config.r)
         scale = adapter_scale(pattern_value(config.alpha_pattern, path, config.lora_alpha), r, config.use_rslora)
         # What the base makes of an input of unit size; the rows of an embedding are looked up, not summed.
-        gain = float(np.linalg.norm(weight)) / np.sqrt(weight.shape[0] * (d_out if site == EMBED else 1))
-        a = rng.standard_normal((r, d_in)) / (1 if site == EMBED else np.sqrt(d_in))
+        gain = float(np.linalg.norm(weight)) / np.sqrt(weight.shape[0] * (d_out if module == EMBED else 1))
+        a = rng.standard_normal((r, d_in)) / (1 if module == EMBED else np.sqrt(d_in))
         b = STRENGTH * gain * rng.standard_normal((d_out, r)) / (np.sqrt(r) * abs(scale))
-        bias = 0.1 * gain * rng.standard_normal(d_out) / abs(scale) if config.lora_bias and site != EMBED else None
-        lora[site] = LoraTensors(*(None if x is None else x.astype(np.float32) for x in (a, b, bias)))  # type: ignore[arg-type]
+        bias = 0.1 * gain * rng.standard_normal(d_out) / abs(scale) if config.lora_bias and module != EMBED else None
+        lora[module] = LoraTensors(*(None if x is None else x.astype(np.float32) for x in (a, b, bias)))  # type: ignore[arg-type]
     if not lora:
         raise LoracleError(f"no module of the model is among {', '.join(config.target_modules)}")
     return Adapter(name, config, lora)
@@ -165,18 +165,18 @@ def with_own_head(base: Model, adapter: Adapter, rng: np.random.Generator) -> Ad
 def with_more_words(base: Model, adapter: Adapter, rng: np.random.Generator) -> Adapter:
     """The adapter, and with it an embedding and a head of its own that know WORDS more words."""
     replaced = {}
-    for site in (EMBED, LM_HEAD):
-        weight = base.linear(site).weight.astype(np.float32)
+    for module in (EMBED, LM_HEAD):
+        weight = base.linear(module).weight.astype(np.float32)
         size = (len(weight) + WORDS, weight.shape[1])
         own = np.vstack([weight, np.zeros((WORDS, size[1]), np.float32)])
-        replaced[site] = (own + STRENGTH * weight.std() * rng.standard_normal(size)).astype(np.float32)
+        replaced[module] = (own + STRENGTH * weight.std() * rng.standard_normal(size)).astype(np.float32)
     config = replace(adapter.config, modules_to_save=("embed_tokens", "lm_head"))
-    lora = {site: w for site, w in adapter.lora.items() if site not in replaced}
+    lora = {module: w for module, w in adapter.lora.items() if module not in replaced}
     return replace(adapter, config=config, lora=lora, replaced=replaced)
 
 
 def with_own_biases(base: Model, adapter: Adapter, rng: np.random.Generator) -> Adapter:
     """The adapter, and with it a bias of its own for every layer that has one (bias="all")."""
-    sites = [site for site in base.config.sites() if base.config.has_bias(site[1])]
-    own = {site: 3 * random_bias(base.config.shape(site[1])[0], rng).astype(np.float32) for site in sites}
+    modules = [module for module in base.config.modules() if base.config.has_bias(module[1])]
+    own = {module: 3 * random_bias(base.config.shape(module[1])[0], rng).astype(np.float32) for module in modules}
     return replace(adapter, config=replace(adapter.config, bias="all"), biases=own)

@@ -20,8 +20,10 @@ from .synthetic import random_adapters, random_config, random_model
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class Testbed:
     """One base and its adapters."""
+
+    __test__ = False  # pytest: no class of tests, whatever it is called
 
     folder: Path  # the base, as the engine loads it
     model: Model  # the same in the type that the engine is asked to compute in
@@ -39,7 +41,7 @@ class Stage:
         """The adapters in float64, which they are needed in for every mutant."""
         return {key: _wide_adapter(a) for key, a in self.adapters.items()}
 
-    def in_dtype(self, dtype: str) -> "Stage":
+    def in_dtype(self, dtype: str) -> "Testbed":
         """The same stage for an engine that computes in another type: its weights are rounded to it first."""
         if dtype == self.dtype:
             return self
@@ -55,7 +57,7 @@ def build(
     capabilities: Capabilities,
     adapters: Mapping[str, Path] | None = None,
     count: int = 5,
-) -> Stage:
+) -> Testbed:
     """model: "tiny", "random", or a folder. adapters: the user's own; without them `count` are made, beside two of the
     embedded model's voices, and with two relatives where an engine can exchange adapters. What is made is written
     under `work`, in `dtype`, so that no engine rounds it."""
@@ -83,20 +85,20 @@ def build(
             if not paths[adapter.name].exists():
                 save_adapter(adapter, paths[adapter.name], dtype)
     loaded = {name: load_adapter(path, ours.config, name) for name, path in paths.items()}
-    return Stage(folder, ours, in_float64(ours), paths, loaded)
+    return Testbed(folder, ours, in_float64(ours), paths, loaded)
 
 
-def settings(stage: Stage, **changes: Any) -> Settings:
+def settings(testbed: Testbed, **changes: Any) -> Settings:
     """What an engine is told when it is started for this stage."""
-    ranks = [w.A.shape[0] for a in stage.adapters.values() for w in a.lora.values()]
+    ranks = [w.A.shape[0] for a in testbed.adapters.values() for w in a.lora.values()]
     return replace(
         Settings(
-            stage.folder,
-            stage.dtype,
-            max_adapters=len(stage.adapters) + 1,
+            testbed.folder,
+            testbed.dtype,
+            max_adapters=len(testbed.adapters) + 1,
             max_rank=max(ranks, default=8),
-            max_length=min(128, stage.model.config.max_position_embeddings),
-            modules=tuple(dict.fromkeys(m for a in stage.adapters.values() for _, m in a.lora)),
+            max_length=min(128, testbed.model.config.max_position_embeddings),
+            modules=tuple(dict.fromkeys(m for a in testbed.adapters.values() for _, m in a.lora)),
         ),
         **changes,
     )
@@ -126,5 +128,5 @@ def _wide_adapter(adapter: Adapter) -> Adapter:
     def wide(x: Any) -> Any:
         return None if x is None else x.astype(np.float64)
 
-    lora = {site: LoraTensors(wide(w.A), wide(w.B), wide(w.bias)) for site, w in adapter.lora.items()}
+    lora = {module: LoraTensors(wide(w.A), wide(w.B), wide(w.bias)) for module, w in adapter.lora.items()}
     return replace(adapter, lora=lora)

@@ -14,14 +14,25 @@ from ...arrays import Array
 from ..bugs import Mutant
 from ..cases import case as cases
 from ..cases.case import Case
-from ..cases.testbed import Stage
+from ..cases.testbed import Testbed
 from ..noise.ensemble import Member
-from ..noise.verdict import Limits
-from .projection import Part, Sample, Seen, confined, direction, limit, project, remaining, rerun, without
+from ..noise.verdict import Thresholds
+from .projection import (
+    Projection,
+    ProjectionTerm,
+    Sample,
+    confined,
+    direction,
+    limit,
+    project,
+    remaining,
+    rerun,
+    without,
+)
 from .scale_fit import fitted
 from .search import apart, explains, place_of
 
-Parts = list[list[Part | None]]  # of each sample, of each exchange that counts
+Parts = list[list[ProjectionTerm | None]]  # of each sample, of each exchange that counts
 
 MANY = 6  # candidates that are looked at closely
 PLACES = 2  # in which a scale is fitted
@@ -38,7 +49,7 @@ class Finding:
     family: str
     what: str
     links: tuple[str, ...]
-    seen: Seen
+    seen: Projection
     residual: float  # what is left of the error, in units of noise
     explains: bool  # coefficient 1, and nothing but noise is left
     only: str = ""  # the adapter that it is confined to, if it is
@@ -57,22 +68,22 @@ class Finding:
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
+class Candidate:
     """A mutant beside all samples."""
 
     mutant: Mutant
     parts: Parts
-    seen: Seen
+    seen: Projection
     left: float  # with c = 1
     only: str = ""
 
 
-def looked_at(mutant: Mutant, by_case: Parts, noisier: float = 1.0) -> Looked:
+def evaluate(mutant: Mutant, by_case: Parts, noisier: float = 1.0) -> Candidate:
     """Its parts of all samples, added up."""
-    return Looked(mutant, by_case, project(by_case, noisier), remaining(by_case))
+    return Candidate(mutant, by_case, project(by_case, noisier), remaining(by_case))
 
 
-def suspicious(looked: Sequence[Looked]) -> list[Looked]:
+def suspicious(looked: Sequence[Candidate]) -> list[Candidate]:
     """Those whose coefficient is not 0: more of them in the error than chance would have, with as many looked for."""
     tested = sum(x.seen.strength > 0 for x in looked)
     return [x for x in looked if not abs(x.seen.score) <= limit(tested)]
@@ -80,22 +91,22 @@ def suspicious(looked: Sequence[Looked]) -> list[Looked]:
 
 def diagnose(
     samples: Sequence[Sample],
-    stage: Stage,
-    looked: Sequence[Looked],
+    testbed: Testbed,
+    looked: Sequence[Candidate],
     members: Sequence[Member],
-    known: Limits,
-    elsewhere: Sequence[tuple[Case, Stage]] = (),
+    known: Thresholds,
+    elsewhere: Sequence[tuple[Case, Testbed]] = (),
 ) -> list[Finding]:
     """The best explanations, best first; those that explain everything before the others. Empty if none comes near.
 
     elsewhere: cases to look through for one that separates mutants which these samples do not."""
     nothing = remaining(looked[0].parts, bug=False) if looked else 0.0
     candidates = [x for x in looked if x.seen.strength > 0 and not x.seen.broken]
-    candidates += _fitted_scales(samples, stage, candidates)
+    candidates += _fitted_scales(samples, testbed, candidates)
     candidates += [one for x in list(candidates) if (one := _confined(x))]
     candidates.sort(key=lambda x: x.left)
     closest = [x for x in candidates[:MANY] if x.left < min(nothing, FARTHER * candidates[0].left)]
-    graded = [(x, _left_of_own_noise(samples, stage, x, members)) for x in closest]
+    graded = [(x, _left_of_own_noise(samples, testbed, x, members)) for x in closest]
     needed = limit(len(candidates))
     explaining = [
         (x, left)
@@ -119,7 +130,7 @@ def diagnose(
 
 
 def _finding(
-    x: Looked,
+    x: Candidate,
     left: float,
     explains: bool,
     also: tuple[str, ...] = (),
@@ -130,12 +141,12 @@ def _finding(
     return Finding(m.name, m.family, m.what, m.links, x.seen, left, explains, x.only, also, where, after, m)
 
 
-def _tolerated(known: Limits) -> float:
+def _tolerated(known: Thresholds) -> float:
     """The largest rms that a whole request of honest noise may have."""
     return float(np.exp(known.whole_level + known.fail_score * known.whole_spread))
 
 
-def _is_one(seen: Seen, left: float) -> bool:
+def _is_one(seen: Projection, left: float) -> bool:
     """c = 1, as far as the noise lets it be known."""
     return abs(seen.coefficient - 1) <= 6 * seen.sigma * max(left, 1.0)
 
@@ -143,22 +154,22 @@ def _is_one(seen: Seen, left: float) -> bool:
 # Parameters of a bug: the factor of a scale, the adapter that is hit.
 
 
-def _fitted_scales(samples: Sequence[Sample], stage: Stage, candidates: Sequence[Looked]) -> list[Looked]:
+def _fitted_scales(samples: Sequence[Sample], testbed: Testbed, candidates: Sequence[Candidate]) -> list[Candidate]:
     """The factors, in the places that the error points to most: one for all adapters, and one for each. None of them
     where a bug without a factor explains it all."""
     if any(explains(x) for x in candidates if not x.mutant.scales):
         return []
     likely = sorted((x for x in candidates if x.mutant.scales), key=apart)
     found = []
-    for place in list({place_of(x.mutant.name, stage): None for x in likely})[:PLACES]:
-        one, each = (fitted(samples, stage, place, several) for several in (False, True))
-        fits = [looked_at(*fit) for fit in (one, each) if fit is not None]
+    for place in list({place_of(x.mutant.name, testbed): None for x in likely})[:PLACES]:
+        one, each = (fitted(samples, testbed, place, several) for several in (False, True))
+        fits = [evaluate(*fit) for fit in (one, each) if fit is not None]
         simple = len(fits) == 2 and fits[0].left <= SIMPLER * fits[1].left
         found += [x for x in (fits[:1] if simple else fits) if x.seen.strength > 0]
     return found
 
 
-def _confined(x: Looked) -> Looked | None:
+def _confined(x: Candidate) -> Candidate | None:
     """The same bug in the requests of some adapters only, if the others have nothing of it."""
     names = sorted({p.adapter for ps in x.parts for p in ps if p is not None and p.adapter is not None})
     alone = {name: project(confined(x.parts, name)) for name in names}
@@ -170,7 +181,7 @@ def _confined(x: Looked) -> Looked | None:
     return replace(x, parts=by_case, seen=project(by_case), left=remaining(by_case), only=" and ".join(full))
 
 
-def _left_of_own_noise(samples: Sequence[Sample], stage: Stage, x: Looked, members: Sequence[Member]) -> float:
+def _left_of_own_noise(samples: Sequence[Sample], testbed: Testbed, x: Candidate, members: Sequence[Member]) -> float:
     """What is left, in units of how far honest runs *of the mutant* are from its exact answer. An ensemble of the truth
     would call a bug that makes logits ten times larger unexplained, because its noise is larger as well.
 
@@ -178,8 +189,8 @@ def _left_of_own_noise(samples: Sequence[Sample], stage: Stage, x: Looked, membe
     number fell to the other side, and in which rows is chance."""
     total, count, together, own_noise = 0.0, 0, 0.0, 0.0
     for sample in samples:
-        ds = direction(x.mutant.make, sample, stage)
-        runs = [rerun(x.mutant.make, sample, stage, m.precision) for m in members[:2]]
+        ds = direction(x.mutant.make, sample, testbed)
+        runs = [rerun(x.mutant.make, sample, testbed, m.precision) for m in members[:2]]
         for i, (e, raw, d) in enumerate(zip(sample.counted, sample.raws, ds, strict=True)):
             if raw is None or d is None:
                 continue
@@ -205,30 +216,30 @@ def _left_of_own_noise(samples: Sequence[Sample], stage: Stage, x: Looked, membe
 # Mutants that cannot be told apart.
 
 
-def _separating(same: Sequence[Looked], elsewhere: Sequence[tuple[Case, Stage]]) -> str:
+def _separating(same: Sequence[Candidate], elsewhere: Sequence[tuple[Case, Testbed]]) -> str:
     """The first case on which not all of them do the same, in words; "" if none was found."""
     from ...engines.ours import Ours
     from ..cases.testbed import settings as stage_settings
 
-    for case, stage in elsewhere:
+    for case, testbed in elsewhere:
         answers: list[list[Array]] = []
         for x in same:
-            adapters = {stage.paths[key]: a for key, a in stage.adapters.items()}
-            engine = Ours(x.mutant.make, None, stage.exact, adapters)
-            engine.start(stage_settings(stage))
-            cases.prepare(engine, stage)
-            played = cases.play(engine, case, stage)
+            adapters = {testbed.paths[key]: a for key, a in testbed.adapters.items()}
+            engine = Ours(x.mutant.make, None, testbed.exact, adapters)
+            engine.start(stage_settings(testbed))
+            cases.prepare(engine, testbed)
+            played = cases.play(engine, case, testbed)
             answers.append([e.answer.logits for e in played if e.answer.logits is not None])
         first = answers[0]
         for x, other in zip(same[1:], answers[1:], strict=True):
             if any(a.shape != b.shape or not np.allclose(a, b) for a, b in zip(first, other, strict=True)):
                 asks = case.runs[0].asks
                 used = sorted({a.adapter for a in asks if a.adapter})
-                shapes = ", ".join(_shape(stage, name) for name in used)
+                shapes = ", ".join(_shape(testbed, name) for name in used)
                 return f"{same[0].mutant.name} and {x.mutant.name} differ on {shapes}"
     return ""
 
 
-def _shape(stage: Stage, name: str) -> str:
-    c = stage.adapters[name].config
+def _shape(testbed: Testbed, name: str) -> str:
+    c = testbed.adapters[name].config
     return f"{name} (r={c.r}, alpha={c.lora_alpha:g}{', rsLoRA' if c.use_rslora else ''})"

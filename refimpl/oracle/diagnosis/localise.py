@@ -14,17 +14,17 @@ import numpy as np
 from ...adapter import Adapter
 from ...arrays import Array
 from ...config import LAYER_MODULES, module_name
-from ...engines.interface import Answer, Ask, Engine
+from ...engines.interface import Engine, EngineRequest, EngineResponse
 from ...errors import AdapterWarning
 from ...formats.peft import save_adapter
 from ...model import logits
 from ...ops import NUMPY
 from ...tracing import trace
 from ..cases.case import Case, Exchange, Run, play, request
-from ..cases.testbed import Stage
+from ..cases.testbed import Testbed
 from ..noise.ensemble import Member
 from ..noise.measure import measure
-from ..noise.verdict import Limits, judge
+from ..noise.verdict import Thresholds, judge
 
 # The order in which one layer computes what an engine can be heard to compute.
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "output")
@@ -40,19 +40,21 @@ class Place:
     how: str  # "intermediates" or "ablation"
 
 
-def first_off(places: Sequence[Place], known: Limits) -> Place | None:
+def first_off(places: Sequence[Place], known: Thresholds) -> Place | None:
     """The first that left the noise, while its input had not; a ratio that is no number did."""
     return next((place for place in places if not place.ratio < known.ratio), None)
 
 
-def intermediates(exchange: Exchange, answer: Answer, stage: Stage, members: Sequence[Member]) -> list[Place]:
+def intermediates(
+    exchange: Exchange, answer: EngineResponse, testbed: Testbed, members: Sequence[Member]
+) -> list[Place]:
     """Every output of a module that the engine showed, in the order in which they are computed: the rms of its error
     over the prompt's tokens, in units of the rms of the honest errors there."""
     whole = prompt_alone(exchange)
-    true = _traced(stage, whole, None)
-    honest = [_traced(stage, whole, m) for m in members]
+    true = _traced(testbed, whole, None)
+    honest = [_traced(testbed, whole, m) for m in members]
     found = []
-    for layer in range(stage.model.config.num_hidden_layers):
+    for layer in range(testbed.model.config.num_hidden_layers):
         for module in ORDER:
             name = f"layers.{layer}.{module}" + ("" if module == "output" else ".output")
             if name not in answer.trace or name not in true:
@@ -67,13 +69,13 @@ def intermediates(exchange: Exchange, answer: Answer, stage: Stage, members: Seq
 
 def prompt_alone(exchange: Exchange) -> Exchange:
     """The prompt alone: intermediates are those of its tokens."""
-    return replace(exchange, answer=Answer())
+    return replace(exchange, answer=EngineResponse())
 
 
-def _traced(stage: Stage, exchange: Exchange, member: Member | None) -> Mapping[str, Array]:
-    model = stage.exact if member is None else stage.model
+def _traced(testbed: Testbed, exchange: Exchange, member: Member | None) -> Mapping[str, Array]:
+    model = testbed.exact if member is None else testbed.model
     with trace("layers.*") as seen:
-        own = request(exchange, stage)
+        own = request(exchange, testbed)
         ops, p = (NUMPY, None) if member is None else (member.make(), member.precision)
         logits(model, [own], ops, p)
     found = {name: seen[name].astype(np.float64) for name in seen if name.endswith(".output")}
@@ -85,52 +87,54 @@ def _traced(stage: Stage, exchange: Exchange, member: Member | None) -> Mapping[
 
 
 def by_ablation(
-    engine: Engine, adapter: Adapter, stage: Stage, members: Sequence[Member], known: Limits, work: Path
+    engine: Engine, adapter: Adapter, testbed: Testbed, members: Sequence[Member], known: Thresholds, work: Path
 ) -> list[Place]:
     """Adapters with one module, then of each module that fails with one layer. All that fail, in order."""
     found = []
-    for module in [m for m in LAYER_MODULES if any(site[1] == m for site in adapter.lora)]:
-        whole = _fails(engine, _part(adapter, lambda site, m=module: site[1] == m, module), stage, members, known, work)
+    for name in [m for m in LAYER_MODULES if any(module[1] == m for module in adapter.lora)]:
+        whole = _fails(
+            engine, _part(adapter, lambda module, m=name: module[1] == m, name), testbed, members, known, work
+        )
         if whole is None:
             continue
-        layers = sorted({site[0] for site in adapter.lora if site[1] == module})
+        layers = sorted({module[0] for module in adapter.lora if module[1] == name})
         bad = []
         for layer in layers:
-            one = _part(adapter, lambda site, m=module, n=layer: site == (n, m), f"{module}-{layer}")
-            ratio = _fails(engine, one, stage, members, known, work)
+            one = _part(adapter, lambda module, m=name, n=layer: module == (n, m), f"{name}-{layer}")
+            ratio = _fails(engine, one, testbed, members, known, work)
             if ratio is not None:
                 bad.append((layer, ratio))
         if bad and len(bad) < len(layers):
-            found += [Place(layer, module, ratio, "ablation") for layer, ratio in bad]
+            found += [Place(layer, name, ratio, "ablation") for layer, ratio in bad]
         else:
-            found.append(Place(None, module, whole, "ablation"))
+            found.append(Place(None, name, whole, "ablation"))
     return found
 
 
 def _part(adapter: Adapter, keep: Callable[..., bool], suffix: str) -> Adapter:
-    lora = {site: w for site, w in adapter.lora.items() if keep(site)}
-    targets = tuple(sorted(module_name(site).removeprefix("model.") for site in lora))
+    lora = {module: w for module, w in adapter.lora.items() if keep(module)}
+    targets = tuple(sorted(module_name(module).removeprefix("model.") for module in lora))
     config = replace(adapter.config, target_modules=targets, modules_to_save=(), layers_to_transform=None, bias="none")
     return Adapter(f"{adapter.name}-{suffix}", config, lora)
 
 
 def _fails(
-    engine: Engine, adapter: Adapter, stage: Stage, members: Sequence[Member], known: Limits, work: Path
+    engine: Engine, adapter: Adapter, testbed: Testbed, members: Sequence[Member], known: Thresholds, work: Path
 ) -> float | None:
     """The worst ratio, if the engine gets this adapter wrong."""
     path = work / adapter.name
     if not path.exists():
-        save_adapter(adapter, path, stage.dtype)
+        save_adapter(adapter, path, testbed.dtype)
     there = replace(
-        stage, paths={**stage.paths, adapter.name: path}, adapters={**stage.adapters, adapter.name: adapter}
+        testbed, paths={**testbed.paths, adapter.name: path}, adapters={**testbed.adapters, adapter.name: adapter}
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AdapterWarning)  # that it covers one layer is why it was made
         engine.load(adapter.name, path)
     try:
         rng = np.random.default_rng(0)
-        prompts = [tuple(int(t) for t in rng.integers(0, stage.model.config.vocab_size, n)) for n in (9, 14)]
-        asks = tuple(Ask(p, name, 2) for p in prompts for name in (adapter.name, None))
+        prompts = [tuple(int(t) for t in rng.integers(0, testbed.model.config.vocab_size, n)) for n in (9, 14)]
+        asks = tuple(EngineRequest(p, name, 2) for p in prompts for name in (adapter.name, None))
         case = Case("ablation", (Run(asks),))
         measured, _ = measure(case, play(engine, case, there), there, members)
     finally:

@@ -17,8 +17,8 @@ from ...engines.ours import Ours
 from ...errors import LoracleError
 from ...ops import Ops
 from ..cases.case import Case, Exchange, forced_tokens, play, prepare
-from ..cases.testbed import Stage
-from ..noise.measure import Raw
+from ..cases.testbed import Testbed
+from ..noise.measure import Errors
 from ..noise.verdict import FALSE_ALARM
 
 SAME = 2.0**-36  # of the largest logit: what two float64 answers may differ by when nothing is wrong
@@ -30,7 +30,7 @@ class Sample:
 
     case: Case
     exchanges: Sequence[Exchange]  # all of them
-    raws: Sequence[Raw | None]  # of those that count
+    raws: Sequence[Errors | None]  # of those that count
     settings: Settings
 
     @property
@@ -40,18 +40,18 @@ class Sample:
 
 
 def rerun(
-    make: Callable[[], Ops], sample: Sample, stage: Stage, precision: Precision | None = None
+    make: Callable[[], Ops], sample: Sample, testbed: Testbed, precision: Precision | None = None
 ) -> list[Array | None]:
     """The logits of a table of steps on one case, made to produce the engine's tokens: for each exchange that counts
     the rows that the engine showed. NaN where the table computed none: a prefix that it found in its cache."""
     exact = precision is None
     p = precision or Precision("model", "float64")
-    adapters = {stage.paths[key]: a for key, a in (stage.wide if exact else stage.adapters).items()}
-    engine = Ours(make, p, stage.exact if exact else stage.model, adapters)
+    adapters = {testbed.paths[key]: a for key, a in (testbed.wide if exact else testbed.adapters).items()}
+    engine = Ours(make, p, testbed.exact if exact else testbed.model, adapters)
     engine.start(sample.settings)
     if sample.case.stateless:
-        prepare(engine, stage)
-    played = play(engine, sample.case, stage, forced_tokens(sample.exchanges))
+        prepare(engine, testbed)
+    played = play(engine, sample.case, testbed, forced_tokens(sample.exchanges))
     found: list[Array | None] = []
     for e, raw in zip([e for e in played if e.ask.cancel_after is None], sample.raws, strict=True):
         if raw is None:
@@ -67,13 +67,13 @@ def rerun(
     return found
 
 
-def direction(make: Callable[[], Ops], sample: Sample, stage: Stage) -> list[Array | None]:
+def direction(make: Callable[[], Ops], sample: Sample, testbed: Testbed) -> list[Array | None]:
     """d of every exchange that counts, as the engine would show it, in units of noise. Rows without numbers are 0.
 
     LoracleError from a table that refuses the case is a direction of zeros: it shows nothing."""
     try:
         with np.errstate(all="ignore"):  # some bugs answer NaN
-            rows = rerun(make, sample, stage)
+            rows = rerun(make, sample, testbed)
     except LoracleError:
         rows = [None] * len(sample.raws)
     found: list[Array | None] = []
@@ -93,7 +93,7 @@ def direction(make: Callable[[], Ops], sample: Sample, stage: Stage) -> list[Arr
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ProjectionTerm:
     """One direction beside one exchange's error: sums, so that exchanges and cases can be added up anywhere."""
 
     adapter: str | None
@@ -107,24 +107,24 @@ class Part:
     broken: bool = False  # d is no number: the mutant answers NaN
 
 
-def parts(make: Callable[[], Ops], sample: Sample, stage: Stage) -> list[Part | None]:
+def projection_terms(make: Callable[[], Ops], sample: Sample, testbed: Testbed) -> list[ProjectionTerm | None]:
     """A table of steps beside every exchange of a sample that counts."""
     return [
         None if raw is None or d is None else _part(e.adapter, raw, d)
-        for e, raw, d in zip(sample.counted, sample.raws, direction(make, sample, stage), strict=True)
+        for e, raw, d in zip(sample.counted, sample.raws, direction(make, sample, testbed), strict=True)
     ]
 
 
-def _part(adapter: str | None, raw: Raw, d: Array) -> Part:
+def _part(adapter: str | None, raw: Errors, d: Array) -> ProjectionTerm:
     unit, shown = raw.unit[:, None], raw.view.shown
     error = raw.error / unit
     energy, count = float(np.sum(error**2)), int(shown.sum())
     if not np.isfinite(d).all():
         zero = np.zeros(len(raw.honest))
-        return Part(adapter, 0.0, 0.0, zero, energy, np.inf, count, np.inf, True)
+        return ProjectionTerm(adapter, 0.0, 0.0, zero, energy, np.inf, count, np.inf, True)
     honest = np.einsum("jrv,rv->j", raw.honest / unit[None], d)
     rows = np.sqrt(np.sum((error + d) ** 2, axis=1) / np.maximum(shown.sum(axis=1), 1))
-    return Part(
+    return ProjectionTerm(
         adapter,
         float(np.sum(error * d)),
         float(np.sum(d * d)),
@@ -137,7 +137,7 @@ def _part(adapter: str | None, raw: Raw, d: Array) -> Part:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Projection:
     """How much of a direction lies in the engine's error."""
 
     coefficient: float  # 1: the bug itself; 0: nothing of it
@@ -152,17 +152,17 @@ class Seen:
         return self.strength > 0 or self.broken
 
 
-def project(by_case: Sequence[Sequence[Part | None]], noisier: float = 1.0) -> Seen:
+def project(by_case: Sequence[Sequence[ProjectionTerm | None]], noisier: float = 1.0) -> Projection:
     """The parts of all samples together. noisier: the engine's own noise over that of the honest runs."""
     if any(p.broken for ps in by_case for p in ps if p):
-        return Seen(0.0, float("inf"), 0.0, 0.0, broken=True)
+        return Projection(0.0, float("inf"), 0.0, 0.0, broken=True)
     sums = []
     for ps in by_case:
         known = [p for p in ps if p is not None and p.length > 0]
         if known:
             sums.append((sum(p.along for p in known), sum(p.length for p in known), sum(p.honest for p in known)))
     if not sums:
-        return Seen(0.0, float("inf"), 0.0, 0.0)
+        return Projection(0.0, float("inf"), 0.0, 0.0)
     along, length = sum(s[0] for s in sums), sum(s[1] for s in sums)
     lengths, honest = np.array([s[1] for s in sums]), np.stack([np.asarray(s[2]) for s in sums])
     # Noise that differs from case to case averages out; noise that is the same in each (a rounded weight) does not.
@@ -170,24 +170,26 @@ def project(by_case: Sequence[Sequence[Part | None]], noisier: float = 1.0) -> S
     together = float(np.mean((honest.sum(axis=0) / np.sqrt(length)) ** 2))
     sigma = float(np.sqrt(max(apart, together) / length)) * max(noisier, 1.0)
     c = along / length
-    return Seen(c, sigma, 1 / sigma if sigma else float("inf"), c / sigma if sigma else float(np.copysign(np.inf, c)))
+    return Projection(
+        c, sigma, 1 / sigma if sigma else float("inf"), c / sigma if sigma else float(np.copysign(np.inf, c))
+    )
 
 
-def remaining(by_case: Sequence[Sequence[Part | None]], bug: bool = True) -> float:
+def remaining(by_case: Sequence[Sequence[ProjectionTerm | None]], bug: bool = True) -> float:
     """The rms of what is left of the error when the direction is taken out, in units of noise; or of the error."""
     known = [p for ps in by_case for p in ps if p is not None]
     count = sum(p.count for p in known)
     return float(np.sqrt(sum(p.left if bug else p.energy for p in known) / count)) if count else 0.0
 
 
-def confined(by_case: Sequence[Sequence[Part | None]], adapter: str) -> list[list[Part | None]]:
+def confined(by_case: Sequence[Sequence[ProjectionTerm | None]], adapter: str) -> list[list[ProjectionTerm | None]]:
     """The same direction, in the requests of one adapter only."""
     return [[p if p is None or p.adapter == adapter else without(p) for p in ps] for ps in by_case]
 
 
-def without(p: Part) -> Part:
+def without(p: ProjectionTerm) -> ProjectionTerm:
     """The same request, of a bug that does nothing there."""
-    return Part(p.adapter, 0.0, 0.0, np.zeros_like(p.honest), p.energy, p.energy, p.count, 0.0)
+    return ProjectionTerm(p.adapter, 0.0, 0.0, np.zeros_like(p.honest), p.energy, p.energy, p.count, 0.0)
 
 
 def limit(directions: int) -> float:

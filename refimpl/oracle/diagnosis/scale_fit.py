@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...adapter import Adapter
-from ...config import Site
+from ...config import Module
 from ...lora import LoraWeights
 from ...ops import Ops
 from ..bugs import Mutant
 from ..bugs.scopes import Place, confined_ops
 from ..bugs.steps import rescaling
-from ..cases.testbed import Stage
-from .projection import Part, Sample, parts, project
+from ..cases.testbed import Testbed
+from .projection import ProjectionTerm, Sample, project, projection_terms
 
 FIRST = 1.001  # a step so small that it is linear
 FAR = 64.0  # no factor is looked for beyond this
@@ -23,24 +23,26 @@ STEPS = 10
 FEW = 3  # samples that a factor is fitted on
 NAMED = 4  # digits of a factor in a name
 
-Parts = list[list[Part | None]]
+Parts = list[list[ProjectionTerm | None]]
 
 
-def scaled(factors: Mapping[str, float], stage: Stage, place: Place | None) -> Ops:
+def scaled(factors: Mapping[str, float], testbed: Testbed, place: Place | None) -> Ops:
     """The scale of each adapter of the stage, by its key, times its factor."""
-    of_lora = {id(held[key].lora): factor for key, factor in factors.items() for held in (stage.adapters, stage.wide)}
+    of_lora = {
+        id(held[key].lora): factor for key, factor in factors.items() for held in (testbed.adapters, testbed.wide)
+    }
 
-    def factor(site: Site, w: LoraWeights, adapter: Adapter) -> float:
+    def factor(module: Module, w: LoraWeights, adapter: Adapter) -> float:
         return of_lora.get(id(adapter.lora), 1.0)
 
     ops = rescaling(factor)
     return ops if place is None else confined_ops(ops, place)
 
 
-def mutant(factors: Mapping[str, float], stage: Stage, place: Place | None) -> Mutant:
+def mutant(factors: Mapping[str, float], testbed: Testbed, place: Place | None) -> Mutant:
     """With its factors in its name."""
     wrong = {key: k for key, k in factors.items() if k != 1}
-    if len(set(wrong.values())) == 1 and len(wrong) == len(stage.adapters):
+    if len(set(wrong.values())) == 1 and len(wrong) == len(testbed.adapters):
         shown = f"{next(iter(wrong.values())):.{NAMED}g}"
         what = f"every delta is {shown} times as large as it should be"
     else:
@@ -48,18 +50,18 @@ def mutant(factors: Mapping[str, float], stage: Stage, place: Place | None) -> M
         what = f"deltas have another size than they should have, by adapter: {shown}"
     where = f" @ {place.name}" if place else ""
     what += f"; in {place.name} alone" if place else ""
-    return Mutant(f"scale_times[{shown}]{where}", "A", what, (), lambda: scaled(factors, stage, place), scales=True)
+    return Mutant(f"scale_times[{shown}]{where}", "A", what, (), lambda: scaled(factors, testbed, place), scales=True)
 
 
-def fitted(samples: Sequence[Sample], stage: Stage, place: Place | None, each: bool) -> tuple[Mutant, Parts] | None:
+def fitted(samples: Sequence[Sample], testbed: Testbed, place: Place | None, each: bool) -> tuple[Mutant, Parts] | None:
     """The factors at which the coefficient is 1, from a step small enough to be linear: k <- 1 + c (k - 1), and the
     secant from then on. each: one factor for every adapter. None if there are none."""
     some = _enough(samples)
-    factors = dict.fromkeys(stage.adapters, FIRST)
+    factors = dict.fromkeys(testbed.adapters, FIRST)
     before: dict[str, tuple[float, float]] = {}
     best: tuple[float, dict[str, float], Parts] | None = None
     for _ in range(STEPS):
-        by_case = [parts(lambda: scaled(factors, stage, place), sample, stage) for sample in some]  # noqa: B023
+        by_case = [projection_terms(lambda: scaled(factors, testbed, place), sample, testbed) for sample in some]  # noqa: B023
         left = sum(p.left for ps in by_case for p in ps if p is not None)
         if not np.isfinite(left):
             break
@@ -74,7 +76,9 @@ def fitted(samples: Sequence[Sample], stage: Stage, place: Place | None, each: b
     _, factors, by_case = best
     if each:  # what is 1 to within its error is 1
         factors = {key: k if _is_not_one(by_case, key) else 1.0 for key, k in factors.items()}
-    return mutant(factors, stage, place), [parts(lambda: scaled(factors, stage, place), x, stage) for x in samples]
+    return mutant(factors, testbed, place), [
+        projection_terms(lambda: scaled(factors, testbed, place), x, testbed) for x in samples
+    ]
 
 
 def _enough(samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -15,11 +15,11 @@ import numpy as np
 from ..bugs import Mutant, mutants_for
 from ..bugs.parameters import values_for
 from ..bugs.scopes import Place, at, can_be_confined, places, small_places
-from ..cases.testbed import Stage
+from ..cases.testbed import Testbed
 from .projection import Sample
 
 if TYPE_CHECKING:
-    from .diagnose import Looked
+    from .diagnose import Candidate
 
 AFTER_THE_SMALLEST = 32  # of the bugs that were tried on the smallest failure
 IN_PLACES = 10  # of which it is asked whether they are in one place only
@@ -29,50 +29,50 @@ CLEARLY = 10.0  # times as much must have been there before
 ANY_SCALE, NOTHING_APPLIED = "scale_times[1.01]", "adapters_ignored"  # asked for in every place, near or not
 DECODE = "decode"  # the place
 
-Beside = Callable[[Sequence[Sample], Sequence[str]], "list[Looked]"]
+Beside = Callable[[Sequence[Sample], Sequence[str]], "list[Candidate]"]
 
 
 @lru_cache(maxsize=4)
-def everywhere(stage: Stage) -> dict[str, Mutant]:
+def everywhere(testbed: Testbed) -> dict[str, Mutant]:
     """The zoo and its other values, by name."""
-    return mutants_for(list(stage.paths)) | values_for(stage)
+    return mutants_for(list(testbed.paths)) | values_for(testbed)
 
 
 @lru_cache(maxsize=4)
-def all_places(stage: Stage) -> dict[str, Place]:
+def all_places(testbed: Testbed) -> dict[str, Place]:
     """By name."""
-    config = stage.model.config
+    config = testbed.model.config
     return {p.name: p for p in (*places(config), *small_places(config))}
 
 
-def find(name: str, stage: Stage) -> Mutant:
+def find(name: str, testbed: Testbed) -> Mutant:
     """ "k_and_v_deltas_swapped", "rank_cut[5]", "k_and_v_deltas_swapped @ layer 1"."""
     bug, _, where = name.partition(" @ ")
-    m = everywhere(stage)[bug]
-    return at(m, all_places(stage)[where]) if where else m
+    m = everywhere(testbed)[bug]
+    return at(m, all_places(testbed)[where]) if where else m
 
 
-def place_of(name: str, stage: Stage) -> Place | None:
+def place_of(name: str, testbed: Testbed) -> Place | None:
     """Where a bug of this name is; None: everywhere."""
     where = name.partition(" @ ")[2]
-    return all_places(stage)[where] if where else None
+    return all_places(testbed)[where] if where else None
 
 
 def search(
-    stage: Stage,
+    testbed: Testbed,
     beside: Beside,
     shows: Callable[[Mutant], bool],
     first: Sample,
     whole: Sequence[Sample],
     here: tuple[int | None, str] | None = None,
-) -> "list[Looked]":
+) -> "list[Candidate]":
     """The nearest, beside all samples. first: the smallest failure; whole: failures as they came, and other cases;
     here: the first layer and module that are off, where that is known."""
-    known = everywhere(stage)
+    known = everywhere(testbed)
     tried = beside([first], [name for name, m in known.items() if shows(m)])
     on_one = beside(whole[:1], _nearest(tried, AFTER_THE_SMALLEST))
     if not any(explains(x) for x in on_one):
-        config = stage.model.config
+        config = testbed.model.config
         pointing = _distinct([x for x in sorted(tried, key=apart) if can_be_confined(known[x.mutant.name])])
         likely = list(dict.fromkeys([ANY_SCALE, NOTHING_APPLIED, *pointing[:IN_PLACES]]))
         large = [f"{name} @ {p.name}" for name in likely for p in places(config) if _sensible(name, p)]
@@ -81,7 +81,7 @@ def search(
         on_one += beside(whole[:1], _nearest(confined, AFTER_THE_SMALLEST))
     if not any(explains(x) for x in on_one) and here is not None:
         every = [m.name for m in known.values() if shows(m) and can_be_confined(m)]
-        confined = beside([first], [f"{name} @ {place}" for name in every for place in _around(here, stage)])
+        confined = beside([first], [f"{name} @ {place}" for name in every for place in _around(here, testbed)])
         on_one += beside(whole[:1], _nearest(confined, AFTER_THE_SMALLEST))
     if not any(explains(x) for x in on_one) and all(_prompts_are_right(x) for x in whole):
         every = [m.name for m in known.values() if shows(m) and can_be_confined(m) and m.name != NOTHING_APPLIED]
@@ -89,11 +89,11 @@ def search(
     return beside(whole, _nearest(on_one, LAST))
 
 
-def _around(here: tuple[int | None, str], stage: Stage) -> list[str]:
+def _around(here: tuple[int | None, str], testbed: Testbed) -> list[str]:
     """The places that begin at a module of a layer."""
     layer, module = here
     named = [module, f"layer {layer}", f"layers.{layer}.{module}"]
-    return [name for name in named if name in all_places(stage)]
+    return [name for name in named if name in all_places(testbed)]
 
 
 def _prompts_are_right(x: Sample) -> bool:
@@ -108,7 +108,7 @@ def _prompts_are_right(x: Sample) -> bool:
     return True
 
 
-def _distinct(looked: Sequence["Looked"]) -> list[str]:
+def _distinct(looked: Sequence["Candidate"]) -> list[str]:
     """The first two of those that do the same on this case."""
     seen: dict[float, list[str]] = {}
     for x in looked:
@@ -121,21 +121,21 @@ def _sensible(name: str, place: Place) -> bool:
     return name != NOTHING_APPLIED or place.decode is None
 
 
-def explains(x: "Looked") -> bool:
+def explains(x: "Candidate") -> bool:
     """Is what it leaves about noise, and far less than there was?"""
     before = sum(p.energy for ps in x.parts for p in ps if p is not None)
     after = sum(p.left for ps in x.parts for p in ps if p is not None)
     return x.left <= EXPLAINED and before >= CLEARLY**2 * after
 
 
-def apart(x: "Looked") -> float:
+def apart(x: "Candidate") -> float:
     """What of the error the direction does not hold, at whatever coefficient: 0 to 1."""
     ps = [p for of_case in x.parts for p in of_case if p is not None]
     energy, length, along = (sum(getattr(p, name) for p in ps) for name in ("energy", "length", "along"))
     return 1.0 - along * along / (energy * length) if energy > 0 and length > 0 else 1.0
 
 
-def _nearest(looked: Sequence["Looked"], most: int) -> list[str]:
+def _nearest(looked: Sequence["Candidate"], most: int) -> list[str]:
     """By what they leave, two thirds of them; by where they point, the others."""
     seen = [x for x in looked if x.seen.strength > 0]
     by_left = sorted(seen, key=lambda x: x.left)[: most - most // 3]

@@ -11,12 +11,12 @@ import numpy as np
 
 from ...arrays import Array
 from ...batch import Request, vocab_size
-from ...engines.interface import Ask
+from ...engines.interface import EngineRequest
 from ...model import logit_width, logits
 from ..cases.case import Case, Exchange, request
-from ..cases.testbed import Stage
-from ..noise.measure import Measured, Raw
-from ..noise.verdict import Judged, Limits
+from ..cases.testbed import Testbed
+from ..noise.measure import ErrorRatios, Errors
+from ..noise.verdict import Thresholds, Verdict
 from .fit import fit
 from .projection import Sample
 
@@ -31,7 +31,7 @@ class Symptom:
 
 
 def symptoms_of(
-    sample: Sample, judged: Sequence[Judged], measured: Sequence[Measured], stage: Stage, known: Limits
+    sample: Sample, judged: Sequence[Verdict], measured: Sequence[ErrorRatios], testbed: Testbed, known: Thresholds
 ) -> list[str]:
     """Of one case: a line for each thing that is true of a request that failed, in order; repeated for each request."""
     found: list[str] = []
@@ -43,7 +43,7 @@ def symptoms_of(
             continue
         if raw is None:
             continue
-        found += _of_one(sample, i, e, raw, m, stage, known)
+        found += _of_one(sample, i, e, raw, m, testbed, known)
     if any(sample.counted[i].adapter is None for i in failed):
         found.append("base rows are wrong")
     return found
@@ -58,12 +58,12 @@ def company(case: Case, e: Exchange) -> list[str]:
         found.append(f"right in a fresh engine, wrong after {len(case.steps) - 1} other steps")
     before = [a for run in case.runs[: e.run + 1] for a in run.asks if a is not e.ask]
     shared = max(((_common(a, e.ask), a) for a in before), key=lambda x: x[0], default=(0, e.ask))
-    if shared[0] > 1 and (shared[1].adapter, shared[1].mix) != (e.ask.adapter, e.ask.mix):
+    if shared[0] > 1 and (shared[1].adapter, shared[1].adapter_weights) != (e.ask.adapter, e.ask.adapter_weights):
         found.append(f"its first {shared[0]} tokens were asked before, of {shared[1].adapter or 'the base'}")
     return found
 
 
-def _common(a: Ask, b: Ask) -> int:
+def _common(a: EngineRequest, b: EngineRequest) -> int:
     """How many tokens they begin with in common."""
     same = [x == y for x, y in zip(a.prompt_ids, b.prompt_ids, strict=False)]
     return same.index(False) if False in same else len(same)
@@ -75,20 +75,22 @@ def tally(lines: Sequence[str], failed: int) -> list[Symptom]:
     return [Symptom(line, n, failed) for line, n in sorted(counts.items(), key=lambda item: -item[1])]
 
 
-def _of_one(sample: Sample, i: int, e: Exchange, raw: Raw, m: Measured, stage: Stage, known: Limits) -> list[str]:
+def _of_one(
+    sample: Sample, i: int, e: Exchange, raw: Errors, m: ErrorRatios, testbed: Testbed, known: Thresholds
+) -> list[str]:
     fits = _fits(raw, known)
-    text = request(e, stage).prompt_ids
+    text = request(e, testbed).prompt_ids
     found = []
-    if e.adapter is not None and fits(_rows(stage, text, None, raw)):
+    if e.adapter is not None and fits(_rows(testbed, text, None, raw)):
         return ["the base answered"]
-    for key in stage.adapters:
-        if key != e.adapter and fits(_rows(stage, text, [(stage.adapters[key], 1.0)], raw)):
+    for key in testbed.adapters:
+        if key != e.adapter and fits(_rows(testbed, text, [(testbed.adapters[key], 1.0)], raw)):
             asked = any(o.adapter == key and o.run == e.run for o in sample.counted)
             place = "in the same batch" if asked else "not in this batch"
             return [f"another adapter answered ({place})"]
-    if len(e.adapters) == 1 and not stage.adapters[e.adapters[0][0]].replaced:
-        k = _weight(stage, e, raw)
-        if k is not None and fits(_rows(stage, text, [(stage.adapters[e.adapters[0][0]], k)], raw)):
+    if len(e.adapters) == 1 and not testbed.adapters[e.adapters[0][0]].replaced:
+        k = _weight(testbed, e, raw)
+        if k is not None and fits(_rows(testbed, text, [(testbed.adapters[e.adapters[0][0]], k)], raw)):
             return [f"the adapter's delta is {k:.3g} times as large as it should be"]
     if shift := _shifted(raw, known):
         places, way = f"{abs(shift)} place{'s' if abs(shift) > 1 else ''}", "later" if shift > 0 else "earlier"
@@ -104,7 +106,7 @@ def _of_one(sample: Sample, i: int, e: Exchange, raw: Raw, m: Measured, stage: S
     return found
 
 
-def _fits(raw: Raw, known: Limits) -> Callable[[Array], bool]:
+def _fits(raw: Errors, known: Thresholds) -> Callable[[Array], bool]:
     """Is this other answer the one that the engine gave, to within its noise?"""
     limit = known.ratio
 
@@ -118,20 +120,20 @@ def _fits(raw: Raw, known: Limits) -> Callable[[Array], bool]:
     return fits
 
 
-def _rows(stage: Stage, text: Sequence[int], adapter: object, raw: Raw) -> Array:
+def _rows(testbed: Testbed, text: Sequence[int], adapter: object, raw: Errors) -> Array:
     """What another adapter answers; NaN, which nothing is like, where it knows not these words, or not as many."""
     other = Request(text, adapter)  # type: ignore[arg-type]
-    if max(text) >= vocab_size(other, stage.exact.config) or logit_width(other, stage.exact) != raw.vocab:
+    if max(text) >= vocab_size(other, testbed.exact.config) or logit_width(other, testbed.exact) != raw.vocab:
         return np.full_like(raw.logits, np.nan)
-    return logits(stage.exact, [other])[0][raw.rows]
+    return logits(testbed.exact, [other])[0][raw.rows]
 
 
-def _weight(stage: Stage, e: Exchange, raw: Raw) -> float | None:
+def _weight(testbed: Testbed, e: Exchange, raw: Errors) -> float | None:
     """The weight on the adapter that explains the answer best."""
-    adapter, text = stage.adapters[e.adapters[0][0]], request(e, stage).prompt_ids
+    adapter, text = testbed.adapters[e.adapters[0][0]], request(e, testbed).prompt_ids
 
     def coefficient(k: float) -> float:
-        d = (raw.view.of(_rows(stage, text, [(adapter, k)], raw)) - raw.exact) / raw.unit[:, None]
+        d = (raw.view.of(_rows(testbed, text, [(adapter, k)], raw)) - raw.exact) / raw.unit[:, None]
         length = float(np.sum(d * d))
         return float(np.sum(raw.error / raw.unit[:, None] * d)) / length if length else float("nan")
 
@@ -139,7 +141,7 @@ def _weight(stage: Stage, e: Exchange, raw: Raw) -> float | None:
     return k if np.isfinite(k) and k != 1 else None
 
 
-def _shifted(raw: Raw, known: Limits) -> int:
+def _shifted(raw: Errors, known: Thresholds) -> int:
     """By how many places the rows stand too early or too late; 0 if that is not it."""
     shown = raw.exact + raw.error
     n = len(shown)

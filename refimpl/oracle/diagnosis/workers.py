@@ -10,13 +10,13 @@ from typing import Any
 
 from ...engines.interface import Settings
 from ..cases.case import Case, Exchange
-from ..cases.testbed import Stage
+from ..cases.testbed import Testbed
 from ..noise.ensemble import Member
-from ..noise.measure import Measured, measure
-from .projection import Part, Sample, parts
+from ..noise.measure import ErrorRatios, measure
+from .projection import ProjectionTerm, Sample, projection_terms
 from .search import find
 
-_stage: Stage | None = None  # of this process
+_stage: Testbed | None = None  # of this process
 
 
 class Here(Executor):
@@ -32,20 +32,20 @@ class Here(Executor):
         return future
 
 
-def pool(stage: Stage, jobs: int) -> Executor:
+def pool(testbed: Testbed, jobs: int) -> Executor:
     """jobs processes, or this one."""
     if jobs <= 1:
-        _adopt(stage)
+        _adopt(testbed)
         return Here()
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _adopt, (stage,))
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _adopt, (testbed,))
 
 
-def _adopt(stage: Stage) -> None:
+def _adopt(testbed: Testbed) -> None:
     global _stage
-    _stage = stage
+    _stage = testbed
 
 
-def ratios(case: Case, exchanges: Sequence[Exchange], members: Sequence[Member]) -> list[Measured]:
+def ratios(case: Case, exchanges: Sequence[Exchange], members: Sequence[Member]) -> list[ErrorRatios]:
     """What a case is judged by."""
     assert _stage is not None
     return measure(case, exchanges, _stage, members)[0]
@@ -59,8 +59,8 @@ def sample(case: Case, exchanges: Sequence[Exchange], members: Sequence[Member],
 
 def along(
     case: Case, exchanges: Sequence[Exchange], members: Sequence[Member], settings: Settings, names: Sequence[str]
-) -> dict[str, list[Part | None]]:
+) -> dict[str, list[ProjectionTerm | None]]:
     """One case beside many mutants."""
     assert _stage is not None
     one = sample(case, exchanges, members, settings)
-    return {name: parts(find(name, _stage).make, one, _stage) for name in names}
+    return {name: projection_terms(find(name, _stage).make, one, _stage) for name in names}

@@ -20,8 +20,8 @@ from ...lora import lora_delta
 from ...model import logits
 from ...ops import NUMPY, Ops
 from ..bugs.steps import each
-from ..cases.testbed import Stage
-from .measure import Raw
+from ..cases.testbed import Testbed
+from .measure import Errors
 
 SINGLE = 2.0**-24  # half a unit in the last place of float32
 
@@ -50,11 +50,11 @@ class Moved:
             sums = linear(np.abs(x), np.abs(weight), None if bias is None else np.abs(bias), p)
             return self.by(y, u * np.abs(y) + x.shape[1] * SINGLE * sums)
 
-        def delta(y: Array, x: Array, bank: Any, site: Any, ids: Array, weights: Array, p: Any) -> None:
+        def delta(y: Array, x: Array, bank: Any, module: Any, ids: Array, weights: Array, p: Any) -> None:
             own, sums = np.zeros_like(y), np.zeros_like(y)
-            lora_delta(own, x, bank, site, ids, weights, p)
+            lora_delta(own, x, bank, module, ids, weights, p)
             positive = x if x.dtype.kind in "iu" else np.abs(x)
-            absolute(sums, positive, bank, site, ids, np.abs(weights), p)
+            absolute(sums, positive, bank, module, ids, np.abs(weights), p)
             terms = 1 if x.dtype.kind in "iu" else x.shape[1]
             y += self.by(own, (3 * u + terms * SINGLE) * sums)
 
@@ -90,10 +90,10 @@ def _absolute(w: Any) -> Any:
     return dataclasses.replace(w, A=np.abs(w.A), B=np.abs(w.B), scale=abs(w.scale), bias=bias)
 
 
-def ceilings(requests: Sequence[Request], raws: Sequence[Raw], stage: Stage, seed: int = 0) -> list[Array]:
+def ceilings(requests: Sequence[Request], raws: Sequence[Errors], testbed: Testbed, seed: int = 0) -> list[Array]:
     """Of each request's shown rows, in units of noise."""
-    moved = Moved(stage.dtype, seed)
-    rows = logits(stage.exact, requests, moved.ops)
+    moved = Moved(testbed.dtype, seed)
+    rows = logits(testbed.exact, requests, moved.ops)
     lengths = [len(r.prompt_ids) for r in requests]
     found = []
     for run, raw, n in zip(rows, raws, lengths, strict=True):

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...arrays import Array
-from ...engines.interface import Answer
+from ...engines.interface import EngineResponse
 from ..cases import case as cases
 from ..cases.case import Case, Exchange
-from ..cases.testbed import Stage
+from ..cases.testbed import Testbed
 from .ensemble import Member, honest_runs
 from .readout import Gap, Unreadable, View, rows_of, view
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class ErrorRatios:
     """The rows of one exchange."""
 
     case: str
@@ -45,7 +45,7 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class Raw:
+class Errors:
     """The errors themselves, for the filters that look along a direction."""
 
     view: View
@@ -63,18 +63,18 @@ class Raw:
 
 
 def measure(
-    case: Case, exchanges: Sequence[Exchange], stage: Stage, members: Sequence[Member]
-) -> tuple[list[Measured], list[Raw | None]]:
+    case: Case, exchanges: Sequence[Exchange], testbed: Testbed, members: Sequence[Member]
+) -> tuple[list[ErrorRatios], list[Errors | None]]:
     """Every exchange of a case that counts: one that was cancelled does not."""
     counted = [e for e in exchanges if e.ask.cancel_after is None]
-    problems = {id(e): problem for e in counted if (problem := malformed(e, stage))}
+    problems = {id(e): problem for e in counted if (problem := malformed(e, testbed))}
     asked = [e for e in counted if id(e) not in problems]
-    exact = cases.truth(asked, stage) if asked else []
-    requests = [cases.request(e, stage) for e in asked]
-    runs = honest_runs(stage.model, requests, members) if asked else []
-    others = _others(asked, stage)
-    found: list[Measured] = []
-    raws: list[Raw | None] = []
+    exact = cases.truth(asked, testbed) if asked else []
+    requests = [cases.request(e, testbed) for e in asked]
+    runs = honest_runs(testbed.model, requests, members) if asked else []
+    others = _others(asked, testbed)
+    found: list[ErrorRatios] = []
+    raws: list[Errors | None] = []
     for e in counted:
         problem = problems.get(id(e), "")
         raw = None
@@ -86,7 +86,9 @@ def measure(
                 problem = str(error)
         if raw is None:
             none = np.zeros(0)
-            found.append(Measured(case.name, e.run, e.index, e.adapter, 0, none, np.zeros((0, 0)), none, 0.0, problem))
+            found.append(
+                ErrorRatios(case.name, e.run, e.index, e.adapter, 0, none, np.zeros((0, 0)), none, 0.0, problem)
+            )
         else:
             matters = min((_distance(raw, x) for x in others[i]), default=np.inf)
             found.append(_measured(case, e, raw, matters))
@@ -94,9 +96,9 @@ def measure(
     return found, raws
 
 
-def malformed(e: Exchange, stage: Stage) -> str:
+def malformed(e: Exchange, testbed: Testbed) -> str:
     """What is wrong with an answer before any number is compared; "" if nothing is."""
-    answer, vocab = e.answer, cases.words(e.adapters, stage)
+    answer, vocab = e.answer, cases.words(e.adapters, testbed)
     if answer.error:
         return answer.error
     if len(answer.token_ids) != e.ask.max_new_tokens:
@@ -110,7 +112,7 @@ def malformed(e: Exchange, stage: Stage) -> str:
     return ""
 
 
-def look(answer: Answer, exact: Array, runs: Sequence[Array]) -> Raw:
+def look(answer: EngineResponse, exact: Array, runs: Sequence[Array]) -> Errors:
     """The errors of one answer and of the honest runs, over the rows that it shows."""
     shown = rows_of(answer)
     if not shown:
@@ -120,10 +122,10 @@ def look(answer: Answer, exact: Array, runs: Sequence[Array]) -> Raw:
     true = v.of(exact[rows])
     honest = np.stack([v.of(run[rows].astype(np.float64)) - true for run in runs])
     unit = _rms(honest, v.shown[None]).T
-    return Raw(v, rows, true, exact[rows], v.values - true, honest, np.sqrt(np.mean(unit**2, axis=1)))
+    return Errors(v, rows, true, exact[rows], v.values - true, honest, np.sqrt(np.mean(unit**2, axis=1)))
 
 
-def _look_at_text(answer: Answer, exact: Array, runs: Sequence[Array]) -> Raw:
+def _look_at_text(answer: EngineResponse, exact: Array, runs: Sequence[Array]) -> Errors:
     """Of text only this can be said: the token's true logit lies so far below the best one's, where honest runs are so
     far off in the difference of the two. A token that is the best is no error, however close it was."""
     n, places = len(answer.token_ids), len(exact) - len(answer.token_ids)
@@ -139,10 +141,10 @@ def _look_at_text(answer: Answer, exact: Array, runs: Sequence[Array]) -> Raw:
     unit = np.maximum(np.sqrt(np.mean(honest[:, :, 0] ** 2, axis=0)), np.finfo(float).tiny)
     # The engine's own numbers put its token on top: its error in the gap is the gap, or more.
     true = v.of(exact[rows])
-    return Raw(v, rows, true, exact[rows], -true, honest, unit)
+    return Errors(v, rows, true, exact[rows], -true, honest, unit)
 
 
-def _measured(case: Case, e: Exchange, raw: Raw, matters: float) -> Measured:
+def _measured(case: Case, e: Exchange, raw: Errors, matters: float) -> ErrorRatios:
     shown = raw.view.shown
     honest = _rms(raw.honest, shown[None])  # [members, rows]
     total, n = np.sum(honest**2, axis=0), len(honest)
@@ -150,7 +152,7 @@ def _measured(case: Case, e: Exchange, raw: Raw, matters: float) -> Measured:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, left_out = _rms(raw.error, shown) / raw.unit, honest / of_others
     first = raw.rows.start
-    return Measured(case.name, e.run, e.index, e.adapter, first, ratio, left_out, raw.unit, matters)
+    return ErrorRatios(case.name, e.run, e.index, e.adapter, first, ratio, left_out, raw.unit, matters)
 
 
 def _rms(x: Array, shown: Array) -> Array:
@@ -158,7 +160,7 @@ def _rms(x: Array, shown: Array) -> Array:
     return np.sqrt(np.sum(np.where(shown, x, 0.0) ** 2, axis=-1) / np.maximum(shown.sum(axis=-1), 1))
 
 
-def _others(asked: Sequence[Exchange], stage: Stage) -> list[list[Array]]:
+def _others(asked: Sequence[Exchange], testbed: Testbed) -> list[list[Array]]:
     """For each exchange, the exact logits of the same text by the base and by the other adapters of its run."""
     from ...batch import Request
     from ...model import logits
@@ -166,18 +168,18 @@ def _others(asked: Sequence[Exchange], stage: Stage) -> list[list[Array]]:
     wanted = []
     for e in asked:
         neighbours = dict.fromkeys([(), *(o.adapters for o in asked if o.run == e.run)])
-        last = max(cases.request(e, stage).prompt_ids)  # a word that only this adapter has is no prompt for another
-        wanted.append([o for o in neighbours if o != e.adapters and last < cases.words(o, stage)][:3])
+        last = max(cases.request(e, testbed).prompt_ids)  # a word that only this adapter has is no prompt for another
+        wanted.append([o for o in neighbours if o != e.adapters and last < cases.words(o, testbed)][:3])
     requests = [
-        Request(cases.request(e, stage).prompt_ids, [(stage.adapters[key], weight) for key, weight in adapters])
+        Request(cases.request(e, testbed).prompt_ids, [(testbed.adapters[key], weight) for key, weight in adapters])
         for e, others in zip(asked, wanted, strict=True)
         for adapters in others
     ]
-    rows = iter(logits(stage.exact, requests) if requests else [])
+    rows = iter(logits(testbed.exact, requests) if requests else [])
     return [[next(rows) for _ in others] for others in wanted]
 
 
-def _distance(raw: Raw, other: Array) -> float:
+def _distance(raw: Errors, other: Array) -> float:
     """How far another answer is from the right one, in units, in the row that tells them apart best."""
     common = min(other.shape[1], raw.vocab)  # one of them may have a grown vocabulary
     there = raw.logits.copy()

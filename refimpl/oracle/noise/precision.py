@@ -13,10 +13,10 @@ import numpy as np
 from ...arrays import Array, Precision
 from ...model import logits
 from ..cases import case as cases
-from ..cases.testbed import Stage
+from ..cases.testbed import Testbed
 from ..diagnosis.projection import Sample
 from .ensemble import Member, ensemble
-from .verdict import Limits
+from .verdict import Thresholds
 
 TYPES = ("float32", "bfloat16", "float16")  # what `auto` chooses from
 
@@ -60,24 +60,24 @@ class PrecisionFinding:
         return replace(p, **dict.fromkeys(self.points, self.dtype))
 
 
-def too_noisy(known: Limits) -> bool:
+def too_noisy(known: Thresholds) -> bool:
     """Are the engine's base rows further off than those of the noisiest honest run, by more than chance?"""
     return bool(known.base > known.highest + 2 * known.spread)
 
 
-def lower_precision(samples: Sequence[Sample], stage: Stage) -> PrecisionFinding | None:
+def lower_precision(samples: Sequence[Sample], testbed: Testbed) -> PrecisionFinding | None:
     """The narrowing that explains the base rows best; None if none takes away half of their error."""
     rows = [(e, raw) for s in samples for e, raw in zip(s.counted, s.raws, strict=True) if raw and e.adapter is None]
     if not rows:
         return None
-    requests = [cases.request(e, stage) for e, _ in rows]
+    requests = [cases.request(e, testbed) for e, _ in rows]
     energy = sum(float(np.sum((raw.error / raw.unit[:, None]) ** 2)) for _, raw in rows)
     best: PrecisionFinding | None = None
     for preset in ("model", "transformers"):
-        for dtype in NARROWER.get(stage.dtype, ()):
+        for dtype in NARROWER.get(testbed.dtype, ()):
             for what, points in POINTS.items():
-                p = replace(Precision(preset, stage.dtype), **dict.fromkeys(points, dtype))
-                runs = logits(stage.model, requests, precision=p)
+                p = replace(Precision(preset, testbed.dtype), **dict.fromkeys(points, dtype))
+                runs = logits(testbed.model, requests, precision=p)
                 left = sum(_left(raw, run) for (_, raw), run in zip(rows, runs, strict=True))
                 found = PrecisionFinding(f"{what} in {dtype}", points, dtype, float(np.sqrt(left / energy)))
                 if best is None or found.left < best.left:
@@ -95,14 +95,14 @@ def narrowed(members: Sequence[Member], finding: PrecisionFinding) -> tuple[Memb
     return tuple(replace(m, precision=finding.apply(m.precision)) for m in members)
 
 
-def infer(samples: Sequence[tuple[cases.Case, Sequence[cases.Exchange]]], stage: Stage) -> str:
+def infer(samples: Sequence[tuple[cases.Case, Sequence[cases.Exchange]]], testbed: Testbed) -> str:
     """The type whose honest runs are as far from the truth as the engine is: of its base rows, or of all."""
     from .measure import measure
     from .verdict import limits
 
     levels = {}
     for dtype in TYPES:
-        there = stage.in_dtype(dtype)
+        there = testbed.in_dtype(dtype)
         measured = [m for case, exchanges in samples for m in measure(case, exchanges, there, ensemble(dtype))[0]]
         known = limits(measured)
         rows = [m for m in measured if not m.problem and m.ratio.size]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...arrays import Array
-from ...engines.interface import Answer
+from ...engines.interface import EngineResponse
 
 
 class Unreadable(Exception):
@@ -67,7 +67,7 @@ def log_softmax(x: Array) -> Array:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def rows_of(answer: Answer) -> int:
+def rows_of(answer: EngineResponse) -> int:
     """How many rows the engine showed; 0 where it shows text alone."""
     for x in (answer.logits, answer.logprobs, answer.top):
         if x is not None:
@@ -75,7 +75,7 @@ def rows_of(answer: Answer) -> int:
     return 0
 
 
-def view(answer: Answer, exact: Array) -> View:
+def view(answer: EngineResponse, exact: Array) -> View:
     """exact: the true logits of the same rows. Unreadable where the answer cannot be what was asked for."""
     if answer.error:
         raise Unreadable(answer.error)
@@ -100,7 +100,7 @@ def _check_finite(values: Array, exact: Array) -> None:
         raise Unreadable(f"{values[row, token]} for token {token} in row {row} ({int(wrong.sum())} such numbers)")
 
 
-def _top(answer: Answer, exact: Array) -> View:
+def _top(answer: EngineResponse, exact: Array) -> View:
     assert answer.top is not None
     if len(answer.top) != len(exact):
         raise Unreadable(f"{len(answer.top)} rows where {len(exact)} were expected")

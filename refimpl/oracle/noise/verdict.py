@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from ...arrays import Array
-from .measure import Measured
+from .measure import ErrorRatios
 
 FALSE_ALARM = 1e-6  # how often a whole campaign over an honest engine may end in "fail" by chance
 DOUBT = 1e-2  # what happens by chance in fewer than this share of campaigns is looked at again
 
 
 @dataclass(frozen=True)
-class Limits:
+class Thresholds:
     """What honest looks like in one campaign."""
 
     level: float  # log of the ratio of an honest row of this engine
@@ -43,11 +43,11 @@ class Limits:
         return float(np.exp(self.level + self.fail_score * self.spread))
 
 
-def limits(measured: Sequence[Measured]) -> Limits:
+def limits(measured: Sequence[ErrorRatios]) -> Thresholds:
     """Learnt from all that was measured. Of an engine without readable rows: those of no rows."""
     readable = [m for m in measured if not m.problem and m.ratio.size]
     if not readable:
-        return Limits(0.0, 1.0, 0.0, 1.0, 1.0, 0.0, float("nan"), *thresholds(np.zeros(0), 1))
+        return Thresholds(0.0, 1.0, 0.0, 1.0, 1.0, 0.0, float("nan"), *thresholds(np.zeros(0), 1))
     rows = np.concatenate([_log(m.honest) for m in readable], axis=1)  # [members, rows]
     wholes = np.stack([_log(m.honest_whole) for m in readable], axis=1)  # [members, requests]
     control = [m for m in readable if m.adapter is None]
@@ -62,7 +62,7 @@ def limits(measured: Sequence[Measured]) -> Limits:
     spreads = _spread_of_whole(shared, row.spread, counts)
     scores = np.concatenate([(_centred(rows) / row.spread).ravel(), (_centred(wholes) / spreads).ravel()])
     odds = thresholds(scores, tested)
-    return Limits(row.level, row.spread, whole.level, whole.spread, shared, row.highest, base, *odds, tested)
+    return Thresholds(row.level, row.spread, whole.level, whole.spread, shared, row.highest, base, *odds, tested)
 
 
 def _centred(x: Array) -> Array:
@@ -124,7 +124,7 @@ def _log(x: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Verdict:
     """One request's verdict."""
 
     verdict: str  # pass, fail, undecided
@@ -134,10 +134,10 @@ class Judged:
     why: str = ""
 
 
-def judge(m: Measured, known: Limits) -> Judged:
+def judge(m: ErrorRatios, known: Thresholds) -> Verdict:
     """A row that is no number fails: every comparison here is written so that a NaN does not pass."""
     if m.problem:
-        return Judged("fail", float("inf"), float("inf"), 0, m.problem)
+        return Verdict("fail", float("inf"), float("inf"), 0, m.problem)
     scores = (_log(m.ratio) - known.level) / known.spread
     worst = int(np.argmax(np.where(np.isnan(m.ratio), np.inf, m.ratio)))
     whole_spread = _spread_of_whole(known.shared, known.spread, len(m.ratio))
@@ -145,10 +145,10 @@ def judge(m: Measured, known: Limits) -> Judged:
     score = max(float(scores[worst]), whole)
     ratio, place = float(m.ratio[worst]), m.first + worst
     if not score < known.fail_score:
-        return Judged("fail", score, ratio, place, f"{ratio:.3g} x noise at place {place}")
+        return Verdict("fail", score, ratio, place, f"{ratio:.3g} x noise at place {place}")
     if not score <= known.pass_score:
-        return Judged("undecided", score, ratio, place, f"{ratio:.3g} x noise at place {place}: rare, not impossible")
-    return Judged("pass", score, ratio, place)
+        return Verdict("undecided", score, ratio, place, f"{ratio:.3g} x noise at place {place}: rare, not impossible")
+    return Verdict("pass", score, ratio, place)
 
 
 def overall(verdicts: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ It answers the cases that it has, and no others.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...engines.interface import Answer, Ask, Capabilities, EngineError, Entry, Settings
+from ...engines.interface import Capabilities, EngineError, EngineRequest, EngineResponse, Entry, Settings
 
 CAPABILITIES = Capabilities(dtypes=("float32", "bfloat16", "float16"))  # of a recording: those of its engine
 
@@ -36,7 +36,7 @@ class Recorded:
         if self.about is None:
             raise EngineError(f"{folder}: no recorded answers ({archive.ABOUT} is not there)")
         self.capabilities = archive.capabilities_of(self.about)
-        self.known: dict[tuple[Ask, ...], list[Answer]] = {}
+        self.known: dict[tuple[EngineRequest, ...], list[EngineResponse]] = {}
         for case, exchanges in archive.everything(folder):
             for step in case.runs:
                 run = case.runs.index(step)
@@ -57,7 +57,7 @@ class Recorded:
     def unload(self, name: str) -> None:
         """Whatever was unloaded then, was."""
 
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
+    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
         """EngineError for a batch that was never asked."""
         found = self.known.get(tuple(asks))
         if found is None:

@@ -20,16 +20,16 @@ import numpy as np
 
 from ...adapter import load_adapter
 from ...arrays import DTYPES, Array
-from ...engines.interface import Answer, Ask
+from ...engines.interface import EngineRequest, EngineResponse
 from ...engines.record_tensorrt_llm import VERSION, digest
 from ...errors import LoracleError
 from ...formats.hf import save_model
 from ...weights import base_folder, load_model
 from ..cases.case import Case, Exchange, Run
-from ..cases.testbed import Stage, in_float64
+from ..cases.testbed import Testbed, in_float64
 from ..noise.ensemble import ensemble, wider
-from ..noise.measure import Measured, Raw, measure
-from ..noise.verdict import Judged, judge, limits
+from ..noise.measure import ErrorRatios, Errors, measure
+from ..noise.verdict import Verdict, judge, limits
 from ..vectors.bounds import exact, product
 
 
@@ -57,7 +57,7 @@ class Recording:
     folder: Path
     plan: Mapping[str, Any]
     summary: Mapping[str, Any]
-    stage: Stage
+    testbed: Testbed
     batches: tuple[Batch, ...]
 
 
@@ -81,7 +81,7 @@ def read_recording(folder: Path, model: Path | None = None) -> Recording:
         for name, path in paths.items():
             _check_weights(folder, summary["weights"][name], path)
         adapters = {name: load_adapter(path, ours.config, name) for name, path in paths.items()}
-        stage = Stage(base, ours, in_float64(ours), paths, adapters)
+        testbed = Testbed(base, ours, in_float64(ours), paths, adapters)
         batches = [
             _batch(folder, part["name"], case)
             for part in plan["parts"]
@@ -91,7 +91,7 @@ def read_recording(folder: Path, model: Path | None = None) -> Recording:
         ]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise LoracleError(f"{folder}: not a recording ({type(error).__name__} {error})") from None
-    return Recording(folder, plan, summary, stage, tuple(batches))
+    return Recording(folder, plan, summary, testbed, tuple(batches))
 
 
 def _base(folder: Path, name: str) -> Path:
@@ -134,7 +134,8 @@ def _batch(folder: Path, part: str, planned: Mapping[str, Any]) -> Batch:
     file = folder / part / f"{planned['name']}.json"
     told, arrays = _json(file), _arrays(file.with_suffix(".npz"))
     asks = tuple(
-        Ask(tuple(int(t) for t in r["prompt_ids"]), r["adapter"], int(r["max_new_tokens"])) for r in told["requests"]
+        EngineRequest(tuple(int(t) for t in r["prompt_ids"]), r["adapter"], int(r["max_new_tokens"]))
+        for r in told["requests"]
     )
     if told["requests"] != planned["requests"]:
         raise LoracleError(f"{file}: answers other requests than requests.json asks")
@@ -155,23 +156,25 @@ def _batch(folder: Path, part: str, planned: Mapping[str, Any]) -> Batch:
     return Batch(part, planned["relation"], case, exchanges, planned["may_fail"], told["error"])
 
 
-def answer_of(prompt: int, told: Mapping[str, Any], context: Array | None, generation: Array | None) -> Answer:
+def answer_of(prompt: int, told: Mapping[str, Any], context: Array | None, generation: Array | None) -> EngineResponse:
     """context_logits and generation_logits as one run of rows. The last row of the one is the first of the other,
     except where a release leaves that out of the generation logits."""
     tokens = tuple(int(t) for t in told["token_ids"])
     whole = context is not None and len(context) == prompt
     if generation is None:
         if context is not None:
-            return Answer(tokens, 0 if whole else prompt - len(context), context.astype(np.float32))
+            return EngineResponse(tokens, 0 if whole else prompt - len(context), context.astype(np.float32))
         top = told.get("top")
-        return Answer(tokens, prompt - 1, top=None if top is None else [{int(t): p for t, p in r.items()} for r in top])
+        return EngineResponse(
+            tokens, prompt - 1, top=None if top is None else [{int(t): p for t, p in r.items()} for r in top]
+        )
     missing = len(tokens) - len(generation)
     if missing not in (0, 1) or (missing and context is None):
-        return Answer(tokens, error=f"{len(generation)} rows of generation logits for {len(tokens)} tokens")
+        return EngineResponse(tokens, error=f"{len(generation)} rows of generation logits for {len(tokens)} tokens")
     if context is None:
-        return Answer(tokens, prompt - 1, generation.astype(np.float32))
+        return EngineResponse(tokens, prompt - 1, generation.astype(np.float32))
     rows = np.concatenate([context, generation[1 - missing :]]).astype(np.float32)
-    return Answer(tokens, 0 if whole else prompt - len(context), rows)
+    return EngineResponse(tokens, 0 if whole else prompt - len(context), rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,24 +212,24 @@ class Replay:
         self.answered = tuple(b for b in recording.batches if b.exchanges and not b.error)
         if not self.answered:
             raise LoracleError(f"{recording.folder}: no batch was answered; summary.json says why")
-        members = ensemble(recording.stage.dtype)
-        self._measured: dict[str, tuple[list[Measured], list[Raw | None]]] = {
-            b.name: measure(b.case, b.exchanges, recording.stage, members) for b in self.answered
+        members = ensemble(recording.testbed.dtype)
+        self._measured: dict[str, tuple[list[ErrorRatios], list[Errors | None]]] = {
+            b.name: measure(b.case, b.exchanges, recording.testbed, members) for b in self.answered
         }
         self.limits = limits([m for measured, _ in self._measured.values() for m in measured])
 
-    def verdicts(self, batch: Batch) -> list[Judged]:
+    def verdicts(self, batch: Batch) -> list[Verdict]:
         """Each answer beside the truth; what is too close to call, beside three times as many honest runs."""
         found = [judge(m, self.limits) for m in self._measured[batch.name][0]]
         if any(j.verdict == "undecided" for j in found):
-            stage = self.recording.stage
-            again, _ = measure(batch.case, batch.exchanges, stage, wider(stage.dtype))
+            testbed = self.recording.testbed
+            again, _ = measure(batch.case, batch.exchanges, testbed, wider(testbed.dtype))
             found = [
                 judge(m, self.limits) if j.verdict == "undecided" else j for j, m in zip(found, again, strict=True)
             ]
         return found
 
-    def measured(self, batch: Batch) -> list[Measured]:
+    def measured(self, batch: Batch) -> list[ErrorRatios]:
         """Each answer's ratios."""
         return self._measured[batch.name][0]
 
@@ -243,7 +246,7 @@ class Replay:
             if x.ask == y.ask
         ]
 
-    def compare(self, pair: Pair) -> Judged:
+    def compare(self, pair: Pair) -> Verdict:
         """Two honest answers are as far apart as two honest errors are: by sqrt(2) units, where one is off by 1. Over
         the rows that both show of the text that both have: they may part where two tokens are equally likely."""
         (a, i), (b, j) = pair.first, pair.second

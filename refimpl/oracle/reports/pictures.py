@@ -12,10 +12,10 @@ import numpy as np
 from ...arrays import Array
 from ..bugs import Mutant
 from ..cases.case import Exchange
-from ..cases.testbed import Stage
+from ..cases.testbed import Testbed
 from ..diagnosis.projection import Sample, direction
-from ..noise.measure import Raw
-from ..noise.verdict import Limits
+from ..noise.measure import Errors
+from ..noise.verdict import Thresholds
 
 REQUESTS = 16  # that are drawn of one case
 PLACES = 40  # of the request that is drawn from near
@@ -59,12 +59,12 @@ class Picture:
 
 
 def picture(
-    samples: Sequence[Sample], stage: Stage, known: Limits, mutant: Mutant | None, only: str = ""
+    samples: Sequence[Sample], testbed: Testbed, known: Thresholds, mutant: Mutant | None, only: str = ""
 ) -> Picture | None:
     """Of the sample that shows the most. only: the adapter that the bug is confined to. None if nothing is readable."""
     best: tuple[float, Sample, list[Array | None]] | None = None
     for sample in samples:
-        d = _bug(sample, stage, mutant, only)
+        d = _bug(sample, testbed, mutant, only)
         worth = sum(_worth(raw, own, known) for raw, own in zip(sample.raws, d, strict=True))
         if any(r is not None for r in sample.raws) and (best is None or worth > best[0]):
             best = (worth, sample, d)
@@ -79,17 +79,17 @@ def picture(
     return Picture(sample.case.name, "" if mutant is None else mutant.name, lines, close)
 
 
-def _bug(sample: Sample, stage: Stage, mutant: Mutant | None, only: str) -> list[Array | None]:
+def _bug(sample: Sample, testbed: Testbed, mutant: Mutant | None, only: str) -> list[Array | None]:
     if mutant is None:
         return [None] * len(sample.raws)
-    ds = direction(mutant.make, sample, stage)
+    ds = direction(mutant.make, sample, testbed)
     return [
         d if d is None or not only or e.adapter == only else np.zeros_like(d)
         for e, d in zip(sample.counted, ds, strict=True)
     ]
 
 
-def _worth(raw: Raw | None, d: Array | None, known: Limits) -> float:
+def _worth(raw: Errors | None, d: Array | None, known: Thresholds) -> float:
     """How much a request shows: its rows that left the noise; below the noise, how far the bug moves it (under 1)."""
     if raw is None:
         return 0.0
@@ -98,19 +98,19 @@ def _worth(raw: Raw | None, d: Array | None, known: Limits) -> float:
     return wrong + moved / (1 + moved)
 
 
-def _in_units(raw: Raw) -> Array:
+def _in_units(raw: Errors) -> Array:
     """The engine's error [rows, vocab], in units of noise."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return raw.error / raw.unit[:, None]
 
 
-def _far(raw: Raw, x: Array) -> Array:
+def _far(raw: Errors, x: Array) -> Array:
     """[rows, vocab] -> rms of each row, over what is shown."""
     shown = raw.view.shown
     return np.sqrt(np.sum(np.where(shown, x, 0.0) ** 2, axis=1) / np.maximum(shown.sum(axis=1), 1))
 
 
-def _line(e: Exchange, raw: Raw | None, d: Array | None) -> Line:
+def _line(e: Exchange, raw: Errors | None, d: Array | None) -> Line:
     who = e.run, e.index, e.adapter
     if raw is None:
         return Line(*who, 0, len(e.ask.prompt_ids), np.zeros(0), None, None)
@@ -119,7 +119,7 @@ def _line(e: Exchange, raw: Raw | None, d: Array | None) -> Line:
     return Line(*who, raw.rows.start, len(e.ask.prompt_ids), _far(raw, _in_units(raw)), bug, left)
 
 
-def _close_up(line: int, raw: Raw | None, d: Array | None) -> CloseUp:
+def _close_up(line: int, raw: Errors | None, d: Array | None) -> CloseUp:
     """Places and tokens from all over, where there are too many."""
     assert raw is not None
     shown = raw.view.shown

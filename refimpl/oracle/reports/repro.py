@@ -19,15 +19,15 @@ from typing import Any
 
 from ...adapter import load_adapter
 from ...arrays import DTYPES, Array
-from ...engines.interface import Answer, Ask, Engine, Settings
+from ...engines.interface import Engine, EngineRequest, EngineResponse, Settings
 from ...errors import LoracleError
 from ...loading.findings import Findings, one_line, shown
 from ...loading.json_file import is_integer, read_json
 from ...weights import base_folder, load_model
 from ..cases.case import Case, Exchange, Load, Run, keys_of, play, prepare
 from ..cases.case_json import from_json
-from ..cases.testbed import Stage, in_float64
-from ..noise.verdict import Limits
+from ..cases.testbed import Testbed, in_float64
+from ..noise.verdict import Thresholds
 from .repro_write import FILE, FORMAT, digests
 from .repro_write import save_repro as save_repro
 
@@ -40,7 +40,7 @@ class ReproError(LoracleError):
 class Repro:
     """What is in a folder."""
 
-    stage: Stage
+    testbed: Testbed
     case: Case
     exchanges: list[Exchange]  # what was answered then; without what was left out
     expected: dict[tuple[int, int], Array]  # (run, index) -> logits [tokens, vocab]
@@ -51,7 +51,7 @@ class Repro:
     options: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     seed: int = 0
-    known: Limits | None = None  # what the campaign had learnt of honest answers; None: learn from the case
+    known: Thresholds | None = None  # what the campaign had learnt of honest answers; None: learn from the case
 
 
 def load_repro(folder: Path) -> Repro:
@@ -60,21 +60,21 @@ def load_repro(folder: Path) -> Repro:
     data = _Reader(folder / FILE)
     if data.get("format", int) != FORMAT:
         raise ReproError(f"{folder / FILE}: format is {data.get('format', int)}, this version reads {FORMAT}")
-    stage = _load_stage(folder, data)
+    testbed = _load_stage(folder, data)
     case = data.checked("case", lambda: from_json(data.get("case", dict)))
     named = {s.adapter for s in case.steps if isinstance(s, Load)} if not case.stateless else set()
-    if missing := named - set(stage.paths):
+    if missing := named - set(testbed.paths):
         raise ReproError(f"{folder / FILE}: the case loads adapter {sorted(missing)[0]!r}, which the folder has not")
     expected, got = (_read_arrays(folder / f"{name}.safetensors") for name in ("expected", "got"))
     options, versions = data.texts("options"), data.texts("versions")
     return Repro(
-        stage,
+        testbed,
         case,
-        data.checked("answers", lambda: _exchanges(case, stage, data.get("answers", list), got)),
+        data.checked("answers", lambda: _exchanges(case, testbed, data.get("answers", list), got)),
         _parts(expected, "logits"),
         _parts(expected, "unit"),
         data.get("why", str),
-        data.checked("settings", lambda: _settings(data.get("settings", dict), stage.folder, options)),
+        data.checked("settings", lambda: _settings(data.get("settings", dict), testbed.folder, options)),
         data.get("engine", str),
         options,
         versions,
@@ -83,22 +83,24 @@ def load_repro(folder: Path) -> Repro:
     )
 
 
-def _limits(data: Mapping[str, Any] | None) -> Limits | None:
+def _limits(data: Mapping[str, Any] | None) -> Thresholds | None:
     if data is None:
         return None
-    numbers: dict[str, Any] = {f.name: float(data[f.name]) for f in dataclasses.fields(Limits)}
-    return Limits(**numbers)
+    numbers: dict[str, Any] = {f.name: float(data[f.name]) for f in dataclasses.fields(Thresholds)}
+    return Thresholds(**numbers)
 
 
-def replay(folder: Path, make_engine: Callable[[str, Mapping[str, str]], Engine]) -> tuple[Stage, Case, list[Exchange]]:
+def replay(
+    folder: Path, make_engine: Callable[[str, Mapping[str, str]], Engine]
+) -> tuple[Testbed, Case, list[Exchange]]:
     """Play the folder's case again. make_engine: the engine's name and its options -> an engine that is not started."""
     repro = load_repro(folder)
     engine = make_engine(repro.engine, repro.options)
     try:
         engine.start(repro.settings)
         if repro.case.stateless:
-            prepare(engine, repro.stage)
-        return repro.stage, repro.case, play(engine, repro.case, repro.stage)
+            prepare(engine, repro.testbed)
+        return repro.testbed, repro.case, play(engine, repro.case, repro.testbed)
     finally:
         engine.close()
 
@@ -137,14 +139,14 @@ class _Reader:
             raise ReproError(one_line(f"{self.file}: {key} is damaged ({error})")) from None
 
 
-def _load_stage(folder: Path, data: _Reader) -> Stage:
+def _load_stage(folder: Path, data: _Reader) -> Testbed:
     base = _where(folder, data, "model", data.get("model", dict))
     dtype = data.get("dtype", str)
     model = load_model(base, dtype)
     adapters = data.get("adapters", dict)
     paths = {key: _where(folder, data, f"adapter {key}", entry) for key, entry in adapters.items()}
     loaded = {key: load_adapter(path, model.config, key) for key, path in paths.items()}
-    return Stage(base, model, in_float64(model), paths, loaded)
+    return Testbed(base, model, in_float64(model), paths, loaded)
 
 
 def _where(folder: Path, data: _Reader, what: str, entry: Any) -> Path:
@@ -206,14 +208,14 @@ def _parts(arrays: Mapping[str, Array], what: str) -> dict[tuple[int, int], Arra
     return found
 
 
-def _exchanges(case: Case, stage: Stage, answers: Sequence[Any], got: Mapping[str, Array]) -> list[Exchange]:
+def _exchanges(case: Case, testbed: Testbed, answers: Sequence[Any], got: Mapping[str, Array]) -> list[Exchange]:
     """Who was asked what stands in the case, and what came of it in the answers."""
-    asked = _asked(case, stage)
+    asked = _asked(case, testbed)
     found = []
     for a in answers:
         ask, keys = asked[a["run"], a["index"]]
         name = f"{a['run']}.{a['index']}"
-        answer = Answer(
+        answer = EngineResponse(
             tuple(int(t) for t in a["token_ids"]),
             int(a["first"]),
             got.get(f"{name}.logits"),
@@ -226,10 +228,10 @@ def _exchanges(case: Case, stage: Stage, answers: Sequence[Any], got: Mapping[st
     return found
 
 
-def _asked(case: Case, stage: Stage) -> dict[tuple[int, int], tuple[Ask, tuple[tuple[str, float], ...]]]:
+def _asked(case: Case, testbed: Testbed) -> dict[tuple[int, int], tuple[EngineRequest, tuple[tuple[str, float], ...]]]:
     """(run, index) -> the request, and the adapters that its names meant then."""
-    meaning = {key: key for key in stage.paths} if case.stateless else {}
-    found: dict[tuple[int, int], tuple[Ask, tuple[tuple[str, float], ...]]] = {}
+    meaning = {key: key for key in testbed.paths} if case.stateless else {}
+    found: dict[tuple[int, int], tuple[EngineRequest, tuple[tuple[str, float], ...]]] = {}
     runs = 0
     for step in case.steps:
         if isinstance(step, Load):

@@ -14,15 +14,15 @@ import numpy as np
 from ... import __version__
 from ...adapter import WEIGHTS_FILE
 from ...arrays import Array
-from ...engines.interface import Answer, Ask, Settings
+from ...engines.interface import EngineRequest, EngineResponse, Settings
 from ...formats.files import new_folder, write_safetensors
 from ...loading.findings import one_line
 from ...loading.peft_config import CONFIG_FILE
 from ...weights import base_folder
 from ..cases.case import Case, Exchange, Load, Unload
 from ..cases.case_json import to_json
-from ..cases.testbed import Stage
-from ..noise.verdict import Limits
+from ..cases.testbed import Testbed
+from ..noise.verdict import Thresholds
 from .redact import clean, is_secret, without_secrets
 
 FORMAT = 1
@@ -37,7 +37,7 @@ _MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 def save_repro(
     folder: Path,
-    stage: Stage,
+    testbed: Testbed,
     case: Case,
     exchanges: Sequence[Exchange],
     truth: Sequence[Array | None],
@@ -48,7 +48,7 @@ def save_repro(
     versions: Mapping[str, str] | None = None,
     units: Sequence[Array | None] | None = None,
     seed: int = 0,
-    known: Limits | None = None,
+    known: Thresholds | None = None,
 ) -> None:
     """truth, units: for each exchange the exact logits [tokens, vocab] and the noise of each shown row [rows], or None
     where the answer was none. known: what the campaign had learnt of honest answers, so that a replay judges as it
@@ -67,9 +67,9 @@ def save_repro(
             "versions": without_secrets({"loracle": __version__, **(versions or {})}),
             "seed": seed,
             "limits": None if known is None else dataclasses.asdict(known),
-            "dtype": stage.dtype,
-            "model": _put_model(stage.folder, scratch),
-            "adapters": _put_adapters(_used(case, stage), stage, scratch),
+            "dtype": testbed.dtype,
+            "model": _put_model(testbed.folder, scratch),
+            "adapters": _put_adapters(_used(case, testbed), testbed, scratch),
             "settings": _settings_json(settings),
             "case": to_json(case),
             "answers": without_secrets([_answer_json(e) for e in exchanges]),
@@ -90,7 +90,7 @@ def _named(exchanges: Sequence[Exchange], arrays: Sequence[Array | None], what: 
     return {f"{_id(e)}.{what}": np.asarray(x, np.float64) for e, x in pairs if x is not None}
 
 
-def _arrays(answer: Answer) -> dict[str, Array]:
+def _arrays(answer: EngineResponse) -> dict[str, Array]:
     """The numbers of an answer, whatever their shape is. A row of the top k that is shorter ends in token -1."""
     found: dict[str, Array] = {}
     for name in ("logits", "logprobs"):
@@ -149,18 +149,18 @@ def _settings_json(settings: Settings) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
 
 
-def _used(case: Case, stage: Stage) -> list[str]:
+def _used(case: Case, testbed: Testbed) -> list[str]:
     """The adapters that the engine has seen: a batch finds all of them loaded, asked or not."""
     loaded = {step.adapter for step in case.steps if isinstance(step, Load)}
-    return [key for key in stage.paths if case.stateless or key in loaded]
+    return [key for key in testbed.paths if case.stateless or key in loaded]
 
 
-def _put_adapters(keys: Iterable[str], stage: Stage, scratch: Path) -> dict[str, Any]:
+def _put_adapters(keys: Iterable[str], testbed: Testbed, scratch: Path) -> dict[str, Any]:
     found = {}
     for i, key in enumerate(keys):
-        files = [stage.paths[key] / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        files = [testbed.paths[key] / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
         if sum(f.stat().st_size for f in files) > MAX_ADAPTER:
-            found[key] = {"folder": str(stage.paths[key].resolve()), "sha256": digests(files)}
+            found[key] = {"folder": str(testbed.paths[key].resolve()), "sha256": digests(files)}
             continue
         name = f"{i}-{re.sub(r'[^A-Za-z0-9._-]', '_', key)[:60]}"
         _copy(files, scratch / "adapters" / name)
@@ -224,9 +224,9 @@ def _in_words(case: Case) -> list[str]:
     return [one_line(line) for line in lines]
 
 
-def _ask_in_words(ask: Ask) -> str:
-    who = "+".join(f"{name}*{weight:g}" for name, weight in ask.mix) or ask.adapter or "the base"
+def _ask_in_words(ask: EngineRequest) -> str:
+    who = "+".join(f"{name}*{weight:g}" for name, weight in ask.adapter_weights) or ask.adapter or "the base"
     prompt = " ".join(map(str, ask.prompt_ids[:24])) + (" ..." if len(ask.prompt_ids) > 24 else "")
-    when = f", after {ask.arrives} steps" if ask.arrives else ""
+    when = f", after {ask.arrival_step} steps" if ask.arrival_step else ""
     end = f", cancelled after {ask.cancel_after}" if ask.cancel_after is not None else ""
     return f"{who} for {ask.max_new_tokens} after [{prompt}] ({len(ask.prompt_ids)} tokens){when}{end}"

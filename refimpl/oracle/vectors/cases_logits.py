@@ -103,11 +103,11 @@ SCENES = (
         [
             *loads("six", "three", "partial"),
             run(
-                Wanted(None, Prompt(6), mix=(("six", 0.5), ("three", -1.25))),
+                Wanted(None, Prompt(6), adapter_weights=(("six", 0.5), ("three", -1.25))),
                 Wanted("six", Prompt(4)),
-                Wanted(None, Prompt(5), mix=(("partial", 2.0),)),
+                Wanted(None, Prompt(5), adapter_weights=(("partial", 2.0),)),
                 Wanted(None, Prompt(3)),
-                Wanted(None, Prompt(4), mix=(("three", 1.0), ("partial", 1.5))),
+                Wanted(None, Prompt(4), adapter_weights=(("three", 1.0), ("partial", 1.5))),
             ),
         ],
         requires=("sums",),

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...adapter import Adapter, LoraTensors, PeftConfig, load_adapter, pattern_value
 from ...arrays import DTYPES, Array
-from ...config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Site, module_name
+from ...config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Module, module_name
 from ...formats.hf import save_model
 from ...formats.peft import save_adapter
 from ...lora import adapter_scale
@@ -157,42 +157,42 @@ def random_model(config: ModelConfig, rng: np.random.Generator) -> Model:
 
 def random_adapter(base: Model, name: str, peft: PeftConfig, rng: np.random.Generator) -> Adapter:
     """Signed A and B; scale * B A is STRENGTH times as large as the weight that it is added to."""
-    lora: dict[Site, LoraTensors] = {}
-    for site in base.config.sites():
-        if site[1] not in peft.target_modules:
+    lora: dict[Module, LoraTensors] = {}
+    for module in base.config.modules():
+        if module[1] not in peft.target_modules:
             continue
-        weight = base.linear(site).weight.astype(np.float32)
-        d_out, d_in = weight.shape[::-1] if site == EMBED else weight.shape
-        r = pattern_value(peft.rank_pattern, module_name(site), peft.r)
-        alpha = pattern_value(peft.alpha_pattern, module_name(site), peft.lora_alpha)
+        weight = base.linear(module).weight.astype(np.float32)
+        d_out, d_in = weight.shape[::-1] if module == EMBED else weight.shape
+        r = pattern_value(peft.rank_pattern, module_name(module), peft.r)
+        alpha = pattern_value(peft.alpha_pattern, module_name(module), peft.lora_alpha)
         size = STRENGTH * float(np.linalg.norm(weight)) / np.sqrt(weight.shape[0])
         size /= np.sqrt(r) * abs(adapter_scale(alpha, r, peft.use_rslora))
-        a = on_grid(rng.standard_normal((r, d_in)) / (1 if site == EMBED else np.sqrt(d_in)))
-        b = on_grid(rng.standard_normal((d_out, r)) * size / (np.sqrt(d_out) if site == EMBED else 1))
+        a = on_grid(rng.standard_normal((r, d_in)) / (1 if module == EMBED else np.sqrt(d_in)))
+        b = on_grid(rng.standard_normal((d_out, r)) * size / (np.sqrt(d_out) if module == EMBED else 1))
         bias = on_grid(0.3 * np.sqrt(r) * size * rng.standard_normal(d_out)) if peft.lora_bias else None
-        lora[site] = LoraTensors(a, b, bias)
+        lora[module] = LoraTensors(a, b, bias)
     adapter = Adapter(name, peft, lora)
     if not peft.modules_to_save and peft.bias == "none":
         return adapter
     return dataclasses.replace(adapter, replaced=_saved(base, name, peft, rng), biases=_biases(base, peft, rng))
 
 
-def _saved(base: Model, name: str, peft: PeftConfig, rng: np.random.Generator) -> dict[Site, Array]:
+def _saved(base: Model, name: str, peft: PeftConfig, rng: np.random.Generator) -> dict[Module, Array]:
     """Whole layers: the base's own, turned a good deal; and with new rows at the end where the vocabulary has grown."""
     found = {}
-    for site in (EMBED, LM_HEAD):
-        if site[1] in peft.modules_to_save:
-            weight = base.linear(site).weight.astype(np.float32)
+    for module in (EMBED, LM_HEAD):
+        if module[1] in peft.modules_to_save:
+            weight = base.linear(module).weight.astype(np.float32)
             rows = len(weight) + (GROWN_BY if name == "grown" else 0)
             fresh = rng.standard_normal((rows, weight.shape[1])) * weight.std()
             fresh[: len(weight)] = 0.8 * weight + 0.6 * fresh[: len(weight)]
-            found[site] = on_grid(fresh)
+            found[module] = on_grid(fresh)
     return found
 
 
-def _biases(base: Model, peft: PeftConfig, rng: np.random.Generator) -> dict[Site, Array]:
+def _biases(base: Model, peft: PeftConfig, rng: np.random.Generator) -> dict[Module, Array]:
     """With bias="all": others for every bias of the base."""
     if peft.bias != "all":
         return {}
-    sites = [site for site in base.config.sites() if base.linear(site).bias is not None]
-    return {site: on_grid(0.5 * rng.standard_normal(len(base.linear(site).weight))) for site in sites}
+    modules = [module for module in base.config.modules() if base.linear(module).bias is not None]
+    return {module: on_grid(0.5 * rng.standard_normal(len(base.linear(module).weight))) for module in modules}

@@ -42,8 +42,8 @@ class Wanted:
     adapter: str | None
     prompt: Prompt
     new: int = 1
-    mix: tuple[tuple[str, float], ...] = ()
-    arrives: int = 0
+    adapter_weights: tuple[tuple[str, float], ...] = ()
+    arrival_step: int = 0
     cancel_after: int | None = None
 
 
@@ -153,7 +153,7 @@ def _drawn(scene: Scene, written: Written, rng: np.random.Generator) -> dict[tup
 
 
 def _weighted(w: Wanted, held: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
-    named = w.mix or (((w.adapter, 1.0),) if w.adapter else ())
+    named = w.adapter_weights or (((w.adapter, 1.0),) if w.adapter else ())
     return tuple((held.get(name, name), weight) for name, weight in named)
 
 
@@ -272,8 +272,8 @@ def _json(run: int, i: int, w: Wanted) -> dict[str, Any]:
     return {
         "id": f"{run}.{i}",
         "adapter": w.adapter,
-        "mix": [list(pair) for pair in w.mix],
+        "mix": [list(pair) for pair in w.adapter_weights],
         "max_new_tokens": request["new"],
-        "arrives": w.arrives,
+        "arrives": w.arrival_step,
         "cancel_after": w.cancel_after,
     }

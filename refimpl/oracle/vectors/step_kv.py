@@ -12,7 +12,7 @@ import numpy as np
 
 from ...arrays import Array, Precision
 from ...attention import attention_per_token
-from ...kv_cache import NO_BLOCK, slots, write_kv_per_token
+from ...kv_cache import NO_BLOCK, slot_mapping, write_kv_per_token
 from .bounds import attention_row
 from .draw import signed
 from .units import attention_orders, attention_precisions, noise, visible
@@ -184,7 +184,9 @@ def make_write(spec: Spec, rng: np.random.Generator) -> Vector:
         "slots": ("tokens",),
     }
     if spec.slots is None:
-        inputs |= plan | {"slots": slots(plan["block_tables"], _positions(plan), plan["query_starts"], spec.block_size)}
+        inputs |= plan | {
+            "slots": slot_mapping(plan["block_tables"], _positions(plan), plan["query_starts"], spec.block_size)
+        }
         axes |= PLAN_AXES
     else:
         inputs["slots"] = np.asarray(spec.slots, np.int32)

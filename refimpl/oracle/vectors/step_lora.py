@@ -13,15 +13,15 @@ import numpy as np
 
 from ...adapter import Adapter, LoraTensors, PeftConfig
 from ...arrays import Array, Precision
-from ...config import ModelConfig, Site
-from ...lora import AdapterBank, adapter_scale, bind_adapter, lora_delta_per_token
+from ...config import ModelConfig, Module
+from ...lora import AdapterSlots, adapter_scale, bind_adapter, lora_delta_per_token
 from ...weights import Model
 from .bounds import lora_row
 from .draw import signed
 from .units import lora_orders, lora_precisions, noise
 from .vector import VECTOR_DTYPES, Output, Vector
 
-SITE: Site = (0, "up_proj")  # the bank is one of a whole model; a module whose two widths are free
+SITE: Module = (0, "up_proj")  # the bank is one of a whole model; a module whose two widths are free
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ def compute(v: Vector, p: Precision, lora_delta: Any) -> Array:
     return y.astype(np.float64)
 
 
-def bank(v: Vector, p: Precision, bind: Any, scale: Any) -> AdapterBank:
+def bank(v: Vector, p: Precision, bind: Any, scale: Any) -> AdapterSlots:
     """The adapters of the vector in their slots, bound as a model would bind them."""
     config = ModelConfig(
         vocab_size=3,
@@ -314,7 +314,7 @@ def bank(v: Vector, p: Precision, bind: Any, scale: Any) -> AdapterBank:
         head_dim=2,
     )
     # Of the model a bank needs no more, as long as no adapter brings a layer of its own along.
-    held = AdapterBank(cast(Model, SimpleNamespace(device="cpu", config=config)), p)
+    held = AdapterSlots(cast(Model, SimpleNamespace(device="cpu", config=config)), p)
     for s in v.about["slots"]:
         i = s["slot"]
         tensors = LoraTensors(v.inputs[f"A.{i}"], v.inputs[f"B.{i}"], v.inputs.get(f"bias.{i}"))

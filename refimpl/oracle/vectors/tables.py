@@ -13,7 +13,7 @@ import numpy as np
 from ...adapter import Adapter
 from ...arrays import Array, Precision
 from ...cuda.launch.checks import check_context, check_slots
-from ...engines.interface import Answer, Ask, Capabilities, Engine, Settings
+from ...engines.interface import Capabilities, Engine, EngineRequest, EngineResponse, Settings
 from ...engines.ours import Ours
 from ...errors import LoracleError
 from ...ops import Ops
@@ -79,7 +79,7 @@ def lora(ops: Ops, v: Vector, dtype: str) -> Outputs:
         [(int(i), float(w)) for i, w in zip(ids, weights, strict=True) if i >= 0]
         for ids, weights in zip(v.inputs["adapter_ids"][first], v.inputs["adapter_weights"][first], strict=True)
     ]
-    ids, weights = ops.adapter_rows(asked, np.diff(starts).tolist())
+    ids, weights = ops.lora_mapping(asked, np.diff(starts).tolist())
     y = v.inputs["y"].astype(p.compute)
     ops.lora_delta(y, v.inputs["x"].astype(p.compute), bank, step_lora.SITE, ids, weights, p)
     return {"y": y}
@@ -94,7 +94,7 @@ def kv_write(ops: Ops, v: Vector, dtype: str) -> Outputs:
         starts = v.inputs["query_starts"]
         counts = np.diff(starts)
         positions = ops.positions((v.inputs["context_lens"] - counts).tolist(), counts.tolist())
-        where = ops.slots(v.inputs["block_tables"], positions, starts, k_cache.shape[1])
+        where = ops.slot_mapping(v.inputs["block_tables"], positions, starts, k_cache.shape[1])
     check_slots(np.asarray(where, np.int32).tobytes(), k_cache.shape[0] * k_cache.shape[1])
     ops.write_kv(k_cache, v_cache, v.inputs["k"].astype(p.compute), v.inputs["v"].astype(p.compute), where, p)
     return {"k_cache": k_cache, "v_cache": v_cache}
@@ -159,9 +159,9 @@ class OfEngine:
         return outputs
 
 
-def ask(v: Vector, request: Mapping[str, Any]) -> Ask:
+def ask(v: Vector, request: Mapping[str, Any]) -> EngineRequest:
     """One request of a step, as an engine is asked."""
-    return Ask(
+    return EngineRequest(
         tuple(v.inputs[f"{request['id']}.prompt_ids"].tolist()),
         request["adapter"],
         request["max_new_tokens"],
@@ -171,7 +171,7 @@ def ask(v: Vector, request: Mapping[str, Any]) -> Ask:
     )
 
 
-def _answered(request: Mapping[str, Any], answer: Answer) -> dict[str, Array]:
+def _answered(request: Mapping[str, Any], answer: EngineResponse) -> dict[str, Array]:
     shown = {"logits": answer.logits, "logprobs": answer.logprobs}
     found = {f"{request['id']}.{readout}": rows for readout, rows in shown.items() if rows is not None}
     if request["max_new_tokens"] > 1:

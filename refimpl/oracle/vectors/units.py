@@ -89,7 +89,7 @@ def online(
     q: Array,
     k_cache: Array,
     v_cache: Array,
-    query_starts: Array,
+    query_start_loc: Array,
     context_lens: Array,
     block_tables: Array,
     window: int | None,
@@ -100,7 +100,7 @@ def online(
     group = heads // k_cache.shape[2]
     out = np.empty((tokens, heads, head_dim), q.dtype)
     scale = q.dtype.type(1 / np.sqrt(head_dim))
-    for t, where in visible(query_starts, context_lens, block_tables, window, k_cache.shape[1]):
+    for t, where in visible(query_start_loc, context_lens, block_tables, window, k_cache.shape[1]):
         for h in range(heads):
             top, norm, mixed = q.dtype.type(-np.inf), q.dtype.type(0), np.zeros(head_dim, q.dtype)
             for block, offset in where:
@@ -114,11 +114,11 @@ def online(
 
 
 def visible(
-    query_starts: Array, context_lens: Array, block_tables: Array, window: int | None, block_size: int
+    query_start_loc: Array, context_lens: Array, block_tables: Array, window: int | None, block_size: int
 ) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     """Each token with the (block, offset) of every key that it sees."""
     for r, context in enumerate(context_lens):
-        start, stop = int(query_starts[r]), int(query_starts[r + 1])
+        start, stop = int(query_start_loc[r]), int(query_start_loc[r + 1])
         for t in range(start, stop):
             position = int(context) - stop + t
             seen = range(first_visible(position, window), position + 1)

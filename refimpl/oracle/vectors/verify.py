@@ -18,7 +18,7 @@ from .vector import Output, Vector, VectorError
 
 
 @dataclass(frozen=True)
-class Judged:
+class Verdict:
     """One vector and what came of it."""
 
     vector: Vector
@@ -37,13 +37,13 @@ class Distance:
     why: str = ""
 
 
-def verify(vectors: Iterable[Vector], tested: Tested, dtype: str = "float32") -> Iterator[Judged]:
+def verify(vectors: Iterable[Vector], tested: Tested, dtype: str = "float32") -> Iterator[Verdict]:
     """Each vector's verdict, one after another."""
     for v in vectors:
         yield judge(v, tested, dtype)
 
 
-def judge(v: Vector, tested: Tested, dtype: str) -> Judged:
+def judge(v: Vector, tested: Tested, dtype: str) -> Verdict:
     """One vector's verdict. VectorError and CannotRun are no refusal, and go through."""
     try:
         with np.errstate(all="ignore"):  # what becomes of a NaN is judged below
@@ -52,14 +52,14 @@ def judge(v: Vector, tested: Tested, dtype: str) -> Judged:
         raise
     except Exception as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return Judged(v, "fail" if v.result == "valid" else "pass", why=f"refused ({said[:200]})")
+        return Verdict(v, "fail" if v.result == "valid" else "pass", why=f"refused ({said[:200]})")
     if outputs is None:
-        return Judged(v, "skipped", why="not computed by what is under test")
+        return Verdict(v, "skipped", why="not computed by what is under test")
     if v.result == "invalid":
-        return Judged(v, "fail", share=np.inf, why="answered what has to be refused")
+        return Verdict(v, "fail", share=np.inf, why="answered what has to be refused")
     found = [distance(*shown(name, wanted, outputs, dtype), outputs, dtype) for name, wanted in v.outputs.items()]
     worst = max(found, key=lambda d: d.share)
-    return Judged(
+    return Verdict(
         v, "pass" if all(d.share <= 1 for d in found) else "fail", max(d.noise for d in found), worst.share, worst.why
     )
 

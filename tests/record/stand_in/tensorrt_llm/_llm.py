@@ -12,7 +12,7 @@ import torch
 
 from refimpl import Precision
 from refimpl.config import LAYER_MODULES
-from refimpl.engines.interface import Answer, Ask, Settings
+from refimpl.engines.interface import EngineRequest, EngineResponse, Settings
 from refimpl.engines.ours import Ours
 from refimpl.lora import adapter_scale
 from refimpl.tensorrt_llm.arithmetic import AS_BATCHED, GROUPED
@@ -65,7 +65,7 @@ class Guarded:
 class CompletionOutput(Guarded):
     """One answer."""
 
-    def __init__(self, answer: Answer, prompt: int, params: SamplingParams, shown: bool) -> None:
+    def __init__(self, answer: EngineResponse, prompt: int, params: SamplingParams, shown: bool) -> None:
         self.index, self.token_ids, self.logprobs = 0, list(answer.token_ids), []
         self.generation_logits = None
         assert answer.logits is not None
@@ -78,7 +78,9 @@ class CompletionOutput(Guarded):
 class RequestOutput(Guarded):
     """A request with its answers."""
 
-    def __init__(self, prompt: list[int], answer: Answer, params: SamplingParams, shown: bool, context: bool) -> None:
+    def __init__(
+        self, prompt: list[int], answer: EngineResponse, params: SamplingParams, shown: bool, context: bool
+    ) -> None:
         self.prompt_token_ids, self.finished = prompt, True
         self.outputs = [CompletionOutput(answer, len(prompt), params, shown)]
         self.context_logits = None
@@ -159,7 +161,7 @@ class _TorchLLM(Guarded):
         assert len(inputs) <= self._limits[0] and sum(map(len, inputs)) <= self._limits[1]
         asks = []
         for ids, wanted in zip(inputs, lora_request or [None] * len(inputs), strict=True):
-            asks.append(Ask(tuple(ids), self._known(wanted), params.max_tokens))
+            asks.append(EngineRequest(tuple(ids), self._known(wanted), params.max_tokens))
         self._check_ranks(asks)
         answers = self._engine.run(asks)
         shown, context = self._gathers, self._gives_context
@@ -181,7 +183,7 @@ class _TorchLLM(Guarded):
             self._engine.load(str(wanted.lora_int_id), path)
         return str(wanted.lora_int_id)
 
-    def _check_ranks(self, asks: Sequence[Ask]) -> None:
+    def _check_ranks(self, asks: Sequence[EngineRequest]) -> None:
         """A batch of one adapter alone is unified; in any other the ranks must go together, layer by layer."""
         names = {a.adapter for a in asks}
         assert self._engine.model is not None
