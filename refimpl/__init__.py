@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .adapter import Adapter as Adapter
     from .adapter import load_adapter as load_adapter
     from .arrays import Precision as Precision
-    from .batch import Request as Request
     from .cuda.table import CUDA as CUDA
     from .engine import Engine as Engine
     from .engine import Output as Output
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from .ops import NUMPY as NUMPY
     from .ops import REFERENCE as REFERENCE
     from .ops import Ops as Ops
+    from .request import Request as Request
     from .streaming import generate as generate
     from .streaming import stream as stream
     from .tools.merge import merged as merged
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 _HOME = {
     "adapter": ("Adapter", "load_adapter"),
     "arrays": ("Precision",),
-    "batch": ("Request",),
+    "request": ("Request",),
     "cuda.table": ("CUDA",),
     "engine": ("Engine", "Output", "Token"),
     "errors": ("LoracleError",),

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from .adapter_cache import AdapterCache
 from .arrays import Array, Precision, to_host
 from .attention import first_visible
-from .batch import Batch, Request, ScheduledRequest, check_request, make_batch
+from .batch import Batch, ScheduledRequest, make_batch
 from .errors import CacheFull, RequestError
 from .kv_cache import NO_BLOCK, KVCache
 from .model import forward, logit_width
 from .ops import NUMPY, Ops
+from .request import Request, check_request
 from .sampler import sample
 from .weights import Model
 

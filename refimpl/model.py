@@ -12,11 +12,12 @@ import numpy as np
 
 from .adapter_cache import AdapterCache
 from .arrays import Array, Float, Precision, namespace, rounded, to_host
-from .batch import Batch, Request, ScheduledRequest, check_list, check_request, make_batch
+from .batch import Batch, ScheduledRequest, make_batch
 from .config import EMBED, LM_HEAD, Module, module_name
 from .kv_cache import KVCache
 from .lora import AdapterSlots, segments
 from .ops import NUMPY, Ops
+from .request import Request, check_list, check_request
 from .tracing import Trace, active_trace
 from .weights import Linear, Model
 

@@ -7,7 +7,7 @@ neighbours in the batch, and not on whether it was preempted and computed again.
 import numpy as np
 
 from .arrays import Array, Float
-from .batch import Request
+from .request import Request
 
 
 def sample(logits: Float[Array, " vocab"], request: Request, produced: int) -> int:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 from .arrays import Precision
-from .batch import Request, check_list
 from .engine import Engine, Output, Token
 from .errors import LoracleError, RequestError
 from .ops import NUMPY, Ops
+from .request import Request, check_list
 from .weights import Model
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from .. import tiny
 from ..adapter import Adapter, load_adapter
-from ..batch import Request, check_request
 from ..errors import RequestError
 from ..ops import BACKENDS
+from ..request import Request, check_request
 from ..weights import Model, load_model
 
 BASE = "base"

@@ -17,10 +17,10 @@ from .. import tiny
 from ..adapter import Adapter
 from ..adapter_cache import AdapterCache
 from ..arrays import Precision
-from ..batch import Request
 from ..engine import Engine
 from ..model import logits
 from ..ops import BACKENDS, Ops
+from ..request import Request
 from ..streaming import generate, roomy_engine, stream
 from ..tools.merge import merged
 from ..weights import Model, load_model

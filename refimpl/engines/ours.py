@@ -13,12 +13,13 @@ import numpy as np
 from .. import __version__
 from ..adapter import Adapter, load_adapter
 from ..arrays import DTYPES, Array, Precision, to_host
-from ..batch import Request, ScheduledRequest, make_batch
+from ..batch import ScheduledRequest, make_batch
 from ..config import EMBED, LAYER_MODULES, LM_HEAD
 from ..engine import Engine as Server
 from ..engine import RequestState
 from ..model import forward, logit_width
 from ..ops import NUMPY, Ops
+from ..request import Request
 from ..weights import Model, load_model
 from .interface import FEATURES, OPERATIONS, Capabilities, EngineError, EngineRequest, EngineResponse, Settings
 

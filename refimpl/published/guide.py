@@ -15,11 +15,11 @@ from typing import Any
 
 from ..adapter import Adapter
 from ..arrays import Precision
-from ..batch import Request
 from ..errors import LoracleError
 from ..formats.trtllm_modules import OF_LLAMA
 from ..lora import NO_ADAPTER
 from ..ops import Ops
+from ..request import Request
 from ..streaming import roomy_engine, stream
 from ..tensorrt_llm.rank_alignment import check_grouped
 from ..weights import Model

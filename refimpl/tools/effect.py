@@ -8,10 +8,10 @@ import numpy as np
 from ..adapter import Adapter
 from ..adapter_cache import AdapterCache
 from ..arrays import Precision, to_device, to_host
-from ..batch import Request
 from ..config import EMBED, Module, module_name
 from ..model import logits
 from ..ops import NUMPY, Ops
+from ..request import Request
 from ..tracing import trace
 from ..weights import Model
 

@@ -5,10 +5,11 @@ import pytest
 from support.build import random_adapter
 
 from refimpl import NUMPY, Request
-from refimpl.batch import ScheduledRequest, check_request, logits_indices, lora_mapping, make_batch, positions
+from refimpl.batch import ScheduledRequest, logits_indices, lora_mapping, make_batch, positions
 from refimpl.config import ModelConfig
 from refimpl.errors import RequestError
 from refimpl.lora import adapter_scale, segments
+from refimpl.request import check_request
 
 CONFIG = ModelConfig(11, 10, 7, 1, 4, 2, 4)
 ADAPTER = random_adapter(CONFIG, 1)

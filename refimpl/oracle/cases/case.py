@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...arrays import Array
-from ...batch import Request, vocab_size
 from ...engines.interface import Capabilities, Engine, EngineRequest, EngineResponse
 from ...engines.ours import Ours
 from ...errors import LoracleError
 from ...model import logits
+from ...request import Request, vocab_size
 from .testbed import Testbed
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...arrays import Array
-from ...batch import Request, vocab_size
 from ...engines.interface import EngineRequest
 from ...model import logit_width, logits
+from ...request import Request, vocab_size
 from ..cases.case import Case, Exchange, request
 from ..cases.testbed import Testbed
 from ..noise.measure import ErrorRatios, Errors

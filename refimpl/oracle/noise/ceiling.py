@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from ...arrays import DTYPES, Array
-from ...batch import Request
 from ...layers import linear
 from ...lora import lora_delta
 from ...model import logits
 from ...ops import NUMPY, Ops
+from ...request import Request
 from ..bugs.steps import each
 from ..cases.testbed import Testbed
 from .measure import Errors

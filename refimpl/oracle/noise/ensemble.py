@@ -14,10 +14,10 @@ from functools import lru_cache, partial
 import numpy as np
 
 from ...arrays import PRESETS, Array, Precision, rounded
-from ...batch import Request
 from ...layers import linear
 from ...model import logits
 from ...ops import NUMPY, Ops
+from ...request import Request
 from ...weights import Model
 
 

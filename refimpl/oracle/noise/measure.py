@@ -162,8 +162,8 @@ def _rms(x: Array, shown: Array) -> Array:
 
 def _others(asked: Sequence[Exchange], testbed: Testbed) -> list[list[Array]]:
     """For each exchange, the exact logits of the same text by the base and by the other adapters of its run."""
-    from ...batch import Request
     from ...model import logits
+    from ...request import Request
 
     wanted = []
     for e in asked:

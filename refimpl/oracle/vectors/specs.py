@@ -15,8 +15,8 @@ import numpy as np
 
 from ...adapter import Adapter
 from ...arrays import Array, Precision
-from ...batch import Request
 from ...model import logits
+from ...request import Request
 from ..noise.ensemble import ensemble, honest_runs
 from .models import ADAPTERS, BASE, Written
 from .units import FACTOR, noise, short

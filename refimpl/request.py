@@ -1,0 +1,111 @@
+"""What a caller asks for: one prompt for one choice of adapters, and everything that can be wrong with it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .adapter import Adapter
+from .config import EMBED, ModelConfig, module_name
+from .errors import RequestError
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One prompt for one choice of adapters. The adapter is the object itself, never a name."""
+
+    prompt_ids: Sequence[int]
+    adapter: "Adapter | Sequence[tuple[Adapter, float]] | None" = None
+    max_new_tokens: int | None = None  # None: what generate() was told
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0
+    seed: int = 0
+    stop_ids: Sequence[int] | None = None  # None: the model's own end-of-sequence ids
+
+    @property
+    def adapters(self) -> tuple[tuple[Adapter, float], ...]:
+        """The adapters that this request sums, with their weights; empty for the base model."""
+        if self.adapter is None:
+            return ()
+        return ((self.adapter, 1.0),) if isinstance(self.adapter, Adapter) else tuple(self.adapter)
+
+
+def vocab_size(request: Request, config: ModelConfig) -> int:
+    """How many token ids this request knows: an adapter may bring a larger embedding table along."""
+    grown = [a.replaced[EMBED].shape[0] for a, _ in request.adapters if EMBED in a.replaced]
+    return max([config.vocab_size, *grown])
+
+
+def check_list(requests: Sequence[Request]) -> None:
+    """RequestError for one request where several belong."""
+    if isinstance(requests, Request):
+        raise RequestError("expected a list of requests: put the one in brackets")
+
+
+def check_request(request: Request, config: ModelConfig) -> None:
+    """RequestError, in one line, for what can be told from the request alone."""
+    _check_adapters(request)
+    for adapter, _ in request.adapters:
+        _check_fits(adapter, config)
+    ids = np.asarray(request.prompt_ids)
+    if ids.size == 0:
+        raise RequestError("prompt_ids is empty: a request needs at least one token")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise RequestError(f"prompt_ids must be a flat list of integers, not {ids.dtype} of shape {ids.shape}")
+    if ids.size > config.max_position_embeddings:
+        most = config.max_position_embeddings
+        raise RequestError(f"a prompt of {ids.size} tokens is longer than the model's {most} positions")
+    known = vocab_size(request, config)
+    outside = ids[(ids < 0) | (ids >= known)]
+    if outside.size:
+        raise RequestError(f"prompt_ids holds {outside[0]}, outside of the vocabulary of {known} ids")
+    if not (request.temperature >= 0 and np.isfinite(request.temperature)):
+        raise RequestError(f"temperature {request.temperature} must be 0 (greedy) or more")
+    if request.top_k < 0:
+        raise RequestError(f"top_k {request.top_k} must be 0 (off) or more")
+    if not 0 < request.top_p <= 1:
+        raise RequestError(f"top_p {request.top_p} must be above 0 and at most 1")
+    if request.max_new_tokens is not None and request.max_new_tokens < 1:
+        raise RequestError(f"max_new_tokens {request.max_new_tokens} must be 1 or more")
+
+
+def _check_adapters(request: Request) -> None:
+    given = request.adapter
+    if given is None or isinstance(given, Adapter):
+        return
+    pairs = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], Adapter)):
+            raise RequestError(
+                f"adapter must be an Adapter from load_adapter, or pairs (Adapter, weight), not {_kind(pair)}"
+            )
+        adapter, weight = pair
+        if not np.isfinite(weight):
+            raise RequestError(f"adapter {adapter.name}: weight {weight} is not a finite number")
+        if (adapter.replaced or adapter.biases) and (len(pairs) > 1 or weight != 1):
+            raise RequestError(f"adapter {adapter.name} replaces whole layers: it can be neither summed nor weighted")
+    if len({id(adapter) for adapter, _ in pairs}) < len(pairs):
+        raise RequestError("a request names the same adapter twice: add the weights instead")
+
+
+def _check_fits(adapter: Adapter, config: ModelConfig) -> None:
+    """An adapter was checked against a base when it was loaded; this may be another one."""
+    known = set(config.modules())
+    for module, w in adapter.lora.items():
+        if module not in known:
+            raise RequestError(f"adapter {adapter.name} is for another model: this one has no {module_name(module)}")
+        d_out, d_in = config.shape(module[1])[::-1] if module == EMBED else config.shape(module[1])
+        if module in adapter.replaced:  # a grown vocabulary
+            d_in, d_out = (
+                (len(adapter.replaced[module]), d_out) if module == EMBED else (d_in, len(adapter.replaced[module]))
+            )
+        if (w.B.shape[0], w.A.shape[1]) != (d_out, d_in):
+            raise RequestError(
+                f"adapter {adapter.name} is for another model: {module_name(module)} is [{d_out}, {d_in}] here, "
+                f"[{w.B.shape[0]}, {w.A.shape[1]}] there"
+            )
+
+
+def _kind(x: object) -> str:
+    return f"({', '.join(map(_kind, x))})" if isinstance(x, tuple) else type(x).__name__
