@@ -86,11 +86,13 @@ def prepared(pair: Pair, prompts: list[list[int]], choice: list[int | None]) -> 
     tables = [cache.allocate(n) for n in blocks]
     slots = [[] if c is None else [(adapters.acquire(pair.adapters[c]), 1.0)] for c in choice]
     work = [ScheduledRequest(ids, 0, t, s) for ids, t, s in zip(prompts, tables, slots, strict=True)]
-    forward(model, make_batch(work, 16, refimpl.NUMPY), cache, adapters.bank, refimpl.NUMPY, p)
+    forward(model, make_batch(work, cache, adapters.slots, refimpl.NUMPY), cache, adapters.slots, refimpl.NUMPY, p)
     step = [ScheduledRequest([7], len(ids), t, s) for ids, t, s in zip(prompts, tables, slots, strict=True)]
 
     def our_step() -> np.ndarray:
-        return forward(model, make_batch(step, 16, refimpl.NUMPY), cache, adapters.bank, refimpl.NUMPY, p)
+        return forward(
+            model, make_batch(step, cache, adapters.slots, refimpl.NUMPY), cache, adapters.slots, refimpl.NUMPY, p
+        )
 
     longest = max(map(len, prompts))
     padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts])
@@ -139,7 +141,9 @@ def prefill(pair: Pair, prompts: list[list[int]], choice: list[int | None]) -> t
     ids = torch.tensor(prompts)
 
     def ours() -> np.ndarray:
-        return forward(model, make_batch(work, 16, refimpl.NUMPY), cache, adapters.bank, refimpl.NUMPY, p)
+        return forward(
+            model, make_batch(work, cache, adapters.slots, refimpl.NUMPY), cache, adapters.slots, refimpl.NUMPY, p
+        )
 
     def theirs() -> np.ndarray:
         with torch.no_grad():

@@ -24,6 +24,7 @@ from refimpl.engines.ours import Ours
 from refimpl.lora import AdapterSlots
 from refimpl.ops import NUMPY, Ops
 from refimpl.oracle.noise.readout import log_softmax
+from refimpl.plans import LoraMapping
 from refimpl.weights import Layer, Linear, Model
 
 MakeOps = Callable[[], Ops]
@@ -60,7 +61,7 @@ class Product:
         for name in self.lora[0]:
             module: Module = (0, name)
             found[name] = self.y.astype("float32")
-            ops.lora_delta(found[name], self.x.astype("float32"), bank, module, self.ids, weights, p)
+            ops.lora_delta(found[name], self.x.astype("float32"), module, bank, LoraMapping.of(self.ids, weights), p)
         return found
 
 

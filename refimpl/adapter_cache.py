@@ -12,11 +12,11 @@ from .weights import Model
 
 
 class AdapterCache:
-    """Adapter -> slot number in the bank. An adapter is known by the object: a name or a path can be used again, and a
+    """Adapter -> its slot. An adapter is known by the object: a name or a path can be used again, and a
     folder can be loaded again with other weights, without ever meeting what was there before."""
 
     def __init__(self, model: Model, p: Precision, ops: Ops, capacity: int | None = None) -> None:
-        self.bank = AdapterSlots(model, p)
+        self.slots = AdapterSlots(model, p)
         self.capacity = capacity
         self.ref_counts: dict[int, int] = {}  # slot -> how many running requests use it
         self._slot_of: dict[Adapter, int] = {}
@@ -31,7 +31,7 @@ class AdapterCache:
         if slot is None:
             bound = self._bind(adapter)
             slot = self._free_slot()
-            self.bank.put(slot, bound)
+            self.slots.put(slot, bound)
             self._slot_of[adapter] = slot
             self._digests.pop(slot, None)
         self.ref_counts[slot] = self.ref_counts.get(slot, 0) + 1
@@ -64,7 +64,7 @@ class AdapterCache:
         return self._digests[slot]
 
     @property
-    def slots(self) -> dict[Adapter, int]:
+    def slot_of(self) -> dict[Adapter, int]:
         """The adapters in memory, in use or not, and where each one is."""
         return dict(self._slot_of)
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from .adapter_cache import AdapterCache
 from .arrays import Array, Precision, to_host
 from .attention import first_visible
-from .batch import Batch, ScheduledRequest, make_batch
+from .batch import ScheduledRequest, make_batch
 from .errors import CacheFull, RequestError
 from .kv_cache import NO_BLOCK, KVCache
 from .model import forward, logit_width
 from .ops import NUMPY, Ops
+from .plans import Batch
 from .request import Request, check_request
 from .sampler import sample
 from .weights import Model
@@ -169,7 +170,7 @@ class Engine:
         g.adapters = adapters
         if self.prefix_caching:
             # The last token is always computed: its logits are what the request is here for.
-            g.table = self.cache.find(self._keys(g, (len(g.tokens) - 1) // self.cache.block_size))
+            g.table = self.cache.match_prefix(self._keys(g, (len(g.tokens) - 1) // self.cache.block_size))
             g.computed = len(g.table) * self.cache.block_size
             self._slide(g)  # or a long prefix would hold blocks that the window has passed, and never fit
         if self._grow(g, min(len(g.tokens) - g.computed, budget)):
@@ -214,7 +215,7 @@ class Engine:
     def _last_rows(self, scheduled: list[tuple[RequestState, int]]) -> Array:
         """The logits of each one's last token."""
         batch = self._batch(scheduled)
-        return to_host(forward(self.model, batch, self.cache, self.adapters.bank, self.ops, self.precision))
+        return to_host(forward(self.model, batch, self.cache, self.adapters.slots, self.ops, self.precision))
 
     def _choose(self, row: Array, g: RequestState) -> int:
         """The next token of g."""
@@ -225,7 +226,7 @@ class Engine:
             ScheduledRequest(g.tokens[g.computed : g.computed + n], g.computed, g.table, g.adapters)
             for g, n in scheduled
         ]
-        return make_batch(work, self.cache.block_size, self.ops)
+        return make_batch(work, self.cache, self.adapters.slots, self.ops)
 
     def _keys(self, g: RequestState, count: int) -> list[bytes]:
         """The prefix keys of its first `count` blocks."""

@@ -10,19 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from .arrays import Array, Float, Int, Precision, device_namespace, namespace, rounded
+from .arrays import Array, Float, Precision, device_namespace, rounded
 from .config import ModelConfig
 from .errors import CacheFull
+from .plans import NO_BLOCK, AttentionMetadata
 
-NO_BLOCK = -1  # in a block table: a block that has left the sliding window
-
-Victim = Callable[[Mapping[int, int], Mapping[int, int]], "int | None"]
+SelectVictim = Callable[[Mapping[int, int], Mapping[int, int]], "int | None"]
 
 
 def prefix_key(
     parent: bytes, token_ids: Sequence[int], base: bytes, p: Precision, adapters: Sequence[tuple[bytes, float]]
 ) -> bytes:
-    """The name of one full block: SHA-256 of (key of the block before it, its tokens, the base's digest, the Precision,
+    """Return the key of one full block: SHA-256 of (key of the block before it, its tokens, the base's digest, the Precision,
     and for each adapter in order the digest of its effective weights and the bits of its weight)."""
     h = hashlib.sha256(parent)
     h.update(np.asarray(token_ids, np.int64).tobytes())
@@ -34,21 +33,9 @@ def prefix_key(
 
 
 def select_victim(last_used: Mapping[int, int], ref_counts: Mapping[int, int]) -> int | None:
-    """The least recently used of those that nobody uses, or None. Decides for KV blocks and for adapters."""
-    idle = [item for item in last_used if not ref_counts.get(item)]
-    return min(idle, key=lambda item: last_used[item]) if idle else None
-
-
-def slot_mapping(
-    block_tables: Int[Array, "requests table"],
-    positions: Int[Array, " tokens"],
-    query_start_loc: Int[Array, " starts"],
-    block_size: int,
-) -> Int[Array, " tokens"]:
-    """Where each token's key and value go: block * block_size + offset, through its request's block table."""
-    request = np.repeat(np.arange(len(query_start_loc) - 1), np.diff(query_start_loc))
-    block = block_tables[request, positions // block_size]
-    return (block * block_size + positions % block_size).astype(np.int32)
+    """Return the least recently used of those that nobody uses, or None. Decides for KV blocks and for adapters."""
+    unused = [item for item in last_used if not ref_counts.get(item)]
+    return min(unused, key=lambda item: last_used[item]) if unused else None
 
 
 def write_kv(
@@ -56,13 +43,13 @@ def write_kv(
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
     v: Float[Array, "tokens kv_heads head_dim"],
-    slot_mapping: Int[Array, " tokens"],
+    metadata: AttentionMetadata,
     p: Precision,
 ) -> None:
-    """cache[slots[t]] = k[t], v[t]. Slots are pairwise different, so the order does not matter."""
-    where = namespace(k).asarray(slot_mapping)
-    k_cache.reshape(-1, *k.shape[1:])[where] = rounded(k, p.kv)
-    v_cache.reshape(-1, *v.shape[1:])[where] = rounded(v, p.kv)
+    """cache[slot_mapping[t]] = k[t], v[t]. Slots are pairwise different, so the order does not matter."""
+    slots = metadata.device.slot_mapping
+    k_cache.reshape(-1, *k.shape[1:])[slots] = rounded(k, p.kv)
+    v_cache.reshape(-1, *v.shape[1:])[slots] = rounded(v, p.kv)
 
 
 def write_kv_per_token(
@@ -70,12 +57,12 @@ def write_kv_per_token(
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
     v: Float[Array, "tokens kv_heads head_dim"],
-    slot_mapping: Int[Array, " tokens"],
+    metadata: AttentionMetadata,
     p: Precision,
 ) -> None:
     """The definition."""
     block_size = k_cache.shape[1]
-    for t, slot in enumerate(slot_mapping):
+    for t, slot in enumerate(metadata.slot_mapping.tolist()):
         k_cache[slot // block_size, slot % block_size] = rounded(k[t], p.kv)
         v_cache[slot // block_size, slot % block_size] = rounded(v[t], p.kv)
 
@@ -83,8 +70,8 @@ def write_kv_per_token(
 class KVCache:
     """Keys and values of every layer, and who uses which block.
 
-    A block is free, in use (by one or more requests), or idle: unused, but kept under its key until its room is needed.
-    """
+    A block is free, in use (by one or more requests), or cached: used by nobody, but kept under its prefix key until
+    its room is needed. The methods are those of vLLM's block pool: allocate, free, match_prefix, cache_block."""
 
     def __init__(
         self,
@@ -93,7 +80,7 @@ class KVCache:
         block_size: int = 16,
         p: Precision | None = None,
         device: str = "cpu",
-        choose_victim: Victim = select_victim,
+        select_victim: SelectVictim = select_victim,
     ) -> None:
         p = p or Precision()
         shape = (config.num_hidden_layers, num_blocks, block_size, config.num_key_value_heads, config.head_dim)
@@ -101,27 +88,27 @@ class KVCache:
         # The values are rounded to p.kv when they are written; the array's own type is the one that products use.
         self.k: Array = xp.zeros(shape, p.compute)
         self.v: Array = xp.zeros(shape, p.compute)
-        self.num_blocks, self.block_size = num_blocks, block_size
+        self.num_blocks, self.block_size, self.window = num_blocks, block_size, config.sliding_window
         self.ref_counts: dict[int, int] = {}  # block -> how many requests hold it
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._idle: set[int] = set()
-        self._by_key: dict[bytes, int] = {}
+        self._cached: set[int] = set()
+        self._block_of_key: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
-        self._last_used: dict[int, int] = {}  # of each block that has a key, idle or not
-        self._victim, self._clock = choose_victim, itertools.count()
+        self._last_used: dict[int, int] = {}  # of each block that has a key, in use or not
+        self._select_victim, self._clock = select_victim, itertools.count()
 
     @property
     def available(self) -> int:
-        """Blocks that `take` could hand out now: the free ones and the idle ones."""
-        return len(self._free) + len(self._idle)
+        """How many blocks `allocate` could hand out now: the free ones and the cached ones."""
+        return len(self._free) + len(self._cached)
 
     @property
     def in_use(self) -> int:
-        """Blocks that some request holds."""
+        """How many blocks some request holds."""
         return len(self.ref_counts)
 
     def allocate(self, count: int) -> list[int]:
-        """`count` blocks for one new owner each, all or none. CacheFull before anything has changed."""
+        """Hand out `count` blocks with one owner each, all or none. CacheFull before anything has changed."""
         if count > self.available:
             raise CacheFull(f"KV cache: {count} blocks of {self.block_size} tokens wanted, {self.available} can be had")
         blocks = [self._free.pop() if self._free else self._evict() for _ in range(count)]
@@ -130,45 +117,48 @@ class KVCache:
         return blocks
 
     def free(self, blocks: Sequence[int]) -> None:
-        """One owner leaves. A block without owners becomes idle if it has a key, else free."""
+        """Take one owner away from each. A block without owners stays cached if it has a key, else it is free."""
         now = next(self._clock)
-        for block in reversed(blocks):  # a popped block is the last one pushed: tables stay in rising order
+        # Reversed, because a popped block is the last one pushed: the next table then rises, and attention reads
+        # blocks that lie side by side as a view. Cached blocks get one time, and the dict's order decides among them:
+        # the last block of a prefix is evicted before the ones that it continues.
+        for block in reversed(blocks):
             if block == NO_BLOCK:
                 continue
             self.ref_counts[block] -= 1
             if self.ref_counts[block] == 0:
                 del self.ref_counts[block]
                 if block in self._key_of:
-                    self._idle.add(block)
-                    self._last_used.pop(block, None)  # so that the order of the dict is the order of last use
+                    self._cached.add(block)
+                    self._last_used.pop(block, None)
                     self._last_used[block] = now
                 else:
                     self._free.append(block)
 
-    def find(self, keys: Sequence[bytes]) -> list[int]:
-        """The longest run of blocks from the start that is known by these keys; the caller becomes an owner of each."""
-        blocks = [self._by_key[key] for key in itertools.takewhile(self._by_key.__contains__, keys)]
+    def match_prefix(self, keys: Sequence[bytes]) -> list[int]:
+        """Return the blocks of the longest prefix of these keys that is cached; the caller becomes an owner of each."""
+        blocks = [self._block_of_key[key] for key in itertools.takewhile(self._block_of_key.__contains__, keys)]
         for block in blocks:
-            self._idle.discard(block)
+            self._cached.discard(block)
             self.ref_counts[block] = self.ref_counts.get(block, 0) + 1
         return blocks
 
     def cache_block(self, block: int, key: bytes) -> None:
-        """A block that its owner has filled may be found under its key from now on. The first one to come is kept."""
-        if key not in self._by_key and block not in self._key_of:
-            self._by_key[key] = block
+        """Let a block that its owner has filled be matched by its key from now on. The first block of a key is kept."""
+        if key not in self._block_of_key and block not in self._key_of:
+            self._block_of_key[key] = block
             self._key_of[block] = key
             self._last_used[block] = next(self._clock)
 
     def _evict(self) -> int:
-        block = self._victim(self._last_used, self.ref_counts)
+        block = self._select_victim(self._last_used, self.ref_counts)
         if block is None:
-            raise CacheFull("KV cache: no idle block to evict")
-        self._idle.discard(block)
+            raise CacheFull("KV cache: no cached block to evict")
+        self._cached.discard(block)
         del self._last_used[block]
-        del self._by_key[self._key_of.pop(block)]
+        del self._block_of_key[self._key_of.pop(block)]
         return block
 
     def __repr__(self) -> str:
-        counts = f"{len(self.ref_counts)} in use, {len(self._idle)} idle, {len(self._free)} free"
+        counts = f"{len(self.ref_counts)} in use, {len(self._cached)} cached, {len(self._free)} free"
         return f"KVCache({self.num_blocks} blocks of {self.block_size}: {counts})"

@@ -19,7 +19,7 @@ def embed(
     table: Float[Array, "vocab d_model"], token_ids: Int[Array, " tokens"], p: Precision
 ) -> Float[Array, "tokens d_model"]:
     """x[t] = table[token_ids[t]]. The ids were validated with the request: CuPy would wrap a wrong one silently."""
-    return rounded(widen(table[namespace(table).asarray(token_ids)], p.compute), p.embedding)
+    return rounded(widen(table[token_ids], p.compute), p.embedding)
 
 
 def linear_per_token(

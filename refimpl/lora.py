@@ -3,25 +3,22 @@
     y[t] += weight * scale * B (A x[t])      for each adapter that token t's request asked for
 
 Two forms of `lora_delta`: the definition, one token at a time, and the one that runs, one adapter at a time. Around
-them: how an adapter is bound to a model (which alpha, which scale), and the bank that holds those in use.
+them: how an adapter is bound to a model (which alpha, which scale), and the slots that hold those in use.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from .adapter import Adapter, pattern_value
-from .arrays import Array, Float, Int, Precision, rounded, to_device, to_host, widen
+from .arrays import Array, Float, Precision, rounded, to_device, to_host, widen
 from .config import ModelConfig, Module, module_name
-from .errors import LoracleError
+from .plans import NO_ADAPTER, LoraMapping
 from .tensorrt_llm.prescale import fold_scale
 from .weights import Linear, Model
-
-NO_ADAPTER = -1
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -125,24 +122,18 @@ class AdapterSlots:
         for base in self._base.values():
             base.pop(slot, None)
 
-    def check(self, adapter_ids: Int[Array, "tokens k"]) -> None:
-        """LoracleError for an id that names no adapter here: on a GPU it would be another tenant's weights."""
-        unknown = set(np.unique(adapter_ids).tolist()) - self.slots - {NO_ADAPTER}
-        if unknown:
-            raise LoracleError(f"adapter id {min(unknown)} is out of range: the bank holds {sorted(self.slots)}")
-
     def at(self, module: Module) -> Mapping[int, LoraWeights]:
-        """The LoRA weights of each slot that has some at this site."""
+        """Return the LoRA weights of each slot that has some in this module."""
         return self._lora.get(module, {})
 
     def base_at(self, module: Module) -> Mapping[int, Linear]:
-        """The base layer of each slot that brings its own at this site (modules_to_save, bias="all")."""
+        """Return the base layer of each slot that brings its own for this module (modules_to_save, bias="all")."""
         return self._base.get(module, {})
 
     def nbytes(self, slot: int) -> int:
         """The memory of one slot's LoRA weights."""
-        held = [at[slot] for at in self._lora.values() if slot in at]
-        return sum(x.nbytes for w in held for x in (w.A, w.B, w.bias) if x is not None)
+        modules = [lora[slot] for lora in self._lora.values() if slot in lora]
+        return sum(x.nbytes for w in modules for x in (w.A, w.B, w.bias) if x is not None)
 
     def _prepared(self, x: Array) -> Array:
         x = rounded(widen(to_device(x, self.model.device), self.precision.compute), self.precision.adapter)
@@ -159,66 +150,50 @@ def shrink(x: Array, A: Float[Array, "rank d_in"]) -> Float[Array, "tokens rank"
 def lora_delta_per_token(
     y: Float[Array, "tokens d_out"],
     x: Array,
-    bank: AdapterSlots,
     module: Module,
-    adapter_ids: Int[Array, "tokens k"],
-    adapter_weights: Float[Array, "tokens k"],
+    adapters: AdapterSlots,
+    mapping: LoraMapping,
     p: Precision,
 ) -> None:
-    """The definition. Adds to y in place; a row whose ids are all -1, or whose adapters leave this site alone, is not
-    touched. x is [tokens, d_in], or token ids [tokens] at the embedding."""
-    adapters = bank.at(module)
+    """The definition: y[t] += weight * scale * B (A x[t]), in place.
+
+    A row whose ids are all -1, or whose adapters leave this module alone, is not touched. x is [tokens, d_in], or token
+    ids [tokens] at the embedding."""
+    lora = adapters.at(module)
     for t in range(y.shape[0]):
-        for a, weight in zip(adapter_ids[t], adapter_weights[t], strict=True):
-            if a == NO_ADAPTER or a not in adapters:
+        for slot, weight in zip(mapping.adapter_ids[t], mapping.adapter_weights[t], strict=True):
+            if slot == NO_ADAPTER or slot not in lora:
                 continue
-            w = adapters[a]
+            w = lora[slot]
             low = w.A[:, x[t]] if x.dtype.kind in "iu" else w.A @ x[t]
             delta = w.B @ rounded(low, p.lora_rank)
             if w.bias is not None:
                 delta = delta + w.bias
-            out = y[t, : delta.shape[0]]  # a grown vocabulary of another request may have made y wider
+            out = y[t, : delta.shape[0]]  # y may be wider: another request's adapter may extend the vocabulary
             out[:] = rounded(out + rounded(delta * y.dtype.type(w.scale * weight), p.lora_delta), p.linear)
 
 
 def lora_delta(
     y: Float[Array, "tokens d_out"],
     x: Array,
-    bank: AdapterSlots,
     module: Module,
-    adapter_ids: Int[Array, "tokens k"],
-    adapter_weights: Float[Array, "tokens k"],
+    adapters: AdapterSlots,
+    mapping: LoraMapping,
     p: Precision,
     shrink: Callable[[Array, Array], Array] = shrink,
 ) -> None:
-    """The same, one adapter at a time: gather its tokens, shrink, expand, scale, add back (Punica's SGMV)."""
-    adapters = bank.at(module)
-    if not adapters:
+    """The same, one segment at a time: gather its rows, shrink, expand, scale, add back (Punica's SGMV)."""
+    lora = adapters.at(module)
+    if not lora:
         return
-    for j in range(adapter_ids.shape[1]):
-        for a, weight, rows in segments(adapter_ids[:, j].tobytes(), adapter_weights[:, j].tobytes()):
-            if a not in adapters:
+    for column in mapping.device.columns:
+        for segment in column.segments:
+            if segment.slot not in lora:
                 continue
-            w = adapters[a]
+            w, rows = lora[segment.slot], segment.rows
             delta = rounded(shrink(x[rows], w.A), p.lora_rank) @ w.B.T
             if w.bias is not None:
                 delta += w.bias
-            delta *= w.scale * weight
-            out = y[rows, : w.B.shape[0]]  # a grown vocabulary of another request may have made y wider
+            delta *= w.scale * segment.weight
+            out = y[rows, : w.B.shape[0]]  # y may be wider: another request's adapter may extend the vocabulary
             y[rows, : w.B.shape[0]] = rounded(out + rounded(delta, p.lora_delta), p.linear)
-
-
-@lru_cache(maxsize=64)
-def segments(adapter_ids: bytes, adapter_weights: bytes) -> tuple[tuple[int, float, slice | Array], ...]:
-    """(adapter, weight, rows) for each pair that occurs in one int32 and one float64 column; -1 is left out.
-
-    Rows that lie together are a slice. Memoised because the plan of a batch is the same in every layer and module."""
-    ids, weights = np.frombuffer(adapter_ids, np.int32), np.frombuffer(adapter_weights, np.float64)
-    found: list[tuple[int, float, slice | Array]] = []
-    for a in np.unique(ids[ids != NO_ADAPTER]):
-        for weight in np.unique(weights[ids == a]):
-            rows = np.flatnonzero((ids == a) & (weights == weight))
-            together = rows[-1] - rows[0] + 1 == rows.size
-            where = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
-            found.append((int(a), float(weight), where))
-    return tuple(found)

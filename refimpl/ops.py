@@ -1,22 +1,23 @@
-"""THE SEAM: every step of serving one batch, by name, in one table that is passed as an argument.
+"""Every step of serving one batch, by name, in one frozen table that is passed as an argument: a backend.
 
-Four kinds of table go through the same tests. REFERENCE is the definition, a loop per token. NUMPY is the default and
-must be indistinguishable from it; so must a table of kernels. A mutant carries one real bug and must be caught:
+Four kinds of backends go through the same tests. REFERENCE is the definition, a loop per token. NUMPY is the default
+and must be indistinguishable from it; so must the kernels (cuda/table.py). A mutant carries one real bug and must be
+caught:
 
     wrong_scale = dataclasses.replace(NUMPY, adapter_scale=lambda alpha, r, use_rslora: alpha / r)
 
-Two groups, because plans live on the host and numbers live on the device. Plans are NumPy int32, validated once: a GPU
-checks nothing, and an adapter id out of range is another tenant's weights.
+This is the seam of the package (Feathers's word): the place at which behaviour is changed without editing the code.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from . import attention, batch, kv_cache, layers, lora
+from . import attention, checks, kv_cache, layers, lora, plans
 from .adapter import Adapter
 from .arrays import Array, Precision
 from .config import ModelConfig, Module, Rope
 from .lora import AdapterSlots, BoundAdapter
+from .plans import Adapters, AttentionMetadata, Batch, LoraMapping
 
 Pair = tuple[Array, Array]
 
@@ -25,36 +26,38 @@ Pair = tuple[Array, Array]
 class Ops:
     """The named steps. Shapes, units and formulas stand with the functions that fill the tables below."""
 
-    # Plans, on the host.
+    # The plan, on the host.
     adapter_scale: Callable[[float, int, bool], float]  # alpha, r, use_rslora
     bind_adapter: Callable[[Adapter, ModelConfig, Callable[[float, int, bool], float]], BoundAdapter]
-    lora_mapping: Callable[[Sequence[batch.Adapters], Sequence[int]], Pair]  # per request -> per token
+    lora_mapping: Callable[[Sequence[Adapters], Sequence[int]], Pair]  # per request -> per token
     positions: Callable[[Sequence[int], Sequence[int]], Array]  # tokens computed before, tokens now -> positions
     slot_mapping: Callable[[Array, Array, Array, int], Array]  # block_tables, positions, query_start_loc, block_size
-    prefix_key: Callable[[bytes, Sequence[int], bytes, Precision, Sequence[tuple[bytes, float]]], bytes]
-    select_victim: Callable[[Mapping[int, int], Mapping[int, int]], int | None]  # last_used, users
     logits_indices: Callable[[Array, bool], Array]  # query_start_loc, every row?
+    check_batch: Callable[[Batch, AdapterSlots, int | None], None]  # batch, adapters, window
+    prefix_key: Callable[[bytes, Sequence[int], bytes, Precision, Sequence[tuple[bytes, float]]], bytes]
+    select_victim: Callable[[Mapping[int, int], Mapping[int, int]], int | None]  # last_used, ref_counts
     rope_table: Callable[[Rope, int, Array, Precision], Pair]  # rope, head_dim, positions -> cos, sin
     # Numbers, on the device.
     embed: Callable[[Array, Array, Precision], Array]  # table, token_ids
     linear: Callable[[Array, Array, Array | None, Precision], Array]  # x, weight, bias
-    lora_delta: Callable[[Array, Array, AdapterSlots, Module, Array, Array, Precision], None]  # y += ..., in place
+    lora_delta: Callable[[Array, Array, Module, AdapterSlots, LoraMapping, Precision], None]  # y += ..., in place; x
     rms_norm: Callable[[Array, Array, float, Precision], Array]  # x, weight, eps
     rope: Callable[[Array, Array, Array, Precision], Array]  # x, cos, sin
-    write_kv: Callable[[Array, Array, Array, Array, Array, Precision], None]  # k_cache, v_cache, k, v, slot_mapping
-    attention: Callable[[Array, Array, Array, Array, Array, Array, int | None, Precision], Array]
+    write_kv: Callable[[Array, Array, Array, Array, AttentionMetadata, Precision], None]  # k_cache, v_cache, k, v
+    attention: Callable[[Array, Array, Array, AttentionMetadata, int | None, Precision], Array]  # q, k_cache, v_cache
     mlp_activation: Callable[[Array, Array, Precision], Array]  # gate, up
 
 
 REFERENCE = Ops(
     adapter_scale=lora.adapter_scale,
     bind_adapter=lora.bind_adapter,
-    lora_mapping=batch.lora_mapping,
-    positions=batch.positions,
-    slot_mapping=kv_cache.slot_mapping,
+    lora_mapping=plans.lora_mapping,
+    positions=plans.positions,
+    slot_mapping=plans.slot_mapping,
+    check_batch=checks.check_batch,
     prefix_key=kv_cache.prefix_key,
     select_victim=kv_cache.select_victim,
-    logits_indices=batch.logits_indices,
+    logits_indices=plans.logits_indices,
     rope_table=layers.rope_table,
     embed=layers.embed,
     linear=layers.linear_per_token,
@@ -76,23 +79,3 @@ NUMPY = replace(
     write_kv=kv_cache.write_kv,
     attention=attention.attention,
 )
-
-
-class Tables(Mapping[str, Ops]):
-    """Name -> table. That of the kernels is imported when it is asked for: everything else works without them."""
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(("reference", "numpy", "cuda"))
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, name: str) -> Ops:
-        if name == "cuda":
-            from .cuda.table import CUDA
-
-            return CUDA
-        return {"reference": REFERENCE, "numpy": NUMPY}[name]
-
-
-BACKENDS = Tables()

@@ -9,6 +9,7 @@ import numpy as np
 from ..arrays import Array, Float, Int
 from ..cuda import launch
 from ..cuda.launch import STORED, PackedLora, stored
+from ..plans import LoraMapping
 from .floor import Work, work
 from .workloads import Point, adapter_ids
 
@@ -26,7 +27,7 @@ class Case:
     x: list[Array]  # of each set
     y: list[Array]
     ids: list[Int[np.ndarray, " tokens"]]
-    weights: Float[np.ndarray, " tokens"]
+    mappings: list[LoraMapping]  # the same ids, as the kernels take them
     A: Float[Array, "adapters rank d_in"]  # views of packed.weights
     B: Float[Array, "adapters d_out rank"]
 
@@ -38,7 +39,7 @@ class Case:
     def run(self, s: int = 0, y: Array | None = None) -> Array:
         """y += what the adapters add, by the kernels that the dispatcher chooses; y is this set's own by default."""
         y = self.y[s] if y is None else y
-        launch.lora_delta(y, self.x[s], self.packed, self.ids[s], self.weights, round_rank=True)
+        launch.lora_delta(y, self.x[s], self.packed, self.mappings[s], round_rank=True)
         return y
 
 
@@ -71,14 +72,15 @@ def make_case(point: Point, xp: Any = np, sets: int = 1, seed: int = 0) -> Case:
     rows = xp.empty((sets, point.tokens * (point.d_in + point.d_out)), STORED[point.dtype])
     fill(rows.reshape(-1), rng, point.dtype, 1.0)
     split = point.tokens * point.d_in
+    id_sets = [(ids + s * todo.distinct).astype(np.int32) for s in range(sets)]
     return Case(
         point,
         todo,
         packed,
         x=[row[:split].reshape(point.tokens, point.d_in) for row in rows],
         y=[row[split:].reshape(point.tokens, point.d_out) for row in rows],
-        ids=[(ids + s * todo.distinct).astype(np.int32) for s in range(sets)],
-        weights=np.ones(point.tokens),
+        ids=id_sets,
+        mappings=[LoraMapping.of(column[:, None], np.ones((point.tokens, 1)), xp) for column in id_sets],
         A=weights[:, :a_size].reshape(adapters, point.rank, point.d_in),
         B=weights[:, a_size:].reshape(adapters, point.d_out, point.rank),
     )

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from ..arrays import DTYPES, Array, Float, Precision, device_namespace, to_host
-from ..batch import Batch, ScheduledRequest, make_batch
+from ..batch import ScheduledRequest, make_batch
 from ..config import LAYER_MODULES, ModelConfig, Module
 from ..kv_cache import KVCache
-from ..lora import NO_ADAPTER, AdapterSlots, BoundAdapter, LoraWeights
+from ..lora import AdapterSlots, BoundAdapter, LoraWeights
 from ..model import forward
 from ..ops import Ops
+from ..plans import Batch
 from ..weights import Layer, Linear, Model
 
 BLOCK_SIZE = 16
@@ -96,6 +97,7 @@ class Decoding:
 
     step: Callable[[Batch], Float[Array, "requests vocab"]]
     everyone: Batch
+    nobody: Batch  # the same requests without their adapters
     each: list[Batch]
 
     def batched(self) -> Float[Array, "requests vocab"]:
@@ -104,9 +106,7 @@ class Decoding:
 
     def without_adapters(self) -> Float[Array, "requests vocab"]:
         """One step of the base alone for all requests."""
-        return to_host(
-            self.step(replace(self.everyone, adapter_ids=np.full_like(self.everyone.adapter_ids, NO_ADAPTER)))
-        )
+        return to_host(self.step(self.nobody))
 
     def one_after_another(self) -> Float[Array, "requests vocab"]:
         """A step for each."""
@@ -132,7 +132,10 @@ def decoding_with(model: Model, bank: AdapterSlots, adapters: int, context: int,
     def step(batch: Batch) -> Array:
         return forward(model, batch, cache, bank, ops, p)
 
-    return Decoding(step, make_batch(work, BLOCK_SIZE, ops), [make_batch([w], BLOCK_SIZE, ops) for w in work])
+    batch, base = (
+        make_batch(requests, cache, bank, ops) for requests in (work, [replace(w, adapters=()) for w in work])
+    )
+    return Decoding(step, batch, base, [make_batch([w], cache, bank, ops) for w in work])
 
 
 def with_half_products(ops: Ops) -> Ops:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..arrays import device_namespace
+from ..backends import BACKENDS
 from ..cuda import launch, runner
 from ..lora import LoraWeights
-from ..ops import BACKENDS
+from ..plans import LoraMapping
 from .decode import Shape, decoding, random_model
 
 # (layers that share an input, and so a launch; their d_in; their d_outs) of Llama-8B
@@ -39,7 +40,7 @@ def layer_report(rank: int = 16, tokens: int = 8, repeats: int = 25) -> dict[str
     config = shape.config()
     xp: Any = device_namespace("cuda" if on_gpu else "cpu")
     rng = np.random.default_rng(0)
-    ids, ones = np.arange(tokens, dtype=np.int32), np.ones(tokens)
+    mapping = LoraMapping.of(np.arange(tokens, dtype=np.int32)[:, None], np.ones((tokens, 1)), xp)
     apart: list[Any] = []
     together: list[Any] = []
     for _, _, modules in GROUPS:
@@ -53,11 +54,11 @@ def layer_report(rank: int = 16, tokens: int = 8, repeats: int = 25) -> dict[str
         with launch.recorded() as noted:
             for one, d_out in zip(held, d_outs, strict=True):
                 y = launch.stored(numbers(rng, xp, tokens, d_out), "float16")
-                launch.lora_delta(y, x, launch.pack([one], [d_out], "float16", xp=xp), ids, ones, round_rank=True)
+                launch.lora_delta(y, x, launch.pack([one], [d_out], "float16", xp=xp), mapping, round_rank=True)
         apart += [again for _, again in noted]
         with launch.recorded() as noted:
             y = launch.stored(numbers(rng, xp, tokens, sum(d_outs)), "float16")
-            launch.lora_delta(y, x, launch.pack(held, d_outs, "float16", xp=xp), ids, ones, round_rank=True)
+            launch.lora_delta(y, x, launch.pack(held, d_outs, "float16", xp=xp), mapping, round_rank=True)
         together += [again for _, again in noted]
     report: dict[str, Any] = {
         "rank": rank,

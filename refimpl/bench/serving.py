@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Precision
+from ..backends import BACKENDS
 from ..cuda import runner
-from ..ops import BACKENDS, Ops
+from ..ops import Ops
 from .decode import Decoding, Shape, decoding_with, random_bank, random_model, with_half_products
 from .machine import about
 from .verify import WrongResult

@@ -10,8 +10,8 @@ from typing import Any
 
 from .. import tiny
 from ..adapter import Adapter, load_adapter
+from ..backends import BACKENDS
 from ..errors import RequestError
-from ..ops import BACKENDS
 from ..request import Request, check_request
 from ..weights import Model, load_model
 

@@ -17,9 +17,10 @@ from .. import tiny
 from ..adapter import Adapter
 from ..adapter_cache import AdapterCache
 from ..arrays import Precision
+from ..backends import BACKENDS
 from ..engine import Engine
 from ..model import logits
-from ..ops import BACKENDS, Ops
+from ..ops import Ops
 from ..request import Request
 from ..streaming import generate, roomy_engine, stream
 from ..tools.merge import merged
@@ -117,7 +118,7 @@ def show(
     console.print(Text(prompt.strip(), style="bold"))
 
     def table() -> Table:
-        slots = {id(adapter): slot for adapter, slot in engine.adapters.slots.items()}
+        slots = {id(adapter): slot for adapter, slot in engine.adapters.slot_of.items()}
         view = Table(expand=True, show_lines=True)
         view.add_column("row", justify="right")
         view.add_column("adapter")
@@ -167,7 +168,7 @@ def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops
         sequential_tokens_per_second=tokens / alone,
         speedup=alone / together,
         base_bytes=base_bytes,
-        adapter_bytes={name: bank.bank.nbytes(bank.acquire(adapter)) for name, adapter in voices.items()},
+        adapter_bytes={name: bank.slots.nbytes(bank.acquire(adapter)) for name, adapter in voices.items()},
         merged_copies_bytes=len(voices) * base_bytes,
         kv_blocks_in_use=max(blocks),
         kv_blocks=engine_blocks(model, requests, ops),

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from ..ops import BACKENDS
+from ..backends import BACKENDS
 from ..streaming import generate
 from .common import add_model_arguments, add_prompt_arguments, load, read_requests
 

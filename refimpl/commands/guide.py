@@ -15,9 +15,9 @@ from rich.text import Text
 
 from .. import tiny
 from ..adapter import Adapter
+from ..backends import BACKENDS
 from ..errors import RequestError
 from ..lora import bind_adapter
-from ..ops import BACKENDS
 from ..published import weights
 from ..published.guide import BASE_UID, Cast, EngineResponse, act, modules, published, ranks
 from .common import BASE, add_model_arguments, load, prompt_ids

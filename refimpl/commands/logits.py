@@ -10,9 +10,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from .. import __version__
+from ..backends import BACKENDS
 from ..errors import LoracleError
 from ..model import logits
-from ..ops import BACKENDS
 from ..tracing import trace
 from .common import add_model_arguments, add_prompt_arguments, load, read_requests
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..backends import BACKENDS
 from ..errors import LoracleError
-from ..ops import BACKENDS
 from ..oracle.vectors.vector import KINDS, VECTOR_DTYPES, Vector
 
 if TYPE_CHECKING:

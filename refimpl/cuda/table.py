@@ -10,13 +10,12 @@ import dataclasses
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
-import numpy as np
-
 from ..arrays import Array, Float, Int, Precision, namespace, rounded, widen
 from ..config import EMBED, Module
 from ..errors import LoracleError
-from ..lora import NO_ADAPTER, AdapterSlots, LoraWeights
+from ..lora import AdapterSlots, LoraWeights
 from ..ops import NUMPY
+from ..plans import AttentionMetadata, LoraMapping
 from . import launch
 from .launch import PackedLora, stored, widened
 
@@ -53,55 +52,44 @@ def rounds(p: Precision, point: str) -> bool:
 
 # ---- LoRA -----------------------------------------------------------------------------------------------------------
 
-# What was packed of each bank: (site, T) -> the weights it was made of, and the packed ones. Made again when the bank
-# holds others there; the weights themselves never change.
-Packings = dict[tuple[Module, str], tuple[dict[int, LoraWeights], PackedLora]]
+# What was packed of each set of slots: (module, T) -> the weights and the number of slots it was made of, and the packed
+# ones. Packed again when other weights are there; the weights themselves never change.
+Packings = dict[tuple[Module, str], tuple[dict[int, LoraWeights], int, PackedLora]]
 _packed: WeakKeyDictionary[AdapterSlots, Packings] = WeakKeyDictionary()
 
 
-def packed_at(bank: AdapterSlots, module: Module, dtype: str) -> PackedLora:
-    """All adapters of one site in one buffer, built once per change of the bank."""
-    known, held = _packed.setdefault(bank, {}), dict(bank.at(module))
-    if (module, dtype) not in known or known[module, dtype][0] != held:
-        some = next(iter(held.values()))
-        packed = launch.pack([held], [some.B.shape[0]], dtype, xp=namespace(some.B))
-        known[module, dtype] = (held, packed)
-    return known[module, dtype][1]
+def packed_at(adapters: AdapterSlots, module: Module, dtype: str) -> PackedLora:
+    """All adapters of one module in one buffer, packed once per change of the slots."""
+    packings, weights = _packed.setdefault(adapters, {}), dict(adapters.at(module))
+    count = 1 + max(adapters.slots)
+    if (module, dtype) not in packings or packings[module, dtype][:2] != (weights, count):
+        some = next(iter(weights.values()))
+        packed = launch.pack([weights], [some.B.shape[0]], dtype, count, xp=namespace(some.B))
+        packings[module, dtype] = (weights, count, packed)
+    return packings[module, dtype][2]
 
 
 def lora_delta(
     y: Float[Array, "tokens d_out"],
     x: Array,
-    bank: AdapterSlots,
     module: Module,
-    adapter_ids: Int[Array, "tokens k"],
-    adapter_weights: Float[Array, "tokens k"],
+    adapters: AdapterSlots,
+    mapping: LoraMapping,
     p: Precision,
 ) -> None:
     """y[t] += weight * scale * B (A x[t]), one launch for each of the k adapters that a request may sum."""
-    if adapter_ids.min(initial=NO_ADAPTER) < NO_ADAPTER:
-        raise LoracleError(f"adapter id {adapter_ids.min()} is out of range (-1: none)")
-    held = bank.at(module)
-    ids = np.where(np.isin(adapter_ids, list(held)), adapter_ids, np.int32(NO_ADAPTER))
-    if (ids == NO_ADAPTER).all():
+    if not mapping.slots & adapters.at(module).keys():
         return
     source, before = (["embedding"], []) if module == EMBED else ([], [INPUT.get(module[1], "norm")])
     dtype = kernel_type("lora_delta", p, ["adapter", "linear", *source, *before], ["lora_rank", "lora_delta"])
-    packed = packed_at(bank, module, dtype)
-    low_rounds, delta_rounds = rounds(p, "lora_rank"), rounds(p, "lora_delta")
-    xp = namespace(y)
-    inputs = xp.asarray(x.astype(np.int32)) if module == EMBED else stored(x, dtype)
-    for j in range(ids.shape[1]):
-        rows = np.flatnonzero(ids[:, j] != NO_ADAPTER)
-        if rows.size == 0:
-            continue
+    packed = packed_at(adapters, module, dtype)
+    inputs = x if module == EMBED else stored(x, dtype)
+    for j, column in enumerate(mapping.device.columns):
         result = stored(y, dtype)  # y itself if it is float32 and contiguous
-        launch.lora_delta(
-            result, inputs, packed, np.ascontiguousarray(ids[:, j]), adapter_weights[:, j], low_rounds, delta_rounds
-        )
+        launch.lora_delta(result, inputs, packed, mapping, j, rounds(p, "lora_rank"), rounds(p, "lora_delta"))
         if result is not y or p.linear != "float32":
-            where = xp.asarray(rows)
-            y[where, : packed.columns] = rounded(widened(result[where, : packed.columns], dtype), p.linear)
+            rows = column.sorted_rows
+            y[rows, : packed.columns] = rounded(widened(result[rows, : packed.columns], dtype), p.linear)
 
 
 # ---- the others -----------------------------------------------------------------------------------------------------
@@ -112,21 +100,19 @@ def write_kv(
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
     v: Float[Array, "tokens kv_heads head_dim"],
-    slot_mapping: Int[Array, " tokens"],
+    metadata: AttentionMetadata,
     p: Precision,
 ) -> None:
-    """cache[slots[t]] = k[t], v[t]. T is the type at p.kv, and the cache itself float32."""
+    """cache[slot_mapping[t]] = k[t], v[t]. T is the type at p.kv, and the cache itself float32."""
     dtype = kernel_type("write_kv", p, ["kv"])
-    launch.write_kv(k_cache, v_cache, stored(k, dtype), stored(v, dtype), slot_mapping, dtype)
+    launch.write_kv(k_cache, v_cache, stored(k, dtype), stored(v, dtype), metadata, dtype)
 
 
 def attention(
     q: Float[Array, "tokens heads head_dim"],
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
-    query_start_loc: Int[Array, " starts"],
-    context_lens: Int[Array, " requests"],
-    block_tables: Int[Array, "requests table"],
+    metadata: AttentionMetadata,
     window: int | None,
     p: Precision,
 ) -> Float[Array, "tokens heads*head_dim"]:
@@ -136,9 +122,7 @@ def attention(
         stored(q, dtype),
         k_cache,
         v_cache,
-        query_start_loc,
-        context_lens,
-        block_tables,
+        metadata,
         window,
         dtype,
         rounds(p, "scores"),
@@ -182,7 +166,7 @@ def embed(
     """x[t] = table[token_ids[t]]. T is the type of the table as it was loaded."""
     kernel_type("embed", p, ["embedding"])
     dtype = table.dtype.name if table.dtype.name in launch.STORED else "float32"
-    rows = launch.embed(as_stored(table, dtype), token_ids.astype(np.int32), dtype)
+    rows = launch.embed(as_stored(table, dtype), token_ids, dtype)
     return rounded(widened(rows, dtype), p.embedding)
 
 

@@ -57,15 +57,15 @@ class Observed(Server):
             ScheduledRequest(g.tokens[g.computed : g.computed + n], g.computed, g.table, g.adapters)
             for g, n in scheduled
         ]
-        batch = make_batch(work, self.cache.block_size, self.ops, every_row=True)
-        rows = to_host(forward(self.model, batch, self.cache, self.adapters.bank, self.ops, self.precision))
+        batch = make_batch(work, self.cache, self.adapters.slots, self.ops, every_row=True)
+        rows = to_host(forward(self.model, batch, self.cache, self.adapters.slots, self.ops, self.precision))
         # What the engine takes for each request's last row may be another row: that is a bug like any other.
-        last = rows[self.ops.logits_indices(batch.query_start_loc, False)]
+        last = rows[self.ops.logits_indices(batch.attention.query_start_loc, False)]
         for i, (g, n) in enumerate(scheduled):
             width = logit_width(g.request, self.model)
             own = self.rows.setdefault(g.id, {})
             for j in range(n):
-                row = last[i] if j == n - 1 else rows[batch.query_start_loc[i] + j]
+                row = last[i] if j == n - 1 else rows[batch.attention.query_start_loc[i] + j]
                 own[g.computed + j] = row[:width]
         return last
 

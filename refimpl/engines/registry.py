@@ -81,7 +81,7 @@ def _mutants() -> list[Entry]:
 
 
 def _make_ours(name: str) -> Engine:
-    from ..ops import BACKENDS
+    from ..backends import BACKENDS
     from .ours import Ours
 
     make_ops: Callable[[], Any]

@@ -167,4 +167,4 @@ def _answers(
     for token in stream(cast.model, requests, cast.max_new_tokens, ops, engine=engine):
         ids[token.request_id].append(token.token_id)
         texts[token.request_id] += token.text
-    return list(zip(ids, texts, strict=True)), engine.adapters.slots
+    return list(zip(ids, texts, strict=True)), engine.adapters.slot_of

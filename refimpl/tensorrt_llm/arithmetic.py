@@ -20,8 +20,9 @@ import numpy as np
 
 from ..arrays import Array, Float, Int, Precision, namespace
 from ..config import Module
-from ..lora import NO_ADAPTER, AdapterSlots, lora_delta, shrink
+from ..lora import AdapterSlots, lora_delta, shrink
 from ..ops import NUMPY
+from ..plans import NO_ADAPTER, LoraMapping
 
 SLICES = 16  # mSplitKSlices
 TILE_K = 64  # columns that a thread block multiplies at a time: a slice is a whole number of them
@@ -48,13 +49,12 @@ def split_k_shrink(x: Array, A: Float[Array, "rank d_in"]) -> Float[Array, "toke
     return total
 
 
-def is_unified(bank: AdapterSlots, module: Module, adapter_ids: Int[Array, "tokens k"]) -> bool:
-    """Which path the call that computes this site takes: unified if in each of its modules all tokens have the same A,
+def is_unified(adapters: AdapterSlots, module: Module, adapter_ids: Int[Array, "tokens k"]) -> bool:
+    """Which path the call that computes this module takes: unified if in each of its modules all tokens have the same A,
     B and rank. A token without an adapter there has none of the three, so base tokens among others make it grouped."""
-    layer, leaf = module
-    for name in CALLS.get(leaf, (leaf,)):
-        held = list(bank.at((layer, name)))
-        ids = np.where(np.isin(adapter_ids, held), adapter_ids, NO_ADAPTER)
+    layer, last_name = module
+    for name in CALLS.get(last_name, (last_name,)):
+        ids = np.where(np.isin(adapter_ids, list(adapters.at((layer, name)))), adapter_ids, NO_ADAPTER)
         if (ids != ids[:1]).any():
             return False
     return True
@@ -63,15 +63,14 @@ def is_unified(bank: AdapterSlots, module: Module, adapter_ids: Int[Array, "toke
 def lora_delta_as_batched(
     y: Float[Array, "tokens d_out"],
     x: Array,
-    bank: AdapterSlots,
     module: Module,
-    adapter_ids: Int[Array, "tokens k"],
-    adapter_weights: Float[Array, "tokens k"],
+    adapters: AdapterSlots,
+    mapping: LoraMapping,
     p: Precision,
 ) -> None:
-    """The path that the batch takes, site by site. Adds to y in place."""
-    step = UNIFIED if is_unified(bank, module, adapter_ids) else GROUPED
-    step.lora_delta(y, x, bank, module, adapter_ids, adapter_weights, p)
+    """The path that the batch takes, module by module. Adds to y in place."""
+    step = UNIFIED if is_unified(adapters, module, mapping.adapter_ids) else GROUPED
+    step.lora_delta(y, x, module, adapters, mapping, p)
 
 
 # One product each: NUMPY as it is.

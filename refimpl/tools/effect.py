@@ -7,10 +7,11 @@ import numpy as np
 
 from ..adapter import Adapter
 from ..adapter_cache import AdapterCache
-from ..arrays import Precision, to_device, to_host
-from ..config import EMBED, Module, module_name
+from ..arrays import Precision, namespace, to_device, to_host
+from ..config import Module, module_name
 from ..model import logits
 from ..ops import NUMPY, Ops
+from ..plans import LoraMapping
 from ..request import Request
 from ..tracing import trace
 from ..weights import Model
@@ -32,8 +33,8 @@ def effect(model: Model, adapter: Adapter, prompt_ids: Sequence[int], ops: Ops =
         name = module_name(module).removeprefix("model.").replace("self_attn.", "").replace("mlp.", "")
         x, y = t[f"{name}.input"], t[f"{name}.base"]
         delta = to_device(np.zeros((len(y), adapter.lora[module].B.shape[0]), y.dtype), model.device)
-        ids, weights = np.full((len(y), 1), slot, np.int32), np.ones((len(y), 1))
-        ops.lora_delta(delta, x if module == EMBED else to_device(x, model.device), cache.bank, module, ids, weights, p)
+        mapping = LoraMapping.of(np.full((len(y), 1), slot, np.int32), np.ones((len(y), 1)), namespace(delta))
+        ops.lora_delta(delta, to_device(x, model.device), module, cache.slots, mapping, p)
         base = float(np.linalg.norm(y))
         found[module] = float(np.linalg.norm(to_host(delta))) / base if base else math.inf
     return found

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from refimpl import cli
+from refimpl.backends import BACKENDS
 from refimpl.bench import serving
 from refimpl.bench.decode import Shape, decoding, random_model
 from refimpl.bench.verify import WrongResult
 from refimpl.cuda import runner
-from refimpl.ops import BACKENDS, NUMPY, Ops
+from refimpl.ops import NUMPY, Ops
+from refimpl.plans import LoraMapping
 
 pytestmark = pytest.mark.skipif(runner.world() != "cpu", reason="arrays on the host")
 
@@ -50,8 +52,9 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 def wrong(ops: Ops) -> Ops:
     """In a batch of several, everyone gets the adapter of the neighbour."""
 
-    def lora_delta(y: Any, x: Any, bank: Any, module: Any, ids: Any, weights: Any, p: Any) -> None:
-        NUMPY.lora_delta(y, x, bank, module, np.roll(ids, 1, axis=0), weights, p)
+    def lora_delta(y: Any, x: Any, module: Any, adapters: Any, plan: Any, p: Any) -> None:
+        rolled = LoraMapping.of(np.roll(plan.adapter_ids, 1, axis=0), plan.adapter_weights)
+        NUMPY.lora_delta(y, x, module, adapters, rolled, p)
 
     return dataclasses.replace(ops, lora_delta=lora_delta)
 
@@ -63,8 +66,9 @@ def test_a_batch_that_mixes_adapters_up_is_not_timed() -> None:
 
 
 def test_adapters_that_are_ignored_are_not_timed() -> None:
-    def all_but_the_last(y: Any, x: Any, bank: Any, module: Any, ids: Any, weights: Any, p: Any) -> None:
-        NUMPY.lora_delta(y, x, bank, module, np.where(ids == 2, -1, ids), weights, p)
+    def all_but_the_last(y: Any, x: Any, module: Any, adapters: Any, plan: Any, p: Any) -> None:
+        without = LoraMapping.of(np.where(plan.adapter_ids == 2, -1, plan.adapter_ids), plan.adapter_weights)
+        NUMPY.lora_delta(y, x, module, adapters, without, p)
 
     steps = decoding(random_model(TINY, "float32"), 3, 4, 20, dataclasses.replace(NUMPY, lora_delta=all_but_the_last))
     with pytest.raises(WrongResult, match="changes nothing"):

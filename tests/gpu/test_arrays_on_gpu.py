@@ -7,11 +7,12 @@ from on_gpu import REHEARSAL, gpu_or_skip
 xp = gpu_or_skip()
 
 from refimpl import Request, load_adapter, load_model, logits, tiny  # noqa: E402
+from refimpl.backends import BACKENDS
 from refimpl.bench.case import make_case  # noqa: E402
 from refimpl.bench.decode import Shape, decoding, random_model, with_half_products  # noqa: E402
 from refimpl.bench.verify import verify  # noqa: E402
 from refimpl.bench.workloads import MIXES, Point, grid, small_grid  # noqa: E402
-from refimpl.ops import BACKENDS, NUMPY, REFERENCE  # noqa: E402
+from refimpl.ops import NUMPY, REFERENCE  # noqa: E402
 
 DEVICE = "cpu" if REHEARSAL else "cuda"
 

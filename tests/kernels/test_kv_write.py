@@ -5,6 +5,7 @@ import pytest
 from cases import misplaced, needs_cpu, numbers, orders, poison, scheduled
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.plans import writing
 
 from refimpl.cuda import launch
 from refimpl.cuda.launch import STORED, stored, widened
@@ -37,7 +38,7 @@ def write(data: st.DataObject, dtype: str, cache: str, version: int, check: bool
     for table, x in zip(expected, (k, v), strict=True):
         table.reshape(-1, kv_heads, head_dim)[slot_mapping] = stored(x, cache)
     with scheduled(data.draw(orders), check):
-        launch.write_kv(*caches, *inputs, slot_mapping, dtype, version)
+        launch.write_kv(*caches, *inputs, writing(slot_mapping, caches[0]), dtype, version)
     for found, wanted in zip(caches, expected, strict=True):
         assert found.tobytes() == wanted.tobytes()
 
@@ -59,24 +60,10 @@ def test_is_clean_under_the_checker(dtype: str, cache: str, version: int, data: 
 
 
 @pytest.mark.parametrize(
-    ("slot_mapping", "message"),
-    [
-        ([0, 12], r"slot_mapping\[1\] is 12: the cache has slots 0 to 11"),
-        ([-1, 3], r"slot_mapping\[0\] is -1"),
-        ([5, 5], "slot 5 is owned twice: by token 0 and by token 1"),
-    ],
-)
-def test_a_bad_slot_is_refused(slot_mapping: list[int], message: str) -> None:
-    cache, k = np.zeros((3, 4, 1, 2), np.float32), np.zeros((2, 1, 2), np.float32)
-    with pytest.raises(LoracleError, match=message):
-        launch.write_kv(cache, cache.copy(), k, k, np.array(slot_mapping, np.int32), "float32")
-    assert not cache.any()
-
-
-@pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"slot_mapping": np.array([0, 1])}, r"slot_mapping must be int32 .* not int64"),
+        ({"metadata": writing(np.array([0], np.int32), np.zeros((3, 4)))}, "do not fit caches"),
+        ({"metadata": writing(np.array([0, 1], np.int32), np.zeros((3, 5)))}, "the plan is of 3 blocks of 5"),
         ({"k": np.zeros((2, 1, 2))}, "k is float64; this kernel was built for float32"),
         ({"v": np.zeros((2, 1, 4), np.float32)[:, :, ::2]}, r"v of shape \(2, 1, 2\) is not contiguous"),
         ({"k": np.zeros((2, 1, 2), np.float16)}, "k is float16; this kernel was built for float32"),
@@ -88,7 +75,7 @@ def test_a_bad_array_is_refused(changed: dict, message: str) -> None:
         "v_cache": np.zeros((3, 4, 1, 2), np.float32),
         "k": np.zeros((2, 1, 2), np.float32),
         "v": np.zeros((2, 1, 2), np.float32),
-        "slot_mapping": np.array([0, 1], np.int32),
+        "metadata": writing(np.array([0, 1], np.int32), np.zeros((3, 4))),
         "dtype": "float32",
     }
     with pytest.raises(LoracleError, match=message):
@@ -99,7 +86,7 @@ def test_a_row_is_read_and_written_once() -> None:
     rng = np.random.default_rng(0)
     cache, k = np.zeros((4, 16, 2, 64), np.float16), numbers(rng, (10, 2, 64), "float16").astype(np.float16)
     with scheduled("forward", check=True) as launches:
-        launch.write_kv(cache, cache.copy(), k, k.copy(), np.arange(10, dtype=np.int32), "float16")
+        launch.write_kv(cache, cache.copy(), k, k.copy(), writing(np.arange(10, dtype=np.int32), cache), "float16")
     moved = launches[0][1]
     assert moved["k"].loaded == moved["k"].distinct_loaded == k.nbytes
     assert moved["k_cache"].stored == moved["k_cache"].distinct_stored == k.nbytes

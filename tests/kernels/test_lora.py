@@ -8,6 +8,7 @@ import pytest
 from cases import NAN, Near, assert_near, every_dtype, exact, misplaced, needs_cpu, numbers, orders, product, scheduled
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.plans import mapping
 
 from refimpl.cuda import launch
 from refimpl.cuda.launch import LoraLaunch, PackedLora, stored, widened
@@ -156,8 +157,8 @@ def run(case: Case, dtype: str, shrink: str, expand: str, order: str | int = "fo
             y,
             misplaced(stored(case.x, dtype), case.shift),
             pack(case, dtype),
-            case.adapter_ids,
-            case.adapter_weights,
+            mapping(case.adapter_ids, case.adapter_weights),
+            0,
             case.round_rank,
             case.round_delta,
             LoraLaunch(shrink, expand, case.splits, case.spread),
@@ -232,8 +233,8 @@ def test_the_dispatcher_chooses_what_is_right(dtype: str, data: st.DataObject) -
             y,
             stored(case.x, dtype),
             pack(case, dtype),
-            case.adapter_ids,
-            case.adapter_weights,
+            mapping(case.adapter_ids, case.adapter_weights),
+            0,
             case.round_rank,
             case.round_delta,
         )
@@ -248,8 +249,8 @@ def test_layers_of_a_real_size(dtype: str, tokens: int, pattern: str) -> None:
     case = make_case(rng, dtype, 4096, (1536, 512), (16, 8, 64), tokens, pattern, round_rank=True)
     y = stored(case.y, dtype).copy()
     with scheduled("forward"):
-        packed, rows = pack(case, dtype), (case.adapter_ids, case.adapter_weights)
-        launch.lora_delta(y, stored(case.x, dtype), packed, *rows, round_rank=True)
+        packed, rows = pack(case, dtype), mapping(case.adapter_ids, case.adapter_weights)
+        launch.lora_delta(y, stored(case.x, dtype), packed, rows, round_rank=True)
     assert_right(case, dtype, y)
 
 
@@ -268,8 +269,8 @@ def test_a_token_id_is_a_one_hot_row(dtype: str, data: st.DataObject) -> None:
             y,
             np.asarray(ids, np.int32),
             pack(case, dtype),
-            case.adapter_ids,
-            case.adapter_weights,
+            mapping(case.adapter_ids, case.adapter_weights),
+            0,
             case.round_rank,
             case.round_delta,
         )
@@ -336,8 +337,7 @@ def lora_launch(case: Case, **changed: object) -> None:
         "y": stored(case.y, "float32").copy(),
         "x": stored(case.x, "float32"),
         "packed": launch.pack(case.slices, case.d_outs, "float32"),
-        "adapter_ids": case.adapter_ids,
-        "adapter_weights": case.adapter_weights,
+        "mapping": mapping(case.adapter_ids, case.adapter_weights),
     }
     launch.lora_delta(**{**arguments, **changed})
 
@@ -345,9 +345,9 @@ def lora_launch(case: Case, **changed: object) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"adapter_ids": np.array([0, 1, 2], np.int32)}, r"adapter_ids\[2\] is 2: the bank has slots 0 to 1"),
-        ({"adapter_ids": np.array([0, -2, 1], np.int32)}, r"adapter_ids\[1\] is -2"),
-        ({"adapter_ids": np.array([0, 1, 1])}, r"adapter_ids must be int32 .* not int64"),
+        ({"mapping": mapping(np.array([0, 1, 2], np.int32))}, r"adapter_ids\[2\] is 2: there are slots 0 to 1"),
+        ({"mapping": mapping(np.array([0, -2, 1], np.int32))}, r"adapter_ids\[1\] is -2"),
+        ({"mapping": mapping(np.array([0, 1], np.int32))}, r"y has 3 rows, the mapping 2"),
         ({"x": np.zeros((3, 255), np.float32)}, r"d_in 256"),
         ({"x": np.zeros((3, 256), np.float16)}, r"x is float16; this kernel was built for float32"),
         ({"x": np.zeros((256, 3), np.float32).T}, r"x of shape \(3, 256\) is not contiguous"),

@@ -17,10 +17,11 @@ from support import build
 from refimpl import Engine, Request, generate, load_adapter, load_model, logits, tiny
 from refimpl.adapter import Adapter
 from refimpl.arrays import Precision, rounded
+from refimpl.backends import BACKENDS
 from refimpl.cuda.table import CUDA, packed_at
 from refimpl.errors import LoracleError
 from refimpl.lora import AdapterSlots, bind_adapter
-from refimpl.ops import BACKENDS, NUMPY, REFERENCE
+from refimpl.ops import NUMPY, REFERENCE
 from refimpl.weights import Linear, Model
 
 pytestmark = needs_cpu

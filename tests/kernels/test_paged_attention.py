@@ -8,6 +8,7 @@ import pytest
 from cases import STORED, C, Near, U, assert_near, half_ulp, needs_cpu, numbers, orders, poison, scheduled
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.plans import metadata
 
 from refimpl.attention import first_visible
 from refimpl.cuda import launch
@@ -121,7 +122,7 @@ def run(
     round_probabilities: bool = False,
 ) -> np.ndarray:
     """What a version makes of the case."""
-    plan = case.query_start_loc, case.context_lens, case.block_tables, case.window, dtype
+    plan = metadata(case.query_start_loc, case.context_lens, case.block_tables, case.k_cache), case.window, dtype
     with scheduled(order, check):
         q = stored(case.q, dtype)
         flags = round_scores, round_probabilities
@@ -180,7 +181,7 @@ def test_large_scores_do_not_overflow() -> None:
 def test_each_visible_key_is_read_once_per_head_and_pass() -> None:
     """With a window the others are not read at all."""
     case = decode_case(200, window=50)
-    plan = case.query_start_loc, case.context_lens, case.block_tables, case.window, "float32"
+    plan = metadata(case.query_start_loc, case.context_lens, case.block_tables, case.k_cache), case.window, "float32"
     for version in (1, 2, 3):
         with scheduled("forward", check=True) as launches:
             launch.attention(case.q, case.k_cache, case.v_cache, *plan, version=version, splits=3)
@@ -193,21 +194,18 @@ def test_each_visible_key_is_read_once_per_head_and_pass() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"context_lens": [33]}, "request 0: 33 tokens need 3 blocks of 16; its block table has 2"),
-        ({"context_lens": [0]}, "request 0: 1 new tokens in a context of 0"),
-        ({"query_start_loc": [0, 2]}, "query_start_loc must rise from 0 to the 1 tokens"),
-        ({"block_tables": [[0, 2]]}, "names block 2; the cache has 2"),
-        ({"block_tables": [[-1, 1]]}, "names block -1; the cache has 2"),
-        ({"window": 0}, "window 0: a token sees at least itself"),
+        ({"query_start_loc": [0, 2]}, "q .* does not fit caches"),
+        ({"blocks": 3}, r"caches .*: the plan is of 3 blocks of 16"),
         ({"version": 2, "round_probabilities": True}, "attention_v2 cannot round probabilities"),
     ],
 )
 def test_a_bad_plan_is_refused(changed: dict, message: str) -> None:
     case = decode_case(20)
-    plan = {"query_start_loc": [0, 1], "context_lens": [20], "block_tables": [[0, 1]], "window": None, **changed}
-    arrays = {name: np.array(plan[name], np.int32) for name in ("query_start_loc", "context_lens", "block_tables")}
+    starts = np.array(changed.pop("query_start_loc", [0, 1]), np.int32)
+    cache = np.zeros((changed.pop("blocks", 2), 16))
+    plan = metadata(starts, np.array([20], np.int32), np.array([[0, 1]], np.int32), cache)
     with pytest.raises(LoracleError, match=message):
-        launch.attention(case.q, case.k_cache, case.v_cache, dtype="float32", **{**plan, **arrays})
+        launch.attention(case.q, case.k_cache, case.v_cache, plan, None, "float32", **changed)
 
 
 def test_a_window_excuses_the_blocks_that_it_has_passed() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cases import needs_cpu, scheduled
 from support import build
+from support.plans import mapping, metadata
 
 from refimpl.arrays import Precision, rounded
 from refimpl.cuda import launch
@@ -22,7 +23,7 @@ from refimpl.ops import REFERENCE, Ops
 
 pytestmark = needs_cpu
 
-SITE = (0, "q_proj")
+MODULE = (0, "q_proj")
 
 
 def x_of(shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -46,17 +47,17 @@ def mlp(ops: Ops, p: Precision) -> np.ndarray:
 def attention(ops: Ops, p: Precision) -> np.ndarray:
     k, v = x_of((3, 16, 2, 32), p.kv), x_of((3, 16, 2, 32), p.kv)[::-1].copy()
     plan = np.array([0, 9], np.int32), np.array([40], np.int32), np.array([[2, 0, 1]], np.int32)
-    return ops.attention(2 * x_of((9, 4, 32), p.dtype), k, v, *plan, None, p)
+    return ops.attention(2 * x_of((9, 4, 32), p.dtype), k, v, metadata(*plan, k), None, p)
 
 
 def lora(ops: Ops, p: Precision) -> np.ndarray:
     config = build.ModelConfig(23, 96, 13, 1, 8, 4, 8, max_position_embeddings=64)
-    bank = AdapterSlots(build.random_model(config, 0, "float32"), p)
+    slots = AdapterSlots(build.random_model(config, 0, "float32"), p)
     for slot, r in enumerate((5, 24)):
         adapter = build.as_dtype(build.random_adapter(config, slot, r, alpha=2.5 * r), p.dtype)
-        bank.put(slot, bind_adapter(adapter, config))
+        slots.put(slot, bind_adapter(adapter, config))
     y, ids = x_of((40, 64), p.linear), (np.arange(40, dtype=np.int32) // 20)[:, None]
-    ops.lora_delta(y, x_of((40, 96), p.dtype), bank, SITE, ids, np.ones((40, 1)), p)
+    ops.lora_delta(y, x_of((40, 96), p.dtype), MODULE, slots, mapping(ids), p)
     return y
 
 
@@ -110,8 +111,8 @@ def test_small_integers_are_summed_without_error(expand: str, round_rank: bool, 
             found,
             launch.stored(x.astype(np.float32), dtype),
             packed,
-            np.zeros(19, np.int32),
-            np.ones(19),
+            mapping(np.zeros(19, np.int32)),
+            0,
             round_rank,
             round_delta,
             LoraLaunch(shrink, expand, 3),

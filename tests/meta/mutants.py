@@ -42,21 +42,21 @@ def at(p: Precision, **points: str) -> Precision:
     return dataclasses.replace(p, **points)
 
 
-rank_not_rounded = but(lora_delta=lambda *call: lora_delta(*call[:6], at(call[6], lora_rank=call[6].compute)))
+rank_not_rounded = but(lora_delta=lambda *call: lora_delta(*call[:5], at(call[5], lora_rank=call[5].compute)))
 
 kv_not_rounded = but(write_kv=lambda *call: write_kv(*call[:5], at(call[5], kv=call[5].compute)))
 
-probabilities_not_rounded = but(attention=lambda *call: attention(*call[:7], at(call[7], probabilities="float32")))
+probabilities_not_rounded = but(attention=lambda *call: attention(*call[:5], at(call[5], probabilities="float32")))
 
-attention_not_rounded = but(attention=lambda *call: attention(*call[:7], at(call[7], attention=call[7].compute)))
+attention_not_rounded = but(attention=lambda *call: attention(*call[:5], at(call[5], attention=call[5].compute)))
 
 always_bfloat16 = but(linear=lambda x, w, b, p: linear(x, w, b, at(p, linear="bfloat16")))
 
 
-def _in_float32(y: Array, x: Array, bank: AdapterSlots, module: Module, *plan) -> None:
-    if bank.at(module):
+def _in_float32(y: Array, x: Array, module: Module, adapters: AdapterSlots, *rest) -> None:
+    if adapters.at(module):
         narrow = y.astype(np.float32)
-        lora_delta(narrow, x, bank, module, *plan)
+        lora_delta(narrow, x, module, adapters, *rest)
         y[:] = narrow
 
 

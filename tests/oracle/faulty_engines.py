@@ -95,7 +95,7 @@ class SlotNotReloaded(Served):
     """An evicted slot gets its new owner's name, and keeps the weights of the old one."""
 
     def spoil(self) -> None:
-        bank, put = self.server.adapters.bank, self.server.adapters.bank.put
+        bank, put = self.server.adapters.slots, self.server.adapters.slots.put
         filled: set[int] = set()
 
         def once(slot: int, bound: BoundAdapter) -> None:
@@ -125,7 +125,7 @@ class KeyByName(Served):
         cache = self.server.adapters
 
         def digest(slot: int) -> bytes:
-            return hashlib.sha256(next(a.name for a, s in cache.slots.items() if s == slot).encode()).digest()
+            return hashlib.sha256(next(a.name for a, s in cache.slot_of.items() if s == slot).encode()).digest()
 
         cache.digest = digest  # type: ignore[method-assign]
 

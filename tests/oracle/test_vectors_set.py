@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refimpl.ops import BACKENDS
+from refimpl.backends import BACKENDS
 from refimpl.oracle.vectors import cases_logits, cases_sequences
 from refimpl.oracle.vectors import specs as scenes
 from refimpl.oracle.vectors.bugs import BUGS

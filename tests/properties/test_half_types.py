@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.build import EVERYWHERE, Scene, configs, random_adapter, random_model, scenes
 from support.compare import assert_differ, assert_same_bits
+from support.plans import mapping, metadata, writing
 from support.tables import every_table
 
 from refimpl import NUMPY, REFERENCE, Model, Ops, Precision, Request, logits, trace
@@ -69,16 +70,16 @@ def adapted(ops: Ops, rng: np.random.Generator, p: Precision) -> tuple[np.ndarra
     """lora_delta of a linear layer and of the embedding; y, A and B are already of the half type."""
     config = ModelConfig(23, 10, 7, 1, 2, 1, 4)
     model = random_model(config)
-    bank = AdapterSlots(model, p)
+    slots = AdapterSlots(model, p)
     for slot, r in enumerate((3, 5, 1)):
         q = LoraWeights(exact(rng, r, 10), exact(rng, 8, r, bits=3), 7 / r**0.5, exact(rng, 8) if r == 3 else None)
         embed = LoraWeights(exact(rng, r, 23), exact(rng, 10, r), -5 / r)
-        bank.put(slot, BoundAdapter({(0, "q_proj"): q, (-1, "embed_tokens"): embed}, {}, {}))
+        slots.put(slot, BoundAdapter({(0, "q_proj"): q, (-1, "embed_tokens"): embed}, {}, {}))
     ids = np.array([[2, -1], [0, 1], [-1, -1], [1, 0], [0, -1]], np.int32)
     weights = np.array([[1, 0], [0.75, -0.5], [0, 0], [1, 1], [1 / 3, 0]])
     y, e = exact_rows(rng, 5, 8), exact_rows(rng, 5, 10)
-    ops.lora_delta(y, exact(rng, 5, 10), bank, (0, "q_proj"), ids, weights, p)
-    ops.lora_delta(e, rng.integers(0, 23, 5).astype(np.int32), bank, (-1, "embed_tokens"), ids, weights, p)
+    ops.lora_delta(y, exact(rng, 5, 10), (0, "q_proj"), slots, mapping(ids, weights), p)
+    ops.lora_delta(e, rng.integers(0, 23, 5).astype(np.int32), (-1, "embed_tokens"), slots, mapping(ids, weights), p)
     return y, e
 
 
@@ -90,7 +91,7 @@ def turned(ops: Ops, rng: np.random.Generator, p: Precision) -> np.ndarray:
 def written(ops: Ops, rng: np.random.Generator, p: Precision) -> np.ndarray:
     k, v = np.zeros((3, 2, 2, 4), np.float32), np.zeros((3, 2, 2, 4), np.float32)
     new_k, new_v = (rng.standard_normal((3, 2, 4)).astype(np.float32) for _ in range(2))
-    ops.write_kv(k, v, new_k, new_v, np.array([5, 0, 3], np.int32), p)
+    ops.write_kv(k, v, new_k, new_v, writing(np.array([5, 0, 3], np.int32), k), p)
     return np.stack([k, v])
 
 
@@ -101,7 +102,8 @@ def check_attention_is_within_a_unit_of_each_probability(ops: Ops, dtype: str, s
     q = rounded(rng.standard_normal((8, 6, 4)).astype(np.float32), dtype)
     tables = rng.permutation(9).astype(np.int32).reshape(3, 3)
     starts, contexts = np.array([0, 1, 3, 8], np.int32), np.array([9, 4, 5], np.int32)
-    got, expected = (t.attention(q, k, v, starts, contexts, tables, window, p) for t in (ops, REFERENCE))
+    plan = metadata(starts, contexts, tables, k)
+    got, expected = (backend.attention(q, k, v, plan, window, p) for backend in (ops, REFERENCE))
     unit = 2.0**-7 if dtype == "bfloat16" else 2.0**-10
     assert got.dtype == expected.dtype and got.shape == expected.shape
     assert (np.abs(got - expected) <= unit * (np.abs(v).max() + np.abs(expected))).all()

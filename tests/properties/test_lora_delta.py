@@ -1,4 +1,4 @@
-"""lora_delta by itself: what it adds to which rows, given a bank of adapters."""
+"""lora_delta by itself: what it adds to which rows, given a slots of adapters."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from support.build import adapters, configs, random_model, shown_adapter
 from support.compare import assert_differ, assert_equal_to_rounding, assert_same_bits
 from support.dense import scale_of
+from support.plans import mapping
 from support.tables import every_table
 
 from refimpl import Model, Ops, Precision
@@ -36,16 +37,18 @@ class Call(NamedTuple):
         )
         return f"Call({self.model.config}, {pool}\n    {self.module} ids, weights: {plan.tolist()})"
 
-    def bank(self, ops: Ops) -> AdapterSlots:
-        bank = AdapterSlots(self.model, P)
+    def slots(self, ops: Ops) -> AdapterSlots:
+        slots = AdapterSlots(self.model, P)
         for slot, adapter in enumerate(self.pool):
-            bank.put(slot, ops.bind_adapter(adapter, self.model.config, ops.adapter_scale))
-        return bank
+            slots.put(slot, ops.bind_adapter(adapter, self.model.config, ops.adapter_scale))
+        return slots
 
-    def run(self, ops: Ops, y: np.ndarray, bank: AdapterSlots | None = None, weights: np.ndarray | None = None) -> None:
-        bank = self.bank(ops) if bank is None else bank
+    def run(
+        self, ops: Ops, y: np.ndarray, slots: AdapterSlots | None = None, weights: np.ndarray | None = None
+    ) -> None:
+        slots = self.slots(ops) if slots is None else slots
         weights = self.adapter_weights if weights is None else weights
-        ops.lora_delta(y, self.x, bank, self.module, self.adapter_ids, weights, P)
+        ops.lora_delta(y, self.x, self.module, slots, mapping(self.adapter_ids, weights), P)
 
     def y(self, seed: int) -> np.ndarray:
         d_out, d_in = self.model.config.shape(self.module[1])
@@ -99,16 +102,16 @@ def check_rows_without_adapter_keep_their_bits(ops: Ops, call: Call) -> None:
 def check_rank_padding_is_invisible(ops: Ops, call: Call, extra: int) -> None:
     """Zero rows of A and zero columns of B, anywhere among the others, with the scale kept."""
     plain, padded = call.y(2), call.y(2)
-    bank = AdapterSlots(call.model, P)
+    slots = AdapterSlots(call.model, P)
     for slot, adapter in enumerate(call.pool):
         bound = bind_adapter(adapter, call.model.config, ops.adapter_scale)
         lora = {}
         for module, w in bound.lora.items():
             at = np.sort(np.random.default_rng([slot, extra]).integers(0, len(w.A) + 1, extra))
             lora[module] = LoraWeights(np.insert(w.A, at, 0, axis=0), np.insert(w.B, at, 0, axis=1), w.scale, w.bias)
-        bank.put(slot, replace(bound, lora=lora))
+        slots.put(slot, replace(bound, lora=lora))
     call.run(ops, plain)
-    call.run(ops, padded, bank)
+    call.run(ops, padded, slots)
     assert_equal_to_rounding(padded, plain)
 
 
@@ -135,7 +138,7 @@ def check_sites_are_kept_apart(ops: Ops, call: Call) -> None:
         y = np.random.default_rng(4).standard_normal((len(call.adapter_ids), d_out))
         before = y.copy()
         x = np.zeros(len(y), int) if module == EMBED else np.ones((len(y), d_in))
-        ops.lora_delta(y, x, call.bank(ops), module, call.adapter_ids, call.adapter_weights, P)
+        ops.lora_delta(y, x, module, call.slots(ops), mapping(call.adapter_ids, call.adapter_weights), P)
         for t, ids in enumerate(call.adapter_ids):
             if not any(s >= 0 and module in call.pool[s].lora for s in ids):
                 assert_same_bits(y[t], before[t])

@@ -14,10 +14,10 @@ import numpy as np
 from refimpl import Engine, Model, Ops, Request, Token, generate, logits, trace
 from refimpl.adapter import Adapter
 from refimpl.attention import first_visible
-from refimpl.batch import Batch
 from refimpl.engine import RequestState
 from refimpl.kv_cache import NO_BLOCK
 from refimpl.model import logit_width
+from refimpl.plans import Batch
 from support.compare import assert_equal_to_rounding
 
 MANY_STEPS = 2000
@@ -83,7 +83,7 @@ class WatchedEngine(Engine):
             for (slot, weight), (adapter, wanted) in zip(g.adapters, g.request.adapters, strict=True):
                 assert weight == wanted
                 for module in self.model.config.modules():
-                    found, own = self.adapters.bank.at(module).get(slot), adapter.lora.get(module)
+                    found, own = self.adapters.slots.at(module).get(slot), adapter.lora.get(module)
                     assert (found is None) == (own is None), f"slot {slot} is not {adapter.name} at {module}"
                     if found is not None and own is not None:
                         assert np.array_equal(found.A, own.A), f"slot {slot} is not {adapter.name} at {module}"

@@ -4,7 +4,7 @@ The kernels compute in float32; tests/kernels/test_model.py holds that table to 
 
 import pytest
 
-from refimpl.ops import BACKENDS
+from refimpl.backends import BACKENDS
 
 IN_FLOAT64 = [name for name in BACKENDS if name != "cuda"]
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.build import random_model
 from support.compare import assert_differ, assert_same_bits
+from support.plans import mapping
 
 from refimpl import NUMPY, REFERENCE, Ops, Precision
 from refimpl.arrays import rounded
@@ -32,11 +33,11 @@ MODEL = random_model(CONFIG, 0, "float32")
 Q = (0, "q_proj")
 
 
-def bank_of(p: Precision, slots: dict[int, dict[str, LoraWeights]]) -> AdapterSlots:
-    bank = AdapterSlots(MODEL, p)
-    for slot, modules in slots.items():
-        bank.put(slot, BoundAdapter({(0, module): w for module, w in modules.items()}, {}, {}))
-    return bank
+def slots_of(p: Precision, adapters: dict[int, dict[str, LoraWeights]]) -> AdapterSlots:
+    slots = AdapterSlots(MODEL, p)
+    for slot, modules in adapters.items():
+        slots.put(slot, BoundAdapter({(0, module): w for module, w in modules.items()}, {}, {}))
+    return slots
 
 
 def integers(rng: np.random.Generator, *shape: int, bits: int = 5) -> np.ndarray:
@@ -82,7 +83,7 @@ def test_each_number_is_rounded_where_the_formula_says(
     w = LoraWeights(integers(rng, r, WIDE), integers(rng, 8, r, bits=3), alpha / r)
     x, y = integers(rng, 3, WIDE), rounded(64 * integers(rng, 3, 8), dtype)
     least, most = as_written(y, x, w, dtype, p.scale_order)
-    ops.lora_delta(y, x, bank_of(p, {0: {"q_proj": w}}), Q, np.zeros((3, 1), np.int32), np.ones((3, 1)), p)
+    ops.lora_delta(y, x, Q, slots_of(p, {0: {"q_proj": w}}), mapping(np.zeros(3, np.int32)), p)
     assert ((least <= y) & (y <= most)).all()
     assert (least == most).mean() > 0.9
 
@@ -96,7 +97,7 @@ def test_a_scale_in_B_is_not_one_in_the_delta(dtype: str) -> None:
     for preset in ("model", "tensorrt_llm"):
         found[preset] = np.zeros((40, 8), np.float32)
         p = Precision(preset, dtype)
-        NUMPY.lora_delta(found[preset], x, bank_of(p, {0: {"q_proj": w}}), Q, ids, np.ones((40, 1)), p)
+        NUMPY.lora_delta(found[preset], x, Q, slots_of(p, {0: {"q_proj": w}}), mapping(ids), p)
     assert (found["model"] != found["tensorrt_llm"]).mean() > 0.2
     assert not np.isinf(found["model"]).any()
 
@@ -107,8 +108,8 @@ def test_what_the_bank_holds() -> None:
     w = LoraWeights(rng.standard_normal((3, WIDE)), rng.standard_normal((8, 3)), 7 / 3, rng.standard_normal(8))
     for dtype in HALF:
         p = Precision("tensorrt_llm", dtype)
-        held = bank_of(p, {0: {"q_proj": w}}).at(Q)[0]
-        plain = bank_of(Precision("model", dtype), {0: {"q_proj": w}}).at(Q)[0]
+        held = slots_of(p, {0: {"q_proj": w}}).at(Q)[0]
+        plain = slots_of(Precision("model", dtype), {0: {"q_proj": w}}).at(Q)[0]
         assert held.scale == 1.0 and plain.scale == w.scale
         assert_same_bits(held.A, plain.A)
         assert_same_bits(held.B, fold_scale(w.B, w.scale, dtype, "manager").astype(np.float32))
@@ -127,8 +128,8 @@ def test_summed_adapters_are_still_weighted_at_run_time(seed: int, dtype: str) -
         low = rounded(x @ w.A.T, dtype)
         delta = low @ fold_scale(w.B, w.scale, dtype, "manager").astype(np.float32).T
         expected = rounded(expected + rounded(delta * np.float32(weight), dtype), dtype)
-    bank = bank_of(p, {slot: {"q_proj": w} for slot, w in enumerate(pair)})
-    NUMPY.lora_delta(y, x, bank, Q, np.array([[0, 1]] * 2, np.int32), np.array([[0.75, -0.5]] * 2), p)
+    slots = slots_of(p, {slot: {"q_proj": w} for slot, w in enumerate(pair)})
+    NUMPY.lora_delta(y, x, Q, slots, mapping(np.array([[0, 1]] * 2, np.int32), np.array([[0.75, -0.5]] * 2)), p)
     assert_same_bits(y, expected)
 
 
@@ -197,30 +198,30 @@ def test_a_batch_takes_the_unified_path_if_all_its_tokens_ask_for_the_same(ids: 
     """Written out as the engine does it: per module, the addresses and the rank of each row against those of row 0."""
     p = Precision("tensorrt_llm", "float16")
     shapes = {"q_proj": (8, WIDE), "k_proj": (4, WIDE), "up_proj": (7, WIDE)}
-    slots = {
+    adapters = {
         slot: {m: LoraWeights(np.ones((2, WIDE)), np.ones((shapes[m][0], 2)), 1.0) for m in modules}
         for slot, modules in enumerate(named)
     }
-    bank = bank_of(p, slots)
+    slots = slots_of(p, adapters)
     column = np.array(ids, np.int32)[:, None]
     for module, call in ((Q, "qkv"), ((0, "up_proj"), "gate up"), ((0, "o_proj"), "o")):
         rows = []
         for slot in ids:
-            held = slots.get(slot, {})
+            held = adapters.get(slot, {})
             mine = [m for m in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "o_proj") if m[0] in call]
             rows.append([(id(held[m].A), id(held[m].B), len(held[m].A)) if m in held else (0, 0, 0) for m in mine])
-        assert is_unified(bank, module, column) == all(row == rows[0] for row in rows), module
+        assert is_unified(slots, module, column) == all(row == rows[0] for row in rows), module
 
 
 def test_as_batched_is_one_or_the_other() -> None:
     """The same request, alone and beside one of the base: its numbers are those of the path that the batch took."""
     rng, p = np.random.default_rng(3), Precision("tensorrt_llm", "float32")  # no rounding hides the order
     w = LoraWeights(rng.standard_normal((8, WIDE)), rng.standard_normal((8, 8)), 2.0)
-    bank, x = bank_of(p, {0: {"q_proj": w}}), rng.standard_normal((4, WIDE)).astype(np.float32)
+    slots, x = slots_of(p, {0: {"q_proj": w}}), rng.standard_normal((4, WIDE)).astype(np.float32)
 
     def run(ops: Ops, ids: list[int]) -> np.ndarray:
         y = np.zeros((4, 8), np.float32)
-        ops.lora_delta(y, x, bank, Q, np.array(ids, np.int32)[:, None], np.ones((4, 1)), p)
+        ops.lora_delta(y, x, Q, slots, mapping(np.array(ids, np.int32)), p)
         return y
 
     assert_same_bits(run(AS_BATCHED, [0] * 4), run(UNIFIED, [0] * 4))

@@ -207,7 +207,7 @@ def served(story: list[tuple[int, int]], capacity: int) -> tuple[list, list]:
         by_id.append(theirs.ensure_batch([request])[request])
         theirs.finish(request)
         slot = ours.acquire(VERSIONS[task, version])
-        held = ours.bank.at(SITE)[slot].A
+        held = ours.slots.at(SITE)[slot].A
         by_object.append(next(v for v, a in VERSIONS.items() if (held == a.lora[SITE].A.astype("float32")).all()))
         ours.release(slot)
     return by_id, by_object

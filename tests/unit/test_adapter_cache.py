@@ -19,7 +19,7 @@ def cache(capacity: int | None = 2) -> AdapterCache:
 
 
 def holds(c: AdapterCache, slot: int, adapter: int) -> bool:
-    return np.array_equal(c.bank.at(SITE)[slot].A, ADAPTERS[adapter].lora[SITE].A)
+    return np.array_equal(c.slots.at(SITE)[slot].A, ADAPTERS[adapter].lora[SITE].A)
 
 
 def test_an_adapter_keeps_its_slot_while_it_is_used() -> None:

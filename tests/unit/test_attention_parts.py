@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.plans import metadata
 
 from refimpl.attention import first_visible, gather, mask
 
@@ -34,4 +35,5 @@ def test_gather_fetches_positions_in_order(table: list[int], lo: int, hi: int) -
     lo = max(lo, 6) if -1 in table else lo  # a block that has left the window is never asked for
     cache = np.arange(4 * 3 * 2 * 1.0).reshape(4, 3, 2, 1)
     expected = [cache[table[i // 3], i % 3] for i in range(lo, hi)]
-    np.testing.assert_array_equal(gather(cache, np.array(table, np.int32), lo, hi), expected)
+    [span] = metadata(np.array([0, 1], np.int32), np.array([12], np.int32), np.array([table], np.int32), cache).spans
+    np.testing.assert_array_equal(gather(cache, span, lo, hi), expected)

@@ -8,7 +8,8 @@ import pytest
 from refimpl import Precision
 from refimpl.config import ModelConfig
 from refimpl.errors import CacheFull
-from refimpl.kv_cache import NO_BLOCK, KVCache, prefix_key, select_victim, slot_mapping
+from refimpl.kv_cache import NO_BLOCK, KVCache, prefix_key, select_victim
+from refimpl.plans import slot_mapping
 
 CONFIG = ModelConfig(11, 10, 7, 2, 4, 2, 4)
 
@@ -41,13 +42,13 @@ def test_a_block_is_shared_until_its_last_owner_leaves() -> None:
     c = cache()
     (block,) = c.allocate(1)
     c.cache_block(block, b"key")
-    assert c.find([b"key"]) == [block]
+    assert c.match_prefix([b"key"]) == [block]
     assert c.ref_counts == {block: 2}
     c.free([block])
     assert c.ref_counts == {block: 1}
     c.free([block])
     assert (c.in_use, c.available) == (0, 4)
-    assert c.find([b"key"]) == [block]  # idle, but still known
+    assert c.match_prefix([b"key"]) == [block]  # idle, but still known
 
 
 def test_finding_stops_at_the_first_gap() -> None:
@@ -55,8 +56,8 @@ def test_finding_stops_at_the_first_gap() -> None:
     a, b = c.allocate(2)
     c.cache_block(a, b"1")
     c.cache_block(b, b"3")
-    assert c.find([b"1", b"2", b"3"]) == [a]
-    assert c.find([b"2", b"3"]) == []
+    assert c.match_prefix([b"1", b"2", b"3"]) == [a]
+    assert c.match_prefix([b"2", b"3"]) == []
 
 
 def test_the_first_block_under_a_key_is_kept() -> None:
@@ -64,7 +65,7 @@ def test_the_first_block_under_a_key_is_kept() -> None:
     a, b = c.allocate(2)
     c.cache_block(a, b"key")
     c.cache_block(b, b"key")
-    assert c.find([b"key"]) == [a]
+    assert c.match_prefix([b"key"]) == [a]
     c.free([b])
     c.free([a, a])
     assert c.available == 4
@@ -77,8 +78,8 @@ def test_the_idle_block_that_was_used_longest_ago_makes_room() -> None:
         c.cache_block(block, key)
         c.free([block])
         c.allocate(1)  # so that the next key goes to another block
-    assert c.find([b"old"]) == []
-    assert c.find([b"new"]) != []
+    assert c.match_prefix([b"old"]) == []
+    assert c.match_prefix([b"new"]) != []
 
 
 def test_of_one_request_the_end_is_forgotten_first() -> None:
@@ -88,7 +89,7 @@ def test_of_one_request_the_end_is_forgotten_first() -> None:
         c.cache_block(block, key)
     c.free(blocks)
     assert c.allocate(1) == [blocks[2]]
-    assert c.find([b"1", b"2", b"3"]) == blocks[:2]
+    assert c.match_prefix([b"1", b"2", b"3"]) == blocks[:2]
 
 
 def test_a_place_without_a_block_is_passed_over() -> None:

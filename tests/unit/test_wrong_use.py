@@ -47,9 +47,10 @@ def test_an_adapter_id_that_names_no_adapter_is_refused_before_anything_is_writt
     cache, adapters = KVCache(SMALL, 2, 4, p), AdapterCache(model, p, refimpl.NUMPY)
     adapters.acquire(random_adapter(SMALL, 1))
     for slot in (1, 7, -2):
-        batch = make_batch([ScheduledRequest([2, 3], 0, [0], [(slot, 1.0)])], 4, refimpl.NUMPY)
-        with pytest.raises(refimpl.LoracleError, match=f"adapter id {slot} is out of range: the bank holds"):
-            refimpl.forward(model, batch, cache, adapters.bank, refimpl.NUMPY, p)
+        with pytest.raises(
+            refimpl.LoracleError, match=f"adapter id {slot} of token 0 is out of range: the slots in use"
+        ):
+            make_batch([ScheduledRequest([2, 3], 0, [0], [(slot, 1.0)])], cache, adapters.slots, refimpl.NUMPY)
     assert not cache.k.any()
 
 

@@ -7,7 +7,7 @@ GPU checks nothing, so whatever a plan could do wrong is an error here, before t
 
 from .attention import attention, write_kv
 from .layers import embed, mlp_activation, rms_norm, rope
-from .lora import LoraLaunch, PackedLora, choose, chunks, lora_delta, pack
+from .lora import LoraLaunch, PackedLora, choose, lora_delta, pack
 from .start import STORED, checked, recorded, stored, widened
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "attention",
     "checked",
     "choose",
-    "chunks",
     "embed",
     "lora_delta",
     "mlp_activation",

@@ -1,14 +1,15 @@
 """kv_write.cu and paged_attention.cu."""
 
 import math
+from typing import Any
 
 import numpy as np
 
-from ...arrays import Array, Float, Int, namespace
+from ...arrays import Array, Float, namespace
 from ...errors import LoracleError
-from . import start as begin
-from .checks import check_array, check_context, check_plan, check_slots
-from .start import ENOUGH_BLOCKS, STORED, ceil_div, on_device, start
+from ...plans import AttentionMetadata
+from .checks import check_array, check_cache
+from .start import ENOUGH_BLOCKS, STORED, ceil_div, empty, start
 
 MAX_HEAD_DIM = 256  # of paged_attention.cu: the channels that one warp holds in registers
 SHARED_MEMORY = 40 * 1024  # bytes of scores that attention_v1 may keep; every GPU has 48 kB
@@ -19,21 +20,20 @@ def write_kv(
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
     v: Float[Array, "tokens kv_heads head_dim"],
-    slot_mapping: Int[Array, " tokens"],
+    metadata: AttentionMetadata,
     dtype: str,
     version: int = 2,
 ) -> None:
-    """cache[slots[t]] = k[t], v[t]. The cache may be float32 where k and v are of a half type."""
+    """cache[slot_mapping[t]] = k[t], v[t]. The cache may be float32 where k and v are of a half type."""
     tokens, kv_heads, head_dim = k.shape
     cache = cache_type(k_cache, dtype)
     for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
         check_array(name, x, cache)
     for name, x in (("k", k), ("v", v)):
         check_array(name, x, dtype)
-    if k.shape != v.shape or k_cache.shape != v_cache.shape or k_cache.shape[2:] != k.shape[1:]:
+    check_cache(metadata, k_cache, v_cache)
+    if k.shape != v.shape or k_cache.shape[2:] != k.shape[1:] or len(metadata.slot_mapping) != tokens:
         raise LoracleError(f"k {k.shape} and v {v.shape} do not fit caches {k_cache.shape} and {v_cache.shape}")
-    check_plan("slot_mapping", slot_mapping, tokens)
-    check_slots(slot_mapping.tobytes(), k_cache.shape[0] * k_cache.shape[1])
     if tokens == 0:
         return
     width = kv_heads * head_dim
@@ -44,7 +44,7 @@ def write_kv(
         "v_cache": v_cache,
         "k": k,
         "v": v,
-        "slot_mapping": on_device(slot_mapping, namespace(k)),
+        "slot_mapping": metadata.device.slot_mapping,
         "width": width,
     }
     start("kv_write.cu", f"{dtype}/{cache}", f"write_kv_v{version}", grid, 128, arguments)
@@ -54,9 +54,7 @@ def attention(
     q: Float[Array, "tokens heads head_dim"],
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
-    query_start_loc: Int[Array, " starts"],
-    context_lens: Int[Array, " requests"],
-    block_tables: Int[Array, "requests table"],
+    metadata: AttentionMetadata,
     window: int | None,
     dtype: str,
     round_scores: bool = False,
@@ -65,50 +63,18 @@ def attention(
     splits: int = 0,
 ) -> Float[Array, "tokens heads*head_dim"]:
     """softmax(q k^T / sqrt(head_dim)) v through the block table. Version 0: whichever suits the batch."""
-    (tokens, heads, head_dim), (blocks, block_size, kv_heads, _) = q.shape, k_cache.shape
-    cache = cache_type(k_cache, dtype)
-    check_array("q", q, dtype)
-    for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
-        check_array(name, x, cache)
-    if head_dim > MAX_HEAD_DIM:
-        raise LoracleError(f"head_dim {head_dim}; the kernels take up to {MAX_HEAD_DIM}")
-    if k_cache.shape != v_cache.shape or k_cache.shape[3] != head_dim or heads % kv_heads:
-        raise LoracleError(f"q {q.shape} does not fit caches {k_cache.shape} and {v_cache.shape}")
-    if window is not None and window < 1:
-        raise LoracleError(f"window {window}: a token sees at least itself")
-    check_plan("query_start_loc", query_start_loc, len(context_lens) + 1)
-    check_plan("context_lens", context_lens, len(query_start_loc) - 1)
-    if block_tables.dtype != np.int32 or block_tables.ndim != 2 or len(block_tables) != len(context_lens):
-        raise LoracleError(
-            f"block_tables must be int32 [requests, table], not {block_tables.dtype} {block_tables.shape}"
-        )
-    plan = (query_start_loc.tobytes(), context_lens.tobytes(), block_tables.tobytes())
-    check_context(*plan, block_tables.shape[1], tokens, blocks, block_size, window or 0)
-
+    tokens, heads, head_dim = q.shape
+    cache = _check(q, k_cache, v_cache, metadata, dtype)
     xp = namespace(q)
-    out = begin.room(xp, (tokens, heads * head_dim), q.dtype)
+    out = empty(xp, (tokens, heads * head_dim), q.dtype)
     if tokens == 0:
         return out
-    longest = int(context_lens.max()) if window is None else min(int(context_lens.max()), window)
+    longest = max(span.context for span in metadata.spans)
+    longest = longest if window is None else min(longest, window)
     if version == 0:
         version, splits = choose_attention(tokens * heads, longest, round_probabilities)
-    requests = np.repeat(np.arange(len(context_lens), dtype=np.int32), np.diff(query_start_loc))
-    arguments = {
-        "out": out,
-        "q": q,
-        "k_cache": k_cache,
-        "v_cache": v_cache,
-        "requests": on_device(requests, xp),
-        "query_start_loc": on_device(query_start_loc, xp),
-        "context_lens": on_device(context_lens, xp),
-        "block_tables": on_device(np.ascontiguousarray(block_tables), xp),
-        "table": block_tables.shape[1],
-        "block_size": block_size,
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
-        "window": window or 0,
-        "scale": np.float32(1 / math.sqrt(head_dim)),
+    arguments = _arguments(out, q, k_cache, v_cache, metadata, window)
+    arguments |= {
         "splits": splits,
         "round_scores": int(round_scores),
         "round_probabilities": int(round_probabilities),
@@ -126,10 +92,48 @@ def attention(
     if version == 2:
         start(file, types, "attention_v2", grid, 128, arguments)
     else:
-        arguments["parts"] = begin.room(xp, (splits, tokens, heads, head_dim + 2), np.float32)
+        arguments["parts"] = empty(xp, (splits, tokens, heads, head_dim + 2), np.float32)
         start(file, types, "attention_v3", (tokens, heads, splits), 128, arguments)
         start(file, types, "attention_merge", grid, 128, arguments)
     return out
+
+
+def _check(q: Array, k_cache: Array, v_cache: Array, metadata: AttentionMetadata, dtype: str) -> str:
+    """The type of the cache. LoracleError for what does not fit together."""
+    (tokens, heads, head_dim), cache = q.shape, cache_type(k_cache, dtype)
+    check_array("q", q, dtype)
+    for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
+        check_array(name, x, cache)
+    if head_dim > MAX_HEAD_DIM:
+        raise LoracleError(f"head_dim {head_dim}; the kernels take up to {MAX_HEAD_DIM}")
+    check_cache(metadata, k_cache, v_cache)
+    if k_cache.shape[3] != head_dim or heads % k_cache.shape[2] or len(metadata.requests) != tokens:
+        raise LoracleError(f"q {q.shape} does not fit caches {k_cache.shape} and {v_cache.shape}")
+    return cache
+
+
+def _arguments(
+    out: Array, q: Array, k_cache: Array, v_cache: Array, metadata: AttentionMetadata, window: int | None
+) -> dict[str, Any]:
+    """By the names that the kernels' parameters have."""
+    plan = metadata.device
+    return {
+        "out": out,
+        "q": q,
+        "k_cache": k_cache,
+        "v_cache": v_cache,
+        "requests": plan.requests,
+        "query_start_loc": plan.query_start_loc,
+        "context_lens": plan.context_lens,
+        "block_tables": plan.block_tables,
+        "table": metadata.block_tables.shape[1],
+        "block_size": metadata.block_size,
+        "heads": q.shape[1],
+        "kv_heads": k_cache.shape[2],
+        "head_dim": q.shape[2],
+        "window": window or 0,
+        "scale": np.float32(1 / math.sqrt(q.shape[2])),
+    }
 
 
 def choose_attention(queries: int, longest: int, round_probabilities: bool) -> tuple[int, int]:

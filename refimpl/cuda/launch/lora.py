@@ -2,21 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from ...arrays import Array, Float, Int, namespace
 from ...errors import LoracleError
-from ...lora import NO_ADAPTER, LoraWeights
-from . import start as begin
-from .checks import check_adapter_ids, check_array, check_plan
-from .start import ENOUGH_BLOCKS, STORED, ceil_div, on_device, start, stored
+from ...lora import LoraWeights
+from ...plans import TILE, LoraColumn, LoraMapping
+from .checks import check_adapter_ids, check_array
+from .start import ENOUGH_BLOCKS, STORED, ceil_div, empty, start, stored
 
 MAX_RANK = 256  # of lora.cu: what one block holds in shared memory
-TILE = 16  # tokens of one chunk in SGMV
-FULL = 2048  # as many as such a GPU runs at a time: what keeps memory busy where each block waits for its loads
+FULL = 2048  # resident blocks on an H100-class GPU: enough in flight to hide memory latency
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,28 +85,13 @@ def pack(
     )
 
 
-@lru_cache(maxsize=64)
-def chunks(adapter_ids: bytes) -> tuple[Int[Array, " rows"], Int[Array, " edges"]]:
-    """(rows, chunk_starts) for these int32 ids: the tokens sorted by adapter, -1 left out, in chunks of at most 16 that
-    share one. The sort is stable, so a chunk's tokens lie together where a request's do."""
-    ids = np.frombuffer(adapter_ids, np.int32)
-    rows = np.argsort(ids, kind="stable").astype(np.int32)
-    rows = rows[np.count_nonzero(ids == NO_ADAPTER) :]
-    starts = [0]
-    for a in np.unique(ids[rows]):
-        run = int(np.count_nonzero(ids == a))
-        starts += range(starts[-1] + TILE, starts[-1] + run, TILE)
-        starts.append(int(np.searchsorted(ids[rows], a, side="right")))
-    return rows, np.asarray(starts, np.int32)
-
-
 @dataclass(frozen=True)
 class Kernel:
-    """How one kernel is launched: grid (tokens or chunks, numbers of its output / width, slices), and its block."""
+    """How one kernel is launched: grid (tokens or tiles, numbers of its output / width, slices), and its block."""
 
     file: str
     name: str
-    by_chunk: bool
+    by_tile: bool
     width: int
     threads: int
     can_split: bool = False
@@ -147,7 +130,7 @@ def choose(tokens: int, adapters: int, rank: int, d_in: int, slices: int, dtype:
     than one token after another would. Tensor cores take halves, and make low one of them."""
     shared = tokens >= 4 * adapters
     if shared:
-        # ceil(tokens / 16) chunks at least, and up to one more for each further adapter
+        # ceil(tokens / 16) tiles at least, and up to one more for each further adapter
         rows = ceil_div(tokens, TILE) + adapters - 1
         blocks, enough = rows * ceil_div(rank, 16) * slices, FULL
         shrink, expand = "sgmv_shrink_v2", "sgmv_expand_v2"
@@ -165,69 +148,78 @@ def lora_delta(
     y: Float[Array, "tokens columns"],
     x: Array,
     packed: PackedLora,
-    adapter_ids: Int[Array, " tokens"],
-    adapter_weights: Float[Array, " tokens"],
+    mapping: LoraMapping,
+    j: int = 0,
     round_rank: bool = False,
     round_delta: bool = False,
     launch: LoraLaunch | None = None,
 ) -> None:
-    """y[t] += weight * scale * B (A x[t]), in place, for all slices; rows without an adapter are not touched.
+    """y[t] += weight * scale * B (A x[t]), in place, for all slices and the j-th adapter of each row; rows without one
+    are not touched.
 
     x is [tokens, d_in], or token ids [tokens] at the embedding. Without `launch` the dispatcher chooses."""
-    tokens, columns = y.shape
-    lookup = x.dtype.kind == "i"
-    check_array("y", y, packed.dtype)
-    check_array("x", x, "int32" if lookup else packed.dtype)
-    check_plan("adapter_ids", adapter_ids, tokens)
-    check_adapter_ids(adapter_ids, packed.adapters)
-    if columns < packed.columns:
-        raise LoracleError(f"y has {columns} columns; the slices have {packed.columns}")
-    if x.shape != ((tokens,) if lookup else (tokens, packed.d_in)):
-        raise LoracleError(f"y has {tokens} rows, x is {x.shape}; d_in {packed.d_in}")
-    if lookup and tokens and not (x.min() >= 0 and x.max() < packed.d_in):
-        wrong = x.min() if x.min() < 0 else x.max()
-        raise LoracleError(f"token id {wrong} is out of range: A has {packed.d_in} columns")
-    with_adapter = int(np.count_nonzero(adapter_ids != NO_ADAPTER))
-    if with_adapter == 0 or packed.max_rank == 0:
+    column, lookup = mapping.columns[j], x.dtype.kind == "i"
+    _check(y, x, packed, column)
+    rows = len(column.sorted_rows)
+    if rows == 0 or packed.max_rank == 0:
         return
     if launch is None:
-        distinct = len(np.unique(adapter_ids[adapter_ids != NO_ADAPTER]))
-        launch = choose(with_adapter, distinct, packed.max_rank, packed.d_in, packed.slices, packed.dtype, round_rank)
+        launch = choose(rows, column.adapters, packed.max_rank, packed.d_in, packed.slices, packed.dtype, round_rank)
     if launch.expand == "sgmv_expand_v3" and not round_rank:
         raise LoracleError("sgmv_expand_v3 rounds the rank-r intermediate; where it is to stay float32, v2 must run")
     shrink, expand = KERNELS["lora_lookup" if lookup else launch.shrink], KERNELS[launch.expand]
     splits = launch.splits if shrink.can_split else 1
-    xp, dtype, stride = namespace(y), packed.dtype, packed.max_rank
-    rows, chunk_starts = chunks(adapter_ids.tobytes())
-    arguments = {
+    arguments = _arguments(y, x, packed, mapping.device.columns[j], splits)
+    arguments |= {"round_rank": int(round_rank), "round_delta": int(round_delta)}
+    tiles, tokens, stride = len(column.tile_starts) - 1, y.shape[0], packed.max_rank
+    grid = (tiles if shrink.by_tile else tokens, ceil_div(stride, shrink.width), packed.slices * splits)
+    start(shrink.file, packed.dtype, shrink.name, grid, shrink.threads, arguments)
+    spread = ceil_div(packed.widest, expand.width)
+    if expand.name != "lora_expand_v1":
+        spread = min(spread, launch.spread)
+    grid = (tiles if expand.by_tile else tokens, spread, packed.slices)
+    smem = (TILE + expand.width) * (ceil_div(stride, 16) * 16 + 8) * 2 if expand.name == "sgmv_expand_v3" else 0
+    start(expand.file, packed.dtype, expand.name, grid, expand.threads, arguments, smem)
+
+
+def _check(y: Array, x: Array, packed: PackedLora, column: LoraColumn) -> None:
+    """LoracleError for what does not fit together. That ids are slots of the batch's adapters was checked with it."""
+    tokens, lookup = len(column.adapter_ids), x.dtype.kind == "i"
+    check_array("y", y, packed.dtype)
+    check_array("x", x, "int32" if lookup else packed.dtype)
+    if len(y) != tokens:
+        raise LoracleError(f"y has {len(y)} rows, the mapping {tokens}")
+    if y.shape[1] < packed.columns:
+        raise LoracleError(f"y has {y.shape[1]} columns; the slices have {packed.columns}")
+    if x.shape != ((tokens,) if lookup else (tokens, packed.d_in)):
+        raise LoracleError(f"y has {tokens} rows, x is {x.shape}; d_in {packed.d_in}")
+    check_adapter_ids(column.adapter_ids, packed.adapters)
+    if lookup and isinstance(x, np.ndarray) and tokens and not (x.min() >= 0 and x.max() < packed.d_in):
+        wrong = x.min() if x.min() < 0 else x.max()  # on a GPU this would wait for the device: check_batch has done it
+        raise LoracleError(f"token id {wrong} is out of range: A has {packed.d_in} columns")
+
+
+def _arguments(y: Array, x: Array, packed: PackedLora, column: LoraColumn, splits: int) -> dict[str, Any]:
+    """By the names that the kernels' parameters have. column: the copy that lies where the kernels read."""
+    tokens, stride = y.shape[0], packed.max_rank
+    return {
         "y": y,
         "x": x,
         "token_ids": x,
-        "low": begin.room(xp, (splits, packed.slices, tokens, stride), np.float32),
+        "low": empty(namespace(y), (splits, packed.slices, tokens, stride), np.float32),
         "weights": packed.weights,
         "offsets": packed.offsets,
         "ranks": packed.ranks,
         "scales": packed.scales,
         "slice_starts": packed.slice_starts,
-        "adapter_ids": on_device(adapter_ids, xp),
-        "adapter_weights": on_device(adapter_weights.astype(np.float32), xp),
-        "rows": on_device(rows, xp),
-        "chunk_starts": on_device(chunk_starts, xp),
+        "adapter_ids": column.adapter_ids,
+        "adapter_weights": column.adapter_weights,
+        "rows": column.sorted_rows,
+        "chunk_starts": column.tile_starts,
         "tokens": tokens,
         "adapters": packed.adapters,
         "d_in": packed.d_in,
-        "y_stride": columns,
+        "y_stride": y.shape[1],
         "low_stride": stride,
         "splits": splits,
-        "round_rank": int(round_rank),
-        "round_delta": int(round_delta),
     }
-    n_chunks = len(chunk_starts) - 1
-    grid = (n_chunks if shrink.by_chunk else tokens, ceil_div(stride, shrink.width), packed.slices * splits)
-    start(shrink.file, dtype, shrink.name, grid, shrink.threads, arguments)
-    spread = ceil_div(packed.widest, expand.width)
-    if expand.name != "lora_expand_v1":
-        spread = min(spread, launch.spread)
-    grid = (n_chunks if expand.by_chunk else tokens, spread, packed.slices)
-    smem = (TILE + expand.width) * (ceil_div(stride, 16) * 16 + 8) * 2 if expand.name == "sgmv_expand_v3" else 0
-    start(expand.file, dtype, expand.name, grid, expand.threads, arguments, smem)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,17 +86,7 @@ def start(
         noted.append((kernel, again))
 
 
-def on_device(plan: Array, xp: Any) -> Array:
-    """A plan where the kernel can read it; the copy is kept, for a batch has the same plans in every layer."""
-    return plan if xp is np else _uploaded(plan.tobytes(), plan.dtype.str, plan.shape, xp)
-
-
-@lru_cache(maxsize=256)
-def _uploaded(numbers: bytes, dtype: str, shape: tuple[int, ...], xp: Any) -> Array:
-    return xp.asarray(np.frombuffer(numbers, dtype).reshape(shape))
-
-
-def room(xp: Any, shape: Sequence[int], dtype: Any) -> Array:
+def empty(xp: Any, shape: Sequence[int], dtype: Any) -> Array:
     """Memory for what a kernel writes, all of it; what it holds before means nothing (the tests fill it with NaN)."""
     return xp.empty(shape, dtype)
 

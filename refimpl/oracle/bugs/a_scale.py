@@ -11,8 +11,9 @@ from ...arrays import Array, Precision
 from ...config import ModelConfig, Module, module_name
 from ...lora import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter
 from ...ops import Ops
+from ...plans import LoraMapping
 from .mutant import Family
-from .steps import Scale, Slots, add, but, loading, only, reading, rescaling, routing
+from .steps import Scale, Slots, add, but, loading, only, reading, remapped, rescaling, routing
 
 scale = Family("A")
 
@@ -130,27 +131,27 @@ def alpha_of_the_first_module() -> Ops:
     "the scale of every adapter is made of the largest rank in memory, to which all are padded", needs="mixed ranks"
 )
 def scale_of_the_padded_rank() -> Ops:
-    def padded(bank: AdapterSlots, module: Module) -> Slots:
-        at = bank.at(module)
+    def padded(adapters: AdapterSlots, module: Module) -> Slots:
+        at = adapters.at(module)
         most = max((len(w.A) for w in at.values()), default=1)
         return {slot: dataclasses.replace(w, scale=w.scale * len(w.A) / most) for slot, w in at.items()}
 
     return but(lora_delta=reading(padded))
 
 
-@scale.bug("one scale for the whole bank: that of the adapter in the last slot")
+@scale.bug("one scale for the whole adapters: that of the adapter in the last slot")
 def scale_of_the_last_adapter() -> Ops:
-    def last(bank: AdapterSlots, module: Module) -> Slots:
-        at = bank.at(module)
+    def last(adapters: AdapterSlots, module: Module) -> Slots:
+        at = adapters.at(module)
         return {slot: dataclasses.replace(w, scale=at[max(at)].scale) for slot, w in at.items()}
 
     return but(lora_delta=reading(last))
 
 
-@scale.bug("one scale for the whole bank: that of the adapter in the first slot")
+@scale.bug("one scale for the whole adapters: that of the adapter in the first slot")
 def scale_of_the_first_adapter() -> Ops:
-    def first(bank: AdapterSlots, module: Module) -> Slots:
-        at = bank.at(module)
+    def first(adapters: AdapterSlots, module: Module) -> Slots:
+        at = adapters.at(module)
         return {slot: dataclasses.replace(w, scale=at[min(at)].scale) for slot, w in at.items()}
 
     return but(lora_delta=reading(first))
@@ -165,11 +166,13 @@ def scale_of_the_first_adapter() -> Ops:
     needs="weight",
 )
 def weight_replaces_the_scale() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        unscaled = {slot: dataclasses.replace(w, scale=1.0) for slot, w in bank.at(module).items()}
-        add(y, x, bank.at(module), only(weights == 1, ids), weights, p)
-        add(y, x, unscaled, only(weights != 1, ids), weights, p)
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
+        unscaled = {slot: dataclasses.replace(w, scale=1.0) for slot, w in adapters.at(module).items()}
+        add(y, x, adapters.at(module), at_one(mapping), p)
+        add(y, x, unscaled, weighted(mapping), p)
 
+    at_one = remapped(lambda ids, weights: (only(weights == 1, ids), weights))
+    weighted = remapped(lambda ids, weights: (only(weights != 1, ids), weights))
     return but(lora_delta=delta)
 
 

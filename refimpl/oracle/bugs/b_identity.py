@@ -1,18 +1,18 @@
 """B. Identity: the right adapter, on the wrong rows of the batch."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ...adapter import Adapter
 from ...arrays import Array, Precision
-from ...batch import Adapters
 from ...config import LM_HEAD, ModelConfig, Module
 from ...lora import AdapterSlots, BoundAdapter, bind_adapter
 from ...ops import NUMPY, Ops
+from ...plans import Adapters, LoraMapping
 from .mutant import Family, Mutant
-from .steps import Plan, Scale, Slots, add, binding, but, only, planning, reading, routing
+from .steps import Plan, Scale, Slots, add, binding, but, only, planning, reading, remapped, routing
 
 identity = Family("B")
 EMPTY = BoundAdapter({}, {}, {})
@@ -112,11 +112,8 @@ def sorted_and_never_put_back() -> Ops:
     needs="lm_head LoRA",
 )
 def lm_head_rows_shifted() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        by = 1 if module == LM_HEAD else 0
-        add(y, x, bank.at(module), np.roll(ids, by, axis=0), np.roll(weights, by, axis=0), p)
-
-    return but(lora_delta=delta)
+    shifted = routing(lambda ids, weights: (np.roll(ids, 1, axis=0), np.roll(weights, 1, axis=0)), LM_HEAD)
+    return but(lora_delta=shifted)
 
 
 @identity.bug(
@@ -137,15 +134,16 @@ def lm_head_plan_not_narrowed() -> Ops:
 
     whole: list[Array] = []  # adapter_ids, adapter_weights of all tokens
 
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        if module == LM_HEAD and last and whole:
-            every = len(ids) == len(whole[0])
-            where = last[0] if every else np.arange(len(ids))
-            ids, weights = ids.copy(), weights.copy()
-            ids[where], weights[where] = (part[: len(where)] for part in whole)
-        add(y, x, bank.at(module), ids, weights, p)
+    def first_rows(ids: Array, weights: Array) -> Plan:
+        if not last or not whole:
+            return ids, weights
+        every = len(ids) == len(whole[0])
+        rows = last[0] if every else np.arange(len(ids))
+        ids, weights = ids.copy(), weights.copy()
+        ids[rows], weights[rows] = (part[: len(rows)] for part in whole)
+        return ids, weights
 
-    return but(logits_indices=rows, lora_mapping=plan, lora_delta=delta)
+    return but(logits_indices=rows, lora_mapping=plan, lora_delta=routing(first_rows, LM_HEAD))
 
 
 @identity.bug(
@@ -168,8 +166,8 @@ def first_row_for_last() -> Ops:
     "https://github.com/vllm-project/vllm/pull/32005",
 )
 def last_slot_skipped() -> Ops:
-    def captured(bank: AdapterSlots, module: Module) -> Slots:
-        return {slot: w for slot, w in bank.at(module).items() if slot != max(bank.slots)}
+    def captured(adapters: AdapterSlots, module: Module) -> Slots:
+        return {slot: w for slot, w in adapters.at(module).items() if slot != max(adapters.slots)}
 
     return but(lora_delta=reading(captured))
 
@@ -203,10 +201,10 @@ def adapter_not_in_the_decode_graph() -> Ops:
 
 @identity.bug("every adapter's slot is read one further on, the last one's from the first")
 def slots_rotated() -> Ops:
-    def next_one(bank: AdapterSlots, module: Module) -> Slots:
-        order = sorted(bank.slots)
+    def next_one(adapters: AdapterSlots, module: Module) -> Slots:
+        order = sorted(adapters.slots)
         following = dict(zip(order, order[1:] + order[:1], strict=True))
-        return {slot: bank.at(module)[other] for slot, other in following.items() if other in bank.at(module)}
+        return {slot: adapters.at(module)[other] for slot, other in following.items() if other in adapters.at(module)}
 
     return but(lora_delta=reading(next_one))
 
@@ -216,13 +214,17 @@ def slots_rotated() -> Ops:
     "https://github.com/Avarok-Cybersecurity/atlas/issues/1133",
 )
 def second_rank_has_slot_zero() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        halves = {slot: (half(w.B, 0), half(w.B, 1)) for slot, w in bank.at(module).items()}
-        first = {slot: dataclasses.replace(w, B=halves[slot][0]) for slot, w in bank.at(module).items()}
-        second = {slot: dataclasses.replace(w, B=halves[slot][1], bias=None) for slot, w in bank.at(module).items()}
-        add(y, x, first, ids, weights, p)
-        add(y, x, second, np.where(ids < 0, ids, min(bank.slots, default=0)).astype(np.int32), weights, p)
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
+        halves = {slot: (half(w.B, 0), half(w.B, 1)) for slot, w in adapters.at(module).items()}
+        first = {slot: dataclasses.replace(w, B=halves[slot][0]) for slot, w in adapters.at(module).items()}
+        second = {slot: dataclasses.replace(w, B=halves[slot][1], bias=None) for slot, w in adapters.at(module).items()}
+        add(y, x, first, mapping, p)
+        slot = min(adapters.slots, default=0)
+        if slot not in of_slot:
+            of_slot[slot] = remapped(lambda ids, weights: (np.where(ids < 0, ids, slot), weights))
+        add(y, x, second, of_slot[slot](mapping), p)
 
+    of_slot: dict[int, Callable[[LoraMapping], LoraMapping]] = {}
     return but(lora_delta=delta)
 
 
@@ -240,9 +242,9 @@ def half(B: Array, which: int) -> Array:
     needs="other modules",
 )
 def untargeted_module_takes_the_first() -> Ops:
-    def filled(bank: AdapterSlots, module: Module) -> Slots:
-        at = bank.at(module)
-        return {slot: at.get(slot, at[min(at)]) for slot in bank.slots} if at else at
+    def filled(adapters: AdapterSlots, module: Module) -> Slots:
+        at = adapters.at(module)
+        return {slot: at.get(slot, at[min(at)]) for slot in adapters.slots} if at else at
 
     return but(lora_delta=reading(filled))
 
@@ -305,13 +307,13 @@ def another_adapter(name: str) -> Ops:
             copies.clear()
         return bound
 
-    def reads(bank: AdapterSlots, module: Module) -> Slots:
+    def reads(adapters: AdapterSlots, module: Module) -> Slots:
         if name not in theirs:
-            return bank.at(module)
-        if bank not in copies:
-            copies[bank] = AdapterSlots(bank.model, bank.precision)
-            copies[bank].put(0, dataclasses.replace(theirs[name], weights={}, biases={}))
-        return {slot: w for w in copies[bank].at(module).values() for slot in bank.slots}
+            return adapters.at(module)
+        if adapters not in copies:
+            copies[adapters] = AdapterSlots(adapters.model, adapters.precision)
+            copies[adapters].put(0, dataclasses.replace(theirs[name], weights={}, biases={}))
+        return {slot: w for w in copies[adapters].at(module).values() for slot in adapters.slots}
 
     return but(bind_adapter=bind, lora_delta=reading(reads))
 

@@ -11,7 +11,7 @@ from .mutant import Family
 from .steps import Scale, Slots, but, reading
 
 memory = Family("C")
-Place = tuple[AdapterSlots, Module, int]  # one slot of one bank, at one site
+Place = tuple[AdapterSlots, Module, int]  # one slot of one adapters, at one site
 
 
 @memory.bug(
@@ -53,8 +53,8 @@ def reload_keeps_B() -> Ops:
 def slot_keeps_its_first_weights() -> Ops:
     first: dict[Place, LoraWeights] = {}
 
-    def cached(bank: AdapterSlots, module: Module) -> Slots:
-        return {slot: first.setdefault((bank, module, slot), w) for slot, w in bank.at(module).items()}
+    def cached(adapters: AdapterSlots, module: Module) -> Slots:
+        return {slot: first.setdefault((adapters, module, slot), w) for slot, w in adapters.at(module).items()}
 
     return but(lora_delta=reading(cached))
 
@@ -63,9 +63,9 @@ def slot_keeps_its_first_weights() -> Ops:
 def slot_not_cleared() -> Ops:
     left: dict[Place, LoraWeights] = {}
 
-    def with_leftovers(bank: AdapterSlots, module: Module) -> Slots:
-        left.update({(bank, module, slot): w for slot, w in bank.at(module).items()})
-        return {slot: left[bank, module, slot] for slot in bank.slots if (bank, module, slot) in left}
+    def with_leftovers(adapters: AdapterSlots, module: Module) -> Slots:
+        left.update({(adapters, module, slot): w for slot, w in adapters.at(module).items()})
+        return {slot: left[adapters, module, slot] for slot in adapters.slots if (adapters, module, slot) in left}
 
     return but(lora_delta=reading(with_leftovers))
 
@@ -74,9 +74,11 @@ def slot_not_cleared() -> Ops:
 def slot_keeps_its_first_scale() -> Ops:
     first: dict[Place, float] = {}
 
-    def rescaled(bank: AdapterSlots, module: Module) -> Slots:
-        at = bank.at(module).items()
-        return {slot: dataclasses.replace(w, scale=first.setdefault((bank, module, slot), w.scale)) for slot, w in at}
+    def rescaled(adapters: AdapterSlots, module: Module) -> Slots:
+        at = adapters.at(module).items()
+        return {
+            slot: dataclasses.replace(w, scale=first.setdefault((adapters, module, slot), w.scale)) for slot, w in at
+        }
 
     return but(lora_delta=reading(rescaled))
 
@@ -90,8 +92,10 @@ def slot_keeps_its_first_scale() -> Ops:
 def refilled_slot_is_base() -> Ops:
     first: dict[Place, LoraWeights] = {}
 
-    def resident(bank: AdapterSlots, module: Module) -> Slots:
-        return {slot: w for slot, w in bank.at(module).items() if first.setdefault((bank, module, slot), w) is w}
+    def resident(adapters: AdapterSlots, module: Module) -> Slots:
+        return {
+            slot: w for slot, w in adapters.at(module).items() if first.setdefault((adapters, module, slot), w) is w
+        }
 
     return but(lora_delta=reading(resident))
 

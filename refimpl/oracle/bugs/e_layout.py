@@ -16,6 +16,7 @@ from ...config import ModelConfig, Module
 from ...layers import apply_rope
 from ...lora import AdapterSlots, BoundAdapter, LoraWeights
 from ...ops import NUMPY, Ops
+from ...plans import LoraMapping
 from .mutant import Family
 from .steps import Slots, add, binding, but, loading, reading
 
@@ -286,8 +287,8 @@ def qkv_share_one_A() -> Ops:
 def from_other_sites(other: Callable[[Module, int], Module]) -> Ops:
     """The weights of another site: other(site, layers of the model)."""
 
-    def reads(bank: AdapterSlots, module: Module) -> Slots:
-        return bank.at(other(module, bank.model.config.num_hidden_layers))
+    def reads(adapters: AdapterSlots, module: Module) -> Slots:
+        return adapters.at(other(module, adapters.model.config.num_hidden_layers))
 
     return but(lora_delta=reading(reads))
 
@@ -322,11 +323,11 @@ def q_delta_after_rope() -> Ops:
         turned[:] = NUMPY.rope_table(*call)  # type: ignore[arg-type]
         return turned[0], turned[1]
 
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
         own = np.zeros_like(y)
-        add(own, x, bank.at(module), ids, weights, p)
+        add(own, x, adapters.at(module), mapping, p)
         if module[1] == "q_proj" and turned:
-            heads = own.reshape(len(own), -1, bank.model.config.head_dim)
+            heads = own.reshape(len(own), -1, adapters.model.config.head_dim)
             own = apply_rope(heads, turned[0], -turned[1], p).reshape(own.shape)  # back, before it is turned
         y += own
 
@@ -337,12 +338,12 @@ def q_delta_after_rope() -> Ops:
 def o_delta_after_the_mlp() -> Ops:
     late: list[Array] = []
 
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
         if module[1] == "o_proj":
             late[:] = [np.zeros_like(y)]
-            add(late[0], x, bank.at(module), ids, weights, p)
+            add(late[0], x, adapters.at(module), mapping, p)
             return
-        add(y, x, bank.at(module), ids, weights, p)
+        add(y, x, adapters.at(module), mapping, p)
         if module[1] == "down_proj" and late:
             y += late[0]
 

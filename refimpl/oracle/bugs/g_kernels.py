@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...arrays import Array, Precision
-from ...batch import Adapters
 from ...config import Module
 from ...lora import AdapterSlots, LoraWeights
 from ...ops import NUMPY, Ops
+from ...plans import Adapters, LoraMapping
 from .mutant import Family
 from .steps import Plan, Slots, add, but, each, only, reading, routing, same_rank
 
@@ -49,8 +49,8 @@ def last_rank_lost() -> Ops:
     needs="mixed ranks",
 )
 def padding_not_cleared() -> Ops:
-    def padded(bank: AdapterSlots, module: Module) -> Slots:
-        at = bank.at(module)
+    def padded(adapters: AdapterSlots, module: Module) -> Slots:
+        at = adapters.at(module)
         most = max(at.values(), key=lambda w: len(w.A), default=None)
         return {slot: padded_with(most, w) for slot, w in at.items() if most is not None}
 
@@ -128,19 +128,19 @@ def token_tail_lost() -> Ops:
     "https://github.com/vllm-project/vllm-ascend/issues/11221",
 )
 def base_counted_twice() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        rows = np.isin(ids, list(bank.at(module))).any(axis=1)
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
+        rows = np.isin(mapping.adapter_ids, list(adapters.at(module))).any(axis=1)
         y[rows] *= 2
-        add(y, x, bank.at(module), ids, weights, p)
+        add(y, x, adapters.at(module), mapping, p)
 
     return but(lora_delta=delta)
 
 
 @kernels.bug("the delta replaces what the base computed, instead of being added to it")
 def delta_instead_of_sum() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        y[np.isin(ids, list(bank.at(module))).any(axis=1)] = 0
-        add(y, x, bank.at(module), ids, weights, p)
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
+        y[np.isin(mapping.adapter_ids, list(adapters.at(module))).any(axis=1)] = 0
+        add(y, x, adapters.at(module), mapping, p)
 
     return but(lora_delta=delta)
 
@@ -154,8 +154,8 @@ def delta_instead_of_sum() -> Ops:
     "https://github.com/vllm-project/vllm/pull/38686",
 )
 def intermediate_in(dtype: str) -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        add(y, x, bank.at(module), ids, weights, dataclasses.replace(p, lora_rank=dtype))
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
+        add(y, x, adapters.at(module), mapping, dataclasses.replace(p, lora_rank=dtype))
 
     return but(lora_delta=delta)
 
@@ -165,9 +165,9 @@ def intermediate_in(dtype: str) -> Ops:
     "https://github.com/openvinotoolkit/openvino/pull/34809",
 )
 def delta_overflows() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
         own = np.zeros_like(y)
-        add(own, x, bank.at(module), ids, weights, p)
+        add(own, x, adapters.at(module), mapping, p)
         size = np.abs(own)
         y += np.where((size > 0) & (size == size.max(initial=0)), np.copysign(np.inf, own), own)
 

@@ -10,11 +10,12 @@ import numpy as np
 from ...arrays import Array, Precision
 from ...attention import attention, gather
 from ...config import Rope
-from ...kv_cache import slot_mapping, write_kv
+from ...kv_cache import write_kv
 from ...layers import apply_rope, rope_table
 from ...ops import NUMPY, Ops
+from ...plans import AttentionMetadata, slot_mapping
 from .mutant import Family
-from .steps import but
+from .steps import OncePerBatch, but
 
 cache = Family("H")
 Counts = Sequence[int]  # of each request: tokens computed before, or tokens in this batch
@@ -121,13 +122,24 @@ def cache_read_in_another_layout() -> Ops:
     needs="scattered blocks",
 )
 def block_table_ignored() -> Ops:
-    def side_by_side(
-        q: Array, k: Array, v: Array, starts: Array, contexts: Array, tables: Array, *rest: object
-    ) -> Array:
-        contiguous = (tables[:, :1] + np.arange(tables.shape[1], dtype=np.int32)) % len(k)
-        return attention(q, k, v, starts, contexts, contiguous, *rest)  # type: ignore[arg-type]
+    def side_by_side(metadata: AttentionMetadata) -> AttentionMetadata:
+        tables = metadata.block_tables
+        contiguous = (tables[:, :1] + np.arange(tables.shape[1], dtype=np.int32)) % metadata.num_blocks
+        return with_tables(metadata, block_tables=contiguous)
 
-    return but(attention=side_by_side)
+    return attending(side_by_side)
+
+
+def with_tables(metadata: AttentionMetadata, **changes: Array) -> AttentionMetadata:
+    """The metadata with another block_tables or context_lens."""
+    names = ("query_start_loc", "context_lens", "block_tables", "slot_mapping", "num_blocks", "block_size")
+    return AttentionMetadata.of(**{name: getattr(metadata, name) for name in names} | changes)
+
+
+def attending(change: Callable[[AttentionMetadata], AttentionMetadata]) -> Ops:
+    """Attention that is told of other contexts or blocks than the batch has."""
+    changed = OncePerBatch(change)
+    return but(attention=lambda q, k, v, metadata, window, p: attention(q, k, v, changed(metadata), window, p))
 
 
 @cache.bug("keys are cached where values belong, and values where keys belong")
@@ -143,9 +155,9 @@ def k_cached_before_rope() -> Ops:
         turned[:] = rope_table(*call)  # type: ignore[arg-type]
         return turned[0], turned[1]
 
-    def write(k_cache: Array, v_cache: Array, k: Array, v: Array, where: Array, p: Precision) -> None:
+    def write(k_cache: Array, v_cache: Array, k: Array, v: Array, metadata: AttentionMetadata, p: Precision) -> None:
         back = apply_rope(k, turned[0], -turned[1], p) if turned else k
-        write_kv(k_cache, v_cache, back, v, where, p)
+        write_kv(k_cache, v_cache, back, v, metadata, p)
 
     return but(rope_table=table, write_kv=write)
 
@@ -156,10 +168,11 @@ def k_cached_before_rope() -> Ops:
 def seeing(change: Callable[[Array, Array, int], Array]) -> Ops:
     """Other context lengths than the batch's: change(context_lens, tokens of each request now, block size)."""
 
-    def mixed(q: Array, k: Array, v: Array, starts: Array, contexts: Array, *rest: object) -> Array:
-        return attention(q, k, v, starts, change(contexts, np.diff(starts), k.shape[1]), *rest)  # type: ignore[arg-type]
+    def changed(metadata: AttentionMetadata) -> AttentionMetadata:
+        now = np.diff(metadata.query_start_loc)
+        return with_tables(metadata, context_lens=change(metadata.context_lens, now, metadata.block_size))
 
-    return but(attention=mixed)
+    return attending(changed)
 
 
 def one_more(contexts: Array, block_size: int) -> Array:
@@ -186,9 +199,9 @@ def next_token_seen() -> Ops:
     "https://github.com/openvinotoolkit/openvino/pull/37377",
 )
 def unused_slots_are_nan() -> Ops:
-    def mixed(q: Array, k: Array, v: Array, starts: Array, contexts: Array, *rest: object) -> Array:
-        out = attention(q, k, v, starts, contexts, *rest)  # type: ignore[arg-type]
-        partial = np.repeat(contexts % k.shape[1] != 0, np.diff(starts))
+    def mixed(q: Array, k: Array, v: Array, metadata: AttentionMetadata, window: int | None, p: Precision) -> Array:
+        out = attention(q, k, v, metadata, window, p)
+        partial = np.repeat(metadata.context_lens % k.shape[1] != 0, np.diff(metadata.query_start_loc))
         out[partial] = np.nan
         return out
 
@@ -201,19 +214,30 @@ def unused_slots_are_nan() -> Ops:
     needs="chunks",
 )
 def prefix_not_seen() -> Ops:
-    def mixed(
-        q: Array, k: Array, v: Array, starts: Array, contexts: Array, tables: Array, window: int | None, p: Precision
-    ) -> Array:
-        out = attention(q, k, v, starts, contexts, tables, window, p)
-        for r, now in enumerate(np.diff(starts)):
-            if 1 < now < contexts[r]:
-                rows, alone = slice(starts[r], starts[r + 1]), np.array([now], np.int32)
-                own = [gather(x, tables[r], int(contexts[r] - now), int(contexts[r]))[None] for x in (k, v)]
-                ends, table = np.array([0, now], np.int32), np.zeros((1, 1), np.int32)
-                out[rows] = attention(q[rows], own[0], own[1], ends, alone, table, window, p)
+    def mixed(q: Array, k: Array, v: Array, metadata: AttentionMetadata, window: int | None, p: Precision) -> Array:
+        out = attention(q, k, v, metadata, window, p)
+        for span in metadata.spans:
+            now = span.stop - span.start
+            if 1 < now < span.context:
+                own = [gather(x, span, span.context - now, span.context)[None] for x in (k, v)]
+                out[span.start : span.stop] = attention(
+                    q[span.start : span.stop], own[0], own[1], alone(now, now), window, p
+                )
         return out
 
     return but(attention=mixed)
+
+
+def alone(queries: int, keys: int) -> AttentionMetadata:
+    """One request whose keys are all in one block, at the end of which stand its queries."""
+    return AttentionMetadata.of(
+        np.array([0, queries], np.int32),
+        np.array([keys], np.int32),
+        np.zeros((1, 1), np.int32),
+        np.arange(keys - queries, keys, dtype=np.int32),
+        num_blocks=1,
+        block_size=keys,
+    )
 
 
 @cache.bugs(
@@ -233,12 +257,10 @@ def window_ignored() -> Ops:
 
 def looking_back(change: Callable[[int], int | None]) -> Ops:
     """Another sliding window. Blocks that have left the right one were given back: whatever lies in block 0 is seen."""
+    filled = OncePerBatch(lambda metadata: with_tables(metadata, block_tables=np.maximum(metadata.block_tables, 0)))
 
-    def mixed(
-        q: Array, k: Array, v: Array, starts: Array, contexts: Array, tables: Array, window: int | None, p: Precision
-    ) -> Array:
-        seen = None if window is None else change(window)
-        return attention(q, k, v, starts, contexts, np.maximum(tables, 0), seen, p)
+    def mixed(q: Array, k: Array, v: Array, metadata: AttentionMetadata, window: int | None, p: Precision) -> Array:
+        return attention(q, k, v, filled(metadata), None if window is None else change(window), p)
 
     return but(attention=mixed)
 

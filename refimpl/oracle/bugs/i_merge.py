@@ -1,6 +1,8 @@
 """I. Merge and unmerge: an adapter is folded into the base, W' = W + scale B A; something of it stays, or is lost."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -8,8 +10,9 @@ from ...arrays import Array, Precision, rounded, widen
 from ...config import EMBED, ModelConfig, Module
 from ...lora import AdapterSlots, LoraWeights
 from ...ops import Ops
+from ...plans import NO_ADAPTER, LoraMapping
 from .mutant import Family
-from .steps import Slots, add, but, loading, reading
+from .steps import Plan, Slots, add, but, loading, only, reading, remapped, routing
 
 merge = Family("I")
 
@@ -34,10 +37,10 @@ def folded(w: LoraWeights, module: Module) -> Array:
     "https://github.com/huggingface/peft/issues/1035",
 )
 def merged_in(dtype: str) -> Ops:
-    def merged(bank: AdapterSlots, module: Module) -> Slots:
+    def merged(adapters: AdapterSlots, module: Module) -> Slots:
         found = {}
-        for slot, w in bank.at(module).items():
-            layer = bank.base_at(module).get(slot, bank.model.linear(module))
+        for slot, w in adapters.at(module).items():
+            layer = adapters.base_at(module).get(slot, adapters.model.linear(module))
             W = widen(layer.weight, w.B.dtype.name)
             found[slot] = change_of_base(w, rounded(W + folded(w, module), dtype) - W, module)
         return found
@@ -46,28 +49,45 @@ def merged_in(dtype: str) -> Ops:
 
 
 class Remembered:
-    """Which slot of which bank was merged last."""
+    """Which slot of which adapters was merged last."""
 
     def __init__(self) -> None:
         self.slot: dict[AdapterSlots, int] = {}
 
-    def update(self, bank: AdapterSlots, ids: Array) -> int | None:
+    def update(self, adapters: AdapterSlots, ids: Array) -> int | None:
         """Note the batch's; the last one to be merged, or None."""
         if (ids >= 0).any():
-            self.slot[bank] = int(ids.max())
-        return self.slot.get(bank)
+            self.slot[adapters] = int(ids.max())
+        return self.slot.get(adapters)
+
+
+class Rows:
+    """The mapping in which some rows of a batch have one slot at a weight of 1, and the others none."""
+
+    def __init__(self, rows: Callable[[Array, int], Any]) -> None:
+        self.rows, self.slot = rows, NO_ADAPTER
+        self.mapping = remapped(self._of_slot)
+
+    def __call__(self, mapping: LoraMapping, slot: int) -> LoraMapping:
+        """For this slot. Made again when the batch or the slot is another."""
+        if slot != self.slot:
+            self.slot, self.mapping = slot, remapped(self._of_slot)
+        return self.mapping(mapping)
+
+    def _of_slot(self, ids: Array, weights: Array) -> Plan:
+        chosen = only(self.rows(ids, self.slot), np.full(len(ids), self.slot, np.int32))[:, None]
+        return chosen, np.ones(chosen.shape)
 
 
 @merge.bug("an adapter is merged and never unmerged: every other request has its delta in its base")
 def merged_and_never_unmerged() -> Ops:
-    last = Remembered()
+    last, others = Remembered(), Rows(lambda ids, slot: np.logical_not((ids == slot).any(axis=1)))
 
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        add(y, x, bank.at(module), ids, weights, p)
-        slot = last.update(bank, ids)
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
+        add(y, x, adapters.at(module), mapping, p)
+        slot = last.update(adapters, mapping.adapter_ids)
         if slot is not None:
-            others = np.where((ids == slot).any(axis=1), -1, slot).astype(np.int32)[:, None]
-            add(y, x, bank.at(module), others, np.ones(others.shape), p)
+            add(y, x, adapters.at(module), others(mapping, slot), p)
 
     return but(lora_delta=delta)
 
@@ -77,19 +97,18 @@ def merged_and_never_unmerged() -> Ops:
     "https://github.com/huggingface/diffusers/issues/5313",
 )
 def unmerged_in_bfloat16() -> Ops:
-    last = Remembered()
+    last, base_rows = Remembered(), Rows(lambda ids, slot: (ids < 0).all(axis=1))
 
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        add(y, x, bank.at(module), ids, weights, p)
-        slot = last.update(bank, ids)
-        w = None if slot is None else bank.at(module).get(slot)
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
+        add(y, x, adapters.at(module), mapping, p)
+        slot = last.update(adapters, mapping.adapter_ids)
+        w = None if slot is None else adapters.at(module).get(slot)
         if slot is None or w is None:
             return
-        W, D = widen(bank.model.linear(module).weight, w.B.dtype.name), folded(w, module)
+        W, D = widen(adapters.model.linear(module).weight, w.B.dtype.name), folded(w, module)
         there = rounded(W + D[: len(W)], "bfloat16")
         residue = change_of_base(w, rounded(there - D[: len(W)], "bfloat16") - W, module)
-        base = np.where((ids < 0).all(axis=1), slot, -1).astype(np.int32)[:, None]
-        add(y, x, {slot: dataclasses.replace(residue, bias=None)}, base, np.ones(base.shape), p)
+        add(y, x, {slot: dataclasses.replace(residue, bias=None)}, base_rows(mapping, slot), p)
 
     return but(lora_delta=delta)
 
@@ -110,8 +129,8 @@ def transposed_where_square() -> Ops:
 
 @merge.bug("of the adapters that a request sums, each but the first is merged at a weight of 1", needs="sum")
 def later_weights_of_a_sum_ignored() -> Ops:
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
+    def ones_after_the_first(ids: Array, weights: Array) -> Plan:
         first = np.arange(ids.shape[1]) == 0
-        add(y, x, bank.at(module), ids, np.where(first | (ids < 0), weights, 1.0), p)
+        return ids, np.where(first | (ids < 0), weights, 1.0)
 
-    return but(lora_delta=delta)
+    return but(lora_delta=routing(ones_after_the_first))

@@ -13,18 +13,18 @@ import numpy as np
 from ...adapter import Adapter
 from ...arrays import Array, Precision, rounded
 from ...attention import attention, gather
-from ...batch import Adapters
 from ...config import ModelConfig, Module
 from ...lora import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter
 from ...ops import NUMPY, Ops
+from ...plans import Adapters, AttentionMetadata, LoraMapping
 from ..cases.testbed import Testbed
 from . import Mutant, all_mutants
 from .b_identity import only_base
 from .e_layout import COLUMN_PARALLEL, MISSING, ROW_PARALLEL, from_other_sites, on, row_subset
 from .g_kernels import rank_cut
-from .h_cache import looking_back, rope_starting
-from .i_merge import Remembered
-from .steps import Plan, Scale, add, but, each, only, planning, routing
+from .h_cache import alone, looking_back, rope_starting
+from .i_merge import Remembered, Rows
+from .steps import Plan, Scale, add, but, each, only, planning, remapped, routing
 
 FAR = 4  # rows, requests, positions, layers that something may be off by
 TILES = (2, 4, 8, 16, 32, 64, 128)
@@ -168,13 +168,14 @@ def base_gets(adapter: Adapter) -> Ops:
     """Rows without an adapter get this one, whether it is in the batch or not."""
     held: dict[AdapterSlots, AdapterSlots] = {}
 
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        if bank not in held:
-            held[bank] = AdapterSlots(bank.model, bank.precision)
-            held[bank].put(0, bind_adapter(adapter, bank.model.config))
-        NUMPY.lora_delta(y, x, bank, module, ids, weights, p)
-        base = np.where(only_base(ids), 0, -1).astype(np.int32)
-        add(y, x, held[bank].at(module), base, np.ones(base.shape), p)
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
+        if adapters not in held:
+            held[adapters] = AdapterSlots(adapters.model, adapters.precision)
+            held[adapters].put(0, bind_adapter(adapter, adapters.model.config))
+        NUMPY.lora_delta(y, x, module, adapters, mapping, p)
+        add(y, x, held[adapters].at(module), base_rows(mapping), p)
+
+    base_rows = remapped(lambda ids, weights: (np.where(only_base(ids), 0, -1), np.ones(ids.shape)))
 
     return but(lora_delta=delta)
 
@@ -329,20 +330,15 @@ def window_longer_by(n: int) -> Ops:
 def oldest_not_seen(count: int) -> Ops:
     """A cache that is rolled, or a mask that is built, by a few places too much."""
 
-    def mixed(
-        q: Array, k: Array, v: Array, starts: Array, contexts: Array, tables: Array, window: int | None, p: Precision
-    ) -> Array:
-        out = attention(q, k, v, starts, contexts, tables, window, p)
-        for r, now in enumerate(np.diff(starts)):
-            n = int(contexts[r])
+    def mixed(q: Array, k: Array, v: Array, metadata: AttentionMetadata, window: int | None, p: Precision) -> Array:
+        out = attention(q, k, v, metadata, window, p)
+        for span in metadata.spans:
+            n = span.context
             first = min(max(count, n - (window or n)), n - 1)
-            if now == 1 and n > count:
-                own = [gather(x, tables[r], first, n)[None] for x in (k, v)]
-                ends, length = np.array([0, 1], np.int32), np.array([n - first], np.int32)
-                alone = attention(
-                    q[starts[r] : starts[r] + 1], own[0], own[1], ends, length, np.zeros((1, 1), np.int32), window, p
-                )
-                out[starts[r] : starts[r] + 1] = alone
+            if span.stop - span.start == 1 and n > count:
+                own = [gather(x, span, first, n)[None] for x in (k, v)]
+                rows = slice(span.start, span.stop)
+                out[rows] = attention(q[rows], own[0], own[1], alone(1, n - first), window, p)
         return out
 
     return but(attention=mixed)
@@ -357,25 +353,24 @@ def _merges() -> Iterator[Mutant]:
 
 
 class FirstOfABatch(Remembered):
-    """Which slot of which bank was merged last: the first in the batch."""
+    """Which slot of which adapters was merged last: the first in the batch."""
 
-    def update(self, bank: AdapterSlots, ids: Array) -> int | None:
+    def update(self, adapters: AdapterSlots, ids: Array) -> int | None:
         """Note the batch's."""
         there = ids[:, 0][ids[:, 0] >= 0]
         if there.size:
-            self.slot[bank] = int(there[0])
-        return self.slot.get(bank)
+            self.slot[adapters] = int(there[0])
+        return self.slot.get(adapters)
 
 
 def first_stays_folded() -> Ops:
     """W + D for everyone, and their own delta on top."""
-    first = FirstOfABatch()
+    first, others = FirstOfABatch(), Rows(lambda ids, slot: np.logical_not((ids == slot).any(axis=1)))
 
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        add(y, x, bank.at(module), ids, weights, p)
-        slot = first.update(bank, ids)
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
+        add(y, x, adapters.at(module), mapping, p)
+        slot = first.update(adapters, mapping.adapter_ids)
         if slot is not None:
-            others = np.where((ids == slot).any(axis=1), -1, slot).astype(np.int32)[:, None]
-            add(y, x, bank.at(module), others, np.ones(others.shape), p)
+            add(y, x, adapters.at(module), others(mapping, slot), p)
 
     return but(lora_delta=delta)

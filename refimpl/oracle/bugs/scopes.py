@@ -13,10 +13,10 @@ import numpy as np
 
 from ...adapter import Adapter
 from ...arrays import Array, Precision
-from ...batch import Adapters
 from ...config import ATTENTION_MODULES, LAYER_MODULES, MLP_MODULES, ModelConfig, Module
 from ...lora import AdapterSlots, BoundAdapter, bind_adapter
 from ...ops import NUMPY, Ops
+from ...plans import Adapters, LoraMapping
 from . import Mutant
 from .steps import Plan, Scale
 
@@ -24,7 +24,9 @@ RIGHT = "right form of "  # before a module's name: where the right weights are 
 
 # The steps that decide how LoRA is applied. Some mutants only look at the positions; those that change them are of
 # class H. `but` replaces `embed` as well, by one that does the same.
-OF_LORA = frozenset(("adapter_scale", "bind_adapter", "lora_mapping", "lora_delta", "embed", "positions"))
+OF_LORA = frozenset(
+    ("adapter_scale", "bind_adapter", "lora_mapping", "lora_delta", "embed", "positions", "check_batch")
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Confined:
 def confined_ops(wrong: Ops, place: Place) -> Ops:
     """The wrong steps in this place, NUMPY's elsewhere."""
     meant: list[Array] = []  # which rows of the batch
-    plan: list[Array] = []  # the right adapter_ids, adapter_weights
+    plan: list[LoraMapping] = []  # the right one
     started: list[Sequence[int]] = []
 
     def positions(computed: Sequence[int], lengths: Sequence[int]) -> Array:
@@ -104,7 +106,7 @@ def confined_ops(wrong: Ops, place: Place) -> Ops:
     def rows(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
         computed = started[0] if started and len(started[0]) == len(lengths) else [0] * len(lengths)
         meant[:] = [place.rows(computed, lengths)]
-        plan[:] = NUMPY.lora_mapping(per_request, lengths)
+        plan[:] = [LoraMapping.of(*NUMPY.lora_mapping(per_request, lengths))]
         return wrong.lora_mapping(per_request, lengths)
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
@@ -112,15 +114,15 @@ def confined_ops(wrong: Ops, place: Place) -> Ops:
         kept = {(layer, RIGHT + name): w for (layer, name), w in good.lora.items()}
         return BoundAdapter({**bad.lora, **kept}, good.weights, good.biases)
 
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        whole = bool(plan) and len(plan[0]) == len(ids)  # the lm_head may see fewer rows
-        right = y.copy()
-        NUMPY.lora_delta(right, x, bank, (module[0], RIGHT + module[1]), *(plan if whole else (ids, weights)), p)  # type: ignore[call-arg]
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
+        all_tokens = bool(plan) and len(plan[0].adapter_ids) == len(mapping.adapter_ids)  # the lm_head may see fewer
+        right, right_module = y.copy(), (module[0], RIGHT + module[1])
+        NUMPY.lora_delta(right, x, right_module, adapters, plan[0] if all_tokens else mapping, p)
         if not place.modules(module):
             y[:] = right
             return
-        wrong.lora_delta(y, x, bank, module, ids, weights, p)
-        if whole and meant:
+        wrong.lora_delta(y, x, module, adapters, mapping, p)
+        if all_tokens and meant:
             y[~meant[0]] = right[~meant[0]]
 
     return replace(wrong, positions=positions, lora_mapping=rows, bind_adapter=bind, lora_delta=delta)

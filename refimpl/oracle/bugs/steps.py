@@ -12,11 +12,11 @@ import numpy as np
 
 from ...adapter import Adapter
 from ...arrays import Array, Precision
-from ...batch import Adapters
 from ...config import EMBED, ModelConfig, Module
 from ...layers import embed
-from ...lora import NO_ADAPTER, AdapterSlots, BoundAdapter, LoraWeights, bind_adapter, lora_delta
+from ...lora import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter, lora_delta
 from ...ops import NUMPY, Ops
+from ...plans import NO_ADAPTER, Adapters, Batch, LoraMapping
 
 Slots = Mapping[int, LoraWeights]
 Scale = Callable[[float, int, bool], float]  # alpha, r, use_rslora
@@ -24,8 +24,15 @@ Plan = tuple[Array, Array]  # adapter_ids, adapter_weights
 
 
 def but(**steps: Any) -> Ops:
-    """NUMPY with these steps replaced. (The two that may read past an end are the same as NUMPY's where none does.)"""
-    return dataclasses.replace(NUMPY, **{"embed": embed_within, "lora_delta": reading(loaded)} | steps)
+    """NUMPY with these steps replaced. (The two that may read past an end are the same as NUMPY's where none does.)
+
+    An engine that has the bug does not check for it, so that the batch is not checked either."""
+    changed = {"embed": embed_within, "lora_delta": reading(loaded), "check_batch": unchecked} | steps
+    return dataclasses.replace(NUMPY, **changed)
+
+
+def unchecked(batch: Batch, adapters: AdapterSlots, window: int | None) -> None:
+    """Accept any plan."""
 
 
 def embed_within(table: Array, token_ids: Array, p: Precision) -> Array:
@@ -36,8 +43,8 @@ def embed_within(table: Array, token_ids: Array, p: Precision) -> Array:
 # What a kernel reads instead of what was loaded.
 
 
-class Held(AdapterSlots):
-    """A bank that holds these weights, at whichever site it is asked for."""
+class Fixed(AdapterSlots):
+    """Slots that hold these weights, in whichever module they are asked for."""
 
     def __init__(self, weights: Slots) -> None:
         self.weights = weights
@@ -46,9 +53,9 @@ class Held(AdapterSlots):
         return self.weights
 
 
-def add(y: Array, x: Array, weights: Slots, ids: Array, adapter_weights: Array, p: Precision) -> None:
+def add(y: Array, x: Array, weights: Slots, mapping: LoraMapping, p: Precision) -> None:
     """lora_delta with these weights, cut to the width of y."""
-    lora_delta(y, x, Held({slot: within(w, x, y) for slot, w in weights.items()}), EMBED, ids, adapter_weights, p)
+    lora_delta(y, x, EMBED, Fixed({slot: within(w, x, y) for slot, w in weights.items()}), mapping, p)
 
 
 def within(w: LoraWeights, x: Array, y: Array) -> LoraWeights:
@@ -62,23 +69,23 @@ def within(w: LoraWeights, x: Array, y: Array) -> LoraWeights:
     return LoraWeights(A, B, w.scale, bias)
 
 
-def loaded(bank: AdapterSlots, module: Module) -> Slots:
-    """What was loaded: no bug."""
-    return bank.at(module)
+def loaded(adapters: AdapterSlots, module: Module) -> Slots:
+    """Return what was loaded: no bug."""
+    return adapters.at(module)
 
 
 def reading(reads: Callable[[AdapterSlots, Module], Slots]) -> Callable[..., None]:
-    """lora_delta over what `reads` finds instead of what was loaded."""
+    """lora_delta over what `reads` returns instead of what was loaded."""
 
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        add(y, x, reads(bank, module), ids, weights, p)
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
+        add(y, x, reads(adapters, module), mapping, p)
 
     return delta
 
 
 def each(change: Callable[[LoraWeights], LoraWeights]) -> Ops:
     """The same change to the weights of every slot, at every site, as the kernel reads them."""
-    reads = lambda bank, module: {slot: change(w) for slot, w in bank.at(module).items()}  # noqa: E731
+    reads = lambda adapters, module: {slot: change(w) for slot, w in adapters.at(module).items()}  # noqa: E731
     return but(lora_delta=reading(reads))
 
 
@@ -90,11 +97,30 @@ def same_rank(w: LoraWeights, r: int) -> LoraWeights:
 # Which rows get which adapter.
 
 
-def routing(change: Callable[[Array, Array], Plan]) -> Callable[..., None]:
-    """lora_delta with another plan than the batch's: change(adapter_ids, adapter_weights) [tokens, k]."""
+class OncePerBatch:
+    """A change to a batch's plan, made when a batch is first met: all of its modules and layers share the plan."""
 
-    def delta(y: Array, x: Array, bank: AdapterSlots, module: Module, ids: Array, weights: Array, p: Precision) -> None:
-        add(y, x, bank.at(module), *change(ids, weights), p)
+    def __init__(self, change: Callable[[Any], Any]) -> None:
+        self.change, self.last = change, (None, None)
+
+    def __call__(self, plan: Any) -> Any:
+        """The changed plan."""
+        if self.last[0] is not plan:
+            self.last = (plan, self.change(plan))
+        return self.last[1]
+
+
+def remapped(change: Callable[[Array, Array], Plan]) -> Callable[[LoraMapping], LoraMapping]:
+    """The mapping of change(adapter_ids, adapter_weights) [tokens, k]."""
+    return OncePerBatch(lambda mapping: LoraMapping.of(*change(mapping.adapter_ids, mapping.adapter_weights)))
+
+
+def routing(change: Callable[[Array, Array], Plan], only_at: Module | None = None) -> Callable[..., None]:
+    """lora_delta with another mapping than the batch's, in every module or in one."""
+    changed = remapped(change)
+
+    def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
+        add(y, x, adapters.at(module), changed(mapping) if only_at in (None, module) else mapping, p)
 
     return delta
 

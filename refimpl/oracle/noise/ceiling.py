@@ -19,7 +19,7 @@ from ...lora import lora_delta
 from ...model import logits
 from ...ops import NUMPY, Ops
 from ...request import Request
-from ..bugs.steps import each
+from ..bugs.steps import each, remapped
 from ..cases.testbed import Testbed
 from .measure import Errors
 
@@ -50,11 +50,13 @@ class Moved:
             sums = linear(np.abs(x), np.abs(weight), None if bias is None else np.abs(bias), p)
             return self.by(y, u * np.abs(y) + x.shape[1] * SINGLE * sums)
 
-        def delta(y: Array, x: Array, bank: Any, module: Any, ids: Array, weights: Array, p: Any) -> None:
+        positive_weights = remapped(lambda ids, weights: (ids, np.abs(weights)))
+
+        def delta(y: Array, x: Array, module: Any, adapters: Any, mapping: Any, p: Any) -> None:
             own, sums = np.zeros_like(y), np.zeros_like(y)
-            lora_delta(own, x, bank, module, ids, weights, p)
+            lora_delta(own, x, module, adapters, mapping, p)
             positive = x if x.dtype.kind in "iu" else np.abs(x)
-            absolute(sums, positive, bank, module, ids, np.abs(weights), p)
+            absolute(sums, positive, module, adapters, positive_weights(mapping), p)
             terms = 1 if x.dtype.kind in "iu" else x.shape[1]
             y += self.by(own, (3 * u + terms * SINGLE) * sums)
 

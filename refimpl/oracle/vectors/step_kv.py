@@ -5,17 +5,18 @@ wrong place shows. Blocks lie scattered, and in no order.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...arrays import Array, Precision
-from ...attention import attention_per_token
-from ...kv_cache import NO_BLOCK, slot_mapping, write_kv_per_token
+from ...attention import attention_per_token, visible
+from ...kv_cache import NO_BLOCK, write_kv_per_token
+from ...plans import AttentionMetadata, slot_mapping
 from .bounds import attention_row
 from .draw import signed
-from .units import attention_orders, attention_precisions, noise, visible
+from .units import attention_orders, attention_precisions, noise
 from .vector import VECTOR_DTYPES, Noise, Output, Vector
 
 CACHE_AXES = ("blocks", "block_size", "kv_heads", "head_dim")
@@ -196,7 +197,12 @@ def make_write(spec: Spec, rng: np.random.Generator) -> Vector:
     truth = {name: inputs[name].copy() for name in ("k_cache", "v_cache")}
     used = np.flatnonzero(inputs["slots"] >= 0)
     write_kv_per_token(
-        truth["k_cache"], truth["v_cache"], inputs["k"][used], inputs["v"][used], inputs["slots"][used], Precision()
+        truth["k_cache"],
+        truth["v_cache"],
+        inputs["k"][used],
+        inputs["v"][used],
+        writing(inputs["slots"][used], blocks, spec.block_size),
+        Precision(),
     )
     nothing = np.zeros((1, 1, 1, 1), np.float32)  # copied: no number may be off at all
     outputs = {
@@ -223,7 +229,7 @@ def make_attention(spec: Spec, rng: np.random.Generator) -> Vector:
     about = {"window": spec.window, "scale": 1 / math.sqrt(spec.head_dim)}
     if spec.poison:
         seen = np.zeros(size[:2], bool)
-        for _, where in _visible(spec, plan):
+        for _, where in visible(_metadata(spec, plan), spec.window):
             seen[tuple(np.transpose(where))] = True
         inputs["k_cache"][~seen] = inputs["v_cache"][~seen] = np.nan
     v = Vector(spec.name, "attention", spec.result, spec.comment, spec.bugs, inputs, axes, about=about)
@@ -232,7 +238,7 @@ def make_attention(spec: Spec, rng: np.random.Generator) -> Vector:
 
     def run(step: Callable[..., Array], p: Precision) -> Array:
         q, k, values = (inputs[name].astype(p.compute) for name in ("q", "k_cache", "v_cache"))
-        return step(q, k, values, *(plan[name] for name in PLAN_AXES), spec.window, p).astype(np.float64)
+        return step(q, k, values, _metadata(spec, plan), spec.window, p).astype(np.float64)
 
     truth = run(attention_per_token, Precision("model", "float64"))
     bounds = {dtype: _bound(v, spec, dtype) for dtype in VECTOR_DTYPES}
@@ -245,15 +251,21 @@ def make_attention(spec: Spec, rng: np.random.Generator) -> Vector:
     return Vector(**{**vars(v), "outputs": {"out": Output(("tokens", "heads*head_dim"), truth, bounds, units)}})
 
 
-def _visible(spec: Spec, plan: Mapping[str, Array]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+def _metadata(spec: Spec, plan: Mapping[str, Array]) -> AttentionMetadata:
     starts, contexts, tables = (plan[name] for name in PLAN_AXES)
-    return visible(starts, contexts, tables, spec.window, spec.block_size)
+    return AttentionMetadata.of(starts, contexts, tables, np.zeros(0, np.int32), _blocks(spec), spec.block_size)
+
+
+def writing(slots: Array, blocks: int, block_size: int) -> AttentionMetadata:
+    """The metadata of tokens that are only written, to these slots."""
+    nothing = np.zeros(0, np.int32)
+    return AttentionMetadata.of(np.zeros(1, np.int32), nothing, nothing[:, None], slots, blocks, block_size)
 
 
 def _bound(v: Vector, spec: Spec, dtype: str) -> Array:
     q, k, values = (v.inputs[name].astype(np.float64) for name in ("q", "k_cache", "v_cache"))
     bound = np.zeros(q.shape, np.float32)
-    for t, where in _visible(spec, v.inputs):
+    for t, where in visible(_metadata(spec, v.inputs), spec.window):
         at = tuple(np.transpose(where))
         for h in range(spec.heads):
             g = h // (spec.heads // spec.kv_heads)

@@ -15,6 +15,7 @@ from ...adapter import Adapter, LoraTensors, PeftConfig
 from ...arrays import Array, Precision
 from ...config import ModelConfig, Module
 from ...lora import AdapterSlots, adapter_scale, bind_adapter, lora_delta_per_token
+from ...plans import LoraMapping
 from ...weights import Model
 from .bounds import lora_row
 from .draw import signed
@@ -298,7 +299,7 @@ def compute(v: Vector, p: Precision, lora_delta: Any) -> Array:
     y = v.inputs["y"].astype(p.compute)
     ids = np.maximum(v.inputs["adapter_ids"], -1)  # below -1 (an acceptable vector): nobody's, or refused
     weights = v.inputs["adapter_weights"].astype(np.float64)
-    lora_delta(y, v.inputs["x"].astype(p.compute), held, SITE, ids, weights, p)
+    lora_delta(y, v.inputs["x"].astype(p.compute), SITE, held, LoraMapping.of(ids, weights), p)
     return y.astype(np.float64)
 
 

@@ -12,13 +12,15 @@ import numpy as np
 
 from ...adapter import Adapter
 from ...arrays import Array, Precision
-from ...cuda.launch.checks import check_context, check_slots
+from ...checks import check_adapter_ids, check_attention, check_slots
 from ...engines.interface import Capabilities, Engine, EngineRequest, EngineResponse, Settings
 from ...engines.ours import Ours
 from ...errors import LoracleError
 from ...ops import Ops
+from ...plans import AttentionMetadata, LoraMapping
 from ...weights import Model, load_model
 from . import step_lora
+from .step_kv import writing
 from .vector import Vector, VectorError
 
 Outputs = Mapping[str, Array]
@@ -72,7 +74,7 @@ def lora(ops: Ops, v: Vector, dtype: str) -> Outputs:
     """adapter_scale, bind_adapter, adapter_rows and lora_delta."""
     p = Precision("model", dtype)
     bank = step_lora.bank(v, p, ops.bind_adapter, ops.adapter_scale)
-    bank.check(v.inputs["adapter_ids"])
+    check_adapter_ids(v.inputs["adapter_ids"], bank.slots)
     starts = v.inputs["query_starts"]
     first = starts[:-1]
     asked = [
@@ -81,7 +83,7 @@ def lora(ops: Ops, v: Vector, dtype: str) -> Outputs:
     ]
     ids, weights = ops.lora_mapping(asked, np.diff(starts).tolist())
     y = v.inputs["y"].astype(p.compute)
-    ops.lora_delta(y, v.inputs["x"].astype(p.compute), bank, step_lora.SITE, ids, weights, p)
+    ops.lora_delta(y, v.inputs["x"].astype(p.compute), step_lora.SITE, bank, LoraMapping.of(ids, weights), p)
     return {"y": y}
 
 
@@ -95,8 +97,9 @@ def kv_write(ops: Ops, v: Vector, dtype: str) -> Outputs:
         counts = np.diff(starts)
         positions = ops.positions((v.inputs["context_lens"] - counts).tolist(), counts.tolist())
         where = ops.slot_mapping(v.inputs["block_tables"], positions, starts, k_cache.shape[1])
-    check_slots(np.asarray(where, np.int32).tobytes(), k_cache.shape[0] * k_cache.shape[1])
-    ops.write_kv(k_cache, v_cache, v.inputs["k"].astype(p.compute), v.inputs["v"].astype(p.compute), where, p)
+    metadata = writing(np.asarray(where, np.int32), *k_cache.shape[:2])
+    check_slots(metadata)
+    ops.write_kv(k_cache, v_cache, v.inputs["k"].astype(p.compute), v.inputs["v"].astype(p.compute), metadata, p)
     return {"k_cache": k_cache, "v_cache": v_cache}
 
 
@@ -107,9 +110,9 @@ def attention(ops: Ops, v: Vector, dtype: str) -> Outputs:
     starts, contexts, tables = (v.inputs[name] for name in ("query_starts", "context_lens", "block_tables"))
     blocks, block_size = k_cache.shape[:2]
     window = v.about["window"]
-    plan = starts.tobytes(), contexts.tobytes(), tables.tobytes()
-    check_context(*plan, tables.shape[1], len(q), blocks, block_size, window or 0)
-    return {"out": ops.attention(q, k_cache, v_cache, starts, contexts, tables, window, p)}
+    metadata = AttentionMetadata.of(starts, contexts, tables, np.zeros(0, np.int32), blocks, block_size)
+    check_attention(metadata, len(q), window)
+    return {"out": ops.attention(q, k_cache, v_cache, metadata, window, p)}
 
 
 # ---- whole models ---------------------------------------------------------------------------------------------------

@@ -6,15 +6,16 @@ limit   FACTOR times that of the worst of them: an engine that we have not thoug
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ...arrays import Array, Precision, rounded
-from ...attention import attention, attention_per_token, first_visible
+from ...attention import attention, attention_per_token, visible
 from ...lora import lora_delta, lora_delta_per_token
+from ...plans import AttentionMetadata
 from .vector import Noise
 
 FACTOR = 3.0
@@ -89,9 +90,7 @@ def online(
     q: Array,
     k_cache: Array,
     v_cache: Array,
-    query_start_loc: Array,
-    context_lens: Array,
-    block_tables: Array,
+    metadata: AttentionMetadata,
     window: int | None,
     p: Precision,
 ) -> Array:
@@ -100,7 +99,7 @@ def online(
     group = heads // k_cache.shape[2]
     out = np.empty((tokens, heads, head_dim), q.dtype)
     scale = q.dtype.type(1 / np.sqrt(head_dim))
-    for t, where in visible(query_start_loc, context_lens, block_tables, window, k_cache.shape[1]):
+    for t, where in visible(metadata, window):
         for h in range(heads):
             top, norm, mixed = q.dtype.type(-np.inf), q.dtype.type(0), np.zeros(head_dim, q.dtype)
             for block, offset in where:
@@ -111,15 +110,3 @@ def online(
                 norm, mixed, top = norm * shrunk + weight, mixed * shrunk + weight * value, now
             out[t, h] = mixed / norm
     return rounded(out, p.attention).reshape(tokens, heads * head_dim)
-
-
-def visible(
-    query_start_loc: Array, context_lens: Array, block_tables: Array, window: int | None, block_size: int
-) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Each token with the (block, offset) of every key that it sees."""
-    for r, context in enumerate(context_lens):
-        start, stop = int(query_start_loc[r]), int(query_start_loc[r + 1])
-        for t in range(start, stop):
-            position = int(context) - stop + t
-            seen = range(first_visible(position, window), position + 1)
-            yield t, [(int(block_tables[r, j // block_size]), j % block_size) for j in seen]

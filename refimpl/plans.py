@@ -1,0 +1,293 @@
+"""The plan of one batch: every index that the forward pass uses, made once on the host and copied to the device once.
+
+    LoraMapping         which adapters each row gets, row by row and sorted: segments for the fast form, tiles for SGMV
+    AttentionMetadata   where keys and values lie: block tables, slots, and which blocks are side by side
+    Batch               both, with the tokens
+
+The names are vLLM's. Plans are NumPy int32 on the host, where they are checked (checks.py); `plan.device` is the same
+plan where the numbers live, all of its arrays in one transfer, and the plan itself on a CPU.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .arrays import Array, Float, Int, namespace
+
+NO_ADAPTER = -1  # in adapter_ids: the base alone
+NO_BLOCK = -1  # in a block table: a block that has left the sliding window
+TILE = 16  # rows of one adapter that an SGMV kernel multiplies at a time, as many as a tensor core's tile has
+
+Adapters = Sequence[tuple[int, float]]  # (adapter slot, weight) of each adapter that one request sums
+Index = slice | Array  # rows of an array: a slice where they lie together, so that indexing is a view
+Plan = TypeVar("Plan")
+
+HOST = {"host": True}  # a field that only the host reads: it is not copied
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """The rows that get one adapter at one weight (Punica's SGMV)."""
+
+    slot: int
+    weight: float
+    rows: Index
+
+
+@dataclass(frozen=True, eq=False)
+class LoraColumn:
+    """The j-th adapter of every row: a row has several where its request sums several."""
+
+    adapter_ids: Int[Array, " tokens"]
+    adapter_weights: Float[Array, " tokens"]  # float32, as the kernels read them
+    segments: tuple[Segment, ...]  # by slot, then by weight
+    sorted_rows: Int[Array, " rows"]  # the rows that have an adapter, sorted by it; stable
+    tile_starts: Int[Array, " edges"]  # sorted_rows in tiles of at most TILE rows of one adapter
+    adapters: int  # how many different ones
+
+
+@dataclass(frozen=True, eq=False)
+class LoraMapping:
+    """Which adapters each row gets, and at which weight. Rows are the tokens, or those of them that get logits."""
+
+    adapter_ids: Int[Array, "tokens k"] = field(metadata=HOST)
+    adapter_weights: Float[Array, "tokens k"] = field(metadata=HOST)
+    columns: tuple[LoraColumn, ...]
+    slots: frozenset[int]  # those that some row uses
+    device: "LoraMapping" = None  # type: ignore[assignment]  # itself on a CPU
+    _others: dict[frozenset[int], Index] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.device is None:
+            object.__setattr__(self, "device", self)
+
+    @classmethod
+    def of(
+        cls, adapter_ids: Int[Array, "tokens k"], adapter_weights: Float[Array, "tokens k"], xp: Any = np
+    ) -> "LoraMapping":
+        """The mapping with these ids (NO_ADAPTER: none) and weights; its device copy lives in `xp`."""
+        columns = tuple(
+            lora_column(ids, weights) for ids, weights in zip(adapter_ids.T, adapter_weights.T, strict=True)
+        )
+        slots = frozenset(segment.slot for column in columns for segment in column.segments)
+        mapping = cls(adapter_ids, adapter_weights, columns, slots)
+        return mapping if xp is np else dataclasses.replace(mapping, device=on_device(mapping, xp))
+
+    def rows_without(self, slots: frozenset[int]) -> Index:
+        """The rows whose first adapter is none of these, as an index on the device. Copied there once."""
+        if slots not in self._others:
+            rows = index_of(np.flatnonzero(~np.isin(self.adapter_ids[:, 0], list(slots))))
+            here = isinstance(rows, slice) or self.device is self
+            self._others[slots] = rows if here else namespace(self.device.columns[0].adapter_ids).asarray(rows)
+        return self._others[slots]
+
+
+def lora_column(adapter_ids: Int[Array, " tokens"], adapter_weights: Float[Array, " tokens"]) -> LoraColumn:
+    """One column of a mapping, with its segments and its tiles."""
+    ids = np.ascontiguousarray(adapter_ids, np.int32)
+    sorted_rows = np.argsort(ids, kind="stable").astype(np.int32)
+    sorted_rows = sorted_rows[np.count_nonzero(ids == NO_ADAPTER) :]
+    segments: list[Segment] = []
+    tile_starts, used = [0], np.unique(ids[sorted_rows])
+    for slot in used.tolist():
+        rows = np.flatnonzero(ids == slot)
+        weights = adapter_weights[rows]
+        for weight in np.unique(weights).tolist():
+            segments.append(Segment(slot, weight, index_of(rows[weights == weight])))
+        stop = tile_starts[-1] + rows.size
+        tile_starts += [*range(tile_starts[-1] + TILE, stop, TILE), stop]
+    return LoraColumn(
+        ids,
+        adapter_weights.astype(np.float32),
+        tuple(segments),
+        sorted_rows,
+        np.asarray(tile_starts, np.int32),
+        len(used),
+    )
+
+
+def index_of(rows: Int[Array, " rows"]) -> Index:
+    """These rising rows as an index: a slice if each is the one before plus 1."""
+    if rows.size and rows[-1] - rows[0] + 1 == rows.size:
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows.astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """One request in the batch: its tokens are rows start to stop, the last of `context` tokens in its blocks.
+
+    `blocks` indexes the blocks from the `first` one on that is still there: a slice if they lie side by side."""
+
+    start: int
+    stop: int
+    context: int
+    first: int
+    blocks: Index
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMetadata:
+    """Where the keys and values of a batch lie, in a cache of num_blocks blocks of block_size tokens."""
+
+    query_start_loc: Int[Array, " starts"]  # request r owns tokens query_start_loc[r] to query_start_loc[r + 1]
+    context_lens: Int[Array, " requests"]  # tokens of the request in the cache, the new ones included
+    block_tables: Int[Array, "requests max_blocks"]
+    slot_mapping: Int[Array, " tokens"]  # where each token's key and value go: block * block_size + offset
+    requests: Int[Array, " tokens"]  # whose token it is
+    spans: tuple[Span, ...]
+    num_blocks: int
+    block_size: int
+    device: "AttentionMetadata" = None  # type: ignore[assignment]  # itself on a CPU
+
+    def __post_init__(self) -> None:
+        if self.device is None:
+            object.__setattr__(self, "device", self)
+
+    @classmethod
+    def of(
+        cls,
+        query_start_loc: Int[Array, " starts"],
+        context_lens: Int[Array, " requests"],
+        block_tables: Int[Array, "requests max_blocks"],
+        slot_mapping: Int[Array, " tokens"],
+        num_blocks: int,
+        block_size: int,
+        xp: Any = np,
+    ) -> "AttentionMetadata":
+        """The metadata of these tables; its device copy lives in `xp`. Nothing is checked here (checks.py does)."""
+        tables = np.ascontiguousarray(block_tables, np.int32)
+        starts, contexts = query_start_loc.tolist(), context_lens.tolist()
+        spans = tuple(
+            Span(start, stop, context, *blocks_of(table[: -(-context // block_size)]))
+            for start, stop, context, table in zip(starts, starts[1:], contexts, tables, strict=False)
+        )
+        requests = np.repeat(np.arange(len(contexts), dtype=np.int32), np.diff(query_start_loc))
+        metadata = cls(query_start_loc, context_lens, tables, slot_mapping, requests, spans, num_blocks, block_size)
+        return metadata if xp is np else dataclasses.replace(metadata, device=on_device(metadata, xp))
+
+
+def blocks_of(table: Int[Array, " blocks"]) -> tuple[int, Index]:
+    """(first block that is still there, index of it and all after it)."""
+    first = int(np.argmax(table != NO_BLOCK)) if table.size and table[0] == NO_BLOCK else 0
+    blocks = table[first:]
+    if blocks.size > 1 and (np.diff(blocks) != 1).any():
+        return first, blocks
+    return first, slice(int(blocks[0]), int(blocks[-1]) + 1) if blocks.size else slice(0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One forward pass over all scheduled tokens of all requests. `device` has the same arrays where the numbers live."""
+
+    token_ids: Int[Array, " tokens"]
+    positions: Int[Array, " tokens"]  # of each token in its own request
+    lora: LoraMapping  # of the tokens
+    logits_lora: LoraMapping  # of the tokens that get logits
+    logits_indices: Int[Array, " rows"]  # which these are
+    attention: AttentionMetadata
+    device: "Batch" = None  # type: ignore[assignment]  # itself on a CPU
+
+    def __post_init__(self) -> None:
+        if self.device is None:
+            object.__setattr__(self, "device", self)
+
+    def to(self, xp: Any) -> "Batch":
+        """The same batch with its device copy in `xp`: one transfer for all of its arrays."""
+        if xp is np:
+            return self
+        there = on_device(self, xp)
+        return dataclasses.replace(
+            self,
+            lora=dataclasses.replace(self.lora, device=there.lora),
+            logits_lora=dataclasses.replace(self.logits_lora, device=there.logits_lora),
+            attention=dataclasses.replace(self.attention, device=there.attention),
+            device=there,
+        )
+
+
+# ---- to the device --------------------------------------------------------------------------------------------------
+
+
+def on_device(plan: Plan, xp: Any) -> Plan:
+    """A copy of a plan whose int32 and float32 arrays live in `xp`: one buffer, one transfer, and views of it."""
+    arrays = list(_arrays(plan))
+    bits = [np.ascontiguousarray(x).reshape(-1).view(np.int32) for x in arrays]
+    buffer = xp.asarray(np.concatenate([np.zeros(0, np.int32), *bits]))
+    stops = np.cumsum([x.size for x in arrays]).tolist()
+    views = (buffer[stop - x.size : stop].view(x.dtype).reshape(x.shape) for x, stop in zip(arrays, stops, strict=True))
+    return _with_arrays(plan, views)
+
+
+def _copied(plan: Any) -> list[str]:
+    """The fields of a plan that the device needs."""
+    own = ("device", "_others")
+    return [f.name for f in dataclasses.fields(plan) if f.name not in own and not f.metadata.get("host")]
+
+
+def _arrays(value: Any) -> Iterator[Array]:
+    """Every array of a plan, in the order of the fields."""
+    if isinstance(value, np.ndarray):
+        if value.dtype not in (np.int32, np.float32):
+            raise TypeError(f"a plan holds int32 and float32, not {value.dtype}")
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _arrays(item)
+    elif dataclasses.is_dataclass(value):
+        for name in _copied(value):
+            yield from _arrays(getattr(value, name))
+
+
+def _with_arrays(value: Any, views: Iterator[Array]) -> Any:
+    """The same plan with the next of these in the place of each of its arrays."""
+    if isinstance(value, np.ndarray):
+        return next(views)
+    if isinstance(value, tuple):
+        return tuple(_with_arrays(item, views) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed: dict[str, Any] = {name: _with_arrays(getattr(value, name), views) for name in _copied(value)}
+        changed |= {"device": None} if hasattr(value, "device") else {}
+        return dataclasses.replace(value, **changed)
+    return value
+
+
+# ---- steps that make a plan: fields of Ops --------------------------------------------------------------------------
+
+
+def lora_mapping(
+    per_request: Sequence[Adapters], lengths: Sequence[int]
+) -> tuple[Int[Array, "tokens k"], Float[Array, "tokens k"]]:
+    """Which adapters, at which weight, each token gets: its request's, in the request's order, then -1 and 0."""
+    k = max(1, *(len(adapters) for adapters in per_request))
+    ids = np.full((len(lengths), k), NO_ADAPTER, np.int32)
+    weights = np.zeros((len(lengths), k))
+    for r, adapters in enumerate(per_request):
+        for j, (slot, weight) in enumerate(adapters):
+            ids[r, j], weights[r, j] = slot, weight
+    return ids.repeat(lengths, axis=0), weights.repeat(lengths, axis=0)
+
+
+def positions(computed: Sequence[int], lengths: Sequence[int]) -> Int[Array, " tokens"]:
+    """The position of each token in its own request, counting the tokens that were computed before."""
+    return np.concatenate([np.arange(c, c + n, dtype=np.int32) for c, n in zip(computed, lengths, strict=True)])
+
+
+def slot_mapping(
+    block_tables: Int[Array, "requests max_blocks"],
+    positions: Int[Array, " tokens"],
+    query_start_loc: Int[Array, " starts"],
+    block_size: int,
+) -> Int[Array, " tokens"]:
+    """Where each token's key and value go: block * block_size + offset, through its request's block table."""
+    request = np.repeat(np.arange(len(query_start_loc) - 1), np.diff(query_start_loc))
+    block = block_tables[request, positions // block_size]
+    return (block * block_size + positions % block_size).astype(np.int32)
+
+
+def logits_indices(query_start_loc: Int[Array, " starts"], every: bool) -> Int[Array, " rows"]:
+    """The tokens that get logits: each request's last, or every one."""
+    return np.arange(query_start_loc[-1], dtype=np.int32) if every else (query_start_loc[1:] - 1).astype(np.int32)
