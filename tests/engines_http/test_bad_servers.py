@@ -9,6 +9,7 @@ import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,37 @@ def test_a_server_that_drips_is_not_waited_for_either() -> None:
                 engine.run([ASK])
         finally:
             free.set()
+
+
+def test_a_timeout_of_the_socket_is_no_broken_connection(
+    fake: Fake, engine: OpenAIHTTP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine it comes before the timer's thread has had its turn: slow is not wrong, and not asked again."""
+    requests: list[str] = []
+
+    def times_out(connection: client.HTTPConnection) -> None:
+        requests.append(connection.host)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(client.HTTPConnection, "getresponse", times_out)
+    with pytest.raises(EngineError, match="no whole answer within 120 s"):
+        engine.run([ASK])
+    assert len(requests) == 1
+
+
+def test_a_body_of_unknown_length_that_was_cut_off_is_no_answer(
+    fake: Fake, engine: OpenAIHTTP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def too_late(wire: socket.socket, seconds: float) -> Iterator[threading.Event]:
+        late = threading.Event()
+        late.set()
+        yield late
+
+    monkeypatch.setattr(client, "_cut", too_late)
+    fake.instead = half_of_unknown_length
+    with pytest.raises(EngineError, match="no whole answer within 120 s"):
+        engine.run([ASK])
 
 
 def test_a_huge_answer_is_not_read_to_its_end(fake: Fake, engine: OpenAIHTTP, monkeypatch: pytest.MonkeyPatch) -> None:

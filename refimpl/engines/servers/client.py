@@ -143,9 +143,12 @@ class Client:
                     if not piece and response.length:  # read() does not mind
                         raise ConnectionError(f"closed with {response.length} bytes to come")
                 except (OSError, HTTPException) as error:
-                    if late.is_set():
+                    # The socket's own timeout may come before the timer: on a busy machine that thread waits its turn.
+                    if late.is_set() or isinstance(error, TimeoutError):
                         raise TimeoutError from None
                     raise _Broken(f"{type(error).__name__} {error}", bytes(body)) from None
+                if late.is_set():  # a body of unknown length ends without an error when it is cut off
+                    raise TimeoutError
             if len(body) > MAX_BODY:
                 what = f"{method} {path} at {self.url}: more than {MAX_BODY} bytes; top-k asks for less"
                 raise BadAnswer(what, self._text(bytes(body[:RAW_TEXT])))
