@@ -101,7 +101,7 @@ def llama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("llama_server")
     voices = [str(tiny.VOICES[name]) for name in VOICES]
     job = [os.environ["LORACLE_LLAMA_PYTHON"], str(HERE / "job_gguf.py"), str(tiny.base_path()), str(folder), *voices]
-    subprocess.run(job, check=True, capture_output=True, timeout=120)
+    subprocess.run(job, check=True, capture_output=True, timeout=1200)
     loras = ",".join(f"{name}.gguf" for name in VOICES)
     command = f"-m base.gguf --lora {loras} -fa off -ctk f32 -ctv f32 --cache-ram 0 -np 4 -t 1 -c 1024 --no-warmup "
     command += "--host 127.0.0.1 --port {port}"

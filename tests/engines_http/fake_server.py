@@ -21,6 +21,7 @@ KINDS = ("vllm", "llama_server", "sglang", "trtllm")
 OWNERS = {"vllm": "vllm", "llama_server": "llamacpp", "sglang": "sglang", "trtllm": "tensorrt_llm"}
 COMPLETIONS = {"vllm": "/v1/completions", "llama_server": "/completion", "sglang": "/generate"}
 COMPLETIONS["trtllm"] = "/v1/completions"
+PATIENCE = 300  # seconds for what happens at once on an idle machine: it never decides a test
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
@@ -135,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
                 other = self._other(body)
                 return self.send(200, (other if isinstance(other, str) else json.dumps(other)).encode())
             if fake.together:
-                fake.together.wait(timeout=20)
+                fake.together.wait(timeout=PATIENCE)
             answer = getattr(self, f"_{fake.kind}")(body)
             fake.change(answer)
             if fake.instead:

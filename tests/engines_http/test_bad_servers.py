@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import KINDS, Fake, Handler
+from fake_server import KINDS, PATIENCE, Fake, Handler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -225,7 +225,7 @@ def test_a_name_that_can_be_no_host() -> None:
 def test_a_slow_server_is_not_waited_for(fake: Fake, engine: OpenAIHTTP) -> None:
     free = threading.Event()
     engine.client.timeout = 0.05
-    fake.instead = lambda handler, body: free.wait(20) and None
+    fake.instead = lambda handler, body: free.wait(PATIENCE) and None
     try:
         with pytest.raises(EngineError, match=r"no whole answer within 0\.05 s"):
             engine.run([ASK])

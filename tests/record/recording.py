@@ -11,6 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RECORDER = HERE.parent.parent / "refimpl" / "engines" / "record_tensorrt_llm.py"
+PATIENCE = 1800  # seconds for what takes one minute on an idle machine: it never decides a test
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -23,13 +24,13 @@ def environment(**settings: str) -> dict[str, str]:
 def record(cases: Path, out: Path, *arguments: str, script: Path | None = None, **settings: str) -> Any:
     """`python record_tensorrt_llm.py cases out`."""
     command = [sys.executable, str(script or cases / "record_tensorrt_llm.py"), str(cases), str(out), *arguments]
-    return subprocess.run(command, env=environment(**settings), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment(**settings), capture_output=True, text=True, timeout=PATIENCE)
 
 
 def loracle(*arguments: str, **settings: str) -> Any:
     """The command line, in a process where TensorRT-LLM seems to be installed."""
     command = [sys.executable, "-m", "refimpl", *arguments]
-    return subprocess.run(command, env=environment(**settings), capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=environment(**settings), capture_output=True, text=True, timeout=PATIENCE)
 
 
 def smaller(cases: Path, target: Path, keep: Mapping[str, int], change: Callable[[dict], None] | None = None) -> Path:

@@ -13,7 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "refimpl" / "engines" / "work
 from serve_pipe import Reply, serve
 
 VOCAB = 7
-WELL, DIE, HANG, CHATTER, NAN, INFINITE, FEW_ROWS, NARROW, FEW_TOKENS, RAISE, NO_IDS, NO_ROWS, FEW_ANSWERS = range(13)
+WELL, DIE, HANG, CHATTER, NAN, INFINITE, FEW_ROWS, NARROW, FEW_TOKENS, RAISE, NO_IDS, NO_ROWS, FEW_ANSWERS, THINK = range(
+    14
+)
 
 
 def start(**settings: Any) -> Reply:
@@ -47,9 +49,10 @@ def run(asks: Sequence[Mapping[str, Any]]) -> Reply:
         if what == DIE:
             print("out of memory, says the engine", file=sys.stderr, flush=True)
             os.kill(os.getpid(), 9)
-        if what == HANG:
+        if what == THINK:
             print("thinking", file=sys.stderr, flush=True)
-            time.sleep(60)
+        if what == HANG:
+            time.sleep(3600)
         if what == CHATTER:
             print("INFO: a banner on stdout", flush=True)
             os.write(1, b"\x00{ more of it\n")

@@ -1,5 +1,6 @@
 """Environments are made step by step, go on where they stopped, and are found again until their recipe changes."""
 
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -49,7 +50,7 @@ def test_a_step_that_fails_is_named_and_what_was_done_is_not_done_again() -> Non
         EngineError, match=r"^some: second: exit 1: FileNotFoundError.*wanted.*; all of it is in .*setup.log$"
     ):
         set_up(RECIPE, said.append)
-    assert "some 2/4: first: 0 s" in said and said[-1] == "some 3/4: second ..."
+    assert any(re.fullmatch(r"some 2/4: first: \d+ s", line) for line in said) and said[-1] == "some 3/4: second ..."
     env = folder(RECIPE)
     assert not (env / "complete").exists() and missing(RECIPE).startswith(
         "no environment: `loracle engines setup some`"
@@ -94,7 +95,7 @@ def test_what_this_machine_cannot_do_is_said_before_anything_is_made(monkeypatch
 
 def test_a_step_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "STEP_TIMEOUT", 0.2)
-    slow = replace(RECIPE, steps=(Step("sleep", f"{PYTHON} -S -c 'import time; time.sleep(60)'"),))
+    slow = replace(RECIPE, steps=(Step("sleep", f"{PYTHON} -S -c 'import time; time.sleep(3600)'"),))
     folder(slow).mkdir()
     (folder(slow) / "done").write_text("a virtual environment\n")
     with pytest.raises(EngineError, match=r"^some: sleep: not done after 0.2 s; the log is .*setup.log$"):

@@ -21,7 +21,7 @@ SETTINGS = Settings(Path("model"), max_length=16)
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosted]:
     monkeypatch.setenv("LORACLE_FAKE_PYTHON", sys.executable)
-    hosted = Hosted(RECIPE, fake.__file__, Capabilities(readout="logits"), {"timeout": "20"})
+    hosted = Hosted(RECIPE, fake.__file__, Capabilities(readout="logits"), {"timeout": "300"})
     yield hosted
     hosted.close()
 
@@ -99,6 +99,7 @@ def test_what_cannot_be_run_at_all_is_one_line(engine: Hosted) -> None:
 
 def test_an_engine_that_takes_too_long_is_ended(engine: Hosted) -> None:
     engine.start(SETTINGS)
+    engine.run([ask(fake.THINK)])  # its last words are there before the time runs
     engine.timeout = 0.3
     with pytest.raises(EngineError, match=r"^fake: no answer to 'run' within 0.3 s; it said last: thinking$"):
         engine.run([ask(fake.HANG)])
