@@ -1,7 +1,7 @@
 """Environments of their own for the engines whose pins would quarrel with everybody else's.
 
-Each is a recipe: a virtual environment and some commands. It is made once, in the user's cache, under the hash of what
-it is made from; a recipe that changes makes another one. What was interrupted goes on where it stopped.
+Each is a recipe: a virtual environment and some commands. It is made once, in the user's cache, under the hash of its
+recipe and files; a recipe that changes makes another one. A setup that was interrupted goes on where it stopped.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Recipe:
 
     name: str
     variable: str  # names the python of an environment of the user's own, instead
-    cost: str  # told before it starts
+    cost: str  # printed before it starts
     steps: tuple[Step, ...]
     files: tuple[str, ...]  # that the steps read, beside this one
     python: tuple[int, int] = (3, 10)  # the oldest that will do
@@ -98,12 +98,12 @@ RECIPES = {recipe.name: recipe for recipe in (VLLM, LLAMA_CPP)}
 
 
 def cache_folder() -> Path:
-    """Where the environments are."""
+    """Return the folder of all environments."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loracle" / "engines"
 
 
 def folder(recipe: Recipe) -> Path:
-    """Where this one is, or will be."""
+    """Return the folder of this environment, which need not exist yet."""
     parts = [repr(recipe.steps), sys.version.partition(" ")[0], platform.machine(), sys.platform]
     parts += [(HERE / file).read_text("utf-8") for file in recipe.files]
     parts += [processor()] if recipe.compiles else []
@@ -112,7 +112,7 @@ def folder(recipe: Recipe) -> Path:
 
 
 def processor() -> str:
-    """What the processor can do: a library that was built for another one would die of an illegal instruction."""
+    """Return the processor's features: a library built for others would die of an illegal instruction."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
@@ -121,7 +121,7 @@ def processor() -> str:
 
 
 def python_of(recipe: Recipe) -> Path | None:
-    """The python of the user's own environment, else of the one that was set up; None if there is neither."""
+    """Return the python of the user's own environment, else of the one that was set up; None if there is neither."""
     given = os.environ.get(recipe.variable)
     if given:
         return Path(given) if shutil.which(given) else None
@@ -131,7 +131,7 @@ def python_of(recipe: Recipe) -> Path | None:
 
 
 def missing(recipe: Recipe) -> str:
-    """ "" if there is an environment; else how to get one."""
+    """Return "" if there is an environment; else how to get one."""
     given = os.environ.get(recipe.variable)
     if python_of(recipe) is not None:
         return ""
@@ -142,10 +142,10 @@ def missing(recipe: Recipe) -> str:
 
 
 def set_up(recipe: Recipe, say: Callable[[str], None]) -> Path:
-    """Make the environment unless it is there; its folder. `say` gets a line for each step.
+    """Make the environment unless it is complete; return its folder. `say` gets a line for each step.
 
-    A step that is done is noted down and never done again. EngineError if one fails, with the last line that it wrote
-    and where the others are."""
+    A step that is done is noted in the file `done` and never done again. EngineError if one fails, with the last line
+    that it wrote and where the others are."""
     env = folder(recipe)
     if (env / "complete").exists():
         say(f"{env}: complete")
@@ -166,17 +166,17 @@ def set_up(recipe: Recipe, say: Callable[[str], None]) -> Path:
 
 
 def check_machine(recipe: Recipe) -> None:
-    """EngineError where the steps cannot succeed."""
+    """Raise an EngineError where the steps cannot succeed."""
     if sys.platform == "win32":
         raise EngineError(f"{recipe.name}: its environment is made under Linux; on Windows use WSL")
     if sys.version_info[:2] < recipe.python:
         raise EngineError(f"{recipe.name}: needs Python {'.'.join(map(str, recipe.python))}, this is {sys.version[:6]}")
-    if recipe.compiles and not any(shutil.which(c) for c in (os.environ.get("CXX") or "c++", "g++", "clang++")):
+    if recipe.compiles and not any(shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++")):
         raise EngineError(f"{recipe.name}: is built from source: install a C++ compiler (g++ or clang++)")
 
 
 def take_steps(recipe: Recipe, env: Path, say: Callable[[str], None]) -> None:
-    """Those that are not noted down in `done`; then the note that all are."""
+    """Take the steps that are not noted in the file `done`, and then mark the environment complete."""
     steps = (Step("a virtual environment", f"{shlex.quote(sys.executable)} -m venv {{env}}"), *recipe.steps)
     notes = env / "done"
     done = notes.read_text("utf-8").splitlines() if notes.exists() else []
@@ -195,7 +195,7 @@ def take_steps(recipe: Recipe, env: Path, say: Callable[[str], None]) -> None:
 
 
 def take_step(recipe: Recipe, step: Step, env: Path) -> None:
-    """Run the command, in the environment; what it says goes to the log."""
+    """Run the command in the environment; its output goes to the log."""
     names = {"env": str(env), "python": str(env / "bin" / "python"), "here": str(HERE)}
     command = [word.format(**names) for word in shlex.split(step.command)]
     variables = {key: value.format(**names) for key, value in step.variables.items()}
@@ -226,5 +226,6 @@ def take_step(recipe: Recipe, step: Step, env: Path) -> None:
 
 
 def outer_environment() -> dict[str, str]:
-    """Our own variables, less those that would make another python look for its modules here."""
-    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CMAKE_ARGS")}
+    """Return our own variables, less those that would make another python look for its modules here."""
+    ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CMAKE_ARGS")
+    return {key: value for key, value in os.environ.items() if key not in ours}

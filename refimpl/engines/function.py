@@ -5,7 +5,7 @@
         return [{"logits": ..., "token_ids": [...]}, ...]    # or "logprobs", or "token_ids" alone
 
 logits and logprobs have a row for each token of the prompt and each produced token but the last, or for the produced
-tokens alone. Adapters are folders; what they were called, and when they were loaded, is not the function's concern.
+tokens alone. Adapters are folders: the names under which they were loaded, and when, do not reach the function.
 """
 
 import importlib
@@ -18,7 +18,17 @@ from typing import Any
 import numpy as np
 
 from ..config import LAYER_MODULES
-from .interface import FEATURES, Capabilities, EngineError, EngineRequest, EngineResponse, Entry, Settings, infer_first
+from .interface import (
+    FEATURES,
+    Capabilities,
+    EngineError,
+    EngineRequest,
+    EngineResponse,
+    Entry,
+    Settings,
+    infer_first_position,
+)
+from .suggestion import did_you_mean
 
 CAPABILITIES = Capabilities(
     readout="logits",
@@ -31,21 +41,27 @@ KEYS = ("token_ids", "logits", "logprobs")
 
 
 def entry() -> Entry:
-    """For `loracle engines`."""
+    """Return its line of `loracle engines`."""
     return Entry("module:function", "a Python function of your own (see refimpl/engines/function.py)", CAPABILITIES, "")
 
 
 def make(options: Mapping[str, str]) -> "Function":
-    """options["function"]: "module:function". EngineError if there is none of that name."""
+    """Return the engine of options["function"], "module:function". EngineError if there is no such function."""
     module, _, name = options["function"].partition(":")
+    if module.endswith(".py"):
+        path = Path(module)
+        where = "" if path.parent == Path() else f", in the folder {path.parent}"
+        raise EngineError(f"{options['function']}: a module is named without .py: {path.stem}:{name}{where}")
     if os.getcwd() not in sys.path:  # as python -m does: the user's file lies where the command is given
         sys.path.insert(0, os.getcwd())
     try:
-        function = getattr(importlib.import_module(module), name)
+        namespace = importlib.import_module(module)
+        function = getattr(namespace, name)
     except ImportError as error:
         raise EngineError(f"{options['function']}: {error}") from None
     except AttributeError:
-        raise EngineError(f"{options['function']}: module {module} has no {name}") from None
+        meant = did_you_mean(name, vars(namespace))
+        raise EngineError(f"{options['function']}: module {module} has no {name}{meant}") from None
     if not callable(function):
         raise EngineError(f"{options['function']} is {type(function).__name__}, not a function")
     return Function(function)
@@ -60,69 +76,68 @@ class Function:
         self.function = function
 
     def start(self, settings: Settings) -> None:
-        """The function gets the model's folder with every call."""
+        """Keep the model's folder, which the function gets with every call."""
         self.settings = settings
         self.reset()
 
     def reset(self) -> None:
-        """No adapter is known."""
+        """Forget all adapters."""
         self.folders: dict[str, Path] = {}
 
     def load(self, name: str, folder: Path) -> None:
-        """The name means this folder from now on."""
+        """Give the function this folder for the name from now on."""
         self.folders[name] = folder
 
     def unload(self, name: str) -> None:
-        """The name means nothing any more."""
+        """Forget the name."""
         self.folders.pop(name, None)
 
-    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
-        """One call. What it raises is an answer: it failed."""
-        requests = [
+    def run(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
+        """Call the function once for all requests. An exception of its own fails every one of them."""
+        arguments = [
             {
-                "prompt_ids": list(a.prompt_ids),
-                "adapter_dir": None if a.adapter is None else str(self.folders[a.adapter]),
-                "max_new_tokens": a.max_new_tokens,
+                "prompt_ids": list(request.prompt_ids),
+                "adapter_dir": None if request.adapter is None else str(self.folders[request.adapter]),
+                "max_new_tokens": request.max_new_tokens,
             }
-            for a in asks
+            for request in requests
         ]
         try:
-            found = list(self.function(str(self.settings.model), requests))
-        except Exception as error:  # the user's code: whatever it does is its answer
-            return [EngineResponse(error=f"{type(error).__name__}: {error}")] * len(asks)
-        if len(found) != len(asks):
-            return [
-                EngineResponse(error=f"{len(found)} answers to {len(asks)} requests", raw=repr(found)[:1000])
-            ] * len(asks)
-        return [_answer(ask, one) for ask, one in zip(asks, found, strict=True)]
+            values = list(self.function(str(self.settings.model), arguments))
+        except Exception as error:  # the user's code may raise anything
+            return [EngineResponse(error=f"{type(error).__name__}: {error}")] * len(requests)
+        if len(values) != len(requests):
+            wrong = f"{len(values)} answers to {len(requests)} requests"
+            return [EngineResponse(error=wrong, raw=repr(values)[:1000])] * len(requests)
+        return [_response(request, value) for request, value in zip(requests, values, strict=True)]
 
     def versions(self) -> dict[str, str]:
-        """Where it comes from."""
+        """Return the function's module and name."""
         return {"function": f"{self.function.__module__}:{getattr(self.function, '__name__', '?')}"}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
 
-def _answer(ask: EngineRequest, one: Any) -> EngineResponse:
-    """Whatever came back, read as far as it can be."""
-    if not isinstance(one, Mapping) or not set(one) & set(KEYS):
-        return EngineResponse(
-            error=f"expected a dict with {', '.join(KEYS)}, not {type(one).__name__}", raw=repr(one)[:1000]
-        )
-    unknown = sorted(set(one) - set(KEYS))
+def _response(request: EngineRequest, value: Any) -> EngineResponse:
+    """What the function returned for one request, read as far as it can be."""
+    if not isinstance(value, Mapping) or not set(value) & set(KEYS):
+        wrong = f"expected a dict with {', '.join(KEYS)}, not {type(value).__name__}"
+        return EngineResponse(error=wrong, raw=repr(value)[:1000])
+    unknown = sorted(set(value) - set(KEYS))
     if unknown:
-        return EngineResponse(error=f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}", raw=repr(one)[:1000])
+        return EngineResponse(error=f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}", raw=repr(value)[:1000])
     try:
-        rows = {k: np.asarray(one[k], np.float64) for k in ("logits", "logprobs") if one.get(k) is not None}
-        if "token_ids" in one:
-            tokens = tuple(int(t) for t in one["token_ids"])
-        elif rows:  # greedy: what its own rows say
-            tokens = tuple(int(t) for t in next(iter(rows.values()))[-ask.max_new_tokens :].argmax(axis=1))
+        rows = {key: np.asarray(value[key], np.float64) for key in KEYS[1:] if value.get(key) is not None}
+        scores = next(iter(rows.values()), None)
+        if "token_ids" in value:
+            token_ids = tuple(int(t) for t in value["token_ids"])
+        elif scores is not None:  # greedy: the tokens that its own rows choose
+            token_ids = tuple(int(t) for t in scores[-request.max_new_tokens :].argmax(axis=1))
         else:
-            tokens = ()
-        shown = next(iter(rows.values()), None)
-        first = 0 if shown is None else infer_first(len(shown), len(ask.prompt_ids), len(tokens))
+            token_ids = ()
+        prompt, produced = len(request.prompt_ids), len(token_ids)
+        first_position = 0 if scores is None else infer_first_position(len(scores), prompt, produced)
     except (TypeError, ValueError, IndexError, EngineError) as error:
-        return EngineResponse(error=f"{type(error).__name__}: {error}", raw=repr(one)[:1000])
-    return EngineResponse(tokens, first, rows.get("logits"), rows.get("logprobs"))
+        return EngineResponse(error=f"{type(error).__name__}: {error}", raw=repr(value)[:1000])
+    return EngineResponse(token_ids, first_position, rows.get("logits"), rows.get("logprobs"))

@@ -1,6 +1,6 @@
 """An engine that lives in another environment, behind the interface: calls go to its worker, numbers come back.
 
-What comes back is not believed: rows that are too few, too narrow or no numbers make an answer with an error.
+What comes back is checked: rows that are too few, too narrow or not finite make a response with an error.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,9 +38,9 @@ class Hosted:
         options: Mapping[str, str],
         variables: Callable[[Recipe], Mapping[str, str]] = lambda recipe: {},
     ) -> None:
-        """EngineError if there is no environment for it. options: the worker's own, and `timeout`."""
-        if lacking := missing(recipe):
-            raise EngineError(f"{recipe.name}: {lacking}")
+        """Find its environment. EngineError if there is none. options: the worker's own, and `timeout`."""
+        if problem := missing(recipe):
+            raise EngineError(f"{recipe.name}: {problem}")
         self.recipe, self.script, self.capabilities, self.options = recipe, script, capabilities, dict(options)
         self.variables = variables
         self.timeout = seconds(recipe.name, self.options.pop("timeout", str(TIMEOUT)))
@@ -48,7 +48,7 @@ class Hosted:
         self.worker: Worker | None = None
         self.max_length = 0
         self.names: set[str] = set()
-        self.seen: dict[str, Any] = {}  # what the worker tells of the last run, beside its answers
+        self.notes: dict[str, Any] = {}  # what the worker reports of the last run, beside its responses
 
     def start(self, settings: Settings) -> None:
         """Start the worker and load the model."""
@@ -79,53 +79,53 @@ class Hosted:
             raise
 
     def load(self, name: str, folder: Path) -> None:
-        """Under a name that is known: in the place of what had it."""
+        """Load the folder under the name, in place of what had the name before."""
         self._call("load", name=name, folder=str(folder.resolve()))
         self.names.add(name)
 
     def unload(self, name: str) -> None:
         """Forget the name."""
-        self._known(name)
+        self._check_loaded(name)
         self._call("unload", name=name)
         self.names.discard(name)
 
-    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
-        """All of them go over in one call. If the worker refuses that, each answer has the reason."""
+    def run(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
+        """Send all of them in one call. If the worker refuses that, each response has the reason."""
         if self.worker is None:
             raise EngineError(f"{self.recipe.name}: was not started")
-        for ask in asks:
-            for name, _ in wanted(ask):
-                self._known(name)
-            if (length := len(ask.prompt_ids) + ask.max_new_tokens) > self.max_length:
+        for request in requests:
+            for name, _ in request.adapters:
+                self._check_loaded(name)
+            if (length := len(request.prompt_ids) + request.max_new_tokens) > self.max_length:
                 raise EngineError(f"a request of {length} tokens, and the engine was started for {self.max_length}")
-        rows = [
+        payload = [
             {
-                "prompt_ids": list(map(int, ask.prompt_ids)),
-                "adapters": wanted(ask),
-                "max_new_tokens": ask.max_new_tokens,
-                "arrival_step": ask.arrival_step,
-                "cancel_after": ask.cancel_after,
+                "prompt_ids": list(map(int, request.prompt_ids)),
+                "adapters": list(request.adapters),
+                "max_new_tokens": request.max_new_tokens,
+                "arrival_step": request.arrival_step,
+                "cancel_after": request.cancel_after,
             }
-            for ask in asks
+            for request in requests
         ]
         try:
-            whole, arrays = self._call("run", asks=rows)
+            result, arrays = self._call("run", requests=payload)
         except Refused as error:
-            return [EngineResponse(error=str(error)) for _ in asks]
-        self.seen = whole if isinstance(whole, dict) else {}
-        found = self.seen.pop("answers", None)
-        if not isinstance(found, list) or len(found) != len(asks):
-            many = len(found) if isinstance(found, list) else "no list of"
-            raise EngineError(f"{self.recipe.name}: {many} answers to {len(asks)} requests")
-        return [self._answer(ask, found[i], arrays.get(f"rows_{i}")) for i, ask in enumerate(asks)]
+            return [EngineResponse(error=str(error)) for _ in requests]
+        self.notes = result if isinstance(result, dict) else {}
+        replies = self.notes.pop("responses", None)
+        if not isinstance(replies, list) or len(replies) != len(requests):
+            count = len(replies) if isinstance(replies, list) else "no list of"
+            raise EngineError(f"{self.recipe.name}: {count} answers to {len(requests)} requests")
+        return [self._response(request, replies[i], arrays.get(f"rows_{i}")) for i, request in enumerate(requests)]
 
     def reset(self) -> None:
-        """No adapter, no prefix."""
+        """Forget all adapters and prefixes."""
         self._call("reset")
         self.names = set()
 
     def versions(self) -> dict[str, str]:
-        """Of what is in the worker's environment."""
+        """Return the versions of what is in the worker's environment."""
         return dict(self._call("versions")[0])
 
     def close(self) -> None:
@@ -139,47 +139,46 @@ class Hosted:
             raise EngineError(f"{self.recipe.name}: was not started")
         return self.worker.call(call, self.timeout, **arguments)
 
-    def _known(self, name: str) -> None:
+    def _check_loaded(self, name: str) -> None:
         if name not in self.names:
             raise EngineError(f"no adapter {name!r} is loaded")
 
-    def _answer(self, ask: EngineRequest, found: Any, rows: Array | None) -> EngineResponse:
-        """Checked. A wrong one keeps what was understood of it, beside the reason."""
-        if not isinstance(found, dict) or not isinstance(found.get("token_ids"), list):
-            return EngineResponse(error=f"{self.recipe.name}: an answer without token ids", raw=found)
-        if found.get("error"):
-            return EngineResponse(tuple(found["token_ids"]), error=f"{self.recipe.name}: {found['error']}", raw=found)
-        answer = EngineResponse(tuple(found["token_ids"]))
+    def _response(self, request: EngineRequest, reply: Any, rows: Array | None) -> EngineResponse:
+        """One reply of the worker, checked. A wrong one keeps what was understood of it, beside the reason."""
+        if not isinstance(reply, dict) or not isinstance(reply.get("token_ids"), list):
+            return EngineResponse(error=f"{self.recipe.name}: an answer without token ids", raw=reply)
+        response = EngineResponse(tuple(reply["token_ids"]))
+        if reply.get("error"):
+            return replace(response, error=f"{self.recipe.name}: {reply['error']}", raw=reply)
         if rows is None:
-            return replace(answer, error=f"{self.recipe.name}: an answer without rows", raw=found)
-        if rows.ndim != 2 or rows.shape[1] != self.vocab_size or rows.dtype.kind != "f":
-            what = f"rows of {rows.dtype} {list(rows.shape)} for a vocabulary of {self.vocab_size}"
-            return replace(answer, error=f"{self.recipe.name}: {what}", raw=rows)
-        answer = replace(answer, logits=rows) if self.shows_logits else replace(answer, logprobs=rows)
-        if ask.cancel_after is None and len(answer.token_ids) != ask.max_new_tokens:
-            wrong = f"{len(answer.token_ids)} of {ask.max_new_tokens} tokens"
-            return replace(answer, error=f"{self.recipe.name}: {wrong}", raw=rows)
-        prompt, produced = len(ask.prompt_ids), len(answer.token_ids)
-        answer = replace(answer, first=0 if len(rows) > produced else prompt - 1)
-        if ask.cancel_after is None and answer.first + len(rows) != prompt + produced - 1:
-            wrong = f"{len(rows)} rows for a prompt of {prompt} tokens and {produced} produced ones"
-            return replace(answer, error=f"{self.recipe.name}: {wrong}", raw=rows)
+            return replace(response, error=f"{self.recipe.name}: an answer without rows", raw=reply)
+        prompt, produced = len(request.prompt_ids), len(response.token_ids)
+        if rows.ndim == 2 and rows.dtype.kind == "f" and rows.shape[1] == self.vocab_size:
+            first_position = 0 if len(rows) > produced else prompt - 1
+            response = replace(response, first_position=first_position)
+            response = replace(response, logits=rows) if self.shows_logits else replace(response, logprobs=rows)
+        if wrong := self._what_is_wrong(request, response, rows):
+            return replace(response, error=f"{self.recipe.name}: {wrong}", raw=rows)
+        return response
+
+    def _what_is_wrong(self, request: EngineRequest, response: EngineResponse, rows: Array) -> str:
+        """ "" if there are as many tokens and rows as there must be, and all of their numbers are finite."""
+        prompt, produced = len(request.prompt_ids), len(response.token_ids)
+        whole_text = request.cancel_after is None
+        if response.logits is None and response.logprobs is None:
+            return f"rows of {rows.dtype} {list(rows.shape)} for a vocabulary of {self.vocab_size}"
+        if whole_text and produced != request.max_new_tokens:
+            return f"{produced} of {request.max_new_tokens} tokens"
+        if whole_text and response.first_position + len(rows) != prompt + produced - 1:
+            return f"{len(rows)} rows for a prompt of {prompt} tokens and {produced} produced ones"
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
-            what = f"{len(bad)} of {len(rows)} rows have values that are not finite, the first is row {bad[0]}"
-            return replace(answer, error=f"{self.recipe.name}: {what}", raw=rows)
-        return answer
-
-
-def wanted(ask: EngineRequest) -> list[tuple[str, float]]:
-    """The names of its adapters, each with its weight."""
-    if ask.adapter_weights:
-        return list(ask.adapter_weights)
-    return [] if ask.adapter is None else [(ask.adapter, 1.0)]
+            return f"{len(bad)} of {len(rows)} rows have values that are not finite, the first is row {bad[0]}"
+        return ""
 
 
 def seconds(name: str, text: str) -> float:
-    """EngineError if it is not a positive number."""
+    """Return the number of seconds that the option says. EngineError if it is not a positive number."""
     try:
         value = float(text)
     except ValueError:
@@ -190,7 +189,9 @@ def seconds(name: str, text: str) -> float:
 
 
 def check_options(name: str, options: Mapping[str, str], allowed: Mapping[str, Sequence[str]]) -> None:
-    """EngineError for an option that there is not, or a value that it cannot have. No values listed: any."""
+    """Refuse options that are not in `allowed`, and values that are not listed there (no values listed: any will do).
+
+    EngineError for the first of them."""
     for key, value in options.items():
         if key not in allowed:
             raise EngineError(f"{name} has no option {key!r}; it has {', '.join(allowed)}")

@@ -1,9 +1,11 @@
 """What the oracle asks of an engine, and what it gets back.
 
-    engine.start(settings); engine.load("a", folder); answers = engine.run([Ask(ids, "a"), Ask(ids, None)])
+    engine.start(settings)
+    engine.load("a", folder)
+    responses = engine.run([EngineRequest(ids, "a"), EngineRequest(ids, None)])
 
 An engine is driven from outside, as its users drive it: adapters are folders that are loaded under names, requests name
-them, and numbers come back. What an engine cannot do is declared in its Capabilities and never asked of it.
+them, and numbers come back. What an engine cannot do is declared in its Capabilities and never requested.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,22 +24,22 @@ FEATURES = (
     *("rslora", "rank_pattern", "alpha_pattern", "lora_bias", "partial", "mixed_ranks"),
     "sums",  # several adapters in one request, each with a weight
     "modules_to_save",  # a whole embed_tokens or lm_head that an adapter brings along
-    "grown_vocabulary",  # both of them, with more words than the base has
+    "grown_vocabulary",  # both of them, with more tokens than the base has
     "biases",  # of the base's own layers, brought along by an adapter (bias="all"); and a base that has biases
     "window",  # not of adapters: models with a sliding window
 )
 
-# What can be done to a running engine, beyond asking it.
+# What can be done to a running engine, beyond sending it requests.
 OPERATIONS = (
     "load",  # another adapter while it runs
     "unload",
     "reload",  # other weights under a name that is in use
-    "evict",  # more adapters known than there is room for at once
-    "prefix_cache",  # keys and values of earlier prompts are found again
+    "evict",  # more adapters loaded than there are slots for at once
+    "prefix_cache",  # keys and values of earlier prompts are used again
     "chunked_prefill",
     "arrivals",  # requests that come while others run
     "cancel",
-    "preempt",  # requests that run out of room for keys and values: Settings.kv_tokens
+    "preempt",  # requests that run out of KV slots: Settings.kv_tokens
 )
 
 
@@ -47,10 +49,10 @@ class EngineError(LoracleError):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can show and be asked."""
+    """What an engine can show, and which requests it can serve."""
 
     readout: str = "logits"  # one of READOUTS
-    top_k: int = 0  # with readout "top": how many tokens of a row are told
+    top_k: int = 0  # with readout "top": how many tokens of a row are shown
     prompt_rows: bool = True  # are the rows of the prompt's tokens shown, or only those of produced tokens?
     mixed: bool = True  # are several adapters computed in one forward pass?
     dtypes: tuple[str, ...] = ("float32",)
@@ -66,74 +68,82 @@ class Settings:
     """How an engine is started."""
 
     model: Path  # a Hugging Face folder
-    dtype: str = "float32"  # what it is asked to compute in
-    max_adapters: int = 4  # that one batch may name; an engine that can "evict" has room for no more
+    dtype: str = "float32"  # of the weights and of the arithmetic
+    max_adapters: int = 4  # adapter slots: as many as one batch may name
     max_rank: int = 64
-    max_length: int = 256  # tokens of the longest prompt with its answer
-    max_requests: int = 16  # at once
+    max_length: int = 256  # tokens of the longest prompt with those that it produces
+    max_requests: int = 16  # that run at once
     prefix_caching: bool = False
-    kv_tokens: int | None = None  # room for the keys and values of so many tokens in all (with "preempt")
-    chunk: int | None = None  # prompts are computed in pieces of at most so many tokens
+    kv_tokens: int | None = None  # KV slots, one for each token of all running requests (with "preempt")
+    chunk: int | None = None  # the most prompt tokens that one step computes
     modules: tuple[str, ...] = LAYER_MODULES  # on which some adapter is
     options: Mapping[str, str] = field(default_factory=dict)  # the engine's own: url, model-name, ...
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """One request. The adapter is the name under which it was loaded; None is the base."""
+    """One request: greedy, and no stop id ends it."""
 
     prompt_ids: tuple[int, ...]
-    adapter: str | None = None
-    max_new_tokens: int = 1  # greedy, and no stop id ends it
-    adapter_weights: tuple[
-        tuple[str, float], ...
-    ] = ()  # instead: names and weights of adapters that are summed (with "sums")
+    adapter: str | None = None  # the name under which it was loaded; None is the base
+    max_new_tokens: int = 1
+    # In place of `adapter`: names and weights of adapters that are summed (with "sums").
+    adapter_weights: tuple[tuple[str, float], ...] = ()
     arrival_step: int = 0  # it comes when the engine has made this many steps (with "arrivals"; else 0)
-    cancel_after: int | None = None  # it is cancelled after so many tokens (with "cancel"): its answer does not count
+    cancel_after: int | None = None  # tokens after which it is cancelled (with "cancel"): its response does not count
+
+    @property
+    def adapters(self) -> tuple[tuple[str, float], ...]:
+        """The names of its adapters, each with its weight: one of weight 1, several, or none for the base."""
+        if self.adapter_weights:
+            return self.adapter_weights
+        return () if self.adapter is None else ((self.adapter, 1.0),)
 
 
 @dataclass(frozen=True, eq=False)
 class EngineResponse:
     """What came back for one request.
 
-    Row i is what the engine thought of the token at place `first` + i + 1 of prompt + produced tokens. An engine that
-    shows the prompt has first = 0 and len(prompt) + len(token_ids) - 1 rows."""
+    Row i scores the token at position `first_position` + i + 1 of prompt + produced tokens. An engine that shows the
+    prompt has first_position 0 and len(prompt) + len(token_ids) - 1 rows."""
 
     token_ids: tuple[int, ...] = ()
-    first: int = 0
+    first_position: int = 0
     logits: Float[Array, "rows vocab"] | None = None
     logprobs: Float[Array, "rows vocab"] | None = None
     top: Sequence[Mapping[int, float]] | None = None  # per row: token -> log-probability
     trace: Mapping[str, Array] = field(default_factory=dict)  # names of refimpl.trace -> rows of the prompt's tokens
-    error: str = ""  # what the engine said instead of an answer: a failed case, never a pass
-    raw: Any = None  # the answer as it came, where that was not understood
+    error: str = ""  # the engine's words in place of numbers: a failed case, never a pass
+    raw: Any = None  # what came, where it was not understood
 
 
 class Engine(Protocol):
-    """A running engine. EngineError where it cannot be run; a request that goes wrong is an Answer with an error."""
+    """A running engine.
+
+    EngineError is raised where it cannot be run; a request that goes wrong is an EngineResponse with an error."""
 
     capabilities: Capabilities
 
     def start(self, settings: Settings) -> None:
-        """Load the model. No adapter is there yet."""
+        """Load the model, without any adapter."""
 
     def load(self, name: str, folder: Path) -> None:
-        """Make the PEFT folder known under the name; with "reload", in place of what had it before."""
+        """Load the PEFT folder under the name; with "reload", in place of what had the name before."""
 
     def unload(self, name: str) -> None:
         """Forget the name."""
 
-    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
-        """Serve these together; an answer for each, in order."""
+    def run(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
+        """Serve these together, and return a response for each, in order."""
 
     def reset(self) -> None:
-        """As after start: no adapter, no prefix. Never counted on for more than separating two sequences."""
+        """Forget all adapters and prefixes, as after start. Nothing but the separation of two sequences rests on it."""
 
     def versions(self) -> dict[str, str]:
-        """Of all that may matter to its numbers."""
+        """Return the version of everything that may matter to the numbers, by its name."""
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Free its memory, processes and connections."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +157,10 @@ class Entry:
     setup: str = ""  # how `loracle engines setup` gets it; "" if there is nothing to set up
 
 
-def infer_first(rows: int, prompt: int, produced: int) -> int:
-    """Which place the first of `rows` rows has. EngineError for a count that fits neither the whole nor the answer."""
+def infer_first_position(rows: int, prompt: int, produced: int) -> int:
+    """Return the position of the first of `rows` rows, for a prompt and produced tokens of these lengths.
+
+    EngineError if the count fits neither the whole text nor one of its two parts."""
     if rows == prompt + max(produced, 1) - 1:
         return 0
     if rows == produced:

@@ -4,12 +4,12 @@
     what = "alpha / r, although the adapter says rsLoRA"
     link = "https://github.com/vllm-project/vllm/issues/10798"   # or a list of them
     mutant = "rslora_ignored"         # the diagnosis that it covers: this mutant, or a symptom = "that begins so"
-    versions = "vllm>=0.5,<0.6.4"     # as the engine tells its own; without it, all
+    versions = "vllm>=0.5,<0.6.4"     # as the engine reports its own; without it, all
     options = { last-slot = "free" }  # only if the engine was started so
-    shows = false                     # known, but not to be seen as this package drives the engine
+    shows = false                     # known, but this package drives the engine so that it cannot show
     since = "2024-11-30"
 
-A failure that is expected and does not come is reported as well: somebody may have mended it.
+A failure that is expected and does not come is reported as well: somebody may have fixed it.
 """
 
 import re
@@ -44,13 +44,13 @@ class Failure:
     since: str = ""
 
     def covers(self, mutants: Iterable[str] = (), symptoms: Iterable[str] = ()) -> bool:
-        """Is this one of the mutants that were named, or one of the symptoms that were seen?"""
+        """Return whether this is one of the mutants that a diagnosis names, or one of its symptoms."""
         named = self.mutant and any(self.mutant in (name, name.partition("[")[0]) for name in mutants)
         return bool(named or (self.symptom and any(line.startswith(self.symptom) for line in symptoms)))
 
 
 def read_failures(engine: str, file: Path | None = None) -> list[Failure]:
-    """Those of an engine; none if it has no file. LoracleError, one line, for a file that is damaged."""
+    """Return the known defects of an engine; none if it has no file. LoracleError, one line, for a damaged file."""
     if file is None:
         file = FOLDER / f"{engine}.toml"
         if Path(engine).name != engine or not file.is_file():
@@ -66,16 +66,16 @@ def read_failures(engine: str, file: Path | None = None) -> list[Failure]:
 
 
 def _failure(entry: object, where: str) -> Failure:
-    known = [f.name for f in fields(Failure)]
+    keys = [entry_field.name for entry_field in fields(Failure)]
     if not isinstance(entry, dict):
         raise LoracleError(one_line(f"{where} is {shown(entry)}, not a table"))
     if isinstance(entry.get("link"), str):
         entry["link"] = [entry["link"]]
     for key, value in entry.items():
-        if key not in known:
-            raise LoracleError(one_line(f"{where}: unknown key {key!r}; known are {', '.join(known)}"))
-        if not _KINDS.get(key, _is_text)(value):
-            raise LoracleError(one_line(f"{where}: {key} is {shown(value)}, not {_WANTED.get(key, 'a text')}"))
+        if key not in keys:
+            raise LoracleError(one_line(f"{where}: unknown key {key!r}; known are {', '.join(keys)}"))
+        if not _CHECKS.get(key, _is_text)(value):
+            raise LoracleError(one_line(f"{where}: {key} is {shown(value)}, not {_EXPECTED.get(key, 'a text')}"))
     for key in ("what", "link"):
         if key not in entry:
             raise LoracleError(one_line(f"{where}: {key} is missing"))
@@ -92,39 +92,45 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-_KINDS: dict[str, Callable[[Any], bool]] = {
+_CHECKS: dict[str, Callable[[Any], bool]] = {
     "link": lambda x: isinstance(x, list) and bool(x) and all(map(_is_text, x)),
     "options": lambda x: isinstance(x, dict) and all(map(_is_text, x.values())),
     "shows": lambda x: isinstance(x, bool),
 }
-_WANTED = {"link": "a link or a list of them", "options": "a table of texts", "shows": "true or false"}
+_EXPECTED = {"link": "a link or a list of them", "options": "a table of texts", "shows": "true or false"}
 
 
 def applicable(
     failures: Sequence[Failure], engine: str, versions: Mapping[str, str], options: Mapping[str, str] | None = None
 ) -> list[Failure]:
-    """Those that speak of an engine of these versions that was started with these options."""
-    given = (options or {}).items()
-    return [f for f in failures if f.options.items() <= given and matches_versions(f.versions, versions, engine)]
+    """Return those that concern an engine of these versions, started with these options."""
+    started_with = (options or {}).items()
+    return [
+        failure
+        for failure in failures
+        if failure.options.items() <= started_with and matches_versions(failure.versions, versions, engine)
+    ]
 
 
 def match(failures: Sequence[Failure], mutants: Iterable[str] = (), symptoms: Iterable[str] = ()) -> Failure | None:
-    """The first that covers a diagnosis: its mutant's name, those that cannot be told from it, and the symptoms."""
+    """Return the first that covers a diagnosis: its mutant, those that look the same on this case, or its symptoms."""
     names, lines = list(mutants), list(symptoms)
-    return next((f for f in failures if f.covers(names, lines)), None)
+    return next((failure for failure in failures if failure.covers(names, lines)), None)
 
 
-def passed(
+def unexpectedly_passing(
     failures: Sequence[Failure],
     mutants: Iterable[str] = (),
     symptoms: Iterable[str] = (),
     exercised: Callable[[str], bool] = lambda mutant: True,
 ) -> list[Failure]:
-    """The expected failures that did not come: fixed? mutants, symptoms: all that the campaign found. exercised: would
-    it have shown this mutant? One that it could not have shown is not reported."""
+    """Return the expected failures that did not come: they may have been fixed.
+
+    mutants, symptoms: all that the campaign diagnosed. exercised: would the campaign have shown this mutant? One that
+    it could not have shown is not reported."""
     names, lines = list(mutants), list(symptoms)
-    missed = [f for f in failures if f.shows and not f.covers(names, lines)]
-    return [f for f in missed if not f.mutant or exercised(f.mutant)]
+    absent = [failure for failure in failures if failure.shows and not failure.covers(names, lines)]
+    return [failure for failure in absent if not failure.mutant or exercised(failure.mutant)]
 
 
 # Versions: comparisons of numbers with dots. What comes after them (rc1, +cpu) is not compared.
@@ -134,22 +140,27 @@ _NAME = re.compile(r"\s*([A-Za-z][A-Za-z0-9_.-]*)\s*(?=[=!<>])")
 
 
 def matches_versions(specifier: str, versions: Mapping[str, str], engine: str) -> bool:
-    """Does ">=0.5,<0.6.4" or "torch==2.*" hold? A package whose version nobody told is taken to be meant: a known
-    defect is better mentioned once too often."""
-    name, rest = engine, specifier
-    if found := _NAME.match(specifier):
-        name, rest = found[1], specifier[found.end() :]
-    parts = [_ONE.fullmatch(part) for part in rest.split(",")] if rest.strip() else []
-    if not all(parts) or (found and not parts):
+    """Return whether ">=0.5,<0.6.4" or "torch==2.*" holds of these versions, by package.
+
+    A package whose version is not among them is taken to match: a known defect is better mentioned once too often."""
+    package, comparisons = engine, specifier
+    if name := _NAME.match(specifier):
+        package, comparisons = name[1], specifier[name.end() :]
+    parts = [_ONE.fullmatch(part) for part in comparisons.split(",")] if comparisons.strip() else []
+    if not all(parts) or (name and not parts):
         raise LoracleError(
             f'versions is {shown(specifier)}: it must be comparisons like ">=0.5,<0.6.4" or "torch==2.*"'
         )
-    told = {_plain(k): v for k, v in versions.items()}
-    release = re.match(r"[vb]?([0-9]+(?:\.[0-9]+)*)", told.get(_plain(name), ""))
+    reported = {_plain(key): version for key, version in versions.items()}
+    release = re.match(r"[vb]?([0-9]+(?:\.[0-9]+)*)", reported.get(_plain(package), ""))
     if release is None:
         return True
-    have = [int(x) for x in release[1].split(".")]
-    return all(_holds(have, part[1], [int(x) for x in part[2].split(".")], bool(part[3])) for part in parts if part)
+    actual = _numbers(release[1])
+    return all(_holds(actual, part[1], _numbers(part[2]), bool(part[3])) for part in parts if part)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in version.split(".")]
 
 
 def _plain(name: str) -> str:
@@ -157,8 +168,8 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _holds(have: list[int], comparison: str, wanted: list[int], prefix: bool) -> bool:
-    """2.8 and 2.8.0 are the same; ==2.* compares the first number alone."""
-    width = len(wanted) if prefix else max(len(have), len(wanted))
-    a, b = ((x + [0] * width)[:width] for x in (have, wanted))
-    return {"==": a == b, "!=": a != b, "<=": a <= b, ">=": a >= b, "<": a < b, ">": a > b}[comparison]
+def _holds(actual: list[int], comparison: str, limit: list[int], prefix: bool) -> bool:
+    """2.8 and 2.8.0 are the same; with `prefix`, ==2.* compares the first number alone."""
+    width = len(limit) if prefix else max(len(actual), len(limit))
+    x, y = ((numbers + [0] * width)[:width] for numbers in (actual, limit))
+    return {"==": x == y, "!=": x != y, "<=": x <= y, ">=": x >= y, "<": x < y, ">": x > y}[comparison]

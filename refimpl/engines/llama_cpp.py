@@ -31,19 +31,19 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def entry() -> Entry:
-    """For `loracle engines`."""
+    """Return its line of `loracle engines`."""
     what = "llama.cpp's library through ctypes, in an environment of its own"
     return Entry("llama_cpp", what, CAPABILITIES, missing(LLAMA_CPP), LLAMA_CPP.cost)
 
 
 def make(options: Mapping[str, str]) -> Hosted:
-    """EngineError without its environment, or for an option that it does not have."""
+    """Return the engine, not started. EngineError without its environment, or for an option that it does not have."""
     check_options("llama_cpp", options, OPTIONS)
     return Hosted(LLAMA_CPP, "llama_cpp_worker.py", CAPABILITIES, options, library)
 
 
 def library(recipe: Recipe) -> dict[str, str]:
-    """Where libllama is: where the user says, else, unless the user's own python knows, where it was built."""
+    """Return the variable with libllama's folder: none if the user set it, or the user's own python; else our build."""
     if recipe.variable in os.environ or "LLAMA_CPP_LIB_PATH" in os.environ:
         return {}
     return {"LLAMA_CPP_LIB_PATH": str(folder(recipe) / "build" / "bin")}

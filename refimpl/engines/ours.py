@@ -1,7 +1,7 @@
-"""Our own engine, driven as any other: with a table of steps, which may be a mutant's.
+"""Our own engine, driven as any other: with any backend, which may have a bug (a mutant).
 
 It shows every row that it computes, and can be made to go on with tokens that another engine produced, so that both
-say what comes after the same text.
+score the same text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,11 +37,11 @@ CAPABILITIES = Capabilities(
 
 
 class Observed(Server):
-    """The engine of refimpl/engine.py; keeps every row of logits, and goes on with the tokens that it is told."""
+    """The engine of refimpl/engine.py that keeps every row of logits, and produces tokens that somebody else chose."""
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
-        self.rows: dict[int, dict[int, Array]] = {}  # request -> place -> logits
+        self.rows: dict[int, dict[int, Array]] = {}  # request -> position -> logits
         self.forced: dict[int, Sequence[int]] = {}  # request -> the tokens that it is to produce
         self.arrival = False  # are the rows of a batch in the order of arrival, or sorted by adapter?
 
@@ -54,28 +54,31 @@ class Observed(Server):
 
     def _rows_in_order(self, scheduled: list[tuple[RequestState, int]]) -> Array:
         work = [
-            ScheduledRequest(g.tokens[g.computed : g.computed + n], g.computed, g.table, g.adapters)
-            for g, n in scheduled
+            ScheduledRequest(
+                state.tokens[state.computed : state.computed + n], state.computed, state.table, state.adapters
+            )
+            for state, n in scheduled
         ]
         batch = make_batch(work, self.cache, self.adapters.slots, self.ops, every_row=True)
         rows = to_host(forward(self.model, batch, self.cache, self.adapters.slots, self.ops, self.precision))
-        # What the engine takes for each request's last row may be another row: that is a bug like any other.
-        last = rows[self.ops.logits_indices(batch.attention.query_start_loc, False)]
-        for i, (g, n) in enumerate(scheduled):
-            width = logit_width(g.request, self.model)
-            own = self.rows.setdefault(g.id, {})
+        query_start_loc = batch.attention.query_start_loc
+        # The backend chooses each request's last row, and may choose a wrong one: that is a bug like any other.
+        last = rows[self.ops.logits_indices(query_start_loc, False)]
+        for i, (state, n) in enumerate(scheduled):
+            width = logit_width(state.request, self.model)
+            rows_of_request = self.rows.setdefault(state.id, {})
             for j in range(n):
-                row = last[i] if j == n - 1 else rows[batch.attention.query_start_loc[i] + j]
-                own[g.computed + j] = row[:width]
+                row = last[i] if j == n - 1 else rows[query_start_loc[i] + j]
+                rows_of_request[state.computed + j] = row[:width]
         return last
 
-    def _choose(self, row: Array, g: RequestState) -> int:
-        forced = self.forced.get(g.id, ())
-        return int(forced[g.produced]) if g.produced < len(forced) else super()._choose(row, g)
+    def _choose(self, row: Array, state: RequestState) -> int:
+        forced = self.forced.get(state.id, ())
+        return int(forced[state.produced]) if state.produced < len(forced) else super()._choose(row, state)
 
 
 class Ours:
-    """An Engine (interface.py). `make_ops` gives a fresh table of steps, so that a mutant's own state starts empty."""
+    """An Engine (interface.py). `make_ops` makes a new backend, so that a mutant's own state starts empty."""
 
     capabilities = CAPABILITIES
     new_for_each_batch = True  # to start over costs nothing, and a bug that reads what was left behind is repeatable
@@ -87,10 +90,12 @@ class Ours:
         model: Model | None = None,
         adapters: Mapping[Path, Adapter] | None = None,
     ) -> None:
-        """model, adapters: what is loaded already; anything else is read from its folder. A make_ops with an attribute
-        `arrival` that is true has its batches in the order of arrival, as most engines have."""
+        """Keep what is loaded already (model, adapters by folder); anything else is read from its folder.
+
+        A make_ops whose attribute `arrival` is true gets batches in the order of arrival, as in most engines; others
+        get them sorted by adapter."""
         self.make_ops, self.precision, self.model = make_ops, precision, model
-        self.known = dict(adapters or {})
+        self.loaded = dict(adapters or {})
 
     def start(self, settings: Settings) -> None:
         """Load the model, unless it was given."""
@@ -100,34 +105,38 @@ class Ours:
         self.reset()
 
     def reset(self) -> None:
-        """A new engine with empty caches."""
+        """Make a new engine with empty caches."""
         assert self.model is not None
-        s = self.settings
-        blocks = -(-s.max_length // BLOCK_SIZE) + 1
+        settings = self.settings
+        blocks = -(-settings.max_length // BLOCK_SIZE) + 1
         self.server = Observed(
             self.model,
             self.make_ops(),
             self.precision,
-            num_blocks=blocks * s.max_requests if s.kv_tokens is None else s.kv_tokens // BLOCK_SIZE + 1,
+            num_blocks=(
+                blocks * settings.max_requests if settings.kv_tokens is None else settings.kv_tokens // BLOCK_SIZE + 1
+            ),
             block_size=BLOCK_SIZE,
-            max_batch_tokens=s.chunk or s.max_length * s.max_requests,
-            max_running=s.max_requests,
-            max_adapters=s.max_adapters,
-            prefix_caching=s.prefix_caching,
+            max_batch_tokens=settings.chunk or settings.max_length * settings.max_requests,
+            max_running=settings.max_requests,
+            max_adapters=settings.max_adapters,
+            prefix_caching=settings.prefix_caching,
         )
         self.server.arrival = getattr(self.make_ops, "arrival", False)
         self.names: dict[str, Adapter] = {}
 
     def load(self, name: str, folder: Path) -> None:
-        """Under a name that is known: in the place of what had it. It gets its slot now, as in most engines, so that
-        the slots are filled in the order of loading, whatever is asked later."""
+        """Load the folder under the name, in place of what had the name before.
+
+        The adapter gets its slot now, as in most engines: slots are filled in the order of loading, whatever the
+        requests name later."""
         assert self.model is not None
-        if folder not in self.known:
-            self.known[folder] = load_adapter(folder, self.model.config)
-        self.names[name] = replace(self.known[folder], name=name)
+        if folder not in self.loaded:
+            self.loaded[folder] = load_adapter(folder, self.model.config)
+        self.names[name] = replace(self.loaded[folder], name=name)
         slots = self.server.adapters
-        if (held := slots.acquire_all([(self.names[name], 1.0)])) is not None:
-            slots.release(held[0][0])
+        if (acquired := slots.acquire_all([(self.names[name], 1.0)])) is not None:
+            slots.release(acquired[0][0])
 
     def unload(self, name: str) -> None:
         """Forget the name. The weights stay in their slot until it is needed, as in any cache."""
@@ -135,53 +144,55 @@ class Ours:
             raise EngineError(f"no adapter {name!r} is loaded")
         del self.names[name]
 
-    def run(self, asks: Sequence[EngineRequest], forced: Sequence[Sequence[int]] | None = None) -> list[EngineResponse]:
-        """forced: the tokens that each request is to produce, where that is decided elsewhere."""
+    def run(
+        self, requests: Sequence[EngineRequest], forced: Sequence[Sequence[int]] | None = None
+    ) -> list[EngineResponse]:
+        """Serve these together. forced: the tokens that each request must produce; without it, the greedy ones."""
         server, ids = self.server, {}
         produced: dict[int, list[int]] = {}
-        late = sorted(range(len(asks)), key=lambda i: asks[i].arrival_step)
+        waiting = sorted(range(len(requests)), key=lambda i: requests[i].arrival_step)
         step = 0
-        while late or server.busy:
-            while late and (asks[late[0]].arrival_step <= step or not server.busy):
-                i = late.pop(0)
-                ids[i] = server.add(self._request(asks[i]))
+        while waiting or server.busy:
+            while waiting and (requests[waiting[0]].arrival_step <= step or not server.busy):
+                i = waiting.pop(0)
+                ids[i] = server.add(self._request(requests[i]))
                 produced[ids[i]] = []
                 if forced is not None:
                     server.forced[ids[i]] = forced[i]
             for token in server.step():
                 produced[token.request_id].append(token.token_id)
-            for i, request in ids.items():
-                limit = asks[i].cancel_after
-                if limit is not None and len(produced[request]) >= limit:
-                    server.cancel(request)
+            for i, request_id in ids.items():
+                limit = requests[i].cancel_after
+                if limit is not None and len(produced[request_id]) >= limit:
+                    server.cancel(request_id)
             step += 1
-        return [self._answer(asks[i], server.rows.pop(ids[i], {}), produced[ids[i]]) for i in range(len(asks))]
+        return [_response(request, server.rows.pop(ids[i], {}), produced[ids[i]]) for i, request in enumerate(requests)]
 
     def versions(self) -> dict[str, str]:
-        """Ours and NumPy's."""
+        """Return our own version and NumPy's."""
         return {"loracle": __version__, "numpy": np.__version__}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
-    def _request(self, ask: EngineRequest) -> Request:
-        wanted = ask.adapter_weights or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
-        for name, _ in wanted:
+    def _request(self, request: EngineRequest) -> Request:
+        for name, _ in request.adapters:
             if name not in self.names:
                 raise EngineError(f"no adapter {name!r} is loaded")
-        adapters = [(self.names[name], weight) for name, weight in wanted]
-        return Request(ask.prompt_ids, adapters or None, max_new_tokens=ask.max_new_tokens, stop_ids=())
+        adapters = [(self.names[name], weight) for name, weight in request.adapters]
+        return Request(request.prompt_ids, adapters or None, max_new_tokens=request.max_new_tokens, stop_ids=())
 
-    def _answer(self, ask: EngineRequest, rows: Mapping[int, Array], produced: Sequence[int]) -> EngineResponse:
-        """From the first place on after which none is missing: a prefix that was found in the cache has no rows."""
-        first = last = len(ask.prompt_ids) + max(len(produced), 1) - 2
-        while first - 1 in rows:
-            first -= 1
-        if last not in rows:
-            return EngineResponse(tuple(produced))
-        shown = [rows[i] for i in range(first, last + 1)]
-        # A bug may compute some rows without the words that the adapter adds: those are missing in them.
-        logits = np.full((len(shown), max(map(len, shown))), -np.inf, shown[0].dtype)
-        for row, own in zip(logits, shown, strict=True):
-            row[: len(own)] = own
-        return EngineResponse(tuple(produced), first, logits=logits)
+
+def _response(request: EngineRequest, rows: Mapping[int, Array], produced: Sequence[int]) -> EngineResponse:
+    """All rows from the first position on after which none is missing: a prefix from the cache has no rows."""
+    first = last = len(request.prompt_ids) + max(len(produced), 1) - 2
+    while first - 1 in rows:
+        first -= 1
+    if last not in rows:
+        return EngineResponse(tuple(produced))
+    shown = [rows[i] for i in range(first, last + 1)]
+    # A bug may compute some rows without the tokens that the adapter adds: -inf stands for those.
+    logits = np.full((len(shown), max(map(len, shown))), -np.inf, shown[0].dtype)
+    for padded, row in zip(logits, shown, strict=True):
+        padded[: len(row)] = row
+    return EngineResponse(tuple(produced), first, logits=logits)

@@ -8,7 +8,7 @@ import importlib.metadata
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,14 @@ CAPABILITIES = Capabilities(
 
 
 def entry() -> Entry:
-    """For `loracle engines`."""
+    """Return its line of `loracle engines`."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     how = f"needs {', '.join(missing)}: pip install 'loracle[peft]'" if missing else ""
     return Entry("peft", "Hugging Face transformers + PEFT, in this process", CAPABILITIES, how)
 
 
 def make(options: Mapping[str, str]) -> "Peft":
-    """EngineError where its packages are missing, or for an option: it has none."""
+    """Return the engine, not started. EngineError where its packages are missing, or for an option: it has none."""
     if missing := entry().missing:
         raise EngineError(f"peft {missing}")
     if options:
@@ -78,7 +78,7 @@ class Peft:
             self.unload(name)
 
     def load(self, name: str, folder: Path) -> None:
-        """PEFT refuses a name that is taken, so that a reload deletes first."""
+        """Load the folder under the name. PEFT refuses a name that is in use: its adapter is deleted first."""
         import peft
 
         if name in self.adapters:
@@ -95,7 +95,7 @@ class Peft:
         self.adapters.add(name)
 
     def unload(self, name: str) -> None:
-        """Without its last adapter a PeftModel is of no use: the plain base is taken out of it again."""
+        """Forget the name. Without its last adapter a PeftModel is of no use: the plain base is taken out again."""
         if name not in self.adapters:
             raise EngineError(f"no adapter {name!r} is loaded")
         with _quiet():
@@ -107,37 +107,37 @@ class Peft:
                 self.model.delete_adapter(name)
         self.adapters.discard(name)
 
-    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
-        """One left-padded batch; then one token of each at a time."""
-        return self._serve(asks, lambda: {})
+    def run(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
+        """Serve these as one left-padded batch, and then one token of each at a time."""
+        return self._serve(requests, lambda: {})
 
-    def traced(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
-        """The same, with the intermediates of the prompt's tokens under the names of refimpl.trace."""
-        with _listening(self.model or self.base) as heard:
-            return self._serve(asks, lambda: dict(heard))
+    def traced(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
+        """Serve these, with the intermediates of the prompt's tokens under the names of refimpl.trace."""
+        with _listening(self.model or self.base) as intermediates:
+            return self._serve(requests, lambda: dict(intermediates))
 
     def versions(self) -> dict[str, str]:
-        """Of the three packages."""
+        """Return the versions of the three packages."""
         return {name: importlib.metadata.version(name) for name in PACKAGES}
 
     def close(self) -> None:
-        """Let go of the models."""
+        """Free the models."""
         self.base = self.model = None
 
-    def _serve(self, asks: Sequence[EngineRequest], heard: Any) -> list[EngineResponse]:
-        torch, prompts = self.torch, [list(a.prompt_ids) for a in asks]
-        longest, steps = max(map(len, prompts)), max(a.max_new_tokens for a in asks)
-        pad = [longest - len(p) for p in prompts]
-        ids = torch.tensor([[0] * n + p for n, p in zip(pad, prompts, strict=True)])
-        mask = torch.tensor([[0] * n + [1] * len(p) for n, p in zip(pad, prompts, strict=True)])
+    def _serve(
+        self, requests: Sequence[EngineRequest], prompt_trace: Callable[[], dict[str, Array]]
+    ) -> list[EngineResponse]:
+        """prompt_trace: called after the first forward pass, which is the prompts'."""
+        torch, prompts = self.torch, [list(request.prompt_ids) for request in requests]
+        model, mixed = self._model_for(requests)
+        pad = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
+        ids = torch.tensor([[0] * n + prompt for n, prompt in zip(pad, prompts, strict=True)])
+        mask = torch.tensor([[0] * n + [1] * len(prompt) for n, prompt in zip(pad, prompts, strict=True)])
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        unknown = next((a.adapter for a in asks if a.adapter is not None and a.adapter not in self.adapters), None)
-        if unknown:
-            raise EngineError(f"no adapter {unknown!r} is loaded")
-        mixed = {"adapter_names": [a.adapter or BASE for a in asks]} if self.model is not None else {}
-        model, past, intermediates = self.model if self.model is not None else self.base, None, {}
-        rows: list[list[Array]] = [[] for _ in asks]
-        tokens: list[list[int]] = [[] for _ in asks]
+        steps = max(request.max_new_tokens for request in requests)
+        past, intermediates = None, {}
+        rows: list[list[Array]] = [[] for _ in requests]
+        tokens: list[list[int]] = [[] for _ in requests]
         with torch.no_grad(), _quiet():
             for step in range(steps):
                 out = model(
@@ -149,40 +149,50 @@ class Peft:
                     **mixed,
                 )
                 if step == 0:
-                    intermediates = heard()
+                    intermediates = prompt_trace()
                 past, logits = out.past_key_values, _numpy(out.logits)
                 for i, row in enumerate(logits):
                     rows[i].append(row[pad[i] :] if step == 0 else row)
                     tokens[i].append(int(row[-1].argmax()))
-                ids = torch.tensor([[t[-1]] for t in tokens])
+                ids = torch.tensor([[produced[-1]] for produced in tokens])
                 mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
                 positions = positions[:, -1:] + 1
         return [
             EngineResponse(
-                tuple(tokens[i][: ask.max_new_tokens]),
+                tuple(tokens[i][: request.max_new_tokens]),
                 0,
-                np.concatenate(rows[i])[: len(prompts[i]) + ask.max_new_tokens - 1],
+                np.concatenate(rows[i])[: len(prompts[i]) + request.max_new_tokens - 1],
                 trace={name: x[i, pad[i] :] for name, x in intermediates.items()},
             )
-            for i, ask in enumerate(asks)
+            for i, request in enumerate(requests)
         ]
+
+    def _model_for(self, requests: Sequence[EngineRequest]) -> tuple[Any, dict[str, Any]]:
+        """The model that serves them, and its argument that says which row has which adapter."""
+        names = [request.adapter for request in requests]
+        unknown = next((name for name in names if name is not None and name not in self.adapters), None)
+        if unknown:
+            raise EngineError(f"no adapter {unknown!r} is loaded")
+        if self.model is None:
+            return self.base, {}
+        return self.model, {"adapter_names": [name or BASE for name in names]}
 
 
 @contextlib.contextmanager
 def _listening(model: Any) -> Iterator[dict[str, Any]]:
-    """What passes through the layers of the first forward pass, by name."""
-    heard: dict[str, Any] = {}
+    """Collect inputs and outputs of the layers in the first forward pass, by name."""
+    intermediates: dict[str, Any] = {}
     hooks = []
 
-    def listen(module: Any, name: str, sort: str) -> None:
+    def listen(module: Any, name: str, kind: str) -> None:
         def hook(_: Any, inputs: tuple, output: Any) -> None:
-            if sort == "linear":
-                heard.setdefault(f"{name}.input", _numpy(inputs[0]))
-                heard.setdefault(f"{name}.output", _numpy(output))
-            elif sort == "base":
-                heard.setdefault(f"{name}.base", _numpy(output))
+            if kind == "linear":
+                intermediates.setdefault(f"{name}.input", _numpy(inputs[0]))
+                intermediates.setdefault(f"{name}.output", _numpy(output))
+            elif kind == "base":
+                intermediates.setdefault(f"{name}.base", _numpy(output))
             else:
-                heard.setdefault(f"{name}.output", _numpy(output[0] if isinstance(output, tuple) else output))
+                intermediates.setdefault(f"{name}.output", _numpy(output[0] if isinstance(output, tuple) else output))
 
         hooks.append(module.register_forward_hook(hook))
 
@@ -190,23 +200,23 @@ def _listening(model: Any) -> Iterator[dict[str, Any]]:
         parts = path.split(".")
         if "layers" not in parts:
             continue
-        at = parts.index("layers")
-        name = ".".join([p for p in parts[at:] if p not in ("self_attn", "mlp")])
-        if len(parts) == at + 2:
+        start = parts.index("layers")
+        name = ".".join([part for part in parts[start:] if part not in ("self_attn", "mlp")])
+        if len(parts) == start + 2:
             listen(module, name, "layer")
         elif parts[-1] in LAYER_MODULES:
             listen(module, name, "linear")
         elif parts[-1] == "base_layer":
             listen(module, name.removesuffix(".base_layer"), "base")
     try:
-        yield heard
+        yield intermediates
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def _numpy(x: Any) -> Array:
-    """A copy: PEFT adds to the base's output in place, and what was heard of it must stay."""
+    """A copy in float64: PEFT adds to the base's output in place, which would change what was collected."""
     return x.detach().double().numpy().copy()
 
 
@@ -216,7 +226,7 @@ def _one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """PEFT warns of unusual targets, which is what is tested here."""
+    """Ignore warnings: PEFT warns of unusual targets, which are what is tested here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,7 +1,7 @@
 """vLLM on a CPU, in an environment of its own: several adapters in one forward pass, log-probabilities of every token.
 
-The worker is workers/vllm_worker.py. For the rows of a prompt vLLM computes all of it, whatever is cached; so that with
-prefix caching, where that would hide the reuse, only the rows of produced tokens are asked for.
+The worker is workers/vllm_worker.py. For the rows of a prompt vLLM computes all of it, whatever is cached. With prefix
+caching that would hide the reuse: then only the rows of produced tokens are requested.
 """
 
 from collections.abc import Mapping
@@ -33,12 +33,12 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def entry() -> Entry:
-    """For `loracle engines`."""
+    """Return its line of `loracle engines`."""
     return Entry("vllm", "vLLM on a CPU, in an environment of its own", CAPABILITIES, missing(VLLM), VLLM.cost)
 
 
 def make(options: Mapping[str, str]) -> Hosted:
-    """EngineError without its environment, or for an option that it does not have."""
+    """Return the engine, not started. EngineError without its environment, or for an option that it does not have."""
     check_options("vllm", options, OPTIONS)
     capabilities = replace(CAPABILITIES, readout=options.get("readout", "logprobs"))
     return Hosted(VLLM, "vllm_worker.py", capabilities, options)

@@ -1,7 +1,7 @@
 """A worker: an engine in a process of its own, with the python of another environment, at the end of a pipe.
 
-A call goes over as a line of JSON; the answer comes back as a line of JSON and the bytes of an .npz (the far end is
-workers/serve_pipe.py). What dies, hangs or talks nonsense is an EngineError that ends with the worker's own last words.
+A call goes over as a line of JSON; the reply comes back as a line of JSON and the bytes of an .npz (the far end is
+workers/serve_pipe.py). A worker that dies, hangs or talks nonsense is an EngineError with its last lines of stderr.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ from typing import IO, Any
 from ..arrays import Array
 from .interface import EngineError
 
-LAST_LINES = 6  # of stderr, in an error
-GRACE = 5.0  # seconds for a worker to end by itself
+LAST_LINES = 6  # of stderr, in an error: a traceback's end and what led to it
+GRACE = 5.0  # seconds for a worker to end by itself before it is killed; a longer one delays every failure
 
 
 class Refused(EngineError):
-    """The worker is well, and says that it cannot do what was asked."""
+    """The worker is well, and reports that it cannot do what the call says."""
 
 
 class Worker:
     """A running worker. One call at a time."""
 
     def __init__(self, name: str, command: Sequence[str], variables: Mapping[str, str]) -> None:
-        """command: the python and the script; variables: the whole environment of the process."""
+        """Start it. command: the python and the script; variables: the whole environment of the process."""
         self.name = name
         self.stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         try:
@@ -49,16 +49,16 @@ class Worker:
         except OSError as error:
             self.stderr.close()
             raise EngineError(f"{name}: {command[0]} cannot be started: {error.strerror}") from None
-        self.answers: queue.Queue[_Reply] = queue.Queue()
-        self.reader = threading.Thread(target=_read, args=(self.process.stdout, self.answers), daemon=True)
+        self.replies: queue.Queue[_Reply] = queue.Queue()
+        self.reader = threading.Thread(target=_read, args=(self.process.stdout, self.replies), daemon=True)
         self.reader.start()
         # Also when nobody closes it, and when Python ends.
         self._end = weakref.finalize(self, _end, self.process, self.reader, self.stderr)
 
     def call(self, call: str, timeout: float, /, **arguments: Any) -> tuple[Any, dict[str, Array]]:
-        """What the worker's function of this name returns: something of JSON, and arrays.
+        """Return what the worker's function of this name returns: something of JSON, and arrays by name.
 
-        Refused if the function raised. EngineError, and the worker is ended, if no answer comes within `timeout`
+        Refused if the function raised. EngineError, and the worker is ended, if no reply comes within `timeout`
         seconds, or none that can be understood."""
         if not self._end.alive:
             raise EngineError(f"{self.name}: its worker is not running")
@@ -66,7 +66,7 @@ class Worker:
         try:
             self.process.stdin.write(json.dumps({"call": call, "arguments": arguments}).encode() + b"\n")
             self.process.stdin.flush()
-            reply = self.answers.get(timeout=timeout)
+            reply = self.replies.get(timeout=timeout)
         except queue.Empty:
             raise self._failure(f"no answer to {call!r} within {timeout:g} s") from None
         except OSError:
@@ -75,8 +75,8 @@ class Worker:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE)
             code = self.process.poll()
-            how = f"died of signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-            raise self._failure(f"its worker {how} during {call!r}")
+            end = f"died of signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+            raise self._failure(f"its worker {end} during {call!r}")
         if reply.garbage:
             raise self._failure(f"its worker answered {call!r} with {reply.garbage}")
         if reply.error:
@@ -84,11 +84,11 @@ class Worker:
         return reply.result, reply.arrays
 
     def close(self) -> None:
-        """End it, and everything that it has started."""
+        """End the process, and everything that it has started."""
         self._end()
 
-    def last_words(self) -> str:
-        """The last lines of its stderr, in one line."""
+    def last_lines(self) -> str:
+        """Return the last lines of its stderr, in one line."""
         if self.stderr.closed:
             return ""
         end = self.stderr.seek(0, os.SEEK_END)
@@ -97,15 +97,15 @@ class Worker:
         return " | ".join([line.strip() for line in lines if line.strip()][-LAST_LINES:])
 
     def _failure(self, what: str) -> EngineError:
-        """Ends the worker."""
+        """End the worker, and return the error that says why."""
         _kill(self.process)
-        said = self.last_words()
+        lines = self.last_lines()
         self.close()
-        return EngineError(f"{self.name}: {what}" + (f"; it said last: {said}" if said else "; it said nothing"))
+        return EngineError(f"{self.name}: {what}" + (f"; it said last: {lines}" if lines else "; it said nothing"))
 
 
 class _Reply:
-    """What was read from the pipe: one of these."""
+    """What was read from the pipe: a result with arrays, an error, nonsense, or the pipe's end."""
 
     def __init__(
         self,
@@ -119,18 +119,18 @@ class _Reply:
         self.garbage, self.ended = garbage, ended
 
 
-def _read(pipe: IO[bytes], answers: "queue.Queue[_Reply]") -> None:
-    """In a thread of its own, because a read from a pipe cannot be told to give up."""
-    with contextlib.suppress(ValueError, OSError):  # the pipe was closed under us
+def _read(pipe: IO[bytes], replies: "queue.Queue[_Reply]") -> None:
+    """Read replies, in a thread of its own: a read from a pipe has no time limit."""
+    with contextlib.suppress(ValueError, OSError):  # the pipe was closed meanwhile
         while line := pipe.readline():
-            reply = _understood(line, pipe)
-            answers.put(reply)
+            reply = _parsed(line, pipe)
+            replies.put(reply)
             if reply.garbage:  # nothing that follows can be trusted
                 return
-    answers.put(_Reply(ended=True))
+    replies.put(_Reply(ended=True))
 
 
-def _understood(line: bytes, pipe: IO[bytes]) -> _Reply:
+def _parsed(line: bytes, pipe: IO[bytes]) -> _Reply:
     import numpy as np
 
     try:
@@ -161,7 +161,7 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _end(process: "subprocess.Popen[bytes]", reader: threading.Thread, stderr: IO[bytes]) -> None:
-    """A worker ends when its stdin does; one that does not is killed. Then its pipes are closed."""
+    """Close the worker's stdin, at which it ends; kill one that does not; then close the other pipes."""
     assert process.stdin is not None and process.stdout is not None
     with contextlib.suppress(OSError):
         process.stdin.close()
@@ -175,5 +175,5 @@ def _end(process: "subprocess.Popen[bytes]", reader: threading.Thread, stderr: I
 
 
 def worker_path(script: str) -> Path:
-    """The file of a worker's script."""
+    """Return the file of a worker's script."""
     return Path(__file__).parent / "workers" / script

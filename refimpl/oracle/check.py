@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..engines import registry
 from ..engines.interface import Engine, EngineError
-from ..engines.known_defects import applicable, match, passed, read_failures
+from ..engines.known_defects import applicable, match, read_failures, unexpectedly_passing
 from .campaign import Campaign, Plan, Played, Progress, Result
 from .cases import case as cases
 from .cases.synthetic import KINDS, TURNS
@@ -105,7 +105,7 @@ def expect(result: Result, engine: str, options: Mapping[str, str]) -> None:
     lines = [s.what for s in result.symptoms]
     if (known := match(failures, mutants, lines)) is not None:
         result.findings.append(f"expected: {known.what} ({', '.join(known.link)})")
-    for f in passed(failures, mutants, lines, lambda name: result.power.get(name) == "detected"):
+    for f in unexpectedly_passing(failures, mutants, lines, lambda name: result.power.get(name) == "detected"):
         result.findings.append(f"expected, but it did not come (fixed?): {f.what} ({', '.join(f.link)})")
 
 

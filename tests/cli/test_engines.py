@@ -58,11 +58,30 @@ def test_what_cannot_be_set_up_is_one_line(argv: list[str], message: str, capsys
     assert (said.out, said.err) == ("", f"loracle engines: {message}\n")
 
 
+ENGINES = (
+    "there is no engine 'vlm'; there is peft, vllm, llama_cpp, openai_http, tensorrt_llm, recorded, module:function, "
+    "numpy, reference, cuda, mutant:NAME"
+)
+MUTANTS = "there is no mutant 'rslora_ignore': `loracle engines --mutants` has them"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("vlm", {}, "there is no engine 'vlm'; there is peft, vllm, llama_cpp"),
         ("mutant:nobody", {}, "there is no mutant 'nobody'"),
+        ("vlm", {}, ENGINES + "; did you mean 'vllm'?"),
+        ("nobody", {}, ENGINES.replace("vlm", "nobody")),
+        ("mutant:rslora_ignore", {}, MUTANTS + "; did you mean 'rslora_ignored'?"),
+        ("mutant:mutant:x", {}, MUTANTS.replace("rslora_ignore", "mutant:x")),
+        ("my_module.py:good", {}, "my_module.py:good: a module is named without .py: my_module:good"),
+        (
+            "src/my_module.py:good",
+            {},
+            "src/my_module.py:good: a module is named without .py: my_module:good, in the fol",
+        ),
+        ("my_module.py", {}, "my_module.py is a file: --engine names a function in it, my_module:FUNCTION"),
+        ("json:load_", {}, "json:load_: module json has no load_; did you mean 'load'?"),
         ("numpy", {"kv": "f16"}, "numpy has no option 'kv'"),
         ("vllm", {"kv": "f16"}, "vllm has no option 'kv'; it has last-slot, readout, timeout"),
         ("llama_cpp", {"kv": "f8"}, "llama_cpp: option kv=f8: must be one of f32, f16"),

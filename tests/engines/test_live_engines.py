@@ -88,10 +88,13 @@ class Driven:
         adapters = tuple((self.folders[name], weight) for name, weight in adapter_weights)
         truth, honest = (rows(self.settings.model, d, ids, adapters) for d in ("float64", self.settings.dtype))
         got = answer.logits if answer.logits is not None else answer.logprobs
-        assert got is not None and answer.first + len(got) == len(ids)
+        assert got is not None and answer.first_position + len(got) == len(ids)
         if answer.logits is not None:
             got = log_softmax(got)
-        error, noise = got - truth[answer.first :], honest[answer.first :] - truth[answer.first :]
+        error, noise = (
+            got - truth[answer.first_position :],
+            honest[answer.first_position :] - truth[answer.first_position :],
+        )
         return float(np.sqrt(np.mean(error**2) / np.mean(noise**2)))
 
 
@@ -217,14 +220,14 @@ def test_vllm_makes_room_for_adapters_and_finds_prefixes_of_the_same_adapter_alo
 
     for names in ((first, None), (second, third), (fourth, None, first), (third, None), (second, first)):
         driven.check(pair(*names))
-    assert driven.engine.seen["cached"] == [64, 64]  # both were there
+    assert driven.engine.notes["cached"] == [64, 64]  # both were there
     driven.load(first, VOICES[second])
     driven.check(pair(first, second))
-    assert driven.engine.seen["cached"] == [0, 64]
+    assert driven.engine.notes["cached"] == [0, 64]
     driven.unload(first)
     driven.load(first, VOICES[third])
     driven.check(pair(first, None))
-    assert driven.engine.seen["cached"] == [0, 64]
+    assert driven.engine.notes["cached"] == [0, 64]
 
 
 def test_vllm_puts_requests_off_for_want_of_room_and_takes_them_up_again(start: Start) -> None:
@@ -232,7 +235,7 @@ def test_vllm_puts_requests_off_for_want_of_room_and_takes_them_up_again(start: 
     for voice, folder in VOICES.items():
         driven.load(voice, folder)
     driven.check(asks([None, *VOICES]))
-    assert driven.engine.seen["preempted"] >= 1
+    assert driven.engine.notes["preempted"] >= 1
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

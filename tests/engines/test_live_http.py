@@ -157,7 +157,7 @@ def test_vllm_with_a_prefix_cache_tells_the_rows_of_the_answer(vllm: str) -> Non
     asks = [EngineRequest(ask.prompt_ids, name, ask.max_new_tokens) for name in (None, *VOICES)]
     for time_ in ("first", "second"):
         found = engine.run(asks)
-        assert all(a.first == len(ask.prompt_ids) - 1 for a in found)
+        assert all(a.first_position == len(ask.prompt_ids) - 1 for a in found)
         check(f"vLLM, the {time_} time", found, asks)
     engine.close()
 
@@ -238,7 +238,7 @@ def check(
 def distance(found: EngineResponse, ask: EngineRequest, adapter_weights: tuple[tuple[str, float], ...]) -> float:
     """From what these voices would have said, in units of our own float32 error."""
     assert found.logprobs is not None
-    true, noise = rows(adapter_weights, (*ask.prompt_ids, *found.token_ids)[:-1], found.first)
+    true, noise = rows(adapter_weights, (*ask.prompt_ids, *found.token_ids)[:-1], found.first_position)
     return rms(centred(found.logprobs) - true) / noise
 
 

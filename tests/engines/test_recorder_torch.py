@@ -55,7 +55,7 @@ def test_the_operator_gets_what_it_asks_for(dtype: str) -> None:
 def test_logits_of_a_half_type_come_as_numbers() -> None:
     logits = torch.randn(4, 7, dtype=torch.bfloat16)
     completion = SimpleNamespace(token_ids=[3, 2], generation_logits=logits[2:].float(), logprobs=[])
-    told = recorder.answer(SimpleNamespace(outputs=[completion], context_logits=logits[:3]))
+    told = recorder.answer_of(SimpleNamespace(outputs=[completion], context_logits=logits[:3]))
     assert told["dtypes"] == {"context": "torch.bfloat16", "generation": "torch.float32"}
     assert np.array_equal(told["rows"]["context"].astype(np.float32), logits[:3].float().numpy())
     assert told["token_ids"] == [3, 2]

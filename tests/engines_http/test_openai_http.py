@@ -74,9 +74,9 @@ def assert_same(found: EngineResponse, true: EngineResponse, prompt: int) -> Non
     """Every number that was told is ours."""
     assert found.error == "" and found.token_ids == true.token_ids
     if found.logits is not None:
-        assert found.first == 0 and np.array_equal(found.logits, true.logits[:prompt])
+        assert found.first_position == 0 and np.array_equal(found.logits, true.logits[:prompt])
         return
-    rows = log_softmax(true.logits)[found.first :]
+    rows = log_softmax(true.logits)[found.first_position :]
     if found.logprobs is not None:
         assert np.array_equal(found.logprobs, rows)
         return
@@ -88,7 +88,7 @@ def test_every_row_of_every_kind_of_server_is_ours(fake: Fake, ours: Ours) -> No
     engine = with_adapters(fake)
     for ask, found, true in zip(ASKS, engine.run(ASKS), alone(ours), strict=True):
         assert_same(found, true, len(ask.prompt_ids))
-        assert found.first == (len(ask.prompt_ids) - 1 if fake.kind == "llama_server" else 0)
+        assert found.first_position == (len(ask.prompt_ids) - 1 if fake.kind == "llama_server" else 0)
         assert found.top is None
     assert engine.capabilities.readout == ("logits" if fake.kind == "trtllm" else "logprobs")
     assert engine.capabilities.prompt_rows is (fake.kind != "llama_server")
@@ -256,7 +256,9 @@ def test_llama_server_goes_on_after_the_end_of_text(ours: Ours) -> None:
         ask = EngineRequest(PROMPT, None, 4)
         found, true = engine.run([ask])[0], ours.run([ask])[0]
         assert found.token_ids == true.token_ids and found.logprobs is not None
-        assert np.abs(found.logprobs - log_softmax(true.logits)[found.first :]).max() < 1e-4  # other sums, same text
+        assert (
+            np.abs(found.logprobs - log_softmax(true.logits)[found.first_position :]).max() < 1e-4
+        )  # other sums, same text
 
 
 def test_what_is_at_the_floor_is_not_told() -> None:
@@ -284,7 +286,7 @@ def test_prefixes_are_found_again_only_where_that_is_asked_for(ours: Ours) -> No
         engine = openai_http.OpenAIHTTP({"url": fake.url})
         engine.start(Settings(tiny.base_path(), prefix_caching=True))
         found = engine.run([EngineRequest(PROMPT, None, 2)])[0]
-        assert found.first == len(PROMPT) - 1 and not engine.capabilities.prompt_rows
+        assert found.first_position == len(PROMPT) - 1 and not engine.capabilities.prompt_rows
         assert_same(found, ours.run([EngineRequest(PROMPT, None, 2)])[0], len(PROMPT))
     with Fake("trtllm") as fake, pytest.raises(EngineError, match="prefix caching"):
         engine = openai_http.OpenAIHTTP({"url": fake.url})

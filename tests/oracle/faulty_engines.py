@@ -297,7 +297,7 @@ class Judge:
 
     def _one(self, e: Exchange) -> float:
         exact, unit = self.known[_key(e)]
-        rows = slice(e.answer.first, e.answer.first + rows_of(e.answer))
+        rows = slice(e.answer.first_position, e.answer.first_position + rows_of(e.answer))
         try:
             seen = view(e.answer, exact[rows])
         except Unreadable:

@@ -79,9 +79,9 @@ def assert_same(found: list[Exchange], wanted: list[Exchange]) -> None:
     assert len(found) == len(wanted)
     for a, b in zip(found, wanted, strict=True):
         assert (a.ask, a.adapters, a.run, a.index) == (b.ask, b.adapters, b.run, b.index)
-        assert (a.answer.token_ids, a.answer.first, a.answer.error) == (
+        assert (a.answer.token_ids, a.answer.first_position, a.answer.error) == (
             b.answer.token_ids,
-            b.answer.first,
+            b.answer.first_position,
             b.answer.error,
         )
         for name in ("logits", "logprobs"):

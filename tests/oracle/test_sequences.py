@@ -39,7 +39,7 @@ def test_every_answer_of_our_own_engine_is_within_the_noise(dtype: str, variant:
         exchanges = play(engine, case, testbed)
         assert not judges[dtype](exchanges, testbed)
         preempted += engine.server.preemptions
-        found += sum(e.answer.first > 0 for e in exchanges)
+        found += sum(e.answer.first_position > 0 for e in exchanges)
         cancelled += sum(e.ask.cancel_after is not None for e in exchanges)
     assert found > 20  # prefixes, or their answers would have rows from place 0 on
     assert cancelled > 0 and (preempted > 0) == (variant == 2)

@@ -114,9 +114,9 @@ def test_less_than_logits_is_judged_too(kind: str) -> None:
             return EngineResponse(answer.token_ids)
         p = answer.logits - np.log(np.exp(answer.logits).sum(axis=1, keepdims=True))
         if kind == "logprobs":
-            return EngineResponse(answer.token_ids, answer.first, logprobs=p)
+            return EngineResponse(answer.token_ids, answer.first_position, logprobs=p)
         top = [{int(t): float(row[t]) for t in np.argsort(row)[-5:]} for row in p]
-        return EngineResponse(answer.token_ids, answer.first, top=top)
+        return EngineResponse(answer.token_ids, answer.first_position, top=top)
 
     right = [(c, [dataclasses.replace(e, answer=shown(e.answer)) for e in es]) for c, es in played]
     known = limits(measured(testbed, right))

@@ -128,7 +128,7 @@ def test_a_part_that_crashes_or_hangs_takes_nothing_along(
 def test_what_was_answered_before_a_crash_stays(tmp_path: Path, cases: Path) -> None:
     mine = smaller(cases, tmp_path / "cases", {"eager": 3})
     script = mine / "record_tensorrt_llm.py"
-    die = 'if case["name"] == "alone-0-0":\n                os._exit(7)\n            began'
+    die = 'if case["name"] == "alone-0-0":\n        os._exit(7)\n    began'
     script.write_text(script.read_text().replace("began, error =", f"{die}, error ="))
     assert record(mine, tmp_path / "out").returncode == 1
     part = read(tmp_path / "out" / "summary.json")["parts"]["eager"]

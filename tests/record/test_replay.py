@@ -9,14 +9,10 @@ import pytest
 from recording import read, record, smaller
 from support import replays
 
+from refimpl.engines.tensorrt_llm import response_of
 from refimpl.errors import LoracleError
-from refimpl.oracle.recordings.tensorrt_llm_recording import (
-    RELATIONS,
-    Replay,
-    answer_of,
-    kernel_results,
-    read_recording,
-)
+from refimpl.oracle.recordings.tensorrt_llm_kernel import kernel_results
+from refimpl.oracle.recordings.tensorrt_llm_recording import RELATIONS, Replay, read_recording
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +75,8 @@ def test_answers_that_depend_on_the_batch_fail(replay: Replay, whole: Path, tmp_
     plan["parts"][0]["cases"] = [c for c in plan["parts"][0]["cases"] if c["name"] in ("together-0", "permuted-0")]
     (folder / "requests.json").write_text(json.dumps(plan))
     file = folder / "eager" / "permuted-0.npz"
-    batch = next(b for b in replay.answered if b.name == "eager/permuted-0")
-    unit = float(replay.measured(batch)[0].unit.mean())
+    batch = next(b for b in replay.served if b.name == "eager/permuted-0")
+    unit = float(replay.ratios(batch)[0].unit.mean())
     with np.load(file, allow_pickle=False) as found:
         arrays = {name: x.astype(np.float32) for name, x in found.items()}
     rng = np.random.default_rng(0)
@@ -112,17 +108,17 @@ def rows(n: int, first: int) -> np.ndarray:
 
 def test_the_two_kinds_of_logits_become_one_run_of_rows() -> None:
     told = {"token_ids": [7, 8, 9]}
-    whole = answer_of(4, told, rows(4, 0), rows(3, 3))  # the first generated row is the prompt's last
-    assert whole.first == 0 and whole.logits is not None and whole.logits[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    left_out = answer_of(4, told, rows(4, 0), rows(2, 4))  # a release that leaves it out
+    whole = response_of(4, told, rows(4, 0), rows(3, 3))  # the first generated row is the prompt's last
+    assert whole.first_position == 0 and whole.logits is not None and whole.logits[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    left_out = response_of(4, told, rows(4, 0), rows(2, 4))  # a release that leaves it out
     assert left_out.logits is not None and left_out.logits[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    last = answer_of(4, told, rows(1, 3), rows(3, 3))  # the room was used up
-    assert last.first == 3 and last.logits is not None and last.logits[:, 0].tolist() == [3, 4, 5]
-    no_context = answer_of(4, told, None, rows(3, 3))
-    assert no_context.first == 3 and no_context.logits is not None and len(no_context.logits) == 3
-    assert answer_of(4, told, rows(4, 0), None).first == 0
-    assert answer_of(4, {**told, "top": [{"7": -0.5}]}, None, None).top == [{7: -0.5}]
-    assert "1 rows of generation logits for 3 tokens" in answer_of(4, told, rows(4, 0), rows(1, 3)).error
+    last = response_of(4, told, rows(1, 3), rows(3, 3))  # the room was used up
+    assert last.first_position == 3 and last.logits is not None and last.logits[:, 0].tolist() == [3, 4, 5]
+    no_context = response_of(4, told, None, rows(3, 3))
+    assert no_context.first_position == 3 and no_context.logits is not None and len(no_context.logits) == 3
+    assert response_of(4, told, rows(4, 0), None).first_position == 0
+    assert response_of(4, {**told, "top": [{"7": -0.5}]}, None, None).top == [{7: -0.5}]
+    assert "1 rows of generation logits for 3 tokens" in response_of(4, told, rows(4, 0), rows(1, 3)).error
 
 
 def test_bad_recordings_are_refused(whole: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An engine that does what the first token of a prompt says. It is started by test_hosted.py as any worker is."""
+"""An engine that fails as the first token of a prompt says. test_hosted.py starts it as any worker is started."""
 
 import os
 import sys
@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "refimpl" / "engines" / "work
 from serve_pipe import Reply, serve
 
 VOCAB = 7
-WELL, DIE, HANG, CHATTER, NAN, INFINITE, FEW_ROWS, NARROW, FEW_TOKENS, RAISE, NO_IDS, NO_ROWS, FEW_ANSWERS, THINK = range(
-    14
+WELL, DIE, HANG, CHATTER, NAN, INFINITE, FEW_ROWS, NARROW, FEW_TOKENS, RAISE, NO_IDS, NO_ROWS, FEW_ANSWERS, THINK = (
+    range(14)
 )
 
 
@@ -40,12 +40,12 @@ def versions() -> Reply:
     return {"fake": "1", "offline": os.environ["HF_HUB_OFFLINE"]}, {}
 
 
-def run(asks: Sequence[Mapping[str, Any]]) -> Reply:
-    answers: list[Any] = []
+def run(requests: Sequence[Mapping[str, Any]]) -> Reply:
+    responses: list[Any] = []
     arrays = {}
-    for i, ask in enumerate(asks):
-        what, new = ask["prompt_ids"][0], ask["max_new_tokens"]
-        rows = np.full((len(ask["prompt_ids"]) + new - 1, VOCAB), 0.5, np.float32)
+    for i, request in enumerate(requests):
+        what, new = request["prompt_ids"][0], request["max_new_tokens"]
+        rows = np.full((len(request["prompt_ids"]) + new - 1, VOCAB), 0.5, np.float32)
         if what == DIE:
             print("out of memory, says the engine", file=sys.stderr, flush=True)
             os.kill(os.getpid(), 9)
@@ -67,15 +67,15 @@ def run(asks: Sequence[Mapping[str, Any]]) -> Reply:
         if what == RAISE:
             raise RuntimeError("CUDA error")
         arrays[f"rows_{i}"] = rows
-        answers.append({"token_ids": [0] * (new - 1 if what == FEW_TOKENS else new)})
+        responses.append({"token_ids": [0] * (new - 1 if what == FEW_TOKENS else new)})
         if what == NO_IDS:
-            answers[-1] = "sorry"
+            responses[-1] = "sorry"
         if what == NO_ROWS:
             del arrays[f"rows_{i}"]
         if what == FEW_ANSWERS:
-            answers.pop()
-    return {"answers": answers, "adapters": [ask["adapters"] for ask in asks]}, arrays
+            responses.pop()
+    return {"responses": responses, "adapters": [request["adapters"] for request in requests]}, arrays
 
 
 if __name__ == "__main__":
-    serve({f.__name__: f for f in (start, load, unload, reset, versions, run)})
+    serve({call.__name__: call for call in (start, load, unload, reset, versions, run)})

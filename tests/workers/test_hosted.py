@@ -1,4 +1,4 @@
-"""An engine in another environment, behind the interface: what it answers is checked before it counts as an answer."""
+"""An engine in another environment, behind the interface: its responses are checked before they count."""
 
 import sys
 from collections.abc import Iterator
@@ -26,19 +26,19 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosted]:
     hosted.close()
 
 
-def ask(what: int, adapter: str | None = None) -> EngineRequest:
+def request(what: int, adapter: str | None = None) -> EngineRequest:
     return EngineRequest((what, 5, 6), adapter, max_new_tokens=3)
 
 
-def test_answers_come_back_in_order_whatever_the_engine_prints(engine: Hosted) -> None:
+def test_responses_come_back_in_order_whatever_the_engine_prints(engine: Hosted) -> None:
     engine.start(SETTINGS)
     engine.load("a", Path("a"))
     mixed = EngineRequest((fake.WELL,), max_new_tokens=3, adapter_weights=(("a", 0.5),))
-    answers = engine.run([ask(fake.CHATTER), ask(fake.WELL, "a"), mixed])
-    assert [(a.first, a.token_ids, a.error) for a in answers] == [(0, (0, 0, 0), "")] * 3
-    assert all(a.logits is not None and a.logprobs is None for a in answers)
-    assert [a.logits.shape for a in answers if a.logits is not None] == [(5, 7), (5, 7), (3, 7)]
-    assert engine.seen["adapters"] == [[], [["a", 1.0]], [["a", 0.5]]]
+    responses = engine.run([request(fake.CHATTER), request(fake.WELL, "a"), mixed])
+    assert [(one.first_position, one.token_ids, one.error) for one in responses] == [(0, (0, 0, 0), "")] * 3
+    assert all(one.logits is not None and one.logprobs is None for one in responses)
+    assert [one.logits.shape for one in responses if one.logits is not None] == [(5, 7), (5, 7), (3, 7)]
+    assert engine.notes["adapters"] == [[], [["a", 1.0]], [["a", 0.5]]]
     assert engine.versions() == {"fake": "1", "offline": "1"}
 
 
@@ -53,9 +53,9 @@ def test_answers_come_back_in_order_whatever_the_engine_prints(engine: Hosted) -
         (fake.NO_ROWS, "an answer without rows"),
     ],
 )
-def test_a_wrong_answer_is_one_with_an_error_beside_the_right_ones(engine: Hosted, what: int, error: str) -> None:
+def test_a_wrong_response_is_one_with_an_error_beside_the_right_ones(engine: Hosted, what: int, error: str) -> None:
     engine.start(SETTINGS)
-    well, wrong = engine.run([ask(fake.WELL), ask(what)])
+    well, wrong = engine.run([request(fake.WELL), request(what)])
     assert not well.error
     with pytest.raises(EngineError, match=f"^fake: {error}$"):
         raise EngineError(wrong.error)
@@ -70,39 +70,39 @@ def test_rows_that_fit_neither_the_prompt_nor_the_answer_are_an_error(engine: Ho
 
 def test_an_engine_that_refuses_a_batch_answers_with_the_reason_and_goes_on(engine: Hosted) -> None:
     engine.start(SETTINGS)
-    refused = engine.run([ask(fake.WELL), ask(fake.RAISE)])
-    assert [a.error for a in refused] == ["fake: RuntimeError: CUDA error"] * 2
-    assert engine.run([ask(fake.WELL)])[0].error == ""
+    refused = engine.run([request(fake.WELL), request(fake.RAISE)])
+    assert [response.error for response in refused] == ["fake: RuntimeError: CUDA error"] * 2
+    assert engine.run([request(fake.WELL)])[0].error == ""
 
 
 def test_what_cannot_be_run_at_all_is_one_line(engine: Hosted) -> None:
     with pytest.raises(EngineError, match=r"^fake: was not started$"):
-        engine.run([ask(fake.WELL)])
+        engine.run([request(fake.WELL)])
     with pytest.raises(EngineError, match=r"^fake: computes in float32, not in float64$"):
         engine.start(Settings(Path("model"), "float64"))
     with pytest.raises(EngineError, match=r"^fake: ValueError: this model is not for me$"):
         engine.start(Settings(Path("model"), options={"refuses": "yes"}))
     engine.start(SETTINGS)
     for broken, message in (
-        ([ask(fake.WELL, "b")], "no adapter 'b' is loaded"),
+        ([request(fake.WELL, "b")], "no adapter 'b' is loaded"),
         ([EngineRequest((0,) * 14, max_new_tokens=3)], "a request of 17 tokens, and the engine was started for 16"),
-        ([ask(fake.WELL), ask(fake.FEW_ANSWERS)], "fake: 1 answers to 2 requests"),
-        ([ask(fake.DIE)], "died of signal 9 during 'run'; it said last: out of memory, says the engine"),
+        ([request(fake.WELL), request(fake.FEW_ANSWERS)], "fake: 1 answers to 2 requests"),
+        ([request(fake.DIE)], "died of signal 9 during 'run'; it said last: out of memory, says the engine"),
     ):
         with pytest.raises(EngineError, match=message):
             engine.run(broken)
     with pytest.raises(EngineError, match="not running"):
-        engine.run([ask(fake.WELL)])
+        engine.run([request(fake.WELL)])
     engine.start(SETTINGS)  # anew
-    assert engine.run([ask(fake.WELL)])[0].error == ""
+    assert engine.run([request(fake.WELL)])[0].error == ""
 
 
 def test_an_engine_that_takes_too_long_is_ended(engine: Hosted) -> None:
     engine.start(SETTINGS)
-    engine.run([ask(fake.THINK)])  # its last words are there before the time runs
+    engine.run([request(fake.THINK)])  # its last words are there before the time runs
     engine.timeout = 0.3
     with pytest.raises(EngineError, match=r"^fake: no answer to 'run' within 0.3 s; it said last: thinking$"):
-        engine.run([ask(fake.HANG)])
+        engine.run([request(fake.HANG)])
 
 
 def test_names_are_known_until_they_are_unloaded_or_all_is_reset(engine: Hosted) -> None:
@@ -115,7 +115,7 @@ def test_names_are_known_until_they_are_unloaded_or_all_is_reset(engine: Hosted)
             engine.unload(forgotten)
     engine.reset()
     with pytest.raises(EngineError, match="no adapter 'b' is loaded"):
-        engine.run([ask(fake.WELL, "b")])
+        engine.run([request(fake.WELL, "b")])
 
 
 def test_without_an_environment_there_is_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

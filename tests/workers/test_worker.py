@@ -72,12 +72,11 @@ def test_a_worker_that_dies_or_talks_nonsense_is_one_line_and_is_gone(run: Run, 
 
 
 def test_a_worker_that_hangs_is_ended_with_its_children(run: Run) -> None:
-    children = (
-        "import subprocess; child = subprocess.Popen(['sleep', '3600']); print(child.pid, file=sys.stderr, flush=True); "
-    )
+    children = "import subprocess; child = subprocess.Popen(['sleep', '3600']); "
+    children += "print(child.pid, file=sys.stderr, flush=True); "
     worker = run(READ + children + ANSWER + READ + "time.sleep(3600)")
     worker.call("f", PATIENCE)
-    child = int(worker.last_words())
+    child = int(worker.last_lines())
     with pytest.raises(EngineError, match=r"fake: no answer to 'g' within 0.2 s; it said last: \d+"):
         worker.call("g", 0.2)
     assert worker.process.poll() is not None

@@ -1,12 +1,12 @@
 """JSON over HTTP with every wait bounded, on http.client alone.
 
-Of the standard library's two clients http.client is the one that does what it is told and no more: it follows no
-redirect (which would carry the key to another host), asks no proxy, and lets every wait be bounded. What a library
+Of the standard library's two clients http.client is the one that sends the request and does no more: it follows no
+redirect (which would carry the key to another host), uses no proxy, and lets every wait be bounded. What a library
 adds (pools, HTTP/2, streams) is not needed: a request has a connection of its own, so that a broken one spoils
-nothing, and an answer is read whole.
+nothing, and a response is read whole.
 
 The key comes from the environment and goes into one header. Servers like to quote what they were sent: nothing that
-leaves here, be it an error or a raw answer, still has the key in it.
+leaves here, be it an error or a raw response, still has the key in it.
 """
 
 import json
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from ..interface import EngineError
 
-MAX_BODY = 2**30  # bytes of an answer
+MAX_BODY = 2**30  # bytes of a response: all of it is in memory at once
 RAW_TEXT = 20_000  # characters kept of one that is no JSON
 BACKOFF = 0.2  # seconds before the first repetition; doubled for each one after
 REPEATED = (429, 500, 502, 503, 504)  # statuses that may be different next time
@@ -32,16 +32,16 @@ class Unreachable(EngineError):
     """Nothing came back: nobody listens there, or not in time."""
 
 
-class BadAnswer(EngineError):
-    """Something came back that is no answer. It is kept in `raw`, as JSON where it was that."""
+class BadResponse(EngineError):
+    """Something came back that is no valid response. It is kept in `raw`, as JSON where it was JSON."""
 
     def __init__(self, message: str, raw: Any = None) -> None:
         super().__init__(message)
         self.raw = raw
 
 
-class Refused(BadAnswer):
-    """The server answered with an error of its own."""
+class Refused(BadResponse):
+    """The server responded with an error of its own."""
 
     def __init__(self, message: str, raw: Any, status: int) -> None:
         super().__init__(message, raw)
@@ -49,16 +49,16 @@ class Refused(BadAnswer):
 
 
 class _Broken(Exception):
-    """The connection ended before the answer did. `body` is what had come."""
+    """The connection ended before the response did. `body` is what had come."""
 
-    def __init__(self, how: str, body: bytes) -> None:
-        super().__init__(how)
+    def __init__(self, reason: str, body: bytes) -> None:
+        super().__init__(reason)
         self.body = body
 
 
 @dataclass
 class Client:
-    """One server. Safe to be used by several threads at once: nothing is shared between requests."""
+    """A client of one server. Several threads may use it at once: nothing is shared between requests."""
 
     url: str  # http://host:port, with a path if the server lives under one
     key: str = field(default="", repr=False)
@@ -82,23 +82,23 @@ class Client:
             raise EngineError("the key has characters that no HTTP header can carry (a line break at its end, perhaps)")
 
     def get(self, path: str, text: bool = False) -> Any:
-        """The JSON found there, or the text."""
-        return self._ask("GET", path, None, text)
+        """Return the JSON at the path, or its text."""
+        return self._request("GET", path, None, text)
 
     def post(self, path: str, body: Any, text: bool = False) -> Any:
-        """The JSON that answers this JSON, or the text."""
-        return self._ask("POST", path, json.dumps(body).encode(), text)
+        """Send JSON, and return the JSON that comes back, or the text."""
+        return self._request("POST", path, json.dumps(body).encode(), text)
 
     def clean(self, value: Any) -> Any:
-        """The same without the key, however deep it sits."""
+        """Return the same value without the key, however deep it sits."""
         if isinstance(value, str):
             return value.replace(self.key, "***") if self.key else value
         if isinstance(value, dict):
             return {self.clean(name): self.clean(item) for name, item in value.items()}
         return [self.clean(item) for item in value] if isinstance(value, list) else value
 
-    def _ask(self, method: str, path: str, payload: bytes | None, text: bool) -> Any:
-        """Once, and again where that may help: greedy answers are the same whenever they are given."""
+    def _request(self, method: str, path: str, payload: bytes | None, text: bool) -> Any:
+        """Try once, and again where that may help: a greedy response is the same whenever it is computed."""
         where = f"{method} {path} at {self.url}"
         for repetition in range(self.retries + 1):
             if repetition:
@@ -114,16 +114,16 @@ class Client:
             except _Broken as error:
                 if last:
                     what = f"{where}: the connection broke ({_short(self.clean(str(error)))}), {self._tries()}"
-                    raise BadAnswer(what, self._text(error.body)) from None
+                    raise BadResponse(what, self._text(error.body)) from None
             except (OSError, UnicodeError) as error:  # TLS, no route, a name that can be no host's, ...
                 raise Unreachable(f"{where}: {self.clean(str(error))}") from None
             else:
                 if last or status not in REPEATED:
-                    return self._understood(where, status, body, text)
+                    return self._parsed(where, status, body, text)
         raise AssertionError("the last try returns or raises")
 
     def _once(self, method: str, path: str, payload: bytes | None) -> tuple[int, bytes]:
-        """Status and whole body of one try."""
+        """Return the status and the whole body of one try."""
         deadline = time.monotonic() + self.timeout
         connection = (HTTPSConnection if self.secure else HTTPConnection)(self.host, self.port, timeout=self.timeout)
         headers = {"Accept": "application/json"}
@@ -151,12 +151,12 @@ class Client:
                     raise TimeoutError
             if len(body) > MAX_BODY:
                 what = f"{method} {path} at {self.url}: more than {MAX_BODY} bytes; top-k asks for less"
-                raise BadAnswer(what, self._text(bytes(body[:RAW_TEXT])))
+                raise BadResponse(what, self._text(bytes(body[:RAW_TEXT])))
             return response.status, bytes(body)
         finally:
             connection.close()
 
-    def _understood(self, where: str, status: int, body: bytes, text: bool) -> Any:
+    def _parsed(self, where: str, status: int, body: bytes, text: bool) -> Any:
         if text and 200 <= status < 300:
             return self.clean(body.decode("utf-8", "replace"))
         try:
@@ -164,7 +164,7 @@ class Client:
         except (ValueError, RecursionError):
             value = self._text(body)
             if 200 <= status < 300:
-                raise BadAnswer(f"{where}: not JSON: {_short(value)}", value) from None
+                raise BadResponse(f"{where}: not JSON: {_short(value)}", value) from None
         if not 200 <= status < 300:
             value = self.clean(value)
             tries = f", {self._tries()}" if status in REPEATED else ""
@@ -172,7 +172,7 @@ class Client:
         return value
 
     def _text(self, body: bytes) -> str:
-        """What is kept of an answer that is no JSON."""
+        """Return what is kept of a response that is no JSON."""
         return self.clean(body.decode("utf-8", "replace"))[:RAW_TEXT]
 
     def _tries(self) -> str:
@@ -181,7 +181,7 @@ class Client:
 
 @contextmanager
 def _cut(wire: socket.socket, seconds: float) -> Iterator[threading.Event]:
-    """Shuts the connection down when the time is up: a socket's own timeout begins anew with every byte that drips."""
+    """Shut the connection down when the time is up: a socket's own timeout begins anew with every byte that drips."""
     late = threading.Event()
 
     def cut() -> None:
@@ -199,14 +199,14 @@ def _cut(wire: socket.socket, seconds: float) -> Iterator[threading.Event]:
 
 
 def _message(value: Any) -> str:
-    """What an error says: OpenAI's {"error": {"message"}}, FastAPI's {"detail"}, or whatever it is."""
-    for name in ("error", "message", "detail"):
-        if isinstance(value, dict) and value.get(name):
-            value = value[name]
+    """The text of an error: OpenAI's {"error": {"message"}}, FastAPI's {"detail"}, or all of it."""
+    for key in ("error", "message", "detail"):
+        if isinstance(value, dict) and value.get(key):
+            value = value[key]
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _short(text: str) -> str:
-    """One line of it."""
+    """The text in one line of 200 characters at most."""
     line = " ".join(text.split())
     return line if len(line) <= 200 else line[:200] + " ..."

@@ -1,95 +1,101 @@
-"""What is different from server to server."""
+"""What differs from server to server."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..interface import EngineError, EngineRequest
-from .client import BadAnswer, Client
-from .reading import Said
+from .client import BadResponse, Client
+from .reading import Completion
 
 
 def objects(client: Client, path: str, name: str = "", needs: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """The list of objects that is found there, or under a name there, each with what it needs. BadAnswer else."""
-    found = client.get(path)
-    items = found.get(name) if name and isinstance(found, dict) else found
-    if not isinstance(items, list) or not all(isinstance(x, dict) and all(n in x for n in needs) for x in items):
-        raise BadAnswer(f"GET {path} at {client.url}: no list of objects with {' and '.join(needs)}", found)
+    """Return the list of objects at a path, or under a name there.
+
+    BadResponse if it is no such list, or one of them lacks a key of `needs`."""
+    page = client.get(path)
+    items = page.get(name) if name and isinstance(page, dict) else page
+    if not isinstance(items, list) or not all(isinstance(x, dict) and all(key in x for key in needs) for x in items):
+        raise BadResponse(f"GET {path} at {client.url}: no list of objects with {' and '.join(needs)}", page)
     return items
 
 
 def models(client: Client) -> list[dict[str, Any]]:
-    """The data of /v1/models, which every kind of server has."""
+    """Return the data of /v1/models, which every kind of server has."""
     return objects(client, "/v1/models", "data", ("id",))
 
 
 def field(client: Client, path: str, name: str) -> str:
-    """What the object that is found there says under a name."""
-    found = client.get(path)
-    if not isinstance(found, dict) or name not in found:
-        raise BadAnswer(f"GET {path} at {client.url}: no {name!r}", found)
-    return str(found[name])
+    """Return the value that the object at a path has under a name. BadResponse if it has none."""
+    page = client.get(path)
+    if not isinstance(page, dict) or name not in page:
+        raise BadResponse(f"GET {path} at {client.url}: no {name!r}", page)
+    return str(page[name])
 
 
 def served_models(client: Client) -> dict[str, str]:
-    """The adapters in /v1/models: they have a parent. Their name, and where they came from."""
-    return {str(m["id"]): str(m.get("root") or "") for m in models(client) if m.get("parent")}
+    """Return the adapters in /v1/models, which have a parent: served name -> where it came from ("" if not said)."""
+    return {str(model["id"]): str(model.get("root") or "") for model in models(client) if model.get("parent")}
 
 
-def base(models: list[dict[str, Any]], wanted: str) -> str:
-    """The name of the model that is no adapter, or of the one that is wanted."""
-    names = [str(m["id"]) for m in models if not m.get("parent")]
-    if wanted and wanted not in names:
-        raise EngineError(f"model-name: the server has no {wanted!r}; it has {', '.join(names) or 'none'}")
-    if not wanted and len(names) != 1:
+def base(models: list[dict[str, Any]], name: str) -> str:
+    """Return the name of the model that is no adapter: this one, or with "" the only one. EngineError if it is absent
+    or not the only one."""
+    names = [str(model["id"]) for model in models if not model.get("parent")]
+    if name and name not in names:
+        raise EngineError(f"model-name: the server has no {name!r}; it has {', '.join(names) or 'none'}")
+    if not name and len(names) != 1:
         raise EngineError(f"model-name: which of {', '.join(names) or 'none'} is the base?")
-    return wanted or names[0]
+    return name or names[0]
 
 
-def find(served: Mapping[str, str], wanted: str) -> str:
-    """The name that is wanted, if it is there."""
-    if wanted not in served:
-        raise EngineError(f"the server has no adapter {wanted!r}; it has {', '.join(sorted(served)) or 'none'}")
-    return wanted
+def find(served: Mapping[str, str], name: str) -> str:
+    """Return the name, if an adapter is served under it. EngineError if none is."""
+    if name not in served:
+        raise EngineError(f"the server has no adapter {name!r}; it has {', '.join(sorted(served)) or 'none'}")
+    return name
 
 
 class Dialect(Protocol):
-    """How one kind of server is spoken to. An adapter is `served` under what the server calls it."""
+    """How to talk to one kind of server. A served name is what the server calls an adapter."""
 
     name: str
     mixed: bool  # may one forward pass of it have several adapters?
     features: frozenset[str]  # of adapters, that it honours
-    floor: float  # log-probabilities down here are not meant as numbers
+    floor: float  # a log-probability at or below this stands for "nearly nothing" and is no measured number
 
     def __init__(self, client: Client, model: str, models: list[dict[str, Any]], vocab: int) -> None:
-        """model: what the server calls the base, "" if nothing was said; models: the data of /v1/models."""
+        """Keep the client. model: what the server calls the base ("": its only one); models: the data of /v1/models."""
 
     def version(self) -> str:
-        """Of the server, as far as it tells."""
+        """Return the server's version, as far as it reports one."""
 
     def served(self) -> Mapping[str, str]:
-        """The adapters that are there: their name, and where they came from ("" if that is not told)."""
+        """Return the adapters that the server has: served name -> where it came from ("" if not said)."""
 
-    def find(self, wanted: str) -> str:
-        """An adapter that is there, by what the user says that it is called; what it is served as."""
+    def find(self, name: str) -> str:
+        """Return the served name of an adapter that the server has, by what the user calls it."""
 
     def loads(self) -> bool:
-        """Can adapters be loaded and unloaded while it runs?"""
+        """Return whether adapters can be loaded and unloaded while it runs."""
 
-    def load(self, name: str, folder: Path, known: bool) -> str:
-        """Load one, or replace the one that is known under the name; what it is served as."""
+    def load(self, name: str, folder: Path, replace: bool) -> str:
+        """Load an adapter, or replace the one that has the name; return its served name."""
 
     def unload(self, served: str) -> None:
-        """Forget one."""
+        """Unload the adapter of this served name."""
 
     def flush(self) -> None:
         """Empty the prefix cache, if the server lets us."""
 
     def caches(self) -> bool:
-        """Are keys and values of earlier prompts found again?"""
+        """Return whether keys and values of earlier prompts are used again."""
 
-    def ask(
-        self, ask: EngineRequest, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool
-    ) -> Said:
-        """One request. adapters: the weights of those that are summed (with "sums"; else of one, 1), none for the base;
-        width: tokens per row, 0 for none, vocab for all; cached: a prefix may be found again."""
+    def complete(
+        self, request: EngineRequest, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool
+    ) -> Completion:
+        """Send one request, and return the server's completion.
+
+        adapters: served name -> weight, of those that are summed (with "sums"; else one of weight 1), none for the
+        base; width: tokens per row, 0 for none, vocab for all; prompt_rows: rows of the prompt's tokens too; cached: a
+        prefix may be used again."""

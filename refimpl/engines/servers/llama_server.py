@@ -1,15 +1,15 @@
 """llama-server's own endpoints (llama.cpp's tools/server/README.md): /completion, /lora-adapters, /props.
 
 An adapter is a scale: every request carries a list of {"id", "scale"} with all of the server's adapters in it, those
-that it does not want at 0. A request without the list would get what the server was started with, which is every
+that it does not name at 0. A request without the list would get what the server was started with, which is every
 adapter at 1. Requests of different adapters never share a forward pass.
 
-Rows are told for produced tokens only, as log(softmax) in float32: below the smallest normal float32 there are no
+Rows are shown for produced tokens only, as log(softmax) in float32: below the smallest normal float32 there are no
 digits left, which is the floor. A token whose text is not whole UTF-8 has no row (process_token in
-server-context.cpp); then the rows are not as many as the tokens, and that is said.
+server-context.cpp); then the rows are fewer than the tokens, which is an error.
 
-`ignore_eos` would forbid the end of text instead of going on after it, so that an answer that ends early is
-continued by asking again with what was said so far.
+`ignore_eos` would forbid the end of text instead of going on after it. A completion that ends early is therefore
+continued by another request, whose prompt has the tokens so far.
 """
 
 import math
@@ -20,7 +20,7 @@ from typing import Any
 from ..interface import EngineError, EngineRequest
 from .client import Client
 from .dialect import field, find, objects
-from .reading import Said, token, understood
+from .reading import Completion, parsed, token
 
 
 class LlamaServer:
@@ -37,7 +37,7 @@ class LlamaServer:
         for adapter in objects(client, "/lora-adapters", needs=("id", "path")):
             path, number = str(adapter["path"]), token(adapter["id"])
             file = (PureWindowsPath if "\\" in path else PurePosixPath)(path)
-            for name in (file.stem, file.name, path, str(number)):  # the surest name last
+            for name in (file.stem, file.name, path, str(number)):  # an id is unique: it comes last
                 self.ids[name] = (number, path)
 
     def version(self) -> str:
@@ -46,27 +46,27 @@ class LlamaServer:
     def served(self) -> Mapping[str, str]:
         return {name: path for name, (_, path) in self.ids.items()}
 
-    def find(self, wanted: str) -> str:
-        return find(self.served(), wanted)
+    def find(self, name: str) -> str:
+        return find(self.served(), name)
 
     def loads(self) -> bool:
         return False
 
-    def load(self, name: str, folder: Path, known: bool) -> str:
+    def load(self, name: str, folder: Path, replace: bool) -> str:
         raise EngineError(f"adapter {name!r}: llama-server loads none while it runs")
 
     def unload(self, served: str) -> None:
-        """Nothing: it is not loaded by us."""
+        """Do nothing: the server loaded it by itself."""
 
     def flush(self) -> None:
-        """Nothing: whether a prefix may be found again is said with every request."""
+        """Do nothing: every request says whether a prefix may be used again."""
 
     def caches(self) -> bool:
         return True
 
-    def ask(
-        self, ask: EngineRequest, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool
-    ) -> Said:
+    def complete(
+        self, request: EngineRequest, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool
+    ) -> Completion:
         scales = {number: 0.0 for number, _ in self.ids.values()}
         for name, weight in adapters.items():
             scales[self.ids[name][0]] += weight
@@ -83,15 +83,16 @@ class LlamaServer:
         ids: list[Any] = []
         rows: list[Mapping[int, Any]] = []
         while True:
-            left = {"prompt": [*ask.prompt_ids, *ids], "n_predict": ask.max_new_tokens - len(ids)}
-            found = self.client.post("/completion", body | left)
-            said = understood(found, _said)
-            ids, rows = [*ids, *said.token_ids], [*rows, *(said.rows or ())]
-            more = found.get("stop_type") == "eos" and said.token_ids and len(ids) < ask.max_new_tokens
+            rest = {"prompt": [*request.prompt_ids, *ids], "n_predict": request.max_new_tokens - len(ids)}
+            data = self.client.post("/completion", body | rest)
+            piece = parsed(data, _completion)
+            ids, rows = [*ids, *piece.token_ids], [*rows, *(piece.rows or ())]
+            more = data.get("stop_type") == "eos" and piece.token_ids and len(ids) < request.max_new_tokens
             if not more:
-                return Said(ids, rows if width else None, raw=found)
+                return Completion(ids, rows if width else None, raw=data)
 
 
-def _said(found: Any) -> Said:
-    told = found.get("completion_probabilities") or []
-    return Said(list(found["tokens"]), [{token(x["id"]): x["logprob"] for x in row["top_logprobs"]} for row in told])
+def _completion(data: Any) -> Completion:
+    rows = data.get("completion_probabilities") or []
+    logprobs = [{token(entry["id"]): entry["logprob"] for entry in row["top_logprobs"]} for row in rows]
+    return Completion(list(data["tokens"]), logprobs)

@@ -1,10 +1,10 @@
 """trtllm-serve (tensorrt_llm/serve/openai_protocol.py and postprocess_handlers.py at NVIDIA/TensorRT-LLM 0076e93).
 
-An adapter is a `lora_request` in every request: a name, a number, a folder as the server sees it. It is loaded when it
-is first asked for, so that loading here is only remembering; and since the server knows it by its number, every load
-gets a new one. Fields that it does not know are errors. `detokenize: false` gives ids instead of text.
+An adapter is a `lora_request` in every request: a name, a number, a folder as the server sees it. The server loads it
+when a request first names it: `load` here only keeps the folder. Since the server identifies it by its number, every
+load gets a new one. Fields that it does not know are errors. `detokenize: false` gives ids instead of text.
 
-The rows of produced tokens are no good: their names are decoded text, in which two tokens may be one, so that only
+The rows of produced tokens are of little use: their keys are decoded text, which two tokens may share, so that only
 the chosen token's log-probability can be read. The prompt's rows are whole logits: `return_context_logits`, which the
 server grants if it was started with what it needs for them.
 
@@ -18,7 +18,7 @@ from typing import Any
 from ..interface import EngineRequest
 from .client import Client
 from .dialect import base, field
-from .reading import Said, token, understood
+from .reading import Completion, parsed, token
 
 
 class TensorRTLLM:
@@ -40,33 +40,33 @@ class TensorRTLLM:
     def served(self) -> Mapping[str, str]:
         return {name: request["lora_path"] for name, request in self.requests.items()}
 
-    def find(self, wanted: str) -> str:
-        """It has no names: what it has is a folder of its own, which is loaded when it is asked for."""
-        return self._request(wanted, wanted)
+    def find(self, name: str) -> str:
+        """Take the name for a folder as the server sees it: it has no names of its own."""
+        return self._request(name, name)
 
     def loads(self) -> bool:
         return True
 
-    def load(self, name: str, folder: Path, known: bool) -> str:
+    def load(self, name: str, folder: Path, replace: bool) -> str:
         return self._request(name, str(folder.resolve()))
 
     def unload(self, served: str) -> None:
         del self.requests[served]
 
     def flush(self) -> None:
-        """Nothing: there is no endpoint for it."""
+        """Do nothing: there is no endpoint for it."""
 
     def caches(self) -> bool:
-        """Nothing tells. Its cache is on unless it was started otherwise, but a reused block has no context logits."""
+        """Return False: no endpoint says it. The cache is on by default, but a reused block has no context logits."""
         return False
 
-    def ask(
-        self, ask: EngineRequest, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool
-    ) -> Said:
+    def complete(
+        self, request: EngineRequest, adapters: Mapping[str, float], width: int, prompt_rows: bool, cached: bool
+    ) -> Completion:
         body: dict[str, Any] = {
             "model": self.model,
-            "prompt": list(ask.prompt_ids),
-            "max_tokens": ask.max_new_tokens,
+            "prompt": list(request.prompt_ids),
+            "max_tokens": request.max_new_tokens,
             "temperature": 0,
             "ignore_eos": True,
             "detokenize": False,
@@ -76,7 +76,7 @@ class TensorRTLLM:
             body |= {"return_context_logits": True} if prompt_rows else {"logprobs": 1}
         if adapters:
             body["lora_request"] = self.requests[next(iter(adapters))]
-        return understood(self.client.post("/v1/completions", body), _said)
+        return parsed(self.client.post("/v1/completions", body), _completion)
 
     def _request(self, name: str, folder: str) -> str:
         self.count += 1
@@ -85,14 +85,14 @@ class TensorRTLLM:
         return served
 
 
-def _said(found: Any) -> Said:
-    choice = found["choices"][0]
-    ids, told, logits = choice["token_ids"], choice.get("logprobs"), choice.get("context_logits")
-    return Said(
-        ids,
-        None if told is None else [{token(t): x} for t, x in zip(ids, told["token_logprobs"], strict=True)],
-        None if logits is None else [list(row) for row in logits],
-        _echo(found.get("prompt_token_ids")),
+def _completion(data: Any) -> Completion:
+    choice = data["choices"][0]
+    ids, logprobs, logits = choice["token_ids"], choice.get("logprobs"), choice.get("context_logits")
+    rows = None
+    if logprobs is not None:
+        rows = [{token(t): x} for t, x in zip(ids, logprobs["token_logprobs"], strict=True)]
+    return Completion(
+        ids, rows, None if logits is None else [list(row) for row in logits], _echo(data.get("prompt_token_ids"))
     )
 
 

@@ -20,7 +20,7 @@ REFUSED = ("modules_to_save", "use_dora", "lora_bias", "fan_in_fan_out", "layer_
 
 
 def write_base(folder: Path, out: Path) -> None:
-    """The model without a tokenizer: it is asked in ids. ValueError for what this cannot say in GGUF."""
+    """Write the model, without a tokenizer: prompts are token ids. ValueError for what this cannot express in GGUF."""
     config = read_json(folder / "config.json")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
@@ -63,7 +63,7 @@ def write_base(folder: Path, out: Path) -> None:
 
 
 def write_adapter(folder: Path, base: Path, out: Path) -> None:
-    """One adapter of that base. ValueError for what this cannot say in GGUF.
+    """Write one adapter of that base. ValueError for what this cannot express in GGUF.
 
     GGUF has one alpha. Where patterns give modules scales that no single alpha can, the rest goes into lora_B."""
     config, peft = read_json(base / "config.json"), read_json(folder / "adapter_config.json")
@@ -78,7 +78,7 @@ def write_adapter(folder: Path, base: Path, out: Path) -> None:
         if matrix not in ("lora_A", "lora_B"):
             raise ValueError(f"{folder}: tensor {name!r} is not written as GGUF here")
         tensors.setdefault(module, {})[matrix] = array
-    alphas = {module: wanted_alpha(peft, module, len(pair["lora_A"])) for module, pair in tensors.items()}
+    alphas = {module: peft_alpha(peft, module, len(pair["lora_A"])) for module, pair in tensors.items()}
     alpha = next(iter(alphas.values()))
     writer = gguf.GGUFWriter(out, "llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
@@ -86,27 +86,27 @@ def write_adapter(folder: Path, base: Path, out: Path) -> None:
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
     for module, pair in tensors.items():
         weight = f"{module}.weight"
-        b = interleaved(weight, pair["lora_B"], config)
+        B = interleaved(weight, pair["lora_B"], config)
         if alphas[module] != alpha:
-            b = (b * (alphas[module] / alpha)).astype(np.float32)
+            B = (B * (alphas[module] / alpha)).astype(np.float32)
         writer.add_tensor(f"{gguf_name(weight, config)}.lora_a", pair["lora_A"])
-        writer.add_tensor(f"{gguf_name(weight, config)}.lora_b", b)
+        writer.add_tensor(f"{gguf_name(weight, config)}.lora_b", B)
     finish(writer)
 
 
-def wanted_alpha(peft: dict[str, Any], module: str, r: int) -> float:
-    """With which alpha / r is PEFT's scale of this module."""
+def peft_alpha(peft: dict[str, Any], module: str, r: int) -> float:
+    """Return the alpha for which alpha / r is PEFT's scale of this module."""
     alpha = float(pattern(peft.get("alpha_pattern"), module, peft["lora_alpha"]))
     return alpha * r**0.5 if peft.get("use_rslora") else alpha
 
 
-def pattern(found: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first key that is the whole name or its end after a dot, as in PEFT."""
-    return next((v for key, v in (found or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)
+def pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """Return the value of the first key that is the whole name or its end after a dot, as in PEFT."""
+    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
 def llama3_factors(rope: dict[str, Any], theta: float, head_dim: int) -> np.ndarray:
-    """What llama.cpp divides each frequency by: 1 for short wavelengths, `factor` for long ones, smooth between."""
+    """Return the divisors of the frequencies: 1 for short wavelengths, `factor` for long ones, smooth between."""
     frequency = theta ** -(np.arange(0, head_dim, 2) / head_dim)
     turns = rope["original_max_position_embeddings"] * frequency / (2 * np.pi)  # in the original context
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
@@ -115,16 +115,16 @@ def llama3_factors(rope: dict[str, Any], theta: float, head_dim: int) -> np.ndar
 
 
 def gguf_name(name: str, config: dict[str, Any]) -> str:
-    """model.layers.0.self_attn.q_proj.weight -> blk.0.attn_q.weight"""
+    """Return a tensor's name in GGUF: model.layers.0.self_attn.q_proj.weight -> blk.0.attn_q.weight."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-    if found is None:
+    renamed = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    if renamed is None:
         raise ValueError(f"tensor {name!r} has no name in GGUF")
-    return found
+    return renamed
 
 
 def interleaved(name: str, rows: np.ndarray, config: dict[str, Any]) -> np.ndarray:
-    """The rows of q and k in each head: 0, half, 1, half + 1, ... All other tensors as they are."""
+    """Return the rows of q and k in the order 0, half, 1, half + 1, ... of each head; other tensors as they are."""
     heads = config["num_attention_heads"]
     kinds = {"q_proj": heads, "k_proj": config.get("num_key_value_heads") or heads}
     if name.split(".")[-2] not in kinds:
@@ -134,24 +134,24 @@ def interleaved(name: str, rows: np.ndarray, config: dict[str, Any]) -> np.ndarr
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """In float32, whatever they were: numpy has no bfloat16, but its bits are the upper half of a float32's."""
-    found = {}
+    """Return all tensors in float32. NumPy has no bfloat16, but its bits are the upper half of a float32's."""
+    tensors = {}
     for name, tensor in safetensors.deserialize(path.read_bytes()):
         if tensor["dtype"] == "BF16":
             array = (np.frombuffer(tensor["data"], "<u2").astype("<u4") << 16).view("<f4")
         else:
             array = np.frombuffer(tensor["data"], {"F32": "<f4", "F16": "<f2"}[tensor["dtype"]]).astype("<f4")
-        found[name] = array.reshape(tensor["shape"])
-    return found
+        tensors[name] = array.reshape(tensor["shape"])
+    return tensors
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object."""
+    """Return the object in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def finish(writer: gguf.GGUFWriter) -> None:
-    """Write all of it."""
+    """Write the file, and close it."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -78,7 +78,7 @@ def save(folder: Path, case: Case, exchanges: Sequence[Exchange]) -> None:
         rows.append(
             {
                 "token_ids": list(a.token_ids),
-                "first": a.first,
+                "first": a.first_position,
                 "top": top,
                 "error": a.error,
                 "raw": None if a.raw is None else repr(a.raw)[:20000],

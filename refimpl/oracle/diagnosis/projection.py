@@ -60,8 +60,8 @@ def rerun(
         places = range(raw.rows.start, raw.rows.stop)
         rows = np.full((len(places), raw.vocab), np.nan)
         for i, place in enumerate(places):
-            if e.answer.logits is not None and 0 <= place - e.answer.first < len(e.answer.logits):
-                row = e.answer.logits[place - e.answer.first]
+            if e.answer.logits is not None and 0 <= place - e.answer.first_position < len(e.answer.logits):
+                row = e.answer.logits[place - e.answer.first_position]
                 rows[i, : len(row)] = row[: raw.vocab]
         found.append(rows)
     return found

@@ -107,8 +107,8 @@ def malformed(e: Exchange, testbed: Testbed) -> str:
     if wrong:
         return f"token {wrong[0]} is outside of the vocabulary of {vocab}"
     rows, last = rows_of(answer), len(e.ask.prompt_ids) + len(answer.token_ids) - 1
-    if rows and answer.first + rows != last and answer.first + rows != len(e.ask.prompt_ids):
-        return f"{rows} rows from place {answer.first} on, for a text of {last} places"
+    if rows and answer.first_position + rows != last and answer.first_position + rows != len(e.ask.prompt_ids):
+        return f"{rows} rows from place {answer.first_position} on, for a text of {last} places"
     return ""
 
 
@@ -117,7 +117,7 @@ def look(answer: EngineResponse, exact: Array, runs: Sequence[Array]) -> Errors:
     shown = rows_of(answer)
     if not shown:
         return _look_at_text(answer, exact, runs)
-    rows = slice(answer.first, answer.first + shown)
+    rows = slice(answer.first_position, answer.first_position + shown)
     v = view(answer, exact[rows])
     true = v.of(exact[rows])
     honest = np.stack([v.of(run[rows].astype(np.float64)) - true for run in runs])

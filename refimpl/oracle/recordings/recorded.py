@@ -1,6 +1,6 @@
-"""Answers that were recorded: --engine recorded --option file=DIR, a folder that --resume or `loracle record` left.
+"""Recorded responses as an engine: --engine recorded --option file=DIR, a folder of --resume or `loracle record`.
 
-It answers the cases that it has, and no others.
+It serves the batches that were recorded, and no others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ CAPABILITIES = Capabilities(dtypes=("float32", "bfloat16", "float16"))  # of a r
 
 
 def entry() -> Entry:
-    """For `loracle engines`."""
+    """Return its line of `loracle engines`."""
     return Entry("recorded", "answers recorded earlier, from any engine: --option file=DIR", CAPABILITIES, "")
 
 
 def make(options: Mapping[str, str]) -> "Recorded":
-    """options["file"]: the folder. EngineError if nothing was recorded there."""
+    """Return the engine of the folder options["file"]. EngineError if nothing was recorded there."""
     unknown = sorted(set(options) - {"file"})
     if unknown:
         raise EngineError(f"recorded has no option {unknown[0]!r}; it has file")
@@ -27,7 +27,7 @@ def make(options: Mapping[str, str]) -> "Recorded":
 
 
 class Recorded:
-    """An Engine (interface.py) that looks its answers up."""
+    """An Engine (refimpl/engines/interface.py) that looks its responses up."""
 
     def __init__(self, folder: Path) -> None:
         from ..cases import archive
@@ -36,39 +36,39 @@ class Recorded:
         if self.about is None:
             raise EngineError(f"{folder}: no recorded answers ({archive.ABOUT} is not there)")
         self.capabilities = archive.capabilities_of(self.about)
-        self.known: dict[tuple[EngineRequest, ...], list[EngineResponse]] = {}
+        self.responses: dict[tuple[EngineRequest, ...], list[EngineResponse]] = {}
         for case, exchanges in archive.everything(folder):
             for step in case.runs:
                 run = case.runs.index(step)
-                self.known[step.asks] = [e.answer for e in exchanges if e.run == run]
-        if not self.known:
+                self.responses[step.asks] = [exchange.answer for exchange in exchanges if exchange.run == run]
+        if not self.responses:
             raise EngineError(f"{folder}: no recorded answers")
         self.folder = folder
 
     def start(self, settings: Settings) -> None:
-        """Nothing to start."""
+        """Do nothing: no engine runs."""
 
     def reset(self) -> None:
-        """Nothing to reset."""
+        """Do nothing: no engine runs."""
 
     def load(self, name: str, folder: Path) -> None:
-        """Whatever was loaded then, was."""
+        """Do nothing: the adapters were loaded when this was recorded."""
 
     def unload(self, name: str) -> None:
-        """Whatever was unloaded then, was."""
+        """Do nothing: the adapters were unloaded when this was recorded."""
 
-    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
-        """EngineError for a batch that was never asked."""
-        found = self.known.get(tuple(asks))
-        if found is None:
+    def run(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
+        """Return the recorded responses. EngineError for a batch that was not recorded."""
+        responses = self.responses.get(tuple(requests))
+        if responses is None:
             raise EngineError(
                 f"{self.folder}: this batch was not recorded (another seed, model, or number of adapters?)"
             )
-        return found
+        return responses
 
     def versions(self) -> dict[str, str]:
-        """Where from."""
+        """Return the name of the folder."""
         return {"recorded": self.folder.name}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""

@@ -122,7 +122,7 @@ def _answer_json(e: Exchange) -> dict[str, Any]:
         "run": e.run,
         "index": e.index,
         "token_ids": [int(t) for t in a.token_ids],
-        "first": a.first,
+        "first": a.first_position,
     }
     if a.error:
         data["error"] = a.error
