@@ -97,8 +97,8 @@ def misplaced(x: np.ndarray, by: int) -> np.ndarray:
     return copy
 
 
-def poisoned_room(xp: object, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """In place of launch.start.room: whatever a kernel does not write stays NaN."""
+def poisoned_empty(xp: object, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """In place of launch.start.empty: whatever a kernel does not write stays NaN."""
     x = np.empty(shape, dtype)
     x.view(np.uint8)[...] = 0xFF
     return x
@@ -107,10 +107,10 @@ def poisoned_room(xp: object, shape: tuple[int, ...], dtype: np.dtype) -> np.nda
 @contextmanager
 def scheduled(order: str | int, check: bool = False):
     """Blocks and threads run in this order; every buffer is poisoned; under the checker if it is asked for."""
-    before = start.room
-    start.room = poisoned_room
+    before = start.empty
+    start.empty = poisoned_empty
     try:
         with runner.order(order), ExitStack() as stack:
             yield stack.enter_context(launch.checked()) if check else []
     finally:
-        start.room = before
+        start.empty = before

@@ -8,8 +8,9 @@ import numpy as np
 from ...arrays import Array, Float, namespace
 from ...errors import LoracleError
 from ...plans import AttentionMetadata
+from . import start
 from .checks import check_array, check_cache
-from .start import ENOUGH_BLOCKS, STORED, ceil_div, empty, start
+from .start import ENOUGH_BLOCKS, STORED, ceil_div
 
 MAX_HEAD_DIM = 256  # of paged_attention.cu: the channels that one warp holds in registers
 SHARED_MEMORY = 40 * 1024  # bytes of scores that attention_v1 may keep; every GPU has 48 kB
@@ -47,7 +48,7 @@ def write_kv(
         "slot_mapping": metadata.device.slot_mapping,
         "width": width,
     }
-    start("kv_write.cu", f"{dtype}/{cache}", f"write_kv_v{version}", grid, 128, arguments)
+    start.launch_kernel("kv_write.cu", f"{dtype}/{cache}", f"write_kv_v{version}", grid, 128, arguments)
 
 
 def attention(
@@ -66,7 +67,7 @@ def attention(
     tokens, heads, head_dim = q.shape
     cache = _check(q, k_cache, v_cache, metadata, dtype)
     xp = namespace(q)
-    out = empty(xp, (tokens, heads * head_dim), q.dtype)
+    out = start.empty(xp, (tokens, heads * head_dim), q.dtype)
     if tokens == 0:
         return out
     longest = max(span.context for span in metadata.spans)
@@ -85,16 +86,16 @@ def attention(
             raise LoracleError(
                 f"attention_v1 keeps all scores of a token in shared memory: {longest} keys are too many"
             )
-        start(file, types, "attention_v1", grid, 128, arguments, 4 * longest)
+        start.launch_kernel(file, types, "attention_v1", grid, 128, arguments, 4 * longest)
         return out
     if round_probabilities:
         raise LoracleError(f"attention_v{version} cannot round probabilities: it learns their sum after they were used")
     if version == 2:
-        start(file, types, "attention_v2", grid, 128, arguments)
+        start.launch_kernel(file, types, "attention_v2", grid, 128, arguments)
     else:
-        arguments["parts"] = empty(xp, (splits, tokens, heads, head_dim + 2), np.float32)
-        start(file, types, "attention_v3", (tokens, heads, splits), 128, arguments)
-        start(file, types, "attention_merge", grid, 128, arguments)
+        arguments["parts"] = start.empty(xp, (splits, tokens, heads, head_dim + 2), np.float32)
+        start.launch_kernel(file, types, "attention_v3", (tokens, heads, splits), 128, arguments)
+        start.launch_kernel(file, types, "attention_merge", grid, 128, arguments)
     return out
 
 

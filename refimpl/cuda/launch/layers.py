@@ -4,8 +4,9 @@ import numpy as np
 
 from ...arrays import Array, Float, Int, namespace
 from ...errors import LoracleError
+from . import start
 from .checks import check_array
-from .start import ceil_div, empty, start
+from .start import ceil_div
 
 
 def embed(table: Float[Array, "vocab d_model"], token_ids: Int[Array, " tokens"], dtype: str) -> Array:
@@ -16,9 +17,9 @@ def embed(table: Float[Array, "vocab d_model"], token_ids: Int[Array, " tokens"]
     # On a GPU this would wait for the device; checks.py has looked at the ids while they were on the host.
     if isinstance(token_ids, np.ndarray) and tokens and not (token_ids.min() >= 0 and token_ids.max() < vocab):
         raise LoracleError(f"token ids from {token_ids.min()} to {token_ids.max()}: the table has {vocab} rows")
-    y = empty(namespace(table), (tokens, d_model), table.dtype)
+    y = start.empty(namespace(table), (tokens, d_model), table.dtype)
     arguments = {"y": y, "table": table, "token_ids": token_ids, "d_model": d_model}
-    start("layers.cu", dtype, "embed", (tokens, ceil_div(d_model, 128), 1), 128, arguments)
+    start.launch_kernel("layers.cu", dtype, "embed", (tokens, ceil_div(d_model, 128), 1), 128, arguments)
     return y
 
 
@@ -29,7 +30,7 @@ def rms_norm(x: Float[Array, "tokens d_model"], weight: Array, eps: float, dtype
     check_array("weight", weight, "float32")
     if weight.shape != (d_model,):
         raise LoracleError(f"weight is {weight.shape}, x {x.shape}")
-    y = empty(namespace(x), x.shape, x.dtype)
+    y = start.empty(namespace(x), x.shape, x.dtype)
     arguments = {
         "y": y,
         "x": x,
@@ -38,7 +39,7 @@ def rms_norm(x: Float[Array, "tokens d_model"], weight: Array, eps: float, dtype
         "eps": np.float32(eps),
         "round_inner": int(inner),
     }
-    start("layers.cu", dtype, "rms_norm", (tokens, 1, 1), 128, arguments)
+    start.launch_kernel("layers.cu", dtype, "rms_norm", (tokens, 1, 1), 128, arguments)
     return y
 
 
@@ -50,10 +51,10 @@ def rope(x: Float[Array, "tokens heads head_dim"], cos: Array, sin: Array, dtype
         check_array(name, table, "float32")
         if table.shape != (tokens, head_dim // 2) or head_dim % 2:
             raise LoracleError(f"{name} is {table.shape}, x {x.shape}")
-    y = empty(namespace(x), x.shape, x.dtype)
+    y = start.empty(namespace(x), x.shape, x.dtype)
     arguments = {"y": y, "x": x, "cos": cos, "sin": sin, "heads": heads, "head_dim": head_dim}
     grid = (tokens, ceil_div(heads * head_dim // 2, 128), 1)
-    start("layers.cu", dtype, "rope", grid, 128, {**arguments, "round_product": int(product)})
+    start.launch_kernel("layers.cu", dtype, "rope", grid, 128, {**arguments, "round_product": int(product)})
     return y
 
 
@@ -67,7 +68,7 @@ def mlp_activation(
         raise LoracleError(f"gate is {gate.shape}, up {up.shape}")
     if gate.size >= 2**31:
         raise LoracleError(f"gate {gate.shape} has {gate.size} numbers; the kernel counts to 2^31 - 1")
-    y = empty(namespace(gate), gate.shape, gate.dtype)
+    y = start.empty(namespace(gate), gate.shape, gate.dtype)
     arguments = {"y": y, "gate": gate, "up": up, "count": gate.size, "round_inner": int(inner)}
-    start("layers.cu", dtype, "mlp_activation", (ceil_div(gate.size, 128), 1, 1), 128, arguments)
+    start.launch_kernel("layers.cu", dtype, "mlp_activation", (ceil_div(gate.size, 128), 1, 1), 128, arguments)
     return y

@@ -10,8 +10,9 @@ from ...arrays import Array, Float, Int, namespace
 from ...errors import LoracleError
 from ...lora import LoraWeights
 from ...plans import TILE, LoraColumn, LoraMapping
+from . import start
 from .checks import check_adapter_ids, check_array
-from .start import ENOUGH_BLOCKS, STORED, ceil_div, empty, start, stored
+from .start import ENOUGH_BLOCKS, STORED, ceil_div, stored
 
 MAX_RANK = 256  # of lora.cu: what one block holds in shared memory
 FULL = 2048  # resident blocks on an H100-class GPU: enough in flight to hide memory latency
@@ -173,13 +174,13 @@ def lora_delta(
     arguments |= {"round_rank": int(round_rank), "round_delta": int(round_delta)}
     tiles, tokens, stride = len(column.tile_starts) - 1, y.shape[0], packed.max_rank
     grid = (tiles if shrink.by_tile else tokens, ceil_div(stride, shrink.width), packed.slices * splits)
-    start(shrink.file, packed.dtype, shrink.name, grid, shrink.threads, arguments)
+    start.launch_kernel(shrink.file, packed.dtype, shrink.name, grid, shrink.threads, arguments)
     spread = ceil_div(packed.widest, expand.width)
     if expand.name != "lora_expand_v1":
         spread = min(spread, launch.spread)
     grid = (tiles if expand.by_tile else tokens, spread, packed.slices)
     smem = (TILE + expand.width) * (ceil_div(stride, 16) * 16 + 8) * 2 if expand.name == "sgmv_expand_v3" else 0
-    start(expand.file, packed.dtype, expand.name, grid, expand.threads, arguments, smem)
+    start.launch_kernel(expand.file, packed.dtype, expand.name, grid, expand.threads, arguments, smem)
 
 
 def _check(y: Array, x: Array, packed: PackedLora, column: LoraColumn) -> None:
@@ -206,7 +207,7 @@ def _arguments(y: Array, x: Array, packed: PackedLora, column: LoraColumn, split
         "y": y,
         "x": x,
         "token_ids": x,
-        "low": empty(namespace(y), (splits, packed.slices, tokens, stride), np.float32),
+        "low": start.empty(namespace(y), (splits, packed.slices, tokens, stride), np.float32),
         "weights": packed.weights,
         "offsets": packed.offsets,
         "ranks": packed.ranks,

@@ -64,7 +64,7 @@ def recorded() -> Iterator[list]:
         _recorded.reset(token)
 
 
-def start(
+def launch_kernel(
     file: str,
     dtype: str,
     kernel: str,
