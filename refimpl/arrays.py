@@ -116,10 +116,6 @@ class Precision:
 
     Precision()                            float32 throughout: no rounding anywhere
     Precision("model", "bfloat16")         every point in bfloat16: the definition of a bfloat16 model
-    Precision("tensorrt_llm", "float16")   its LoRA, y = T(T(x W^T) + T(T(x A^T) B'^T)), with the scale folded into B as
-                                           its LoraManager does (refimpl/tensorrt_llm/prescale.py); "tensorrt_llm_convert": as its
-                                           hf_lora_convert.py does. Where its attention and norms round is not
-                                           documented; those points are those of "model"
     Precision("transformers", "bfloat16")  the points of Hugging Face transformers (eager) + PEFT: modeling_llama.py and
                                            peft/tuners/lora/layer.py, which keep adapters and their products in float32;
                                            with adapter_names=[...], a mixed batch, PEFT rounds lora_delta as well
@@ -137,7 +133,7 @@ class Precision:
     linear: str = ""  # x W^T + b, and again after each LoRA delta is added
     adapter: str = ""  # A and B themselves
     lora_rank: str = ""  # the rank-r intermediate x A^T
-    lora_delta: str = ""  # scale * (x A^T) B^T; a folded scale is in B already, and `adapter` the type of scale * B
+    lora_delta: str = ""  # scale * (x A^T) B^T
     rope_angle: str = ""  # position * frequency: float64 unless an engine does otherwise
     rope_table: str = ""  # cos and sin
     rope_product: str = ""  # x * cos and rotate(x) * sin
@@ -153,6 +149,11 @@ class Precision:
 
     def __post_init__(self) -> None:
         dtype_of(self.dtype)
+        if self.preset in BACKENDS_NOW:
+            raise LoracleError(
+                f'Precision("{self.preset}") is a backend now: pass ops=refimpl.tensorrt_llm.backend.backend('
+                f'"{self.dtype}", "{BACKENDS_NOW[self.preset]}") with Precision("model", "{self.dtype}")'
+            )
         if self.preset not in PRESETS:
             raise LoracleError(f"precision {self.preset!r} is not known; choose one of {', '.join(PRESETS)}")
         chosen = PRESETS[self.preset](self.dtype)
@@ -161,16 +162,9 @@ class Precision:
                 object.__setattr__(self, point.name, chosen.get(point.name, self.dtype))
             dtype_of(getattr(self, point.name))
 
-    @property
-    def scale_order(self) -> str:
-        """How the scale is folded into B when an adapter is loaded, a name of refimpl/tensorrt_llm/prescale.py; "" if it is not, and
-        multiplies the delta."""
-        return FOLDED.get(self.preset, "")
-
     def describe(self) -> str:
-        """One line that names every point that is not the model's dtype, and whether the scale is folded into B."""
+        """One line that names every point that is not the model's dtype."""
         points = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)[3:] if getattr(self, f.name) != self.dtype]
-        points += [f"scale_order={self.scale_order}"] if self.scale_order else []
         return f"{self.preset} {self.dtype}" + (f" ({', '.join(points)})" if points else "")
 
 
@@ -191,9 +185,7 @@ def _transformers(dtype: str) -> dict[str, str]:
 PRESETS: dict[str, Callable[[str], dict[str, str]]] = {
     "model": _model,
     "transformers": _transformers,
-    "tensorrt_llm": _model,
-    "tensorrt_llm_convert": _model,
 }
 
-# the presets that fold the scale into B, and the order in which they round
-FOLDED = {"tensorrt_llm": "manager", "tensorrt_llm_convert": "convert"}
+# Presets of earlier versions that are backends now, and the order of their scale (tensorrt_llm/prescale.py).
+BACKENDS_NOW = {"tensorrt_llm": "manager", "tensorrt_llm_convert": "convert"}

@@ -17,7 +17,6 @@ from .adapter import Adapter, pattern_value
 from .arrays import Array, Float, Precision, rounded, to_device, to_host, widen
 from .config import ModelConfig, Module, module_name
 from .plans import NO_ADAPTER, LoraMapping
-from .tensorrt_llm.prescale import fold_scale
 from .weights import Linear, Model
 
 
@@ -58,13 +57,6 @@ def bind_adapter(
     return BoundAdapter(lora, adapter.replaced, adapter.biases)
 
 
-def with_folded_scale(w: LoraWeights, dtype: str, order: str) -> LoraWeights:
-    """The same correction with its scale in B, and 1 in its place. What is rounded to what, in which order, is said in
-    fold.py. A bias of lora_B takes part; TensorRT-LLM itself refuses an adapter that has one."""
-    bias = None if w.bias is None else fold_scale(to_host(w.bias), w.scale, dtype, order)
-    return LoraWeights(w.A, fold_scale(to_host(w.B), w.scale, dtype, order), 1.0, bias)
-
-
 def digest(bound: BoundAdapter) -> bytes:
     """SHA-256 of everything that the adapter changes: effective A, B, scale, and what it replaces."""
     h = hashlib.sha256()
@@ -103,8 +95,6 @@ class AdapterSlots:
         self.remove(slot)
         self.slots.add(slot)
         for module, w in bound.lora.items():
-            if self.precision.scale_order:
-                w = with_folded_scale(w, self.precision.adapter, self.precision.scale_order)
             arrays = [None if x is None else self._prepared(x) for x in (w.A, w.B, w.bias)]
             self._lora.setdefault(module, {})[slot] = LoraWeights(arrays[0], arrays[1], w.scale, arrays[2])  # type: ignore[arg-type]
         for module in {*bound.weights, *bound.biases}:

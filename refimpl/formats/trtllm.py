@@ -27,7 +27,7 @@ from ..errors import AdapterError
 from ..loading.conversion import all_finite
 from ..loading.findings import shown
 from ..lora import adapter_scale
-from ..tensorrt_llm.prescale import cast, fold_scale
+from ..tensorrt_llm.prescale import cast, prescale
 from .trtllm_modules import OF_LLAMA
 from .trtllm_pair import STORED, Matrices, Pair, Row, matrices, pack
 
@@ -113,7 +113,7 @@ def peft_scales(adapter: Adapter) -> dict[Module, float]:
 
 def folded(B: Float[Array, "d_out rank"], scale: float, dtype: str, order: str) -> Array:
     """B with its scale in it."""
-    return fold_scale(B, scale, dtype, "manager" if order == "manager" else "convert")
+    return prescale(B, scale, dtype, "manager" if order == "manager" else "convert")
 
 
 def with_missing_qkv(rows: list[Matrices], r: int) -> list[Matrices]:

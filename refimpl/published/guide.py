@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ..adapter import Adapter
-from ..arrays import Precision
 from ..errors import LoracleError
 from ..formats.trtllm_modules import OF_LLAMA
 from ..lora import NO_ADAPTER
 from ..ops import Ops
 from ..request import Request
 from ..streaming import roomy_engine, stream
+from ..tensorrt_llm.backend import backend
 from ..tensorrt_llm.rank_alignment import check_grouped
 from ..weights import Model
 
@@ -51,11 +51,6 @@ class Cast:
     temperature: float
     top_p: float
     seed: int
-
-    @property
-    def precision(self) -> Precision:
-        """Its LoRA as TensorRT-LLM rounds it."""
-        return Precision("tensorrt_llm", self.model.dtype)
 
     @property
     def uids(self) -> list[int]:
@@ -161,7 +156,7 @@ def _answers(
     cast: Cast, requests: Sequence[Request], ops: Ops
 ) -> tuple[list[tuple[list[int], str]], dict[Adapter, int]]:
     """(ids, text) of each request, and the slot that each adapter had."""
-    engine = roomy_engine(cast.model, requests, cast.max_new_tokens, ops, cast.precision)
+    engine = roomy_engine(cast.model, requests, cast.max_new_tokens, backend(cast.model.dtype, ops=ops), None)
     ids: list[list[int]] = [[] for _ in requests]
     texts = ["" for _ in requests]
     for token in stream(cast.model, requests, cast.max_new_tokens, ops, engine=engine):

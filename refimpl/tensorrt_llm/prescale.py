@@ -1,4 +1,4 @@
-"""The scale, folded into B when an adapter is loaded: B' = scale * B, and nothing is left to multiply at run time.
+"""Prescaling: the scale is multiplied into B when an adapter is loaded: B' = scale * B, and nothing is left to multiply at run time.
 
     convert   B' = T(D(B * scale))   multiplied in the checkpoint's type D, then cast to T: TensorRT-LLM's
                                      examples/hf_lora_convert.py, which writes model.lora_weights.npy
@@ -41,12 +41,17 @@ def cast_then_scaled(B: Array, scale: float, dtype: str) -> Array:
     return times(cast(B, dtype), scale)
 
 
-FOLDS: dict[str, Callable[[Array, float, str], Array]] = {"convert": scaled_then_cast, "manager": cast_then_scaled}
+ORDERS: dict[str, Callable[[Array, float, str], Array]] = {"convert": scaled_then_cast, "manager": cast_then_scaled}
 
 
-def fold_scale(B: Array, scale: float, dtype: str, order: str) -> Array:
+def prescale(B: Array, scale: float, dtype: str, order: str) -> Array:
     """B' = scale * B as an array of type `dtype`, its roundings in this order. B is a NumPy array of any shape, in the
-    type D of its checkpoint. LoracleError for an order that is not one of FOLDS."""
-    if order not in FOLDS:
-        raise LoracleError(f"scale order {order!r} is not known; choose one of {', '.join(FOLDS)}")
-    return FOLDS[order](B, scale, dtype)
+    type D of its checkpoint. LoracleError for an order that is not one of ORDERS."""
+    check_order(order)
+    return ORDERS[order](B, scale, dtype)
+
+
+def check_order(order: str) -> None:
+    """LoracleError for an order that is not one of ORDERS."""
+    if order not in ORDERS:
+        raise LoracleError(f"scale order {order!r} is not known; choose one of {', '.join(ORDERS)}")

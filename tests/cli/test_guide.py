@@ -11,6 +11,7 @@ from support.build import as_dtype, random_adapter
 import refimpl
 from refimpl import cli, tiny
 from refimpl.published import guide, weights
+from refimpl.tensorrt_llm.backend import backend
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +45,7 @@ def test_six_answers_in_one_batch_are_those_of_the_library(capsys: pytest.Captur
         adapter = refimpl.load_adapter(answer["adapter"], model.config) if answer["adapter"] else None
         ids = model.tokenizer.encode(answer["prompt"] + "\n")
         request = refimpl.Request(ids, adapter, temperature=1.0, top_p=0.5, seed=5)
-        precision = refimpl.Precision("tensorrt_llm", "float32")
-        assert refimpl.generate(model, [request], 6, precision=precision)[0].token_ids == answer["token_ids"]
+        assert refimpl.generate(model, [request], 6, ops=backend("float32"))[0].token_ids == answer["token_ids"]
 
 
 def test_the_commands_are_those_of_this_cast(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from refimpl.formats.trtllm import from_pair, to_pair
 from refimpl.formats.trtllm_modules import MODULES, OF_LLAMA
 from refimpl.formats.trtllm_pair import Matrices, Pair, Row, check_pair, matrices, pack
 from refimpl.loading.findings import Findings
-from refimpl.tensorrt_llm.prescale import fold_scale
+from refimpl.tensorrt_llm.prescale import prescale
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 
@@ -76,7 +76,7 @@ def test_the_rows_hold_a_and_the_folded_b(data: st.DataObject, dtype: str, order
         found = seen.pop(module)
         r = c.r if order == "convert" else len(w.A)
         assert found.A.tobytes() == w.A.astype(dtype).tobytes()
-        wanted = fold_scale(w.B, c.lora_alpha / r, dtype, "manager" if order == "manager" else "convert")
+        wanted = prescale(w.B, c.lora_alpha / r, dtype, "manager" if order == "manager" else "convert")
         assert found.B.tobytes() == wanted.tobytes()
     assert all(not m.A.any() and not m.B.any() for m in seen.values())  # q, k and v that LoraManager fills up
     assert not seen or order == "manager"

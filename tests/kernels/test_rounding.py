@@ -18,8 +18,9 @@ from refimpl.arrays import Precision, rounded
 from refimpl.cuda import launch
 from refimpl.cuda.launch import LoraLaunch
 from refimpl.cuda.table import CUDA
-from refimpl.lora import AdapterSlots, LoraWeights, bind_adapter
+from refimpl.lora import AdapterSlots, LoraWeights
 from refimpl.ops import REFERENCE, Ops
+from refimpl.tensorrt_llm.backend import backend
 
 pytestmark = needs_cpu
 
@@ -55,7 +56,7 @@ def lora(ops: Ops, p: Precision) -> np.ndarray:
     slots = AdapterSlots(build.random_model(config, 0, "float32"), p)
     for slot, r in enumerate((5, 24)):
         adapter = build.as_dtype(build.random_adapter(config, slot, r, alpha=2.5 * r), p.dtype)
-        slots.put(slot, bind_adapter(adapter, config))
+        slots.put(slot, ops.bind_adapter(adapter, config, ops.adapter_scale))
     y, ids = x_of((40, 64), p.linear), (np.arange(40, dtype=np.int32) // 20)[:, None]
     ops.lora_delta(y, x_of((40, 96), p.dtype), MODULE, slots, mapping(ids), p)
     return y
@@ -121,12 +122,12 @@ def test_small_integers_are_summed_without_error(expand: str, round_rank: bool, 
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("preset", ["tensorrt_llm", "tensorrt_llm_convert"])
-def test_a_folded_scale_needs_nothing_of_the_kernels(preset: str, dtype: str) -> None:
-    """The bank holds scale * B and a scale of 1. B' is a number of the type, and so is what the kernels read."""
-    p = Precision(preset, dtype)
-    right, unfolded = lora(REFERENCE, p), lora(REFERENCE, Precision("model", dtype))
-    assert (right == unfolded).mean() < 0.95, "the two ways cannot be told apart"
+@pytest.mark.parametrize("order", ["manager", "convert"])
+def test_a_prescaled_B_needs_nothing_of_the_kernels(order: str, dtype: str) -> None:
+    """The slots hold scale * B and a scale of 1. B' is a number of the type, and so is what the kernels read."""
+    p = Precision("model", dtype)
+    right, plain = lora(backend(dtype, order, REFERENCE), p), lora(REFERENCE, p)
+    assert (right == plain).mean() < 0.95, "the two ways cannot be told apart"
     with scheduled("forward"):
-        found = lora(CUDA, p)
+        found = lora(backend(dtype, order, CUDA), p)
     assert (found == right).mean() > 0.98

@@ -11,7 +11,7 @@ from refimpl.arrays import Precision, rounded
 from refimpl.lora import lora_delta
 from refimpl.oracle.vectors import bounds, step_lora
 from refimpl.oracle.vectors.draw import on_grid, signed
-from refimpl.oracle.vectors.units import lora_precisions
+from refimpl.oracle.vectors.units import lora_roundings
 from refimpl.oracle.vectors.vector import VECTOR_DTYPES
 
 SLOTS = {0: step_lora.Slot(3, 7.0), 1: step_lora.Slot(9, 5.0, rslora=True), 2: step_lora.Slot(1, 0.5, bias=True)}
@@ -27,10 +27,10 @@ def test_honest_lora_products_are_inside(dtype: str, seed: int, d_in: int, prese
     v = step_lora.make(spec, rng)
     out = v.outputs["y"]
     order = rng.permutation(d_in)
-    precisions = lora_precisions(dtype)
-    p = precisions[preset % len(precisions)]
+    roundings = lora_roundings(dtype)
+    p, ops = roundings[preset % len(roundings)]
     found = step_lora.compute(
-        v, p, lambda *call: lora_delta(*call, shrink=lambda x, A: x[:, order].copy() @ A[:, order].copy().T)
+        v, p, lambda *call: lora_delta(*call, shrink=lambda x, A: x[:, order].copy() @ A[:, order].copy().T), ops
     )
     off = np.abs(rounded(found, dtype) - out.value)
     assert (off <= out.bound[dtype]).all()

@@ -9,18 +9,22 @@ from small_stage import small_stage
 from refimpl import NUMPY, Precision
 from refimpl.engines.interface import EngineResponse
 from refimpl.engines.ours import CAPABILITIES, Ours
+from refimpl.ops import Ops
 from refimpl.oracle.cases.case import Case, Exchange, draw_batch, play, prepare, request, truth
 from refimpl.oracle.cases.testbed import Testbed, settings
 from refimpl.oracle.noise.ceiling import ceilings
 from refimpl.oracle.noise.ensemble import ensemble, wider
 from refimpl.oracle.noise.measure import ErrorRatios, look, malformed, measure
 from refimpl.oracle.noise.verdict import judge, limits, no_chance, overall, thresholds
+from refimpl.tensorrt_llm.backend import backend
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-def asked(testbed: Testbed, precision: Precision | None = None, count: int = 6) -> list[tuple[Case, list[Exchange]]]:
-    engine = Ours(lambda: NUMPY, precision)
+def asked(
+    testbed: Testbed, precision: Precision | None = None, count: int = 6, ops: Ops = NUMPY
+) -> list[tuple[Case, list[Exchange]]]:
+    engine = Ours(lambda: ops, precision)
     engine.start(settings(testbed))
     prepare(engine, testbed)
     cases = [draw_batch(testbed, CAPABILITIES, np.random.default_rng([1, i]), f"batch {i}") for i in range(count)]
@@ -35,7 +39,10 @@ def measured(testbed: Testbed, played: list[tuple[Case, list[Exchange]]]) -> lis
 @pytest.mark.parametrize("preset", ["model", "transformers", "tensorrt_llm"])
 def test_honest_engines_pass_however_they_round(dtype: str, preset: str) -> None:
     testbed = small_stage(dtype)
-    found = measured(testbed, asked(testbed, Precision(preset, dtype)))
+    found = measured(
+        testbed,
+        asked(testbed, *((None, 6, backend(dtype)) if preset == "tensorrt_llm" else (Precision(preset, dtype),))),
+    )
     known = limits(found)
     assert [judge(m, known).verdict for m in found] == ["pass"] * len(found)
     assert all(m.matters > known.ratio for m in found)  # and each case could have shown a wrong adapter

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from refimpl import LoracleError, Model, Precision, Request, generate, load_adapter, load_model
+from refimpl import LoracleError, Model, Request, generate, load_adapter, load_model
 from refimpl.adapter import Adapter
 from refimpl.published import weights
 from refimpl.published.seeded_adapters import tinyllama_nemo
+from refimpl.tensorrt_llm.backend import backend
 
 HERE = Path(__file__).parent
 GUIDE = Path(weights.__file__).parent / "guide.json"  # in the package, because `loracle guide` shows it
@@ -64,8 +65,7 @@ def outputs(t: Table, model: Model, adapters: dict[str, Adapter]) -> list[str]:
     requests = [
         Request(model.tokenizer.encode(row["prompt"]), adapters.get(row["adapter"]), **sampling) for row in t.rows
     ]
-    precision = Precision("tensorrt_llm", t.dtype)
-    return [output.text for output in generate(model, requests, t.max_new_tokens, precision=precision)]
+    return [output.text for output in generate(model, requests, t.max_new_tokens, ops=backend(t.dtype))]
 
 
 def agrees(asserts: str, row: dict[str, Any], output: str) -> bool:

@@ -12,9 +12,10 @@ from loading.folders import BASE
 from published_tables import loaded, table
 from support.build import random_adapter, random_model
 
-from refimpl import Adapter, Precision, Request, generate, logits
+from refimpl import Adapter, Request, generate, logits
 from refimpl.config import EMBED, LM_HEAD
 from refimpl.errors import RequestError
+from refimpl.tensorrt_llm.backend import backend
 from refimpl.weights import Linear
 
 
@@ -28,7 +29,7 @@ def test_llama_13b_gives_the_published_ids() -> None:
     model, adapters = loaded(t)
     chosen = {0: adapters["chinese"], -1: uid_minus_one(adapters["chinese"])}
     requests = [Request(row["prompt_ids"], chosen[row["lora_task_uid"]], stop_ids=()) for row in t.rows]
-    said = generate(model, requests, t.max_new_tokens, precision=Precision("tensorrt_llm", t.dtype))
+    said = generate(model, requests, t.max_new_tokens, ops=backend(t.dtype))
     assert [output.token_ids for output in said] == [row["output_ids"] for row in t.rows]
     with pytest.raises(RequestError, match="outside of the vocabulary of 32000 ids"):
         generate(model, [Request(t.rows[1]["prompt_ids"])], 1)

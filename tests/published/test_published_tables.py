@@ -9,6 +9,7 @@ from published_tables import FILES, Table, agrees, loaded, outputs, table
 import refimpl
 from refimpl import tiny
 from refimpl.published import weights
+from refimpl.tensorrt_llm.backend import backend
 
 
 @pytest.mark.parametrize("stem", FILES)
@@ -59,8 +60,7 @@ def test_a_table_is_run_as_one_batch_of_the_folders_that_it_names(monkeypatch: p
     assert model.dtype == "bfloat16" and said[0] != said[1]
     for row, text in zip(small().rows, said, strict=True):
         request = refimpl.Request(model.tokenizer.encode(row["prompt"]), adapters.get(row["adapter"]))
-        precision = refimpl.Precision("tensorrt_llm", "bfloat16")
-        assert refimpl.generate(model, [request], 8, precision=precision)[0].text == text
+        assert refimpl.generate(model, [request], 8, ops=backend("bfloat16"))[0].text == text
     sampled = dataclasses.replace(small(), sampling={"temperature": 1.0, "top_p": 0.5, "top_k": 0, "seed": 3})
     assert outputs(sampled, model, adapters) != said
 

@@ -1,4 +1,4 @@
-"""Precision("tensorrt_llm") and the two GEMM paths: rounded exactly as written, and different only in one sum's order.
+"""TensorRT-LLM's prescaled B and the two GEMM paths: rounded exactly as written, and different only in one sum's order.
 
 Inputs of small integers have exact sums, so that no order of summation shows and every bit is a rounding's. Where the
 order is the subject, the sums are made to depend on it. Elsewhere the bound is computed from the numbers themselves.
@@ -18,7 +18,8 @@ from refimpl.arrays import rounded
 from refimpl.config import ModelConfig
 from refimpl.lora import AdapterSlots, BoundAdapter, LoraWeights, shrink
 from refimpl.tensorrt_llm.arithmetic import AS_BATCHED, GROUPED, UNIFIED, is_unified, slice_edges, split_k_shrink
-from refimpl.tensorrt_llm.prescale import fold_scale
+from refimpl.tensorrt_llm.backend import prescaled
+from refimpl.tensorrt_llm.prescale import prescale
 
 HALF = ("bfloat16", "float16")
 SCALAR = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -54,7 +55,7 @@ def as_written(y: np.ndarray, x: np.ndarray, w: LoraWeights, dtype: str, order: 
     """y[t] = T(y[t] + T(T(x A^T) B'^T)), one number after the other: the least and the largest that it can be. The
     first sum is exact. Where the second is not, it is taken in float64 here and in float32, in any order, there: now
     and then they fall to two sides of an edge between two neighbours of the type."""
-    least, most, B = y.copy(), y.copy(), fold_scale(w.B, w.scale, dtype, order)
+    least, most, B = y.copy(), y.copy(), prescale(w.B, w.scale, dtype, order)
     for t in range(len(x)):
         low = [in_T(dtype, sum(float(a) * float(v) for a, v in zip(row, x[t], strict=True))) for row in w.A]
         for o in range(len(w.B)):
@@ -73,17 +74,17 @@ def is_exact(terms: list[float]) -> bool:
 
 @every_path
 @every_half
-@pytest.mark.parametrize("preset", ["tensorrt_llm", "tensorrt_llm_convert"])
+@pytest.mark.parametrize("order", ["manager", "convert"])
 @settings(max_examples=6)
 @given(seed=st.integers(0, 9999), r=st.integers(1, 5), alpha=st.sampled_from([7.0, -5.0, 16.0]))
 def test_each_number_is_rounded_where_the_formula_says(
-    ops: Ops, dtype: str, preset: str, seed: int, r: int, alpha: float
+    ops: Ops, dtype: str, order: str, seed: int, r: int, alpha: float
 ) -> None:
-    rng, p = np.random.default_rng(seed), Precision(preset, dtype)
+    rng, p = np.random.default_rng(seed), Precision("model", dtype)
     w = LoraWeights(integers(rng, r, WIDE), integers(rng, 8, r, bits=3), alpha / r)
     x, y = integers(rng, 3, WIDE), rounded(64 * integers(rng, 3, 8), dtype)
-    least, most = as_written(y, x, w, dtype, p.scale_order)
-    ops.lora_delta(y, x, Q, slots_of(p, {0: {"q_proj": w}}), mapping(np.zeros(3, np.int32)), p)
+    least, most = as_written(y, x, w, dtype, order)
+    ops.lora_delta(y, x, Q, slots_of(p, {0: {"q_proj": prescaled(w, dtype, order)}}), mapping(np.zeros(3, np.int32)), p)
     assert ((least <= y) & (y <= most)).all()
     assert (least == most).mean() > 0.9
 
@@ -94,12 +95,12 @@ def test_a_scale_in_B_is_not_one_in_the_delta(dtype: str) -> None:
     rng, ids = np.random.default_rng(0), np.zeros((40, 1), np.int32)
     w = LoraWeights(integers(rng, 3, WIDE), integers(rng, 8, 3), 7 / 3)
     x, found = integers(rng, 40, WIDE), {}
-    for preset in ("model", "tensorrt_llm"):
-        found[preset] = np.zeros((40, 8), np.float32)
-        p = Precision(preset, dtype)
-        NUMPY.lora_delta(found[preset], x, Q, slots_of(p, {0: {"q_proj": w}}), mapping(ids), p)
-    assert (found["model"] != found["tensorrt_llm"]).mean() > 0.2
-    assert not np.isinf(found["model"]).any()
+    p = Precision("model", dtype)
+    for name, bound in (("plain", w), ("prescaled", prescaled(w, dtype, "manager"))):
+        found[name] = np.zeros((40, 8), np.float32)
+        NUMPY.lora_delta(found[name], x, Q, slots_of(p, {0: {"q_proj": bound}}), mapping(ids), p)
+    assert (found["plain"] != found["prescaled"]).mean() > 0.2
+    assert not np.isinf(found["plain"]).any()
 
 
 def test_what_the_bank_holds() -> None:
@@ -107,28 +108,28 @@ def test_what_the_bank_holds() -> None:
     rng = np.random.default_rng(0)
     w = LoraWeights(rng.standard_normal((3, WIDE)), rng.standard_normal((8, 3)), 7 / 3, rng.standard_normal(8))
     for dtype in HALF:
-        p = Precision("tensorrt_llm", dtype)
-        held = slots_of(p, {0: {"q_proj": w}}).at(Q)[0]
-        plain = slots_of(Precision("model", dtype), {0: {"q_proj": w}}).at(Q)[0]
+        p = Precision("model", dtype)
+        held = slots_of(p, {0: {"q_proj": prescaled(w, dtype, "manager")}}).at(Q)[0]
+        plain = slots_of(p, {0: {"q_proj": w}}).at(Q)[0]
         assert held.scale == 1.0 and plain.scale == w.scale
         assert_same_bits(held.A, plain.A)
-        assert_same_bits(held.B, fold_scale(w.B, w.scale, dtype, "manager").astype(np.float32))
-        assert_same_bits(held.bias, fold_scale(w.bias, w.scale, dtype, "manager").astype(np.float32))
+        assert_same_bits(held.B, prescale(w.B, w.scale, dtype, "manager").astype(np.float32))
+        assert_same_bits(held.bias, prescale(w.bias, w.scale, dtype, "manager").astype(np.float32))
         assert not held.B.flags.writeable
 
 
 @given(seed=st.integers(0, 9999), dtype=st.sampled_from(HALF))
 def test_summed_adapters_are_still_weighted_at_run_time(seed: int, dtype: str) -> None:
     """Two adapters on one row: each delta is rounded with its weight, and each is added to what is there."""
-    rng, p = np.random.default_rng(seed), Precision("tensorrt_llm", dtype)
+    rng, p = np.random.default_rng(seed), Precision("model", dtype)
     pair = [LoraWeights(integers(rng, r, 16), integers(rng, 8, r, bits=3), 7 / r) for r in (3, 5)]
     x, y = integers(rng, 2, 16), rounded(64 * integers(rng, 2, 8), dtype)
     expected = y.copy()
     for w, weight in zip(pair, (0.75, -0.5), strict=True):
         low = rounded(x @ w.A.T, dtype)
-        delta = low @ fold_scale(w.B, w.scale, dtype, "manager").astype(np.float32).T
+        delta = low @ prescale(w.B, w.scale, dtype, "manager").astype(np.float32).T
         expected = rounded(expected + rounded(delta * np.float32(weight), dtype), dtype)
-    slots = slots_of(p, {slot: {"q_proj": w} for slot, w in enumerate(pair)})
+    slots = slots_of(p, {slot: {"q_proj": prescaled(w, dtype, "manager")} for slot, w in enumerate(pair)})
     NUMPY.lora_delta(y, x, Q, slots, mapping(np.array([[0, 1]] * 2, np.int32), np.array([[0.75, -0.5]] * 2)), p)
     assert_same_bits(y, expected)
 
@@ -196,7 +197,7 @@ plans = st.lists(st.integers(-1, 2), min_size=1, max_size=6)
 @given(ids=plans, named=st.lists(st.sets(st.sampled_from(["q_proj", "k_proj", "up_proj"])), min_size=3, max_size=3))
 def test_a_batch_takes_the_unified_path_if_all_its_tokens_ask_for_the_same(ids: list, named: list[set[str]]) -> None:
     """Written out as the engine does it: per module, the addresses and the rank of each row against those of row 0."""
-    p = Precision("tensorrt_llm", "float16")
+    p = Precision("model", "float16")
     shapes = {"q_proj": (8, WIDE), "k_proj": (4, WIDE), "up_proj": (7, WIDE)}
     adapters = {
         slot: {m: LoraWeights(np.ones((2, WIDE)), np.ones((shapes[m][0], 2)), 1.0) for m in modules}
@@ -215,7 +216,7 @@ def test_a_batch_takes_the_unified_path_if_all_its_tokens_ask_for_the_same(ids: 
 
 def test_as_batched_is_one_or_the_other() -> None:
     """The same request, alone and beside one of the base: its numbers are those of the path that the batch took."""
-    rng, p = np.random.default_rng(3), Precision("tensorrt_llm", "float32")  # no rounding hides the order
+    rng, p = np.random.default_rng(3), Precision("model", "float32")  # no rounding hides the order
     w = LoraWeights(rng.standard_normal((8, WIDE)), rng.standard_normal((8, 8)), 2.0)
     slots, x = slots_of(p, {0: {"q_proj": w}}), rng.standard_normal((4, WIDE)).astype(np.float32)
 

@@ -18,6 +18,7 @@ from refimpl import NUMPY, Model, Ops, Precision, Request, logits
 from refimpl.adapter import Adapter
 from refimpl.arrays import rounded
 from refimpl.tensorrt_llm.arithmetic import AS_BATCHED, GROUPED
+from refimpl.tensorrt_llm.backend import backend
 
 Run = tuple[Ops, Precision]
 
@@ -44,10 +45,10 @@ def scaled_by(factor: float) -> Ops:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_it_is_within_the_honest_noise_and_a_wrong_scale_is_not(dtype: str) -> None:
     emulation = [
-        (AS_BATCHED, Precision("tensorrt_llm", dtype)),
-        (GROUPED, Precision("tensorrt_llm_convert", dtype)),
+        (backend(dtype, "manager", AS_BATCHED), Precision("model", dtype)),
+        (backend(dtype, "convert", GROUPED), Precision("model", dtype)),
     ]
-    wrong = [(scaled_by(1.1), Precision("tensorrt_llm", dtype))]
+    wrong = [(backend(dtype, "manager", scaled_by(1.1)), Precision("model", dtype))]
     runs, errors = [*honest(dtype), *emulation, *wrong], []
 
     @settings(max_examples=25)

@@ -13,11 +13,12 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from ...arrays import PRESETS, Array, Precision, rounded
+from ...arrays import Array, Precision, rounded
 from ...layers import linear
 from ...model import logits
 from ...ops import NUMPY, Ops
 from ...request import Request
+from ...tensorrt_llm.backend import backend
 from ...weights import Model
 
 
@@ -91,14 +92,21 @@ def some_points(dtype: str, seed: int) -> Precision:
 def ensemble(dtype: str, seed: int = 0) -> tuple[Member, ...]:
     """The honest ways to compute in a type. Another seed has other orders of summation and other rounding points."""
     rng = np.random.default_rng(seed)
-    presets = [Member(name, Precision(name, dtype)) for name in PRESETS]
+    presets = [Member(name, Precision(name, dtype)) for name in ("model", "transformers")]
+    prescaled = Member("tensorrt_llm", Precision("model", dtype), partial(backend, dtype))
     widths = (16, 40, 8) if seed == 0 else tuple(int(n) for n in rng.integers(5, 64, 3))
     orders = [Member(f"sums of {n}", Precision("model", dtype), partial(in_pieces, n)) for n in widths]
     if dtype in ("float32", "float64"):  # wherever it is rounded, float32 stays float32: only orders are left
-        return (*presets[:2], *orders)
+        return (*presets, *orders)
     by_chance = Member("by chance", Precision("model", "float32"), partial(stochastic, dtype, seed))
     points = [Member(f"some points {seed}.{i}", some_points(dtype, 10 * seed + i)) for i in range(2)]
-    return (*presets[:3], orders[0], *points, replace(by_chance, precision=replace(by_chance.precision, kv=dtype)))
+    return (
+        *presets,
+        prescaled,
+        orders[0],
+        *points,
+        replace(by_chance, precision=replace(by_chance.precision, kv=dtype)),
+    )
 
 
 def wider(dtype: str) -> tuple[Member, ...]:

@@ -14,12 +14,13 @@ import numpy as np
 from ...adapter import Adapter, LoraTensors, PeftConfig
 from ...arrays import Array, Precision
 from ...config import ModelConfig, Module
-from ...lora import AdapterSlots, adapter_scale, bind_adapter, lora_delta_per_token
+from ...lora import AdapterSlots, adapter_scale, lora_delta_per_token
+from ...ops import NUMPY, Ops
 from ...plans import LoraMapping
 from ...weights import Model
 from .bounds import lora_row
 from .draw import signed
-from .units import lora_orders, lora_precisions, noise
+from .units import lora_orders, lora_roundings, noise
 from .vector import VECTOR_DTYPES, Output, Vector
 
 SITE: Module = (0, "up_proj")  # the bank is one of a whole model; a module whose two widths are free
@@ -270,7 +271,7 @@ def _expected(v: Vector) -> Output:
     truth = compute(v, Precision("model", "float64"), lora_delta_per_token)
     bounds = {dtype: _bound(v, dtype) for dtype in VECTOR_DTYPES}
     runs = {
-        dtype: [compute(v, p, order) for p in lora_precisions(dtype) for order in lora_orders()]
+        dtype: [compute(v, p, order, ops) for p, ops in lora_roundings(dtype) for order in lora_orders()]
         for dtype in VECTOR_DTYPES
     }
     return Output(("tokens", "d_out"), truth, bounds, {t: noise(runs[t], truth, bounds[t]) for t in VECTOR_DTYPES})
@@ -293,9 +294,9 @@ def _bound(v: Vector, dtype: str) -> Array:
     return bound
 
 
-def compute(v: Vector, p: Precision, lora_delta: Any) -> Array:
-    """y after the step, in float64, whatever it was computed in."""
-    held = bank(v, p, bind_adapter, adapter_scale)
+def compute(v: Vector, p: Precision, lora_delta: Any, ops: Ops = NUMPY) -> Array:
+    """y after the step, in float64, whatever it was computed in; `ops` binds the adapters."""
+    held = bank(v, p, ops.bind_adapter, ops.adapter_scale)
     y = v.inputs["y"].astype(p.compute)
     ids = np.maximum(v.inputs["adapter_ids"], -1)  # below -1 (an acceptable vector): nobody's, or refused
     weights = v.inputs["adapter_weights"].astype(np.float64)

@@ -15,7 +15,9 @@ import numpy as np
 from ...arrays import Array, Precision, rounded
 from ...attention import attention, attention_per_token, visible
 from ...lora import lora_delta, lora_delta_per_token
+from ...ops import NUMPY, Ops
 from ...plans import AttentionMetadata
+from ...tensorrt_llm.backend import backend
 from .vector import Noise
 
 FACTOR = 3.0
@@ -41,11 +43,12 @@ def short(x: float) -> float:
     return float(f"{np.ceil(x / step) * step:.4g}")
 
 
-def lora_precisions(dtype: str) -> list[Precision]:
-    """Where an engine may round inside the LoRA product."""
-    folded = [] if dtype == "float32" else [Precision(name, dtype) for name in ("tensorrt_llm", "tensorrt_llm_convert")]
+def lora_roundings(dtype: str) -> list[tuple[Precision, Ops]]:
+    """Where an engine may round inside the LoRA product, and with what its adapters are bound."""
     p = Precision("model", dtype)
-    return [p, Precision("transformers", dtype), dataclasses.replace(p, lora_rank=p.compute), *folded]
+    prescaled = [] if dtype == "float32" else [(p, backend(dtype, order)) for order in ("manager", "convert")]
+    precisions = [p, Precision("transformers", dtype), dataclasses.replace(p, lora_rank=p.compute)]
+    return [*((one, NUMPY) for one in precisions), *prescaled]
 
 
 def lora_orders() -> list[Callable[..., None]]:

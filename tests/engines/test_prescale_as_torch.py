@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl.arrays import DTYPES
-from refimpl.tensorrt_llm.prescale import fold_scale
+from refimpl.tensorrt_llm.prescale import prescale
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install -e '.[test,peft]'")
 
@@ -27,6 +27,6 @@ def test_fold_is_what_torch_computes(
     scale = alpha / np.sqrt(r) if use_rslora else alpha / r
     to = getattr(torch, dtype)
     for order, theirs in (("convert", (t * scale).to(to)), ("manager", t.to(to) * scale)):
-        ours = fold_scale(B, float(scale), dtype, order)
+        ours = prescale(B, float(scale), dtype, order)
         assert ours.dtype == DTYPES[dtype]
         np.testing.assert_array_equal(ours.astype(np.float32), theirs.float().numpy())

@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.build import as_dtype, random_adapter, random_model
 from support.compare import assert_same_bits
 
-from refimpl import LoracleError, Precision
+from refimpl import NUMPY, LoracleError, Precision
+from refimpl.adapter_cache import AdapterCache
 from refimpl.arrays import DTYPES
-from refimpl.kv_cache import prefix_key
-from refimpl.tensorrt_llm.prescale import fold_scale
+from refimpl.config import ModelConfig
+from refimpl.tensorrt_llm.backend import backend
+from refimpl.tensorrt_llm.prescale import prescale
 
 HALF = ("bfloat16", "float16")
 SCALAR = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -47,14 +50,14 @@ def one_at_a_time(B: np.ndarray, scale: float, dtype: str, order: str) -> np.nda
 @given(seed=st.integers(0, 999), scale=scales)
 def test_each_number_is_rounded_in_that_order(order: str, dtype: str, checkpoint: str, seed: int, scale: float) -> None:
     B = numbers(seed, checkpoint)
-    assert_same_bits(fold_scale(B, scale, dtype, order), one_at_a_time(B, scale, dtype, order))
+    assert_same_bits(prescale(B, scale, dtype, order), one_at_a_time(B, scale, dtype, order))
 
 
 @every_half
 @given(seed=st.integers(0, 999), scale=scales)
 def test_where_the_checkpoint_has_the_models_type_they_are_one_formula(dtype: str, seed: int, scale: float) -> None:
     B = numbers(seed, dtype)
-    assert_same_bits(fold_scale(B, scale, dtype, "convert"), fold_scale(B, scale, dtype, "manager"))
+    assert_same_bits(prescale(B, scale, dtype, "convert"), prescale(B, scale, dtype, "manager"))
 
 
 @stored
@@ -62,7 +65,7 @@ def test_where_the_checkpoint_has_the_models_type_they_are_one_formula(dtype: st
 @given(seed=st.integers(0, 999), scale=powers)
 def test_a_power_of_two_commutes_with_every_rounding(dtype: str, checkpoint: str, seed: int, scale: float) -> None:
     B = numbers(seed, checkpoint)
-    assert_same_bits(fold_scale(B, scale, dtype, "convert"), fold_scale(B, scale, dtype, "manager"))
+    assert_same_bits(prescale(B, scale, dtype, "convert"), prescale(B, scale, dtype, "manager"))
 
 
 @every_half
@@ -72,7 +75,7 @@ def test_of_a_float32_checkpoint_the_manager_rounds_twice(dtype: str, seed: int,
     B = numbers(seed, "float32", 3000)
     exact = B.astype(np.float64) * scale
     off = {
-        order: np.abs(fold_scale(B, scale, dtype, order).astype(np.float64) / exact - 1).max()
+        order: np.abs(prescale(B, scale, dtype, order).astype(np.float64) / exact - 1).max()
         for order in ("convert", "manager")
     }
     one = (1 + UNIT["float32"]) ** 2 * (1 + UNIT[dtype]) - 1  # the scale and the product, as float32 numbers
@@ -85,7 +88,7 @@ def test_of_a_bfloat16_checkpoint_for_a_float16_model_it_is_the_converter(seed: 
     B = numbers(seed, "bfloat16", 3000)
     exact = B.astype(np.float64) * scale
     off = {
-        order: np.abs(fold_scale(B, scale, "float16", order).astype(np.float64) / exact - 1).max()
+        order: np.abs(prescale(B, scale, "float16", order).astype(np.float64) / exact - 1).max()
         for order in ("convert", "manager")
     }
     one = (1 + UNIT["float32"]) ** 2 * (1 + UNIT["float16"]) - 1
@@ -94,23 +97,28 @@ def test_of_a_bfloat16_checkpoint_for_a_float16_model_it_is_the_converter(seed: 
 
 def test_what_is_too_large_for_the_type_is_lost_by_whoever_casts_first() -> None:
     B = np.array([100000.0], np.float32)
-    assert fold_scale(B, 0.1, "float16", "convert") == 10000
-    assert np.isinf(fold_scale(B, 0.1, "float16", "manager"))
+    assert prescale(B, 0.1, "float16", "convert") == 10000
+    assert np.isinf(prescale(B, 0.1, "float16", "manager"))
 
 
-def test_the_presets_name_their_order() -> None:
-    assert Precision("tensorrt_llm", "float16").scale_order == "manager"
-    assert Precision("tensorrt_llm_convert", "float16").scale_order == "convert"
-    assert Precision("model", "float16").scale_order == ""
-    assert "scale_order=manager" in Precision("tensorrt_llm", "float16").describe()
+@pytest.mark.parametrize("preset", ["tensorrt_llm", "tensorrt_llm_convert"])
+def test_the_presets_of_earlier_versions_name_the_backend(preset: str) -> None:
+    order = {"tensorrt_llm": "manager", "tensorrt_llm_convert": "convert"}[preset]
+    with pytest.raises(LoracleError, match=rf'backend\("float16", "{order}"\) with Precision\("model", "float16"\)'):
+        Precision(preset, "float16")
 
 
-def test_a_folded_scale_shares_no_blocks_with_one_that_is_not() -> None:
-    """Nor one order with the other: the prefix key knows the precision, and that knows how B' was made."""
-    presets = ("model", "tensorrt_llm", "tensorrt_llm_convert")
-    assert len({prefix_key(b"", [1], b"", Precision(preset, "float16"), [(b"", 1.0)]) for preset in presets}) == 3
+def test_a_prescaled_adapter_shares_no_blocks_with_one_that_is_not() -> None:
+    """Nor one order with the other: the prefix key has the digest of what was bound."""
+    model = random_model(ModelConfig(11, 10, 7, 1, 4, 2, 4), 0, "float32")
+    adapter = as_dtype(random_adapter(model.config, 1, alpha=0.7), "bfloat16")
+    caches = [
+        AdapterCache(model, Precision("model", "float16"), ops)
+        for ops in (NUMPY, backend("float16", "manager"), backend("float16", "convert"))
+    ]
+    assert len({cache.digest(cache.acquire(adapter)) for cache in caches}) == 3
 
 
 def test_an_unknown_order_is_refused() -> None:
     with pytest.raises(LoracleError, match="scale order 'last' is not known; choose one of convert, manager"):
-        fold_scale(np.ones(1, np.float32), 2.0, "float16", "last")
+        prescale(np.ones(1, np.float32), 2.0, "float16", "last")

@@ -6,22 +6,23 @@ from hypothesis import strategies as st
 from support.build import RANKS, as_dtype, configs, random_adapter, random_model
 from support.compare import assert_same_bits
 
-from refimpl import NUMPY, Model, Precision
+from refimpl import Model, Precision
 from refimpl.adapter import Adapter
 from refimpl.config import LAYER_MODULES, ModelConfig
 from refimpl.formats.trtllm import from_pair, to_pair
 from refimpl.lora import AdapterSlots
+from refimpl.tensorrt_llm.backend import backend
 
-PRESET = {"manager": "tensorrt_llm", "convert": "tensorrt_llm_convert", "peft": "tensorrt_llm_convert"}
-
-
-def bank_of(model: Model, adapter: Adapter, p: Precision) -> AdapterSlots:
-    bank = AdapterSlots(model, p)
-    bank.put(0, NUMPY.bind_adapter(adapter, model.config, NUMPY.adapter_scale))
-    return bank
+LOADER = {"manager": "manager", "convert": "convert", "peft": "convert"}
 
 
-@pytest.mark.parametrize("order", sorted(PRESET))
+def slots_of(model: Model, adapter: Adapter, dtype: str, order: str) -> AdapterSlots:
+    slots, ops = AdapterSlots(model, Precision("model", dtype)), backend(dtype, order)
+    slots.put(0, ops.bind_adapter(adapter, model.config, ops.adapter_scale))
+    return slots
+
+
+@pytest.mark.parametrize("order", sorted(LOADER))
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @given(
     config=configs(max_layers=2),
@@ -35,10 +36,10 @@ def test_the_bank_holds_what_the_arrays_hold(
 ) -> None:
     """Where the loaders' scale is PEFT's, that is without patterns; and q, k and v together, or manager adds rows."""
     modules = [*modules, "q_proj", "k_proj", "v_proj"]
-    model, p = random_model(config, 0, "float32"), Precision(PRESET[order], dtype)
+    model = random_model(config, 0, "float32")
     adapter = as_dtype(random_adapter(config, r, r, 7.0, use_rslora, modules), checkpoint)
     back, _ = from_pair(to_pair(adapter, dtype, order)[0], config, "back")
-    direct, written = bank_of(model, adapter, p), bank_of(model, back, p)
+    direct, written = (slots_of(model, a, dtype, LOADER[order]) for a in (adapter, back))
     assert adapter.lora.keys() == back.lora.keys()
     for module in back.lora:
         found, expected = written.at(module)[0], direct.at(module)[0]

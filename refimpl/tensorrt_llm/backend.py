@@ -1,0 +1,33 @@
+"""TensorRT-LLM's LoRA as a backend: the scale is multiplied into B when an adapter is bound, and 1 is left of it.
+
+    logits(model, requests, backend("float16"), Precision("model", "float16"))
+
+computes y = T(T(x W^T) + T(T(x A^T) B'^T)) with B' = scale * B of the type T, in either of its loaders' orders
+(prescale.py). Where its attention and its norms round is not documented; Precision("model", T) rounds everywhere.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..adapter import Adapter
+from ..config import ModelConfig
+from ..lora import BoundAdapter, LoraWeights
+from ..ops import NUMPY, Ops
+from .prescale import check_order, prescale
+
+
+def backend(dtype: str, order: str = "manager", ops: Ops = NUMPY) -> Ops:
+    """Return `ops` with its adapters prescaled in the type, "manager" or "convert". LoracleError for another order."""
+    check_order(order)
+
+    def bind_adapter(adapter: Adapter, config: ModelConfig, scale: Callable[[float, int, bool], float]) -> BoundAdapter:
+        bound = ops.bind_adapter(adapter, config, scale)
+        return replace(bound, lora={module: prescaled(w, dtype, order) for module, w in bound.lora.items()})
+
+    return replace(ops, bind_adapter=bind_adapter)
+
+
+def prescaled(w: LoraWeights, dtype: str, order: str) -> LoraWeights:
+    """The same correction with its scale in B. A bias of lora_B takes part; TensorRT-LLM itself refuses one."""
+    bias = None if w.bias is None else prescale(w.bias, w.scale, dtype, order)
+    return LoraWeights(w.A, prescale(w.B, w.scale, dtype, order), 1.0, bias)
