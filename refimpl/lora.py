@@ -50,10 +50,10 @@ def bind_adapter(
     """Which A, B and scale each module gets. alpha_pattern overrides lora_alpha by the module's dotted name, as in
     peft/tuners/lora/model.py (_create_and_replace); the rank is that of the tensors (checked when they were loaded)."""
     lora = {}
-    for module, stored in adapter.lora.items():
+    for module, tensors in adapter.lora.items():
         alpha = pattern_value(adapter.config.alpha_pattern, module_name(module), adapter.config.lora_alpha)
-        s = scale(alpha, stored.A.shape[0], adapter.config.use_rslora)
-        lora[module] = LoraWeights(stored.A, stored.B, s, stored.bias)
+        factor = scale(alpha, tensors.A.shape[0], adapter.config.use_rslora)
+        lora[module] = LoraWeights(tensors.A, tensors.B, factor, tensors.bias)
     return BoundAdapter(lora, adapter.replaced, adapter.biases)
 
 
@@ -68,8 +68,8 @@ def digest(bound: BoundAdapter) -> bytes:
             h.update(b"" if x is None else np.ascontiguousarray(to_host(x)).view(np.uint8).data)
 
     for module in sorted(bound.lora):
-        w = bound.lora[module]
-        add("lora", module, w.A, w.B, np.float64(w.scale).reshape(1), w.bias)
+        lora = bound.lora[module]
+        add("lora", module, lora.A, lora.B, np.float64(lora.scale).reshape(1), lora.bias)
     for module in sorted(bound.weights):
         add("weight", module, bound.weights[module])
     for module in sorted(bound.biases):
@@ -78,9 +78,9 @@ def digest(bound: BoundAdapter) -> bytes:
 
 
 class AdapterSlots:
-    """The adapters that a batch can name: slot number -> weights, each stored once, at its own rank.
+    """The adapters that a batch can use: slot -> weights, each stored once, at its own rank (vLLM's LoRA slots).
 
-    Knows nothing of when to load or evict (adapter_cache.py does). A slot number is only good for the batch it was
+    It knows nothing of when to load or evict (adapter_cache.py does). A slot number is only good for the batch it was
     made for: whoever keeps numbers longer must use the digest.
     """
 
@@ -91,12 +91,13 @@ class AdapterSlots:
         self.slots: set[int] = set()  # those that are filled
 
     def put(self, slot: int, bound: BoundAdapter) -> None:
-        """Fill a slot; what it held is gone."""
+        """Fill a slot, in the types and on the device of the forward pass; what it held before is gone."""
         self.remove(slot)
         self.slots.add(slot)
-        for module, w in bound.lora.items():
-            arrays = [None if x is None else self._prepared(x) for x in (w.A, w.B, w.bias)]
-            self._lora.setdefault(module, {})[slot] = LoraWeights(arrays[0], arrays[1], w.scale, arrays[2])  # type: ignore[arg-type]
+        for module, lora in bound.lora.items():
+            bias = None if lora.bias is None else self._prepared(lora.bias)
+            ready = LoraWeights(self._prepared(lora.A), self._prepared(lora.B), lora.scale, bias)
+            self._lora.setdefault(module, {})[slot] = ready
         for module in {*bound.weights, *bound.biases}:
             base, weight, bias = self.model.linear(module), bound.weights.get(module), bound.biases.get(module)
             self._base.setdefault(module, {})[slot] = Linear(
@@ -123,7 +124,7 @@ class AdapterSlots:
     def nbytes(self, slot: int) -> int:
         """The memory of one slot's LoRA weights."""
         modules = [lora[slot] for lora in self._lora.values() if slot in lora]
-        return sum(x.nbytes for w in modules for x in (w.A, w.B, w.bias) if x is not None)
+        return sum(x.nbytes for lora in modules for x in (lora.A, lora.B, lora.bias) if x is not None)
 
     def _prepared(self, x: Array) -> Array:
         x = rounded(widen(to_device(x, self.model.device), self.precision.compute), self.precision.adapter)
@@ -149,18 +150,18 @@ def lora_delta_per_token(
 
     A row whose ids are all -1, or whose adapters leave this module alone, is not touched. x is [tokens, d_in], or token
     ids [tokens] at the embedding."""
-    lora = adapters.at(module)
+    resident = adapters.at(module)
     for t in range(y.shape[0]):
         for slot, weight in zip(mapping.adapter_ids[t], mapping.adapter_weights[t], strict=True):
-            if slot == NO_ADAPTER or slot not in lora:
+            if slot == NO_ADAPTER or slot not in resident:
                 continue
-            w = lora[slot]
-            low = w.A[:, x[t]] if x.dtype.kind in "iu" else w.A @ x[t]
-            delta = w.B @ rounded(low, p.lora_rank)
-            if w.bias is not None:
-                delta = delta + w.bias
+            lora = resident[slot]
+            low = lora.A[:, x[t]] if x.dtype.kind in "iu" else lora.A @ x[t]
+            delta = lora.B @ rounded(low, p.lora_rank)
+            if lora.bias is not None:
+                delta = delta + lora.bias
             out = y[t, : delta.shape[0]]  # y may be wider: another request's adapter may extend the vocabulary
-            out[:] = rounded(out + rounded(delta * y.dtype.type(w.scale * weight), p.lora_delta), p.linear)
+            out[:] = rounded(out + rounded(delta * y.dtype.type(lora.scale * weight), p.lora_delta), p.linear)
 
 
 def lora_delta(
@@ -173,17 +174,17 @@ def lora_delta(
     shrink: Callable[[Array, Array], Array] = shrink,
 ) -> None:
     """The same, one segment at a time: gather its rows, shrink, expand, scale, add back (Punica's SGMV)."""
-    lora = adapters.at(module)
-    if not lora:
+    resident = adapters.at(module)
+    if not resident:
         return
     for column in mapping.device.columns:
         for segment in column.segments:
-            if segment.slot not in lora:
+            if segment.slot not in resident:
                 continue
-            w, rows = lora[segment.slot], segment.rows
-            delta = rounded(shrink(x[rows], w.A), p.lora_rank) @ w.B.T
-            if w.bias is not None:
-                delta += w.bias
-            delta *= w.scale * segment.weight
-            out = y[rows, : w.B.shape[0]]  # y may be wider: another request's adapter may extend the vocabulary
-            y[rows, : w.B.shape[0]] = rounded(out + rounded(delta, p.lora_delta), p.linear)
+            lora, rows = resident[segment.slot], segment.rows
+            delta = rounded(shrink(x[rows], lora.A), p.lora_rank) @ lora.B.T
+            if lora.bias is not None:
+                delta += lora.bias
+            delta *= lora.scale * segment.weight
+            out = y[rows, : lora.B.shape[0]]  # y may be wider: another request's adapter may extend the vocabulary
+            y[rows, : lora.B.shape[0]] = rounded(out + rounded(delta, p.lora_delta), p.linear)

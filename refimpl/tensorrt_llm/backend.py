@@ -22,12 +22,12 @@ def backend(dtype: str, order: str = "manager", ops: Ops = NUMPY) -> Ops:
 
     def bind_adapter(adapter: Adapter, config: ModelConfig, scale: Callable[[float, int, bool], float]) -> BoundAdapter:
         bound = ops.bind_adapter(adapter, config, scale)
-        return replace(bound, lora={module: prescaled(w, dtype, order) for module, w in bound.lora.items()})
+        return replace(bound, lora={module: prescaled(one, dtype, order) for module, one in bound.lora.items()})
 
     return replace(ops, bind_adapter=bind_adapter)
 
 
-def prescaled(w: LoraWeights, dtype: str, order: str) -> LoraWeights:
+def prescaled(lora: LoraWeights, dtype: str, order: str) -> LoraWeights:
     """The same correction with its scale in B. A bias of lora_B takes part; TensorRT-LLM itself refuses one."""
-    bias = None if w.bias is None else prescale(w.bias, w.scale, dtype, order)
-    return LoraWeights(w.A, prescale(w.B, w.scale, dtype, order), 1.0, bias)
+    bias = None if lora.bias is None else prescale(lora.bias, lora.scale, dtype, order)
+    return LoraWeights(lora.A, prescale(lora.B, lora.scale, dtype, order), 1.0, bias)

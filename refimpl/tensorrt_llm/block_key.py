@@ -38,14 +38,16 @@ def matching_tokens(key: BlockKey, other: BlockKey) -> int:
     return common(key.tokens, other.tokens)
 
 
-def common(a: Sequence[object], b: Sequence[object]) -> int:
+def common(first: Sequence[object], second: Sequence[object]) -> int:
     """The length of the longest common prefix."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(first, second, strict=False)) if x != y), min(len(first), len(second))
+    )
 
 
 def reused_tokens(keys: Sequence[BlockKey], cached: Sequence[BlockKey]) -> int:
     """How many tokens of a request are found in the blocks that another one has left: whole blocks while the keys are
     equal, then a part of one."""
-    whole = common(keys, cached)
-    rest = matching_tokens(keys[whole], cached[whole]) if whole < min(len(keys), len(cached)) else 0
-    return sum(len(key.tokens) for key in keys[:whole]) + rest
+    blocks = common(keys, cached)
+    rest = matching_tokens(keys[blocks], cached[blocks]) if blocks < min(len(keys), len(cached)) else 0
+    return sum(len(key.tokens) for key in keys[:blocks]) + rest

@@ -30,8 +30,8 @@ def page_shape(widths: Widths, layers: int, optimal_rank: int = OPTIMAL_RANK, ma
     widest module at the largest rank."""
     sizes = [d_in + d_out for d_in, d_out in widths.values()]
     width = min(sizes)
-    whole = layers * sum(optimal_rank * slots_for(size, width) for size in sizes)
-    return PageShape(width, max(whole, slots_for(max_rank * max(sizes), width)))
+    all_slots = layers * sum(optimal_rank * slots_for(size, width) for size in sizes)
+    return PageShape(width, max(all_slots, slots_for(max_rank * max(sizes), width)))
 
 
 def slots_for(size: int, width: int) -> int:
@@ -41,14 +41,14 @@ def slots_for(size: int, width: int) -> int:
 
 def placements(rows: Sequence[Row], widths: Widths, shape: PageShape) -> list[tuple[int, int, int]]:
     """For each row: its page (counted from the adapter's first), its first slot there, and how many slots it takes."""
-    found, page, slot = [], 0, 0
+    places, page, slot = [], 0, 0
     for module, _, rank in rows:
         count = slots_for(rank * sum(widths[module]), shape.slot_width)
         if slot + count > shape.slots_per_page:
             page, slot = page + 1, 0
-        found.append((page, slot, count))
+        places.append((page, slot, count))
         slot += count
-    return found
+    return places
 
 
 def pages_for(rows: Sequence[Row], widths: Widths, shape: PageShape) -> int:

@@ -61,7 +61,7 @@ def scale_is_one() -> Ops:
     "https://github.com/openvinotoolkit/openvino.genai/pull/2210",
 )
 def divided_by_r_twice() -> Ops:
-    return rescaling(lambda module, w, adapter: 1 / len(w.A))
+    return rescaling(lambda module, lora, adapter: 1 / len(lora.A))
 
 
 @scale.bug("r / alpha, upside down")
@@ -71,7 +71,7 @@ def r_over_alpha() -> Ops:
 
 @scale.bug("scale applied in shrink and again in expand: its square")
 def scale_applied_twice() -> Ops:
-    return rescaling(lambda module, w, adapter: w.scale)
+    return rescaling(lambda module, lora, adapter: lora.scale)
 
 
 @scale.bugs(
@@ -81,12 +81,12 @@ def scale_applied_twice() -> Ops:
     scales=True,
 )
 def scale_times(factor: float) -> Ops:
-    return rescaling(lambda module, w, adapter: factor)
+    return rescaling(lambda module, lora, adapter: factor)
 
 
 @scale.bug("the delta is subtracted", scales=True)
 def sign_flipped() -> Ops:
-    return rescaling(lambda module, w, adapter: -1.0)
+    return rescaling(lambda module, lora, adapter: -1.0)
 
 
 # Whose rank, whose alpha.
@@ -133,8 +133,8 @@ def alpha_of_the_first_module() -> Ops:
 def scale_of_the_padded_rank() -> Ops:
     def padded(adapters: AdapterSlots, module: Module) -> Slots:
         at = adapters.at(module)
-        most = max((len(w.A) for w in at.values()), default=1)
-        return {slot: dataclasses.replace(w, scale=w.scale * len(w.A) / most) for slot, w in at.items()}
+        most = max((len(lora.A) for lora in at.values()), default=1)
+        return {slot: dataclasses.replace(lora, scale=lora.scale * len(lora.A) / most) for slot, lora in at.items()}
 
     return but(lora_delta=reading(padded))
 
@@ -143,7 +143,7 @@ def scale_of_the_padded_rank() -> Ops:
 def scale_of_the_last_adapter() -> Ops:
     def last(adapters: AdapterSlots, module: Module) -> Slots:
         at = adapters.at(module)
-        return {slot: dataclasses.replace(w, scale=at[max(at)].scale) for slot, w in at.items()}
+        return {slot: dataclasses.replace(lora, scale=at[max(at)].scale) for slot, lora in at.items()}
 
     return but(lora_delta=reading(last))
 
@@ -152,7 +152,7 @@ def scale_of_the_last_adapter() -> Ops:
 def scale_of_the_first_adapter() -> Ops:
     def first(adapters: AdapterSlots, module: Module) -> Slots:
         at = adapters.at(module)
-        return {slot: dataclasses.replace(w, scale=at[min(at)].scale) for slot, w in at.items()}
+        return {slot: dataclasses.replace(lora, scale=at[min(at)].scale) for slot, lora in at.items()}
 
     return but(lora_delta=reading(first))
 
@@ -167,7 +167,7 @@ def scale_of_the_first_adapter() -> Ops:
 )
 def weight_replaces_the_scale() -> Ops:
     def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
-        unscaled = {slot: dataclasses.replace(w, scale=1.0) for slot, w in adapters.at(module).items()}
+        unscaled = {slot: dataclasses.replace(lora, scale=1.0) for slot, lora in adapters.at(module).items()}
         add(y, x, adapters.at(module), at_one(mapping), p)
         add(y, x, unscaled, weighted(mapping), p)
 
@@ -209,7 +209,7 @@ def weights_normalised() -> Ops:
     needs="lora_bias",
 )
 def lora_bias_unscaled() -> Ops:
-    def unscaled(module: Module, w: LoraWeights, config: ModelConfig) -> LoraWeights:
-        return w if w.bias is None or not w.scale else dataclasses.replace(w, bias=w.bias / w.scale)
+    def unscaled(module: Module, lora: LoraWeights, config: ModelConfig) -> LoraWeights:
+        return lora if lora.bias is None or not lora.scale else dataclasses.replace(lora, bias=lora.bias / lora.scale)
 
     return loading(unscaled)

@@ -129,18 +129,18 @@ def lm_head_plan_not_narrowed() -> Ops:
         return NUMPY.logits_indices(query_start_loc, every)
 
     def plan(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
-        whole[:] = NUMPY.lora_mapping(per_request, lengths)
-        return whole[0], whole[1]
+        all_tokens[:] = NUMPY.lora_mapping(per_request, lengths)
+        return all_tokens[0], all_tokens[1]
 
-    whole: list[Array] = []  # adapter_ids, adapter_weights of all tokens
+    all_tokens: list[Array] = []  # adapter_ids, adapter_weights of all tokens
 
     def first_rows(ids: Array, weights: Array) -> Plan:
-        if not last or not whole:
+        if not last or not all_tokens:
             return ids, weights
-        every = len(ids) == len(whole[0])
+        every = len(ids) == len(all_tokens[0])
         rows = last[0] if every else np.arange(len(ids))
         ids, weights = ids.copy(), weights.copy()
-        ids[rows], weights[rows] = (part[: len(rows)] for part in whole)
+        ids[rows], weights[rows] = (part[: len(rows)] for part in all_tokens)
         return ids, weights
 
     return but(logits_indices=rows, lora_mapping=plan, lora_delta=routing(first_rows, LM_HEAD))
@@ -167,7 +167,7 @@ def first_row_for_last() -> Ops:
 )
 def last_slot_skipped() -> Ops:
     def captured(adapters: AdapterSlots, module: Module) -> Slots:
-        return {slot: w for slot, w in adapters.at(module).items() if slot != max(adapters.slots)}
+        return {slot: lora for slot, lora in adapters.at(module).items() if slot != max(adapters.slots)}
 
     return but(lora_delta=reading(captured))
 
@@ -215,9 +215,11 @@ def slots_rotated() -> Ops:
 )
 def second_rank_has_slot_zero() -> Ops:
     def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
-        halves = {slot: (half(w.B, 0), half(w.B, 1)) for slot, w in adapters.at(module).items()}
-        first = {slot: dataclasses.replace(w, B=halves[slot][0]) for slot, w in adapters.at(module).items()}
-        second = {slot: dataclasses.replace(w, B=halves[slot][1], bias=None) for slot, w in adapters.at(module).items()}
+        halves = {slot: (half(lora.B, 0), half(lora.B, 1)) for slot, lora in adapters.at(module).items()}
+        first = {slot: dataclasses.replace(lora, B=halves[slot][0]) for slot, lora in adapters.at(module).items()}
+        second = {
+            slot: dataclasses.replace(lora, B=halves[slot][1], bias=None) for slot, lora in adapters.at(module).items()
+        }
         add(y, x, first, mapping, p)
         slot = min(adapters.slots, default=0)
         if slot not in of_slot:
@@ -313,7 +315,7 @@ def another_adapter(name: str) -> Ops:
         if adapters not in copies:
             copies[adapters] = AdapterSlots(adapters.model, adapters.precision)
             copies[adapters].put(0, dataclasses.replace(theirs[name], weights={}, biases={}))
-        return {slot: w for w in copies[adapters].at(module).values() for slot in adapters.slots}
+        return {slot: lora for lora in copies[adapters].at(module).values() for slot in adapters.slots}
 
     return but(bind_adapter=bind, lora_delta=reading(reads))
 

@@ -11,7 +11,7 @@ from .mutant import Family
 from .steps import Scale, Slots, but, reading
 
 memory = Family("C")
-Place = tuple[AdapterSlots, Module, int]  # one slot of one adapters, at one site
+SlotOfModule = tuple[AdapterSlots, Module, int]  # one slot of an engine, in one module
 
 
 @memory.bug(
@@ -21,25 +21,25 @@ Place = tuple[AdapterSlots, Module, int]  # one slot of one adapters, at one sit
     needs="sequence",
 )
 def bound_by_name() -> Ops:
-    known: dict[tuple[ModelConfig, str], BoundAdapter] = {}
+    first: dict[tuple[ModelConfig, str], BoundAdapter] = {}
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
-        return known.setdefault((config, adapter.name), bind_adapter(adapter, config, scale))
+        return first.setdefault((config, adapter.name), bind_adapter(adapter, config, scale))
 
     return but(bind_adapter=bind)
 
 
 @memory.bug("an adapter that is loaded again under its name gets its new A, and keeps the old B", needs="sequence")
 def reload_keeps_B() -> Ops:
-    known: dict[tuple[ModelConfig, str, Module], LoraWeights] = {}
+    first: dict[tuple[ModelConfig, str, Module], LoraWeights] = {}
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         bound = bind_adapter(adapter, config, scale)
-        lora = {}
-        for module, w in bound.lora.items():
-            old = known.setdefault((config, adapter.name, module), w)
-            lora[module] = dataclasses.replace(w, B=old.B) if old.B.shape == w.B.shape else w
-        return dataclasses.replace(bound, lora=lora)
+        adapted = {}
+        for module, lora in bound.lora.items():
+            old = first.setdefault((config, adapter.name, module), lora)
+            adapted[module] = dataclasses.replace(lora, B=old.B) if old.B.shape == lora.B.shape else lora
+        return dataclasses.replace(bound, lora=adapted)
 
     return but(bind_adapter=bind)
 
@@ -51,33 +51,34 @@ def reload_keeps_B() -> Ops:
     needs="sequence",
 )
 def slot_keeps_its_first_weights() -> Ops:
-    first: dict[Place, LoraWeights] = {}
+    first: dict[SlotOfModule, LoraWeights] = {}
 
     def cached(adapters: AdapterSlots, module: Module) -> Slots:
-        return {slot: first.setdefault((adapters, module, slot), w) for slot, w in adapters.at(module).items()}
+        return {slot: first.setdefault((adapters, module, slot), lora) for slot, lora in adapters.at(module).items()}
 
     return but(lora_delta=reading(cached))
 
 
 @memory.bug("a slot that gets a new adapter keeps the old one's weights where the new one has none", needs="sequence")
 def slot_not_cleared() -> Ops:
-    left: dict[Place, LoraWeights] = {}
+    latest: dict[SlotOfModule, LoraWeights] = {}
 
     def with_leftovers(adapters: AdapterSlots, module: Module) -> Slots:
-        left.update({(adapters, module, slot): w for slot, w in adapters.at(module).items()})
-        return {slot: left[adapters, module, slot] for slot in adapters.slots if (adapters, module, slot) in left}
+        latest.update({(adapters, module, slot): lora for slot, lora in adapters.at(module).items()})
+        return {slot: latest[adapters, module, slot] for slot in adapters.slots if (adapters, module, slot) in latest}
 
     return but(lora_delta=reading(with_leftovers))
 
 
 @memory.bug("a slot that gets a new adapter keeps the old one's scale", needs="sequence")
 def slot_keeps_its_first_scale() -> Ops:
-    first: dict[Place, float] = {}
+    first: dict[SlotOfModule, float] = {}
 
     def rescaled(adapters: AdapterSlots, module: Module) -> Slots:
         at = adapters.at(module).items()
         return {
-            slot: dataclasses.replace(w, scale=first.setdefault((adapters, module, slot), w.scale)) for slot, w in at
+            slot: dataclasses.replace(lora, scale=first.setdefault((adapters, module, slot), lora.scale))
+            for slot, lora in at
         }
 
     return but(lora_delta=reading(rescaled))
@@ -90,11 +91,13 @@ def slot_keeps_its_first_scale() -> Ops:
     needs="sequence",
 )
 def refilled_slot_is_base() -> Ops:
-    first: dict[Place, LoraWeights] = {}
+    first: dict[SlotOfModule, LoraWeights] = {}
 
     def resident(adapters: AdapterSlots, module: Module) -> Slots:
         return {
-            slot: w for slot, w in adapters.at(module).items() if first.setdefault((adapters, module, slot), w) is w
+            slot: lora
+            for slot, lora in adapters.at(module).items()
+            if first.setdefault((adapters, module, slot), lora) is lora
         }
 
     return but(lora_delta=reading(resident))

@@ -45,7 +45,9 @@ def key_by_name() -> Ops:
         return bound
 
     def key(parent: bytes, ids: Sequence[int], base: bytes, p: Precision, adapters: Digests) -> bytes:
-        return prefix_key(parent, ids, base, p, [(name_of.get(d, d), weight) for d, weight in adapters])
+        return prefix_key(
+            parent, ids, base, p, [(name_of.get(known_by, known_by), weight) for known_by, weight in adapters]
+        )
 
     return but(bind_adapter=bind, prefix_key=key)
 
@@ -71,12 +73,14 @@ def key_without_scale() -> Ops:
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         bound = bind_adapter(adapter, config, scale)
-        unscaled = {module: dataclasses.replace(w, scale=1.0) for module, w in bound.lora.items()}
+        unscaled = {module: dataclasses.replace(lora, scale=1.0) for module, lora in bound.lora.items()}
         plain[digest(bound)] = digest(dataclasses.replace(bound, lora=unscaled))
         return bound
 
     def key(parent: bytes, ids: Sequence[int], base: bytes, p: Precision, adapters: Digests) -> bytes:
-        return prefix_key(parent, ids, base, p, [(plain.get(d, d), weight) for d, weight in adapters])
+        return prefix_key(
+            parent, ids, base, p, [(plain.get(known_by, known_by), weight) for known_by, weight in adapters]
+        )
 
     return but(bind_adapter=bind, prefix_key=key)
 
@@ -84,7 +88,7 @@ def key_without_scale() -> Ops:
 @prefix.bug("the key has the adapters of a request, and not their weights", needs="sequence")
 def key_without_weight() -> Ops:
     def key(parent: bytes, ids: Sequence[int], base: bytes, p: Precision, adapters: Digests) -> bytes:
-        return prefix_key(parent, ids, base, p, [(d, 1.0) for d, _ in adapters])
+        return prefix_key(parent, ids, base, p, [(known_by, 1.0) for known_by, _ in adapters])
 
     return but(prefix_key=key)
 

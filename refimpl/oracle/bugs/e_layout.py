@@ -36,45 +36,45 @@ def fused(modules: Sequence[str], rows: Rows) -> Ops:
 
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
         widths = [config.shape(module)[0] for module in modules]
-        lora = dict(bound.lora)
+        adapted = dict(bound.lora)
         for layer in range(config.num_hidden_layers):
             parts = [bound.lora.get((layer, module)) for module in modules]
             if any(parts):
-                whole = stacked(parts, widths)
-                for module, taken in zip(modules, rows(config, widths), strict=True):
-                    lora[layer, module] = row_subset(whole, taken)
-        return dataclasses.replace(bound, lora=lora)
+                stack = stacked(parts, widths)
+                for module, of_module in zip(modules, rows(config, widths), strict=True):
+                    adapted[layer, module] = row_subset(stack, of_module)
+        return dataclasses.replace(bound, lora=adapted)
 
     return binding(changed)
 
 
 def stacked(parts: Sequence[LoraWeights | None], widths: Sequence[int]) -> LoraWeights:
     """One LoRA of all the modules: their A below each other, their B on a diagonal, each times its scale."""
-    held = [w for w in parts if w is not None]
-    wide = "float64" if held[0].B.dtype == np.float64 else "float32"
-    A = np.concatenate([widen(w.A, wide) for w in held])
+    present = [lora for lora in parts if lora is not None]
+    wide = "float64" if present[0].B.dtype == np.float64 else "float32"
+    A = np.concatenate([widen(lora.A, wide) for lora in present])
     B, bias = np.zeros((sum(widths), len(A)), wide), np.zeros(sum(widths), wide)
     row = column = 0
-    for w, width in zip(parts, widths, strict=True):
-        if w is not None:
-            r = len(w.A)
-            B[row : row + width, column : column + r] = w.scale * widen(w.B, wide)
-            bias[row : row + width] = 0 if w.bias is None else w.scale * widen(w.bias, wide)
+    for lora, width in zip(parts, widths, strict=True):
+        if lora is not None:
+            r = len(lora.A)
+            B[row : row + width, column : column + r] = lora.scale * widen(lora.B, wide)
+            bias[row : row + width] = 0 if lora.bias is None else lora.scale * widen(lora.bias, wide)
             column += r
         row += width
-    return LoraWeights(A, B, 1.0, bias if any(w.bias is not None for w in held) else None)
+    return LoraWeights(A, B, 1.0, bias if any(lora.bias is not None for lora in present) else None)
 
 
-def row_subset(w: LoraWeights, rows: Array) -> LoraWeights:
+def row_subset(lora: LoraWeights, rows: Array) -> LoraWeights:
     """These rows of a delta; a MISSING one is zero."""
 
-    def taken(x: Array) -> Array:
-        found = x[rows]
-        found[(rows == MISSING) | (rows >= len(x))] = 0
-        return found
+    def take(x: Array) -> Array:
+        rows_taken = x[rows]
+        rows_taken[(rows == MISSING) | (rows >= len(x))] = 0
+        return rows_taken
 
-    rows = np.where(rows < len(w.B), rows, MISSING)
-    return dataclasses.replace(w, B=taken(w.B), bias=None if w.bias is None else taken(w.bias))
+    rows = np.where(rows < len(lora.B), rows, MISSING)
+    return dataclasses.replace(lora, B=take(lora.B), bias=None if lora.bias is None else take(lora.bias))
 
 
 def cut(order: Array, widths: Sequence[int]) -> list[Array]:
@@ -158,11 +158,11 @@ def up_at_a_wrong_offset() -> Ops:
 
 @layout.bug("the rows of q and k are reordered for a rotary embedding of neighbouring pairs, as the base's were not")
 def qk_rows_as_pairs() -> Ops:
-    def paired(module: Module, w: LoraWeights, config: ModelConfig) -> LoraWeights:
+    def paired(module: Module, lora: LoraWeights, config: ModelConfig) -> LoraWeights:
         if module[1] not in ("q_proj", "k_proj"):
-            return w
-        heads = np.arange(len(w.B)).reshape(-1, 2, config.head_dim // 2)
-        return row_subset(w, heads.swapaxes(1, 2).ravel())
+            return lora
+        heads = np.arange(len(lora.B)).reshape(-1, 2, config.head_dim // 2)
+        return row_subset(lora, heads.swapaxes(1, 2).ravel())
 
     return loading(paired)
 
@@ -172,18 +172,18 @@ def qk_rows_as_pairs() -> Ops:
 
 def on(modules: Sequence[str], change: Callable[[LoraWeights], LoraWeights]) -> Ops:
     """A change to the LoRA of these modules."""
-    return loading(lambda module, w, config: change(w) if module[1] in modules else w)
+    return loading(lambda module, lora, config: change(lora) if module[1] in modules else lora)
 
 
-def without_last_rows(w: LoraWeights) -> LoraWeights:
-    rows = np.arange(len(w.B))
-    return row_subset(w, np.where(rows < -(-len(rows) // TP), rows, MISSING))
+def without_last_rows(lora: LoraWeights) -> LoraWeights:
+    rows = np.arange(len(lora.B))
+    return row_subset(lora, np.where(rows < -(-len(rows) // TP), rows, MISSING))
 
 
-def without_last_columns(w: LoraWeights) -> LoraWeights:
-    A = w.A.copy()
+def without_last_columns(lora: LoraWeights) -> LoraWeights:
+    A = lora.A.copy()
     A[:, -(-A.shape[1] // TP) :] = 0
-    return dataclasses.replace(w, A=A)
+    return dataclasses.replace(lora, A=A)
 
 
 @layout.bug(
@@ -206,7 +206,7 @@ def shard_of_A_lost() -> Ops:
 
 @layout.bug("two ranks: each adds the whole delta of o and down, and the sum over ranks has it twice")
 def row_parallel_delta_on_every_rank() -> Ops:
-    return on(ROW_PARALLEL, lambda w: dataclasses.replace(w, scale=w.scale * TP))
+    return on(ROW_PARALLEL, lambda lora: dataclasses.replace(lora, scale=lora.scale * TP))
 
 
 @layout.bug(
@@ -223,11 +223,13 @@ def replicated_kv_sliced() -> Ops:
     needs="GQA",
 )
 def kv_sliced_as_query_heads() -> Ops:
-    def sliced(module: Module, w: LoraWeights, config: ModelConfig) -> LoraWeights:
+    def sliced(module: Module, lora: LoraWeights, config: ModelConfig) -> LoraWeights:
         if module[1] not in ("k_proj", "v_proj"):
-            return w
-        shares, step = np.array_split(np.arange(len(w.B)), TP), config.shape("q_proj")[0] // TP
-        return row_subset(w, np.concatenate([rank * step + np.arange(len(s)) for rank, s in enumerate(shares)]))
+            return lora
+        shares, step = np.array_split(np.arange(len(lora.B)), TP), config.shape("q_proj")[0] // TP
+        return row_subset(
+            lora, np.concatenate([rank * step + np.arange(len(share)) for rank, share in enumerate(shares)])
+        )
 
     return loading(sliced)
 
@@ -238,7 +240,7 @@ def kv_sliced_as_query_heads() -> Ops:
     needs="lora_bias",
 )
 def lora_bias_on_every_rank() -> Ops:
-    return on(ROW_PARALLEL, lambda w: w if w.bias is None else dataclasses.replace(w, bias=w.bias * TP))
+    return on(ROW_PARALLEL, lambda lora: lora if lora.bias is None else dataclasses.replace(lora, bias=lora.bias * TP))
 
 
 @layout.bug(
@@ -249,8 +251,10 @@ def lora_bias_on_every_rank() -> Ops:
 def rank_cut_to_the_config() -> Ops:
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
         r = adapter.config.r
-        lora = {s: dataclasses.replace(w, A=w.A[:r], B=w.B[:, :r]) for s, w in bound.lora.items()}
-        return dataclasses.replace(bound, lora=lora)
+        adapted = {
+            module: dataclasses.replace(lora, A=lora.A[:r], B=lora.B[:, :r]) for module, lora in bound.lora.items()
+        }
+        return dataclasses.replace(bound, lora=adapted)
 
     return binding(changed)
 
@@ -263,29 +267,29 @@ def rank_cut_to_the_config() -> Ops:
     "https://github.com/predibase/lorax/commit/b2de54fe",
 )
 def A_read_transposed() -> Ops:
-    return on(COLUMN_PARALLEL + ROW_PARALLEL, lambda w: dataclasses.replace(w, A=w.A.T.reshape(w.A.shape)))
+    return on(COLUMN_PARALLEL + ROW_PARALLEL, lambda lora: dataclasses.replace(lora, A=lora.A.T.reshape(lora.A.shape)))
 
 
 @layout.bug("B lies in memory as [rank, d_out] and is read as [d_out, rank]")
 def B_read_transposed() -> Ops:
-    return on(COLUMN_PARALLEL + ROW_PARALLEL, lambda w: dataclasses.replace(w, B=w.B.T.reshape(w.B.shape)))
+    return on(COLUMN_PARALLEL + ROW_PARALLEL, lambda lora: dataclasses.replace(lora, B=lora.B.T.reshape(lora.B.shape)))
 
 
 @layout.bug("q, k and v are multiplied with one A, that of q")
 def qkv_share_one_A() -> Ops:
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
-        lora = dict(bound.lora)
-        for module, w in bound.lora.items():
+        adapted = dict(bound.lora)
+        for module, lora in bound.lora.items():
             q = bound.lora.get((module[0], "q_proj"))
-            if module[1] in QKV and q is not None and q.A.shape == w.A.shape:
-                lora[module] = dataclasses.replace(w, A=q.A)
-        return dataclasses.replace(bound, lora=lora)
+            if module[1] in QKV and q is not None and q.A.shape == lora.A.shape:
+                adapted[module] = dataclasses.replace(lora, A=q.A)
+        return dataclasses.replace(bound, lora=adapted)
 
     return binding(changed)
 
 
-def from_other_sites(other: Callable[[Module, int], Module]) -> Ops:
-    """The weights of another site: other(site, layers of the model)."""
+def from_other_modules(other: Callable[[Module, int], Module]) -> Ops:
+    """The weights of another module: other(module, layers of the model)."""
 
     def reads(adapters: AdapterSlots, module: Module) -> Slots:
         return adapters.at(other(module, adapters.model.config.num_hidden_layers))
@@ -299,17 +303,17 @@ def from_other_sites(other: Callable[[Module, int], Module]) -> Ops:
     needs="two layers",
 )
 def layers_shifted() -> Ops:
-    return from_other_sites(lambda module, layers: module if module[0] < 0 else ((module[0] - 1) % layers, module[1]))
+    return from_other_modules(lambda module, layers: module if module[0] < 0 else ((module[0] - 1) % layers, module[1]))
 
 
 @layout.bug("every layer gets the LoRA of the first", needs="two layers")
 def first_layer_everywhere() -> Ops:
-    return from_other_sites(lambda module, layers: (min(module[0], 0), module[1]))
+    return from_other_modules(lambda module, layers: (min(module[0], 0), module[1]))
 
 
 @layout.bug("up gets the LoRA of gate")
 def up_takes_the_delta_of_gate() -> Ops:
-    return from_other_sites(lambda module, layers: (module[0], "gate_proj") if module[1] == "up_proj" else module)
+    return from_other_modules(lambda module, layers: (module[0], "gate_proj") if module[1] == "up_proj" else module)
 
 
 # The delta in the wrong place of the layer.
@@ -324,12 +328,14 @@ def q_delta_after_rope() -> Ops:
         return turned[0], turned[1]
 
     def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
-        own = np.zeros_like(y)
-        add(own, x, adapters.at(module), mapping, p)
+        delta_alone = np.zeros_like(y)
+        add(delta_alone, x, adapters.at(module), mapping, p)
         if module[1] == "q_proj" and turned:
-            heads = own.reshape(len(own), -1, adapters.model.config.head_dim)
-            own = apply_rope(heads, turned[0], -turned[1], p).reshape(own.shape)  # back, before it is turned
-        y += own
+            heads = delta_alone.reshape(len(delta_alone), -1, adapters.model.config.head_dim)
+            delta_alone = apply_rope(heads, turned[0], -turned[1], p).reshape(
+                delta_alone.shape
+            )  # back, before it is turned
+        y += delta_alone
 
     return but(rope_table=rope_table, lora_delta=delta)
 

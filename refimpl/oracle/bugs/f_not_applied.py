@@ -33,7 +33,7 @@ def adapters_ignored() -> Ops:
 
 def without(*modules: str) -> Ops:
     """No LoRA on these modules."""
-    return loading(lambda module, w, config: None if module[1] in modules else w)
+    return loading(lambda module, lora, config: None if module[1] in modules else lora)
 
 
 @not_applied.bugs(
@@ -74,22 +74,22 @@ def mlp_only() -> Ops:
 
 @not_applied.bug("the LoRA of the first layer is left out")
 def first_layer_missed() -> Ops:
-    return loading(lambda module, w, config: None if module[0] == 0 else w)
+    return loading(lambda module, lora, config: None if module[0] == 0 else lora)
 
 
 @not_applied.bug("the LoRA of the last layer is left out")
 def last_layer_missed() -> Ops:
-    return loading(lambda module, w, config: None if module[0] == config.num_hidden_layers - 1 else w)
+    return loading(lambda module, lora, config: None if module[0] == config.num_hidden_layers - 1 else lora)
 
 
 @not_applied.bug("only the first layer has its LoRA", needs="two layers")
 def first_layer_only() -> Ops:
-    return loading(lambda module, w, config: None if module[0] > 0 else w)
+    return loading(lambda module, lora, config: None if module[0] > 0 else lora)
 
 
 @not_applied.bug("the bias of lora_B is left out", needs="lora_bias")
 def lora_bias_dropped() -> Ops:
-    return loading(lambda module, w, config: dataclasses.replace(w, bias=None))
+    return loading(lambda module, lora, config: dataclasses.replace(lora, bias=None))
 
 
 @not_applied.bug(
@@ -97,10 +97,10 @@ def lora_bias_dropped() -> Ops:
 )
 def tied_head_takes_the_embeddings_delta() -> Ops:
     def tied(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
-        w = bound.lora.get(EMBED)
-        if w is None or not config.tie_word_embeddings or LM_HEAD in bound.lora or LM_HEAD in bound.weights:
+        lora = bound.lora.get(EMBED)
+        if lora is None or not config.tie_word_embeddings or LM_HEAD in bound.lora or LM_HEAD in bound.weights:
             return bound
-        head = LoraWeights(w.B.T, w.A.T, w.scale)  # row v of the table gets scale * B A[:, v]
+        head = LoraWeights(lora.B.T, lora.A.T, lora.scale)  # row v of the table gets scale * B A[:, v]
         return dataclasses.replace(bound, lora={**bound.lora, LM_HEAD: head})
 
     return binding(tied)
@@ -171,8 +171,8 @@ def grown_rows_are_zero() -> Ops:
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
         weights = {}
         for module, x in bound.weights.items():
-            known = np.arange(len(x)) < config.vocab_size
-            weights[module] = np.where(known[:, None], x, np.zeros((), x.dtype))
+            of_the_base = np.arange(len(x)) < config.vocab_size
+            weights[module] = np.where(of_the_base[:, None], x, np.zeros((), x.dtype))
         return dataclasses.replace(bound, weights=weights)
 
     return binding(changed)

@@ -20,7 +20,7 @@ kernels = Family("G")
 
 @kernels.bug("the last column of an odd rank is left out", needs="odd rank")
 def odd_rank_cut() -> Ops:
-    return each(lambda w: same_rank(w, len(w.A) // 2 * 2))
+    return each(lambda lora: same_rank(lora, len(lora.A) // 2 * 2))
 
 
 @kernels.bugs(
@@ -30,17 +30,17 @@ def odd_rank_cut() -> Ops:
     needs="rank over {}",
 )
 def rank_cut(most: int) -> Ops:
-    return each(lambda w: same_rank(w, most))
+    return each(lambda lora: same_rank(lora, most))
 
 
 @kernels.bug("a rank is cut down to a multiple of 8: below 8 nothing is left")
 def rank_in_whole_eights() -> Ops:
-    return each(lambda w: same_rank(w, len(w.A) // 8 * 8))
+    return each(lambda lora: same_rank(lora, len(lora.A) // 8 * 8))
 
 
 @kernels.bug("the last of the rank's columns is left out in expand")
 def last_rank_lost() -> Ops:
-    return each(lambda w: same_rank(w, len(w.A) - 1))
+    return each(lambda lora: same_rank(lora, len(lora.A) - 1))
 
 
 @kernels.bug(
@@ -51,14 +51,14 @@ def last_rank_lost() -> Ops:
 def padding_not_cleared() -> Ops:
     def padded(adapters: AdapterSlots, module: Module) -> Slots:
         at = adapters.at(module)
-        most = max(at.values(), key=lambda w: len(w.A), default=None)
-        return {slot: padded_with(most, w) for slot, w in at.items() if most is not None}
+        most = max(at.values(), key=lambda lora: len(lora.A), default=None)
+        return {slot: padded_with(most, lora) for slot, lora in at.items() if most is not None}
 
-    def padded_with(most: LoraWeights, w: LoraWeights) -> LoraWeights:
-        r = len(w.A)
-        if (most.A.shape[1], most.B.shape[0]) != (w.A.shape[1], w.B.shape[0]):
-            return w
-        return dataclasses.replace(w, A=np.vstack([w.A, most.A[r:]]), B=np.hstack([w.B, most.B[:, r:]]))
+    def padded_with(most: LoraWeights, lora: LoraWeights) -> LoraWeights:
+        r = len(lora.A)
+        if (most.A.shape[1], most.B.shape[0]) != (lora.A.shape[1], lora.B.shape[0]):
+            return lora
+        return dataclasses.replace(lora, A=np.vstack([lora.A, most.A[r:]]), B=np.hstack([lora.B, most.B[:, r:]]))
 
     return but(lora_delta=reading(padded))
 
@@ -69,7 +69,7 @@ def padding_not_cleared() -> Ops:
     needs="rank 8",
 )
 def nan_at_rank_8() -> Ops:
-    return each(lambda w: dataclasses.replace(w, scale=np.nan) if len(w.A) == 8 else w)
+    return each(lambda lora: dataclasses.replace(lora, scale=np.nan) if len(lora.A) == 8 else lora)
 
 
 # Tiles that end before the array does.
@@ -77,20 +77,20 @@ def nan_at_rank_8() -> Ops:
 
 @kernels.bug("the last input of every row is left out of x A^T")
 def last_input_lost() -> Ops:
-    def cut(w: LoraWeights) -> LoraWeights:
-        A = w.A.copy()
+    def cut(lora: LoraWeights) -> LoraWeights:
+        A = lora.A.copy()
         A[:, -1] = 0
-        return dataclasses.replace(w, A=A)
+        return dataclasses.replace(lora, A=A)
 
     return each(cut)
 
 
 @kernels.bug("split-K: the second half of the inputs never reaches the sum")
 def split_k_part_lost() -> Ops:
-    def cut(w: LoraWeights) -> LoraWeights:
-        A = w.A.copy()
+    def cut(lora: LoraWeights) -> LoraWeights:
+        A = lora.A.copy()
         A[:, -(-A.shape[1] // 2) :] = 0
-        return dataclasses.replace(w, A=A)
+        return dataclasses.replace(lora, A=A)
 
     return each(cut)
 
@@ -99,11 +99,11 @@ def split_k_part_lost() -> Ops:
     (4, 10), "only the first {} columns of a delta are written", "https://github.com/punica-ai/punica/issues/57"
 )
 def first_columns_only(count: int) -> Ops:
-    def cut(w: LoraWeights) -> LoraWeights:
-        B = w.B.copy()
+    def cut(lora: LoraWeights) -> LoraWeights:
+        B = lora.B.copy()
         B[count:] = 0
         return dataclasses.replace(
-            w, B=B, bias=None if w.bias is None else np.where(np.arange(len(B)) < count, w.bias, 0)
+            lora, B=B, bias=None if lora.bias is None else np.where(np.arange(len(B)) < count, lora.bias, 0)
         )
 
     return each(cut)
@@ -111,12 +111,14 @@ def first_columns_only(count: int) -> Ops:
 
 @kernels.bug("the last token of the batch gets no adapter")
 def last_token_lost() -> Ops:
-    return but(lora_delta=routing(lambda ids, w: (only(np.arange(len(ids))[:, None] < len(ids) - 1, ids), w)))
+    return but(lora_delta=routing(lambda ids, lora: (only(np.arange(len(ids))[:, None] < len(ids) - 1, ids), lora)))
 
 
 @kernels.bug("the tokens after the last whole tile of four get no adapter")
 def token_tail_lost() -> Ops:
-    return but(lora_delta=routing(lambda ids, w: (only(np.arange(len(ids))[:, None] < len(ids) // 4 * 4, ids), w)))
+    return but(
+        lora_delta=routing(lambda ids, lora: (only(np.arange(len(ids))[:, None] < len(ids) // 4 * 4, ids), lora))
+    )
 
 
 # What is accumulated into what.
@@ -166,10 +168,10 @@ def intermediate_in(dtype: str) -> Ops:
 )
 def delta_overflows() -> Ops:
     def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
-        own = np.zeros_like(y)
-        add(own, x, adapters.at(module), mapping, p)
-        size = np.abs(own)
-        y += np.where((size > 0) & (size == size.max(initial=0)), np.copysign(np.inf, own), own)
+        delta_alone = np.zeros_like(y)
+        add(delta_alone, x, adapters.at(module), mapping, p)
+        size = np.abs(delta_alone)
+        y += np.where((size > 0) & (size == size.max(initial=0)), np.copysign(np.inf, delta_alone), delta_alone)
 
     return but(lora_delta=delta)
 
@@ -179,15 +181,15 @@ def delta_overflows() -> Ops:
     "https://github.com/sgl-project/sglang/issues/26930",
 )
 def adapter_lost_after_8_tokens() -> Ops:
-    place: list[Array] = []
+    at_positions: list[Array] = []
 
     def positions(computed: Sequence[int], lengths: Sequence[int]) -> Array:
-        place[:] = [NUMPY.positions(computed, lengths)]
-        return place[0]
+        at_positions[:] = [NUMPY.positions(computed, lengths)]
+        return at_positions[0]
 
     def rows(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
         ids, weights = NUMPY.lora_mapping(per_request, lengths)
-        early = place[0] < 8 if place else np.ones(len(ids), bool)
+        early = at_positions[0] < 8 if at_positions else np.ones(len(ids), bool)
         return only(early[:, None], ids), weights
 
     return but(positions=positions, lora_mapping=rows)

@@ -219,10 +219,9 @@ def prefix_not_seen() -> Ops:
         for span in metadata.spans:
             now = span.stop - span.start
             if 1 < now < span.context:
-                own = [gather(x, span, span.context - now, span.context)[None] for x in (k, v)]
-                out[span.start : span.stop] = attention(
-                    q[span.start : span.stop], own[0], own[1], alone(now, now), window, p
-                )
+                rows = slice(span.start, span.stop)
+                keys, values = (gather(x, span, span.context - now, span.context)[None] for x in (k, v))
+                out[rows] = attention(q[rows], keys, values, alone(now, now), window, p)
         return out
 
     return but(attention=mixed)

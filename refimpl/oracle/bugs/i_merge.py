@@ -1,4 +1,4 @@
-"""I. Merge and unmerge: an adapter is folded into the base, W' = W + scale B A; something of it stays, or is lost."""
+"""I. Merge and unmerge: an adapter is merged into the base, W' = W + scale B A; something of it stays, or is lost."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,15 +17,17 @@ from .steps import Plan, Slots, add, but, loading, only, reading, remapped, rout
 merge = Family("I")
 
 
-def change_of_base(w: LoraWeights, change: Array, module: Module) -> LoraWeights:
+def change_of_base(lora: LoraWeights, change: Array, module: Module) -> LoraWeights:
     """A change of the base's weight [d_out, d_in] as a LoRA of full rank: x change^T."""
     A, B = (change.T, np.eye(change.shape[1])) if module == EMBED else (np.eye(change.shape[1]), change)
-    return LoraWeights(A.astype(w.B.dtype), B.astype(w.B.dtype), 1.0, None if w.bias is None else w.scale * w.bias)
+    return LoraWeights(
+        A.astype(lora.B.dtype), B.astype(lora.B.dtype), 1.0, None if lora.bias is None else lora.scale * lora.bias
+    )
 
 
-def folded(w: LoraWeights, module: Module) -> Array:
+def delta_of(lora: LoraWeights, module: Module) -> Array:
     """scale B A in the layout of the base's weight."""
-    product = w.scale * (w.B @ w.A)
+    product = lora.scale * (lora.B @ lora.A)
     return product.T if module == EMBED else product
 
 
@@ -38,12 +40,12 @@ def folded(w: LoraWeights, module: Module) -> Array:
 )
 def merged_in(dtype: str) -> Ops:
     def merged(adapters: AdapterSlots, module: Module) -> Slots:
-        found = {}
-        for slot, w in adapters.at(module).items():
+        merged_lora = {}
+        for slot, lora in adapters.at(module).items():
             layer = adapters.base_at(module).get(slot, adapters.model.linear(module))
-            W = widen(layer.weight, w.B.dtype.name)
-            found[slot] = change_of_base(w, rounded(W + folded(w, module), dtype) - W, module)
-        return found
+            W = widen(layer.weight, lora.B.dtype.name)
+            merged_lora[slot] = change_of_base(lora, rounded(W + delta_of(lora, module), dtype) - W, module)
+        return merged_lora
 
     return but(lora_delta=reading(merged))
 
@@ -102,12 +104,12 @@ def unmerged_in_bfloat16() -> Ops:
     def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
         add(y, x, adapters.at(module), mapping, p)
         slot = last.update(adapters, mapping.adapter_ids)
-        w = None if slot is None else adapters.at(module).get(slot)
-        if slot is None or w is None:
+        lora = None if slot is None else adapters.at(module).get(slot)
+        if slot is None or lora is None:
             return
-        W, D = widen(adapters.model.linear(module).weight, w.B.dtype.name), folded(w, module)
-        there = rounded(W + D[: len(W)], "bfloat16")
-        residue = change_of_base(w, rounded(there - D[: len(W)], "bfloat16") - W, module)
+        W, delta_W = widen(adapters.model.linear(module).weight, lora.B.dtype.name), delta_of(lora, module)
+        merged_W = rounded(W + delta_W[: len(W)], "bfloat16")
+        residue = change_of_base(lora, rounded(merged_W - delta_W[: len(W)], "bfloat16") - W, module)
         add(y, x, {slot: dataclasses.replace(residue, bias=None)}, base_rows(mapping, slot), p)
 
     return but(lora_delta=delta)
@@ -120,9 +122,13 @@ def unmerged_in_bfloat16() -> Ops:
     needs="square layers",
 )
 def transposed_where_square() -> Ops:
-    def transposed(module: Module, w: LoraWeights, config: ModelConfig) -> LoraWeights:
-        square = w.A.shape[1] == len(w.B) and module[0] >= 0
-        return dataclasses.replace(w, A=np.ascontiguousarray(w.B.T), B=np.ascontiguousarray(w.A.T)) if square else w
+    def transposed(module: Module, lora: LoraWeights, config: ModelConfig) -> LoraWeights:
+        square = lora.A.shape[1] == len(lora.B) and module[0] >= 0
+        return (
+            dataclasses.replace(lora, A=np.ascontiguousarray(lora.B.T), B=np.ascontiguousarray(lora.A.T))
+            if square
+            else lora
+        )
 
     return loading(transposed)
 

@@ -20,7 +20,7 @@ from ...plans import Adapters, AttentionMetadata, LoraMapping
 from ..cases.testbed import Testbed
 from . import Mutant, all_mutants
 from .b_identity import only_base
-from .e_layout import COLUMN_PARALLEL, MISSING, ROW_PARALLEL, from_other_sites, on, row_subset
+from .e_layout import COLUMN_PARALLEL, MISSING, ROW_PARALLEL, from_other_modules, on, row_subset
 from .g_kernels import rank_cut
 from .h_cache import alone, looking_back, rope_starting
 from .i_merge import Remembered, Rows
@@ -205,7 +205,9 @@ def _layouts(testbed: Testbed) -> Iterator[Mutant]:
 
 def layer_further_on(by: int) -> Ops:
     """The last layers get those of the first."""
-    return from_other_sites(lambda module, layers: module if module[0] < 0 else ((module[0] + by) % layers, module[1]))
+    return from_other_modules(
+        lambda module, layers: module if module[0] < 0 else ((module[0] + by) % layers, module[1])
+    )
 
 
 def shard_of_B(rank: int, tp: int) -> Ops:

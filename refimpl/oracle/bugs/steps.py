@@ -1,4 +1,4 @@
-"""What the files of the zoo have in common: NUMPY with a step replaced, and the few ways in which a step goes wrong.
+"""What the bugs have in common: NUMPY with a step replaced, and the few ways in which a step goes wrong.
 
 Some bugs read past the end of a table: a token of a grown vocabulary meets the embedding of another adapter. A GPU
 returns whatever lies there. Here the table's last row answers, so that every mutant gives numbers for every batch.
@@ -55,18 +55,18 @@ class Fixed(AdapterSlots):
 
 def add(y: Array, x: Array, weights: Slots, mapping: LoraMapping, p: Precision) -> None:
     """lora_delta with these weights, cut to the width of y."""
-    lora_delta(y, x, EMBED, Fixed({slot: within(w, x, y) for slot, w in weights.items()}), mapping, p)
+    lora_delta(y, x, EMBED, Fixed({slot: within(lora, x, y) for slot, lora in weights.items()}), mapping, p)
 
 
-def within(w: LoraWeights, x: Array, y: Array) -> LoraWeights:
+def within(lora: LoraWeights, x: Array, y: Array) -> LoraWeights:
     """The same weights where they fit; else B without the rows that y has no room for, and A's last column repeated
     for the token ids that it does not know."""
-    A, B, bias = w.A, w.B, w.bias
+    A, B, bias = lora.A, lora.B, lora.bias
     if len(B) > y.shape[1]:
         B, bias = B[: y.shape[1]], None if bias is None else bias[: y.shape[1]]
     if x.dtype.kind in "iu" and x.size and x.max() >= A.shape[1]:
         A = A[:, np.minimum(np.arange(x.max() + 1), A.shape[1] - 1)]
-    return LoraWeights(A, B, w.scale, bias)
+    return LoraWeights(A, B, lora.scale, bias)
 
 
 def loaded(adapters: AdapterSlots, module: Module) -> Slots:
@@ -84,14 +84,14 @@ def reading(reads: Callable[[AdapterSlots, Module], Slots]) -> Callable[..., Non
 
 
 def each(change: Callable[[LoraWeights], LoraWeights]) -> Ops:
-    """The same change to the weights of every slot, at every site, as the kernel reads them."""
-    reads = lambda adapters, module: {slot: change(w) for slot, w in adapters.at(module).items()}  # noqa: E731
+    """The same change to the weights of every slot, at every module, as the kernel reads them."""
+    reads = lambda adapters, module: {slot: change(lora) for slot, lora in adapters.at(module).items()}  # noqa: E731
     return but(lora_delta=reading(reads))
 
 
-def same_rank(w: LoraWeights, r: int) -> LoraWeights:
+def same_rank(lora: LoraWeights, r: int) -> LoraWeights:
     """The first r rows of A and columns of B; everything else as it was."""
-    return dataclasses.replace(w, A=w.A[:r], B=w.B[:, :r])
+    return dataclasses.replace(lora, A=lora.A[:r], B=lora.B[:, :r])
 
 
 # Which rows get which adapter.
@@ -146,20 +146,23 @@ def binding(change: Callable[[BoundAdapter, Adapter, ModelConfig], BoundAdapter]
 
 
 def loading(change: Callable[[Module, LoraWeights, ModelConfig], LoraWeights | None]) -> Ops:
-    """The LoRA of every site is changed when it is loaded; None: it is not loaded at all."""
+    """The LoRA of every module is changed when it is loaded; None: it is not loaded at all."""
 
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
-        found = {module: change(module, w, config) for module, w in bound.lora.items()}
-        return dataclasses.replace(bound, lora={module: w for module, w in found.items() if w is not None})
+        after = {module: change(module, lora, config) for module, lora in bound.lora.items()}
+        return dataclasses.replace(bound, lora={module: lora for module, lora in after.items() if lora is not None})
 
     return binding(changed)
 
 
 def rescaling(factor: Callable[[Module, LoraWeights, Adapter], float]) -> Ops:
-    """The scale of every site times a factor."""
+    """The scale of every module times a factor."""
 
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
-        lora = {s: dataclasses.replace(w, scale=w.scale * factor(s, w, adapter)) for s, w in bound.lora.items()}
-        return dataclasses.replace(bound, lora=lora)
+        adapted = {
+            module: dataclasses.replace(lora, scale=lora.scale * factor(module, lora, adapter))
+            for module, lora in bound.lora.items()
+        }
+        return dataclasses.replace(bound, lora=adapted)
 
     return binding(changed)
