@@ -1,4 +1,4 @@
-"""Bugs put inside PEFT by hand: does the oracle fail them, and what does it call them?
+"""Bugs put inside PEFT by hand: does the oracle fail them, and which bugs does it name?
 
     python benchmarks/peft_bugs.py         about ten minutes; writes results/peft_bugs.json and .md
 
@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tests" / "engines"))
 
 import torch
 from peft_bugs import BUGS
-from peft_campaign import CASES, DTYPES, SEED, SEQUENCES, Outcome, campaign, examine, make_stage, pairs
+from peft_campaign import CASES, DTYPES, SEED, SEQUENCES, Outcome, campaign, examine, make_testbed, pairs
 
 from refimpl.engines.peft import Peft
 
@@ -35,43 +35,43 @@ def main() -> None:
     with ProcessPoolExecutor(len(DTYPES), multiprocessing.get_context("spawn")) as workers:
         by_type = dict(zip(DTYPES, workers.map(of_type, DTYPES), strict=True))
     write(
-        [o for _, outcomes in by_type.values() for o in outcomes],
+        [outcome for _, outcomes in by_type.values() for outcome in outcomes],
         {dtype: clean for dtype, (clean, _) in by_type.items()},
     )
 
 
 def of_type(dtype: str) -> tuple[str, list[Outcome]]:
-    """The verdict of PEFT as it is, and every bug."""
+    """Return the verdict on PEFT as it is, and the outcome of every bug."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of torch and PEFT
     outcomes = []
     with tempfile.TemporaryDirectory() as root:
-        testbed = make_stage(dtype, Path(root))
+        testbed = make_testbed(dtype, Path(root))
         clean = campaign(Peft, testbed, SEQUENCES).verdict
         print(f"{dtype}: PEFT as it is: {clean}", flush=True)
-        for bug in [bug for bug, of in pairs() if of == dtype]:
+        for bug in [bug for bug, its_dtype in pairs() if its_dtype == dtype]:
             outcomes.append(examine(bug, testbed))
             print(f"{dtype}: {bug.name}: {outcomes[-1]}", flush=True)
     return clean, outcomes
 
 
 def write(outcomes: Sequence[Outcome], clean: dict[str, str]) -> None:
-    """Both files."""
+    """Write the JSON file and the page."""
     counts = {
         "bugs": len(BUGS),
         "pairs": len(outcomes),
-        "failed": sum(o.verdict == "fail" for o in outcomes),
-        "named_right_by_class": sum(o.right for o in outcomes),
-        "a_symptom_only": sum(not o.right and bool(o.symptoms) for o in outcomes),
+        "failed": sum(outcome.verdict == "fail" for outcome in outcomes),
+        "named_right_by_class": sum(outcome.right for outcome in outcomes),
+        "a_symptom_only": sum(not outcome.right and bool(outcome.symptoms) for outcome in outcomes),
     }
     setting = {"cases": CASES, "sequences": SEQUENCES, "seed": SEED, "versions": Peft().versions()}
-    data = {"clean": clean, **counts, **setting, "outcomes": [o.row() for o in outcomes]}
+    data = {"clean": clean, **counts, **setting, "outcomes": [outcome.row() for outcome in outcomes]}
     RESULTS.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
     RESULTS.with_suffix(".md").write_text(table(outcomes, clean, counts))
 
 
 def table(outcomes: Sequence[Outcome], clean: dict[str, str], counts: dict[str, int]) -> str:
-    """For people."""
+    """Return the page."""
     lines = [
         "# Bugs inside PEFT, and what the oracle called them",
         "",
@@ -84,14 +84,21 @@ def table(outcomes: Sequence[Outcome], clean: dict[str, str], counts: dict[str, 
         "| bug | class | type | verdict | named | class | c | residual | next best | its residual |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for o in outcomes:
-        named = f"`{o.named}`" if o.explains else f"nothing; nearest `{o.named}`" if o.named else "nothing"
-        named = named if o.explains or not o.symptoms else f"{named}; {o.symptoms[0]}"
-        after = f"`{o.next_best}` | {o.next_residual:.3g}" if o.next_best else " | "
-        numbers = f"{o.coefficient:.4g} | {o.residual:.3g}" if o.named else " | "
-        cells = [o.bug, o.family, o.dtype, o.verdict, named, o.named_family, numbers, after]
-        lines.append("| " + " | ".join(cells) + " |")
+    for outcome in outcomes:
+        lines.append("| " + " | ".join(cells(outcome)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def cells(outcome: Outcome) -> list[str]:
+    """Return the row of one bug."""
+    nearest = f"nothing; nearest `{outcome.named}`" if outcome.named else "nothing"
+    named = f"`{outcome.named}`" if outcome.explains else nearest
+    if outcome.symptoms and not outcome.explains:
+        named += f"; {outcome.symptoms[0]}"
+    numbers = f"{outcome.coefficient:.4g} | {outcome.residual:.3g}" if outcome.named else " | "
+    after = f"`{outcome.next_best}` | {outcome.next_residual:.3g}" if outcome.next_best else " | "
+    about = [outcome.bug, outcome.family, outcome.dtype, outcome.verdict]
+    return [*about, named, outcome.named_family, numbers, after]
 
 
 if __name__ == "__main__":

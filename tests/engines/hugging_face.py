@@ -74,7 +74,7 @@ def grow(base: Path, folder: Path, vocab_size: int, seed: int) -> None:
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
     rng = np.random.default_rng(seed)
     with torch.no_grad():
-        for table in {id(w): w for w in (model.model.embed_tokens.weight, model.lm_head.weight)}.values():
+        for table in {id(table): table for table in (model.model.embed_tokens.weight, model.lm_head.weight)}.values():
             fill(table[old:], rng, 1.0)
     model.save_pretrained(folder)
 
@@ -87,12 +87,12 @@ def randomise(model: "peft.PeftModel", seed: int) -> None:
         for module in lora_layers(model):
             for adapter, scaling in module.scaling.items():
                 embedding = adapter in module.lora_embedding_A
-                a = module.lora_embedding_A[adapter] if embedding else module.lora_A[adapter].weight
-                b = module.lora_embedding_B[adapter] if embedding else module.lora_B[adapter].weight
-                r, d_in = a.shape
-                fill(a, rng, 1 / np.sqrt(1 if embedding else d_in))
-                fill(b, rng, 1 / (np.sqrt(r) * max(abs(scaling), 1)))
-                del trainable[id(a)], trainable[id(b)]
+                A = module.lora_embedding_A[adapter] if embedding else module.lora_A[adapter].weight
+                B = module.lora_embedding_B[adapter] if embedding else module.lora_B[adapter].weight
+                r, d_in = A.shape
+                fill(A, rng, 1 / np.sqrt(1 if embedding else d_in))
+                fill(B, rng, 1 / (np.sqrt(r) * max(abs(scaling), 1)))
+                del trainable[id(A)], trainable[id(B)]
         for name, p in model.named_parameters():
             if id(p) in trainable:  # biases, modules_to_save
                 fill(p, rng, 0.3 if p.ndim == 1 else 1.0 if "embed_tokens" in name else 3 / np.sqrt(p.shape[1]))
@@ -186,13 +186,13 @@ def generate(
             output_scores=True,
             return_dict_in_generate=True,
         )
-    found = []
+    results = []
     for row in range(len(prompts)):
         new = out.sequences[row, longest:].tolist()
         end = next((i + 1 for i, token in enumerate(new) if token in stops), len(new))
         best = [scores[row].topk(2).values for scores in out.scores[:end]]
-        found.append((new[:end], [float(first - second) for first, second in best]))
-    return found
+        results.append((new[:end], [float(first - second) for first, second in best]))
+    return results
 
 
 def lora_layers(model: "torch.nn.Module") -> Iterator["peft.tuners.lora.LoraLayer"]:

@@ -72,27 +72,31 @@ class Broken(Peft):
         self.loaded(name)
 
     def layers(self) -> list[Layer]:
-        """All projections with LoRA."""
-        return [Layer(path, m) for path, m in self.model.named_modules() if path and hasattr(m, "_mixed_batch_forward")]
+        """Return all projections with LoRA."""
+        return [
+            Layer(path, module)
+            for path, module in self.model.named_modules()
+            if path and hasattr(module, "_mixed_batch_forward")
+        ]
 
     def of(self, name: str) -> list[Layer]:
-        """Those on which an adapter is."""
+        """Return those on which an adapter is."""
         return [layer for layer in self.layers() if name in layer.lora.lora_A]
 
-    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
-        """With the lengths of the prompts at hand, as a batched kernel has them."""
-        with self._watched(asks):
-            return super().run(asks)
+    def run(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
+        """Serve these with the lengths of the prompts at hand, as a batched kernel has them."""
+        with self._watched(requests):
+            return super().run(requests)
 
-    def traced(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
-        """The same."""
-        with self._watched(asks):
-            return super().traced(asks)
+    def traced(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
+        """Serve these likewise, with intermediates."""
+        with self._watched(requests):
+            return super().traced(requests)
 
     @contextlib.contextmanager
-    def _watched(self, asks: Sequence[EngineRequest]) -> Iterator[None]:
-        """Knows which forward pass this is: the first is the prompts'."""
-        self.lengths, self.decoding, self.steps = [len(a.prompt_ids) for a in asks], False, 0
+    def _watched(self, requests: Sequence[EngineRequest]) -> Iterator[None]:
+        """Count forward passes: the first is the prompts'."""
+        self.lengths, self.decoding, self.steps = [len(request.prompt_ids) for request in requests], False, 0
 
         def passed(*_: Any) -> None:
             self.decoding, self.steps = True, self.steps + 1
@@ -236,7 +240,7 @@ class AdapterOfTheRequestAfterNext(Broken):
         return names[2:] + names[:2]
 
 
-@bug("B", "two adapters answer for each other: the first two that were loaded")
+@bug("B", "two adapters are exchanged: the first two that were loaded")
 class FirstTwoExchanged(Broken):
     def loaded(self, name: str) -> None:
         self.order = [*getattr(self, "order", ()), name]
@@ -246,8 +250,8 @@ class FirstTwoExchanged(Broken):
         self.order: list[str] = []
 
     def dealt(self, names: list[str], layer: Layer) -> list[str]:
-        a, b = ([*self.order, "", ""])[:2]
-        return [{a: b, b: a}.get(n, n) if b else n for n in names]
+        first, second = ([*self.order, "", ""])[:2]
+        return [{first: second, second: first}.get(name, name) if second else name for name in names]
 
 
 @bug(
@@ -380,22 +384,22 @@ class GateAndUpExchangedInOneAdapter(Broken):
     def loaded(self, name: str) -> None:
         if len(self.adapters) != 2:
             return
-        by_place = {(x.layer, x.module): x.lora for x in self.of(name)}
-        for layer, module in list(by_place):
-            if module == "gate_proj" and (layer, "up_proj") in by_place:
-                gate, up = by_place[layer, "gate_proj"], by_place[layer, "up_proj"]
-                for held in ("lora_A", "lora_B", "scaling"):
-                    a, b = getattr(gate, held), getattr(up, held)
-                    a[name], b[name] = b[name], a[name]
+        by_location = {(x.layer, x.module): x.lora for x in self.of(name)}
+        for layer, module in list(by_location):
+            if module == "gate_proj" and (layer, "up_proj") in by_location:
+                gate, up = by_location[layer, "gate_proj"], by_location[layer, "up_proj"]
+                for attribute in ("lora_A", "lora_B", "scaling"):
+                    of_gate, of_up = getattr(gate, attribute), getattr(up, attribute)
+                    of_gate[name], of_up[name] = of_up[name], of_gate[name]
 
 
 @bug("E", "each layer takes the weights of the one after it", "https://github.com/predibase/lorax/pull/682")
 class LayersOneTooFar(Broken):
     def loaded(self, name: str) -> None:
         last = max(x.layer for x in self.layers())
-        held = {(x.layer, x.module): (x.lora.lora_A[name], x.lora.lora_B[name]) for x in self.of(name)}
+        weights = {(x.layer, x.module): (x.lora.lora_A[name], x.lora.lora_B[name]) for x in self.of(name)}
         for x in self.of(name):
-            x.lora.lora_A[name], x.lora.lora_B[name] = held[(x.layer + 1) % (last + 1), x.module]
+            x.lora.lora_A[name], x.lora.lora_B[name] = weights[(x.layer + 1) % (last + 1), x.module]
 
 
 @bug("E", "four ranks: the third one's rows of B are lost", "https://github.com/NVIDIA/TensorRT-LLM/issues/2589")
@@ -553,7 +557,7 @@ class NanAtRankFive(Broken):
 
 @bug("H", "decode steps are turned two positions too far on", "https://github.com/Blaizzy/mlx-vlm/issues/1983")
 class DecodeTwoTooFar(Broken):
-    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
+    def run(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
         def further(_: Any, args: tuple, kwargs: dict) -> tuple:
             if self.decoding:
                 kwargs["position_ids"] = kwargs["position_ids"] + 2
@@ -561,7 +565,7 @@ class DecodeTwoTooFar(Broken):
 
         hook = (self.model or self.base).register_forward_pre_hook(further, with_kwargs=True)
         try:
-            return super().run(asks)
+            return super().run(requests)
         finally:
             hook.remove()
 
@@ -572,7 +576,7 @@ class DecodeTwoTooFar(Broken):
     "https://github.com/huggingface/transformers/issues/37574",
 )
 class FirstTokenNotSeenInDecode(Broken):
-    def run(self, asks: Sequence[EngineRequest]) -> list[EngineResponse]:
+    def run(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
         def rolled(_: Any, args: tuple, kwargs: dict) -> tuple:
             if self.decoding:
                 mask = kwargs["attention_mask"].clone()
@@ -582,7 +586,7 @@ class FirstTokenNotSeenInDecode(Broken):
 
         hook = (self.model or self.base).register_forward_pre_hook(rolled, with_kwargs=True)
         try:
-            return super().run(asks)
+            return super().run(requests)
         finally:
             hook.remove()
 
@@ -599,10 +603,10 @@ class WindowThreeTooShort(Broken):
 
 @bug(
     "I",
-    "the first adapter of a batch is folded into the base, and nobody is without it",
+    "the first adapter of a batch is merged into the base, and nobody is without it",
     "https://github.com/huggingface/diffusers/issues/5313",
 )
-class FirstOfABatchStaysFolded(Broken):
+class FirstOfABatchStaysMerged(Broken):
     def add(self, y: Rows, x: Rows, layer: Layer, names: list[str]) -> None:
         super().add(y, x, layer, names)
         first = next((n for n in names if n != BASE), None)
@@ -614,26 +618,26 @@ class FirstOfABatchStaysFolded(Broken):
 
 @bug(
     "I",
-    "adapters are folded in the MLP, and W + D is rounded to bfloat16",
+    "adapters are merged in the MLP, and W + D is rounded to bfloat16",
     "https://github.com/meta-pytorch/torchtune/issues/982",
     dtypes=("float32",),
 )
-class MlpFoldedInBfloat16(Broken):
+class MlpMergedInBfloat16(Broken):
     def delta(self, x: Rows, layer: Layer, name: str) -> Rows:
         if layer.module not in MLP:
             return super().delta(x, layer, name)
         W, bias = layer.lora.base_layer.weight, layer.lora.lora_B[name].bias
-        folded = (W + layer.lora.get_delta_weight(name)).bfloat16().to(W.dtype)
-        y = torch.nn.functional.linear(x, folded - W)
+        merged = (W + layer.lora.get_delta_weight(name)).bfloat16().to(W.dtype)
+        y = torch.nn.functional.linear(x, merged - W)
         return y if bias is None else y + bias * layer.lora.scaling[name]
 
 
 @bug(
     "I",
-    "fan_in_fan_out is wrong for q_proj, which is square: the fold is transposed",
+    "fan_in_fan_out is wrong for q_proj, which is square: the merge is transposed",
     "https://github.com/huggingface/peft/issues/3531",
 )
-class QFoldedTransposed(Broken):
+class QMergedTransposed(Broken):
     def delta(self, x: Rows, layer: Layer, name: str) -> Rows:
         if layer.module != "q_proj":
             return super().delta(x, layer, name)

@@ -1,4 +1,4 @@
-"""A short campaign against PEFT with a bug in it, on a stage so small that one takes seconds; what the oracle said."""
+"""A short campaign against PEFT with a bug in it, on a testbed so small that it takes seconds, and its outcome."""
 
 import tempfile
 from collections.abc import Callable
@@ -51,7 +51,7 @@ class Outcome:
         return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in plain.items()}
 
 
-def make_stage(dtype: str, root: Path) -> Testbed:
+def make_testbed(dtype: str, root: Path) -> Testbed:
     """A random Mistral and four adapters, all that the campaigns of one type share."""
     rng = np.random.default_rng(5)
     model = random_model(CONFIG, rng, dtype)
@@ -72,21 +72,21 @@ def campaign(make: Callable[[], Peft], testbed: Testbed, sequences: int) -> Resu
 
 
 def examine(bug: Bug, testbed: Testbed) -> Outcome:
-    """What the oracle says of PEFT with this bug."""
+    """Return the oracle's verdict and diagnosis of PEFT with this bug."""
     result = campaign(bug.make, testbed, SEQUENCES if bug.sequences else 0)
     about = bug.name, bug.family, testbed.dtype, result.verdict
-    symptoms = tuple(s.what for s in result.symptoms)
+    symptoms = tuple(symptom.what for symptom in result.symptoms)
     if not result.diagnosis:
         return Outcome(*about, "", "", False, float("nan"), float("nan"), "", float("nan"), symptoms)
-    f = result.diagnosis[0]
+    diagnosis = result.diagnosis[0]
     return Outcome(
         *about,
-        f.name + (f" ({f.only})" if f.only else ""),
-        f.family,
-        f.explains,
-        f.seen.coefficient,
-        f.residual,
-        *f.next_best,
+        diagnosis.name + (f" ({diagnosis.only})" if diagnosis.only else ""),
+        diagnosis.family,
+        diagnosis.explains,
+        diagnosis.seen.coefficient,
+        diagnosis.residual,
+        *diagnosis.next_best,
         symptoms,
     )
 

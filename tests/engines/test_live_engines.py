@@ -1,8 +1,8 @@
-"""vLLM on a CPU and llama.cpp, live: what they say of the embedded model and of drawn ones, whatever was done before.
+"""vLLM on a CPU and llama.cpp, live: their responses for the embedded model and drawn ones, whatever was done before.
 
 They live in environments of their own, and take minutes: `loracle engines setup vllm` and `... setup llama_cpp`, then
-LORACLE_LIVE=1 pytest tests/engines/test_live_engines.py -s, which prints every distance. Truth is our float64 answer on
-the tokens that the engine produced. The unit is the rms error of our own answer in the engine's type, over all rows and
+LORACLE_LIVE=1 pytest tests/engines/test_live_engines.py -s, which prints every distance. Truth is our float64 result on
+the tokens that the engine produced. The unit is the rms error of our own result in the engine's type, over all rows and
 the whole vocabulary.
 """
 
@@ -30,15 +30,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 
 VOICES = dict(tiny.VOICES)
 NEW = 24  # tokens, into the line that a voice speaks
-SAME = 3.0  # noise units, at most, from the answer of the one who was asked
-ANOTHER = 1000.0  # noise units, at least, from the answer of anyone else
+SAME = 3.0  # noise units, at most, from the truth for the adapter that was requested
+ANOTHER = 1000.0  # noise units, at least, from the truth for any other
 
 Start = Callable[..., "Driven"]
 
 
 @dataclass
 class Driven:
-    """A running engine, and what it has been told."""
+    """A running engine, and the adapters that it has loaded."""
 
     name: str
     engine: Hosted
@@ -53,47 +53,54 @@ class Driven:
         self.engine.unload(name)
         del self.folders[name]
 
-    def check(self, asks: Sequence[EngineRequest], others: bool = True) -> list[EngineResponse]:
-        """Every answer is the right one, with our tokens, and (with others) far from that of everyone else."""
-        answers = self.engine.run(asks)
-        for ask, answer in zip(asks, answers, strict=True):
-            assert not answer.error, answer.error
-            if ask.cancel_after is not None:
+    def check(self, requests: Sequence[EngineRequest], others: bool = True) -> list[EngineResponse]:
+        """Run them: every response is the right one and, with others, far from that of every other adapter."""
+        responses = self.engine.run(requests)
+        for request, response in zip(requests, responses, strict=True):
+            assert not response.error, response.error
+            if request.cancel_after is not None:
                 continue
             away = {
-                str(one.adapter_weights or one.adapter): self.distance(one, answer)
-                for one in self.everyone(ask, others)
+                str(one.adapter_weights or one.adapter): self.distance(one, response)
+                for one in self.everyone(request, others)
             }
-            asked = str(ask.adapter_weights or ask.adapter)
-            own = away.pop(asked)
-            print(f"{self.name}, {asked}: {own:.2f} units; the next one {min(away.values(), default=np.inf):.1e}")
-            assert own <= SAME
-            assert all(distance >= ANOTHER for distance in away.values()), (asked, away)
-        return answers
+            name = str(request.adapter_weights or request.adapter)
+            error = away.pop(name)
+            print(f"{self.name}, {name}: {error:.2f} units; the next one {min(away.values(), default=np.inf):.1e}")
+            assert error <= SAME
+            assert all(distance >= ANOTHER for distance in away.values()), (name, away)
+        return responses
 
-    def everyone(self, ask: EngineRequest, others: bool) -> list[EngineRequest]:
+    def everyone(self, request: EngineRequest, others: bool) -> list[EngineRequest]:
         if not others:
-            return [ask]
-        mine = None if ask.adapter_weights or ask.adapter is None else self.folders[ask.adapter]
+            return [request]
+        mine = None if request.adapter_weights or request.adapter is None else self.folders[request.adapter]
         return [
-            ask,
-            *(replace(ask, adapter=n, adapter_weights=()) for n, folder in self.folders.items() if folder != mine),
-            *([replace(ask, adapter=None, adapter_weights=())] if ask.adapter_weights or ask.adapter else []),
+            request,
+            *(
+                replace(request, adapter=name, adapter_weights=())
+                for name, folder in self.folders.items()
+                if folder != mine
+            ),
+            *(
+                [replace(request, adapter=None, adapter_weights=())]
+                if request.adapter_weights or request.adapter
+                else []
+            ),
         ]
 
-    def distance(self, ask: EngineRequest, answer: EngineResponse) -> float:
-        """Of the answer from what this request should get, in noise units."""
-        ids = (*ask.prompt_ids, *answer.token_ids)[:-1]
-        adapter_weights = ask.adapter_weights or (() if ask.adapter is None else ((ask.adapter, 1.0),))
-        adapters = tuple((self.folders[name], weight) for name, weight in adapter_weights)
-        truth, honest = (rows(self.settings.model, d, ids, adapters) for d in ("float64", self.settings.dtype))
-        got = answer.logits if answer.logits is not None else answer.logprobs
-        assert got is not None and answer.first_position + len(got) == len(ids)
-        if answer.logits is not None:
+    def distance(self, request: EngineRequest, response: EngineResponse) -> float:
+        """Return how far the response is from what this request should get, in noise units."""
+        ids = (*request.prompt_ids, *response.token_ids)[:-1]
+        adapters = tuple((self.folders[name], weight) for name, weight in request.adapters)
+        truth, honest = (rows(self.settings.model, dtype, ids, adapters) for dtype in ("float64", self.settings.dtype))
+        got = response.logits if response.logits is not None else response.logprobs
+        assert got is not None and response.first_position + len(got) == len(ids)
+        if response.logits is not None:
             got = log_softmax(got)
         error, noise = (
-            got - truth[answer.first_position :],
-            honest[answer.first_position :] - truth[answer.first_position :],
+            got - truth[response.first_position :],
+            honest[response.first_position :] - truth[response.first_position :],
         )
         return float(np.sqrt(np.mean(error**2) / np.mean(noise**2)))
 
@@ -134,9 +141,9 @@ def start() -> Iterator[Start]:
         engine = registry.make(name, options or {})
         assert isinstance(engine, Hosted)
         running.append(engine)
-        whole = Settings(**{"model": tiny.base_path(), "max_length": 96, "max_requests": 8, **settings})  # type: ignore[arg-type]
-        engine.start(whole)
-        return Driven(name, engine, whole)
+        all_settings = Settings(**{"model": tiny.base_path(), "max_length": 96, "max_requests": 8, **settings})  # type: ignore[arg-type]
+        engine.start(all_settings)
+        return Driven(name, engine, all_settings)
 
     yield started
     for engine in running:
@@ -144,49 +151,49 @@ def start() -> Iterator[Start]:
 
 
 def prompts(count: int) -> list[tuple[int, ...]]:
-    """Of different lengths: each lacks some of the first words of its scene."""
+    """Of different lengths: each lacks some of the first words of its text."""
     texts = [tuple(model(tiny.base_path(), "float64").tokenizer.encode(text)) for text in tiny.DEMO_PROMPTS]
     return [texts[i % len(texts)][:1] + texts[i % len(texts)][1 + i :] for i in range(count)]
 
 
-def asks(names: Sequence[str | None], **more: int) -> list[EngineRequest]:
+def requests_for(names: Sequence[str | None], **more: int) -> list[EngineRequest]:
     return [EngineRequest(ids, name, NEW, **more) for ids, name in zip(prompts(len(names)), names, strict=True)]
 
 
-def ours(driven: Driven, questions: Sequence[EngineRequest]) -> list[tuple[int, ...]]:
+def ours(driven: Driven, requests: Sequence[EngineRequest]) -> list[tuple[int, ...]]:
     """The tokens that we produce in float64."""
     base = model(driven.settings.model, "float64")
     requests = [
         refimpl.Request(
-            q.prompt_ids,
-            refimpl.load_adapter(driven.folders[q.adapter], base.config) if q.adapter else None,
+            one.prompt_ids,
+            refimpl.load_adapter(driven.folders[one.adapter], base.config) if one.adapter else None,
             stop_ids=(),
         )
-        for q in questions
+        for one in requests
     ]
-    return [tuple(o.token_ids) for o in refimpl.generate(base, requests, NEW)]
+    return [tuple(output.token_ids) for output in refimpl.generate(base, requests, NEW)]
 
 
 def test_base_and_voices_in_one_batch_then_reloaded_unloaded_and_alone(name: str, start: Start) -> None:
     driven = start(name, max_adapters=len(VOICES))
     for voice, folder in VOICES.items():
         driven.load(voice, folder)
-    mixed = asks([None, *VOICES, None, next(iter(VOICES))])
-    answers = driven.check(mixed)
-    assert [a.token_ids for a in answers] == ours(driven, mixed)
-    for ask, together in zip(mixed[:2], answers, strict=False):
-        assert driven.check([ask])[0].token_ids == together.token_ids
+    mixed = requests_for([None, *VOICES, None, next(iter(VOICES))])
+    responses = driven.check(mixed)
+    assert [response.token_ids for response in responses] == ours(driven, mixed)
+    for request, together in zip(mixed[:2], responses, strict=False):
+        assert driven.check([request])[0].token_ids == together.token_ids
     first, second, *_ = VOICES
     driven.unload(second)
     with pytest.raises(EngineError, match=f"no adapter '{second}'"):
-        driven.engine.run(asks([second]))
+        driven.engine.run(requests_for([second]))
     driven.load(first, VOICES[second])  # in the place of what was loaded under this name
-    driven.check(asks([first, None]))
+    driven.check(requests_for([first, None]))
     driven.load(second, VOICES[first])
-    driven.check(asks([second, None, first]))
+    driven.check(requests_for([second, None, first]))
     driven.engine.reset()
     driven.folders.clear()
-    driven.check(asks([None]))
+    driven.check(requests_for([None]))
     assert all(driven.engine.versions().values())
 
 
@@ -195,17 +202,18 @@ def test_pieces_of_prompts_late_arrivals_and_cancelled_requests_change_nothing(n
     for voice, folder in VOICES.items():
         driven.load(voice, folder)
     first, second, third, _ = VOICES
-    a, b, c, d, e = asks([first, None, second, first, third])
-    together = [
-        a,
-        replace(b, arrival_step=3),
-        replace(c, cancel_after=2),
-        replace(d, arrival_step=9),
-        replace(e, arrival_step=30),
+    batch = requests_for([first, None, second, first, third])
+    changes: list[dict[str, int]] = [
+        {},
+        {"arrival_step": 3},
+        {"cancel_after": 2},
+        {"arrival_step": 9},
+        {"arrival_step": 30},
     ]
-    answers = driven.check(together)
-    assert len(answers[2].token_ids) < NEW
-    driven.check([b, c])
+    together = [replace(one, **change) for one, change in zip(batch, changes, strict=True)]
+    responses = driven.check(together)
+    assert len(responses[2].token_ids) < NEW
+    driven.check(batch[1:3])
 
 
 def test_vllm_makes_room_for_adapters_and_finds_prefixes_of_the_same_adapter_alone(start: Start) -> None:
@@ -234,7 +242,7 @@ def test_vllm_puts_requests_off_for_want_of_room_and_takes_them_up_again(start: 
     driven = start("vllm", kv_tokens=96)  # three blocks, for five requests
     for voice, folder in VOICES.items():
         driven.load(voice, folder)
-    driven.check(asks([None, *VOICES]))
+    driven.check(requests_for([None, *VOICES]))
     assert driven.engine.notes["preempted"] >= 1
 
 
@@ -242,7 +250,7 @@ def test_vllm_puts_requests_off_for_want_of_room_and_takes_them_up_again(start: 
 def test_vllm_in_half_types_is_as_far_off_as_we_are(dtype: str, start: Start) -> None:
     driven = start("vllm", dtype=dtype)
     driven.load("pirate", VOICES["pirate"])
-    driven.check(asks(["pirate", None]), others=False)
+    driven.check(requests_for(["pirate", None]), others=False)
 
 
 def test_with_the_last_slot_free_the_base_rows_of_vllm_are_the_last_voice(start: Start) -> None:
@@ -251,20 +259,20 @@ def test_with_the_last_slot_free_the_base_rows_of_vllm_are_the_last_voice(start:
     driven = start("vllm", {"last-slot": "free"}, max_adapters=len(VOICES))
     for voice, folder in VOICES.items():
         driven.load(voice, folder)
-    questions = asks([None, *VOICES])
-    base = driven.engine.run(questions)[0]
+    requests = requests_for([None, *VOICES])
+    base = driven.engine.run(requests)[0]
     last = tuple(VOICES)[-1]
-    assert driven.distance(replace(questions[0], adapter=last), base) <= SAME
-    assert driven.distance(questions[0], base) >= ANOTHER
-    driven.check(questions[:1])  # a batch of the base alone is right
+    assert driven.distance(replace(requests[0], adapter=last), base) <= SAME
+    assert driven.distance(requests[0], base) >= ANOTHER
+    driven.check(requests[:1])  # a batch of the base alone is right
 
 
 @pytest.mark.parametrize("options", [{"kv": "f16"}, {"flash": "on"}])
 def test_llama_cpp_as_it_is_by_default_is_no_float32(options: dict[str, str], start: Start) -> None:
     driven = start("llama_cpp", options)
     driven.load("pirate", VOICES["pirate"])
-    (question,) = asks(["pirate"])
-    distance = driven.distance(question, driven.engine.run([question])[0])
+    (request,) = requests_for(["pirate"])
+    distance = driven.distance(request, driven.engine.run([request])[0])
     print(f"llama.cpp with {options}: {distance:.0f} units")
     assert 10 * SAME < distance < ANOTHER
 
@@ -328,14 +336,12 @@ def test_drawn_adapters_of_every_kind_in_one_batch(
         save_adapter(build.as_dtype(adapter, "float32"), tmp_path / kind)
         driven.load(kind, tmp_path / kind)
     rng = np.random.default_rng(6)
-    questions = [
+    requests = [
         EngineRequest(tuple(rng.integers(0, 320, n).tolist()), k, 6)
         for n, k in zip((5, 40, 17, 31, 9, 23), (None, *kinds), strict=True)
     ]
     if name == "llama_cpp":
-        questions.append(
-            EngineRequest(
-                questions[2].prompt_ids, adapter_weights=(("plain", 0.5), ("rslora", -1.25)), max_new_tokens=6
-            )
+        requests.append(
+            EngineRequest(requests[2].prompt_ids, adapter_weights=(("plain", 0.5), ("rslora", -1.25)), max_new_tokens=6)
         )
-    driven.check(questions)
+    driven.check(requests)

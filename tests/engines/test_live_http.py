@@ -1,8 +1,8 @@
 """vLLM's server and llama-server, live, through the engine that talks to any of them: refimpl/engines/openai_http.py.
 
-Truth is our float64 answer on the tokens that the server produced. Most of what is wrong with a row of
+Truth is our float64 result on the tokens that the server produced. Most of what is wrong with a row of
 log-probabilities is one number, the logarithm of its sum, which hangs on the greatest logits alone. So every row is
-compared less its mean, and nothing else is lost. The unit is the rms error of our own float32 answer, read likewise.
+compared less its mean, and nothing else is lost. The unit is the rms error of our own float32 logits, read likewise.
 """
 
 import os
@@ -29,14 +29,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 HERE = Path(__file__).parent
 VOICES = tuple(tiny.VOICES)
 SETTINGS = Settings(tiny.base_path(), max_requests=8)
-SAME = 3.0  # noise units, at most, from the answer of the one who was asked
-ANOTHER = 1000.0  # noise units, at least, from the answer of anyone else
+SAME = 3.0  # noise units, at most, from the truth for the adapter that was requested
+ANOTHER = 1000.0  # noise units, at least, from the truth for any other
 READY = 300  # seconds that a server may take to start
 
 
 @contextmanager
 def serving(command: Sequence[object], folder: Path, ready: str, **environment: str) -> Iterator[str]:
-    """Runs a server on a free port, which is {port} in its command; its URL, as soon as it is ready."""
+    """Run a server on a free port, which is {port} in its command; yield its URL as soon as it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -67,7 +67,7 @@ def serving(command: Sequence[object], folder: Path, ready: str, **environment: 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """With one voice from the start, and more room than all these tests fill: as soon as the last slot has been used,
-    base rows get the answer of what was in it (README.md)."""
+    base rows get the result of the adapter in it (README.md)."""
     if "LORACLE_VLLM_PYTHON" not in os.environ:
         pytest.skip("vLLM is not installed: `loracle engines setup vllm`, set LORACLE_VLLM_PYTHON to its python")
     command = f"-m vllm.entrypoints.openai.api_server --model {tiny.base_path()} --served-model-name the-base "
@@ -117,10 +117,10 @@ def test_vllm_serves_base_and_voices_together_and_alone(vllm: str) -> None:
     assert {"load", "unload", "reload"} <= able.operations
     for name in VOICES:  # the first is there, the others are loaded
         engine.load(name, tiny.VOICES[name])
-    asks = [*questions(None, *VOICES, None, VOICES[-1])]
-    check("vLLM", engine.run(asks), asks)
-    alone = asks[:2]
-    check("vLLM alone", [engine.run([ask])[0] for ask in alone], alone)
+    requests = [*requests_for(None, *VOICES, None, VOICES[-1])]
+    check("vLLM", engine.run(requests), requests)
+    alone = requests[:2]
+    check("vLLM alone", [engine.run([request])[0] for request in alone], alone)
     print(engine.versions())
     engine.close()
 
@@ -128,18 +128,18 @@ def test_vllm_serves_base_and_voices_together_and_alone(vllm: str) -> None:
 def test_vllm_forgets_and_replaces(vllm: str) -> None:
     engine = OpenAIHTTP({"url": vllm})
     engine.start(SETTINGS)
-    (ask,) = questions("name")
+    (request,) = requests_for("name")
     engine.load("name", tiny.VOICES["bard"])
-    check("vLLM, loaded", engine.run([ask]), [ask], {"name": "bard"})
+    check("vLLM, loaded", engine.run([request]), [request], {"name": "bard"})
     engine.load("name", tiny.VOICES["robot"])
-    check("vLLM, replaced", engine.run([ask]), [ask], {"name": "robot"})
+    check("vLLM, replaced", engine.run([request]), [request], {"name": "robot"})
     engine.unload("name")
     engine.names["name"] = "name"  # as if it were still there
-    found = engine.run([ask])[0]
-    assert "HTTP 404" in found.error and found.raw
+    response = engine.run([request])[0]
+    assert "HTTP 404" in response.error and response.raw
     del engine.names["name"]
     engine.load("name", tiny.VOICES["merchant"])
-    check("vLLM, another of the same name", engine.run([ask]), [ask], {"name": "merchant"})
+    check("vLLM, another of the same name", engine.run([request]), [request], {"name": "merchant"})
     with pytest.raises(EngineError, match=r"HTTP (4|5)"):
         engine.load("nobody", HERE / "no such folder")
     engine.reset()
@@ -153,12 +153,12 @@ def test_vllm_with_a_prefix_cache_tells_the_rows_of_the_answer(vllm: str) -> Non
     engine.start(Settings(tiny.base_path(), max_requests=8, prefix_caching=True))
     for name in VOICES:
         engine.load(name, tiny.VOICES[name])
-    (ask,) = questions(None)
-    asks = [EngineRequest(ask.prompt_ids, name, ask.max_new_tokens) for name in (None, *VOICES)]
+    (request,) = requests_for(None)
+    requests = [EngineRequest(request.prompt_ids, name, request.max_new_tokens) for name in (None, *VOICES)]
     for time_ in ("first", "second"):
-        found = engine.run(asks)
-        assert all(a.first_position == len(ask.prompt_ids) - 1 for a in found)
-        check(f"vLLM, the {time_} time", found, asks)
+        responses = engine.run(requests)
+        assert all(one.first_position == len(request.prompt_ids) - 1 for one in responses)
+        check(f"vLLM, the {time_} time", responses, requests)
     engine.close()
 
 
@@ -167,27 +167,27 @@ def test_vllm_shows_the_greatest_where_that_is_asked_for(vllm: str) -> None:
     engine.start(SETTINGS)
     engine.load(VOICES[0], tiny.VOICES[VOICES[0]])
     assert (engine.capabilities.readout, engine.capabilities.top_k) == ("top", 20)
-    asks = questions(None, VOICES[0])
-    for ask, found in zip(asks, engine.run(asks), strict=True):
-        assert not found.error and found.top is not None
-        true, _ = rows(ask.adapter, (*ask.prompt_ids, *found.token_ids)[:-1])
-        assert len(found.top) == len(true) and all(len(row) >= 20 for row in found.top)
-        for row, told in zip(true, found.top, strict=True):
+    requests = requests_for(None, VOICES[0])
+    for request, response in zip(requests, engine.run(requests), strict=True):
+        assert not response.error and response.top is not None
+        true, _ = rows(request.adapter, (*request.prompt_ids, *response.token_ids)[:-1])
+        assert len(response.top) == len(true) and all(len(row) >= 20 for row in response.top)
+        for row, top in zip(true, response.top, strict=True):
             greatest = set(np.argsort(-row)[:18].tolist())  # two that are all but equal may change places at the end
-            assert greatest <= told.keys()
+            assert greatest <= top.keys()
     engine.close()
 
 
-@pytest.mark.parametrize("caching", [False, True], ids=["anew", "prefixes found again"])
+@pytest.mark.parametrize("caching", [False, True], ids=["anew", "prefixes reused"])
 def test_llama_server_switches_between_base_and_voices(llama_server: str, caching: bool) -> None:
     engine = OpenAIHTTP({"url": llama_server, "adapters": ",".join(f"{name}={name}" for name in VOICES)})
     engine.start(Settings(tiny.base_path(), max_requests=8, prefix_caching=caching))
     assert (engine.capabilities.readout, engine.capabilities.prompt_rows) == ("logprobs", False)
     for name in VOICES:
         engine.load(name, tiny.VOICES[name])
-    asks = questions(None, *VOICES, None, VOICES[0])
+    requests = requests_for(None, *VOICES, None, VOICES[0])
     for time_ in ("first", "second"):
-        check(f"llama-server, the {time_} time", engine.run(asks), asks)
+        check(f"llama-server, the {time_} time", engine.run(requests), requests)
     print(engine.versions())
     engine.close()
 
@@ -197,19 +197,23 @@ def test_llama_server_sums_voices(llama_server: str) -> None:
     engine.start(SETTINGS)
     for name in ("pirate", "bard"):
         engine.load(name, tiny.VOICES[name])
-    (ask,) = questions(None)
-    ask = EngineRequest(ask.prompt_ids, None, ask.max_new_tokens, adapter_weights=(("pirate", 0.75), ("bard", -0.25)))
-    found = engine.run([ask])[0]
-    assert not found.error
-    own = distance(found, ask, ask.adapter_weights)
-    others = [distance(found, ask, ((name, 1.0),)) for name in ("pirate", "bard")] + [distance(found, ask, ())]
-    print(f"\nllama-server, a sum: {own:.2f} units, the next one {min(others):.1e}")
-    assert own <= SAME and min(others) >= ANOTHER
+    (request,) = requests_for(None)
+    request = EngineRequest(
+        request.prompt_ids, None, request.max_new_tokens, adapter_weights=(("pirate", 0.75), ("bard", -0.25))
+    )
+    response = engine.run([request])[0]
+    assert not response.error
+    error = distance(response, request, request.adapter_weights)
+    others = [distance(response, request, ((name, 1.0),)) for name in ("pirate", "bard")] + [
+        distance(response, request, ())
+    ]
+    print(f"\nllama-server, a sum: {error:.2f} units, the next one {min(others):.1e}")
+    assert error <= SAME and min(others) >= ANOTHER
     engine.close()
 
 
-def questions(*names: str | None) -> list[EngineRequest]:
-    """One for each, of different lengths: each lacks the first few words of its prompt."""
+def requests_for(*names: str | None) -> list[EngineRequest]:
+    """Return a request for each name, of different lengths: each lacks the first few words of its prompt."""
     texts = [refimpl.load_model("tiny").tokenizer.encode(text) for text in tiny.DEMO_PROMPTS]
     chosen = [list(texts[i % len(texts)]) for i in range(len(names))]
     return [
@@ -219,41 +223,44 @@ def questions(*names: str | None) -> list[EngineRequest]:
 
 
 def check(
-    what: str, answers: Sequence[EngineResponse], asks: Sequence[EngineRequest], is_really: dict[str, str] | None = None
+    what: str,
+    responses: Sequence[EngineResponse],
+    requests: Sequence[EngineRequest],
+    is_really: dict[str, str] | None = None,
 ) -> None:
-    """Every answer is the right one, and far from everybody else's."""
-    for ask, found in zip(asks, answers, strict=True):
-        assert not found.error, found.error
-        assert found.logprobs is not None
-        greatest = found.logprobs[-ask.max_new_tokens :].argmax(axis=-1)
-        assert found.token_ids == tuple(greatest.tolist())
-        asked = (is_really or {}).get(ask.adapter or "", ask.adapter)
-        away = {name: distance(found, ask, ((name, 1.0),) if name else ()) for name in (None, *VOICES)}
-        own = away.pop(asked)
-        print(f"\n{what}, {asked}: {own:.2f} units, the next one {min(away.values()):.1e}", end="")
-        assert own <= SAME, (what, asked, own)
-        assert min(away.values()) >= ANOTHER, (what, asked, away)
+    """Every response is the right one, and far from that of every other adapter."""
+    for request, response in zip(requests, responses, strict=True):
+        assert not response.error, response.error
+        assert response.logprobs is not None
+        greatest = response.logprobs[-request.max_new_tokens :].argmax(axis=-1)
+        assert response.token_ids == tuple(greatest.tolist())
+        adapter = (is_really or {}).get(request.adapter or "", request.adapter)
+        away = {name: distance(response, request, ((name, 1.0),) if name else ()) for name in (None, *VOICES)}
+        error = away.pop(adapter)
+        print(f"\n{what}, {adapter}: {error:.2f} units, the next one {min(away.values()):.1e}", end="")
+        assert error <= SAME, (what, adapter, error)
+        assert min(away.values()) >= ANOTHER, (what, adapter, away)
 
 
-def distance(found: EngineResponse, ask: EngineRequest, adapter_weights: tuple[tuple[str, float], ...]) -> float:
-    """From what these voices would have said, in units of our own float32 error."""
-    assert found.logprobs is not None
-    true, noise = rows(adapter_weights, (*ask.prompt_ids, *found.token_ids)[:-1], found.first_position)
-    return rms(centred(found.logprobs) - true) / noise
+def distance(response: EngineResponse, request: EngineRequest, adapter_weights: tuple[tuple[str, float], ...]) -> float:
+    """Return how far it is from the truth for these voices, in units of our own float32 error."""
+    assert response.logprobs is not None
+    true, noise = rows(adapter_weights, (*request.prompt_ids, *response.token_ids)[:-1], response.first_position)
+    return rms(centred(response.logprobs) - true) / noise
 
 
 @cache
 def rows(
     adapter_weights: tuple[tuple[str, float], ...] | str | None, ids: tuple[int, ...], first: int = 0
 ) -> tuple[np.ndarray, float]:
-    """Our float64 logits from a place on, less the mean of each row; and the rms error of our float32 ones."""
+    """Return our float64 logits from a position on, less each row's mean, and the rms error of the float32 ones."""
     weights = ((adapter_weights, 1.0),) if isinstance(adapter_weights, str) else adapter_weights or ()
-    found = []
+    results = []
     for dtype in ("float64", "float32"):
         model = loaded(dtype)
         adapters = [(refimpl.load_adapter(name, model.config), weight) for name, weight in weights]
-        found.append(centred(refimpl.logits(model, [refimpl.Request(ids, adapters or None)])[0][first:]))
-    return found[0], rms(found[1] - found[0])
+        results.append(centred(refimpl.logits(model, [refimpl.Request(ids, adapters or None)])[0][first:]))
+    return results[0], rms(results[1] - results[0])
 
 
 @cache
@@ -262,7 +269,7 @@ def loaded(dtype: str) -> refimpl.Model:
 
 
 def centred(x: np.ndarray) -> np.ndarray:
-    """Each row less its mean: what logits and log-probabilities have in common."""
+    """Return each row less its mean: what logits and log-probabilities have in common."""
     x = x.astype(np.float64)
     return x - x.mean(axis=-1, keepdims=True)
 

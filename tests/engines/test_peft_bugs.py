@@ -12,7 +12,7 @@ from pathlib import Path
 import hugging_face as hf
 import pytest
 from peft_bugs import BUGS, Bug
-from peft_campaign import DTYPES, SEQUENCES, Outcome, campaign, examine, half, make_stage
+from peft_campaign import DTYPES, SEQUENCES, Outcome, campaign, examine, half, make_testbed
 
 from refimpl.engines.peft import Peft
 from refimpl.oracle.cases.testbed import Testbed
@@ -30,37 +30,41 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def stages() -> Iterator[dict[str, Testbed]]:
+def testbeds() -> Iterator[dict[str, Testbed]]:
     with tempfile.TemporaryDirectory() as root:
-        yield {dtype: make_stage(dtype, Path(root) / dtype) for dtype in DTYPES}
+        yield {dtype: make_testbed(dtype, Path(root) / dtype) for dtype in DTYPES}
 
 
 outcomes: dict[str, Outcome] = {}  # of the tests below, for the one after them
 
 
 @functools.cache
-def known() -> list[tuple[Bug, str]]:
+def tested_pairs() -> list[tuple[Bug, str]]:
     return half()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_peft_as_it_is_passes(dtype: str, stages: dict[str, Testbed]) -> None:
-    result = campaign(Peft, stages[dtype], SEQUENCES)
+def test_peft_as_it_is_passes(dtype: str, testbeds: dict[str, Testbed]) -> None:
+    result = campaign(Peft, testbeds[dtype], SEQUENCES)
     assert result.verdict == "pass"
     assert not result.diagnosis and not result.symptoms
 
 
 @pytest.mark.parametrize("name", BUGS)
-def test_a_bug_inside_peft_fails(name: str, stages: dict[str, Testbed]) -> None:
-    bug, dtype = next(pair for pair in known() if pair[0].name == name)
-    outcomes[name] = examine(bug, stages[dtype])
+def test_a_bug_inside_peft_fails(name: str, testbeds: dict[str, Testbed]) -> None:
+    bug, dtype = next(pair for pair in tested_pairs() if pair[0].name == name)
+    outcomes[name] = examine(bug, testbeds[dtype])
     assert outcomes[name].verdict == "fail"
 
 
 def test_nine_of_ten_are_named_by_class() -> None:
     if len(outcomes) < len(BUGS):
         pytest.skip("only together with the tests of all bugs")
-    wrong = {name: (o.family, o.named_family, o.named) for name, o in outcomes.items() if not o.right}
+    wrong = {
+        name: (outcome.family, outcome.named_family, outcome.named)
+        for name, outcome in outcomes.items()
+        if not outcome.right
+    }
     assert len(wrong) <= (1 - NAMED) * len(outcomes), wrong
 
 

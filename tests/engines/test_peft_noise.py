@@ -3,8 +3,8 @@
 Truth is our float64 answer on the same weights. The noise unit is the rms error of our own run with the same rounding
 points, Precision("transformers", dtype): the largest over a few orders of summation. In the half types nearly all of
 the error is made at the rounding points, so that the engine's comes out almost equal: at most 1.06 units over 250 drawn
-scenes. In float32 there is nothing but the order of sums, and a scene is a few hundred logits that share their errors:
-0.99 in the mean, 1.82 at most.
+examples. In float32 there is nothing but the order of sums, and one example is a few hundred logits that share their
+errors: 0.99 in the mean, 1.82 at most.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import hugging_face as hf
 import numpy as np
 import pytest
+from examples import Example, Testbed, examples, on_disk
 from hypothesis import given
-from scenes import Scene, Testbed, scenes, staged
 
 import refimpl
 from refimpl import NUMPY, REFERENCE, Precision
@@ -22,11 +22,11 @@ from refimpl import NUMPY, REFERENCE, Precision
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 
 HALVES = ("bfloat16", "float16")
-ONE_SCENE = 3.0  # noise units, for one scene
-ALL_SCENES = 1.25  # pooled over all scenes, where chance has averaged out
+ONE_EXAMPLE = 3.0  # noise units, for one example
+ALL_SCENES = 1.25  # pooled over all examples, where chance has averaged out
 SAME_POINTS = 0.3  # noise units between two runs with the same rounding points. Seen: 0 and 0.1; with another one, 0.6
 
-# Flipping one of these changes the logits of almost any scene. The others repeat a rounding that was made just before.
+# Flipping one of these changes the logits of almost any. The others repeat a rounding that was made just before.
 POINTS = (
     *("norm_inner", "norm", "linear", "rope_table", "rope_product", "rope", "scores", "probabilities", "attention"),
     *("activation_inner", "activation", "residual", "adapter", "lora_rank", "lora_delta"),
@@ -37,12 +37,12 @@ POINTS = (
 def test_peft_alone_is_within_the_predicted_noise(dtype: str) -> None:
     ratios = []
 
-    @given(scenes())
-    def measure(scene: Scene) -> None:
-        with staged(scene, dtype) as testbed:
-            theirs = hf.alone(testbed.base, testbed.adapters, scene.prompts, scene.names, dtype)
+    @given(examples())
+    def measure(example: Example) -> None:
+        with on_disk(example, dtype) as testbed:
+            theirs = hf.alone(testbed.base, testbed.adapters, example.prompts, example.names, dtype)
             ratios.append(in_noise_units(testbed, theirs, Precision("transformers", dtype)))
-        assert ratios[-1] <= ONE_SCENE
+        assert ratios[-1] <= ONE_EXAMPLE
 
     measure()
     assert pooled(ratios) <= ALL_SCENES
@@ -52,12 +52,12 @@ def test_peft_alone_is_within_the_predicted_noise(dtype: str) -> None:
 def test_a_mixed_batch_of_peft_is_within_the_predicted_noise(dtype: str) -> None:
     ratios = []
 
-    @given(scenes(whole=False))  # PEFT mixes no adapters of which only some have modules_to_save
-    def measure(scene: Scene) -> None:
-        with staged(scene, dtype) as testbed:
-            theirs = hf.logits(hf.load(testbed.base, testbed.adapters, dtype), scene.prompts, scene.names)
+    @given(examples(saves_modules=False))  # PEFT mixes no adapters of which only some have modules_to_save
+    def measure(example: Example) -> None:
+        with on_disk(example, dtype) as testbed:
+            theirs = hf.logits(hf.load(testbed.base, testbed.adapters, dtype), example.prompts, example.names)
             ratios.append(in_noise_units(testbed, theirs, mixed(dtype)))
-        assert ratios[-1] <= ONE_SCENE
+        assert ratios[-1] <= ONE_EXAMPLE
 
     measure()
     assert pooled(ratios) <= ALL_SCENES
@@ -69,10 +69,10 @@ def test_each_rounding_point_is_where_transformers_and_peft_round(dtype: str) ->
     preset = Precision("transformers", dtype)
     distance: dict[str, list[float]] = {name: [] for name in ("", *POINTS)}
 
-    @given(scenes())
-    def measure(scene: Scene) -> None:
-        with staged(scene, dtype) as testbed:
-            theirs = hf.alone(testbed.base, testbed.adapters, scene.prompts, scene.names, dtype)
+    @given(examples())
+    def measure(example: Example) -> None:
+        with on_disk(example, dtype) as testbed:
+            theirs = hf.alone(testbed.base, testbed.adapters, example.prompts, example.names, dtype)
             model = testbed.model(dtype)
             unit = rms(refimpl.logits(model, testbed.requests, precision=preset), truth(testbed))
             for name in distance:
@@ -110,10 +110,10 @@ def truth(testbed: Testbed) -> list[np.ndarray]:
 
 def rms(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
     """Over all tokens and the whole vocabulary. NaN if there is one."""
-    differences = np.concatenate([(o - t).ravel() for o, t in zip(ours, theirs, strict=True)])
+    differences = np.concatenate([(x - y).ravel() for x, y in zip(ours, theirs, strict=True)])
     return float(np.sqrt(np.mean(differences.astype(np.float64) ** 2)))
 
 
 def pooled(ratios: Sequence[float]) -> float:
-    """The rms of the ratios of all scenes."""
+    """The rms of the ratios of all examples."""
     return float(np.sqrt(np.mean(np.square(ratios))))

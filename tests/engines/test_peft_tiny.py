@@ -4,7 +4,7 @@ import json
 
 import hugging_face as hf
 import pytest
-from scenes import worst
+from examples import worst
 
 import refimpl
 from refimpl import tiny

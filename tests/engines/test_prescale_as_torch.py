@@ -1,4 +1,4 @@
-"""TensorRT-LLM's two loaders fold the scale with torch; the expressions they use, run by torch, and our fold.py."""
+"""TensorRT-LLM's two loaders scale B with torch; the expressions they use, run by torch, and our prescale.py."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ TYPES = ("float32", "float16", "bfloat16")
 @given(
     seed=st.integers(0, 999), alpha=st.sampled_from([16, 7, 1.1, -3.5]), r=st.integers(1, 64), use_rslora=st.booleans()
 )
-def test_fold_is_what_torch_computes(
+def test_prescaling_is_what_torch_computes(
     dtype: str, checkpoint: str, seed: int, alpha: float, r: int, use_rslora: bool
 ) -> None:
     B = (np.random.default_rng(seed).standard_normal(999) * 10.0 ** (seed % 7 - 3)).astype(np.float32)

@@ -28,9 +28,9 @@ def test_the_operator_gets_what_it_asks_for(dtype: str) -> None:
     v = vector("v", dtype, 8, [[2, 4]], [(0, 3, 1), (0, 2, -1), (1, 1, 0)])
     rng = np.random.default_rng(1)
     arrays = {"v.x": bits(rng.standard_normal((6, 8)), dtype)}
-    for a, r in enumerate([2, 4]):
-        arrays[f"v.A.0.{a}"] = bits(rng.standard_normal((r, 8)), dtype)
-        arrays[f"v.B.0.{a}"] = bits(rng.standard_normal((64, r)), dtype)
+    for i, r in enumerate([2, 4]):
+        arrays[f"v.A.0.{i}"] = bits(rng.standard_normal((r, 8)), dtype)
+        arrays[f"v.B.0.{i}"] = bits(rng.standard_normal((64, r)), dtype)
 
     def at(address: int, shape: tuple[int, ...]) -> np.ndarray:
         n = int(np.prod(shape))
@@ -42,9 +42,9 @@ def test_the_operator_gets_what_it_asks_for(dtype: str) -> None:
         assert {t.dtype for t in (types, lengths, *ranks)} == {torch.int32} and pointers[0].dtype is torch.int64
         assert ranks[0].tolist() == [4, 0, 2] and pointers[0].shape == (3, 3)
         assert pointers[0][1].tolist() == [0, 0, 0] and pointers[0][:, 2].tolist() == [0, 0, 0]
-        for i, a, r in ((0, 1, 4), (2, 0, 2)):
-            assert np.array_equal(at(int(pointers[0][i, 0]), (r, 8)), arrays[f"v.A.0.{a}"])
-            assert np.array_equal(at(int(pointers[0][i, 1]), (64, r)), arrays[f"v.B.0.{a}"])
+        for i, adapter, r in ((0, 1, 4), (2, 0, 2)):
+            assert np.array_equal(at(int(pointers[0][i, 0]), (r, 8)), arrays[f"v.A.0.{adapter}"])
+            assert np.array_equal(at(int(pointers[0][i, 1]), (64, r)), arrays[f"v.B.0.{adapter}"])
         assert d_outs == [64] and rest == (False, True, 4, 0, True)
         return [x.new_zeros(6, 64)]
 
@@ -55,7 +55,7 @@ def test_the_operator_gets_what_it_asks_for(dtype: str) -> None:
 def test_logits_of_a_half_type_come_as_numbers() -> None:
     logits = torch.randn(4, 7, dtype=torch.bfloat16)
     completion = SimpleNamespace(token_ids=[3, 2], generation_logits=logits[2:].float(), logprobs=[])
-    told = recorder.answer_of(SimpleNamespace(outputs=[completion], context_logits=logits[:3]))
-    assert told["dtypes"] == {"context": "torch.bfloat16", "generation": "torch.float32"}
-    assert np.array_equal(told["rows"]["context"].astype(np.float32), logits[:3].float().numpy())
-    assert told["token_ids"] == [3, 2]
+    answer = recorder.answer_of(SimpleNamespace(outputs=[completion], context_logits=logits[:3]))
+    assert answer["dtypes"] == {"context": "torch.bfloat16", "generation": "torch.float32"}
+    assert np.array_equal(answer["rows"]["context"].astype(np.float32), logits[:3].float().numpy())
+    assert answer["token_ids"] == [3, 2]

@@ -5,10 +5,10 @@ from typing import Any
 
 import hugging_face as hf
 import pytest
+from examples import Example, examples, hf_config, on_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from scenes import Scene, hf_config, scenes, staged
 
 import refimpl
 from refimpl.adapter import WEIGHTS_FILE
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 
 def same(ours: "hf.torch.nn.Module", theirs: "hf.torch.nn.Module") -> bool:
     """All tensors (logits would do, but a BLAS rounds by where in memory a matrix lies), and the scale of each LoRA."""
-    a, b = ours.state_dict(), theirs.state_dict()
-    equal = a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and hf.torch.equal(a[n], b[n]) for n in a)
+    x, y = ours.state_dict(), theirs.state_dict()
+    equal = x.keys() == y.keys() and all(x[n].dtype == y[n].dtype and hf.torch.equal(x[n], y[n]) for n in x)
     return equal and scales(ours) == scales(theirs)
 
 
@@ -31,9 +31,9 @@ def scales(model: "hf.torch.nn.Module") -> list[dict[str, Any]]:
 
 
 @settings(max_examples=20)
-@given(scenes(), st.sampled_from(["float32", "bfloat16"]))
-def test_peft_and_transformers_take_our_folders_for_their_own(scene: Scene, dtype: str) -> None:
-    with staged(scene, dtype) as testbed:
+@given(examples(), st.sampled_from(["float32", "bfloat16"]))
+def test_peft_and_transformers_take_our_folders_for_their_own(example: Example, dtype: str) -> None:
+    with on_disk(example, dtype) as testbed:
         base = testbed.base / "again"
         save_model(refimpl.load_model(testbed.base, dtype), base)
         assert same(hf.load(base, {}, dtype), hf.load(testbed.base, {}, dtype))
@@ -45,14 +45,14 @@ def test_peft_and_transformers_take_our_folders_for_their_own(scene: Scene, dtyp
 
 
 @settings(max_examples=20)
-@given(scenes(), st.sampled_from(["float32", "bfloat16"]))
-def test_transformers_reads_the_config_that_it_wrote(scene: Scene, dtype: str) -> None:
-    with staged(scene, dtype) as testbed:
+@given(examples(), st.sampled_from(["float32", "bfloat16"]))
+def test_transformers_reads_the_config_that_it_wrote(example: Example, dtype: str) -> None:
+    with on_disk(example, dtype) as testbed:
         save_model(refimpl.load_model(testbed.base, dtype), testbed.base / "again")
         ours = hf.transformers.AutoConfig.from_pretrained(testbed.base / "again").to_dict()
         theirs = hf.transformers.AutoConfig.from_pretrained(testbed.base).to_dict()
     ours["eos_token_id"] = [ours["eos_token_id"]]  # one id: a number, or a list of one
-    names = set(hf_config(scene.config).to_diff_dict()) | {"dtype", "rope_parameters", "head_dim", "architectures"}
+    names = set(hf_config(example.config).to_diff_dict()) | {"dtype", "rope_parameters", "head_dim", "architectures"}
     names -= {"transformers_version"}
     assert {name: ours.get(name) for name in names} == {name: theirs.get(name) for name in names}
 

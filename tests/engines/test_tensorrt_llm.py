@@ -1,4 +1,4 @@
-"""TensorRT-LLM: live where its package is, else over every recording in tests/recordings and $LORACLE_RECORDINGS."""
+"""TensorRT-LLM: live where it is installed, else over every recording in tests/recordings and $LORACLE_RECORDINGS."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from support import replays
 
 from refimpl.engines import tensorrt_llm
 from refimpl.engines.interface import Engine
-from refimpl.oracle.cases import testbed as stages
+from refimpl.oracle.cases import testbed as testbeds
 from refimpl.oracle.cases.case import draw_batch, play, prepare
 from refimpl.oracle.noise.ensemble import ensemble
 from refimpl.oracle.noise.measure import ErrorRatios, measure
@@ -30,9 +30,9 @@ NONE = (
 
 def recordings() -> list[Path]:
     """Folders with a summary.json, one level down."""
-    places = [HERE, *map(Path, filter(None, os.environ.get("LORACLE_RECORDINGS", "").split(os.pathsep)))]
+    folders = [HERE, *map(Path, filter(None, os.environ.get("LORACLE_RECORDINGS", "").split(os.pathsep)))]
     return sorted(
-        file.parent for place in places for file in [*place.glob("summary.json"), *place.glob("*/summary.json")]
+        file.parent for folder in folders for file in [*folder.glob("summary.json"), *folder.glob("*/summary.json")]
     )
 
 
@@ -46,8 +46,9 @@ def replay_of(folder: Path) -> Replay:
     return Replay(read_recording(folder))
 
 
-WHY = "no recording: the engine itself was asked" if LIVE else NONE
-FOLDERS = [pytest.param(f, id=f.name) for f in FOUND] or [pytest.param(None, marks=pytest.mark.skip(reason=WHY))]
+WHY = "no recording: the engine itself was run" if LIVE else NONE
+SKIPPED = pytest.param(None, marks=pytest.mark.skip(reason=WHY))
+FOLDERS = [pytest.param(folder, id=folder.name) for folder in FOUND] or [SKIPPED]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -72,14 +73,14 @@ class TestRecorded:
 
 @dataclass
 class Live:
-    """What the engine is asked with, and what honest looks like there."""
+    """A running engine, its testbed, and the thresholds of its verdicts."""
 
     engine: Engine
-    testbed: stages.Testbed
-    limits: Thresholds
+    testbed: testbeds.Testbed
+    thresholds: Thresholds
 
-    def measured(self, seed: int) -> list[ErrorRatios]:
-        """One batch, drawn, asked and measured."""
+    def ratios(self, seed: int) -> list[ErrorRatios]:
+        """Draw a batch, run it, and measure its errors."""
         rng = np.random.default_rng(seed)
         case = draw_batch(self.testbed, self.engine.capabilities, rng, f"batch {seed}")
         return measure(case, play(self.engine, case, self.testbed), self.testbed, ensemble(self.testbed.dtype))[0]
@@ -87,14 +88,14 @@ class Live:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """The engine itself, with the stage that it plays on, in the model's own type, and what honest looks like there."""
+    """Start the engine in the model's own type; yield it with its testbed, and thresholds from eight batches."""
     engine = tensorrt_llm.make({})
-    testbed = stages.build("tiny", "bfloat16", 0, tmp_path_factory.mktemp("stage"), engine.capabilities)
-    engine.start(stages.settings(testbed))
+    testbed = testbeds.build("tiny", "bfloat16", 0, tmp_path_factory.mktemp("testbed"), engine.capabilities)
+    engine.start(testbeds.settings(testbed))
     prepare(engine, testbed)
-    found = Live(engine, testbed, limits([]))
-    found.limits = limits([m for seed in range(8) for m in found.measured(seed)])
-    yield found
+    started = Live(engine, testbed, limits([]))
+    started.thresholds = limits([ratios for seed in range(8) for ratios in started.ratios(seed)])
+    yield started
     engine.close()
 
 
@@ -104,8 +105,8 @@ if LIVE:
         @settings(phases=[Phase.generate])  # a seed is as simple as another
         @given(seed=st.integers(0, 2**32 - 1))
         def one(seed: int) -> None:
-            for m in live.measured(seed):
-                judged = judge(m, live.limits)
-                assert judged.verdict != "fail", f"request {m.index} ({m.adapter or 'base'}): {judged.why}"
+            for ratios in live.ratios(seed):
+                verdict = judge(ratios, live.thresholds)
+                assert verdict.verdict != "fail", f"request {ratios.index} ({ratios.adapter or 'base'}): {verdict.why}"
 
         one()

@@ -25,16 +25,16 @@ def test_the_rows_are_torchs(tmp_path: Path, voice: str, dtype: str, order: str)
     of_row = {(module, layer): row for row, (module, layer, *_) in enumerate(config[0].tolist())}
     tensors = load_file(folder / WEIGHTS_FILE)
     adapter = refimpl.load_adapter(folder, refimpl.load_model("tiny").config)
-    c = adapter.config
+    peft = adapter.config
     for layer, module in adapter.lora:
         name = next(n for n in tensors if f"layers.{layer}." in n and f".{module}.lora_A" in n)
-        a, b = tensors[name], tensors[name.replace("lora_A", "lora_B")]
-        scale = c.lora_alpha / np.sqrt(c.r) if c.use_rslora else c.lora_alpha / c.r
-        scaled = (b * scale).to(to) if order == "convert" else b.to(to) * scale
-        flat = torch.cat([a.to(to).flatten(), scaled.flatten()])
-        wanted = (flat.view(torch.int16) if dtype == "bfloat16" else flat).numpy().tobytes()
+        A, B = tensors[name], tensors[name.replace("lora_A", "lora_B")]
+        scale = peft.lora_alpha / (np.sqrt(peft.r) if peft.use_rslora else peft.r)
+        scaled = (B * scale).to(to) if order == "convert" else B.to(to) * scale
+        flat = torch.cat([A.to(to).flatten(), scaled.flatten()])
+        expected = (flat.view(torch.int16) if dtype == "bfloat16" else flat).numpy().tobytes()
         row = weights[0, of_row.pop((IDS[module], layer))].tobytes()
-        assert row[: len(wanted)] == wanted
-        assert not any(row[len(wanted) :])
+        assert row[: len(expected)] == expected
+        assert not any(row[len(expected) :])
     assert all(not any(weights[0, row].tobytes()) for row in of_row.values())  # q, k, v that LoraManager fills up
     assert not of_row or order == "manager"

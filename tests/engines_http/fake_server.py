@@ -1,7 +1,7 @@
-"""Servers that answer in the JSON of vLLM, llama-server, SGLang and trtllm-serve, with the numbers of our own engine.
+"""Servers that speak the JSON of vLLM, llama-server, SGLang and trtllm-serve, with the numbers of our own engine.
 
 They live in the process of the test, on a free port of the loopback. A Fake can be made to misbehave: `change` alters
-the JSON of an answer to a completion, `instead` sends something else altogether.
+the JSON of a completion, `instead` sends something else altogether.
 """
 
 import json
@@ -32,7 +32,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 class Problem(Exception):
-    """An answer with an error status."""
+    """A response with an error status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -53,16 +53,16 @@ class Fake(ThreadingHTTPServer):
         self.adapters = dict(adapters or {})  # served name -> folder
         for name, folder in self.adapters.items():
             self.engine.load(name, folder)
-        self.known: dict[object, EngineResponse] = {}
+        self.responses: dict[object, EngineResponse] = {}
         self.well_behaved()
 
     def well_behaved(self) -> None:
-        """From now on; and nothing was seen."""
-        self.max_width = 10**9  # tokens of a row that it tells; it refuses more, as vLLM does
+        """Behave well from now on, and forget earlier requests."""
+        self.max_width = 10**9  # tokens of a row that it shows; it refuses more, as vLLM does
         self.change: Callable[[Any], object] = lambda answer: None  # in the JSON of a completion
         self.instead: Callable[[Handler, bytes], None] | None = None  # in place of it
         self.together: threading.Barrier | None = None  # so many completions must be there at once
-        self.seen: list[tuple[str, Any, dict[str, str]]] = []  # path, body, headers
+        self.requests: list[tuple[str, Any, dict[str, str]]] = []  # path, body, headers
 
     def __enter__(self) -> "Fake":
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True).start()
@@ -73,21 +73,21 @@ class Fake(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news."""
+        """Ignore it: a client that went away is no news."""
 
     def numbers(
         self, prompt: list[int], adapter: str | None, n: int, adapter_weights: tuple[tuple[str, float], ...] = ()
     ) -> tuple[list[int], np.ndarray]:
         """The tokens, and the logits of every row."""
-        ask = EngineRequest(tuple(prompt), adapter, n, adapter_weights)
-        key = ask, self.adapters.get(adapter or "")
+        request = EngineRequest(tuple(prompt), adapter, n, adapter_weights)
+        key = request, self.adapters.get(adapter or "")
         with self.lock:
-            if key not in self.known:
+            if key not in self.responses:
                 try:
-                    self.known[key] = self.engine.run([ask])[0]
+                    self.responses[key] = self.engine.run([request])[0]
                 except EngineError as error:
                     raise Problem(404, f"The model {adapter!r} does not exist. ({error})") from None
-            return list(self.known[key].token_ids), self.known[key].logits
+            return list(self.responses[key].token_ids), self.responses[key].logits
 
     def load(self, name: str, folder: str) -> None:
         """Under a new name, or in place of what is there."""
@@ -130,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _serve(self, body: Any) -> None:
         fake = self.server
-        fake.seen.append((self.path, body, dict(self.headers)))
+        fake.requests.append((self.path, body, dict(self.headers)))
         try:
             if self.path != COMPLETIONS[fake.kind]:
                 other = self._other(body)
@@ -150,8 +150,8 @@ class Handler(BaseHTTPRequestHandler):
         fake, path = self.server, self.path
         if path == "/v1/models":
             base = {"id": "the-base", "owned_by": OWNERS[fake.kind], "root": "somewhere"}
-            loras = [{"id": n, "owned_by": OWNERS[fake.kind], "root": str(f), "parent": "the-base"}
-                     for n, f in fake.adapters.items()]  # fmt: skip
+            loras = [{"id": n, "owned_by": OWNERS[fake.kind], "root": str(folder), "parent": "the-base"}
+                     for n, folder in fake.adapters.items()]  # fmt: skip
             return {"object": "list", "data": [base] + (loras if fake.kind in ("vllm", "sglang") else [])}
         if fake.kind in ("vllm", "trtllm") and path == "/version":
             return {"version": "0.0.fake"}
@@ -183,10 +183,10 @@ class Handler(BaseHTTPRequestHandler):
             return "Cache flushed."
         raise Problem(404, "Not Found")
 
-    def _width(self, wanted: int, rows: np.ndarray) -> int:
-        width = rows.shape[1] if wanted == -1 else wanted
+    def _width(self, count: int, rows: np.ndarray) -> int:
+        width = rows.shape[1] if count == -1 else count
         if width > self.server.max_width:
-            raise Problem(400, f"Requested {wanted} logprobs, which is greater than max allowed")
+            raise Problem(400, f"Requested {count} logprobs, which is greater than max allowed")
         return min(width, rows.shape[1])
 
     def _vllm(self, body: Any) -> Any:
@@ -197,13 +197,13 @@ class Handler(BaseHTTPRequestHandler):
         choice |= {"token_ids": ids, "prompt_token_ids": body["prompt"]}
         if "logprobs" in body:
             width = self._width(body["logprobs"], rows)
-            told = [{f"token_id:{t}": float(row[t]) for t in best(row, width)} for row in rows[n - 1 :]]
-            choice["logprobs"] = {"tokens": [f"token_id:{t}" for t in ids], "top_logprobs": told}
+            shown = [{f"token_id:{t}": float(row[t]) for t in best(row, width)} for row in rows[n - 1 :]]
+            choice["logprobs"] = {"tokens": [f"token_id:{t}" for t in ids], "top_logprobs": shown}
         if "prompt_logprobs" in body:
             width = self._width(body["prompt_logprobs"], rows)
-            told = [{str(t): {"logprob": float(row[t]), "rank": 1, "decoded_token": "?"} for t in best(row, width)}
+            shown = [{str(t): {"logprob": float(row[t]), "rank": 1, "decoded_token": "?"} for t in best(row, width)}
                     for row in rows[: n - 1]]  # fmt: skip
-            choice["prompt_logprobs"] = [None, *told]
+            choice["prompt_logprobs"] = [None, *shown]
         return {"id": "cmpl-1", "object": "text_completion", "choices": [choice]}
 
     def _llama_server(self, body: Any) -> Any:
@@ -216,20 +216,20 @@ class Handler(BaseHTTPRequestHandler):
         rows = log_softmax(logits)[len(body["prompt"]) - 1 :]
         k = body["n_probs"]
         top = [[{"id": t, "logprob": float(row[t])} for t in best(row, k)] for row in rows]
-        told = [{"id": t, "top_logprobs": row} for t, row in zip(ids, top, strict=True)]
-        return {"content": "", "tokens": ids, "stop_type": "limit", "completion_probabilities": told}
+        shown = [{"id": t, "top_logprobs": row} for t, row in zip(ids, top, strict=True)]
+        return {"content": "", "tokens": ids, "stop_type": "limit", "completion_probabilities": shown}
 
     def _sglang(self, body: Any) -> Any:
         prompt, n = body["input_ids"], body["sampling_params"]["max_new_tokens"]
         ids, logits = self.server.numbers(prompt, body.get("lora_path"), n)
         rows, meta = log_softmax(logits), {}
         if body.get("return_logprob"):
-            told = [[[float(row[t]), int(t), None] for t in best(row, body["top_logprobs_num"])] for row in rows]
+            shown = [[[float(row[t]), int(t), None] for t in best(row, body["top_logprobs_num"])] for row in rows]
             start = body["logprob_start_len"]
             meta = {
                 "input_token_logprobs": [[None, t, None] for t in prompt[start:]],
-                "input_top_logprobs": [None, *told[start : len(prompt) - 1]],
-                "output_top_logprobs": told[len(prompt) - 1 :],
+                "input_top_logprobs": [None, *shown[start : len(prompt) - 1]],
+                "output_top_logprobs": shown[len(prompt) - 1 :],
                 "output_token_logprobs": [[0.0, t, None] for t in ids],
             }
         return {"text": "", "output_ids": ids, "meta_info": meta}

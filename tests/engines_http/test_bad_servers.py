@@ -1,7 +1,7 @@
-"""Servers that are down, slow, broken or wrong: one clear line each, and never an answer that could pass.
+"""Servers that are down, slow, broken or wrong: one clear line each, and never a response that could pass.
 
-What says nothing about the numbers (nobody there, not in time, no right to ask) is an EngineError: the engine could not
-be run. Anything else that came in place of an answer is an Answer with an error, and has it in `raw`.
+What says nothing about the numbers (nobody there, not in time, no permission) is an EngineError: the engine could not
+be run. Anything else that came in place of a completion is an EngineResponse with an error, and has it in `raw`.
 """
 
 import json
@@ -26,7 +26,7 @@ from refimpl.engines.interface import EngineError, EngineRequest, EngineResponse
 from refimpl.engines.openai_http import OpenAIHTTP
 from refimpl.engines.servers import client
 
-ASK = EngineRequest((0, 17, 300, 5), None, 3)
+REQUEST = EngineRequest((0, 17, 300, 5), None, 3)
 SETTINGS = Settings(tiny.base_path())
 SECRET = "sk-this-must-not-be-seen"
 
@@ -65,14 +65,14 @@ def started(fake: Fake, top_k: str = "50", **options: str) -> OpenAIHTTP:
 
 
 def failed(engine: OpenAIHTTP, says: str) -> EngineResponse:
-    """The one answer, which has an error and no numbers."""
-    (found,) = engine.run([ASK])
-    assert says in found.error and "\n" not in found.error
-    assert found.logits is None and found.logprobs is None and found.top is None and found.token_ids == ()
-    return found
+    """Send one request, and return its response, which has an error and no numbers."""
+    (response,) = engine.run([REQUEST])
+    assert says in response.error and "\n" not in response.error
+    assert response.logits is None and response.logprobs is None and response.top is None and response.token_ids == ()
+    return response
 
 
-# In place of JSON: what is sent, and what is said of it.
+# In place of JSON: what is sent, and the error that it becomes.
 def status_500(handler: Handler, body: bytes) -> None:
     handler.send(500, b'{"error": {"message": "CUDA error: an illegal memory access"}}')
 
@@ -141,22 +141,22 @@ INSTEAD = [
 ]
 
 
-@pytest.mark.parametrize("instead, says", INSTEAD, ids=[f.__name__ for f, _ in INSTEAD])
+@pytest.mark.parametrize("instead, says", INSTEAD, ids=[send.__name__ for send, _ in INSTEAD])
 def test_what_comes_instead_of_json_is_a_failed_case(
     fake: Fake, engine: OpenAIHTTP, instead: Callable[..., None], says: str
 ) -> None:
     fake.instead = instead
-    found = failed(engine, says)
-    assert fake.url in found.error
+    response = failed(engine, says)
+    assert fake.url in response.error
     if instead in (html, html_404):
-        assert "<html>" in found.raw
+        assert "<html>" in response.raw
     if instead in (half, half_of_unknown_length):
-        assert found.raw.startswith("{")  # what had come
+        assert response.raw.startswith("{")  # what had come
     if instead is status_500:
-        assert found.raw["error"]["message"].startswith("CUDA error")
+        assert response.raw["error"]["message"].startswith("CUDA error")
 
 
-@pytest.mark.parametrize("instead, says", INSTEAD, ids=[f.__name__ for f, _ in INSTEAD])
+@pytest.mark.parametrize("instead, says", INSTEAD, ids=[send.__name__ for send, _ in INSTEAD])
 def test_a_server_that_is_so_from_the_start_cannot_be_run(instead: Callable[..., None], says: str) -> None:
     with Fake("vllm") as fake:
         fake.instead = instead
@@ -172,16 +172,16 @@ def test_a_server_that_recovers_is_asked_again(fake: Fake, engine: OpenAIHTTP) -
         next(bad, lambda handler, body: handler.send(200, body))(handler, body)
 
     fake.instead = recovers
-    assert engine.run([ASK])[0].error == ""
+    assert engine.run([REQUEST])[0].error == ""
 
 
 def test_repetitions_are_bounded_and_what_is_refused_is_not_repeated(fake: Fake, engine: OpenAIHTTP) -> None:
     engine.client.retries = 3
     for instead, tries in ((status_500, 4), (hangs_up, 4), (html_404, 1), (html, 1)):
         fake.instead = instead
-        fake.seen.clear()
-        assert engine.run([ASK])[0].error
-        assert len(fake.seen) == tries
+        fake.requests.clear()
+        assert engine.run([REQUEST])[0].error
+        assert len(fake.requests) == tries
 
 
 def test_one_bad_answer_does_not_spoil_the_others(fake: Fake, engine: OpenAIHTTP) -> None:
@@ -193,16 +193,16 @@ def test_one_bad_answer_does_not_spoil_the_others(fake: Fake, engine: OpenAIHTTP
         chosen(handler, body) if chosen else handler.send(200, body)
 
     fake.instead = some
-    found = engine.run([ASK] * 4)
-    assert sum(bool(a.error) for a in found) == 1  # the half one was good the second time
-    assert sum(a.top is not None or a.logits is not None for a in found) == 3
+    responses = engine.run([REQUEST] * 4)
+    assert sum(bool(response.error) for response in responses) == 1  # the half one was good the second time
+    assert sum(response.top is not None or response.logits is not None for response in responses) == 3
 
 
 def test_nobody_is_there() -> None:
     with Fake("vllm") as fake:
         engine = started(fake)
     with pytest.raises(EngineError, match="nobody answers there"):  # it is gone
-        engine.run([ASK])
+        engine.run([REQUEST])
     with pytest.raises(EngineError, match="nobody answers there"):
         engine.start(SETTINGS)
     engine.close()
@@ -228,7 +228,7 @@ def test_a_slow_server_is_not_waited_for(fake: Fake, engine: OpenAIHTTP) -> None
     fake.instead = lambda handler, body: free.wait(PATIENCE) and None
     try:
         with pytest.raises(EngineError, match=r"no whole answer within 0\.05 s"):
-            engine.run([ASK])
+            engine.run([REQUEST])
     finally:
         free.set()
 
@@ -249,7 +249,7 @@ def test_a_server_that_drips_is_not_waited_for_either() -> None:
         fake.instead = drips
         try:
             with pytest.raises(EngineError, match=r"no whole answer within 0\.1 s"):
-                engine.run([ASK])
+                engine.run([REQUEST])
         finally:
             free.set()
 
@@ -266,7 +266,7 @@ def test_a_timeout_of_the_socket_is_no_broken_connection(
 
     monkeypatch.setattr(client.HTTPConnection, "getresponse", times_out)
     with pytest.raises(EngineError, match="no whole answer within 120 s"):
-        engine.run([ASK])
+        engine.run([REQUEST])
     assert len(requests) == 1
 
 
@@ -282,7 +282,7 @@ def test_a_body_of_unknown_length_that_was_cut_off_is_no_answer(
     monkeypatch.setattr(client, "_cut", too_late)
     fake.instead = half_of_unknown_length
     with pytest.raises(EngineError, match="no whole answer within 120 s"):
-        engine.run([ASK])
+        engine.run([REQUEST])
 
 
 def test_a_huge_answer_is_not_read_to_its_end(fake: Fake, engine: OpenAIHTTP, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,12 +314,12 @@ def put(answer: Any, row: int, value: Any, token: int | None = None) -> None:
     elif answer["choices"][0].get("context_logits"):
         answer["choices"][0]["context_logits"][row][7] = value
     else:
-        told = answer["choices"][0]["logprobs"]["top_logprobs"][row]
-        name = list(told)[7]
+        logprobs = answer["choices"][0]["logprobs"]["top_logprobs"][row]
+        name = list(logprobs)[7]
         if token is None:
-            told[name] = value
+            logprobs[name] = value
         else:
-            told[f"token_id:{token}"] = told.pop(name)
+            logprobs[f"token_id:{token}"] = logprobs.pop(name)
 
 
 def rows(answer: Any) -> list[Any]:
@@ -335,8 +335,8 @@ def rows(answer: Any) -> list[Any]:
 @pytest.mark.parametrize("value", [math.nan, None, "nan", "NaN", math.inf, -math.inf, True, [], "-0.5"], ids=repr)
 def test_what_is_not_a_number_is_never_one(fake: Fake, engine: OpenAIHTTP, value: object) -> None:
     fake.change = lambda answer: put(answer, 1, value)
-    found = failed(engine, f" is {value!r}")
-    assert found.raw is not None and json.dumps(found.raw)
+    response = failed(engine, f" is {value!r}")
+    assert response.raw is not None and json.dumps(response.raw)
 
 
 def test_fewer_tokens_or_more(fake: Fake, engine: OpenAIHTTP) -> None:
@@ -427,7 +427,7 @@ def test_another_vocabulary_is_noticed_at_once(fake: Fake, size: int, monkeypatc
 def test_no_right_to_ask_is_no_failed_case(fake: Fake, engine: OpenAIHTTP) -> None:
     fake.instead = lambda handler, body: handler.send(401, b'{"error": "Unauthorized"}')
     with pytest.raises(EngineError, match="HTTP 401: Unauthorized"):
-        engine.run([ASK])
+        engine.run([REQUEST])
     with pytest.raises(EngineError, match="HTTP 401: Unauthorized"):
         started(fake)
 
@@ -442,16 +442,20 @@ def test_a_server_that_refuses_everything() -> None:
 def test_the_key_goes_into_one_header_and_nowhere_else(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     engine = started(fake)
-    assert all(headers["Authorization"] == f"Bearer {SECRET}" for _, _, headers in fake.seen)
-    assert SECRET not in json.dumps([body for _, body, _ in fake.seen])
+    assert all(headers["Authorization"] == f"Bearer {SECRET}" for _, _, headers in fake.requests)
+    assert SECRET not in json.dumps([body for _, body, _ in fake.requests])
     quoted = f'{{"error": {{"message": "Incorrect API key provided: {SECRET}", "{SECRET}": ["{SECRET}"]}}}}'.encode()
     for status in (200, 400, 500):  # a server that quotes what it was sent
         fake.instead = lambda handler, body, status=status: handler.send(status, quoted)
-        found = engine.run([ASK])[0]
-        assert found.error and SECRET not in found.error + json.dumps(found.raw) and "***" in json.dumps(found.raw)
+        response = engine.run([REQUEST])[0]
+        assert (
+            response.error
+            and SECRET not in response.error + json.dumps(response.raw)
+            and "***" in json.dumps(response.raw)
+        )
     fake.instead = lambda handler, body: handler.send(403, f"no: {SECRET}".encode())
     with pytest.raises(EngineError) as error:
-        engine.run([ASK])
+        engine.run([REQUEST])
     assert SECRET not in str(error.value) and error.value.__cause__ is None
     assert SECRET not in json.dumps(engine.versions()) + repr(engine.capabilities) + repr(engine.options) + repr(
         engine.client
@@ -463,10 +467,10 @@ def test_a_key_of_ones_own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINE", SECRET)
     with Fake("vllm") as fake:
         started(fake)
-        assert all("Authorization" not in headers for _, _, headers in fake.seen)
-        fake.seen.clear()
+        assert all("Authorization" not in headers for _, _, headers in fake.requests)
+        fake.requests.clear()
         started(fake, api_key_env="MINE")
-        assert all(headers["Authorization"] == f"Bearer {SECRET}" for _, _, headers in fake.seen)
+        assert all(headers["Authorization"] == f"Bearer {SECRET}" for _, _, headers in fake.requests)
 
 
 @pytest.mark.parametrize("key", [f"{SECRET}\n", f"{SECRET}\r\nHost: else", "sk-\u00e9", f" {SECRET}"])
@@ -528,7 +532,7 @@ json_values = st.recursive(
 def test_an_answer_with_anything_anywhere_is_failed_or_whole(
     running: tuple[Fake, OpenAIHTTP], value: Any, where: list[int]
 ) -> None:
-    """Any part of a good answer is replaced by anything: there is an error, or what is asked for is all there."""
+    """Any part of a good answer is replaced by anything: there is an error, or all that was requested came."""
 
     def spoil(answer: Any) -> None:
         here, above, key = answer, None, None
@@ -542,14 +546,14 @@ def test_an_answer_with_anything_anywhere_is_failed_or_whole(
     fake, engine = running
     fake.well_behaved()
     fake.change = spoil
-    whole = json.dumps(value).encode()
-    fake.instead = None if where else lambda handler, body: handler.send(200, whole)
-    found = engine.run([ASK])[0]
-    if not found.error:
-        assert len(found.token_ids) == ASK.max_new_tokens and all(type(t) is int for t in found.token_ids)
-        told = [dict(enumerate(row)) for row in found.logits] if found.logits is not None else found.top
-        assert told is not None and len(told) >= 3
-        assert all(len(row) >= 50 and all(math.isfinite(x) for x in row.values()) for row in told)
+    page = json.dumps(value).encode()
+    fake.instead = None if where else lambda handler, body: handler.send(200, page)
+    response = engine.run([REQUEST])[0]
+    if not response.error:
+        assert len(response.token_ids) == REQUEST.max_new_tokens and all(type(t) is int for t in response.token_ids)
+        shown = [dict(enumerate(row)) for row in response.logits] if response.logits is not None else response.top
+        assert shown is not None and len(shown) >= 3
+        assert all(len(row) >= 50 and all(math.isfinite(x) for x in row.values()) for row in shown)
 
 
 @settings(max_examples=50)

@@ -1,4 +1,4 @@
-"""Servers of four kinds as engines: what they can show is found out, adapters are chosen, loaded, replaced.
+"""Servers of four kinds as engines: what they can show is detected, adapters are chosen, loaded, replaced.
 
 The fake servers answer from our own engine, and JSON keeps every digit: the numbers are equal.
 """
@@ -21,7 +21,7 @@ VOCAB = 1984
 PROMPT = (0, 17, 300, 5, 901)
 PIRATE, BARD = tiny.VOICES["pirate"], tiny.VOICES["bard"]
 SETTINGS = Settings(tiny.base_path())
-ASKS = [
+REQUESTS = [
     EngineRequest(PROMPT, "a", 3),
     EngineRequest(PROMPT[:3], None, 2),
     EngineRequest(PROMPT, "b", 3),
@@ -52,7 +52,7 @@ def mapping(fake: Fake) -> str:
 
 def started(fake: Fake, **options: str) -> openai_http.OpenAIHTTP:
     engine = openai_http.OpenAIHTTP(
-        {"url": fake.url, "retries": "0", **{k.replace("_", "-"): v for k, v in options.items()}}
+        {"url": fake.url, "retries": "0", **{key.replace("_", "-"): value for key, value in options.items()}}
     )
     engine.start(SETTINGS)
     return engine
@@ -67,29 +67,29 @@ def with_adapters(fake: Fake, **options: str) -> openai_http.OpenAIHTTP:
 
 def alone(ours: Ours) -> list[EngineResponse]:
     """As the fake server computes them: another batch has other sums."""
-    return [ours.run([ask])[0] for ask in ASKS]
+    return [ours.run([request])[0] for request in REQUESTS]
 
 
-def assert_same(found: EngineResponse, true: EngineResponse, prompt: int) -> None:
-    """Every number that was told is ours."""
-    assert found.error == "" and found.token_ids == true.token_ids
-    if found.logits is not None:
-        assert found.first_position == 0 and np.array_equal(found.logits, true.logits[:prompt])
+def assert_same(response: EngineResponse, true: EngineResponse, prompt: int) -> None:
+    """Every number that the server shows is ours."""
+    assert response.error == "" and response.token_ids == true.token_ids
+    if response.logits is not None:
+        assert response.first_position == 0 and np.array_equal(response.logits, true.logits[:prompt])
         return
-    rows = log_softmax(true.logits)[found.first_position :]
-    if found.logprobs is not None:
-        assert np.array_equal(found.logprobs, rows)
+    rows = log_softmax(true.logits)[response.first_position :]
+    if response.logprobs is not None:
+        assert np.array_equal(response.logprobs, rows)
         return
-    assert found.top is not None and len(found.top) == len(rows)
-    assert all(row[t] == x for told, row in zip(found.top, rows, strict=True) for t, x in told.items())
+    assert response.top is not None and len(response.top) == len(rows)
+    assert all(row[t] == x for top, row in zip(response.top, rows, strict=True) for t, x in top.items())
 
 
 def test_every_row_of_every_kind_of_server_is_ours(fake: Fake, ours: Ours) -> None:
     engine = with_adapters(fake)
-    for ask, found, true in zip(ASKS, engine.run(ASKS), alone(ours), strict=True):
-        assert_same(found, true, len(ask.prompt_ids))
-        assert found.first_position == (len(ask.prompt_ids) - 1 if fake.kind == "llama_server" else 0)
-        assert found.top is None
+    for request, response, true in zip(REQUESTS, engine.run(REQUESTS), alone(ours), strict=True):
+        assert_same(response, true, len(request.prompt_ids))
+        assert response.first_position == (len(request.prompt_ids) - 1 if fake.kind == "llama_server" else 0)
+        assert response.top is None
     assert engine.capabilities.readout == ("logits" if fake.kind == "trtllm" else "logprobs")
     assert engine.capabilities.prompt_rows is (fake.kind != "llama_server")
     assert engine.capabilities.mixed is (fake.kind != "llama_server")
@@ -105,9 +105,9 @@ def test_top_k_is_taken_where_all_is_refused_or_too_much(fake: Fake, ours: Ours)
         engine = with_adapters(fake)
     k = 1 if fake.kind == "trtllm" else 20
     assert (engine.capabilities.readout, engine.capabilities.top_k) == ("top", k)
-    for ask, found, true in zip(ASKS, engine.run(ASKS), alone(ours), strict=True):
-        assert_same(found, true, len(ask.prompt_ids))
-        assert found.top is not None and {len(row) for row in found.top} == {k}
+    for request, response, true in zip(REQUESTS, engine.run(REQUESTS), alone(ours), strict=True):
+        assert_same(response, true, len(request.prompt_ids))
+        assert response.top is not None and {len(row) for row in response.top} == {k}
 
 
 def test_a_server_that_tells_fewer_tokens_than_it_is_asked_for_has_shown_what_it_can() -> None:
@@ -127,9 +127,9 @@ def test_a_server_that_tells_ids_alone_is_read_as_text(ours: Ours) -> None:
         fake.change = lambda answer: answer["choices"][0].update(logprobs=None, prompt_logprobs=None)
         engine = started(fake)
         assert engine.capabilities.readout == "text"
-        found = engine.run([EngineRequest(PROMPT, None, 4)])[0]
-        assert found.token_ids == ours.run([EngineRequest(PROMPT, None, 4)])[0].token_ids
-        assert found.error == "" and found.logprobs is None and found.top is None
+        response = engine.run([EngineRequest(PROMPT, None, 4)])[0]
+        assert response.token_ids == ours.run([EngineRequest(PROMPT, None, 4)])[0].token_ids
+        assert response.error == "" and response.logprobs is None and response.top is None
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang", "trtllm"])
@@ -137,14 +137,14 @@ def test_adapters_are_loaded_unloaded_and_replaced(kind: str, ours: Ours) -> Non
     with Fake(kind) as fake:
         engine = started(fake)
         assert {"load", "unload", "reload"} <= engine.capabilities.operations
-        ask = EngineRequest(PROMPT, "a", 2)
+        request = EngineRequest(PROMPT, "a", 2)
         engine.load("a", PIRATE)
-        assert_same(engine.run([ask])[0], ours.run([ask])[0], len(PROMPT))
+        assert_same(engine.run([request])[0], ours.run([request])[0], len(PROMPT))
         engine.load("a", BARD)  # other weights under the same name
-        assert_same(engine.run([ask])[0], ours.run([EngineRequest(PROMPT, "b", 2)])[0], len(PROMPT))
+        assert_same(engine.run([request])[0], ours.run([EngineRequest(PROMPT, "b", 2)])[0], len(PROMPT))
         engine.unload("a")
         with pytest.raises(EngineError, match="no adapter 'a'"):
-            engine.run([ask])
+            engine.run([request])
         engine.load("a", PIRATE)
         engine.reset()
         assert engine.names == {} and (kind == "trtllm" or fake.adapters == {})
@@ -166,8 +166,8 @@ def test_an_older_vllm_replaces_an_adapter_by_unloading_it_first(ours: Ours) -> 
 
         fake.load = load
         engine.load("a", BARD)
-        ask = EngineRequest(PROMPT, "a", 2)
-        assert_same(engine.run([ask])[0], ours.run([EngineRequest(PROMPT, "b", 2)])[0], len(PROMPT))
+        request = EngineRequest(PROMPT, "a", 2)
+        assert_same(engine.run([request])[0], ours.run([EngineRequest(PROMPT, "b", 2)])[0], len(PROMPT))
 
 
 def test_without_the_endpoints_nothing_can_be_loaded() -> None:
@@ -205,32 +205,32 @@ def test_trtllm_serve_looks_at_a_folder_only_when_it_is_asked_for() -> None:
 
 def test_requests_are_served_together(fake: Fake) -> None:
     engine = with_adapters(fake)
-    fake.together = threading.Barrier(len(ASKS))  # nobody is answered before all are there
-    assert [a.error for a in engine.run(ASKS)] == [""] * len(ASKS)
+    fake.together = threading.Barrier(len(REQUESTS))  # nobody is answered before all are there
+    assert [response.error for response in engine.run(REQUESTS)] == [""] * len(REQUESTS)
 
 
 def test_a_request_of_the_base_turns_every_adapter_of_llama_server_off() -> None:
     with Fake("llama_server", {"served-a": PIRATE, "served-b": BARD}) as fake:
         engine = with_adapters(fake)
-        fake.seen.clear()
+        fake.requests.clear()
         engine.run([EngineRequest(PROMPT)])
         engine.run([EngineRequest(PROMPT, "b")])
-        scales = [[x["scale"] for x in body["lora"]] for _, body, _ in fake.seen]
+        scales = [[x["scale"] for x in body["lora"]] for _, body, _ in fake.requests]
         assert scales == [[0.0, 0.0], [0.0, 1.0]]
 
 
 def test_llama_server_sums_adapters_and_the_others_say_that_they_do_not(fake: Fake, ours: Ours) -> None:
-    engine, ask = (
+    engine, request = (
         with_adapters(fake),
         EngineRequest(PROMPT, None, 2, adapter_weights=(("a", 0.5), ("b", -1.5), ("a", 0.25))),
     )
     assert ("sums" in engine.capabilities.features) is (fake.kind == "llama_server")
     if fake.kind == "llama_server":
-        true = ours.run([replace(ask, adapter_weights=(("a", 0.75), ("b", -1.5)))])[0]
-        assert_same(engine.run([ask])[0], true, len(PROMPT))
+        true = ours.run([replace(request, adapter_weights=(("a", 0.75), ("b", -1.5)))])[0]
+        assert_same(engine.run([request])[0], true, len(PROMPT))
     else:
         with pytest.raises(EngineError, match="no sums of adapters"):
-            engine.run([ask])
+            engine.run([request])
 
 
 @pytest.mark.parametrize("said", ["served-b", "served-b.gguf", "some/where/served-b.gguf", "1"])
@@ -253,11 +253,11 @@ def test_llama_server_goes_on_after_the_end_of_text(ours: Ours) -> None:
     with Fake("llama_server") as fake:
         engine = started(fake)
         fake.change = one_at_a_time
-        ask = EngineRequest(PROMPT, None, 4)
-        found, true = engine.run([ask])[0], ours.run([ask])[0]
-        assert found.token_ids == true.token_ids and found.logprobs is not None
+        request = EngineRequest(PROMPT, None, 4)
+        response, true = engine.run([request])[0], ours.run([request])[0]
+        assert response.token_ids == true.token_ids and response.logprobs is not None
         assert (
-            np.abs(found.logprobs - log_softmax(true.logits)[found.first_position :]).max() < 1e-4
+            np.abs(response.logprobs - log_softmax(true.logits)[response.first_position :]).max() < 1e-4
         )  # other sums, same text
 
 
@@ -270,8 +270,8 @@ def test_what_is_at_the_floor_is_not_told() -> None:
     with Fake("llama_server") as fake:
         engine = started(fake)
         fake.change = sink
-        found = engine.run([EngineRequest(PROMPT)])[0]
-        assert found.error == "" and found.logprobs is None and [len(row) for row in found.top] == [VOCAB - 1]
+        response = engine.run([EngineRequest(PROMPT)])[0]
+        assert response.error == "" and response.logprobs is None and [len(row) for row in response.top] == [VOCAB - 1]
 
 
 def test_prefixes_are_found_again_only_where_that_is_asked_for(ours: Ours) -> None:
@@ -279,15 +279,15 @@ def test_prefixes_are_found_again_only_where_that_is_asked_for(ours: Ours) -> No
         engine = openai_http.OpenAIHTTP({"url": fake.url})
         for caching in (False, True):
             engine.start(Settings(tiny.base_path(), prefix_caching=caching))
-            fake.seen.clear()
+            fake.requests.clear()
             engine.run([EngineRequest(PROMPT)])
-            assert fake.seen[0][1]["cache_prompt"] is caching
+            assert fake.requests[0][1]["cache_prompt"] is caching
     with Fake("vllm") as fake:  # which computes anew what has prompt_logprobs
         engine = openai_http.OpenAIHTTP({"url": fake.url})
         engine.start(Settings(tiny.base_path(), prefix_caching=True))
-        found = engine.run([EngineRequest(PROMPT, None, 2)])[0]
-        assert found.first_position == len(PROMPT) - 1 and not engine.capabilities.prompt_rows
-        assert_same(found, ours.run([EngineRequest(PROMPT, None, 2)])[0], len(PROMPT))
+        response = engine.run([EngineRequest(PROMPT, None, 2)])[0]
+        assert response.first_position == len(PROMPT) - 1 and not engine.capabilities.prompt_rows
+        assert_same(response, ours.run([EngineRequest(PROMPT, None, 2)])[0], len(PROMPT))
     with Fake("trtllm") as fake, pytest.raises(EngineError, match="prefix caching"):
         engine = openai_http.OpenAIHTTP({"url": fake.url})
         engine.start(Settings(tiny.base_path(), prefix_caching=True))
@@ -321,4 +321,4 @@ def test_the_entry_needs_nothing_and_make_makes_it() -> None:
         engine = openai_http.make({"url": fake.url})
         engine.start(SETTINGS)
         assert engine.run([]) == []
-        assert COMPLETIONS["vllm"] in {path for path, _, _ in fake.seen}
+        assert COMPLETIONS["vllm"] in {path for path, _, _ in fake.requests}

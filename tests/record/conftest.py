@@ -17,9 +17,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that is recorded of the embedded model, as if TensorRT-LLM 1.2 were here."""
-    out = tmp_path_factory.mktemp("whole") / "stand-in"
+def recording_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a whole recording of the embedded model, as if TensorRT-LLM 1.2 were here."""
+    out = tmp_path_factory.mktemp("recording") / "stand-in"
     log = out.parent / "undocumented"
     done = loracle("record", "--engine", "tensorrt_llm", "--out", str(out), "--json", release="1.2", log=str(log))
     assert done.returncode == 0, done.stdout + done.stderr

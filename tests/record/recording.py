@@ -15,10 +15,10 @@ PATIENCE = 1800  # seconds for what takes one minute on an idle machine: it neve
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """With the stand-in on the path: settings are those of stand_in/README.md, in lower case."""
+    """Return variables that put the stand-in on the path: settings are those of stand_in/README.md, in lower case."""
     path = os.pathsep.join([str(HERE / "stand_in"), str(HERE.parent.parent)])
-    own = {f"STAND_IN_{name.upper()}": value for name, value in settings.items()}
-    return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", **own}
+    switches = {f"LORACLE_STAND_IN_{name.upper()}": value for name, value in settings.items()}
+    return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", **switches}
 
 
 def record(cases: Path, out: Path, *arguments: str, script: Path | None = None, **settings: str) -> Any:
@@ -37,7 +37,7 @@ def smaller(cases: Path, target: Path, keep: Mapping[str, int], change: Callable
     """The same cases, but only these parts, and only so many of each part's batches (or vectors, in all)."""
     shutil.copytree(cases, target)
     plan = read(target / "requests.json")
-    plan["parts"] = [p for p in plan["parts"] if p["name"] in keep]
+    plan["parts"] = [part for part in plan["parts"] if part["name"] in keep]
     for part in plan["parts"]:
         if "cases" in part:
             part["cases"] = part["cases"][: keep[part["name"]]]

@@ -19,52 +19,52 @@ missing = pytest.mark.skipif(not tensorrt_llm.entry().missing, reason="TensorRT-
 
 
 @missing
-def test_without_tensorrt_llm_the_command_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_without_tensorrt_llm_the_command_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["record", "--engine", "tensorrt_llm", "--out", str(tmp_path / "out")]) == 0
     assert "\n    python cases/record_tensorrt_llm.py cases recording\n" in capsys.readouterr().out
     cases = tmp_path / "out" / "cases"
-    assert {f.name for f in cases.iterdir()} == {
+    assert {file.name for file in cases.iterdir()} == {
         *("requests.json", "model", "adapters", "kernel.npz", "record_tensorrt_llm.py")
     }
     assert main(["record", "--engine", "tensorrt_llm", "--out", str(tmp_path / "again"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["command"] == "python cases/record_tensorrt_llm.py cases recording"
 
 
-def test_the_embedded_model_is_recorded_within_its_limits(whole: Path) -> None:
+def test_the_embedded_model_is_recorded_within_its_limits(recording_folder: Path) -> None:
     """With the stand-in: of the 10 minutes this says nothing, of the 5 MB it does."""
-    assert 1_000_000 < read(whole / "summary.json")["bytes"] < 5_000_000
-    plan = read(whole / "requests.json")
+    assert 1_000_000 < read(recording_folder / "summary.json")["bytes"] < 5_000_000
+    plan = read(recording_folder / "requests.json")
     assert plan["seconds"] <= 600
-    cut = [read(whole / p["name"] / f"{c['name']}.json")["cut"] for p in plan["parts"] for c in p.get("cases", [])]
-    assert set(cut) == {""}
+    names = [(part["name"], f"{case['name']}.json") for part in plan["parts"] for case in part.get("cases", [])]
+    assert {read(recording_folder / part / file)["cut"] for part, file in names} == {""}
 
 
 def test_a_live_engine_is_checked(tmp_path: Path) -> None:
     log = tmp_path / "log"
     plan = ("--engine", "tensorrt_llm", "--model", "random", "--precision", "float16", "--jobs", "1", "--no-power")
     done = loracle("check", *plan, "--cases", "2", "--sequences", "1", "--json", log=str(log))
-    found = json.loads(done.stdout)
-    assert (done.returncode, found["verdict"], found["passed"]) == (0, "pass", 3), done.stderr
+    result = json.loads(done.stdout)
+    assert (done.returncode, result["verdict"], result["passed"]) == (0, "pass", 3), done.stderr
     assert not log.exists(), log.read_text()
-    assert "1.2.0+stand.in" in json.dumps(found["environment"])
+    assert "1.2.0+stand.in" in json.dumps(result["environment"])
 
 
 @missing
 def test_a_live_engine_that_is_not_here() -> None:
-    entry = next(e for e in registry.entries() if e.name == "tensorrt_llm")
+    entry = next(entry for entry in registry.entries() if entry.name == "tensorrt_llm")
     assert "needs an NVIDIA GPU" in entry.missing
     with pytest.raises(EngineError, match="loracle record --engine tensorrt_llm"):
         registry.make("tensorrt_llm", {})
 
 
-def test_any_engines_answers_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_any_engines_responses_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "out"
     arguments = ["--model", "random", "--cases", "2", "--seed", "4", "--out", str(out)]
     assert main(["record", "--engine", "numpy", *arguments]) == 0
     assert "what numpy answered to 2 batches" in capsys.readouterr().out
     kept = list(archive.everything(out))
     assert len(kept) == 2
-    assert all(e.answer.logits is not None for _, exchanges in kept for e in exchanges)
+    assert all(exchange.answer.logits is not None for _, exchanges in kept for exchange in exchanges)
     about = read(out / "recording.json")
     assert (about["engine"], about["model"], about["seed"]) == ("numpy", "random", 4)
     again = ["--model", "random", "--cases", "2", "--sequences", "0", "--seed", "4", "--no-power", "--jobs", "1"]
@@ -91,7 +91,7 @@ def test_a_wrong_call_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_folder_that_exists_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "mine").write_text("")
     assert main(["record", "--engine", "numpy", "--out", str(tmp_path)]) == 2
     assert "is there already" in capsys.readouterr().err
@@ -103,19 +103,19 @@ def test_the_main_part_keeps_the_rule_of_ranks_and_one_part_breaks_it(cases: Pat
     plan = read(cases / "requests.json")
     for part in plan["parts"]:
         for case in part.get("cases", []):
-            asked = {r["adapter"] for r in case["requests"]}
-            wrong = [
-                misaligned(
-                    {0 if a is None or m not in ADAPTERS[a].target_modules else ADAPTERS[a].r for a in asked}, 64
-                )
-                for m in LAYER_MODULES
-            ]
-            broken = len(asked) > 1 and any(wrong)
+            adapters = {request["adapter"] for request in case["requests"]}
+            wrong = [misaligned({rank(name, module) for name in adapters}, 64) for module in LAYER_MODULES]
+            broken = len(adapters) > 1 and any(wrong)
             assert broken == case["may_fail"], case["name"]
             assert not broken or part["name"] == "misaligned"
 
 
-def test_the_same_seed_asks_the_same(cases: Path, tmp_path: Path) -> None:
+def rank(adapter: str | None, module: str) -> int:
+    """Return the rank that a request with this adapter has in a module; 0 if there is no LoRA."""
+    return 0 if adapter is None or module not in ADAPTERS[adapter].target_modules else ADAPTERS[adapter].r
+
+
+def test_the_same_seed_draws_the_same(cases: Path, tmp_path: Path) -> None:
     write_cases(tmp_path / "cases", "random", "float16", seed=3)
     for file in ("requests.json", "adapters/sixteen/adapter_model.safetensors", "model/model.safetensors"):
         assert (tmp_path / "cases" / file).read_bytes() == (cases / file).read_bytes()

@@ -13,22 +13,24 @@ from refimpl.engines.record_tensorrt_llm import FACTS, LAST_LINES, call
 BATCHES = {"kernel": 0, "eager": 2, "graphs": 1}
 
 
-def test_a_whole_recording(whole: Path) -> None:
-    plan, summary = read(whole / "requests.json"), read(whole / "summary.json")
-    assert {p: r["status"] for p, r in summary["parts"].items()} == {p["name"]: "done" for p in plan["parts"]}
+def test_a_whole_recording(recording_folder: Path) -> None:
+    plan, summary = read(recording_folder / "requests.json"), read(recording_folder / "summary.json")
+    assert {name: part["status"] for name, part in summary["parts"].items()} == {
+        part["name"]: "done" for part in plan["parts"]
+    }
     assert summary["machine"]["tensorrt_llm"] == "1.2.0+stand.in"
     assert set(summary["weights"]) == {"model", *plan["adapters"]}
     for part in plan["parts"]:
         if part["kind"] != "model":
             continue
         for case in part["cases"]:
-            told = read(whole / part["name"] / f"{case['name']}.json")
-            with np.load(whole / part["name"] / f"{case['name']}.npz", allow_pickle=False) as arrays:
-                for i, answer in enumerate(told["answers"]):
+            recorded = read(recording_folder / part["name"] / f"{case['name']}.json")
+            with np.load(recording_folder / part["name"] / f"{case['name']}.npz", allow_pickle=False) as arrays:
+                for i, answer in enumerate(recorded["answers"]):
                     prompt = case["requests"][i]["prompt_ids"]
                     assert arrays[f"context_{i}"].shape[0] == len(prompt)
                     assert arrays[f"generation_{i}"].argmax(axis=1).tolist() == answer["token_ids"]
-            assert bool(told["error"]) == case["name"].startswith("misaligned")
+            assert bool(recorded["error"]) == case["name"].startswith("misaligned")
 
 
 def test_the_stand_in_tells_of_what_is_not_documented(tmp_path: Path, cases: Path) -> None:
@@ -40,13 +42,13 @@ def test_the_stand_in_tells_of_what_is_not_documented(tmp_path: Path, cases: Pat
     assert "RequestOutput.secret" in (tmp_path / "log").read_text()
 
 
-def test_every_fact_from_memory_has_an_answer(whole: Path) -> None:
-    facts = read(whole / "summary.json")["facts"]
-    assert set(facts) == {f.__name__.removeprefix("fact_") for f in FACTS}
-    seen = {name: {v["is"] for v in fact["seen"].values()} for name, fact in facts.items()}
-    unseen = {name for name, verdicts in seen.items() if verdicts == {"not observable"}}
+def test_every_fact_from_memory_is_settled(recording_folder: Path) -> None:
+    facts = read(recording_folder / "summary.json")["facts"]
+    assert set(facts) == {fact.__name__.removeprefix("fact_") for fact in FACTS}
+    observations = {name: {v["is"] for v in fact["seen"].values()} for name, fact in facts.items()}
+    unseen = {name for name, verdicts in observations.items() if verdicts == {"not observable"}}
     assert unseen == {"k_after_rope", "similar_threshold", "six_times", "japanese_alpha"}
-    assert all(verdicts == {"observed"} for name, verdicts in seen.items() if name not in unseen)
+    assert all(verdicts == {"observed"} for name, verdicts in observations.items() if name not in unseen)
     assert all(fact["claim"] and all("raw" in v for v in fact["seen"].values()) for fact in facts.values())
 
 
@@ -64,17 +66,17 @@ def test_every_release(tmp_path: Path, cases: Path, release: str, home: str, llm
     mine = smaller(cases, tmp_path / "cases", {"graphs": 1})
     done = record(mine, tmp_path / "out", release=release, log=str(tmp_path / "log"))
     assert done.returncode == 0, done.stdout + done.stderr
-    told = read(tmp_path / "out" / "graphs" / "part.json")
-    assert told["found"]["LoraConfig"] == f"{home}:LoraConfig"
-    assert told["found"].get("LLM", told["found"].get("LLM before 1.0")) == f"{llm}:LLM"
-    assert {item["argument"] for item in told["left_out"]} == rejected
+    notes = read(tmp_path / "out" / "graphs" / "part.json")
+    assert notes["found"]["LoraConfig"] == f"{home}:LoraConfig"
+    assert notes["found"].get("LLM", notes["found"].get("LLM before 1.0")) == f"{llm}:LLM"
+    assert {item["argument"] for item in notes["left_out"]} == rejected
     with np.load(tmp_path / "out" / "graphs" / "together-0.npz", allow_pickle=False) as arrays:
         assert "context_0" in arrays and "generation_0" in arrays
     assert not (tmp_path / "log").exists()
 
 
 def test_it_runs_from_where_it_is_kept(tmp_path: Path, cases: Path) -> None:
-    """Beside it is refimpl/engines/tensorrt_llm.py, which must not be taken for the package."""
+    """Beside it is refimpl/engines/tensorrt_llm.py, which must not be imported as the package."""
     done = record(smaller(cases, tmp_path / "cases", {"versions": 0}), tmp_path / "out", script=RECORDER)
     assert done.returncode == 0, done.stdout + done.stderr
     assert read(tmp_path / "out" / "summary.json")["machine"]["tensorrt_llm"].endswith("stand.in")
@@ -102,8 +104,8 @@ def test_what_is_missing_is_said_and_the_rest_is_there(
 def test_without_logits_the_best_tokens_are_kept(tmp_path: Path, cases: Path) -> None:
     done = record(smaller(cases, tmp_path / "cases", {"eager": 1}), tmp_path / "out", fault="no logits")
     assert done.returncode == 0, done.stdout + done.stderr
-    told = read(tmp_path / "out" / "eager" / "together-0.json")
-    assert [len(row) for row in told["answers"][0]["top"]] == [20, 20, 20]
+    recorded = read(tmp_path / "out" / "eager" / "together-0.json")
+    assert [len(row) for row in recorded["answers"][0]["top"]] == [20, 20, 20]
     rejected = [item["argument"] for item in read(tmp_path / "out" / "eager" / "part.json")["left_out"]]
     assert rejected == ["return_context_logits, return_generation_logits", "return_generation_logits"]
 
@@ -125,7 +127,7 @@ def test_a_part_that_crashes_or_hangs_takes_nothing_along(
     assert len(parts["eager"]["printed"]) <= LAST_LINES
 
 
-def test_what_was_answered_before_a_crash_stays(tmp_path: Path, cases: Path) -> None:
+def test_what_was_recorded_before_a_crash_stays(tmp_path: Path, cases: Path) -> None:
     mine = smaller(cases, tmp_path / "cases", {"eager": 3})
     script = mine / "record_tensorrt_llm.py"
     die = 'if case["name"] == "alone-0-0":\n        os._exit(7)\n    began'
@@ -138,23 +140,24 @@ def test_what_was_answered_before_a_crash_stays(tmp_path: Path, cases: Path) -> 
 def test_when_the_time_is_used_up(tmp_path: Path, cases: Path) -> None:
     assert record(cases, tmp_path / "out", "--seconds", "1").returncode == 1
     parts = read(tmp_path / "out" / "summary.json")["parts"].values()
-    assert {(p["status"], p["error"]) for p in parts} == {("not run", "the 1 s were used up")}
+    assert {(part["status"], part["error"]) for part in parts} == {("not run", "the 1 s were used up")}
 
 
 def test_when_the_room_is_used_up(tmp_path: Path, cases: Path) -> None:
     """First the rows of the prompt go, then all rows; ids are always kept."""
-    fixed = sum(f.stat().st_size for f in (cases / "adapters").rglob("*.*")) + (cases / "kernel.npz").stat().st_size
-    room = fixed + (cases / "requests.json").stat().st_size + 50_000
+    fixed = [*(cases / "adapters").rglob("*.*"), cases / "kernel.npz", cases / "requests.json"]
+    room = sum(file.stat().st_size for file in fixed) + 50_000
 
     def less_room(plan: dict) -> None:
         plan["limit_bytes"] = room
 
     mine, out = smaller(cases, tmp_path / "cases", {"eager": 12}, less_room), tmp_path / "out"
     assert record(mine, out).returncode == 0
-    told = [read(out / "eager" / f"{c['name']}.json") for c in read(out / "requests.json")["parts"][0]["cases"]]
-    cuts = [t["cut"] for t in told]
+    batches = read(out / "requests.json")["parts"][0]["cases"]
+    recorded = [read(out / "eager" / f"{case['name']}.json") for case in batches]
+    cuts = [batch["cut"] for batch in recorded]
     assert "" in cuts and cuts[-1] == "no rows"
-    assert all(a["token_ids"] for t in told for a in t["answers"])
+    assert all(answer["token_ids"] for batch in recorded for answer in batch["answers"])
     assert read(out / "summary.json")["bytes"] < room + 20_000
 
 
@@ -164,21 +167,22 @@ def test_a_wrong_call_is_one_line(tmp_path: Path, cases: Path) -> None:
     full = tmp_path / "full"
     full.mkdir()
     (full / "file").write_text("")
-    taken = record(cases, full)
-    assert taken.returncode == 2 and "is not empty" in taken.stderr
+    occupied = record(cases, full)
+    assert occupied.returncode == 2 and "is not empty" in occupied.stderr
     other = shutil.copytree(cases, tmp_path / "cases")
     (other / "requests.json").write_text(json.dumps({"version": 99}))
     assert "version 99, this file reads 1" in record(other, tmp_path / "out").stderr
 
 
 def test_an_option_makes_way_for_its_next_spelling() -> None:
-    def f(a: int, old_name: int = 0, *, other: int = 0) -> tuple[int, int, int]:
-        return a, old_name, other
+    def function(fixed: int, old_name: int = 0, *, other: int = 0) -> tuple[int, int, int]:
+        return fixed, old_name, other
 
     left_out: list[dict[str, str]] = []
-    assert call(f, {"a": 1}, [[("new_name", 2), ("old_name", 3)], [("gone", 1)], [("other", 4)]], left_out) == (1, 3, 4)
+    options = [[("new_name", 2), ("old_name", 3)], [("gone", 1)], [("other", 4)]]
+    assert call(function, {"fixed": 1}, options, left_out) == (1, 3, 4)
     assert [item["argument"] for item in left_out] == ["new_name", "gone"]
     with pytest.raises(TypeError, match="gone"):
-        call(f, {"a": 1}, [[("gone", 1)]], [], must=1)
+        call(function, {"fixed": 1}, [[("gone", 1)]], [], must=1)
     with pytest.raises(TypeError, match="unknown"):  # not an option: nothing is left out for it
-        call(f, {"a": 1, "unknown": 2}, [[("other", 4)]], [])
+        call(function, {"fixed": 1, "unknown": 2}, [[("other", 4)]], [])

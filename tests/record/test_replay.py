@@ -1,4 +1,4 @@
-"""A recording read back and judged: a stand-in's, made here, and what becomes of it when the stand-in has a bug."""
+"""A recording read back and its verdicts: a stand-in's, and what they become when the stand-in has a bug."""
 
 import json
 import shutil
@@ -16,8 +16,8 @@ from refimpl.oracle.recordings.tensorrt_llm_recording import RELATIONS, Replay, 
 
 
 @pytest.fixture(scope="module")
-def replay(whole: Path) -> Replay:
-    return Replay(read_recording(whole))
+def replay(recording_folder: Path) -> Replay:
+    return Replay(read_recording(recording_folder))
 
 
 def test_every_batch_is_right(replay: Replay) -> None:
@@ -35,7 +35,7 @@ def test_the_kernel_is_right(replay: Replay) -> None:
 def test_nothing_is_missing(replay: Replay) -> None:
     assert replays.what_is_missing(replay.recording) == []
     assert all(replay.related(what) for what in RELATIONS)
-    assert {b.name for b in replay.recording.batches if b.error} == {
+    assert {batch.name for batch in replay.recording.batches if batch.error} == {
         "misaligned/misaligned-0",
         "misaligned/misaligned-1",
     }
@@ -67,35 +67,37 @@ def test_another_tenants_adapter_fails(faulty) -> None:
         replays.every_batch_is_right(replay)
 
 
-def test_answers_that_depend_on_the_batch_fail(replay: Replay, whole: Path, tmp_path: Path) -> None:
+def test_responses_that_depend_on_the_batch_fail(replay: Replay, recording_folder: Path, tmp_path: Path) -> None:
     """One request's rows in one batch, moved by twenty units of its noise."""
-    folder = shutil.copytree(whole, tmp_path / "moved")
+    folder = shutil.copytree(recording_folder, tmp_path / "moved")
     plan = read(folder / "requests.json")
-    plan["parts"] = [p for p in plan["parts"] if p["name"] == "eager"]
-    plan["parts"][0]["cases"] = [c for c in plan["parts"][0]["cases"] if c["name"] in ("together-0", "permuted-0")]
+    plan["parts"] = [part for part in plan["parts"] if part["name"] == "eager"]
+    plan["parts"][0]["cases"] = [
+        case for case in plan["parts"][0]["cases"] if case["name"] in ("together-0", "permuted-0")
+    ]
     (folder / "requests.json").write_text(json.dumps(plan))
-    file = folder / "eager" / "permuted-0.npz"
-    batch = next(b for b in replay.served if b.name == "eager/permuted-0")
+    path = folder / "eager" / "permuted-0.npz"
+    batch = next(batch for batch in replay.served if batch.name == "eager/permuted-0")
     unit = float(replay.ratios(batch)[0].unit.mean())
-    with np.load(file, allow_pickle=False) as found:
-        arrays = {name: x.astype(np.float32) for name, x in found.items()}
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: x.astype(np.float32) for name, x in file.items()}
     rng = np.random.default_rng(0)
     arrays["context_0"] += (20 * unit * rng.standard_normal(arrays["context_0"].shape)).astype(np.float32)
-    np.savez(file, **arrays)
+    np.savez(path, **arrays)
     moved = Replay(read_recording(folder))
     with pytest.raises(AssertionError, match=r"permuted: .*permuted-0"):
         replays.the_batch_does_not_matter(moved)
 
 
 @pytest.mark.parametrize("change", ["one bit", "nan", "base row"])
-def test_a_wrong_product_fails(whole: Path, tmp_path: Path, change: str) -> None:
-    folder = shutil.copytree(whole, tmp_path / "recording")
-    file = folder / "kernel" / "mixed-float16.npz"
-    with np.load(file, allow_pickle=False) as found:
-        arrays = dict(found)
+def test_a_wrong_product_fails(recording_folder: Path, tmp_path: Path, change: str) -> None:
+    folder = shutil.copytree(recording_folder, tmp_path / "recording")
+    path = folder / "kernel" / "mixed-float16.npz"
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
     row = 3 if change == "base row" else 0  # requests of 3, 1, 2 and 2 tokens; the second is the base
     arrays["out_0"][row, 0] = 0x7E00 if change == "nan" else arrays["out_0"][row, 0] ^ 0x0040
-    np.savez(file, **arrays)
+    np.savez(path, **arrays)
     recording = read_recording(folder)
     assert next(r for r in kernel_results(recording) if r.name == "mixed-float16").worst > 1
     with pytest.raises(AssertionError, match="kernel/mixed-float16"):
@@ -107,23 +109,23 @@ def rows(n: int, first: int) -> np.ndarray:
 
 
 def test_the_two_kinds_of_logits_become_one_run_of_rows() -> None:
-    told = {"token_ids": [7, 8, 9]}
-    whole = response_of(4, told, rows(4, 0), rows(3, 3))  # the first generated row is the prompt's last
-    assert whole.first_position == 0 and whole.logits is not None and whole.logits[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    left_out = response_of(4, told, rows(4, 0), rows(2, 4))  # a release that leaves it out
+    answer = {"token_ids": [7, 8, 9]}
+    both = response_of(4, answer, rows(4, 0), rows(3, 3))  # the first generated row is the prompt's last
+    assert both.first_position == 0 and both.logits is not None and both.logits[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    left_out = response_of(4, answer, rows(4, 0), rows(2, 4))  # a release that leaves it out
     assert left_out.logits is not None and left_out.logits[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    last = response_of(4, told, rows(1, 3), rows(3, 3))  # the room was used up
+    last = response_of(4, answer, rows(1, 3), rows(3, 3))  # the room was used up
     assert last.first_position == 3 and last.logits is not None and last.logits[:, 0].tolist() == [3, 4, 5]
-    no_context = response_of(4, told, None, rows(3, 3))
+    no_context = response_of(4, answer, None, rows(3, 3))
     assert no_context.first_position == 3 and no_context.logits is not None and len(no_context.logits) == 3
-    assert response_of(4, told, rows(4, 0), None).first_position == 0
-    assert response_of(4, {**told, "top": [{"7": -0.5}]}, None, None).top == [{7: -0.5}]
-    assert "1 rows of generation logits for 3 tokens" in response_of(4, told, rows(4, 0), rows(1, 3)).error
+    assert response_of(4, answer, rows(4, 0), None).first_position == 0
+    assert response_of(4, {**answer, "top": [{"7": -0.5}]}, None, None).top == [{7: -0.5}]
+    assert "1 rows of generation logits for 3 tokens" in response_of(4, answer, rows(4, 0), rows(1, 3)).error
 
 
-def test_bad_recordings_are_refused(whole: Path, tmp_path: Path) -> None:
+def test_bad_recordings_are_refused(recording_folder: Path, tmp_path: Path) -> None:
     def copy(name: str) -> Path:
-        return shutil.copytree(whole, tmp_path / name)
+        return shutil.copytree(recording_folder, tmp_path / name)
 
     with pytest.raises(LoracleError, match=r"requests.json: cannot be read"):
         read_recording(tmp_path)

@@ -56,49 +56,49 @@ class SamplingParams:
 
 
 class Guarded:
-    """Attributes that no release documents are told."""
+    """Logs every use of an attribute that no release documents."""
 
     def __getattr__(self, name: str) -> Any:
         undocumented(type(self).__name__)(name)
 
 
 class CompletionOutput(Guarded):
-    """One answer."""
+    """One completion."""
 
-    def __init__(self, answer: EngineResponse, prompt: int, params: SamplingParams, shown: bool) -> None:
-        self.index, self.token_ids, self.logprobs = 0, list(answer.token_ids), []
+    def __init__(self, response: EngineResponse, prompt: int, params: SamplingParams, shown: bool) -> None:
+        self.index, self.token_ids, self.logprobs = 0, list(response.token_ids), []
         self.generation_logits = None
-        assert answer.logits is not None
+        assert response.logits is not None
         if params.return_generation_logits and shown:
-            self.generation_logits = torch.of_numbers(answer.logits[prompt - 1 :], torch.float32)
+            self.generation_logits = torch.of_numbers(response.logits[prompt - 1 :], torch.float32)
         if params.logprobs is not None:
-            self.logprobs = [top(row, params.logprobs) for row in answer.logits[prompt - 1 :]]
+            self.logprobs = [top(row, params.logprobs) for row in response.logits[prompt - 1 :]]
 
 
 class RequestOutput(Guarded):
-    """A request with its answers."""
+    """A request with its completions."""
 
     def __init__(
-        self, prompt: list[int], answer: EngineResponse, params: SamplingParams, shown: bool, context: bool
+        self, prompt: list[int], response: EngineResponse, params: SamplingParams, shown: bool, context: bool
     ) -> None:
         self.prompt_token_ids, self.finished = prompt, True
-        self.outputs = [CompletionOutput(answer, len(prompt), params, shown)]
+        self.outputs = [CompletionOutput(response, len(prompt), params, shown)]
         self.context_logits = None
         if params.return_context_logits and context:
-            assert answer.logits is not None
-            self.context_logits = torch.of_numbers(answer.logits[: len(prompt)], torch.float32)
+            assert response.logits is not None
+            self.context_logits = torch.of_numbers(response.logits[: len(prompt)], torch.float32)
 
 
 @dataclass
 class Logprob:
-    """As TensorRT-LLM's."""
+    """Like TensorRT-LLM's."""
 
     logprob: float
     rank: int
 
 
 def top(row: Any, k: int) -> dict[int, Logprob]:
-    """The k best tokens of a row."""
+    """Return the k best tokens of a row."""
     import numpy as np
 
     logs = row - row.max() - np.log(np.exp(row - row.max()).sum())
@@ -138,7 +138,7 @@ class _TorchLLM(Guarded):
         self._grouped = grouped
         ops = GROUPED if grouped else AS_BATCHED
         if BUG == "scale":
-            ops = dataclasses.replace(ops, adapter_scale=lambda *given: 1.05 * adapter_scale(*given))
+            ops = dataclasses.replace(ops, adapter_scale=lambda *args: 1.05 * adapter_scale(*args))
         self._engine = Ours(lambda: ops, Precision("tensorrt_llm", dtype))
         settings = Settings(Path(model), dtype, max_adapters=most, max_length=self._limits[2], modules=LAYER_MODULES)
         self._engine.start(settings)
@@ -151,7 +151,7 @@ class _TorchLLM(Guarded):
         use_tqdm: bool = True,
         lora_request: Sequence[Any] | None = None,
     ) -> list[RequestOutput]:
-        """One batch."""
+        """Serve one batch."""
         params = sampling_params or SamplingParams()
         if params.end_id is None:
             raise ValueError("tokenizer is required to reset end_id if it is None, or you can explicitly specify it")
@@ -159,38 +159,40 @@ class _TorchLLM(Guarded):
             raise ValueError("logits are not supported")
         assert isinstance(inputs, list) and (lora_request is None or isinstance(lora_request, list)), "lists"
         assert len(inputs) <= self._limits[0] and sum(map(len, inputs)) <= self._limits[1]
-        asks = []
-        for ids, wanted in zip(inputs, lora_request or [None] * len(inputs), strict=True):
-            asks.append(EngineRequest(tuple(ids), self._known(wanted), params.max_tokens))
-        self._check_ranks(asks)
-        answers = self._engine.run(asks)
+        requests = []
+        for ids, lora in zip(inputs, lora_request or [None] * len(inputs), strict=True):
+            requests.append(EngineRequest(tuple(ids), self._name(lora), params.max_tokens))
+        self._check_ranks(requests)
+        responses = self._engine.run(requests)
         shown, context = self._gathers, self._gives_context
         return [
-            RequestOutput(list(a.prompt_ids), b, params, shown, context) for a, b in zip(asks, answers, strict=True)
+            RequestOutput(list(request.prompt_ids), response, params, shown, context)
+            for request, response in zip(requests, responses, strict=True)
         ]
 
     def shutdown(self) -> None:
-        """Give the GPU back."""
+        """Do nothing."""
 
-    def _known(self, wanted: Any) -> str | None:
-        """The cache is keyed by id: what was sent first stays."""
-        if wanted is None:
+    def _name(self, lora: Any) -> str | None:
+        """Return the adapter's name, and load it. The cache is keyed by id: what was first sent under an id stays."""
+        if lora is None:
             return None
-        if wanted.lora_int_id not in self._paths:
+        if lora.lora_int_id not in self._paths:
             before = list(self._paths.values())[-1:]
-            path = before[0] if BUG == "tenant" and before else Path(wanted.lora_path)
-            self._paths[wanted.lora_int_id] = Path(wanted.lora_path)
-            self._engine.load(str(wanted.lora_int_id), path)
-        return str(wanted.lora_int_id)
+            path = before[0] if BUG == "tenant" and before else Path(lora.lora_path)
+            self._paths[lora.lora_int_id] = Path(lora.lora_path)
+            self._engine.load(str(lora.lora_int_id), path)
+        return str(lora.lora_int_id)
 
-    def _check_ranks(self, asks: Sequence[EngineRequest]) -> None:
+    def _check_ranks(self, requests: Sequence[EngineRequest]) -> None:
         """A batch of one adapter alone is unified; in any other the ranks must go together, layer by layer."""
-        names = {a.adapter for a in asks}
+        names = {request.adapter for request in requests}
         assert self._engine.model is not None
         config = self._engine.model.config
         for module in LAYER_MODULES:
-            held = [None if n is None else self._engine.names[n].lora.get((0, module)) for n in sorted(names, key=str)]
-            ranks = [0 if w is None else w.A.shape[0] for w in held]
+            adapters = [None if name is None else self._engine.names[name] for name in sorted(names, key=str)]
+            loras = [None if adapter is None else adapter.lora.get((0, module)) for adapter in adapters]
+            ranks = [0 if lora is None else lora.A.shape[0] for lora in loras]
             if max(ranks) > self._limits[3]:
                 raise ValueError(f"Invalid low_rank ({max(ranks)})")
             if len(names) > 1 or self._grouped:
@@ -198,7 +200,7 @@ class _TorchLLM(Guarded):
 
 
 class LLM(_TorchLLM):
-    """The PyTorch backend from 1.0 on; before, the TensorRT backend unless it is told otherwise."""
+    """The PyTorch backend from 1.0 on; before, the TensorRT backend unless an argument says otherwise."""
 
     def __init__(self, model: str, *args: Any, **kwargs: Any) -> None:
         if RELEASE < (1, 0) and kwargs.get("backend") != "pytorch":

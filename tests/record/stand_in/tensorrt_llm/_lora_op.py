@@ -15,7 +15,7 @@ from ._stand_in import FAULT
 
 
 def register() -> None:
-    """The operator is there once the package is imported."""
+    """Register the operator, as importing the package does."""
     if FAULT != "no operator":
         torch.ops.trtllm.lora_grouped_gemm = lora_grouped_gemm
 
@@ -33,13 +33,13 @@ def lora_grouped_gemm(
     weight_index: int,
     is_remove_input_padding: bool,
 ) -> list[Any]:
-    """For each module the delta [tokens, d_out], of the type of x."""
+    """Return for each module the delta [tokens, d_out], of the type of x."""
     assert x.device == "cuda" and x.dtype in (torch.float16, torch.bfloat16), "x: float16 or bfloat16, on the GPU"
     for name, t, dtype in [
         ("host_request_types", host_request_types, torch.int32),
         ("host_context_lengths", host_context_lengths, torch.int32),
-        *(("lora_ranks", r, torch.int32) for r in lora_ranks),
-        *(("lora_weights_pointers", p, torch.int64) for p in lora_weights_pointers),
+        *(("lora_ranks", of_module, torch.int32) for of_module in lora_ranks),
+        *(("lora_weights_pointers", of_module, torch.int64) for of_module in lora_weights_pointers),
     ]:
         assert t.device == "cpu" and t.dtype is dtype, f"{name}: {dtype} on the CPU"
     assert (trans_a, trans_b, weight_index, is_remove_input_padding) == (False, True, 0, True)
@@ -49,21 +49,21 @@ def lora_grouped_gemm(
         lengths.append(int(n) if kind == 0 else 1)
     assert sum(lengths) == len(rows), f"{sum(lengths)} tokens in requests, {len(rows)} rows"
     ranks = [[int(r) for r in of_module.numpy()] for of_module in lora_ranks]
-    pointers = [[tuple(map(int, p[:2])) for p in of_module.numpy()] for of_module in lora_weights_pointers]
+    pointers = [[tuple(map(int, row[:2])) for row in of_module.numpy()] for of_module in lora_weights_pointers]
     assert max(r for of_module in ranks for r in of_module) <= max_low_rank
-    held = [list(zip(r, p, strict=True)) for r, p in zip(ranks, pointers, strict=True)]
-    unified = os.environ.get("LORA_USE_UNIFIED_GEMM") != "OFF" and all(len(set(h)) == 1 for h in held)
+    modules = [list(zip(*pair, strict=True)) for pair in zip(ranks, pointers, strict=True)]
+    unified = os.environ.get("LORA_USE_UNIFIED_GEMM") != "OFF" and all(len(set(requests)) == 1 for requests in modules)
     outputs = []
-    for h, d_out in zip(held, output_hidden_sizes, strict=True):
+    for requests, d_out in zip(modules, output_hidden_sizes, strict=True):
         if not unified:
-            check_grouped({r for r, _ in h}, rows.shape[1], [d_out])
-        out, at = np.zeros((len(rows), d_out), np.float32), 0
-        for (r, (a, b)), n in zip(h, lengths, strict=True):
+            check_grouped({r for r, _ in requests}, rows.shape[1], [d_out])
+        out, start = np.zeros((len(rows), d_out), np.float32), 0
+        for (r, addresses), n in zip(requests, lengths, strict=True):
             if r:
-                A, B = torch.MEMORY[a].numbers(), torch.MEMORY[b].numbers()
+                A, B = (torch.MEMORY[address].numbers() for address in addresses)
                 assert A.shape == (r, rows.shape[1]) and B.shape == (d_out, r)
-                low = rounded((shrink if unified else split_k_shrink)(rows[at : at + n], A), dtype)
-                out[at : at + n] = rounded(low @ B.T, dtype)
-            at += n
+                shrunk = rounded((shrink if unified else split_k_shrink)(rows[start : start + n], A), dtype)
+                out[start : start + n] = rounded(shrunk @ B.T, dtype)
+            start += n
         outputs.append(torch.of_numbers(out, x.dtype))
     return outputs

@@ -1,21 +1,21 @@
-"""What release this stand-in plays, and what is said when somebody uses what no release documents."""
+"""Which release this stand-in has, and the log of names that no release documents."""
 
 import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-RELEASE = tuple(int(n) for n in os.environ.get("STAND_IN_RELEASE", "1.2").split("."))
-BUG = os.environ.get("STAND_IN_BUG", "")
-FAULT = os.environ.get("STAND_IN_FAULT", "")
+RELEASE = tuple(int(n) for n in os.environ.get("LORACLE_STAND_IN_RELEASE", "1.2").split("."))
+BUG = os.environ.get("LORACLE_STAND_IN_BUG", "")
+FAULT = os.environ.get("LORACLE_STAND_IN_FAULT", "")
 
 
 def undocumented(where: str) -> Callable[[str], NoReturn]:
-    """A module's or an object's __getattr__: Python's own names, and those of other releases, are merely missing."""
+    """Return a __getattr__ that logs every name but Python's own and those of other releases."""
 
     def missing(name: str) -> NoReturn:
         if not (name.startswith("__") and name.endswith("__")) and (where, name) not in ELSEWHERE:
-            tell(f"{where}.{name}")
+            log_use(f"{where}.{name}")
         raise AttributeError(f"{where} has no attribute {name!r}")
 
     return missing
@@ -33,12 +33,12 @@ ELSEWHERE = {
 }
 
 
-def tell(what: str) -> None:
-    """A line in the log."""
-    log = os.environ.get("STAND_IN_LOG")
+def log_use(name: str) -> None:
+    """Write a line into the log."""
+    log = os.environ.get("LORACLE_STAND_IN_LOG")
     if log:
         with open(log, "a", encoding="utf-8") as file:
-            file.write(what + "\n")
+            file.write(name + "\n")
 
 
 def only(first: tuple[int, ...], last: tuple[int, ...], name: str) -> None:
@@ -52,11 +52,11 @@ class ValidationError(ValueError):
     """As pydantic words it."""
 
 
-def forbid_others(model: str, given: dict[str, Any], known: frozenset[str]) -> None:
-    """extra="forbid"."""
-    for name in given:
-        if name not in known:
+def forbid_others(model: str, arguments: dict[str, Any], allowed: frozenset[str]) -> None:
+    """Raise what pydantic raises with extra="forbid"."""
+    for name in arguments:
+        if name not in allowed:
             raise ValidationError(
                 f"1 validation error for {model}\n{name}\n  Extra inputs are not permitted "
-                f"[type=extra_forbidden, input_value={given[name]!r}, input_type={type(given[name]).__name__}]"
+                f"[type=extra_forbidden, input_value={arguments[name]!r}, input_type={type(arguments[name]).__name__}]"
             )

@@ -34,10 +34,10 @@ MEMORY: dict[int, "Tensor"] = {}  # address -> what lies there
 def undocumented(where: str, name: str) -> NoReturn:
     """Told, and missing."""
     if not (name.startswith("__") and name.endswith("__")):
-        from tensorrt_llm._stand_in import ELSEWHERE, tell
+        from tensorrt_llm._stand_in import ELSEWHERE, log_use
 
         if (where, name) not in ELSEWHERE:
-            tell(f"{where}.{name}")
+            log_use(f"{where}.{name}")
     raise AttributeError(f"the stand-in's {where} has no attribute {name!r}")
 
 
