@@ -16,6 +16,7 @@ from refimpl.engines.interface import EngineRequest, EngineResponse, Settings
 from refimpl.engines.ours import Ours
 from refimpl.lora import adapter_scale
 from refimpl.tensorrt_llm.arithmetic import AS_BATCHED, GROUPED
+from refimpl.tensorrt_llm.backend import backend
 from refimpl.tensorrt_llm.rank_alignment import check_grouped
 
 from ._stand_in import BUG, FAULT, RELEASE, ValidationError, forbid_others, undocumented
@@ -139,7 +140,8 @@ class _TorchLLM(Guarded):
         ops = GROUPED if grouped else AS_BATCHED
         if BUG == "scale":
             ops = dataclasses.replace(ops, adapter_scale=lambda *args: 1.05 * adapter_scale(*args))
-        self._engine = Ours(lambda: ops, Precision("tensorrt_llm", dtype))
+        ops = backend(dtype, "manager", ops)
+        self._engine = Ours(lambda: ops, Precision("model", dtype))
         settings = Settings(Path(model), dtype, max_adapters=most, max_length=self._limits[2], modules=LAYER_MODULES)
         self._engine.start(settings)
         self._paths: dict[int, Path] = {}  # id -> what was first sent under it
