@@ -64,8 +64,13 @@ def device_namespace(device: str) -> ModuleType:
 
 
 def to_device(x: Array, device: str) -> Array:
-    """The array on the device; unchanged if it is there already."""
-    return np.asarray(x) if device == "cpu" else device_namespace(device).asarray(x)
+    """Return the array on the device; unchanged if it is there already.
+
+    A half becomes float32 on its way to a GPU: CuPy before 14 has no bfloat16."""
+    if device == "cpu":
+        return np.asarray(x)
+    half = isinstance(x, np.ndarray) and x.dtype in (DTYPES["float16"], DTYPES["bfloat16"])
+    return device_namespace(device).asarray(widen(x, "float32") if half else x)
 
 
 def to_host(x: Array) -> Array:
@@ -116,6 +121,8 @@ class Precision:
 
     Precision()                            float32 throughout: no rounding anywhere
     Precision("model", "bfloat16")         every point in bfloat16: the definition of a bfloat16 model
+    Precision("flash", "bfloat16")         the same, but scores and probabilities stay float32, as in flash attention kernels
+                                           (FlashAttention, vLLM's paged attention), which never store them
     Precision("transformers", "bfloat16")  the points of Hugging Face transformers (eager) + PEFT: modeling_llama.py and
                                            peft/tuners/lora/layer.py, which keep adapters and their products in float32;
                                            with adapter_names=[...], a mixed batch, PEFT rounds lora_delta as well
@@ -176,6 +183,11 @@ def _model(dtype: str) -> dict[str, str]:
     return {"compute": _compute(dtype), "rope_angle": "float64"}
 
 
+def _flash(dtype: str) -> dict[str, str]:
+    wide = _compute(dtype)
+    return {**_model(dtype), "scores": wide, "probabilities": wide}
+
+
 def _transformers(dtype: str) -> dict[str, str]:
     wide = _compute(dtype)
     return {"compute": wide, "adapter": wide, "lora_rank": wide, "lora_delta": wide, "rope_angle": "float32"}
@@ -184,6 +196,7 @@ def _transformers(dtype: str) -> dict[str, str]:
 # name -> dtype of the model -> the points that differ from that dtype
 PRESETS: dict[str, Callable[[str], dict[str, str]]] = {
     "model": _model,
+    "flash": _flash,
     "transformers": _transformers,
 }
 

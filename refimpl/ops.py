@@ -46,6 +46,7 @@ class Ops:
     write_kv: Callable[[Array, Array, Array, Array, AttentionMetadata, Precision], None]  # k_cache, v_cache, k, v
     attention: Callable[[Array, Array, Array, AttentionMetadata, int | None, Precision], Array]  # q, k_cache, v_cache
     mlp_activation: Callable[[Array, Array, Precision], Array]  # gate, up
+    precision: str = "model"  # the preset of Precision where a caller names none
 
 
 REFERENCE = Ops(

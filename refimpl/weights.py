@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import DTYPES, Array, Float, device_namespace, dtype_of, to_device, to_host, widen
+from .arrays import DTYPES, Array, Float, device_namespace, dtype_of, to_device, to_host
 from .config import EMBED, LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Module, load_config, module_name
 from .errors import WeightsError
 from .loading.checkpoint import Tensor, open_checkpoint
@@ -141,7 +141,7 @@ def _load(tensor: Tensor, name: str, dtype: str, device: str) -> Array:
     if array is not tensor.array and not all_finite(array):
         raise WeightsError(f"{tensor.file}: tensor {name} has values too large for {dtype}")
     if device != "cpu":
-        return to_device(widen(array, "float64" if dtype == "float64" else "float32"), device)
+        return to_device(array, device)
     array.flags.writeable = False
     return array
 

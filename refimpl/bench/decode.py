@@ -115,14 +115,14 @@ class Decoding:
 
 def decoding(model: Model, adapters: int, rank: int, context: int, ops: Ops) -> Decoding:
     """One request for each adapter, each after `context` tokens; `ops` and the adapters are those of a server."""
-    p = Precision("model", model.dtype)
+    p = Precision(ops.precision, model.dtype)
     bank = random_bank(model, adapters, rank, p)
     return decoding_with(model, bank, adapters, context, ops)
 
 
 def decoding_with(model: Model, bank: AdapterSlots, adapters: int, context: int, ops: Ops) -> Decoding:
     """The same with the first so many adapters of a bank that is there already."""
-    p, blocks = Precision("model", model.dtype), -(-(context + 1) // BLOCK_SIZE)
+    p, blocks = Precision(ops.precision, model.dtype), -(-(context + 1) // BLOCK_SIZE)
     cache = KVCache(model.config, adapters * blocks, BLOCK_SIZE, p, model.device, ops.select_victim)
     rng: Any = device_namespace(model.device).random.default_rng(2)
     for x in (cache.k, cache.v):

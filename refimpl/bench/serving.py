@@ -68,7 +68,7 @@ def bench(
         "left_out": [],
     }
     model = random_model(shape, dtype, device)
-    bank = random_bank(model, max(counts), rank, Precision("model", dtype))
+    bank = random_bank(model, max(counts), rank, Precision(ops.precision, dtype))
     for count in counts:
         if time.monotonic() - begun > seconds:
             report["left_out"].append({"adapters": count, "why": f"{seconds:g} seconds were over"})

@@ -161,7 +161,7 @@ def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops
         for s in scenes
     ]
     voices = {name: r.adapter for name, r in zip(names, requests, strict=True) if isinstance(r.adapter, Adapter)}
-    bank = AdapterCache(model, Precision("model", model.dtype), ops)
+    bank = AdapterCache(model, Precision(ops.precision, model.dtype), ops)
     base_bytes = model.nbytes
     return Choices(
         tokens_per_second=tokens / together,

@@ -54,18 +54,26 @@ def rounds(p: Precision, point: str) -> bool:
 
 # What was packed of each set of slots: (module, T) -> the weights and the number of slots it was made of, and the packed
 # ones. Packed again when other weights are there; the weights themselves never change.
-Packings = dict[tuple[Module, str], tuple[dict[int, LoraWeights], int, PackedLora]]
+Groups = list[tuple[frozenset[int], PackedLora]]  # the slots whose weights lie in each buffer
+Packings = dict[tuple[Module, str], tuple[dict[int, LoraWeights], int, Groups]]
 _packed: WeakKeyDictionary[AdapterSlots, Packings] = WeakKeyDictionary()
 
 
-def packed_at(adapters: AdapterSlots, module: Module, dtype: str) -> PackedLora:
-    """All adapters of one module in one buffer, packed once per change of the slots."""
+def packed_at(adapters: AdapterSlots, module: Module, dtype: str) -> Groups:
+    """Return all adapters of one module, those of one width in one buffer, packed once per change of the slots.
+
+    Nearly always that is one buffer. Adapters that extend the vocabulary are wider at the embedding and the lm_head."""
     packings, weights = _packed.setdefault(adapters, {}), dict(adapters.at(module))
     count = 1 + max(adapters.slots)
     if (module, dtype) not in packings or packings[module, dtype][:2] != (weights, count):
-        some = next(iter(weights.values()))
-        packed = launch.pack([weights], [some.B.shape[0]], dtype, count, xp=namespace(some.B))
-        packings[module, dtype] = (weights, count, packed)
+        by_width: dict[tuple[int, int], dict[int, LoraWeights]] = {}
+        for slot, lora in weights.items():
+            by_width.setdefault((lora.B.shape[0], lora.A.shape[1]), {})[slot] = lora
+        groups = [
+            (frozenset(group), launch.pack([group], [d_out], dtype, count, xp=namespace(next(iter(group.values())).B)))
+            for (d_out, _), group in by_width.items()
+        ]
+        packings[module, dtype] = (weights, count, groups)
     return packings[module, dtype][2]
 
 
@@ -77,19 +85,22 @@ def lora_delta(
     mapping: LoraMapping,
     p: Precision,
 ) -> None:
-    """y[t] += weight * scale * B (A x[t]), one launch for each of the k adapters that a request may sum."""
+    """y[t] += weight * scale * B (A x[t]), one launch for each of the k adapters that a request may sum.
+
+    (And for each width, where adapters of the batch differ in theirs.)"""
     if not mapping.slots & adapters.at(module).keys():
         return
     source, before = (["embedding"], []) if module == EMBED else ([], [INPUT.get(module[1], "norm")])
     dtype = kernel_type("lora_delta", p, ["adapter", "linear", *source, *before], ["lora_rank", "lora_delta"])
-    packed = packed_at(adapters, module, dtype)
+    groups = [packed for slots, packed in packed_at(adapters, module, dtype) if mapping.slots & slots]
     inputs = x if module == EMBED else stored(x, dtype)
     for j, column in enumerate(mapping.device.columns):
-        result = stored(y, dtype)  # y itself if it is float32 and contiguous
-        launch.lora_delta(result, inputs, packed, mapping, j, rounds(p, "lora_rank"), rounds(p, "lora_delta"))
-        if result is not y or p.linear != "float32":
-            rows = column.sorted_rows
-            y[rows, : packed.columns] = rounded(widened(result[rows, : packed.columns], dtype), p.linear)
+        for packed in groups:
+            result = stored(y, dtype)  # y itself if it is float32 and contiguous
+            launch.lora_delta(result, inputs, packed, mapping, j, rounds(p, "lora_rank"), rounds(p, "lora_delta"))
+            if result is not y or p.linear != "float32":
+                rows = column.sorted_rows
+                y[rows, : packed.columns] = rounded(widened(result[rows, : packed.columns], dtype), p.linear)
 
 
 # ---- the others -----------------------------------------------------------------------------------------------------
@@ -186,4 +197,5 @@ CUDA = dataclasses.replace(
     rope=rope,
     mlp_activation=mlp_activation,
     embed=embed,
+    precision="flash",
 )

@@ -18,10 +18,12 @@ from refimpl import Engine, Request, generate, load_adapter, load_model, logits,
 from refimpl.adapter import Adapter
 from refimpl.arrays import Precision, rounded
 from refimpl.backends import BACKENDS
+from refimpl.config import EMBED, LM_HEAD
 from refimpl.cuda.table import CUDA, packed_at
 from refimpl.errors import LoracleError
 from refimpl.lora import AdapterSlots, bind_adapter
-from refimpl.ops import NUMPY, REFERENCE
+from refimpl.ops import NUMPY, REFERENCE, Ops
+from refimpl.oracle.noise.ensemble import ensemble, honest_runs
 from refimpl.weights import Linear, Model
 
 pytestmark = needs_cpu
@@ -106,7 +108,7 @@ def test_the_embedded_model(order: str | int) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("preset", ["model", "transformers"])
+@pytest.mark.parametrize("preset", ["model", "flash", "transformers"])
 @given(scene=build.scenes(), order=orders)
 @settings(max_examples=12)
 def test_half_types_round_where_the_definition_rounds(preset: str, dtype: str, scene: tuple, order: str | int) -> None:
@@ -123,6 +125,76 @@ def test_half_types_round_where_the_definition_rounds(preset: str, dtype: str, s
     noise = np.abs(right - truth).max()
     assert np.abs(found - right).max() <= 2 * noise
     assert (found == right).mean() >= 0.5
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("ops", [NUMPY, REFERENCE, CUDA], ids=["numpy", "reference", "cuda"])
+@given(scene=build.scenes())
+@settings(max_examples=8)
+def test_flash_is_one_of_the_honest_ways_to_round(ops: Ops, dtype: str, scene: tuple) -> None:
+    """Fewer roundings than Precision("model"): no further from the truth than the honest runs of the oracle are."""
+    model, _, requests = scene
+    model, requests = as_dtype(model, dtype), same_adapters(requests, dtype)
+    wide = same_adapters(requests, "float64")
+    truth = np.concatenate(logits(as_dtype(model, "float64"), wide, NUMPY, Precision("model", "float64")))
+
+    def error(rows: list[np.ndarray]) -> float:
+        return float(np.sqrt(np.mean((np.concatenate(rows) - truth) ** 2)))
+
+    noise = max(error(rows) for rows in honest_runs(model, requests, ensemble(dtype)))
+    assert 0 < error(logits(model, requests, ops, Precision("flash", dtype))) <= 1.5 * noise
+
+
+def test_the_kernels_use_flash_where_no_precision_is_named() -> None:
+    model = as_dtype(build.random_model(small_config(), 0, "float32"), "bfloat16")
+    request = Request(list(range(20)), None)
+    by_default = logits(model, [request], CUDA)[0]
+    assert (by_default == logits(model, [request], CUDA, Precision("flash", "bfloat16"))[0]).all()
+    assert not (by_default == logits(model, [request], CUDA, Precision("model", "bfloat16"))[0]).all()
+    assert Engine(model, CUDA).precision == Precision("flash", "bfloat16")
+    assert Engine(model, NUMPY).precision == Precision("model", "bfloat16")
+
+
+def extended(model: Model, seed: int, words: int) -> Adapter:
+    """An adapter that adds words to the vocabulary and has LoRA on the longer embedding and lm_head, as PEFT saves it."""
+    rng = np.random.default_rng([seed, words])
+    adapter = build.random_adapter(model.config, seed, r=2 + words, modules=("v_proj", "embed_tokens", "lm_head"))
+    lora, replaced = dict(adapter.lora), {}
+    embed, head = lora[EMBED], lora[LM_HEAD]
+    more = rng.standard_normal((len(embed.A), words))
+    lora[EMBED] = replace(embed, A=np.hstack([embed.A, more]))
+    lora[LM_HEAD] = replace(head, B=np.vstack([head.B, rng.standard_normal((words, head.B.shape[1]))]))
+    for module in (EMBED, LM_HEAD):
+        weight = model.linear(module).weight
+        replaced[module] = np.vstack([weight, rng.standard_normal((words, weight.shape[1])).astype(weight.dtype)])
+    return build.as_dtype(replace(adapter, lora=lora, replaced=replaced), "float32")
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", 1])
+def test_adapters_of_different_vocabularies(order: str | int) -> None:
+    """Each is as wide as it is, whoever else is resident; the narrow ones alone, too, after the wide one was there."""
+    model = build.random_model(small_config(), 3, "float32")
+    vocab = model.config.vocab_size
+    plain, other = (
+        build.as_dtype(build.random_adapter(model.config, seed, modules=("embed_tokens", "lm_head")), "float32")
+        for seed in (8, 9)
+    )
+    few, many = extended(model, 1, 2), extended(model, 2, 5)
+    requests = [
+        Request([0, 5, vocab + 4], many),
+        Request([1, vocab + 1], few),
+        Request([2, 3], plain),
+        Request([4], [(plain, 0.5), (other, 2.0)]),
+        Request([4], None),
+    ]
+    expected = logits(model, requests, REFERENCE)
+    assert [rows.shape[1] - vocab for rows in expected] == [5, 2, 0, 0, 0]
+    with scheduled(order):
+        for actual, right in zip(logits(model, requests, CUDA), expected, strict=True):
+            np.testing.assert_allclose(actual, right, rtol=1e-4, atol=1e-4)
+        engine = Engine(model, CUDA)
+        tokens = [generate(model, [request], 3, engine=engine)[0].token_ids for request in requests]
+    assert tokens == [generate(model, [request], 3)[0].token_ids for request in requests]
 
 
 @given(data=st.data())
@@ -148,10 +220,10 @@ def test_a_bank_is_packed_once_per_change() -> None:
     bank, module = AdapterSlots(model, Precision()), (0, "q_proj")
     bank.put(0, bind_adapter(build.as_dtype(build.random_adapter(config, 0), "float32"), config))
     first = packed_at(bank, module, "float32")
-    assert packed_at(bank, module, "float32") is first
+    assert len(first) == 1 and packed_at(bank, module, "float32") is first
     bank.put(1, bind_adapter(build.as_dtype(build.random_adapter(config, 1), "float32"), config))
     second = packed_at(bank, module, "float32")
-    assert second is not first and second.adapters == 2
+    assert second is not first and second[0][1].adapters == 2
     bank.put(1, bind_adapter(build.as_dtype(build.random_adapter(config, 2), "float32"), config))
     assert packed_at(bank, module, "float32") is not second
 

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.plans import metadata
 
+from refimpl.arrays import Precision
 from refimpl.attention import first_visible
 from refimpl.cuda import launch
 from refimpl.cuda.launch import stored, widened
+from refimpl.cuda.table import CUDA
 from refimpl.errors import LoracleError
+from refimpl.ops import NUMPY
 
 pytestmark = needs_cpu
 
@@ -218,6 +221,21 @@ def test_a_window_excuses_the_blocks_that_it_has_passed() -> None:
         2,
         "forward",
     )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_take_any_number_of_keys(dtype: str) -> None:
+    """The precision that the kernels have by default rounds no probability, so that v2 and v3 run."""
+    keys, rng = 10_500, np.random.default_rng(0)
+    p, blocks = Precision(CUDA.precision, dtype), -(-keys // 16)
+    q, *caches = (numbers(rng, shape, dtype) for shape in [(1, 2, 4), *[(blocks, 16, 1, 4)] * 2])
+    tables = rng.permutation(blocks).astype(np.int32)[None]
+    plan = metadata(np.array([0, 1], np.int32), np.array([keys], np.int32), tables, caches[0])
+    exact = NUMPY.attention(q.astype(np.float64), *(x.astype(np.float64) for x in caches), plan, None, Precision())
+    actual = CUDA.attention(q, *caches, plan, None, p)
+    assert (np.abs(actual - exact) <= 2 * half_ulp(exact, dtype)).all()
+    with pytest.raises(LoracleError, match=rf'{keys} keys are too many; Precision\("flash", dtype\) .* any number'):
+        CUDA.attention(q, *caches, plan, None, Precision("model", dtype))
 
 
 def test_too_many_keys_for_shared_memory_are_refused() -> None:

@@ -84,7 +84,8 @@ def attention(
     if version == 1:
         if 4 * longest > SHARED_MEMORY:
             raise LoracleError(
-                f"attention_v1 keeps all scores of a token in shared memory: {longest} keys are too many"
+                f"attention_v1 keeps all scores of a token in shared memory: {longest} keys are too many; "
+                'Precision("flash", dtype) keeps them in float32, and takes any number'
             )
         start.launch_kernel(file, types, "attention_v1", grid, 128, arguments, 4 * longest)
         return out

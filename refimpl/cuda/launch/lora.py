@@ -195,9 +195,12 @@ def _check(y: Array, x: Array, packed: PackedLora, column: LoraColumn) -> None:
     if x.shape != ((tokens,) if lookup else (tokens, packed.d_in)):
         raise LoracleError(f"y has {tokens} rows, x is {x.shape}; d_in {packed.d_in}")
     check_adapter_ids(column.adapter_ids, packed.adapters)
-    if lookup and isinstance(x, np.ndarray) and tokens and not (x.min() >= 0 and x.max() < packed.d_in):
-        wrong = x.min() if x.min() < 0 else x.max()  # on a GPU this would wait for the device: check_batch has done it
-        raise LoracleError(f"token id {wrong} is out of range: A has {packed.d_in} columns")
+    if lookup and isinstance(x, np.ndarray):  # on a GPU this would wait for the device: check_batch has done it
+        rows = column.sorted_rows
+        used = x[rows[packed.ranks.any(axis=0)[column.adapter_ids[rows]]]]
+        wrong = used[(used < 0) | (used >= packed.d_in)]
+        if wrong.size:
+            raise LoracleError(f"token id {wrong[0]} is out of range: A has {packed.d_in} columns")
 
 
 def _arguments(y: Array, x: Array, packed: PackedLora, column: LoraColumn, splits: int) -> dict[str, Any]:
