@@ -121,8 +121,8 @@ class Precision:
 
     Precision()                            float32 throughout: no rounding anywhere
     Precision("model", "bfloat16")         every point in bfloat16: the definition of a bfloat16 model
-    Precision("flash", "bfloat16")         the same, but scores and probabilities stay float32, as in flash attention kernels
-                                           (FlashAttention, vLLM's paged attention), which never store them
+    Precision("flash", "bfloat16")         the same, but scores and probabilities stay float32, as in kernels that never
+                                           store them (FlashAttention, vLLM's paged attention)
     Precision("transformers", "bfloat16")  the points of Hugging Face transformers (eager) + PEFT: modeling_llama.py and
                                            peft/tuners/lora/layer.py, which keep adapters and their products in float32;
                                            with adapter_names=[...], a mixed batch, PEFT rounds lora_delta as well

@@ -52,8 +52,8 @@ def rounds(p: Precision, point: str) -> bool:
 
 # ---- LoRA -----------------------------------------------------------------------------------------------------------
 
-# What was packed of each set of slots: (module, T) -> the weights and the number of slots it was made of, and the packed
-# ones. Packed again when other weights are there; the weights themselves never change.
+# What was packed of each set of slots: (module, T) -> the weights and the number of slots it was made of, and the
+# buffers. Packed again when other weights are there; the weights themselves never change.
 Groups = list[tuple[frozenset[int], PackedLora]]  # the slots whose weights lie in each buffer
 Packings = dict[tuple[Module, str], tuple[dict[int, LoraWeights], int, Groups]]
 _packed: WeakKeyDictionary[AdapterSlots, Packings] = WeakKeyDictionary()

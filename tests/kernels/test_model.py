@@ -156,7 +156,7 @@ def test_the_kernels_use_flash_where_no_precision_is_named() -> None:
 
 
 def extended(model: Model, seed: int, words: int) -> Adapter:
-    """An adapter that adds words to the vocabulary and has LoRA on the longer embedding and lm_head, as PEFT saves it."""
+    """An adapter that adds words to the vocabulary, with LoRA on the longer embedding and lm_head, as PEFT saves it."""
     rng = np.random.default_rng([seed, words])
     adapter = build.random_adapter(model.config, seed, r=2 + words, modules=("v_proj", "embed_tokens", "lm_head"))
     lora, replaced = dict(adapter.lora), {}

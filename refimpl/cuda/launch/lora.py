@@ -197,7 +197,7 @@ def _check(y: Array, x: Array, packed: PackedLora, column: LoraColumn) -> None:
     check_adapter_ids(column.adapter_ids, packed.adapters)
     if lookup and isinstance(x, np.ndarray):  # on a GPU this would wait for the device: check_batch has done it
         rows = column.sorted_rows
-        used = x[rows[packed.ranks.any(axis=0)[column.adapter_ids[rows]]]]
+        used = x[rows[packed.ranks.max(axis=0)[column.adapter_ids[rows]] > 0]]
         wrong = used[(used < 0) | (used >= packed.d_in)]
         if wrong.size:
             raise LoracleError(f"token id {wrong[0]} is out of range: A has {packed.d_in} columns")

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -67,10 +68,9 @@ def stochastic(dtype: str, seed: int) -> Ops:
     def after(step: Callable) -> Callable:
         return lambda *call: round_by_chance(step(*call))
 
-    return replace(
-        NUMPY,
-        **{name: after(getattr(NUMPY, name)) for name in ("linear", "rms_norm", "rope", "attention", "mlp_activation")},
-    )
+    names = ("linear", "rms_norm", "rope", "attention", "mlp_activation")
+    steps: dict[str, Any] = {name: after(getattr(NUMPY, name)) for name in names}
+    return replace(NUMPY, **steps)
 
 
 def _ulp(x: Array, dtype: str) -> Array:
