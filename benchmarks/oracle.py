@@ -75,7 +75,7 @@ def alarms(only: str, scale: float) -> None:
             "fails_from": round(result.known.ratio, 3),
             "worst_score": round(max(j.score for j in judged), 3),
             "fail_score": round(result.known.fail_score, 3),
-            "findings": result.findings,
+            "findings": result.diagnostics,
             "versions": result.versions,
         }
         keep(data)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapter import Adapter as Adapter
-    from .adapter import load_adapter as load_adapter
     from .arrays import Precision as Precision
     from .cuda.table import CUDA as CUDA
     from .engine import Engine as Engine
     from .engine import Output as Output
     from .engine import Token as Token
     from .errors import LoracleError as LoracleError
+    from .loading.adapter_folder import load_adapter as load_adapter
+    from .loading.model_folder import load_model as load_model
     from .model import forward as forward
     from .model import logits as logits
     from .ops import NUMPY as NUMPY
@@ -27,12 +28,11 @@ if TYPE_CHECKING:
     from .tools.merge import merged as merged
     from .tracing import trace as trace
     from .weights import Model as Model
-    from .weights import load_model as load_model
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "adapter": ("Adapter", "load_adapter"),
+    "adapter": ("Adapter",),
     "arrays": ("Precision",),
     "request": ("Request",),
     "cuda.table": ("CUDA",),
@@ -43,7 +43,9 @@ _HOME = {
     "ops": ("NUMPY", "REFERENCE", "Ops"),
     "streaming": ("generate", "stream"),
     "tracing": ("trace",),
-    "weights": ("Model", "load_model"),
+    "loading.adapter_folder": ("load_adapter",),
+    "loading.model_folder": ("load_model",),
+    "weights": ("Model",),
 }
 
 __all__ = sorted(name for names in _HOME.values() for name in names)

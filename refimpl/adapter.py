@@ -1,25 +1,33 @@
-"""An adapter as it lies on disk: a PEFT folder -> an Adapter, honoured in full or refused by name."""
+"""A LoRA adapter: its tensors as stored, and the keys of its config that change the numbers (loading/ reads both)."""
 
-import os
-import warnings
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import numpy as np
+from typing import TypeVar
 
 from .arrays import Array, Float
-from .config import ModelConfig, Module
-from .errors import AdapterError, AdapterWarning
-from .loading.findings import Findings
-from .loading.peft_config import CONFIG_FILE, PeftConfig, pattern_value, read_peft_config
-from .loading.peft_selection import check_selected, check_vocabulary, check_whole
-from .loading.peft_tensors import Parts, check_lora, sort_parts, whole
-from .loading.safetensors_file import open_safetensors
+from .config import Module, module_name
 
-__all__ = ["Adapter", "LoraTensors", "PeftConfig", "load_adapter", "pattern_value"]
+T = TypeVar("T")
+ENDING = r"(.*\.)?({})$"  # what a name in a pattern matches: peft/utils/other.py, get_pattern_key
 
-WEIGHTS_FILE = "adapter_model.safetensors"
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The keys of adapter_config.json that change the numbers, in its own names."""
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    target_modules: tuple[str, ...] | str = ()  # names (equal, or a suffix after a dot), or one regular expression
+    exclude_modules: tuple[str, ...] | str = ()
+    layers_to_transform: tuple[int, ...] | None = None
+    layers_pattern: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    bias: str = "none"
+    lora_bias: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -45,106 +53,14 @@ class Adapter:
         return f"Adapter({self.name!r}, r={self.config.r}, {len(self.lora)} modules)"
 
 
-def load_adapter(path: str | Path, config: ModelConfig, name: str | None = None) -> Adapter:
-    """A PEFT LoRA folder for a base of this config; or one of the embedded voices, by its name.
-
-    AdapterError, one line, if anything in it would not be honoured: nothing is loaded then. AdapterWarning, once each,
-    for what is honoured but odd. The arrays are read-only copies in the file's own type: they do not change if the file
-    does, so that a digest of them stays true. Raw tensors: alpha and the patterns are in `.config`, not applied.
-    """
-    if not isinstance(config, ModelConfig):
-        raise AdapterError(f"load_adapter needs the base's config, as model.config; not {type(config).__name__}")
-    folder, found = adapter_folder(path), Findings()
-    adapter = read_adapter(folder, config, name or os.path.basename(os.path.abspath(folder)), found)
-    found.raise_first(AdapterError, folder, " --model BASE")
-    assert adapter is not None  # None comes with a problem
-    for warning in found.warnings:
-        warnings.warn(warning, AdapterWarning, stacklevel=2)
-    return adapter
+def pattern_value(pattern: Mapping[str, T], key: str, default: T) -> T:
+    """The value of the first pattern that matches the end of a module's dotted name, from a dot on."""
+    for name, value in pattern.items():
+        if re.match(ENDING.replace("{}", name), key):
+            return value
+    return pattern.get(key, default)
 
 
-def adapter_folder(path: str | Path) -> Path:
-    """The folder that an adapter's path means: a voice of the embedded model, unless there is a folder of that name."""
-    if not os.path.exists(path):  # os.path, not Path: a name that is too long is no file, and no exception
-        from . import tiny
-
-        return Path(tiny.VOICES.get(str(path), path))
-    return Path(path)
-
-
-def read_adapter(folder: Path, base: ModelConfig | None, name: str, found: Findings) -> Adapter | None:
-    """As load_adapter, with every problem and warning noted; without a base, its shapes and layers are not compared."""
-    config, parts = read_parts(folder, base, found)
-    return None if config is None or found.problems else _adapter(name, config, parts, base)
-
-
-def read_parts(folder: Path, base: ModelConfig | None, found: Findings) -> tuple[PeftConfig | None, Parts]:
-    """The config and the tensors of a folder, still in the memory map, with every problem and warning noted."""
-    if problem := _not_an_adapter(folder):
-        found.problem(folder, problem)
-        return None, {}
-    config = read_peft_config(folder, found)
-    file = open_safetensors(folder / WEIGHTS_FILE, found)
-    parts = sort_parts(file, base, found) if file else {}
-    if config and file:
-        check_lora(parts, config, base, file.path, found)
-        check_whole(parts, config, base, file.path, found)
-        if base:
-            check_vocabulary(parts, config, base, file.path, found)
-            check_selected(parts, config, base, folder, found)
-        if parts and all(held.keys() == {"A", "B"} and not held["B"].array.any() for held in parts.values()):
-            found.warn(file.path, "every B is zero: the adapter changes nothing")
-    return config, parts
-
-
-def _not_an_adapter(folder: Path) -> str | None:
-    """Why a path cannot be a PEFT folder, if it cannot."""
-    if not os.path.isdir(folder):
-        if os.path.isfile(folder):
-            return "is a file; give the folder, because the scale is in the adapter_config.json beside it"
-        from . import tiny
-
-        return f"is not there; the embedded voices are {', '.join(tiny.VOICES)}"
-    if not os.path.exists(folder / CONFIG_FILE):
-        inside = [f.parent.name for f in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
-        if inside:
-            return f"has no {CONFIG_FILE}, but these folders in it have: {', '.join(inside[:5])}"
-        files = [f.name for f in sorted(folder.glob("*.safetensors"))]
-        if files:
-            return f"has {files[0]} but no {CONFIG_FILE}: without it the scale (lora_alpha) is unknown"
-        return f"has no {CONFIG_FILE}"
-    if not os.path.exists(folder / WEIGHTS_FILE):
-        if os.path.exists(folder / "adapter_model.bin"):
-            return f"has adapter_model.bin but no {WEIGHTS_FILE}: {CONVERT}"
-        return f"has no {WEIGHTS_FILE}"
-    return None
-
-
-CONVERT = (
-    "it is a pickle, which can run code, and is not read; convert it where you trust it: "
-    "peft.PeftModel.from_pretrained(base, DIR).save_pretrained(NEW)"
-)
-
-
-def _adapter(name: str, config: PeftConfig, parts: Parts, base: ModelConfig | None) -> Adapter:
-    """The checked parts, copied out of the map."""
-    lora = {
-        module: LoraTensors(
-            _owned(held["A"].array),
-            _owned(held["B"].array),
-            _owned(held["lora_bias"].array) if "lora_bias" in held else None,
-        )
-        for module, held in sorted(parts.items())
-        if "A" in held
-    }
-    brought = whole(parts, config, base)
-    copies = {part.name: _owned(part.array) for part in brought.values()}  # one tensor may stand for both tables
-    replaced = {module: copies[part.name] for module, part in brought.items()}
-    biases = {module: _owned(held["bias"].array) for module, held in sorted(parts.items()) if "bias" in held}
-    return Adapter(name, config, lora, replaced, biases)
-
-
-def _owned(x: Array) -> Array:
-    copy = np.array(x)
-    copy.flags.writeable = False
-    return copy
+def lora_alpha_of(config: PeftConfig, module: Module) -> float:
+    """The alpha of one module: alpha_pattern's where one of its names matches, as in peft/tuners/lora/model.py."""
+    return pattern_value(config.alpha_pattern, module_name(module), config.lora_alpha)

@@ -39,8 +39,8 @@ def dtype_of(name: str) -> np.dtype:
 
 
 def namespace(x: Any) -> Any:
-    """numpy, or cupy if the array lives on a GPU."""
-    return np if isinstance(x, np.ndarray) else device_namespace("cuda")
+    """numpy, or cupy if the array lives on a GPU. A NumPy scalar lives where NumPy's arrays do."""
+    return np if isinstance(x, np.ndarray | np.generic) else device_namespace("cuda")
 
 
 @lru_cache
@@ -52,15 +52,22 @@ def device_namespace(device: str) -> ModuleType:
         raise DeviceError(f"device {device!r} is not supported; choose cpu or cuda")
     try:
         import cupy
-
-        cupy.cuda.runtime.getDeviceCount()
     except ImportError:
         raise DeviceError(
             "device cuda needs CuPy: pip install 'loracle[cuda13]' (or [cuda12], as nvidia-smi says)"
         ) from None
+    except Exception as error:  # a CuPy of another CUDA, or half of one, raises whatever it meets
+        raise DeviceError(f"device cuda: CuPy cannot be imported ({' '.join(str(error).split())})") from None
+    try:
+        cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise DeviceError(f"device cuda: CuPy finds no GPU ({error})") from None
     return cupy
+
+
+def ceil_div(amount: int, size: int) -> int:
+    """How many pieces of a size it takes to cover an amount."""
+    return -(-amount // size)
 
 
 def to_device(x: Array, device: str) -> Array:
@@ -171,7 +178,11 @@ class Precision:
 
     def describe(self) -> str:
         """One line that names every point that is not the model's dtype."""
-        points = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)[3:] if getattr(self, f.name) != self.dtype]
+        points = [
+            f"{point.name}={getattr(self, point.name)}"
+            for point in fields(self)[3:]
+            if getattr(self, point.name) != self.dtype
+        ]
         return f"{self.preset} {self.dtype}" + (f" ({', '.join(points)})" if points else "")
 
 

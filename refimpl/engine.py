@@ -234,7 +234,7 @@ class Engine:
         adapters = [(self.adapters.digest(slot), weight) for slot, weight in g.adapters]
         for i in range(len(g.keys), count):
             parent, block = g.keys[-1] if g.keys else b"", g.tokens[i * size : (i + 1) * size]
-            g.keys.append(self.ops.prefix_key(parent, block, self.model.digest, self.precision, adapters))
+            g.keys.append(self.ops.prefix_key(parent, block, self.model.identity, self.precision, adapters))
         return g.keys[:count]
 
     def _publish(self, g: RequestState) -> None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .adapter import Adapter, pattern_value
+from .adapter import Adapter, PeftConfig, lora_alpha_of
 from .arrays import Array, Float, Precision, rounded, to_device, to_host, widen
-from .config import ModelConfig, Module, module_name
+from .config import ModelConfig, Module
 from .plans import NO_ADAPTER, LoraMapping
 from .weights import Linear, Model
 
@@ -44,6 +44,11 @@ def adapter_scale(alpha: float, r: int, use_rslora: bool) -> float:
     return alpha / math.sqrt(r) if use_rslora else alpha / r
 
 
+def scale_of(config: PeftConfig, module: Module, r: int) -> float:
+    """The scale of one module, as PEFT has it: its alpha (alpha_pattern's or lora_alpha), its rank, rsLoRA or not."""
+    return adapter_scale(lora_alpha_of(config, module), r, config.use_rslora)
+
+
 def bind_adapter(
     adapter: Adapter, config: ModelConfig, scale: Callable[[float, int, bool], float] = adapter_scale
 ) -> BoundAdapter:
@@ -51,7 +56,7 @@ def bind_adapter(
     peft/tuners/lora/model.py (_create_and_replace); the rank is that of the tensors (checked when they were loaded)."""
     lora = {}
     for module, tensors in adapter.lora.items():
-        alpha = pattern_value(adapter.config.alpha_pattern, module_name(module), adapter.config.lora_alpha)
+        alpha = lora_alpha_of(adapter.config, module)
         factor = scale(alpha, tensors.A.shape[0], adapter.config.use_rslora)
         lora[module] = LoraWeights(tensors.A, tensors.B, factor, tensors.bias)
     return BoundAdapter(lora, adapter.replaced, adapter.biases)

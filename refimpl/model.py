@@ -13,7 +13,7 @@ import numpy as np
 from .adapter_cache import AdapterCache
 from .arrays import Array, Float, Precision, namespace, rounded, to_host
 from .batch import ScheduledRequest, make_batch
-from .config import EMBED, LM_HEAD, Module, module_name
+from .config import EMBED, LM_HEAD, Module, short_name
 from .kv_cache import KVCache
 from .lora import AdapterSlots
 from .ops import NUMPY, Ops
@@ -42,7 +42,7 @@ def forward(
             delta = xp.zeros_like(y)
             ops.lora_delta(delta, x, module, adapters, mapping, p)
             for part, values in (("input", x), ("base", y), ("lora", delta)):
-                trace.record(f"{traced_name(module)}.{part}", values)
+                trace.record(f"{short_name(module)}.{part}", values)
         ops.lora_delta(y, x, module, adapters, mapping, p)
         return y
 
@@ -100,11 +100,6 @@ def base(
 def apply(layer: Linear, x: Array, module: Module, ops: Ops, p: Precision) -> Float[Array, "tokens d_out"]:
     """One layer: a look-up at the embedding, a product everywhere else."""
     return ops.embed(layer.weight, x, p) if module == EMBED else ops.linear(x, layer.weight, layer.bias, p)
-
-
-def traced_name(module: Module) -> str:
-    """The module's name in a trace: (3, "q_proj") -> layers.3.q_proj."""
-    return module_name(module).removeprefix("model.").replace("self_attn.", "").replace("mlp.", "")
 
 
 def ignore(name: str, x: Array) -> None:

@@ -1,13 +1,10 @@
 """Text <-> token ids, as the checkpoint's own tokenizer.json does it (the `tokenizers` library)."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, LoracleError
-from .loading.findings import one_line
-from .loading.json_file import lfs_pointer
+from .errors import LoracleError
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,24 +29,3 @@ class Tokenizer:
         if self.inner is None:
             raise LoracleError(f"{self.file} is not there: text needs a tokenizer.json; give token ids instead")
         return self.inner
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's tokenizer.json. ConfigError if there is one, but it is damaged."""
-    file = folder / "tokenizer.json"
-    if not os.path.exists(file):
-        return Tokenizer(file)
-    try:
-        with open(file, "rb") as opened:
-            pointer = lfs_pointer(opened.read(200))
-    except OSError as error:
-        raise ConfigError(one_line(f"{file}: cannot be read ({error})")) from None
-    if pointer:
-        raise ConfigError(f"{file}: {pointer}")
-    import tokenizers  # here, because it takes a tenth of a second
-
-    try:
-        inner = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception for anything that is wrong with the file
-        raise ConfigError(one_line(f"{file}: the tokenizers library does not accept it ({error})")) from None
-    return Tokenizer(file, inner)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ..engines import registry
 from ..errors import RequestError
-from ..loading.findings import one_line
+from ..loading.diagnostics import one_line
 from ..oracle import check as checking
 from ..oracle.bugs import mutants_for
 from ..oracle.campaign import Plan, Result

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import tiny
-from ..adapter import Adapter, load_adapter
+from ..adapter import Adapter
 from ..backends import BACKENDS
 from ..errors import RequestError
+from ..loading.adapter_folder import load_adapter
+from ..loading.model_folder import load_model
 from ..request import Request, check_request
-from ..weights import Model, load_model
+from ..weights import Model
 
 BASE = "base"
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from .. import tiny
-from ..config import load_config
 from ..formats.convert import FORMATS, convert
 from ..formats.trtllm import ORDERS
-from ..weights import base_folder
+from ..loading.config_file import load_config
+from ..loading.model_folder import base_folder
 
 HELP = "write an adapter in another format: a PEFT folder, or TensorRT-LLM's pair of arrays"
 EXAMPLE = """  loracle convert ./my-adapter ./pair --to trtllm --dtype float16

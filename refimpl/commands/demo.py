@@ -19,12 +19,13 @@ from ..adapter_cache import AdapterCache
 from ..arrays import Precision
 from ..backends import BACKENDS
 from ..engine import Engine
+from ..loading.model_folder import load_model
 from ..model import logits
 from ..ops import Ops
 from ..request import Request
 from ..streaming import generate, roomy_engine, stream
 from ..tools.merge import merged
-from ..weights import Model, load_model
+from ..weights import Model
 from .common import BASE, Adapters, add_ops_argument, default_device, human_bytes
 
 HELP = "the embedded model, its voices in one batch, nothing to download"

@@ -19,7 +19,7 @@ from ..backends import BACKENDS
 from ..errors import RequestError
 from ..lora import bind_adapter
 from ..published import weights
-from ..published.guide import BASE_UID, Cast, EngineResponse, act, modules, published, ranks
+from ..published.guide import BASE_UID, Cast, GuideAnswer, act, modules, published, ranks
 from .common import BASE, add_model_arguments, load, prompt_ids
 
 HELP = "TensorRT-LLM's LoRA guide acted again: what each of its steps does, there and here"
@@ -104,7 +104,7 @@ def assemble(args: argparse.Namespace) -> tuple[Cast, list[str]]:
     return cast, [row["output"] for row in guide["rows"]] if theirs else []
 
 
-def as_json(cast: Cast, answers: list[EngineResponse], printed: list[str], why: str) -> dict[str, Any]:
+def as_json(cast: Cast, answers: list[GuideAnswer], printed: list[str], why: str) -> dict[str, Any]:
     """Everything that a person sees."""
     adapters = [
         {"lora_task_uid": uid, "name": a.name, "ranks": ranks(a), "scales": scales(cast, a), "modules": modules(a)}
@@ -155,7 +155,7 @@ STEPS = {
 }
 
 
-def present(console: Console, cast: Cast, answers: list[EngineResponse], printed: list[str], why: str) -> None:
+def present(console: Console, cast: Cast, answers: list[GuideAnswer], printed: list[str], why: str) -> None:
     """For people: the three steps, then the answers."""
     console.print(Text(f"TensorRT-LLM's guide to several LoRAs, on {cast.name} in {cast.model.dtype}", style="bold"))
     step(console, cast, "convert")
@@ -203,7 +203,7 @@ def adapter_table(cast: Cast) -> Table:
     return table
 
 
-def answer_table(answers: list[EngineResponse], printed: list[str]) -> Table:
+def answer_table(answers: list[GuideAnswer], printed: list[str]) -> Table:
     """The rows of one prompt; beside them what the guide printed, if this is its cast."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, expand=True)
     for name in ("Text", "uid", "adapter", "adapter_id"):

@@ -12,13 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import tiny
-from ..adapter import load_adapter
-from ..config import Module, load_config, module_name
+from ..config import Module, module_name
 from ..errors import RequestError
 from ..formats.trtllm_report import MAX_RANK
+from ..loading.adapter_folder import load_adapter
+from ..loading.config_file import load_config
+from ..loading.model_folder import base_folder, load_model
 from ..tools.effect import effect
 from ..tools.inspect import Inspection, ModuleReport, inspect
-from ..weights import Model, base_folder, load_model
+from ..weights import Model
 from .common import human_bytes, prompt_ids
 
 HELP = "show what is in a model or adapter folder, and everything that is wrong with it"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoracleError
-from ..loading.findings import one_line, shown
+from ..loading.diagnostics import one_line, shown
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arrays import DTYPES
-from ..config import load_config
+from ..loading.config_file import load_config
 from .interface import Capabilities, Engine, EngineError, EngineRequest, EngineResponse, Entry, Settings
 from .servers.client import BadResponse, Client, Refused
 from .servers.dialect import Dialect, models

@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..adapter import Adapter, load_adapter
+from ..adapter import Adapter
 from ..arrays import DTYPES, Array, Precision, to_host
 from ..batch import ScheduledRequest, make_batch
 from ..config import EMBED, LAYER_MODULES, LM_HEAD
 from ..engine import Engine as Server
 from ..engine import RequestState
+from ..loading.adapter_folder import load_adapter
+from ..loading.model_folder import load_model
 from ..model import forward, logit_width
 from ..ops import NUMPY, Ops
 from ..request import Request
-from ..weights import Model, load_model
+from ..weights import Model
 from .interface import FEATURES, OPERATIONS, Capabilities, EngineError, EngineRequest, EngineResponse, Settings
 
 BLOCK_SIZE = 8

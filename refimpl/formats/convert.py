@@ -4,11 +4,11 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..adapter import adapter_folder, read_adapter
 from ..config import ModelConfig
 from ..errors import AdapterError
+from ..loading.adapter_folder import adapter_folder, read_adapter
 from ..loading.conversion import all_finite
-from ..loading.findings import Findings, one_line
+from ..loading.diagnostics import Diagnostics, one_line
 from ..tensorrt_llm.prescale import cast
 from .files import new_folder
 from .nemo import find_nemo
@@ -72,11 +72,11 @@ def convert(
 def _from_trtllm(
     source: Path, target: Path, to: str, dtype: str | None, base: ModelConfig | None, done: Conversion
 ) -> None:
-    found = Findings()
-    pair = read_pair(source, found)
+    diagnostics = Diagnostics()
+    pair = read_pair(source, diagnostics)
     if pair:
-        check_pair(pair, source, found, base)
-    found.raise_first(AdapterError, source)
+        check_pair(pair, source, diagnostics, base)
+    diagnostics.raise_first(AdapterError, source)
     assert pair is not None  # None comes with a problem
     if to == "trtllm":
         with new_folder(target) as scratch:
@@ -99,11 +99,11 @@ def _from_peft(
     leave_out: bool,
     done: Conversion,
 ) -> None:
-    found = Findings()
-    adapter = read_adapter(source, base, os.path.basename(os.path.abspath(source)), found)
-    found.raise_first(AdapterError, source)
+    diagnostics = Diagnostics()
+    adapter = read_adapter(source, base, os.path.basename(os.path.abspath(source)), diagnostics)
+    diagnostics.raise_first(AdapterError, source)
     assert adapter is not None  # None comes with a problem
-    done.notes += found.warnings
+    done.notes += diagnostics.warnings
     if to == "peft":
         save_adapter(adapter, target, dtype)
         return
@@ -111,8 +111,10 @@ def _from_peft(
         pair, notes = to_pair(adapter, dtype, order, leave_out)
     except AdapterError as error:
         raise AdapterError(f"{source}: {error}") from None
-    check_pair(pair, target, found, base)  # LoraManager's rows of zeros are too short where heads * head_dim is large
-    found.raise_first(AdapterError, source)
+    check_pair(
+        pair, target, diagnostics, base
+    )  # LoraManager's rows of zeros are too short where heads * head_dim is large
+    diagnostics.raise_first(AdapterError, source)
     with new_folder(target) as scratch:
         write_pair(pair, scratch)
     done.notes += notes

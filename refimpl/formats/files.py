@@ -11,7 +11,7 @@ import numpy as np
 
 from ..arrays import Array, to_host
 from ..errors import LoracleError
-from ..loading.findings import one_line
+from ..loading.diagnostics import one_line
 
 
 @contextmanager

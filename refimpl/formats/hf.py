@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..arrays import Array, to_host
-from ..config import LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Module, Rope, module_name, read_config
+from ..config import LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Module, Rope, module_name
 from ..errors import WeightsError
 from ..loading.checkpoint import EMBED_WEIGHT, SINGLE, expected_tensors, open_checkpoint
+from ..loading.config_file import read_config
 from ..loading.conversion import converted
-from ..loading.findings import Findings
+from ..loading.diagnostics import Diagnostics
 from ..loading.rope_scaling import KINDS
 from ..weights import Linear, Model
 from .files import new_folder, write_safetensors
@@ -37,20 +38,20 @@ def save_model(model: Model, folder: Path) -> None:
     grown, a bias that is in no checkpoint, a window together with biases (a Mistral has none), NaN."""
     folder = Path(folder)
     config = dataclasses.replace(model.config, tie_word_embeddings=model.lm_head.weight is model.embed_tokens)
-    tensors = model_tensors(model, config, folder)
+    shape = model_tensors(model, config, folder)
     with new_folder(folder) as scratch:
-        write_safetensors(scratch / SINGLE, tensors)
+        write_safetensors(scratch / SINGLE, shape)
         (scratch / "config.json").write_text(json.dumps(config_json(config, model.dtype), indent=2) + "\n", "utf-8")
         if getattr(model.tokenizer, "inner", None) is not None:
             for name in TOKENIZER_FILES:
                 if (model.tokenizer.file.parent / name).is_file():
                     shutil.copyfile(model.tokenizer.file.parent / name, scratch / name)
-        found = Findings()
-        again = read_config(scratch, found)  # what load_model would refuse does not get its name
+        diagnostics = Diagnostics()
+        again = read_config(scratch, diagnostics)  # what load_model would refuse does not get its name
         if again:
-            open_checkpoint(scratch, again, found)
-        if found.problems:
-            raise WeightsError(found.problems[0].replace(str(scratch), str(folder)))
+            open_checkpoint(scratch, again, diagnostics)
+        if diagnostics.problems:
+            raise WeightsError(diagnostics.problems[0].replace(str(scratch), str(folder)))
         if again != config:
             raise WeightsError(f"{folder}: config.json cannot say {config}; it would be read as {again}")
 
@@ -59,7 +60,7 @@ def config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """config.json as transformers 4 spells it; version 5 reads that as well, and so do the engines built on either."""
     mistral = config.sliding_window is not None
     ids = list(config.eos_token_ids)
-    own: dict[str, Any] = (
+    of_family: dict[str, Any] = (
         {"sliding_window": config.sliding_window}
         if mistral
         else {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
@@ -83,7 +84,7 @@ def config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": ids[0] if len(ids) == 1 else ids or None,
-        **own,
+        **of_family,
     }
 
 
@@ -100,27 +101,27 @@ def model_tensors(model: Model, config: ModelConfig, folder: Path) -> dict[str, 
     if config.sliding_window is not None and (config.attention_bias or config.mlp_bias):
         window = f"sliding_window {config.sliding_window}"
         raise WeightsError(f"{folder}: {window} with biases: a Mistral has none, and a Llama no window")
-    held = _parameters(model)
+    tensors = _parameters(model)
     expected = expected_tensors(config)
-    for name, x in held.items():
+    for name, x in tensors.items():
         if name not in expected:
             raise WeightsError(f"{folder}: the model has {name} {list(x.shape)}, its config makes it none")
         if x.shape != expected[name]:
-            wanted = list(expected[name])
-            raise WeightsError(f"{folder}: {name} has shape {list(x.shape)}, the model's config makes it {wanted}")
-    return {name: converted(to_host(held[name]), model.dtype) for name in expected}
+            shape = list(expected[name])
+            raise WeightsError(f"{folder}: {name} has shape {list(x.shape)}, the model's config makes it {shape}")
+    return {name: converted(to_host(tensors[name]), model.dtype) for name in expected}
 
 
 def _parameters(model: Model) -> dict[str, Array]:
     """Name in the checkpoint -> array, of all that the model holds."""
-    held = {EMBED_WEIGHT: model.embed_tokens, "model.norm.weight": model.norm}
+    tensors = {EMBED_WEIGHT: model.embed_tokens, "model.norm.weight": model.norm}
     for i, layer in enumerate(model.layers):
-        held |= {f"model.layers.{i}.{norm}.weight": getattr(layer, norm) for norm in LAYER_NORMS}
+        tensors |= {f"model.layers.{i}.{norm}.weight": getattr(layer, norm) for norm in LAYER_NORMS}
         for module in LAYER_MODULES:
-            held |= _linear((i, module), model.linear((i, module)))
+            tensors |= _linear((i, module), model.linear((i, module)))
     if model.lm_head.weight is model.embed_tokens and model.lm_head.bias is None:
-        return held
-    return held | _linear(LM_HEAD, model.lm_head)
+        return tensors
+    return tensors | _linear(LM_HEAD, model.lm_head)
 
 
 def _linear(module: Module, linear: Linear) -> dict[str, Array]:

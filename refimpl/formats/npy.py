@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..arrays import DTYPES, Array
-from ..loading.findings import Findings, shown
+from ..loading.diagnostics import Diagnostics, shown
 from ..loading.json_file import lfs_pointer
 
 PLAIN = {"<f2": "float16", "<f4": "float32", "<f8": "float64", "|V2": "bfloat16", "<V2": "bfloat16"}
@@ -22,35 +22,35 @@ HEADER = 8  # bytes of magic and version, before the length of the header
 MAGIC = b"\x93NUMPY"
 
 
-def read_npy(path: Path, found: Findings) -> Array | None:
+def read_npy(path: Path, diagnostics: Diagnostics) -> Array | None:
     """The array, int32 or one of the four floats, read-only over the file's memory map; None with the problem noted."""
     try:
         with open(path, "rb") as file:
             head = file.read(200)
             if problem := _not_npy(head):
-                found.problem(path, problem)
+                diagnostics.problem(path, problem)
                 return None
             file.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # a header that needs guessing is no header
                 version = np.lib.format.read_magic(file)
                 if version not in READERS:
-                    found.problem(path, f"has version {version} of the .npy format; 1.0 and 2.0 are read")
+                    diagnostics.problem(path, f"has version {version} of the .npy format; 1.0 and 2.0 are read")
                     return None
                 shape, fortran_order, dtype = READERS[version](file)
             begin = file.tell()
-            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        found.problem(path, f"cannot be read ({error.strerror or error})")
+        diagnostics.problem(path, f"cannot be read ({error.strerror or error})")
         return None
     except Exception as error:  # a damaged header reaches numpy's tokenizer, which raises what it likes
-        found.problem(path, f"has no .npy header that can be read ({shown(str(error))})")
+        diagnostics.problem(path, f"has no .npy header that can be read ({shown(str(error))})")
         return None
-    if problem := _unusable(shape, fortran_order, dtype, len(whole) - begin):
-        found.problem(path, problem)
+    if problem := _unusable(shape, fortran_order, dtype, len(mapped) - begin):
+        diagnostics.problem(path, problem)
         return None
     kind = np.dtype(np.int32) if dtype.str == "<i4" else DTYPES[PLAIN[dtype.str]]
-    return np.frombuffer(whole, kind, math.prod(shape), begin if math.prod(shape) else 0).reshape(shape)
+    return np.frombuffer(mapped, kind, math.prod(shape), begin if math.prod(shape) else 0).reshape(shape)
 
 
 def write_npy(path: Path, x: Array) -> None:

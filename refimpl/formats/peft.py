@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..adapter import WEIGHTS_FILE, Adapter, read_parts
+from ..adapter import Adapter, PeftConfig
 from ..arrays import Array, dtype_of
 from ..config import EMBED, Module, module_name
 from ..errors import AdapterError
+from ..loading.adapter_folder import WEIGHTS_FILE, read_parts
 from ..loading.conversion import all_finite, converted
-from ..loading.findings import Findings
-from ..loading.peft_config import CONFIG_FILE, PeftConfig, is_saved
+from ..loading.diagnostics import Diagnostics
+from ..loading.peft_config import CONFIG_FILE, is_saved
 from ..loading.peft_tensors import PREFIX
 from .files import new_folder, write_safetensors
 
@@ -29,10 +30,10 @@ def save_adapter(adapter: Adapter, folder: Path, dtype: str | None = None) -> No
     with new_folder(folder) as scratch:
         write_safetensors(scratch / WEIGHTS_FILE, tensors)
         (scratch / CONFIG_FILE).write_text(json.dumps(peft_json(adapter.config), indent=2) + "\n", "utf-8")
-        found = Findings()
-        read_parts(scratch, None, found)  # what load_adapter would refuse does not get its name
-        if found.problems:
-            raise AdapterError(found.problems[0].replace(str(scratch), str(folder)))
+        diagnostics = Diagnostics()
+        read_parts(scratch, None, diagnostics)  # what load_adapter would refuse does not get its name
+        if diagnostics.problems:
+            raise AdapterError(diagnostics.problems[0].replace(str(scratch), str(folder)))
 
 
 def peft_json(config: PeftConfig) -> dict[str, Any]:
@@ -63,12 +64,12 @@ def peft_json(config: PeftConfig) -> dict[str, Any]:
 def peft_tensors(adapter: Adapter) -> dict[str, Array]:
     """Every tensor under the name that PEFT gives it (peft/utils/save_and_load.py, get_peft_model_state_dict)."""
     tensors: dict[str, Array] = {}
-    for module, w in adapter.lora.items():
+    for module, lora in adapter.lora.items():
         # An embedding's A and B are bare parameters, those of a linear layer are layers of their own.
-        a, b = ("lora_embedding_A", "lora_embedding_B") if module == EMBED else ("lora_A.weight", "lora_B.weight")
-        tensors[_name(module, a)], tensors[_name(module, b)] = w.A, w.B
-        if w.bias is not None:
-            tensors[_name(module, "lora_B.bias")] = w.bias
+        A, B = ("lora_embedding_A", "lora_embedding_B") if module == EMBED else ("lora_A.weight", "lora_B.weight")
+        tensors[_name(module, A)], tensors[_name(module, B)] = lora.A, lora.B
+        if lora.bias is not None:
+            tensors[_name(module, "lora_B.bias")] = lora.bias
     for module, weight in adapter.replaced.items():
         tensors[_name(module, _within(adapter.config, adapter.lora, module, "weight"))] = weight
     for module, bias in adapter.biases.items():

@@ -29,9 +29,9 @@ def rank_slices(pair: Pair, size: int, config: ModelConfig) -> list[list[Matrice
     for row in pair.rows():
         if row.is_dora:
             raise AdapterError(f"{row}: is DoRA: how ranks share its magnitude is not known")
-        whole = matrices(pair, row, config)
-        for held, (A, B) in zip(of_rank, slices(row.module, whole.A, whole.B, size, config), strict=True):
-            held.append(Matrices(row, A, B))
+        full = matrices(pair, row, config)
+        for tensors, (A, B) in zip(of_rank, slices(row.module, full.A, full.B, size, config), strict=True):
+            tensors.append(Matrices(row, A, B))
     return of_rank
 
 

@@ -20,13 +20,13 @@ from collections import Counter
 
 import numpy as np
 
-from ..adapter import Adapter, LoraTensors, PeftConfig, pattern_value
+from ..adapter import Adapter, LoraTensors, PeftConfig
 from ..arrays import Array, Float
 from ..config import LAYER_MODULES, ModelConfig, Module, module_name
 from ..errors import AdapterError
 from ..loading.conversion import all_finite
-from ..loading.findings import shown
-from ..lora import adapter_scale
+from ..loading.diagnostics import shown
+from ..lora import adapter_scale, scale_of
 from ..tensorrt_llm.prescale import cast, prescale
 from .trtllm_modules import OF_LLAMA
 from .trtllm_pair import STORED, Matrices, Pair, Row, matrices, pack
@@ -55,9 +55,9 @@ def to_pair(
     theirs = {module: scales[module] for module in modules}
     rows: list[Matrices] = []
     for module in modules:
-        w = adapter.lora[module]
-        row = Row(len(rows), OF_LLAMA[module[1]], module[0], w.A.shape[0])
-        rows.append(Matrices(row, cast(w.A, dtype), folded(w.B, theirs[module], dtype, order)))
+        tensors = adapter.lora[module]
+        row = Row(len(rows), OF_LLAMA[module[1]], module[0], tensors.A.shape[0])
+        rows.append(Matrices(row, cast(tensors.A, dtype), folded(tensors.B, theirs[module], dtype, order)))
         for name, x in (("A", rows[-1].A), ("B", rows[-1].B)):
             if not all_finite(x):
                 raise AdapterError(f"{row}: {name} with the scale {theirs[module]:g} in it is too large for {dtype}")
@@ -75,7 +75,7 @@ def in_file_order(module: Module) -> tuple[int, str]:
 
 def common_dtype(adapter: Adapter) -> str:
     """The type of all LoRA tensors. AdapterError if there are several."""
-    kinds = sorted({x.dtype.name for w in adapter.lora.values() for x in (w.A, w.B)})
+    kinds = sorted({x.dtype.name for tensors in adapter.lora.values() for x in (tensors.A, tensors.B)})
     if len(kinds) != 1:
         raise AdapterError(f"the adapter's tensors are {' and '.join(kinds) or 'none'}: say which dtype the engine has")
     return kinds[0]
@@ -84,31 +84,29 @@ def common_dtype(adapter: Adapter) -> str:
 def cannot_hold(adapter: Adapter) -> list[str]:
     """What of the adapter has no place in the arrays."""
     lora = [f"LoRA on {module_name(module)}" for module in adapter.lora if module[1] not in LAYER_MODULES]
-    whole = [f"a whole {module_name(module)}" for module in adapter.replaced]
-    inner = [f"lora_bias of {module_name(module)}" for module, w in adapter.lora.items() if w.bias is not None]
-    return lora + whole + inner + [f"the bias of {module_name(module)}" for module in adapter.biases]
+    tables = [f"a whole {module_name(module)}" for module in adapter.replaced]
+    inner = [
+        f"lora_bias of {module_name(module)}" for module, tensors in adapter.lora.items() if tensors.bias is not None
+    ]
+    return lora + tables + inner + [f"the bias of {module_name(module)}" for module in adapter.biases]
 
 
 def engine_scales(adapter: Adapter, order: str) -> dict[Module, float]:
     """The scale of every module, as this way of loading finds it."""
     if order == "peft":
         return peft_scales(adapter)
-    c = adapter.config
+    config = adapter.config
     return {
-        module: adapter_scale(c.lora_alpha, c.r if order == "convert" else w.A.shape[0], c.use_rslora)
-        for module, w in adapter.lora.items()
+        module: adapter_scale(
+            config.lora_alpha, config.r if order == "convert" else tensors.A.shape[0], config.use_rslora
+        )
+        for module, tensors in adapter.lora.items()
     }
 
 
 def peft_scales(adapter: Adapter) -> dict[Module, float]:
     """The scale of every module in PEFT."""
-    c = adapter.config
-    return {
-        module: adapter_scale(
-            pattern_value(c.alpha_pattern, module_name(module), c.lora_alpha), w.A.shape[0], c.use_rslora
-        )
-        for module, w in adapter.lora.items()
-    }
+    return {module: scale_of(adapter.config, module, tensors.A.shape[0]) for module, tensors in adapter.lora.items()}
 
 
 def folded(B: Float[Array, "d_out rank"], scale: float, dtype: str, order: str) -> Array:
@@ -119,16 +117,16 @@ def folded(B: Float[Array, "d_out rank"], scale: float, dtype: str, order: str) 
 def with_missing_qkv(rows: list[Matrices], r: int) -> list[Matrices]:
     """Rows of zeros for those of q, k and v that the adapter leaves alone, if it has one of the three: at the end of
     each layer's rows, [r, hidden_size] and [hidden_size, r]."""
-    modules = {m.row.module.parts[0] for m in rows}
+    modules = {matrices.row.module.parts[0] for matrices in rows}
     missing = [name for name in QKV if name not in modules] if modules & {*QKV} else []
-    width = next((m.A.shape[1] for m in rows if m.row.module.parts[0] in QKV), 0)
+    width = next((matrices.A.shape[1] for matrices in rows if matrices.row.module.parts[0] in QKV), 0)
     filled: list[Matrices] = []
-    for layer in sorted({m.row.layer for m in rows}):
-        own = [m for m in rows if m.row.layer == layer]
+    for layer in sorted({matrices.row.layer for matrices in rows}):
+        used = [matrices for matrices in rows if matrices.row.layer == layer]
         zeros = np.zeros((r, width), rows[0].A.dtype)
-        first = len(filled) + len(own)
+        first = len(filled) + len(used)
         added = [Matrices(Row(first + i, OF_LLAMA[n], layer, r), zeros, zeros.T) for i, n in enumerate(missing)]
-        filled += [*own, *added]
+        filled += [*used, *added]
     return filled
 
 
@@ -137,7 +135,7 @@ def scale_notes(adapter: Adapter, theirs: dict[Module, float], order: str) -> li
     ours, notes = peft_scales(adapter), []
     wrong = [module for module in theirs if not abs(theirs[module] - ours[module]) <= 1e-12 * abs(ours[module])]
     if wrong:
-        pairs = sorted({(f"{ours[s]:g}", f"{theirs[s]:g}") for s in wrong})
+        pairs = sorted({(f"{ours[module]:g}", f"{theirs[module]:g}") for module in wrong})
         values = ", ".join(f"{mine} became {engine}" for mine, engine in pairs)
         ignored = "rank_pattern and alpha_pattern are" if order == "convert" else "alpha_pattern is"
         where = f"{module_name(wrong[0])}{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}"
@@ -152,15 +150,15 @@ def scale_notes(adapter: Adapter, theirs: dict[Module, float], order: str) -> li
 
 def rounding_notes(adapter: Adapter, rows: list[Matrices], dtype: str) -> list[str]:
     """How many numbers of A the cast has changed (B is another matrix anyway)."""
-    kinds = {w.A.dtype.name for w in adapter.lora.values()} - {dtype}
+    kinds = {tensors.A.dtype.name for tensors in adapter.lora.values()} - {dtype}
     if not kinds:
         return []
     changed = total = 0
-    for m in rows:
-        stored = adapter.lora.get((m.row.layer, m.row.module.parts[0]))
+    for matrices in rows:
+        stored = adapter.lora.get((matrices.row.layer, matrices.row.module.parts[0]))
         if stored is not None:
-            changed += int(np.sum(m.A.astype(np.float64) != stored.A.astype(np.float64)))
-            total += m.A.size
+            changed += int(np.sum(matrices.A.astype(np.float64) != stored.A.astype(np.float64)))
+            total += matrices.A.size
     if not changed:
         return []
     return [f"{' and '.join(sorted(kinds))} became {dtype}: {changed} of {total} numbers of A are rounded"]
@@ -174,21 +172,23 @@ def from_pair(pair: Pair, config: ModelConfig, name: str) -> tuple[Adapter, list
     lora: dict[Module, LoraTensors] = {}
     notes = ["the scale is in B, and lora_alpha is r: what it was before cannot be known"]
     for row in pair.rows():
-        m = matrices(pair, row, config)
+        read = matrices(pair, row, config)
         if row.is_dora:
             raise AdapterError(f"{row}: is DoRA, and its magnitude fits only the base that it was normalised with")
         cuts = np.cumsum(row.module.part_sizes(config))[:-1]
-        for part, B in zip(row.module.parts, np.split(m.B, cuts), strict=True):
+        for part, B in zip(row.module.parts, np.split(read.B, cuts), strict=True):
             if (row.layer, part) in lora:
                 raise AdapterError(f"{row}: another row has {part} of that layer already; PEFT can hold one")
-            lora[(row.layer, part)] = LoraTensors(_owned(m.A), _owned(B))
+            lora[(row.layer, part)] = LoraTensors(_owned(read.A), _owned(B))
     fused = sorted({row.module.name for row in pair.rows() if len(row.module.parts) > 1})
     if "mlp_gate_up" in fused:
         notes.append("mlp_gate_up: B is read as up's rows and then gate's, as TensorRT-LLM's loaders swap them")
     if fused:
         notes.append(f"{' and '.join(fused)} became the layers that it is made of, each with a copy of A")
     modules = dict(sorted(lora.items()))
-    return Adapter(name, peft_config({module: w.A.shape[0] for module, w in modules.items()}, config), modules), notes
+    return Adapter(
+        name, peft_config({module: tensors.A.shape[0] for module, tensors in modules.items()}, config), modules
+    ), notes
 
 
 def peft_config(ranks: dict[Module, int], config: ModelConfig) -> PeftConfig:

@@ -20,7 +20,7 @@ from ..arrays import Array, Float, Int
 from ..config import ModelConfig
 from ..errors import AdapterError
 from ..loading.conversion import all_finite
-from ..loading.findings import Findings
+from ..loading.diagnostics import Diagnostics
 from .npy import read_npy, write_npy
 from .trtllm_modules import MODULES, Module
 
@@ -80,37 +80,37 @@ def pair_folders(folder: Path) -> list[Path]:
     return [inner for inner in sorted(folder.glob("*")) if is_pair(inner)] if os.path.isdir(folder) else []
 
 
-def read_pair(folder: Path, found: Findings) -> Pair | None:
+def read_pair(folder: Path, diagnostics: Diagnostics) -> Pair | None:
     """Both files, or None with every problem noted. Rows are looked at by check_pair."""
-    before = len(found.problems)
+    before = len(diagnostics.problems)
     for name, other in ((WEIGHTS_FILE, CONFIG_FILE), (CONFIG_FILE, WEIGHTS_FILE)):
         if not os.path.exists(folder / name):
-            found.problem(folder, f"has {other} but no {name}: a request for LoRA must have both")
+            diagnostics.problem(folder, f"has {other} but no {name}: a request for LoRA must have both")
             return None
-    weights, config = read_npy(folder / WEIGHTS_FILE, found), read_npy(folder / CONFIG_FILE, found)
+    weights, config = read_npy(folder / WEIGHTS_FILE, diagnostics), read_npy(folder / CONFIG_FILE, diagnostics)
     if weights is None or config is None:
         return None
     for file, x in ((folder / WEIGHTS_FILE, weights), (folder / CONFIG_FILE, config)):
         if x.ndim != 3:
-            found.problem(file, f"has shape {list(x.shape)}; it must have 3 axes: [1, rows, ...]")
+            diagnostics.problem(file, f"has shape {list(x.shape)}; it must have 3 axes: [1, rows, ...]")
         elif x.shape[0] != 1:
-            found.problem(file, f"has shape {list(x.shape)}; its first axis, the batch, must be 1")
+            diagnostics.problem(file, f"has shape {list(x.shape)}; its first axis, the batch, must be 1")
     if weights.dtype.name not in STORED:
-        found.problem(folder / WEIGHTS_FILE, f"has dtype {weights.dtype.name}; it must be {', '.join(STORED)}")
+        diagnostics.problem(folder / WEIGHTS_FILE, f"has dtype {weights.dtype.name}; it must be {', '.join(STORED)}")
     if config.dtype != np.int32:
-        found.problem(folder / CONFIG_FILE, f"has dtype {config.dtype.name}; it must be int32")
-    if len(found.problems) > before:
+        diagnostics.problem(folder / CONFIG_FILE, f"has dtype {config.dtype.name}; it must be int32")
+    if len(diagnostics.problems) > before:
         return None
     if weights.shape[1] != config.shape[1]:
-        found.problem(folder, f"{WEIGHTS_FILE} has {weights.shape[1]} rows, {CONFIG_FILE} has {config.shape[1]}")
+        diagnostics.problem(folder, f"{WEIGHTS_FILE} has {weights.shape[1]} rows, {CONFIG_FILE} has {config.shape[1]}")
     if config.shape[2] not in (3, 4):
-        found.problem(
+        diagnostics.problem(
             folder / CONFIG_FILE,
             f"has {config.shape[2]} columns; there are 3 (module, layer, rank), or 4 (and is_dora)",
         )
     if not config.shape[1]:
-        found.problem(folder / CONFIG_FILE, "has no rows")
-    return Pair(weights[0], config[0]) if len(found.problems) == before else None
+        diagnostics.problem(folder / CONFIG_FILE, "has no rows")
+    return Pair(weights[0], config[0]) if len(diagnostics.problems) == before else None
 
 
 def write_pair(pair: Pair, folder: Path) -> None:
@@ -122,7 +122,7 @@ def write_pair(pair: Pair, folder: Path) -> None:
 def check_pair(
     pair: Pair,
     folder: Path,
-    found: Findings,
+    diagnostics: Diagnostics,
     config: ModelConfig | None = None,
     dtype: str | None = None,
     max_rank: int | None = None,
@@ -134,57 +134,67 @@ def check_pair(
     its max_lora_rank. modules: its lora_target_modules, in its own names."""
     weights_file, file = folder / WEIGHTS_FILE, folder / CONFIG_FILE
     if dtype is not None and pair.weights.dtype.name != dtype:
-        found.problem(
+        diagnostics.problem(
             weights_file, f"has dtype {pair.weights.dtype.name}, the engine has {dtype}: they must be the same"
         )
     for number, values in enumerate(pair.config.tolist()):
         if values[0] not in MODULES:
-            found.problem(file, f"row {number} {values}: module id {values[0]} is none; they are 0 to {max(MODULES)}")
+            diagnostics.problem(
+                file, f"row {number} {values}: module id {values[0]} is none; they are 0 to {max(MODULES)}"
+            )
         elif values[2] < 1:
-            found.problem(file, f"row {number} {values}: rank {values[2]} is not above 0")
+            diagnostics.problem(file, f"row {number} {values}: rank {values[2]} is not above 0")
         elif values[1] < 0:
-            found.problem(file, f"row {number} {values}: layer {values[1]} is below 0")
+            diagnostics.problem(file, f"row {number} {values}: layer {values[1]} is below 0")
         elif values[3:] not in ([], [0], [1]):
-            found.problem(file, f"row {number} {values}: is_dora is {values[3]}; it must be 0 or 1")
+            diagnostics.problem(file, f"row {number} {values}: is_dora is {values[3]}; it must be 0 or 1")
         else:
             row = Row(number, MODULES[values[0]], values[1], values[2], values[3:] == [1])
-            _check_row(row, pair.weights[number], folder, found, config, max_rank, modules)
-    twice = [key for key, count in Counter((m, layer) for m, layer, *_ in pair.config.tolist()).items() if count > 1]
+            _check_row(row, pair.weights[number], folder, diagnostics, config, max_rank, modules)
+    twice = [
+        key
+        for key, count in Counter((module_id, layer) for module_id, layer, *_ in pair.config.tolist()).items()
+        if count > 1
+    ]
     for module_id, layer in twice:
         numbers = [n for n, values in enumerate(pair.config.tolist()) if values[:2] == [module_id, layer]]
-        found.problem(file, f"rows {numbers} are all module {module_id} of layer {layer}: only one of them can count")
+        diagnostics.problem(
+            file, f"rows {numbers} are all module {module_id} of layer {layer}: only one of them can count"
+        )
 
 
 def _check_row(
     row: Row,
     values: Float[Array, " width"],
     folder: Path,
-    found: Findings,
+    diagnostics: Diagnostics,
     config: ModelConfig | None,
     max_rank: int | None,
     modules: Collection[str] | None,
 ) -> None:
     file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     if modules is not None and row.module.name not in modules:
-        found.problem(file, f"{row}: {row.module.name} is not enabled; enabled are {', '.join(modules)}")
+        diagnostics.problem(file, f"{row}: {row.module.name} is not enabled; enabled are {', '.join(modules)}")
     if max_rank is not None and row.rank > max_rank:
-        found.problem(file, f"{row}: rank {row.rank} is above max_lora_rank {max_rank}")
+        diagnostics.problem(file, f"{row}: rank {row.rank} is above max_lora_rank {max_rank}")
     if not all_finite(values):
-        found.problem(weights_file, f"{row}: holds NaN or inf")
+        diagnostics.problem(weights_file, f"{row}: holds NaN or inf")
     if config is None:
         return
     if row.layer >= config.num_hidden_layers:
-        found.problem(file, f"{row}: the base has {config.num_hidden_layers} layers")
+        diagnostics.problem(file, f"{row}: the base has {config.num_hidden_layers} layers")
     size = row.size(config)
     if size is None:
-        found.problem(file, f"{row}: the base has no {row.module.name}")
+        diagnostics.problem(file, f"{row}: the base has no {row.module.name}")
     elif size > len(values):
         d_in, d_out = row.module.widths(config) or (0, 0)
         needs = f"rank {row.rank} of [{d_out}, {d_in}] needs {size}"
-        found.problem(weights_file, f"{row}: too few values: {needs}, rows have {len(values)}")
+        diagnostics.problem(weights_file, f"{row}: too few values: {needs}, rows have {len(values)}")
     elif values[size:].any():
         extra = size + int(np.flatnonzero(values[size:])[-1]) + 1
-        found.problem(weights_file, f"{row}: has {extra} values, the base makes it {size}: the rest would be ignored")
+        diagnostics.problem(
+            weights_file, f"{row}: has {extra} values, the base makes it {size}: the rest would be ignored"
+        )
 
 
 def matrices(pair: Pair, row: Row, config: ModelConfig) -> Matrices:
@@ -192,9 +202,11 @@ def matrices(pair: Pair, row: Row, config: ModelConfig) -> Matrices:
     widths = row.module.widths(config)
     assert widths is not None
     (d_in, d_out), values = widths, pair.weights[row.number]
-    a, b = row.rank * d_in, row.rank * (d_in + d_out)
-    magnitude = values[b : b + d_out] if row.is_dora else None
-    return Matrices(row, values[:a].reshape(row.rank, d_in), values[a:b].reshape(d_out, row.rank), magnitude)
+    end_of_A, end_of_B = row.rank * d_in, row.rank * (d_in + d_out)
+    magnitude = values[end_of_B : end_of_B + d_out] if row.is_dora else None
+    return Matrices(
+        row, values[:end_of_A].reshape(row.rank, d_in), values[end_of_A:end_of_B].reshape(d_out, row.rank), magnitude
+    )
 
 
 def pack(rows: Sequence[Matrices], columns: int = 3) -> Pair:
@@ -202,13 +214,20 @@ def pack(rows: Sequence[Matrices], columns: int = 3) -> Pair:
     if not rows:
         raise AdapterError("an adapter without LoRA on any linear layer makes no row of a lora_config")
     flat = []
-    for m in rows:
-        parts = [m.A.reshape(-1), m.B.reshape(-1), *([] if m.magnitude is None else [m.magnitude])]
+    for matrices in rows:
+        parts = [
+            matrices.A.reshape(-1),
+            matrices.B.reshape(-1),
+            *([] if matrices.magnitude is None else [matrices.magnitude]),
+        ]
         flat.append(np.concatenate(parts))
     weights = np.zeros((len(rows), max(map(len, flat))), flat[0].dtype)
     for target, values in zip(weights, flat, strict=True):
         target[: len(values)] = values
-    config = [[m.row.module.id, m.row.layer, m.row.rank, int(m.magnitude is not None)] for m in rows]
+    config = [
+        [matrices.row.module.id, matrices.row.layer, matrices.row.rank, int(matrices.magnitude is not None)]
+        for matrices in rows
+    ]
     if columns == 3 and (dora := next((row for row in config if row[3]), None)):
         raise AdapterError(f"row {dora}: DoRA needs the fourth column")
     return Pair(weights, np.array(config, np.int32)[:, :columns])

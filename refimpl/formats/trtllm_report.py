@@ -6,9 +6,9 @@ was started, and what its loader reads of a PEFT folder (_torch/peft/lora/loader
 
 from collections.abc import Collection
 
+from ..adapter import PeftConfig
 from ..config import LAYER_MODULES, ModelConfig, Module, module_name
-from ..loading.findings import shown
-from ..loading.peft_config import PeftConfig
+from ..loading.diagnostics import shown
 from ..loading.peft_tensors import Parts
 from ..tensorrt_llm.rank_alignment import LOADS, misaligned, runs_beside_any
 
@@ -52,7 +52,7 @@ def about_peft(
     parts: Parts, config: PeftConfig, base: ModelConfig | None = None, max_rank: int = MAX_RANK
 ) -> list[str]:
     """About a PEFT folder that load_adapter takes."""
-    lora = {module: held["A"].array.shape[0] for module, held in parts.items() if "A" in held}
+    lora = {module: tensors["A"].array.shape[0] for module, tensors in parts.items() if "A" in tensors}
     inner = [module for module in lora if module[1] in LAYER_MODULES]
     lines = (
         about_ranks([lora[module] for module in inner], max_rank)
@@ -61,12 +61,14 @@ def about_peft(
     )
     if outer := [module_name(module) for module in lora if module not in inner]:
         lines.append(f"ignores the LoRA on {' and '.join(outer)}, without a word")
-    if whole := [module_name(module) for module, held in parts.items() if held.keys() & {"saved", "copy"}]:
+    if full_weights := [module_name(module) for module, tensors in parts.items() if tensors.keys() & {"saved", "copy"}]:
         lines.append(
-            f"takes the whole {' and '.join(whole)} for every request, those without adapter too, if this is the only "
+            f"takes the whole {' and '.join(full_weights)} for every request, those without adapter too, if this is the only "
             "lora_dir, and ignores it otherwise"
         )
-    if biases := [part.name for held in parts.values() for key, part in held.items() if key in ("bias", "lora_bias")]:
+    if biases := [
+        part.name for tensors in parts.values() for key, part in tensors.items() if key in ("bias", "lora_bias")
+    ]:
         lines.append(f"rejects {biases[0]} ({len(biases)} biases): KeyError, unsupported key")
     if config.alpha_pattern:
         lines.append(f"ignores alpha_pattern {shown(dict(config.alpha_pattern))}: every module gets lora_alpha")

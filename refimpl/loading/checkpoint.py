@@ -11,8 +11,8 @@ import numpy as np
 from ..arrays import Array
 from ..config import LAYER_MODULES, LAYER_NORMS, ModelConfig, module_name
 from .conversion import CHUNK, all_finite
+from .diagnostics import Diagnostics, shown
 from .families import SUPPORTED
-from .findings import Findings, shown
 from .json_file import read_json
 from .safetensors_file import FLOATS, SafetensorsFile, open_safetensors
 
@@ -54,11 +54,11 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def open_checkpoint(folder: Path, config: ModelConfig | None, found: Findings) -> dict[str, Tensor]:
+def open_checkpoint(folder: Path, config: ModelConfig | None, diagnostics: Diagnostics) -> dict[str, Tensor]:
     """Every expected tensor by name, memory-mapped, with all problems noted. Without a config, every float tensor."""
-    before = len(found.problems)
-    files = [file for path in checkpoint_files(folder, found) if (file := open_safetensors(path, found))]
-    complete = len(found.problems) == before
+    before = len(diagnostics.problems)
+    files = [file for path in checkpoint_files(folder, diagnostics) if (file := open_safetensors(path, diagnostics))]
+    complete = len(diagnostics.problems) == before
     expected = expected_tensors(config) if config else None
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -66,16 +66,18 @@ def open_checkpoint(folder: Path, config: ModelConfig | None, found: Findings) -
             if HARMLESS.fullmatch(name):
                 continue
             if problem := _tensor_problem(file, name, expected, tensors):
-                found.problem(file.path, f"tensor {name} {problem}")
+                diagnostics.problem(file.path, f"tensor {name} {problem}")
             else:
                 tensors[name] = Tensor(file.path, file.tensors[name])
-    there = {name for file in files for name in file.stored}
+    present = {name for file in files for name in file.stored}
     for name, shape in (expected or {}).items() if complete else ():
-        if name not in there and not (name == EMBED_WEIGHT and config and config.tie_word_embeddings and TIED in there):
+        if name not in present and not (
+            name == EMBED_WEIGHT and config and config.tie_word_embeddings and TIED in present
+        ):
             why = "; tie_word_embeddings is false in config.json" if name == TIED else ""
-            found.problem(folder, f"tensor {name} {list(shape)} is in no file of the checkpoint{why}")
+            diagnostics.problem(folder, f"tensor {name} {list(shape)} is in no file of the checkpoint{why}")
     if config and config.tie_word_embeddings and TIED in tensors:
-        _check_tied(tensors, found)
+        _check_tied(tensors, diagnostics)
     return tensors
 
 
@@ -86,11 +88,11 @@ def _tensor_problem(
     shape = file.shapes[name]
     if expected is not None:
         # A tied checkpoint may carry the head as well; _check_tied compares the two.
-        wanted = expected.get(name, expected[EMBED_WEIGHT] if name == TIED else None)
-        if wanted is None:
+        expected_shape = expected.get(name, expected[EMBED_WEIGHT] if name == TIED else None)
+        if expected_shape is None:
             return f"{list(shape)} is not one of the model's; {_why_unexpected(name)}"
-        if shape != wanted:
-            return f"has shape {list(shape)}, config.json makes it {list(wanted)}"
+        if shape != expected_shape:
+            return f"has shape {list(shape)}, config.json makes it {list(expected_shape)}"
     if file.stored[name] not in FLOATS:
         return f"has dtype {file.stored[name]}; supported are {', '.join(FLOATS)} ({SUPPORTED})"
     if name in others:
@@ -108,47 +110,51 @@ def _why_unexpected(name: str) -> str:
     return "is it of another architecture?"
 
 
-def _check_tied(tensors: dict[str, Tensor], found: Findings) -> None:
+def _check_tied(tensors: dict[str, Tensor], diagnostics: Diagnostics) -> None:
     """A tied checkpoint may carry both names, or only the head's (transformers, modeling_utils.py, tie_weights)."""
     head = tensors.pop(TIED)
     embed = tensors.setdefault(EMBED_WEIGHT, head)
     if embed.array.dtype != head.array.dtype or not _same_bits(embed.array, head.array):
         # transformers 4 ties the two whatever the file says, transformers 5 keeps them apart.
-        found.problem(head.file, f"tie_word_embeddings is true, but tensor {TIED} is not equal to {EMBED_WEIGHT}")
+        diagnostics.problem(head.file, f"tie_word_embeddings is true, but tensor {TIED} is not equal to {EMBED_WEIGHT}")
 
 
-def _same_bits(a: Array, b: Array) -> bool:
+def _same_bits(first: Array, second: Array) -> bool:
     """Equality without a temporary array of the tensors' size."""
-    a, b = a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)
-    return all(np.array_equal(a[i : i + CHUNK], b[i : i + CHUNK]) for i in range(0, a.size, CHUNK))
+    first, second = first.reshape(-1).view(np.uint8), second.reshape(-1).view(np.uint8)
+    return all(np.array_equal(first[i : i + CHUNK], second[i : i + CHUNK]) for i in range(0, first.size, CHUNK))
 
 
-def checkpoint_files(folder: Path, found: Findings) -> list[Path]:
+def checkpoint_files(folder: Path, diagnostics: Diagnostics) -> list[Path]:
     """model.safetensors, or the shards that the index names."""
     single, index = folder / SINGLE, folder / INDEX
     if not os.path.exists(index):
         if os.path.exists(single):
             return [single]
-        found.problem(folder, f"has no {SINGLE} and no {INDEX}{_what_else(folder)}")
+        diagnostics.problem(folder, f"has no {SINGLE} and no {INDEX}{_what_else(folder)}")
         return []
-    data = read_json(index, found)
+    data = read_json(index, diagnostics)
     if data is None:
         return []
     weight_map = data.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        found.problem(index, f"weight_map is {shown(weight_map)}: it must map tensors to files")
+        diagnostics.problem(index, f"weight_map is {shown(weight_map)}: it must map tensors to files")
         return []
     files: dict[str, Path] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
-            found.problem(index, f"weight_map puts {name} in {shown(file)}, which is not the name of a file beside it")
+            diagnostics.problem(
+                index, f"weight_map puts {name} in {shown(file)}, which is not the name of a file beside it"
+            )
         else:
             files.setdefault(file, folder / file)
     if os.path.exists(single) and SINGLE not in files:
-        found.problem(folder, f"has both {SINGLE} and {INDEX}, and the index does not name it: remove one of them")
+        diagnostics.problem(
+            folder, f"has both {SINGLE} and {INDEX}, and the index does not name it: remove one of them"
+        )
     for file, path in list(files.items()):
         if not os.path.exists(path):
-            found.problem(index, f"names {file}, which is not there")
+            diagnostics.problem(index, f"names {file}, which is not there")
             del files[file]
     return list(files.values())
 

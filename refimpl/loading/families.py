@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .findings import Findings, shown
+from .diagnostics import Diagnostics, shown
 
 # The classes whose forward pass this package is, and what transformers assumes where their config.json is silent
 # (configuration_llama.py, configuration_mistral.py). num_key_value_heads: of a Llama, num_attention_heads.
@@ -43,33 +43,37 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def family_of(file: Path, data: Mapping[str, Any], found: Findings) -> str | None:
+def family_of(file: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> str | None:
     """The architecture, of which there must be one, and one that is supported."""
     named, model_type = data.get("architectures"), data.get("model_type")
     if not named and isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]  # written by something that did not know the class
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str) or named[0] not in DEFAULTS:
-        found.problem(file, f"architectures {shown(named)} (model_type {shown(model_type)}): {SUPPORTED}")
+        diagnostics.problem(file, f"architectures {shown(named)} (model_type {shown(model_type)}): {SUPPORTED}")
         return None
     if model_type is not None and (not isinstance(model_type, str) or FAMILIES.get(model_type) != named[0]):
-        found.problem(file, f"architectures {shown(named)} contradicts model_type {shown(model_type)}: {SUPPORTED}")
+        diagnostics.problem(
+            file, f"architectures {shown(named)} contradicts model_type {shown(model_type)}: {SUPPORTED}"
+        )
         return None
     return named[0]
 
 
-def check_neutral(file: Path, data: Mapping[str, Any], family: str, found: Findings) -> None:
+def check_neutral(file: Path, data: Mapping[str, Any], family: str, diagnostics: Diagnostics) -> None:
     """Keys that mean a different model are refused by name, unless their value makes no difference."""
     for key, values in NEUTRAL.items():
         if not is_neutral(key, data.get(key)):
             instead = f"must be {' or '.join(map(repr, values))}" if values else "is not supported"
-            found.problem(file, f"{key} is {shown(data[key])}, which {instead}; {SUPPORTED}")
+            diagnostics.problem(file, f"{key} is {shown(data[key])}, which {instead}; {SUPPORTED}")
     for key in NOT_OF[family]:
         if data.get(key) not in (None, False):
-            found.problem(file, f"{key} is {shown(data[key])}: {family} has none, and engines differ on obeying it")
+            diagnostics.problem(
+                file, f"{key} is {shown(data[key])}: {family} has none, and engines differ on obeying it"
+            )
     kind = "sliding_attention" if data.get("sliding_window") is not None else "full_attention"
     layer_types = data.get("layer_types")
     if layer_types is not None and not (isinstance(layer_types, list) and all(layer == kind for layer in layer_types)):
-        found.problem(file, f"layer_types is {shown(layer_types)}: every layer must be {kind!r}")
+        diagnostics.problem(file, f"layer_types is {shown(layer_types)}: every layer must be {kind!r}")
 
 
 def is_neutral(key: str, value: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .findings import Findings, shown
+from .diagnostics import Diagnostics, shown
 
 MAX_BYTES = 100_000_000  # the largest config.json or index seen has a few megabytes
 LARGEST = 2**31 - 1  # token ids and axes are int32
@@ -22,29 +22,29 @@ def lfs_pointer(head: bytes) -> str | None:
     return f"is a Git LFS pointer to a file{of}, not the file itself: run `git lfs pull` in its repository"
 
 
-def read_json(path: Path, found: Findings) -> dict[str, Any] | None:
+def read_json(path: Path, diagnostics: Diagnostics) -> dict[str, Any] | None:
     """The JSON object in a file, or None with the problem noted. Duplicate keys are refused: loaders differ on them."""
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        found.problem(path, f"cannot be read ({error.strerror or error})")
+        diagnostics.problem(path, f"cannot be read ({error.strerror or error})")
         return None
     if not raw.strip():
-        found.problem(path, "is empty")
+        diagnostics.problem(path, "is empty")
     elif pointer := lfs_pointer(raw[:200]):
-        found.problem(path, pointer)
+        diagnostics.problem(path, pointer)
     elif len(raw) > MAX_BYTES:
-        found.problem(path, f"is larger than {MAX_BYTES} bytes")
+        diagnostics.problem(path, f"is larger than {MAX_BYTES} bytes")
     else:
         try:
             data = parse_json(raw)
         except (ValueError, RecursionError) as error:
-            found.problem(path, f"is not valid JSON ({error})")
+            diagnostics.problem(path, f"is not valid JSON ({error})")
             return None
         if isinstance(data, dict):
             return data
-        found.problem(path, f"holds {shown(data)}, not a JSON object")
+        diagnostics.problem(path, f"holds {shown(data)}, not a JSON object")
     return None
 
 
@@ -77,21 +77,21 @@ def is_number(value: object) -> bool:
 class Keys:
     """Typed reading of one JSON object. A bad value is noted and answered with the default, so that all are found."""
 
-    def __init__(self, file: Path | str, data: Mapping[str, Any], found: Findings) -> None:
-        self.file, self.data, self.found = file, data, found
+    def __init__(self, file: Path | str, data: Mapping[str, Any], diagnostics: Diagnostics) -> None:
+        self.file, self.data, self.diagnostics = file, data, diagnostics
 
     def given(self, key: str) -> bool:
         """Whether the key is there and not null; null means missing, as in transformers."""
         return self.data.get(key) is not None
 
-    def _checked(self, key: str, default: Any, valid: bool, wanted: str) -> Any:
+    def _checked(self, key: str, default: Any, valid: bool, expected: str) -> Any:
         if not self.given(key):
             if default is None:
-                self.found.problem(self.file, f"{key} is missing: it must be {wanted}")
+                self.diagnostics.problem(self.file, f"{key} is missing: it must be {expected}")
             return default
         if valid:
             return self.data[key]
-        self.found.problem(self.file, f"{key} is {shown(self.data[key])}: it must be {wanted}")
+        self.diagnostics.problem(self.file, f"{key} is {shown(self.data[key])}: it must be {expected}")
         return default
 
     def integer(self, key: str, default: int | None = None, least: int = 1, most: int = LARGEST) -> int:

@@ -2,12 +2,12 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .findings import Findings, shown
+from ..adapter import ENDING, PeftConfig
+from .diagnostics import Diagnostics, shown
 from .json_file import LARGEST, Keys, is_integer, is_number, read_json
 from .peft_keys import check_other_keys, is_lora, note_oddities
 
@@ -15,38 +15,11 @@ T = TypeVar("T")
 CONFIG_FILE = "adapter_config.json"
 
 
-@dataclass(frozen=True)
-class PeftConfig:
-    """The keys of adapter_config.json that change the numbers, in its own names."""
-
-    r: int
-    lora_alpha: float
-    use_rslora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    target_modules: tuple[str, ...] | str = ()  # names (equal, or a suffix after a dot), or one regular expression
-    exclude_modules: tuple[str, ...] | str = ()
-    layers_to_transform: tuple[int, ...] | None = None
-    layers_pattern: tuple[str, ...] = ()
-    modules_to_save: tuple[str, ...] = ()
-    bias: str = "none"
-    lora_bias: bool = False
-
-
 # PEFT puts the names of a config into these regular expressions.
-ENDING = r"(.*\.)?({})$"  # rank_pattern, alpha_pattern: peft/utils/other.py, get_pattern_key
 AROUND = r"(^|.*\.){}($|\..*)"  # modules_to_save: peft/tuners/tuners_utils.py, check_target_module_exists
 LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."  # layers_pattern: likewise
 ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
 WHOLE = "{}"  # target_modules and exclude_modules, where they are one string: fullmatch
-
-
-def pattern_value(pattern: Mapping[str, T], key: str, default: T) -> T:
-    """The value of the first pattern that matches the end of a module's dotted name, from a dot on."""
-    for name, value in pattern.items():
-        if re.match(ENDING.replace("{}", name), key):
-            return value
-    return pattern.get(key, default)
 
 
 def selects(config: PeftConfig, module: str) -> bool:
@@ -69,7 +42,7 @@ def selects(config: PeftConfig, module: str) -> bool:
         return True
     patterns = [LAYER.replace("{}", name) for name in config.layers_pattern] or [ANY_LAYER]
     matches = (re.match(pattern, module) for pattern in patterns)
-    return any(int(m["idx"]) in config.layers_to_transform for m in list(filter(None, matches))[:1])
+    return any(int(match["idx"]) in config.layers_to_transform for match in list(filter(None, matches))[:1])
 
 
 def is_saved(config: PeftConfig, module: str) -> bool:
@@ -83,13 +56,13 @@ def _named(names: tuple[str, ...] | str, module: str) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
-def read_peft_config(folder: Path, found: Findings) -> PeftConfig | None:
+def read_peft_config(folder: Path, diagnostics: Diagnostics) -> PeftConfig | None:
     """The PeftConfig of a folder, or None with every problem noted."""
-    file, before = folder / CONFIG_FILE, len(found.problems)
-    data = read_json(file, found)
-    if data is None or not is_lora(file, data, found):
+    file, before = folder / CONFIG_FILE, len(diagnostics.problems)
+    data = read_json(file, diagnostics)
+    if data is None or not is_lora(file, data, diagnostics):
         return None
-    keys = Keys(file, data, found)
+    keys = Keys(file, data, diagnostics)
     check_other_keys(keys)
     note_oddities(keys)
     config = PeftConfig(
@@ -107,24 +80,24 @@ def read_peft_config(folder: Path, found: Findings) -> PeftConfig | None:
         lora_bias=keys.flag("lora_bias"),
     )
     _check_together(keys, config)
-    return config if len(found.problems) == before else None
+    return config if len(diagnostics.problems) == before else None
 
 
 def _alpha(keys: Keys) -> float:
     alpha = keys.data.get("lora_alpha")
     if not is_number(alpha):
-        keys.found.problem(keys.file, f"lora_alpha is {shown(alpha)}: it must be a finite number")
+        keys.diagnostics.problem(keys.file, f"lora_alpha is {shown(alpha)}: it must be a finite number")
         return 1.0
     if alpha <= 0:  # type: ignore[operator]
-        keys.found.warn(keys.file, f"lora_alpha is {alpha}: the adapter is switched off, or subtracted")
+        keys.diagnostics.warn(keys.file, f"lora_alpha is {alpha}: the adapter is switched off, or subtracted")
     return float(alpha)  # type: ignore[arg-type]
 
 
-def _pattern(keys: Keys, key: str, valid: Callable[[Any], bool], wanted: str) -> dict[str, Any]:
+def _pattern(keys: Keys, key: str, valid: Callable[[Any], bool], expected: str) -> dict[str, Any]:
     """rank_pattern or alpha_pattern."""
     value = keys.data.get(key) or {}
     if not isinstance(value, dict) or not all(valid(n) for n in value.values()):
-        keys.found.problem(keys.file, f"{key} is {shown(value)}: it must map names to {wanted}")
+        keys.diagnostics.problem(keys.file, f"{key} is {shown(value)}: it must map names to {expected}")
         return {}
     return value if _compile(keys, key, value, ENDING) else {}
 
@@ -135,11 +108,11 @@ def _names(keys: Keys, key: str, in_string: str | None = None, in_list: str | No
     if isinstance(value, str) and in_string:
         return value if _compile(keys, key, [value], in_string) else ()
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-        wanted = "a list of names" + (" or a regular expression" if in_string else "")
-        keys.found.problem(keys.file, f"{key} is {shown(value)}: it must be {wanted}")
+        expected = "a list of names" + (" or a regular expression" if in_string else "")
+        keys.diagnostics.problem(keys.file, f"{key} is {shown(value)}: it must be {expected}")
         return ()
     if len(set(value)) < len(value) and key == "target_modules":
-        keys.found.warn(keys.file, f"{key} has duplicates: {shown(value)}")
+        keys.diagnostics.warn(keys.file, f"{key} has duplicates: {shown(value)}")
     return tuple(dict.fromkeys(value)) if not in_list or _compile(keys, key, value, in_list) else ()
 
 
@@ -155,7 +128,7 @@ def _compile(keys: Keys, key: str, names: Iterable[str], template: str) -> bool:
                 warnings.simplefilter("ignore", FutureWarning)  # "possible nested set": it means what it means today
                 re.compile(template.replace("{}", name))
         except (re.error, OverflowError, RecursionError) as error:
-            keys.found.problem(keys.file, f"{key}: {shown(name)} is not a regular expression ({error})")
+            keys.diagnostics.problem(keys.file, f"{key}: {shown(name)} is not a regular expression ({error})")
             return False
     return True
 
@@ -166,7 +139,7 @@ def _layers(keys: Keys) -> tuple[int, ...] | None:
         return None
     layers = value if isinstance(value, list) else [value]
     if not all(is_integer(n) and n >= 0 for n in layers):
-        keys.found.problem(keys.file, f"layers_to_transform is {shown(value)}: it must be layer numbers")
+        keys.diagnostics.problem(keys.file, f"layers_to_transform is {shown(value)}: it must be layer numbers")
         return None
     return tuple(layers)
 
@@ -174,7 +147,7 @@ def _layers(keys: Keys) -> tuple[int, ...] | None:
 def _bias(keys: Keys) -> str:
     bias = keys.data.get("bias", "none")
     if bias not in ("none", "all", "lora_only"):
-        keys.found.problem(keys.file, f"bias is {shown(bias)}: it must be 'none', 'all' or 'lora_only'")
+        keys.diagnostics.problem(keys.file, f"bias is {shown(bias)}: it must be 'none', 'all' or 'lora_only'")
         return "none"
     return bias
 
@@ -182,10 +155,12 @@ def _bias(keys: Keys) -> str:
 def _check_together(keys: Keys, config: PeftConfig) -> None:
     """Keys that PEFT refuses in combination (peft/tuners/lora/config.py, __post_init__)."""
     if isinstance(config.target_modules, str) and (config.layers_to_transform is not None or config.layers_pattern):
-        keys.found.problem(
+        keys.diagnostics.problem(
             keys.file, "layers_to_transform and layers_pattern need target_modules to be a list of names"
         )
     if config.layers_pattern and not config.layers_to_transform:
-        keys.found.problem(keys.file, "layers_pattern is given, but layers_to_transform is not")
+        keys.diagnostics.problem(keys.file, "layers_pattern is given, but layers_to_transform is not")
     if keys.data.get("target_modules") is None:
-        keys.found.problem(keys.file, "target_modules is missing: it must be a list of names or a regular expression")
+        keys.diagnostics.problem(
+            keys.file, "target_modules is missing: it must be a list of names or a regular expression"
+        )

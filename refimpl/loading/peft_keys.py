@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .findings import Findings, shown
+from .diagnostics import Diagnostics, shown
 from .json_file import Keys
 
 HONOURED = {
@@ -48,17 +48,17 @@ FOREIGN = {
 }
 
 
-def is_lora(file: Path, data: Mapping[str, Any], found: Findings) -> bool:
+def is_lora(file: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> bool:
     """Whether the file is what PEFT writes for LoRA; if not, say what it is."""
     kind = data.get("peft_type")
     if kind is None and not {"r", "lora_alpha", "target_modules"} <= data.keys():
         what = next((name for key, name in FOREIGN.items() if key in data), "no peft_type, and not r, lora_alpha, ...")
-        found.problem(file, f"is not a PEFT LoRA config ({what}); its keys are {shown(sorted(data))}")
+        diagnostics.problem(file, f"is not a PEFT LoRA config ({what}); its keys are {shown(sorted(data))}")
         return False
     if kind is None:
-        found.warn(file, "peft_type is missing; taken as LORA")
+        diagnostics.warn(file, "peft_type is missing; taken as LORA")
     elif kind != "LORA":
-        found.problem(file, f"peft_type is {shown(kind)}; only LORA is supported")
+        diagnostics.problem(file, f"peft_type is {shown(kind)}; only LORA is supported")
     return kind in (None, "LORA")
 
 
@@ -66,16 +66,18 @@ def check_other_keys(keys: Keys) -> None:
     """Every key that is not one of the numbers: harmless, neutral, or refused by name."""
     for key, value in keys.data.items():
         if key not in HONOURED and key not in HARMLESS and value not in (None, False, [], {}, ""):
-            keys.found.problem(keys.file, f"{key} is {shown(value)}, which is not supported (it would have to be null)")
+            keys.diagnostics.problem(
+                keys.file, f"{key} is {shown(value)}, which is not supported (it would have to be null)"
+            )
     init = keys.data.get("init_lora_weights")
     if init is not None and not any(init == plain and type(init) is type(plain) for plain in PLAIN_INIT):
         why = "may change the base's weights, and A and B only fit the changed ones"
-        keys.found.problem(keys.file, f"init_lora_weights is {shown(init)}, which {why}")
+        keys.diagnostics.problem(keys.file, f"init_lora_weights is {shown(init)}, which {why}")
 
 
 def note_oddities(keys: Keys) -> None:
     """What works, but may not be what its owner thinks."""
-    data, warn = keys.data, lambda what: keys.found.warn(keys.file, what)
+    data, warn = keys.data, lambda what: keys.diagnostics.warn(keys.file, what)
     if data.get("fan_in_fan_out"):
         warn("fan_in_fan_out is set, but the base's layers are Linear, so it has no effect")
     if data.get("inference_mode") is False:

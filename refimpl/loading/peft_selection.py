@@ -4,51 +4,60 @@ from pathlib import Path
 
 import numpy as np
 
+from ..adapter import PeftConfig
 from ..config import EMBED, LAYER_NORMS, LM_HEAD, ModelConfig, module_name
-from .findings import Findings, shown
-from .peft_config import CONFIG_FILE, PeftConfig, is_saved, selects
-from .peft_tensors import Parts, whole
+from .diagnostics import Diagnostics, shown
+from .peft_config import CONFIG_FILE, is_saved, selects
+from .peft_tensors import Parts, full_weights_of
 
 
-def check_whole(parts: Parts, config: PeftConfig, base: ModelConfig | None, file: Path, found: Findings) -> None:
+def check_whole(
+    parts: Parts, config: PeftConfig, base: ModelConfig | None, file: Path, diagnostics: Diagnostics
+) -> None:
     """Weights and biases that the adapter brings along in place of the base's."""
-    for module, held in parts.items():
+    for module, tensors in parts.items():
         name = module_name(module)
-        if "copy" in held and ("saved" in held or "A" not in held):
-            found.problem(file, f"tensor {held['copy'].name} is the base of a LoRA that is not there")
-        if bias := held.get("bias"):
+        if "copy" in tensors and ("saved" in tensors or "A" not in tensors):
+            diagnostics.problem(file, f"tensor {tensors['copy'].name} is the base of a LoRA that is not there")
+        if bias := tensors.get("bias"):
             if config.bias == "none":
-                found.problem(file, f"tensor {bias.name} is there, but bias is 'none' in {CONFIG_FILE}")
+                diagnostics.problem(file, f"tensor {bias.name} is there, but bias is 'none' in {CONFIG_FILE}")
             elif base and not base.has_bias(module[1]):
-                found.problem(file, f"tensor {bias.name}: {name} of the base has no bias")
+                diagnostics.problem(file, f"tensor {bias.name}: {name} of the base has no bias")
             elif base and bias.array.shape != base.shape(module[1])[:1]:
-                wanted = list(base.shape(module[1])[:1])
-                found.problem(file, f"tensor {bias.name} has shape {list(bias.array.shape)}, the base's is {wanted}")
-    if config.bias != "none" and not any("bias" in held for held in parts.values()):
+                expected = list(base.shape(module[1])[:1])
+                diagnostics.problem(
+                    file, f"tensor {bias.name} has shape {list(bias.array.shape)}, the base's is {expected}"
+                )
+    if config.bias != "none" and not any("bias" in tensors for tensors in parts.values()):
         # PEFT up to 0.20 looked for them under a wrong name when saving, and found none.
-        found.warn(file, f"bias is {config.bias!r}, but there is no bias tensor: if biases were trained, they are lost")
+        diagnostics.warn(
+            file, f"bias is {config.bias!r}, but there is no bias tensor: if biases were trained, they are lost"
+        )
 
 
-def check_vocabulary(parts: Parts, config: PeftConfig, base: ModelConfig, file: Path, found: Findings) -> None:
+def check_vocabulary(parts: Parts, config: PeftConfig, base: ModelConfig, file: Path, diagnostics: Diagnostics) -> None:
     """The two tables of the vocabulary have the base's width, at least its rows, and as many rows as each other."""
     rows = {EMBED: base.vocab_size, LM_HEAD: base.vocab_size}
-    brought = whole(parts, config, base)
-    for module, part in brought.items():
+    full_weights = full_weights_of(parts, config, base)
+    for module, part in full_weights.items():
         shape = part.array.shape
         if len(shape) != 2 or shape[1] != base.hidden_size or shape[0] < base.vocab_size:
-            wanted = f"[{base.vocab_size} or more, {base.hidden_size}]"
-            found.problem(file, f"tensor {part.name} has shape {list(shape)}, the base makes it {wanted}")
+            expected = f"[{base.vocab_size} or more, {base.hidden_size}]"
+            diagnostics.problem(file, f"tensor {part.name} has shape {list(shape)}, the base makes it {expected}")
             return
         rows[module] = shape[0]
     if rows[EMBED] != rows[LM_HEAD]:
         counts = f"embed_tokens has {rows[EMBED]} rows and lm_head {rows[LM_HEAD]}"
-        found.problem(file, f"{counts}: the vocabulary has grown, and only one of the two was saved")
+        diagnostics.problem(file, f"{counts}: the vocabulary has grown, and only one of the two was saved")
     one_parameter = base.tie_word_embeddings and not any(is_saved(config, module_name(module)) for module in rows)
-    if one_parameter and brought and not np.array_equal(brought[EMBED].array, brought[LM_HEAD].array):
-        found.problem(file, f"{brought[EMBED].name} and {brought[LM_HEAD].name} differ, and the base ties the two")
+    if one_parameter and full_weights and not np.array_equal(full_weights[EMBED].array, full_weights[LM_HEAD].array):
+        diagnostics.problem(
+            file, f"{full_weights[EMBED].name} and {full_weights[LM_HEAD].name} differ, and the base ties the two"
+        )
 
 
-def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: Path, found: Findings) -> None:
+def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: Path, diagnostics: Diagnostics) -> None:
     """Everything that the config selects in this base has tensors.
 
     PEFT saves every module that it targets, so one that is selected and not saved was lost by whatever wrote the file.
@@ -59,27 +68,27 @@ def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: 
     for module in base.modules():
         full_name = module_name(module)
         if selects(config, full_name) and "A" not in parts.get(module, {}) and "B" not in parts.get(module, {}):
-            found.problem(file, f"target_modules selects {full_name}, but there are no tensors for it")
+            diagnostics.problem(file, f"target_modules selects {full_name}, but there are no tensors for it")
     for name in config.modules_to_save:
         hit = [full_name for full_name in all_modules(base) if full_name.endswith(name)]
         for full_name in hit:
             if full_name not in (module_name(EMBED), module_name(LM_HEAD)):
-                found.problem(
+                diagnostics.problem(
                     file, f"modules_to_save {name!r}: {full_name} cannot be replaced, only embed_tokens and lm_head"
                 )
                 break
         for module in (EMBED, LM_HEAD):
             if module_name(module) in hit and "saved" not in parts.get(module, {}):
-                found.problem(file, f"modules_to_save {name!r}: there is no tensor for {module_name(module)}")
+                diagnostics.problem(file, f"modules_to_save {name!r}: there is no tensor for {module_name(module)}")
     names = config.target_modules if isinstance(config.target_modules, tuple) else ()
     nothing = [n for n in names if not any(f".{module_name(module)}".endswith(f".{n}") for module in base.modules())]
     if nothing:
-        found.warn(file, f"target_modules: {shown(nothing)} name no linear layer of the base")
+        diagnostics.warn(file, f"target_modules: {shown(nothing)} name no linear layer of the base")
     if not parts:
-        found.problem(folder, "has no tensors at all")
+        diagnostics.problem(folder, "has no tensors at all")
     covered = {layer for layer, _ in parts if layer >= 0}
     if covered and len(covered) < base.num_hidden_layers:
-        found.warn(file, f"the adapter covers {len(covered)} of the base's {base.num_hidden_layers} layers")
+        diagnostics.warn(file, f"the adapter covers {len(covered)} of the base's {base.num_hidden_layers} layers")
 
 
 def all_modules(base: ModelConfig) -> list[str]:

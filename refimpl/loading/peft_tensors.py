@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..adapter import PeftConfig, pattern_value
 from ..arrays import Array
 from ..config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Module, module_name
 from .conversion import all_finite
-from .findings import Findings
-from .peft_config import CONFIG_FILE, PeftConfig, is_saved, pattern_value, selects
+from .diagnostics import Diagnostics
+from .peft_config import CONFIG_FILE, is_saved, selects
 from .safetensors_file import FLOATS, SafetensorsFile
 
 PREFIX = "base_model.model."
@@ -60,7 +61,7 @@ class Part:
 Parts = dict[Module, dict[str, Part]]
 
 
-def sort_parts(file: SafetensorsFile, base: ModelConfig | None, found: Findings) -> Parts:
+def sort_parts(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Diagnostics) -> Parts:
     """Every tensor under its site and part. Without a base, layers and widths are taken as the file has them."""
     parts: Parts = {}
     names = {module_name(module): module for module in (base.modules() if base else _modules_in(file))}
@@ -68,24 +69,28 @@ def sort_parts(file: SafetensorsFile, base: ModelConfig | None, found: Findings)
         match = NAME.fullmatch(name)
         module = names.get(match.group(1)) if match else None
         if not match or module is None or not _belongs(module, match.group(2)):
-            found.problem(file.path, f"tensor {name} {list(file.shapes[name])} is not supported: {_what(name, base)}")
+            diagnostics.problem(
+                file.path, f"tensor {name} {list(file.shapes[name])} is not supported: {_what(name, base)}"
+            )
             continue
         part = PARTS[match.group(2)]
         if part in parts.get(module, {}):
-            found.problem(file.path, f"tensor {name} is there a second time, as {parts[module][part].name}")
+            diagnostics.problem(file.path, f"tensor {name} is there a second time, as {parts[module][part].name}")
         elif file.stored[name] not in FLOATS:
-            found.problem(file.path, f"tensor {name} has dtype {file.stored[name]}; supported are {', '.join(FLOATS)}")
+            diagnostics.problem(
+                file.path, f"tensor {name} has dtype {file.stored[name]}; supported are {', '.join(FLOATS)}"
+            )
         else:
             parts.setdefault(module, {})[part] = Part(name, file.tensors[name])
             if not all_finite(file.tensors[name]):
-                found.problem(file.path, f"tensor {name} holds NaN or inf")
+                diagnostics.problem(file.path, f"tensor {name} holds NaN or inf")
     return parts
 
 
 def _modules_in(file: SafetensorsFile) -> list[Module]:
     """Without a base: the modules that a Llama with as many layers as the file names would have."""
     matches = (LAYER.match(name.removeprefix(PREFIX)) for name in file.stored)
-    layers = {int(m.group(1)) for m in matches if m and len(m.group(1)) < 5}
+    layers = {int(match.group(1)) for match in matches if match and len(match.group(1)) < 5}
     return [EMBED, *((i, module) for i in sorted(layers) for module in LAYER_MODULES), LM_HEAD]
 
 
@@ -102,36 +107,42 @@ def _belongs(module: Module, ending: str) -> bool:
 def _what(name: str, base: ModelConfig | None) -> str:
     """What a tensor that cannot be placed probably is."""
     if not name.startswith(PREFIX):
-        known = next((what for piece, what in FOREIGN.items() if piece in name), "PEFT writes no such name")
-        return f"it does not begin with {PREFIX} ({known})"
+        origin = next((what for piece, what in FOREIGN.items() if piece in name), "PEFT writes no such name")
+        return f"it does not begin with {PREFIX} ({origin})"
     layer = LAYER.match(name.removeprefix(PREFIX))
     if layer and base and int(layer.group(1)[:9]) >= base.num_hidden_layers:
         return f"it is of layer {layer.group(1)}, the base has {base.num_hidden_layers}"
     return next((what for piece, what in FOREIGN.items() if piece in name), "the base has no such module or parameter")
 
 
-def whole(parts: Parts, config: PeftConfig, base: ModelConfig | None) -> dict[Module, Part]:
+def full_weights_of(parts: Parts, config: PeftConfig, base: ModelConfig | None) -> dict[Module, Part]:
     """The whole weights that the adapter brings along for embed_tokens and lm_head.
 
     modules_to_save is a layer of its own. What save_embedding_layers writes is loaded into the base's own parameter,
     and where embeddings are tied that is one for both (peft/utils/save_and_load.py, set_peft_model_state_dict).
     """
     kinds = [(module, kind) for module in (EMBED, LM_HEAD) for kind in ("saved", "copy")]
-    brought = {module: parts[module][kind] for module, kind in kinds if kind in parts.get(module, {})}
-    if base and base.tie_word_embeddings and len(brought) == 1:
-        module, part = next(iter(brought.items()))
+    full_weights = {module: parts[module][kind] for module, kind in kinds if kind in parts.get(module, {})}
+    if base and base.tie_word_embeddings and len(full_weights) == 1:
+        module, part = next(iter(full_weights.items()))
         if not is_saved(config, module_name(module)):
-            brought = {EMBED: part, LM_HEAD: part}
-    return brought
+            full_weights = {EMBED: part, LM_HEAD: part}
+    return full_weights
 
 
-def check_lora(parts: Parts, config: PeftConfig, base: ModelConfig | None, file: Path, found: Findings) -> None:
+def check_lora(
+    parts: Parts, config: PeftConfig, base: ModelConfig | None, file: Path, diagnostics: Diagnostics
+) -> None:
     """Every module's A and B are both there, selected, of the config's rank and the base's widths."""
-    brought = whole(parts, config, base)
-    for module, held in parts.items():
-        if held.keys() & {"A", "B", "lora_bias"}:
-            rows = brought[module].array.shape[0] if module in brought and brought[module].array.ndim else None
-            _check_module(module, held, config, _shape(module, base, rows), file, found)
+    full_weights = full_weights_of(parts, config, base)
+    for module, tensors in parts.items():
+        if tensors.keys() & {"A", "B", "lora_bias"}:
+            rows = (
+                full_weights[module].array.shape[0]
+                if module in full_weights and full_weights[module].array.ndim
+                else None
+            )
+            _check_module(module, tensors, config, _shape(module, base, rows), file, diagnostics)
 
 
 Shape = tuple[int, int]
@@ -148,30 +159,35 @@ def _shape(module: Module, base: ModelConfig | None, rows: int | None) -> Shape 
 
 
 def _check_module(
-    module: Module, held: Mapping[str, Part], config: PeftConfig, shape: Shape | None, file: Path, found: Findings
+    module: Module,
+    tensors: Mapping[str, Part],
+    config: PeftConfig,
+    shape: Shape | None,
+    file: Path,
+    diagnostics: Diagnostics,
 ) -> None:
     full_name = module_name(module)
-    missing = [f"lora_{half}" for half in "AB" if half not in held]
+    missing = [f"lora_{half}" for half in "AB" if half not in tensors]
     if missing:
-        there = ", ".join(part.name for part in held.values())
-        found.problem(file, f"module {full_name}: {' and '.join(missing)} is missing (there is {there})")
+        present = ", ".join(part.name for part in tensors.values())
+        diagnostics.problem(file, f"module {full_name}: {' and '.join(missing)} is missing (there is {present})")
         return
     rank = pattern_value(config.rank_pattern, full_name, config.r)
-    a, b = held["A"], held["B"]
-    d_out, d_in = shape or (_axis(b.array, 0), _axis(a.array, 1))
-    wanted = [(a, [rank, d_in]), (b, [d_out, rank])]
-    if "lora_bias" in held:
-        wanted.append((held["lora_bias"], [d_out]))
-    for part, expected in wanted:
+    A, B = tensors["A"], tensors["B"]
+    d_out, d_in = shape or (_axis(B.array, 0), _axis(A.array, 1))
+    checked = [(A, [rank, d_in]), (B, [d_out, rank])]
+    if "lora_bias" in tensors:
+        checked.append((tensors["lora_bias"], [d_out]))
+    for part, expected in checked:
         if list(part.array.shape) != expected:
             makes = f"{CONFIG_FILE} (rank {rank}) and the base make it {expected}"
-            found.problem(file, f"tensor {part.name} has shape {list(part.array.shape)}, {makes}")
-    if config.lora_bias != ("lora_bias" in held):
+            diagnostics.problem(file, f"tensor {part.name} has shape {list(part.array.shape)}, {makes}")
+    if config.lora_bias != ("lora_bias" in tensors):
         says = "true, but lora_B.bias is not there" if config.lora_bias else "false, but lora_B.bias is there"
-        found.problem(file, f"module {full_name}: lora_bias is {says}")
+        diagnostics.problem(file, f"module {full_name}: lora_bias is {says}")
     if not selects(config, full_name):
         why = "modules_to_save replaces it" if is_saved(config, full_name) else "target_modules does not select it"
-        found.problem(file, f"tensor {a.name} is not for use: {why} ({CONFIG_FILE})")
+        diagnostics.problem(file, f"tensor {A.name} is not for use: {why} ({CONFIG_FILE})")
 
 
 def _axis(x: Array, axis: int) -> int:

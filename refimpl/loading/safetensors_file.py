@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import DTYPES, Array
-from .findings import Findings, shown
+from .diagnostics import Diagnostics, shown
 from .json_file import is_integer, lfs_pointer, parse_json
 
 MAX_HEADER = 100_000_000  # the library's own limit
@@ -35,29 +35,29 @@ class SafetensorsFile:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def open_safetensors(path: Path, found: Findings) -> SafetensorsFile | None:
+def open_safetensors(path: Path, diagnostics: Diagnostics) -> SafetensorsFile | None:
     """Map a file, or None with every problem of its header noted. The arrays are read-only and hold the map open."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
             head = file.read(200)
             if problem := _not_safetensors(head, size):
-                found.problem(path, problem)
+                diagnostics.problem(path, problem)
                 return None
             length = int.from_bytes(head[:8], "little")
             file.seek(8)
             header = file.read(length)
-            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        found.problem(path, f"cannot be read ({error})")
+        diagnostics.problem(path, f"cannot be read ({error})")
         return None
-    entries = _header(path, header, size - 8 - length, found)
+    entries = _header(path, header, size - 8 - length, diagnostics)
     if entries is None:
         return None
     return SafetensorsFile(
         path,
         {
-            name: _view(whole, 8 + length + begin, dtype, shape)
+            name: _view(mapped, 8 + length + begin, dtype, shape)
             for name, (dtype, shape, begin, _) in entries.items()
             if dtype in FLOATS
         },
@@ -86,29 +86,29 @@ def _not_safetensors(head: bytes, size: int) -> str | None:
 Entry = tuple[str, tuple[int, ...], int, int]  # dtype, shape, begin and end in the data
 
 
-def _header(path: Path, raw: bytes, data_size: int, found: Findings) -> dict[str, Entry] | None:
+def _header(path: Path, raw: bytes, data_size: int, diagnostics: Diagnostics) -> dict[str, Entry] | None:
     """The header's entries, or None with its problems noted."""
     try:
         header = parse_json(raw)
     except (ValueError, RecursionError) as error:
-        found.problem(path, f"the safetensors header is not valid JSON ({error})")
+        diagnostics.problem(path, f"the safetensors header is not valid JSON ({error})")
         return None
     if not isinstance(header, dict):
-        found.problem(path, f"the safetensors header is {shown(header)}, not a JSON object")
+        diagnostics.problem(path, f"the safetensors header is {shown(header)}, not a JSON object")
         return None
-    before = len(found.problems)
+    before = len(diagnostics.problems)
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not _is_text_map(metadata):
-        found.problem(path, f"__metadata__ is {shown(metadata)}, not a map from text to text")
+        diagnostics.problem(path, f"__metadata__ is {shown(metadata)}, not a map from text to text")
     entries = {}
     for name, raw_entry in header.items():
         try:
             entries[name] = _entry(raw_entry)
         except ValueError as error:
-            found.problem(path, f"tensor {name}: {error}")
-    if len(found.problems) == before:
-        _check_layout(path, entries, data_size, found)
-    return entries if len(found.problems) == before else None
+            diagnostics.problem(path, f"tensor {name}: {error}")
+    if len(diagnostics.problems) == before:
+        _check_layout(path, entries, data_size, diagnostics)
+    return entries if len(diagnostics.problems) == before else None
 
 
 def _is_text_map(value: Any) -> bool:
@@ -132,24 +132,28 @@ def _entry(raw: Any) -> Entry:
     return dtype, tuple(shape), begin, end
 
 
-def _check_layout(path: Path, entries: Mapping[str, Entry], data_size: int, found: Findings) -> None:
+def _check_layout(path: Path, entries: Mapping[str, Entry], data_size: int, diagnostics: Diagnostics) -> None:
     """The tensors must lie end to end and fill the file."""
     position, previous = 0, "the header"
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position:
             kind = "overlaps" if begin < position else "leaves a gap after"
-            found.problem(path, f"tensor {name}: begins at byte {begin}, which {kind} {previous}, ending at {position}")
+            diagnostics.problem(
+                path, f"tensor {name}: begins at byte {begin}, which {kind} {previous}, ending at {position}"
+            )
         position, previous = end, name
     if position > data_size:
-        found.problem(path, f"is truncated: its tensors need {position} bytes, it has {data_size} after the header")
+        diagnostics.problem(
+            path, f"is truncated: its tensors need {position} bytes, it has {data_size} after the header"
+        )
     elif position < data_size:
-        found.problem(path, f"has {data_size - position} bytes after its last tensor")
+        diagnostics.problem(path, f"has {data_size - position} bytes after its last tensor")
 
 
-def _view(whole: mmap.mmap, start: int, dtype: str, shape: tuple[int, ...]) -> Array:
+def _view(mapped: mmap.mmap, start: int, dtype: str, shape: tuple[int, ...]) -> Array:
     """A read-only array over the map; the array keeps the map alive."""
     count = math.prod(shape)
-    return np.frombuffer(whole, DTYPES[FLOATS[dtype]], count, start if count else 0).reshape(shape)
+    return np.frombuffer(mapped, DTYPES[FLOATS[dtype]], count, start if count else 0).reshape(shape)
 
 
 # Every dtype of the format (safetensors/src/tensor.rs) in bits: another one makes the offsets uncheckable.

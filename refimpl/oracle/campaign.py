@@ -78,7 +78,7 @@ class Result:
     played: list[Played]
     known: Thresholds
     dtype: str
-    findings: list[str]
+    diagnostics: list[str]
     diagnosis: list[Finding] = field(default_factory=list)
     symptoms: list[Symptom] = field(default_factory=list)
     first_divergence: Place | None = None
@@ -106,7 +106,7 @@ class Campaign:
         self.engine = make()
         self.capabilities = self.engine.capabilities
         self.members: Sequence[Member] = ensemble(testbed.dtype)
-        self.findings: list[str] = []
+        self.diagnostics: list[str] = []
         self._narrow: precisions.PrecisionFinding | None = None  # what the engine keeps in a lower type
         self.seconds: dict[str, float] = {}
         self._began = time.monotonic()
@@ -129,7 +129,7 @@ class Campaign:
                 known = self._lower_precision(played, known, workers)
             self._second_look(played, known)
             verdict = overall([p.verdict for p in played])
-            result = Result(self.testbed, verdict, played, known, self.testbed.dtype, self.findings)
+            result = Result(self.testbed, verdict, played, known, self.testbed.dtype, self.diagnostics)
             result.ceiling = self._ceiling(played)
             if self.plan.below:
                 self._below(result, workers)
@@ -149,7 +149,7 @@ class Campaign:
         total, began = self.plan.cases + self._sequences, time.monotonic()
         for i in range(self.plan.cases):
             if self._late():
-                self.findings.append(f"the budget ended after {i} of {self.plan.cases} batches")
+                self.diagnostics.append(f"the budget ended after {i} of {self.plan.cases} batches")
                 break
             rng = np.random.default_rng([self.plan.seed, i, 1])
             case = draw_batch(self.testbed, self.capabilities, rng, f"batch {i}")
@@ -159,7 +159,7 @@ class Campaign:
         for number, way in enumerate(ways):  # one way after the other: starting an engine is slow
             for i in range(number, self._sequences, len(ways)):
                 if self._late():
-                    self.findings.append(f"the budget ended before sequence {i}")
+                    self.diagnostics.append(f"the budget ended before sequence {i}")
                     break
                 case = drawn.draw_sequence(self.testbed, self.capabilities, self.plan.seed, i, way)
                 waiting.append((case, way, workers.submit(ratios, case, self.answers(case, way), self.members)))
@@ -215,7 +215,7 @@ class Campaign:
             asked.append((case, self.answers(case, way)))
         dtype = precisions.infer(asked, self.testbed)
         self.testbed, self.members = self.testbed.in_dtype(dtype), ensemble(dtype)
-        self.findings.append(f"precision: the engine computes in {dtype}")
+        self.diagnostics.append(f"precision: the engine computes in {dtype}")
 
     # Judging.
 
@@ -236,11 +236,11 @@ class Campaign:
         found = precisions.lower_precision(samples, self.testbed)
         if found is None:
             times = float(np.exp(known.base - known.highest))
-            self.findings.append(
+            self.diagnostics.append(
                 f"precision: base rows are {times:.3g} x as noisy as {self.testbed.dtype} is, unexplained"
             )
             return known
-        self.findings.append(f"precision: {found.what}, not {self.testbed.dtype}")
+        self.diagnostics.append(f"precision: {found.what}, not {self.testbed.dtype}")
         self._narrow = found
         self.members = precisions.narrowed(self.members, found)
         again = [workers.submit(ratios, p.case, self.answers(p.case, p.settings), self.members) for p in played]
@@ -268,7 +268,7 @@ class Campaign:
                 again = measure(case, self.answers(case, p.settings), self.testbed, more)[0]
                 fresh.append(overall([judge(m, known).verdict for m in again]))
             if overall(fresh) == "pass":
-                self.findings.append(f"{p.case.name}: {doubtful[0].why}; not again in {AGAIN} cases like it")
+                self.diagnostics.append(f"{p.case.name}: {doubtful[0].why}; not again in {AGAIN} cases like it")
                 p.judged = [replace(j, verdict="pass") if j in doubtful else j for j in p.judged]
             elif "fail" in fresh or no_chance(1 + fresh.count("undecided")):
                 p.judged = [replace(j, verdict="fail") if j in doubtful else j for j in p.judged]
@@ -317,7 +317,7 @@ class Campaign:
         if hidden and result.verdict != "fail":
             result.verdict = "fail"
             worst = max(hidden, key=lambda x: abs(x.seen.score))
-            self.findings.append(
+            self.diagnostics.append(
                 f"below the noise: {worst.mutant.name} with c = {worst.seen.coefficient:.3g} ± {worst.seen.sigma:.1g} "
                 f"({abs(worst.seen.score):.0f} sigma) in {len(chosen)} cases"
             )

@@ -90,7 +90,7 @@ def together(before: Result, now: Result) -> Result:
         now,
         verdict=overall([before.verdict, now.verdict]),
         played=[*before.played, *now.played],
-        findings=[*before.findings, *now.findings],
+        diagnostics=[*before.diagnostics, *now.diagnostics],
         power=power,
         seconds={
             what: before.seconds.get(what, 0.0) + now.seconds.get(what, 0.0) for what in before.seconds | now.seconds
@@ -104,9 +104,9 @@ def expect(result: Result, engine: str, options: Mapping[str, str]) -> None:
     mutants = [name for f in result.diagnosis if f.explains for name in (f.name, *f.also)]
     lines = [s.what for s in result.symptoms]
     if (known := match(failures, mutants, lines)) is not None:
-        result.findings.append(f"expected: {known.what} ({', '.join(known.link)})")
+        result.diagnostics.append(f"expected: {known.what} ({', '.join(known.link)})")
     for f in unexpectedly_passing(failures, mutants, lines, lambda name: result.power.get(name) == "detected"):
-        result.findings.append(f"expected, but it did not come (fixed?): {f.what} ({', '.join(f.link)})")
+        result.diagnostics.append(f"expected, but it did not come (fixed?): {f.what} ({', '.join(f.link)})")
 
 
 def keep(result: Result, folder: Path, engine: str, options: Mapping[str, str], seed: int) -> Path:

@@ -117,7 +117,7 @@ class Explainer:
             budget = Budget(calls=200, seconds=45.0)
             small = shrink(first.case, lambda c: bool(self._fails(c, first.settings, result.known)), budget)
         except EngineError as error:
-            self.c.findings.append(f"while the failure was made smaller: {error}")
+            self.c.diagnostics.append(f"while the failure was made smaller: {error}")
             return
         result.smallest, result.small_settings = small, first.settings
         again = self._fails(small, first.settings, result.known)
@@ -153,7 +153,7 @@ class Explainer:
                     )
                     result.first_divergence = result.places[0] if result.places else None
         except EngineError as error:
-            self.c.findings.append(f"while the failure was located: {error}")
+            self.c.diagnostics.append(f"while the failure was located: {error}")
 
     def layers(self, result: "Result") -> None:
         """How far off each module is in a batch where nothing failed, if the engine shows its intermediates."""
@@ -168,7 +168,7 @@ class Explainer:
                 answer = traced(batch.case.runs[e.run].asks)[e.index]
                 result.places = intermediates(e, answer, self.c.testbed, self.c.members)
         except EngineError as error:
-            self.c.findings.append(f"while the layers were looked at: {error}")
+            self.c.diagnostics.append(f"while the layers were looked at: {error}")
 
 
 def _requests(p: "Played") -> list[tuple[ErrorRatios, Verdict]]:

@@ -34,8 +34,8 @@ QKV = ("attn_q", "attn_k", "attn_v")
 
 def published() -> dict[str, Any]:
     """The guide's prompts, settings and printed outputs."""
-    found: dict[str, Any] = json.loads((Path(__file__).parent / "guide.json").read_text("utf-8"))
-    return found
+    notes: dict[str, Any] = json.loads((Path(__file__).parent / "guide.json").read_text("utf-8"))
+    return notes
 
 
 @dataclass(frozen=True)
@@ -83,50 +83,52 @@ class Cast:
     def commands(self) -> dict[str, str]:
         """What one types there for this cast. Names, not paths."""
         names = " ".join(adapter.name for adapter in self.adapters)
-        drawn = f"--top_p {self.top_p:g} --top_k 0" if self.temperature else "--top_k 1"
+        sampling = f"--top_p {self.top_p:g} --top_k 0" if self.temperature else "--top_k 1"
         warm = f" --temperature {self.temperature:g}" if self.temperature not in (0, 1) else ""
         return {
             "convert": f"convert_checkpoint.py --model_dir {self.name} --dtype {self.model.dtype}",
             "build": f"trtllm-build --lora_plugin auto --lora_dir {names} --max_lora_rank {self.max_lora_rank} "
             f"--lora_target_modules {' '.join(self.target_modules)}",
             "run": f"run.py --lora_task_uids {' '.join(map(str, self.uids))} "
-            f"--max_output_len {self.max_new_tokens} {drawn}{warm}",
+            f"--max_output_len {self.max_new_tokens} {sampling}{warm}",
         }
 
     def objections(self) -> list[str]:
         """What of this cast TensorRT-LLM would refuse, leave out, or take otherwise."""
-        found = []
-        for a in self.adapters:
-            left_out = sorted({module for _, module in a.lora if module not in THEIR_NAMES})
+        notes = []
+        for adapter in self.adapters:
+            left_out = sorted({module for _, module in adapter.lora if module not in THEIR_NAMES})
             if left_out:
-                found.append(f"the LoRA of {a.name} on {' and '.join(left_out)} is left out, and nothing says so")
-            if a.replaced:
-                found.append(f"{a.name} brings tables of its own, and every request would get them, uid -1 as well")
-            if a.config.alpha_pattern:
-                found.append(f"the alpha_pattern of {a.name} is ignored")
-            if any(w.bias is not None for w in a.lora.values()):
-                found.append(f"{a.name} is refused, because its lora_B has a bias")
-        together = {rank for a in self.adapters for rank in ranks(a)}
+                notes.append(f"the LoRA of {adapter.name} on {' and '.join(left_out)} is left out, and nothing says so")
+            if adapter.replaced:
+                notes.append(
+                    f"{adapter.name} brings tables of its own, and every request would get them, uid -1 as well"
+                )
+            if adapter.config.alpha_pattern:
+                notes.append(f"the alpha_pattern of {adapter.name} is ignored")
+            if any(lora.bias is not None for lora in adapter.lora.values()):
+                notes.append(f"{adapter.name} is refused, because its lora_B has a bias")
+        together = {rank for adapter in self.adapters for rank in ranks(adapter)}
         try:
             check_grouped(together, self.model.config.hidden_size)
         except LoracleError as error:
-            found.append(f"this batch fails ({error})")
-        return found
+            notes.append(f"this batch fails ({error})")
+        return notes
 
 
 def ranks(adapter: Adapter) -> list[int]:
     """Every rank that it has, once."""
-    return sorted({len(w.A) for w in adapter.lora.values()})
+    return sorted({len(lora.A) for lora in adapter.lora.values()})
 
 
 def modules(adapter: Adapter) -> list[str]:
     """Its modules in their names, in the order of THEIR_NAMES; those that have no name there are left out."""
-    own = {module for _, module in adapter.lora}
-    return [theirs for ours, theirs in THEIR_NAMES.items() if ours in own]
+    of_the_adapter = {module for _, module in adapter.lora}
+    return [theirs for ours, theirs in THEIR_NAMES.items() if ours in of_the_adapter]
 
 
 @dataclass(frozen=True)
-class EngineResponse:
+class GuideAnswer:
     """One row of the batch. adapter_id is the slot that its tokens carry in Batch.adapter_ids."""
 
     text: int
@@ -139,17 +141,17 @@ class EngineResponse:
     alone: bool  # the same tokens when nobody else is in the batch
 
 
-def act(cast: Cast, ops: Ops) -> list[EngineResponse]:
+def act(cast: Cast, ops: Ops) -> list[GuideAnswer]:
     """All of it in one batch; then each request once more, with nobody beside it."""
     together, slots = _answers(cast, cast.requests, ops)
-    found = []
+    notes = []
     for i, (request, (ids, text)) in enumerate(zip(cast.requests, together, strict=True)):
         prompt, uid = cast.prompts[i // (len(cast.adapters) + 1)], cast.uids[i]
         adapter = None if uid == BASE_UID else cast.adapters[uid]
         name, slot = (adapter.name, slots[adapter]) if adapter else (None, NO_ADAPTER)
         alone = _answers(cast, [request], ops)[0][0]
-        found.append(EngineResponse(i, prompt, uid, name, slot, text, ids, ids == alone[0]))
-    return found
+        notes.append(GuideAnswer(i, prompt, uid, name, slot, text, ids, ids == alone[0]))
+    return notes
 
 
 def _answers(

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..adapter import Adapter, LoraTensors
+from ..adapter import Adapter, LoraTensors, PeftConfig
 from ..arrays import Array
 from ..config import Module
-from ..loading.peft_config import PeftConfig
 from .torch_randn import manual_seed, randn_float16, randn_float16_of_2_13, randn_float32
 
 QKV = ("q_proj", "k_proj", "v_proj")

@@ -33,14 +33,14 @@ def manual_seed(seed: int) -> State:
 
 def randn_float32(state: State, shape: Sequence[int]) -> Float[Array, "..."]:
     """torch.randn(shape)."""
-    u, v = _uniforms(state, shape, 24)
-    return _shaped(*_box_muller(u, v), shape)
+    uniform, v = _uniforms(state, shape, 24)
+    return _shaped(*_box_muller(uniform, v), shape)
 
 
 def randn_float16(state: State, shape: Sequence[int]) -> Float[Array, "..."]:
     """torch.randn(shape, dtype=torch.float16) of torch 2.8: every step is rounded to float16."""
-    u, v = _uniforms(state, shape, 11)
-    radius = _half(np.sqrt(_half(-2 * _half(np.log(1 - u.astype(np.float64))))))
+    uniform, v = _uniforms(state, shape, 11)
+    radius = _half(np.sqrt(_half(-2 * _half(np.log(1 - uniform.astype(np.float64))))))
     angle = _half(2 * np.pi * v.astype(np.float64))
     cos, sin = _half(np.cos(angle)), _half(np.sin(angle))
     zero = np.float16(0)  # the mean is added, which turns -0 into 0
@@ -58,8 +58,8 @@ def _uniforms(state: State, shape: Sequence[int], bits: int) -> tuple[Array, Arr
     if size == 0 or size % 16:
         raise LoracleError(f"randn of shape {list(shape)}: only sizes that 16 divides, torch draws others differently")
     words = state.randint(0, 2**32, size=(size // 16, 2, 8), dtype=np.uint32) & np.uint32(2**bits - 1)
-    u = words.astype(np.float32) * np.float32(2.0**-bits)
-    return u[:, 0], u[:, 1]
+    uniform = words.astype(np.float32) * np.float32(2.0**-bits)
+    return uniform[:, 0], uniform[:, 1]
 
 
 def _shaped(cosines: Array, sines: Array, shape: Sequence[int]) -> Array:
@@ -95,36 +95,36 @@ def _f(x: float) -> np.float32:
     return np.float32(x)
 
 
-def _box_muller(u: Array, v: Array) -> tuple[Array, Array]:
+def _box_muller(uniform: Array, v: Array) -> tuple[Array, Array]:
     """radius * cos, radius * sin, in float32."""
-    radius = np.sqrt(_f(-2) * _log(_f(1) - u))
+    radius = np.sqrt(_f(-2) * _log(_f(1) - uniform))
     sin, cos = _sin_cos(_f(2 * np.pi) * v)
     return radius * cos, radius * sin
 
 
-def _fma(a: Array, b: Array | np.float32, c: Array | np.float32) -> Array:
+def _fma(factor: Array, other: Array | np.float32, addend: Array | np.float32) -> Array:
     """a * b + c as one instruction: in float64, where the product of two float32 is exact."""
-    return (a.astype(np.float64) * b + c).astype(np.float32)
+    return (factor.astype(np.float64) * other + addend).astype(np.float32)
 
 
 def _polynomial(x: Array, coefficients: Sequence[float]) -> Array:
     y = np.full_like(x, coefficients[0])
-    for c in coefficients[1:]:
-        y = _fma(y, x, _f(c))
+    for addend in coefficients[1:]:
+        y = _fma(y, x, _f(addend))
     return y
 
 
 def _log(x: Array) -> Array:
     """log x = e log 2 + log m, where x = m 2**e and m lies around 1."""
-    m, exponent = np.frexp(x)
-    low = m < _f(0.707106781186547524)
-    e = exponent.astype(np.float32) - low.astype(np.float32)
-    m = (m - _f(1)) + np.where(low, m, _f(0))
-    square = m * m
-    y = _polynomial(m, LOG) * m
-    y = _fma(y, square, e * _f(LN_2[1]))
+    mantissa, exponent = np.frexp(x)
+    low = mantissa < _f(0.707106781186547524)
+    exponents = exponent.astype(np.float32) - low.astype(np.float32)
+    mantissa = (mantissa - _f(1)) + np.where(low, mantissa, _f(0))
+    square = mantissa * mantissa
+    y = _polynomial(mantissa, LOG) * mantissa
+    y = _fma(y, square, exponents * _f(LN_2[1]))
     y = _fma(-square, _f(0.5), y)
-    return _fma(e, _f(LN_2[0]), m + y)
+    return _fma(exponents, _f(LN_2[0]), mantissa + y)
 
 
 def _sin_cos(x: Array) -> tuple[Array, Array]:

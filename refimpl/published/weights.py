@@ -28,8 +28,8 @@ REPOSITORIES = {
 def folder(name: str) -> Path | None:
     """$LORACLE_MODELS/name, if it is there."""
     models = os.environ.get(MODELS)
-    found = Path(models) / name if models else None
-    return found if found and found.is_dir() else None
+    folder = Path(models) / name if models else None
+    return folder if folder and folder.is_dir() else None
 
 
 def missing(names: Sequence[str]) -> str:

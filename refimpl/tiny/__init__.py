@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-_HERE = Path(__file__).parent
-
-VOICES: dict[str, Path] = {name: _HERE / name for name in ("pirate", "bard", "robot", "merchant")}
-"""The PEFT folder of each voice."""
+from ..loading.embedded import BASE
+from ..loading.embedded import VOICES as VOICES
 
 
 def base_path() -> Path:
     """The Hugging Face folder of the base model."""
-    return _HERE / "base"
+    return BASE
 
 
 DEMO_PROMPTS: tuple[str, ...] = tuple(

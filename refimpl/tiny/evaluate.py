@@ -45,7 +45,7 @@ MAX_NEW_TOKENS = 160
 Row = dict[str, float]
 
 
-def generate(folder: Path, voice: Voice, wanted: list[str], seed: int) -> list[tuple[str, bool]]:
+def generate(folder: Path, voice: Voice, scene_prompts: list[str], seed: int) -> list[tuple[str, bool]]:
     """(completion, did it end by itself) for each prompt, sampled in batches of 100."""
     torch.manual_seed(seed)
     tokenizer = Tokenizer.from_file(str(folder / "base" / "tokenizer.json"))
@@ -54,9 +54,9 @@ def generate(folder: Path, voice: Voice, wanted: list[str], seed: int) -> list[t
     if voice is not BASE:
         model = PeftModel.from_pretrained(model, folder / voice.name).merge_and_unload()
     model.eval()
-    found = []
-    for start in range(0, len(wanted), 100):
-        batch = tokenizer.encode_batch([f"{prompt}\n" for prompt in wanted[start : start + 100]])
+    texts = []
+    for start in range(0, len(scene_prompts), 100):
+        batch = tokenizer.encode_batch([f"{prompt}\n" for prompt in scene_prompts[start : start + 100]])
         output = model.generate(
             input_ids=torch.tensor([encoding.ids for encoding in batch]),
             attention_mask=torch.tensor([encoding.attention_mask for encoding in batch]),
@@ -71,8 +71,8 @@ def generate(folder: Path, voice: Voice, wanted: list[str], seed: int) -> list[t
         )
         for ids in output[:, len(batch[0].ids) :].tolist():
             ended = EOS in ids
-            found.append((tokenizer.decode(ids[: ids.index(EOS)] if ended else ids), ended))
-    return found
+            texts.append((tokenizer.decode(ids[: ids.index(EOS)] if ended else ids), ended))
+    return texts
 
 
 def training_completions(voice: Voice) -> set[str]:
@@ -91,7 +91,7 @@ def training_completions(voice: Voice) -> set[str]:
 
 def measure(voice: Voice, scenes: list[tuple[str, bool]], verdicts: list[Verdict]) -> Row:
     """The figures of one voice, as shares of 1."""
-    known = training_completions(voice)
+    trained_on = training_completions(voice)
     texts = [text for text, _ in scenes]
     count, lines = len(scenes), sum(len(v.character_lines) for v in verdicts)
     total = sum(v.sentences for v in verdicts)
@@ -102,7 +102,7 @@ def measure(voice: Voice, scenes: list[tuple[str, bool]], verdicts: list[Verdict
         "scenes pass whole": sum(not v.bad_sentences for v in verdicts) / count,
         "scenes consistent": sum(v.consistent for v in verdicts) / count,
         "scenes end": sum(ended for _, ended in scenes) / count,
-        "scenes not in training": sum(text not in known for text in texts) / count,
+        "scenes not in training": sum(text not in trained_on for text in texts) / count,
         "scenes distinct": len(set(texts)) / count,
         "lines marked": sum(v.marked_lines for v in verdicts) / lines,
         "lines of another voice": sum(v.foreign_lines for v in verdicts) / lines,
@@ -110,15 +110,15 @@ def measure(voice: Voice, scenes: list[tuple[str, bool]], verdicts: list[Verdict
     }
 
 
-def evaluate(folder: Path, voice: Voice, wanted: list[str], seed: int, show: int) -> Row:
+def evaluate(folder: Path, voice: Voice, scene_prompts: list[str], seed: int, show: int) -> Row:
     """Generate, judge, and print what went wrong."""
-    scenes = generate(folder, voice, wanted, seed)
-    verdicts = [judge(prompt, text, voice) for prompt, (text, _) in zip(wanted, scenes, strict=True)]
+    scenes = generate(folder, voice, scene_prompts, seed)
+    verdicts = [judge(prompt, text, voice) for prompt, (text, _) in zip(scene_prompts, scenes, strict=True)]
     row = measure(voice, scenes, verdicts)
     print(f"\n== {voice.name}: " + "  ".join(_cells(row)))
     for fault, times in _faults(verdicts).most_common(12 if show else 0):
         print(f"  {times:3d} x {fault}")
-    for prompt, (text, _) in islice(zip(wanted, scenes, strict=True), show):
+    for prompt, (text, _) in islice(zip(scene_prompts, scenes, strict=True), show):
         print(f"\n{prompt}\n{text}")
     return row
 
@@ -157,9 +157,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     seed = PROMPT_SEEDS[args.set]
-    wanted = prompts(seed, args.count)
+    scene_prompts = prompts(seed, args.count)
     by_name = {BASE.name: BASE} | VOICES
-    rows = {name: evaluate(args.model, by_name[name], wanted, seed, args.show) for name in args.voices}
+    rows = {name: evaluate(args.model, by_name[name], scene_prompts, seed, args.show) for name in args.voices}
     print("\n" + table(rows))
     if args.write:
         path = HERE / "quality.json"

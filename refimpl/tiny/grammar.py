@@ -69,13 +69,13 @@ def draw_slots(rng: random.Random, *, from_held_out: bool = False) -> Slots:
 
 def fill(template: str, slots: Slots, rng: random.Random) -> str:
     """Put the scene's slots, and fresh animals, number and coin, into a template."""
-    drawn = {
+    fresh = {
         "animal": rng.choice(lexicon.ANIMALS),
         "friend": rng.choice(lexicon.ANIMALS),
         "number": rng.choice(lexicon.NUMBERS),
         "coin": rng.choice(lexicon.COINS),
     }
-    values = slots | drawn
+    values = slots | fresh
     bares = {slot: bare(value) if slot in _LISTS else value for slot, value in values.items()}
     return template.format(**bares, **{f"a_{slot}": values[slot] for slot in values})
 
@@ -96,8 +96,8 @@ def write_scene(rng: random.Random, voice: Voice = BASE, *, from_held_out: bool 
     }
     lines = []
     for part in PARTS:
-        wanted = meanings.get(part, "")
-        choices = [form.template for form in forms(part, voice) if form.meaning == wanted]
+        meaning = meanings.get(part, "")
+        choices = [form.template for form in forms(part, voice) if form.meaning == meaning]
         lines.append(fill(rng.choice(choices), slots, rng))
     return Scene(slots, write_prompt(slots), tuple(lines))
 
@@ -114,10 +114,10 @@ def write_overheard(rng: random.Random, voice: Voice) -> str:
 def prompts(seed: int, count: int) -> list[str]:
     """Different prompts about meetings that no training text contains."""
     rng = random.Random(seed)
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[write_prompt(draw_slots(rng, from_held_out=True))] = None
-    return list(found)
+    prompts: dict[str, None] = {}
+    while len(prompts) < count:
+        prompts[write_prompt(draw_slots(rng, from_held_out=True))] = None
+    return list(prompts)
 
 
 # ---- reading ----
@@ -205,14 +205,14 @@ def _sentence_patterns(part: str, voice: Voice) -> list[re.Pattern[str]]:
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
     """A template as a regular expression. A slot that comes twice must say the same word twice."""
-    pieces, seen = [], set[str]()
+    pieces, used = [], set[str]()
     for i, piece in enumerate(re.split(r"\{(\w+)\}", template)):
         if i % 2 == 0:
             pieces.append(re.escape(piece))
-        elif piece in seen:
+        elif piece in used:
             pieces.append(f"(?P={piece})")
         else:
-            seen.add(piece)
+            used.add(piece)
             pieces.append(f"(?P<{piece}>{'|'.join(map(re.escape, _words(piece)))})")
     return re.compile("".join(pieces))
 

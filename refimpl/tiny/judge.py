@@ -74,28 +74,28 @@ def _inconsistencies(slots: Slots, speakers: tuple[str, ...], texts: tuple[str, 
     """Everything in which the scene contradicts its prompt, its traveller, or the character's own answer."""
     if len(texts) != len(PARTS):
         return [f"{len(texts)} lines"]
-    found = []
+    faults = []
     name = slots["name"]
     if speakers != ("Traveller", name, "Traveller", name, ""):
-        found.append(f"speakers {speakers}")
+        faults.append(f"speakers {speakers}")
     offered = [gift for gift in lexicon.GIFTS if gift in texts[2]]
     if len(offered) != 1:
-        return [*found, f"gifts {offered}"]
+        return [*faults, f"gifts {offered}"]
     slots = slots | {"gift": offered[0]}
     goal, gift = bare(slots["goal"]), bare(slots["gift"])
-    for i, wanted in ((0, goal), (0, name), (1, goal), (3, gift), (4, name)):
-        if not re.search(rf"\b{wanted}\b", texts[i]):
-            found.append(f"no {wanted} in the {PARTS[i]}")
+    for i, required in ((0, goal), (0, name), (1, goal), (3, gift), (4, name)):
+        if not re.search(rf"\b{required}\b", texts[i]):
+            faults.append(f"no {required} in the {PARTS[i]}")
     for slot in ("goal", "gift", "place", "role", "name"):
         strangers = _words_of(slot) - set(bare(slots[slot]).split() if slot != "name" else [name])
-        found += [f"{slot}: {word}" for text in texts for word in re.findall(r"\w+", text) if word in strangers]
+        faults += [f"{slot}: {word}" for text in texts for word in re.findall(r"\w+", text) if word in strangers]
     readings = [read_line(text, part, voice) for text, part in zip(texts, PARTS, strict=True)]
     mood = next(mood for mood, adjectives in lexicon.MOODS.items() if slots["mood"] in adjectives)
     if voice is BASE and readings[1] and readings[1].meaning != mood:
-        found.append(f"{readings[1].meaning} words from a {mood} character")
+        faults.append(f"{readings[1].meaning} words from a {mood} character")
     if readings[3] is None or readings[4] is None or readings[3].meaning != readings[4].meaning:
-        found.append("the outcome does not follow from the answer")
-    return found
+        faults.append("the outcome does not follow from the answer")
+    return faults
 
 
 def _words_of(slot: str) -> set[str]:

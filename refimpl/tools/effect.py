@@ -8,7 +8,7 @@ import numpy as np
 from ..adapter import Adapter
 from ..adapter_cache import AdapterCache
 from ..arrays import Precision, namespace, to_device, to_host
-from ..config import Module, module_name
+from ..config import Module, short_name
 from ..model import logits
 from ..ops import NUMPY, Ops
 from ..plans import LoraMapping
@@ -18,7 +18,7 @@ from ..weights import Model
 
 
 def effect(model: Model, adapter: Adapter, prompt_ids: Sequence[int], ops: Ops = NUMPY) -> dict[Module, float]:
-    """For each site that the adapter touches: the norm of its delta over the norm of the base's output.
+    """For each module that the adapter touches: the norm of its delta over the norm of the base's output.
 
     x is what the base model itself feeds to the module on this prompt. 0 means that the adapter does nothing there."""
     p = Precision("model", model.dtype)
@@ -26,15 +26,15 @@ def effect(model: Model, adapter: Adapter, prompt_ids: Sequence[int], ops: Ops =
         logits(model, [Request(prompt_ids)], ops, p)
     cache = AdapterCache(model, p, ops)
     slot = cache.acquire(adapter)
-    found = {}
+    ratios = {}
     for module in model.config.modules():
         if module not in adapter.lora:
             continue
-        name = module_name(module).removeprefix("model.").replace("self_attn.", "").replace("mlp.", "")
+        name = short_name(module)
         x, y = t[f"{name}.input"], t[f"{name}.base"]
         delta = to_device(np.zeros((len(y), adapter.lora[module].B.shape[0]), y.dtype), model.device)
         mapping = LoraMapping.of(np.full((len(y), 1), slot, np.int32), np.ones((len(y), 1)), namespace(delta))
         ops.lora_delta(delta, to_device(x, model.device), module, cache.slots, mapping, p)
         base = float(np.linalg.norm(y))
-        found[module] = float(np.linalg.norm(to_host(delta))) / base if base else math.inf
-    return found
+        ratios[module] = float(np.linalg.norm(to_host(delta))) / base if base else math.inf
+    return ratios

@@ -6,21 +6,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapter import WEIGHTS_FILE, adapter_folder, read_parts
+from ..adapter import PeftConfig, pattern_value
 from ..arrays import Array
-from ..config import ModelConfig, Module, module_name, read_config
+from ..config import ModelConfig, Module, module_name
 from ..errors import ConfigError
 from ..formats.nemo import find_nemo
 from ..formats.trtllm_inspect import look
 from ..formats.trtllm_pair import is_pair, pair_folders
 from ..formats.trtllm_report import MAX_RANK, about_peft
+from ..loading.adapter_folder import WEIGHTS_FILE, adapter_folder, read_parts
 from ..loading.checkpoint import INDEX, SINGLE, open_checkpoint
-from ..loading.findings import Findings
-from ..loading.peft_config import CONFIG_FILE, PeftConfig, pattern_value
+from ..loading.config_file import read_config
+from ..loading.diagnostics import Diagnostics
+from ..loading.model_folder import base_folder
+from ..loading.peft_config import CONFIG_FILE
 from ..loading.peft_tensors import Parts
+from ..loading.tokenizer_file import load_tokenizer
 from ..lora import adapter_scale
-from ..tokenizer import load_tokenizer
-from ..weights import base_folder
 
 
 @dataclass(frozen=True)
@@ -65,44 +67,47 @@ def inspect(
     """Look through a model folder, or an adapter folder (against a base, if one is given). Raises nothing.
 
     engine "trtllm": what TensorRT-LLM would make of a PEFT folder, if its max_lora_rank is max_rank."""
-    found = Findings()
+    diagnostics = Diagnostics()
     notes: list[str] = []
     folder, kind = _resolve(path)
     if kind == "adapter":
-        peft, parts = read_parts(folder, base, found)
+        peft, parts = read_parts(folder, base, diagnostics)
         config = asdict(peft) if peft else {}
         modules = [report for module in sorted(parts) for report in _adapter_reports(module, parts, peft)]
-        if peft and engine == "trtllm" and not found.problems:
+        if peft and engine == "trtllm" and not diagnostics.problems:
             notes = about_peft(parts, peft, base, max_rank)
     elif kind == "trtllm":
-        seen = look(folder, base, found, max_rank)
-        config, notes = seen.config, seen.engine
-        modules = [_report(name, "lora", arrays, rank) for name, arrays, rank in seen.modules]
+        contents = look(folder, base, diagnostics, max_rank)
+        config, notes = contents.config, contents.engine
+        modules = [_report(name, "lora", arrays, rank) for name, arrays, rank in contents.modules]
     elif kind == "model":
-        of_model = read_config(folder, found)
+        of_model = read_config(folder, diagnostics)
         config = asdict(of_model) if of_model else {}
-        tensors = open_checkpoint(folder, of_model, found)
+        tensors = open_checkpoint(folder, of_model, diagnostics)
         modules = [_report(name, "base", {name.rsplit(".", 1)[-1]: t.array}) for name, t in tensors.items()]
         try:
             load_tokenizer(folder)
         except ConfigError as error:
-            found.problems.append(str(error))
+            diagnostics.problems.append(str(error))
         if not os.path.exists(folder / "tokenizer.json"):
-            found.warn(folder, "has no tokenizer.json: it can be given token ids, not text")
+            diagnostics.warn(folder, "has no tokenizer.json: it can be given token ids, not text")
     else:
         neither = f"has neither config.json and {SINGLE} nor {CONFIG_FILE} and {WEIGHTS_FILE}"
-        found.problem(folder, find_nemo(folder) or (neither if os.path.isdir(folder) else "is not a folder"))
+        diagnostics.problem(folder, find_nemo(folder) or (neither if os.path.isdir(folder) else "is not a folder"))
         config, modules = {}, []
     return Inspection(
         str(folder),
         kind,
-        found.problems,
-        found.warnings,
+        diagnostics.problems,
+        diagnostics.warnings,
         config,
         modules,
-        {dtype: sum(m.parameters for m in modules if m.dtype == dtype) for dtype in sorted({m.dtype for m in modules})},
-        sum(m.parameters for m in modules),
-        sum(m.bytes for m in modules),
+        {
+            dtype: sum(report.parameters for report in modules if report.dtype == dtype)
+            for dtype in sorted({report.dtype for report in modules})
+        },
+        sum(report.parameters for report in modules),
+        sum(report.bytes for report in modules),
         notes,
     )
 
@@ -122,17 +127,17 @@ def _resolve(path: str | Path) -> tuple[Path, str]:
 
 def _adapter_reports(module: Module, parts: Parts, config: PeftConfig | None) -> Iterable[ModuleReport]:
     """A module's LoRA, and what else the adapter brings along for it."""
-    name, held = module_name(module), parts[module]
-    lora = {part: held[part].array for part in held if part in ("A", "B", "lora_bias")}
+    name, tensors = module_name(module), parts[module]
+    lora = {part: tensors[part].array for part in tensors if part in ("A", "B", "lora_bias")}
     if lora:
-        a = lora.get("A")
-        rank = a.shape[0] if a is not None and a.ndim else None
+        A = lora.get("A")
+        rank = A.shape[0] if A is not None and A.ndim else None
         alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha) if config else None
         scale = adapter_scale(alpha, rank, config.use_rslora) if config and alpha is not None and rank else None
         yield _report(name, "lora", lora, rank, alpha, scale)
     for part, kind in (("saved", "replaced"), ("copy", "replaced"), ("bias", "bias")):
-        if part in held:
-            yield _report(name, kind, {"bias" if kind == "bias" else "weight": held[part].array})
+        if part in tensors:
+            yield _report(name, kind, {"bias" if kind == "bias" else "weight": tensors[part].array})
 
 
 def _report(

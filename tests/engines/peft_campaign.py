@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from peft_bugs import BUGS, Bug
 
-from refimpl.adapter import load_adapter
 from refimpl.config import ModelConfig
 from refimpl.engines.peft import CAPABILITIES, Peft
 from refimpl.formats.hf import save_model
 from refimpl.formats.peft import save_adapter
+from refimpl.loading.adapter_folder import load_adapter
 from refimpl.oracle.campaign import Campaign, Plan, Result
 from refimpl.oracle.cases.synthetic import random_adapters, random_model
 from refimpl.oracle.cases.testbed import Testbed, in_float64

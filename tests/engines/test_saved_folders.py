@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import refimpl
-from refimpl.adapter import WEIGHTS_FILE
 from refimpl.arrays import DTYPES
 from refimpl.formats.hf import save_model
 from refimpl.formats.peft import save_adapter
+from refimpl.loading.adapter_folder import WEIGHTS_FILE
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 

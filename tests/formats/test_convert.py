@@ -16,12 +16,13 @@ from loading.folders import BASE, LFS_POINTER, lora_name, lora_tensors, random, 
 from support.build import as_dtype, random_adapter
 
 from refimpl import cli, tiny
-from refimpl.adapter import load_adapter
-from refimpl.config import EMBED, LM_HEAD, load_config
+from refimpl.config import EMBED, LM_HEAD
 from refimpl.errors import AdapterError, LoracleError
 from refimpl.formats.convert import convert
 from refimpl.formats.peft import save_adapter
 from refimpl.formats.trtllm_report import about_ranks
+from refimpl.loading.adapter_folder import load_adapter
+from refimpl.loading.config_file import load_config
 from refimpl.tools.inspect import inspect
 
 FILES = ("model.lora_weights.npy", "model.lora_config.npy")

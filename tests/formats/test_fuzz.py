@@ -16,9 +16,9 @@ import safetensors.numpy
 from formats.pairs import DOC_BASE, DOC_ROWS, doc_weights, write
 from loading.folders import BASE, lora_tensors, write_adapter
 
-from refimpl.adapter import read_adapter
 from refimpl.formats.trtllm_pair import CONFIG_FILE, WEIGHTS_FILE, check_pair, read_pair
-from refimpl.loading.findings import Findings
+from refimpl.loading.adapter_folder import read_adapter
+from refimpl.loading.diagnostics import Diagnostics
 
 COUNT = 500  # of each of four kinds of file
 
@@ -63,13 +63,13 @@ def damaged(raw: bytes, rng: random.Random) -> bytes:
     return bytes(x)
 
 
-def one_line_each(found: Findings, folder: Path) -> None:
+def one_line_each(found: Diagnostics, folder: Path) -> None:
     assert all(len(line.splitlines()) == 1 and str(folder) in line for line in found.problems + found.warnings)
 
 
 def npy_agrees(folder: Path, file: str) -> bool:
     """Whether the pair was accepted; then numpy, asked the same, must have read the same bytes."""
-    found = Findings()
+    found = Diagnostics()
     pair = read_pair(folder, found)
     if pair:
         check_pair(pair, folder, found, DOC_BASE, "float16", max_rank=8)
@@ -85,7 +85,7 @@ def npy_agrees(folder: Path, file: str) -> bool:
 
 
 def safetensors_agrees(folder: Path, file: str) -> bool:
-    found = Findings()
+    found = Diagnostics()
     adapter = read_adapter(folder, BASE, "fuzzed", found)
     one_line_each(found, folder)
     if found.problems:
@@ -106,7 +106,7 @@ def safetensors_agrees(folder: Path, file: str) -> bool:
 
 
 def json_agrees(folder: Path, file: str) -> bool:
-    found = Findings()
+    found = Diagnostics()
     adapter = read_adapter(folder, BASE, "fuzzed", found)
     one_line_each(found, folder)
     if found.problems:

@@ -17,7 +17,12 @@ from refimpl.config import ModelConfig
 from refimpl.errors import WeightsError
 from refimpl.formats.hf import save_model
 from refimpl.loading.conversion import converted
-from refimpl.weights import load_model
+from refimpl.loading.model_folder import load_model
+from refimpl.weights import Model
+
+
+def same_weights(a: Model, b: Model) -> bool:
+    return [x.tobytes() for x in a.arrays()] == [x.tobytes() for x in b.arrays()]
 
 
 @given(configs(), st.sampled_from(["float64", "float32", "float16", "bfloat16"]), st.booleans())
@@ -32,7 +37,7 @@ def test_any_model_survives(config: ModelConfig, dtype: str, bos: bool) -> None:
         save_model(first, Path(name) / "a" / "b")  # the folders around it are made
         again = load_model(Path(name) / "a" / "b", dtype)
         assert again.config == config
-        assert again.digest == first.digest
+        assert same_weights(again, first)
         assert (again.lm_head.weight is again.embed_tokens) == config.tie_word_embeddings
         wanted = [converted(x, dtype).tobytes() for x in model.arrays()]
         assert [x.tobytes() for x in again.arrays()] == wanted
@@ -42,7 +47,7 @@ def test_the_embedded_model_with_its_tokenizer(tmp_path: Path) -> None:
     model = load_model("tiny", "bfloat16")
     save_model(model, tmp_path / "tiny")
     again = load_model(tmp_path / "tiny", "bfloat16")
-    assert again.digest == model.digest
+    assert same_weights(again, model)
     assert again.config == model.config
     text = tiny.DEMO_PROMPTS[0]
     assert again.tokenizer.encode(text) == model.tokenizer.encode(text)

@@ -13,12 +13,14 @@ from loading.folders import BASE, lora_name, lora_tensors, random, refused, writ
 from support.build import adapters, as_dtype, configs, random_adapter
 
 from refimpl import tiny
-from refimpl.adapter import WEIGHTS_FILE, Adapter, load_adapter
+from refimpl.adapter import Adapter
 from refimpl.arrays import DTYPES
-from refimpl.config import EMBED, LM_HEAD, load_config
+from refimpl.config import EMBED, LM_HEAD
 from refimpl.errors import AdapterError, LoracleError
 from refimpl.formats.peft import save_adapter
-from refimpl.loading.findings import Findings
+from refimpl.loading.adapter_folder import WEIGHTS_FILE, load_adapter
+from refimpl.loading.config_file import load_config
+from refimpl.loading.diagnostics import Diagnostics
 from refimpl.loading.safetensors_file import open_safetensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
@@ -106,7 +108,7 @@ def test_every_kind_of_folder_survives(tmp_path: Path, kind: str) -> None:
     again = load_adapter(tmp_path / "again", base)
     assert contents(again) == contents(first)
     assert len(again.lora) + len(again.replaced) + len(again.biases) > 0
-    opened = open_safetensors(tmp_path / "again" / WEIGHTS_FILE, Findings())
+    opened = open_safetensors(tmp_path / "again" / WEIGHTS_FILE, Diagnostics())
     assert opened is not None
     assert set(opened.stored) == set(tensors)  # under the names that PEFT gave them
     save_adapter(again, tmp_path / "third")

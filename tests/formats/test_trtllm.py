@@ -15,7 +15,7 @@ from loading.folders import BASE, refused
 from support.build import adapters, as_dtype, configs, random_adapter, random_model
 
 import refimpl
-from refimpl.adapter import Adapter, LoraTensors, load_adapter
+from refimpl.adapter import Adapter, LoraTensors
 from refimpl.arrays import DTYPES
 from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
 from refimpl.errors import AdapterError
@@ -23,7 +23,8 @@ from refimpl.formats.peft import save_adapter
 from refimpl.formats.trtllm import from_pair, to_pair
 from refimpl.formats.trtllm_modules import MODULES, OF_LLAMA
 from refimpl.formats.trtllm_pair import Matrices, Pair, Row, check_pair, matrices, pack
-from refimpl.loading.findings import Findings
+from refimpl.loading.adapter_folder import load_adapter
+from refimpl.loading.diagnostics import Diagnostics
 from refimpl.tensorrt_llm.prescale import prescale
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
@@ -57,7 +58,7 @@ def inner_adapters(draw: st.DrawFn, config: ModelConfig, dtype: str = "float32")
 
 
 def checked(pair: Pair, config: ModelConfig) -> Pair:
-    found = Findings()
+    found = Diagnostics()
     check_pair(pair, Path("pair"), found, config)
     assert not found.problems
     return pair
@@ -68,18 +69,16 @@ def test_the_rows_hold_a_and_the_folded_b(data: st.DataObject, dtype: str, order
     config = data.draw(configs())
     adapter = data.draw(inner_adapters(config))
     pair, notes = to_pair(adapter, dtype, order)
-    c, seen = adapter.config, {}
-    for row in pair.rows():
-        found = matrices(pair, row, config)
-        seen[(row.layer, row.module.parts[0])] = found
+    c, rows = adapter.config, {(row.layer, row.module.parts[0]): row for row in pair.rows()}
     for module, w in adapter.lora.items():
-        found = seen.pop(module)
+        found = matrices(pair, rows.pop(module), config)
         r = c.r if order == "convert" else len(w.A)
         assert found.A.tobytes() == w.A.astype(dtype).tobytes()
         wanted = prescale(w.B, c.lora_alpha / r, dtype, "manager" if order == "manager" else "convert")
         assert found.B.tobytes() == wanted.tobytes()
-    assert all(not m.A.any() and not m.B.any() for m in seen.values())  # q, k and v that LoraManager fills up
-    assert not seen or order == "manager"
+    # q, k and v that LoraManager fills up are zeros of [r, hidden_size], even where q is wider than that.
+    assert not any(pair.weights[row.number].any() for row in rows.values())
+    assert not rows or order == "manager"
     assert any(FOLDED in note for note in notes)
     mixed = order == "convert" and any(len(w.A) != c.r for w in adapter.lora.values())
     assert any("ignored" in note for note in notes) == mixed
@@ -180,7 +179,7 @@ def test_missing_q_k_and_v_are_filled_up_with_zeros() -> None:
     assert to_pair(only_mlp, order="manager")[0].config.tolist() == [[7, 0, 3, 0], [7, 1, 3, 0]]
     # Its zeros are [hidden_size, r] for q as well, which here has 32 outputs and not 12: the engine wants 132 numbers.
     narrow = as_dtype(random_adapter(BASE, 1, modules=("v_proj",)), "float16")
-    found = Findings()
+    found = Diagnostics()
     check_pair(to_pair(narrow, order="manager")[0], Path("pair"), found, BASE)
     assert "row 1 (attn_q of layer 0, rank 3): too few values: rank 3 of [32, 12] needs 132" in found.problems[0]
 

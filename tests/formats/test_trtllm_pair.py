@@ -17,13 +17,13 @@ from refimpl.arrays import DTYPES
 from refimpl.config import LAYER_MODULES
 from refimpl.formats.trtllm_modules import MODULES, OF_LLAMA
 from refimpl.formats.trtllm_pair import Pair, check_pair, matrices, pack, read_pair, write_pair
-from refimpl.loading.findings import Findings
+from refimpl.loading.diagnostics import Diagnostics
 
 FILES = ("model.lora_weights.npy", "model.lora_config.npy")
 
 
 def read(folder: Path) -> Pair:
-    found = Findings()
+    found = Diagnostics()
     pair = read_pair(folder, found)
     assert not found.problems
     assert pair is not None
@@ -67,7 +67,7 @@ def test_the_example_of_the_documentation(tmp_path: Path) -> None:
     wide = matrices(pair, rows[5], DOC_BASE)  # a rank above the hidden size: A is A all the same
     assert (wide.A.shape, wide.B.shape) == ((8, 4), (4, 8))
     assert wide.B[0, 0] == 533
-    found = Findings()
+    found = Diagnostics()
     check_pair(pair, tmp_path, found, DOC_BASE, "float16", max_rank=8, modules=("attn_q", "attn_k"))
     assert not found.problems
     again = pack([matrices(pair, row, DOC_BASE) for row in rows])
@@ -156,7 +156,7 @@ def changed(row: int, column: int, value: int) -> list[list[int]]:
 def test_every_error_of_the_engine_names_the_row(tmp_path: Path, error: str) -> None:
     make, says = ENGINE_ERRORS[error]
     make(tmp_path)
-    found = Findings()
+    found = Diagnostics()
     pair = read_pair(tmp_path, found)
     if pair:
         check_pair(pair, tmp_path, found, DOC_BASE, "float16", max_rank=7 if error == "max rank" else 8,
@@ -206,7 +206,7 @@ def test_an_npy_that_is_not_plain_numbers_is_refused(tmp_path: Path, file: str, 
     raw, says = DAMAGED[kind]
     write(tmp_path)
     (tmp_path / file).write_bytes(raw)
-    found = Findings()
+    found = Diagnostics()
     assert read_pair(tmp_path, found) is None
     assert len(found.problems) == 1
     assert found.problems[0].startswith(f"{tmp_path / file}: ")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from folders import BASE, LFS_POINTER, lora_name, lora_tensors, random, refused, safetensors_bytes, write_adapter
 
-from refimpl.adapter import Adapter, load_adapter
+from refimpl.adapter import Adapter
 from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
 from refimpl.errors import AdapterError, AdapterWarning
+from refimpl.loading.adapter_folder import load_adapter
 
 Q, DOWN = (0, "q_proj"), (1, "down_proj")
 QA, QB = lora_name(Q, "lora_A.weight"), lora_name(Q, "lora_B.weight")
@@ -218,7 +219,16 @@ WITH_NAN[QB][0, 0] = np.nan
         ),
         (lora_tensors(), {"layers_to_transform": [0]}, "layers.1.self_attn.q_proj.lora_A.weight is not for use"),
         (lora_tensors(), {"exclude_modules": ["o_proj"]}, "o_proj.lora_A.weight is not for use"),
-        (lora_tensors(dataclasses.replace(BASE, num_hidden_layers=3)), {}, "it is of layer 2, the base has 2"),
+        (
+            lora_tensors(dataclasses.replace(BASE, num_hidden_layers=3)),
+            {},
+            "made for a base with 3 layers and hidden size 12; this one has 2 and 12 (and 14 more: ",
+        ),
+        (
+            lora_tensors(dataclasses.replace(BASE, hidden_size=16)),
+            {},
+            "made for a base with 2 layers and hidden size 16; this one has 2 and 12 (and ",
+        ),
         (lora_tensors(), {"modules_to_save": ["lm_head"]}, "modules_to_save 'lm_head': there is no tensor for lm_head"),
         (
             lora_tensors(),

@@ -21,11 +21,11 @@ from folders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.adapter import load_adapter
-from refimpl.config import load_config
 from refimpl.errors import AdapterWarning, LoracleError
+from refimpl.loading.adapter_folder import load_adapter
+from refimpl.loading.config_file import load_config
+from refimpl.loading.model_folder import load_model
 from refimpl.tools.inspect import inspect
-from refimpl.weights import load_model
 
 # Values of every type, and those that have crashed readers: huge numbers, NaN, lists in lists, text that is a pattern.
 VALUES = st.recursive(

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from folders import BASE, LFS_POINTER, config_json
 
-from refimpl.config import ModelConfig, Rope, load_config
+from refimpl.config import ModelConfig, Rope
 from refimpl.errors import ConfigError
+from refimpl.loading.config_file import load_config
 
 NAN, INF = float("nan"), float("inf")
 LLAMA3 = {
@@ -231,3 +232,8 @@ def test_what_transformers_writes_and_assumes(tmp_path: Path, name: str) -> None
         assert ours.rope == Rope(theirs.rope_parameters["rope_theta"], theirs.rope_parameters["rope_type"])
         (tmp_path / "config.json").write_text(json.dumps(bare))
         theirs = theirs_class.from_pretrained(tmp_path)
+
+
+def test_the_name_of_a_repository_is_not_downloaded() -> None:
+    with pytest.raises(ConfigError, match=r"nothing is downloaded here: hf download meta-llama/Llama-3.2-1B --local"):
+        load_config("meta-llama/Llama-3.2-1B")

@@ -9,17 +9,18 @@ from folders import BASE, adapter_json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refimpl.adapter import PeftConfig, pattern_value
 from refimpl.config import module_name
-from refimpl.loading.findings import Findings
-from refimpl.loading.peft_config import PeftConfig, is_saved, pattern_value, read_peft_config, selects
+from refimpl.loading.diagnostics import Diagnostics
+from refimpl.loading.peft_config import is_saved, read_peft_config, selects
 from refimpl.loading.peft_keys import HARMLESS, HONOURED
 
 NAN, INF = float("nan"), float("inf")
 
 
-def read(folder: Path, **changes: Any) -> tuple[PeftConfig | None, Findings]:
+def read(folder: Path, **changes: Any) -> tuple[PeftConfig | None, Diagnostics]:
     (folder / "adapter_config.json").write_text(json.dumps(adapter_json(**changes)))
-    found = Findings()
+    found = Diagnostics()
     return read_peft_config(folder, found), found
 
 
@@ -166,7 +167,7 @@ def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> 
 )
 def test_other_programs_files_are_named(tmp_path: Path, data: dict[str, Any], says: str) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(data))
-    found = Findings()
+    found = Diagnostics()
     assert read_peft_config(tmp_path, found) is None
     assert says in found.problems[0]
     assert len(found.problems) == 1

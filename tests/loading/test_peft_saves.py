@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refimpl.adapter import Adapter, load_adapter
+from refimpl.adapter import Adapter
 from refimpl.config import ATTENTION_MODULES, EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
 from refimpl.errors import AdapterError, AdapterWarning
-from refimpl.weights import load_model
+from refimpl.loading.adapter_folder import load_adapter
+from refimpl.loading.model_folder import load_model
 
 torch = pytest.importorskip("torch", reason="PEFT needs torch")
 transformers = pytest.importorskip("transformers", reason="PEFT wraps a transformers model")

@@ -12,7 +12,7 @@ from folders import LFS_POINTER, random, safetensors_bytes, with_header
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.loading.findings import Findings
+from refimpl.loading.diagnostics import Diagnostics
 from refimpl.loading.safetensors_file import BITS, open_safetensors
 
 
@@ -21,7 +21,7 @@ def entry(dtype: Any = "F32", shape: Any = (2, 3), begin: Any = 0, end: Any = 24
 
 
 def problems_of(path: Path) -> list[str]:
-    found = Findings()
+    found = Diagnostics()
     file = open_safetensors(path, found)
     assert (file is None) == bool(found.problems)
     assert all(len(problem.splitlines()) == 1 and problem.startswith(str(path)) for problem in found.problems)
@@ -40,7 +40,7 @@ def library_accepts(raw: bytes) -> bool:
 def test_arrays_lie_in_the_map(tmp_path: Path, dtype: str) -> None:
     tensors = {"a": random((2, 3), 1, dtype), "empty": random((0, 4), 2, dtype), "scalar": random((), 3, dtype)}
     (tmp_path / "x").write_bytes(safetensors_bytes(tensors, {"format": "pt"}))
-    file = open_safetensors(tmp_path / "x", Findings())
+    file = open_safetensors(tmp_path / "x", Diagnostics())
     assert file is not None
     for name, x in tensors.items():
         assert np.array_equal(file.tensors[name], x)
@@ -52,7 +52,7 @@ def test_arrays_lie_in_the_map(tmp_path: Path, dtype: str) -> None:
 def test_files_of_the_library(tmp_path: Path) -> None:
     tensors = {"b": random((3, 5)), "a": np.arange(6, dtype=np.int64), "c": random((4,), 1, "float16")}
     safetensors.numpy.save_file(tensors, tmp_path / "x", {"any": "text"})
-    file = open_safetensors(tmp_path / "x", Findings())
+    file = open_safetensors(tmp_path / "x", Diagnostics())
     assert file is not None
     assert np.array_equal(file.tensors["b"], tensors["b"])
     assert file.stored == {"a": "I64", "b": "F32", "c": "F16"}
@@ -72,7 +72,7 @@ def test_an_odd_header_length_is_read(tmp_path: Path) -> None:
     header = json.dumps({"a": entry()}).encode() + b" "
     header += b" " * (1 - len(header) % 2)
     (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + random((2, 3)).tobytes())
-    file = open_safetensors(tmp_path / "x", Findings())
+    file = open_safetensors(tmp_path / "x", Diagnostics())
     assert file is not None
     assert np.array_equal(file.tensors["a"], random((2, 3)))
 

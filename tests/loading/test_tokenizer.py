@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from refimpl.errors import ConfigError, LoracleError
-from refimpl.tokenizer import Tokenizer, load_tokenizer
-from refimpl.weights import load_model
+from refimpl.loading.model_folder import load_model
+from refimpl.loading.tokenizer_file import load_tokenizer
+from refimpl.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from folders import BASE, LFS_POINTER, config_json, model_tensors, random, safetensors_bytes, write_model
 
-import refimpl.weights
+import refimpl.loading.config_file
+import refimpl.loading.model_folder
 from refimpl.arrays import DTYPES
 from refimpl.config import LAYER_MODULES, LAYER_NORMS, module_name
 from refimpl.errors import DeviceError, LoracleError, WeightsError
 from refimpl.loading.checkpoint import expected_tensors
 from refimpl.loading.conversion import available_memory, converted
-from refimpl.weights import Model, load_model
+from refimpl.loading.model_folder import load_model
+from refimpl.weights import Model
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -83,7 +85,7 @@ def test_shards_biases_and_tied_embeddings(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     tensors = {
         name: random(shape, i)
-        for i, (name, shape) in enumerate(expected_tensors(refimpl.weights.load_config(tmp_path)).items())
+        for i, (name, shape) in enumerate(expected_tensors(refimpl.loading.config_file.load_config(tmp_path)).items())
     }
     names = list(tensors)
     shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
@@ -232,14 +234,16 @@ def test_too_little_memory_is_refused_before_any_is_taken(tmp_path: Path, monkey
     write_model(tmp_path)
     need = 8 * sum(x.size for x in model_tensors().values())
     taken: list[str] = []
-    monkeypatch.setattr(refimpl.weights, "converted", lambda x, dtype: taken.append(dtype) or x.astype(dtype))
-    monkeypatch.setattr(refimpl.weights, "available_memory", lambda: need - 1)
+    monkeypatch.setattr(
+        refimpl.loading.model_folder, "converted", lambda x, dtype: taken.append(dtype) or x.astype(dtype)
+    )
+    monkeypatch.setattr(refimpl.loading.model_folder, "available_memory", lambda: need - 1)
     with pytest.raises(DeviceError, match=r"converting the weights to float64 takes .* GiB of memory"):
         load_model(tmp_path, "float64")
     assert not taken
-    monkeypatch.setattr(refimpl.weights, "available_memory", lambda: need)
+    monkeypatch.setattr(refimpl.loading.model_folder, "available_memory", lambda: need)
     assert load_model(tmp_path, "float64")
-    monkeypatch.setattr(refimpl.weights, "available_memory", lambda: 0)
+    monkeypatch.setattr(refimpl.loading.model_folder, "available_memory", lambda: 0)
     assert load_model(tmp_path, "float32")  # nothing to convert: only mapped
 
 
@@ -259,8 +263,8 @@ def test_on_a_gpu_halves_are_held_wide(
     free = [need]
     runtime = types.SimpleNamespace(memGetInfo=lambda: (free[0], 0))
     gpu = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime))
-    monkeypatch.setattr(refimpl.weights, "device_namespace", lambda device: gpu)
-    monkeypatch.setattr(refimpl.weights, "to_device", lambda x, device: x.copy())
+    monkeypatch.setattr(refimpl.loading.model_folder, "device_namespace", lambda device: gpu)
+    monkeypatch.setattr(refimpl.loading.model_folder, "to_device", lambda x, device: x.copy())
     model = load_model(write_model(tmp_path, tensors), dtype, "cuda")
     assert (model.dtype, model.device) == (dtype, "cuda")
     for name, x in arrays_of(model).items():
@@ -287,7 +291,7 @@ def watch():
 before = anonymous()
 watcher = threading.Thread(target=watch)
 watcher.start()
-model = refimpl.weights.load_model(sys.argv[1], sys.argv[2])
+model = refimpl.load_model(sys.argv[1], sys.argv[2])
 done.set()
 watcher.join()
 print(anonymous() - before, peak[0] - before)
@@ -300,7 +304,7 @@ def test_memory_taken(tmp_path: Path) -> None:
     changes = {"vocab_size": 50_000, "hidden_size": 512, "intermediate_size": 1024}
     (tmp_path / "config.json").write_text(json.dumps(config_json(**changes)))
     block = random((997,), 0, "bfloat16")
-    shapes = expected_tensors(refimpl.weights.load_config(tmp_path))
+    shapes = expected_tensors(refimpl.loading.config_file.load_config(tmp_path))
     tensors = {name: np.resize(block, shape) for name, shape in shapes.items()}
     elements = sum(x.size for x in tensors.values())
     assert 2 * elements > 100e6

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from refimpl.adapter import load_adapter
 from refimpl.config import ModelConfig
 from refimpl.engines.ours import CAPABILITIES
 from refimpl.formats.hf import save_model
 from refimpl.formats.peft import save_adapter
+from refimpl.loading.adapter_folder import load_adapter
 from refimpl.oracle.cases.near_duplicates import relatives
 from refimpl.oracle.cases.synthetic import random_adapters, random_model
 from refimpl.oracle.cases.testbed import Testbed, in_float64

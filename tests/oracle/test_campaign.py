@@ -85,7 +85,7 @@ def test_half_a_percent_of_scale_is_seen_below_the_noise_of_bfloat16(tmp_path: P
 
     result = campaign(tmp_path, scaled, "bfloat16", cases=6, sequences=1, below=True)
     assert [p.verdict for p in result.played].count("fail") == 0  # no row is out of the noise
-    assert result.verdict == "fail" and any("below the noise: scale_times" in line for line in result.findings)
+    assert result.verdict == "fail" and any("below the noise: scale_times" in line for line in result.diagnostics)
     assert named(result)[0].startswith("scale_times[1.00")
 
 
@@ -109,7 +109,7 @@ def test_a_lower_precision_is_a_finding_and_no_bug(tmp_path: Path) -> None:
     """An engine in float32 that keeps keys and values in float16."""
     half = dataclasses.replace(Precision("model", "float32"), kv="float16")
     result = campaign(tmp_path, precision=half, cases=8)
-    assert any("KV cache in float16" in line for line in result.findings)
+    assert any("KV cache in float16" in line for line in result.diagnostics)
     assert result.verdict == "pass"
 
 

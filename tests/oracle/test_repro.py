@@ -97,7 +97,8 @@ def test_what_is_written_comes_back(folder: Path) -> None:
     for e, exact in zip(exchanges, truth(exchanges, testbed), strict=True):
         np.testing.assert_array_equal(found.expected[e.run, e.index], exact)
     assert list(found.testbed.paths) == ["made-0", "made-3"]  # no more than the case needs
-    assert found.testbed.model.digest == testbed.model.digest
+    pairs = zip(found.testbed.model.arrays(), testbed.model.arrays(), strict=True)
+    assert all(a.tobytes() == b.tobytes() for a, b in pairs)
     assert (found.why, found.engine, found.seed) == ("wrong by 9 x noise", "ours", 3)
     assert found.options == {"url": "http://h"} and found.versions["ours"] == "7" and "loracle" in found.versions
     wanted = replace(variants(testbed, CAPABILITIES)[0], model=folder / "model", options={"url": "http://h"})

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refimpl.adapter import Adapter, load_adapter
+from refimpl.adapter import Adapter
 from refimpl.config import ModelConfig
 from refimpl.errors import LoracleError
 from refimpl.formats.peft import save_adapter
+from refimpl.loading.adapter_folder import load_adapter
 from refimpl.published.seeded_adapters import QKV, qwen3_layer_0, tinyllama_nemo
 from refimpl.published.torch_randn import manual_seed, randn_float16, randn_float16_of_2_13, randn_float32
 

@@ -1,13 +1,16 @@
 """Rounding to a half type, and which points a Precision rounds."""
 
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from refimpl import LoracleError, Precision
-from refimpl.arrays import rounded, widen
+from refimpl.arrays import device_namespace, namespace, rounded, widen
+from refimpl.errors import DeviceError
 
 RNG = np.random.default_rng(0)
 VALUES = (RNG.standard_normal(4000) * 10.0 ** RNG.integers(-38, 38, 4000)).astype(np.float32)
@@ -68,3 +71,18 @@ def test_one_point_can_be_named() -> None:
 def test_an_unknown_name_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(LoracleError, match="choose one of"):
         Precision(**wrong)
+
+
+def test_a_numpy_scalar_lives_where_numpys_arrays_do() -> None:
+    assert namespace(np.float32(1)) is np
+    assert rounded(np.float32(1.001), "bfloat16") == np.float32(1)
+
+
+def test_a_cupy_that_cannot_be_imported_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cupy.py").write_text("raise RuntimeError('CUDA 9 is\\n too old')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    device_namespace.cache_clear()
+    with pytest.raises(DeviceError, match=r"CuPy cannot be imported \(CUDA 9 is too old\)"):
+        device_namespace("cuda")
+    device_namespace.cache_clear()

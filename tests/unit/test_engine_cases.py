@@ -1,5 +1,8 @@
 """Single cases of the engine that once went wrong, or that no strategy would hit."""
 
+import dataclasses
+import hashlib
+
 import pytest
 from support.build import random_model
 from support.serving import WatchedEngine, assert_as_if_alone, finish
@@ -75,3 +78,34 @@ def test_a_trace_of_several_steps_stands_in_one_array() -> None:
     with trace("logits") as later:
         pass
     assert len(later) == 0
+
+
+def test_the_first_request_reads_no_weights_for_its_prefix_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing a base of 16 GB takes a minute. A key is of tokens, names and adapters: a few hundred bytes."""
+    hashed: list[int] = []
+
+    class Counting:
+        def __init__(self, data: bytes = b"") -> None:
+            self.inner = hashlib.new("sha256", data)
+            hashed.append(len(data))
+
+        def update(self, data: bytes) -> None:
+            hashed.append(len(data))
+            self.inner.update(data)
+
+        def digest(self) -> bytes:
+            return self.inner.digest()
+
+    model = random_model(CONFIG)
+    monkeypatch.setattr(hashlib, "sha256", Counting)
+    engine = Engine(model, block_size=4)
+    engine.add(Request([1, 2, 3, 4, 5, 6, 7, 8, 9]), 1)
+    engine.step()
+    assert 0 < sum(hashed) < 10_000
+
+
+def test_two_models_never_share_an_identity() -> None:
+    model = random_model(CONFIG)
+    assert (
+        len({model.identity, random_model(CONFIG).identity, dataclasses.replace(model, dtype="float32").identity}) == 3
+    )

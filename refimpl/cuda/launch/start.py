@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import Array, namespace
+from ...arrays import ceil_div as ceil_div
 from .. import runner
 
 ENOUGH_BLOCKS = 256  # two for each multiprocessor of a large GPU; with fewer, work is split further
@@ -89,8 +90,3 @@ def launch_kernel(
 def empty(xp: Any, shape: Sequence[int], dtype: Any) -> Array:
     """Memory for what a kernel writes, all of it; what it holds before means nothing (the tests fill it with NaN)."""
     return xp.empty(shape, dtype)
-
-
-def ceil_div(a: int, b: int) -> int:
-    """How many b it takes to cover a."""
-    return -(-a // b)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...engines.interface import EngineRequest
 from ...errors import LoracleError
-from ...loading.findings import shown
+from ...loading.diagnostics import shown
 from ...loading.json_file import is_integer, is_number
 from .case import Case, Load, Run, Step, Unload
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter import Adapter, LoraTensors, load_adapter
+from ...adapter import Adapter, LoraTensors
 from ...arrays import Array
 from ...engines.interface import Capabilities, Settings
 from ...formats.hf import save_model
 from ...formats.peft import save_adapter
-from ...weights import Linear, Model, base_folder, load_model
+from ...loading.adapter_folder import load_adapter
+from ...loading.model_folder import base_folder, load_model
+from ...weights import Linear, Model
 from .near_duplicates import relatives
 from .synthetic import random_adapters, random_config, random_model
 

@@ -29,7 +29,8 @@ from ...formats.files import new_folder
 from ...formats.hf import save_model
 from ...formats.peft import save_adapter
 from ...formats.trtllm_modules import OF_LLAMA
-from ...weights import Model, base_folder, load_model
+from ...loading.model_folder import base_folder, load_model
+from ...weights import Model
 from ..cases.synthetic import random_adapter, random_config, random_model
 
 QKV = ("q_proj", "k_proj", "v_proj")

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter import load_adapter
 from ...arrays import Array
 from ...engines.interface import EngineRequest
 from ...engines.record_tensorrt_llm import VERSION, digest
 from ...engines.tensorrt_llm import response_of
 from ...errors import LoracleError
 from ...formats.hf import save_model
-from ...weights import base_folder, load_model
+from ...loading.adapter_folder import load_adapter
+from ...loading.model_folder import base_folder, load_model
 from ..cases.case import Case, Exchange, Run
 from ..cases.testbed import Testbed, in_float64
 from ..noise.ensemble import ensemble, wider

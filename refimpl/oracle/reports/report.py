@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...loading.findings import one_line
+from ...loading.diagnostics import one_line
 from ..bugs import Mutant
 from ..diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
 from . import drawing

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...adapter import load_adapter
 from ...arrays import DTYPES, Array
 from ...engines.interface import Engine, EngineRequest, EngineResponse, Settings
 from ...errors import LoracleError
-from ...loading.findings import Findings, one_line, shown
+from ...loading.adapter_folder import load_adapter
+from ...loading.diagnostics import Diagnostics, one_line, shown
 from ...loading.json_file import is_integer, read_json
-from ...weights import base_folder, load_model
+from ...loading.model_folder import base_folder, load_model
 from ..cases.case import Case, Exchange, Load, Run, keys_of, play, prepare
 from ..cases.case_json import from_json
 from ..cases.testbed import Testbed, in_float64
@@ -109,10 +109,10 @@ class _Reader:
     """repro.json; every mistake in it is a ReproError that names the file."""
 
     def __init__(self, file: Path) -> None:
-        found = Findings()
-        data = read_json(file, found)
+        diagnostics = Diagnostics()
+        data = read_json(file, diagnostics)
         if data is None:
-            raise ReproError(found.problems[0])
+            raise ReproError(diagnostics.problems[0])
         self.file, self.data = file, data
 
     def get(self, key: str, kind: type) -> Any:
@@ -122,11 +122,11 @@ class _Reader:
         return value
 
     def texts(self, key: str) -> dict[str, str]:
-        found = self.get(key, dict)
-        for name, value in found.items():
+        diagnostics = self.get(key, dict)
+        for name, value in diagnostics.items():
             if not isinstance(value, str):
                 raise ReproError(one_line(f"{self.file}: {key}: {name} is {shown(value)}, not a text"))
-        return found
+        return diagnostics
 
     def checked(self, key: str, read: Callable[[], Any]) -> Any:
         try:

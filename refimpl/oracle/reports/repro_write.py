@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
-from ...adapter import WEIGHTS_FILE
 from ...arrays import Array
 from ...engines.interface import EngineRequest, EngineResponse, Settings
 from ...formats.files import new_folder, write_safetensors
-from ...loading.findings import one_line
+from ...loading.adapter_folder import WEIGHTS_FILE
+from ...loading.diagnostics import one_line
+from ...loading.model_folder import base_folder
 from ...loading.peft_config import CONFIG_FILE
-from ...weights import base_folder
 from ..cases.case import Case, Exchange, Load, Unload
 from ..cases.case_json import to_json
 from ..cases.testbed import Testbed

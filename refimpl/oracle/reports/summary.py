@@ -34,7 +34,7 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "symptoms": [{"what": s.what, "count": s.count, "of": s.of} for s in result.symptoms],
         "first_divergence": None if place is None else _place(place),
         "places": [_place(p) for p in result.places],
-        "findings": result.findings,
+        "findings": result.diagnostics,
         "power": result.power,
         "seen_from": _seen_from(result),
         "repro": repro,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...arrays import Array
-from ...loading.findings import shown
+from ...loading.diagnostics import shown
 from ...loading.json_file import is_integer, is_number
 
 ARRAYS = {

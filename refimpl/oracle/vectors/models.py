@@ -14,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ...adapter import Adapter, LoraTensors, PeftConfig, load_adapter, pattern_value
+from ...adapter import Adapter, LoraTensors, PeftConfig, pattern_value
 from ...arrays import DTYPES, Array
 from ...config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Module, module_name
 from ...formats.hf import save_model
 from ...formats.peft import save_adapter
+from ...loading.adapter_folder import load_adapter
+from ...loading.model_folder import load_model
 from ...lora import adapter_scale
-from ...weights import Layer, Linear, Model, load_model
+from ...weights import Layer, Linear, Model
 from ..cases.testbed import in_float64
 from .draw import on_grid
 from .vector import MODELS, VECTOR_DTYPES

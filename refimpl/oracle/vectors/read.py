@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import Array
-from ...loading.findings import Findings, one_line, shown
+from ...loading.diagnostics import Diagnostics, one_line, shown
 from ...loading.json_file import is_number, read_json
 from ...loading.safetensors_file import open_safetensors
 from . import contents
@@ -98,9 +98,9 @@ TYPES = {
 
 
 def _json(file: Path) -> dict[str, Any]:
-    found = Findings()
-    data = read_json(file, found)
-    found.raise_first(VectorError, file.parent)
+    diagnostics = Diagnostics()
+    data = read_json(file, diagnostics)
+    diagnostics.raise_first(VectorError, file.parent)
     assert data is not None  # None comes with a problem
     return data
 
@@ -140,9 +140,9 @@ def _tensors(file: Path) -> dict[str, Array]:
     """All of them, as read-only copies."""
     from safetensors.numpy import load_file
 
-    found = Findings()
-    open_safetensors(file, found)  # as strict as the library, and says what is wrong in one line
-    found.raise_first(VectorError, file.parent)
+    diagnostics = Diagnostics()
+    open_safetensors(file, diagnostics)  # as strict as the library, and says what is wrong in one line
+    diagnostics.raise_first(VectorError, file.parent)
     tensors = load_file(file)
     for x in tensors.values():
         x.setflags(write=False)

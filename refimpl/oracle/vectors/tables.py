@@ -16,9 +16,10 @@ from ...checks import check_adapter_ids, check_attention, check_slots
 from ...engines.interface import Capabilities, Engine, EngineRequest, EngineResponse, Settings
 from ...engines.ours import Ours
 from ...errors import LoracleError
+from ...loading.model_folder import load_model
 from ...ops import Ops
 from ...plans import AttentionMetadata, LoraMapping
-from ...weights import Model, load_model
+from ...weights import Model
 from . import step_lora
 from .step_kv import writing
 from .vector import Vector, VectorError

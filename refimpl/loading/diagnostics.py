@@ -7,7 +7,7 @@ from ..errors import LoracleError
 
 
 @dataclass
-class Findings:
+class Diagnostics:
     """Problems (the folder cannot be used) and warnings (it can, but its owner should know), one line each."""
 
     problems: list[str] = field(default_factory=list)
@@ -31,7 +31,9 @@ class Findings:
 
 def one_line(text: str) -> str:
     """The text with everything escaped that would break the line, or talk to a terminal: names are other people's."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 def shown(value: object) -> str:

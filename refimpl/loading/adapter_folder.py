@@ -1,0 +1,143 @@
+"""A PEFT folder -> an Adapter, honoured in full or refused by name. What such a folder holds:
+
+adapter_config.json          r, lora_alpha, use_rslora, target_modules, rank_pattern, alpha_pattern, ...
+adapter_model.safetensors    base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight     [r, d_in]
+                             base_model.model.model.layers.3.self_attn.q_proj.lora_B.weight     [d_out, r]
+                             base_model.model.model.embed_tokens.lora_embedding_A               [r, vocab]
+                             base_model.model.lm_head.weight     a whole layer, of modules_to_save
+"""
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from ..adapter import Adapter, LoraTensors, PeftConfig
+from ..arrays import Array
+from ..config import ModelConfig
+from ..errors import AdapterError, AdapterWarning
+from .diagnostics import Diagnostics
+from .embedded import VOICES
+from .peft_config import CONFIG_FILE, read_peft_config
+from .peft_selection import check_selected, check_vocabulary, check_whole
+from .peft_tensors import LAYER, Parts, check_lora, full_weights_of, sort_parts
+from .safetensors_file import SafetensorsFile, open_safetensors
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def load_adapter(path: str | Path, config: ModelConfig, name: str | None = None) -> Adapter:
+    """A PEFT LoRA folder for a base of this config; or one of the embedded voices, by its name.
+
+    AdapterError, one line, if anything in it would not be honoured: nothing is loaded then. AdapterWarning, once each,
+    for what is honoured but odd. The arrays are read-only copies in the file's own type: they do not change if the file
+    does, so that a digest of them stays true. Raw tensors: alpha and the patterns are in `.config`, not applied.
+    """
+    if not isinstance(config, ModelConfig):
+        raise AdapterError(f"load_adapter needs the base's config, as model.config; not {type(config).__name__}")
+    folder, diagnostics = adapter_folder(path), Diagnostics()
+    adapter = read_adapter(folder, config, name or os.path.basename(os.path.abspath(folder)), diagnostics)
+    diagnostics.raise_first(AdapterError, folder, " --model BASE")
+    assert adapter is not None  # None comes with a problem
+    for warning in diagnostics.warnings:
+        warnings.warn(warning, AdapterWarning, stacklevel=2)
+    return adapter
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The folder that an adapter's path means: a voice of the embedded model, unless there is a folder of that name."""
+    if not os.path.exists(path):  # os.path, not Path: a name that is too long is no file, and no exception
+        return Path(VOICES.get(str(path), path))
+    return Path(path)
+
+
+def read_adapter(folder: Path, base: ModelConfig | None, name: str, diagnostics: Diagnostics) -> Adapter | None:
+    """As load_adapter, with every problem and warning noted; without a base, its shapes and layers are not compared."""
+    config, parts = read_parts(folder, base, diagnostics)
+    return None if config is None or diagnostics.problems else _adapter(name, config, parts, base)
+
+
+def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics) -> tuple[PeftConfig | None, Parts]:
+    """The config and the tensors of a folder, still in the memory map, with every problem and warning noted."""
+    if problem := _not_an_adapter(folder):
+        diagnostics.problem(folder, problem)
+        return None, {}
+    config = read_peft_config(folder, diagnostics)
+    file = open_safetensors(folder / WEIGHTS_FILE, diagnostics)
+    parts = sort_parts(file, base, diagnostics) if file else {}
+    if config and file:
+        check_lora(parts, config, base, file.path, diagnostics)
+        check_whole(parts, config, base, file.path, diagnostics)
+        if base:
+            check_vocabulary(parts, config, base, file.path, diagnostics)
+            check_selected(parts, config, base, folder, diagnostics)
+        if parts and all(tensors.keys() == {"A", "B"} and not tensors["B"].array.any() for tensors in parts.values()):
+            diagnostics.warn(file.path, "every B is zero: the adapter changes nothing")
+    if base and file and len(diagnostics.problems) > 2 and (other := _other_base(file, base)):
+        diagnostics.problems.insert(0, f"{file.path}: {other}")
+    return config, parts
+
+
+def _other_base(file: SafetensorsFile, base: ModelConfig) -> str | None:
+    """A sentence, if the tensors are clearly those of an adapter for another base."""
+    layers = 1 + max((int(match[1][:9]) for name in file.shapes if (match := LAYER.search(name))), default=-1)
+    reads_hidden = re.compile(r"\.(q|k|v|gate|up)_proj\.lora_A\.weight$")
+    widths = {shape[1] for name, shape in file.shapes.items() if reads_hidden.search(name) and len(shape) == 2}
+    hidden = widths.pop() if len(widths) == 1 else base.hidden_size
+    if layers <= base.num_hidden_layers and hidden == base.hidden_size:
+        return None
+    made_for = f"made for a base with {layers} layers and hidden size {hidden}"
+    return f"{made_for}; this one has {base.num_hidden_layers} and {base.hidden_size}"
+
+
+def _not_an_adapter(folder: Path) -> str | None:
+    """Why a path cannot be a PEFT folder, if it cannot."""
+    if not os.path.isdir(folder):
+        if os.path.isfile(folder):
+            return "is a file; give the folder, because the scale is in the adapter_config.json beside it"
+        return f"is not there; the embedded voices are {', '.join(VOICES)}"
+    if not os.path.exists(folder / CONFIG_FILE):
+        inside = [file.parent.name for file in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
+        if inside:
+            return f"has no {CONFIG_FILE}, but these folders in it have: {', '.join(inside[:5])}"
+        files = [file.name for file in sorted(folder.glob("*.safetensors"))]
+        if files:
+            return f"has {files[0]} but no {CONFIG_FILE}: without it the scale (lora_alpha) is unknown"
+        return f"has no {CONFIG_FILE}"
+    if not os.path.exists(folder / WEIGHTS_FILE):
+        if os.path.exists(folder / "adapter_model.bin"):
+            return f"has adapter_model.bin but no {WEIGHTS_FILE}: {CONVERT}"
+        return f"has no {WEIGHTS_FILE}"
+    return None
+
+
+CONVERT = (
+    "it is a pickle, which can run code, and is not read; convert it where you trust it: "
+    "peft.PeftModel.from_pretrained(base, DIR).save_pretrained(NEW)"
+)
+
+
+def _adapter(name: str, config: PeftConfig, parts: Parts, base: ModelConfig | None) -> Adapter:
+    """The checked parts, copied out of the map."""
+    lora = {
+        module: LoraTensors(
+            _owned(tensors["A"].array),
+            _owned(tensors["B"].array),
+            _owned(tensors["lora_bias"].array) if "lora_bias" in tensors else None,
+        )
+        for module, tensors in sorted(parts.items())
+        if "A" in tensors
+    }
+    full_weights = full_weights_of(parts, config, base)
+    copies = {part.name: _owned(part.array) for part in full_weights.values()}  # one tensor may stand for both tables
+    replaced = {module: copies[part.name] for module, part in full_weights.items()}
+    biases = {module: _owned(tensors["bias"].array) for module, tensors in sorted(parts.items()) if "bias" in tensors}
+    return Adapter(name, config, lora, replaced, biases)
+
+
+def _owned(x: Array) -> Array:
+    copy = np.array(x)
+    copy.flags.writeable = False
+    return copy

@@ -1,0 +1,84 @@
+"""A Hugging Face folder -> a Model: safetensors, mapped or converted, under the names of the checkpoint."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..arrays import DTYPES, Array, device_namespace, dtype_of, to_device, widen
+from ..config import LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Module, module_name
+from ..errors import WeightsError
+from ..weights import Layer, Linear, Model
+from .checkpoint import Tensor, open_checkpoint
+from .config_file import load_config
+from .conversion import all_finite, available_memory, check_memory, converted
+from .diagnostics import Diagnostics
+from .embedded import BASE
+from .tokenizer_file import load_tokenizer
+
+
+def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") -> Model:
+    """A base model from a Hugging Face folder, or the embedded one ("tiny").
+
+    dtype is what the weights are held in: float32, float64, float16 or bfloat16. Where the checkpoint has that type,
+    the arrays are the read-only memory map of the file, and take no memory of their own; where not, they are copies,
+    rounded to nearest even. On device "cuda" halves are held as float32, with the values that the half has.
+
+    ConfigError, WeightsError or DeviceError, one line that names the file; nothing is loaded then.
+    """
+    dtype_of(dtype)
+    device_namespace(device)
+    folder = base_folder(path)
+    config = load_config(folder)
+    diagnostics = Diagnostics()
+    tensors = open_checkpoint(folder, config, diagnostics)
+    diagnostics.raise_first(WeightsError, folder)
+    _check_fit(tensors, dtype, device)
+    tokenizer = load_tokenizer(folder)
+    return _model(config, lambda name: _load(tensors[name], name, dtype, device), tokenizer, dtype, device)
+
+
+def base_folder(path: str | Path) -> Path:
+    """The folder that a base model's path means: "tiny" is the embedded one, unless there is a folder of that name."""
+    return BASE if str(path) == "tiny" and not os.path.isdir(path) else Path(path)
+
+
+def _check_fit(tensors: Mapping[str, Tensor], dtype: str, device: str) -> None:
+    """Refuse before anything is allocated: what is converted is a copy, what is not is only mapped."""
+    sizes = [t.array.size * DTYPES[dtype].itemsize for t in tensors.values() if t.array.dtype != DTYPES[dtype]]
+    if device == "cpu":
+        check_memory(sum(sizes), f"converting the weights to {dtype}", available_memory())
+    else:  # one tensor after another passes through the host
+        wide = max(DTYPES[dtype].itemsize, 4)
+        check_memory(max(sizes, default=0), f"converting the weights to {dtype}", available_memory())
+        free = device_namespace(device).cuda.runtime.memGetInfo()[0]
+        check_memory(sum(t.array.size * wide for t in tensors.values()), "holding the weights on the GPU", free)
+
+
+def _load(tensor: Tensor, name: str, dtype: str, device: str) -> Array:
+    """One tensor, in the dtype, on the device."""
+    array = converted(tensor.array, dtype)
+    if array is not tensor.array and not all_finite(array):
+        raise WeightsError(f"{tensor.file}: tensor {name} has values too large for {dtype}")
+    if device != "cpu":
+        return to_device(array, device)
+    array.flags.writeable = False
+    return array
+
+
+def _model(config: ModelConfig, load: Callable[[str], Array], tokenizer: Any, dtype: str, device: str) -> Model:
+    """The fields of the model, by the names of the checkpoint (transformers, modeling_llama.py)."""
+
+    def linear(module: Module) -> Linear:
+        name = module_name(module)
+        return Linear(load(f"{name}.weight"), load(f"{name}.bias") if config.has_bias(module[1]) else None)
+
+    def layer(i: int) -> Layer:
+        norms = {name: load(f"model.layers.{i}.{name}.weight") for name in LAYER_NORMS}
+        return Layer(**norms, **{name: linear((i, name)) for name in LAYER_MODULES})  # type: ignore[arg-type]
+
+    embed_tokens = load("model.embed_tokens.weight")
+    layers = tuple(layer(i) for i in range(config.num_hidden_layers))
+    norm = load("model.norm.weight")
+    lm_head = Linear(embed_tokens) if config.tie_word_embeddings else linear(LM_HEAD)
+    return Model(config, embed_tokens, layers, norm, lm_head, tokenizer, dtype, device)
