@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..arrays import DTYPES, Array, device_namespace, dtype_of, to_device, widen
+from ..arrays import DTYPES, Array, device_namespace, dtype_of, to_device
 from ..config import LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Module, module_name
 from ..errors import WeightsError
 from ..weights import Layer, Linear, Model
