@@ -5,15 +5,17 @@ from collections.abc import Sequence
 
 from .adapter import Adapter
 from .arrays import Precision
-from .errors import CacheFull
+from .errors import CacheFull, LoracleError
 from .lora import AdapterSlots, BoundAdapter, digest
 from .ops import Ops
 from .weights import Model
 
 
 class AdapterCache:
-    """Adapter -> its slot. An adapter is known by the object: a name or a path can be used again, and a
-    folder can be loaded again with other weights, without ever meeting what was there before."""
+    """Adapter -> its slot. An adapter is known by the object: a name or a path can be used again, and a folder can be
+    loaded again with other weights, without ever meeting what was there before.
+
+    With capacity None every adapter that came stays; `unload` lets one go."""
 
     def __init__(self, model: Model, p: Precision, ops: Ops, capacity: int | None = None) -> None:
         self.slots = AdapterSlots(model, p)
@@ -40,27 +42,37 @@ class AdapterCache:
 
     def acquire_all(self, adapters: Sequence[tuple[Adapter, float]]) -> list[tuple[int, float]] | None:
         """(slot, weight) of each, or None, with nothing kept, if they do not all fit now."""
-        held: list[tuple[int, float]] = []
+        acquired: list[tuple[int, float]] = []
         try:
             for adapter, weight in adapters:
-                held.append((self.acquire(adapter), weight))
+                acquired.append((self.acquire(adapter), weight))
         except CacheFull:
-            for slot, _ in held:
+            for slot, _ in acquired:
                 self.release(slot)
             return None
-        return held
+        return acquired
 
     def release(self, slot: int) -> None:
-        """One request less uses the slot."""
+        """Count one user less of the slot. The adapter stays until its room is needed."""
         self.ref_counts[slot] -= 1
         if self.ref_counts[slot] == 0:
             del self.ref_counts[slot]
         self._touch(slot)
 
+    def unload(self, adapter: Adapter) -> None:
+        """Empty the slot of an adapter that nobody uses. LoracleError for one that is in use, or not here."""
+        slot = self._slot_of.get(adapter)
+        if slot is None:
+            raise LoracleError(f"adapter {adapter.name} is not loaded")
+        if self.ref_counts.get(slot):
+            raise LoracleError(f"adapter {adapter.name} is in use by {self.ref_counts[slot]} running request(s)")
+        self.slots.remove(slot)
+        self._evict(slot)
+
     def digest(self, slot: int) -> bytes:
         """SHA-256 of what the slot's adapter changes, for prefix keys; computed once per load, when first asked for."""
         if slot not in self._digests:
-            self._digests[slot] = digest(self._bind(next(a for a, s in self._slot_of.items() if s == slot)))
+            self._digests[slot] = digest(self._bind(self._in(slot)))
         return self._digests[slot]
 
     @property
@@ -80,10 +92,18 @@ class AdapterCache:
         slot = self._ops.select_victim(self._last_used, self.ref_counts)
         if slot is None:
             raise CacheFull(f"adapter cache: all {self.capacity} slots are in use by running requests")
-        for adapter in [a for a, s in self._slot_of.items() if s == slot]:
-            del self._slot_of[adapter]
+        self._evict(slot)
         return slot
 
+    def _evict(self, slot: int) -> None:
+        del self._slot_of[self._in(slot)]
+        self._last_used.pop(slot, None)
+        self._digests.pop(slot, None)
+
+    def _in(self, slot: int) -> Adapter:
+        return next(adapter for adapter, other in self._slot_of.items() if other == slot)
+
     def __repr__(self) -> str:
-        names = ", ".join(f"{slot}: {a.name}" for a, slot in sorted(self._slot_of.items(), key=lambda item: item[1]))
+        by_slot = sorted(self._slot_of.items(), key=lambda item: item[1])
+        names = ", ".join(f"{slot}: {adapter.name}" for adapter, slot in by_slot)
         return f"AdapterCache({names or 'empty'}; {len(self.ref_counts)} in use, capacity {self.capacity})"

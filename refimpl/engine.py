@@ -1,6 +1,6 @@
 """Continuous batching: requests come and go, and every step is one batch of whatever is there.
 
-Prefill, chunked prefill and decode are one path. A generation has tokens of which the first `computed` are in the
+Prefill, chunked prefill and decode are one path. A request has tokens of which the first `computed` are in the
 cache; a step computes some more of each, and whoever has all of them computed gets one token sampled.
 """
 
@@ -9,16 +9,19 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from .adapter import Adapter
 from .adapter_cache import AdapterCache
-from .arrays import Array, Precision, to_host
+from .arrays import Array, Precision, ceil_div, to_host
 from .attention import first_visible
 from .batch import ScheduledRequest, make_batch
-from .errors import CacheFull, RequestError
+from .errors import CacheFull, LogitsError, LoracleError, RequestError
 from .kv_cache import NO_BLOCK, KVCache
 from .model import forward, logit_width
 from .ops import NUMPY, Ops
 from .plans import Batch
-from .request import Request, check_request
+from .request import Request, check_request, check_whole
 from .sampler import sample
 from .weights import Model
 
@@ -62,10 +65,13 @@ class RequestState:
 
 
 class Engine:
-    """Serves requests with any mix of adapters from one base, one cache and one bank.
+    """Serves requests with any mix of adapters from one base, one KV cache and one set of adapter slots.
 
     First come, first served; when blocks run out the youngest is preempted and computed again later. Nothing of that,
-    and nothing that its neighbours do, changes what a request gets."""
+    and nothing that its neighbours do, changes what a request gets, beyond the order in which a product is summed.
+
+    max_batch_tokens bounds the tokens of one step, max_running the requests in it, and max_adapters the adapters in
+    memory (None: as many as come). LoracleError for a number below 1."""
 
     def __init__(
         self,
@@ -79,6 +85,12 @@ class Engine:
         max_adapters: int | None = None,
         prefix_caching: bool = True,
     ) -> None:
+        sizes = {"num_blocks": num_blocks, "block_size": block_size}
+        sizes |= {"max_batch_tokens": max_batch_tokens, "max_running": max_running}
+        for name, value in (sizes if max_adapters is None else sizes | {"max_adapters": max_adapters}).items():
+            check_whole(name, value, 1)
+        if not isinstance(precision, Precision | None):
+            raise LoracleError(f"precision must be a Precision, not {type(precision).__name__}")
         self.model, self.ops = model, ops
         self.precision = precision or Precision(ops.precision, model.dtype)
         self.cache = KVCache(model.config, num_blocks, block_size, self.precision, model.device, ops.select_victim)
@@ -90,23 +102,38 @@ class Engine:
         self._ids = itertools.count()
 
     def add(self, request: Request, max_new_tokens: int = 16) -> int:
-        """Queue a request; its id. RequestError or CacheFull if it could never be served, however long it waited."""
+        """Queue a request and return its id. RequestError or CacheFull if it could never be served."""
+        limit = self.check(request, max_new_tokens)
+        state = RequestState(next(self._ids), request, [int(i) for i in request.prompt_ids], limit)
+        self.waiting.append(state)
+        return state.id
+
+    def check(self, request: Request, max_new_tokens: int = 16) -> int:
+        """Return the length at which the request would end. RequestError or CacheFull if it could never be served,
+        however long it waited."""
         check_request(request, self.model.config)
-        prompt = [int(i) for i in request.prompt_ids]
-        wanted = max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
-        if wanted < 1:
-            raise RequestError(f"max_new_tokens {wanted} must be 1 or more")
-        limit = min(len(prompt) + wanted, self.model.config.max_position_embeddings + 1)
-        self._check_fits(request, len(prompt), limit)
-        g = RequestState(next(self._ids), request, prompt, limit)
-        self.waiting.append(g)
-        return g.id
+        new_tokens = max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
+        check_whole("max_new_tokens", new_tokens, 1)
+        prompt = len(request.prompt_ids)
+        limit = min(prompt + int(new_tokens), self.model.config.max_position_embeddings + 1)
+        self._check_fits(request, prompt, limit)
+        return limit
 
     def cancel(self, request_id: int) -> None:
         """Forget a request and free what it holds. One that has finished already is no mistake."""
-        for g in [g for g in self.running if g.id == request_id]:
-            self._drop(g)
-        self.waiting = collections.deque(g for g in self.waiting if g.id != request_id)
+        for state in [state for state in self.running if state.id == request_id]:
+            self._drop(state)
+        self.waiting = collections.deque(state for state in self.waiting if state.id != request_id)
+
+    def unload(self, adapter: Adapter) -> None:
+        """Forget an adapter that no request waits for: its slot is free, and nothing here refers to it.
+
+        Blocks that were computed with it can be matched by it alone, and are evicted as others need their room.
+        RequestError for one that a running or waiting request uses, LoracleError for one that is not loaded."""
+        users = [state.id for state in (*self.running, *self.waiting) if adapter in dict(state.request.adapters)]
+        if users:
+            raise RequestError(f"adapter {adapter.name} is used by request {users[0]}: it cannot be unloaded")
+        self.adapters.unload(adapter)
 
     @property
     def busy(self) -> bool:
@@ -114,100 +141,111 @@ class Engine:
         return bool(self.waiting or self.running)
 
     def step(self) -> list[Token]:
-        """One batch; the tokens that it produced. None while prompts are only computed in part, or nothing is there."""
+        """Run one batch and return the tokens it produced: an empty list if it only advanced prefills, or if there was
+        no work.
+
+        LogitsError for logits from which no token can be chosen: that request is dropped, and the others can go on."""
         scheduled = self._schedule()
         if not scheduled:
             return []
         # Requests of one adapter side by side: their rows are then one slice of the batch, not a gather (Punica).
-        scheduled.sort(key=lambda share: [slot for slot, _ in share[0].adapters])
+        scheduled.sort(key=lambda item: [slot for slot, _ in item[0].adapters])
+        rows = self._last_rows(scheduled)
+        self._check_logits(rows, scheduled)
         tokens = []
-        for row, (g, n) in zip(self._last_rows(scheduled), scheduled, strict=True):
-            g.computed += n
-            self._publish(g)
-            if g.computed == len(g.tokens):
-                token = self._choose(row[: logit_width(g.request, self.model)], g)
-                g.tokens.append(token)
-                reason = self._finished(g)
-                tokens.append(Token(g.id, token, finish_reason=reason))
+        for row, (state, n) in zip(rows, scheduled, strict=True):
+            state.computed += n
+            self._cache_blocks(state)
+            if state.computed == len(state.tokens):
+                token = self._choose(row[: logit_width(state.request, self.model)], state)
+                state.tokens.append(token)
+                reason = self._finish_reason(state)
+                tokens.append(Token(state.id, token, finish_reason=reason))
                 if reason:
-                    self._drop(g)
+                    self._drop(state)
         return sorted(tokens, key=lambda token: token.request_id)
 
     # Scheduling: who computes how many tokens in this step.
 
     def _schedule(self) -> list[tuple[RequestState, int]]:
-        scheduled, budget, preempted = [], self.max_batch_tokens, False
-        for g in list(self.running):
-            n = min(len(g.tokens) - g.computed, budget)
-            if g not in self.running or n == 0:  # preempted by an older one just now, or no room in this batch
+        """Who computes how many tokens: the running ones first, oldest first, then as many waiting ones as fit."""
+        scheduled: list[tuple[RequestState, int]] = []
+        budget, preemptions = self.max_batch_tokens, self.preemptions
+        for state in list(self.running):
+            n = min(len(state.tokens) - state.computed, budget)
+            if n == 0 or state not in self.running:  # no room in this batch, or preempted by an older one just now
                 continue
-            self._slide(g)
-            while not self._grow(g, n):
-                youngest = self.running[-1]
-                self._preempt(youngest)
-                preempted = True
-                if youngest is g:
-                    break
-            else:
-                scheduled.append((g, n))
+            self._free_passed_blocks(state)
+            if self._make_room(state, n):
+                scheduled.append((state, n))
                 budget -= n
-        while self.waiting and budget > 0 and len(self.running) < self.max_running and not preempted:
-            g = self.waiting[0]
-            if not self._admit(g, budget):
-                break  # strictly in order, so that nobody starves
-            self.waiting.popleft()
-            self.running.append(g)
-            n = min(len(g.tokens) - g.computed, budget)
-            scheduled.append((g, n))
+        # Strictly in order, so that nobody starves; and nobody new in a step that had to preempt.
+        while self.waiting and budget > 0 and len(self.running) < self.max_running and preemptions == self.preemptions:
+            state = self.waiting[0]
+            if not self._admit(state, budget):
+                break
+            self.running.append(self.waiting.popleft())
+            n = min(len(state.tokens) - state.computed, budget)
+            scheduled.append((state, n))
             budget -= n
         return scheduled
 
-    def _admit(self, g: RequestState, budget: int) -> bool:
-        """Adapters, whatever prefix is cached, and blocks for the first chunk: all of it or nothing."""
-        adapters = self.adapters.acquire_all(g.request.adapters)
-        if adapters is None:
-            return False
-        g.adapters = adapters
-        if self.prefix_caching:
-            # The last token is always computed: its logits are what the request is here for.
-            g.table = self.cache.match_prefix(self._keys(g, (len(g.tokens) - 1) // self.cache.block_size))
-            g.computed = len(g.table) * self.cache.block_size
-            self._slide(g)  # or a long prefix would hold blocks that the window has passed, and never fit
-        if self._grow(g, min(len(g.tokens) - g.computed, budget)):
-            return True
-        self._release(g)
-        return False
-
-    def _grow(self, g: RequestState, n: int) -> bool:
-        """Room for n more tokens."""
-        wanted = -(-(g.computed + n) // self.cache.block_size) - len(g.table)
-        if wanted > self.cache.available:
-            return False
-        g.table += self.cache.allocate(wanted) if wanted > 0 else []
+    def _make_room(self, state: RequestState, n: int) -> bool:
+        """Blocks for n more tokens, if need be by preempting the youngest; False if that was this one itself."""
+        while not self._allocate(state, n):
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is state:
+                return False
         return True
 
-    def _slide(self, g: RequestState) -> None:
-        """Give back the blocks that no token to come can see."""
-        past = first_visible(g.computed, self.model.config.sliding_window) // self.cache.block_size
-        self.cache.free(g.table[:past])
-        g.table[:past] = [NO_BLOCK] * past
+    def _admit(self, state: RequestState, budget: int) -> bool:
+        """Adapters, whatever prefix is cached, and blocks for the first chunk: all of it or nothing."""
+        adapters = self.adapters.acquire_all(state.request.adapters)
+        if adapters is None:
+            return False
+        state.adapters = adapters
+        if self.prefix_caching:
+            # The last token is always computed: its logits are what the request is here for.
+            keys = self._keys(state, (len(state.tokens) - 1) // self.cache.block_size)
+            state.table = self.cache.match_prefix(keys)
+            state.computed = len(state.table) * self.cache.block_size
+            self._free_passed_blocks(state)  # or a long prefix would hold blocks that the window has passed
+        if self._allocate(state, min(len(state.tokens) - state.computed, budget)):
+            return True
+        self._release(state)
+        return False
 
-    def _preempt(self, g: RequestState) -> None:
+    def _allocate(self, state: RequestState, n: int) -> bool:
+        """Blocks for n more tokens, or False."""
+        missing = ceil_div(state.computed + n, self.cache.block_size) - len(state.table)
+        if missing > self.cache.available:
+            return False
+        state.table += self.cache.allocate(missing) if missing > 0 else []
+        return True
+
+    def _free_passed_blocks(self, state: RequestState) -> None:
+        """Free the blocks that no token to come can see: the sliding window has passed them."""
+        passed = first_visible(state.computed, self.model.config.sliding_window) // self.cache.block_size
+        self.cache.free(state.table[:passed])
+        state.table[:passed] = [NO_BLOCK] * passed
+
+    def _preempt(self, state: RequestState) -> None:
         """Back to the head of the queue; its tokens, the produced ones too, will be computed again."""
-        self.running.remove(g)
-        self._release(g)
-        self.waiting.appendleft(g)
+        self._drop(state)
+        self.waiting.appendleft(state)
         self.preemptions += 1
 
-    def _drop(self, g: RequestState) -> None:
-        self.running.remove(g)
-        self._release(g)
+    def _drop(self, state: RequestState) -> None:
+        self.running.remove(state)
+        self._release(state)
 
-    def _release(self, g: RequestState) -> None:
-        self.cache.free(g.table)
-        for slot, _ in g.adapters:
+    def _release(self, state: RequestState) -> None:
+        """Give back the blocks and the adapters that a request holds."""
+        self.cache.free(state.table)
+        for slot, _ in state.adapters:
             self.adapters.release(slot)
-        g.table, g.adapters, g.computed = [], (), 0
+        state.table, state.adapters, state.computed = [], (), 0
 
     # One step's plan, its numbers, and what is kept of it. The oracle's engine overrides these two to look at every row
     # and to force tokens (refimpl/engines/ours.py).
@@ -217,45 +255,68 @@ class Engine:
         batch = self._batch(scheduled)
         return to_host(forward(self.model, batch, self.cache, self.adapters.slots, self.ops, self.precision))
 
-    def _choose(self, row: Array, g: RequestState) -> int:
-        """The next token of g."""
-        return sample(row, g.request, g.produced)
+    def _choose(self, row: Array, state: RequestState) -> int:
+        """The next token of a request."""
+        return sample(row, state.request, state.produced)
+
+    def _check_logits(self, rows: Array, scheduled: list[tuple[RequestState, int]]) -> None:
+        """LoracleError that names the request whose row is no distribution; nothing else has changed then."""
+        for row, (state, n) in zip(rows, scheduled, strict=True):
+            sampled = state.computed + n == len(state.tokens)
+            if sampled and not row[: logit_width(state.request, self.model)].max() > -np.inf:
+                self._drop(state)
+                raise LogitsError(f"request {state.id}: its logits hold NaN, or nothing above -inf: no token is chosen")
 
     def _batch(self, scheduled: list[tuple[RequestState, int]]) -> Batch:
-        work = [
-            ScheduledRequest(g.tokens[g.computed : g.computed + n], g.computed, g.table, g.adapters)
-            for g, n in scheduled
+        requests = [
+            ScheduledRequest(
+                state.tokens[state.computed : state.computed + n], state.computed, state.table, state.adapters
+            )
+            for state, n in scheduled
         ]
-        return make_batch(work, self.cache, self.adapters.slots, self.ops)
+        return make_batch(requests, self.cache, self.adapters.slots, self.ops)
 
-    def _keys(self, g: RequestState, count: int) -> list[bytes]:
+    def _keys(self, state: RequestState, count: int) -> list[bytes]:
         """The prefix keys of its first `count` blocks."""
         size = self.cache.block_size
-        adapters = [(self.adapters.digest(slot), weight) for slot, weight in g.adapters]
-        for i in range(len(g.keys), count):
-            parent, block = g.keys[-1] if g.keys else b"", g.tokens[i * size : (i + 1) * size]
-            g.keys.append(self.ops.prefix_key(parent, block, self.model.identity, self.precision, adapters))
-        return g.keys[:count]
+        adapters = [(self.adapters.digest(slot), weight) for slot, weight in state.adapters]
+        for i in range(len(state.keys), count):
+            parent, block = state.keys[-1] if state.keys else b"", state.tokens[i * size : (i + 1) * size]
+            state.keys.append(self.ops.prefix_key(parent, block, self.model.identity, self.precision, adapters))
+        return state.keys[:count]
 
-    def _publish(self, g: RequestState) -> None:
-        """Let others find the blocks that are full now."""
+    def _cache_blocks(self, state: RequestState) -> None:
+        """Let others match the blocks that are full now."""
         if self.prefix_caching:
-            for block, key in zip(g.table, self._keys(g, g.computed // self.cache.block_size), strict=False):
+            keys = self._keys(state, state.computed // self.cache.block_size)
+            for block, key in zip(state.table, keys, strict=False):
                 if block != NO_BLOCK:
                     self.cache.cache_block(block, key)
 
-    def _finished(self, g: RequestState) -> str | None:
-        stops = self.model.config.eos_token_ids if g.request.stop_ids is None else g.request.stop_ids
-        return "stop" if g.tokens[-1] in stops else "length" if len(g.tokens) >= g.limit else None
+    def _finish_reason(self, state: RequestState) -> str | None:
+        stops = self.model.config.eos_token_ids if state.request.stop_ids is None else state.request.stop_ids
+        return "stop" if state.tokens[-1] in stops else "length" if len(state.tokens) >= state.limit else None
 
     def _check_fits(self, request: Request, prompt: int, limit: int) -> None:
-        size, window = self.cache.block_size, self.model.config.sliding_window
-        held = limit if window is None else min(limit, window + self.max_batch_tokens + size)
-        if -(-held // size) > self.cache.num_blocks:
+        """CacheFull if the blocks that it may hold at once are more than there are."""
+        size, most = (
+            self.cache.block_size,
+            peak_blocks(limit - 1, self.cache.block_size, self.max_batch_tokens, self.model.config.sliding_window),
+        )
+        if most > self.cache.num_blocks:
             raise CacheFull(
-                f"a prompt of {prompt} tokens and up to {limit - prompt} new ones need {-(-held // size)} KV blocks of "
+                f"a prompt of {prompt} tokens and up to {limit - prompt} new ones need {most} KV blocks of "
                 f"{size} tokens; the cache has {self.cache.num_blocks}"
             )
         capacity = self.adapters.capacity
         if capacity is not None and len(request.adapters) > capacity:
             raise RequestError(f"a request sums {len(request.adapters)} adapters; the adapter cache holds {capacity}")
+
+
+def peak_blocks(tokens: int, block_size: int, max_batch_tokens: int, window: int | None) -> int:
+    """The most blocks that a request holds at once while `tokens` tokens are computed, in chunks that may begin
+    anywhere: after a prefix hit, or beside others. The last token that it produces is never computed."""
+    computed = np.arange(tokens) if window is not None else np.zeros(1, int)
+    n = np.minimum(tokens - computed, tokens if window is None else max_batch_tokens)
+    passed = np.maximum(0, computed - window + 1) // block_size if window is not None else 0
+    return int((-(-(computed + n) // block_size) - passed).max())

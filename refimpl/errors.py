@@ -25,6 +25,10 @@ class RequestError(LoracleError):
     """A request that cannot be served: an unknown adapter, ids out of range, an empty prompt."""
 
 
+class LogitsError(LoracleError):
+    """Logits from which no token can be chosen: NaN, or -inf alone. A NaN is never served as a token."""
+
+
 class CacheFull(LoracleError):
     """No KV block, or no adapter slot, is free. Raised before anything is written."""
 

@@ -21,8 +21,8 @@ SelectVictim = Callable[[Mapping[int, int], Mapping[int, int]], "int | None"]
 def prefix_key(
     parent: bytes, token_ids: Sequence[int], base: bytes, p: Precision, adapters: Sequence[tuple[bytes, float]]
 ) -> bytes:
-    """Return the key of one full block: SHA-256 of (key of the block before it, its tokens, the base's digest, the Precision,
-    and for each adapter in order the digest of its effective weights and the bits of its weight)."""
+    """Return the key of one full block: SHA-256 of (key of the block before it, its tokens, the base's identity, the
+    Precision, and for each adapter in order the digest of its effective weights and the bits of its weight)."""
     h = hashlib.sha256(parent)
     h.update(np.asarray(token_ids, np.int64).tobytes())
     h.update(base)

@@ -181,7 +181,7 @@ def blocks_of(table: Int[Array, " blocks"]) -> tuple[int, Index]:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One forward pass over all scheduled tokens of all requests. `device` has the same arrays where the numbers live."""
+    """One forward pass over all scheduled tokens of all requests."""
 
     token_ids: Int[Array, " tokens"]
     positions: Int[Array, " tokens"]  # of each token in its own request

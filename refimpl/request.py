@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .adapter import Adapter
-from .config import EMBED, ModelConfig, module_name
+from .config import EMBED, LM_HEAD, ModelConfig, Module, module_name
 from .errors import RequestError
 
 
@@ -33,8 +33,8 @@ class Request:
 
 def vocab_size(request: Request, config: ModelConfig) -> int:
     """How many token ids this request knows: an adapter may bring a larger embedding table along."""
-    grown = [a.replaced[EMBED].shape[0] for a, _ in request.adapters if EMBED in a.replaced]
-    return max([config.vocab_size, *grown])
+    extended = [len(adapter.replaced[EMBED]) for adapter, _ in request.adapters if EMBED in adapter.replaced]
+    return max([config.vocab_size, *extended])
 
 
 def check_list(requests: Sequence[Request]) -> None:
@@ -56,18 +56,26 @@ def check_request(request: Request, config: ModelConfig) -> None:
     if ids.size > config.max_position_embeddings:
         most = config.max_position_embeddings
         raise RequestError(f"a prompt of {ids.size} tokens is longer than the model's {most} positions")
-    known = vocab_size(request, config)
-    outside = ids[(ids < 0) | (ids >= known)]
+    vocabulary = vocab_size(request, config)
+    outside = ids[(ids < 0) | (ids >= vocabulary)]
     if outside.size:
-        raise RequestError(f"prompt_ids holds {outside[0]}, outside of the vocabulary of {known} ids")
+        raise RequestError(f"prompt_ids holds {outside[0]}, outside of the vocabulary of {vocabulary} ids")
     if not (request.temperature >= 0 and np.isfinite(request.temperature)):
         raise RequestError(f"temperature {request.temperature} must be 0 (greedy) or more")
-    if request.top_k < 0:
-        raise RequestError(f"top_k {request.top_k} must be 0 (off) or more")
+    check_whole("top_k", request.top_k, 0)
+    check_whole("seed", request.seed)
     if not 0 < request.top_p <= 1:
         raise RequestError(f"top_p {request.top_p} must be above 0 and at most 1")
-    if request.max_new_tokens is not None and request.max_new_tokens < 1:
-        raise RequestError(f"max_new_tokens {request.max_new_tokens} must be 1 or more")
+    if request.max_new_tokens is not None:
+        check_whole("max_new_tokens", request.max_new_tokens, 1)
+
+
+def check_whole(name: str, value: object, least: int | None = None) -> None:
+    """RequestError for what is no whole number, or below the least."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise RequestError(f"{name} {value!r} is not a whole number")
+    if least is not None and value < least:
+        raise RequestError(f"{name} {value} must be {least} or more")
 
 
 def _check_adapters(request: Request) -> None:
@@ -91,20 +99,31 @@ def _check_adapters(request: Request) -> None:
 
 def _check_fits(adapter: Adapter, config: ModelConfig) -> None:
     """An adapter was checked against a base when it was loaded; this may be another one."""
-    known = set(config.modules())
-    for module, w in adapter.lora.items():
-        if module not in known:
-            raise RequestError(f"adapter {adapter.name} is for another model: this one has no {module_name(module)}")
-        d_out, d_in = config.shape(module[1])[::-1] if module == EMBED else config.shape(module[1])
-        if module in adapter.replaced:  # a grown vocabulary
-            d_in, d_out = (
-                (len(adapter.replaced[module]), d_out) if module == EMBED else (d_in, len(adapter.replaced[module]))
-            )
-        if (w.B.shape[0], w.A.shape[1]) != (d_out, d_in):
-            raise RequestError(
-                f"adapter {adapter.name} is for another model: {module_name(module)} is [{d_out}, {d_in}] here, "
-                f"[{w.B.shape[0]}, {w.A.shape[1]}] there"
-            )
+    for module, lora in adapter.lora.items():
+        d_out, d_in = _shape(adapter, module, config)
+        if module == EMBED:  # its rows are looked up: A is [rank, vocab]
+            d_out, d_in = d_in, d_out
+        _check_shape(adapter, module, (d_out, d_in), (lora.B.shape[0], lora.A.shape[1]))
+    for module, weight in adapter.replaced.items():
+        _check_shape(adapter, module, _shape(adapter, module, config), weight.shape)
+    for module, bias in adapter.biases.items():
+        _check_shape(adapter, module, _shape(adapter, module, config)[:1], bias.shape)
+
+
+def _shape(adapter: Adapter, module: Module, config: ModelConfig) -> tuple[int, int]:
+    """What the module's weight must be [d_out, d_in]: the base's, or with the rows of a vocabulary that is extended."""
+    if module not in config.modules():
+        raise RequestError(f"adapter {adapter.name} is for another model: this one has no {module_name(module)}")
+    d_out, d_in = config.shape(module[1])
+    if module in (EMBED, LM_HEAD):
+        return max([d_out, *(len(weight) for weight in adapter.replaced.values())]), d_in
+    return d_out, d_in
+
+
+def _check_shape(adapter: Adapter, module: Module, expected: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if expected != shape:
+        shapes = f"{module_name(module)} is {list(expected)} here, {list(shape)} there"
+        raise RequestError(f"adapter {adapter.name} is for another model: {shapes}")
 
 
 def _kind(x: object) -> str:

@@ -11,7 +11,9 @@ from .request import Request
 
 
 def sample(logits: Float[Array, " vocab"], request: Request, produced: int) -> int:
-    """The next token id. `produced`: how many tokens the request has produced so far."""
+    """Return the next token id. `produced`: how many tokens the request has produced so far.
+
+    The logits hold no NaN, and something above -inf: Engine.step refuses others, by the request's id."""
     if request.temperature == 0:
         return int(logits.argmax())
     p = probabilities(logits, request.temperature, request.top_k, request.top_p)
@@ -31,10 +33,13 @@ def probabilities(
 
     top-k keeps the k largest logits (and all that tie with the k-th); top-p keeps the smallest set of the largest
     probabilities whose sum reaches top_p, at least one."""
-    scores = logits.astype(np.float64) / temperature
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # a tiny temperature sends all but the largest to -inf: that is its limit
+        scores = np.where(logits == logits.max(), 0.0, (logits.astype(np.float64) - logits.max()) / temperature)
     if 0 < top_k < scores.size:
         scores[scores < np.partition(scores, -top_k)[-top_k]] = -np.inf
-    p = np.exp(scores - scores.max())
+    p = np.exp(scores)
     p /= p.sum()
     if top_p < 1:
         order = np.argsort(-p, kind="stable")

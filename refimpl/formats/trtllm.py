@@ -117,12 +117,12 @@ def folded(B: Float[Array, "d_out rank"], scale: float, dtype: str, order: str) 
 def with_missing_qkv(rows: list[Matrices], r: int) -> list[Matrices]:
     """Rows of zeros for those of q, k and v that the adapter leaves alone, if it has one of the three: at the end of
     each layer's rows, [r, hidden_size] and [hidden_size, r]."""
-    modules = {matrices.row.module.parts[0] for matrices in rows}
+    modules = {one.row.module.parts[0] for one in rows}
     missing = [name for name in QKV if name not in modules] if modules & {*QKV} else []
-    width = next((matrices.A.shape[1] for matrices in rows if matrices.row.module.parts[0] in QKV), 0)
+    width = next((one.A.shape[1] for one in rows if one.row.module.parts[0] in QKV), 0)
     filled: list[Matrices] = []
-    for layer in sorted({matrices.row.layer for matrices in rows}):
-        used = [matrices for matrices in rows if matrices.row.layer == layer]
+    for layer in sorted({one.row.layer for one in rows}):
+        used = [one for one in rows if one.row.layer == layer]
         zeros = np.zeros((r, width), rows[0].A.dtype)
         first = len(filled) + len(used)
         added = [Matrices(Row(first + i, OF_LLAMA[n], layer, r), zeros, zeros.T) for i, n in enumerate(missing)]
@@ -154,11 +154,11 @@ def rounding_notes(adapter: Adapter, rows: list[Matrices], dtype: str) -> list[s
     if not kinds:
         return []
     changed = total = 0
-    for matrices in rows:
-        stored = adapter.lora.get((matrices.row.layer, matrices.row.module.parts[0]))
+    for one in rows:
+        stored = adapter.lora.get((one.row.layer, one.row.module.parts[0]))
         if stored is not None:
-            changed += int(np.sum(matrices.A.astype(np.float64) != stored.A.astype(np.float64)))
-            total += matrices.A.size
+            changed += int(np.sum(one.A.astype(np.float64) != stored.A.astype(np.float64)))
+            total += one.A.size
     if not changed:
         return []
     return [f"{' and '.join(sorted(kinds))} became {dtype}: {changed} of {total} numbers of A are rounded"]

@@ -61,10 +61,10 @@ def about_peft(
     )
     if outer := [module_name(module) for module in lora if module not in inner]:
         lines.append(f"ignores the LoRA on {' and '.join(outer)}, without a word")
-    if full_weights := [module_name(module) for module, tensors in parts.items() if tensors.keys() & {"saved", "copy"}]:
+    if tables := [module_name(module) for module, tensors in parts.items() if tensors.keys() & {"saved", "copy"}]:
         lines.append(
-            f"takes the whole {' and '.join(full_weights)} for every request, those without adapter too, if this is the only "
-            "lora_dir, and ignores it otherwise"
+            f"takes the whole {' and '.join(tables)} for every request, those without adapter too, if this is the "
+            "only lora_dir, and ignores it otherwise"
         )
     if biases := [
         part.name for tensors in parts.values() for key, part in tensors.items() if key in ("bias", "lora_bias")

@@ -1,4 +1,4 @@
-"""Prescaling: the scale is multiplied into B when an adapter is loaded: B' = scale * B, and nothing is left to multiply at run time.
+"""Prescaling: B' = scale * B when an adapter is loaded, and nothing is left to multiply at run time.
 
     convert   B' = T(D(B * scale))   multiplied in the checkpoint's type D, then cast to T: TensorRT-LLM's
                                      examples/hf_lora_convert.py, which writes model.lora_weights.npy

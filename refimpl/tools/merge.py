@@ -15,7 +15,7 @@ from ..weights import Linear, Model
 
 
 def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
-    """The base with the adapter merged into it (PEFT's merge_and_unload), in the base's dtype. Tied heads are untied."""
+    """The base with the adapter merged into it (PEFT's merge_and_unload), in its dtype. Tied heads are untied."""
     bound = ops.bind_adapter(adapter, model.config, ops.adapter_scale)
 
     def one(module: Module) -> Linear:

@@ -19,6 +19,7 @@ from refimpl.engines import ours
 from refimpl.engines.interface import Settings
 from refimpl.engines.ours import Observed, Ours
 from refimpl.lora import BoundAdapter
+from refimpl.oracle.bugs.steps import unchecked
 from refimpl.oracle.cases.case import Case, Exchange, play, request, truth
 from refimpl.oracle.cases.testbed import Testbed
 from refimpl.oracle.noise.ensemble import ensemble, honest_runs
@@ -26,8 +27,8 @@ from refimpl.oracle.noise.readout import Unreadable, rows_of, view
 
 
 def but(**steps: object) -> Ops:
-    """NUMPY with these steps replaced."""
-    return replace(NUMPY, **steps)
+    """NUMPY with these steps replaced. Who has such a bug does not check for it."""
+    return replace(NUMPY, check_batch=unchecked, **steps)
 
 
 class Served(Ours):
@@ -41,6 +42,7 @@ class Served(Ours):
             super().reset()
         finally:
             ours.Observed = original
+        self.server.ops = replace(self.server.ops, check_batch=unchecked)
         self.spoil()
 
     def spoil(self) -> None:
@@ -145,10 +147,10 @@ class RelativeKeys(Observed):
 class PublishedTooEarly(Observed):
     """The block that a chunk has begun is published before it is full (vllm 34587)."""
 
-    def _publish(self, g: RequestState) -> None:
+    def _cache_blocks(self, g: RequestState) -> None:
         computed = g.computed
         g.computed = min(-(-computed // self.cache.block_size) * self.cache.block_size, len(g.request.prompt_ids))
-        super()._publish(g)
+        super()._cache_blocks(g)
         g.computed = computed
 
 
@@ -175,14 +177,14 @@ class CancelledRunsOn(Observed):
                 self.dead.add(g.id)
                 self.cache.free(g.table)
 
-    def _grow(self, g: RequestState, n: int) -> bool:
+    def _allocate(self, g: RequestState, n: int) -> bool:
         if g.id in getattr(self, "dead", ()):
             return len(g.table) * self.cache.block_size >= g.computed + n or self._forget(g)
-        return super()._grow(g, n)
+        return super()._allocate(g, n)
 
-    def _publish(self, g: RequestState) -> None:
+    def _cache_blocks(self, g: RequestState) -> None:
         if g.id not in getattr(self, "dead", ()):
-            super()._publish(g)
+            super()._cache_blocks(g)
 
     def _forget(self, g: RequestState) -> bool:
         g.limit = len(g.tokens)
@@ -211,7 +213,7 @@ class PreemptedKeepsItsPlace(Observed):
     def _admit(self, g: RequestState, budget: int) -> bool:
         resumes = min(getattr(g, "resumes", 0), len(g.tokens) - 1)
         admitted = super()._admit(g, budget)
-        if admitted and resumes > g.computed and self._grow(g, resumes + 1 - g.computed):
+        if admitted and resumes > g.computed and self._allocate(g, resumes + 1 - g.computed):
             g.computed = resumes
         return admitted
 

@@ -1,15 +1,19 @@
 """Single cases of the engine that once went wrong, or that no strategy would hit."""
 
 import dataclasses
+import gc
 import hashlib
+import itertools
+import weakref
 
+import numpy as np
 import pytest
-from support.build import random_model
+from support.build import random_adapter, random_model
 from support.serving import WatchedEngine, assert_as_if_alone, finish
 
 from refimpl import NUMPY, Engine, Request, trace
-from refimpl.config import ModelConfig
-from refimpl.errors import CacheFull, RequestError
+from refimpl.config import LM_HEAD, ModelConfig
+from refimpl.errors import CacheFull, LogitsError, LoracleError, RequestError
 
 CONFIG = ModelConfig(11, 10, 7, 1, 4, 2, 4, max_position_embeddings=64)
 WINDOWED = ModelConfig(11, 10, 7, 1, 4, 2, 4, sliding_window=2, max_position_embeddings=64)
@@ -36,10 +40,34 @@ def test_no_new_tokens_are_none_to_serve() -> None:
 
 
 def test_a_request_that_could_never_fit_is_refused_when_it_comes() -> None:
+    """The last token that it produces is never computed: 3 + 4 tokens need room for 6."""
     engine = Engine(random_model(CONFIG), num_blocks=3, block_size=2)
-    with pytest.raises(CacheFull):
-        engine.add(Request([1, 2, 3]), 4)
-    engine.add(Request([1, 2, 3]), 3)
+    with pytest.raises(CacheFull, match="need 4 KV blocks of 2 tokens; the cache has 3"):
+        engine.add(Request([1, 2, 3]), 5)
+    engine.add(Request([1, 2, 3], stop_ids=()), 4)
+    assert sum(len(engine.step()) for _ in range(4)) == 4 and not engine.busy
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 5])
+@pytest.mark.parametrize("budget", [1, 2, 7])
+def test_whatever_is_admitted_ends_and_whatever_is_refused_could_not_have(window: int | None, budget: int) -> None:
+    model = random_model(dataclasses.replace(CONFIG, sliding_window=window))
+    for prompt, new, blocks in itertools.product((1, 2, 5, 8), (1, 2, 4), range(1, 7)):
+        size = 2
+        engine = Engine(model, num_blocks=blocks, block_size=size, max_batch_tokens=budget)
+        request = Request([1 + i % 9 for i in range(prompt)], stop_ids=())
+        try:
+            engine.add(request, new)
+        except CacheFull:
+            computed = range(prompt + new - 1)  # somewhere on its way it would have held more than there are
+            chunks = [(c, min(budget, prompt + new - 1 - c)) for c in computed]
+            first = [0 if window is None else max(0, c - window + 1) // size for c, _ in chunks]
+            held = [-(-(c + n) // size) - f for (c, n), f in zip(chunks, first, strict=True)]
+            assert max(held) > blocks
+            continue
+        for _ in range(100):
+            engine.step()
+        assert not engine.busy
 
 
 def test_a_cancelled_request_leaves_nothing_behind() -> None:
@@ -109,3 +137,69 @@ def test_two_models_never_share_an_identity() -> None:
     assert (
         len({model.identity, random_model(CONFIG).identity, dataclasses.replace(model, dtype="float32").identity}) == 3
     )
+
+
+def test_an_adapter_that_is_unloaded_is_gone() -> None:
+    engine = Engine(random_model(CONFIG), block_size=4)
+    adapter = random_adapter(CONFIG, 1)
+    with pytest.raises(LoracleError, match="adapter adapter-1 is not loaded"):
+        engine.unload(adapter)
+    engine.add(Request([1, 2, 3, 4, 5], adapter, stop_ids=()), 2)
+    with pytest.raises(RequestError, match="adapter adapter-1 is used by request 0: it cannot be unloaded"):
+        engine.unload(adapter)
+    engine.step()
+    with pytest.raises(RequestError, match="is used by request 0"):
+        engine.unload(adapter)
+    engine.step()
+    assert not engine.busy and engine.adapters.slot_of == {adapter: 0}
+    engine.unload(adapter)
+    assert engine.adapters.slot_of == {} and engine.adapters.slots.slots == set()
+    gone = weakref.ref(adapter.lora[(0, "q_proj")].A)
+    del adapter
+    gc.collect()
+    assert gone() is None
+    other = random_adapter(CONFIG, 2)
+    engine.add(Request([1, 2, 3, 4, 5], other, stop_ids=()), 1)
+    engine.step()
+    assert engine.adapters.slot_of == {other: 0}
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_without_a_choice_are_an_error_that_names_the_request(value: float, temperature: float) -> None:
+    """And the others go on: their tokens are what they would have been."""
+    model, broken = random_model(CONFIG), random_adapter(CONFIG, 1, modules=("lm_head",))
+    broken.lora[(-1, "lm_head")].B[...] = value if np.isnan(value) else 0
+    if np.isinf(value):
+        broken = dataclasses.replace(
+            broken, lora={}, replaced={LM_HEAD: np.full((11, 10), 0.0)}, biases={LM_HEAD: np.full(11, value)}
+        )
+    right = Request([1, 2, 3], stop_ids=())
+    alone = Engine(model)
+    alone.add(right, 3)
+    expected = [token.token_id for _ in range(3) for token in alone.step()]
+    engine = Engine(model)
+    engine.add(right, 3)
+    engine.add(Request([1, 2, 3], broken, temperature=temperature, stop_ids=()), 3)
+    with pytest.raises(LogitsError, match="request 1: its logits hold NaN, or nothing above -inf"):
+        engine.step()
+    assert [t.token_id for _ in range(3) for t in engine.step()] == expected
+    assert not engine.busy
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_blocks": 0}, "num_blocks 0 must be 1 or more"),
+        ({"block_size": 0}, "block_size 0 must be 1 or more"),
+        ({"max_batch_tokens": 0}, "max_batch_tokens 0 must be 1 or more"),
+        ({"max_running": 0}, "max_running 0 must be 1 or more"),
+        ({"max_adapters": 0}, "max_adapters 0 must be 1 or more"),
+        ({"block_size": 2.5}, "block_size 2.5 is not a whole number"),
+        ({"max_running": True}, "max_running True is not a whole number"),
+        ({"precision": "nonsense"}, "precision must be a Precision, not str"),
+    ],
+)
+def test_an_engine_that_could_serve_nobody_is_not_made(wrong: dict, message: str) -> None:
+    with pytest.raises(LoracleError, match=message):
+        Engine(random_model(CONFIG), **wrong)

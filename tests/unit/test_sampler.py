@@ -51,3 +51,17 @@ def test_a_draw_depends_on_seed_and_step_alone() -> None:
     assert uniform(3, 5) == uniform(3, 5)
     assert len({uniform(seed, step) for seed in (0, 1, -1, 2**70 + 1) for step in range(5)}) == 15  # 1 is 2**70 + 1
     assert all(0 <= uniform(seed, 0) < 1 for seed in range(100))
+
+
+@pytest.mark.parametrize("temperature", [1e-310, 5e-324, 1e-300])
+def test_a_temperature_that_is_nearly_zero_is_greedy(temperature: float) -> None:
+    logits = np.array([-3.0, 2.0, 700.0, 699.0], np.float32)
+    for seed in range(20):
+        assert sample(logits, Request([1], temperature=temperature, seed=seed), 0) == 2
+    p = probabilities(logits, temperature)
+    assert p.tolist() == [0, 0, 1, 0]
+
+
+def test_what_is_certain_is_drawn() -> None:
+    p = probabilities(np.array([0.0, np.inf, 1.0, np.inf], np.float32), 0.7)
+    assert p.tolist() == [0, 0.5, 0, 0.5]
