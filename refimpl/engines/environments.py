@@ -1,6 +1,6 @@
 """Environments of their own for the engines whose pins would quarrel with everybody else's.
 
-Each is a recipe: a virtual environment and some commands. It is made once, in the user's cache, under the hash of its
+Each is a recipe: a virtual environment and some commands. It is set up once, in the user's cache, under the hash of its
 recipe and files; a recipe that changes makes another one. A setup that was interrupted goes on where it stopped.
 """
 
@@ -41,7 +41,7 @@ class Recipe:
     steps: tuple[Step, ...]
     files: tuple[str, ...]  # that the steps read, beside this one
     python: tuple[int, int] = (3, 10)  # the oldest that will do
-    compiles: bool = False  # for the very processor that it is made on
+    compiles: bool = False  # for the very processor that it is built on
 
 
 VLLM = Recipe(

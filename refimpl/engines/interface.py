@@ -1,4 +1,4 @@
-"""What the oracle asks of an engine, and what it gets back.
+"""What every engine must do, and the requests and responses that pass between it and the oracle.
 
     engine.start(settings)
     engine.load("a", folder)
@@ -113,7 +113,7 @@ class EngineResponse:
     logprobs: Float[Array, "rows vocab"] | None = None
     top: Sequence[Mapping[int, float]] | None = None  # per row: token -> log-probability
     trace: Mapping[str, Array] = field(default_factory=dict)  # names of refimpl.trace -> rows of the prompt's tokens
-    error: str = ""  # the engine's words in place of numbers: a failed case, never a pass
+    error: str = ""  # the engine's message in place of numbers: a failed case, never a pass
     raw: Any = None  # what came, where it was not understood
 
 
@@ -165,6 +165,6 @@ def infer_first_position(rows: int, prompt: int, produced: int) -> int:
         return 0
     if rows == produced:
         return prompt - 1
-    if rows == prompt:  # the prompt's rows alone, of an engine that was asked for more tokens
+    if rows == prompt:  # the prompt's rows alone, although more tokens were produced
         return 0
     raise EngineError(f"{rows} rows for a prompt of {prompt} tokens and {produced} produced ones")

@@ -1,4 +1,4 @@
-"""Known defects of engines, so that a campaign tells them from news. One file an engine: engines/expected_failures/.
+"""Known defects of engines, which a campaign reports apart from new ones. One file each: engines/expected_failures/.
 
     [[failure]]
     what = "alpha / r, although the adapter says rsLoRA"

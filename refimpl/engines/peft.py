@@ -102,7 +102,7 @@ class Peft:
             if len(self.adapters) == 1:
                 self.base, self.model = self.model.unload(), None
             else:
-                if self.model.active_adapter == name:  # a PeftModel answers nobody while its active adapter is gone
+                if self.model.active_adapter == name:  # a PeftModel serves no request while its active adapter is gone
                     self.model.set_adapter(next(other for other in sorted(self.adapters) if other != name))
                 self.model.delete_adapter(name)
         self.adapters.discard(name)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 import refimpl  # noqa: E402
 from refimpl.formats.convert import convert  # noqa: E402
-from refimpl.loading.adapter_folder import WEIGHTS_FILE
+from refimpl.loading.adapter_folder import WEIGHTS_FILE  # noqa: E402
 
 IDS = {"q_proj": 1, "k_proj": 2, "v_proj": 3, "o_proj": 4, "gate_proj": 5, "down_proj": 6, "up_proj": 7}
 

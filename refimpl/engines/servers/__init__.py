@@ -1,1 +1,1 @@
-"""What openai_http.py is made of: the client, the check of what came back, and one file per kind of server."""
+"""The parts of openai_http.py: the client, the check of what came back, and one file per kind of server."""

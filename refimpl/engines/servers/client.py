@@ -106,7 +106,7 @@ class Client:
             last = repetition == self.retries
             try:
                 status, body = self._once(method, path, payload)
-            except TimeoutError:  # a slow server gets no faster by being asked twice
+            except TimeoutError:  # a slow server gets no faster by a second request
                 raise Unreachable(f"{where}: no whole answer within {self.timeout:g} s") from None
             except (ConnectionRefusedError, socket.gaierror) as error:
                 if last or isinstance(error, socket.gaierror):
