@@ -1,18 +1,19 @@
 """The command line. Exit codes: 0 pass; 1 fail; 2 the user's mistake, in one line; 3 our own fault."""
 
 import argparse
+import difflib
 import importlib
 import os
+import re
 import sys
-import tempfile
-import traceback
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from . import __version__
-from .errors import LoracleError
+from .engines.suggestion import did_you_mean
+from .errors import AdapterWarning, KernelError, LoracleError
 
 COMMANDS = (
     *("bench", "check", "convert", "demo", "engines", "generate"),
@@ -21,69 +22,124 @@ COMMANDS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with a mistake told in one line."""
+    """argparse, with a mistake told in one line that names what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
         """Exit 2."""
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}{self._suggestion(message)} (see {self.prog} --help)\n")
+
+    def _suggestion(self, message: str) -> str:
+        if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            return did_you_mean(choice[1], re.findall(r"[\w.-]+", choice[2]))
+        if unknown := re.match(r"unrecognized arguments:.*?--([\w-]+)", message):
+            options = [option.removeprefix("--") for action in self._actions for option in action.option_strings]
+            nearest = difflib.get_close_matches(unknown[1], options, n=1)
+            return f"; did you mean --{nearest[0]}?" if nearest else ""
+        return ""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every subcommand, with an example each."""
-    whole = Parser(prog="loracle", description="One base, many LoRA adapters, one batch: a reference that can be read.")
-    whole.add_argument("--version", action="version", version=f"loracle {__version__}")
-    sub = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+def parser() -> Parser:
+    """Return the parser of every subcommand, with an example each."""
+    main_parser = Parser(
+        prog="loracle", description="One base, many LoRA adapters, one batch: a reference that can be read."
+    )
+    main_parser.add_argument("--version", action="version", version=f"loracle {__version__}")
+    subparsers = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name in COMMANDS:
         command = importlib.import_module(f".commands.{name}", __package__)
-        one = sub.add_parser(
+        subparser = subparsers.add_parser(
             name,
             help=command.HELP,
             description=command.HELP[0].upper() + command.HELP[1:] + ".",
             epilog=f"example:\n{command.EXAMPLE}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_arguments(one)
-        one.add_argument("--json", action="store_true", help="print JSON for machines instead")
-        one.set_defaults(run=command.run)
-    return whole
+        command.add_arguments(subparser)
+        subparser.add_argument("--json", action="store_true", help="print JSON for machines instead")
+        subparser.set_defaults(run=command.run, parser=subparser)
+    return main_parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments; an unknown option is an error of the subcommand that it was given to."""
+    args, unknown = parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
+
+
+def one_thread_is_faster(argv: Sequence[str]) -> bool:
+    """Return whether all matrices are those of the embedded model or of random ones.
+
+    They are so small that waking a second thread costs more than it computes, and on a busy machine many times more.
+    A BLAS asks for the number of its threads when numpy is imported, which importing the commands does. So this parser
+    reads --model alone, and before the others are there.
+    """
+    light = argparse.ArgumentParser(add_help=False)
+    light.add_argument("command", nargs="?")
+    light.add_argument("--model", nargs="?")
+    args, _ = light.parse_known_args(argv)
+    if args.model is None:
+        return not (args.command == "guide" and "LORACLE_MODELS" in os.environ)  # else the guide takes a 7B model
+    return args.model in ("tiny", "random")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code."""
+    """Run one command; return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    own_default = "--model" not in argv and not ("guide" in argv and "LORACLE_MODELS" in os.environ)
-    if own_default or {"tiny", "random"} & set(argv):
-        # The matrices of the embedded model and of made ones are so small that waking a second thread costs more than
-        # it computes, and on a busy machine many times more. A BLAS asks this when numpy is imported, which is below.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    args = parser().parse_args(argv)
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = lambda message, *rest, **more: print(f"loracle: warning: {message}", file=sys.stderr)
-        try:
+    name = "loracle"
+    try:
+        if one_thread_is_faster(argv):
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        args = parse(argv)
+        name = f"loracle {args.command}"
+        with own_warnings_in_one_line():
             return int(args.run(args))
-        except LoracleError as error:
-            print(f"loracle {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-        except MemoryError as error:
-            print(f"loracle {args.command}: too little memory ({error})", file=sys.stderr)
-            return 2
-        except BrokenPipeError:  # `loracle ... | head` has seen enough
-            sys.stderr.close()
-            return 0
-        except KeyboardInterrupt:
-            return 130
-        except Exception as error:
-            with tempfile.NamedTemporaryFile(
-                "w", prefix="loracle-", suffix=".txt", delete=False, encoding="utf-8"
-            ) as file:
-                traceback.print_exc(file=file)
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(
-                f"loracle {args.command}: a bug of ours ({what}); the traceback is in {Path(file.name)}",
-                file=sys.stderr,
-            )
-            return 3
+    except LoracleError as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KernelError as error:  # its lines are the compiler's, or the checker's
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except MemoryError as error:
+        print(f"{name}: too little memory ({error})", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `loracle ... | head` needs no more
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"{name}: a bug of ours ({what}); the traceback is in {keep_traceback()}", file=sys.stderr)
+        return 3
+
+
+@contextmanager
+def own_warnings_in_one_line() -> Iterator[None]:
+    """Print each of Loracle's warnings as one line; everybody else's keep Python's form and filters."""
+    with warnings.catch_warnings():
+        as_python_does = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, AdapterWarning):
+                print(f"loracle: warning: {message}", file=sys.stderr)
+            else:
+                as_python_does(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", AdapterWarning)
+        yield
+
+
+def keep_traceback() -> str:
+    """Write the traceback of the exception that is being handled to a file that stays; return its name."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="loracle-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        traceback.print_exc(file=file)
+    return file.name
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ EXAMPLE = """  loracle bench kernels                            every point veri
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of bench."""
+    """Add the options of bench."""
     parser.add_argument("what", choices=("kernels", "serving"), help="which benchmark")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a few points only")
     size.add_argument("--full", action="store_true", help="kernels: the whole grid of 468 points instead of about 60")
     parser.add_argument(
-        "--ops", choices=("numpy", "cuda"), help="serving: which table (default cuda on a GPU, else numpy)"
+        "--ops", choices=("numpy", "cuda"), help="serving: which backend (default cuda on a GPU, else numpy)"
     )
     parser.add_argument("--repeats", type=int, metavar="N", help="how often each is timed (default 25; serving 7)")
     parser.add_argument(
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 if everything was right; 1 if a kernel is wrong, which is said before anything is timed."""
+    """Return 0 if everything was right; 1 if a kernel is wrong, which is said before anything is timed."""
     from ..bench.verify import WrongResult
     from ..cuda.runner import KernelError
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """What does not go together."""
+    """Refuse what does not go together."""
     if args.what == "serving" and (args.full or args.no_others):
         raise RequestError("--full and --no-others are for bench kernels")
     if args.what == "kernels" and args.ops:
@@ -75,7 +75,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def reports(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The report as it grows."""
+    """Yield the report as it grows."""
     from ..cuda import runner
 
     on_gpu = runner.world() == "gpu"
@@ -101,7 +101,7 @@ def reports(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def write(folder: Path | None, report: dict[str, Any]) -> None:
-    """The report so far, whole or not at all."""
+    """Write the report so far, whole or not at all."""
     if folder:
         partial = folder / f".{report['benchmark']}.json"
         partial.write_text(json.dumps(report, indent=1) + "\n")
@@ -109,7 +109,7 @@ def write(folder: Path | None, report: dict[str, Any]) -> None:
 
 
 def show(report: dict[str, Any]) -> None:
-    """A table and what it comes to."""
+    """Print a table and what it comes to."""
     from ..bench import tables
 
     console = Console() if sys.stdout.isatty() else Console(width=200)
@@ -123,7 +123,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def picture(report: dict[str, Any], folder: Path) -> None:
-    """PNG and SVG; where they cannot be drawn, a line that says why."""
+    """Draw PNG and SVG; where they cannot be drawn, a line that says why."""
     from ..bench.plots import draw
 
     if not report["points"]:

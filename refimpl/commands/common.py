@@ -3,7 +3,7 @@
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from .. import tiny
 from ..adapter import Adapter
 from ..backends import BACKENDS
+from ..engines.suggestion import did_you_mean
 from ..errors import RequestError
 from ..loading.adapter_folder import load_adapter
 from ..loading.model_folder import load_model
@@ -21,7 +22,7 @@ BASE = "base"
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --adapter, --dtype, --device and --ops."""
+    """Add --model, --adapter, --dtype, --device and --ops."""
     parser.add_argument("--model", default="tiny", metavar="DIR|tiny", help="a Hugging Face folder (default: tiny)")
     parser.add_argument(
         "--adapter",
@@ -31,22 +32,22 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a PEFT folder and the name to call it by; again for more. With tiny: {', '.join(tiny.VOICES)} are there",
     )
     parser.add_argument("--dtype", default="float32", help="float32 (default), float64, float16 or bfloat16")
+    add_device_arguments(parser)
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --device and --ops."""
     parser.add_argument("--device", help="cpu or cuda, which needs CuPy (default cpu; with --ops cuda a GPU, if any)")
-    add_ops_argument(parser)
-
-
-def add_ops_argument(parser: argparse.ArgumentParser) -> None:
-    """--ops."""
     parser.add_argument(
         "--ops",
         default="numpy",
         choices=sorted(BACKENDS),
-        help="which table of steps runs (default numpy); cuda: the kernels, on a GPU, or slowly on this CPU",
+        help="which backend runs (default numpy); cuda: the kernels, on a GPU, or slowly on this CPU",
     )
 
 
 def default_device(ops: str) -> str:
-    """Where the model lives unless the user says: on the GPU for the kernels, if they run on one."""
+    """Return where the model lives unless the user says: on the GPU for the kernels, if they run on one."""
     if ops != "cuda":
         return "cpu"
     from ..cuda import runner
@@ -55,7 +56,7 @@ def default_device(ops: str) -> str:
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """--prompt and --prompts."""
+    """Add --prompt and --prompts."""
     parser.add_argument(
         "--prompt",
         action="append",
@@ -73,35 +74,44 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Prompt:
     """One request as the user wrote it, and as it runs."""
 
     adapter: str
-    prompt: str | None
+    text: str | None
     request: Request
 
 
 def load(args: argparse.Namespace) -> tuple[Model, "Adapters"]:
-    """The model, and the adapters by name; a voice of the tiny model is only read when somebody asks for it."""
+    """Return the model, and the adapters by name; a voice of the tiny model is only read when a request names it."""
     model = load_model(args.model, args.dtype, args.device or default_device(args.ops))
-    folders: dict[str, Path] = {}
-    if args.model == "tiny":
-        folders.update(tiny.VOICES)
-    for item in args.adapter:
-        name, equals, folder = item.partition("=")
-        if not equals or not name or not folder:
-            raise RequestError(f"--adapter {item}: expected NAME=DIR")
-        if name == BASE or any(c in name for c in "*+:="):
-            raise RequestError(f"--adapter {item}: the name {name!r} is taken, or has one of * + : = in it")
-        folders[name] = Path(folder)
-    adapters = Adapters(folders, model)
-    for item in args.adapter:  # what was named on the command line is checked even if no prompt uses it
-        adapters[item.partition("=")[0]]
+    embedded = tiny.VOICES if args.model == "tiny" else {}
+    folders = adapter_folders(args.adapter, embedded)
+    adapters = Adapters({**embedded, **folders}, model)
+    for name in folders:  # what was named on the command line is checked even if no prompt uses it
+        adapters[name]
     return model, adapters
 
 
+def adapter_folders(items: Sequence[str], embedded: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the folder of each --adapter NAME=DIR. No name stands for two adapters; `embedded` are there already."""
+    folders: dict[str, Path] = {}
+    for item in items:
+        name, equals, folder = item.partition("=")
+        if not equals or not name or not folder:
+            raise RequestError(f"--adapter {item}: expected NAME=DIR")
+        if name == BASE or any(letter in name for letter in "*+:="):
+            raise RequestError(f"--adapter {item}: the name {name!r} is taken, or has one of * + : = in it")
+        if name in folders:
+            raise RequestError(f"--adapter {item}: the name {name!r} is given twice, first for {folders[name]}")
+        if name in embedded and Path(folder) not in (embedded[name], Path(name)):
+            raise RequestError(f"--adapter {item}: {name!r} is a voice of the embedded model; give yours another name")
+        folders[name] = Path(folder)
+    return folders
+
+
 class Adapters:
-    """Name -> adapter, loaded when first asked for, once."""
+    """Name -> adapter, loaded when it is first looked up, once."""
 
     def __init__(self, folders: dict[str, Path], model: Model) -> None:
         self._folders, self._model = folders, model
@@ -109,14 +119,17 @@ class Adapters:
 
     def __getitem__(self, name: str) -> Adapter:
         if name not in self._folders:
-            known = ", ".join([BASE, *self._folders])
-            raise RequestError(f"adapter {name!r} is not known; known are {known} (add one with --adapter NAME=DIR)")
+            names = [BASE, *self._folders]
+            raise RequestError(
+                f"adapter {name!r} is not known; known are {', '.join(names)} (add one with --adapter NAME=DIR)"
+                f"{did_you_mean(name, names)}"
+            )
         if name not in self._loaded:
             self._loaded[name] = load_adapter(self._folders[name], self._model.config, name=name)
         return self._loaded[name]
 
     def chosen(self, spec: str) -> Adapter | list[tuple[Adapter, float]] | None:
-        """base, NAME, or NAME*0.5+OTHER*1.0."""
+        """Return what `base`, NAME, or NAME*0.5+OTHER*1.0 stands for."""
         if spec == BASE:
             return None
         parts = []
@@ -129,8 +142,8 @@ class Adapters:
         return parts[0][0] if len(parts) == 1 and parts[0][1] == 1 else parts
 
 
-def read_requests(args: argparse.Namespace, model: Model, adapters: Adapters, **sampling: Any) -> list[Asked]:
-    """Every --prompt, then every line of --prompts; all of them checked before anything runs."""
+def read_requests(args: argparse.Namespace, model: Model, adapters: Adapters, **sampling: Any) -> list[Prompt]:
+    """Return every --prompt, then every line of --prompts; all of them are checked before anything runs."""
     rows: list[tuple[str, dict[str, Any]]] = []
     for item in args.prompt:
         name, colon, text = item.partition(":")
@@ -155,12 +168,12 @@ FIELDS: dict[str, tuple[type, ...]] = {
 
 
 def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(file:line, fields) of each line that is not blank."""
+    """Return (file:line, fields) of each line that is not blank."""
     try:
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{file}: cannot be read ({error})") from None
-    found = []
+    rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -173,15 +186,17 @@ def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
             raise RequestError(f"{where}: expected an object with the keys {', '.join(FIELDS)}")
         for key, value in row.items():
             if key not in FIELDS:
-                raise RequestError(f"{where}: unknown key {key!r}; known are {', '.join(FIELDS)}")
+                raise RequestError(
+                    f"{where}: unknown key {key!r}; known are {', '.join(FIELDS)}{did_you_mean(key, FIELDS)}"
+                )
             if not isinstance(value, FIELDS[key]) or isinstance(value, bool):
                 raise RequestError(f"{where}: {key} is {value!r}, not {FIELDS[key][0].__name__}")
-        found.append((where, row))
-    return found
+        rows.append((where, row))
+    return rows
 
 
-def one_request(where: str, row: dict[str, Any], model: Model, adapters: Adapters, sampling: dict[str, Any]) -> Asked:
-    """One row as a checked Request; a row's own fields win over the command line's."""
+def one_request(where: str, row: dict[str, Any], model: Model, adapters: Adapters, sampling: dict[str, Any]) -> Prompt:
+    """Return one row as a checked Request; a row's own fields win over the command line's."""
     if ("prompt" in row) == ("prompt_ids" in row):
         raise RequestError(f"{where}: give either prompt or prompt_ids")
     ids = row["prompt_ids"] if "prompt_ids" in row else prompt_ids(model, row["prompt"])
@@ -195,16 +210,16 @@ def one_request(where: str, row: dict[str, Any], model: Model, adapters: Adapter
         check_request(request, model.config)
     except RequestError as error:
         raise RequestError(f"{where}: {error}") from None
-    return Asked(spec, row.get("prompt"), request)
+    return Prompt(spec, row.get("prompt"), request)
 
 
 def prompt_ids(model: Model, text: str) -> Sequence[int]:
-    """The ids of a prompt. A scene of the embedded model begins on a new line: it has never seen another prompt."""
+    """Return the ids of a prompt; the embedded model has only ever seen prompts that end with a new line."""
     embedded = model.tokenizer.file.parent == tiny.base_path()
     return model.tokenizer.encode(text + "\n" if embedded and not text.endswith("\n") else text)
 
 
 def human_bytes(n: float) -> str:
-    """1.2 MB."""
+    """Return a number of bytes with its unit: 1.2 MB."""
     power = min(4, int(math.log(n, 1000))) if n >= 1 else 0
     return f"{n / 1000**power:.{0 if power == 0 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -17,7 +17,7 @@ EXAMPLE = """  loracle convert ./my-adapter ./pair --to trtllm --dtype float16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of convert."""
+    """Add the options of convert."""
     parser.add_argument("source", metavar="SRC", help="a PEFT folder, or one with model.lora_weights.npy; recognised")
     parser.add_argument("target", metavar="OUT", type=Path, help="a folder that is not there yet")
     parser.add_argument("--to", required=True, choices=FORMATS, help="the format of OUT")
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0, and the folder is there; what cannot be undone is said."""
+    """Return 0, and the folder is there; what cannot be undone is said."""
     model = args.model or ("tiny" if args.source in tiny.VOICES else None)
     base = load_config(base_folder(model)) if model else None
     done = convert(args.source, args.target, args.to, args.dtype, args.scale_order, base, args.leave_out)

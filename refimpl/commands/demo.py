@@ -5,6 +5,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +19,9 @@ from ..adapter import Adapter
 from ..adapter_cache import AdapterCache
 from ..arrays import Precision
 from ..backends import BACKENDS
+from ..cuda.launch import checked
 from ..engine import Engine
+from ..errors import RequestError
 from ..loading.model_folder import load_model
 from ..model import logits
 from ..ops import Ops
@@ -26,7 +29,7 @@ from ..request import Request
 from ..streaming import generate, roomy_engine, stream
 from ..tools.merge import merged
 from ..weights import Model
-from .common import BASE, Adapters, add_ops_argument, default_device, human_bytes
+from .common import BASE, Adapters, add_device_arguments, default_device, human_bytes
 
 HELP = "the embedded model, its voices in one batch, nothing to download"
 EXAMPLE = "  loracle demo --seed 3"
@@ -36,10 +39,16 @@ TOKENS, FEW_TOKENS = 112, 8  # per voice; the few are for kernels that run on a 
 ROUNDS, FEW_ROUNDS = 2, 1  # of batched, then one after another
 SECONDS_PER_STEP = 0.02  # a person reads along; the speed is measured in a run of its own
 
+CLOSING = (
+    "One set of base weights served all five requests in one batch. adapter_id is the slot that a request's adapter is "
+    "in, -1 none: to each of its tokens scale * B (A x) of that slot was added, and of no other.",
+    "Next: python tutorials/01_two_adapters_one_batch.py",
+)
+
 
 @dataclass(frozen=True)
-class Choices:
-    """What the demo reports, and --json prints."""
+class Figures:
+    """What the demo measures, and --json prints."""
 
     tokens_per_second: float
     sequential_tokens_per_second: float
@@ -55,30 +64,43 @@ class Choices:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of demo."""
+    """Add the options of demo."""
     parser.add_argument("--seed", type=int, default=0, help="picks the scene and what is said in it (default 0)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default 0.8)")
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help=f"per voice (default {TOKENS}; kernels on a CPU: {FEW_TOKENS})"
     )
-    add_ops_argument(parser)
+    add_device_arguments(parser)
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="with --ops cuda: every launch under the checker, which names overruns and races",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Stream, measure, prove."""
+    if args.check and args.ops != "cuda":
+        raise RequestError("--check watches the kernels: give --ops cuda as well")
+    with checked() if args.check else nullcontext():
+        return play(args)
+
+
+def play(args: argparse.Namespace) -> int:
+    """Run the demo for people, or as JSON."""
     if not args.json:
         present(Console(), args)
         return 0
     model, requests, names, prompt = cast(args)
     texts = [output.text for output in generate(model, requests, ops=BACKENDS[args.ops])]
-    said = [{"adapter": name, "text": text} for name, text in zip(names, texts, strict=True)]
-    numbers = measure(model, requests, names, BACKENDS[args.ops], rounds(args))
-    print(json.dumps({**vars(numbers), "prompt": prompt, "texts": said}))
+    rows = [{"adapter": name, "text": text} for name, text in zip(names, texts, strict=True)]
+    figures = measure(model, requests, names, BACKENDS[args.ops], rounds(args))
+    print(json.dumps({**vars(figures), "prompt": prompt, "texts": rows}))
     return 0
 
 
 def present(console: Console, args: argparse.Namespace) -> None:
-    """For people: the scene as it is written, then the figures."""
+    """Print the scene as it is written, then the figures, for people."""
     model, requests, names, prompt = cast(args)
     if simulated(args):
         limit = requests[0].max_new_tokens
@@ -86,21 +108,24 @@ def present(console: Console, args: argparse.Namespace) -> None:
     show(console, model, requests, names, prompt, BACKENDS[args.ops])
     console.print()
     summary(console, measure(model, requests, names, BACKENDS[args.ops], rounds(args)), names)
+    console.print()
+    for line in CLOSING:
+        console.print(line, highlight=False)
 
 
 def simulated(args: argparse.Namespace) -> bool:
-    """Do the kernels run on the CPU runner?"""
+    """Return whether the kernels run on the CPU runner."""
     return args.ops == "cuda" and default_device(args.ops) == "cpu"
 
 
 def rounds(args: argparse.Namespace) -> int:
-    """How often everything is timed."""
+    """Return how often everything is timed."""
     return FEW_ROUNDS if simulated(args) else ROUNDS
 
 
 def cast(args: argparse.Namespace) -> tuple[Model, list[Request], list[str], str]:
-    """The model, one request per voice for the same scene, and the scene."""
-    model = load_model("tiny", device=default_device(args.ops))
+    """Return the model, one request per voice for the same scene, their names, and the scene."""
+    model = load_model("tiny", device=args.device or default_device(args.ops))
     adapters = Adapters(dict(tiny.VOICES), model)
     names = [BASE, *tiny.VOICES]
     prompt = tiny.DEMO_PROMPTS[args.seed % len(tiny.DEMO_PROMPTS)]
@@ -113,7 +138,7 @@ def cast(args: argparse.Namespace) -> tuple[Model, list[Request], list[str], str
 def show(
     console: Console, model: Model, requests: Sequence[Request], names: Sequence[str], prompt: str, ops: Ops
 ) -> None:
-    """All voices at once, each in its row of the batch."""
+    """Print all voices at once, each a request of the same batch."""
     texts = ["" for _ in requests]
     engine = roomy_engine(model, requests, 0, ops, None)
     console.print(Text(prompt.strip(), style="bold"))
@@ -121,10 +146,10 @@ def show(
     def table() -> Table:
         slots = {id(adapter): slot for adapter, slot in engine.adapters.slot_of.items()}
         view = Table(expand=True, show_lines=True)
-        view.add_column("row", justify="right")
+        view.add_column("request", justify="right")
         view.add_column("adapter")
         view.add_column("adapter_id", justify="right")
-        view.add_column("all rows of one batch", ratio=1)
+        view.add_column("all of them in one batch", ratio=1)
         for row, (request, name, text) in enumerate(zip(requests, names, texts, strict=True)):
             slot = slots.get(id(request.adapter), -1)
             view.add_row(str(row), Text(name, style=STYLES[name]), str(slot), Text(text.rstrip(), style=STYLES[name]))
@@ -140,8 +165,8 @@ def show(
             live.update(table())
 
 
-def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops: Ops, runs: int) -> Choices:
-    """Speed (the median of so many runs), memory, and the two proofs."""
+def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops: Ops, runs: int) -> Figures:
+    """Return speed (the median of so many runs), memory, and the two proofs."""
     blocks: list[int] = []
     timed = [
         (timed_run(model, requests, ops, blocks), sum(timed_run(model, [r], ops) for r in requests))
@@ -152,35 +177,40 @@ def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops
     together, alone = (statistics.median(times) for times in zip(*timed, strict=True))
 
     # The whole scenes, prompt and answer, read once more: the largest difference of any logit of any token.
-    scenes = [replace(r, prompt_ids=[*r.prompt_ids, *o.token_ids]) for r, o in zip(requests, outputs, strict=True)]
+    scenes = [
+        replace(request, prompt_ids=[*request.prompt_ids, *output.token_ids])
+        for request, output in zip(requests, outputs, strict=True)
+    ]
     batched = logits(model, scenes, ops)
     one_by_one = [logits(model, [scene], ops)[0] for scene in scenes]
-    folded = [
+    alone_and_merged = [
         logits(
-            merged(model, s.adapter, ops) if isinstance(s.adapter, Adapter) else model, [replace(s, adapter=None)], ops
+            merged(model, scene.adapter, ops) if isinstance(scene.adapter, Adapter) else model,
+            [replace(scene, adapter=None)],
+            ops,
         )[0]
-        for s in scenes
+        for scene in scenes
     ]
     voices = {name: r.adapter for name, r in zip(names, requests, strict=True) if isinstance(r.adapter, Adapter)}
-    bank = AdapterCache(model, Precision(ops.precision, model.dtype), ops)
+    cache = AdapterCache(model, Precision(ops.precision, model.dtype), ops)
     base_bytes = model.nbytes
-    return Choices(
+    return Figures(
         tokens_per_second=tokens / together,
         sequential_tokens_per_second=tokens / alone,
         speedup=alone / together,
         base_bytes=base_bytes,
-        adapter_bytes={name: bank.slots.nbytes(bank.acquire(adapter)) for name, adapter in voices.items()},
+        adapter_bytes={name: cache.slots.nbytes(cache.acquire(adapter)) for name, adapter in voices.items()},
         merged_copies_bytes=len(voices) * base_bytes,
         kv_blocks_in_use=max(blocks),
         kv_blocks=engine_blocks(model, requests, ops),
         batched_vs_alone_max_abs=largest(batched, one_by_one),
-        merged_vs_unmerged_max_abs=largest(batched, folded),
+        merged_vs_unmerged_max_abs=largest(batched, alone_and_merged),
         largest_logit=max(float(np.abs(x).max()) for x in batched),
     )
 
 
 def timed_run(model: Model, requests: Sequence[Request], ops: Ops, blocks: list[int] | None = None) -> float:
-    """Seconds until the last of these requests is done; the blocks in use are noted at every step."""
+    """Return the seconds until the last of these requests is done; the blocks in use are noted at every step."""
     engine = roomy_engine(model, requests, 0, ops, None)
     start = time.perf_counter()
     for request in requests:
@@ -193,18 +223,18 @@ def timed_run(model: Model, requests: Sequence[Request], ops: Ops, blocks: list[
 
 
 def engine_blocks(model: Model, requests: Sequence[Request], ops: Ops) -> int:
-    """How many blocks the cache of these requests has."""
+    """Return how many blocks the cache of these requests has."""
     engine: Engine = roomy_engine(model, requests, 0, ops, None)
     return engine.cache.num_blocks
 
 
-def largest(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
-    """The largest absolute difference; NaN stays NaN."""
-    return float(np.max([np.abs(x - y).max() for x, y in zip(a, b, strict=True)]))
+def largest(left_rows: Sequence[np.ndarray], right_rows: Sequence[np.ndarray]) -> float:
+    """Return the largest absolute difference; NaN stays NaN."""
+    return float(np.max([np.abs(x - y).max() for x, y in zip(left_rows, right_rows, strict=True)]))
 
 
-def summary(console: Console, n: Choices, names: Sequence[str]) -> None:
-    """The figures, for people."""
+def summary(console: Console, n: Figures, names: Sequence[str]) -> None:
+    """Print the figures, for people."""
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_row(
         f"one batch of {len(names)}",
@@ -221,5 +251,8 @@ def summary(console: Console, n: Choices, names: Sequence[str]) -> None:
     table.add_row("KV cache", f"{n.kv_blocks_in_use} of {n.kv_blocks} blocks in use at the peak")
     scale = f"(logits up to {n.largest_logit:.0f}; float32)"
     table.add_row("batched = alone", f"largest difference of any logit {n.batched_vs_alone_max_abs:.1e} {scale}")
-    table.add_row("unmerged = merged", f"largest difference of any logit {n.merged_vs_unmerged_max_abs:.1e}")
+    table.add_row(
+        "unmerged = merged",
+        f"largest difference of any logit {n.merged_vs_unmerged_max_abs:.1e} (merged: B A added into W)",
+    )
     console.print(table)

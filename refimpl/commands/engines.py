@@ -21,14 +21,14 @@ EXAMPLE = """  loracle engines                 what is here, and what each can s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """setup NAME, and what is listed."""
+    """Add `setup NAME`, and what is listed."""
     parser.add_argument("action", nargs="?", choices=["setup"], help="make the environment of an engine")
     parser.add_argument("name", nargs="?", metavar="NAME", help=f"which: {', '.join(RECIPES)}")
     parser.add_argument("--mutants", action="store_true", help="list the mutants, too (--json always does)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """0; 2 if an environment cannot be made."""
+    """Return 0; 2 if an environment cannot be made."""
     if args.action == "setup":
         return setup(args)
     entries = registry.entries()
@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def setup(args: argparse.Namespace) -> int:
-    """A line for each step, on stdout for people."""
+    """Make an environment, with a line for each step on stdout, for people."""
     if args.name not in RECIPES:
-        asked = "setup needs a NAME" if args.name is None else f"{args.name!r} has no environment to set up"
-        raise LoracleError(f"{asked}; these have one: {', '.join(RECIPES)}")
+        mistake = "setup needs a NAME" if args.name is None else f"{args.name!r} has no environment to set up"
+        raise LoracleError(f"{mistake}; these have one: {', '.join(RECIPES)}")
     folder = set_up(RECIPES[args.name], (lambda line: None) if args.json else (lambda line: print(line, flush=True)))
     if args.json:
         print(json.dumps({"name": args.name, "folder": str(folder)}))
@@ -51,37 +51,37 @@ def setup(args: argparse.Namespace) -> int:
 
 
 def as_json(entry: Entry) -> dict[str, Any]:
-    """Sets as sorted lists."""
-    found = dataclasses.asdict(entry)
-    capabilities = found["capabilities"]
+    """Return the entry with its sets as sorted lists."""
+    row = dataclasses.asdict(entry)
+    capabilities = row["capabilities"]
     for key in ("features", "operations"):
         capabilities[key] = sorted(capabilities[key])
-    return found | {
+    return row | {
         "installed": not entry.missing,
         "setup": f"loracle engines setup {entry.name}" if entry.setup else "",
     }
 
 
 def show(console: Console, entries: list[Entry], mutants: bool) -> None:
-    """A table, and under it what is missing."""
-    listed = [e for e in entries if mutants or not e.name.startswith(registry.MUTANT)]
+    """Print a table, and under it what is missing."""
+    listed = [entry for entry in entries if mutants or not entry.name.startswith(registry.MUTANT)]
     table = Table("engine", "here", "shows", "mixes", "dtypes", "can be asked to", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for e in listed:
-        c = e.capabilities
-        rows = "" if c.prompt_rows else ", of produced tokens"
+    for entry in listed:
+        can = entry.capabilities
+        rows = "" if can.prompt_rows else ", of produced tokens"
         table.add_row(
-            Text(e.name),
-            Text("no", style="yellow") if e.missing else Text("yes", style="green"),
-            f"{c.readout}{f' {c.top_k}' if c.top_k else ''}{rows}",
-            "yes" if c.mixed else "no",
-            " ".join(c.dtypes),
-            " ".join(sorted(c.operations)),
+            Text(entry.name),
+            Text("no", style="yellow") if entry.missing else Text("yes", style="green"),
+            f"{can.readout}{f' {can.top_k}' if can.top_k else ''}{rows}",
+            "yes" if can.mixed else "no",
+            " ".join(can.dtypes),
+            " ".join(sorted(can.operations)),
         )
     console.print(table)
-    for e in listed:
-        console.print(Text(f"{e.name}: ", style="bold") + Text(e.what))
-        if e.missing:
-            console.print(Text(f"  {e.missing}", style="yellow"))
+    for entry in listed:
+        console.print(Text(f"{entry.name}: ", style="bold") + Text(entry.what))
+        if entry.missing:
+            console.print(Text(f"  {entry.missing}", style="yellow"))
     if not mutants:
         console.print(
             f"and {len(entries) - len(listed)} mutants of our own engine, as mutant:NAME: --mutants lists them"

@@ -19,7 +19,7 @@ EXAMPLE = """  loracle generate --temperature 0.8 \\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of generate."""
+    """Add the options of generate."""
     add_model_arguments(parser)
     add_prompt_arguments(parser)
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default 128")
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer every prompt."""
     model, adapters = load(args)
-    asked = read_requests(
+    prompts = read_requests(
         args,
         model,
         adapters,
@@ -42,25 +42,25 @@ def run(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         seed=args.seed,
     )
-    outputs = generate(model, [a.request for a in asked], ops=BACKENDS[args.ops])
+    outputs = generate(model, [prompt.request for prompt in prompts], ops=BACKENDS[args.ops])
     if args.json:
         texts = [
             {
-                "adapter": a.adapter,
-                "prompt": a.prompt,
+                "adapter": prompt.adapter,
+                "prompt": prompt.text,
                 "text": output.text,
                 "token_ids": output.token_ids,
                 "finish_reason": output.finish_reason,
             }
-            for a, output in zip(asked, outputs, strict=True)
+            for prompt, output in zip(prompts, outputs, strict=True)
         ]
         print(json.dumps({"texts": texts}))
         return 0
     console = Console()
-    for a, output in zip(asked, outputs, strict=True):
-        console.print(Rule(Text(a.adapter, style="bold"), align="left"))
-        if a.prompt:
-            console.print(Text(a.prompt.rstrip(), style="dim"))
+    for prompt, output in zip(prompts, outputs, strict=True):
+        console.print(Rule(Text(prompt.adapter, style="bold"), align="left"))
+        if prompt.text:
+            console.print(Text(prompt.text.rstrip(), style="dim"))
         console.print(Text(output.text if output.text else " ".join(map(str, output.token_ids))))
         if output.finish_reason == "length":
             console.print(Text(f"[stopped at {len(output.token_ids)} tokens: --max-new-tokens]", style="dim italic"))

@@ -24,6 +24,8 @@ from .common import BASE, add_model_arguments, load, prompt_ids
 
 HELP = "TensorRT-LLM's LoRA guide acted again: what each of its steps does, there and here"
 EXAMPLE = """  loracle guide
+  LORACLE_MODELS=~/models loracle guide      the guide's own weights, from the folders llama-7b-hf, luotuo-lora-7b-0.1
+                                             and Japanese-Alpaca-LoRA-7b-v0 in there; without them it says how to fetch
   loracle guide --model ./llama --adapter sql=./sql-lora --adapter chat=./chat-lora --prompt 'SELECT'"""
 
 VOICES = ("pirate", "bard")
@@ -31,7 +33,7 @@ TINY_TOKENS = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of guide."""
+    """Add the options of guide."""
     add_model_arguments(parser)
     parser.set_defaults(model=None, dtype=None)
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="asked of the base and of every adapter")
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, build, run."""
+    """Act the guide: convert, build, run."""
     why = choose(args)
     cast, printed = assemble(args)
     answers = act(cast, BACKENDS[args.ops])
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def choose(args: argparse.Namespace) -> str:
-    """Without --model: the guide's own weights if they are here, else the embedded model. Why not, in one line."""
+    """Choose the guide's own weights if they are here and no --model is given; return why not, in one line."""
     if args.model is not None:
         return ""
     guide = published()
@@ -71,7 +73,7 @@ def choose(args: argparse.Namespace) -> str:
 
 
 def assemble(args: argparse.Namespace) -> tuple[Cast, list[str]]:
-    """The cast, and what the guide printed for each row if these are its weights and prompts."""
+    """Return the cast, and what the guide printed for each row if these are its weights and prompts."""
     args.dtype = args.dtype or "float32"
     if args.model == "tiny" and not args.adapter:
         args.adapter = [f"{name}={tiny.VOICES[name]}" for name in VOICES]
@@ -81,11 +83,9 @@ def assemble(args: argparse.Namespace) -> tuple[Cast, list[str]]:
     guide, embedded = published(), args.model == "tiny"
     prompts = args.prompt
     if not prompts:
-        own = list(dict.fromkeys(row["prompt"] for row in guide["rows"]))
-        prompts = [text.strip() for text in tiny.DEMO_PROMPTS[:2]] if embedded else own
+        published_prompts = list(dict.fromkeys(row["prompt"] for row in guide["rows"]))
+        prompts = [text.strip() for text in tiny.DEMO_PROMPTS[:2]] if embedded else published_prompts
     names = [item.partition("=")[0] for item in args.adapter]
-    if len(set(names)) < len(names):
-        raise RequestError(f"--adapter: the name {max(names, key=names.count)!r} is given twice")
     limit = args.max_new_tokens
     if limit is None:
         limit = TINY_TOKENS if embedded else guide["max_new_tokens"]
@@ -105,10 +105,16 @@ def assemble(args: argparse.Namespace) -> tuple[Cast, list[str]]:
 
 
 def as_json(cast: Cast, answers: list[GuideAnswer], printed: list[str], why: str) -> dict[str, Any]:
-    """Everything that a person sees."""
+    """Return everything that a person sees."""
     adapters = [
-        {"lora_task_uid": uid, "name": a.name, "ranks": ranks(a), "scales": scales(cast, a), "modules": modules(a)}
-        for uid, a in enumerate(cast.adapters)
+        {
+            "lora_task_uid": uid,
+            "name": adapter.name,
+            "ranks": ranks(adapter),
+            "scales": scales(cast, adapter),
+            "modules": modules(adapter),
+        }
+        for uid, adapter in enumerate(cast.adapters)
     ]
     rows = [dataclasses.asdict(answer) for answer in answers]
     for row, output in zip(rows, printed, strict=False):
@@ -127,9 +133,9 @@ def as_json(cast: Cast, answers: list[GuideAnswer], printed: list[str], why: str
 
 
 def scales(cast: Cast, adapter: Adapter) -> list[float]:
-    """alpha / r or alpha / sqrt(r) of its modules, each value once."""
+    """Return alpha / r or alpha / sqrt(r) of its modules, each value once."""
     bound = bind_adapter(adapter, cast.model.config)
-    return sorted({w.scale for w in bound.lora.values()})
+    return sorted({lora.scale for lora in bound.lora.values()})
 
 
 # What each step does: there, and here.
@@ -137,8 +143,8 @@ STEPS = {
     "convert": (
         "The base becomes a checkpoint of their own. Each adapter is read, and its scale is multiplied into B and "
         "rounded: whoever has only the result can no longer tell alpha.",
-        "load_model (weights.py) and load_adapter (adapter.py) keep what is in the files. fold.py multiplies the scale "
-        "into B when the adapter is loaded, and rounds as they do.",
+        "load_model and load_adapter (loading/) keep what is in the files. tensorrt_llm/prescale.py multiplies the "
+        "scale into B when the adapter is loaded, and rounds as they do.",
     ),
     "build": (
         "An engine is compiled, with room for LoRA in these modules, up to this rank. What asks for another module or "
@@ -156,7 +162,7 @@ STEPS = {
 
 
 def present(console: Console, cast: Cast, answers: list[GuideAnswer], printed: list[str], why: str) -> None:
-    """For people: the three steps, then the answers."""
+    """Print the three steps, then the answers, for people."""
     console.print(Text(f"TensorRT-LLM's guide to several LoRAs, on {cast.name} in {cast.model.dtype}", style="bold"))
     step(console, cast, "convert")
     console.print(Padding(adapter_table(cast), (0, 0, 0, 2)))
@@ -180,7 +186,7 @@ def present(console: Console, cast: Cast, answers: list[GuideAnswer], printed: l
 
 
 def step(console: Console, cast: Cast, name: str) -> None:
-    """A heading, the command, and the two columns."""
+    """Print a heading, the command, and the two columns."""
     console.print()
     console.print(Rule(Text(f"{[*STEPS].index(name) + 1}  {name}", style="bold"), align="left"))
     console.print(Padding(Text(f"$ {cast.commands()[name]}", style="green"), (0, 0, 1, 2)))
@@ -192,25 +198,27 @@ def step(console: Console, cast: Cast, name: str) -> None:
 
 
 def adapter_table(cast: Cast) -> Table:
-    """What --lora_dir is made of."""
+    """Return what --lora_dir consists of."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("lora_task_uid", "adapter", "rank", "scale", "modules, by their names"):
         table.add_column(name, justify="right" if name in ("lora_task_uid", "rank", "scale") else "left")
     table.add_row(str(BASE_UID), BASE, "0", "", "none")
-    for uid, a in enumerate(cast.adapters):
-        scale = ", ".join(f"{x:.3g}" for x in scales(cast, a))
-        table.add_row(str(uid), Text(a.name), ", ".join(map(str, ranks(a))), scale, " ".join(modules(a)))
+    for uid, adapter in enumerate(cast.adapters):
+        scale = ", ".join(f"{x:.3g}" for x in scales(cast, adapter))
+        table.add_row(
+            str(uid), Text(adapter.name), ", ".join(map(str, ranks(adapter))), scale, " ".join(modules(adapter))
+        )
     return table
 
 
 def answer_table(answers: list[GuideAnswer], printed: list[str]) -> Table:
-    """The rows of one prompt; beside them what the guide printed, if this is its cast."""
+    """Return the rows of one prompt; beside them what the guide printed, if this is its cast."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, expand=True)
     for name in ("Text", "uid", "adapter", "adapter_id"):
         table.add_column(name, justify="left" if name == "adapter" else "right")
     for name in ("Output", "printed there")[: 2 if printed else 1]:
         table.add_column(name, ratio=1)
-    for a in answers:
-        texts = [a.adapter or BASE, str(a.adapter_id), a.output, *printed[a.text : a.text + 1]]
-        table.add_row(str(a.text), str(a.lora_task_uid), *map(Text, texts))
+    for answer in answers:
+        texts = [answer.adapter or BASE, str(answer.adapter_id), answer.output, *printed[answer.text : answer.text + 1]]
+        table.add_row(str(answer.text), str(answer.lora_task_uid), *map(Text, texts))
     return table

@@ -7,11 +7,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from .. import __version__
 from ..backends import BACKENDS
-from ..errors import LoracleError
+from ..errors import LoracleError, RequestError
+from ..formats.files import write_safetensors
 from ..model import logits
 from ..tracing import trace
 from .common import add_model_arguments, add_prompt_arguments, load, read_requests
@@ -20,12 +20,16 @@ HELP = "write the logits of every prompt token to a safetensors file"
 EXAMPLE = """  loracle logits --prompt 'pirate:Ahoy' --prompt 'base:Ahoy' --dtype float64 --output ahoy.safetensors
   (tensors: N.prompt_ids [tokens], N.logits [tokens, vocab] of the N-th prompt; with --trace: trace.NAME)"""
 
+SUFFIX = ".safetensors"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of logits."""
+    """Add the options of logits."""
     add_model_arguments(parser)
     add_prompt_arguments(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="the safetensors file to write, NAME.safetensors"
+    )
     parser.add_argument(
         "--trace",
         action="append",
@@ -36,40 +40,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """One batch, one file."""
+    """Run one batch and write one file."""
+    if args.output.suffix != SUFFIX:
+        raise RequestError(
+            f"--output {args.output}: what is written is a safetensors file; let its name end in {SUFFIX}"
+        )
     model, adapters = load(args)
-    asked = read_requests(args, model, adapters)
-    with trace(*(args.trace or ["-"])) as t:
-        rows = logits(model, [a.request for a in asked], BACKENDS[args.ops])
+    prompts = read_requests(args, model, adapters)
+    with trace(*(args.trace or ["-"])) as traced:
+        rows = logits(model, [prompt.request for prompt in prompts], BACKENDS[args.ops])
     for pattern in args.trace:
-        if not any(fnmatch(name, pattern) for name in t):
+        if not any(fnmatch(name, pattern) for name in traced):
             raise LoracleError(f"--trace {pattern!r} matches no intermediate of this model")
-    tensors = {f"trace.{name}": t[name] for name in t}
-    for i, (a, x) in enumerate(zip(asked, rows, strict=True)):
-        tensors[f"{i}.prompt_ids"] = np.asarray(a.request.prompt_ids, np.int32)
+    tensors = {f"trace.{name}": traced[name] for name in traced}
+    for i, (prompt, x) in enumerate(zip(prompts, rows, strict=True)):
+        tensors[f"{i}.prompt_ids"] = np.asarray(prompt.request.prompt_ids, np.int32)
         tensors[f"{i}.logits"] = x
     about = {
         "loracle": __version__,
         "model": str(args.model),
         "dtype": args.dtype,
         "ops": args.ops,
-        "adapters": json.dumps([a.adapter for a in asked]),
+        "adapters": json.dumps([prompt.adapter for prompt in prompts]),
     }
-    write(args.output, {name: np.ascontiguousarray(x) for name, x in tensors.items()}, about)
+    write(args.output, tensors, about)
     if args.json:
         print(json.dumps({"output": str(args.output), "tensors": {name: list(x.shape) for name, x in tensors.items()}}))
     else:
-        print(
-            f"{args.output}: {len(asked)} prompts, {sum(len(x) for x in rows)} rows of logits, {len(t)} traced arrays"
-        )
+        count = sum(len(x) for x in rows)
+        print(f"{args.output}: {len(prompts)} prompts, {count} rows of logits, {len(traced)} traced arrays")
     return 0
 
 
 def write(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """The whole file or none of it."""
+    """Write the whole file or none of it."""
     part = file.with_name(file.name + ".part")
     try:
-        save_file(tensors, part, metadata)
+        write_safetensors(part, tensors, metadata)
         os.replace(part, file)
     except Exception as error:
         part.unlink(missing_ok=True)

@@ -54,20 +54,20 @@ def record_tensorrt_llm(args: argparse.Namespace) -> int:
         raise RequestError("--cases and --option are not for tensorrt_llm: its recorder asks a fixed set")
     cases, out = args.out / "cases", args.out / "recording"
     write_cases(cases, args.model, args.dtype or "float16", args.seed)
-    own = [] if args.model in ("tiny", "random") else ["--model", args.model]
+    base_options = [] if args.model in ("tiny", "random") else ["--model", args.model]
     missing = trtllm.entry().missing
-    command = ["python", "cases/record_tensorrt_llm.py", "cases", "recording", *own]
-    told: dict[str, Any] = {"cases": str(cases), "recording": None, "command": " ".join(command), "missing": missing}
+    command = ["python", "cases/record_tensorrt_llm.py", "cases", "recording", *base_options]
+    report: dict[str, Any] = {"cases": str(cases), "recording": None, "command": " ".join(command), "missing": missing}
     code = 0
     if not missing:
-        recorder = [sys.executable, str(cases / "record_tensorrt_llm.py"), str(cases), str(out), *own]
+        recorder = [sys.executable, str(cases / "record_tensorrt_llm.py"), str(cases), str(out), *base_options]
         done = subprocess.run(recorder, stdout=sys.stderr if args.json else None)
-        told, code = {**told, "recording": str(out)}, min(done.returncode, 1)
+        report, code = {**report, "recording": str(out)}, min(done.returncode, 1)
     if args.json:
-        print(json.dumps(told))
+        print(json.dumps(report))
     elif missing:
         print(f"{cases}: what TensorRT-LLM is to be asked. It is not here; on a machine that has it, copy that folder")
-        print(f"and run, beside it:\n\n    {told['command']}\n")
+        print(f"and run, beside it:\n\n    {report['command']}\n")
         print("then bring the folder `recording` back, into tests/recordings/ or $LORACLE_RECORDINGS, and run")
         print("pytest tests/engines/test_tensorrt_llm.py")
     return code

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..oracle.vectors.tables import Tested
     from ..oracle.vectors.verify import Verdict
 
-HELP = "make a set of test vectors, or verify a table of steps or your own function over one"
+HELP = "make a set of test vectors, or verify a backend or your own function over one"
 EXAMPLE = """  loracle vectors make --out vectors --seed 0
   loracle vectors verify vectors --ops cuda                       the kernels
   loracle vectors verify vectors --function my_kernels:vector     f(kind, inputs, about) -> outputs, or None
@@ -29,8 +29,8 @@ EXAMPLE = """  loracle vectors make --out vectors --seed 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of vectors."""
-    parser.add_argument("what", choices=("make", "verify"), help="write a new set, or judge something over one")
+    """Add the options of vectors."""
+    parser.add_argument("what", choices=("make", "verify"), help="write a new set, or verify something over one")
     parser.add_argument(
         "folder", nargs="?", type=Path, metavar="DIR", help="verify: a set, or the folder of one vector"
     )
@@ -38,26 +38,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="make: the same seed gives the same bytes (default 0)")
     parser.add_argument("--kind", action="append", choices=KINDS, help="only these; again for more (default: all)")
     tested = parser.add_mutually_exclusive_group()
-    tested.add_argument("--ops", choices=sorted(BACKENDS), help="verify: a table of steps of ours (default numpy)")
+    tested.add_argument("--ops", choices=sorted(BACKENDS), help="verify: a backend of ours (default numpy)")
     tested.add_argument("--function", metavar="MODULE:FUNCTION", help="verify: your own, imported from here")
     tested.add_argument("--engine", metavar="NAME", help="verify: a line of `loracle engines`, for whole models")
     parser.add_argument("--dtype", choices=VECTOR_DTYPES, help="verify: what it computes in (default float32)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """make: 0. verify: 0 if all that was computed is right, 1 if anything is not."""
+    """Return 0; of verify 1 if anything that was computed is wrong."""
     _check(args)
     return _make(args) if args.what == "make" else _verify(args)
 
 
 def _check(args: argparse.Namespace) -> None:
-    """An option of the other subcommand is a mistake, and not ignored."""
-    wanted, others = {
+    """Refuse an option of the other subcommand: nothing is ignored."""
+    needed, others = {
         "make": ("out", ("folder", "ops", "function", "engine", "dtype")),
         "verify": ("folder", ("out", "seed")),
     }[args.what]
-    if getattr(args, wanted) is None:
-        raise LoracleError(f"{args.what} needs {'--out DIR' if wanted == 'out' else 'DIR, a set of vectors'}")
+    if getattr(args, needed) is None:
+        raise LoracleError(f"{args.what} needs {'--out DIR' if needed == 'out' else 'DIR, a set of vectors'}")
     for other in others:
         if getattr(args, other) is not None:
             raise LoracleError(f"{args.what} takes no {'DIR; give --out DIR' if other == 'folder' else '--' + other}")
@@ -69,14 +69,14 @@ def _make(args: argparse.Namespace) -> int:
     from ..oracle.vectors.make import make_set
 
     seed = args.seed or 0
-    made = make_set(args.out, seed, args.kind or KINDS)
-    count = {kind: sum(v.kind == kind for v in made) for kind in KINDS}
+    vectors = make_set(args.out, seed, args.kind or KINDS)
+    count = {kind: sum(v.kind == kind for v in vectors) for kind in KINDS}
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     if args.json:
         print(json.dumps({"out": str(args.out), "seed": seed, "vectors": count, "bytes": size}))
     else:
         kinds = ", ".join(f"{n} {kind}" for kind, n in count.items() if n)
-        print(f"{args.out}: {len(made)} vectors ({kinds}), {size:,} bytes")
+        print(f"{args.out}: {len(vectors)} vectors ({kinds}), {size:,} bytes")
     return 0
 
 
@@ -99,28 +99,30 @@ def _verify(args: argparse.Namespace) -> int:
     else:
         ops = BACKENDS[name]
         tested = OfTable(lambda: ops)
-    judged = list(_followed(verify(vectors, tested, dtype), len(vectors), args.json))
-    count = {word: sum(j.verdict == word for j in judged) for word in ("pass", "fail", "skipped")}
+    verdicts = list(_followed(verify(vectors, tested, dtype), len(vectors), args.json))
+    count = {word: sum(j.verdict == word for j in verdicts) for word in ("pass", "fail", "skipped")}
     if args.json:
         about = {"set": str(args.folder), "tested": name, "dtype": dtype, **count}
-        print(json.dumps({**about, "vectors": [_plain(j) for j in judged]}))
+        print(json.dumps({**about, "vectors": [_plain(j) for j in verdicts]}))
     else:
-        _show(Console(), judged, name, dtype, count)
-    if count["skipped"] == len(judged):
-        raise LoracleError(f"{name} computed none of the {len(judged)} vectors: nothing was verified")
+        _show(Console(), verdicts, name, dtype, count)
+    if count["skipped"] == len(verdicts):
+        raise LoracleError(f"{name} computed none of the {len(verdicts)} vectors: nothing was verified")
     return 1 if count["fail"] else 0
 
 
-def _followed(judged: "Iterable[Verdict]", total: int, quiet: bool) -> "Iterable[Verdict]":
-    """With a bar on a terminal: the kernels take their time on a CPU."""
+def _followed(verdicts: "Iterable[Verdict]", total: int, quiet: bool) -> "Iterable[Verdict]":
+    """Pass the verdicts on, with a bar on a terminal: the kernels take their time on a CPU."""
     from rich.progress import track
 
     console = Console(stderr=True)
-    return track(judged, "verifying", total, console=console, transient=True, disable=quiet or not sys.stderr.isatty())
+    return track(
+        verdicts, "verifying", total, console=console, transient=True, disable=quiet or not sys.stderr.isatty()
+    )
 
 
 def _plain(j: "Verdict") -> dict[str, Any]:
-    """One vector for machines; what is infinitely far off is null, which JSON has."""
+    """Return one vector for machines; what is infinitely far off is null, which JSON has."""
     v: Vector = j.vector
     numbers = {"noise": j.noise, "share": j.share}
     return {
@@ -136,15 +138,15 @@ def _plain(j: "Verdict") -> dict[str, Any]:
 STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
 
 
-def _show(console: Console, judged: "list[Verdict]", name: str, dtype: str, count: dict[str, int]) -> None:
-    """A row for each vector, then what is wrong with those that failed, then the sum."""
+def _show(console: Console, verdicts: "list[Verdict]", name: str, dtype: str, count: dict[str, int]) -> None:
+    """Print a row for each vector, then what is wrong with those that failed, then the sum."""
     table = Table("vector", "result", "noise", "of limit", "verdict", box=box.SIMPLE, padding=(0, 1), pad_edge=False)
-    for j in judged:
+    for j in verdicts:
         answered = bool(j.vector.outputs) and not j.why.startswith("refused") and j.verdict != "skipped"
         numbers = (f"{j.noise:.3g}", f"{j.share:.3g}") if answered else ("", "refused" if j.verdict == "pass" else "")
         table.add_row(j.vector.id, j.vector.result, *numbers, Text(j.verdict, style=STYLES[j.verdict]))
     console.print(table)
-    for j in judged:
+    for j in verdicts:
         if j.verdict == "fail":
             console.print(Text(f"{j.vector.id}: ", style="bold red") + Text(j.why))
             console.print(Text(f"  {j.vector.comment}", style="dim"))

@@ -13,6 +13,8 @@ from ..arrays import Array, to_host
 from ..errors import LoracleError
 from ..loading.diagnostics import one_line
 
+PYTORCH = {"format": "pt"}  # transformers asks for it in the metadata
+
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
@@ -38,8 +40,11 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)  # gone already where it was renamed
 
 
-def write_safetensors(file: Path, tensors: Mapping[str, Array]) -> None:
-    """The arrays under their names; bfloat16 as such. transformers asks for the format in the metadata."""
+def write_safetensors(file: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] = PYTORCH) -> None:
+    """Write the arrays under their names; bfloat16 as such. Who may read the file is decided by the umask."""
     from safetensors.numpy import save_file
 
-    save_file({name: np.ascontiguousarray(to_host(x)) for name, x in tensors.items()}, file, {"format": "pt"})
+    file.touch()
+    mode = file.stat().st_mode
+    save_file({name: np.ascontiguousarray(to_host(x)) for name, x in tensors.items()}, file, dict(metadata))
+    file.chmod(mode)  # save_file leaves one that its owner alone can read

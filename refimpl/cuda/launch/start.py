@@ -1,10 +1,11 @@
 """One launch: arrays as the kernels read them, and the line that starts a kernel, on a GPU or on the CPU runner."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,13 +38,25 @@ def widened(x: Array, dtype: str) -> Array:
     return (x.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else x.astype(np.float32, copy=False)
 
 
-_checked: ContextVar[list | None] = ContextVar("checked", default=None)
+class Launch(NamedTuple):
+    """One launch under the checker: the kernel, and the bytes that each of its arguments moved."""
+
+    kernel: str
+    moved: dict[str, runner.Traffic]
+
+    def __repr__(self) -> str:
+        traffic = self.moved.values()
+        loaded, written = sum(each.loaded for each in traffic), sum(each.stored for each in traffic)
+        return f"{self.kernel}: {loaded:,} bytes read, {written:,} written"
+
+
+_checked: ContextVar[list[Launch] | None] = ContextVar("checked", default=None)
 
 
 @contextlib.contextmanager
-def checked() -> Iterator[list]:
-    """Inside, every launch runs under the checker; the list gets (kernel, bytes that each argument moved) of each."""
-    launches: list = []
+def checked() -> Iterator[list[Launch]]:
+    """Run every launch inside under the checker, and append each to the list that this yields."""
+    launches: list[Launch] = []
     token = _checked.set(launches)
     try:
         yield launches
@@ -76,15 +89,20 @@ def launch_kernel(
 ) -> None:
     """Launch a kernel; each of its parameters gets the argument of the same name."""
     launches = _checked.get()
-    module = runner.load(file, dtype, check=launches is not None)
+    module = runner.load(file, dtype, check=launches is not None or always_checked())
     again = partial(
         module.launch, kernel, grid, (block, 1, 1), [arguments[p.name] for p in module.kernels[kernel]], smem
     )
     moved = again()
     if launches is not None:
-        launches.append((kernel, moved))
+        launches.append(Launch(kernel, moved or {}))
     if (noted := _recorded.get()) is not None:
         noted.append((kernel, again))
+
+
+def always_checked() -> bool:
+    """Return whether LORACLE_CHECK_KERNELS asks for the checker at every launch."""
+    return os.environ.get("LORACLE_CHECK_KERNELS", "0") not in ("", "0")
 
 
 def empty(xp: Any, shape: Sequence[int], dtype: Any) -> Array:

@@ -143,7 +143,10 @@ def load(file: str | Path, dtype: str, check: bool = False) -> Module:
     path = kernels_folder() / file
     if not path.exists():
         raise LoracleError(f"{path}: no such file")
-    return _load(path, dtype, check, world(), os.environ.get("REFIMPL_CXXFLAGS", ""), path.stat().st_mtime_ns)
+    try:
+        return _load(path, dtype, check, world(), os.environ.get("REFIMPL_CXXFLAGS", ""), path.stat().st_mtime_ns)
+    except KernelError as error:
+        raise error.with_traceback(None) from None  # the message has what the compiler says, the build's frames nothing
 
 
 @lru_cache(maxsize=256)
