@@ -10,7 +10,7 @@ import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Sequence
-from types import CodeType, ModuleType
+from types import ModuleType
 
 import refimpl
 
@@ -39,13 +39,6 @@ class AliasFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__ = module.__spec__.loader_state
 
-    def get_code(self, name: str) -> CodeType | None:
-        """Return what `python -m loracle` runs."""
-        spec = importlib.util.find_spec(real_name(name))
-        return (
-            spec.loader.get_code(spec.name) if spec and isinstance(spec.loader, importlib.abc.InspectLoader) else None
-        )
-
 
 def real_name(name: str) -> str:
     """loracle.engine -> refimpl.engine."""
@@ -54,3 +47,8 @@ def real_name(name: str) -> str:
 
 sys.meta_path.insert(0, AliasFinder())
 sys.modules["loracle"] = refimpl
+
+if __name__ == "__main__":  # python -m loracle
+    from refimpl.cli import main
+
+    sys.exit(main())

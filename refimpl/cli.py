@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
             return did_you_mean(choice[1], re.findall(r"[\w.-]+", choice[2]))
         if unknown := re.match(r"unrecognized arguments:.*?--([\w-]+)", message):
             options = [option.removeprefix("--") for action in self._actions for option in action.option_strings]
-            nearest = difflib.get_close_matches(unknown[1], options, n=1)
+            nearest = difflib.get_close_matches(unknown[1], options, n=1, cutoff=0.7)
             return f"; did you mean --{nearest[0]}?" if nearest else ""
         return ""
 

@@ -106,7 +106,10 @@ def serving_table(report: Result) -> Table:
     on_device = any("device_ratio" in row for row in report["points"])
     names = ("adapters", "in one batch, tokens/s", "one after another, tokens/s", "ratio", "step ms", "differs by")
     table = numeric(*names, *["device step ms", "device ratio"] * on_device)
-    table.caption = "medians over the rounds; the ratio is the median of each round's own"
+    table.caption = (
+        "medians over the rounds; the ratio is the median of each round's own; differs by: the largest difference of any "
+        "logit between the two ways, as a share of the largest logit (0: bit for bit the same)"
+    )
     for row in report["points"]:
         table.add_row(
             str(row["adapters"]),

@@ -92,7 +92,8 @@ def show(console: Console, inspection: Inspection, effects: dict[Module, float] 
     if inspection.kind != "unknown":  # else the first problem says what it is not
         console.print(Text(f"{inspection.path}: {inspection.kind}", style="bold"))
     keys = {key: value for key, value in inspection.config.items() if value not in (None, {}, (), [], "")}
-    console.print(Text("  ".join(f"{key}={value}" for key, value in keys.items()), style="dim"))
+    if keys:
+        console.print(Text("  ".join(f"{key}={value}" for key, value in keys.items()), style="dim"))
     if inspection.modules:
         console.print(modules_table(inspection.modules))
         kinds = ", ".join(f"{count:,} in {dtype}" for dtype, count in inspection.dtypes.items())

@@ -100,10 +100,10 @@ def _verify(args: argparse.Namespace) -> int:
         ops = BACKENDS[name]
         tested = OfTable(lambda: ops)
     verdicts = list(_followed(verify(vectors, tested, dtype), len(vectors), args.json))
-    count = {word: sum(j.verdict == word for j in verdicts) for word in ("pass", "fail", "skipped")}
+    count = {word: sum(verdict.verdict == word for verdict in verdicts) for word in ("pass", "fail", "skipped")}
     if args.json:
         about = {"set": str(args.folder), "tested": name, "dtype": dtype, **count}
-        print(json.dumps({**about, "vectors": [_plain(j) for j in verdicts]}))
+        print(json.dumps({**about, "vectors": [_plain(verdict) for verdict in verdicts]}))
     else:
         _show(Console(), verdicts, name, dtype, count)
     if count["skipped"] == len(verdicts):
@@ -121,34 +121,55 @@ def _followed(verdicts: "Iterable[Verdict]", total: int, quiet: bool) -> "Iterab
     )
 
 
-def _plain(j: "Verdict") -> dict[str, Any]:
+def _plain(verdict: "Verdict") -> dict[str, Any]:
     """Return one vector for machines; what is infinitely far off is null, which JSON has."""
-    v: Vector = j.vector
-    numbers = {"noise": j.noise, "share": j.share}
+    v: Vector = verdict.vector
+    numbers = {"noise": verdict.noise, "share": verdict.share}
     return {
         "vector": v.id,
         "result": v.result,
-        "verdict": j.verdict,
+        "verdict": verdict.verdict,
         **{key: x if x < float("inf") else None for key, x in numbers.items()},
-        "why": j.why,
+        "why": verdict.why,
         "bugs": list(v.bugs),
     }
 
 
+MANY = 3  # vectors that fail for the same reason, letter for letter, are counted and not listed
 STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
+
+
+def _failures_by_reason(verdicts: "list[Verdict]") -> "dict[str, list[Verdict]]":
+    """Return the vectors that failed under why they did: a wrong name of an output is one mistake, not one a vector."""
+    groups: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.verdict == "fail":
+            groups.setdefault(verdict.why, []).append(verdict)
+    return groups
 
 
 def _show(console: Console, verdicts: "list[Verdict]", name: str, dtype: str, count: dict[str, int]) -> None:
     """Print a row for each vector, then what is wrong with those that failed, then the sum."""
     table = Table("vector", "result", "noise", "of limit", "verdict", box=box.SIMPLE, padding=(0, 1), pad_edge=False)
-    for j in verdicts:
-        answered = bool(j.vector.outputs) and not j.why.startswith("refused") and j.verdict != "skipped"
-        numbers = (f"{j.noise:.3g}", f"{j.share:.3g}") if answered else ("", "refused" if j.verdict == "pass" else "")
-        table.add_row(j.vector.id, j.vector.result, *numbers, Text(j.verdict, style=STYLES[j.verdict]))
+    for verdict in verdicts:
+        answered = (
+            bool(verdict.vector.outputs) and not verdict.why.startswith("refused") and verdict.verdict != "skipped"
+        )
+        numbers = (
+            (f"{verdict.noise:.3g}", f"{verdict.share:.3g}")
+            if answered
+            else ("", "refused" if verdict.verdict == "pass" else "")
+        )
+        table.add_row(
+            verdict.vector.id, verdict.vector.result, *numbers, Text(verdict.verdict, style=STYLES[verdict.verdict])
+        )
     console.print(table)
-    for j in verdicts:
-        if j.verdict == "fail":
-            console.print(Text(f"{j.vector.id}: ", style="bold red") + Text(j.why))
-            console.print(Text(f"  {j.vector.comment}", style="dim"))
+    for why, same in _failures_by_reason(verdicts).items():
+        if len(same) > MANY:
+            console.print(Text(f"{same[0].vector.id} and {len(same) - 1} more: ", style="bold red") + Text(why))
+            continue
+        for verdict in same:
+            console.print(Text(f"{verdict.vector.id}: ", style="bold red") + Text(why))
+            console.print(Text(f"  {verdict.vector.comment}", style="dim"))
     total = ", ".join(f"{n} {word}" for word, n in count.items() if n)
     console.print(Text(f"{name} in {dtype}: {total}", style=STYLES["fail" if count["fail"] else "pass"]))

@@ -54,7 +54,7 @@ def vector(kind, inputs, about):
     y = inputs["y"].astype(np.float32)
     x, ids = inputs["x"].astype(np.float32), inputs["adapter_ids"]
     if ids.min() < -1:
-        raise IndexError("an id below -1")
+        raise ValueError("an id below -1")
     for t, j in np.argwhere(ids >= 0):
         s = ids[t, j]
         A, B = inputs[f"A.{s}"].astype(np.float32), inputs[f"B.{s}"].astype(np.float32)

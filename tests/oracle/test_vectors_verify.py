@@ -87,6 +87,21 @@ def test_what_is_wrong_with_it_is_said(found: dict[str, np.ndarray], word: str) 
     assert answer == "fail" and word in why
 
 
+@pytest.mark.parametrize("slip", [KeyError("nothing"), TypeError("vector() takes 1 argument"), IndexError(7)])
+def test_a_crash_by_accident_is_no_refusal(slip: Exception) -> None:
+    def crashes(*call: object) -> None:
+        raise slip
+
+    for result in ("valid", "invalid", "acceptable"):
+        v = next(v for v in VECTORS.values() if v.result == result)
+        judged = judge(v, crashes, "float32")
+        assert judged.verdict == "fail" and "which is no refusal" in judged.why, result
+
+
+def test_an_output_under_another_name_is_told_by_both_names() -> None:
+    assert verdict(RANK_1, {"out": right(RANK_1)["y"]}) == ("fail", "y is missing; the answer has out")
+
+
 def test_refusing_and_answering() -> None:
     def refuses(*call: object) -> None:
         raise ValueError("no")

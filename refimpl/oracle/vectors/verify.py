@@ -16,6 +16,9 @@ from .tables import CannotRun, Outputs, Tested
 from .units import rms
 from .vector import Output, Vector, VectorError
 
+ACCIDENTS = (LookupError, TypeError, AttributeError, NameError, ImportError, ArithmeticError, RecursionError)
+"""Exceptions that come from a slip in the code under test. Whoever refuses an input says so with another one."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -51,8 +54,10 @@ def judge(v: Vector, tested: Tested, dtype: str) -> Verdict:
     except (VectorError, CannotRun):
         raise
     except Exception as error:
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return Verdict(v, "fail" if v.result == "valid" else "pass", why=f"refused ({said[:200]})")
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        if isinstance(error, ACCIDENTS):
+            return Verdict(v, "fail", share=np.inf, why=f"crashed ({message}), which is no refusal")
+        return Verdict(v, "fail" if v.result == "valid" else "pass", why=f"refused ({message})")
     if outputs is None:
         return Verdict(v, "skipped", why="not computed by what is under test")
     if v.result == "invalid":
@@ -83,7 +88,7 @@ def distance(name: str, wanted: Output, outputs: Outputs, dtype: str) -> Distanc
     """One output against what it should be. A NaN is infinitely far off."""
     far = float("inf")
     if name not in outputs:
-        return Distance(far, far, f"{name} is missing")
+        return Distance(far, far, f"{name} is missing; the answer has {', '.join(sorted(outputs)) or 'nothing'}")
     found = np.asarray(outputs[name])
     if wanted.value.dtype.kind == "i":
         same = found.shape == wanted.value.shape and bool((found == wanted.value).all())
