@@ -161,7 +161,7 @@ def _answers(
     engine = roomy_engine(cast.model, requests, cast.max_new_tokens, backend(cast.model.dtype, ops=ops), None)
     ids: list[list[int]] = [[] for _ in requests]
     texts = ["" for _ in requests]
-    for token in stream(cast.model, requests, cast.max_new_tokens, ops, engine=engine):
+    for token in stream(cast.model, requests, cast.max_new_tokens, engine=engine):
         ids[token.request_id].append(token.token_id)
         texts[token.request_id] += token.text
     return list(zip(ids, texts, strict=True)), engine.adapters.slot_of

@@ -57,6 +57,8 @@ def vector(kind, inputs, about):
         raise ValueError("an id below -1")
     for t, j in np.argwhere(ids >= 0):
         s = ids[t, j]
+        if f"A.{s}" not in inputs:
+            raise ValueError(f"no adapter in slot {s}")
         A, B = inputs[f"A.{s}"].astype(np.float32), inputs[f"B.{s}"].astype(np.float32)
         bias = inputs.get(f"bias.{s}", np.zeros(len(B))).astype(np.float32)
         y[t] += np.float32(inputs["scales"][s] SCALE * inputs["adapter_weights"][t, j]) * (B @ (A @ x[t]) + bias)
