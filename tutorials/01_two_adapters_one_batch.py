@@ -15,12 +15,12 @@
 import numpy as np
 from grader import grade
 
-import refimpl
-from refimpl import tiny
+import loracle
+from loracle import tiny
 
-model = refimpl.load_model("tiny", dtype="float64")  # a small Llama that ships with the package
-pirate = refimpl.load_adapter("pirate", model.config)
-robot = refimpl.load_adapter("robot", model.config)
+model = loracle.load_model("tiny", dtype="float64")  # a small Llama that ships with the package
+pirate = loracle.load_adapter("pirate", model.config)
+robot = loracle.load_adapter("robot", model.config)
 
 # %% [markdown]
 # ## 1. One product and a patch
@@ -43,29 +43,29 @@ y = base + patch
 
 # %% [markdown]
 # ## 2. The same as changing the weights
-# Folding the patch into W gives the same y. That is what people serve when they serve one fine-tuned model; but a
-# folded W is a whole copy of the model.
+# Adding the patch to W (merging) gives the same y. That is what people serve when they serve one fine-tuned model; but
+# a merged W is a whole copy of the model.
 
 # %%
 W_pirate = W + scale * (B @ A)
 assert np.allclose(y, x @ W_pirate.T)
 
 # %% [markdown]
-# ## 3. Not folded, it can be chosen per token
+# ## 3. Not merged, it can be chosen per token
 # `adapter_ids[t]` says which patch token t gets; -1 is none. Every row shares the product with W, which is nearly all
 # of the work. This loop is the definition that every fast kernel must equal.
 
 # %%
 A2, B2 = robot.lora[module].A.astype(float), robot.lora[module].B.astype(float)
-scale2 = refimpl.NUMPY.adapter_scale(robot.config.lora_alpha, A2.shape[0], robot.config.use_rslora)
-bank = [(A, B, scale), (A2, B2, scale2)]  # 0: pirate, 1: robot, at their own ranks: nothing is padded
+scale2 = loracle.NUMPY.adapter_scale(robot.config.lora_alpha, A2.shape[0], robot.config.use_rslora)
+slots = [(A, B, scale), (A2, B2, scale2)]  # 0: pirate, 1: robot, at their own ranks: nothing is padded
 adapter_ids = np.array([0, -1, 1])
 
 y = x @ W.T
-for t, a in enumerate(adapter_ids):
-    if a != -1:
-        A_t, B_t, s = bank[a]
-        y[t] += s * (B_t @ (A_t @ x[t]))
+for t, i in enumerate(adapter_ids):
+    if i != -1:
+        A_t, B_t, scale_t = slots[i]
+        y[t] += scale_t * (B_t @ (A_t @ x[t]))
 
 assert np.allclose(y[0], W_pirate @ x[0])
 assert (y[1] == base[1]).all()  # bit for bit: the row without an adapter was not touched
@@ -77,26 +77,26 @@ assert (y[1] == base[1]).all()  # bit for bit: the row without an adapter was no
 
 # %%
 fast = x @ W.T
-for a, (A_a, B_a, s) in enumerate(bank):
-    rows = np.flatnonzero(adapter_ids == a)
-    fast[rows] += s * (x[rows] @ A_a.T) @ B_a.T
+for i, (A_i, B_i, scale_i) in enumerate(slots):
+    rows = np.flatnonzero(adapter_ids == i)
+    fast[rows] += scale_i * (x[rows] @ A_i.T) @ B_i.T
 assert np.allclose(fast, y)
 
 # %% [markdown]
 # ## 5. The whole model
-# The same happens in every linear layer of every transformer layer. `refimpl.logits` runs requests for different
+# The same happens in every linear layer of every transformer layer. `loracle.logits` runs requests for different
 # adapters as one batch, and each gets exactly what it would get alone.
 
 # %%
 ids = model.tokenizer.encode(tiny.DEMO_PROMPTS[0])
-requests = [refimpl.Request(ids, adapter=a) for a in (pirate, None, robot)]
-together = refimpl.logits(model, requests)
-alone = [refimpl.logits(model, [request])[0] for request in requests]
-difference = max(float(np.abs(a - b).max()) for a, b in zip(together, alone, strict=True))
+requests = [loracle.Request(ids, adapter=adapter) for adapter in (pirate, None, robot)]
+together = loracle.logits(model, requests)
+alone = [loracle.logits(model, [request])[0] for request in requests]
+difference = max(float(np.abs(row - other).max()) for row, other in zip(together, alone, strict=True))
 print(f"batched against alone: {difference:.1e}, on logits up to {np.abs(alone[0]).max():.0f}")
 assert difference < 1e-9
 
-for request, output in zip(requests, refimpl.generate(model, requests, max_new_tokens=48), strict=True):
+for request, output in zip(requests, loracle.generate(model, requests, max_new_tokens=48), strict=True):
     name = request.adapter.name if request.adapter else "base"
     print(f"\n--- {name}\n{output.text.strip()}")
 

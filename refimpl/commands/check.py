@@ -18,7 +18,7 @@ from ..engines import registry
 from ..errors import RequestError
 from ..loading.diagnostics import one_line
 from ..oracle import check as checking
-from ..oracle.bugs import mutants_for
+from ..oracle.bugs import all_mutants, mutants_for
 from ..oracle.campaign import Plan, Result
 from ..oracle.cases import archive
 from ..oracle.diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
@@ -216,7 +216,9 @@ def powerful(power: dict[str, str]) -> str:
     if not power:
         return "not asked for; a pass says little without it"
     seen, faint, absent = (list(power.values()).count(k) for k in (DETECTED, UNDETECTABLE, NOT_EXERCISED))
+    of_adapters = sum(name not in all_mutants() for name in power)
+    kinds = f"{len(power) - of_adapters}, and {of_adapters} of these adapters"
     return (
-        f"of {len(power)} known bugs these cases would have shown {seen}; {faint} are too faint, "
+        f"of {len(power)} mutants ({kinds}) these cases would have shown {seen}; {faint} are too faint, "
         f"{absent} were not exercised"
     )
