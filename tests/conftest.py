@@ -21,6 +21,7 @@ import pytest
 from beartype import beartype
 from hypothesis import HealthCheck, settings
 from jaxtyping import Shaped, jaxtyped
+from support.device_array import DeviceArray
 
 settings.register_profile("default", max_examples=25, derandomize=True, deadline=None, database=None)
 settings.register_profile(
@@ -40,7 +41,7 @@ def with_checks(f: types.FunctionType) -> object:
     axes = {}
     for name, hint in f.__annotations__.items():
         if typing.get_origin(hint) is typing.Annotated and isinstance(hint.__metadata__[0], str):
-            axes[name] = Shaped[np.ndarray, hint.__metadata__[0]]
+            axes[name] = Shaped[np.ndarray | DeviceArray, hint.__metadata__[0]]
     if not axes:
         return f
     checked = types.FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
