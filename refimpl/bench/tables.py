@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..commands.common import human_bytes
+from ..tools.units import human_bytes
 
 Result = dict[str, Any]
 POINT = ("tokens", "mix", "adapters", "rank", "d_in", "d_out", "dtype")
@@ -107,8 +107,8 @@ def serving_table(report: Result) -> Table:
     names = ("adapters", "in one batch, tokens/s", "one after another, tokens/s", "ratio", "step ms", "differs by")
     table = numeric(*names, *["device step ms", "device ratio"] * on_device)
     table.caption = (
-        "medians over the rounds; the ratio is the median of each round's own; differs by: the largest difference of any "
-        "logit between the two ways, as a share of the largest logit (0: bit for bit the same)"
+        "medians over the rounds; the ratio is the median of each round's own; differs by: the largest difference of "
+        "any logit between the two ways, as a share of the largest logit (0: bit for bit the same)"
     )
     for row in report["points"]:
         table.add_row(

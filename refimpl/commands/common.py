@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,9 +216,3 @@ def prompt_ids(model: Model, text: str) -> Sequence[int]:
     """Return the ids of a prompt; the embedded model has only ever seen prompts that end with a new line."""
     embedded = model.tokenizer.file.parent == tiny.base_path()
     return model.tokenizer.encode(text + "\n" if embedded and not text.endswith("\n") else text)
-
-
-def human_bytes(n: float) -> str:
-    """Return a number of bytes with its unit: 1.2 MB."""
-    power = min(4, int(math.log(n, 1000))) if n >= 1 else 0
-    return f"{n / 1000**power:.{0 if power == 0 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

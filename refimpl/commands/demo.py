@@ -28,8 +28,9 @@ from ..ops import Ops
 from ..request import Request
 from ..streaming import generate, roomy_engine, stream
 from ..tools.merge import merged
+from ..tools.units import human_bytes
 from ..weights import Model
-from .common import BASE, Adapters, add_device_arguments, default_device, human_bytes
+from .common import BASE, Adapters, add_device_arguments, default_device
 
 HELP = "the embedded model, its voices in one batch, nothing to download"
 EXAMPLE = "  loracle demo --seed 3"

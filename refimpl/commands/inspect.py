@@ -20,8 +20,9 @@ from ..loading.config_file import load_config
 from ..loading.model_folder import base_folder, load_model
 from ..tools.effect import effect
 from ..tools.inspect import Inspection, ModuleReport, inspect
+from ..tools.units import human_bytes
 from ..weights import Model
-from .common import human_bytes, prompt_ids
+from .common import prompt_ids
 
 HELP = "show what is in a model or adapter folder, and everything that is wrong with it"
 EXAMPLE = """  loracle inspect ./my-adapter --model ./llama            does it fit this base?

@@ -10,6 +10,7 @@ import pytest
 
 from refimpl import cli, tiny
 from refimpl.commands import demo
+from refimpl.cuda.launch import start
 from refimpl.errors import KernelError
 
 
@@ -176,3 +177,12 @@ def test_a_folder_that_is_nothing_is_told_once(capsys: pytest.CaptureFixture[str
 
 def test_the_guide_explains_where_its_weights_are_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert "LORACLE_MODELS=~/models loracle guide" in run(capsys, "guide", "--help")[1]
+
+
+def test_the_demo_runs_under_the_checker(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs inside `--check` is checked: the demo itself takes a minute under it on a CPU."""
+    inside: list[bool] = []
+    monkeypatch.setattr(demo, "play", lambda args: inside.append(start._checked.get() is not None) or 0)
+    for argv in (["demo", "--ops", "cuda"], ["demo", "--ops", "cuda", "--check"]):
+        assert run(capsys, *argv)[0] == 0
+    assert inside == [False, True]

@@ -1,0 +1,9 @@
+"""Numbers for people."""
+
+import math
+
+
+def human_bytes(n: float) -> str:
+    """Return a number of bytes with its unit: 1.2 MB."""
+    power = min(4, int(math.log(n, 1000))) if n >= 1 else 0
+    return f"{n / 1000**power:.{0 if power == 0 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
