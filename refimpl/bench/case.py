@@ -36,10 +36,10 @@ class Case:
         """How many."""
         return len(self.x)
 
-    def run(self, s: int = 0, y: Array | None = None) -> Array:
+    def run(self, i: int = 0, y: Array | None = None) -> Array:
         """y += what the adapters add, by the kernels that the dispatcher chooses; y is this set's own by default."""
-        y = self.y[s] if y is None else y
-        launch.lora_delta(y, self.x[s], self.packed, self.mappings[s], round_rank=True)
+        y = self.y[i] if y is None else y
+        launch.lora_delta(y, self.x[i], self.packed, self.mappings[i], round_rank=True)
         return y
 
 
@@ -72,7 +72,7 @@ def make_case(point: Point, xp: Any = np, sets: int = 1, seed: int = 0) -> Case:
     rows = xp.empty((sets, point.tokens * (point.d_in + point.d_out)), STORED[point.dtype])
     fill(rows.reshape(-1), rng, point.dtype, 1.0)
     split = point.tokens * point.d_in
-    id_sets = [(ids + s * todo.distinct).astype(np.int32) for s in range(sets)]
+    id_sets = [(ids + i * todo.distinct).astype(np.int32) for i in range(sets)]
     return Case(
         point,
         todo,

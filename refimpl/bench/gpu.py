@@ -90,11 +90,11 @@ class Stopwatch:
         """Bytes a second of a copy on the device, read and written ones counted, in a size that no cache holds."""
         free, _ = self.cupy.cuda.runtime.memGetInfo()
         size = int(min(4 << 30, free // 8)) // 4
-        a, b = self.cupy.ones(size, "float32"), self.cupy.zeros(size, "float32")
+        source, target = self.cupy.ones(size, "float32"), self.cupy.zeros(size, "float32")
         for _ in range(20):
-            b[...] = a  # also wakes the clocks up
-        seconds = self.time(self.captured([lambda: self.cupy.copyto(b, a)]), 1).median
-        del a, b
+            target[...] = source  # also wakes the clocks up
+        seconds = self.time(self.captured([lambda: self.cupy.copyto(target, source)]), 1).median
+        del source, target
         self.free()
         return 2 * 4 * size / seconds
 

@@ -86,17 +86,22 @@ def counted(case: Case) -> Result:
         error = verify(case)
     big = ("x", "y", "weights", "low")
     moved = [traffic for _, arguments in launches for name, traffic in arguments.items() if name in big]
-    tables = [t for _, arguments in launches for name, t in arguments.items() if name not in (*big, "shared")]
-    asked = sum(t.loaded + t.stored for t in moved)
-    touched = sum(t.distinct_loaded + t.distinct_stored for t in moved) + sum(t.distinct_loaded for t in tables)
+    tables = [
+        traffic for _, arguments in launches for name, traffic in arguments.items() if name not in (*big, "shared")
+    ]
+    requested = sum(traffic.loaded + traffic.stored for traffic in moved)
+    touched = sum(traffic.distinct_loaded + traffic.distinct_stored for traffic in moved) + sum(
+        traffic.distinct_loaded for traffic in tables
+    )
     weights = [arguments["weights"] for _, arguments in launches]
     return {
         "kernels": [name for name, _ in launches],
         "error_over_bound": error,
-        "asked_bytes": asked,
+        "asked_bytes": requested,
         "touched_bytes": touched,
-        "share_of_floor": case.work.bytes / asked,
-        "weight_reads": sum(t.loaded for t in weights) / sum(t.distinct_loaded for t in weights),
+        "share_of_floor": case.work.bytes / requested,
+        "weight_reads": sum(traffic.loaded for traffic in weights)
+        / sum(traffic.distinct_loaded for traffic in weights),
         "simulated_seconds": time.perf_counter() - begun,
     }
 
@@ -108,9 +113,9 @@ def timed(case: Case, watch: Any, bandwidth: float, compare: bool) -> Result:
     """Verified, then timed; then the same through everybody else."""
     error = verify(case)
     kernels, runs = [], []
-    for s in range(case.sets):
+    for i in range(case.sets):
         with launch.recorded() as launches:
-            case.run(s)
+            case.run(i)
         kernels = [name for name, _ in launches]
         runs += [again for _, again in launches]
     time_of_one = watch.time(watch.captured(runs), case.sets)
@@ -162,16 +167,16 @@ def summary(rows: Sequence[Result]) -> Result:
     """Over all points: how near to the floor, and how much faster than the best of the others."""
     if not rows:
         return {"points": 0}
-    found: Result = {
+    result: Result = {
         "points": len(rows),
         "worst_error_over_bound": max(row["error_over_bound"] for row in rows),
         "least_share_of_floor": min(row["share_of_floor"] for row in rows),
     }
     large = [row["share_of_floor"] for row in rows if row.get("exceeds_l2")]
     if large:
-        found["least_share_of_floor_beyond_l2"] = min(large)
+        result["least_share_of_floor_beyond_l2"] = min(large)
     speedups = [row["speedup"] for row in rows if "speedup" in row]
     if speedups:
-        found["speedup_geometric_mean"] = statistics.geometric_mean(speedups)
-        found["speedup_least"] = min(speedups)
-    return found
+        result["speedup_geometric_mean"] = statistics.geometric_mean(speedups)
+        result["speedup_least"] = min(speedups)
+    return result

@@ -46,19 +46,22 @@ def layer_report(rank: int = 16, tokens: int = 8, repeats: int = 25) -> dict[str
     for _, _, modules in GROUPS:
         d_outs = [config.shape(module)[0] for module in modules]
         d_in = config.shape(modules[0])[1]
-        held = [
-            {a: LoraWeights(numbers(rng, xp, rank, d_in), numbers(rng, xp, d_out, rank), 0.5) for a in range(tokens)}
+        adapters = [
+            {
+                slot: LoraWeights(numbers(rng, xp, rank, d_in), numbers(rng, xp, d_out, rank), 0.5)
+                for slot in range(tokens)
+            }
             for d_out in d_outs
         ]
         x = launch.stored(numbers(rng, xp, tokens, d_in), "float16")
         with launch.recorded() as noted:
-            for one, d_out in zip(held, d_outs, strict=True):
+            for one, d_out in zip(adapters, d_outs, strict=True):
                 y = launch.stored(numbers(rng, xp, tokens, d_out), "float16")
                 launch.lora_delta(y, x, launch.pack([one], [d_out], "float16", xp=xp), mapping, round_rank=True)
         apart += [again for _, again in noted]
         with launch.recorded() as noted:
             y = launch.stored(numbers(rng, xp, tokens, sum(d_outs)), "float16")
-            launch.lora_delta(y, x, launch.pack(held, d_outs, "float16", xp=xp), mapping, round_rank=True)
+            launch.lora_delta(y, x, launch.pack(adapters, d_outs, "float16", xp=xp), mapping, round_rank=True)
         together += [again for _, again in noted]
     report: dict[str, Any] = {
         "rank": rank,

@@ -19,7 +19,7 @@ PACKAGES = ("numpy", "cupy-cuda13x", "cupy-cuda12x", "cupy", "torch", "triton", 
 def about() -> dict[str, Any]:
     """The machine, as a table of strings and numbers."""
     where = runner.world()
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "kernels_run_on": where,
         "cpu": cpu_name(),
@@ -30,7 +30,7 @@ def about() -> dict[str, Any]:
         "loracle": __version__,
         "packages": packages(PACKAGES),
     }
-    return found | (gpu() if where == "gpu" else {"compiler": compiler()})
+    return facts | (gpu() if where == "gpu" else {"compiler": compiler()})
 
 
 def cpu_name() -> str:

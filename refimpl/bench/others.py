@@ -6,7 +6,6 @@ out once a batch (the order by adapter, offsets, tile sizes) is worked out befor
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,53 +13,26 @@ import numpy as np
 from ..arrays import Array
 from ..cuda.launch import widened
 from .case import SCALE, Case
+from .torch_case import Entry, tensors
 
-Run = Callable[[], Any]
 TOLERANCE = 0.02  # ||theirs - ours|| / ||what the adapters add||: half types, other points of rounding
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One contender, ready: a call for each set, and where each one's result will be."""
-
-    runs: list[Run]
-    y: list[Any]  # torch tensors
 
 
 def contenders() -> dict[str, Callable[[Case], Entry]]:
     """Name -> how to make it ready, of those whose packages can be imported."""
-    found: dict[str, Callable[[Case], Entry]] = {}
+    contenders_by_name: dict[str, Callable[[Case], Entry]] = {}
     if importlib.util.find_spec("torch") is None:
-        return found
+        return contenders_by_name
     import torch
 
-    found["torch gather + bmm"] = gather_bmm
+    contenders_by_name["torch gather + bmm"] = gather_bmm
     if hasattr(torch, "_grouped_mm") or hasattr(torch.nn.functional, "grouped_mm"):
-        found["torch grouped mm"] = grouped_mm
+        contenders_by_name["torch grouped mm"] = grouped_mm
     if importlib.util.find_spec("triton") is not None:
         from .triton_lora import triton_lora
 
-        found["triton shrink + expand"] = triton_lora
-    return found
-
-
-def tensor(x: Array, dtype: str) -> Any:
-    """The same memory as a torch tensor; bfloat16 is uint16 on our side."""
-    import torch
-
-    bits = x.view(np.int16)
-    shared = torch.from_numpy(bits) if isinstance(x, np.ndarray) else torch.from_dlpack(bits)
-    return shared.view(getattr(torch, dtype))
-
-
-def tensors(case: Case) -> tuple[Any, Any, list[Any], list[Any]]:
-    """A [adapters, rank, d_in], B [adapters, d_out, rank], and x and a copy of y for each set."""
-    dtype = case.point.dtype
-    whole = tensor(case.packed.weights, dtype).view(case.packed.adapters, -1)
-    split = case.point.rank * case.point.d_in
-    A = whole[:, :split].unflatten(1, (case.point.rank, case.point.d_in))
-    B = whole[:, split:].unflatten(1, (case.point.d_out, case.point.rank))
-    return A, B, [tensor(x, dtype) for x in case.x], [tensor(y, dtype).clone() for y in case.y]
+        contenders_by_name["triton shrink + expand"] = triton_lora
+    return contenders_by_name
 
 
 def gather_bmm(case: Case) -> Entry:
@@ -70,11 +42,11 @@ def gather_bmm(case: Case) -> Entry:
     A, B, xs, ys = tensors(case)
     where = [torch.from_numpy(ids.astype(np.int64)).to(A.device) for ids in case.ids]
 
-    def run(s: int) -> None:
-        low = torch.bmm(A[where[s]], xs[s].unsqueeze(2))
-        ys[s].add_(torch.bmm(B[where[s]], low).squeeze(2), alpha=SCALE)
+    def run(i: int) -> None:
+        low = torch.bmm(A[where[i]], xs[i].unsqueeze(2))
+        ys[i].add_(torch.bmm(B[where[i]], low).squeeze(2), alpha=SCALE)
 
-    return Entry([lambda s=s: run(s) for s in range(case.sets)], ys)  # type: ignore[misc]
+    return Entry([lambda i=i: run(i) for i in range(case.sets)], ys)  # type: ignore[misc]
 
 
 def grouped_mm(case: Case) -> Entry:
@@ -87,12 +59,12 @@ def grouped_mm(case: Case) -> Entry:
     ends = np.cumsum(np.bincount(case.ids[0], minlength=distinct)).astype(np.int32)
     rows, offs = (torch.from_numpy(plan).to(A.device) for plan in (order, ends))
 
-    def run(s: int) -> None:
-        own = slice(s * distinct, (s + 1) * distinct)
-        low = multiply(xs[s][rows], A[own].transpose(1, 2), offs=offs)
-        ys[s].index_add_(0, rows, multiply(low, B[own].transpose(1, 2), offs=offs), alpha=SCALE)
+    def run(i: int) -> None:
+        of_set = slice(i * distinct, (i + 1) * distinct)
+        low = multiply(xs[i][rows], A[of_set].transpose(1, 2), offs=offs)
+        ys[i].index_add_(0, rows, multiply(low, B[of_set].transpose(1, 2), offs=offs), alpha=SCALE)
 
-    return Entry([lambda s=s: run(s) for s in range(case.sets)], ys)  # type: ignore[misc]
+    return Entry([lambda i=i: run(i) for i in range(case.sets)], ys)  # type: ignore[misc]
 
 
 def agrees(case: Case, entry: Entry, before: Array, ours: Array) -> float:

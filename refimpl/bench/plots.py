@@ -42,17 +42,17 @@ def roofline(axes: Any, report: Result) -> None:
     axes.plot(edges, [x * bandwidth / 1e12 for x in edges], "k-", lw=1, label=f"copy, {bandwidth / 1e12:.2f} TB/s")
     names = list(dict.fromkeys(name for row in rows for name in row.get("others", {})))
     for name, color in zip(names, OTHERS, strict=False):
-        found = [
+        times = [
             (row, row["others"][name]["seconds"]) for row in rows if "seconds" in row.get("others", {}).get(name, {})
         ]
         axes.scatter(
-            [row["intensity"] for row, _ in found], [row["flops"] / s / 1e12 for row, s in found],
+            [row["intensity"] for row, _ in times], [row["flops"] / seconds / 1e12 for row, seconds in times],
             s=18, color=color, alpha=0.6, label=name,
         )  # fmt: skip
     for mix, mark in MARKS.items():
-        own = [row for row in rows if row["mix"] == mix]
+        of_mix = [row for row in rows if row["mix"] == mix]
         axes.scatter(
-            [row["intensity"] for row in own], [row["flops"] / row["seconds"] / 1e12 for row in own],
+            [row["intensity"] for row in of_mix], [row["flops"] / row["seconds"] / 1e12 for row in of_mix],
             s=34, color=OURS, marker=mark, label=f"loracle, {mix}",
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="flop per byte, each byte moved once", ylabel="TFLOP/s")
@@ -66,9 +66,9 @@ def bytes_picture(axes: Any, report: Result) -> None:
     edges = [min(row["intensity"] for row in rows) / 1.5, max(row["intensity"] for row in rows) * 1.5]
     axes.plot(edges, edges, "k-", lw=1, label="each byte moved once")
     for mix, mark in MARKS.items():
-        own = [row for row in rows if row["mix"] == mix]
+        of_mix = [row for row in rows if row["mix"] == mix]
         axes.scatter(
-            [row["intensity"] for row in own], [row["flops"] / row["asked_bytes"] for row in own],
+            [row["intensity"] for row in of_mix], [row["flops"] / row["asked_bytes"] for row in of_mix],
             s=34, color=OURS, marker=mark, label=mix, alpha=0.8,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="flop per byte of the floor", ylabel="flop per byte asked for")

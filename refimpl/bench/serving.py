@@ -104,7 +104,7 @@ def measured(steps: Decoding, count: int, repeats: int) -> Result:
         "one_after_another_seconds": alone,
         "batched_tokens_per_second": count / together,
         "one_after_another_tokens_per_second": count / alone,
-        "ratio": statistics.median(b / a for a, b in pairs),
+        "ratio": statistics.median(alone / together for together, alone in pairs),
     }
 
 
@@ -117,8 +117,8 @@ def on_the_device(steps: Decoding, repeats: int) -> Result:
     return device_seconds(Stopwatch(repeats), partial(steps.step, steps.everyone), alone)
 
 
-def seconds_of(f: Callable[[], Any]) -> float:
+def seconds_of(function: Callable[[], Any]) -> float:
     """Wall time of one call; its result is on the host, so the device is done, too."""
     start = time.perf_counter()
-    f()
+    function()
     return time.perf_counter() - start

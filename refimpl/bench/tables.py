@@ -97,8 +97,8 @@ def kernels_lines(report: Result) -> Iterator[str]:
                     f"  LoRA of one layer, {layer['tokens']} tokens, {name.replace('_', ' ')}: "
                     f"{1e6 * took['graph']:.0f} us as a graph, {1e6 * took['calls']:.0f} us launched from Python"
                 )
-    for left in report["left_out"]:
-        yield f"left out: {left['tokens']} tokens, {left['mix']}, rank {left['rank']}: {left['why']}"
+    for point in report["left_out"]:
+        yield f"left out: {point['tokens']} tokens, {point['mix']}, rank {point['rank']}: {point['why']}"
 
 
 def serving_table(report: Result) -> Table:
@@ -123,9 +123,9 @@ def serving_table(report: Result) -> Table:
     return table
 
 
-def device_cells(row: Result, wanted: bool) -> list[str]:
+def device_cells(row: Result, on_device: bool) -> list[str]:
     """What CUDA graphs said, if any ran."""
-    if not wanted:
+    if not on_device:
         return []
     if "device_ratio" not in row:
         return ["-", "-"]
@@ -141,5 +141,5 @@ def serving_lines(report: Result) -> Iterator[str]:
     )
     if report["ops"] == "cuda" and report["device"] == "cpu":
         yield "no GPU: the kernels ran on this CPU, one fiber per thread: these are not a GPU's tokens per second"
-    for left in report["left_out"]:
-        yield f"left out: {left['adapters']} adapters: {left['why']}"
+    for point in report["left_out"]:
+        yield f"left out: {point['adapters']} adapters: {point['why']}"

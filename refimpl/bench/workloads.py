@@ -49,9 +49,9 @@ def adapter_ids(mix: str, tokens: int, seed: int = 0) -> Int[np.ndarray, " token
         ids = rng.permutation(tokens)
     else:
         rank = np.arange(1, tokens + 1, dtype=float)
-        wanted = rank**-1.5 if mix == "zipf" else 1.5 ** (1 - np.minimum(rank, 500))
-        drawn = rng.choice(tokens, tokens, p=wanted / wanted.sum())
-        ids = np.unique(drawn, return_inverse=True)[1]
+        shares = rank**-1.5 if mix == "zipf" else 1.5 ** (1 - np.minimum(rank, 500))
+        choices = rng.choice(tokens, tokens, p=shares / shares.sum())
+        ids = np.unique(choices, return_inverse=True)[1]
     return (np.sort(ids) if tokens >= PREFILL else ids).astype(np.int32)
 
 

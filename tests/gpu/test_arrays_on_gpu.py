@@ -19,7 +19,7 @@ DEVICE = "cpu" if REHEARSAL else "cuda"
 
 @pytest.mark.parametrize("point", small_grid(quick=True), ids=str)
 def test_small_points_are_right(point: Point) -> None:
-    assert verify(make_case(point, xp, sets=2), s=1) <= 1
+    assert verify(make_case(point, xp, sets=2), i=1) <= 1
 
 
 @pytest.mark.skipif(REHEARSAL, reason="too large for the CPU runner")
