@@ -26,6 +26,7 @@ from ..oracle.noise.precision import TYPES
 from ..oracle.reports.redact import without_secrets
 from ..oracle.reports.report import CLASSES, PAGE, page, times
 from ..oracle.reports.summary import summary
+from ..tools.units import human_bytes
 
 HELP = "hold an engine against the reference: a verdict, and the name of the bug"
 EXAMPLE = """  loracle check --engine peft
@@ -39,11 +40,17 @@ SYMPTOMS = 8  # that are printed; the JSON has all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to check, on what, how long, and where the findings go."""
+    """Add what to check, on what, how long, and where the report goes."""
     add = parser.add_argument
     add("--engine", metavar="NAME", help="a name of `loracle engines`, mutant:NAME, or module:function")
     add("--model", default="tiny", metavar="DIR|tiny|random", help="the base (default: tiny)")
-    add("--adapter", action="append", default=[], metavar="NAME=DIR", help="a PEFT folder; without any, some are made")
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a PEFT folder; without any, random ones are drawn",
+    )
     add("--cases", type=int, default=50, metavar="N", help="batches (default 50)")
     add("--sequences", type=int, default=30, metavar="N", help="sequences of loads and requests (default 30)")
     add("--seed", type=int, default=0, metavar="S", help="the same seed asks the same questions (default 0)")
@@ -67,33 +74,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 pass, 1 fail or undecided; an engine that cannot be run is a LoracleError."""
+    """Return 0 for pass, 1 for fail or undecided; an engine that cannot be run is a LoracleError."""
     console = Console(stderr=args.json)
     if args.replay is not None:
         result, engine = checking.replay(args.replay)
-        found = write(result, engine, {}, args)
+        report = write(result, engine, {}, args)
     else:
         if args.engine is None:
             raise RequestError("give --engine NAME (`loracle engines` lists them), or --replay FOLDER")
         engine, options = args.engine, engine_options(args)
-        with tempfile.TemporaryDirectory() as scratch, progress(console) as told:
+        with tempfile.TemporaryDirectory() as scratch, progress(console) as advance:
             work = args.resume or Path(scratch)
             make = lambda: registry.make(engine, options)  # noqa: E731
             if args.resume is not None:
-                asked = {"engine": engine, "model": args.model, "dtype": args.precision, "seed": args.seed}
-                archive.describe(work, asked, make().capabilities)
-            result = checking.check(make, args.model, adapters(args.adapter), plan(args), work, told)
+                about = {"engine": engine, "model": args.model, "dtype": args.precision, "seed": args.seed}
+                archive.describe(work, about, make().capabilities)
+            result = checking.check(make, args.model, adapters(args.adapter), plan(args), work, advance)
             checking.expect(result, engine, options)
-            found = write(result, engine, options, args)
+            report = write(result, engine, options, args)
     if args.json:
-        print(json.dumps(found, allow_nan=False))
+        print(json.dumps(report, allow_nan=False))
     else:
-        show(console, found, args.report and args.report / PAGE)
+        show(console, report, args.report and args.report / PAGE)
     return 0 if result.verdict == "pass" else 1
 
 
 def plan(args: argparse.Namespace) -> Plan:
-    """RequestError for a number that makes no campaign."""
+    """Return the settings of the campaign; RequestError for a number that makes none."""
     for name, least in (("cases", 0), ("sequences", 0), ("jobs", 1)):
         if getattr(args, name) < least:
             raise RequestError(f"--{name} {getattr(args, name)} must be {least} or more")
@@ -105,12 +112,12 @@ def plan(args: argparse.Namespace) -> Plan:
 
 
 def adapters(items: list[str]) -> dict[str, Path]:
-    """NAME=DIR, each name once."""
+    """Return the folder of each NAME=DIR, each name once."""
     return {name: Path(folder) for name, folder in pairs("--adapter", "NAME=DIR", items).items()}
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, str]:
-    """Everything that is the engine's own concern."""
+    """Return everything that is the engine's own concern."""
     options = pairs("--option", "KEY=VALUE", args.option)
     for key, value in (("url", args.url), ("model-name", args.model_name)):
         if value is not None:
@@ -122,58 +129,61 @@ def engine_options(args: argparse.Namespace) -> dict[str, str]:
 
 
 def pairs(flag: str, form: str, items: list[str]) -> dict[str, str]:
-    """RequestError for what is no pair, or comes twice."""
-    found: dict[str, str] = {}
+    """Return key -> value of each item; RequestError for what is no pair, or comes twice."""
+    values: dict[str, str] = {}
     for item in items:
         key, equals, value = item.partition("=")
         if not (key and equals and value):
             raise RequestError(f"{flag} {item}: expected {form}")
-        if key in found:
-            raise RequestError(f"{flag} {item}: {key} was given before, as {found[key]}")
-        found[key] = value
-    return found
+        if key in values:
+            raise RequestError(f"{flag} {item}: {key} was given before, as {values[key]}")
+        values[key] = value
+    return values
 
 
 @contextmanager
 def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each part of the work."""
+    """Show a bar for each part of the work."""
     columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
-        def told(what: str, done: int, total: int) -> None:
+        def advance(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done, total=total)
 
-        yield told
+        yield advance
 
 
 def write(result: Result, engine: str, options: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
-    """The JSON; where a report is wanted, the page as well. A failure is kept in any case, beside the report or in a
-    temporary folder that stays."""
+    """Return the JSON; where a report is wanted, write the page as well.
+
+    A failure is kept in any case, beside the report or in a temporary folder that stays."""
     repro = ""
     if args.report is not None:
         args.report.mkdir(parents=True, exist_ok=True)
     if result.smallest is not None:
         beside = args.report or Path(tempfile.mkdtemp(prefix="loracle-"))
         repro = str(checking.keep(result, beside / "repro", engine, options, args.seed))
-    told = summary(result, engine, repro)
-    by_mutant = {key: told[key] for key in ("power", "seen_from")}  # names of ours, some of which end in "token"
-    found = without_secrets(told) | by_mutant
+    everything = summary(result, engine, repro)
+    by_mutant = {key: everything[key] for key in ("power", "seen_from")}  # names of ours, some of which end in "token"
+    report = without_secrets(everything) | by_mutant
     if args.report is not None:
-        (args.report / "check.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8")
-        (args.report / PAGE).write_text(page(found, mutants_for(list(result.testbed.paths))), "utf-8")
-    return found
+        (args.report / "check.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", "utf-8")
+        (args.report / PAGE).write_text(page(report, mutants_for(list(result.testbed.paths))), "utf-8")
+    return report
 
 
-def show(console: Console, found: dict[str, Any], page: Path | None) -> None:
-    """For people: the verdict first, then why; found: the JSON."""
+def show(console: Console, report: dict[str, Any], page: Path | None) -> None:
+    """Print the verdict first, then why, for people; report: the JSON."""
     console = Console(file=console.file, stderr=console.stderr, highlight=False)
-    counts = f"{found['passed']} of {found['cases']} passed, {found['failed']} failed, {found['undecided']} undecided"
-    worst, fails_from = times(found["worst_noise_ratio"]), times(found["noise"]["fails_from"])
-    verdict = Text(found["verdict"].upper(), style=COLOURS[found["verdict"]])
-    console.print(verdict, Text(f" {found['engine']}, in {found['precision']}"))
+    counts = (
+        f"{report['passed']} of {report['cases']} passed, {report['failed']} failed, {report['undecided']} undecided"
+    )
+    worst, fails_from = times(report["worst_noise_ratio"]), times(report["noise"]["fails_from"])
+    verdict = Text(report["verdict"].upper(), style=COLOURS[report["verdict"]])
+    console.print(verdict, Text(f" {report['engine']}, in {report['precision']}"))
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
@@ -183,42 +193,56 @@ def show(console: Console, found: dict[str, Any], page: Path | None) -> None:
 
     row("cases", counts)
     row("worst row", f"{worst}; a row fails from {fails_from}")
-    if found["noise"]["ceiling"] is not None:
-        row("rounding", f"ends at {times(found['noise']['ceiling'])}, to first order")
-    for d in found["diagnosis"]:
-        kind = f" (class {d['class']}, {CLASSES[d['class']]})"
-        row("it is" if d["explains"] else "nearest, not it", f"{d['name']}{kind}", "bold")
-        row("", d["what"])
-        row("", d["evidence"])
-        if d["also"]:
-            row("", f"these cases cannot tell it from {', '.join(d['also'])}")
-        if d["separated_by"]:
-            row("", d["separated_by"])
-        for link in d["links"]:
-            row("", f"seen in {link}", "dim")
-    for i, s in enumerate(found["symptoms"][:SYMPTOMS]):
-        row("" if i else "symptoms", f"{s['what']} ({s['count']} of {s['of']} failed)")
-    if place := found["first_divergence"]:
+    if report["noise"]["ceiling"] is not None:
+        row("rounding", f"ends at {times(report['noise']['ceiling'])}, to first order")
+    for diagnosis in report["diagnosis"]:
+        for label, text, style in diagnosis_rows(diagnosis):
+            row(label, text, style)
+    for i, symptom in enumerate(report["symptoms"][:SYMPTOMS]):
+        row("" if i else "symptoms", f"{symptom['what']} ({symptom['count']} of {symptom['of']} failed)")
+    if place := report["first_divergence"]:
         where = f"layer {place['layer']}, " if place["layer"] is not None else ""
         row("where", f"{where}{place['module']}, {times(place['noise_ratio'])}, by {place['by']}")
-    for i, line in enumerate(found["findings"]):
+    for i, line in enumerate(report["findings"]):
         row("" if i else "findings", line)
-    row("power", powerful(found["power"]))
+    row("power", powerful(report["power"]))
     console.print(table)
-    if found["repro"]:  # whole, to be copied
-        console.print(Text(f"repeat it  loracle check --replay {shlex.quote(found['repro'])}"), soft_wrap=True)
+    if report["repro"]:  # in one piece, to be copied
+        console.print(Text(f"repeat it  loracle check --replay {shlex.quote(report['repro'])}"), soft_wrap=True)
+        if page is None:
+            size = bytes_of(Path(report["repro"]))
+            console.print(Text(f"           ({size}, yours to remove; with --report DIR it is in DIR)"), soft_wrap=True)
     if page is not None:
         console.print(Text(f"the page   {page}"), soft_wrap=True)
 
 
+def diagnosis_rows(diagnosis: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield (label, text, style) of what is said about one explanation."""
+    name = f"{diagnosis['name']} (class {diagnosis['class']}, {CLASSES[diagnosis['class']]})"
+    yield "it is" if diagnosis["explains"] else "nearest, not it", name, "bold"
+    yield "", diagnosis["what"], ""
+    yield "", diagnosis["evidence"], ""
+    if diagnosis["also"]:
+        yield "", f"these cases cannot tell it from {', '.join(diagnosis['also'])}", ""
+    if diagnosis["separated_by"]:
+        yield "", diagnosis["separated_by"], ""
+    for link in diagnosis["links"]:
+        yield "", f"seen in {link}", "dim"
+
+
+def bytes_of(folder: Path) -> str:
+    """Return the size of everything in a folder, for people."""
+    return human_bytes(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+
+
 def powerful(power: dict[str, str]) -> str:
-    """How much a pass means."""
+    """Return how much a pass means, in one line."""
     if not power:
         return "not asked for; a pass says little without it"
-    seen, faint, absent = (list(power.values()).count(k) for k in (DETECTED, UNDETECTABLE, NOT_EXERCISED))
+    shown, faint, absent = (list(power.values()).count(k) for k in (DETECTED, UNDETECTABLE, NOT_EXERCISED))
     of_adapters = sum(name not in all_mutants() for name in power)
     kinds = f"{len(power) - of_adapters}, and {of_adapters} of these adapters"
     return (
-        f"of {len(power)} mutants ({kinds}) these cases would have shown {seen}; {faint} are too faint, "
+        f"of {len(power)} mutants ({kinds}) these cases would have shown {shown}; {faint} are too faint, "
         f"{absent} were not exercised"
     )

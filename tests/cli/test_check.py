@@ -1,6 +1,7 @@
 """loracle check: exit codes, the JSON, a function of the user's own, and what is said when an engine cannot be run."""
 
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -111,6 +112,12 @@ def test_a_wrong_function_fails_and_the_factor_is_named(capsys: pytest.CaptureFi
     (d,) = found["diagnosis"]
     assert Path(found["repro"], "repro.json").exists()
     assert (d["name"], d["class"]) == ("scale_times[1.5]", "A") and d["explains"] and abs(d["coefficient"] - 1) < 1e-3
+
+
+def test_what_a_failure_leaves_in_the_temporary_folder_is_said(capsys: pytest.CaptureFixture[str], mine: None) -> None:
+    code, out, _ = check(capsys, "--engine", "mine_under_test:nothing", *QUICK)
+    folder = re.search(r"repeat it  loracle check --replay (\S+)\n +\((\d[\d.]* [kM]?B), yours to remove", out)
+    assert code == 1 and folder is not None and Path(folder[1], "repro.json").exists(), out
 
 
 @pytest.mark.parametrize(
