@@ -48,14 +48,18 @@ class Explainer:
             close += spread(_passed(result.played), 2)
             samples = [self.c.sample(p) for p in close]
             readable = [s for s in samples if any(r is not None for r in s.raws)]
-            numbers = any(m.ratio.size for p in failed for m, j in _requests(p) if j.verdict == "fail")
-            smallest = self._smallest_sample(result) if numbers else None
+            with_numbers = [p for p in failed if any(m.ratio.size for m, j in _requests(p) if j.verdict == "fail")]
+            # An engine that mostly answers errors: the few cases spread over all of them may have no number.
+            if not any(p in with_numbers for p in close):
+                readable += [self.c.sample(p) for p in spread(with_numbers, CLOSELY)]
+            self.c.diagnostics += unreadable(result.played)
+            smallest = self._smallest_sample(result) if with_numbers else None
             lines: list[str] = []
             for p, sample in zip(close, samples, strict=True):
                 lines += symptoms_of(sample, p.judged, p.measured, self.c.testbed, result.known)
             result.symptoms += tally(lines, sum(j.verdict == "fail" for p in close for j in p.judged))
             looked = []
-            if numbers:
+            if with_numbers:
                 self._where(result, failed)
                 looked = self._suspects(result, smallest or readable[0], readable)
         else:  # it was seen below the noise, in the cases that were looked at there
@@ -169,6 +173,18 @@ class Explainer:
                 result.places = intermediates(e, answer, self.c.testbed, self.c.members)
         except EngineError as error:
             self.c.diagnostics.append(f"while the layers were looked at: {error}")
+
+
+def unreadable(played: Sequence["Played"]) -> list[str]:
+    """Return one line that counts the answers without numbers and quotes the most frequent reason; [] if there are
+    none, or if they are fewer than half."""
+    problems = [m.problem for p in played for m in p.measured if m.problem]
+    total = sum(len(p.measured) for p in played)
+    if 2 * len(problems) < max(total, 1):
+        return []
+    most_frequent = max(dict.fromkeys(problems), key=problems.count)
+    count = "no answer" if len(problems) == total else f"only {total - len(problems)} of {total} answers"
+    return [f"{count} could be read; the engine said: {most_frequent}"]
 
 
 def _requests(p: "Played") -> list[tuple[ErrorRatios, Verdict]]:

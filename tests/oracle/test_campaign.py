@@ -160,7 +160,29 @@ def test_an_engine_that_answers_errors_fails(tmp_path: Path) -> None:
     result = Campaign(Refusing, small_stage(), Plan(2, 0), tmp_path).run()
     assert result.verdict == "fail"
     assert result.symptoms[0].what == "no answer: 500 Internal Server Error"
+    assert result.diagnostics == ["no answer could be read; the engine said: 500 Internal Server Error"]
     assert summary(result, "refusing")["worst_noise_ratio"] is None  # JSON has no infinity
+
+
+def test_an_engine_most_of_whose_answers_are_errors_is_explained(tmp_path: Path) -> None:
+    """Four of its ten batches have numbers, which are wrong, and none of them is among the six that are spread over all
+    of the failed ones; afterwards it answers nothing but errors."""
+
+    class Failing(Ours):
+        batches = 0
+
+        def run(self, asks, forced=None):
+            type(self).batches += 1
+            if type(self).batches in (3, 5, 7, 9):
+                return super().run(asks, forced)
+            return [EngineResponse(error="503 Service Unavailable") for _ in asks]
+
+    make = all_mutants()["adapters_ignored"].make
+    result = Campaign(lambda: Failing(make), small_stage(), Plan(10, 0, below=False), tmp_path).run()
+    assert result.verdict == "fail"
+    (line,) = [line for line in result.diagnostics if "could be read" in line]
+    assert "adapters_ignored" in named(result)
+    assert line.startswith("only ") and line.endswith("the engine said: 503 Service Unavailable")
 
 
 def test_adapters_that_do_nothing_show_nothing(tmp_path: Path) -> None:
