@@ -47,9 +47,9 @@ def attention_per_token(
     out = xp.empty((tokens, heads, head_dim), q.dtype)
     for t, slots in visible(metadata, window):
         for h in range(heads):
-            g = h // (heads // kv_heads)  # GQA: consecutive query heads share a key head
-            keys = xp.stack([k_cache[block, offset, g] for block, offset in slots])
-            values = xp.stack([v_cache[block, offset, g] for block, offset in slots])
+            kv_head = h // (heads // kv_heads)  # GQA: consecutive query heads share a key head
+            keys = xp.stack([k_cache[block, offset, kv_head] for block, offset in slots])
+            values = xp.stack([v_cache[block, offset, kv_head] for block, offset in slots])
             scores = rounded(rounded(keys @ q[t, h], p.scores) * q.dtype.type(1 / math.sqrt(head_dim)), p.scores)
             out[t, h] = softmax(scores, p) @ values
     return rounded(out, p.attention).reshape(tokens, heads * head_dim)

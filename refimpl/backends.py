@@ -1,4 +1,4 @@
-"""Every backend by its name: the definition, NumPy, and the CUDA kernels. The only file of the core that knows cuda/."""
+"""Every backend by its name: the definition, NumPy and the CUDA kernels. The one file of the core that knows cuda/."""
 
 from collections.abc import Iterator, Mapping
 

@@ -17,7 +17,7 @@ The legend of axis names. Every public signature of the package uses these and n
 
 from dataclasses import dataclass
 
-# One module that LoRA can target, a linear layer or the embedding: (layer, name). Those outside the layers have layer -1.
+# A module that LoRA can target, a linear layer or the embedding: (layer, name). Those outside the layers have layer -1.
 Module = tuple[int, str]
 
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")

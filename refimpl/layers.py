@@ -26,10 +26,10 @@ def linear_per_token(
     x: Float[Array, "tokens d_in"], weight: Float[Array, "d_out d_in"], bias: Array | None, p: Precision
 ) -> Float[Array, "tokens d_out"]:
     """y[t] = W x[t] + b: the definition."""
-    xp, w = namespace(x), widen(weight, p.compute)
-    y = xp.empty((x.shape[0], w.shape[0]), x.dtype)
+    xp, W = namespace(x), widen(weight, p.compute)
+    y = xp.empty((x.shape[0], W.shape[0]), x.dtype)
     for t in range(x.shape[0]):
-        y[t] = w @ x[t]
+        y[t] = W @ x[t]
     return rounded(y if bias is None else y + widen(bias, p.compute), p.linear)
 
 
@@ -49,12 +49,12 @@ def linear(
     return rounded(y, p.linear)
 
 
-def product(x: Float[Array, "tokens d_in"], w: Float[Array, "d_out d_in"]) -> Float[Array, "tokens d_out"]:
+def product(x: Float[Array, "tokens d_in"], W: Float[Array, "d_out d_in"]) -> Float[Array, "tokens d_out"]:
     """x W^T. For a few tokens, one matrix-vector product each: a BLAS packs a matrix before it multiplies, and for few
     tokens that costs more than it brings, when the weights come from memory as they do in a decode step."""
     if len(x) <= FEW_TOKENS and isinstance(x, np.ndarray):
-        return (w @ x[:, :, None])[:, :, 0]
-    return x @ w.T
+        return (W @ x[:, :, None])[:, :, 0]
+    return x @ W.T
 
 
 def rms_norm(
@@ -114,11 +114,11 @@ def apply_rope(
 ) -> Float[Array, "tokens heads head_dim"]:
     """Turn each pair (x[i], x[i + head_dim/2]) by its angle: the half-split layout of Hugging Face checkpoints."""
     half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
+    first, second = x[..., :half], x[..., half:]
     cos, sin = cos[:, None, :], sin[:, None, :]
     y = namespace(x).empty_like(x)
-    y[..., :half] = rounded(a * cos, p.rope_product) - rounded(b * sin, p.rope_product)
-    y[..., half:] = rounded(b * cos, p.rope_product) + rounded(a * sin, p.rope_product)
+    y[..., :half] = rounded(first * cos, p.rope_product) - rounded(second * sin, p.rope_product)
+    y[..., half:] = rounded(second * cos, p.rope_product) + rounded(first * sin, p.rope_product)
     return rounded(y, p.rope)
 
 
@@ -132,16 +132,16 @@ def apply_rope_per_token(
     y, half = namespace(x).empty_like(x), x.shape[-1] // 2
     for t in range(x.shape[0]):
         for i in range(half):
-            a, b, c, s = x[t, :, i], x[t, :, i + half], cos[t, i], sin[t, i]
-            y[t, :, i] = rounded(a * c, p.rope_product) - rounded(b * s, p.rope_product)
-            y[t, :, i + half] = rounded(b * c, p.rope_product) + rounded(a * s, p.rope_product)
+            first, second = x[t, :, i], x[t, :, i + half]
+            y[t, :, i] = rounded(first * cos[t, i], p.rope_product) - rounded(second * sin[t, i], p.rope_product)
+            y[t, :, i + half] = rounded(second * cos[t, i], p.rope_product) + rounded(first * sin[t, i], p.rope_product)
     return rounded(y, p.rope)
 
 
 def softmax(scores: Array, p: Precision) -> Array:
     """exp(s - max) / sum over the last axis. -inf is a key that is not seen."""
-    e = namespace(scores).exp(scores - scores.max(axis=-1, keepdims=True))
-    return rounded(e / e.sum(axis=-1, keepdims=True), p.probabilities)
+    weights = namespace(scores).exp(scores - scores.max(axis=-1, keepdims=True))
+    return rounded(weights / weights.sum(axis=-1, keepdims=True), p.probabilities)
 
 
 def mlp_activation(

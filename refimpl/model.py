@@ -82,11 +82,15 @@ def base(
 
     Rows whose adapter brings its own layer along (modules_to_save, bias="all") go through that one. Such an adapter is
     alone on its request and unweighted (check_request), so that column 0 of the mapping has it."""
-    own = adapters.base_at(module)
-    replacing = mapping.slots & own.keys()
+    replaced = adapters.base_at(module)
+    replacing = mapping.slots & replaced.keys()
     if not replacing:
         return apply(model.linear(module), x, module, ops, p)
-    groups = [(s.rows, own[s.slot]) for s in mapping.device.columns[0].segments if s.slot in replacing]
+    groups = [
+        (segment.rows, replaced[segment.slot])
+        for segment in mapping.device.columns[0].segments
+        if segment.slot in replacing
+    ]
     others = mapping.rows_without(frozenset(replacing))
     if isinstance(others, slice) or others.size:
         groups.append((others, model.linear(module)))
@@ -126,7 +130,7 @@ def logits(
     adapters = AdapterCache(model, p, ops)
     scheduled = [
         ScheduledRequest(
-            r.prompt_ids, 0, cache.allocate(n), [(adapters.acquire(a), weight) for a, weight in r.adapters]
+            r.prompt_ids, 0, cache.allocate(n), [(adapters.acquire(adapter), weight) for adapter, weight in r.adapters]
         )
         for r, n in zip(requests, blocks, strict=True)
     ]
@@ -140,6 +144,5 @@ def logits(
 
 def logit_width(request: Request, model: Model) -> int:
     """How many logits this request gets: the rows of the lm_head that its adapter brings along, or the base's."""
-    return next(
-        (a.replaced[LM_HEAD].shape[0] for a, _ in request.adapters if LM_HEAD in a.replaced), model.config.vocab_size
-    )
+    heads = (adapter.replaced[LM_HEAD] for adapter, _ in request.adapters if LM_HEAD in adapter.replaced)
+    return next((head.shape[0] for head in heads), model.config.vocab_size)

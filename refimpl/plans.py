@@ -199,13 +199,13 @@ class Batch:
         """The same batch with its device copy in `xp`: one transfer for all of its arrays."""
         if xp is np:
             return self
-        there = on_device(self, xp)
+        copy = on_device(self, xp)
         return dataclasses.replace(
             self,
-            lora=dataclasses.replace(self.lora, device=there.lora),
-            logits_lora=dataclasses.replace(self.logits_lora, device=there.logits_lora),
-            attention=dataclasses.replace(self.attention, device=there.attention),
-            device=there,
+            lora=dataclasses.replace(self.lora, device=copy.lora),
+            logits_lora=dataclasses.replace(self.logits_lora, device=copy.logits_lora),
+            attention=dataclasses.replace(self.attention, device=copy.attention),
+            device=copy,
         )
 
 
@@ -224,8 +224,8 @@ def on_device(plan: Plan, xp: Any) -> Plan:
 
 def _copied(plan: Any) -> list[str]:
     """The fields of a plan that the device needs."""
-    own = ("device", "_others")
-    return [f.name for f in dataclasses.fields(plan) if f.name not in own and not f.metadata.get("host")]
+    fields = [field for field in dataclasses.fields(plan) if not field.metadata.get("host")]
+    return [field.name for field in fields if field.name not in ("device", "_others")]
 
 
 def _arrays(value: Any) -> Iterator[Array]:
@@ -273,7 +273,7 @@ def lora_mapping(
 
 def positions(computed: Sequence[int], lengths: Sequence[int]) -> Int[Array, " tokens"]:
     """The position of each token in its own request, counting the tokens that were computed before."""
-    return np.concatenate([np.arange(c, c + n, dtype=np.int32) for c, n in zip(computed, lengths, strict=True)])
+    return np.concatenate([np.arange(i, i + n, dtype=np.int32) for i, n in zip(computed, lengths, strict=True)])
 
 
 def slot_mapping(

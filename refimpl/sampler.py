@@ -17,8 +17,8 @@ def sample(logits: Float[Array, " vocab"], request: Request, produced: int) -> i
     if request.temperature == 0:
         return int(logits.argmax())
     p = probabilities(logits, request.temperature, request.top_k, request.top_p)
-    drawn = uniform(request.seed, produced)
-    return int(min(np.searchsorted(np.cumsum(p), drawn, side="right"), np.flatnonzero(p)[-1]))
+    quantile = uniform(request.seed, produced)
+    return int(min(np.searchsorted(np.cumsum(p), quantile, side="right"), np.flatnonzero(p)[-1]))
 
 
 def uniform(seed: int, step: int) -> float:
