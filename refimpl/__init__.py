@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from .arrays import Precision as Precision
     from .cuda.table import CUDA as CUDA
     from .engine import Engine as Engine
-    from .engine import Output as Output
-    from .engine import Token as Token
     from .errors import LoracleError as LoracleError
     from .loading.adapter_folder import load_adapter as load_adapter
     from .loading.model_folder import load_model as load_model
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
     from .ops import REFERENCE as REFERENCE
     from .ops import Ops as Ops
     from .request import Request as Request
+    from .request_state import Output as Output
+    from .request_state import Token as Token
     from .streaming import generate as generate
     from .streaming import stream as stream
     from .tools.merge import merged as merged
@@ -36,7 +36,8 @@ _HOME = {
     "arrays": ("Precision",),
     "request": ("Request",),
     "cuda.table": ("CUDA",),
-    "engine": ("Engine", "Output", "Token"),
+    "engine": ("Engine",),
+    "request_state": ("Output", "Token"),
     "errors": ("LoracleError",),
     "tools.merge": ("merged",),
     "model": ("forward", "logits"),

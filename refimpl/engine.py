@@ -6,8 +6,6 @@ cache; a step computes some more of each, and whoever has all of them computed g
 
 import collections
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,46 +20,9 @@ from .model import forward, logit_width
 from .ops import NUMPY, Ops
 from .plans import Batch
 from .request import Request, check_request, check_whole
+from .request_state import RequestState, Token
 from .sampler import sample
 from .weights import Model
-
-
-@dataclass(frozen=True)
-class Token:
-    """One produced token. `finish_reason` is set on a request's last one: "stop" or "length"."""
-
-    request_id: int
-    token_id: int
-    text: str = ""
-    finish_reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Output:
-    """What one request produced. A stop id that ended it is the last of `token_ids`, and not part of `text`."""
-
-    token_ids: list[int]
-    text: str
-    finish_reason: str
-
-
-@dataclass(eq=False)
-class RequestState:
-    """One request on its way."""
-
-    id: int
-    request: Request
-    tokens: list[int]  # the prompt and what was produced so far
-    limit: int  # length at which it ends
-    computed: int = 0  # how many of the tokens are in the cache
-    table: list[int] = field(default_factory=list)  # its blocks; NO_BLOCK where the sliding window has passed
-    adapters: Sequence[tuple[int, float]] = ()
-    keys: list[bytes] = field(default_factory=list)  # prefix keys of its full blocks
-
-    @property
-    def produced(self) -> int:
-        """Tokens produced so far."""
-        return len(self.tokens) - len(self.request.prompt_ids)
 
 
 class Engine:

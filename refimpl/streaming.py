@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from .arrays import Precision, ceil_div
-from .engine import Engine, Output, Token
+from .engine import Engine
 from .errors import LoracleError, RequestError
 from .ops import NUMPY, Ops
 from .request import Request, check_list, check_request, check_whole
+from .request_state import Output, Token
 from .weights import Model
 
 

@@ -16,12 +16,12 @@ from ..arrays import DTYPES, Array, Precision, to_host
 from ..batch import ScheduledRequest, make_batch
 from ..config import EMBED, LAYER_MODULES, LM_HEAD
 from ..engine import Engine as Server
-from ..engine import RequestState
 from ..loading.adapter_folder import load_adapter
 from ..loading.model_folder import load_model
 from ..model import forward, logit_width
 from ..ops import NUMPY, Ops
 from ..request import Request
+from ..request_state import RequestState
 from ..weights import Model
 from .interface import FEATURES, OPERATIONS, Capabilities, EngineError, EngineRequest, EngineResponse, Settings
 

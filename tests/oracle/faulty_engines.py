@@ -14,7 +14,6 @@ import numpy as np
 from refimpl import NUMPY, Ops
 from refimpl.adapter import Adapter
 from refimpl.arrays import Array
-from refimpl.engine import RequestState
 from refimpl.engines import ours
 from refimpl.engines.interface import Settings
 from refimpl.engines.ours import Observed, Ours
@@ -24,6 +23,7 @@ from refimpl.oracle.cases.case import Case, Exchange, play, request, truth
 from refimpl.oracle.cases.testbed import Testbed
 from refimpl.oracle.noise.ensemble import ensemble, honest_runs
 from refimpl.oracle.noise.readout import Unreadable, rows_of, view
+from refimpl.request_state import RequestState
 
 
 def but(**steps: object) -> Ops:

@@ -14,10 +14,10 @@ import numpy as np
 from refimpl import Engine, Model, Ops, Request, Token, generate, logits, trace
 from refimpl.adapter import Adapter
 from refimpl.attention import first_visible
-from refimpl.engine import RequestState
 from refimpl.kv_cache import NO_BLOCK
 from refimpl.model import logit_width
 from refimpl.plans import Batch
+from refimpl.request_state import RequestState
 from support.compare import assert_equal_to_rounding
 
 MANY_STEPS = 2000
