@@ -13,7 +13,6 @@ in one of its own, which is this file with --compile.
 import ctypes
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import re
 import subprocess
@@ -87,9 +86,10 @@ def builds(arch: str) -> list[Build]:
 def keys(build: Build, folder: Path | None = None) -> Iterator[tuple[str, str, str, str]]:
     """The rows of the table that a build fills."""
     from refimpl.cuda import runner
+    from refimpl.cuda.parameters import parameters
 
     source = ((folder or runner.kernels_folder()) / build.file).read_text()
-    for kernel in runner.parameters(source, build.dtype):
+    for kernel in parameters(source, build.dtype):
         yield build.file, kernel, build.dtype, build.arch
 
 
@@ -107,16 +107,13 @@ class Toolkit:
 
 def toolkit(major: int) -> Toolkit | None:
     """None where one of its wheels is missing."""
-    wheel, parts = {
-        12: ("nvidia-cuda-nvrtc-cu12", ("cuda_nvrtc", "cuda_runtime", "cuda_nvcc")),
-        13: ("nvidia-cuda-nvrtc", ("cu13",)),
-    }[major]
-    spec = importlib.util.find_spec("nvidia")
-    for module in (spec.submodule_search_locations or ()) if spec else ():
-        library = Path(module, parts[0], "lib", f"libnvrtc.so.{major}")
-        headers = tuple(Path(module, part, "include") for part in parts)
-        found = [any((folder / name).exists() for folder in headers) for name in ("cuda_fp16.h", "mma.h", "crt/mma.h")]
-        if library.exists() and all(found):
+    from refimpl.cuda.runner.cuda_headers import include_folders, nvidia_folders
+
+    wheel, part = {12: ("nvidia-cuda-nvrtc-cu12", "cuda_nvrtc"), 13: ("nvidia-cuda-nvrtc", "cu13")}[major]
+    headers = tuple(include_folders(major))
+    for folder in nvidia_folders():
+        library = folder / part / "lib" / f"libnvrtc.so.{major}"
+        if library.exists() and headers:
             return Toolkit(importlib.metadata.version(wheel), library, headers)
     return None
 
@@ -126,6 +123,7 @@ def compile_all(wanted: Sequence[Build], folder: Path | None = None) -> Table:
 
     What the compiler says is kept under the hash of what it was given."""
     from refimpl.cuda import runner
+    from refimpl.cuda.parameters import types_of
     from refimpl.cuda.runner.cpu import cache_folder
 
     tools = toolkit(ARCHITECTURES[wanted[0].arch][0])
@@ -135,7 +133,7 @@ def compile_all(wanted: Sequence[Build], folder: Path | None = None) -> Table:
     jobs, kept = [], []
     for build in wanted:
         source = (folder / build.file).read_text()
-        defines = [f"-D{name}={ctype}" for name, ctype in runner.types_of(build.dtype).items()]
+        defines = [f"-D{name}={ctype}" for name, ctype in types_of(build.dtype).items()]
         headers = "".join(path.read_text() for path in runner.headers(folder / build.file))
         options = ["-std=c++17", "-lineinfo", f"--gpu-architecture={build.arch}", "--ptxas-options=-v", *defines]
         given = "\0".join([tools.version, *options, source, headers])

@@ -104,7 +104,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from refimpl.cuda.runner import cpu as runner_cpu
 
     try:
-        if runner.world() == "cpu":
+        if runner.device() == "cpu":
             runner_cpu.compiler()
     except LoracleError as error:
         for item in items:

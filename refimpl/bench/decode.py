@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..arrays import DTYPES, Array, Float, Precision, device_namespace, to_host
+from ..arrays import DTYPES, Array, Float, Precision, device_namespace, to_device, to_host
 from ..batch import ScheduledRequest, make_batch
-from ..config import LAYER_MODULES, ModelConfig, Module
+from ..config import LAYER_MODULES, ModelConfig, Module, Rope
 from ..kv_cache import KVCache
 from ..lora import AdapterSlots, BoundAdapter, LoraWeights
 from ..model import forward
@@ -96,6 +97,7 @@ class Decoding:
     """The same step again and again, on top of the same cache."""
 
     step: Callable[[Batch], Float[Array, "requests vocab"]]
+    step_without_uploads: Callable[[Batch], Float[Array, "requests vocab"]]  # after its first run with a batch
     everyone: Batch
     nobody: Batch  # the same requests without their adapters
     each: list[Batch]
@@ -129,13 +131,28 @@ def decoding_with(model: Model, bank: AdapterSlots, adapters: int, context: int,
         x[...] = rng.standard_normal(x.shape, dtype=np.float32)
     work = [ScheduledRequest([7 + a % 100], context, cache.allocate(blocks), [(a, 1.0)]) for a in range(adapters)]
 
-    def step(batch: Batch) -> Array:
+    def step(batch: Batch, ops: Ops = ops) -> Array:
         return forward(model, batch, cache, bank, ops, p)
 
     batch, base = (
         make_batch(requests, cache, bank, ops) for requests in (work, [replace(w, adapters=()) for w in work])
     )
-    return Decoding(step, batch, base, [make_batch([w], cache, bank, ops) for w in work])
+    without_uploads = partial(step, ops=with_kept_tables(ops, model.device))
+    return Decoding(step, without_uploads, batch, base, [make_batch([w], cache, bank, ops) for w in work])
+
+
+def with_kept_tables(ops: Ops, device: str) -> Ops:
+    """Return the backend with cos and sin of the same positions uploaded once: a graph cannot capture an upload."""
+    tables: dict[bytes, tuple[Array, Array]] = {}
+
+    def rope_table(rope: Rope, head_dim: int, positions: Array, p: Precision) -> tuple[Array, Array]:
+        key = positions.tobytes()
+        if key not in tables:
+            cos, sin = ops.rope_table(rope, head_dim, positions, p)
+            tables[key] = (to_device(cos, device), to_device(sin, device))
+        return tables[key]
+
+    return replace(ops, rope_table=rope_table)
 
 
 def with_half_products(ops: Ops) -> Ops:

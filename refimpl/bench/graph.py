@@ -4,37 +4,12 @@ A step of `forward` asks for some thirty launches a layer from Python, which tak
 costs shows only when nobody waits for Python.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
 
 from .gpu import Stopwatch
 
 Run = Callable[[], Any]
-
-
-@contextlib.contextmanager
-def plans_stay(cupy: Any) -> Iterator[None]:
-    """Inside, an array that was uploaded before is there already: an upload cannot be captured, and a plan that does
-    not change need not be uploaded again."""
-    original, uploaded = cupy.asarray, {}
-
-    def asarray(x: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(x, np.ndarray) or args or kwargs:
-            return original(x, *args, **kwargs)
-        key = (x.tobytes(), x.dtype.str, x.shape)
-        if key not in uploaded:
-            uploaded[key] = original(x)
-        return uploaded[key]
-
-    cupy.asarray = asarray
-    try:
-        yield
-    finally:
-        cupy.asarray = original
-        cupy.cuda.get_current_stream().synchronize()
 
 
 def captured(watch: Stopwatch, works: Sequence[Run]) -> Run:
@@ -42,17 +17,16 @@ def captured(watch: Stopwatch, works: Sequence[Run]) -> Run:
     cupy = watch.cupy
     pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
     keep: list[Any] = [pool]
-    with plans_stay(cupy), cupy.cuda.using_allocator(pool.malloc), stream:
+    with cupy.cuda.using_allocator(pool.malloc), stream:
         for work in works:  # compiles, uploads, allocates
             work()
         stream.synchronize()
-        kept_plans = cupy.asarray
         stream.begin_capture()
         try:
             keep += [work() for work in works]
         finally:
             graph = stream.end_capture()
-        keep += [kept_plans, graph]
+        keep.append(graph)
 
     def replay(kept: Any = keep) -> None:
         graph.launch()

@@ -25,7 +25,7 @@ def bench(
 
     After so many `seconds` no further point is begun; how many were left out is in the report."""
     report: Result = {"benchmark": "kernels", "machine": about(), "points": [], "left_out": []}
-    on_gpu, begun = runner.world() == "gpu", time.monotonic()
+    on_gpu, begun = runner.device() == "gpu", time.monotonic()
     if on_gpu:
         from .gpu import Stopwatch
 

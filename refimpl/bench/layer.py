@@ -24,7 +24,7 @@ GROUPS = (
 
 def launches_per_layer() -> dict[str, int]:
     """Kernel -> its launches in one layer of a decode step: what a model of two layers has more than one of one."""
-    counts, device = [], "cuda" if runner.world() == "gpu" else "cpu"
+    counts, device = [], "cuda" if runner.device() == "gpu" else "cpu"
     for layers in (1, 2):
         model = random_model(Shape(hidden=64, heads=2, kv_heads=1, layers=layers, vocab=128), "float32", device)
         with launch.recorded() as noted:
@@ -35,7 +35,7 @@ def launches_per_layer() -> dict[str, int]:
 
 def layer_report(rank: int = 16, tokens: int = 8, repeats: int = 25) -> dict[str, Any]:
     """LoRA of all seven modules of one layer, module by module and with those that share an input in one launch."""
-    on_gpu = runner.world() == "gpu"
+    on_gpu = runner.device() == "gpu"
     shape = Shape.llama_8b() if on_gpu else Shape(hidden=128, heads=4, kv_heads=2)
     config = shape.config()
     xp: Any = device_namespace("cuda" if on_gpu else "cpu")

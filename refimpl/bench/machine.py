@@ -18,7 +18,7 @@ PACKAGES = ("numpy", "cupy-cuda13x", "cupy-cuda12x", "cupy", "torch", "triton", 
 
 def about() -> dict[str, Any]:
     """The machine, as a table of strings and numbers."""
-    where = runner.world()
+    where = runner.device()
     facts: dict[str, Any] = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "kernels_run_on": where,

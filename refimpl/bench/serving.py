@@ -30,7 +30,7 @@ Result = dict[str, Any]
 
 def plan(ops: str, quick: bool) -> tuple[Shape, str, str, Sequence[int], int]:
     """(shape, dtype, device, numbers of adapters, context) that this machine can do in reasonable time."""
-    on_gpu = ops == "cuda" and runner.world() == "gpu"
+    on_gpu = ops == "cuda" and runner.device() == "gpu"
     if on_gpu:
         return Shape.llama_8b(2 if quick else 4), "float16", "cuda", ADAPTERS, 256
     if ops == "cuda":  # thread by thread
@@ -113,8 +113,8 @@ def on_the_device(steps: Decoding, repeats: int) -> Result:
     from .gpu import Stopwatch
     from .graph import device_seconds
 
-    alone = [partial(steps.step, batch) for batch in steps.each]
-    return device_seconds(Stopwatch(repeats), partial(steps.step, steps.everyone), alone)
+    alone = [partial(steps.step_without_uploads, batch) for batch in steps.each]
+    return device_seconds(Stopwatch(repeats), partial(steps.step_without_uploads, steps.everyone), alone)
 
 
 def seconds_of(function: Callable[[], Any]) -> float:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Return 0 if everything was right; 1 if a kernel is wrong, which is said before anything is timed."""
     from ..bench.verify import WrongResult
-    from ..cuda.runner import KernelError
+    from ..errors import KernelError
 
     check(args)
     report: dict[str, Any] = {}
@@ -78,7 +78,7 @@ def reports(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the report as it grows."""
     from ..cuda import runner
 
-    on_gpu = runner.world() == "gpu"
+    on_gpu = runner.device() == "gpu"
     if args.what == "serving":
         from ..bench import serving
 

@@ -51,7 +51,7 @@ def default_device(ops: str) -> str:
         return "cpu"
     from ..cuda import runner
 
-    return "cuda" if runner.world() == "gpu" else "cpu"
+    return "cuda" if runner.device() == "gpu" else "cpu"
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:

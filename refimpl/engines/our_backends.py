@@ -27,7 +27,7 @@ def make(name: str) -> Ours:
 def _missing(name: str) -> str:
     """The kernels need a GPU, or a compiler for their form on this CPU."""
     try:
-        if name == "cuda" and runner.world() == "cpu":
+        if name == "cuda" and runner.device() == "cpu":
             cpu.compiler()
     except LoracleError as error:
         return str(error)

@@ -20,7 +20,7 @@ from refimpl.bench.verify import WrongResult, verify
 from refimpl.bench.workloads import Point
 from refimpl.cuda import launch, runner
 
-pytestmark = pytest.mark.skipif(runner.world() != "cpu", reason="bytes are counted by the CPU runner")
+pytestmark = pytest.mark.skipif(runner.device() != "cpu", reason="bytes are counted by the CPU runner")
 
 POINTS = [Point(1, "identical", 8, 64, 96, "float16"), Point(5, "uniform", 8, 64, 96, "float16")]
 

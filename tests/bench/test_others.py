@@ -12,7 +12,7 @@ from refimpl.bench.workloads import Point
 from refimpl.cuda import runner
 
 pytest.importorskip("torch", reason="the comparison needs torch")
-pytestmark = pytest.mark.skipif(runner.world() != "cpu", reason="arrays on the host")
+pytestmark = pytest.mark.skipif(runner.device() != "cpu", reason="arrays on the host")
 
 POINTS = (Point(1, "identical", 8, 128, 192, "float16"), Point(40, "skewed", 24, 144, 200, "float16"))
 HALVES = Point(24, "uniform", 16, 128, 192, "bfloat16")

@@ -17,7 +17,7 @@ from refimpl.cuda import runner
 from refimpl.ops import NUMPY, Ops
 from refimpl.plans import LoraMapping
 
-pytestmark = pytest.mark.skipif(runner.world() != "cpu", reason="arrays on the host")
+pytestmark = pytest.mark.skipif(runner.device() != "cpu", reason="arrays on the host")
 
 TINY = Shape(hidden=32, heads=4, kv_heads=2, layers=2, vocab=112)
 
@@ -101,7 +101,7 @@ def test_the_widths_are_those_of_llama_8b() -> None:
 def test_what_does_not_go_together_is_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("REFIMPL_KERNELS", "cpu")
+    monkeypatch.setenv("LORACLE_KERNELS", "cpu")
     assert cli.main(["bench", *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith("loracle bench: ") and message in printed.err

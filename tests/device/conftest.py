@@ -10,6 +10,6 @@ from support.cupy_double import installed
 @pytest.fixture(params=[13, 14], ids=["cupy13", "cupy14"])
 def cupy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The double, as the module that `import cupy` gives."""
-    monkeypatch.delenv("REFIMPL_KERNELS", raising=False)
+    monkeypatch.delenv("LORACLE_KERNELS", raising=False)
     with installed(request.param) as module:
         yield module

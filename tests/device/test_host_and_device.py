@@ -30,7 +30,7 @@ every_backend = pytest.mark.parametrize(
 def kernels_on_the_host() -> Iterator[None]:
     """Inside, the CUDA backend takes arrays of the host, as where there is no GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REFIMPL_KERNELS", "cpu")
+        patch.setenv("LORACLE_KERNELS", "cpu")
         yield
 
 

@@ -22,8 +22,8 @@ def gpu_or_skip() -> Any:
     """cupy; numpy in a rehearsal. Skips the whole module, with the reason, where there is no GPU."""
     if REHEARSAL:
         return np
-    if os.environ.get("REFIMPL_KERNELS") == "cpu":
-        pytest.skip("REFIMPL_KERNELS=cpu (these tests run on a machine with an NVIDIA GPU)", allow_module_level=True)
+    if os.environ.get("LORACLE_KERNELS") == "cpu":
+        pytest.skip("LORACLE_KERNELS=cpu (these tests run on a machine with an NVIDIA GPU)", allow_module_level=True)
     try:
         cupy = device_namespace("cuda")
     except DeviceError as error:

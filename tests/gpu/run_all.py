@@ -168,7 +168,7 @@ def main() -> int:
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONUNBUFFERED": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        "REFIMPL_KERNELS": "cpu" if args.rehearse else "gpu",
+        "LORACLE_KERNELS": "cpu" if args.rehearse else "gpu",
         "LORACLE_REHEARSAL": "1" if args.rehearse else "0",
     }
     about = machine(environment)

@@ -24,7 +24,7 @@ NAN = {"float32": np.nan, "float16": np.nan, "bfloat16": 0x7FC0}
 every_dtype = pytest.mark.parametrize("dtype", list(STORED))
 orders = st.one_of(st.sampled_from(["forward", "reverse"]), st.integers(0, 2**31 - 1))
 
-needs_cpu = pytest.mark.skipif(runner.world() != "cpu", reason="the scheduling order is the CPU runner's")
+needs_cpu = pytest.mark.skipif(runner.device() != "cpu", reason="the scheduling order is the CPU runner's")
 
 
 def half_ulp(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -110,7 +110,7 @@ def scheduled(order: str | int, check: bool = False):
     before = start.empty
     start.empty = poisoned_empty
     try:
-        with runner.order(order), ExitStack() as stack:
+        with runner.thread_schedule(order), ExitStack() as stack:
             yield stack.enter_context(launch.checked()) if check else []
     finally:
         start.empty = before

@@ -39,6 +39,7 @@ from mutations import Mutant, mutants  # noqa: E402
 
 from refimpl.cuda import runner  # noqa: E402
 from refimpl.cuda.runner import cpu as runner_cpu  # noqa: E402
+from refimpl.errors import KernelError  # noqa: E402
 
 TABLE = HERE.parent.parent / "benchmarks" / "results" / "removals.json"
 SECONDS = 60  # of computing: a mutant that needs more does not end
@@ -309,13 +310,13 @@ class Workshop:
 
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.environ["REFIMPL_KERNELS"] = "cpu"
+        os.environ["LORACLE_KERNELS"] = "cpu"
         load = runner.load
         runner.load = lambda file, dtype, check=False: load(self.folder / file, dtype, check=True)
         for p in wanted:
             try:
                 p.run(examples)
-            except runner.KernelError as error:
+            except KernelError as error:
                 sender.send(f"checker: {error}" if error.kind != "does not compile" else f"error: {error}")
                 return
             except AssertionError as error:

@@ -15,6 +15,8 @@ import pytest
 
 from refimpl.arrays import DTYPES
 from refimpl.cuda import runner
+from refimpl.cuda.parameters import CTYPES
+from refimpl.errors import KernelError
 
 BROKEN = Path(__file__).parent / "broken"
 ORDERS = ["forward", "reverse", 1, 2]
@@ -23,7 +25,7 @@ N = 128  # two blocks of 64 threads
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REFIMPL_KERNELS", "cpu")
+    monkeypatch.setenv("LORACLE_KERNELS", "cpu")
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def test_every_file_has_a_case() -> None:
     assert {path.stem for path in BROKEN.glob("*.cu")} == set(CASES) and len(CASES) >= 12
 
 
-@pytest.mark.parametrize("dtype", runner.CTYPES)
+@pytest.mark.parametrize("dtype", CTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_broken_is_reported(name: str, dtype: str) -> None:
     path = BROKEN / f"{name}.cu"
@@ -106,7 +108,7 @@ def test_broken_is_reported(name: str, dtype: str) -> None:
     }
     module = runner.load(path, dtype, check=True)
     for order in ORDERS:
-        with runner.order(order), pytest.raises(runner.KernelError) as caught:
+        with runner.thread_schedule(order), pytest.raises(KernelError) as caught:
             launch(module, "broken", CASES[name])
         error = caught.value
         assert error.line in marked and error.kind in marked[error.line].split(", "), (order, str(error), marked)
@@ -117,13 +119,13 @@ def test_broken_is_reported(name: str, dtype: str) -> None:
             assert "race" in marked[int(other)]
 
 
-@pytest.mark.parametrize("dtype", runner.CTYPES)
+@pytest.mark.parametrize("dtype", CTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_correct_passes(name: str, dtype: str) -> None:
     for check in (False, True):
         module = runner.load(BROKEN / f"{name}.cu", dtype, check)
         for order in ORDERS:
-            with runner.order(order):
+            with runner.thread_schedule(order):
                 x, out, _ = launch(module, "correct", CASES[name])
             expected = CASES[name].expected(x)
             if name == "misaligned_vector":  # how far 16-byte pieces reach depends on the dtype

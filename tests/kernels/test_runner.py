@@ -18,21 +18,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refimpl.arrays import DTYPES
+from refimpl.arrays import DTYPES, device_namespace
 from refimpl.cuda import line_table, runner
+from refimpl.cuda.parameters import CTYPES, parameters
 from refimpl.cuda.runner import cpu as runner_cpu
+from refimpl.cuda.runner import cuda_headers
 from refimpl.cuda.runner import gpu as runner_gpu
-from refimpl.errors import DeviceError, LoracleError
+from refimpl.cuda.runner.cuda_headers import include_folders
+from refimpl.cuda.runner.module import setting
+from refimpl.errors import DeviceError, KernelError, LoracleError
 
 WORDS = Path(__file__).parent / "words.cu"
 ORDERS = ["forward", "reverse", 1, 2]
-every_dtype = pytest.mark.parametrize("dtype", runner.CTYPES)
+every_dtype = pytest.mark.parametrize("dtype", CTYPES)
 every_build = pytest.mark.parametrize("check", [False, True], ids=["plain", "checked"])
 
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REFIMPL_KERNELS", "cpu")
+    monkeypatch.setenv("LORACLE_KERNELS", "cpu")
 
 
 @pytest.fixture
@@ -59,27 +63,27 @@ def words(dtype: str = "float32", check: bool = False) -> runner.Module:
 @pytest.mark.parametrize("switch", ["", "-DCPU_UCONTEXT"])
 def test_axpy(dtype: str, check: bool, switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same launch for each dtype, each order and both ways to switch from one thread to the next."""
-    monkeypatch.setenv("REFIMPL_CXXFLAGS", switch)
+    monkeypatch.setenv("LORACLE_CXXFLAGS", switch)
     rng = np.random.default_rng(0)
     x, start = (rng.standard_normal(1000).astype(DTYPES[dtype]) for _ in range(2))
     expected = (start.astype(np.float32) + np.float32(0.3) * x.astype(np.float32)).astype(DTYPES[dtype])
     for order in ORDERS:
         y = start.copy()
-        with runner.order(order):
+        with runner.thread_schedule(order):
             words(dtype, check).launch("axpy", (4,), (256,), [x, y, 0.3, len(x)])
         assert np.array_equal(y, expected)
 
 
 @pytest.mark.parametrize("switch", ["", "-DCPU_UCONTEXT"])
 def test_both_switches_meet_at_barriers_and_report(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REFIMPL_CXXFLAGS", switch)
+    monkeypatch.setenv("LORACLE_CXXFLAGS", switch)
     for check in (False, True):
         module = runner.load(WORDS.parent / "broken" / "deadlock.cu", "float32", check)
         for order, _ in itertools.product(ORDERS, range(2)):  # the launch after a failure is as good as the first
             x, out = np.ones(128, np.float32), np.zeros(128, np.float32)
             with (
-                runner.order(order),
-                pytest.raises(runner.KernelError, match="no thread of the block can go on: 32 in"),
+                runner.thread_schedule(order),
+                pytest.raises(KernelError, match="no thread of the block can go on: 32 in"),
             ):
                 module.launch("broken", (2,), (64,), [out, x, 128])
             module.launch("correct", (2,), (64,), [out, x, 128])
@@ -121,7 +125,7 @@ def test_grid_and_block_have_three_dimensions_each(check: bool) -> None:
     seen = {}
     for order in ORDERS:
         out, turns, ticket = np.full(60 * 64, -1, np.int32), np.full(60, -1, np.int32), np.zeros(1, np.int32)
-        with runner.order(order):
+        with runner.thread_schedule(order):
             words(check=check).launch("places", grid, block, [out, turns, ticket])
         assert np.array_equal(out, np.arange(60 * 64)) and np.array_equal(np.sort(turns), np.arange(60))
         seen[order] = turns.tolist()
@@ -133,7 +137,7 @@ def test_the_order_of_threads() -> None:
     first = {}
     for order in ["forward", "reverse", *range(8)]:
         out = np.full(1, -1, np.int32)
-        with runner.order(order):
+        with runner.thread_schedule(order):
             words().launch("first_thread", (1,), (256,), [out])
             again = np.full(1, -1, np.int32)
             words().launch("first_thread", (1,), (256,), [again])
@@ -157,7 +161,7 @@ def test_shuffles(order: runner.Order, check: bool) -> None:
             np.where(lane + argument < first + width, lane + argument, lane),
         ]
         out = np.empty((4, 64), np.int32)
-        with runner.order(order):
+        with runner.thread_schedule(order):
             words(check=check).launch("shuffles", (1,), (64,), [out, x, argument, width])
         assert np.array_equal(out, x[np.array(expected)])
 
@@ -166,7 +170,7 @@ def test_shuffles(order: runner.Order, check: bool) -> None:
 @pytest.mark.parametrize("order", ORDERS)
 def test_votes_masks_and_atomics(order: runner.Order, check: bool) -> None:
     rng = np.random.default_rng(0)
-    with runner.order(order):
+    with runner.thread_schedule(order):
         for likely in (0.0, 0.5, 1.0):
             x = (rng.random(64) < likely).astype(np.int32) * 3
             out = np.empty((3, 64), np.uint32)
@@ -274,7 +278,10 @@ def test_what_load_refuses() -> None:
     for dtype in ("float64", "float16/int8", ""):
         with pytest.raises(LoracleError, match="the kernels know no dtype"):
             runner.load(WORDS, dtype)
-    with pytest.raises(LoracleError, match="'sideways': 'forward', 'reverse' or the seed"), runner.order("sideways"):
+    with (
+        pytest.raises(LoracleError, match="'sideways': 'forward', 'reverse' or the seed"),
+        runner.thread_schedule("sideways"),
+    ):
         pass
 
 
@@ -287,7 +294,7 @@ def test_parameters_are_read_from_the_source() -> None:
     extern "C" __global__ void nothing() {
     __global__ void declared_only(int a);
     """
-    found = runner.parameters(source, "bfloat16/float32")
+    found = parameters(source, "bfloat16/float32")
     assert list(found) == ["k", "nothing"] and found["nothing"] == []
     assert [(p.name, p.letter, p.pointer, p.written) for p in found["k"]] == [
         ("a", "b", True, False),
@@ -298,8 +305,8 @@ def test_parameters_are_read_from_the_source() -> None:
         ("n", "i", False, False),
     ]
     for wrong in ("Lora x", "DTYPE x", "bool flag", "double d", "char *text"):
-        with pytest.raises(runner.KernelError, match="no pointer, int, long long or float"):
-            runner.parameters(f"__global__ void k({wrong}) {{", "float16")
+        with pytest.raises(KernelError, match="no pointer, int, long long or float"):
+            parameters(f"__global__ void k({wrong}) {{", "float16")
 
 
 # ---- builds ---------------------------------------------------------------------------------------------------------
@@ -314,7 +321,7 @@ def test_a_kernel_that_does_not_compile(tmp_path: Path) -> None:
         "long long l; atomicAdd(&l, 1);",
     ):
         wrong.write_text(f'extern "C" __global__ void k(int n) {{\n    {line}\n}}\n')
-        with pytest.raises(runner.KernelError, match=r"wrong.cu:2:") as caught:
+        with pytest.raises(KernelError, match=r"wrong.cu:2:") as caught:
             runner.load(wrong, "float32")
         assert caught.value.kind == "does not compile"
         os.utime(wrong, (0, caught.value.line + len(line)))  # a change that the clock is too coarse to show
@@ -406,7 +413,7 @@ def test_the_compiler_of_the_ziglang_wheel(empty_cache: Path, monkeypatch: pytes
         words("float16", check).launch("halves", (1,), (64,), [out, x])
         assert np.array_equal(out, np.repeat(x.reshape(2, 32).sum(1), 32))
     race = runner.load(WORDS.parent / "broken" / "missing_atomic.cu", "float32", check=True)
-    with pytest.raises(runner.KernelError, match=r"^missing_atomic.cu:11: broken, block \(1, 0, 0\), .*race"):
+    with pytest.raises(KernelError, match=r"^missing_atomic.cu:11: broken, block \(1, 0, 0\), .*race"):
         race.launch(
             "broken", (2,), (64,), [np.zeros(128, np.float32), np.ones(128, np.float32), np.zeros(1, np.float32), 1]
         )
@@ -480,6 +487,7 @@ class FakeCupy(types.ModuleType):
             ),
             driver=types.SimpleNamespace(CUDADriverError=self.CUDADriverError),
             compiler=types.SimpleNamespace(CompileException=self.CompileException),
+            nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 2)),
             get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: self.fail("synchronize")),
         )
 
@@ -509,12 +517,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def install(**how: Any) -> FakeCupy:
         cupy = FakeCupy(**how)
         monkeypatch.setitem(sys.modules, "cupy", cupy)
-        monkeypatch.setenv("REFIMPL_KERNELS", "gpu")
+        monkeypatch.setenv("LORACLE_KERNELS", "gpu")
         forget()
         return cupy
 
     def forget() -> None:
-        for function in (runner.device_namespace, runner._load, runner._found):
+        for function in (device_namespace, runner._load, runner._detected_device):
             function.cache_clear()
         runner_gpu._launched.clear()
 
@@ -560,28 +568,26 @@ def test_errors_of_cuda_carry_the_names_of_the_kernels(fake: Any) -> None:
     module.launch("axpy", (1,), (8,), [x, x, 1.0, n])
     cupy.fails = {"widen": cupy.CUDADriverError("CUDA_ERROR_ILLEGAL_ADDRESS")}
     message = r"widen \(words.cu\), grid \(1, 1, 1\), .*CUDA_ERROR_ILLEGAL_ADDRESS; launched before it: axpy$"
-    with pytest.raises(runner.KernelError, match=message):
+    with pytest.raises(KernelError, match=message):
         module.launch("widen", (1,), (8,), [x, x, n])
 
     cupy.fails = {"synchronize": cupy.CUDARuntimeError("cudaErrorIllegalAddress")}
-    with pytest.raises(
-        runner.KernelError, match=r"waiting for the GPU: cudaErrorIllegalAddress; launched before it: axpy$"
-    ):
+    with pytest.raises(KernelError, match=r"waiting for the GPU: cudaErrorIllegalAddress; launched before it: axpy$"):
         runner.synchronize()
     checked = runner.load(WORDS, "float32", check=True)  # waits after every launch: the error is the kernel's own
-    with pytest.raises(runner.KernelError, match=r"launched before it: axpy, narrow$"):
+    with pytest.raises(KernelError, match=r"launched before it: axpy, narrow$"):
         checked.launch("narrow", (1,), (8,), [x, x, n])
     cupy.fails = {}
     runner.synchronize()
     cupy.fails = {"compile": cupy.CompileException("words.cu(1): error")}
-    with pytest.raises(runner.KernelError, match=r"words.cu for float16: words.cu\(1\): error"):
+    with pytest.raises(KernelError, match=r"words.cu for float16: words.cu\(1\): error"):
         runner.load(WORDS, "float16")
 
 
 def test_no_gpu(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     none = FakeCupy.CUDARuntimeError("cudaErrorInsufficientDriver")
     fake(driver=0, devices=none)
-    with pytest.raises(DeviceError, match="no NVIDIA driver; REFIMPL_KERNELS=cpu"):
+    with pytest.raises(DeviceError, match="no NVIDIA driver; LORACLE_KERNELS=cpu"):
         runner.load(WORDS, "float32")
     fake(driver=12040, devices=none)
     with pytest.raises(
@@ -596,16 +602,65 @@ def test_no_gpu(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         runner.load(WORDS, "float32")
 
 
-def test_which_world(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_device(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fake()
-    monkeypatch.delenv("REFIMPL_KERNELS")
-    assert runner.world() == "gpu"
+    monkeypatch.delenv("LORACLE_KERNELS")
+    assert runner.device() == "gpu"
     fake(devices=FakeCupy.CUDARuntimeError("cudaErrorNoDevice"))
-    monkeypatch.delenv("REFIMPL_KERNELS")
-    assert runner.world() == "cpu"
-    monkeypatch.setenv("REFIMPL_KERNELS", "tpu")
-    with pytest.raises(DeviceError, match="REFIMPL_KERNELS=tpu: gpu or cpu wanted"):
-        runner.world()
-    monkeypatch.setenv("REFIMPL_KERNELS", "cpu")
-    assert runner.world() == "cpu"
+    monkeypatch.delenv("LORACLE_KERNELS")
+    assert runner.device() == "cpu"
+    monkeypatch.setenv("LORACLE_KERNELS", "tpu")
+    with pytest.raises(DeviceError, match="LORACLE_KERNELS=tpu: gpu or cpu wanted"):
+        runner.device()
+    monkeypatch.setenv("LORACLE_KERNELS", "cpu")
+    assert runner.device() == "cpu"
     runner.synchronize()
+
+
+@pytest.mark.parametrize("name", ["KERNELS", "CXXFLAGS"])
+def test_the_former_name_of_a_setting_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(f"LORACLE_{name}", raising=False)
+    assert setting(name) == ""
+    monkeypatch.setenv(f"REFIMPL_{name}", "cpu")
+    with pytest.raises(DeviceError, match=f"^REFIMPL_{name} is called LORACLE_{name} now$"):
+        setting(name)
+    monkeypatch.setenv(f"LORACLE_{name}", "gpu")
+    assert setting(name) == "gpu"
+
+
+WHEELS = {
+    12: {"cuda_runtime": ("cuda_fp16.h", "cuda_bf16.h", "mma.h"), "cuda_nvcc": ("crt/mma.h",)},
+    13: {"cu13": ("cuda_fp16.h", "cuda_bf16.h", "mma.h", "crt/mma.h")},
+}
+
+
+@pytest.mark.parametrize("major", list(WHEELS))
+def test_the_headers_of_cuda_are_found_where_pip_puts_them(
+    major: int, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them or none, and only those of this version; NVRTC gets the folders."""
+    monkeypatch.setattr(cuda_headers, "nvidia_folders", lambda: [tmp_path])
+    folders = []
+    for part, names in WHEELS[major].items():
+        assert include_folders(major) == []
+        folders.append(tmp_path / part / "include")
+        for name in names:
+            (folders[-1] / name).parent.mkdir(parents=True, exist_ok=True)
+            (folders[-1] / name).touch()
+    assert include_folders(major) == folders
+    assert include_folders(25 - major) == [] == include_folders(11)
+    cupy = fake()
+    cupy.cuda.nvrtc = types.SimpleNamespace(getVersion=lambda: (major, 2))
+    runner.load(WORDS, "float16")
+    ((_, options),) = cupy.compiled
+    assert {f"-I{folder}" for folder in folders} <= set(options)
+    (folders[-1] / WHEELS[major][part][-1]).unlink()
+    assert include_folders(major) == []
+
+
+def test_nvidia_is_a_folder_of_site_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for site in ("one", "other"):
+        (tmp_path / site / "nvidia").mkdir(parents=True)
+        monkeypatch.syspath_prepend(tmp_path / site)
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    assert cuda_headers.nvidia_folders()[:2] == [tmp_path / site / "nvidia" for site in ("other", "one")]

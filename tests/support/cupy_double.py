@@ -72,6 +72,11 @@ def empty_like(x: DeviceArray) -> DeviceArray:
     return empty(device(x).shape, x.dtype)
 
 
+def zeros_like(x: DeviceArray) -> DeviceArray:
+    """Zeros of the same shape and type."""
+    return DeviceArray(np.zeros_like(device(x)))
+
+
 def where(condition: DeviceArray, x: Any, y: Any) -> DeviceArray:
     """x where the condition holds, else y; these may be scalars."""
     return DeviceArray(np.where(device(condition), to_operand(x), to_operand(y)))
@@ -89,8 +94,8 @@ def creator(function: Callable) -> Callable:
 
 
 def elementwise(function: Callable) -> Callable:
-    """np.exp -> cupy.exp."""
-    return lambda *arrays: DeviceArray(function(*map(device, arrays)))
+    """np.exp -> cupy.exp; of device arrays and scalars."""
+    return lambda *operands: DeviceArray(function(*map(to_operand, operands)))
 
 
 def joined(function: Callable) -> Callable:
@@ -212,11 +217,11 @@ def cupy_double() -> ModuleType:
     cupy.ndarray, cupy.RawModule, cupy.cuda = DeviceArray, RawModule, cuda(13)
     cupy.random = SimpleNamespace(default_rng=Generator)
     cupy.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
-    for function in (asarray, ascontiguousarray, empty, empty_like, where, einsum, copyto):
+    for function in (asarray, ascontiguousarray, empty, empty_like, zeros_like, where, einsum, copyto):
         setattr(cupy, function.__name__, function)
     for name in ("zeros", "ones", "full", "arange"):
         setattr(cupy, name, creator(getattr(np, name)))
-    for name in ("exp", "sqrt", "abs", "isnan", "isfinite", "maximum", "zeros_like"):
+    for name in ("exp", "sqrt", "abs", "isnan", "isfinite", "maximum"):
         setattr(cupy, name, elementwise(getattr(np, name)))
     for name in ("concatenate", "stack"):
         setattr(cupy, name, joined(getattr(np, name)))
@@ -247,6 +252,6 @@ def forget() -> None:
     from refimpl.arrays import device_namespace
     from refimpl.cuda import runner
 
-    for function in (device_namespace, runner._load, runner._found):
+    for function in (device_namespace, runner._load, runner._detected_device):
         function.cache_clear()
     transfers.clear()

@@ -1,7 +1,7 @@
 """Kernels on a CPU: a .cu built by a C++ compiler with kernels/cpu/cuda_on_cpu.h in front of it, called by ctypes.
 
 Builds are kept outside the checkout, under a hash of everything that they are made of. CXX names a compiler,
-REFIMPL_CXXFLAGS adds flags: -O0 for stepping through a kernel in gdb, -DCPU_UCONTEXT for the portable way to switch
+LORACLE_CXXFLAGS adds flags: -O0 for stepping through a kernel in gdb, -DCPU_UCONTEXT for the portable way to switch
 from one thread to the next.
 """
 
@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import DeviceError
+from ...errors import DeviceError, KernelError
 from .. import line_table
-from . import KernelError, Module, Traffic, headers, kernels_folder, scheduling
+from .module import Module, Traffic, current_schedule, headers, kernels_folder
 
 
 class Failure(ctypes.Structure):
@@ -72,16 +72,16 @@ class CPUModule(Module):
         self.so.cpu_failure.restype = ctypes.POINTER(Failure)
         if check:
             self.so.cpu_traffic.restype = ctypes.POINTER(ctypes.c_uint64)
-        for i, (name, wanted) in enumerate(self.kernels.items()):
+        for i, (name, expected) in enumerate(self.kernels.items()):
             row = self.so.cpu_kernel(i).contents
-            ours = "".join("*" * p.pointer + p.letter for p in wanted)
+            ours = "".join("*" * p.pointer + p.letter for p in expected)
             assert (row.name, row.signature) == (name.encode(), ours.encode()), (name, ours, row.name, row.signature)
 
     def _launch(
         self, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], words: list[int], smem: int
     ) -> dict[str, Traffic] | None:
-        chosen = scheduling()
-        order, seed = (2, chosen) if isinstance(chosen, int) else (("forward", "reverse").index(chosen), 0)
+        schedule = current_schedule()
+        order, seed = (2, schedule) if isinstance(schedule, int) else (("forward", "reverse").index(schedule), 0)
         packed = (ctypes.c_uint64 * 3 * len(words))()
         for i, (word, argument) in enumerate(zip(words, args, strict=True)):
             array = isinstance(argument, np.ndarray)  # its bytes, and those of one element, are the checker's to know
@@ -238,10 +238,10 @@ def cached(suffix: str, command: Sequence[str], parts: Sequence[str] = (), sourc
         fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that need the same build: one of them waits
         if not target.exists():
             partial = target.with_suffix(f".{os.getpid()}{suffix}")
-            whole = [*command, *([source] if source else []), "-o", str(partial)]
-            done = subprocess.run(whole, capture_output=True, text=True, check=False)
+            full_command = [*command, *([source] if source else []), "-o", str(partial)]
+            done = subprocess.run(full_command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise KernelError(f"{shlex.join(whole)}\n{done.stderr}", kind="does not compile")
+                raise KernelError(f"{shlex.join(full_command)}\n{done.stderr}", kind="does not compile")
             partial.replace(target)
             drop_old_builds()
     return target

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from ...arrays import device_namespace
-from ...errors import DeviceError
-from . import KernelError, Module, Traffic, headers, kernels_folder
+from ...errors import DeviceError, KernelError
+from .cuda_headers import include_folders
+from .module import Module, Traffic, headers, kernels_folder
 
 _launched: deque[str] = deque(maxlen=8)  # since the last time that somebody waited for the GPU
 
@@ -37,6 +38,7 @@ class GPUModule(Module):
             "-lineinfo",
             f"-I{kernels_folder()}",
             f"-I{path.parent}",
+            *(f"-I{folder}" for folder in include_folders(cupy.cuda.nvrtc.getVersion()[0])),
             f"-DLORACLE_HEADERS=0x{digest}",
         ]
         self.module = cupy.RawModule(code=path.read_text(), options=(*options, *self.defines))
@@ -93,7 +95,7 @@ def gpu() -> Any:
         runtime = sys.modules["cupy"].cuda.runtime
         has, needs = runtime.driverGetVersion(), runtime.runtimeGetVersion()
         if has == 0:
-            raise DeviceError("no NVIDIA driver; REFIMPL_KERNELS=cpu runs the kernels on this CPU") from None
+            raise DeviceError("no NVIDIA driver; LORACLE_KERNELS=cpu runs the kernels on this CPU") from None
         if has // 1000 < needs // 1000:
             raise DeviceError(
                 f"the NVIDIA driver knows CUDA {version(has)}, CuPy wants {version(needs)}: update the driver, "
