@@ -3,7 +3,7 @@
 // T is the type in which numbers lie in memory: -DDTYPE=float, __half or __nv_bfloat16. Nothing is computed in it:
 // every number is widened to float when it is read, and rounded when it is written.
 //
-// Host code has checked every plan before a launch (refimpl/cuda/table.py): an id that is out of range here would read
+// Host code has checked every plan before a launch (refimpl/checks.py): an id that is out of range here would read
 // another tenant's weights, and nothing on a GPU would notice.
 #pragma once
 

@@ -14,16 +14,16 @@ Row = tuple[int, str, int]  # address, file with its folder, line; line 0 ends a
 def rows(library: Path) -> list[Row]:
     """All rows of all line tables of the library, by address."""
     data = section(library.read_bytes(), b".debug_line")
-    found: list[Row] = []
+    all_rows: list[Row] = []
     start = 0
     while start < len(data):
         (length,) = struct.unpack_from("<I", data, start)
-        found += table(data[start + 4 : start + 4 + length])
+        all_rows += table(data[start + 4 : start + 4 + length])
         start += 4 + length
-    return sorted(found, key=lambda row: row[0])
+    return sorted(all_rows, key=lambda row: row[0])
 
 
-def section(elf: bytes, wanted: bytes) -> bytes:
+def section(elf: bytes, section_name: bytes) -> bytes:
     """The bytes of one section of an ELF file; none if it is not there."""
     (offset,) = struct.unpack_from("<Q", elf, 40)
     size, count, names = struct.unpack_from("<HHH", elf, 58)
@@ -31,7 +31,7 @@ def section(elf: bytes, wanted: bytes) -> bytes:
     name_table = headers[names][4]
     for name, _, _, _, start, length in headers:
         at = name_table + name
-        if elf[at : elf.index(b"\0", at)] == wanted:
+        if elf[at : elf.index(b"\0", at)] == section_name:
             return elf[start : start + length]
     return b""
 

@@ -85,10 +85,10 @@ def parameters(source: str, dtype: str) -> dict[str, list[Parameter]]:
     """Kernel -> its parameters, read from the source. KernelError for a type that is no pointer, int or float."""
     types = types_of(dtype)
     text = re.sub(r"//.*|/\*[\s\S]*?\*/", "", source)
-    found = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*{", text)
+    signatures = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*{", text)
     return {
         name: [parameter(declaration.strip(), name, types) for declaration in listed.split(",") if declaration.strip()]
-        for name, listed in found
+        for name, listed in signatures
     }
 
 

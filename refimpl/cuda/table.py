@@ -23,19 +23,19 @@ from .launch import PackedLora, stored, widened
 INPUT = {"o_proj": "attention", "down_proj": "activation"}
 
 
-def kernel_type(step: str, p: Precision, held: Sequence[str], inner: Sequence[str] = ()) -> str:
-    """The T of a step's kernel: the type at the points `held` (what it reads and writes) if they agree, else float32.
+def kernel_type(step: str, p: Precision, stored_points: Sequence[str], inner: Sequence[str] = ()) -> str:
+    """The T of a step's kernel: the type at `stored_points` (what it reads and writes) if they agree, else float32.
 
     LoracleError for a rounding at one of the points `inner` to another type: a kernel rounds to T or not at all."""
     if p.compute != "float32":
         raise LoracleError(f"ops cuda: the kernels compute in float32, this precision in {p.compute}; use ops numpy")
-    types = {wide(p, point) for point in held}
+    types = {wide(p, point) for point in stored_points}
     dtype = types.pop() if len(types) == 1 else "float32"
     for point in inner:
         if wide(p, point) not in ("float32", dtype):
             raise LoracleError(
                 f"ops cuda: {step} cannot round {point} to {wide(p, point)}, because not all of "
-                f"{', '.join(held)} are stored in that type; use ops numpy"
+                f"{', '.join(stored_points)} are stored in that type; use ops numpy"
             )
     return dtype
 

@@ -25,7 +25,7 @@ from refimpl.cuda.runner import cpu as runner_cpu
 from refimpl.cuda.runner import cuda_headers
 from refimpl.cuda.runner import gpu as runner_gpu
 from refimpl.cuda.runner.cuda_headers import include_folders
-from refimpl.cuda.runner.module import setting
+from refimpl.cuda.runner.module import Schedule, setting
 from refimpl.errors import DeviceError, KernelError, LoracleError
 
 WORDS = Path(__file__).parent / "words.cu"
@@ -148,7 +148,7 @@ def test_the_order_of_threads() -> None:
 
 @every_build
 @pytest.mark.parametrize("order", ORDERS)
-def test_shuffles(order: runner.Order, check: bool) -> None:
+def test_shuffles(order: Schedule, check: bool) -> None:
     """What the CUDA guide says: a lane outside this part of the warp gives the lane's own value."""
     x = np.random.default_rng(0).integers(-999, 999, 64).astype(np.int32)
     lane = np.arange(64)
@@ -168,7 +168,7 @@ def test_shuffles(order: runner.Order, check: bool) -> None:
 
 @every_build
 @pytest.mark.parametrize("order", ORDERS)
-def test_votes_masks_and_atomics(order: runner.Order, check: bool) -> None:
+def test_votes_masks_and_atomics(order: Schedule, check: bool) -> None:
     rng = np.random.default_rng(0)
     with runner.thread_schedule(order):
         for likely in (0.0, 0.5, 1.0):
