@@ -30,7 +30,7 @@ from refimpl.oracle.check import BATCHES, SEQUENCES
 from refimpl.oracle.diagnosis.projection import ProjectionTerm, Sample, limit, project, projection_terms
 from refimpl.oracle.noise.ensemble import ensemble
 from refimpl.oracle.noise.measure import ErrorRatios, measure
-from refimpl.oracle.noise.verdict import Thresholds, judge, limits
+from refimpl.oracle.noise.verdict import Thresholds, judge, learn_thresholds
 
 MakeOps = Callable[[], Ops]
 
@@ -112,7 +112,7 @@ def most_lenient(s: Setting, make: MakeOps = lambda: NUMPY) -> tuple[Thresholds,
         replace(m, ratio=1e6 * np.exp(rng.standard_normal(m.ratio.size))) if m.adapter is None else m
         for _, m in everything
     ]
-    known, own = limits(noisy), limits([m for _, m in everything])
+    known, own = learn_thresholds(noisy), learn_thresholds([m for _, m in everything])
     return known, [f"{name}: {j.why}" for name, m in everything if (j := judge(m, own)).verdict != "pass"]
 
 

@@ -17,13 +17,13 @@ import numpy as np
 
 from ..engines.interface import Engine, EngineRequest, Settings
 from .bugs import mutants_for
-from .bugs.preconditions import could_show, spread
+from .bugs.preconditions import is_applicable, spread
 from .cases import archive
 from .cases import scenarios as drawn
 from .cases.case import Case, Exchange, Run, draw_batch, play, prepare, request
 from .cases.testbed import Testbed, settings
 from .diagnosis.diagnose import Candidate, Finding, evaluate, suspicious
-from .diagnosis.localise import Place
+from .diagnosis.localise import Location
 from .diagnosis.power import power
 from .diagnosis.projection import Sample
 from .diagnosis.symptoms import Symptom
@@ -33,7 +33,7 @@ from .noise import precision as precisions
 from .noise.ceiling import ceilings
 from .noise.ensemble import Member, ensemble, wider
 from .noise.measure import ErrorRatios, measure
-from .noise.verdict import Thresholds, Verdict, judge, limits, no_chance, overall
+from .noise.verdict import Thresholds, Verdict, judge, learn_thresholds, no_chance, overall
 from .reports.pictures import Picture
 
 SAMPLE = 16  # cases that are looked at below the noise
@@ -81,8 +81,8 @@ class Result:
     diagnostics: list[str]
     diagnosis: list[Finding] = field(default_factory=list)
     symptoms: list[Symptom] = field(default_factory=list)
-    first_divergence: Place | None = None
-    places: list[Place] = field(default_factory=list)  # how far off it is by layer and module, as far as was seen
+    first_divergence: Location | None = None
+    places: list[Location] = field(default_factory=list)  # how far off it is by layer and module, as far as was seen
     picture: Picture | None = None  # what the engine did beside what the bug does
     power: dict[str, str] = field(default_factory=dict)
     ceiling: float = float("nan")  # ratio of a row that rounding cannot reach, to first order: the middle one
@@ -220,11 +220,13 @@ class Campaign:
     # Judging.
 
     def _judge(self, played: Sequence[Played]) -> Thresholds:
-        known = limits([m for p in played for m in p.measured])
+        known = learn_thresholds([m for p in played for m in p.measured])
         for p in played:
             p.judged = [judge(m, known) for m in p.measured]
             blind = [
-                j for j, m in zip(p.judged, p.measured, strict=True) if j.verdict == "pass" and m.matters < known.ratio
+                j
+                for j, m in zip(p.judged, p.measured, strict=True)
+                if j.verdict == "pass" and m.adapter_effect < known.ratio
             ]
             if blind and len(blind) == len(p.judged):  # nothing was shown
                 p.judged = [replace(j, verdict="undecided", why="no adapter matters in this case") for j in p.judged]
@@ -300,7 +302,7 @@ class Campaign:
         zoo = mutants_for(list(self.testbed.paths))
         futures = []
         for p in chosen:
-            names = [m.name for m in zoo.values() if could_show(m, self.testbed, p)]
+            names = [m.name for m in zoo.values() if is_applicable(m, self.testbed, p)]
             futures.append(
                 workers.submit(along, p.case, self.answers(p.case, p.settings), self.members, p.settings, names)
             )

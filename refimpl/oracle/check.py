@@ -15,7 +15,7 @@ from .cases.testbed import build
 from .diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
 from .noise.ensemble import ensemble
 from .noise.measure import measure
-from .noise.verdict import judge, limits, overall
+from .noise.verdict import judge, learn_thresholds, overall
 from .reports.repro import load_repro
 from .reports.repro import replay as play_again
 from .reports.repro_write import save_repro
@@ -144,6 +144,6 @@ def replay(folder: Path) -> tuple[Result, str]:
     repro = load_repro(folder)
     testbed, case, exchanges = play_again(folder, registry.make)
     measured, _ = measure(case, exchanges, testbed, ensemble(testbed.dtype))
-    known = repro.known or limits(measured)
+    known = repro.known or learn_thresholds(measured)
     played = Played(case, repro.settings, measured, [judge(m, known) for m in measured])
     return Result(testbed, overall([played.verdict]), [played], known, testbed.dtype, []), repro.engine

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engines.interface import EngineError, Settings
 from .bugs import Mutant
-from .bugs.preconditions import could_show, spread
+from .bugs.preconditions import is_applicable, spread
 from .cases.case import Case, Exchange, Load, Run
 from .cases.shrink import Budget, shrink
 from .diagnosis.diagnose import Candidate, diagnose, evaluate
@@ -77,7 +77,7 @@ class Explainer:
         """Every bug beside the smallest failure; those that come nearest, beside all of the samples."""
 
         def shows(m: Mutant) -> bool:
-            return could_show(m, self.c.testbed, first)
+            return is_applicable(m, self.c.testbed, first)
 
         begins = result.first_divergence
         here = None if begins is None else (begins.layer, begins.module)

@@ -18,7 +18,7 @@ from refimpl.oracle.cases import testbed as testbeds
 from refimpl.oracle.cases.case import draw_batch, play, prepare
 from refimpl.oracle.noise.ensemble import ensemble
 from refimpl.oracle.noise.measure import ErrorRatios, measure
-from refimpl.oracle.noise.verdict import Thresholds, judge, limits
+from refimpl.oracle.noise.verdict import Thresholds, judge, learn_thresholds
 from refimpl.oracle.recordings.tensorrt_llm_recording import Replay, read_recording
 
 HERE = Path(__file__).parent.parent / "recordings"
@@ -93,8 +93,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     testbed = testbeds.build("tiny", "bfloat16", 0, tmp_path_factory.mktemp("testbed"), engine.capabilities)
     engine.start(testbeds.settings(testbed))
     prepare(engine, testbed)
-    started = Live(engine, testbed, limits([]))
-    started.thresholds = limits([ratios for seed in range(8) for ratios in started.ratios(seed)])
+    started = Live(engine, testbed, learn_thresholds([]))
+    started.thresholds = learn_thresholds([ratios for seed in range(8) for ratios in started.ratios(seed)])
     yield started
     engine.close()
 

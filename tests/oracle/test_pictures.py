@@ -16,7 +16,7 @@ from refimpl.oracle.diagnosis.localise import first_off, intermediates
 from refimpl.oracle.diagnosis.projection import Sample
 from refimpl.oracle.noise.ensemble import ensemble
 from refimpl.oracle.noise.measure import measure
-from refimpl.oracle.noise.verdict import Thresholds, limits
+from refimpl.oracle.noise.verdict import Thresholds, learn_thresholds
 from refimpl.oracle.reports.pictures import PLACES, REQUESTS, TOKENS, picture
 from refimpl.tracing import trace
 
@@ -30,7 +30,7 @@ def played(testbed: Testbed, asks: list[EngineRequest], bug: bool = True) -> tup
     case = Case("one", (Run(tuple(asks)),))
     exchanges = play(engine, case, testbed)
     measured, raws = measure(case, exchanges, testbed, ensemble(testbed.dtype))
-    return Sample(case, exchanges, raws, settings(testbed)), limits(measured)
+    return Sample(case, exchanges, raws, settings(testbed)), learn_thresholds(measured)
 
 
 def asks_of(testbed: Testbed, length: int = 6) -> list[EngineRequest]:
@@ -96,7 +96,7 @@ def test_what_an_engine_does_not_show_is_no_number() -> None:
         shown.append(replace(e, answer=EngineResponse(e.answer.token_ids, 0, top=top)))
     assert forced_tokens(shown) == forced_tokens(sample.exchanges)
     measured, raws = measure(sample.case, shown, testbed, ensemble(testbed.dtype))
-    drawn = picture([replace(sample, exchanges=shown, raws=raws)], testbed, limits(measured), BUG)
+    drawn = picture([replace(sample, exchanges=shown, raws=raws)], testbed, learn_thresholds(measured), BUG)
     assert drawn is not None and drawn.close_up is not None and drawn.close_up.bug is not None
     seen = np.isfinite(drawn.close_up.engine)
     assert (seen == np.isfinite(drawn.close_up.bug)).all()

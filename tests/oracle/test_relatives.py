@@ -13,7 +13,7 @@ from refimpl.config import ModelConfig
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.lora import BoundAdapter
 from refimpl.oracle.cases.case import play
-from refimpl.oracle.cases.near_duplicates import LOUDER, relatives
+from refimpl.oracle.cases.near_duplicates import LOUDER, near_duplicates_of
 from refimpl.oracle.cases.scenarios import draw_sequence, variants
 
 NAMES = ("made-0-louder", "made-0-sister")
@@ -35,7 +35,7 @@ def test_one_is_louder_and_one_is_a_sister() -> None:
 
 def test_patterns_of_alpha_are_louder_too() -> None:
     patterned = small_stage().adapters["made-2"]
-    louder, _ = relatives(patterned, np.random.default_rng(0))
+    louder, _ = near_duplicates_of(patterned, np.random.default_rng(0))
     assert patterned.config.alpha_pattern
     for name, alpha in patterned.config.alpha_pattern.items():
         assert louder.config.alpha_pattern[name] == pytest.approx(LOUDER * alpha)

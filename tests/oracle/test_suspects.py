@@ -10,8 +10,8 @@ from small_stage import small_stage
 from refimpl import NUMPY, Ops
 from refimpl.engines.interface import EngineRequest
 from refimpl.engines.ours import Ours
-from refimpl.oracle.bugs.parameters import values_for
-from refimpl.oracle.bugs.scopes import Place, at, can_be_confined, places, small_places
+from refimpl.oracle.bugs.parameters import parameter_mutants
+from refimpl.oracle.bugs.scopes import Scope, can_be_scoped, scoped, scopes_of, small_scopes_of
 from refimpl.oracle.bugs.steps import rescaling
 from refimpl.oracle.campaign import Campaign, Plan
 from refimpl.oracle.cases.case import Case, Run, play, prepare
@@ -20,7 +20,7 @@ from refimpl.oracle.diagnosis.search import everywhere, find
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 PROMPTS = ((3, 1, 4, 1, 5), (9, 2, 6), (5,), (3, 5, 8, 9))
-NOWHERE, ANYWHERE = Place("nowhere", lambda module: False), Place("anywhere")
+NOWHERE, ANYWHERE = Scope("nowhere", lambda module: False), Scope("anywhere")
 
 
 def answers(make: Callable[[], Ops]) -> list[np.ndarray]:
@@ -56,11 +56,11 @@ CONFINED = (
 @pytest.mark.parametrize("name", CONFINED)
 def test_a_bug_that_is_anywhere_is_the_bug_and_one_that_is_nowhere_is_none(name: str) -> None:
     bug = everywhere(small_stage())[name]
-    assert can_be_confined(bug)
+    assert can_be_scoped(bug)
     whole, right = answers(bug.make), answers(lambda: NUMPY)
     assert not same(whole, right)
-    assert same(answers(at(bug, ANYWHERE).make), whole)
-    assert same(answers(at(bug, NOWHERE).make), right)
+    assert same(answers(scoped(bug, ANYWHERE).make), whole)
+    assert same(answers(scoped(bug, NOWHERE).make), right)
 
 
 def test_no_adapter_in_one_module_is_that_module_left_out() -> None:
@@ -85,19 +85,19 @@ def test_decode_steps_and_prompts_are_the_two_parts_of_a_request() -> None:
 
 def test_a_wrong_position_is_in_no_place() -> None:
     known = everywhere(small_stage())
-    assert not can_be_confined(known["decode_too_far[2]"])
-    assert not can_be_confined(known["window_ignored"])
-    assert can_be_confined(known["base_after[5]"])
+    assert not can_be_scoped(known["decode_too_far[2]"])
+    assert not can_be_scoped(known["window_ignored"])
+    assert can_be_scoped(known["base_after[5]"])
 
 
 def test_every_value_answers_and_has_a_name_of_its_own() -> None:
     testbed, right = small_stage(), answers(lambda: NUMPY)
-    values = values_for(testbed)
+    values = parameter_mutants(testbed)
     assert not values.keys() & everywhere(testbed).keys() - values.keys()
     shown = [name for name, m in values.items() if not same(answers(m.make), right)]
     for name in ("rank_cut[5]", "shard_of_B[2,4]", "base_after[5]", "exchanged[made-0,made-1]", "decode_too_far[2]"):
         assert name in shown
-    assert len({p.name for p in (*places(testbed.model.config), *small_places(testbed.model.config))}) > 40
+    assert len({p.name for p in (*scopes_of(testbed.model.config), *small_scopes_of(testbed.model.config))}) > 40
 
 
 def test_in_order_of_arrival_the_neighbour_is_the_one_who_came_next() -> None:

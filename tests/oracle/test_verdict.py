@@ -14,8 +14,8 @@ from refimpl.oracle.cases.case import Case, Exchange, draw_batch, play, prepare,
 from refimpl.oracle.cases.testbed import Testbed, settings
 from refimpl.oracle.noise.ceiling import ceilings
 from refimpl.oracle.noise.ensemble import ensemble, wider
-from refimpl.oracle.noise.measure import ErrorRatios, look, malformed, measure
-from refimpl.oracle.noise.verdict import judge, limits, no_chance, overall, thresholds
+from refimpl.oracle.noise.measure import ErrorRatios, errors_of, malformed, measure
+from refimpl.oracle.noise.verdict import judge, learn_thresholds, no_chance, overall, score_thresholds
 from refimpl.tensorrt_llm.backend import backend
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -43,9 +43,9 @@ def test_honest_engines_pass_however_they_round(dtype: str, preset: str) -> None
         testbed,
         asked(testbed, *((None, 6, backend(dtype)) if preset == "tensorrt_llm" else (Precision(preset, dtype),))),
     )
-    known = limits(found)
+    known = learn_thresholds(found)
     assert [judge(m, known).verdict for m in found] == ["pass"] * len(found)
-    assert all(m.matters > known.ratio for m in found)  # and each case could have shown a wrong adapter
+    assert all(m.adapter_effect > known.ratio for m in found)  # and each case could have shown a wrong adapter
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -60,7 +60,7 @@ def test_the_answer_of_another_adapter_fails(dtype: str) -> None:
             e.answer, logits=truth([dataclasses.replace(e, adapters=((other, 1.0),))], testbed)[0]
         )
         wrong.append((case, [dataclasses.replace(e, answer=answer)]))
-    known = limits(measured(testbed, played))
+    known = learn_thresholds(measured(testbed, played))
     assert {judge(m, known).verdict for m in measured(testbed, wrong)} == {"fail"}
 
 
@@ -74,7 +74,7 @@ def test_what_is_no_number_fails(value: float) -> None:
     broken[-1, 3] = value
     e = dataclasses.replace(exchanges[0], answer=dataclasses.replace(exchanges[0].answer, logits=broken))
     (m,) = measure(case, [e], testbed, ensemble("float32"))[0]
-    j = judge(m, limits(measured(testbed, [(case, exchanges)])))
+    j = judge(m, learn_thresholds(measured(testbed, [(case, exchanges)])))
     assert j.verdict == "fail" and "token 3" in j.why
 
 
@@ -82,7 +82,7 @@ def test_a_row_that_is_nan_inside_of_the_judge_fails_too() -> None:
     """No comparison there may be one that a NaN passes."""
     testbed = small_stage()
     found = measured(testbed, asked(testbed, count=2))
-    known = limits(found)
+    known = learn_thresholds(found)
     ratio = found[0].ratio.copy()
     ratio[0] = np.nan
     assert judge(dataclasses.replace(found[0], ratio=ratio), known).verdict == "fail"
@@ -105,7 +105,7 @@ def test_answers_of_the_wrong_shape_fail_with_a_reason() -> None:
     ):
         bad = dataclasses.replace(e, answer=answer)
         (m,) = measure(case, [bad], testbed, ensemble("float32"))[0]
-        assert why in m.problem and judge(m, limits([m])).verdict == "fail"
+        assert why in m.problem and judge(m, learn_thresholds([m])).verdict == "fail"
     assert not malformed(e, testbed)
 
 
@@ -126,7 +126,7 @@ def test_less_than_logits_is_judged_too(kind: str) -> None:
         return EngineResponse(answer.token_ids, answer.first_position, top=top)
 
     right = [(c, [dataclasses.replace(e, answer=shown(e.answer)) for e in es]) for c, es in played]
-    known = limits(measured(testbed, right))
+    known = learn_thresholds(measured(testbed, right))
     assert {judge(m, known).verdict for m in measured(testbed, right)} == {"pass"}
     keys = [k for k, a in testbed.adapters.items() if not a.replaced]
     swapped = []
@@ -150,12 +150,14 @@ def test_the_odds_are_for_the_whole_campaign() -> None:
     """Normal scores: more rows, a later alarm; and drawn anew, as few of them pass the limit as was said."""
     rng = np.random.default_rng(0)
     honest = rng.standard_normal(5000)
-    few, many = thresholds(honest, 10), thresholds(honest, 10_000)
+    few, many = score_thresholds(honest, 10), score_thresholds(honest, 10_000)
     assert few[0] < few[1] < many[1]
     campaigns = rng.standard_normal((2000, 1000)).max(axis=1)
-    assert np.mean(campaigns > thresholds(honest, 1000)[0]) <= 0.02  # DOUBT is 0.01, and the tail is on the safe side
+    assert (
+        np.mean(campaigns > score_thresholds(honest, 1000)[0]) <= 0.02
+    )  # DOUBT is 0.01, and the tail is on the safe side
     heavy = np.concatenate([honest, rng.exponential(3.0, 300)])
-    assert thresholds(heavy, 1000)[1] > thresholds(honest, 1000)[1]
+    assert score_thresholds(heavy, 1000)[1] > score_thresholds(honest, 1000)[1]
 
 
 def test_three_doubts_are_no_chance() -> None:
@@ -166,9 +168,9 @@ def test_a_broken_base_is_no_excuse() -> None:
     """The engine's own level is read off its base rows, but not if they are further off than any honest run's."""
     testbed = small_stage()
     found = measured(testbed, asked(testbed, count=4))
-    known = limits(found)
+    known = learn_thresholds(found)
     broken = [dataclasses.replace(m, ratio=m.ratio * 1e4) if m.adapter is None else m for m in found]
-    spoilt = limits(broken)
+    spoilt = learn_thresholds(broken)
     assert spoilt.level <= known.highest + 1e-9 and spoilt.base > known.base + 5
     assert {judge(m, spoilt).verdict for m in broken if m.adapter is None} == {"fail"}
 
@@ -191,10 +193,10 @@ def test_the_ensemble_is_made_of_different_honest_runs(dtype: str) -> None:
 def test_text_alone_counts_a_token_only_if_its_margin_exceeds_the_noise() -> None:
     exact = np.array([[0.0, 1.0, 3.0, 3.0 - 1e-9]])
     runs = [exact + d for d in (np.array([[0, 0, 1e-8, 0]]), np.array([[0, 0, 0, 2e-8]]))]
-    close = look(EngineResponse((3,)), exact, runs)
-    far = look(EngineResponse((1,)), exact, runs)
+    close = errors_of(EngineResponse((3,)), exact, runs)
+    far = errors_of(EngineResponse((1,)), exact, runs)
     assert abs(close.error[0, 0]) / close.unit[0] < 1 < 1e6 < abs(far.error[0, 0]) / far.unit[0]
-    assert look(EngineResponse((2,)), exact, runs).error[0, 0] == 0
+    assert errors_of(EngineResponse((2,)), exact, runs).error[0, 0] == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -25,7 +25,7 @@ def every_batch_is_right(replay: Replay) -> None:
         for ratios, verdict in zip(replay.ratios(batch), replay.verdicts(batch), strict=True):
             where = f"{batch.name}, request {ratios.index} ({ratios.adapter or 'base'})"
             assert verdict.verdict == "pass", f"{where}: {verdict.verdict}, {verdict.why}"
-            assert ratios.matters > replay.thresholds.ratio, f"{where}: its adapter does not show in it"
+            assert ratios.adapter_effect > replay.thresholds.ratio, f"{where}: its adapter does not show in it"
 
     one()
 

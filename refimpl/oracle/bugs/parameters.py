@@ -31,11 +31,11 @@ TILES = (2, 4, 8, 16, 32, 64, 128)
 PLACES = 24  # tokens after which something may be lost
 
 
-def values_for(testbed: Testbed) -> dict[str, Mutant]:
+def parameter_mutants(testbed: Testbed) -> dict[str, Mutant]:
     """By name, for the ranks, layers and adapters of this stage."""
     listed = [*_scales(), *_identities(testbed), *_layouts(testbed), *_kernels(testbed), *_caches(testbed), *_merges()]
-    by_order = [m for m in (*all_mutants().values(), *listed) if m.name.partition("[")[0] in BY_ORDER]
-    return {m.name: m for m in (*listed, *map(in_order_of_arrival, by_order))}
+    by_order = [mutant for mutant in (*all_mutants().values(), *listed) if mutant.name.partition("[")[0] in BY_ORDER]
+    return {mutant.name: mutant for mutant in (*listed, *map(in_order_of_arrival, by_order))}
 
 
 # What these do depends on who stands beside whom. Our batches are sorted by adapter; most engines' are not.
@@ -57,9 +57,9 @@ class OfArrivals:
         return self.make()
 
 
-def in_order_of_arrival(m: Mutant) -> Mutant:
+def in_order_of_arrival(mutant: Mutant) -> Mutant:
     """The same bug in an engine that leaves its batches as they came."""
-    return dataclasses.replace(m, name=f"{m.name} by arrival", make=OfArrivals(m.make))
+    return dataclasses.replace(mutant, name=f"{mutant.name} by arrival", make=OfArrivals(mutant.make))
 
 
 def _family(
@@ -72,9 +72,9 @@ def _family(
         yield Mutant(f"{make.__name__}[{shown}]", letter, what.format(shown), (), call, needs)
 
 
-def _but_one(most: int, *there: int) -> list[int]:
+def _but_one(most: int, *present: int) -> list[int]:
     """The integers from -most to most but 0 and those that the zoo has."""
-    return [n for n in range(-most, most + 1) if n != 0 and n not in there]
+    return [n for n in range(-most, most + 1) if n != 0 and n not in present]
 
 
 # A, C: scales.
@@ -91,7 +91,8 @@ def scale_of_the_rank_padded_to(tile: int) -> Ops:
 
     def padded(bound: BoundAdapter) -> BoundAdapter:
         lora = {
-            s: dataclasses.replace(w, scale=w.scale * len(w.A) / max(len(w.A), tile)) for s, w in bound.lora.items()
+            module: dataclasses.replace(lora, scale=lora.scale * len(lora.A) / max(len(lora.A), tile))
+            for module, lora in bound.lora.items()
         }
         return dataclasses.replace(bound, lora=lora)
 
@@ -100,12 +101,13 @@ def scale_of_the_rank_padded_to(tile: int) -> Ops:
 
 def scale_bound_by_name() -> Ops:
     """Only the scale is kept: the weights are the new ones."""
-    known: dict[tuple[str, Module], float] = {}
+    scales: dict[tuple[str, Module], float] = {}
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         bound = bind_adapter(adapter, config, scale)
         kept = {
-            s: dataclasses.replace(w, scale=known.setdefault((adapter.name, s), w.scale)) for s, w in bound.lora.items()
+            module: dataclasses.replace(lora, scale=scales.setdefault((adapter.name, module), lora.scale))
+            for module, lora in bound.lora.items()
         }
         return dataclasses.replace(bound, lora=kept)
 
@@ -126,10 +128,14 @@ def _identities(testbed: Testbed) -> Iterator[Mutant]:
     for name in names:
         what = f"requests without an adapter get {name}"
         yield Mutant(f"base_gets[{name}]", "B", what, (), partial(base_gets, testbed.adapters[name]))
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
             yield Mutant(
-                f"exchanged[{a},{b}]", "B", f"{a} and {b} answer for each other", (), partial(exchanged, testbed, a, b)
+                f"exchanged[{first},{second}]",
+                "B",
+                f"{first} and {second} answer for each other",
+                (),
+                partial(exchanged, testbed, first, second),
             )
 
 
@@ -166,24 +172,26 @@ def adapter_in_prompts_only() -> Ops:
 
 def base_gets(adapter: Adapter) -> Ops:
     """Rows without an adapter get this one, whether it is in the batch or not."""
-    held: dict[AdapterSlots, AdapterSlots] = {}
+    slots_of: dict[AdapterSlots, AdapterSlots] = {}
 
     def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
-        if adapters not in held:
-            held[adapters] = AdapterSlots(adapters.model, adapters.precision)
-            held[adapters].put(0, bind_adapter(adapter, adapters.model.config))
+        if adapters not in slots_of:
+            slots_of[adapters] = AdapterSlots(adapters.model, adapters.precision)
+            slots_of[adapters].put(0, bind_adapter(adapter, adapters.model.config))
         NUMPY.lora_delta(y, x, module, adapters, mapping, p)
-        add(y, x, held[adapters].at(module), base_rows(mapping), p)
+        add(y, x, slots_of[adapters].at(module), base_rows(mapping), p)
 
     base_rows = remapped(lambda ids, weights: (np.where(only_base(ids), 0, -1), np.ones(ids.shape)))
 
     return but(lora_delta=delta)
 
 
-def exchanged(testbed: Testbed, a: str, b: str) -> Ops:
+def exchanged(testbed: Testbed, first: str, second: str) -> Ops:
     """Each of two adapters has the other one's weights, whatever name it was loaded under."""
-    other = {a: b, b: a}
-    instead = {id(held[key].lora): held[other[key]] for key in other for held in (testbed.adapters, testbed.wide)}
+    other = {first: second, second: first}
+    instead = {
+        id(slots_of[key].lora): slots_of[other[key]] for key in other for slots_of in (testbed.adapters, testbed.wide)
+    }
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         return bind_adapter(instead.get(id(adapter.lora), adapter), config, scale)
@@ -213,10 +221,10 @@ def layer_further_on(by: int) -> Ops:
 def shard_of_B(rank: int, tp: int) -> Ops:
     """Column-parallel modules: the rows of one rank of `tp`."""
 
-    def lost(w: LoraWeights) -> LoraWeights:
-        rows = np.arange(len(w.B))
-        rows[np.array_split(np.arange(len(w.B)), tp)[rank]] = MISSING
-        return row_subset(w, rows)
+    def lost(lora: LoraWeights) -> LoraWeights:
+        rows = np.arange(len(lora.B))
+        rows[np.array_split(np.arange(len(lora.B)), tp)[rank]] = MISSING
+        return row_subset(lora, rows)
 
     return on(COLUMN_PARALLEL, lost)
 
@@ -224,10 +232,10 @@ def shard_of_B(rank: int, tp: int) -> Ops:
 def shard_of_A(rank: int, tp: int) -> Ops:
     """Row-parallel modules: the inputs of one rank of `tp`."""
 
-    def lost(w: LoraWeights) -> LoraWeights:
-        A = w.A.copy()
+    def lost(lora: LoraWeights) -> LoraWeights:
+        A = lora.A.copy()
         A[:, np.array_split(np.arange(A.shape[1]), tp)[rank]] = 0
-        return dataclasses.replace(w, A=A)
+        return dataclasses.replace(lora, A=A)
 
     return on(ROW_PARALLEL, lost)
 
@@ -236,7 +244,7 @@ def shard_of_A(rank: int, tp: int) -> Ops:
 
 
 def _kernels(testbed: Testbed) -> Iterator[Mutant]:
-    most = max((len(w.A) for a in testbed.adapters.values() for w in a.lora.values()), default=1)
+    most = max((len(lora.A) for first in testbed.adapters.values() for lora in first.lora.values()), default=1)
     yield from _family(
         "G", rank_cut, [r for r in range(1, most) if r not in (8, 16)], "what is beyond rank {} is left out"
     )
@@ -253,40 +261,42 @@ def _kernels(testbed: Testbed) -> Iterator[Mutant]:
 def last_inputs_lost(count: int) -> Ops:
     """A tile that ends too early."""
 
-    def cut(w: LoraWeights) -> LoraWeights:
-        A = w.A.copy()
+    def cut(lora: LoraWeights) -> LoraWeights:
+        A = lora.A.copy()
         A[:, -count:] = 0
-        return dataclasses.replace(w, A=A)
+        return dataclasses.replace(lora, A=A)
 
     return each(cut)
 
 
 def only_first_columns(count: int) -> Ops:
     """The rest of B, and of its bias, is not written."""
-    return each(lambda w: row_subset(w, np.where(np.arange(len(w.B)) < count, np.arange(len(w.B)), MISSING)))
+    return each(
+        lambda lora: row_subset(lora, np.where(np.arange(len(lora.B)) < count, np.arange(len(lora.B)), MISSING))
+    )
 
 
 def kept_in(which: str, dtype: str) -> Ops:
     """A, B or both are rounded when they are loaded."""
 
-    def cast(w: LoraWeights) -> LoraWeights:
-        A = rounded(w.A, dtype) if "A" in which else w.A
-        return dataclasses.replace(w, A=A, B=rounded(w.B, dtype) if "B" in which else w.B)
+    def cast(lora: LoraWeights) -> LoraWeights:
+        A = rounded(lora.A, dtype) if "A" in which else lora.A
+        return dataclasses.replace(lora, A=A, B=rounded(lora.B, dtype) if "B" in which else lora.B)
 
     return each(cast)
 
 
 def by_place(keep: Callable[[Array, Sequence[int], Sequence[int]], Array]) -> Ops:
     """No adapter but where keep(positions, tokens computed before, tokens now) holds, row by row."""
-    seen: list = []
+    step: list = []
 
     def positions(computed: Sequence[int], lengths: Sequence[int]) -> Array:
-        seen[:] = [NUMPY.positions(computed, lengths), computed, lengths]
-        return seen[0]
+        step[:] = [NUMPY.positions(computed, lengths), computed, lengths]
+        return step[0]
 
     def rows(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
         ids, weights = NUMPY.lora_mapping(per_request, lengths)
-        kept = keep(*seen) if seen and len(seen[0]) == len(ids) else np.ones(len(ids), bool)
+        kept = keep(*step) if step and len(step[0]) == len(ids) else np.ones(len(ids), bool)
         return only(kept[:, None], ids), weights
 
     return but(positions=positions, lora_mapping=rows)
@@ -338,9 +348,9 @@ def oldest_not_seen(count: int) -> Ops:
             n = span.context
             first = min(max(count, n - (window or n)), n - 1)
             if span.stop - span.start == 1 and n > count:
-                own = [gather(x, span, first, n)[None] for x in (k, v)]
+                gathered = [gather(x, span, first, n)[None] for x in (k, v)]
                 rows = slice(span.start, span.stop)
-                out[rows] = attention(q[rows], own[0], own[1], alone(1, n - first), window, p)
+                out[rows] = attention(q[rows], gathered[0], gathered[1], alone(1, n - first), window, p)
         return out
 
     return but(attention=mixed)
@@ -359,9 +369,9 @@ class FirstOfABatch(Remembered):
 
     def update(self, adapters: AdapterSlots, ids: Array) -> int | None:
         """Note the batch's."""
-        there = ids[:, 0][ids[:, 0] >= 0]
-        if there.size:
-            self.slot[adapters] = int(there[0])
+        present = ids[:, 0][ids[:, 0] >= 0]
+        if present.size:
+            self.slot[adapters] = int(present[0])
         return self.slot.get(adapters)
 
 

@@ -16,30 +16,31 @@ if TYPE_CHECKING:
 HISTORY = ("sequence", "chunks", "scattered blocks", "sum", "weight")  # needs that sequences are drawn for
 
 
-def could_show(m: Mutant, testbed: Testbed, p: "Played | Sample") -> bool:
+def is_applicable(mutant: Mutant, testbed: Testbed, p: "Played | Sample") -> bool:
     """Is there, in this kind of case, what the mutant needs? Nothing is computed for those that cannot show, nor in a
     sequence, which is long, for those that show in any batch."""
-    if not p.case.stateless and m.needs not in HISTORY:
+    if not p.case.stateless and mutant.needs not in HISTORY:
         return False
     adapters = testbed.adapters.values()
-    there = {
+    present = {
         "sequence": not p.case.stateless,
         "chunks": p.settings.chunk is not None,
         "window": testbed.model.config.sliding_window is not None,
-        "embed_tokens LoRA": any(EMBED in a.lora for a in adapters),
-        "lm_head LoRA": any(LM_HEAD in a.lora for a in adapters),
-        "tied embedding": testbed.model.config.tie_word_embeddings and any(EMBED in a.lora for a in adapters),
-        "modules_to_save": any(a.replaced for a in adapters),
-        "base biases": any(a.biases for a in adapters),
-        "grown vocabulary": any(a.replaced for a in adapters),
-        "lora_bias": any(a.config.lora_bias for a in adapters),
-        "rslora": any(a.config.use_rslora for a in adapters),
-        "rank_pattern": any(a.config.rank_pattern for a in adapters),
-        "alpha_pattern": any(a.config.alpha_pattern for a in adapters),
+        "embed_tokens LoRA": any(EMBED in adapter.lora for adapter in adapters),
+        "lm_head LoRA": any(LM_HEAD in adapter.lora for adapter in adapters),
+        "tied embedding": testbed.model.config.tie_word_embeddings
+        and any(EMBED in adapter.lora for adapter in adapters),
+        "modules_to_save": any(adapter.replaced for adapter in adapters),
+        "base biases": any(adapter.biases for adapter in adapters),
+        "grown vocabulary": any(adapter.replaced for adapter in adapters),
+        "lora_bias": any(adapter.config.lora_bias for adapter in adapters),
+        "rslora": any(adapter.config.use_rslora for adapter in adapters),
+        "rank_pattern": any(adapter.config.rank_pattern for adapter in adapters),
+        "alpha_pattern": any(adapter.config.alpha_pattern for adapter in adapters),
         "sum": any(ask.adapter_weights for run in p.case.runs for ask in run.asks),
         "weight": any(ask.adapter_weights for run in p.case.runs for ask in run.asks),
     }
-    return there.get(m.needs, True)
+    return present.get(mutant.needs, True)
 
 
 def spread(xs: Sequence[Any], n: int) -> list[Any]:

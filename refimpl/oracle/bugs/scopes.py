@@ -1,8 +1,8 @@
-"""Where a bug is: a mutant in some modules, in some layers, or in some steps, and the right steps everywhere else.
+"""The scope of a bug: a mutant in some modules, some layers or some steps, and the right steps everywhere else.
 
-The mutants of the zoo go wrong everywhere. A real bug often does in one module, or in decode steps alone. Any mutant
-of how LoRA is applied can be had there only: both forms of every adapter are loaded, the right one under names of
-its own, and each site and each row takes one of the two.
+The mutants go wrong everywhere. A real bug often does in one module, or in decode steps alone. Any mutant of how LoRA
+is applied can be scoped: both forms of every adapter are loaded, the right one under names of its own, and each module
+and each row takes one of the two.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,71 +30,75 @@ OF_LORA = frozenset(
 
 
 @dataclass(frozen=True)
-class Place:
-    """Some sites, and some rows of a batch."""
+class Scope:
+    """Some modules, and some rows of a batch."""
 
     name: str
     modules: Callable[[Module], bool] = lambda module: True
     decode: bool | None = None  # only in decode steps, only in prompts, or in both
 
     def rows(self, computed: Sequence[int], lengths: Sequence[int]) -> Array:
-        """[tokens] of bool: which rows of a batch are meant."""
+        """Return which rows of a batch are in scope: [tokens] of bool."""
         steps = [n == 1 and before > 0 for before, n in zip(computed, lengths, strict=True)]
         meant = [self.decode is None or step == self.decode for step in steps]
         return np.repeat(np.array(meant, bool), lengths)
 
 
-def places(config: ModelConfig) -> list[Place]:
+def scopes_of(config: ModelConfig) -> list[Scope]:
     """A half of a layer, a module, a layer; decode steps, prompts."""
-    found = [Place("attention", lambda s: s[1] in ATTENTION_MODULES), Place("mlp", lambda s: s[1] in MLP_MODULES)]
-    found += [_of_modules(m) for m in LAYER_MODULES]
-    found += [_of_layer(i) for i in range(config.num_hidden_layers)]
-    return [*found, Place("decode", decode=True), Place("prompts", decode=False)]
+    scopes = [
+        Scope("attention", lambda one: one[1] in ATTENTION_MODULES),
+        Scope("mlp", lambda one: one[1] in MLP_MODULES),
+    ]
+    scopes += [_of_modules(name) for name in LAYER_MODULES]
+    scopes += [_of_layer(i) for i in range(config.num_hidden_layers)]
+    return [*scopes, Scope("decode", decode=True), Scope("prompts", decode=False)]
 
 
-def small_places(config: ModelConfig) -> list[Place]:
+def small_scopes_of(config: ModelConfig) -> list[Scope]:
     """One module of one layer; two modules."""
-    found = [_of_site((layer, m)) for layer in range(config.num_hidden_layers) for m in LAYER_MODULES]
-    return found + [_of_modules(*pair) for pair in combinations(LAYER_MODULES, 2)]
+    modules = [_of_module((layer, name)) for layer in range(config.num_hidden_layers) for name in LAYER_MODULES]
+    return modules + [_of_modules(*pair) for pair in combinations(LAYER_MODULES, 2)]
 
 
-def _of_modules(*modules: str) -> Place:
-    return Place("+".join(modules), lambda s: s[1] in modules)
+def _of_modules(*modules: str) -> Scope:
+    return Scope("+".join(modules), lambda one: one[1] in modules)
 
 
-def _of_layer(layer: int) -> Place:
-    return Place(f"layer {layer}", lambda s: s[0] == layer)
+def _of_layer(layer: int) -> Scope:
+    return Scope(f"layer {layer}", lambda one: one[0] == layer)
 
 
-def _of_site(module: Module) -> Place:
-    return Place(f"layers.{module[0]}.{module[1]}", lambda s: s == module)
+def _of_module(module: Module) -> Scope:
+    return Scope(f"layers.{module[0]}.{module[1]}", lambda one: one == module)
 
 
-def can_be_confined(m: Mutant) -> bool:
+def can_be_scoped(mutant: Mutant) -> bool:
     """Is it LoRA alone that the mutant applies otherwise? A wrong position is wrong in every module."""
-    ops = m.make()
+    ops = mutant.make()
     changed = {name for name in ops.__dataclass_fields__ if getattr(ops, name) is not getattr(NUMPY, name)}
-    return changed <= OF_LORA and m.family != "H"
+    return changed <= OF_LORA and mutant.family != "H"
 
 
-def at(m: Mutant, place: Place) -> Mutant:
-    """The mutant in this place alone."""
-    return replace(m, name=f"{m.name} @ {place.name}", what=f"{m.what}; in {place.name} alone", make=Confined(m, place))
+def scoped(mutant: Mutant, scope: Scope) -> Mutant:
+    """Return the mutant in this scope alone."""
+    name, what = f"{mutant.name} @ {scope.name}", f"{mutant.what}; in {scope.name} alone"
+    return replace(mutant, name=name, what=what, make=Scoped(mutant, scope))
 
 
-class Confined:
-    """Makes the mutant's table for this place."""
+class Scoped:
+    """Makes the mutant's backend for this scope."""
 
-    def __init__(self, m: Mutant, place: Place) -> None:
-        self.mutant, self.place = m, place
-        self.arrival = getattr(m.make, "arrival", False)  # the order of its batches (engines/ours.py)
+    def __init__(self, mutant: Mutant, scope: Scope) -> None:
+        self.mutant, self.scope = mutant, scope
+        self.arrival = getattr(mutant.make, "arrival", False)  # the order of its batches (engines/ours.py)
 
     def __call__(self) -> Ops:
-        return confined_ops(self.mutant.make(), self.place)
+        return scoped_ops(self.mutant.make(), self.scope)
 
 
-def confined_ops(wrong: Ops, place: Place) -> Ops:
-    """The wrong steps in this place, NUMPY's elsewhere."""
+def scoped_ops(wrong: Ops, scope: Scope) -> Ops:
+    """The wrong steps in this scope, NUMPY's elsewhere."""
     meant: list[Array] = []  # which rows of the batch
     plan: list[LoraMapping] = []  # the right one
     started: list[Sequence[int]] = []
@@ -105,20 +109,20 @@ def confined_ops(wrong: Ops, place: Place) -> Ops:
 
     def rows(per_request: Sequence[Adapters], lengths: Sequence[int]) -> Plan:
         computed = started[0] if started and len(started[0]) == len(lengths) else [0] * len(lengths)
-        meant[:] = [place.rows(computed, lengths)]
+        meant[:] = [scope.rows(computed, lengths)]
         plan[:] = [LoraMapping.of(*NUMPY.lora_mapping(per_request, lengths))]
         return wrong.lora_mapping(per_request, lengths)
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         bad, good = wrong.bind_adapter(adapter, config, scale), bind_adapter(adapter, config)
-        kept = {(layer, RIGHT + name): w for (layer, name), w in good.lora.items()}
+        kept = {(layer, RIGHT + name): lora for (layer, name), lora in good.lora.items()}
         return BoundAdapter({**bad.lora, **kept}, good.weights, good.biases)
 
     def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
         all_tokens = bool(plan) and len(plan[0].adapter_ids) == len(mapping.adapter_ids)  # the lm_head may see fewer
         right, right_module = y.copy(), (module[0], RIGHT + module[1])
         NUMPY.lora_delta(right, x, right_module, adapters, plan[0] if all_tokens else mapping, p)
-        if not place.modules(module):
+        if not scope.modules(module):
             y[:] = right
             return
         wrong.lora_delta(y, x, module, adapters, mapping, p)

@@ -1,0 +1,1 @@
+"""What an engine is asked: a base, its adapters, and batches or sequences of requests."""

@@ -26,14 +26,16 @@ def describe(folder: Path, about: dict[str, Any], capabilities: Capabilities) ->
 
     LoracleError where the folder holds the answers to other questions."""
     can = {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(capabilities).items()}
-    told = json.loads(json.dumps({**about, "capabilities": can}))
-    known = described(folder)
-    for key in known or {}:
-        if known and key in told and known[key] != told[key]:
-            raise LoracleError(f"{folder / ABOUT}: the answers there are for {key} {known[key]}, not {told[key]}")
+    said = json.loads(json.dumps({**about, "capabilities": can}))
+    described_before = described(folder)
+    for key in described_before or {}:
+        if described_before and key in said and described_before[key] != said[key]:
+            raise LoracleError(
+                f"{folder / ABOUT}: the answers there are for {key} {described_before[key]}, not {said[key]}"
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ABOUT).write_text(json.dumps({**(known or {}), **told}, indent=1) + "\n", "utf-8")
+        (folder / ABOUT).write_text(json.dumps({**(described_before or {}), **said}, indent=1) + "\n", "utf-8")
     except OSError as error:
         raise LoracleError(f"{folder}: cannot be written ({error})") from None
 
@@ -41,24 +43,24 @@ def describe(folder: Path, about: dict[str, Any], capabilities: Capabilities) ->
 def described(folder: Path) -> dict[str, Any] | None:
     """What `describe` wrote; None if it was never there."""
     try:
-        found = json.loads((folder / ABOUT).read_text("utf-8"))
+        data = json.loads((folder / ABOUT).read_text("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise LoracleError(f"{folder / ABOUT}: cannot be read ({error})") from None
-    if not isinstance(found, dict):
+    if not isinstance(data, dict):
         raise LoracleError(f"{folder / ABOUT}: expected an object")
-    return found
+    return data
 
 
 def capabilities_of(about: dict[str, Any]) -> Capabilities:
     """Those that were described. LoracleError where they are none."""
     try:
         data = dict(about["capabilities"])
-        for f in fields(Capabilities):
-            kind = type(getattr(Capabilities(), f.name))
-            if f.name in data and kind in (frozenset, tuple):
-                data[f.name] = kind(data[f.name])
+        for field in fields(Capabilities):
+            kind = type(getattr(Capabilities(), field.name))
+            if field.name in data and kind in (frozenset, tuple):
+                data[field.name] = kind(data[field.name])
         return Capabilities(**data)
     except (KeyError, TypeError, ValueError) as error:
         raise LoracleError(f"{ABOUT}: no capabilities of an engine ({error})") from None
@@ -69,22 +71,24 @@ def save(folder: Path, case: Case, exchanges: Sequence[Exchange]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Array] = {}
     rows = []
-    for i, e in enumerate(exchanges):
-        a = e.answer
-        for kind, x in (("logits", a.logits), ("logprobs", a.logprobs)):
+    for i, exchange in enumerate(exchanges):
+        response = exchange.answer
+        for kind, x in (("logits", response.logits), ("logprobs", response.logprobs)):
             if x is not None:
                 arrays[f"{kind}_{i}"] = _narrowest(x)
-        top = None if a.top is None else [{str(t): repr(float(v)) for t, v in row.items()} for row in a.top]
+        top = (
+            None if response.top is None else [{str(t): repr(float(v)) for t, v in row.items()} for row in response.top]
+        )
         rows.append(
             {
-                "token_ids": list(a.token_ids),
-                "first": a.first_position,
+                "token_ids": list(response.token_ids),
+                "first": response.first_position,
                 "top": top,
-                "error": a.error,
-                "raw": None if a.raw is None else repr(a.raw)[:20000],
-                "adapters": [list(x) for x in e.adapters],
-                "run": e.run,
-                "index": e.index,
+                "error": response.error,
+                "raw": None if response.raw is None else repr(response.raw)[:20000],
+                "adapters": [list(x) for x in exchange.adapters],
+                "run": exchange.run,
+                "index": exchange.index,
             }
         )
     stem = folder / _file_name(case.name)
@@ -105,20 +109,20 @@ def _narrowest(x: Array) -> Array:
 
 
 def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name)
+    return "".join(character if character.isalnum() else "-" for character in name)
 
 
 def saved(folder: Path, case: Case) -> list[Exchange] | None:
     """The answers to this very case, if they are there and whole."""
-    found = _read(folder / _file_name(case.name))
-    return found[1] if found is not None and found[0] == case else None
+    data = _read(folder / _file_name(case.name))
+    return data[1] if data is not None and data[0] == case else None
 
 
 def everything(folder: Path) -> Iterator[tuple[Case, list[Exchange]]]:
     """All that was saved under a folder."""
     for file in sorted(folder.glob("**/answers/*.json")):
-        if (found := _read(file.with_suffix(""))) is not None:
-            yield found
+        if (data := _read(file.with_suffix(""))) is not None:
+            yield data
 
 
 def _read(stem: Path) -> tuple[Case, list[Exchange]] | None:
@@ -134,7 +138,7 @@ def _read(stem: Path) -> tuple[Case, list[Exchange]] | None:
 
 
 def _exchanges(case: Case, rows: Sequence[dict[str, Any]], arrays: dict[str, Array]) -> list[Exchange]:
-    found = []
+    data = []
     for i, row in enumerate(rows):
         top = row["top"]
         answer = EngineResponse(
@@ -147,5 +151,5 @@ def _exchanges(case: Case, rows: Sequence[dict[str, Any]], arrays: dict[str, Arr
             raw=row["raw"],
         )
         adapters = tuple((str(key), float(weight)) for key, weight in row["adapters"])
-        found.append(Exchange(case.runs[row["run"]].asks[row["index"]], adapters, answer, row["run"], row["index"]))
-    return found
+        data.append(Exchange(case.runs[row["run"]].asks[row["index"]], adapters, answer, row["run"], row["index"]))
+    return data

@@ -20,7 +20,7 @@ from .testbed import Testbed
 
 @dataclass(frozen=True)
 class Load:
-    """Make an adapter of the stage known under a name; in place, if the name is known."""
+    """Make an adapter of the testbed known under a name; in place, if the name is known."""
 
     name: str
     adapter: str
@@ -45,7 +45,7 @@ Step = Load | Unload | Run
 
 @dataclass(frozen=True)
 class Case:
-    """Steps from an engine without adapters and without a prefix; a batch finds the stage's adapters loaded."""
+    """Steps from an engine without adapters and without a prefix; a batch finds the testbed's adapters loaded."""
 
     name: str
     steps: tuple[Step, ...]
@@ -62,7 +62,7 @@ class Exchange:
     """One request and what came of it."""
 
     ask: EngineRequest
-    adapters: tuple[tuple[str, float], ...]  # the stage's keys of the weights that its names meant, and their weights
+    adapters: tuple[tuple[str, float], ...]  # the testbed's keys of the weights that its names meant, and their weights
     answer: EngineResponse
     run: int  # which Run of the case it was in
     index: int  # its place in that run
@@ -80,7 +80,7 @@ class Player:
 
     def __init__(self, engine: Engine, testbed: Testbed, meaning: Mapping[str, str] | None = None) -> None:
         self.engine, self.testbed = engine, testbed
-        self.meaning = dict(meaning or {})  # name -> the stage's key
+        self.meaning = dict(meaning or {})  # name -> the testbed's key
         self.runs = 0
 
     def do(self, step: Step, forced: Sequence[Sequence[int]] | None = None) -> list[Exchange]:
@@ -108,9 +108,9 @@ class Player:
 
 
 def keys_of(ask: EngineRequest, meaning: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
-    """The adapters that a request names, as the stage's keys, and their weights. meaning: name -> key."""
-    wanted = ask.adapter_weights or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
-    return tuple((meaning[name], weight) for name, weight in wanted)
+    """The adapters that a request names, as the testbed's keys, and their weights. meaning: name -> key."""
+    names = ask.adapter_weights or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
+    return tuple((meaning[name], weight) for name, weight in names)
 
 
 def play(
@@ -120,40 +120,40 @@ def play(
     if not case.stateless:
         engine.reset()
     player = Player(engine, testbed, {name: name for name in testbed.paths} if case.stateless else {})
-    found: list[Exchange] = []
+    collected: list[Exchange] = []
     for step in case.steps:
-        found += player.do(step, None if forced is None else forced.get(player.runs))
-    return found
+        collected += player.do(step, None if forced is None else forced.get(player.runs))
+    return collected
 
 
 def prepare(engine: Engine, testbed: Testbed) -> None:
-    """Load every adapter of the stage under its own name, for stateless cases."""
+    """Load every adapter of the testbed under its own name, for stateless cases."""
     for name, path in testbed.paths.items():
         engine.load(name, path)
 
 
 def forced_tokens(exchanges: Sequence[Exchange]) -> dict[int, list[Sequence[int]]]:
     """What each request of each run produced."""
-    found: dict[int, list[Sequence[int]]] = {}
-    for e in exchanges:
-        found.setdefault(e.run, []).append(e.answer.token_ids)
-    return found
+    collected: dict[int, list[Sequence[int]]] = {}
+    for exchange in exchanges:
+        collected.setdefault(exchange.run, []).append(exchange.answer.token_ids)
+    return collected
 
 
-def request(e: Exchange, testbed: Testbed) -> Request:
+def request(exchange: Exchange, testbed: Testbed) -> Request:
     """The whole text of one exchange: its prompt and what was produced, less the last token, which predicts nothing."""
-    adapters = [(testbed.adapters[key], weight) for key, weight in e.adapters]
-    return Request([*e.ask.prompt_ids, *e.answer.token_ids[:-1]], adapters or None)
+    adapters = [(testbed.adapters[key], weight) for key, weight in exchange.adapters]
+    return Request([*exchange.ask.prompt_ids, *exchange.answer.token_ids[:-1]], adapters or None)
 
 
-def words(adapters: Sequence[tuple[str, float]], testbed: Testbed) -> int:
-    """How many tokens a request for these keys of the stage knows: an adapter may have a grown vocabulary."""
+def vocab_size_of(adapters: Sequence[tuple[str, float]], testbed: Testbed) -> int:
+    """How many tokens a request for these keys of the testbed knows: an adapter may have a grown vocabulary."""
     return vocab_size(Request([0], [(testbed.adapters[key], weight) for key, weight in adapters]), testbed.model.config)
 
 
 def truth(exchanges: Sequence[Exchange], testbed: Testbed) -> list[Array]:
     """The exact logits [tokens, vocab] of each exchange's text."""
-    return logits(testbed.exact, [request(e, testbed) for e in exchanges])
+    return logits(testbed.exact, [request(exchange, testbed) for exchange in exchanges])
 
 
 # Drawing batches.
@@ -177,7 +177,7 @@ def draw_batch(
     asks: list[EngineRequest] = []
     for i, key in enumerate(chosen):
         n = int(rng.choice([1, 2, longest])) if rng.random() < 0.25 else int(rng.integers(3, longest + 1))
-        vocab = words([] if key is None else [(key, 1.0)], testbed)
+        vocab = vocab_size_of([] if key is None else [(key, 1.0)], testbed)
         same = i > 0 and chosen[i - 1] != key and rng.random() < 0.3 and max(asks[-1].prompt_ids) < vocab
         prompt = asks[-1].prompt_ids if same else random_prompt(rng, n, vocab, testbed)
         asks.append(EngineRequest(prompt, None if key is None else str(key), new))
@@ -193,7 +193,7 @@ def draw_batch(
 def random_prompt(rng: np.random.Generator, n: int, vocab: int, testbed: Testbed) -> tuple[int, ...]:
     """n tokens; where the vocabulary is a grown one, half of the time the last of them is a word of its own."""
     prompt = rng.integers(0, vocab, n)
-    own = range(testbed.model.config.vocab_size, vocab)
-    if own and rng.random() < 0.5:
-        prompt[-1] = rng.choice(own)
+    extra = range(testbed.model.config.vocab_size, vocab)
+    if extra and rng.random() < 0.5:
+        prompt[-1] = rng.choice(extra)
     return tuple(int(t) for t in prompt)

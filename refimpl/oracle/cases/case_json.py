@@ -19,21 +19,23 @@ from .case import Case, Load, Run, Step, Unload
 
 def to_json(case: Case) -> dict[str, Any]:
     """An object that `from_json` reads back as the same case."""
-    return {"name": case.name, "stateless": case.stateless, "steps": [_step(s) for s in case.steps]}
+    return {"name": case.name, "stateless": case.stateless, "steps": [_step(step) for step in case.steps]}
 
 
 def _step(step: Step) -> dict[str, Any]:
     if isinstance(step, Load):
         return {"load": step.name, "adapter": step.adapter}
-    return {"unload": step.name} if isinstance(step, Unload) else {"run": [_ask(a) for a in step.asks]}
+    return {"unload": step.name} if isinstance(step, Unload) else {"run": [_ask(request) for request in step.asks]}
 
 
 def _ask(ask: EngineRequest) -> dict[str, Any]:
     data: dict[str, Any] = {"prompt_ids": [int(t) for t in ask.prompt_ids]}
-    for f in fields(EngineRequest)[1:]:
-        value = getattr(ask, f.name)
-        if value != f.default:
-            data[f.name] = [[name, float(weight)] for name, weight in value] if f.name == "adapter_weights" else value
+    for field in fields(EngineRequest)[1:]:
+        value = getattr(ask, field.name)
+        if value != field.default:
+            data[field.name] = (
+                [[name, float(weight)] for name, weight in value] if field.name == "adapter_weights" else value
+            )
     return data
 
 
@@ -43,7 +45,7 @@ def from_json(data: Any) -> Case:
     name, stateless, steps = (
         _get(data, "the case", k, t) for k, t in (("name", str), ("stateless", bool), ("steps", list))
     )
-    case = Case(name, tuple(_read_step(s, f"step {i}") for i, s in enumerate(steps)), stateless)
+    case = Case(name, tuple(_read_step(step, f"step {i}") for i, step in enumerate(steps)), stateless)
     if not stateless:
         _check_names(case)
     return case
@@ -55,7 +57,7 @@ def _read_step(data: Any, where: str) -> Step:
     if isinstance(data, dict) and set(data) == {"unload"}:
         return Unload(_get(data, where, "unload", str))
     if isinstance(data, dict) and set(data) == {"run"} and _get(data, where, "run", list):
-        return Run(tuple(_read_ask(a, f"{where}, request {j}") for j, a in enumerate(data["run"])))
+        return Run(tuple(_read_ask(request, f"{where}, request {j}") for j, request in enumerate(data["run"])))
     raise LoracleError(f"{where} is {shown(data)}: it must be a load with its adapter, an unload, or a run of requests")
 
 
@@ -63,9 +65,9 @@ def _read_ask(data: Any, where: str) -> EngineRequest:
     ids = _get(data, where, "prompt_ids", list)
     if not ids or not all(is_integer(t) and t >= 0 for t in ids):
         raise LoracleError(f"{where}: prompt_ids is {shown(ids)}: it must be a list of token ids")
-    known = {f.name for f in fields(EngineRequest)}
-    if unknown := set(data) - known:
-        raise LoracleError(f"{where}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
+    keys = {field.name for field in fields(EngineRequest)}
+    if unknown := set(data) - keys:
+        raise LoracleError(f"{where}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(keys))}")
     adapter_weights = data.get("adapter_weights", [])
     if not isinstance(adapter_weights, list) or not all(map(_is_weighted, adapter_weights)):
         raise LoracleError(f"{where}: adapter_weights is {shown(adapter_weights)}: it must be a list of [name, weight]")
@@ -104,18 +106,18 @@ def _get(data: Any, where: str, key: str, kind: type) -> Any:
 
 
 def _check_names(case: Case) -> None:
-    known: set[str] = set()
+    keys: set[str] = set()
     for i, step in enumerate(case.steps):
         if isinstance(step, Load):
-            known.add(step.name)
+            keys.add(step.name)
             continue
-        asked = (
+        names = (
             [step.name]
             if isinstance(step, Unload)
-            else [x for a in step.asks for x in (a.adapter, *dict(a.adapter_weights))]
+            else [x for request in step.asks for x in (request.adapter, *dict(request.adapter_weights))]
         )
-        for name in asked:
-            if name is not None and name not in known:
+        for name in names:
+            if name is not None and name not in keys:
                 raise LoracleError(f"step {i} names {name!r}, which is not loaded then")
         if isinstance(step, Unload):
-            known.remove(step.name)
+            keys.remove(step.name)

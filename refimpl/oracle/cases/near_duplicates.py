@@ -14,7 +14,7 @@ from ...arrays import Array
 LOUDER = 1.7  # times the scale
 
 
-def relatives(adapter: Adapter, rng: np.random.Generator) -> list[Adapter]:
+def near_duplicates_of(adapter: Adapter, rng: np.random.Generator) -> list[Adapter]:
     """One with the same A and B at another scale, and one of the same shapes with other A and B of the same size."""
     config = adapter.config
     alphas = {name: LOUDER * alpha for name, alpha in config.alpha_pattern.items()}
@@ -24,8 +24,8 @@ def relatives(adapter: Adapter, rng: np.random.Generator) -> list[Adapter]:
         return (rng.standard_normal(x.shape) * x.astype(np.float32).std()).astype(x.dtype)
 
     others = {
-        module: LoraTensors(like(w.A), like(w.B), None if w.bias is None else like(w.bias))
-        for module, w in adapter.lora.items()
+        module: LoraTensors(like(tensors.A), like(tensors.B), None if tensors.bias is None else like(tensors.bias))
+        for module, tensors in adapter.lora.items()
     }
     return [
         replace(adapter, name=f"{adapter.name}-louder", config=louder),

@@ -8,12 +8,14 @@ tokens the same. Nothing is drawn: the same case and the same engine give the sa
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from ...engines.interface import EngineRequest
 from .case import Case, Load, Run, Step, Unload
 
 T = TypeVar("T")
+Prompt = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ def shrink(case: Case, fails: Callable[[Case], bool], budget: Budget | None = No
             before = search.best
             for simpler in (
                 _fewer_steps,
-                _fewer_asks,
-                _plainer_asks,
+                _fewer_requests,
+                _plainer_requests,
                 _fewer_adapters,
                 _shorter_prompts,
                 _plainer_tokens,
@@ -58,15 +60,15 @@ class _Search:
     def __init__(self, case: Case, fails: Callable[[Case], bool], budget: Budget) -> None:
         self.best, self._fails = case, fails
         self._calls, self._end = budget.calls, time.monotonic() + budget.seconds
-        self._known, self._in_place = _needs(case.steps)
+        self._most_names, self._in_place = _needs(case.steps)
         self._tried: set[tuple[Step, ...]] = {case.steps}
 
     def keep(self, steps: Sequence[Step]) -> bool:
         """Is this a case, and does it fail as well? Then it is the best one from now on."""
         mended = steps if self.best.stateless else _mended(steps)
-        known, in_place = _needs(mended)
+        most, in_place = _needs(mended)
         new = tuple(mended)
-        if new in self._tried or known > self._known or in_place > self._in_place or not _asks(new):
+        if new in self._tried or most > self._most_names or in_place > self._in_place or not _asks(new):
             return False
         if self._calls == 0 or time.monotonic() >= self._end:
             raise _Spent
@@ -78,13 +80,16 @@ class _Search:
         self.best = candidate
         return True
 
-    def keep_asks(self, change: Callable[[EngineRequest], EngineRequest]) -> bool:
+    def keep_requests(self, change: Callable[[EngineRequest], EngineRequest]) -> bool:
         """The same with every request changed."""
         return self.keep(
-            [replace(s, asks=tuple(map(change, s.asks))) if isinstance(s, Run) else s for s in self._steps]
+            [
+                replace(step, asks=tuple(map(change, step.asks))) if isinstance(step, Run) else step
+                for step in self._steps
+            ]
         )
 
-    def keep_ask(self, at: tuple[int, int], ask: EngineRequest) -> bool:
+    def keep_request(self, at: tuple[int, int], ask: EngineRequest) -> bool:
         """The same with the request at (step, index) changed."""
         steps = list(self._steps)
         run = steps[at[0]]
@@ -118,78 +123,92 @@ def minimise(items: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> Sequen
         size = max(size // 2, 1)
 
 
-def _fewer_steps(s: _Search) -> None:
-    minimise(s.best.steps, s.keep)
+def _fewer_steps(search: _Search) -> None:
+    minimise(search.best.steps, search.keep)
 
 
-def _fewer_asks(s: _Search) -> None:
-    for i in reversed(range(len(s.best.steps))):
-        run = s.best.steps[i] if i < len(s.best.steps) else None
+def _fewer_requests(search: _Search) -> None:
+    for i in reversed(range(len(search.best.steps))):
+        run = search.best.steps[i] if i < len(search.best.steps) else None
         if isinstance(run, Run) and len(run.asks) > 1:
-            before, after = s.best.steps[:i], s.best.steps[i + 1 :]
-            minimise(run.asks, lambda asks, b=before, a=after: s.keep([*b, Run(tuple(asks)), *a]))  # type: ignore[misc]
+            minimise(run.asks, partial(_with_run, search, search.best.steps[:i], search.best.steps[i + 1 :]))
 
 
-def _plainer_asks(s: _Search) -> None:
+def _with_run(
+    search: _Search, before: Sequence[Step], after: Sequence[Step], requests: Sequence[EngineRequest]
+) -> bool:
+    return search.keep([*before, Run(tuple(requests)), *after])
+
+
+def _plainer_requests(search: _Search) -> None:
     """One token, at once, to its end; first for all requests together."""
     plain = (
-        lambda a: replace(a, max_new_tokens=1, arrival_step=0, cancel_after=None),
-        lambda a: replace(a, max_new_tokens=1) if a.cancel_after is None else a,
-        lambda a: replace(a, arrival_step=0),
-        lambda a: replace(a, cancel_after=None),
-        lambda a: replace(a, adapter=None, adapter_weights=()),
-        lambda a: replace(a, max_new_tokens=max(a.max_new_tokens // 2, (a.cancel_after or 0) + 1)),
-        lambda a: replace(a, arrival_step=a.arrival_step // 2),
-        lambda a: replace(a, max_new_tokens=max(a.max_new_tokens - 1, (a.cancel_after or 0) + 1)),
-        lambda a: replace(a, arrival_step=max(a.arrival_step - 1, 0)),
+        lambda request: replace(request, max_new_tokens=1, arrival_step=0, cancel_after=None),
+        lambda request: replace(request, max_new_tokens=1) if request.cancel_after is None else request,
+        lambda request: replace(request, arrival_step=0),
+        lambda request: replace(request, cancel_after=None),
+        lambda request: replace(request, adapter=None, adapter_weights=()),
+        lambda request: replace(
+            request, max_new_tokens=max(request.max_new_tokens // 2, (request.cancel_after or 0) + 1)
+        ),
+        lambda request: replace(request, arrival_step=request.arrival_step // 2),
+        lambda request: replace(
+            request, max_new_tokens=max(request.max_new_tokens - 1, (request.cancel_after or 0) + 1)
+        ),
+        lambda request: replace(request, arrival_step=max(request.arrival_step - 1, 0)),
     )
     for change in plain[:4]:
-        s.keep_asks(change)
-    for at, ask in s.asks():
+        search.keep_requests(change)
+    for at, ask in search.asks():
         for change in plain:
-            if change(ask) != ask and s.keep_ask(at, change(ask)):
+            if change(ask) != ask and search.keep_request(at, change(ask)):
                 ask = change(ask)
 
 
-def _fewer_adapters(s: _Search) -> None:
+def _fewer_adapters(search: _Search) -> None:
     """Fewer different names: each in the place of a later one."""
-    names = list(dict.fromkeys(step.name for step in s.best.steps if isinstance(step, Load)))
+    names = list(dict.fromkeys(step.name for step in search.best.steps if isinstance(step, Load)))
     for i, name in enumerate(names):
         for other in names[i + 1 :]:
-            s.keep([_renamed(step, other, name) for step in s.best.steps])
+            search.keep([_renamed(step, other, name) for step in search.best.steps])
 
 
-def _shorter_prompts(s: _Search) -> None:
+def _shorter_prompts(search: _Search) -> None:
     """To one token, a half, one token less: all prompts that are longer, then each alone; at the end, then at the
     beginning."""
-    for shorter in (lambda p, n: p[:n], lambda p, n: p[-n:]):
+    for shorter in (lambda ids, n: ids[:n], lambda ids, n: ids[-n:]):
         while True:
-            longest = max(len(a.prompt_ids) for _, a in s.asks())
+            longest = max(len(request.prompt_ids) for _, request in search.asks())
             lengths = [n for n in (1, longest // 2, longest * 3 // 4, longest - 1) if 0 < n < longest]
-            cut = shorter
-            if not any(s.keep_asks(lambda a, n=n, cut=cut: _with_prompt(a, cut(a.prompt_ids, n))) for n in lengths):  # type: ignore[misc]
+            if not any(search.keep_requests(partial(_cut, shorter, n)) for n in lengths):
                 break
-        for at, _ in s.asks():
+        for at, _ in search.asks():
             while True:
-                ask = dict(s.asks())[at]
+                ask = dict(search.asks())[at]
                 have = len(ask.prompt_ids)
                 lengths = [n for n in (1, have // 2, have * 3 // 4, have - 1) if 0 < n < have]
-                if not any(s.keep_ask(at, _with_prompt(ask, shorter(ask.prompt_ids, n))) for n in lengths):
+                if not any(search.keep_request(at, _with_prompt(ask, shorter(ask.prompt_ids, n))) for n in lengths):
                     break
 
 
-def _plainer_tokens(s: _Search) -> None:
+def _plainer_tokens(search: _Search) -> None:
     """0 wherever it makes no difference; what must differ from it is counted up from 1. Equal tokens stay equal."""
-    tokens = list(dict.fromkeys(t for _, a in s.asks() for t in a.prompt_ids))
+    tokens = list(dict.fromkeys(t for _, request in search.asks() for t in request.prompt_ids))
     free = [t for t in tokens if t != 0]
 
     def zeroed_but(kept: Sequence[int]) -> bool:
-        return s.keep_asks(lambda a: _with_prompt(a, tuple(t if t in kept else 0 for t in a.prompt_ids)))
+        return search.keep_requests(
+            lambda request: _with_prompt(request, tuple(t if t in kept else 0 for t in request.prompt_ids))
+        )
 
     if free and not zeroed_but(()):
         free = list(minimise(free, zeroed_but))
         place = {t: i + 1 for i, t in enumerate(free)}
-        s.keep_asks(lambda a: _with_prompt(a, tuple(place.get(t, 0) for t in a.prompt_ids)))
+        search.keep_requests(lambda request: _with_prompt(request, tuple(place.get(t, 0) for t in request.prompt_ids)))
+
+
+def _cut(shorter: Callable[[Prompt, int], Prompt], n: int, request: EngineRequest) -> EngineRequest:
+    return _with_prompt(request, shorter(request.prompt_ids, n))
 
 
 def _with_prompt(ask: EngineRequest, prompt: tuple[int, ...]) -> EngineRequest:
@@ -201,50 +220,56 @@ def _renamed(step: Step, old: str, new: str) -> Step:
         return Run(
             tuple(
                 replace(
-                    a,
-                    adapter=new if a.adapter == old else a.adapter,
-                    adapter_weights=tuple((new if name == old else name, weight) for name, weight in a.adapter_weights),
+                    request,
+                    adapter=new if request.adapter == old else request.adapter,
+                    adapter_weights=tuple(
+                        (new if name == old else name, weight) for name, weight in request.adapter_weights
+                    ),
                 )
-                for a in step.asks
+                for request in step.asks
             )
         )
     return replace(step, name=new) if step.name == old else step
 
 
 def _asks(steps: Sequence[Step]) -> list[tuple[tuple[int, int], EngineRequest]]:
-    return [((i, j), a) for i, s in enumerate(steps) if isinstance(s, Run) for j, a in enumerate(s.asks)]
+    return [
+        ((i, j), request) for i, run in enumerate(steps) if isinstance(run, Run) for j, request in enumerate(run.asks)
+    ]
 
 
 def _mended(steps: Sequence[Step]) -> list[Step]:
     """The same without what has become impossible: names that are not loaded, asked or unloaded; runs of nobody."""
-    known: set[str] = set()
-    found: list[Step] = []
+    loaded: set[str] = set()
+    kept: list[Step] = []
     for step in steps:
         if isinstance(step, Load):
-            known.add(step.name)
-            found.append(step)
+            loaded.add(step.name)
+            kept.append(step)
         elif isinstance(step, Unload):
-            if step.name in known:
-                known.remove(step.name)
-                found.append(step)
+            if step.name in loaded:
+                loaded.remove(step.name)
+                kept.append(step)
         else:
             asks = tuple(
-                a for a in step.asks if {x for x in (a.adapter, *dict(a.adapter_weights)) if x is not None} <= known
+                request
+                for request in step.asks
+                if {x for x in (request.adapter, *dict(request.adapter_weights)) if x is not None} <= loaded
             )
             if asks:
-                found.append(Run(asks))
-    return found
+                kept.append(Run(asks))
+    return kept
 
 
 def _needs(steps: Sequence[Step]) -> tuple[int, bool]:
-    """The most names that are known at once, and whether one of them is loaded in place."""
-    known: set[str] = set()
+    """The most names that are loaded at once, and whether one of them is loaded in place."""
+    loaded: set[str] = set()
     most, in_place = 0, False
     for step in steps:
         if isinstance(step, Load):
-            in_place |= step.name in known
-            known.add(step.name)
-            most = max(most, len(known))
+            in_place |= step.name in loaded
+            loaded.add(step.name)
+            most = max(most, len(loaded))
         elif isinstance(step, Unload):
-            known.discard(step.name)
+            loaded.discard(step.name)
     return most, in_place

@@ -9,26 +9,27 @@ from typing import TYPE_CHECKING, Any
 from ...engines.interface import Capabilities, Engine, Settings
 from ...errors import LoracleError
 from .case import Case, Exchange, Player
-from .scenarios import BLOCK, SCENARIOS, Choices, ScenarioBuilder, scenarios_for, variants, write
+from .scenario_builder import BLOCK, Choices, ScenarioBuilder
+from .scenarios import SCENARIOS, scenarios_for, variants, write
 from .testbed import Testbed
 
 if TYPE_CHECKING:
     from hypothesis.stateful import RuleBasedStateMachine
     from hypothesis.strategies import SearchStrategy
 
-MOST_PLOTS = 6
+MOST_SCENARIOS = 6
 Check = Callable[[Sequence[Exchange], Testbed], str]  # "" or what is wrong
 
 
 def scripts(
     testbed: Testbed, capabilities: Capabilities, settings: Settings | None = None, block: int = BLOCK
 ) -> "SearchStrategy[Case]":
-    """Sequences for an engine that was started with `settings` (of sequences.variants; the first without).
+    """Sequences for an engine that was started with `settings` (of scenarios.variants; the first without).
 
-    A plot that is deleted leaves a legal sequence, and smaller numbers make simpler ones: that is how it shrinks."""
+    A scenario that is deleted leaves a legal sequence, and smaller numbers make simpler ones: that is how it shrinks."""
     st = _hypothesis().strategies
     chosen = settings or variants(testbed, capabilities)[0]
-    moves = st.lists(_moves(testbed, capabilities, chosen), min_size=1, max_size=MOST_PLOTS)
+    moves = st.lists(_moves(testbed, capabilities, chosen), min_size=1, max_size=MOST_SCENARIOS)
     return st.builds(
         lambda moves, seed: write("sequence", moves, testbed, capabilities, chosen, seed, block),
         moves,
@@ -43,7 +44,7 @@ def machine_for(
     settings: Settings | None = None,
     block: int = BLOCK,
 ) -> "type[RuleBasedStateMachine]":
-    """A machine with one rule for each plot that the engine is able to. Its steps are done as they come, and what was
+    """A machine with one rule for each scenario that the engine is able to. Its steps are done as they come, and what was
     answered goes to `check`; an AssertionError says what that found.
 
     The engine is started once: starting takes longer than all else. Run it with
@@ -59,31 +60,31 @@ def machine_for(
 
         @stateful.initialize(seed=st.integers(0, 9))
         def begin(self, seed: int) -> None:
-            self.story = ScenarioBuilder(testbed, capabilities, chosen, seed, block)
+            self.builder = ScenarioBuilder(testbed, capabilities, chosen, seed, block)
             self.player = Player(engine, testbed)
             self.done = 0
             engine.reset()
 
-        def tell(self, plot: str, numbers: Sequence[int]) -> None:
-            SCENARIOS[plot].tell(self.story, Choices(numbers))
-            told = tuple(self.story.steps)
-            exchanges = [e for step in told[self.done :] for e in self.player.do(step)]
-            self.done = len(told)
+        def run(self, scenario: str, numbers: Sequence[int]) -> None:
+            SCENARIOS[scenario].run(self.builder, Choices(numbers))
+            ran = tuple(self.builder.steps)
+            exchanges = [exchange for step in ran[self.done :] for exchange in self.player.do(step)]
+            self.done = len(ran)
             wrong = check(exchanges, testbed)
-            assert not wrong, f"{wrong}; all that was done: {told}"
+            assert not wrong, f"{wrong}; all that was done: {ran}"
 
-    for plot in scenarios_for(testbed, capabilities, chosen):
-        rule = stateful.rule(numbers=_numbers())(_told(plot))
-        setattr(EngineMachine, plot.replace(" ", "_"), rule)
+    for scenario in scenarios_for(testbed, capabilities, chosen):
+        rule = stateful.rule(numbers=_numbers())(_rule(scenario))
+        setattr(EngineMachine, scenario.replace(" ", "_"), rule)
     return EngineMachine
 
 
-def _told(plot: str) -> Callable[..., None]:
-    def tell(self: Any, numbers: list[int]) -> None:
-        self.tell(plot, numbers)
+def _rule(scenario: str) -> Callable[..., None]:
+    def run(self: Any, numbers: list[int]) -> None:
+        self.run(scenario, numbers)
 
-    tell.__name__ = plot.replace(" ", "_")
-    return tell
+    run.__name__ = scenario.replace(" ", "_")
+    return run
 
 
 def _moves(testbed: Testbed, capabilities: Capabilities, settings: Settings) -> "SearchStrategy[tuple[str, list[int]]]":

@@ -97,11 +97,11 @@ def random_adapters(
 ) -> list[Adapter]:
     """`count` pairwise different adapters that use whatever the engine can take, each something else."""
     can, most = capabilities.features, capabilities.max_rank or 64
-    modules = [m for m in LAYER_MODULES if m in capabilities.modules]
+    modules = [name for name in LAYER_MODULES if name in capabilities.modules]
     # Where the head is the embedding, LoRA on the embedding alone shows whether the head is left as it is.
     tops = (EMBED,) if base.config.tie_word_embeddings else (EMBED, LM_HEAD)
     top = [module[1] for module in tops if module[1] in capabilities.modules]
-    found = []
+    adapters = []
     for i in range(count):
         r = min(most, RANKS[i % len(RANKS)] if "mixed_ranks" in can else 8)
         targets = _some(modules, rng) if i % 4 == 3 and "partial" in can else modules
@@ -121,15 +121,15 @@ def random_adapters(
             adapter = with_more_words(base, adapter, rng)
         if "biases" in can and i % 8 == 7 and base.config.attention_bias:
             adapter = with_own_biases(base, adapter, rng)
-        found.append(adapter)
-    return found
+        adapters.append(adapter)
+    return adapters
 
 
 def _some(modules: Sequence[str], rng: np.random.Generator) -> list[str]:
     """v_proj, which shows in any prompt, and two others."""
-    others = [m for m in modules if m != "v_proj"]
+    others = [name for name in modules if name != "v_proj"]
     chosen = {"v_proj", *rng.choice(others, size=min(2, len(others)), replace=False)}
-    return [m for m in modules if m in chosen]
+    return [name for name in modules if name in chosen]
 
 
 def random_adapter(base: Model, config: PeftConfig, name: str, rng: np.random.Generator) -> Adapter:
@@ -145,10 +145,10 @@ def random_adapter(base: Model, config: PeftConfig, name: str, rng: np.random.Ge
         scale = adapter_scale(pattern_value(config.alpha_pattern, path, config.lora_alpha), r, config.use_rslora)
         # What the base makes of an input of unit size; the rows of an embedding are looked up, not summed.
         gain = float(np.linalg.norm(weight)) / np.sqrt(weight.shape[0] * (d_out if module == EMBED else 1))
-        a = rng.standard_normal((r, d_in)) / (1 if module == EMBED else np.sqrt(d_in))
-        b = STRENGTH * gain * rng.standard_normal((d_out, r)) / (np.sqrt(r) * abs(scale))
+        A = rng.standard_normal((r, d_in)) / (1 if module == EMBED else np.sqrt(d_in))
+        B = STRENGTH * gain * rng.standard_normal((d_out, r)) / (np.sqrt(r) * abs(scale))
         bias = 0.1 * gain * rng.standard_normal(d_out) / abs(scale) if config.lora_bias and module != EMBED else None
-        lora[module] = LoraTensors(*(None if x is None else x.astype(np.float32) for x in (a, b, bias)))  # type: ignore[arg-type]
+        lora[module] = LoraTensors(*(None if x is None else x.astype(np.float32) for x in (A, B, bias)))  # type: ignore[arg-type]
     if not lora:
         raise LoracleError(f"no module of the model is among {', '.join(config.target_modules)}")
     return Adapter(name, config, lora)
@@ -157,9 +157,9 @@ def random_adapter(base: Model, config: PeftConfig, name: str, rng: np.random.Ge
 def with_own_head(base: Model, adapter: Adapter, rng: np.random.Generator) -> Adapter:
     """The adapter, and with it a whole lm_head of its own (modules_to_save)."""
     weight = base.linear(LM_HEAD).weight.astype(np.float32)
-    own = weight + STRENGTH * weight.std() * rng.standard_normal(weight.shape)
+    weight_of_its_own = weight + STRENGTH * weight.std() * rng.standard_normal(weight.shape)
     config = replace(adapter.config, modules_to_save=("lm_head",))
-    return replace(adapter, config=config, replaced={LM_HEAD: own.astype(np.float32)})
+    return replace(adapter, config=config, replaced={LM_HEAD: weight_of_its_own.astype(np.float32)})
 
 
 def with_more_words(base: Model, adapter: Adapter, rng: np.random.Generator) -> Adapter:
@@ -168,15 +168,17 @@ def with_more_words(base: Model, adapter: Adapter, rng: np.random.Generator) -> 
     for module in (EMBED, LM_HEAD):
         weight = base.linear(module).weight.astype(np.float32)
         size = (len(weight) + WORDS, weight.shape[1])
-        own = np.vstack([weight, np.zeros((WORDS, size[1]), np.float32)])
-        replaced[module] = (own + STRENGTH * weight.std() * rng.standard_normal(size)).astype(np.float32)
+        weight_of_its_own = np.vstack([weight, np.zeros((WORDS, size[1]), np.float32)])
+        replaced[module] = (weight_of_its_own + STRENGTH * weight.std() * rng.standard_normal(size)).astype(np.float32)
     config = replace(adapter.config, modules_to_save=("embed_tokens", "lm_head"))
-    lora = {module: w for module, w in adapter.lora.items() if module not in replaced}
+    lora = {module: tensors for module, tensors in adapter.lora.items() if module not in replaced}
     return replace(adapter, config=config, lora=lora, replaced=replaced)
 
 
 def with_own_biases(base: Model, adapter: Adapter, rng: np.random.Generator) -> Adapter:
     """The adapter, and with it a bias of its own for every layer that has one (bias="all")."""
     modules = [module for module in base.config.modules() if base.config.has_bias(module[1])]
-    own = {module: 3 * random_bias(base.config.shape(module[1])[0], rng).astype(np.float32) for module in modules}
-    return replace(adapter, config=replace(adapter.config, bias="all"), biases=own)
+    weight_of_its_own = {
+        module: 3 * random_bias(base.config.shape(module[1])[0], rng).astype(np.float32) for module in modules
+    }
+    return replace(adapter, config=replace(adapter.config, bias="all"), biases=weight_of_its_own)

@@ -1,4 +1,4 @@
-"""The stage of a campaign: one base and the adapters that its cases use, on disk for the engine, loaded for us."""
+"""The testbed of a campaign: one base and the adapters that its cases use, on disk for the engine, loaded for us."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from ...formats.peft import save_adapter
 from ...loading.adapter_folder import load_adapter
 from ...loading.model_folder import base_folder, load_model
 from ...weights import Linear, Model
-from .near_duplicates import relatives
+from .near_duplicates import near_duplicates_of
 from .synthetic import random_adapters, random_config, random_model
 
 
@@ -40,11 +40,11 @@ class Testbed:
 
     @cached_property
     def wide(self) -> dict[str, Adapter]:
-        """The adapters in float64, which they are needed in for every mutant."""
-        return {key: _wide_adapter(a) for key, a in self.adapters.items()}
+        """The adapters in float64; every mutant runs with them."""
+        return {key: _wide_adapter(adapter) for key, adapter in self.adapters.items()}
 
     def in_dtype(self, dtype: str) -> "Testbed":
-        """The same stage for an engine that computes in another type: its weights are rounded to it first."""
+        """The same testbed for an engine that computes in another type: its weights are rounded to it first."""
         if dtype == self.dtype:
             return self
         model = load_model(self.folder, dtype)
@@ -64,7 +64,7 @@ def build(
     embedded model's voices, and with two relatives where an engine can exchange adapters. What is made is written
     under `work`, in `dtype`, so that no engine rounds it."""
     rng = np.random.default_rng([seed, 4])
-    work = work / "stages" / f"{Path(model).name}-{dtype}-{seed}-{count}"  # a campaign that is resumed finds its own
+    work = work / "testbeds" / f"{Path(model).name}-{dtype}-{seed}-{count}"  # a campaign that is resumed finds its own
     if model == "random":
         folder = work / "model"
         base = random_model(random_config(rng, capabilities, turn=seed), rng, dtype)
@@ -79,10 +79,10 @@ def build(
             from ... import tiny
 
             paths |= dict(list(tiny.VOICES.items())[:2])
-        made = random_adapters(ours, rng, capabilities, count)
+        synthetic = random_adapters(ours, rng, capabilities, count)
         if "load" in capabilities.operations:
-            made += relatives(made[0], rng)
-        for adapter in made:
+            synthetic += near_duplicates_of(synthetic[0], rng)
+        for adapter in synthetic:
             paths[adapter.name] = work / "adapters" / adapter.name
             if not paths[adapter.name].exists():
                 save_adapter(adapter, paths[adapter.name], dtype)
@@ -91,8 +91,8 @@ def build(
 
 
 def settings(testbed: Testbed, **changes: Any) -> Settings:
-    """What an engine is told when it is started for this stage."""
-    ranks = [w.A.shape[0] for a in testbed.adapters.values() for w in a.lora.values()]
+    """Return the settings with which an engine is started for this testbed."""
+    ranks = [lora.A.shape[0] for adapter in testbed.adapters.values() for lora in adapter.lora.values()]
     return replace(
         Settings(
             testbed.folder,
@@ -100,7 +100,7 @@ def settings(testbed: Testbed, **changes: Any) -> Settings:
             max_adapters=len(testbed.adapters) + 1,
             max_rank=max(ranks, default=8),
             max_length=min(128, testbed.model.config.max_position_embeddings),
-            modules=tuple(dict.fromkeys(m for a in testbed.adapters.values() for _, m in a.lora)),
+            modules=tuple(dict.fromkeys(name for adapter in testbed.adapters.values() for _, name in adapter.lora)),
         ),
         **changes,
     )
@@ -115,7 +115,7 @@ def in_float64(model: Model) -> Model:
         return x.astype(np.float64) if isinstance(x, Array) else x
 
     layers = tuple(
-        replace(layer, **{f.name: wide(getattr(layer, f.name)) for f in dataclasses.fields(layer)})
+        replace(layer, **{field.name: wide(getattr(layer, field.name)) for field in dataclasses.fields(layer)})
         for layer in model.layers
     )
     embed = wide(model.embed_tokens)
@@ -130,5 +130,5 @@ def _wide_adapter(adapter: Adapter) -> Adapter:
     def wide(x: Any) -> Any:
         return None if x is None else x.astype(np.float64)
 
-    lora = {module: LoraTensors(wide(w.A), wide(w.B), wide(w.bias)) for module, w in adapter.lora.items()}
+    lora = {module: LoraTensors(wide(lora.A), wide(lora.B), wide(lora.bias)) for module, lora in adapter.lora.items()}
     return replace(adapter, lora=lora)

@@ -31,7 +31,7 @@ ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """One module of one layer (layer None: of all layers), and how far off the engine is there."""
 
     layer: int | None
@@ -40,14 +40,14 @@ class Place:
     how: str  # "intermediates" or "ablation"
 
 
-def first_off(places: Sequence[Place], known: Thresholds) -> Place | None:
+def first_off(places: Sequence[Location], known: Thresholds) -> Location | None:
     """The first that left the noise, while its input had not; a ratio that is no number did."""
     return next((place for place in places if not place.ratio < known.ratio), None)
 
 
 def intermediates(
     exchange: Exchange, answer: EngineResponse, testbed: Testbed, members: Sequence[Member]
-) -> list[Place]:
+) -> list[Location]:
     """Every output of a module that the engine showed, in the order in which they are computed: the rms of its error
     over the prompt's tokens, in units of the rms of the honest errors there."""
     whole = prompt_alone(exchange)
@@ -63,7 +63,7 @@ def intermediates(
             unit = np.sqrt(np.mean([np.mean((h[name][:n] - true[name][:n]) ** 2) for h in honest]))
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio = float(np.sqrt(np.mean((answer.trace[name] - true[name][:n]) ** 2)) / unit)
-            found.append(Place(layer, module, ratio, "intermediates"))
+            found.append(Location(layer, module, ratio, "intermediates"))
     return found
 
 
@@ -88,7 +88,7 @@ def _traced(testbed: Testbed, exchange: Exchange, member: Member | None) -> Mapp
 
 def by_ablation(
     engine: Engine, adapter: Adapter, testbed: Testbed, members: Sequence[Member], known: Thresholds, work: Path
-) -> list[Place]:
+) -> list[Location]:
     """Adapters with one module, then of each module that fails with one layer. All that fail, in order."""
     found = []
     for name in [m for m in LAYER_MODULES if any(module[1] == m for module in adapter.lora)]:
@@ -105,9 +105,9 @@ def by_ablation(
             if ratio is not None:
                 bad.append((layer, ratio))
         if bad and len(bad) < len(layers):
-            found += [Place(layer, name, ratio, "ablation") for layer, ratio in bad]
+            found += [Location(layer, name, ratio, "ablation") for layer, ratio in bad]
         else:
-            found.append(Place(None, name, whole, "ablation"))
+            found.append(Location(None, name, whole, "ablation"))
     return found
 
 

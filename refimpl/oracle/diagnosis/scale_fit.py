@@ -12,7 +12,7 @@ from ...config import Module
 from ...lora import LoraWeights
 from ...ops import Ops
 from ..bugs import Mutant
-from ..bugs.scopes import Place, confined_ops
+from ..bugs.scopes import Scope, scoped_ops
 from ..bugs.steps import rescaling
 from ..cases.testbed import Testbed
 from .projection import ProjectionTerm, Sample, project, projection_terms
@@ -26,7 +26,7 @@ NAMED = 4  # digits of a factor in a name
 Parts = list[list[ProjectionTerm | None]]
 
 
-def scaled(factors: Mapping[str, float], testbed: Testbed, place: Place | None) -> Ops:
+def scaled(factors: Mapping[str, float], testbed: Testbed, place: Scope | None) -> Ops:
     """The scale of each adapter of the stage, by its key, times its factor."""
     of_lora = {
         id(held[key].lora): factor for key, factor in factors.items() for held in (testbed.adapters, testbed.wide)
@@ -36,10 +36,10 @@ def scaled(factors: Mapping[str, float], testbed: Testbed, place: Place | None) 
         return of_lora.get(id(adapter.lora), 1.0)
 
     ops = rescaling(factor)
-    return ops if place is None else confined_ops(ops, place)
+    return ops if place is None else scoped_ops(ops, place)
 
 
-def mutant(factors: Mapping[str, float], testbed: Testbed, place: Place | None) -> Mutant:
+def mutant(factors: Mapping[str, float], testbed: Testbed, place: Scope | None) -> Mutant:
     """With its factors in its name."""
     wrong = {key: k for key, k in factors.items() if k != 1}
     if len(set(wrong.values())) == 1 and len(wrong) == len(testbed.adapters):
@@ -53,7 +53,7 @@ def mutant(factors: Mapping[str, float], testbed: Testbed, place: Place | None) 
     return Mutant(f"scale_times[{shown}]{where}", "A", what, (), lambda: scaled(factors, testbed, place), scales=True)
 
 
-def fitted(samples: Sequence[Sample], testbed: Testbed, place: Place | None, each: bool) -> tuple[Mutant, Parts] | None:
+def fitted(samples: Sequence[Sample], testbed: Testbed, place: Scope | None, each: bool) -> tuple[Mutant, Parts] | None:
     """The factors at which the coefficient is 1, from a step small enough to be linear: k <- 1 + c (k - 1), and the
     secant from then on. each: one factor for every adapter. None if there are none."""
     some = _enough(samples)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..bugs import Mutant, mutants_for
-from ..bugs.parameters import values_for
-from ..bugs.scopes import Place, at, can_be_confined, places, small_places
+from ..bugs.parameters import parameter_mutants
+from ..bugs.scopes import Scope, can_be_scoped, scoped, scopes_of, small_scopes_of
 from ..cases.testbed import Testbed
 from .projection import Sample
 
@@ -35,24 +35,24 @@ Beside = Callable[[Sequence[Sample], Sequence[str]], "list[Candidate]"]
 @lru_cache(maxsize=4)
 def everywhere(testbed: Testbed) -> dict[str, Mutant]:
     """The zoo and its other values, by name."""
-    return mutants_for(list(testbed.paths)) | values_for(testbed)
+    return mutants_for(list(testbed.paths)) | parameter_mutants(testbed)
 
 
 @lru_cache(maxsize=4)
-def all_places(testbed: Testbed) -> dict[str, Place]:
+def all_places(testbed: Testbed) -> dict[str, Scope]:
     """By name."""
     config = testbed.model.config
-    return {p.name: p for p in (*places(config), *small_places(config))}
+    return {p.name: p for p in (*scopes_of(config), *small_scopes_of(config))}
 
 
 def find(name: str, testbed: Testbed) -> Mutant:
     """ "k_and_v_deltas_swapped", "rank_cut[5]", "k_and_v_deltas_swapped @ layer 1"."""
     bug, _, where = name.partition(" @ ")
     m = everywhere(testbed)[bug]
-    return at(m, all_places(testbed)[where]) if where else m
+    return scoped(m, all_places(testbed)[where]) if where else m
 
 
-def place_of(name: str, testbed: Testbed) -> Place | None:
+def place_of(name: str, testbed: Testbed) -> Scope | None:
     """Where a bug of this name is; None: everywhere."""
     where = name.partition(" @ ")[2]
     return all_places(testbed)[where] if where else None
@@ -73,18 +73,18 @@ def search(
     on_one = beside(whole[:1], _nearest(tried, AFTER_THE_SMALLEST))
     if not any(explains(x) for x in on_one):
         config = testbed.model.config
-        pointing = _distinct([x for x in sorted(tried, key=apart) if can_be_confined(known[x.mutant.name])])
+        pointing = _distinct([x for x in sorted(tried, key=apart) if can_be_scoped(known[x.mutant.name])])
         likely = list(dict.fromkeys([ANY_SCALE, NOTHING_APPLIED, *pointing[:IN_PLACES]]))
-        large = [f"{name} @ {p.name}" for name in likely for p in places(config) if _sensible(name, p)]
-        small = [f"{name} @ {p.name}" for name in likely[:3] for p in small_places(config)]
+        large = [f"{name} @ {p.name}" for name in likely for p in scopes_of(config) if _sensible(name, p)]
+        small = [f"{name} @ {p.name}" for name in likely[:3] for p in small_scopes_of(config)]
         confined = beside([first], [*large, *small])
         on_one += beside(whole[:1], _nearest(confined, AFTER_THE_SMALLEST))
     if not any(explains(x) for x in on_one) and here is not None:
-        every = [m.name for m in known.values() if shows(m) and can_be_confined(m)]
+        every = [m.name for m in known.values() if shows(m) and can_be_scoped(m)]
         confined = beside([first], [f"{name} @ {place}" for name in every for place in _around(here, testbed)])
         on_one += beside(whole[:1], _nearest(confined, AFTER_THE_SMALLEST))
     if not any(explains(x) for x in on_one) and all(_prompts_are_right(x) for x in whole):
-        every = [m.name for m in known.values() if shows(m) and can_be_confined(m) and m.name != NOTHING_APPLIED]
+        every = [m.name for m in known.values() if shows(m) and can_be_scoped(m) and m.name != NOTHING_APPLIED]
         on_one += beside(whole[:1], [f"{name} @ {DECODE}" for name in every])
     return beside(whole, _nearest(on_one, LAST))
 
@@ -116,9 +116,9 @@ def _distinct(looked: Sequence["Candidate"]) -> list[str]:
     return [name for names in seen.values() for name in names[:2]]
 
 
-def _sensible(name: str, place: Place) -> bool:
+def _sensible(name: str, scope: Scope) -> bool:
     """No adapter in decode steps is a bug of the zoo, and its class is another one."""
-    return name != NOTHING_APPLIED or place.decode is None
+    return name != NOTHING_APPLIED or scope.decode is None
 
 
 def explains(x: "Candidate") -> bool:

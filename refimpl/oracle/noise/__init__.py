@@ -1,0 +1,1 @@
+"""How far honest arithmetic strays, and the verdict that follows."""

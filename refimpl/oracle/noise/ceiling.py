@@ -43,36 +43,36 @@ class Moved:
     @property
     def ops(self) -> Ops:
         """In float64."""
-        u, absolute = self.unit, each(_absolute).lora_delta
+        unit, absolute = self.unit, each(_absolute).lora_delta
 
         def product(x: Array, weight: Array, bias: Array | None, p: Any) -> Array:
             y = linear(x, weight, bias, p)
             sums = linear(np.abs(x), np.abs(weight), None if bias is None else np.abs(bias), p)
-            return self.by(y, u * np.abs(y) + x.shape[1] * SINGLE * sums)
+            return self.by(y, unit * np.abs(y) + x.shape[1] * SINGLE * sums)
 
         positive_weights = remapped(lambda ids, weights: (ids, np.abs(weights)))
 
         def delta(y: Array, x: Array, module: Any, adapters: Any, mapping: Any, p: Any) -> None:
-            own, sums = np.zeros_like(y), np.zeros_like(y)
-            lora_delta(own, x, module, adapters, mapping, p)
+            exact_delta, sums = np.zeros_like(y), np.zeros_like(y)
+            lora_delta(exact_delta, x, module, adapters, mapping, p)
             positive = x if x.dtype.kind in "iu" else np.abs(x)
             absolute(sums, positive, module, adapters, positive_weights(mapping), p)
             terms = 1 if x.dtype.kind in "iu" else x.shape[1]
-            y += self.by(own, (3 * u + terms * SINGLE) * sums)
+            y += self.by(exact_delta, (3 * unit + terms * SINGLE) * sums)
 
         def attention(q: Array, k: Array, v: Array, *rest: Any) -> Array:
-            q = self.by(q, (2 * u + q.shape[-1] * SINGLE) * np.abs(q))
+            q = self.by(q, (2 * unit + q.shape[-1] * SINGLE) * np.abs(q))
             y = NUMPY.attention(q, k, v, *rest)
-            return self.by(y, (2 * u + k.shape[0] * SINGLE) * NUMPY.attention(q, k, np.abs(v), *rest))
+            return self.by(y, (2 * unit + k.shape[0] * SINGLE) * NUMPY.attention(q, k, np.abs(v), *rest))
 
         def rms_norm(x: Array, *rest: Any) -> Array:
-            y = NUMPY.rms_norm(self.by(x, u * np.abs(x)), *rest)  # the residual stream was rounded as well
-            return self.by(y, (2 * u + x.shape[1] * SINGLE) * np.abs(y))
+            y = NUMPY.rms_norm(self.by(x, unit * np.abs(x)), *rest)  # the residual stream was rounded as well
+            return self.by(y, (2 * unit + x.shape[1] * SINGLE) * np.abs(y))
 
         def after(step: Callable, times: int) -> Callable:
             def moved(*call: Any) -> Array:
                 y = step(*call)
-                return self.by(y, times * (u + SINGLE) * np.abs(y).max(axis=-1, keepdims=True))
+                return self.by(y, times * (unit + SINGLE) * np.abs(y).max(axis=-1, keepdims=True))
 
             return moved
 
@@ -87,9 +87,9 @@ class Moved:
         )
 
 
-def _absolute(w: Any) -> Any:
-    bias = None if w.bias is None else np.abs(w.bias)
-    return dataclasses.replace(w, A=np.abs(w.A), B=np.abs(w.B), scale=abs(w.scale), bias=bias)
+def _absolute(lora: Any) -> Any:
+    bias = None if lora.bias is None else np.abs(lora.bias)
+    return dataclasses.replace(lora, A=np.abs(lora.A), B=np.abs(lora.B), scale=abs(lora.scale), bias=bias)
 
 
 def ceilings(requests: Sequence[Request], raws: Sequence[Errors], testbed: Testbed, seed: int = 0) -> list[Array]:
@@ -97,9 +97,9 @@ def ceilings(requests: Sequence[Request], raws: Sequence[Errors], testbed: Testb
     moved = Moved(testbed.dtype, seed)
     rows = logits(testbed.exact, requests, moved.ops)
     lengths = [len(r.prompt_ids) for r in requests]
-    found = []
+    ceilings_of = []
     for run, raw, n in zip(rows, raws, lengths, strict=True):
         error = raw.view.error(run[raw.rows], raw.logits)
         response = np.sqrt(np.sum(np.where(raw.view.shown, error, 0.0) ** 2, axis=1) / raw.view.shown.sum(axis=1))
-        found.append(np.sqrt(moved.count / sum(lengths) * n) * response / raw.unit)
-    return found
+        ceilings_of.append(np.sqrt(moved.count / sum(lengths) * n) * response / raw.unit)
+    return ceilings_of

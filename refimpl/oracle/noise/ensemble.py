@@ -84,7 +84,7 @@ def some_points(dtype: str, seed: int) -> Precision:
     """The model's dtype at about half of the rounding points, float32 at the others."""
     rng = np.random.default_rng(seed)
     p = Precision("model", dtype)
-    free = [f.name for f in fields(p)[3:] if f.name not in ("rope_angle", "linear", "residual")]
+    free = [point.name for point in fields(p)[3:] if point.name not in ("rope_angle", "linear", "residual")]
     return dataclasses.replace(p, **{name: "float32" for name in free if rng.random() < 0.5})
 
 
@@ -111,9 +111,9 @@ def ensemble(dtype: str, seed: int = 0) -> tuple[Member, ...]:
 
 def wider(dtype: str) -> tuple[Member, ...]:
     """Three times as many, for a case that is too close to call."""
-    return tuple(dict.fromkeys(m for seed in range(3) for m in ensemble(dtype, seed)))
+    return tuple(dict.fromkeys(member for seed in range(3) for member in ensemble(dtype, seed)))
 
 
 def honest_runs(model: Model, requests: Sequence[Request], members: Sequence[Member]) -> list[list[Array]]:
     """The logits of every request in every honest way: [member][request][tokens, vocab]."""
-    return [logits(model, requests, m.make(), m.precision) for m in members]
+    return [logits(model, requests, member.make(), member.precision) for member in members]

@@ -30,16 +30,18 @@ class ErrorRatios:
     ratio: Array  # [rows] rms of the engine's error over the unit
     honest: Array  # [members, rows] the same of each honest run, in the unit of the others
     unit: Array  # [rows] rms over the vocabulary
-    matters: float  # the least distance, in units, from the answer of the base and of every other adapter in the batch
+    adapter_effect: (
+        float  # the least distance, in units, from the answer of the base and of every other adapter in the batch
+    )
     problem: str = ""  # why there are no rows: an answer that is none
 
     @property
-    def whole(self) -> float:
+    def overall(self) -> float:
         """The rms of the ratios of all rows."""
         return float(np.sqrt(np.mean(self.ratio**2)))
 
     @property
-    def honest_whole(self) -> Array:
+    def honest_overall(self) -> Array:
         """The same of each honest run."""
         return np.sqrt(np.mean(self.honest**2, axis=1))
 
@@ -66,53 +68,64 @@ def measure(
     case: Case, exchanges: Sequence[Exchange], testbed: Testbed, members: Sequence[Member]
 ) -> tuple[list[ErrorRatios], list[Errors | None]]:
     """Every exchange of a case that counts: one that was cancelled does not."""
-    counted = [e for e in exchanges if e.ask.cancel_after is None]
-    problems = {id(e): problem for e in counted if (problem := malformed(e, testbed))}
-    asked = [e for e in counted if id(e) not in problems]
-    exact = cases.truth(asked, testbed) if asked else []
-    requests = [cases.request(e, testbed) for e in asked]
-    runs = honest_runs(testbed.model, requests, members) if asked else []
-    others = _others(asked, testbed)
-    found: list[ErrorRatios] = []
+    counted = [exchange for exchange in exchanges if exchange.ask.cancel_after is None]
+    problems = {id(exchange): problem for exchange in counted if (problem := malformed(exchange, testbed))}
+    readable = [exchange for exchange in counted if id(exchange) not in problems]
+    exact = cases.truth(readable, testbed) if readable else []
+    requests = [cases.request(exchange, testbed) for exchange in readable]
+    runs = honest_runs(testbed.model, requests, members) if readable else []
+    others = _others(readable, testbed)
+    measured: list[ErrorRatios] = []
     raws: list[Errors | None] = []
-    for e in counted:
-        problem = problems.get(id(e), "")
+    for exchange in counted:
+        problem = problems.get(id(exchange), "")
         raw = None
         if not problem:
-            i = asked.index(e)
+            i = readable.index(exchange)
             try:
-                raw = look(e.answer, exact[i], [run[i] for run in runs])
+                raw = errors_of(exchange.answer, exact[i], [run[i] for run in runs])
             except Unreadable as error:
                 problem = str(error)
         if raw is None:
             none = np.zeros(0)
-            found.append(
-                ErrorRatios(case.name, e.run, e.index, e.adapter, 0, none, np.zeros((0, 0)), none, 0.0, problem)
+            measured.append(
+                ErrorRatios(
+                    case.name,
+                    exchange.run,
+                    exchange.index,
+                    exchange.adapter,
+                    0,
+                    none,
+                    np.zeros((0, 0)),
+                    none,
+                    0.0,
+                    problem,
+                )
             )
         else:
-            matters = min((_distance(raw, x) for x in others[i]), default=np.inf)
-            found.append(_measured(case, e, raw, matters))
+            adapter_effect = min((_distance(raw, x) for x in others[i]), default=np.inf)
+            measured.append(_measured(case, exchange, raw, adapter_effect))
         raws.append(raw)
-    return found, raws
+    return measured, raws
 
 
-def malformed(e: Exchange, testbed: Testbed) -> str:
+def malformed(exchange: Exchange, testbed: Testbed) -> str:
     """What is wrong with an answer before any number is compared; "" if nothing is."""
-    answer, vocab = e.answer, cases.words(e.adapters, testbed)
+    answer, vocab = exchange.answer, cases.vocab_size_of(exchange.adapters, testbed)
     if answer.error:
         return answer.error
-    if len(answer.token_ids) != e.ask.max_new_tokens:
-        return f"{len(answer.token_ids)} tokens where {e.ask.max_new_tokens} were asked for"
+    if len(answer.token_ids) != exchange.ask.max_new_tokens:
+        return f"{len(answer.token_ids)} tokens where {exchange.ask.max_new_tokens} were asked for"
     wrong = [t for t in answer.token_ids if not 0 <= t < vocab]
     if wrong:
         return f"token {wrong[0]} is outside of the vocabulary of {vocab}"
-    rows, last = rows_of(answer), len(e.ask.prompt_ids) + len(answer.token_ids) - 1
-    if rows and answer.first_position + rows != last and answer.first_position + rows != len(e.ask.prompt_ids):
+    rows, last = rows_of(answer), len(exchange.ask.prompt_ids) + len(answer.token_ids) - 1
+    if rows and answer.first_position + rows != last and answer.first_position + rows != len(exchange.ask.prompt_ids):
         return f"{rows} rows from place {answer.first_position} on, for a text of {last} places"
     return ""
 
 
-def look(answer: EngineResponse, exact: Array, runs: Sequence[Array]) -> Errors:
+def errors_of(answer: EngineResponse, exact: Array, runs: Sequence[Array]) -> Errors:
     """The errors of one answer and of the honest runs, over the rows that it shows."""
     shown = rows_of(answer)
     if not shown:
@@ -144,7 +157,7 @@ def _look_at_text(answer: EngineResponse, exact: Array, runs: Sequence[Array]) -
     return Errors(v, rows, true, exact[rows], -true, honest, unit)
 
 
-def _measured(case: Case, e: Exchange, raw: Errors, matters: float) -> ErrorRatios:
+def _measured(case: Case, exchange: Exchange, raw: Errors, adapter_effect: float) -> ErrorRatios:
     shown = raw.view.shown
     honest = _rms(raw.honest, shown[None])  # [members, rows]
     total, n = np.sum(honest**2, axis=0), len(honest)
@@ -152,7 +165,9 @@ def _measured(case: Case, e: Exchange, raw: Errors, matters: float) -> ErrorRati
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, left_out = _rms(raw.error, shown) / raw.unit, honest / of_others
     first = raw.rows.start
-    return ErrorRatios(case.name, e.run, e.index, e.adapter, first, ratio, left_out, raw.unit, matters)
+    return ErrorRatios(
+        case.name, exchange.run, exchange.index, exchange.adapter, first, ratio, left_out, raw.unit, adapter_effect
+    )
 
 
 def _rms(x: Array, shown: Array) -> Array:
@@ -160,29 +175,39 @@ def _rms(x: Array, shown: Array) -> Array:
     return np.sqrt(np.sum(np.where(shown, x, 0.0) ** 2, axis=-1) / np.maximum(shown.sum(axis=-1), 1))
 
 
-def _others(asked: Sequence[Exchange], testbed: Testbed) -> list[list[Array]]:
+def _others(readable: Sequence[Exchange], testbed: Testbed) -> list[list[Array]]:
     """For each exchange, the exact logits of the same text by the base and by the other adapters of its run."""
     from ...model import logits
     from ...request import Request
 
-    wanted = []
-    for e in asked:
-        neighbours = dict.fromkeys([(), *(o.adapters for o in asked if o.run == e.run)])
-        last = max(cases.request(e, testbed).prompt_ids)  # a word that only this adapter has is no prompt for another
-        wanted.append([o for o in neighbours if o != e.adapters and last < cases.words(o, testbed)][:3])
+    neighbours_of = []
+    for exchange in readable:
+        neighbours = dict.fromkeys([(), *(other.adapters for other in readable if other.run == exchange.run)])
+        last = max(
+            cases.request(exchange, testbed).prompt_ids
+        )  # a word that only this adapter has is no prompt for another
+        neighbours_of.append(
+            [
+                other
+                for other in neighbours
+                if other != exchange.adapters and last < cases.vocab_size_of(other, testbed)
+            ][:3]
+        )
     requests = [
-        Request(cases.request(e, testbed).prompt_ids, [(testbed.adapters[key], weight) for key, weight in adapters])
-        for e, others in zip(asked, wanted, strict=True)
+        Request(
+            cases.request(exchange, testbed).prompt_ids, [(testbed.adapters[key], weight) for key, weight in adapters]
+        )
+        for exchange, others in zip(readable, neighbours_of, strict=True)
         for adapters in others
     ]
     rows = iter(logits(testbed.exact, requests) if requests else [])
-    return [[next(rows) for _ in others] for others in wanted]
+    return [[next(rows) for _ in others] for others in neighbours_of]
 
 
 def _distance(raw: Errors, other: Array) -> float:
     """How far another answer is from the right one, in units, in the row that tells them apart best."""
     common = min(other.shape[1], raw.vocab)  # one of them may have a grown vocabulary
-    there = raw.logits.copy()
-    there[:, :common] = other[raw.rows, :common]
-    moved = raw.view.error(there, raw.logits)
+    present = raw.logits.copy()
+    present[:, :common] = other[raw.rows, :common]
+    moved = raw.view.error(present, raw.logits)
     return float(np.max(_rms(moved, raw.view.shown) / raw.unit))

@@ -53,24 +53,29 @@ class PrecisionFinding:
     what: str  # "KV cache in float16"
     points: tuple[str, ...]
     dtype: str
-    left: float  # of the error, as a share of it, when this is taken out
+    unexplained: float  # of the error, as a share of it, when this is taken out
 
     def apply(self, p: Precision) -> Precision:
         """The same precision with these points narrower."""
         return replace(p, **dict.fromkeys(self.points, self.dtype))
 
 
-def too_noisy(known: Thresholds) -> bool:
+def too_noisy(thresholds: Thresholds) -> bool:
     """Are the engine's base rows further off than those of the noisiest honest run, by more than chance?"""
-    return bool(known.base > known.highest + 2 * known.spread)
+    return bool(thresholds.base > thresholds.highest + 2 * thresholds.spread)
 
 
 def lower_precision(samples: Sequence[Sample], testbed: Testbed) -> PrecisionFinding | None:
     """The narrowing that explains the base rows best; None if none takes away half of their error."""
-    rows = [(e, raw) for s in samples for e, raw in zip(s.counted, s.raws, strict=True) if raw and e.adapter is None]
+    rows = [
+        (exchange, raw)
+        for sample in samples
+        for exchange, raw in zip(sample.counted, sample.raws, strict=True)
+        if raw and exchange.adapter is None
+    ]
     if not rows:
         return None
-    requests = [cases.request(e, testbed) for e, _ in rows]
+    requests = [cases.request(exchange, testbed) for exchange, _ in rows]
     energy = sum(float(np.sum((raw.error / raw.unit[:, None]) ** 2)) for _, raw in rows)
     best: PrecisionFinding | None = None
     for preset in ("model", "transformers"):
@@ -78,37 +83,39 @@ def lower_precision(samples: Sequence[Sample], testbed: Testbed) -> PrecisionFin
             for what, points in POINTS.items():
                 p = replace(Precision(preset, testbed.dtype), **dict.fromkeys(points, dtype))
                 runs = logits(testbed.model, requests, precision=p)
-                left = sum(_left(raw, run) for (_, raw), run in zip(rows, runs, strict=True))
-                found = PrecisionFinding(f"{what} in {dtype}", points, dtype, float(np.sqrt(left / energy)))
-                if best is None or found.left < best.left:
-                    best = found
-    return best if best is not None and best.left < 0.5 else None
+                unexplained = sum(_unexplained(raw, run) for (_, raw), run in zip(rows, runs, strict=True))
+                finding = PrecisionFinding(f"{what} in {dtype}", points, dtype, float(np.sqrt(unexplained / energy)))
+                if best is None or finding.unexplained < best.unexplained:
+                    best = finding
+    return best if best is not None and best.unexplained < 0.5 else None
 
 
-def _left(raw: object, run: Array) -> float:
-    own = raw.view.of(run[raw.rows].astype(np.float64)) - raw.exact  # type: ignore[attr-defined]
-    return float(np.sum(((raw.error - own) / raw.unit[:, None]) ** 2))  # type: ignore[attr-defined]
+def _unexplained(raw: object, run: Array) -> float:
+    alone = raw.view.of(run[raw.rows].astype(np.float64)) - raw.exact  # type: ignore[attr-defined]
+    return float(np.sum(((raw.error - alone) / raw.unit[:, None]) ** 2))  # type: ignore[attr-defined]
 
 
 def narrowed(members: Sequence[Member], finding: PrecisionFinding) -> tuple[Member, ...]:
     """The honest ways to compute, with what was found."""
-    return tuple(replace(m, precision=finding.apply(m.precision)) for m in members)
+    return tuple(replace(member, precision=finding.apply(member.precision)) for member in members)
 
 
 def infer(samples: Sequence[tuple[cases.Case, Sequence[cases.Exchange]]], testbed: Testbed) -> str:
     """The type whose honest runs are as far from the truth as the engine is: of its base rows, or of all."""
     from .measure import measure
-    from .verdict import limits
+    from .verdict import learn_thresholds
 
     levels = {}
     for dtype in TYPES:
-        there = testbed.in_dtype(dtype)
-        measured = [m for case, exchanges in samples for m in measure(case, exchanges, there, ensemble(dtype))[0]]
-        known = limits(measured)
-        rows = [m for m in measured if not m.problem and m.ratio.size]
-        level = known.base if np.isfinite(known.base) else _middle([m.ratio for m in rows])
+        present = testbed.in_dtype(dtype)
+        measured = [
+            ratios for case, exchanges in samples for ratios in measure(case, exchanges, present, ensemble(dtype))[0]
+        ]
+        thresholds = learn_thresholds(measured)
+        rows = [ratios for ratios in measured if not ratios.problem and ratios.ratio.size]
+        level = thresholds.base if np.isfinite(thresholds.base) else _middle([ratios.ratio for ratios in rows])
         levels[dtype] = abs(level)
-    return min(levels, key=lambda d: levels[d] if np.isfinite(levels[d]) else np.inf)
+    return min(levels, key=lambda dtype: levels[dtype] if np.isfinite(levels[dtype]) else np.inf)
 
 
 def _middle(ratios: Sequence[Array]) -> float:

@@ -43,26 +43,28 @@ class Thresholds:
         return float(np.exp(self.level + self.fail_score * self.spread))
 
 
-def limits(measured: Sequence[ErrorRatios]) -> Thresholds:
+def learn_thresholds(measured: Sequence[ErrorRatios]) -> Thresholds:
     """Learnt from all that was measured. Of an engine without readable rows: those of no rows."""
-    readable = [m for m in measured if not m.problem and m.ratio.size]
+    readable = [ratios for ratios in measured if not ratios.problem and ratios.ratio.size]
     if not readable:
-        return Thresholds(0.0, 1.0, 0.0, 1.0, 1.0, 0.0, float("nan"), *thresholds(np.zeros(0), 1))
-    rows = np.concatenate([_log(m.honest) for m in readable], axis=1)  # [members, rows]
-    wholes = np.stack([_log(m.honest_whole) for m in readable], axis=1)  # [members, requests]
-    control = [m for m in readable if m.adapter is None]
-    row, whole = _learn(rows), _learn(wholes)
+        return Thresholds(0.0, 1.0, 0.0, 1.0, 1.0, 0.0, float("nan"), *score_thresholds(np.zeros(0), 1))
+    rows = np.concatenate([_log(ratios.honest) for ratios in readable], axis=1)  # [members, rows]
+    wholes = np.stack([_log(ratios.honest_overall) for ratios in readable], axis=1)  # [members, requests]
+    control = [ratios for ratios in readable if ratios.adapter is None]
+    row, of_requests = _learn(rows), _learn(wholes)
     base = float("nan")
     if control:
-        row, base = _as_seen(row, np.concatenate([_log(m.ratio) for m in control]))
-        whole, _ = _as_seen(whole, np.concatenate([_log(np.array([m.whole])) for m in control]))
-    tested = sum(m.ratio.size + 1 for m in measured if not m.problem)
-    counts = np.array([m.ratio.size for m in readable])
-    shared = float(np.sqrt(max(whole.spread**2 - row.spread**2 * np.mean(1 / counts), 0.0)))
+        row, base = _as_seen(row, np.concatenate([_log(ratios.ratio) for ratios in control]))
+        of_requests, _ = _as_seen(of_requests, np.concatenate([_log(np.array([ratios.overall])) for ratios in control]))
+    tested = sum(ratios.ratio.size + 1 for ratios in measured if not ratios.problem)
+    counts = np.array([ratios.ratio.size for ratios in readable])
+    shared = float(np.sqrt(max(of_requests.spread**2 - row.spread**2 * np.mean(1 / counts), 0.0)))
     spreads = _spread_of_whole(shared, row.spread, counts)
     scores = np.concatenate([(_centred(rows) / row.spread).ravel(), (_centred(wholes) / spreads).ravel()])
-    odds = thresholds(scores, tested)
-    return Thresholds(row.level, row.spread, whole.level, whole.spread, shared, row.highest, base, *odds, tested)
+    odds = score_thresholds(scores, tested)
+    return Thresholds(
+        row.level, row.spread, of_requests.level, of_requests.spread, shared, row.highest, base, *odds, tested
+    )
 
 
 def _centred(x: Array) -> Array:
@@ -75,7 +77,7 @@ def _spread_of_whole(shared: float, spread: float, rows: Any) -> Any:
     return np.sqrt(shared**2 + spread**2 / rows)
 
 
-def thresholds(honest: Array, tested: int) -> tuple[float, float]:
+def score_thresholds(honest: Array, tested: int) -> tuple[float, float]:
     """Scores that `tested` honest ones leave with the odds above (Bonferroni). honest: scores of honest runs.
 
     Those of a normal distribution that is wide enough for the largest of the honest scores."""
@@ -83,8 +85,8 @@ def thresholds(honest: Array, tested: int) -> tuple[float, float]:
     for share in (1e-2, 1e-3, 1 / max(honest.size, 1)):
         if share * honest.size >= 1 and honest.size >= 100:
             width = max(width, float(np.quantile(honest, 1 - share)) / normal.inv_cdf(1 - share))
-    found = [width * normal.inv_cdf(1 - odds / max(tested, 1)) for odds in (DOUBT, FALSE_ALARM)]
-    return found[0], found[1]
+    scores = [width * normal.inv_cdf(1 - odds / max(tested, 1)) for odds in (DOUBT, FALSE_ALARM)]
+    return scores[0], scores[1]
 
 
 @dataclass(frozen=True)
@@ -134,19 +136,19 @@ class Verdict:
     why: str = ""
 
 
-def judge(m: ErrorRatios, known: Thresholds) -> Verdict:
+def judge(ratios: ErrorRatios, thresholds: Thresholds) -> Verdict:
     """A row that is no number fails: every comparison here is written so that a NaN does not pass."""
-    if m.problem:
-        return Verdict("fail", float("inf"), float("inf"), 0, m.problem)
-    scores = (_log(m.ratio) - known.level) / known.spread
-    worst = int(np.argmax(np.where(np.isnan(m.ratio), np.inf, m.ratio)))
-    whole_spread = _spread_of_whole(known.shared, known.spread, len(m.ratio))
-    whole = float((_log(np.array([m.whole]))[0] - known.whole_level) / whole_spread)
-    score = max(float(scores[worst]), whole)
-    ratio, place = float(m.ratio[worst]), m.first + worst
-    if not score < known.fail_score:
+    if ratios.problem:
+        return Verdict("fail", float("inf"), float("inf"), 0, ratios.problem)
+    scores = (_log(ratios.ratio) - thresholds.level) / thresholds.spread
+    worst = int(np.argmax(np.where(np.isnan(ratios.ratio), np.inf, ratios.ratio)))
+    whole_spread = _spread_of_whole(thresholds.shared, thresholds.spread, len(ratios.ratio))
+    overall_score = float((_log(np.array([ratios.overall]))[0] - thresholds.whole_level) / whole_spread)
+    score = max(float(scores[worst]), overall_score)
+    ratio, place = float(ratios.ratio[worst]), ratios.first + worst
+    if not score < thresholds.fail_score:
         return Verdict("fail", score, ratio, place, f"{ratio:.3g} x noise at place {place}")
-    if not score <= known.pass_score:
+    if not score <= thresholds.pass_score:
         return Verdict("undecided", score, ratio, place, f"{ratio:.3g} x noise at place {place}: rare, not impossible")
     return Verdict("pass", score, ratio, place)
 

@@ -29,7 +29,7 @@ from ..cases.case import Case, Exchange, Run
 from ..cases.testbed import Testbed, in_float64
 from ..noise.ensemble import ensemble, wider
 from ..noise.measure import ErrorRatios, Errors, measure
-from ..noise.verdict import Verdict, judge, limits
+from ..noise.verdict import Verdict, judge, learn_thresholds
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +200,7 @@ class Replay:
         for batch in self.served:
             ratios, errors = measure(batch.case, batch.exchanges, recording.testbed, members)
             self._ratios[batch.name], self._errors[batch.name] = ratios, errors
-        self.thresholds = limits([one for ratios in self._ratios.values() for one in ratios])
+        self.thresholds = learn_thresholds([one for ratios in self._ratios.values() for one in ratios])
 
     def verdicts(self, batch: Batch) -> list[Verdict]:
         """Return a verdict on each response; what is too close to call is compared with three times the honest runs."""

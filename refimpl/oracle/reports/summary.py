@@ -11,7 +11,7 @@ from ...arrays import Array
 from ..campaign import Played, Result
 from ..cases.case_json import to_json
 from ..diagnosis.diagnose import Finding
-from ..diagnosis.localise import Place
+from ..diagnosis.localise import Location
 from ..diagnosis.projection import limit
 from .pictures import Picture
 
@@ -71,7 +71,7 @@ def _finding(f: Finding) -> dict[str, Any]:
     }
 
 
-def _place(p: Place) -> dict[str, Any]:
+def _place(p: Location) -> dict[str, Any]:
     return {"layer": p.layer, "module": p.module, "noise_ratio": _number(p.ratio), "by": p.how}
 
 
