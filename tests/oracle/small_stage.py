@@ -11,7 +11,7 @@ from refimpl.engines.ours import CAPABILITIES
 from refimpl.formats.hf import save_model
 from refimpl.formats.peft import save_adapter
 from refimpl.loading.adapter_folder import load_adapter
-from refimpl.oracle.cases.near_duplicates import relatives
+from refimpl.oracle.cases.near_duplicates import near_duplicates_of
 from refimpl.oracle.cases.synthetic import random_adapters, random_model
 from refimpl.oracle.cases.testbed import Testbed, in_float64
 
@@ -38,7 +38,7 @@ def _made(dtype: str, adapters: int) -> Testbed:
     save_model(model, folder / "model")
     paths = {}
     made = random_adapters(model, rng, CAPABILITIES, adapters)
-    for adapter in made + (relatives(made[0], rng) if adapters == ADAPTERS else []):
+    for adapter in made + (near_duplicates_of(made[0], rng) if adapters == ADAPTERS else []):
         paths[adapter.name] = folder / "adapters" / adapter.name
         save_adapter(adapter, paths[adapter.name], dtype)
     loaded = {key: load_adapter(path, CONFIG, key) for key, path in paths.items()}

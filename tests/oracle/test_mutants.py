@@ -19,7 +19,8 @@ from properties.test_whole_layers import replacing_scenes
 from support.build import Scene, as_dtype, random_model, scenes
 
 import refimpl.oracle.bugs
-from refimpl import NUMPY, Engine, Ops, Request, logits
+from refimpl import NUMPY, Engine, Ops, Precision, Request, logits
+from refimpl.adapter_cache import AdapterCache
 from refimpl.oracle.bugs import NEEDS, Mutant, all_mutants, mutants_for
 
 MUTANTS = all_mutants()
@@ -145,9 +146,26 @@ def test_names_and_texts() -> None:
         assert len(set(mutant.links)) == len(mutant.links)
 
 
-def test_make_gives_a_fresh_table() -> None:
-    for mutant in MUTANTS.values():
-        assert mutant.make() is not mutant.make()
+def test_what_one_engine_with_a_bug_remembers_is_unknown_to_the_next() -> None:
+    """Some bugs remember: which name was bound first, which slot held what. make() must begin without any of it."""
+    case = zoo.case("batch")
+    first, second = (replace(adapter, name="one") for adapter in case.pool[:2])  # another adapter under the same name
+    forgetful = []
+    for name, mutant in MUTANTS.items():
+        dirty = mutant.make()
+        used = AdapterCache(case.model, Precision("model", "float64"), dirty)
+        used.acquire(first)
+        expected, fresh = (
+            AdapterCache(case.model, Precision("model", "float64"), ops) for ops in (mutant.make(), mutant.make())
+        )
+        expected.acquire(second)
+        fresh.acquire(second)
+        assert fresh.digest(0) == expected.digest(0), name
+        used.release(0)
+        used.unload(first)
+        used.acquire(second)
+        forgetful.append(used.digest(0) == expected.digest(0))
+    assert not all(forgetful)  # some of them do remember, so that a table that is kept would show
 
 
 def test_nothing_is_patched() -> None:
