@@ -21,9 +21,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from refimpl.engines import registry
-from refimpl.oracle.campaign import Campaign, Plan
+from refimpl.oracle.campaign import Campaign
 from refimpl.oracle.cases.testbed import build
 from refimpl.oracle.check import check
+from refimpl.oracle.reports.result import CampaignSettings
 
 OUT = Path(__file__).parent / "oracle.json"
 
@@ -60,21 +61,21 @@ def alarms(only: str, scale: float) -> None:
         with tempfile.TemporaryDirectory() as work:
             capabilities = registry.make(engine, {}).capabilities
             testbed = build(model, dtype, seed, Path(work), capabilities, count=5)
-            plan = Plan(cases, sequences, seed, precision=dtype, jobs=2, below=False)
+            plan = CampaignSettings(cases, sequences, seed, precision=dtype, jobs=2, below=False)
             result = Campaign(lambda e=engine: registry.make(e, {}), testbed, plan, Path(work)).run()
-        judged = [j for p in result.played for j in p.judged]
+        judged = [j for p in result.played for j in p.verdicts]
         verdicts = [p.verdict for p in result.played]
         data = known()
         data["alarms"][name] = {
             "cases": len(verdicts),
             "requests": len(judged),
-            "rows": result.known.tested - len(judged),
+            "rows": result.thresholds.tested - len(judged),
             "failed": verdicts.count("fail"),
             "undecided": verdicts.count("undecided"),
             "worst_noise_ratio": round(max(j.ratio for j in judged), 3),
-            "fails_from": round(result.known.ratio, 3),
+            "fails_from": round(result.thresholds.ratio, 3),
             "worst_score": round(max(j.score for j in judged), 3),
-            "fail_score": round(result.known.fail_score, 3),
+            "fail_score": round(result.thresholds.fail_score, 3),
             "findings": result.diagnostics,
             "versions": result.versions,
         }
@@ -86,8 +87,8 @@ def timed() -> None:
     """Verdicts alone, then with the look below the noise; each in a fresh folder, two processes."""
     data = known()
     for what, plan in (
-        ("200 batches, verdicts", Plan(200, 0, 0, jobs=2, below=False)),
-        ("16 batches, matched filter", Plan(16, 0, 0, jobs=2, below=True)),
+        ("200 batches, verdicts", CampaignSettings(200, 0, 0, jobs=2, below=False)),
+        ("16 batches, matched filter", CampaignSettings(16, 0, 0, jobs=2, below=True)),
     ):
         with tempfile.TemporaryDirectory() as work:
             began = time.perf_counter()

@@ -21,16 +21,17 @@ from refimpl.engines.interface import Settings
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.ops import NUMPY, Ops
 from refimpl.oracle.bugs import mutants_for
-from refimpl.oracle.campaign import SAMPLE, Campaign, Plan
+from refimpl.oracle.campaign import SAMPLE, Campaign
 from refimpl.oracle.cases import scenarios as drawn
 from refimpl.oracle.cases.case import Case, Exchange, draw_batch
 from refimpl.oracle.cases.synthetic import KINDS, TURNS
 from refimpl.oracle.cases.testbed import Testbed, build, settings
 from refimpl.oracle.check import BATCHES, SEQUENCES
-from refimpl.oracle.diagnosis.projection import ProjectionTerm, Sample, limit, project, projection_terms
+from refimpl.oracle.diagnosis.projection import ProjectionTerm, limit, project, projection_terms
 from refimpl.oracle.noise.ensemble import ensemble
-from refimpl.oracle.noise.measure import ErrorRatios, measure
+from refimpl.oracle.noise.measure import ErrorRatios, Sample, measure
 from refimpl.oracle.noise.verdict import Thresholds, judge, learn_thresholds
+from refimpl.oracle.reports.result import CampaignSettings
 
 MakeOps = Callable[[], Ops]
 
@@ -75,7 +76,7 @@ def setting(dtype: str, seed: int, work: Path) -> Setting:
 def asking(s: Setting, make: MakeOps) -> Campaign:
     """An engine with this table of steps, that plays the cases of a stage; nothing is read from disk again."""
     adapters = {s.testbed.paths[key]: a for key, a in s.testbed.adapters.items()}
-    return Campaign(lambda: Ours(make, None, s.testbed.model, adapters), s.testbed, Plan(), s.work)
+    return Campaign(lambda: Ours(make, None, s.testbed.model, adapters), s.testbed, CampaignSettings(), s.work)
 
 
 def asked(s: Setting, make: MakeOps) -> Iterator[tuple[Case, Settings, list[Exchange]]]:
@@ -83,7 +84,7 @@ def asked(s: Setting, make: MakeOps) -> Iterator[tuple[Case, Settings, list[Exch
     campaign = asking(s, make)
     for case, way in s.cases:
         with np.errstate(all="ignore"):
-            exchanges = campaign.ask(case, way)
+            exchanges = campaign.driver.ask(case, way)
         yield case, way, exchanges
 
 

@@ -19,12 +19,12 @@ from ..errors import RequestError
 from ..loading.diagnostics import one_line
 from ..oracle import check as checking
 from ..oracle.bugs import all_mutants, mutants_for
-from ..oracle.campaign import Plan, Result
 from ..oracle.cases import archive
 from ..oracle.diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
 from ..oracle.noise.precision import TYPES
 from ..oracle.reports.redact import without_secrets
 from ..oracle.reports.report import CLASSES, PAGE, page, times
+from ..oracle.reports.result import CampaignSettings, Result
 from ..oracle.reports.summary import summary
 from ..tools.units import human_bytes
 
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             if args.resume is not None:
                 about = {"engine": engine, "model": args.model, "dtype": args.precision, "seed": args.seed}
                 archive.describe(work, about, make().capabilities)
-            result = checking.check(make, args.model, adapters(args.adapter), plan(args), work, advance)
+            result = checking.check(make, args.model, adapters(args.adapter), campaign_settings(args), work, advance)
             checking.expect(result, engine, options)
             report = write(result, engine, options, args)
     if args.json:
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if result.verdict == "pass" else 1
 
 
-def plan(args: argparse.Namespace) -> Plan:
+def campaign_settings(args: argparse.Namespace) -> CampaignSettings:
     """Return the settings of the campaign; RequestError for a number that makes none."""
     for name, least in (("cases", 0), ("sequences", 0), ("jobs", 1)):
         if getattr(args, name) < least:
@@ -108,7 +108,9 @@ def plan(args: argparse.Namespace) -> Plan:
         raise RequestError("--cases 0 and --sequences 0: nothing would be asked")
     if args.budget is not None and not args.budget > 0:
         raise RequestError(f"--budget {args.budget} must be more than 0 seconds")
-    return Plan(args.cases, args.sequences, args.seed, args.budget, args.precision, args.jobs, below=not args.no_power)
+    return CampaignSettings(
+        args.cases, args.sequences, args.seed, args.budget, args.precision, args.jobs, below=not args.no_power
+    )
 
 
 def adapters(items: list[str]) -> dict[str, Path]:
@@ -163,7 +165,7 @@ def write(result: Result, engine: str, options: dict[str, str], args: argparse.N
     repro = ""
     if args.report is not None:
         args.report.mkdir(parents=True, exist_ok=True)
-    if result.smallest is not None:
+    if result.explanation.smallest is not None:
         beside = args.report or Path(tempfile.mkdtemp(prefix="loracle-"))
         repro = str(checking.keep(result, beside / "repro", engine, options, args.seed))
     everything = summary(result, engine, repro)

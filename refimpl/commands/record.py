@@ -13,9 +13,9 @@ from ..engines import tensorrt_llm as trtllm
 from ..engines.interface import EngineError
 from ..errors import LoracleError, RequestError
 from ..oracle import check as checking
-from ..oracle.campaign import Plan
 from ..oracle.cases import archive
 from ..oracle.recordings.tensorrt_llm_cases import write_cases
+from ..oracle.reports.result import CampaignSettings
 
 HELP = "keep what an engine answers to cases; for TensorRT-LLM: what to run on the machine with the GPU"
 EXAMPLE = """  loracle record --engine tensorrt_llm --out recorded     the cases, and the command for the GPU machine
@@ -85,8 +85,8 @@ def record(args: argparse.Namespace) -> int:
     about = {"engine": args.engine, "model": args.model, "dtype": dtype, "seed": args.seed}
     archive.describe(args.out, about, capabilities)
     # The questions are those of `loracle check`, so that `--engine recorded` finds an answer to each of them.
-    plan = Plan(count, 0, args.seed, precision=dtype, below=False)
-    result = checking.check(lambda: registry.make(args.engine, options), args.model, {}, plan, args.out)
+    settings = CampaignSettings(count, 0, args.seed, precision=dtype, below=False)
+    result = checking.check(lambda: registry.make(args.engine, options), args.model, {}, settings, args.out)
     about |= {"cases": count, "versions": result.versions}
     if args.json:
         print(json.dumps({**about, "answers": str(args.out)}))

@@ -1,24 +1,28 @@
-"""The whole of `loracle check` but for its printing: build a stage, run a campaign, keep what failed, repeat it."""
+"""The whole of `loracle check` but for its printing: build a testbed, run a campaign, keep what failed, repeat it."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
+from ..arrays import Array
 from ..engines import registry
 from ..engines.interface import Engine, EngineError
 from ..engines.known_defects import applicable, match, read_failures, unexpectedly_passing
-from .campaign import Campaign, Plan, Played, Progress, Result
-from .cases import case as cases
+from .campaign import Campaign, Progress
+from .cases.case import Exchange, truth
 from .cases.synthetic import KINDS, TURNS
 from .cases.testbed import build
 from .diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
+from .engine_driver import EngineDriver
 from .noise.ensemble import ensemble
-from .noise.measure import measure
-from .noise.verdict import judge, learn_thresholds, overall
+from .noise.measure import ErrorRatios, Errors, measure
+from .noise.verdict import Thresholds, judge, learn_thresholds, overall
 from .reports.repro import load_repro
 from .reports.repro import replay as play_again
-from .reports.repro_write import save_repro
+from .reports.repro_write import Repro
+from .reports.result import CampaignSettings, PlayedCase, Result
 
 BATCHES, SEQUENCES = 17, 8  # on one random base, before it gives way to the next: 100 cases on all of them
 
@@ -27,60 +31,66 @@ def check(
     make: Callable[[], Engine],
     model: str,
     adapters: Mapping[str, Path],
-    plan: Plan,
+    settings: CampaignSettings,
     work: Path,
     progress: Progress = lambda *_: None,
-    made: int = 5,
+    adapter_count: int = 5,
 ) -> Result:
-    """A campaign on a stage of its own; with random models, if it is long enough, on several, until one fails.
-    made: how many adapters are made where none are given."""
+    """Run a campaign on a testbed of its own; with random models, if it is long enough, on several, until one fails.
+    adapter_count: how many adapters are generated where none are given."""
     engine = make()
-    capabilities = engine.capabilities
-    told = getattr(engine, "about", None) or {}
-    for key, given in (("model", str(model)), ("seed", plan.seed), ("dtype", plan.precision)):
-        if told.get(key, given) != given:
-            raise EngineError(f"these answers were recorded with {key} {told[key]}, not {given}")
-    dtype = "float32" if plan.precision == "auto" else plan.precision
-    if dtype not in capabilities.dtypes:
-        raise EngineError(f"the engine does not compute in {dtype}; it does in {', '.join(capabilities.dtypes)}")
+    _check_recording(engine, model, settings)
+    dtype = "float32" if settings.precision == "auto" else settings.precision
+    dtypes = engine.capabilities.dtypes
+    if dtype not in dtypes:
+        raise EngineError(f"the engine does not compute in {dtype}; it does in {', '.join(dtypes)}")
     if model != "random":
-        testbed = build(model, dtype, plan.seed, work, capabilities, adapters, made)
-        return Campaign(make, testbed, plan, work, progress).run()
+        testbed = build(model, dtype, settings.seed, work, engine.capabilities, adapters, adapter_count)
+        return Campaign(make, testbed, settings, work, progress).run()
     result = None
-    for turn, share in enumerate(shares(plan)):
-        testbed = build(model, dtype, share.seed, work / f"base-{turn}", capabilities, adapters, max(made, KINDS))
-        found = Campaign(make, testbed, share, work, progress).run()
-        for p in found.played:
-            p.case = replace(p.case, name=f"base {turn}, {p.case.name}")
-        result = found if result is None else together(result, found)
+    for turn, share in enumerate(shares(settings)):
+        folder = work / f"base-{turn}"
+        testbed = build(model, dtype, share.seed, folder, engine.capabilities, adapters, max(adapter_count, KINDS))
+        of_turn = Campaign(make, testbed, share, work, progress).run()
+        for played in of_turn.played:
+            played.case = replace(played.case, name=f"base {turn}, {played.case.name}")
+        result = of_turn if result is None else together(result, of_turn)
         if result.verdict == "fail":
             break
-    assert result is not None  # a plan asks something
+    assert result is not None  # there is at least one share
     return result
 
 
-def shares(plan: Plan) -> list[Plan]:
-    """What each base is asked, each under a seed of its own; the last takes what is left. What a shorter plan asks is
-    the beginning of what a longer one does, so that recorded answers go as far as they go."""
-    found: list[Plan] = []
-    cases, sequences = plan.cases, plan.sequences
-    while cases + sequences > 0 and len(found) < TURNS:
-        last = len(found) == TURNS - 1
-        own = replace(
-            plan,
+def _check_recording(engine: Engine, model: str, settings: CampaignSettings) -> None:
+    """EngineError where the engine is a recording, and of other questions."""
+    about = getattr(engine, "about", None) or {}
+    for key, value in (("model", str(model)), ("seed", settings.seed), ("dtype", settings.precision)):
+        if about.get(key, value) != value:
+            raise EngineError(f"these answers were recorded with {key} {about[key]}, not {value}")
+
+
+def shares(settings: CampaignSettings) -> list[CampaignSettings]:
+    """Return what each base is asked, each under a seed of its own; the last gets the rest. A shorter campaign is a
+    prefix of a longer one, so recorded answers can be reused."""
+    parts: list[CampaignSettings] = []
+    cases, sequences = settings.cases, settings.sequences
+    while cases + sequences > 0 and len(parts) < TURNS:
+        last = len(parts) == TURNS - 1
+        share = replace(
+            settings,
             cases=cases if last else min(cases, BATCHES),
             sequences=sequences if last else min(sequences, SEQUENCES),
-            seed=plan.seed + len(found),
+            seed=settings.seed + len(parts),
         )
-        found.append(own)
-        cases, sequences = cases - own.cases, sequences - own.sequences
-    if plan.budget is None:
-        return found
-    return [replace(own, budget=plan.budget / len(found)) for own in found]
+        parts.append(share)
+        cases, sequences = cases - share.cases, sequences - share.sequences
+    if settings.budget is None:
+        return parts
+    return [replace(share, budget=settings.budget / len(parts)) for share in parts]
 
 
 def together(before: Result, now: Result) -> Result:
-    """The later result, with all that was asked before it. What any of the stages would have shown counts."""
+    """Return the later result, with all that was asked before it. What any of the bases would have shown counts."""
     rank = [DETECTED, UNDETECTABLE, NOT_EXERCISED]
     power = {
         name: min(before.power.get(name, NOT_EXERCISED), now.power.get(name, NOT_EXERCISED), key=rank.index)
@@ -99,51 +109,81 @@ def together(before: Result, now: Result) -> Result:
 
 
 def expect(result: Result, engine: str, options: Mapping[str, str]) -> None:
-    """What is known of this engine's defects, beside what was found: named if it came, and if it did not."""
+    """Add a line for each known defect of this engine: that it came, or that it did not."""
     failures = applicable(read_failures(engine.partition(":")[0]), engine, result.versions, options)
-    mutants = [name for f in result.diagnosis if f.explains for name in (f.name, *f.also)]
-    lines = [s.what for s in result.symptoms]
-    if (known := match(failures, mutants, lines)) is not None:
-        result.diagnostics.append(f"expected: {known.what} ({', '.join(known.link)})")
-    for f in unexpectedly_passing(failures, mutants, lines, lambda name: result.power.get(name) == "detected"):
-        result.diagnostics.append(f"expected, but it did not come (fixed?): {f.what} ({', '.join(f.link)})")
+    explanation = result.explanation
+    mutants = [name for one in explanation.findings if one.explains for name in (one.name, *one.also)]
+    lines = [symptom.what for symptom in explanation.symptoms]
+    if (expected := match(failures, mutants, lines)) is not None:
+        result.diagnostics.append(f"expected: {expected.what} ({', '.join(expected.link)})")
+    for failure in unexpectedly_passing(failures, mutants, lines, lambda name: result.power.get(name) == DETECTED):
+        text = f"expected, but it did not come (fixed?): {failure.what} ({', '.join(failure.link)})"
+        result.diagnostics.append(text)
 
 
 def keep(result: Result, folder: Path, engine: str, options: Mapping[str, str], seed: int) -> Path:
-    """The smallest failure as a folder of its own, asked once more."""
-    assert result.smallest is not None and result.small_settings is not None
-    testbed, case = result.testbed, result.smallest
-    with tempfile.TemporaryDirectory() as scratch:
-        campaign = Campaign(lambda: registry.make(engine, options), testbed, Plan(), Path(scratch))
-        try:
-            exchanges = campaign.ask(case, result.small_settings)
-        finally:
-            campaign.engine.close()
-    measured, raws = measure(case, exchanges, testbed, ensemble(testbed.dtype))
-    counted = iter(zip(measured, raws, strict=True))
-    truth, units, why = [], [], ""
-    for e in exchanges:
-        m, raw = next(counted) if e.ask.cancel_after is None else (None, None)
-        readable = raw is not None
-        truth.append(cases.truth([e], testbed)[0] if readable else None)
-        units.append(raw.unit if raw is not None else None)
-        if m is not None and (j := judge(m, result.known)).verdict == "fail":
-            why = why or j.why
-    number = 1
-    target = folder
-    while target.exists():
-        number += 1
-        target = folder.with_name(f"{folder.name}-{number}")
-    how, known = result.small_settings, result.known
-    save_repro(target, testbed, case, exchanges, truth, why, how, engine, options, result.versions, units, seed, known)
+    """Ask the smallest failure once more and save it as a folder; return the folder, numbered if there is one."""
+    case, settings, testbed = result.explanation.smallest, result.explanation.small_settings, result.testbed
+    assert case is not None and settings is not None
+    exchanges = _asked_once_more(result, engine, options)
+    ratios, raws = measure(case, exchanges, testbed, ensemble(testbed.dtype))
+    expected, units = _truth_of(exchanges, raws, result)
+    repro = Repro(
+        testbed,
+        case,
+        exchanges,
+        expected,
+        units,
+        _first_reason(ratios, result.thresholds),
+        settings,
+        engine,
+        dict(options),
+        dict(result.versions),
+        seed,
+        result.thresholds,
+    )
+    target = _unused(folder)
+    repro.save(target)
     return target
 
 
+def _asked_once_more(result: Result, engine: str, options: Mapping[str, str]) -> list[Exchange]:
+    explanation = result.explanation
+    assert explanation.smallest is not None and explanation.small_settings is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        driver = EngineDriver(lambda: registry.make(engine, options), result.testbed, Path(scratch))
+        try:
+            return driver.ask(explanation.smallest, explanation.small_settings)
+        finally:
+            driver.close()
+
+
+def _truth_of(
+    exchanges: Sequence[Exchange], raws: Sequence[Errors | None], result: Result
+) -> tuple[dict[tuple[int, int], Array], dict[tuple[int, int], Array]]:
+    """Return, by (run, index), the exact logits and the noise units of each request whose answer can be read."""
+    counted = [exchange for exchange in exchanges if exchange.ask.cancel_after is None]
+    readable = [(exchange, raw) for exchange, raw in zip(counted, raws, strict=True) if raw is not None]
+    expected = {(one.run, one.index): truth([one], result.testbed)[0] for one, _ in readable}
+    return expected, {(one.run, one.index): raw.unit for one, raw in readable}
+
+
+def _first_reason(ratios: Sequence[ErrorRatios], thresholds: Thresholds) -> str:
+    verdicts = [judge(one, thresholds) for one in ratios]
+    return next((verdict.why for verdict in verdicts if verdict.verdict == "fail" and verdict.why), "")
+
+
+def _unused(folder: Path) -> Path:
+    """Return the folder, or folder-2, folder-3 ...: the first that is not there."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return next(path for path in chain([folder], numbered) if not path.exists())
+
+
 def replay(folder: Path) -> tuple[Result, str]:
-    """The folder's case, asked again and judged again."""
+    """Ask the folder's case again and judge again; return the result and the engine's name."""
     repro = load_repro(folder)
     testbed, case, exchanges = play_again(folder, registry.make)
-    measured, _ = measure(case, exchanges, testbed, ensemble(testbed.dtype))
-    known = repro.known or learn_thresholds(measured)
-    played = Played(case, repro.settings, measured, [judge(m, known) for m in measured])
-    return Result(testbed, overall([played.verdict]), [played], known, testbed.dtype, []), repro.engine
+    ratios, _ = measure(case, exchanges, testbed, ensemble(testbed.dtype))
+    thresholds = repro.thresholds or learn_thresholds(ratios)
+    played = PlayedCase(case, repro.settings, ratios, [judge(one, thresholds) for one in ratios])
+    return Result(testbed, overall([played.verdict]), [played], thresholds, testbed.dtype, []), repro.engine

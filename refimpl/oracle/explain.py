@@ -1,200 +1,276 @@
 """What is behind a failure: the smallest case, the place, the bug, and the symptoms where no bug fits.
 
-The engine is asked again for all of it, the mutants are rerun by the workers.
+The engine is asked again for all of it, the mutants are rerun by the workers. Each part is a function that returns; the
+Explanation is put together in explain().
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..engines.interface import EngineError, Settings
 from .bugs import Mutant
 from .bugs.preconditions import is_applicable, spread
+from .bugs.registry import find_bug
 from .cases.case import Case, Exchange, Load, Run
 from .cases.shrink import Budget, shrink
-from .diagnosis.diagnose import Candidate, diagnose, evaluate
-from .diagnosis.localise import by_ablation, first_off, intermediates
-from .diagnosis.projection import Sample
-from .diagnosis.search import find, search
+from .cases.testbed import Testbed
+from .diagnosis.candidate import Candidate, evaluate
+from .diagnosis.diagnose import Finding, diagnose
+from .diagnosis.localise import Location, by_ablation, first_off, intermediates
+from .diagnosis.search import Search, search
 from .diagnosis.symptoms import Symptom, company, symptoms_of, tally
-from .diagnosis.workers import along
-from .noise.measure import ErrorRatios, measure
+from .diagnosis.workers import project_bugs
+from .engine_driver import EngineDriver
+from .noise.ensemble import Member
+from .noise.measure import Sample, measure
 from .noise.verdict import Thresholds, Verdict, judge
-from .reports.pictures import picture
+from .reports.pictures import Picture, picture
+from .reports.result import Explanation, PlayedCase, unreadable
 
-if TYPE_CHECKING:
-    from .campaign import Campaign, Played, Result
+CLOSELY = 6  # failed cases that a bug is looked for in; larger: slower, and bugs that show rarely are named more often
+PASSED = 2  # cases that passed, beside them: a bug must do nothing there; larger: slower
+ELSEWHERE = 12  # cases in which mutants that do the same may differ; larger: slower where they never do
+SHRINKING = Budget(calls=200, seconds=45.0)
 
-CLOSELY = 6  # failed cases that a bug is looked for in
 
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What every part of an explanation needs: the engine, still running, and what the campaign has learnt of it."""
 
-class Explainer:
-    """Of one campaign, with its engine still running."""
+    driver: EngineDriver
+    testbed: Testbed
+    members: tuple[Member, ...]
+    thresholds: Thresholds
+    workers: Executor
+    jobs: int
+    progress: Callable[[str, int, int], None]
 
-    def __init__(self, campaign: "Campaign", workers: Executor) -> None:
-        self.c, self.workers = campaign, workers
+    def sample(self, played: PlayedCase) -> Sample:
+        """Return a case with its errors."""
+        return self.driver.sample(played.case, played.settings, self.members)
 
-    def explain(self, result: "Result") -> None:
-        """Everything that can be said of a campaign that failed."""
-        began = time.monotonic()
-        failed = [p for p in result.played if p.verdict == "fail"]
-        if failed:
-            self._smaller(result, failed)
-            batches = [p for p in failed if p.case.stateless]
-            histories = sorted((p for p in failed if not p.case.stateless), key=_size)
-            close = spread(batches, CLOSELY) + histories[: 1 if batches else CLOSELY // 2]
-            close += spread(_passed(result.played), 2)
-            samples = [self.c.sample(p) for p in close]
-            readable = [s for s in samples if any(r is not None for r in s.raws)]
-            with_numbers = [p for p in failed if any(m.ratio.size for m, j in _requests(p) if j.verdict == "fail")]
-            # An engine that mostly answers errors: the few cases spread over all of them may have no number.
-            if not any(p in with_numbers for p in close):
-                readable += [self.c.sample(p) for p in spread(with_numbers, CLOSELY)]
-            self.c.diagnostics += unreadable(result.played)
-            smallest = self._smallest_sample(result) if with_numbers else None
-            lines: list[str] = []
-            for p, sample in zip(close, samples, strict=True):
-                lines += symptoms_of(sample, p.judged, p.measured, self.c.testbed, result.known)
-            result.symptoms += tally(lines, sum(j.verdict == "fail" for p in close for j in p.judged))
-            looked = []
-            if with_numbers:
-                self._where(result, failed)
-                looked = self._suspects(result, smallest or readable[0], readable)
-        else:  # it was seen below the noise, in the cases that were looked at there
-            readable = [self.c.sample(p) for p in self.c.chosen(result)]
-            looked = result.looked
-        if looked:
-            elsewhere = [(p.case, self.c.testbed) for p in result.played if p.case.stateless][:12]
-            result.diagnosis = diagnose(readable, self.c.testbed, looked, self.c.members, result.known, elsewhere)
-        nearest = result.diagnosis[0] if result.diagnosis else None
-        bug, only = (nearest.mutant, nearest.only) if nearest else (None, "")
-        result.picture = picture(readable, self.c.testbed, result.known, bug, only)
-        self.c.seconds["explaining"] = time.monotonic() - began
-
-    def _suspects(self, result: "Result", first: Sample, samples: Sequence[Sample]) -> list[Candidate]:
-        """Every bug beside the smallest failure; those that come nearest, beside all of the samples."""
-
-        def shows(m: Mutant) -> bool:
-            return is_applicable(m, self.c.testbed, first)
-
-        begins = result.first_divergence
-        here = None if begins is None else (begins.layer, begins.module)
-        return search(self.c.testbed, lambda on, names: self._beside(on, names), shows, first, samples, here)
-
-    def _beside(self, samples: Sequence[Sample], names: Sequence[str]) -> list[Candidate]:
-        share = max(1, -(-len(names) // max(self.c.plan.jobs, 1)))
-        batches = [names[i : i + share] for i in range(0, len(names), share)]
-        futures = [
-            [self.workers.submit(along, s.case, s.exchanges, self.c.members, s.settings, batch) for batch in batches]
-            for s in samples
-        ]
-        by_mutant: dict[str, list[Any]] = {name: [] for name in names}
-        for done, of_sample in enumerate(futures, 1):
-            for future in of_sample:
-                for name, ps in future.result().items():
-                    by_mutant[name].append(ps)
-            self.c.progress("explaining", done, len(samples))
-        return [evaluate(find(name, self.c.testbed), ps) for name, ps in by_mutant.items()]
-
-    def _smallest_sample(self, result: "Result") -> Sample | None:
-        if result.smallest is None or result.small_settings is None:
-            return None
-        exchanges = self.c.ask(result.smallest, result.small_settings)
-        raws = measure(result.smallest, exchanges, self.c.testbed, self.c.members)[1]
-        return Sample(result.smallest, exchanges, raws, result.small_settings) if any(raws) else None
-
-    def _fails(self, case: Case, way: Settings, known: Thresholds) -> list[tuple[Exchange, Verdict]]:
-        """Ask the engine again; the requests that it gets wrong."""
-        exchanges = self.c.ask(case, way)
-        measured, _ = measure(case, exchanges, self.c.testbed, self.c.members)
-        counted = [e for e in exchanges if e.ask.cancel_after is None]
+    def failures(self, case: Case, settings: Settings) -> list[tuple[Exchange, Verdict]]:
+        """Ask the engine again; return the requests that it gets wrong."""
+        exchanges = self.driver.ask(case, settings)
+        ratios, _ = measure(case, exchanges, self.testbed, self.members)
+        counted = [exchange for exchange in exchanges if exchange.ask.cancel_after is None]
+        verdicts = [judge(one, self.thresholds) for one in ratios]
         return [
-            (e, j) for e, j in zip(counted, (judge(m, known) for m in measured), strict=True) if j.verdict == "fail"
+            (exchange, verdict)
+            for exchange, verdict in zip(counted, verdicts, strict=True)
+            if verdict.verdict == "fail"
         ]
 
-    def _smaller(self, result: "Result", failed: Sequence["Played"]) -> None:
-        """The first failed case, made small; and whether its requests fail alone."""
-        first = min(failed, key=_size)
-        try:
-            budget = Budget(calls=200, seconds=45.0)
-            small = shrink(first.case, lambda c: bool(self._fails(c, first.settings, result.known)), budget)
-        except EngineError as error:
-            self.c.diagnostics.append(f"while the failure was made smaller: {error}")
-            return
-        result.smallest, result.small_settings = small, first.settings
-        again = self._fails(small, first.settings, result.known)
-        if again and self._right_alone(again[0][0], first.settings, result.known):
-            result.symptoms += [Symptom(line) for line in company(small, again[0][0])]
 
-    def _right_alone(self, e: Exchange, way: Settings, known: Thresholds) -> bool:
-        """Is the same request answered well by an engine that has done nothing else?"""
-        names = [name for name, _ in e.ask.adapter_weights] or ([e.ask.adapter] if e.ask.adapter else [])
-        loads = [Load(name, key) for name, (key, _) in zip(names, e.adapters, strict=True)]
-        alone = Case("alone", (*loads, Run((replace(e.ask, arrival_step=0),))), stateless=False)
-        return not self._fails(alone, way, known)
-
-    def _where(self, result: "Result", failed: Sequence["Played"]) -> None:
-        """The first layer and module: from intermediates, if the engine shows them; else from adapters cut to size."""
-        batch = next((p for p in failed if p.case.stateless), None)
-        if batch is None:
-            return
-        wrong = [e for e, _ in self._fails(batch.case, batch.settings, result.known) if e.adapter is not None]
-        traced: Any = getattr(self.c.engine, "traced", None)
-        try:
-            if self.c.capabilities.trace and traced is not None and wrong:
-                e = wrong[0]
-                answers = traced(batch.case.runs[e.run].asks)
-                result.places = intermediates(e, answers[e.index], self.c.testbed, self.c.members)
-                result.first_divergence = first_off(result.places, result.known)
-            if result.first_divergence is None and "load" in self.c.capabilities.operations and wrong:
-                one = next((e for e in wrong if len(e.adapters) == 1), None)
-                adapter = None if one is None else self.c.testbed.adapters[one.adapters[0][0]]
-                if adapter is not None and not adapter.replaced and not adapter.biases:
-                    result.places = by_ablation(
-                        self.c.engine, adapter, self.c.testbed, self.c.members, result.known, self.c.work / "ablation"
-                    )
-                    result.first_divergence = result.places[0] if result.places else None
-        except EngineError as error:
-            self.c.diagnostics.append(f"while the failure was located: {error}")
-
-    def layers(self, result: "Result") -> None:
-        """How far off each module is in a batch where nothing failed, if the engine shows its intermediates."""
-        traced: Any = getattr(self.c.engine, "traced", None)
-        batch = next((p for p in result.played if p.case.stateless), None)
-        if not self.c.capabilities.trace or traced is None or batch is None:
-            return
-        try:
-            asked = self.c.ask(batch.case, batch.settings)
-            e = next((e for e in asked if e.adapter is not None and not e.answer.error), None)
-            if e is not None:
-                answer = traced(batch.case.runs[e.run].asks)[e.index]
-                result.places = intermediates(e, answer, self.c.testbed, self.c.members)
-        except EngineError as error:
-            self.c.diagnostics.append(f"while the layers were looked at: {error}")
+def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
+    """Return everything that can be said of a campaign in which cases failed."""
+    began = time.monotonic()
+    failed = [one for one in played if one.verdict == "fail"]
+    readable = any(one.has_wrong_numbers for one in failed)
+    shortest = min(failed, key=_size)
+    smallest, diagnostics = _smaller(context, shortest)
+    symptoms = [] if smallest is None else _company(context, smallest, shortest.settings)
+    close = _close_cases(played, failed)
+    samples = [context.sample(one) for one in close]
+    with_rows = [sample for sample in samples if any(raw is not None for raw in sample.raws)]
+    small = _smallest_sample(context, smallest, shortest.settings) if smallest is not None and readable else None
+    symptoms += _symptoms(context, close, samples)
+    locations, divergence, more = _located(context, failed) if readable else ([], None, [])
+    candidates = _candidates(context, small or with_rows[0], with_rows, divergence) if readable else []
+    findings = _findings(context, with_rows, candidates, played)
+    return Explanation(
+        findings,
+        symptoms,
+        divergence,
+        locations,
+        _picture(context, with_rows, findings),
+        smallest,
+        None if smallest is None else shortest.settings,
+        diagnostics + unreadable(played) + more,
+        time.monotonic() - began,
+    )
 
 
-def unreadable(played: Sequence["Played"]) -> list[str]:
-    """Return one line that counts the answers without numbers and quotes the most frequent reason; [] if there are
-    none, or if they are fewer than half."""
-    problems = [m.problem for p in played for m in p.measured if m.problem]
-    total = sum(len(p.measured) for p in played)
-    if 2 * len(problems) < max(total, 1):
+def explain_below(
+    context: Context, played: Sequence[PlayedCase], cases: Sequence[PlayedCase], candidates: Sequence[Candidate]
+) -> Explanation:
+    """Return which bug it is that no row shows. cases: those in which the candidates were looked for."""
+    began = time.monotonic()
+    samples = [context.sample(one) for one in cases]
+    findings = _findings(context, samples, candidates, played)
+    return Explanation(findings, picture=_picture(context, samples, findings), seconds=time.monotonic() - began)
+
+
+def _close_cases(played: Sequence[PlayedCase], failed: Sequence[PlayedCase]) -> list[PlayedCase]:
+    """Return the cases in which a bug is looked for: failed ones from all over the campaign, few sequences among them
+    because they are long, and two that passed.
+
+    An engine that mostly answers errors may have no number in any of these; then failures with numbers are added."""
+    batches = [one for one in failed if one.case.stateless]
+    histories = sorted((one for one in failed if not one.case.stateless), key=_size)
+    passed = [one for one in played if one.verdict == "pass" and one.case.stateless]
+    close = spread(batches, CLOSELY) + histories[: 1 if batches else CLOSELY // 2] + spread(passed, PASSED)
+    if not any(one.has_wrong_numbers for one in close):
+        close += spread([one for one in failed if one.has_wrong_numbers], CLOSELY)
+    return close
+
+
+def _symptoms(context: Context, close: Sequence[PlayedCase], samples: Sequence[Sample]) -> list[Symptom]:
+    lines: list[str] = []
+    for one, sample in zip(close, samples, strict=True):
+        lines += symptoms_of(sample, one.verdicts, one.ratios, context.testbed, context.thresholds)
+    return tally(lines, sum(verdict.verdict == "fail" for one in close for verdict in one.verdicts))
+
+
+def _findings(
+    context: Context, samples: Sequence[Sample], candidates: Sequence[Candidate], played: Sequence[PlayedCase]
+) -> list[Finding]:
+    if not candidates:
         return []
-    most_frequent = max(dict.fromkeys(problems), key=problems.count)
-    count = "no answer" if len(problems) == total else f"only {total - len(problems)} of {total} answers"
-    return [f"{count} could be read; the engine said: {most_frequent}"]
+    elsewhere = [(one.case, context.testbed) for one in played if one.case.stateless][:ELSEWHERE]
+    return diagnose(samples, context.testbed, candidates, context.members, context.thresholds, elsewhere)
 
 
-def _requests(p: "Played") -> list[tuple[ErrorRatios, Verdict]]:
-    return list(zip(p.measured, p.judged, strict=True))
+def _picture(context: Context, samples: Sequence[Sample], findings: Sequence[Finding]) -> Picture | None:
+    bug, only = (findings[0].mutant, findings[0].only) if findings else (None, "")
+    return picture(samples, context.testbed, context.thresholds, bug, only)
 
 
-def _size(p: "Played") -> tuple[bool, int]:
+# The smallest failure.
+
+
+def _smaller(context: Context, failed: PlayedCase) -> tuple[Case | None, list[str]]:
+    """Return the failed case, made small; None, and why, if the engine broke off."""
+    try:
+        return shrink(failed.case, lambda case: bool(context.failures(case, failed.settings)), SHRINKING), []
+    except EngineError as error:
+        return None, [f"while the failure was made smaller: {error}"]
+
+
+def _company(context: Context, smallest: Case, settings: Settings) -> list[Symptom]:
+    """Return what it takes for the smallest failure to go wrong, if its request is answered well alone."""
+    again = context.failures(smallest, settings)
+    if not again or not _is_right_alone(context, again[0][0], settings):
+        return []
+    return [Symptom(line) for line in company(smallest, again[0][0])]
+
+
+def _is_right_alone(context: Context, exchange: Exchange, settings: Settings) -> bool:
+    """Is the same request answered well by an engine that has done nothing else?"""
+    ask = exchange.ask
+    names = [name for name, _ in ask.adapter_weights] or ([ask.adapter] if ask.adapter else [])
+    loads = [Load(name, key) for name, (key, _) in zip(names, exchange.adapters, strict=True)]
+    alone = Case("alone", (*loads, Run((replace(ask, arrival_step=0),))), stateless=False)
+    return not context.failures(alone, settings)
+
+
+def _smallest_sample(context: Context, smallest: Case, settings: Settings) -> Sample | None:
+    """Return the smallest failure with its errors; None if it has no number."""
+    exchanges = context.driver.ask(smallest, settings)
+    raws = measure(smallest, exchanges, context.testbed, context.members)[1]
+    return Sample(smallest, exchanges, raws, settings) if any(raws) else None
+
+
+# The bug.
+
+
+def _candidates(
+    context: Context, first: Sample, samples: Sequence[Sample], divergence: Location | None
+) -> list[Candidate]:
+    """Return every bug beside the smallest failure; those that come nearest, beside all of the samples."""
+
+    def applicable(mutant: Mutant) -> bool:
+        return is_applicable(mutant, context.testbed, first.case, first.settings)
+
+    def beside(some: Sequence[Sample], names: Sequence[str]) -> list[Candidate]:
+        return _beside(context, some, names)
+
+    location = None if divergence is None else (divergence.layer, divergence.module)
+    return search(Search(context.testbed, beside, applicable, first, samples, location))
+
+
+def _beside(context: Context, samples: Sequence[Sample], names: Sequence[str]) -> list[Candidate]:
+    """Return the bugs of these names beside the samples; each worker has a share of the names."""
+    share = max(1, -(-len(names) // max(context.jobs, 1)))
+    batches = [names[i : i + share] for i in range(0, len(names), share)]
+    futures = [
+        [
+            context.workers.submit(project_bugs, sample.case, sample.exchanges, context.members, sample.settings, batch)
+            for batch in batches
+        ]
+        for sample in samples
+    ]
+    by_mutant: dict[str, list[Any]] = {name: [] for name in names}
+    for done, of_sample in enumerate(futures, 1):
+        for future in of_sample:
+            for name, terms in future.result().items():
+                by_mutant[name].append(terms)
+        context.progress("explaining", done, len(samples))
+    return [evaluate(find_bug(name, context.testbed), terms) for name, terms in by_mutant.items()]
+
+
+# The place.
+
+
+def _located(context: Context, failed: Sequence[PlayedCase]) -> tuple[list[Location], Location | None, list[str]]:
+    """Return how far off each layer and module is, the first that is off, and what went wrong in finding out: from
+    intermediates, if the engine shows them; else from adapters cut to size."""
+    batch = next((one for one in failed if one.case.stateless), None)
+    if batch is None:
+        return [], None, []
+    failures = context.failures(batch.case, batch.settings)
+    wrong = [exchange for exchange, _ in failures if exchange.adapter is not None]
+    locations: list[Location] = []
+    divergence: Location | None = None
+    try:
+        if wrong:
+            locations = _traced(context, batch.case, wrong[0])
+            divergence = first_off(locations, context.thresholds)
+        if wrong and divergence is None and (ablated := _ablated(context, wrong)) is not None:
+            locations, divergence = ablated, next(iter(ablated), None)
+    except EngineError as error:
+        return locations, divergence, [f"while the failure was located: {error}"]
+    return locations, divergence, []
+
+
+def _traced(context: Context, case: Case, exchange: Exchange) -> list[Location]:
+    """Return what the engine's intermediates say of a request; [] if it shows none."""
+    traced: Any = getattr(context.driver.engine, "traced", None)
+    if not context.driver.capabilities.trace or traced is None:
+        return []
+    responses = traced(case.runs[exchange.run].asks)
+    return intermediates(exchange, responses[exchange.index], context.testbed, context.members)
+
+
+def _ablated(context: Context, wrong: Sequence[Exchange]) -> list[Location] | None:
+    """Return what adapters cut to one module, then one layer, say; None if they cannot be loaded, or cut."""
+    one = next((exchange for exchange in wrong if len(exchange.adapters) == 1), None)
+    if one is None or "load" not in context.driver.capabilities.operations:
+        return None
+    adapter = context.testbed.adapters[one.adapters[0][0]]
+    if adapter.replaced or adapter.biases:
+        return None
+    work = context.driver.work / "ablation"
+    return by_ablation(context.driver.engine, adapter, context.testbed, context.members, context.thresholds, work)
+
+
+def locate_layers(context: Context, played: Sequence[PlayedCase]) -> tuple[list[Location], list[str]]:
+    """Return how far off each module is in a batch where nothing failed, if the engine shows its intermediates; and
+    what went wrong in finding out."""
+    batch = next((one for one in played if one.case.stateless), None)
+    if not context.driver.capabilities.trace or batch is None:
+        return [], []
+    try:
+        exchanges = context.driver.ask(batch.case, batch.settings)
+        exchange = next((one for one in exchanges if one.adapter is not None and not one.answer.error), None)
+        return ([] if exchange is None else _traced(context, batch.case, exchange)), []
+    except EngineError as error:
+        return [], [f"while the layers were looked at: {error}"]
+
+
+def _size(played: PlayedCase) -> tuple[bool, int]:
     """Batches before sequences, short ones before long ones."""
-    return not p.case.stateless, len(p.case.steps)
-
-
-def _passed(played: Sequence["Played"]) -> list["Played"]:
-    return [p for p in played if p.verdict == "pass" and p.case.stateless]
+    return not played.case.stateless, len(played.case.steps)

@@ -13,9 +13,10 @@ from refimpl.engines.peft import CAPABILITIES, Peft
 from refimpl.formats.hf import save_model
 from refimpl.formats.peft import save_adapter
 from refimpl.loading.adapter_folder import load_adapter
-from refimpl.oracle.campaign import Campaign, Plan, Result
+from refimpl.oracle.campaign import Campaign
 from refimpl.oracle.cases.synthetic import random_adapters, random_model
 from refimpl.oracle.cases.testbed import Testbed, in_float64
+from refimpl.oracle.reports.result import CampaignSettings, Result
 
 # Three layers, two query heads to a key head, a window that is shorter than the prompts; the MLP is not square.
 CONFIG = ModelConfig(96, 48, 80, 3, 4, 2, 12, max_position_embeddings=160, sliding_window=9)
@@ -66,7 +67,7 @@ def make_testbed(dtype: str, root: Path) -> Testbed:
 
 def campaign(make: Callable[[], Peft], testbed: Testbed, sequences: int) -> Result:
     """As `loracle check` runs it, but for the look below the noise: these bugs are above it."""
-    plan = Plan(cases=CASES, sequences=sequences, seed=SEED, precision=testbed.dtype, below=False)
+    plan = CampaignSettings(cases=CASES, sequences=sequences, seed=SEED, precision=testbed.dtype, below=False)
     with tempfile.TemporaryDirectory() as work:
         return Campaign(make, testbed, plan, Path(work)).run()
 
@@ -75,16 +76,16 @@ def examine(bug: Bug, testbed: Testbed) -> Outcome:
     """Return the oracle's verdict and diagnosis of PEFT with this bug."""
     result = campaign(bug.make, testbed, SEQUENCES if bug.sequences else 0)
     about = bug.name, bug.family, testbed.dtype, result.verdict
-    symptoms = tuple(symptom.what for symptom in result.symptoms)
-    if not result.diagnosis:
+    symptoms = tuple(symptom.what for symptom in result.explanation.symptoms)
+    if not result.explanation.findings:
         return Outcome(*about, "", "", False, float("nan"), float("nan"), "", float("nan"), symptoms)
-    diagnosis = result.diagnosis[0]
+    diagnosis = result.explanation.findings[0]
     return Outcome(
         *about,
         diagnosis.name + (f" ({diagnosis.only})" if diagnosis.only else ""),
         diagnosis.family,
         diagnosis.explains,
-        diagnosis.seen.coefficient,
+        diagnosis.projection.coefficient,
         diagnosis.residual,
         *diagnosis.next_best,
         symptoms,

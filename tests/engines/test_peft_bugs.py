@@ -47,7 +47,7 @@ def tested_pairs() -> list[tuple[Bug, str]]:
 def test_peft_as_it_is_passes(dtype: str, testbeds: dict[str, Testbed]) -> None:
     result = campaign(Peft, testbeds[dtype], SEQUENCES)
     assert result.verdict == "pass"
-    assert not result.diagnosis and not result.symptoms
+    assert not result.explanation.findings and not result.explanation.symptoms
 
 
 @pytest.mark.parametrize("name", BUGS)

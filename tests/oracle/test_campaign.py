@@ -13,9 +13,11 @@ from refimpl.engines.interface import EngineError, EngineRequest, EngineResponse
 from refimpl.engines.ours import Ours
 from refimpl.lora import adapter_scale, lora_delta
 from refimpl.oracle.bugs import all_mutants
-from refimpl.oracle.campaign import Campaign, Plan, Result, retold
+from refimpl.oracle.campaign import Campaign
 from refimpl.oracle.cases.case import Case, Run
+from refimpl.oracle.reports.result import CampaignSettings, Result
 from refimpl.oracle.reports.summary import summary
+from refimpl.oracle.second_look import with_other_tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 
@@ -28,16 +30,16 @@ def campaign(
     **plan,
 ) -> Result:
     wanted = {"cases": 5, "sequences": 0, "below": False} | plan
-    return Campaign(lambda: Ours(make, precision), small_stage(dtype), Plan(**wanted), tmp_path).run()
+    return Campaign(lambda: Ours(make, precision), small_stage(dtype), CampaignSettings(**wanted), tmp_path).run()
 
 
 def named(result: Result) -> list[str]:
-    return [f.name for f in result.diagnosis if f.explains]
+    return [f.name for f in result.explanation.findings if f.explains]
 
 
 def test_a_clean_engine_passes_and_its_power_is_stated(tmp_path: Path) -> None:
     result = campaign(tmp_path, lambda: REFERENCE, cases=2, sequences=3, below=True)
-    assert result.verdict == "pass" and result.diagnosis == [] and result.smallest is None
+    assert result.verdict == "pass" and result.explanation.findings == [] and result.explanation.smallest is None
     assert result.power["adapters_ignored"] == "detected"
     assert result.power["key_without_adapter"] == "detected"
     assert result.power["saved_biases_dropped"] == "not exercised"  # no adapter here has such biases
@@ -56,18 +58,18 @@ def test_a_clean_engine_passes_and_its_power_is_stated(tmp_path: Path) -> None:
 def test_a_bug_is_named(tmp_path: Path, name: str, dtype: str) -> None:
     result = campaign(tmp_path, all_mutants()[name].make, dtype)
     assert result.verdict == "fail"
-    (found,) = [f for f in result.diagnosis if f.explains]
+    (found,) = [f for f in result.explanation.findings if f.explains]
     assert name in (found.name, *found.also)
-    assert abs(found.seen.coefficient - 1) < 0.05 and found.residual < 3
+    assert abs(found.projection.coefficient - 1) < 0.05 and found.residual < 3
     assert found.next_best[1] > 3 * found.residual
 
 
 def test_a_bug_of_sequences_is_named_and_made_small(tmp_path: Path) -> None:
     result = campaign(tmp_path, all_mutants()["key_without_adapter"].make, cases=1, sequences=6)
     assert result.verdict == "fail" and "key_without_adapter" in named(result)
-    assert result.smallest is not None and not result.smallest.stateless
-    assert len(result.smallest.steps) <= 4
-    assert any("were asked before, of" in s.what for s in result.symptoms)
+    assert result.explanation.smallest is not None and not result.explanation.smallest.stateless
+    assert len(result.explanation.smallest.steps) <= 4
+    assert any("were asked before, of" in s.what for s in result.explanation.symptoms)
 
 
 def test_a_factor_that_nobody_has_foreseen_is_fitted(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_a_factor_that_nobody_has_foreseen_is_fitted(tmp_path: Path) -> None:
 
     result = campaign(tmp_path, scaled)
     assert named(result) == ["scale_times[1.37]"]
-    assert any("1.37 times" in s.what for s in result.symptoms)
+    assert any("1.37 times" in s.what for s in result.explanation.symptoms)
 
 
 def test_half_a_percent_of_scale_is_seen_below_the_noise_of_bfloat16(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_a_bug_that_no_mutant_has_gets_its_symptoms(tmp_path: Path) -> None:
 
     result = campaign(tmp_path, reversed_delta)
     assert result.verdict == "fail" and named(result) == []
-    assert not any("base rows are wrong" in s.what for s in result.symptoms)
+    assert not any("base rows are wrong" in s.what for s in result.explanation.symptoms)
 
 
 def test_a_lower_precision_is_a_finding_and_no_bug(tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_the_precision_is_inferred(tmp_path: Path, dtype: str) -> None:
     result = Campaign(
         lambda: Ours(lambda: NUMPY, Precision("model", dtype)),
         small_stage("float32"),
-        Plan(cases=3, sequences=0, precision="auto", below=False),
+        CampaignSettings(cases=3, sequences=0, precision="auto", below=False),
         tmp_path,
     ).run()
     assert result.dtype == dtype and result.verdict == "pass"
@@ -137,10 +139,10 @@ def test_a_campaign_is_resumed_without_asking_again(tmp_path: Path) -> None:
             raise AssertionError("it was asked again")
 
     first = campaign(tmp_path, cases=3, sequences=2)
-    again = Campaign(Mute, small_stage(), Plan(3, 2, below=False), tmp_path).run()
+    again = Campaign(Mute, small_stage(), CampaignSettings(3, 2, below=False), tmp_path).run()
     assert [p.verdict for p in again.played] == [p.verdict for p in first.played]
-    ratios = [[m.ratio.tolist() for m in p.measured] for p in first.played]
-    assert ratios == [[m.ratio.tolist() for m in p.measured] for p in again.played]
+    ratios = [[m.ratio.tolist() for m in p.ratios] for p in first.played]
+    assert ratios == [[m.ratio.tolist() for m in p.ratios] for p in again.played]
 
 
 def test_an_engine_that_breaks_off_is_no_verdict(tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_an_engine_that_breaks_off_is_no_verdict(tmp_path: Path) -> None:
             raise EngineError("the server is gone")
 
     with pytest.raises(EngineError, match="gone"):
-        Campaign(Gone, small_stage(), Plan(2, 0), tmp_path).run()
+        Campaign(Gone, small_stage(), CampaignSettings(2, 0), tmp_path).run()
 
 
 def test_an_engine_that_answers_errors_fails(tmp_path: Path) -> None:
@@ -157,9 +159,9 @@ def test_an_engine_that_answers_errors_fails(tmp_path: Path) -> None:
         def run(self, asks, forced=None):
             return [EngineResponse(error="500 Internal Server Error") for _ in asks]
 
-    result = Campaign(Refusing, small_stage(), Plan(2, 0), tmp_path).run()
+    result = Campaign(Refusing, small_stage(), CampaignSettings(2, 0), tmp_path).run()
     assert result.verdict == "fail"
-    assert result.symptoms[0].what == "no answer: 500 Internal Server Error"
+    assert result.explanation.symptoms[0].what == "no answer: 500 Internal Server Error"
     assert result.diagnostics == ["no answer could be read; the engine said: 500 Internal Server Error"]
     assert summary(result, "refusing")["worst_noise_ratio"] is None  # JSON has no infinity
 
@@ -178,7 +180,7 @@ def test_an_engine_most_of_whose_answers_are_errors_is_explained(tmp_path: Path)
             return [EngineResponse(error="503 Service Unavailable") for _ in asks]
 
     make = all_mutants()["adapters_ignored"].make
-    result = Campaign(lambda: Failing(make), small_stage(), Plan(10, 0, below=False), tmp_path).run()
+    result = Campaign(lambda: Failing(make), small_stage(), CampaignSettings(10, 0, below=False), tmp_path).run()
     assert result.verdict == "fail"
     (line,) = [line for line in result.diagnostics if "could be read" in line]
     assert "adapters_ignored" in named(result)
@@ -202,12 +204,12 @@ def test_adapters_that_do_nothing_show_nothing(tmp_path: Path) -> None:
     zero = dataclasses.replace(zero, config=dataclasses.replace(zero.config, lora_bias=False, modules_to_save=()))
     save_adapter(zero, tmp_path / "zero")
     idle = dataclasses.replace(testbed, paths={first: tmp_path / "zero"}, adapters={first: zero})
-    result = Campaign(Ours, idle, Plan(4, 0, below=False), tmp_path).run()
+    result = Campaign(Ours, idle, CampaignSettings(4, 0, below=False), tmp_path).run()
     assert result.verdict == "undecided"
 
 
 def test_retold_keeps_what_prompts_have_in_common() -> None:
     case = Case("x", (Run((EngineRequest((1, 2, 3), "a"), EngineRequest((1, 2, 4), None))),))
-    other = retold(case, 50, 0)
+    other = with_other_tokens(case, 50, 0)
     first, second = (a.prompt_ids for a in other.runs[0].asks)
     assert first[:2] == second[:2] and first[2] != second[2] and first != (1, 2, 3)

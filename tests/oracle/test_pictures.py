@@ -13,9 +13,8 @@ from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.cases.case import Case, Exchange, Run, forced_tokens, play, prepare, request
 from refimpl.oracle.cases.testbed import Testbed, settings
 from refimpl.oracle.diagnosis.localise import first_off, intermediates
-from refimpl.oracle.diagnosis.projection import Sample
 from refimpl.oracle.noise.ensemble import ensemble
-from refimpl.oracle.noise.measure import measure
+from refimpl.oracle.noise.measure import Sample, measure
 from refimpl.oracle.noise.verdict import Thresholds, learn_thresholds
 from refimpl.oracle.reports.pictures import PLACES, REQUESTS, TOKENS, picture
 from refimpl.tracing import trace

@@ -22,9 +22,10 @@ from refimpl.commands.check import add_arguments, show
 from refimpl.engines.interface import EngineRequest, EngineResponse
 from refimpl.engines.ours import Ours
 from refimpl.oracle.bugs import mutants_for
-from refimpl.oracle.campaign import Campaign, Plan
+from refimpl.oracle.campaign import Campaign
 from refimpl.oracle.reports import drawing
 from refimpl.oracle.reports.report import host, num, page
+from refimpl.oracle.reports.result import CampaignSettings
 from refimpl.oracle.reports.summary import summary
 
 HOSTILE = (
@@ -85,7 +86,7 @@ def campaign(name: str, tmp: Path, below: bool = False, sequences: int = 0) -> d
     make = mutants_for()[name].make if name not in ("", "loud") else None
     kind = Loud if name == "loud" else Ours
     engine = lambda: kind(make) if make else kind()  # noqa: E731
-    result = Campaign(engine, testbed, Plan(3, sequences, below=below), tmp).run()
+    result = Campaign(engine, testbed, CampaignSettings(3, sequences, below=below), tmp).run()
     return json.loads(json.dumps(summary(result, f"mutant:{name}"), allow_nan=False))
 
 

@@ -21,7 +21,8 @@ from refimpl.oracle.cases.testbed import Testbed, in_float64
 from refimpl.oracle.cases.testbed import settings as stage_settings
 from refimpl.oracle.reports import repro_write
 from refimpl.oracle.reports.redact import clean, is_secret, without_secrets
-from refimpl.oracle.reports.repro import ReproError, load_repro, replay, save_repro
+from refimpl.oracle.reports.repro import ReproError, load_repro, replay
+from refimpl.oracle.reports.repro_write import Repro
 
 SEQUENCE = Case(
     "by name",
@@ -44,17 +45,8 @@ SEQUENCE = Case(
 
 def save(folder: Path, testbed: Testbed, case: Case, engine: Ours, **more: object) -> list[Exchange]:
     exchanges = play(engine, case, testbed)
-    save_repro(
-        folder,
-        testbed,
-        case,
-        exchanges,
-        truth(exchanges, testbed),
-        "wrong by 9 x noise",
-        engine.settings,
-        "ours",
-        **more,
-    )
+    expected = {(e.run, e.index): x for e, x in zip(exchanges, truth(exchanges, testbed), strict=True)}
+    Repro(testbed, case, exchanges, expected, {}, "wrong by 9 x noise", engine.settings, "ours", **more).save(folder)
     return exchanges
 
 
@@ -195,8 +187,7 @@ def test_answers_that_are_none_are_kept_as_they_came(tmp_path: Path) -> None:
     ]
     exchanges = [Exchange(ask, (), answer, 0, i) for i, (ask, answer) in enumerate(zip(asks, answers, strict=True))]
     case = Case("odd", (Run(asks),))
-    none = [None] * 6
-    save_repro(tmp_path / "repro", testbed, case, exchanges, none, "odd", stage_settings(testbed), "ours", units=none)
+    Repro(testbed, case, exchanges, {}, {}, "odd", stage_settings(testbed), "ours").save(tmp_path / "repro")
     found = [e.answer for e in load_repro(tmp_path / "repro").exchanges]
     np.testing.assert_array_equal(found[0].logits, nan)
     assert (found[1].error, found[1].raw) == ("500 Internal", {"detail": "gone", "token": "x"})
@@ -213,18 +204,18 @@ def test_a_secret_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     answer = EngineResponse(
         error="401 for sk-1234567890", raw={"api_key": "hunter2hunter2", "url": "http://me:pw@h/v1?key=abc"}
     )
-    save_repro(
-        tmp_path / "repro",
+    Repro(
         testbed,
         Case("secret", (Run((ask,)),)),
         [Exchange(ask, (), answer, 0, 0)],
-        [None],
+        {},
+        {},
         "the server at https://user:pass@host:8000/v1?token=zzz said: Authorization: Bearer abcdefgh",
         stage_settings(testbed),
         "openai_http",
         {"url": "https://user:pass@host:8000/v1?token=zzz", "api-key": "sk-abc", "api-key-env": "SOME_API_KEY"},
         {"url": "http://me:pw@h/v1"},
-    )
+    ).save(tmp_path / "repro")
     for file in (tmp_path / "repro").rglob("*"):
         raw = file.read_bytes() if file.is_file() else b""
         for secret in (b"sk-", b"hunter2", b"pw@", b"pass@", b"zzz", b"abcdefgh", b"key=abc", b"SOME_API_KEY"):
@@ -330,9 +321,7 @@ def test_nothing_half_done_stays(tmp_path: Path) -> None:
     engine = started(Ours, testbed, variants(testbed, CAPABILITIES)[0])
     exchanges = play(engine, SEQUENCE, testbed)
     with pytest.raises(LoracleError, match="repro: cannot be written"):
-        save_repro(
-            tmp_path / "repro", lost, SEQUENCE, exchanges, truth(exchanges, testbed), "", engine.settings, "ours"
-        )
+        Repro(lost, SEQUENCE, exchanges, {}, {}, "", engine.settings, "ours").save(tmp_path / "repro")
     assert not list(tmp_path.iterdir())
 
 

@@ -11,12 +11,13 @@ from refimpl import NUMPY, Ops
 from refimpl.engines.interface import EngineRequest
 from refimpl.engines.ours import Ours
 from refimpl.oracle.bugs.parameters import parameter_mutants
+from refimpl.oracle.bugs.registry import all_bugs, find_bug
 from refimpl.oracle.bugs.scopes import Scope, can_be_scoped, scoped, scopes_of, small_scopes_of
 from refimpl.oracle.bugs.steps import rescaling
-from refimpl.oracle.campaign import Campaign, Plan
+from refimpl.oracle.campaign import Campaign
 from refimpl.oracle.cases.case import Case, Run, play, prepare
 from refimpl.oracle.cases.testbed import settings
-from refimpl.oracle.diagnosis.search import everywhere, find
+from refimpl.oracle.reports.result import CampaignSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 PROMPTS = ((3, 1, 4, 1, 5), (9, 2, 6), (5,), (3, 5, 8, 9))
@@ -55,7 +56,7 @@ CONFINED = (
 
 @pytest.mark.parametrize("name", CONFINED)
 def test_a_bug_that_is_anywhere_is_the_bug_and_one_that_is_nowhere_is_none(name: str) -> None:
-    bug = everywhere(small_stage())[name]
+    bug = all_bugs(small_stage())[name]
     assert can_be_scoped(bug)
     whole, right = answers(bug.make), answers(lambda: NUMPY)
     assert not same(whole, right)
@@ -66,25 +67,26 @@ def test_a_bug_that_is_anywhere_is_the_bug_and_one_that_is_nowhere_is_none(name:
 def test_no_adapter_in_one_module_is_that_module_left_out() -> None:
     testbed = small_stage()
     for module in ("q_proj", "down_proj"):
-        there = answers(find(f"adapters_ignored @ {module}", testbed).make)
-        assert same(there, answers(find(f"not_applied_to[{module}]", testbed).make))
+        there = answers(find_bug(f"adapters_ignored @ {module}", testbed).make)
+        assert same(there, answers(find_bug(f"not_applied_to[{module}]", testbed).make))
     assert same(
-        answers(find("adapters_ignored @ layer 0", testbed).make), answers(find("first_layer_missed", testbed).make)
+        answers(find_bug("adapters_ignored @ layer 0", testbed).make),
+        answers(find_bug("first_layer_missed", testbed).make),
     )
 
 
 def test_decode_steps_and_prompts_are_the_two_parts_of_a_request() -> None:
     testbed, right = small_stage(), answers(lambda: NUMPY)
-    decode = answers(find("adapters_ignored @ decode", testbed).make)
-    assert same(decode, answers(find("adapter_in_prompts_only", testbed).make))
+    decode = answers(find_bug("adapters_ignored @ decode", testbed).make)
+    assert same(decode, answers(find_bug("adapter_in_prompts_only", testbed).make))
     for prompt, a, b in zip(PROMPTS, decode, right, strict=True):
         assert np.allclose(a[: len(prompt)], b[: len(prompt)])
     assert not same(decode, right)
-    assert not same(answers(find("adapters_ignored @ prompts", testbed).make), right)
+    assert not same(answers(find_bug("adapters_ignored @ prompts", testbed).make), right)
 
 
 def test_a_wrong_position_is_in_no_place() -> None:
-    known = everywhere(small_stage())
+    known = all_bugs(small_stage())
     assert not can_be_scoped(known["decode_too_far[2]"])
     assert not can_be_scoped(known["window_ignored"])
     assert can_be_scoped(known["base_after[5]"])
@@ -93,7 +95,7 @@ def test_a_wrong_position_is_in_no_place() -> None:
 def test_every_value_answers_and_has_a_name_of_its_own() -> None:
     testbed, right = small_stage(), answers(lambda: NUMPY)
     values = parameter_mutants(testbed)
-    assert not values.keys() & everywhere(testbed).keys() - values.keys()
+    assert not values.keys() & all_bugs(testbed).keys() - values.keys()
     shown = [name for name, m in values.items() if not same(answers(m.make), right)]
     for name in ("rank_cut[5]", "shard_of_B[2,4]", "base_after[5]", "exchanged[made-0,made-1]", "decode_too_far[2]"):
         assert name in shown
@@ -103,17 +105,20 @@ def test_every_value_answers_and_has_a_name_of_its_own() -> None:
 def test_in_order_of_arrival_the_neighbour_is_the_one_who_came_next() -> None:
     """made-0, base, made-1, made-2 came in this order: base gets made-1, and made-2 the first's."""
     testbed = small_stage()
-    found = answers(find("adapter_of_the_next_request by arrival", testbed).make)
-    rotated = answers(find("adapter_of_a_request_further_on[-3] by arrival", testbed).make)
+    found = answers(find_bug("adapter_of_the_next_request by arrival", testbed).make)
+    rotated = answers(find_bug("adapter_of_a_request_further_on[-3] by arrival", testbed).make)
     assert same(found, rotated)
-    assert not same(found, answers(find("adapter_of_the_next_request", testbed).make))
+    assert not same(found, answers(find_bug("adapter_of_the_next_request", testbed).make))
 
 
 def test_a_factor_for_one_adapter_in_one_module_is_found(tmp_path: Path) -> None:
     def wrong() -> Ops:
         return rescaling(lambda module, w, adapter: 1.11 if (module[1], adapter.name) == ("up_proj", "made-2") else 1.0)
 
-    plan = Plan(cases=4, sequences=0, below=False)
+    plan = CampaignSettings(cases=4, sequences=0, below=False)
     result = Campaign(lambda: Ours(wrong), small_stage(), plan, tmp_path).run()
     assert result.verdict == "fail"
-    assert result.diagnosis[0].explains and result.diagnosis[0].name == "scale_times[made-2: 1.11] @ up_proj"
+    assert (
+        result.explanation.findings[0].explains
+        and result.explanation.findings[0].name == "scale_times[made-2: 1.11] @ up_proj"
+    )

@@ -1,30 +1,28 @@
 """Which mutants can show in which case, and which cases are looked at."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...config import EMBED, LM_HEAD
+from ...engines.interface import Settings
+from ..cases.case import Case
 from ..cases.testbed import Testbed
-from ..diagnosis.projection import Sample
 from . import Mutant
-
-if TYPE_CHECKING:
-    from ..campaign import Played
 
 HISTORY = ("sequence", "chunks", "scattered blocks", "sum", "weight")  # needs that sequences are drawn for
 
 
-def is_applicable(mutant: Mutant, testbed: Testbed, p: "Played | Sample") -> bool:
+def is_applicable(mutant: Mutant, testbed: Testbed, case: Case, settings: Settings) -> bool:
     """Is there, in this kind of case, what the mutant needs? Nothing is computed for those that cannot show, nor in a
     sequence, which is long, for those that show in any batch."""
-    if not p.case.stateless and mutant.needs not in HISTORY:
+    if not case.stateless and mutant.needs not in HISTORY:
         return False
     adapters = testbed.adapters.values()
     present = {
-        "sequence": not p.case.stateless,
-        "chunks": p.settings.chunk is not None,
+        "sequence": not case.stateless,
+        "chunks": settings.chunk is not None,
         "window": testbed.model.config.sliding_window is not None,
         "embed_tokens LoRA": any(EMBED in adapter.lora for adapter in adapters),
         "lm_head LoRA": any(LM_HEAD in adapter.lora for adapter in adapters),
@@ -37,8 +35,8 @@ def is_applicable(mutant: Mutant, testbed: Testbed, p: "Played | Sample") -> boo
         "rslora": any(adapter.config.use_rslora for adapter in adapters),
         "rank_pattern": any(adapter.config.rank_pattern for adapter in adapters),
         "alpha_pattern": any(adapter.config.alpha_pattern for adapter in adapters),
-        "sum": any(ask.adapter_weights for run in p.case.runs for ask in run.asks),
-        "weight": any(ask.adapter_weights for run in p.case.runs for ask in run.asks),
+        "sum": any(ask.adapter_weights for run in case.runs for ask in run.asks),
+        "weight": any(ask.adapter_weights for run in case.runs for ask in run.asks),
     }
     return present.get(mutant.needs, True)
 

@@ -1,27 +1,28 @@
 """A pass means as much as its power: which bugs would these very cases, with this read-out, have shown?
 
 Every mutant is put on top of what the engine answered. Either a row leaves the noise, or the coefficient does, or the
-cases contain nothing that the mutant does otherwise, or it is there and cannot be seen.
+cases contain nothing that the mutant does otherwise, or it does something and stays within the noise.
 """
 
 from collections.abc import Sequence
 
 from ..noise.verdict import Thresholds
-from .diagnose import Candidate
+from .candidate import Candidate
 from .projection import limit
 
 DETECTED, UNDETECTABLE, NOT_EXERCISED = "detected", "undetectable", "not exercised"
 
 
-def power(looked: Sequence[Candidate], known: Thresholds) -> dict[str, str]:
-    """Name of the mutant -> one of the three."""
-    needed = limit(sum(x.seen.strength > 0 for x in looked))
-    return {x.mutant.name: _of(x, known, needed) for x in looked}
+def power(candidates: Sequence[Candidate], thresholds: Thresholds) -> dict[str, str]:
+    """Return for each mutant's name one of the three."""
+    needed = limit(sum(one.projection.strength > 0 for one in candidates))
+    return {one.mutant.name: _power_of(one, thresholds, needed) for one in candidates}
 
 
-def _of(x: Candidate, known: Thresholds, needed: float) -> str:
-    if not x.seen.exercised:
+def _power_of(candidate: Candidate, thresholds: Thresholds, needed: float) -> str:
+    projection = candidate.projection
+    if not projection.exercised:
         return NOT_EXERCISED
-    worst = max((p.injected for ps in x.parts for p in ps if p is not None), default=0.0)
-    seen = x.seen.broken or not worst < known.ratio or not x.seen.strength <= needed
-    return DETECTED if seen else UNDETECTABLE
+    worst = max((term.injected for terms in candidate.terms for term in terms if term is not None), default=0.0)
+    detected = projection.broken or not worst < thresholds.ratio or not projection.strength <= needed
+    return DETECTED if detected else UNDETECTABLE

@@ -6,37 +6,22 @@ If the engine has the bug, c = 1; if it is clean, c = 0 up to the noise that hap
 not taken from theory: the honest runs are projected on the same d. Rows are weighted by their noise, and cases add up.
 """
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...arrays import Array, Precision
-from ...engines.interface import Settings
 from ...engines.ours import Ours
 from ...errors import LoracleError
 from ...ops import Ops
-from ..cases.case import Case, Exchange, forced_tokens, play, prepare
+from ..cases.case import forced_tokens, play, prepare
 from ..cases.testbed import Testbed
-from ..noise.measure import Errors
+from ..noise.measure import Errors, Sample
 from ..noise.verdict import FALSE_ALARM
 
 SAME = 2.0**-36  # of the largest logit: what two float64 answers may differ by when nothing is wrong
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One case with its errors kept."""
-
-    case: Case
-    exchanges: Sequence[Exchange]  # all of them
-    raws: Sequence[Errors | None]  # of those that count
-    settings: Settings
-
-    @property
-    def counted(self) -> list[Exchange]:
-        """Those that count, in the order of `raws`."""
-        return [e for e in self.exchanges if e.ask.cancel_after is None]
 
 
 def rerun(
@@ -101,7 +86,7 @@ class ProjectionTerm:
     length: float  # <d, d>
     honest: Array  # [members] <honest error, d>
     energy: float  # <error, error>
-    left: float  # <error - d, error - d>
+    residual_energy: float  # <error - d, error - d>
     count: int  # numbers shown
     injected: float  # the worst row's ratio, had the engine this bug as well
     broken: bool = False  # d is no number: the mutant answers NaN
@@ -179,7 +164,7 @@ def remaining(by_case: Sequence[Sequence[ProjectionTerm | None]], bug: bool = Tr
     """The rms of what is left of the error when the direction is taken out, in units of noise; or of the error."""
     known = [p for ps in by_case for p in ps if p is not None]
     count = sum(p.count for p in known)
-    return float(np.sqrt(sum(p.left if bug else p.energy for p in known) / count)) if count else 0.0
+    return float(np.sqrt(sum(p.residual_energy if bug else p.energy for p in known) / count)) if count else 0.0
 
 
 def confined(by_case: Sequence[Sequence[ProjectionTerm | None]], adapter: str) -> list[list[ProjectionTerm | None]]:
@@ -198,8 +183,6 @@ def limit(directions: int) -> float:
     Bonferroni over the directions. Their sigmas are estimated from a handful of honest runs, so that the quantile is
     Student's, for as many degrees of freedom as there are honest runs of one case; it is computed by its own
     asymptotic series (Abramowitz & Stegun 26.7.5, inverted)."""
-    import statistics
-
     z = statistics.NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * max(directions, 1)))
     n = 30.0
     return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)

@@ -1,143 +1,132 @@
 """Which bugs are worth a close look: thousands, and few of them are tried on more than the smallest failure.
 
-    the zoo, and its other values -> those in one place each -> the nearest of all, beside one whole case -> beside all
+    the mutants, and other values of their parameters -> those in one scope each -> the nearest of all, beside one whole
+    case -> beside all
 
 Near is what leaves little of the error when it is taken out, or what points where the error points: a bug that is in
-one module alone is only part of the same bug in all of them, and a factor that is not the zoo's has its direction.
+one module alone is only part of the same bug in all of them, and a factor that is not the mutant's has its direction.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..bugs import Mutant, mutants_for
-from ..bugs.parameters import parameter_mutants
-from ..bugs.scopes import Scope, can_be_scoped, scoped, scopes_of, small_scopes_of
+from ..bugs import Mutant
+from ..bugs.registry import all_bugs, all_scopes
+from ..bugs.scopes import Scope, can_be_scoped, scopes_of, small_scopes_of
 from ..cases.testbed import Testbed
-from .projection import Sample
+from ..noise.measure import Sample
+from .candidate import CLEARLY, Candidate, explains, unexplained_fraction
 
-if TYPE_CHECKING:
-    from .diagnose import Candidate
+AFTER_THE_SMALLEST = 32  # bugs that stay after the smallest failure; larger: slower, a faint bug is dropped less often
+IN_SCOPES = 10  # bugs of which it is asked whether they are in one scope only; each costs a run in every scope
+LAST = 14  # bugs that are tried on all samples, each of which is a run of every sample
+ANY_SCALE, NOTHING_APPLIED = "scale_times[1.01]", "adapters_ignored"  # asked for in every scope, near or not
+DECODE = "decode"  # the scope
 
-AFTER_THE_SMALLEST = 32  # of the bugs that were tried on the smallest failure
-IN_PLACES = 10  # of which it is asked whether they are in one place only
-LAST = 14  # that are tried on all samples
-EXPLAINED = 2.0  # units of noise: what an explanation may leave
-CLEARLY = 10.0  # times as much must have been there before
-ANY_SCALE, NOTHING_APPLIED = "scale_times[1.01]", "adapters_ignored"  # asked for in every place, near or not
-DECODE = "decode"  # the place
-
-Beside = Callable[[Sequence[Sample], Sequence[str]], "list[Candidate]"]
+Beside = Callable[[Sequence[Sample], Sequence[str]], list[Candidate]]
 
 
-@lru_cache(maxsize=4)
-def everywhere(testbed: Testbed) -> dict[str, Mutant]:
-    """The zoo and its other values, by name."""
-    return mutants_for(list(testbed.paths)) | parameter_mutants(testbed)
+@dataclass(frozen=True, eq=False)
+class Search:
+    """What all rounds of a search share."""
+
+    testbed: Testbed
+    beside: Beside  # samples, names of bugs -> the bugs beside the samples
+    applicable: Callable[[Mutant], bool]  # can the mutant show in the first sample?
+    first: Sample  # the smallest failure
+    samples: Sequence[Sample]  # failures as they came, and other cases
+    divergence: tuple[int | None, str] | None = None  # the first layer and module that are off, if that is known
+
+    def near(self, tried: Sequence[Candidate]) -> list[Candidate]:
+        """Return the nearest of those that were tried on the smallest failure, beside one whole case."""
+        return self.beside(self.samples[:1], _nearest(tried, AFTER_THE_SMALLEST))
+
+    def scopable(self) -> list[str]:
+        """Return the names of the applicable bugs that can be in one scope alone."""
+        bugs = all_bugs(self.testbed).values()
+        return [bug.name for bug in bugs if self.applicable(bug) and can_be_scoped(bug)]
 
 
-@lru_cache(maxsize=4)
-def all_places(testbed: Testbed) -> dict[str, Scope]:
-    """By name."""
-    config = testbed.model.config
-    return {p.name: p for p in (*scopes_of(config), *small_scopes_of(config))}
+def search(work: Search) -> list[Candidate]:
+    """Return the nearest bugs, beside all samples.
+
+    Rounds, from what is most likely and cheapest to what is neither; the first explanation (at most EXPLAINED units
+    left, a hundredth of the energy) ends them. On two layers of seven modules there are 13 scopes and 35 small ones:
+    all 700 bugs in each of them would be 33,000 runs, so that only bugs which point where the error points are tried
+    in all scopes, all bugs only where the error begins, and all in decode steps only if no prompt is wrong."""
+    tried = work.beside([work.first], [name for name, bug in all_bugs(work.testbed).items() if work.applicable(bug)])
+    near = work.near(tried)
+    for more in (_in_each_scope, _where_it_begins, _in_decode_steps):
+        if any(explains(one) for one in near):
+            break
+        near += more(work, tried)
+    return work.beside(work.samples, _nearest(near, LAST))
 
 
-def find(name: str, testbed: Testbed) -> Mutant:
-    """ "k_and_v_deltas_swapped", "rank_cut[5]", "k_and_v_deltas_swapped @ layer 1"."""
-    bug, _, where = name.partition(" @ ")
-    m = everywhere(testbed)[bug]
-    return scoped(m, all_places(testbed)[where]) if where else m
+def _in_each_scope(work: Search, tried: Sequence[Candidate]) -> list[Candidate]:
+    """Try the bugs whose direction is the error's in every scope; the first three in the small scopes as well."""
+    config, bugs = work.testbed.model.config, all_bugs(work.testbed)
+    by_direction = sorted(tried, key=unexplained_fraction)
+    pointing = _distinct([one for one in by_direction if can_be_scoped(bugs[one.mutant.name])])
+    likely = list(dict.fromkeys([ANY_SCALE, NOTHING_APPLIED, *pointing[:IN_SCOPES]]))
+    large = [f"{name} @ {scope.name}" for name in likely for scope in scopes_of(config) if _sensible(name, scope)]
+    small = [f"{name} @ {scope.name}" for name in likely[:3] for scope in small_scopes_of(config)]
+    return work.near(work.beside([work.first], [*large, *small]))
 
 
-def place_of(name: str, testbed: Testbed) -> Scope | None:
-    """Where a bug of this name is; None: everywhere."""
-    where = name.partition(" @ ")[2]
-    return all_places(testbed)[where] if where else None
+def _where_it_begins(work: Search, tried: Sequence[Candidate]) -> list[Candidate]:
+    """Try every bug in the scopes that begin at the first module that is off, if that is known."""
+    if work.divergence is None:
+        return []
+    scopes = _around(work.divergence, work.testbed)
+    return work.near(work.beside([work.first], [f"{name} @ {scope}" for name in work.scopable() for scope in scopes]))
 
 
-def search(
-    testbed: Testbed,
-    beside: Beside,
-    shows: Callable[[Mutant], bool],
-    first: Sample,
-    whole: Sequence[Sample],
-    here: tuple[int | None, str] | None = None,
-) -> "list[Candidate]":
-    """The nearest, beside all samples. first: the smallest failure; whole: failures as they came, and other cases;
-    here: the first layer and module that are off, where that is known."""
-    known = everywhere(testbed)
-    tried = beside([first], [name for name, m in known.items() if shows(m)])
-    on_one = beside(whole[:1], _nearest(tried, AFTER_THE_SMALLEST))
-    if not any(explains(x) for x in on_one):
-        config = testbed.model.config
-        pointing = _distinct([x for x in sorted(tried, key=apart) if can_be_scoped(known[x.mutant.name])])
-        likely = list(dict.fromkeys([ANY_SCALE, NOTHING_APPLIED, *pointing[:IN_PLACES]]))
-        large = [f"{name} @ {p.name}" for name in likely for p in scopes_of(config) if _sensible(name, p)]
-        small = [f"{name} @ {p.name}" for name in likely[:3] for p in small_scopes_of(config)]
-        confined = beside([first], [*large, *small])
-        on_one += beside(whole[:1], _nearest(confined, AFTER_THE_SMALLEST))
-    if not any(explains(x) for x in on_one) and here is not None:
-        every = [m.name for m in known.values() if shows(m) and can_be_scoped(m)]
-        confined = beside([first], [f"{name} @ {place}" for name in every for place in _around(here, testbed)])
-        on_one += beside(whole[:1], _nearest(confined, AFTER_THE_SMALLEST))
-    if not any(explains(x) for x in on_one) and all(_prompts_are_right(x) for x in whole):
-        every = [m.name for m in known.values() if shows(m) and can_be_scoped(m) and m.name != NOTHING_APPLIED]
-        on_one += beside(whole[:1], [f"{name} @ {DECODE}" for name in every])
-    return beside(whole, _nearest(on_one, LAST))
+def _in_decode_steps(work: Search, tried: Sequence[Candidate]) -> list[Candidate]:
+    """Try every bug in decode steps alone, if the prompts are right. No adapter there is a mutant of its own."""
+    if not all(_prompts_are_right(sample) for sample in work.samples):
+        return []
+    names = [f"{name} @ {DECODE}" for name in work.scopable() if name != NOTHING_APPLIED]
+    return work.beside(work.samples[:1], names)
 
 
-def _around(here: tuple[int | None, str], testbed: Testbed) -> list[str]:
-    """The places that begin at a module of a layer."""
-    layer, module = here
-    named = [module, f"layer {layer}", f"layers.{layer}.{module}"]
-    return [name for name in named if name in all_places(testbed)]
+def _around(divergence: tuple[int | None, str], testbed: Testbed) -> list[str]:
+    """Return the scopes that begin at a module of a layer."""
+    layer, module = divergence
+    names = [module, f"layer {layer}", f"layers.{layer}.{module}"]
+    return [name for name in names if name in all_scopes(testbed)]
 
 
-def _prompts_are_right(x: Sample) -> bool:
+def _prompts_are_right(sample: Sample) -> bool:
     """Is nothing of the error in the rows of the prompts' tokens? Then every bug may be one of decode steps alone."""
-    for e, raw in zip(x.counted, x.raws, strict=True):
+    for exchange, raw in zip(sample.counted, sample.raws, strict=True):
         if raw is None:
             return False
-        prompt = raw.error[: max(len(e.ask.prompt_ids) - raw.rows.start, 0)]
+        prompt = raw.error[: max(len(exchange.ask.prompt_ids) - raw.rows.start, 0)]
         unit = raw.unit[: len(prompt)]
         if prompt.size and not np.sqrt(np.mean(prompt**2, axis=1) / unit**2).max() <= CLEARLY:
             return False
     return True
 
 
-def _distinct(looked: Sequence["Candidate"]) -> list[str]:
-    """The first two of those that do the same on this case."""
-    seen: dict[float, list[str]] = {}
-    for x in looked:
-        seen.setdefault(round(apart(x), 9), []).append(x.mutant.name)
-    return [name for names in seen.values() for name in names[:2]]
+def _distinct(candidates: Sequence[Candidate]) -> list[str]:
+    """Return at most two names from each group that is indistinguishable on this case."""
+    groups: dict[float, list[str]] = {}
+    for one in candidates:
+        groups.setdefault(round(unexplained_fraction(one), 9), []).append(one.mutant.name)
+    return [name for names in groups.values() for name in names[:2]]
 
 
 def _sensible(name: str, scope: Scope) -> bool:
-    """No adapter in decode steps is a bug of the zoo, and its class is another one."""
+    """Is it not a mutant already, of another class? No adapter in decode steps is one."""
     return name != NOTHING_APPLIED or scope.decode is None
 
 
-def explains(x: "Candidate") -> bool:
-    """Is what it leaves about noise, and far less than there was?"""
-    before = sum(p.energy for ps in x.parts for p in ps if p is not None)
-    after = sum(p.left for ps in x.parts for p in ps if p is not None)
-    return x.left <= EXPLAINED and before >= CLEARLY**2 * after
-
-
-def apart(x: "Candidate") -> float:
-    """What of the error the direction does not hold, at whatever coefficient: 0 to 1."""
-    ps = [p for of_case in x.parts for p in of_case if p is not None]
-    energy, length, along = (sum(getattr(p, name) for p in ps) for name in ("energy", "length", "along"))
-    return 1.0 - along * along / (energy * length) if energy > 0 and length > 0 else 1.0
-
-
-def _nearest(looked: Sequence["Candidate"], most: int) -> list[str]:
-    """By what they leave, two thirds of them; by where they point, the others."""
-    seen = [x for x in looked if x.seen.strength > 0]
-    by_left = sorted(seen, key=lambda x: x.left)[: most - most // 3]
-    by_direction = sorted(seen, key=apart)[: most // 3]
-    return list(dict.fromkeys(x.mutant.name for x in (*by_left, *by_direction)))
+def _nearest(candidates: Sequence[Candidate], most: int) -> list[str]:
+    """Return names: two thirds of them by what they leave; by where they point, the others."""
+    exercised = [one for one in candidates if one.projection.strength > 0]
+    by_residual = sorted(exercised, key=lambda one: one.residual)[: most - most // 3]
+    by_direction = sorted(exercised, key=unexplained_fraction)[: most // 3]
+    return list(dict.fromkeys(one.mutant.name for one in (*by_residual, *by_direction)))

@@ -15,10 +15,9 @@ from ...model import logit_width, logits
 from ...request import Request, vocab_size
 from ..cases.case import Case, Exchange, request
 from ..cases.testbed import Testbed
-from ..noise.measure import ErrorRatios, Errors
+from ..noise.measure import ErrorRatios, Errors, Sample
 from ..noise.verdict import Thresholds, Verdict
 from .fit import fit
-from .projection import Sample
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The numbers of many cases at once: truth, honest runs and mutants in worker processes, while the engine goes on.
 
-A worker has the stage. What crosses is small: a case and its answers go in, ratios and sums come out.
+A worker has the testbed. What crosses is small: a case and its responses go in, ratios and sums come out.
 """
 
 import multiprocessing
@@ -9,21 +9,21 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any
 
 from ...engines.interface import Settings
+from ..bugs.registry import find_bug
 from ..cases.case import Case, Exchange
 from ..cases.testbed import Testbed
 from ..noise.ensemble import Member
-from ..noise.measure import ErrorRatios, measure
-from .projection import ProjectionTerm, Sample, projection_terms
-from .search import find
+from ..noise.measure import ErrorRatios, Sample, measure
+from .projection import ProjectionTerm, projection_terms
 
-_stage: Testbed | None = None  # of this process
+_testbed: Testbed | None = None  # of this process
 
 
-class Here(Executor):
-    """No other process: everything is done when it is asked for."""
+class InProcess(Executor):
+    """No other process: everything is done when it is submitted."""
 
     def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
-        """Run it; a Future that is done."""
+        """Run it; return a Future that is done."""
         future: Future = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -33,34 +33,28 @@ class Here(Executor):
 
 
 def pool(testbed: Testbed, jobs: int) -> Executor:
-    """jobs processes, or this one."""
+    """Return as many processes, or this one."""
     if jobs <= 1:
         _adopt(testbed)
-        return Here()
+        return InProcess()
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _adopt, (testbed,))
 
 
 def _adopt(testbed: Testbed) -> None:
-    global _stage
-    _stage = testbed
+    global _testbed
+    _testbed = testbed
 
 
-def ratios(case: Case, exchanges: Sequence[Exchange], members: Sequence[Member]) -> list[ErrorRatios]:
-    """What a case is judged by."""
-    assert _stage is not None
-    return measure(case, exchanges, _stage, members)[0]
+def error_ratios(case: Case, exchanges: Sequence[Exchange], members: Sequence[Member]) -> list[ErrorRatios]:
+    """Return the case's error ratios, from which its verdict comes."""
+    assert _testbed is not None
+    return measure(case, exchanges, _testbed, members)[0]
 
 
-def sample(case: Case, exchanges: Sequence[Exchange], members: Sequence[Member], settings: Settings) -> Sample:
-    """With the errors themselves."""
-    assert _stage is not None
-    return Sample(case, exchanges, measure(case, exchanges, _stage, members)[1], settings)
-
-
-def along(
+def project_bugs(
     case: Case, exchanges: Sequence[Exchange], members: Sequence[Member], settings: Settings, names: Sequence[str]
 ) -> dict[str, list[ProjectionTerm | None]]:
-    """One case beside many mutants."""
-    assert _stage is not None
-    one = sample(case, exchanges, members, settings)
-    return {name: projection_terms(find(name, _stage).make, one, _stage) for name in names}
+    """Return, by name, the terms of each bug beside the case's errors."""
+    assert _testbed is not None
+    sample = Sample(case, exchanges, measure(case, exchanges, _testbed, members)[1], settings)
+    return {name: projection_terms(find_bug(name, _testbed).make, sample, _testbed) for name in names}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...arrays import Array
-from ...engines.interface import EngineResponse
+from ...engines.interface import EngineResponse, Settings
 from ..cases import case as cases
 from ..cases.case import Case, Exchange
 from ..cases.testbed import Testbed
@@ -62,6 +62,21 @@ class Errors:
     def vocab(self) -> int:
         """How many logits a row has."""
         return self.logits.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One case with its errors kept."""
+
+    case: Case
+    exchanges: Sequence[Exchange]  # all of them
+    raws: Sequence[Errors | None]  # of those that count
+    settings: Settings
+
+    @property
+    def counted(self) -> list[Exchange]:
+        """The exchanges that count, in the order of `raws`."""
+        return [exchange for exchange in self.exchanges if exchange.ask.cancel_after is None]
 
 
 def measure(

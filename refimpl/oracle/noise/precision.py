@@ -14,8 +14,8 @@ from ...arrays import Array, Precision
 from ...model import logits
 from ..cases import case as cases
 from ..cases.testbed import Testbed
-from ..diagnosis.projection import Sample
 from .ensemble import Member, ensemble
+from .measure import Sample
 from .verdict import Thresholds
 
 TYPES = ("float32", "bfloat16", "float16")  # what `auto` chooses from

@@ -13,8 +13,8 @@ from ...arrays import Array
 from ..bugs import Mutant
 from ..cases.case import Exchange
 from ..cases.testbed import Testbed
-from ..diagnosis.projection import Sample, direction
-from ..noise.measure import Errors
+from ..diagnosis.projection import direction
+from ..noise.measure import Errors, Sample
 from ..noise.verdict import Thresholds
 
 REQUESTS = 16  # that are drawn of one case

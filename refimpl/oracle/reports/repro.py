@@ -13,7 +13,6 @@ It is written beside its place and renamed at the end. No key or password is in 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +27,11 @@ from ..cases.case import Case, Exchange, Load, Run, keys_of, play, prepare
 from ..cases.case_json import from_json
 from ..cases.testbed import Testbed, in_float64
 from ..noise.verdict import Thresholds
-from .repro_write import FILE, FORMAT, digests
-from .repro_write import save_repro as save_repro
+from .repro_write import FILE, FORMAT, Repro, digests
 
 
 class ReproError(LoracleError):
     """A repro folder that is damaged, or that refers to something that is not there, or not the same."""
-
-
-@dataclass(frozen=True, eq=False)
-class Repro:
-    """What is in a folder."""
-
-    testbed: Testbed
-    case: Case
-    exchanges: list[Exchange]  # what was answered then; without what was left out
-    expected: dict[tuple[int, int], Array]  # (run, index) -> logits [tokens, vocab]
-    unit: dict[tuple[int, int], Array]  # (run, index) -> [rows]
-    why: str
-    settings: Settings
-    engine: str
-    options: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    seed: int = 0
-    known: Thresholds | None = None  # what the campaign had learnt of honest answers; None: learn from the case
 
 
 def load_repro(folder: Path) -> Repro:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,59 +36,62 @@ MAX_RAW = 100_000  # characters of one raw answer
 _MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 
-def save_repro(
-    folder: Path,
-    testbed: Testbed,
-    case: Case,
-    exchanges: Sequence[Exchange],
-    truth: Sequence[Array | None],
-    why: str,
-    settings: Settings,
-    engine: str,
-    options: Mapping[str, str] | None = None,
-    versions: Mapping[str, str] | None = None,
-    units: Sequence[Array | None] | None = None,
-    seed: int = 0,
-    known: Thresholds | None = None,
-) -> None:
-    """truth, units: for each exchange the exact logits [tokens, vocab] and the noise of each shown row [rows], or None
-    where the answer was none. known: what the campaign had learnt of honest answers, so that a replay judges as it
-    did. LoracleError, and no folder, if it cannot be written."""
-    folder = Path(folder)
-    expected = _named(exchanges, truth, "logits") | _named(exchanges, units or [None] * len(exchanges), "unit")
-    got = {f"{_id(e)}.{name}": x for e in exchanges for name, x in _arrays(e.answer).items()}
-    expected, left_out = _bounded(expected)
-    got, also_left_out = _bounded(got)
-    with new_folder(folder) as scratch:
-        data = {
+@dataclass(frozen=True, eq=False)
+class Repro:
+    """What is in a folder."""
+
+    testbed: Testbed
+    case: Case
+    exchanges: Sequence[Exchange]  # what was answered then; without what was left out
+    expected: Mapping[tuple[int, int], Array]  # (run, index) -> exact logits [tokens, vocab], where they can be read
+    unit: Mapping[tuple[int, int], Array]  # (run, index) -> the noise of each shown row [rows]
+    why: str
+    settings: Settings
+    engine: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    thresholds: Thresholds | None = None  # what the campaign had learnt of honest answers; None: learn from the case
+
+    def save(self, folder: Path) -> None:
+        """Write the folder. LoracleError, and no folder, if it cannot be written."""
+        expected = _named(self.expected, "logits") | _named(self.unit, "unit")
+        responses = {f"{_id(e)}.{name}": x for e in self.exchanges for name, x in _arrays(e.answer).items()}
+        expected, left_out = _bounded(expected)
+        responses, also_left_out = _bounded(responses)
+        with new_folder(Path(folder)) as scratch:
+            data = self._json(scratch, [*left_out, *also_left_out])
+            write_safetensors(scratch / "expected.safetensors", expected)
+            write_safetensors(scratch / "got.safetensors", responses)
+            (scratch / FILE).write_text(json.dumps(data, indent=1, allow_nan=True) + "\n", "utf-8")
+            (scratch / "README.md").write_text(_readme(data, self.case), "utf-8")
+
+    def _json(self, scratch: Path, left_out: Sequence[str]) -> dict[str, Any]:
+        """Return repro.json, having put the model and the adapters that it names into the folder."""
+        return {
             "format": FORMAT,
-            "why": clean(why),
-            "engine": engine,
-            "options": without_secrets({k: v for k, v in (options or {}).items() if not is_secret(k)}),
-            "versions": without_secrets({"loracle": __version__, **(versions or {})}),
-            "seed": seed,
-            "limits": None if known is None else dataclasses.asdict(known),
-            "dtype": testbed.dtype,
-            "model": _put_model(testbed.folder, scratch),
-            "adapters": _put_adapters(_used(case, testbed), testbed, scratch),
-            "settings": _settings_json(settings),
-            "case": to_json(case),
-            "answers": without_secrets([_answer_json(e) for e in exchanges]),
-            "left_out": [*left_out, *also_left_out],
+            "why": clean(self.why),
+            "engine": self.engine,
+            "options": without_secrets({k: v for k, v in self.options.items() if not is_secret(k)}),
+            "versions": without_secrets({"loracle": __version__, **self.versions}),
+            "seed": self.seed,
+            "limits": None if self.thresholds is None else dataclasses.asdict(self.thresholds),
+            "dtype": self.testbed.dtype,
+            "model": _put_model(self.testbed.folder, scratch),
+            "adapters": _put_adapters(_used(self.case, self.testbed), self.testbed, scratch),
+            "settings": _settings_json(self.settings),
+            "case": to_json(self.case),
+            "answers": without_secrets([_answer_json(exchange) for exchange in self.exchanges]),
+            "left_out": left_out,
         }
-        write_safetensors(scratch / "expected.safetensors", expected)
-        write_safetensors(scratch / "got.safetensors", got)
-        (scratch / FILE).write_text(json.dumps(data, indent=1, allow_nan=True) + "\n", "utf-8")
-        (scratch / "README.md").write_text(_readme(data, case), "utf-8")
 
 
 def _id(e: Exchange) -> str:
     return f"{e.run}.{e.index}"
 
 
-def _named(exchanges: Sequence[Exchange], arrays: Sequence[Array | None], what: str) -> dict[str, Array]:
-    pairs = zip(exchanges, arrays, strict=True)
-    return {f"{_id(e)}.{what}": np.asarray(x, np.float64) for e, x in pairs if x is not None}
+def _named(arrays: Mapping[tuple[int, int], Array], what: str) -> dict[str, Array]:
+    return {f"{run}.{index}.{what}": np.asarray(x, np.float64) for (run, index), x in arrays.items()}
 
 
 def _arrays(answer: EngineResponse) -> dict[str, Array]:

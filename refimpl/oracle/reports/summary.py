@@ -8,19 +8,19 @@ import numpy as np
 
 from ... import __version__
 from ...arrays import Array
-from ..campaign import Played, Result
 from ..cases.case_json import to_json
 from ..diagnosis.diagnose import Finding
 from ..diagnosis.localise import Location
 from ..diagnosis.projection import limit
 from .pictures import Picture
+from .result import PlayedCase, Result
 
 
 def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
     """The keys are documented in docs/check.md."""
     verdicts = [p.verdict for p in result.played]
-    ratios = [math.inf if math.isnan(j.ratio) else j.ratio for p in result.played for j in p.judged]
-    place = result.first_divergence
+    ratios = [math.inf if math.isnan(j.ratio) else j.ratio for one in result.played for j in one.verdicts]
+    place = result.explanation.first_divergence
     return {
         "verdict": result.verdict,
         "engine": engine,
@@ -30,25 +30,25 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "undecided": verdicts.count("undecided"),
         "worst_noise_ratio": _number(max(ratios, default=0.0)),
         "precision": result.dtype,
-        "diagnosis": [_finding(f) for f in result.diagnosis],
-        "symptoms": [{"what": s.what, "count": s.count, "of": s.of} for s in result.symptoms],
+        "diagnosis": [_finding(f) for f in result.explanation.findings],
+        "symptoms": [{"what": s.what, "count": s.count, "of": s.of} for s in result.explanation.symptoms],
         "first_divergence": None if place is None else _place(place),
-        "places": [_place(p) for p in result.places],
+        "places": [_place(p) for p in result.explanation.locations],
         "findings": result.diagnostics,
         "power": result.power,
         "seen_from": _seen_from(result),
         "repro": repro,
         "environment": _environment() | result.versions,
         "noise": {
-            "level": _number(math.exp(result.known.level)),
-            "spread": _number(result.known.spread),
-            "fails_from": _number(result.known.ratio),
-            "base_level": _number(math.exp(result.known.base)),
+            "level": _number(math.exp(result.thresholds.level)),
+            "spread": _number(result.thresholds.spread),
+            "fails_from": _number(result.thresholds.ratio),
+            "base_level": _number(math.exp(result.thresholds.base)),
             "unit": _unit(result),
             "ceiling": _number(result.ceiling),
         },
-        "smallest_failure": None if result.smallest is None else to_json(result.smallest),
-        "picture": None if result.picture is None else _picture(result.picture),
+        "smallest_failure": None if result.explanation.smallest is None else to_json(result.explanation.smallest),
+        "picture": None if result.explanation.picture is None else _picture(result.explanation.picture),
         "batches": [_played(p) for p in result.played],
         "seconds": {name: round(s, 3) for name, s in result.seconds.items()},
     }
@@ -58,8 +58,8 @@ def _finding(f: Finding) -> dict[str, Any]:
     return {
         "name": f.name,
         "class": f.family,
-        "coefficient": _number(f.seen.coefficient),
-        "sigma": _number(f.seen.sigma),
+        "coefficient": _number(f.projection.coefficient),
+        "sigma": _number(f.projection.sigma),
         "residual": _number(f.residual),
         "explains": f.explains,
         "only": f.only,
@@ -77,8 +77,8 @@ def _place(p: Location) -> dict[str, Any]:
 
 def _seen_from(result: Result) -> dict[str, float]:
     """Of each mutant that the cases exercise: which share of it would have been enough to be seen below the noise."""
-    needed = limit(sum(x.seen.strength > 0 for x in result.looked))
-    shares = {x.mutant.name: needed * x.seen.sigma for x in result.looked}
+    needed = limit(sum(x.projection.strength > 0 for x in result.candidates))
+    shares = {x.mutant.name: needed * x.projection.sigma for x in result.candidates}
     return {name: float(f"{share:.3g}") for name, share in shares.items() if math.isfinite(share)}
 
 
@@ -118,7 +118,7 @@ def _drawn(xs: Array) -> list[float | None]:
     return [float(f"{x:.3g}") if math.isfinite(x) else None for x in xs]
 
 
-def _played(p: Played) -> dict[str, Any]:
+def _played(p: PlayedCase) -> dict[str, Any]:
     return {
         "name": p.case.name,
         "verdict": p.verdict,
@@ -131,7 +131,7 @@ def _played(p: Played) -> dict[str, Any]:
                 "first": m.first,
                 "ratios": [_number(r) for r in m.ratio],
             }
-            for m, j in zip(p.measured, p.judged, strict=True)
+            for m, j in p.requests
         ],
     }
 
@@ -144,7 +144,7 @@ def _environment() -> dict[str, str]:
 
 def _unit(result: Result) -> float | None:
     """The middle of all noise units, in what the engine shows."""
-    units = [m.unit for p in result.played for m in p.measured if m.unit.size]
+    units = [m.unit for one in result.played for m in one.ratios if m.unit.size]
     return _number(float(np.median(np.concatenate(units)))) if units else None
 
 

@@ -1,0 +1,57 @@
+"""The engine's life cycle in a campaign: started as each case needs it, restarted when that changes, asked, closed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..engines.interface import Engine, Settings
+from .cases import archive
+from .cases.case import Case, Exchange, play, prepare
+from .cases.testbed import Testbed
+from .noise.ensemble import Member
+from .noise.measure import Sample, measure
+
+
+class EngineDriver:
+    """Runs cases on one engine. `make` gives an engine that is not started; `work` keeps what it answered."""
+
+    def __init__(self, make: Callable[[], Engine], testbed: Testbed, work: Path) -> None:
+        self.make, self.testbed, self.work = make, testbed, work
+        self.engine = make()
+        self.capabilities = self.engine.capabilities
+        self._state: tuple[Settings, bool] | None = None  # how it was started, and whether adapters are loaded
+
+    def exchanges(self, case: Case, settings: Settings) -> list[Exchange]:
+        """Return the case's requests and responses: those of an earlier run of this campaign, if they were saved."""
+        folder = self.work / "answers"
+        exchanges = archive.saved(folder, case)
+        if exchanges is None:
+            exchanges = self.ask(case, settings)
+            archive.save(folder, case, exchanges)
+        return exchanges
+
+    def ask(self, case: Case, settings: Settings) -> list[Exchange]:
+        """Run the case now. A batch finds every adapter of the testbed loaded, a sequence none."""
+        if self._state is None or self._state[0] != settings:
+            self._restart(settings)
+        fresh = case.stateless and getattr(self.engine, "new_for_each_batch", False)
+        if self._state != (settings, case.stateless) or fresh:
+            if case.stateless:
+                self.engine.reset()
+                prepare(self.engine, self.testbed)
+            self._state = (settings, case.stateless)
+        return play(self.engine, case, self.testbed)
+
+    def _restart(self, settings: Settings) -> None:
+        if self._state is not None:
+            self.engine.close()
+            self.engine = self.make()
+        self.engine.start(settings)
+
+    def sample(self, case: Case, settings: Settings, members: tuple[Member, ...]) -> Sample:
+        """Return the case with the engine's errors in it."""
+        exchanges = self.exchanges(case, settings)
+        return Sample(case, exchanges, measure(case, exchanges, self.testbed, members)[1], settings)
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self.engine.close()
