@@ -110,15 +110,15 @@ class Campaign:
     def _ask_all(self, workers: Executor) -> list[PlayedCase]:
         began = time.monotonic()
         total = self.settings.cases + self._sequences
-        asked: list[Asked] = []
+        waiting: list[Asked] = []
         for case, settings in self._cases():
             exchanges = self.driver.exchanges(case, settings)
-            asked.append(Asked(case, settings, workers.submit(error_ratios, case, exchanges, self.members)))
-            self.progress("asking", len(asked), total)
+            waiting.append(Asked(case, settings, workers.submit(error_ratios, case, exchanges, self.members)))
+            self.progress("asking", len(waiting), total)
         played = []
-        for one in asked:
+        for one in waiting:
             played.append(PlayedCase(one.case, one.settings, one.ratios.result()))
-            self.progress("measuring", len(played), len(asked))
+            self.progress("measuring", len(played), len(waiting))
         self.seconds["asking and measuring"] = time.monotonic() - began
         return played
 
@@ -198,7 +198,7 @@ class Campaign:
         bounds = []
         for one in spread([one for one in played if one.case.stateless], CEILINGS):
             sample = self._sample(one)
-            pairs = [(e, raw) for e, raw in zip(sample.counted, sample.raws, strict=True) if raw]
+            pairs = [(exchange, raw) for exchange, raw in zip(sample.counted, sample.raws, strict=True) if raw]
             if pairs:
                 requests = [request(exchange, self.testbed) for exchange, _ in pairs]
                 bounds += ceilings(requests, [raw for _, raw in pairs], self.testbed)
@@ -222,7 +222,11 @@ class Campaign:
         mutants = mutants_for(list(self.testbed.paths))
         futures = []
         for one in chosen:
-            names = [m.name for m in mutants.values() if is_applicable(m, self.testbed, one.case, one.settings)]
+            names = [
+                mutant.name
+                for mutant in mutants.values()
+                if is_applicable(mutant, self.testbed, one.case, one.settings)
+            ]
             exchanges = self.driver.exchanges(one.case, one.settings)
             futures.append(workers.submit(project_bugs, one.case, exchanges, self.members, one.settings, names))
         by_mutant: dict[str, list[list[ProjectionTerm | None]]] = {name: [] for name in mutants}

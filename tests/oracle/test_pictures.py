@@ -46,11 +46,11 @@ def test_of_several_cases_the_one_that_shows_the_most_is_drawn_and_the_bug_besid
     assert drawn is not None and drawn.case == "one" and drawn.mutant == "scale_is_one"
     assert [line.adapter for line in drawn.lines] == [None, *testbed.paths]
     for line in drawn.lines:
-        assert line.bug is not None and line.left is not None
-        assert line.engine.shape == line.bug.shape == line.left.shape and (line.left < known.ratio).all()
+        assert line.bug is not None and line.residual is not None
+        assert line.engine.shape == line.bug.shape == line.residual.shape and (line.residual < known.ratio).all()
     assert not drawn.lines[0].bug.any()  # the base has no scale
     close = drawn.close_up
-    assert close is not None and close.bug is not None and close.left is not None
+    assert close is not None and close.bug is not None and close.residual is not None
     far = drawn.lines[close.line].engine
     assert np.allclose(np.sqrt(np.mean(close.engine**2, axis=1)), far), (
         "all tokens are drawn: the rms is that of the row"
@@ -75,7 +75,7 @@ def test_without_a_name_for_it_the_engine_is_drawn_alone_and_large_cases_are_thi
     sample, known = played(testbed, asks_of(testbed, 60) * 4)
     drawn = picture([sample], testbed, known, None)
     assert drawn is not None and drawn.mutant == "" and len(drawn.lines) == REQUESTS
-    assert all(line.bug is None and line.left is None for line in drawn.lines)
+    assert all(line.bug is None and line.residual is None for line in drawn.lines)
     close = drawn.close_up
     assert close is not None and close.bug is None
     assert (

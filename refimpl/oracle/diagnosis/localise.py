@@ -5,7 +5,7 @@ the input does the cutting: adapters that touch one module only, then one layer 
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ...adapter import Adapter
 from ...arrays import Array
-from ...config import LAYER_MODULES, module_name
+from ...config import LAYER_MODULES, Module, module_name
 from ...engines.interface import Engine, EngineRequest, EngineResponse
 from ...errors import AdapterWarning
 from ...formats.peft import save_adapter
@@ -40,92 +40,90 @@ class Location:
     how: str  # "intermediates" or "ablation"
 
 
-def first_off(places: Sequence[Location], known: Thresholds) -> Location | None:
-    """The first that left the noise, while its input had not; a ratio that is no number did."""
-    return next((place for place in places if not place.ratio < known.ratio), None)
+def first_off(locations: Sequence[Location], thresholds: Thresholds) -> Location | None:
+    """Return the first that left the noise; a ratio that is no number did. Its input had not: they are in order."""
+    return next((location for location in locations if not location.ratio < thresholds.ratio), None)
 
 
 def intermediates(
     exchange: Exchange, answer: EngineResponse, testbed: Testbed, members: Sequence[Member]
 ) -> list[Location]:
-    """Every output of a module that the engine showed, in the order in which they are computed: the rms of its error
-    over the prompt's tokens, in units of the rms of the honest errors there."""
-    whole = prompt_alone(exchange)
-    true = _traced(testbed, whole, None)
-    honest = [_traced(testbed, whole, m) for m in members]
-    found = []
+    """Return every output of a module that the engine showed, in the order in which they are computed: the rms of its
+    error over the prompt's tokens, in units of the rms of the honest errors there."""
+    prompt = prompt_alone(exchange)
+    true = _traced(testbed, prompt, None)
+    honest = [_traced(testbed, prompt, member) for member in members]
+    locations = []
     for layer in range(testbed.model.config.num_hidden_layers):
         for module in ORDER:
             name = f"layers.{layer}.{module}" + ("" if module == "output" else ".output")
             if name not in answer.trace or name not in true:
                 continue
             n = len(answer.trace[name])
-            unit = np.sqrt(np.mean([np.mean((h[name][:n] - true[name][:n]) ** 2) for h in honest]))
+            unit = np.sqrt(np.mean([np.mean((run[name][:n] - true[name][:n]) ** 2) for run in honest]))
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio = float(np.sqrt(np.mean((answer.trace[name] - true[name][:n]) ** 2)) / unit)
-            found.append(Location(layer, module, ratio, "intermediates"))
-    return found
+            locations.append(Location(layer, module, ratio, "intermediates"))
+    return locations
 
 
 def prompt_alone(exchange: Exchange) -> Exchange:
-    """The prompt alone: intermediates are those of its tokens."""
+    """Return the exchange without its answer: intermediates are those of the prompt's tokens."""
     return replace(exchange, answer=EngineResponse())
 
 
 def _traced(testbed: Testbed, exchange: Exchange, member: Member | None) -> Mapping[str, Array]:
     model = testbed.exact if member is None else testbed.model
-    with trace("layers.*") as seen:
-        own = request(exchange, testbed)
+    with trace("layers.*") as values:
+        prompt = request(exchange, testbed)
         ops, p = (NUMPY, None) if member is None else (member.make(), member.precision)
-        logits(model, [own], ops, p)
-    found = {name: seen[name].astype(np.float64) for name in seen if name.endswith(".output")}
-    for name in list(seen):
+        logits(model, [prompt], ops, p)
+    outputs = {name: values[name].astype(np.float64) for name in values if name.endswith(".output")}
+    for name in list(values):
         if name.endswith(".base"):
             module = name.removesuffix(".base")
-            found[f"{module}.output"] = seen[name].astype(np.float64) + seen[f"{module}.lora"]
-    return found
+            outputs[f"{module}.output"] = values[name].astype(np.float64) + values[f"{module}.lora"]
+    return outputs
 
 
 def by_ablation(
-    engine: Engine, adapter: Adapter, testbed: Testbed, members: Sequence[Member], known: Thresholds, work: Path
+    engine: Engine, adapter: Adapter, testbed: Testbed, members: Sequence[Member], thresholds: Thresholds, work: Path
 ) -> list[Location]:
-    """Adapters with one module, then of each module that fails with one layer. All that fail, in order."""
-    found = []
-    for name in [m for m in LAYER_MODULES if any(module[1] == m for module in adapter.lora)]:
-        whole = _fails(
-            engine, _part(adapter, lambda module, m=name: module[1] == m, name), testbed, members, known, work
-        )
-        if whole is None:
+    """Return all that fail, in order: adapters with one module, then of each module that fails with one layer."""
+
+    def worst(part: Adapter) -> float | None:
+        return _worst_ratio(engine, part, testbed, members, thresholds, work)
+
+    locations = []
+    for name in LAYER_MODULES:
+        layers = sorted({layer for layer, module in adapter.lora if module == name and layer is not None})
+        if not layers or (everywhere := worst(_part(adapter, {(layer, name) for layer in layers}, name))) is None:
             continue
-        layers = sorted({module[0] for module in adapter.lora if module[1] == name})
-        bad = []
-        for layer in layers:
-            one = _part(adapter, lambda module, m=name, n=layer: module == (n, m), f"{name}-{layer}")
-            ratio = _fails(engine, one, testbed, members, known, work)
-            if ratio is not None:
-                bad.append((layer, ratio))
-        if bad and len(bad) < len(layers):
-            found += [Location(layer, name, ratio, "ablation") for layer, ratio in bad]
+        alone = {layer: worst(_part(adapter, {(layer, name)}, f"{name}-{layer}")) for layer in layers}
+        wrong = {layer: ratio for layer, ratio in alone.items() if ratio is not None}
+        if wrong and len(wrong) < len(layers):
+            locations += [Location(layer, name, ratio, "ablation") for layer, ratio in wrong.items()]
         else:
-            found.append(Location(None, name, whole, "ablation"))
-    return found
+            locations.append(Location(None, name, everywhere, "ablation"))
+    return locations
 
 
-def _part(adapter: Adapter, keep: Callable[..., bool], suffix: str) -> Adapter:
-    lora = {module: w for module, w in adapter.lora.items() if keep(module)}
-    targets = tuple(sorted(module_name(module).removeprefix("model.") for module in lora))
+def _part(adapter: Adapter, modules: Collection[Module], suffix: str) -> Adapter:
+    """Return the adapter with these modules alone."""
+    kept = {module: lora for module, lora in adapter.lora.items() if module in modules}
+    targets = tuple(sorted(module_name(module).removeprefix("model.") for module in kept))
     config = replace(adapter.config, target_modules=targets, modules_to_save=(), layers_to_transform=None, bias="none")
-    return Adapter(f"{adapter.name}-{suffix}", config, lora)
+    return Adapter(f"{adapter.name}-{suffix}", config, kept)
 
 
-def _fails(
-    engine: Engine, adapter: Adapter, testbed: Testbed, members: Sequence[Member], known: Thresholds, work: Path
+def _worst_ratio(
+    engine: Engine, adapter: Adapter, testbed: Testbed, members: Sequence[Member], thresholds: Thresholds, work: Path
 ) -> float | None:
-    """The worst ratio, if the engine gets this adapter wrong."""
+    """Return the worst ratio if the engine gets this adapter wrong, else None."""
     path = work / adapter.name
     if not path.exists():
         save_adapter(adapter, path, testbed.dtype)
-    there = replace(
+    with_part = replace(
         testbed, paths={**testbed.paths, adapter.name: path}, adapters={**testbed.adapters, adapter.name: adapter}
     )
     with warnings.catch_warnings():
@@ -133,11 +131,11 @@ def _fails(
         engine.load(adapter.name, path)
     try:
         rng = np.random.default_rng(0)
-        prompts = [tuple(int(t) for t in rng.integers(0, testbed.model.config.vocab_size, n)) for n in (9, 14)]
-        asks = tuple(EngineRequest(p, name, 2) for p in prompts for name in (adapter.name, None))
+        prompts = [tuple(int(token) for token in rng.integers(0, testbed.model.config.vocab_size, n)) for n in (9, 14)]
+        asks = tuple(EngineRequest(prompt, name, 2) for prompt in prompts for name in (adapter.name, None))
         case = Case("ablation", (Run(asks),))
-        measured, _ = measure(case, play(engine, case, there), there, members)
+        measured, _ = measure(case, play(engine, case, with_part), with_part, members)
     finally:
         engine.unload(adapter.name)
-    wrong = [j for j in (judge(m, known) for m in measured) if j.verdict == "fail"]
-    return max((j.ratio for j in wrong), default=None)
+    wrong = [verdict for verdict in (judge(ratios, thresholds) for ratios in measured) if verdict.verdict == "fail"]
+    return max((verdict.ratio for verdict in wrong), default=None)

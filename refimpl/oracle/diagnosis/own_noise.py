@@ -56,21 +56,21 @@ def _residuals(sample: Sample, testbed: Testbed, candidate: Candidate, members: 
     directions = direction(make, sample, testbed)
     runs = [rerun(make, sample, testbed, member.precision) for member in members[:2]]
     residuals = []
-    for i, (exchange, raw, moved) in enumerate(zip(sample.counted, sample.raws, directions, strict=True)):
-        if raw is None or moved is None:
+    for i, (exchange, raw, shift) in enumerate(zip(sample.counted, sample.raws, directions, strict=True)):
+        if raw is None or shift is None:
             continue
         if candidate.only and exchange.adapter not in candidate.only.split(" and "):
-            moved = np.zeros_like(moved)
-        error = raw.error / raw.unit[:, None] - moved
-        residuals.append(Residual(error, _noise(raw, moved, [run[i] for run in runs]), raw.view.shown))
+            shift = np.zeros_like(shift)
+        error = raw.error / raw.unit[:, None] - shift
+        residuals.append(Residual(error, _noise(raw, shift, [run[i] for run in runs]), raw.view.shown))
     return residuals
 
 
-def _noise(raw: Errors, moved: Array, runs: Sequence[Array | None]) -> Array:
+def _noise(raw: Errors, shift: Array, runs: Sequence[Array | None]) -> Array:
     """[rows, 1] Return the rms of the mutant's honest runs about its exact answer; no less than that of the truth's."""
     noise = np.ones_like(raw.unit)[:, None]
-    if not np.any(moved):
+    if not np.any(shift):
         return noise
     errors = np.stack([raw.view.of(np.nan_to_num(run)) - raw.exact for run in runs if run is not None])
-    errors = errors / raw.unit[None, :, None] - moved[None]
+    errors = errors / raw.unit[None, :, None] - shift[None]
     return np.maximum(noise, np.sqrt(np.mean(errors**2, axis=(0, 2)))[:, None])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...arrays import Array, Precision
+from ...engines.interface import EngineResponse
 from ...engines.ours import Ours
 from ...errors import LoracleError
 from ...ops import Ops
@@ -27,54 +28,57 @@ SAME = 2.0**-36  # of the largest logit: what two float64 answers may differ by 
 def rerun(
     make: Callable[[], Ops], sample: Sample, testbed: Testbed, precision: Precision | None = None
 ) -> list[Array | None]:
-    """The logits of a table of steps on one case, made to produce the engine's tokens: for each exchange that counts
-    the rows that the engine showed. NaN where the table computed none: a prefix that it found in its cache."""
+    """Return the logits of a backend on one case, made to produce the engine's tokens: for each exchange that counts
+    the rows that the engine showed. NaN where the backend computed none: a prefix that was in its cache."""
     exact = precision is None
     p = precision or Precision("model", "float64")
-    adapters = {testbed.paths[key]: a for key, a in (testbed.wide if exact else testbed.adapters).items()}
+    adapters = {testbed.paths[key]: adapter for key, adapter in (testbed.wide if exact else testbed.adapters).items()}
     engine = Ours(make, p, testbed.exact if exact else testbed.model, adapters)
     engine.start(sample.settings)
     if sample.case.stateless:
         prepare(engine, testbed)
     played = play(engine, sample.case, testbed, forced_tokens(sample.exchanges))
-    found: list[Array | None] = []
-    for e, raw in zip([e for e in played if e.ask.cancel_after is None], sample.raws, strict=True):
-        if raw is None:
-            found.append(None)
-            continue
-        places = range(raw.rows.start, raw.rows.stop)
-        rows = np.full((len(places), raw.vocab), np.nan)
-        for i, place in enumerate(places):
-            if e.answer.logits is not None and 0 <= place - e.answer.first_position < len(e.answer.logits):
-                row = e.answer.logits[place - e.answer.first_position]
-                rows[i, : len(row)] = row[: raw.vocab]
-        found.append(rows)
-    return found
+    counted = [exchange for exchange in played if exchange.ask.cancel_after is None]
+    return [
+        None if raw is None else _shown_rows(exchange.answer, raw)
+        for exchange, raw in zip(counted, sample.raws, strict=True)
+    ]
+
+
+def _shown_rows(answer: EngineResponse, raw: Errors) -> Array:
+    """[rows, vocab] Return the rows of an answer that the engine showed as well; NaN where it has none."""
+    positions = range(raw.rows.start, raw.rows.stop)
+    rows = np.full((len(positions), raw.vocab), np.nan)
+    for i, position in enumerate(positions):
+        if answer.logits is not None and 0 <= position - answer.first_position < len(answer.logits):
+            row = answer.logits[position - answer.first_position]
+            rows[i, : len(row)] = row[: raw.vocab]
+    return rows
 
 
 def direction(make: Callable[[], Ops], sample: Sample, testbed: Testbed) -> list[Array | None]:
-    """d of every exchange that counts, as the engine would show it, in units of noise. Rows without numbers are 0.
+    """Return d of every exchange that counts, as the engine would show it, in units of noise. Rows without numbers are 0.
 
-    LoracleError from a table that refuses the case is a direction of zeros: it shows nothing."""
+    LoracleError from a backend that refuses the case is a direction of zeros: it shows nothing."""
     try:
         with np.errstate(all="ignore"):  # some bugs answer NaN
             rows = rerun(make, sample, testbed)
     except LoracleError:
         rows = [None] * len(sample.raws)
-    found: list[Array | None] = []
-    for raw, own in zip(sample.raws, rows, strict=True):
+    directions: list[Array | None] = []
+    for raw, logits in zip(sample.raws, rows, strict=True):
         if raw is None:
-            found.append(None)
-        elif own is None:
-            found.append(np.zeros_like(raw.error))
+            directions.append(None)
+        elif logits is None:
+            directions.append(np.zeros_like(raw.error))
         else:
             with np.errstate(invalid="ignore", over="ignore"):
-                computed = ~np.isnan(own).all(axis=1)
-                d = raw.view.error(np.where(computed[:, None], own, 0.0), raw.logits)
-            if np.abs(d[computed]).max(initial=0.0) <= SAME * np.abs(raw.logits[np.isfinite(raw.logits)]).max():
+                computed = ~np.isnan(logits).all(axis=1)
+                shift = raw.view.error(np.where(computed[:, None], logits, 0.0), raw.logits)
+            if np.abs(shift[computed]).max(initial=0.0) <= SAME * np.abs(raw.logits[np.isfinite(raw.logits)]).max():
                 computed = np.zeros_like(computed)  # equal to the rounding of float64
-            found.append(np.where(computed[:, None], d, 0.0) / raw.unit[:, None])
-    return found
+            directions.append(np.where(computed[:, None], shift, 0.0) / raw.unit[:, None])
+    return directions
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,29 +97,29 @@ class ProjectionTerm:
 
 
 def projection_terms(make: Callable[[], Ops], sample: Sample, testbed: Testbed) -> list[ProjectionTerm | None]:
-    """A table of steps beside every exchange of a sample that counts."""
+    """Return the terms of a backend beside every exchange of a sample that counts."""
     return [
-        None if raw is None or d is None else _part(e.adapter, raw, d)
-        for e, raw, d in zip(sample.counted, sample.raws, direction(make, sample, testbed), strict=True)
+        None if raw is None or shift is None else _term(exchange.adapter, raw, shift)
+        for exchange, raw, shift in zip(sample.counted, sample.raws, direction(make, sample, testbed), strict=True)
     ]
 
 
-def _part(adapter: str | None, raw: Errors, d: Array) -> ProjectionTerm:
+def _term(adapter: str | None, raw: Errors, shift: Array) -> ProjectionTerm:
     unit, shown = raw.unit[:, None], raw.view.shown
     error = raw.error / unit
     energy, count = float(np.sum(error**2)), int(shown.sum())
-    if not np.isfinite(d).all():
+    if not np.isfinite(shift).all():
         zero = np.zeros(len(raw.honest))
         return ProjectionTerm(adapter, 0.0, 0.0, zero, energy, np.inf, count, np.inf, True)
-    honest = np.einsum("jrv,rv->j", raw.honest / unit[None], d)
-    rows = np.sqrt(np.sum((error + d) ** 2, axis=1) / np.maximum(shown.sum(axis=1), 1))
+    honest = np.einsum("jrv,rv->j", raw.honest / unit[None], shift)
+    rows = np.sqrt(np.sum((error + shift) ** 2, axis=1) / np.maximum(shown.sum(axis=1), 1))
     return ProjectionTerm(
         adapter,
-        float(np.sum(error * d)),
-        float(np.sum(d * d)),
+        float(np.sum(error * shift)),
+        float(np.sum(shift * shift)),
         honest,
         energy,
-        float(np.sum((error - d) ** 2)),
+        float(np.sum((error - shift) ** 2)),
         count,
         float(rows.max()),
     )
@@ -138,51 +142,56 @@ class Projection:
 
 
 def project(by_case: Sequence[Sequence[ProjectionTerm | None]], noisier: float = 1.0) -> Projection:
-    """The parts of all samples together. noisier: the engine's own noise over that of the honest runs."""
-    if any(p.broken for ps in by_case for p in ps if p):
+    """Return the terms of all samples added up. noisier: the engine's own noise over that of the honest runs."""
+    if any(term.broken for terms in by_case for term in terms if term):
         return Projection(0.0, float("inf"), 0.0, 0.0, broken=True)
-    sums = []
-    for ps in by_case:
-        known = [p for p in ps if p is not None and p.length > 0]
-        if known:
-            sums.append((sum(p.along for p in known), sum(p.length for p in known), sum(p.honest for p in known)))
-    if not sums:
+    exercised = [[term for term in terms if term is not None and term.length > 0] for terms in by_case]
+    exercised = [terms for terms in exercised if terms]
+    if not exercised:
         return Projection(0.0, float("inf"), 0.0, 0.0)
-    along, length = sum(s[0] for s in sums), sum(s[1] for s in sums)
-    lengths, honest = np.array([s[1] for s in sums]), np.stack([np.asarray(s[2]) for s in sums])
+    along = sum(sum(term.along for term in terms) for terms in exercised)
+    lengths = np.array([sum(term.length for term in terms) for terms in exercised])
+    length = sum(sum(term.length for term in terms) for terms in exercised)
+    honest = np.stack([sum(term.honest for term in terms) for terms in exercised])  # [cases, members]
     # Noise that differs from case to case averages out; noise that is the same in each (a rounded weight) does not.
     apart = float(np.mean((honest / np.sqrt(lengths)[:, None]) ** 2))
     together = float(np.mean((honest.sum(axis=0) / np.sqrt(length)) ** 2))
     sigma = float(np.sqrt(max(apart, together) / length)) * max(noisier, 1.0)
-    c = along / length
-    return Projection(
-        c, sigma, 1 / sigma if sigma else float("inf"), c / sigma if sigma else float(np.copysign(np.inf, c))
-    )
+    coefficient = along / length
+    if not sigma:
+        return Projection(coefficient, sigma, float("inf"), float(np.copysign(np.inf, coefficient)))
+    return Projection(coefficient, sigma, 1 / sigma, coefficient / sigma)
 
 
 def remaining(by_case: Sequence[Sequence[ProjectionTerm | None]], bug: bool = True) -> float:
-    """The rms of what is left of the error when the direction is taken out, in units of noise; or of the error."""
-    known = [p for ps in by_case for p in ps if p is not None]
-    count = sum(p.count for p in known)
-    return float(np.sqrt(sum(p.residual_energy if bug else p.energy for p in known) / count)) if count else 0.0
+    """Return the rms of the error less the direction (c = 1), in units of noise; bug=False: of the error."""
+    present = [term for terms in by_case for term in terms if term is not None]
+    count = sum(term.count for term in present)
+    return (
+        float(np.sqrt(sum(term.residual_energy if bug else term.energy for term in present) / count)) if count else 0.0
+    )
 
 
 def confined(by_case: Sequence[Sequence[ProjectionTerm | None]], adapter: str) -> list[list[ProjectionTerm | None]]:
-    """The same direction, in the requests of one adapter only."""
-    return [[p if p is None or p.adapter == adapter else without(p) for p in ps] for ps in by_case]
+    """Return the terms of the same direction in the requests of one adapter only."""
+    return [[term if term is None or term.adapter == adapter else without(term) for term in terms] for terms in by_case]
 
 
-def without(p: ProjectionTerm) -> ProjectionTerm:
-    """The same request, of a bug that does nothing there."""
-    return ProjectionTerm(p.adapter, 0.0, 0.0, np.zeros_like(p.honest), p.energy, p.energy, p.count, 0.0)
+def without(term: ProjectionTerm) -> ProjectionTerm:
+    """Return the term of a bug that does nothing in this request."""
+    return ProjectionTerm(term.adapter, 0.0, 0.0, np.zeros_like(term.honest), term.energy, term.energy, term.count, 0.0)
 
 
 def limit(directions: int) -> float:
-    """The score that `directions` honest coefficients leave as rarely as a whole campaign may raise a false alarm.
+    """Return the score that `directions` honest coefficients leave as rarely as a whole campaign may raise a false alarm.
 
     Bonferroni over the directions. Their sigmas are estimated from a handful of honest runs, so that the quantile is
     Student's, for as many degrees of freedom as there are honest runs of one case; it is computed by its own
     asymptotic series (Abramowitz & Stegun 26.7.5, inverted)."""
-    z = statistics.NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * max(directions, 1)))
-    n = 30.0
-    return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+    normal = statistics.NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * max(directions, 1)))
+    freedom = 30.0
+    return (
+        normal
+        + (normal**3 + normal) / (4 * freedom)
+        + (5 * normal**5 + 16 * normal**3 + 3 * normal) / (96 * freedom**2)
+    )

@@ -73,7 +73,7 @@ class Cloud:
 
     width: int
     height: int
-    left: int
+    margin: int
     bottom: int  # y of the axis
     dots: list[Dot]
     x_ticks: list[tuple[float, int]]
@@ -87,21 +87,21 @@ def cloud(batches: Sequence[dict[str, Any]], noise: dict[str, Number], width: in
     """batches, noise: as in the JSON."""
     rows = [
         (r["first"] + i, x, r["adapter"] is None)
-        for b in batches
-        for r in b["requests"]
+        for batch in batches
+        for r in batch["requests"]
         for i, x in enumerate(r["ratios"])
     ]
     sizes = [x for _, x, _ in rows if x]
     fails, level, spread = noise["fails_from"] or 1.0, noise["level"] or 1.0, noise["spread"] or 0.0
     low, high = math.log10(min(0.3, *sizes, 0.3)), math.log10(max(3 * fails, *sizes, 10))
     low, high = max(low, -3.0), high + 0.06 * (high - low)
-    left, right, top, bottom = 66, 12, 12, height - 40
+    margin, right, top, bottom = 66, 12, 12, height - 40
     nothing = any(x is None for _, x, _ in rows)
     first_y = top + (26 if nothing else 0)
     last = max((place for place, _, _ in rows), default=0)
 
     def at_x(place: float) -> float:
-        return left + (place + 0.5) / (last + 1) * (width - left - right)
+        return margin + (place + 0.5) / (last + 1) * (width - margin - right)
 
     def at_y(x: float) -> float:
         height_of = (math.log10(max(x, 1e-12)) - low) / (high - low)
@@ -114,7 +114,7 @@ def cloud(batches: Sequence[dict[str, Any]], noise: dict[str, Number], width: in
         y = top + 6.0 if x is None else round(at_y(x) / 5) * 5
         key = (place // wide * wide, y, kind)
         together[key] = together.get(key, 0) + 1
-    room = min(9.0, max(2.5, (width - left - right) / (last // wide + 1) / 2))
+    room = min(9.0, max(2.5, (width - margin - right) / (last // wide + 1) / 2))
     most = max(together.values(), default=1)
     aside = {"base": -0.22, "adapter": 0.22, "wrong": 0.0}  # so that both are seen
     dots = [
@@ -134,7 +134,7 @@ def cloud(batches: Sequence[dict[str, Any]], noise: dict[str, Number], width: in
     return Cloud(
         width,
         height,
-        left,
+        margin,
         bottom,
         dots,
         [(round(at_x(p), 1), p) for p in range(0, last + 1, every)],

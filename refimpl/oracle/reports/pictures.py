@@ -33,7 +33,7 @@ class Line:
     prompt: int  # tokens of the prompt: the row of the place before is the first that predicts an answer
     engine: Array  # [rows] rms of the error, in units of noise
     bug: Array | None  # [rows] the same of the bug alone
-    left: Array | None  # [rows] the same of what is left when the bug is taken out
+    residual: Array | None  # [rows] the same of what is left when the bug is taken out
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class CloseUp:
     tokens: list[int]
     engine: Array  # [places, tokens] error, in units of noise
     bug: Array | None  # [places, tokens]
-    left: Array | None  # [places, tokens] engine - bug
+    residual: Array | None  # [places, tokens] engine - bug
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,42 +59,42 @@ class Picture:
 
 
 def picture(
-    samples: Sequence[Sample], testbed: Testbed, known: Thresholds, mutant: Mutant | None, only: str = ""
+    samples: Sequence[Sample], testbed: Testbed, thresholds: Thresholds, mutant: Mutant | None, only: str = ""
 ) -> Picture | None:
     """Of the sample that shows the most. only: the adapter that the bug is confined to. None if nothing is readable."""
-    best: tuple[float, Sample, list[Array | None]] | None = None
-    for sample in samples:
-        d = _bug(sample, testbed, mutant, only)
-        worth = sum(_worth(raw, own, known) for raw, own in zip(sample.raws, d, strict=True))
-        if any(r is not None for r in sample.raws) and (best is None or worth > best[0]):
-            best = (worth, sample, d)
-    if best is None:
+    shifts = [_bug(sample, testbed, mutant, only) for sample in samples]
+    worths = [
+        [_worth(raw, shift, thresholds) for raw, shift in zip(sample.raws, of_sample, strict=True)]
+        for sample, of_sample in zip(samples, shifts, strict=True)
+    ]
+    readable = [i for i, sample in enumerate(samples) if any(raw is not None for raw in sample.raws)]
+    if not readable:
         return None
-    _, sample, d = best
-    worths = [_worth(raw, own, known) for raw, own in zip(sample.raws, d, strict=True)]
-    drawn = sorted(sorted(range(len(d)), key=lambda i: -worths[i])[:REQUESTS])
-    lines = [_line(sample.counted[i], sample.raws[i], d[i]) for i in drawn]
-    near = max((i for i in drawn if sample.raws[i] is not None), key=lambda i: worths[i], default=None)
-    close = None if near is None else _close_up(drawn.index(near), sample.raws[near], d[near])
+    most = max(readable, key=lambda i: sum(worths[i]))
+    sample, shift, worth = samples[most], shifts[most], worths[most]
+    requests = sorted(sorted(range(len(shift)), key=lambda i: -worth[i])[:REQUESTS])
+    lines = [_line(sample.counted[i], sample.raws[i], shift[i]) for i in requests]
+    near = max((i for i in requests if sample.raws[i] is not None), key=lambda i: worth[i], default=None)
+    close = None if near is None else _close_up(requests.index(near), sample.raws[near], shift[near])
     return Picture(sample.case.name, "" if mutant is None else mutant.name, lines, close)
 
 
 def _bug(sample: Sample, testbed: Testbed, mutant: Mutant | None, only: str) -> list[Array | None]:
     if mutant is None:
         return [None] * len(sample.raws)
-    ds = direction(mutant.make, sample, testbed)
+    shifts = direction(mutant.make, sample, testbed)
     return [
-        d if d is None or not only or e.adapter == only else np.zeros_like(d)
-        for e, d in zip(sample.counted, ds, strict=True)
+        shift if shift is None or not only or exchange.adapter == only else np.zeros_like(shift)
+        for exchange, shift in zip(sample.counted, shifts, strict=True)
     ]
 
 
-def _worth(raw: Errors | None, d: Array | None, known: Thresholds) -> float:
+def _worth(raw: Errors | None, shift: Array | None, thresholds: Thresholds) -> float:
     """How much a request shows: its rows that left the noise; below the noise, how far the bug moves it (under 1)."""
     if raw is None:
         return 0.0
-    wrong = float(np.sum(~(_far(raw, _in_units(raw)) < known.ratio)))
-    moved = 0.0 if d is None else float(min(np.sum(np.nan_to_num(d) ** 2), 1e300))
+    wrong = float(np.sum(~(_far(raw, _in_units(raw)) < thresholds.ratio)))
+    moved = 0.0 if shift is None else float(min(np.sum(np.nan_to_num(shift) ** 2), 1e300))
     return wrong + moved / (1 + moved)
 
 
@@ -110,16 +110,16 @@ def _far(raw: Errors, x: Array) -> Array:
     return np.sqrt(np.sum(np.where(shown, x, 0.0) ** 2, axis=1) / np.maximum(shown.sum(axis=1), 1))
 
 
-def _line(e: Exchange, raw: Errors | None, d: Array | None) -> Line:
-    who = e.run, e.index, e.adapter
+def _line(exchange: Exchange, raw: Errors | None, shift: Array | None) -> Line:
+    who = exchange.run, exchange.index, exchange.adapter
     if raw is None:
-        return Line(*who, 0, len(e.ask.prompt_ids), np.zeros(0), None, None)
-    bug = None if d is None else _far(raw, d)
-    left = None if d is None else _far(raw, _in_units(raw) - d)
-    return Line(*who, raw.rows.start, len(e.ask.prompt_ids), _far(raw, _in_units(raw)), bug, left)
+        return Line(*who, 0, len(exchange.ask.prompt_ids), np.zeros(0), None, None)
+    bug = None if shift is None else _far(raw, shift)
+    residual = None if shift is None else _far(raw, _in_units(raw) - shift)
+    return Line(*who, raw.rows.start, len(exchange.ask.prompt_ids), _far(raw, _in_units(raw)), bug, residual)
 
 
-def _close_up(line: int, raw: Errors | None, d: Array | None) -> CloseUp:
+def _close_up(line: int, raw: Errors | None, shift: Array | None) -> CloseUp:
     """Places and tokens from all over, where there are too many."""
     assert raw is not None
     shown = raw.view.shown
@@ -129,9 +129,9 @@ def _close_up(line: int, raw: Errors | None, d: Array | None) -> CloseUp:
         return np.where(shown, x, np.nan)[np.ix_(rows, columns)]
 
     places, tokens, engine = [int(i) + raw.rows.start for i in rows], [int(t) for t in columns], _in_units(raw)
-    if d is None:
+    if shift is None:
         return CloseUp(line, places, tokens, part(engine), None, None)
-    return CloseUp(line, places, tokens, part(engine), part(d), part(engine - d))
+    return CloseUp(line, places, tokens, part(engine), part(shift), part(engine - shift))
 
 
 def _some(xs: Array, n: int) -> Array:

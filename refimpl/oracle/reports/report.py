@@ -30,7 +30,7 @@ CLASSES = {
 OUTCOMES = (UNDETECTABLE, NOT_EXERCISED, DETECTED)  # what a reader should worry about comes first
 
 
-def page(found: Mapping[str, Any], zoo: Mapping[str, Mutant]) -> str:
+def page(report: Mapping[str, Any], zoo: Mapping[str, Mutant]) -> str:
     """HTML. found: what summary() gives; zoo: the mutants that its `power` speaks of, for their classes and links."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -45,14 +45,14 @@ def page(found: Mapping[str, Any], zoo: Mapping[str, Mutant]) -> str:
     env.filters |= {"num": num, "times": times, "host": host}
     env.globals |= {"CLASSES": CLASSES, "shade": drawing.shade, "STEPS": drawing.STEPS, "worst": _worst}
     return env.get_template("report.html.j2").render(
-        found=found,
-        nearest=found["diagnosis"][0] if found["diagnosis"] else None,
-        cloud=drawing.cloud(found["batches"], found["noise"]),
-        far=_far(found["picture"]),
-        near=_near(found["picture"]),
-        places=_places(found["places"], found["noise"]["fails_from"]),
-        power=_power(found, zoo),
-        replay=f"loracle check --replay {shlex.quote(found['repro'])}" if found["repro"] else "",
+        found=report,
+        nearest=report["diagnosis"][0] if report["diagnosis"] else None,
+        cloud=drawing.cloud(report["batches"], report["noise"]),
+        far=_far(report["picture"]),
+        near=_near(report["picture"]),
+        places=_places(report["places"], report["noise"]["fails_from"]),
+        power=_power(report, zoo),
+        replay=f"loracle check --replay {shlex.quote(report['repro'])}" if report["repro"] else "",
     )
 
 
@@ -150,9 +150,9 @@ def _places(places: list[dict[str, Any]], fails_from: float | None) -> dict[str,
     }
 
 
-def _power(found: Mapping[str, Any], zoo: Mapping[str, Mutant]) -> dict[str, Any] | None:
+def _power(report: Mapping[str, Any], zoo: Mapping[str, Mutant]) -> dict[str, Any] | None:
     """Which bugs would have been seen."""
-    power: Mapping[str, str] = found["power"]
+    power: Mapping[str, str] = report["power"]
     if not power:
         return None
     rows = [
@@ -160,7 +160,7 @@ def _power(found: Mapping[str, Any], zoo: Mapping[str, Mutant]) -> dict[str, Any
             "name": name,
             "outcome": power[name],
             "mutant": zoo.get(name),
-            "seen_from": found["seen_from"].get(name),
+            "seen_from": report["seen_from"].get(name),
         }
         for outcome in OUTCOMES
         for name in power

@@ -42,15 +42,15 @@ def load_repro(folder: Path) -> Repro:
         raise ReproError(f"{folder / FILE}: format is {data.get('format', int)}, this version reads {FORMAT}")
     testbed = _load_stage(folder, data)
     case = data.checked("case", lambda: from_json(data.get("case", dict)))
-    named = {s.adapter for s in case.steps if isinstance(s, Load)} if not case.stateless else set()
-    if missing := named - set(testbed.paths):
+    names = {step.adapter for step in case.steps if isinstance(step, Load)} if not case.stateless else set()
+    if missing := names - set(testbed.paths):
         raise ReproError(f"{folder / FILE}: the case loads adapter {sorted(missing)[0]!r}, which the folder has not")
-    expected, got = (_read_arrays(folder / f"{name}.safetensors") for name in ("expected", "got"))
+    expected, responses = (_read_arrays(folder / f"{name}.safetensors") for name in ("expected", "got"))
     options, versions = data.texts("options"), data.texts("versions")
     return Repro(
         testbed,
         case,
-        data.checked("answers", lambda: _exchanges(case, testbed, data.get("answers", list), got)),
+        data.checked("answers", lambda: _exchanges(case, testbed, data.get("answers", list), responses)),
         _parts(expected, "logits"),
         _parts(expected, "unit"),
         data.get("why", str),
@@ -66,7 +66,7 @@ def load_repro(folder: Path) -> Repro:
 def _limits(data: Mapping[str, Any] | None) -> Thresholds | None:
     if data is None:
         return None
-    numbers: dict[str, Any] = {f.name: float(data[f.name]) for f in dataclasses.fields(Thresholds)}
+    numbers: dict[str, Any] = {field.name: float(data[field.name]) for field in dataclasses.fields(Thresholds)}
     return Thresholds(**numbers)
 
 
@@ -156,16 +156,16 @@ def _where(folder: Path, data: _Reader, what: str, entry: Any) -> Path:
 def _settings(data: Mapping[str, Any], model: Path, options: Mapping[str, str]) -> Settings:
     plain = Settings(model)
     given: dict[str, Any] = {"model": model, "options": options}
-    for f in dataclasses.fields(Settings):
-        if f.name in ("model", "options") or f.name not in data:
+    for field in dataclasses.fields(Settings):
+        if field.name in ("model", "options") or field.name not in data:
             continue
-        value, usual = data[f.name], getattr(plain, f.name)
+        value, usual = data[field.name], getattr(plain, field.name)
         if isinstance(usual, tuple) and isinstance(value, list) and all(isinstance(x, str) for x in value):
             value = tuple(value)
         fits = value is None or is_integer(value) if usual is None else type(value) is type(usual)
-        if not fits or (f.name == "dtype" and value not in DTYPES):
-            raise LoracleError(f"{f.name} is {shown(value)}")
-        given[f.name] = value
+        if not fits or (field.name == "dtype" and value not in DTYPES):
+            raise LoracleError(f"{field.name} is {shown(value)}")
+        given[field.name] = value
     return Settings(**given)
 
 
@@ -181,45 +181,47 @@ def _read_arrays(file: Path) -> dict[str, Array]:
 
 def _parts(arrays: Mapping[str, Array], what: str) -> dict[tuple[int, int], Array]:
     """(run, index) -> array, of those names that end so."""
-    found = {}
+    arrays_by_request = {}
     for name, x in arrays.items():
         if match := re.fullmatch(rf"(\d+)\.(\d+)\.{what}", name):
-            found[int(match[1]), int(match[2])] = x
-    return found
+            arrays_by_request[int(match[1]), int(match[2])] = x
+    return arrays_by_request
 
 
 def _exchanges(case: Case, testbed: Testbed, answers: Sequence[Any], got: Mapping[str, Array]) -> list[Exchange]:
     """Who was asked what stands in the case, and what came of it in the answers."""
-    asked = _asked(case, testbed)
-    found = []
-    for a in answers:
-        ask, keys = asked[a["run"], a["index"]]
-        name = f"{a['run']}.{a['index']}"
+    requests = _requests_of(case, testbed)
+    exchanges = []
+    for entry in answers:
+        ask, keys = requests[entry["run"], entry["index"]]
+        name = f"{entry['run']}.{entry['index']}"
         answer = EngineResponse(
-            tuple(int(t) for t in a["token_ids"]),
-            int(a["first"]),
+            tuple(int(t) for t in entry["token_ids"]),
+            int(entry["first"]),
             got.get(f"{name}.logits"),
             got.get(f"{name}.logprobs"),
             _top(got, f"{name}.top"),
-            error=str(a.get("error", "")),
-            raw=a.get("raw"),
+            error=str(entry.get("error", "")),
+            raw=entry.get("raw"),
         )
-        found.append(Exchange(ask, keys, answer, a["run"], a["index"]))
-    return found
+        exchanges.append(Exchange(ask, keys, answer, entry["run"], entry["index"]))
+    return exchanges
 
 
-def _asked(case: Case, testbed: Testbed) -> dict[tuple[int, int], tuple[EngineRequest, tuple[tuple[str, float], ...]]]:
+def _requests_of(
+    case: Case, testbed: Testbed
+) -> dict[tuple[int, int], tuple[EngineRequest, tuple[tuple[str, float], ...]]]:
     """(run, index) -> the request, and the adapters that its names meant then."""
     meaning = {key: key for key in testbed.paths} if case.stateless else {}
-    found: dict[tuple[int, int], tuple[EngineRequest, tuple[tuple[str, float], ...]]] = {}
+    requests: dict[tuple[int, int], tuple[EngineRequest, tuple[tuple[str, float], ...]]] = {}
     runs = 0
     for step in case.steps:
         if isinstance(step, Load):
             meaning[step.name] = step.adapter
         elif isinstance(step, Run):
-            found |= {(runs, i): (ask, keys_of(ask, meaning)) for i, ask in enumerate(step.asks)}
+            requests |= {(runs, i): (ask, keys_of(ask, meaning)) for i, ask in enumerate(step.asks)}
             runs += 1
-    return found
+    return requests
 
 
 def _top(got: Mapping[str, Array], name: str) -> list[dict[int, float]] | None:

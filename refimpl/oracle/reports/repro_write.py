@@ -56,7 +56,9 @@ class Repro:
     def save(self, folder: Path) -> None:
         """Write the folder. LoracleError, and no folder, if it cannot be written."""
         expected = _named(self.expected, "logits") | _named(self.unit, "unit")
-        responses = {f"{_id(e)}.{name}": x for e in self.exchanges for name, x in _arrays(e.answer).items()}
+        responses = {
+            f"{_id(exchange)}.{name}": x for exchange in self.exchanges for name, x in _arrays(exchange.answer).items()
+        }
         expected, left_out = _bounded(expected)
         responses, also_left_out = _bounded(responses)
         with new_folder(Path(folder)) as scratch:
@@ -86,8 +88,8 @@ class Repro:
         }
 
 
-def _id(e: Exchange) -> str:
-    return f"{e.run}.{e.index}"
+def _id(exchange: Exchange) -> str:
+    return f"{exchange.run}.{exchange.index}"
 
 
 def _named(arrays: Mapping[tuple[int, int], Array], what: str) -> dict[str, Array]:
@@ -96,42 +98,42 @@ def _named(arrays: Mapping[tuple[int, int], Array], what: str) -> dict[str, Arra
 
 def _arrays(answer: EngineResponse) -> dict[str, Array]:
     """The numbers of an answer, whatever their shape is. A row of the top k that is shorter ends in token -1."""
-    found: dict[str, Array] = {}
+    arrays: dict[str, Array] = {}
     for name in ("logits", "logprobs"):
         x = getattr(answer, name)
         if x is not None:
-            found[name] = x if x.dtype == np.float32 else np.asarray(x, np.float64)
+            arrays[name] = x if x.dtype == np.float32 else np.asarray(x, np.float64)
     if answer.top is not None:
         k = max(map(len, answer.top), default=0)
         ids = np.full((len(answer.top), k), -1, np.int64)
         logprobs = np.full((len(answer.top), k), np.nan)
         for i, row in enumerate(answer.top):
             ids[i, : len(row)], logprobs[i, : len(row)] = list(row), list(row.values())
-        found |= {"top.ids": ids, "top.logprobs": logprobs}
-    return found
+        arrays |= {"top.ids": ids, "top.logprobs": logprobs}
+    return arrays
 
 
 def _bounded(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], list[str]]:
     """As many as there is room for, in order; the names of the others."""
     kept: dict[str, Array] = {}
     for name, x in arrays.items():
-        if sum(a.nbytes for a in kept.values()) + x.nbytes <= MAX_NUMBERS:
+        if sum(kept_array.nbytes for kept_array in kept.values()) + x.nbytes <= MAX_NUMBERS:
             kept[name] = x
     return kept, [name for name in arrays if name not in kept]
 
 
-def _answer_json(e: Exchange) -> dict[str, Any]:
-    a = e.answer
+def _answer_json(exchange: Exchange) -> dict[str, Any]:
+    response = exchange.answer
     data: dict[str, Any] = {
-        "run": e.run,
-        "index": e.index,
-        "token_ids": [int(t) for t in a.token_ids],
-        "first": a.first_position,
+        "run": exchange.run,
+        "index": exchange.index,
+        "token_ids": [int(t) for t in response.token_ids],
+        "first": response.first_position,
     }
-    if a.error:
-        data["error"] = a.error
-    if a.raw is not None:
-        data["raw"] = _raw(a.raw)
+    if response.error:
+        data["error"] = response.error
+    if response.raw is not None:
+        data["raw"] = _raw(response.raw)
     return data
 
 
@@ -148,7 +150,7 @@ def _raw(raw: Any) -> Any:
 
 def _settings_json(settings: Settings) -> dict[str, Any]:
     """All but the model, which the folder knows, and the engine's options, which stand elsewhere."""
-    data = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    data = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     del data["model"], data["options"]
     return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
 
@@ -160,23 +162,23 @@ def _used(case: Case, testbed: Testbed) -> list[str]:
 
 
 def _put_adapters(keys: Iterable[str], testbed: Testbed, scratch: Path) -> dict[str, Any]:
-    found = {}
+    entries = {}
     for i, key in enumerate(keys):
         files = [testbed.paths[key] / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
-        if sum(f.stat().st_size for f in files) > MAX_ADAPTER:
-            found[key] = {"folder": str(testbed.paths[key].resolve()), "sha256": digests(files)}
+        if sum(file.stat().st_size for file in files) > MAX_ADAPTER:
+            entries[key] = {"folder": str(testbed.paths[key].resolve()), "sha256": digests(files)}
             continue
         name = f"{i}-{re.sub(r'[^A-Za-z0-9._-]', '_', key)[:60]}"
         _copy(files, scratch / "adapters" / name)
-        found[key] = {"copy": f"adapters/{name}", "sha256": digests(files)}
-    return found
+        entries[key] = {"copy": f"adapters/{name}", "sha256": digests(files)}
+    return entries
 
 
 def _put_model(folder: Path, scratch: Path) -> dict[str, Any]:
-    files = sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in _MODEL_SUFFIXES)
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_SUFFIXES)
     if folder == base_folder("tiny"):
         return {"name": "tiny", "sha256": digests(files)}
-    if sum(f.stat().st_size for f in files) > MAX_MODEL:
+    if sum(file.stat().st_size for file in files) > MAX_MODEL:
         return {"folder": str(folder.resolve()), "sha256": digests(files)}
     _copy(files, scratch / "model")
     return {"copy": "model", "sha256": digests(files)}
@@ -190,14 +192,14 @@ def _copy(files: Sequence[Path], to: Path) -> None:
 
 def digests(files: Sequence[Path]) -> dict[str, str]:
     """SHA-256 by file name."""
-    found = {}
+    by_name = {}
     for path in files:
-        with open(path, "rb") as file:
+        with open(path, "rb") as stream:
             h = hashlib.sha256()
-            while part := file.read(1 << 20):
+            while part := stream.read(1 << 20):
                 h.update(part)
-        found[path.name] = h.hexdigest()
-    return found
+        by_name[path.name] = h.hexdigest()
+    return by_name
 
 
 def _readme(data: Mapping[str, Any], case: Case) -> str:
@@ -224,7 +226,7 @@ def _in_words(case: Case) -> list[str]:
         elif isinstance(step, Unload):
             lines.append(f"unload {step.name}")
         else:
-            lines.append("ask " + "; ".join(_ask_in_words(a) for a in step.asks))
+            lines.append("ask " + "; ".join(_ask_in_words(ask) for ask in step.asks))
     return [one_line(line) for line in lines]
 
 

@@ -18,9 +18,11 @@ from .result import PlayedCase, Result
 
 def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
     """The keys are documented in docs/check.md."""
-    verdicts = [p.verdict for p in result.played]
-    ratios = [math.inf if math.isnan(j.ratio) else j.ratio for one in result.played for j in one.verdicts]
-    place = result.explanation.first_divergence
+    verdicts = [one.verdict for one in result.played]
+    ratios = [
+        math.inf if math.isnan(verdict.ratio) else verdict.ratio for one in result.played for verdict in one.verdicts
+    ]
+    divergence = result.explanation.first_divergence
     return {
         "verdict": result.verdict,
         "engine": engine,
@@ -30,10 +32,12 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "undecided": verdicts.count("undecided"),
         "worst_noise_ratio": _number(max(ratios, default=0.0)),
         "precision": result.dtype,
-        "diagnosis": [_finding(f) for f in result.explanation.findings],
-        "symptoms": [{"what": s.what, "count": s.count, "of": s.of} for s in result.explanation.symptoms],
-        "first_divergence": None if place is None else _place(place),
-        "places": [_place(p) for p in result.explanation.locations],
+        "diagnosis": [_finding_json(finding) for finding in result.explanation.findings],
+        "symptoms": [
+            {"what": symptom.what, "count": symptom.count, "of": symptom.of} for symptom in result.explanation.symptoms
+        ],
+        "first_divergence": None if divergence is None else _location(divergence),
+        "places": [_location(one) for one in result.explanation.locations],
         "findings": result.diagnostics,
         "power": result.power,
         "seen_from": _seen_from(result),
@@ -48,46 +52,51 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
             "ceiling": _number(result.ceiling),
         },
         "smallest_failure": None if result.explanation.smallest is None else to_json(result.explanation.smallest),
-        "picture": None if result.explanation.picture is None else _picture(result.explanation.picture),
-        "batches": [_played(p) for p in result.played],
-        "seconds": {name: round(s, 3) for name, s in result.seconds.items()},
+        "picture": None if result.explanation.picture is None else _picture_json(result.explanation.picture),
+        "batches": [_case(one) for one in result.played],
+        "seconds": {name: round(seconds, 3) for name, seconds in result.seconds.items()},
     }
 
 
-def _finding(f: Finding) -> dict[str, Any]:
+def _finding_json(finding: Finding) -> dict[str, Any]:
     return {
-        "name": f.name,
-        "class": f.family,
-        "coefficient": _number(f.projection.coefficient),
-        "sigma": _number(f.projection.sigma),
-        "residual": _number(f.residual),
-        "explains": f.explains,
-        "only": f.only,
-        "also": list(f.also),
-        "separated_by": f.separated_by,
-        "what": f.what,
-        "links": list(f.links),
-        "evidence": f.evidence,
+        "name": finding.name,
+        "class": finding.family,
+        "coefficient": _number(finding.projection.coefficient),
+        "sigma": _number(finding.projection.sigma),
+        "residual": _number(finding.residual),
+        "explains": finding.explains,
+        "only": finding.only,
+        "also": list(finding.also),
+        "separated_by": finding.separated_by,
+        "what": finding.what,
+        "links": list(finding.links),
+        "evidence": finding.evidence,
     }
 
 
-def _place(p: Location) -> dict[str, Any]:
-    return {"layer": p.layer, "module": p.module, "noise_ratio": _number(p.ratio), "by": p.how}
+def _location(location: Location) -> dict[str, Any]:
+    return {
+        "layer": location.layer,
+        "module": location.module,
+        "noise_ratio": _number(location.ratio),
+        "by": location.how,
+    }
 
 
 def _seen_from(result: Result) -> dict[str, float]:
     """Of each mutant that the cases exercise: which share of it would have been enough to be seen below the noise."""
-    needed = limit(sum(x.projection.strength > 0 for x in result.candidates))
-    shares = {x.mutant.name: needed * x.projection.sigma for x in result.candidates}
+    needed = limit(sum(one.projection.strength > 0 for one in result.candidates))
+    shares = {one.mutant.name: needed * one.projection.sigma for one in result.candidates}
     return {name: float(f"{share:.3g}") for name, share in shares.items() if math.isfinite(share)}
 
 
-def _picture(p: Picture) -> dict[str, Any]:
+def _picture_json(picture: Picture) -> dict[str, Any]:
     """Numbers to three places: they are drawn."""
-    close = p.close_up
+    close = picture.close_up
     return {
-        "case": p.case,
-        "mutant": p.mutant,
+        "case": picture.case,
+        "mutant": picture.mutant,
         "lines": [
             {
                 "run": line.run,
@@ -95,11 +104,11 @@ def _picture(p: Picture) -> dict[str, Any]:
                 "adapter": line.adapter,
                 "first": line.first,
                 "prompt": line.prompt,
-                "engine": _drawn(line.engine),
-                "mutant": None if line.bug is None else _drawn(line.bug),
-                "left": None if line.left is None else _drawn(line.left),
+                "engine": _three_digits(line.engine),
+                "mutant": None if line.bug is None else _three_digits(line.bug),
+                "left": None if line.residual is None else _three_digits(line.residual),
             }
-            for line in p.lines
+            for line in picture.lines
         ],
         "close_up": None
         if close is None
@@ -107,31 +116,31 @@ def _picture(p: Picture) -> dict[str, Any]:
             "line": close.line,
             "places": close.places,
             "tokens": close.tokens,
-            "engine": [_drawn(row) for row in close.engine],
-            "mutant": None if close.bug is None else [_drawn(row) for row in close.bug],
-            "left": None if close.left is None else [_drawn(row) for row in close.left],
+            "engine": [_three_digits(row) for row in close.engine],
+            "mutant": None if close.bug is None else [_three_digits(row) for row in close.bug],
+            "left": None if close.residual is None else [_three_digits(row) for row in close.residual],
         },
     }
 
 
-def _drawn(xs: Array) -> list[float | None]:
+def _three_digits(xs: Array) -> list[float | None]:
     return [float(f"{x:.3g}") if math.isfinite(x) else None for x in xs]
 
 
-def _played(p: PlayedCase) -> dict[str, Any]:
+def _case(played: PlayedCase) -> dict[str, Any]:
     return {
-        "name": p.case.name,
-        "verdict": p.verdict,
+        "name": played.case.name,
+        "verdict": played.verdict,
         "requests": [
             {
-                "adapter": m.adapter,
-                "verdict": j.verdict,
-                "noise_ratio": _number(j.ratio),
-                "why": j.why,
-                "first": m.first,
-                "ratios": [_number(r) for r in m.ratio],
+                "adapter": ratios.adapter,
+                "verdict": verdict.verdict,
+                "noise_ratio": _number(verdict.ratio),
+                "why": verdict.why,
+                "first": ratios.first,
+                "ratios": [_number(r) for r in ratios.ratio],
             }
-            for m, j in p.requests
+            for ratios, verdict in played.requests
         ],
     }
 
@@ -144,7 +153,7 @@ def _environment() -> dict[str, str]:
 
 def _unit(result: Result) -> float | None:
     """The middle of all noise units, in what the engine shows."""
-    units = [m.unit for one in result.played for m in one.ratios if m.unit.size]
+    units = [ratios.unit for one in result.played for ratios in one.ratios if ratios.unit.size]
     return _number(float(np.median(np.concatenate(units)))) if units else None
 
 
