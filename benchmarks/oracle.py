@@ -30,16 +30,16 @@ OUT = Path(__file__).parent / "oracle.json"
 
 # engine, type, model, seed, batches, sequences
 CLEAN = [
-    *[("peft", d, "tiny", s, 100, 0) for d in ("float32", "float16", "bfloat16") for s in (1, 2)],
-    *[("peft", d, "random", s, 85, 15) for d in ("float32", "float16", "bfloat16") for s in (3, 4)],
+    *[("peft", dtype, "tiny", seed, 100, 0) for dtype in ("float32", "float16", "bfloat16") for seed in (1, 2)],
+    *[("peft", dtype, "random", seed, 85, 15) for dtype in ("float32", "float16", "bfloat16") for seed in (3, 4)],
     ("llama_cpp", "float32", "tiny", 1, 170, 30),
-    *[("llama_cpp", "float32", "random", s, 130, 20) for s in (0, 2)],
+    *[("llama_cpp", "float32", "random", seed, 130, 20) for seed in (0, 2)],
     ("vllm", "float32", "tiny", 1, 130, 20),
     ("vllm", "float32", "tiny", 2, 130, 20),
 ]
 
 
-def known() -> dict:
+def measured_before() -> dict:
     """What was measured before."""
     return json.loads(OUT.read_text("utf-8")) if OUT.exists() else {"alarms": {}, "time": {}}
 
@@ -54,7 +54,7 @@ def alarms(only: str, scale: float) -> None:
     """One campaign after another; those that are in the file are not done again."""
     for engine, dtype, model, seed, cases, sequences in CLEAN:
         name = f"{engine} {dtype} {model} seed {seed}"
-        if (only and engine != only) or name in known()["alarms"]:
+        if (only and engine != only) or name in measured_before()["alarms"]:
             continue
         cases, sequences = round(cases * scale), round(sequences * scale)
         began = time.time()
@@ -62,19 +62,19 @@ def alarms(only: str, scale: float) -> None:
             capabilities = registry.make(engine, {}).capabilities
             testbed = build(model, dtype, seed, Path(work), capabilities, count=5)
             plan = CampaignSettings(cases, sequences, seed, precision=dtype, jobs=2, below=False)
-            result = Campaign(lambda e=engine: registry.make(e, {}), testbed, plan, Path(work)).run()
-        judged = [j for p in result.played for j in p.verdicts]
+            result = Campaign(lambda name=engine: registry.make(name, {}), testbed, plan, Path(work)).run()
+        verdicts_of_requests = [verdict for p in result.played for verdict in p.verdicts]
         verdicts = [p.verdict for p in result.played]
-        data = known()
+        data = measured_before()
         data["alarms"][name] = {
             "cases": len(verdicts),
-            "requests": len(judged),
-            "rows": result.thresholds.tested - len(judged),
+            "requests": len(verdicts_of_requests),
+            "rows": result.thresholds.tested - len(verdicts_of_requests),
             "failed": verdicts.count("fail"),
             "undecided": verdicts.count("undecided"),
-            "worst_noise_ratio": round(max(j.ratio for j in judged), 3),
+            "worst_noise_ratio": round(max(verdict.ratio for verdict in verdicts_of_requests), 3),
             "fails_from": round(result.thresholds.ratio, 3),
-            "worst_score": round(max(j.score for j in judged), 3),
+            "worst_score": round(max(verdict.score for verdict in verdicts_of_requests), 3),
             "fail_score": round(result.thresholds.fail_score, 3),
             "findings": result.diagnostics,
             "versions": result.versions,
@@ -85,7 +85,7 @@ def alarms(only: str, scale: float) -> None:
 
 def timed() -> None:
     """Verdicts alone, then with the look below the noise; each in a fresh folder, two processes."""
-    data = known()
+    data = measured_before()
     for what, plan in (
         ("200 batches, verdicts", CampaignSettings(200, 0, 0, jobs=2, below=False)),
         ("16 batches, matched filter", CampaignSettings(16, 0, 0, jobs=2, below=True)),

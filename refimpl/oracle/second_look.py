@@ -1,11 +1,11 @@
-"""Requests that are too close to call, looked at again before anyone is told.
+"""Requests that are too close to call, looked at again before a verdict is given.
 
-Each campaign has by chance one row in a hundred campaigns beyond `pass_score` (DOUBT), and one in a million beyond
-`fail_score` (FALSE_ALARM). What lies between the two may be either: noise that the usual ensemble of honest runs has not
-seen, because it is small, or a bug that is faint in this case. More honest runs tell the first; other tokens in the same
-case tell the second, because a bug of the case's shape comes again, and chance does not. A rare row that comes again in
-none of AGAIN cases would have to be chance once in a hundred campaigns; one that comes again twice is chance in less
-than a campaign in a million, which is a failure (no_chance: Poisson with mean DOUBT).
+By chance, one honest campaign in a hundred has a score beyond `pass_score` (DOUBT), and one in a million has one beyond
+`fail_score` (FALSE_ALARM). What lies between the two may be either: noise that the few honest runs have not shown, or a
+bug that is faint in this case. Three times as many honest runs tell the first. Other tokens in the same case tell the
+second: a bug comes again, chance does not. If it comes again in none of AGAIN cases it was chance; once, and it stays
+undecided; three such cases, this one among them, are chance in 1.7 campaigns of ten million (Poisson with mean DOUBT,
+`no_chance`), and fail.
 """
 
 from collections.abc import Sequence

@@ -100,18 +100,22 @@ def check(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str
 @pytest.mark.parametrize("name", ["right", "logprobs", "text"])
 def test_a_function_of_the_users_own_passes(capsys: pytest.CaptureFixture[str], mine: None, name: str) -> None:
     code, out, _ = check(capsys, "--engine", f"mine_under_test:{name}", *QUICK, "--json")
-    found = json.loads(out)
-    assert (code, found["verdict"], found["passed"], found["cases"]) == (0, "pass", 3, 3)
-    assert set(KEYS) <= set(found)
+    report = json.loads(out)
+    assert (code, report["verdict"], report["passed"], report["cases"]) == (0, "pass", 3, 3)
+    assert set(KEYS) <= set(report)
 
 
 def test_a_wrong_function_fails_and_the_factor_is_named(capsys: pytest.CaptureFixture[str], mine: None) -> None:
     code, out, _ = check(capsys, "--engine", "mine_under_test:wrong", *QUICK, "--json")
-    found = json.loads(out)
-    assert (code, found["verdict"]) == (1, "fail")
-    (d,) = found["diagnosis"]
-    assert Path(found["repro"], "repro.json").exists()
-    assert (d["name"], d["class"]) == ("scale_times[1.5]", "A") and d["explains"] and abs(d["coefficient"] - 1) < 1e-3
+    report = json.loads(out)
+    assert (code, report["verdict"]) == (1, "fail")
+    (finding,) = report["diagnosis"]
+    assert Path(report["repro"], "repro.json").exists()
+    assert (
+        (finding["name"], finding["class"]) == ("scale_times[1.5]", "A")
+        and finding["explains"]
+        and abs(finding["coefficient"] - 1) < 1e-3
+    )
 
 
 def test_what_a_failure_leaves_in_the_temporary_folder_is_said(capsys: pytest.CaptureFixture[str], mine: None) -> None:
@@ -133,10 +137,10 @@ def test_what_a_failure_leaves_in_the_temporary_folder_is_said(capsys: pytest.Ca
 )
 def test_an_answer_that_is_none_fails(capsys: pytest.CaptureFixture[str], mine: None, name: str, why: str) -> None:
     code, out, _ = check(capsys, "--engine", f"mine_under_test:{name}", *QUICK, "--json")
-    found = json.loads(out)
-    assert (code, found["verdict"]) == (1, "fail")
-    assert any(why in r["why"] for b in found["batches"] for r in b["requests"])
-    assert any(why in s["what"] for s in found["symptoms"])
+    report = json.loads(out)
+    assert (code, report["verdict"]) == (1, "fail")
+    assert any(why in r["why"] for batch in report["batches"] for r in batch["requests"])
+    assert any(why in symptom["what"] for symptom in report["symptoms"])
 
 
 @pytest.mark.parametrize(
@@ -173,14 +177,14 @@ def test_a_failure_is_kept_and_repeated(capsys: pytest.CaptureFixture[str], tmp_
     code, out, _ = check(
         capsys, "--engine", "mutant:adapters_ignored", *QUICK, "--report", str(tmp_path / "out"), "--json"
     )
-    found = json.loads(out)
+    report = json.loads(out)
     assert code == 1 and json.loads((tmp_path / "out" / "check.json").read_text("utf-8"))["verdict"] == "fail"
-    code, out, _ = check(capsys, "--replay", found["repro"], "--json")
+    code, out, _ = check(capsys, "--replay", report["repro"], "--json")
     again = json.loads(out)
     assert (code, again["verdict"], again["cases"]) == (1, "fail", 1)
-    assert again["noise"]["fails_from"] == found["noise"]["fails_from"]  # judged as it was then
+    assert again["noise"]["fails_from"] == report["noise"]["fails_from"]  # judged as it was then
     (tmp_path / "out" / "repro" / "repro.json").write_text("{", "utf-8")
-    assert check(capsys, "--replay", found["repro"])[0] == 2
+    assert check(capsys, "--replay", report["repro"])[0] == 2
 
 
 def test_answers_are_kept_and_judged_again_without_the_engine(

@@ -113,10 +113,12 @@ victim_in_use = but(select_victim=lambda last_used, ref_counts: min(last_used, k
 
 # Keys of prefixes.
 
-key_without_adapter = but(prefix_key=lambda parent, ids, base, p, a: NUMPY.prefix_key(parent, ids, base, p, ()))
+key_without_adapter = but(prefix_key=lambda parent, ids, base, p, adapters: NUMPY.prefix_key(parent, ids, base, p, ()))
 key_without_parent = but(prefix_key=lambda parent, *rest: NUMPY.prefix_key(b"", *rest))
 key_without_weight = but(
-    prefix_key=lambda parent, ids, base, p, a: NUMPY.prefix_key(parent, ids, base, p, [(x, 1.0) for x, _ in a])
+    prefix_key=lambda parent, ids, base, p, adapters: NUMPY.prefix_key(
+        parent, ids, base, p, [(x, 1.0) for x, _ in adapters]
+    )
 )
 
 
@@ -127,7 +129,9 @@ class KeyByName(Served):
         cache = self.server.adapters
 
         def digest(slot: int) -> bytes:
-            return hashlib.sha256(next(a.name for a, s in cache.slot_of.items() if s == slot).encode()).digest()
+            return hashlib.sha256(
+                next(adapter.name for adapter, number in cache.slot_of.items() if number == slot).encode()
+            ).digest()
 
         cache.digest = digest  # type: ignore[method-assign]
 
@@ -135,23 +139,25 @@ class KeyByName(Served):
 class RelativeKeys(Observed):
     """The hash of a block is taken from the chunk's tokens, counted from the chunk's beginning (inference-sim 196)."""
 
-    def _keys(self, g: RequestState, count: int) -> list[bytes]:
-        whole, n = g.tokens, self.max_batch_tokens
-        g.tokens = whole[:n] * (len(whole) // n + 1)
+    def _keys(self, state: RequestState, count: int) -> list[bytes]:
+        tokens, n = state.tokens, self.max_batch_tokens
+        state.tokens = tokens[:n] * (len(tokens) // n + 1)
         try:
-            return super()._keys(g, count)
+            return super()._keys(state, count)
         finally:
-            g.tokens = whole
+            state.tokens = tokens
 
 
 class PublishedTooEarly(Observed):
     """The block that a chunk has begun is published before it is full (vllm 34587)."""
 
-    def _cache_blocks(self, g: RequestState) -> None:
-        computed = g.computed
-        g.computed = min(-(-computed // self.cache.block_size) * self.cache.block_size, len(g.request.prompt_ids))
-        super()._cache_blocks(g)
-        g.computed = computed
+    def _cache_blocks(self, state: RequestState) -> None:
+        computed = state.computed
+        state.computed = min(
+            -(-computed // self.cache.block_size) * self.cache.block_size, len(state.request.prompt_ids)
+        )
+        super()._cache_blocks(state)
+        state.computed = computed
 
 
 # Positions and blocks.
@@ -159,12 +165,12 @@ class PublishedTooEarly(Observed):
 
 def _restart(computed: Sequence[int], lengths: Sequence[int]) -> Array:
     """A prompt that is continued after a prefix hit begins at 0 again (MinivLLM 98); decoding does not."""
-    return NUMPY.positions([0 if n > 1 else c for c, n in zip(computed, lengths, strict=True)], lengths)
+    return NUMPY.positions([0 if n > 1 else start for start, n in zip(computed, lengths, strict=True)], lengths)
 
 
 def _off_by_one(computed: Sequence[int], lengths: Sequence[int]) -> Array:
     """A chunk that is neither the first nor a single token begins one place too early."""
-    return NUMPY.positions([c - (c > 0 and n > 1) for c, n in zip(computed, lengths, strict=True)], lengths)
+    return NUMPY.positions([start - (start > 0 and n > 1) for start, n in zip(computed, lengths, strict=True)], lengths)
 
 
 class CancelledRunsOn(Observed):
@@ -172,49 +178,49 @@ class CancelledRunsOn(Observed):
 
     def cancel(self, request_id: int) -> None:
         self.dead = getattr(self, "dead", set())
-        for g in self.running:
-            if g.id == request_id and g.id not in self.dead:
-                self.dead.add(g.id)
-                self.cache.free(g.table)
+        for state in self.running:
+            if state.id == request_id and state.id not in self.dead:
+                self.dead.add(state.id)
+                self.cache.free(state.table)
 
-    def _allocate(self, g: RequestState, n: int) -> bool:
-        if g.id in getattr(self, "dead", ()):
-            return len(g.table) * self.cache.block_size >= g.computed + n or self._forget(g)
-        return super()._allocate(g, n)
+    def _allocate(self, state: RequestState, n: int) -> bool:
+        if state.id in getattr(self, "dead", ()):
+            return len(state.table) * self.cache.block_size >= state.computed + n or self._forget(state)
+        return super()._allocate(state, n)
 
-    def _cache_blocks(self, g: RequestState) -> None:
-        if g.id not in getattr(self, "dead", ()):
-            super()._cache_blocks(g)
+    def _cache_blocks(self, state: RequestState) -> None:
+        if state.id not in getattr(self, "dead", ()):
+            super()._cache_blocks(state)
 
-    def _forget(self, g: RequestState) -> bool:
-        g.limit = len(g.tokens)
+    def _forget(self, state: RequestState) -> bool:
+        state.limit = len(state.tokens)
         return False
 
-    def _preempt(self, g: RequestState) -> None:
-        if g.id in getattr(self, "dead", ()):
-            self._drop(g)
+    def _preempt(self, state: RequestState) -> None:
+        if state.id in getattr(self, "dead", ()):
+            self._drop(state)
         else:
-            super()._preempt(g)
+            super()._preempt(state)
 
-    def _release(self, g: RequestState) -> None:
-        if g.id in getattr(self, "dead", ()):
-            g.table = []
-        super()._release(g)
+    def _release(self, state: RequestState) -> None:
+        if state.id in getattr(self, "dead", ()):
+            state.table = []
+        super()._release(state)
 
 
 class PreemptedKeepsItsPlace(Observed):
     """A preempted request goes on where it was, in blocks that hold somebody else's keys and values."""
 
-    def _release(self, g: RequestState) -> None:
-        computed = g.computed
-        super()._release(g)
-        g.resumes = computed  # type: ignore[attr-defined]
+    def _release(self, state: RequestState) -> None:
+        computed = state.computed
+        super()._release(state)
+        state.resumes = computed  # type: ignore[attr-defined]
 
-    def _admit(self, g: RequestState, budget: int) -> bool:
-        resumes = min(getattr(g, "resumes", 0), len(g.tokens) - 1)
-        admitted = super()._admit(g, budget)
-        if admitted and resumes > g.computed and self._allocate(g, resumes + 1 - g.computed):
-            g.computed = resumes
+    def _admit(self, state: RequestState, budget: int) -> bool:
+        resumes = min(getattr(state, "resumes", 0), len(state.tokens) - 1)
+        admitted = super()._admit(state, budget)
+        if admitted and resumes > state.computed and self._allocate(state, resumes + 1 - state.computed):
+            state.computed = resumes
         return admitted
 
 
@@ -238,7 +244,7 @@ Make = Callable[..., Ours]
 
 
 def _of_ops(make: Callable[[], Ops]) -> Make:
-    return lambda **known: Ours(make, **known)
+    return lambda **options: Ours(make, **options)
 
 
 # Name -> how to make the engine, and which of sequences.variants it needs: 0 all at once, 1 chunks, 2 little room.
@@ -268,21 +274,24 @@ class Judge:
     def __init__(self, testbed: Testbed, limit: float = 6.0) -> None:
         self.testbed, self.limit = testbed, limit
         self.members = ensemble(testbed.dtype)[:2]
-        self.known: dict[object, tuple[Array, Array]] = {}
+        self.truths: dict[object, tuple[Array, Array]] = {}
 
     def ratio(self, exchanges: Sequence[Exchange]) -> float:
         """Of the worst answer; infinite for one that cannot be read."""
-        counted = [e for e in exchanges if e.ask.cancel_after is None]
+        counted = [exchange for exchange in exchanges if exchange.ask.cancel_after is None]
         if any(
-            e.answer.error or len(e.answer.token_ids) != e.ask.max_new_tokens or not rows_of(e.answer) for e in counted
+            exchange.answer.error
+            or len(exchange.answer.token_ids) != exchange.ask.max_new_tokens
+            or not rows_of(exchange.answer)
+            for exchange in counted
         ):
             return np.inf
-        self._compute([e for e in counted if _key(e) not in self.known])
-        return max((self._one(e) for e in counted), default=0.0)
+        self._compute([exchange for exchange in counted if _key(exchange) not in self.truths])
+        return max((self._one(exchange) for exchange in counted), default=0.0)
 
     def __call__(self, exchanges: Sequence[Exchange], testbed: Testbed) -> str:
-        found = self.ratio(exchanges)
-        return "" if found <= self.limit else f"{found:.3g} x noise"
+        ratio = self.ratio(exchanges)
+        return "" if ratio <= self.limit else f"{ratio:.3g} x noise"
 
     def fails(self, engine: Ours) -> Callable[[Case], bool]:
         """For shrink."""
@@ -292,24 +301,24 @@ class Judge:
         if not new:
             return
         exact = truth(new, self.testbed)
-        runs = honest_runs(self.testbed.model, [request(e, self.testbed) for e in new], self.members)
-        for i, e in enumerate(new):
+        runs = honest_runs(self.testbed.model, [request(exchange, self.testbed) for exchange in new], self.members)
+        for i, exchange in enumerate(new):
             errors = np.stack([run[i].astype(np.float64) - exact[i] for run in runs])
-            self.known[_key(e)] = exact[i], np.sqrt(np.mean(errors**2, axis=(0, 2)))
+            self.truths[_key(exchange)] = exact[i], np.sqrt(np.mean(errors**2, axis=(0, 2)))
 
-    def _one(self, e: Exchange) -> float:
-        exact, unit = self.known[_key(e)]
-        rows = slice(e.answer.first_position, e.answer.first_position + rows_of(e.answer))
+    def _one(self, exchange: Exchange) -> float:
+        exact, unit = self.truths[_key(exchange)]
+        rows = slice(exchange.answer.first_position, exchange.answer.first_position + rows_of(exchange.answer))
         try:
-            seen = view(e.answer, exact[rows])
+            shown = view(exchange.answer, exact[rows])
         except Unreadable:
             return np.inf
-        error = seen.values - seen.of(exact[rows])
+        error = shown.values - shown.of(exact[rows])
         return float(np.max(np.sqrt(np.mean(error**2, axis=1)) / unit[rows]))
 
 
-def _key(e: Exchange) -> object:
-    return e.ask.prompt_ids, e.answer.token_ids[:-1], e.adapters
+def _key(exchange: Exchange) -> object:
+    return exchange.ask.prompt_ids, exchange.answer.token_ids[:-1], exchange.adapters
 
 
 def started(make: Make, testbed: Testbed, settings: Settings) -> Ours:

@@ -27,18 +27,18 @@ def _root() -> tempfile.TemporaryDirectory:
 
 def small_stage(dtype: str = "float32", adapters: int = ADAPTERS) -> Testbed:
     """The same one for all tests; its folders go when Python ends."""
-    return _made(dtype, adapters)
+    return _testbed(dtype, adapters)
 
 
 @functools.cache
-def _made(dtype: str, adapters: int) -> Testbed:
+def _testbed(dtype: str, adapters: int) -> Testbed:
     rng = np.random.default_rng(3)
     folder = Path(_root().name) / f"{dtype}-{adapters}"
     model = random_model(CONFIG, rng, dtype)
     save_model(model, folder / "model")
     paths = {}
-    made = random_adapters(model, rng, CAPABILITIES, adapters)
-    for adapter in made + (near_duplicates_of(made[0], rng) if adapters == ADAPTERS else []):
+    adapters_of_seed = random_adapters(model, rng, CAPABILITIES, adapters)
+    for adapter in adapters_of_seed + (near_duplicates_of(adapters_of_seed[0], rng) if adapters == ADAPTERS else []):
         paths[adapter.name] = folder / "adapters" / adapter.name
         save_adapter(adapter, paths[adapter.name], dtype)
     loaded = {key: load_adapter(path, CONFIG, key) for key, path in paths.items()}

@@ -29,12 +29,12 @@ def campaign(
     precision: Precision | None = None,
     **plan,
 ) -> Result:
-    wanted = {"cases": 5, "sequences": 0, "below": False} | plan
-    return Campaign(lambda: Ours(make, precision), small_stage(dtype), CampaignSettings(**wanted), tmp_path).run()
+    options = {"cases": 5, "sequences": 0, "below": False} | plan
+    return Campaign(lambda: Ours(make, precision), small_stage(dtype), CampaignSettings(**options), tmp_path).run()
 
 
 def named(result: Result) -> list[str]:
-    return [f.name for f in result.explanation.findings if f.explains]
+    return [finding.name for finding in result.explanation.findings if finding.explains]
 
 
 def test_a_clean_engine_passes_and_its_power_is_stated(tmp_path: Path) -> None:
@@ -58,10 +58,10 @@ def test_a_clean_engine_passes_and_its_power_is_stated(tmp_path: Path) -> None:
 def test_a_bug_is_named(tmp_path: Path, name: str, dtype: str) -> None:
     result = campaign(tmp_path, all_mutants()[name].make, dtype)
     assert result.verdict == "fail"
-    (found,) = [f for f in result.explanation.findings if f.explains]
-    assert name in (found.name, *found.also)
-    assert abs(found.projection.coefficient - 1) < 0.05 and found.residual < 3
-    assert found.next_best[1] > 3 * found.residual
+    (finding,) = [one for one in result.explanation.findings if one.explains]
+    assert name in (finding.name, *finding.also)
+    assert abs(finding.projection.coefficient - 1) < 0.05 and finding.residual < 3
+    assert finding.next_best[1] > 3 * finding.residual
 
 
 def test_a_bug_of_sequences_is_named_and_made_small(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_bug_of_sequences_is_named_and_made_small(tmp_path: Path) -> None:
     assert result.verdict == "fail" and "key_without_adapter" in named(result)
     assert result.explanation.smallest is not None and not result.explanation.smallest.stateless
     assert len(result.explanation.smallest.steps) <= 4
-    assert any("were asked before, of" in s.what for s in result.explanation.symptoms)
+    assert any("were asked before, of" in symptom.what for symptom in result.explanation.symptoms)
 
 
 def test_a_factor_that_nobody_has_foreseen_is_fitted(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_factor_that_nobody_has_foreseen_is_fitted(tmp_path: Path) -> None:
 
     result = campaign(tmp_path, scaled)
     assert named(result) == ["scale_times[1.37]"]
-    assert any("1.37 times" in s.what for s in result.explanation.symptoms)
+    assert any("1.37 times" in symptom.what for symptom in result.explanation.symptoms)
 
 
 def test_half_a_percent_of_scale_is_seen_below_the_noise_of_bfloat16(tmp_path: Path) -> None:
@@ -96,15 +96,15 @@ def test_a_bug_that_no_mutant_has_gets_its_symptoms(tmp_path: Path) -> None:
 
     def reversed_delta() -> Ops:
         def step(y, x, *rest) -> None:
-            own = np.zeros_like(y)
-            lora_delta(own, x, *rest)
-            y += own[:, ::-1]
+            delta = np.zeros_like(y)
+            lora_delta(delta, x, *rest)
+            y += delta[:, ::-1]
 
         return dataclasses.replace(NUMPY, lora_delta=step)
 
     result = campaign(tmp_path, reversed_delta)
     assert result.verdict == "fail" and named(result) == []
-    assert not any("base rows are wrong" in s.what for s in result.explanation.symptoms)
+    assert not any("base rows are wrong" in symptom.what for symptom in result.explanation.symptoms)
 
 
 def test_a_lower_precision_is_a_finding_and_no_bug(tmp_path: Path) -> None:
@@ -127,10 +127,10 @@ def test_the_precision_is_inferred(tmp_path: Path, dtype: str) -> None:
 
 
 def test_the_same_seed_asks_the_same_and_another_does_not(tmp_path: Path) -> None:
-    def asked(seed: int, folder: str) -> list[Case]:
+    def cases_of(seed: int, folder: str) -> list[Case]:
         return [p.case for p in campaign(tmp_path / folder, seed=seed, sequences=3).played]
 
-    assert asked(1, "a") == asked(1, "b") != asked(2, "c")
+    assert cases_of(1, "a") == cases_of(1, "b") != cases_of(2, "c")
 
 
 def test_a_campaign_is_resumed_without_asking_again(tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_a_campaign_is_resumed_without_asking_again(tmp_path: Path) -> None:
     first = campaign(tmp_path, cases=3, sequences=2)
     again = Campaign(Mute, small_stage(), CampaignSettings(3, 2, below=False), tmp_path).run()
     assert [p.verdict for p in again.played] == [p.verdict for p in first.played]
-    ratios = [[m.ratio.tolist() for m in p.ratios] for p in first.played]
-    assert ratios == [[m.ratio.tolist() for m in p.ratios] for p in again.played]
+    ratios = [[ratio.ratio.tolist() for ratio in p.ratios] for p in first.played]
+    assert ratios == [[ratio.ratio.tolist() for ratio in p.ratios] for p in again.played]
 
 
 def test_an_engine_that_breaks_off_is_no_verdict(tmp_path: Path) -> None:
@@ -195,7 +195,8 @@ def test_adapters_that_do_nothing_show_nothing(tmp_path: Path) -> None:
         testbed.adapters[first],
         name=first,
         lora={
-            s: dataclasses.replace(w, B=np.zeros_like(w.B), bias=None) for s, w in testbed.adapters[first].lora.items()
+            module: dataclasses.replace(lora, B=np.zeros_like(lora.B), bias=None)
+            for module, lora in testbed.adapters[first].lora.items()
         },
         replaced={},
     )
@@ -211,5 +212,5 @@ def test_adapters_that_do_nothing_show_nothing(tmp_path: Path) -> None:
 def test_retold_keeps_what_prompts_have_in_common() -> None:
     case = Case("x", (Run((EngineRequest((1, 2, 3), "a"), EngineRequest((1, 2, 4), None))),))
     other = with_other_tokens(case, 50, 0)
-    first, second = (a.prompt_ids for a in other.runs[0].asks)
+    first, second = (ask.prompt_ids for ask in other.runs[0].asks)
     assert first[:2] == second[:2] and first[2] != second[2] and first != (1, 2, 3)

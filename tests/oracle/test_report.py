@@ -40,7 +40,7 @@ class Elements(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
         self.feed(html)
         self.close()
@@ -48,12 +48,12 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert len(dict(attrs)) == len(attrs), f"an attribute of {tag} comes twice: {attrs}"
-        self.found.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
@@ -67,7 +67,7 @@ class Elements(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
     def named(self, *tags: str) -> list[dict[str, str | None]]:
-        return [attrs for tag, attrs in self.found if tag in tags]
+        return [attrs for tag, attrs in self.tags if tag in tags]
 
 
 class Loud(Ours):
@@ -76,7 +76,8 @@ class Loud(Ours):
     def run(self, asks: list[EngineRequest], *forced: Any) -> list[EngineResponse]:  # type: ignore[override]
         answers = super().run(asks, *forced)
         return [
-            EngineResponse(error=HOSTILE) if a.adapter == "made-1" else r for a, r in zip(asks, answers, strict=True)
+            EngineResponse(error=HOSTILE) if ask.adapter == "made-1" else r
+            for ask, r in zip(asks, answers, strict=True)
         ]
 
 
@@ -105,8 +106,8 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return campaign("loud", tmp_path_factory.mktemp("loud"))
 
 
-def drawn(found: dict[str, Any]) -> str:
-    return page(found, mutants_for(list(small_stage().paths)))
+def html_of(report: dict[str, Any]) -> str:
+    return page(report, mutants_for(list(small_stage().paths)))
 
 
 # It stands alone.
@@ -115,60 +116,62 @@ def drawn(found: dict[str, Any]) -> str:
 def test_nothing_is_loaded_from_anywhere(
     failing: dict[str, Any], passing: dict[str, Any], loud: dict[str, Any]
 ) -> None:
-    for found in (failing, passing, loud):
-        html = drawn(found)
-        seen = Elements(html)
-        assert not seen.named("script", "iframe", "object", "embed", "img", "base", "form", "video", "audio", "use")
-        assert [a["href"] for a in seen.named("link")] == ["data:,"]  # or a browser would ask for a favicon
+    for report in (failing, passing, loud):
+        html = html_of(report)
+        elements = Elements(html)
+        assert not elements.named("script", "iframe", "object", "embed", "img", "base", "form", "video", "audio", "use")
+        assert [tag["href"] for tag in elements.named("link")] == ["data:,"]  # or a browser would ask for a favicon
         assert not re.search(r"url\(|@import|@font-face", html)
-        assert not [attrs for _, attrs in seen.found if any(k in ("src", "srcset", "xlink:href") for k in attrs)]
-        links = [a["href"] or "" for a in seen.named("a")]
+        assert not [attrs for _, attrs in elements.tags if any(k in ("src", "srcset", "xlink:href") for k in attrs)]
+        links = [tag["href"] or "" for tag in elements.named("a")]
         assert all(link.startswith("https://") for link in links), links
 
 
 def test_it_is_small_and_every_picture_and_table_says_what_it_is(failing: dict[str, Any]) -> None:
-    html = drawn(failing)
+    html = html_of(failing)
     assert len(html.encode()) < 300_000
-    seen = Elements(html)
-    whole = [a for a in seen.named("svg") if "x" not in a]  # the others are parts of these
-    assert len(whole) >= 8
-    assert all(a.get("aria-label") or a.get("aria-hidden") == "true" for a in whole)
-    assert all(a.get("scope") in ("col", "row") for a in seen.named("th"))
-    assert seen.named("html")[0]["lang"] == "en"
-    assert len(seen.named("table")) == len(seen.named("thead")) >= 3
+    elements = Elements(html)
+    outer = [tag for tag in elements.named("svg") if "x" not in tag]  # the others are parts of these
+    assert len(outer) >= 8
+    assert all(tag.get("aria-label") or tag.get("aria-hidden") == "true" for tag in outer)
+    assert all(tag.get("scope") in ("col", "row") for tag in elements.named("th"))
+    assert elements.named("html")[0]["lang"] == "en"
+    assert len(elements.named("table")) == len(elements.named("thead")) >= 3
 
 
 # It says what the JSON says.
 
 
 def test_the_bug_is_named_first_with_its_class_its_evidence_and_its_links(failing: dict[str, Any]) -> None:
-    seen = Elements(drawn(failing))
+    elements = Elements(html_of(failing))
     finding = failing["diagnosis"][0]
     assert failing["verdict"] == "fail" and finding["name"] == "rslora_ignored"
-    assert re.search(r"fail mutant:rslora_ignored , computing in float32: it is rslora_ignored", seen.text)
-    assert finding["evidence"] in seen.text and finding["what"] in seen.text and "class A, scale" in seen.text
-    assert set(finding["links"]) <= {a["href"] for a in seen.named("a")}
-    assert f"Cases {failing['passed']} of {failing['cases']} passed; {failing['failed']} failed" in seen.text
-    assert f"{num(failing['worst_noise_ratio'])} × noise" in seen.text
-    assert f"fails from {num(failing['noise']['fails_from'])} × noise" in seen.text
-    for s in failing["symptoms"]:
-        assert f"{s['what']} {s['count']} of {s['of']}" in seen.text
+    assert re.search(r"fail mutant:rslora_ignored , computing in float32: it is rslora_ignored", elements.text)
+    assert (
+        finding["evidence"] in elements.text and finding["what"] in elements.text and "class A, scale" in elements.text
+    )
+    assert set(finding["links"]) <= {tag["href"] for tag in elements.named("a")}
+    assert f"Cases {failing['passed']} of {failing['cases']} passed; {failing['failed']} failed" in elements.text
+    assert f"{num(failing['worst_noise_ratio'])} × noise" in elements.text
+    assert f"fails from {num(failing['noise']['fails_from'])} × noise" in elements.text
+    for symptom in failing["symptoms"]:
+        assert f"{symptom['what']} {symptom['count']} of {symptom['of']}" in elements.text
     place = failing["first_divergence"]
-    assert f"{place['module']} , {num(place['noise_ratio'])} × noise, by {place['by']}" in seen.text
+    assert f"{place['module']} , {num(place['noise_ratio'])} × noise, by {place['by']}" in elements.text
     for name, version in failing["environment"].items():
-        assert f"{name} {version}" in seen.text
+        assert f"{name} {version}" in elements.text
 
 
 def test_the_engines_picture_is_the_named_bugs_picture_and_what_is_left_is_noise(failing: dict[str, Any]) -> None:
     close, fails_from = failing["picture"]["close_up"], failing["noise"]["fails_from"]
-    engine, bug, left = (np.array(close[key], float) for key in ("engine", "mutant", "left"))
-    assert engine.shape == bug.shape == left.shape == (len(close["places"]), len(close["tokens"]))
+    engine, bug, residual = (np.array(close[key], float) for key in ("engine", "mutant", "left"))
+    assert engine.shape == bug.shape == residual.shape == (len(close["places"]), len(close["tokens"]))
     rms = lambda x: np.sqrt(np.mean(x**2))  # noqa: E731
-    assert rms(engine) > 100 * fails_from and rms(left) < fails_from
+    assert rms(engine) > 100 * fails_from and rms(residual) < fails_from
     assert np.allclose(engine, bug, rtol=0.01, atol=6 * fails_from)
     line = failing["picture"]["lines"][close["line"]]
     assert line["adapter"] is not None and len(line["engine"]) == len(close["places"])
-    html = drawn(failing)
+    html = html_of(failing)
     panels = [p.split("</figure>")[0] for p in html.split("<h3") if "Heat map of places by tokens" in p]
     paths = [re.findall(r'<path class="(\w+)" d="([^"]+)"', p) for p in panels]
     assert len(paths) == 3 and paths[0] and {"p7", "n7"} & {kind for kind, _ in paths[0]}
@@ -178,17 +181,17 @@ def test_the_engines_picture_is_the_named_bugs_picture_and_what_is_left_is_noise
 def test_a_pass_says_what_it_would_have_shown(passing: dict[str, Any]) -> None:
     assert passing["verdict"] == "pass" and passing["picture"] is None and not passing["places"]
     power = passing["power"]
-    seen = Elements(drawn(passing))
+    elements = Elements(html_of(passing))
     counts = {kind: list(power.values()).count(kind) for kind in ("detected", "undetectable", "not exercised")}
     assert sum(counts.values()) == len(power) and counts["detected"] > 50 and counts["not exercised"] > 5
-    assert f"{counts['detected']} would have been seen" in seen.text
-    assert f"{counts['not exercised']} not exercised" in seen.text
-    assert f"{counts['detected']} of {len(power)} see Power" in seen.text
+    assert f"{counts['detected']} would have been seen" in elements.text
+    assert f"{counts['not exercised']} not exercised" in elements.text
+    assert f"{counts['detected']} of {len(power)} see Power" in elements.text
     for name, outcome in power.items():
-        assert re.search(rf"{re.escape(name)} [A-I] .{{5,200}}? {outcome}", seen.text), name
+        assert re.search(rf"{re.escape(name)} [A-I] .{{5,200}}? {outcome}", elements.text), name
     assert set(passing["seen_from"]) <= set(power)
     assert all(x > 0 for x in passing["seen_from"].values())
-    assert "What it is" not in seen.text and "Repeat it" not in seen.text
+    assert "What it is" not in elements.text and "Repeat it" not in elements.text
 
 
 # What an engine said is text.
@@ -198,23 +201,23 @@ def test_what_an_engine_said_is_escaped(loud: dict[str, Any]) -> None:
     loud = {**loud, "engine": HOSTILE, "findings": [HOSTILE], "repro": "out/my repro'; rm -rf ~"}
     loud["environment"] = {HOSTILE: HOSTILE}
     loud["symptoms"] = [{"what": HOSTILE, "count": 1, "of": 1}]
-    said = [r["why"] for b in loud["batches"] for r in b["requests"] if r["verdict"] == "fail"]
+    said = [r["why"] for batch in loud["batches"] for r in batch["requests"] if r["verdict"] == "fail"]
     assert said and set(said) == {HOSTILE}
-    html = drawn(loud)
-    seen = Elements(html)
-    assert not seen.named("script", "img")
-    assert not [attrs for _, attrs in seen.found if any(name.startswith("on") for name in attrs)]
+    html = html_of(loud)
+    elements = Elements(html)
+    assert not elements.named("script", "img")
+    assert not [attrs for _, attrs in elements.tags if any(name.startswith("on") for name in attrs)]
     assert "\x00" not in html and "\x1b" not in html
     readable = " ".join(HOSTILE.replace("\x00", "\\x00").replace("\x1b", "\\x1b").split())
-    assert seen.text.count(readable) >= 6
-    assert "loracle check --replay 'out/my repro'\"'\"'; rm -rf ~'" in seen.text
+    assert elements.text.count(readable) >= 6
+    assert "loracle check --replay 'out/my repro'\"'\"'; rm -rf ~'" in elements.text
 
 
 def test_a_name_that_is_markup_is_a_name_in_the_pictures_too(failing: dict[str, Any]) -> None:
     hostile = json.loads(json.dumps(failing).replace("made-", json.dumps('<b onclick="x">').strip('"')))
-    seen = Elements(drawn(hostile))
-    assert not [attrs for _, attrs in seen.found if "onclick" in attrs]
-    assert '<b onclick="x">' in seen.text
+    elements = Elements(html_of(hostile))
+    assert not [attrs for _, attrs in elements.tags if "onclick" in attrs]
+    assert '<b onclick="x">' in elements.text
 
 
 # Numbers that are none.
@@ -225,7 +228,7 @@ def test_an_answer_without_a_number_is_drawn_as_one_and_a_request_without_an_ans
 ) -> None:
     assert loud["verdict"] == "fail" and loud["worst_noise_ratio"] is None
     assert any(not line["engine"] for line in loud["picture"]["lines"])
-    text = Elements(drawn(loud)).text
+    text = Elements(html_of(loud)).text
     assert "no number" in text and "an answer without a size" in text and "no answer that could be read" in text
     assert not re.search(r"\b(nan|inf|None)\b", text.replace(HOSTILE, ""))
 
@@ -238,7 +241,7 @@ def test_ratios_without_a_size_lie_in_a_lane_of_their_own(passing: dict[str, Any
     assert cloud.no_number_y is not None
     lane = [dot for dot in cloud.dots if dot.y == cloud.no_number_y]
     assert [(dot.kind, dot.count) for dot in lane] == [("wrong", 1)]
-    rows = sum(len(r["ratios"]) for b in batches for r in b["requests"])
+    rows = sum(len(r["ratios"]) for batch in batches for r in batch["requests"])
     assert sum(dot.count for dot in cloud.dots) == rows
     assert all(np.isfinite([dot.x, dot.y, dot.radius]).all() and 0 <= dot.y <= cloud.bottom for dot in cloud.dots)
     nothing = drawing.cloud([], {"level": None, "spread": None, "fails_from": None})
@@ -256,20 +259,22 @@ def test_a_campaign_without_any_number_is_a_page(passing: dict[str, Any]) -> Non
         "worst_noise_ratio": None,
         "verdict": "undecided",
     }
-    seen = Elements(drawn(empty))
-    assert "no number" in seen.text and "Not asked for" in seen.text
+    elements = Elements(html_of(empty))
+    assert "no number" in elements.text and "Not asked for" in elements.text
 
 
 # Layers.
 
 
 def test_layers_and_modules_are_a_table_with_the_first_divergence_marked(failing: dict[str, Any]) -> None:
-    ratios = {(layer, m): 1.25 for layer in (0, 1) for m in ("q_proj", "v_proj")} | {
+    ratios = {(layer, module): 1.25 for layer in (0, 1) for module in ("q_proj", "v_proj")} | {
         (1, "v_proj"): None,
         (1, "q_proj"): 5e4,
     }
-    places = [{"layer": n, "module": m, "noise_ratio": x, "by": "intermediates"} for (n, m), x in ratios.items()]
-    html = drawn({**failing, "places": places, "first_divergence": places[2]})
+    places = [
+        {"layer": n, "module": module, "noise_ratio": x, "by": "intermediates"} for (n, module), x in ratios.items()
+    ]
+    html = html_of({**failing, "places": places, "first_divergence": places[2]})
     assert Elements(html).text.count("layer 1, q_proj , 50,000 × noise, by intermediates") == 1
     cells = re.findall(r'<td class="([^"]+)">([^<]+)</td>', html)
     assert [text for _, text in cells if text in ("1.25", "50,000", "no number")] == [
@@ -334,26 +339,26 @@ def test_the_command_writes_the_page_beside_the_json(tmp_path: Path, capsys: pyt
     assert cli.main([*argv, "--jobs", "1", "--report", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert "".join(f"the page   {tmp_path / 'out' / 'index.html'}".split()) in "".join(out.split())
-    found = json.loads((tmp_path / "out" / "check.json").read_text("utf-8"))
+    report = json.loads((tmp_path / "out" / "check.json").read_text("utf-8"))
     html = (tmp_path / "out" / "index.html").read_text("utf-8")
-    assert html == page(found, {}) and "1 of 1 passed" in Elements(html).text
+    assert html == page(report, {}) and "1 of 1 passed" in Elements(html).text
 
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_terminal_has_the_verdict_the_bug_and_the_way_to_repeat_it(failing: dict[str, Any], width: int) -> None:
     wide = "out/" + "x" * 120
-    found = {**failing, "repro": wide, "findings": ["a\x1b[31mb\nc " + "long " * 40]}
+    report = {**failing, "repro": wide, "findings": ["a\x1b[31mb\nc " + "long " * 40]}
     file = io.StringIO()
-    show(Console(file=file, width=width), found, None)
+    show(Console(file=file, width=width), report, None)
     lines = file.getvalue().splitlines()
     assert lines[0] == "FAIL  mutant:rslora_ignored, in float32"
     assert f"repeat it  loracle check --replay {wide}" in lines, "a command is not broken"
     assert all(len(line) <= width for line in lines if wide not in line)
     finding = failing["diagnosis"][0]
     assert lines[4].startswith("it is      rslora_ignored (class A, scale)")
-    whole = " ".join(" ".join(lines).split())
-    assert finding["evidence"] in whole and all(f"seen in {link}" in whole for link in finding["links"])
-    assert "findings a\\x1b[31mb\\nc long" in whole and "\x1b" not in file.getvalue()
+    outer = " ".join(" ".join(lines).split())
+    assert finding["evidence"] in outer and all(f"seen in {link}" in outer for link in finding["links"])
+    assert "findings a\\x1b[31mb\\nc long" in outer and "\x1b" not in file.getvalue()
 
 
 # The page of documentation.
@@ -402,7 +407,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def test_a_browser_draws_it_without_a_word_and_without_a_scroll_bar(
     browser: Any, failing: dict[str, Any], tmp_path: Path
 ) -> None:
-    html = drawn(failing)
+    html = html_of(failing)
     picture = tmp_path / "page.png"
     _, console = browser(html, "--window-size=1000,2000", f"--screenshot={picture}")
     assert console == []

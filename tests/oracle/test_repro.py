@@ -45,7 +45,9 @@ SEQUENCE = Case(
 
 def save(folder: Path, testbed: Testbed, case: Case, engine: Ours, **more: object) -> list[Exchange]:
     exchanges = play(engine, case, testbed)
-    expected = {(e.run, e.index): x for e, x in zip(exchanges, truth(exchanges, testbed), strict=True)}
+    expected = {
+        (exchange.run, exchange.index): x for exchange, x in zip(exchanges, truth(exchanges, testbed), strict=True)
+    }
     Repro(testbed, case, exchanges, expected, {}, "wrong by 9 x noise", engine.settings, "ours", **more).save(folder)
     return exchanges
 
@@ -67,34 +69,34 @@ def makes(engine: type[Ours]) -> Callable[[str, Mapping[str, str]], Engine]:
     return make
 
 
-def assert_same(found: list[Exchange], wanted: list[Exchange]) -> None:
-    assert len(found) == len(wanted)
-    for a, b in zip(found, wanted, strict=True):
-        assert (a.ask, a.adapters, a.run, a.index) == (b.ask, b.adapters, b.run, b.index)
-        assert (a.answer.token_ids, a.answer.first_position, a.answer.error) == (
-            b.answer.token_ids,
-            b.answer.first_position,
-            b.answer.error,
+def assert_same(loaded: list[Exchange], expected: list[Exchange]) -> None:
+    assert len(loaded) == len(expected)
+    for one, other in zip(loaded, expected, strict=True):
+        assert (one.ask, one.adapters, one.run, one.index) == (other.ask, other.adapters, other.run, other.index)
+        assert (one.answer.token_ids, one.answer.first_position, one.answer.error) == (
+            other.answer.token_ids,
+            other.answer.first_position,
+            other.answer.error,
         )
         for name in ("logits", "logprobs"):
-            np.testing.assert_array_equal(getattr(a.answer, name), getattr(b.answer, name))
+            np.testing.assert_array_equal(getattr(one.answer, name), getattr(other.answer, name))
 
 
 def test_what_is_written_comes_back(folder: Path) -> None:
     testbed = small_stage()
     exchanges = play(started(KeyByName, testbed, variants(testbed, CAPABILITIES)[0]), SEQUENCE, testbed)
-    found = load_repro(folder)
-    assert found.case == SEQUENCE
-    assert_same(found.exchanges, exchanges)
-    for e, exact in zip(exchanges, truth(exchanges, testbed), strict=True):
-        np.testing.assert_array_equal(found.expected[e.run, e.index], exact)
-    assert list(found.testbed.paths) == ["made-0", "made-3"]  # no more than the case needs
-    pairs = zip(found.testbed.model.arrays(), testbed.model.arrays(), strict=True)
-    assert all(a.tobytes() == b.tobytes() for a, b in pairs)
-    assert (found.why, found.engine, found.seed) == ("wrong by 9 x noise", "ours", 3)
-    assert found.options == {"url": "http://h"} and found.versions["ours"] == "7" and "loracle" in found.versions
-    wanted = replace(variants(testbed, CAPABILITIES)[0], model=folder / "model", options={"url": "http://h"})
-    assert found.settings == wanted
+    loaded = load_repro(folder)
+    assert loaded.case == SEQUENCE
+    assert_same(loaded.exchanges, exchanges)
+    for exchange, exact in zip(exchanges, truth(exchanges, testbed), strict=True):
+        np.testing.assert_array_equal(loaded.expected[exchange.run, exchange.index], exact)
+    assert list(loaded.testbed.paths) == ["made-0", "made-3"]  # no more than the case needs
+    pairs = zip(loaded.testbed.model.arrays(), testbed.model.arrays(), strict=True)
+    assert all(before.tobytes() == after.tobytes() for before, after in pairs)
+    assert (loaded.why, loaded.engine, loaded.seed) == ("wrong by 9 x noise", "ours", 3)
+    assert loaded.options == {"url": "http://h"} and loaded.versions["ours"] == "7" and "loracle" in loaded.versions
+    expected = replace(variants(testbed, CAPABILITIES)[0], model=folder / "model", options={"url": "http://h"})
+    assert loaded.settings == expected
 
 
 def test_it_plays_again_elsewhere(folder: Path, tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def test_the_embedded_model_is_named_and_a_large_one_is_pointed_at(
     embedded = Testbed(tiny.base_path(), model, in_float64(model), {}, {})
     save(tmp_path / "tiny", embedded, case, started(Ours, embedded, stage_settings(embedded)))
     assert json.loads((tmp_path / "tiny/repro.json").read_text())["model"]["name"] == "tiny"
-    assert sum(f.stat().st_size for f in (tmp_path / "tiny").rglob("*")) < 200_000
+    assert sum(file.stat().st_size for file in (tmp_path / "tiny").rglob("*")) < 200_000
     assert load_repro(tmp_path / "tiny").testbed.folder == tiny.base_path()
 
     monkeypatch.setattr(repro_write, "MAX_MODEL", 1000)
@@ -166,8 +168,8 @@ def test_numbers_beyond_the_bound_are_left_out_and_named(tmp_path: Path, monkeyp
     monkeypatch.setattr(repro_write, "MAX_NUMBERS", 4000)
     testbed = small_stage()
     save(tmp_path / "repro", testbed, SEQUENCE, started(Ours, testbed, variants(testbed, CAPABILITIES)[0]))
-    found = load_repro(tmp_path / "repro")
-    assert set(found.expected) == {(0, 0), (1, 1)}  # 9 and 1 rows of 40 numbers; the others had 11 and 3
+    loaded = load_repro(tmp_path / "repro")
+    assert set(loaded.expected) == {(0, 0), (1, 1)}  # 9 and 1 rows of 40 numbers; the others had 11 and 3
     left_out = json.loads((tmp_path / "repro/repro.json").read_text())["left_out"]
     assert "1.0.logits" in left_out
     assert "1.0.logits" in (tmp_path / "repro/README.md").read_text("utf-8")
@@ -188,13 +190,13 @@ def test_answers_that_are_none_are_kept_as_they_came(tmp_path: Path) -> None:
     exchanges = [Exchange(ask, (), answer, 0, i) for i, (ask, answer) in enumerate(zip(asks, answers, strict=True))]
     case = Case("odd", (Run(asks),))
     Repro(testbed, case, exchanges, {}, {}, "odd", stage_settings(testbed), "ours").save(tmp_path / "repro")
-    found = [e.answer for e in load_repro(tmp_path / "repro").exchanges]
-    np.testing.assert_array_equal(found[0].logits, nan)
-    assert (found[1].error, found[1].raw) == ("500 Internal", {"detail": "gone", "token": "x"})
-    assert found[2].top == answers[2].top
-    assert found[3].token_ids == () and "object" in found[3].raw
-    assert found[4].logprobs is not None and found[4].logprobs.shape == (2, 3, 4)
-    assert found[5].raw.endswith("(300000 characters)") and len(found[5].raw) < 110_000
+    loaded = [exchange.answer for exchange in load_repro(tmp_path / "repro").exchanges]
+    np.testing.assert_array_equal(loaded[0].logits, nan)
+    assert (loaded[1].error, loaded[1].raw) == ("500 Internal", {"detail": "gone", "token": "x"})
+    assert loaded[2].top == answers[2].top
+    assert loaded[3].token_ids == () and "object" in loaded[3].raw
+    assert loaded[4].logprobs is not None and loaded[4].logprobs.shape == (2, 3, 4)
+    assert loaded[5].raw.endswith("(300000 characters)") and len(loaded[5].raw) < 110_000
 
 
 def test_a_secret_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,31 +271,31 @@ def cut(name: str) -> Callable[[Path], None]:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no json": (lambda f: (f / "repro.json").unlink(), "repro.json: cannot be read"),
+    "no json": (lambda file: (file / "repro.json").unlink(), "repro.json: cannot be read"),
     "cut json": (cut("repro.json"), "repro.json: is not valid JSON"),
-    "another format": (lambda f: change(f, format=2), "format is 2, this version reads 1"),
-    "no engine": (lambda f: change(f, engine=None), "engine is None, not str"),
-    "no case": (lambda f: change(f, case={"name": "x"}), "case: the case: stateless is None, not bool"),
+    "another format": (lambda file: change(file, format=2), "format is 2, this version reads 1"),
+    "no engine": (lambda file: change(file, engine=None), "engine is None, not str"),
+    "no case": (lambda file: change(file, case={"name": "x"}), "case: the case: stateless is None, not bool"),
     "case asks a stranger": (
-        lambda f: change(f, case={"name": "x", "stateless": False, "steps": [{"unload": "nobody"}]}),
+        lambda file: change(file, case={"name": "x", "stateless": False, "steps": [{"unload": "nobody"}]}),
         "step 0 names 'nobody', which is not loaded then",
     ),
     "case loads a stranger": (
-        lambda f: change(
-            f, case={"name": "x", "stateless": False, "steps": [{"load": "one", "adapter": "made-4"}]}, answers=[]
+        lambda file: change(
+            file, case={"name": "x", "stateless": False, "steps": [{"load": "one", "adapter": "made-4"}]}, answers=[]
         ),
         "the case loads adapter 'made-4', which the folder has not",
     ),
-    "settings": (lambda f: change(f, settings={"max_adapters": "two"}), "settings: max_adapters is 'two'"),
-    "options": (lambda f: change(f, options={"url": 5}), "options: url is 5, not a text"),
-    "answers": (lambda f: change(f, answers=[{"run": 7}]), "answers is damaged"),
-    "dtype": (lambda f: change(f, dtype="int8"), "dtype 'int8' is not supported"),
-    "model entry": (lambda f: change(f, model={"copy": "../.."}), "not a folder with the sha256"),
-    "a way out": (lambda f: change(f, model={"copy": "../..", "sha256": {}}), "../.. is not in this folder"),
+    "settings": (lambda file: change(file, settings={"max_adapters": "two"}), "settings: max_adapters is 'two'"),
+    "options": (lambda file: change(file, options={"url": 5}), "options: url is 5, not a text"),
+    "answers": (lambda file: change(file, answers=[{"run": 7}]), "answers is damaged"),
+    "dtype": (lambda file: change(file, dtype="int8"), "dtype 'int8' is not supported"),
+    "model entry": (lambda file: change(file, model={"copy": "../.."}), "not a folder with the sha256"),
+    "a way out": (lambda file: change(file, model={"copy": "../..", "sha256": {}}), "../.. is not in this folder"),
     "model gone": (model_gone, "config.json: is missing"),
     "adapter flipped": (flip("adapters/1-made-3/adapter_model.safetensors"), "is not what it was"),
     "expected cut": (cut("expected.safetensors"), "expected.safetensors: cannot be read"),
-    "got gone": (lambda f: (f / "got.safetensors").unlink(), "got.safetensors: cannot be read"),
+    "got gone": (lambda file: (file / "got.safetensors").unlink(), "got.safetensors: cannot be read"),
 }
 
 

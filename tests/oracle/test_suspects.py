@@ -27,7 +27,7 @@ NOWHERE, ANYWHERE = Scope("nowhere", lambda module: False), Scope("anywhere")
 def answers(make: Callable[[], Ops]) -> list[np.ndarray]:
     """Of a ragged batch with a base row, two decode steps, in float64."""
     testbed = small_stage()
-    engine = Ours(make, None, testbed.exact, {testbed.paths[key]: a for key, a in testbed.wide.items()})
+    engine = Ours(make, None, testbed.exact, {testbed.paths[key]: adapter for key, adapter in testbed.wide.items()})
     engine.start(settings(testbed))
     prepare(engine, testbed)
     asks = (
@@ -38,11 +38,11 @@ def answers(make: Callable[[], Ops]) -> list[np.ndarray]:
     )
     forced = {0: [(1, 2, 3)] * len(asks)}
     with np.errstate(all="ignore"):
-        return [e.answer.logits for e in play(engine, Case("one", (Run(asks),)), testbed, forced)]
+        return [exchange.answer.logits for exchange in play(engine, Case("one", (Run(asks),)), testbed, forced)]
 
 
-def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
-    return all(np.allclose(x, y, rtol=0, atol=1e-9, equal_nan=True) for x, y in zip(a, b, strict=True))
+def same(before: list[np.ndarray], after: list[np.ndarray]) -> bool:
+    return all(np.allclose(x, y, rtol=0, atol=1e-9, equal_nan=True) for x, y in zip(before, after, strict=True))
 
 
 CONFINED = (
@@ -58,17 +58,17 @@ CONFINED = (
 def test_a_bug_that_is_anywhere_is_the_bug_and_one_that_is_nowhere_is_none(name: str) -> None:
     bug = all_bugs(small_stage())[name]
     assert can_be_scoped(bug)
-    whole, right = answers(bug.make), answers(lambda: NUMPY)
-    assert not same(whole, right)
-    assert same(answers(scoped(bug, ANYWHERE).make), whole)
+    wrong, right = answers(bug.make), answers(lambda: NUMPY)
+    assert not same(wrong, right)
+    assert same(answers(scoped(bug, ANYWHERE).make), wrong)
     assert same(answers(scoped(bug, NOWHERE).make), right)
 
 
 def test_no_adapter_in_one_module_is_that_module_left_out() -> None:
     testbed = small_stage()
     for module in ("q_proj", "down_proj"):
-        there = answers(find_bug(f"adapters_ignored @ {module}", testbed).make)
-        assert same(there, answers(find_bug(f"not_applied_to[{module}]", testbed).make))
+        scoped_answers = answers(find_bug(f"adapters_ignored @ {module}", testbed).make)
+        assert same(scoped_answers, answers(find_bug(f"not_applied_to[{module}]", testbed).make))
     assert same(
         answers(find_bug("adapters_ignored @ layer 0", testbed).make),
         answers(find_bug("first_layer_missed", testbed).make),
@@ -79,24 +79,24 @@ def test_decode_steps_and_prompts_are_the_two_parts_of_a_request() -> None:
     testbed, right = small_stage(), answers(lambda: NUMPY)
     decode = answers(find_bug("adapters_ignored @ decode", testbed).make)
     assert same(decode, answers(find_bug("adapter_in_prompts_only", testbed).make))
-    for prompt, a, b in zip(PROMPTS, decode, right, strict=True):
-        assert np.allclose(a[: len(prompt)], b[: len(prompt)])
+    for prompt, logits, expected in zip(PROMPTS, decode, right, strict=True):
+        assert np.allclose(logits[: len(prompt)], expected[: len(prompt)])
     assert not same(decode, right)
     assert not same(answers(find_bug("adapters_ignored @ prompts", testbed).make), right)
 
 
 def test_a_wrong_position_is_in_no_place() -> None:
-    known = all_bugs(small_stage())
-    assert not can_be_scoped(known["decode_too_far[2]"])
-    assert not can_be_scoped(known["window_ignored"])
-    assert can_be_scoped(known["base_after[5]"])
+    bugs = all_bugs(small_stage())
+    assert not can_be_scoped(bugs["decode_too_far[2]"])
+    assert not can_be_scoped(bugs["window_ignored"])
+    assert can_be_scoped(bugs["base_after[5]"])
 
 
 def test_every_value_answers_and_has_a_name_of_its_own() -> None:
     testbed, right = small_stage(), answers(lambda: NUMPY)
     values = parameter_mutants(testbed)
     assert not values.keys() & all_bugs(testbed).keys() - values.keys()
-    shown = [name for name, m in values.items() if not same(answers(m.make), right)]
+    shown = [name for name, bug in values.items() if not same(answers(bug.make), right)]
     for name in ("rank_cut[5]", "shard_of_B[2,4]", "base_after[5]", "exchanged[made-0,made-1]", "decode_too_far[2]"):
         assert name in shown
     assert len({p.name for p in (*scopes_of(testbed.model.config), *small_scopes_of(testbed.model.config))}) > 40
@@ -105,15 +105,17 @@ def test_every_value_answers_and_has_a_name_of_its_own() -> None:
 def test_in_order_of_arrival_the_neighbour_is_the_one_who_came_next() -> None:
     """made-0, base, made-1, made-2 came in this order: base gets made-1, and made-2 the first's."""
     testbed = small_stage()
-    found = answers(find_bug("adapter_of_the_next_request by arrival", testbed).make)
+    neighbours = answers(find_bug("adapter_of_the_next_request by arrival", testbed).make)
     rotated = answers(find_bug("adapter_of_a_request_further_on[-3] by arrival", testbed).make)
-    assert same(found, rotated)
-    assert not same(found, answers(find_bug("adapter_of_the_next_request", testbed).make))
+    assert same(neighbours, rotated)
+    assert not same(neighbours, answers(find_bug("adapter_of_the_next_request", testbed).make))
 
 
 def test_a_factor_for_one_adapter_in_one_module_is_found(tmp_path: Path) -> None:
     def wrong() -> Ops:
-        return rescaling(lambda module, w, adapter: 1.11 if (module[1], adapter.name) == ("up_proj", "made-2") else 1.0)
+        return rescaling(
+            lambda module, lora, adapter: 1.11 if (module[1], adapter.name) == ("up_proj", "made-2") else 1.0
+        )
 
     plan = CampaignSettings(cases=4, sequences=0, below=False)
     result = Campaign(lambda: Ours(wrong), small_stage(), plan, tmp_path).run()

@@ -23,7 +23,7 @@ from .projection import Projection, confined, limit, project, remaining, without
 from .scale_fit import fit_scales
 from .separate import separating_case
 
-MANY = 6  # candidates whose own noise is computed; larger: slower, and no other diagnosis in any campaign so far
+MANY = 6  # candidates whose own noise is computed; larger: slower, a bug with much noise is named more often
 SCOPES = 2  # in which a scale is fitted; larger: slower, and factors of scopes that the error hardly points to
 FARTHER = 1e3  # a candidate whose residual exceeds the best one's by this factor is not re-evaluated with its own noise
 SIMPLER = 1.1  # prefer one factor for all adapters unless one for each reduces the residual by more than 10 %
@@ -79,7 +79,7 @@ def diagnose(
     Four steps. Candidates get their variants (a fitted factor, one adapter alone). The MANY nearest at c = 1 are graded
     anew in their own noise, since a bug that makes logits ten times larger has ten times the noise. A graded one
     explains the error if its residual is no larger than a whole honest request may be, its coefficient is 1 within six
-    sigma, and it stands out of chance: about 6.6 sigma for 50 directions. The first of these is the finding."""
+    sigma, and it stands out of chance: 7.5 sigma among 50 directions. The first of these is the finding."""
     error = remaining(candidates[0].terms, bug=False) if candidates else 0.0
     ranked = _with_variants(samples, testbed, candidates)
     graded = _graded(samples, testbed, ranked, members, error)

@@ -1,7 +1,7 @@
 """The value of a continuous parameter that explains an error: where the coefficient of its direction is 1.
 
-Fixed-point iteration: at k = 1 nothing is wrong, and if the logits were linear in k, a step to k with coefficient c would
-say that the true factor is 1 + c (k - 1). They nearly are; a secant step corrects the rest.
+Fixed-point iteration: at k = 1 nothing is wrong. If logits were linear in k, the true factor would be 1 + c (k - 1), c
+being the coefficient at k. They nearly are; a secant step corrects the rest.
 """
 
 from collections.abc import Callable

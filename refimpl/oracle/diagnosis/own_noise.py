@@ -32,7 +32,7 @@ def residual_of_own_noise(
     """Return the rms of what is left, row by row, or over all rows together if that is less.
 
     Both, because a bug that rounds has noise in a few rows only, where a number fell to the other side, and in which
-    rows is chance: row by row an honest run of it is hundreds of units off wherever another one did not round over."""
+    rows is chance: an engine that has the bug is far off in a row wherever the two honest runs did not round over."""
     residuals = [one for sample in samples for one in _residuals(sample, testbed, candidate, members)]
     if not residuals or not all(np.isfinite((one.error / one.noise)[one.shown]).all() for one in residuals):
         return float("inf")
@@ -67,7 +67,7 @@ def _residuals(sample: Sample, testbed: Testbed, candidate: Candidate, members: 
 
 
 def _noise(raw: Errors, shift: Array, runs: Sequence[Array | None]) -> Array:
-    """[rows, 1] Return the rms of the mutant's honest runs about its exact answer; no less than that of the truth's."""
+    """Return the rms [rows, 1] of the mutant's honest runs about its exact answer; no less than that of the truth's."""
     noise = np.ones_like(raw.unit)[:, None]
     if not np.any(shift):
         return noise

@@ -14,7 +14,7 @@ DETECTED, UNDETECTABLE, NOT_EXERCISED = "detected", "undetectable", "not exercis
 
 
 def power(candidates: Sequence[Candidate], thresholds: Thresholds) -> dict[str, str]:
-    """Return for each mutant's name one of the three."""
+    """Return DETECTED, UNDETECTABLE or NOT_EXERCISED for each mutant, by name."""
     needed = limit(sum(one.projection.strength > 0 for one in candidates))
     return {one.mutant.name: _power_of(one, thresholds, needed) for one in candidates}
 

@@ -46,7 +46,7 @@ def rerun(
 
 
 def _shown_rows(answer: EngineResponse, raw: Errors) -> Array:
-    """[rows, vocab] Return the rows of an answer that the engine showed as well; NaN where it has none."""
+    """Return the rows [rows, vocab] of an answer that the engine showed as well; NaN where it has none."""
     positions = range(raw.rows.start, raw.rows.stop)
     rows = np.full((len(positions), raw.vocab), np.nan)
     for i, position in enumerate(positions):
@@ -57,7 +57,7 @@ def _shown_rows(answer: EngineResponse, raw: Errors) -> Array:
 
 
 def direction(make: Callable[[], Ops], sample: Sample, testbed: Testbed) -> list[Array | None]:
-    """Return d of every exchange that counts, as the engine would show it, in units of noise. Rows without numbers are 0.
+    """Return d of every exchange that counts, as the engine would show it, in units of noise. Rows without numbers: 0.
 
     LoracleError from a backend that refuses the case is a direction of zeros: it shows nothing."""
     try:
@@ -127,7 +127,7 @@ def _term(adapter: str | None, raw: Errors, shift: Array) -> ProjectionTerm:
 
 @dataclass(frozen=True)
 class Projection:
-    """How much of a direction lies in the engine's error."""
+    """How much of a direction is in the engine's error."""
 
     coefficient: float  # 1: the bug itself; 0: nothing of it
     sigma: float  # how far off an honest engine's coefficient is, typically
@@ -183,7 +183,7 @@ def without(term: ProjectionTerm) -> ProjectionTerm:
 
 
 def limit(directions: int) -> float:
-    """Return the score that `directions` honest coefficients leave as rarely as a whole campaign may raise a false alarm.
+    """Return the score that honest coefficients exceed as rarely as a whole campaign may raise a false alarm.
 
     Bonferroni over the directions. Their sigmas are estimated from a handful of honest runs, so that the quantile is
     Student's, for as many degrees of freedom as there are honest runs of one case; it is computed by its own

@@ -22,7 +22,7 @@ from .fit import fit
 
 @dataclass(frozen=True)
 class Symptom:
-    """One thing that was found, and how often."""
+    """A true sentence about failed requests, and of how many it is true."""
 
     what: str
     count: int = 1  # of how many failed requests it is true
@@ -32,7 +32,7 @@ class Symptom:
 def symptoms_of(
     sample: Sample, verdicts: Sequence[Verdict], ratios: Sequence[ErrorRatios], testbed: Testbed, thresholds: Thresholds
 ) -> list[str]:
-    """Of one case: a line for each thing that is true of a request that failed, in order; repeated for each request."""
+    """Return, for one case, a line for each thing that is true of a request that failed; repeated for each request."""
     lines: list[str] = []
     failed = [i for i, verdict in enumerate(verdicts) if verdict.verdict == "fail"]
     for i in failed:
@@ -49,7 +49,7 @@ def symptoms_of(
 
 
 def company(case: Case, exchange: Exchange) -> list[str]:
-    """Of a request that is answered well alone: what it takes for it to go wrong, in the smallest case found."""
+    """Return what it takes for a request to go wrong that is answered well alone: what else the smallest case has."""
     lines = []
     if len(case.runs[exchange.run].asks) > 1:
         lines.append(f"right when asked alone, wrong in a batch of {len(case.runs[exchange.run].asks)}")
@@ -66,13 +66,13 @@ def company(case: Case, exchange: Exchange) -> list[str]:
 
 
 def _common(first: EngineRequest, second: EngineRequest) -> int:
-    """How many tokens they begin with in common."""
+    """Return the length of the common prefix of two prompts."""
     same = [x == y for x, y in zip(first.prompt_ids, second.prompt_ids, strict=False)]
     return same.index(False) if False in same else len(same)
 
 
 def tally(lines: Sequence[str], failed: int) -> list[Symptom]:
-    """The most frequent first."""
+    """Count equal lines; return the most frequent first."""
     counts = {line: lines.count(line) for line in dict.fromkeys(lines)}
     return [Symptom(line, n, failed) for line, n in sorted(counts.items(), key=lambda item: -item[1])]
 
@@ -130,7 +130,7 @@ def _fits(raw: Errors, thresholds: Thresholds) -> Callable[[Array], bool]:
 
 
 def _rows(testbed: Testbed, text: Sequence[int], adapter: object, raw: Errors) -> Array:
-    """What another adapter answers; NaN, which nothing is like, where it knows not these words, or not as many."""
+    """Return what another adapter answers to the text; NaN, which fits nothing, where its vocabulary is another one."""
     other = Request(text, adapter)  # type: ignore[arg-type]
     if max(text) >= vocab_size(other, testbed.exact.config) or logit_width(other, testbed.exact) != raw.vocab:
         return np.full_like(raw.logits, np.nan)
@@ -138,7 +138,7 @@ def _rows(testbed: Testbed, text: Sequence[int], adapter: object, raw: Errors) -
 
 
 def _weight(testbed: Testbed, exchange: Exchange, raw: Errors) -> float | None:
-    """The weight on the adapter that explains the answer best."""
+    """Return the weight on the adapter that explains the answer best; None if there is none, or if it is 1."""
     adapter, text = testbed.adapters[exchange.adapters[0][0]], request(exchange, testbed).prompt_ids
 
     def coefficient(weight: float) -> float:
@@ -151,7 +151,7 @@ def _weight(testbed: Testbed, exchange: Exchange, raw: Errors) -> float | None:
 
 
 def _shifted(raw: Errors, thresholds: Thresholds) -> int:
-    """By how many places the rows stand too early or too late; 0 if that is not it."""
+    """Return by how many positions the rows stand too early or too late; 0 if that is not it."""
     shown = raw.exact + raw.error
     n = len(shown)
     for shift in (1, -1, 2, -2):

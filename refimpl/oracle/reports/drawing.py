@@ -17,23 +17,23 @@ Row = tuple[int, Sequence[Number]]  # the column of the first number, and the nu
 
 
 def reach(numbers: Iterable[Number]) -> float:
-    """Where the scale ends."""
+    """Return where the scale of colours ends."""
     return max([FAINTEST, *(abs(x) for x in numbers if x is not None)])
 
 
 def step(x: float, top: float) -> int:
-    """-STEPS .. STEPS."""
+    """Return the step of colour of x, from -STEPS to STEPS."""
     size = min(STEPS, round(STEPS * math.log1p(abs(x)) / math.log1p(top)))
     return size if x >= 0 else -size
 
 
 def value(size: float, top: float) -> float:
-    """The inverse: how large is what has this colour?"""
+    """Return the number that has this step of colour: the inverse of step()."""
     return math.expm1(abs(size) / STEPS * math.log1p(top)) * (1 if size >= 0 else -1)
 
 
 def shade(x: Number, top: float) -> str:
-    """The colour's class: p1 .. p7 above, n1 .. n7 below, z for noise, none for no number."""
+    """Return the colour's class: p1 .. p7 above, n1 .. n7 below, z for noise, none for no number."""
     if x is None:
         return "none"
     size = step(x, top)
@@ -41,7 +41,7 @@ def shade(x: Number, top: float) -> str:
 
 
 def heat(rows: Sequence[Row], top: float) -> dict[str, str]:
-    """Class -> the path of all its cells. A cell is one unit wide and one high; row i is at y = i."""
+    """Return, by class, the path of all its cells. A cell is one unit wide and one high; row i is at y = i."""
     paths: dict[str, list[str]] = {}
     for y, (start, numbers) in enumerate(rows):
         shades = [shade(x, top) for x in numbers]
@@ -57,7 +57,7 @@ def heat(rows: Sequence[Row], top: float) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Dot:
-    """Rows that lie together."""
+    """Rows of about the same position and size, drawn as one dot."""
 
     x: float
     y: float
@@ -84,7 +84,7 @@ class Cloud:
 
 
 def cloud(batches: Sequence[dict[str, Any]], noise: dict[str, Number], width: int = 940, height: int = 270) -> Cloud:
-    """batches, noise: as in the JSON."""
+    """Place every row of a campaign. batches, noise: as in the JSON; width, height: of the drawing, in pixels."""
     rows = [
         (r["first"] + i, x, r["adapter"] is None)
         for batch in batches

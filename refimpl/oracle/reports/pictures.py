@@ -17,9 +17,9 @@ from ..diagnosis.projection import direction
 from ..noise.measure import Errors, Sample
 from ..noise.verdict import Thresholds
 
-REQUESTS = 16  # that are drawn of one case
-PLACES = 40  # of the request that is drawn from near
-TOKENS = 64
+REQUESTS = 16  # that are drawn of one case; larger: lines too thin to be told apart
+POSITIONS = 40  # of the request that is drawn from near; larger: a picture that no screen holds
+TOKENS = 64  # of the vocabulary, in the same picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class CloseUp:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One case."""
+    """One case from far, and one of its requests from near."""
 
     case: str
     mutant: str  # "" where none came near
@@ -61,7 +61,9 @@ class Picture:
 def picture(
     samples: Sequence[Sample], testbed: Testbed, thresholds: Thresholds, mutant: Mutant | None, only: str = ""
 ) -> Picture | None:
-    """Of the sample that shows the most. only: the adapter that the bug is confined to. None if nothing is readable."""
+    """Return the picture of the sample that shows the most; None if nothing is readable.
+
+    only: the adapter that the bug is confined to."""
     shifts = [_bug(sample, testbed, mutant, only) for sample in samples]
     worths = [
         [_worth(raw, shift, thresholds) for raw, shift in zip(sample.raws, of_sample, strict=True)]
@@ -90,7 +92,7 @@ def _bug(sample: Sample, testbed: Testbed, mutant: Mutant | None, only: str) -> 
 
 
 def _worth(raw: Errors | None, shift: Array | None, thresholds: Thresholds) -> float:
-    """How much a request shows: its rows that left the noise; below the noise, how far the bug moves it (under 1)."""
+    """Return how much a request shows: its rows that left the noise; below it, how far the bug moves it (under 1)."""
     if raw is None:
         return 0.0
     wrong = float(np.sum(~(_far(raw, _in_units(raw)) < thresholds.ratio)))
@@ -99,13 +101,13 @@ def _worth(raw: Errors | None, shift: Array | None, thresholds: Thresholds) -> f
 
 
 def _in_units(raw: Errors) -> Array:
-    """The engine's error [rows, vocab], in units of noise."""
+    """Return the engine's error [rows, vocab], in units of noise."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return raw.error / raw.unit[:, None]
 
 
 def _far(raw: Errors, x: Array) -> Array:
-    """[rows, vocab] -> rms of each row, over what is shown."""
+    """Return the rms of each row of x [rows, vocab], over what is shown."""
     shown = raw.view.shown
     return np.sqrt(np.sum(np.where(shown, x, 0.0) ** 2, axis=1) / np.maximum(shown.sum(axis=1), 1))
 
@@ -120,10 +122,10 @@ def _line(exchange: Exchange, raw: Errors | None, shift: Array | None) -> Line:
 
 
 def _close_up(line: int, raw: Errors | None, shift: Array | None) -> CloseUp:
-    """Places and tokens from all over, where there are too many."""
+    """Draw positions and tokens from all over, where there are too many."""
     assert raw is not None
     shown = raw.view.shown
-    rows, columns = _some(np.arange(len(shown)), PLACES), _some(np.flatnonzero(shown.any(axis=0)), TOKENS)
+    rows, columns = _some(np.arange(len(shown)), POSITIONS), _some(np.flatnonzero(shown.any(axis=0)), TOKENS)
 
     def part(x: Array) -> Array:
         return np.where(shown, x, np.nan)[np.ix_(rows, columns)]

@@ -17,12 +17,12 @@ _SHORTEST = 8  # of a value of the environment that is looked for elsewhere: "1"
 
 
 def is_secret(name: str) -> bool:
-    """Does what has this name stay at home?"""
+    """Is what has this name a secret: a key, a token, a password?"""
     return bool(_SECRET_NAME.search(name))
 
 
 def without_secrets(data: Any) -> Any:
-    """The same JSON value: what secret names have is gone, and in texts URLs lose users and queries, and what the
+    """Return the same JSON value: what secret names have is gone, in texts URLs lose users and queries, and what the
     environment holds under a secret name is gone wherever it stands."""
     if isinstance(data, dict):
         return {k: HIDDEN if isinstance(k, str) and is_secret(k) and v else without_secrets(v) for k, v in data.items()}
@@ -32,7 +32,7 @@ def without_secrets(data: Any) -> Any:
 
 
 def clean(text: str) -> str:
-    """One text."""
+    """Return the text without users and queries of URLs, bearer tokens, and secrets of the environment."""
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and is_secret(name):
             text = text.replace(value, HIDDEN)

@@ -31,7 +31,9 @@ OUTCOMES = (UNDETECTABLE, NOT_EXERCISED, DETECTED)  # what a reader should worry
 
 
 def page(report: Mapping[str, Any], zoo: Mapping[str, Mutant]) -> str:
-    """HTML. found: what summary() gives; zoo: the mutants that its `power` speaks of, for their classes and links."""
+    """Return the page as HTML.
+
+    report: what summary() gives; zoo: the mutants that its `power` speaks of, for their classes and links."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     env = Environment(
@@ -57,7 +59,7 @@ def page(report: Mapping[str, Any], zoo: Mapping[str, Mutant]) -> str:
 
 
 def num(x: float | None) -> str:
-    """Three digits, for people: 3.11, 943,000, 1.99 million, 8.17 × 10⁻⁶; "no number" for what has no size."""
+    """Return three digits, for people: 3.11, 943,000, 1.99 million, 8.17 × 10⁻⁶; "no number" for what has no size."""
     if x is None:
         return "no number"
     rounded = float(f"{x:.3g}")
@@ -76,12 +78,12 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def times(x: float | None) -> str:
-    """In units of noise."""
+    """Return a ratio in words: 3.41 × noise."""
     return "no number" if x is None else f"{num(x)} × noise"
 
 
 def host(link: str) -> str:
-    """A link in a few words: NVIDIA/TensorRT-LLM #1668."""
+    """Return a link in a few words: NVIDIA/TensorRT-LLM #1668."""
     parts = link.removeprefix("https://").split("/")
     if parts[0] == "github.com" and len(parts) == 5:
         return f"{parts[1]}/{parts[2]} #{parts[4]}"
@@ -89,20 +91,20 @@ def host(link: str) -> str:
 
 
 def _worst(batch: Mapping[str, Any]) -> float | None:
-    """The worst row of a case; None if some request has no number for it."""
+    """Return the worst row's ratio of a case; None if some request has no number for it."""
     ratios = [r["noise_ratio"] for r in batch["requests"]]
     return None if None in ratios else max(ratios, default=0.0)
 
 
 def _panels(picture: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Key in the JSON, and heading."""
+    """Return key in the JSON and heading of each panel."""
     if not picture["mutant"]:
         return [("engine", "What the engine did")]
     return [("engine", "What the engine did"), ("mutant", f"What {picture['mutant']} does"), ("left", "What is left")]
 
 
 def _far(picture: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Requests by places."""
+    """Return what the picture from far needs: requests by positions; None if no row can be read."""
     if picture is None or not any(line["engine"] for line in picture["lines"]):
         return None
     lines = picture["lines"]
@@ -118,7 +120,7 @@ def _far(picture: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _near(picture: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Places by tokens, of one request."""
+    """Return what the picture from near needs: positions by tokens, of one request; None if there is none."""
     close = picture and picture["close_up"]
     if not picture or not close or not close["tokens"]:
         return None
@@ -134,7 +136,7 @@ def _ticks(columns: int) -> list[int]:
 
 
 def _places(places: list[dict[str, Any]], fails_from: float | None) -> dict[str, Any] | None:
-    """Layers by modules. off: how many left the noise."""
+    """Return the table of layers by modules; `off`: how many of them left the noise."""
     if not places:
         return None
     layers = list(dict.fromkeys(p["layer"] for p in places))
@@ -151,7 +153,7 @@ def _places(places: list[dict[str, Any]], fails_from: float | None) -> dict[str,
 
 
 def _power(report: Mapping[str, Any], zoo: Mapping[str, Mutant]) -> dict[str, Any] | None:
-    """Which bugs would have been seen."""
+    """Return which bugs would have been seen, those that would not first; None if it was not asked for."""
     power: Mapping[str, str] = report["power"]
     if not power:
         return None

@@ -35,7 +35,7 @@ class ReproError(LoracleError):
 
 
 def load_repro(folder: Path) -> Repro:
-    """ReproError, one line, for a folder that is damaged, or whose base is elsewhere and no longer the same."""
+    """Read a folder. ReproError for one that is damaged, or whose base is elsewhere and no longer the same."""
     folder = Path(folder)
     data = _Reader(folder / FILE)
     if data.get("format", int) != FORMAT:
@@ -86,7 +86,7 @@ def replay(
 
 
 class _Reader:
-    """repro.json; every mistake in it is a ReproError that names the file."""
+    """Reads repro.json; every mistake in it is a ReproError that names the file."""
 
     def __init__(self, file: Path) -> None:
         diagnostics = Diagnostics()
@@ -130,7 +130,7 @@ def _load_stage(folder: Path, data: _Reader) -> Testbed:
 
 
 def _where(folder: Path, data: _Reader, what: str, entry: Any) -> Path:
-    """The folder that is meant, once all of its files are what they were."""
+    """Return the folder of a model or adapter. ReproError unless all of its files are what they were."""
     if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), dict):
         raise ReproError(one_line(f"{data.file}: {what} is {shown(entry)}, not a folder with the sha256 of its files"))
     if entry.get("name") == "tiny":
@@ -180,7 +180,7 @@ def _read_arrays(file: Path) -> dict[str, Array]:
 
 
 def _parts(arrays: Mapping[str, Array], what: str) -> dict[tuple[int, int], Array]:
-    """(run, index) -> array, of those names that end so."""
+    """Return, by (run, index), the arrays whose names end in `what`."""
     arrays_by_request = {}
     for name, x in arrays.items():
         if match := re.fullmatch(rf"(\d+)\.(\d+)\.{what}", name):
@@ -189,7 +189,7 @@ def _parts(arrays: Mapping[str, Array], what: str) -> dict[tuple[int, int], Arra
 
 
 def _exchanges(case: Case, testbed: Testbed, answers: Sequence[Any], got: Mapping[str, Array]) -> list[Exchange]:
-    """Who was asked what stands in the case, and what came of it in the answers."""
+    """Return the exchanges: the requests stand in the case, and what came of them in the answers."""
     requests = _requests_of(case, testbed)
     exchanges = []
     for entry in answers:
@@ -211,7 +211,7 @@ def _exchanges(case: Case, testbed: Testbed, answers: Sequence[Any], got: Mappin
 def _requests_of(
     case: Case, testbed: Testbed
 ) -> dict[tuple[int, int], tuple[EngineRequest, tuple[tuple[str, float], ...]]]:
-    """(run, index) -> the request, and the adapters that its names meant then."""
+    """Return, by (run, index), the request and the adapters that its names meant then."""
     meaning = {key: key for key in testbed.paths} if case.stateless else {}
     requests: dict[tuple[int, int], tuple[EngineRequest, tuple[tuple[str, float], ...]]] = {}
     runs = 0

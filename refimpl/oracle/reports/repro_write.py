@@ -38,7 +38,7 @@ _MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 @dataclass(frozen=True, eq=False)
 class Repro:
-    """What is in a folder."""
+    """A failure, as it is kept in a folder."""
 
     testbed: Testbed
     case: Case
@@ -97,7 +97,7 @@ def _named(arrays: Mapping[tuple[int, int], Array], what: str) -> dict[str, Arra
 
 
 def _arrays(answer: EngineResponse) -> dict[str, Array]:
-    """The numbers of an answer, whatever their shape is. A row of the top k that is shorter ends in token -1."""
+    """Return the numbers of a response, by name, whatever their shape is. A short row of the top k ends in token -1."""
     arrays: dict[str, Array] = {}
     for name in ("logits", "logprobs"):
         x = getattr(answer, name)
@@ -114,7 +114,7 @@ def _arrays(answer: EngineResponse) -> dict[str, Array]:
 
 
 def _bounded(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """As many as there is room for, in order; the names of the others."""
+    """Return as many arrays as MAX_NUMBERS bytes hold, in order, and the names of the others."""
     kept: dict[str, Array] = {}
     for name, x in arrays.items():
         if sum(kept_array.nbytes for kept_array in kept.values()) + x.nbytes <= MAX_NUMBERS:
@@ -138,7 +138,7 @@ def _answer_json(exchange: Exchange) -> dict[str, Any]:
 
 
 def _raw(raw: Any) -> Any:
-    """As JSON if it is that, else as text; a long one is cut."""
+    """Return a raw answer as JSON if it is that, else as text; a long one is cut."""
     try:
         text = raw if isinstance(raw, str) else json.dumps(raw)
         if len(text) <= MAX_RAW:
@@ -149,14 +149,14 @@ def _raw(raw: Any) -> Any:
 
 
 def _settings_json(settings: Settings) -> dict[str, Any]:
-    """All but the model, which the folder knows, and the engine's options, which stand elsewhere."""
+    """Return the settings as JSON: all but the model, which the folder knows, and the engine's options."""
     data = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     del data["model"], data["options"]
     return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
 
 
 def _used(case: Case, testbed: Testbed) -> list[str]:
-    """The adapters that the engine has seen: a batch finds all of them loaded, asked or not."""
+    """Return the keys of the adapters that the engine has loaded: for a batch all of them, asked or not."""
     loaded = {step.adapter for step in case.steps if isinstance(step, Load)}
     return [key for key in testbed.paths if case.stateless or key in loaded]
 
@@ -191,7 +191,7 @@ def _copy(files: Sequence[Path], to: Path) -> None:
 
 
 def digests(files: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 by file name."""
+    """Return the SHA-256 of each file, by name."""
     by_name = {}
     for path in files:
         with open(path, "rb") as stream:

@@ -1,4 +1,4 @@
-"""What a campaign is asked to do and what comes of it: pure data, written by campaign.py, read by everything else here."""
+"""What a campaign is asked to do, and what comes of it: pure data, which campaign.py makes and the reports read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

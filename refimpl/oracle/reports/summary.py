@@ -17,7 +17,7 @@ from .result import PlayedCase, Result
 
 
 def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
-    """The keys are documented in docs/check.md."""
+    """Return the result as JSON; its keys are documented in docs/check.md."""
     verdicts = [one.verdict for one in result.played]
     ratios = [
         math.inf if math.isnan(verdict.ratio) else verdict.ratio for one in result.played for verdict in one.verdicts
@@ -85,14 +85,14 @@ def _location(location: Location) -> dict[str, Any]:
 
 
 def _seen_from(result: Result) -> dict[str, float]:
-    """Of each mutant that the cases exercise: which share of it would have been enough to be seen below the noise."""
+    """Return, for each mutant that the cases exercise, the share of it that would be seen below the noise."""
     needed = limit(sum(one.projection.strength > 0 for one in result.candidates))
     shares = {one.mutant.name: needed * one.projection.sigma for one in result.candidates}
     return {name: float(f"{share:.3g}") for name, share in shares.items() if math.isfinite(share)}
 
 
 def _picture_json(picture: Picture) -> dict[str, Any]:
-    """Numbers to three places: they are drawn."""
+    """Return the picture as JSON, its numbers to three digits: they are drawn."""
     close = picture.close_up
     return {
         "case": picture.case,
@@ -146,17 +146,17 @@ def _case(played: PlayedCase) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    """Of this side."""
+    """Return the versions on this side."""
     ours = {"loracle": __version__, "python": platform.python_version(), "numpy": np.__version__}
     return ours | {"machine": f"{platform.system()} {platform.machine()}"}
 
 
 def _unit(result: Result) -> float | None:
-    """The middle of all noise units, in what the engine shows."""
+    """Return the median of all noise units, in what the engine shows."""
     units = [ratios.unit for one in result.played for ratios in one.ratios if ratios.unit.size]
     return _number(float(np.median(np.concatenate(units)))) if units else None
 
 
 def _number(x: float) -> float | None:
-    """JSON has no infinity and no NaN: null is what has no size."""
+    """Return six digits; None for infinity and NaN, which JSON has not."""
     return float(f"{x:.6g}") if math.isfinite(x) else None
