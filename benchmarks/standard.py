@@ -38,7 +38,7 @@ MakeOps = Callable[[], Ops]
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """One stage of it, and the cases that are asked there, in order."""
+    """One testbed of it, and the cases that are asked there, in order."""
 
     testbed: Testbed
     cases: Sequence[tuple[Case, Settings]]
@@ -58,7 +58,7 @@ class Found:
 
 
 def setting(dtype: str, seed: int, work: Path) -> Setting:
-    """The stage of this seed, in this type."""
+    """Return the testbed of this seed, in this type."""
     folder = work / f"{dtype}-{seed}"
     testbed = build("random", dtype, seed, folder, CAPABILITIES, None, KINDS)
     plain = settings(testbed)
@@ -74,7 +74,7 @@ def setting(dtype: str, seed: int, work: Path) -> Setting:
 
 
 def asking(s: Setting, make: MakeOps) -> Campaign:
-    """An engine with this table of steps, that plays the cases of a stage; nothing is read from disk again."""
+    """Return a campaign over this backend that plays the cases of a testbed; nothing is read from disk again."""
     adapters = {s.testbed.paths[key]: a for key, a in s.testbed.adapters.items()}
     return Campaign(lambda: Ours(make, None, s.testbed.model, adapters), s.testbed, CampaignSettings(), s.work)
 
@@ -156,7 +156,7 @@ def below_the_noise(s: Setting, make: MakeOps, known: Thresholds) -> tuple[float
 def search(
     settings_: Sequence[Setting], known: Sequence[Thresholds], make: MakeOps, rows_only: bool = False
 ) -> Found | None:
-    """Stage by stage, as they are asked: by the rows first; below the noise what no row shows."""
+    """Testbed by testbed, as they are asked: by the rows first; below the noise what no row shows."""
     for number, (s, k) in enumerate(zip(settings_, known, strict=True)):
         before = number * (BATCHES + SEQUENCES)
         if (found := first_failure(s, make, k)) is not None:

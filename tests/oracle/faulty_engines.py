@@ -322,7 +322,7 @@ def _key(exchange: Exchange) -> object:
 
 
 def started(make: Make, testbed: Testbed, settings: Settings) -> Ours:
-    """The engine, over what the stage has loaded already."""
+    """The engine, over what the testbed has loaded already."""
     engine = make(model=testbed.model, adapters={path: testbed.adapters[key] for key, path in testbed.paths.items()})
     engine.start(settings)
     return engine

@@ -1,4 +1,4 @@
-"""A stage so small that a sequence takes milliseconds: two narrow layers, five adapters, and two relatives."""
+"""A testbed so small that a sequence takes milliseconds: two narrow layers, five adapters, and two near-duplicates."""
 
 import functools
 import tempfile
