@@ -11,6 +11,8 @@ import numpy as np
 
 from ...arrays import Array
 from ...engines.interface import EngineResponse, Settings
+from ...model import logits
+from ...request import Request
 from ..cases import case as cases
 from ..cases.case import Case, Exchange
 from ..cases.testbed import Testbed
@@ -192,9 +194,6 @@ def _rms(x: Array, shown: Array) -> Array:
 
 def _others(readable: Sequence[Exchange], testbed: Testbed) -> list[list[Array]]:
     """For each exchange, the exact logits of the same text by the base and by the other adapters of its run."""
-    from ...model import logits
-    from ...request import Request
-
     neighbours_of = []
     for exchange in readable:
         neighbours = dict.fromkeys([(), *(other.adapters for other in readable if other.run == exchange.run)])

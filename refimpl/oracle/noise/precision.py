@@ -15,8 +15,8 @@ from ...model import logits
 from ..cases import case as cases
 from ..cases.testbed import Testbed
 from .ensemble import Member, ensemble
-from .measure import Sample
-from .verdict import Thresholds
+from .measure import Sample, measure
+from .verdict import Thresholds, learn_thresholds
 
 TYPES = ("float32", "bfloat16", "float16")  # what `auto` chooses from
 
@@ -102,9 +102,6 @@ def narrowed(members: Sequence[Member], finding: PrecisionFinding) -> tuple[Memb
 
 def infer(samples: Sequence[tuple[cases.Case, Sequence[cases.Exchange]]], testbed: Testbed) -> str:
     """The type whose honest runs are as far from the truth as the engine is: of its base rows, or of all."""
-    from .measure import measure
-    from .verdict import learn_thresholds
-
     levels = {}
     for dtype in TYPES:
         present = testbed.in_dtype(dtype)

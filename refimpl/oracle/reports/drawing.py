@@ -83,63 +83,100 @@ class Cloud:
     no_number_y: float | None  # where rows without a number are drawn, if there are any
 
 
+MARGIN, RIGHT, TOP, BELOW = 66, 12, 12, 40  # around the axes, in pixels
+ROOM = 26  # above the axes, for rows without a number
+COLUMNS = 120  # at most; positions share one where a text is longer
+
+CloudRow = tuple[int, Number, bool]  # position in the text, ratio, of the base?
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Where a position and a ratio are in the drawing."""
+
+    width: int
+    bottom: int
+    first_y: int  # of the largest ratio
+    low: float  # log10 of the smallest ratio
+    high: float
+    last: int  # the last position
+
+    def x(self, position: float) -> float:
+        """Return the x of the middle of a position."""
+        return MARGIN + (position + 0.5) / (self.last + 1) * (self.width - MARGIN - RIGHT)
+
+    def y(self, ratio: float) -> float:
+        """Return the y of a ratio; those that are off the axis are on its ends."""
+        share = (math.log10(max(ratio, 1e-12)) - self.low) / (self.high - self.low)
+        return self.bottom - min(max(share, 0.0), 1.0) * (self.bottom - self.first_y)
+
+    @property
+    def wide(self) -> int:
+        """Positions that share a column."""
+        return max(1, -(-(self.last + 1) // COLUMNS))
+
+
 def cloud(batches: Sequence[dict[str, Any]], noise: dict[str, Number], width: int = 940, height: int = 270) -> Cloud:
     """Place every row of a campaign. batches, noise: as in the JSON; width, height: of the drawing, in pixels."""
-    rows = [
+    rows: list[CloudRow] = [
         (r["first"] + i, x, r["adapter"] is None)
         for batch in batches
         for r in batch["requests"]
         for i, x in enumerate(r["ratios"])
     ]
-    sizes = [x for _, x, _ in rows if x]
     fails, level, spread = noise["fails_from"] or 1.0, noise["level"] or 1.0, noise["spread"] or 0.0
+    axes = _axes(rows, fails, width, height)
+    every = max(1, -(-(axes.last + 1) // 14))
+    return Cloud(
+        width,
+        height,
+        MARGIN,
+        axes.bottom,
+        _dots(rows, fails, axes),
+        [(round(axes.x(position), 1), position) for position in range(0, axes.last + 1, every)],
+        _powers_of_ten(axes),
+        round(axes.y(fails), 1),
+        (round(axes.y(level * math.exp(2 * spread)), 1), round(axes.y(level * math.exp(-2 * spread)), 1)),
+        TOP + 6.0 if any(x is None for _, x, _ in rows) else None,
+    )
+
+
+def _axes(rows: Sequence[CloudRow], fails: float, width: int, height: int) -> Axes:
+    """Return axes on which all rows are, and what fails as well."""
+    sizes = [x for _, x, _ in rows if x]
     low, high = math.log10(min(0.3, *sizes, 0.3)), math.log10(max(3 * fails, *sizes, 10))
     low, high = max(low, -3.0), high + 0.06 * (high - low)
-    margin, right, top, bottom = 66, 12, 12, height - 40
-    nothing = any(x is None for _, x, _ in rows)
-    first_y = top + (26 if nothing else 0)
-    last = max((place for place, _, _ in rows), default=0)
+    first_y = TOP + (ROOM if any(x is None for _, x, _ in rows) else 0)
+    last = max((position for position, _, _ in rows), default=0)
+    return Axes(width, height - BELOW, first_y, low, high, last)
 
-    def at_x(place: float) -> float:
-        return margin + (place + 0.5) / (last + 1) * (width - margin - right)
 
-    def at_y(x: float) -> float:
-        height_of = (math.log10(max(x, 1e-12)) - low) / (high - low)
-        return bottom - min(max(height_of, 0.0), 1.0) * (bottom - first_y)
-
+def _dots(rows: Sequence[CloudRow], fails: float, axes: Axes) -> list[Dot]:
+    """Return a dot for all rows of one kind, column and height; its area says how many they are."""
     together: dict[tuple[int, float, str], int] = {}
-    wide = max(1, -(-(last + 1) // 120))  # places that share a column
-    for place, x, base in rows:
+    for position, x, base in rows:
         kind = "wrong" if x is None or not x < fails else "base" if base else "adapter"
-        y = top + 6.0 if x is None else round(at_y(x) / 5) * 5
-        key = (place // wide * wide, y, kind)
+        y = TOP + 6.0 if x is None else round(axes.y(x) / 5) * 5
+        key = (position // axes.wide * axes.wide, y, kind)
         together[key] = together.get(key, 0) + 1
-    room = min(9.0, max(2.5, (width - margin - right) / (last // wide + 1) / 2))
+    room = min(9.0, max(2.5, (axes.width - MARGIN - RIGHT) / (axes.last // axes.wide + 1) / 2))
     most = max(together.values(), default=1)
     aside = {"base": -0.22, "adapter": 0.22, "wrong": 0.0}  # so that both are seen
-    dots = [
+    return [
         Dot(
-            round(at_x(place + aside[kind] * wide), 1),
+            round(axes.x(position + aside[kind] * axes.wide), 1),
             y,
             round(max(1.6, room * 0.8 * math.sqrt(n / most)), 1),
             kind,
             n,
-            place,
+            position,
         )
-        for (place, y, kind), n in sorted(together.items())
+        for (position, y, kind), n in sorted(together.items())
     ]
-    every = max(1, -(-(last + 1) // 14))
-    tens = range(math.ceil(low), math.floor(high) + 1)
+
+
+def _powers_of_ten(axes: Axes) -> list[tuple[float, float]]:
+    """Return y and ratio of the powers of ten on the axis, of six at most."""
+    tens = range(math.ceil(axes.low), math.floor(axes.high) + 1)
     thin = max(1, len(tens) // 6)
-    return Cloud(
-        width,
-        height,
-        margin,
-        bottom,
-        dots,
-        [(round(at_x(p), 1), p) for p in range(0, last + 1, every)],
-        [(round(at_y(10.0**t), 1), 10.0**t) for t in tens if t % thin == 0],
-        round(at_y(fails), 1),
-        (round(at_y(level * math.exp(2 * spread)), 1), round(at_y(level * math.exp(-2 * spread)), 1)),
-        top + 6.0 if nothing else None,
-    )
+    return [(round(axes.y(10.0**t), 1), 10.0**t) for t in tens if t % thin == 0]
