@@ -63,7 +63,8 @@ class Mutant:
     links: tuple[str, ...]  # the real bugs it stands for; empty: synthetic
     make: Make
     needs: str = "batch"  # one of NEEDS
-    scales: bool = False  # its direction is that of every other value of its parameter: a family is one direction
+    # All values of its parameter move the logits along the same direction, so that a fit finds the value.
+    scales: bool = False
 
 
 class Family:

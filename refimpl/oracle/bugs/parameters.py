@@ -335,7 +335,7 @@ def decode_too_far(by: int) -> Ops:
 
 
 def window_longer_by(n: int) -> Ops:
-    """Or shorter."""
+    """Make the sliding window n tokens longer; shorter if n < 0."""
     return looking_back(lambda window: max(1, window + n))
 
 

@@ -69,7 +69,7 @@ class Exchange:
 
     @property
     def adapter(self) -> str | None:
-        """In one word: None for the base, a*0.5+b*1.0 for a sum."""
+        """Display name: None for the base, a*0.5+b*1.0 for a sum."""
         if self.ask.adapter_weights:
             return "+".join(f"{key}*{weight:g}" for key, weight in self.adapters)
         return self.adapters[0][0] if self.adapters else None

@@ -32,9 +32,9 @@ class ErrorRatios:
     ratio: Array  # [rows] rms of the engine's error over the unit
     honest: Array  # [members, rows] the same of each honest run, in the unit of the others
     unit: Array  # [rows] rms over the vocabulary
-    adapter_effect: (
-        float  # the least distance, in units, from the answer of the base and of every other adapter in the batch
-    )
+    # How far (in units) this answer is from the nearest wrong one: the base's, or that of another adapter in the batch.
+    # Small: an exchange of adapters would go unnoticed.
+    adapter_effect: float
     problem: str = ""  # why there are no rows: an answer that is none
 
     @property

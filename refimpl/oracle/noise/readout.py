@@ -1,4 +1,4 @@
-"""What an engine shows, as numbers that can be compared: the space in which truth, noise and mutants are laid beside.
+"""The comparison space: truth, honest runs and mutants are all mapped to what the engine shows.
 
 Full logits are compared as they are. Log-probabilities are compared with log_softmax of the truth, each row less its
 mean. Of the top k only the tokens count that are in the reference's top k as well: the engine chose its set with its
