@@ -260,7 +260,8 @@ def as_markdown(rows: dict[tuple[str, str, str], dict[str, Resources]], versions
         "tests/kernels/test_compiles.py compiles all of it again and compares.",
         f"{sum(map(len, rows.values()))} kernels were compiled, {spilling} of them spill.",
         "",
-        "- *shared* is static shared memory, bytes of a block; what a launch adds (`smem` in refimpl/cuda/launch/) is on",
+        "- *shared* is static shared memory, bytes of a block; what a launch adds (`smem` in refimpl/cuda/launch/) is"
+        " on",
         "  top. *stack* is bytes of a thread's own arrays that could not be kept in registers.",
         "- A type such as `float16/float32` has a KV cache of the second.",
         "- Not compiled: bfloat16 below sm_80 (it begins there), and lora_tensor_cores.cu in float32 (tensor cores",

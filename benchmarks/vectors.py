@@ -18,7 +18,7 @@ from refimpl.ops import NUMPY, REFERENCE
 from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.vectors.bugs import BUGS
 from refimpl.oracle.vectors.read import read_set
-from refimpl.oracle.vectors.tables import Loaded, OfTable
+from refimpl.oracle.vectors.systems import LoadedModels, OpsUnderTest
 from refimpl.oracle.vectors.vector import KINDS, VECTOR_DTYPES, Vector
 from refimpl.oracle.vectors.verify import verify
 
@@ -38,14 +38,14 @@ REASONS = {
 def main() -> None:
     """Measure, and write both files."""
     vectors = read_set(ROOT / SET)
-    loaded = Loaded()
+    loaded = LoadedModels()
     clean = {
-        name: {dtype: killed_by(OfTable(lambda ops=ops: ops, loaded), vectors, dtype) for dtype in VECTOR_DTYPES}
+        name: {dtype: killed_by(OpsUnderTest(lambda ops=ops: ops, loaded), vectors, dtype) for dtype in VECTOR_DTYPES}
         for name, ops in (("reference", REFERENCE), ("numpy", NUMPY))
     }
     mutants = {}
     for name, m in all_mutants().items():
-        found = {dtype: killed_by(OfTable(m.make, loaded), vectors, dtype) for dtype in VECTOR_DTYPES}
+        found = {dtype: killed_by(OpsUnderTest(m.make, loaded), vectors, dtype) for dtype in VECTOR_DTYPES}
         mutants[name] = {
             "class": m.family,
             "what": m.what,
@@ -59,7 +59,7 @@ def main() -> None:
     RESULTS.with_suffix(".md").write_text("\n".join(page(report, vectors)) + "\n", "utf-8")
 
 
-def killed_by(tested: OfTable, vectors: Sequence[Vector], dtype: str) -> list[int]:
+def killed_by(tested: OpsUnderTest, vectors: Sequence[Vector], dtype: str) -> list[int]:
     """The places in the list of vectors of those that it fails."""
     return [i for i, judged in enumerate(verify(vectors, tested, dtype)) if judged.verdict == "fail"]
 

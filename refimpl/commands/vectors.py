@@ -17,7 +17,7 @@ from ..errors import LoracleError
 from ..oracle.vectors.vector import KINDS, VECTOR_DTYPES, Vector
 
 if TYPE_CHECKING:
-    from ..oracle.vectors.tables import Tested
+    from ..oracle.vectors.systems import SystemUnderTest
     from ..oracle.vectors.verify import Verdict
 
 HELP = "make a set of test vectors, or verify a backend or your own function over one"
@@ -84,7 +84,7 @@ def _verify(args: argparse.Namespace) -> int:
     from ..engines import registry
     from ..oracle.vectors.function import of_function
     from ..oracle.vectors.read import read_set
-    from ..oracle.vectors.tables import OfEngine, OfTable
+    from ..oracle.vectors.systems import EngineUnderTest, OpsUnderTest
     from ..oracle.vectors.verify import verify
 
     vectors = [v for v in read_set(args.folder) if v.kind in (args.kind or KINDS)]
@@ -92,13 +92,13 @@ def _verify(args: argparse.Namespace) -> int:
         raise LoracleError(f"{args.folder}: no vector of kind {', '.join(args.kind)}")
     name, dtype = args.function or args.engine or args.ops or "numpy", args.dtype or "float32"
     if args.function:
-        tested: Tested = of_function(name)
+        tested: SystemUnderTest = of_function(name)
     elif args.engine:
         registry.make(name, {}).close()  # what is not installed is said now
-        tested = OfEngine(lambda: registry.make(name, {}))
+        tested = EngineUnderTest(lambda: registry.make(name, {}))
     else:
         ops = BACKENDS[name]
-        tested = OfTable(lambda: ops)
+        tested = OpsUnderTest(lambda: ops)
     verdicts = list(_followed(verify(vectors, tested, dtype), len(vectors), args.json))
     count = {word: sum(verdict.verdict == word for verdict in verdicts) for word in ("pass", "fail", "skipped")}
     if args.json:

@@ -51,7 +51,7 @@ def split_k_shrink(x: Array, A: Float[Array, "rank d_in"]) -> Float[Array, "toke
 
 def is_unified(adapters: AdapterSlots, module: Module, adapter_ids: Int[Array, "tokens k"]) -> bool:
     """Which path the call that computes this module takes: unified if in each of its modules all tokens have the same
-    A, B and rank. A token without an adapter there has none of the three, so base tokens among others make it grouped."""
+    A, B and rank. A token without an adapter there has none of the three: base tokens among others make it grouped."""
     layer, last_name = module
     for name in CALLS.get(last_name, (last_name,)):
         ids = np.where(np.isin(adapter_ids, list(adapters.at((layer, name)))), adapter_ids, NO_ADAPTER)

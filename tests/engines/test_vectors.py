@@ -6,7 +6,7 @@ import pytest
 
 from refimpl.engines.peft import Peft
 from refimpl.oracle.vectors.read import read_set
-from refimpl.oracle.vectors.tables import OfEngine
+from refimpl.oracle.vectors.systems import EngineUnderTest
 from refimpl.oracle.vectors.vector import VECTOR_DTYPES
 from refimpl.oracle.vectors.verify import judge
 
@@ -20,12 +20,12 @@ REFUSED = ["logits/unknown_adapter", "logits/wrong_base", "logits/wrong_rank", "
 @pytest.mark.parametrize("dtype", VECTOR_DTYPES)
 @pytest.mark.parametrize("name", ANSWERED)
 def test_peft_is_right(name: str, dtype: str) -> None:
-    verdict = judge(VECTORS[name], OfEngine(Peft), dtype)
+    verdict = judge(VECTORS[name], EngineUnderTest(Peft), dtype)
     assert verdict.verdict == "pass" and not verdict.why, verdict.why
     assert verdict.noise > 0.1, "a result without any noise is our own"
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_peft_refuses(name: str) -> None:
-    verdict = judge(VECTORS[name], OfEngine(Peft), "float32")
+    verdict = judge(VECTORS[name], EngineUnderTest(Peft), "float32")
     assert verdict.verdict == "pass" and verdict.why.startswith("refused")

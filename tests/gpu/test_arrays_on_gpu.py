@@ -7,7 +7,7 @@ from on_gpu import REHEARSAL, gpu_or_skip
 xp = gpu_or_skip()
 
 from refimpl import Request, load_adapter, load_model, logits, tiny  # noqa: E402
-from refimpl.backends import BACKENDS
+from refimpl.backends import BACKENDS  # noqa: E402
 from refimpl.bench.case import make_case  # noqa: E402
 from refimpl.bench.decode import Shape, decoding, random_model, with_half_products  # noqa: E402
 from refimpl.bench.verify import verify  # noqa: E402

@@ -6,13 +6,13 @@ import pytest
 
 from refimpl.cuda.table import CUDA
 from refimpl.oracle.vectors.read import read_set
-from refimpl.oracle.vectors.tables import Loaded, OfTable
+from refimpl.oracle.vectors.systems import LoadedModels, OpsUnderTest
 from refimpl.oracle.vectors.verify import judge
 
 VECTORS = {v.id: v for v in read_set(Path(__file__).parents[1] / "vectors" / "v1")}
 STEPS = [name for name, v in VECTORS.items() if v.kind in ("lora", "kv_write", "attention")]
 MODELS = ["logits/one_token", "logits/bias", "logits/grown", "sequence/reload_same_shape", "sequence/prefix_nearly"]
-CUDA_ON = OfTable(lambda: CUDA, Loaded())
+CUDA_ON = OpsUnderTest(lambda: CUDA, LoadedModels())
 
 
 @pytest.mark.parametrize("name", [*STEPS, *MODELS])

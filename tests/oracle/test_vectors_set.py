@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 
 from refimpl.backends import BACKENDS
-from refimpl.oracle.vectors import cases_logits, cases_sequences
-from refimpl.oracle.vectors import specs as scenes
+from refimpl.oracle.vectors import cases_logits, cases_sequences, whole_model
 from refimpl.oracle.vectors.bugs import BUGS
 from refimpl.oracle.vectors.make import draws, make_set
 from refimpl.oracle.vectors.models import Written, write_models
 from refimpl.oracle.vectors.read import read_set
-from refimpl.oracle.vectors.tables import Loaded, OfTable
+from refimpl.oracle.vectors.systems import LoadedModels, OpsUnderTest
 from refimpl.oracle.vectors.vector import KINDS, RESULTS, VECTOR_DTYPES, Vector
 from refimpl.oracle.vectors.verify import verify
 
@@ -27,8 +26,8 @@ def vectors() -> list[Vector]:
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Loaded:
-    return Loaded()
+def loaded() -> LoadedModels:
+    return LoadedModels()
 
 
 def test_it_is_small_and_has_something_of_everything(vectors: list[Vector]) -> None:
@@ -39,17 +38,17 @@ def test_it_is_small_and_has_something_of_everything(vectors: list[Vector]) -> N
 
 
 @pytest.mark.parametrize("dtype", VECTOR_DTYPES)
-def test_numpy_passes(vectors: list[Vector], loaded: Loaded, dtype: str) -> None:
-    judged = list(verify(vectors, OfTable(lambda: BACKENDS["numpy"], loaded), dtype))
+def test_numpy_passes(vectors: list[Vector], loaded: LoadedModels, dtype: str) -> None:
+    judged = list(verify(vectors, OpsUnderTest(lambda: BACKENDS["numpy"], loaded), dtype))
     assert {j.vector.id: j.why for j in judged if j.verdict != "pass"} == {}
     # What an engine may refuse, this one computes; these two are no feature, but an input that it does not take.
     refused = {j.vector.id for j in judged if j.why.startswith("refused") and j.vector.result != "invalid"}
     assert refused == {"lora/id_below_none", "kv_write/padding"}
 
 
-def test_the_definition_passes(vectors: list[Vector], loaded: Loaded) -> None:
+def test_the_definition_passes(vectors: list[Vector], loaded: LoadedModels) -> None:
     chosen = [v for v in vectors if v.kind in STEPS or v.name in ("mixed", "window_decode", "prefix_chunked", "evict")]
-    judged = list(verify(chosen, OfTable(lambda: BACKENDS["reference"], loaded)))
+    judged = list(verify(chosen, OpsUnderTest(lambda: BACKENDS["reference"], loaded)))
     assert {j.vector.id: j.why for j in judged if j.verdict != "pass"} == {}
 
 
@@ -83,10 +82,10 @@ def test_the_set_is_what_seed_0_makes(tmp_path: Path, vectors: list[Vector]) -> 
     assert contents(tmp_path / "models") == contents(SET / "models")
     written = {folder.name: Written(folder) for folder in (SET / "models").iterdir()}
     for kind, module in (("logits", cases_logits), ("sequence", cases_sequences)):
-        assert [scene.name for scene in module.SCENES] == [v.name for v in vectors if v.kind == kind]
+        assert [spec.name for spec in module.SPECS] == [v.name for v in vectors if v.kind == kind]
         for name in {"logits": ("decode", "wrong_rank"), "sequence": ("reload", "prefix_nearly")}[kind]:
-            scene = next(s for s in module.SCENES if s.name == name)
-            found[f"{kind}/{name}"] = scenes.make(scene, kind, written[scene.model], draws(0, kind, name))
+            spec = next(s for s in module.SPECS if s.name == name)
+            found[f"{kind}/{name}"] = whole_model.make(spec, kind, written[spec.model], draws(0, kind, name))
     for name, v in found.items():
         assert (v.about, v.bugs, v.comment, v.result) == (
             known[name].about,

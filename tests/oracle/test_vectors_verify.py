@@ -17,7 +17,7 @@ from refimpl.engines.ours import CAPABILITIES
 from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.noise.readout import log_softmax
 from refimpl.oracle.vectors.read import read_set, read_vector
-from refimpl.oracle.vectors.tables import OfEngine, OfTable, lacking
+from refimpl.oracle.vectors.systems import EngineUnderTest, OpsUnderTest, lacking
 from refimpl.oracle.vectors.vector import EXPECTED, INPUTS, MANIFEST, Vector, VectorError, sha256
 from refimpl.oracle.vectors.verify import judge
 
@@ -164,7 +164,7 @@ def test_an_engine_has_nothing_to_say_about_single_steps() -> None:
     def never() -> Any:
         raise AssertionError("started")
 
-    assert judge(RANK_1, OfEngine(never), "float32").verdict == "skipped"
+    assert judge(RANK_1, EngineUnderTest(never), "float32").verdict == "skipped"
 
 
 # One mutant of each class, and a vector that is made against it.
@@ -185,7 +185,7 @@ KILLED = [
 
 @pytest.mark.parametrize(("mutant", "vector"), KILLED)
 def test_mutants_fail(mutant: str, vector: str) -> None:
-    judged = judge(VECTORS[vector], OfTable(all_mutants()[mutant].make), "float32")
+    judged = judge(VECTORS[vector], OpsUnderTest(all_mutants()[mutant].make), "float32")
     assert judged.verdict == "fail" and judged.why
 
 

@@ -8,7 +8,7 @@ import pytest
 from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.vectors.bugs import BUGS
 from refimpl.oracle.vectors.read import read_set
-from refimpl.oracle.vectors.tables import Loaded, OfTable
+from refimpl.oracle.vectors.systems import LoadedModels, OpsUnderTest
 from refimpl.oracle.vectors.verify import judge
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_every_vector_kills_what_it_was_made_against() -> None:
 )
 def test_some_of_it_again(name: str) -> None:
     """The vectors of single steps, as they were recorded."""
-    tested = OfTable(all_mutants()[name].make, Loaded())
+    tested = OpsUnderTest(all_mutants()[name].make, LoadedModels())
     steps = [i for i, v in enumerate(VECTORS) if v.kind in ("lora", "kv_write", "attention")]
     found = [i for i in steps if judge(VECTORS[i], tested, "float32").verdict == "fail"]
     assert found == [i for i in TABLE["mutants"][name]["killed_by"]["float32"] if i in steps]

@@ -106,7 +106,7 @@ def draw_sequence(
     settings: Settings | None = None,
     block: int = BLOCK,
 ) -> Case:
-    """Sequence `index` of a campaign: three to five scenarios. Every scenario opens one sequence in each round of indices."""
+    """Sequence `index` of a campaign: three to five scenarios. Each scenario opens one sequence a round of indices."""
     settings = settings or variants(testbed, capabilities)[0]
     check_adapters(testbed)
     rng = np.random.default_rng([seed, index, 7])

@@ -26,7 +26,7 @@ def scripts(
 ) -> "SearchStrategy[Case]":
     """Sequences for an engine that was started with `settings` (of scenarios.variants; the first without).
 
-    A scenario that is deleted leaves a legal sequence, and smaller numbers make simpler ones: that is how it shrinks."""
+    A scenario that is deleted leaves a legal sequence, and smaller numbers make simpler ones: so it shrinks."""
     st = _hypothesis().strategies
     chosen = settings or variants(testbed, capabilities)[0]
     moves = st.lists(_moves(testbed, capabilities, chosen), min_size=1, max_size=MOST_SCENARIOS)
@@ -44,8 +44,8 @@ def machine_for(
     settings: Settings | None = None,
     block: int = BLOCK,
 ) -> "type[RuleBasedStateMachine]":
-    """A machine with one rule for each scenario that the engine is able to. Its steps are done as they come, and what was
-    answered goes to `check`; an AssertionError says what that found.
+    """A machine with one rule for each scenario that the engine is able to. Its steps are done as they come, and each
+    answer goes to `check`; an AssertionError says what that found.
 
     The engine is started once: starting takes longer than all else. Run it with
     hypothesis.stateful.run_state_machine_as_test(machine), or as the TestCase of a pytest file."""

@@ -16,9 +16,9 @@ import numpy as np
 
 from ...arrays import Array
 
-C = 4.0
-U = 2.0**-24  # half an ulp of 1 in float32
-HALF_ULP = {"float32": (U, 2.0**-150), "float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}
+SUM_FACTOR = 4.0
+UNIT_ROUNDOFF = 2.0**-24  # half an ulp of 1 in float32
+HALF_ULP = {"float32": (UNIT_ROUNDOFF, 2.0**-150), "float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}
 
 
 def half_ulp(x: Array, dtype: str) -> Array:
@@ -41,7 +41,7 @@ class Near:
     def plus(self, other: "Near") -> "Near":
         """The sum, taken in float32."""
         value = self.value + other.value
-        return Near(value, self.off + other.off + U * np.abs(value))
+        return Near(value, self.off + other.off + UNIT_ROUNDOFF * np.abs(value))
 
 
 def exact(x: Array) -> Near:
@@ -51,7 +51,7 @@ def exact(x: Array) -> Near:
 
 def product(a: Near, b: Near) -> Near:
     """a @ b.T, summed up in float32."""
-    rounding = C * U * math.sqrt(max(1, a.value.shape[-1])) * (np.abs(a.value) @ np.abs(b.value).T)
+    rounding = SUM_FACTOR * UNIT_ROUNDOFF * math.sqrt(max(1, a.value.shape[-1])) * (np.abs(a.value) @ np.abs(b.value).T)
     carried = a.off @ np.abs(b.value).T + np.abs(a.value) @ b.off.T + a.off @ b.off.T
     return Near(a.value @ b.value.T, rounding + carried)
 
@@ -67,7 +67,7 @@ def lora_row(
         delta = product(low, folded)
         if bias is not None:
             delta = delta.plus(exact(bias[None] * scale).rounded(dtype))
-        delta = Near(delta.value * weight, delta.off * abs(weight) + 3 * U * np.abs(delta.value * weight))
+        delta = Near(delta.value * weight, delta.off * abs(weight) + 3 * UNIT_ROUNDOFF * np.abs(delta.value * weight))
         total = total.plus(Near(delta.value[0], delta.off[0]).rounded(dtype)).rounded(dtype)
     return total.off
 
@@ -86,11 +86,13 @@ def attention_row(q: Array, keys: Array, values: Array, dtype: str) -> Array:
     s, d = scores.value[0], scores.off[0]
     p = np.exp(s - s.max())
     p /= p.sum()
-    d = d + 4 * U + 2 * U * np.abs(s - s.max()) + U * math.sqrt(n) * C  # exp itself, and the sum of the probabilities
+    d = (
+        d + 4 * UNIT_ROUNDOFF + 2 * UNIT_ROUNDOFF * np.abs(s - s.max()) + UNIT_ROUNDOFF * math.sqrt(n) * SUM_FACTOR
+    )  # exp itself, and the sum of the probabilities
     out = p @ values
     moved = (p * np.expm1(d)) @ np.abs(values - out) / (p @ np.exp(-d))
     stored = half_ulp(p, dtype) @ np.abs(values) if dtype != "float32" else 0.0
     # Rounded probabilities may be normalised before or after: their sum is then off as well.
     lost = half_ulp(p, dtype).sum() * np.abs(out) if dtype != "float32" else 0.0
-    summed = C * U * math.sqrt(n) * (p @ np.abs(values))
+    summed = SUM_FACTOR * UNIT_ROUNDOFF * math.sqrt(n) * (p @ np.abs(values))
     return Near(out, moved + stored + lost + summed).rounded(dtype).off

@@ -1,6 +1,6 @@
 """Vectors of one batch through a whole model: what is loaded, and every row of logits that comes back."""
 
-from .specs import Prompt, Scene, Step, Wanted
+from .whole_model import Prompt, RequestSpec, Spec, Step
 
 # Bugs that any adapter in any batch shows.
 ANY = ("scale", "identity", "none", "not_applied", "layout")
@@ -11,238 +11,251 @@ def loads(*names: str) -> list[Step]:
     return [("load", (name, name)) for name in names]
 
 
-def run(*wanted: Wanted) -> Step:
+def run(*requests: RequestSpec) -> Step:
     """One batch."""
-    return ("run", list(wanted))
+    return ("run", list(requests))
 
 
 SAME = Prompt(6, key="same")
 
-SCENES = (
-    Scene(
+SPECS = (
+    Spec(
         "mixed",
         "five adapters and the base in one batch: mixed ranks, rsLoRA, ragged prompts, two of them the same",
         (*ANY, "rslora", "last_slot", "slots", "heads", "positions"),
         [
             *loads("six", "three", "patterns", "partial", "rank_one"),
             run(
-                Wanted("six", Prompt(9)),
-                Wanted(None, SAME),
-                Wanted("three", SAME),
-                Wanted("rank_one", Prompt(4)),
-                Wanted("patterns", Prompt(7)),
-                Wanted("partial", Prompt(5)),
-                Wanted(None, Prompt(3)),
+                RequestSpec("six", Prompt(9)),
+                RequestSpec(None, SAME),
+                RequestSpec("three", SAME),
+                RequestSpec("rank_one", Prompt(4)),
+                RequestSpec("patterns", Prompt(7)),
+                RequestSpec("partial", Prompt(5)),
+                RequestSpec(None, Prompt(3)),
             ),
         ],
         settings={"max_adapters": 5},
     ),
-    Scene(
+    Spec(
         "decode",
         "four tokens each, over block boundaries, requests of different lengths side by side",
         ("positions", "slots", "identity", "not_applied"),
         [
             *loads("six", "three", "patterns"),
             run(
-                Wanted("six", Prompt(6), 4),
-                Wanted(None, Prompt(7), 4),
-                Wanted("three", Prompt(14), 4),
-                Wanted("patterns", Prompt(2), 4),
+                RequestSpec("six", Prompt(6), 4),
+                RequestSpec(None, Prompt(7), 4),
+                RequestSpec("three", Prompt(14), 4),
+                RequestSpec("patterns", Prompt(2), 4),
             ),
         ],
     ),
-    Scene(
+    Spec(
         "one_adapter",
         "everybody asks for the same adapter, in the last of three slots",
         ("last_slot", "scale", "length"),
         [
             *loads("three", "partial", "six"),
-            run(Wanted("six", Prompt(3)), Wanted("six", Prompt(11)), Wanted("six", Prompt(2))),
+            run(RequestSpec("six", Prompt(3)), RequestSpec("six", Prompt(11)), RequestSpec("six", Prompt(2))),
         ],
     ),
-    Scene(
+    Spec(
         "one_token",
         "one request, one token",
         ("scale", "not_applied"),
-        [*loads("three", "six"), run(Wanted("six", Prompt(1)))],
+        [*loads("three", "six"), run(RequestSpec("six", Prompt(1)))],
     ),
-    Scene(
+    Spec(
         "partial",
         "adapters that leave most modules alone, beside one that has them all",
         ("not_applied", "identity"),
         [
             *loads("six", "partial", "rank_one"),
             run(
-                Wanted("partial", Prompt(6)),
-                Wanted("six", Prompt(4)),
-                Wanted("rank_one", Prompt(8)),
-                Wanted(None, Prompt(3)),
+                RequestSpec("partial", Prompt(6)),
+                RequestSpec("six", Prompt(4)),
+                RequestSpec("rank_one", Prompt(8)),
+                RequestSpec(None, Prompt(3)),
             ),
         ],
     ),
-    Scene(
+    Spec(
         "patterns",
         "rank_pattern and alpha_pattern; an engine without them has to refuse",
         ("patterns", "rank"),
-        [*loads("patterns"), run(Wanted("patterns", Prompt(8)), Wanted(None, Prompt(3)))],
+        [*loads("patterns"), run(RequestSpec("patterns", Prompt(8)), RequestSpec(None, Prompt(3)))],
         requires=("rank_pattern", "alpha_pattern"),
         result="acceptable",
     ),
-    Scene(
+    Spec(
         "bias",
         "lora_bias; an engine without it has to refuse",
         ("bias_scale", "not_applied", "layout"),
-        [*loads("bias", "six"), run(Wanted("bias", Prompt(6)), Wanted("six", Prompt(3)), Wanted(None, Prompt(2)))],
+        [
+            *loads("bias", "six"),
+            run(RequestSpec("bias", Prompt(6)), RequestSpec("six", Prompt(3)), RequestSpec(None, Prompt(2))),
+        ],
         requires=("lora_bias",),
         result="acceptable",
     ),
-    Scene(
+    Spec(
         "sums",
         "requests that sum adapters with weights; an engine without that has to refuse",
         ("weights",),
         [
             *loads("six", "three", "partial"),
             run(
-                Wanted(None, Prompt(6), adapter_weights=(("six", 0.5), ("three", -1.25))),
-                Wanted("six", Prompt(4)),
-                Wanted(None, Prompt(5), adapter_weights=(("partial", 2.0),)),
-                Wanted(None, Prompt(3)),
-                Wanted(None, Prompt(4), adapter_weights=(("three", 1.0), ("partial", 1.5))),
+                RequestSpec(None, Prompt(6), adapter_weights=(("six", 0.5), ("three", -1.25))),
+                RequestSpec("six", Prompt(4)),
+                RequestSpec(None, Prompt(5), adapter_weights=(("partial", 2.0),)),
+                RequestSpec(None, Prompt(3)),
+                RequestSpec(None, Prompt(4), adapter_weights=(("three", 1.0), ("partial", 1.5))),
             ),
         ],
         requires=("sums",),
         result="acceptable",
     ),
-    Scene(
+    Spec(
         "head",
         "LoRA on the lm_head; an engine without it has to refuse",
         ("not_applied", "identity"),
         [
             *loads("head", "six"),
             run(
-                Wanted("six", Prompt(3)), Wanted("head", Prompt(5)), Wanted(None, Prompt(4)), Wanted("head", Prompt(2))
+                RequestSpec("six", Prompt(3)),
+                RequestSpec("head", Prompt(5)),
+                RequestSpec(None, Prompt(4)),
+                RequestSpec("head", Prompt(2)),
             ),
         ],
         requires=("lm_head",),
         result="acceptable",
     ),
-    Scene(
+    Spec(
         "head_decode",
         "the same while decoding, where each request has one row in the lm_head",
         ("identity",),
         [
             *loads("head", "six"),
-            run(Wanted("six", Prompt(3), 3), Wanted("head", Prompt(5), 3), Wanted(None, Prompt(2), 3)),
+            run(RequestSpec("six", Prompt(3), 3), RequestSpec("head", Prompt(5), 3), RequestSpec(None, Prompt(2), 3)),
         ],
         requires=("lm_head",),
         result="acceptable",
     ),
-    Scene(
+    Spec(
         "embedding",
         "LoRA on an embedding that is the head as well: the head stays the base's, as in PEFT",
         ("not_applied",),
-        [*loads("embedding"), run(Wanted("embedding", Prompt(7)), Wanted(None, Prompt(4)))],
+        [*loads("embedding"), run(RequestSpec("embedding", Prompt(7)), RequestSpec(None, Prompt(4)))],
         model="tied",
         requires=("embed_tokens",),
         result="acceptable",
     ),
-    Scene(
+    Spec(
         "saved",
         "modules_to_save: adapters that bring a whole embedding, or head, of their own along",
         ("not_applied", "identity"),
         [
             *loads("saved", "saved_head", "six"),
             run(
-                Wanted("saved_head", Prompt(4)),
-                Wanted("saved", Prompt(6)),
-                Wanted(None, Prompt(3)),
-                Wanted("six", Prompt(2)),
+                RequestSpec("saved_head", Prompt(4)),
+                RequestSpec("saved", Prompt(6)),
+                RequestSpec(None, Prompt(3)),
+                RequestSpec("six", Prompt(2)),
             ),
         ],
         requires=("modules_to_save",),
         result="acceptable",
     ),
-    Scene(
+    Spec(
         "grown",
         "an adapter that adds words to the vocabulary, and a prompt that has two of them",
         ("not_applied",),
         [
             *loads("grown", "six"),
-            run(Wanted("six", Prompt(3)), Wanted("grown", Prompt(3, (-73, -76))), Wanted(None, Prompt(3))),
+            run(
+                RequestSpec("six", Prompt(3)), RequestSpec("grown", Prompt(3, (-73, -76))), RequestSpec(None, Prompt(3))
+            ),
         ],
         requires=("modules_to_save", "grown_vocabulary"),
         result="acceptable",
     ),
-    Scene(
+    Spec(
         "base_biases",
         'bias="all": an adapter that brings the biases of base layers along',
         ("not_applied",),
-        [*loads("biases"), run(Wanted("biases", Prompt(6)), Wanted(None, Prompt(4)))],
+        [*loads("biases"), run(RequestSpec("biases", Prompt(6)), RequestSpec(None, Prompt(4)))],
         model="tied",
         requires=("base_biases",),
         result="acceptable",
     ),
-    Scene(
+    Spec(
         "window",
         "a sliding window of 6; prompts shorter, as long, one longer, and more than twice as long",
         ("window", "layout", "rslora"),
         [
             *loads("seven", "four"),
             run(
-                Wanted("seven", Prompt(5)),
-                Wanted("four", Prompt(6)),
-                Wanted(None, Prompt(7)),
-                Wanted("seven", Prompt(14)),
+                RequestSpec("seven", Prompt(5)),
+                RequestSpec("four", Prompt(6)),
+                RequestSpec(None, Prompt(7)),
+                RequestSpec("seven", Prompt(14)),
             ),
         ],
         model="mistral",
         requires=("window",),
     ),
-    Scene(
+    Spec(
         "window_decode",
         "decoding past the end of the window, and past the end of a block",
         ("window", "positions", "slots"),
         [
             *loads("seven", "four"),
-            run(Wanted("four", Prompt(4), 4), Wanted(None, Prompt(7), 4), Wanted("seven", Prompt(15), 3)),
+            run(
+                RequestSpec("four", Prompt(4), 4), RequestSpec(None, Prompt(7), 4), RequestSpec("seven", Prompt(15), 3)
+            ),
         ],
         model="mistral",
         requires=("window",),
     ),
-    Scene(
+    Spec(
         "chunked",
         "prompts that are computed 5 tokens at a time, in one batch with others",
         ("positions", "slots"),
-        [*loads("six", "three"), run(Wanted("six", Prompt(13)), Wanted("three", Prompt(11)), Wanted(None, Prompt(2)))],
+        [
+            *loads("six", "three"),
+            run(RequestSpec("six", Prompt(13)), RequestSpec("three", Prompt(11)), RequestSpec(None, Prompt(2))),
+        ],
         settings={"chunk": 5},
         requires=("chunked_prefill",),
     ),
-    Scene(
+    Spec(
         "unknown_adapter",
         "a name that nothing was loaded under: the base's answer would be a lie",
         ("range", "not_applied"),
-        [*loads("six"), run(Wanted("three", Prompt(3)))],
+        [*loads("six"), run(RequestSpec("three", Prompt(3)))],
         result="invalid",
     ),
-    Scene(
+    Spec(
         "wrong_base",
         "an adapter that was made for a model of other widths",
         ("layout", "not_applied"),
-        [*loads("wrong_base"), run(Wanted("wrong_base", Prompt(3)))],
+        [*loads("wrong_base"), run(RequestSpec("wrong_base", Prompt(3)))],
         result="invalid",
     ),
-    Scene(
+    Spec(
         "wrong_rank",
         "an adapter whose config says rank 4, where its tensors have 5",
         ("layout", "rank"),
-        [*loads("wrong_rank"), run(Wanted("wrong_rank", Prompt(3)))],
+        [*loads("wrong_rank"), run(RequestSpec("wrong_rank", Prompt(3)))],
         result="invalid",
     ),
-    Scene(
+    Spec(
         "token_too_large",
         "a prompt with token 72, where the vocabulary ends at 71",
         ("range",),
-        [*loads("six"), run(Wanted("six", Prompt(2, (-73,))))],
+        [*loads("six"), run(RequestSpec("six", Prompt(2, (-73,))))],
         result="invalid",
     ),
 )

@@ -4,214 +4,234 @@ A prompt of two pieces has 32 tokens before its own end: blocks of up to 16 toke
 """
 
 from .cases_logits import loads, run
-from .specs import Prompt, Scene, Step, Wanted
+from .whole_model import Prompt, RequestSpec, Spec, Step
 
 LONG = Prompt(3, (0, 1))
 FOUND = {"prefix_caching": True}
 TIGHT = {"max_adapters": 2}
 
 
-def asked(*names: str | None, prompt: Prompt = LONG, new: int = 1) -> Step:
+def same_request(*names: str | None, prompt: Prompt = LONG, new: int = 1) -> Step:
     """One batch in which everybody asks the same."""
-    return run(*(Wanted(name, prompt, new) for name in names))
+    return run(*(RequestSpec(name, prompt, new) for name in names))
 
 
-SCENES = (
-    Scene(
+SPECS = (
+    Spec(
         "prefix_hit",
         "the same prompt again for the same adapter: its keys and values are found, and right",
         ("positions", "slots"),
-        [*loads("six"), asked("six"), asked("six"), asked("six", prompt=Prompt(4, (0, 1), "other"), new=3)],
+        [
+            *loads("six"),
+            same_request("six"),
+            same_request("six"),
+            same_request("six", prompt=Prompt(4, (0, 1), "other"), new=3),
+        ],
         settings=FOUND,
         pieces=2,
     ),
-    Scene(
+    Spec(
         "prefix_across_adapters",
         "the same prompt for one adapter after another, and for the base: nobody's keys are another's",
         ("prefix",),
-        [*loads("six", "three"), asked("six"), asked("three"), asked(None), asked("six"), asked("three", None)],
+        [
+            *loads("six", "three"),
+            same_request("six"),
+            same_request("three"),
+            same_request(None),
+            same_request("six"),
+            same_request("three", None),
+        ],
         settings=FOUND,
         pieces=2,
     ),
-    Scene(
+    Spec(
         "prefix_of_the_base",
         "the base first, then adapters",
         ("prefix",),
-        [*loads("partial", "three"), asked(None), asked("partial"), asked(None), asked("three")],
+        [
+            *loads("partial", "three"),
+            same_request(None),
+            same_request("partial"),
+            same_request(None),
+            same_request("three"),
+        ],
         settings=FOUND,
         pieces=2,
     ),
-    Scene(
+    Spec(
         "prefix_same_tensors",
         "two adapters with the very same A and B and another alpha",
         ("prefix", "scale"),
-        [*loads("six", "six_louder"), asked("six"), asked("six_louder"), asked("six")],
+        [*loads("six", "six_louder"), same_request("six"), same_request("six_louder"), same_request("six")],
         settings=FOUND,
         pieces=2,
     ),
-    Scene(
+    Spec(
         "prefix_same_name",
         "an adapter is loaded again under its name with other weights, and the same prompt is asked",
         ("prefix", "stale"),
         [
             ("load", ("voice", "six")),
-            asked("voice"),
+            same_request("voice"),
             ("load", ("voice", "three")),
-            asked("voice"),
+            same_request("voice"),
             ("unload", "voice"),
             ("load", ("voice", "partial")),
-            asked("voice"),
+            same_request("voice"),
         ],
         settings=FOUND,
         pieces=2,
     ),
-    Scene(
+    Spec(
         "prefix_weights",
         "sums of the same adapters with other weights, and other adapters with the same first one",
         ("prefix", "weights"),
         [
             *loads("six", "three", "partial"),
-            run(Wanted(None, LONG, adapter_weights=(("six", 1.0), ("three", 0.5)))),
-            run(Wanted(None, LONG, adapter_weights=(("six", 1.0), ("three", -1.0)))),
-            run(Wanted(None, LONG, adapter_weights=(("six", 1.0), ("partial", 0.5)))),
-            run(Wanted(None, LONG, adapter_weights=(("six", 0.5),))),
-            run(Wanted("six", LONG)),
+            run(RequestSpec(None, LONG, adapter_weights=(("six", 1.0), ("three", 0.5)))),
+            run(RequestSpec(None, LONG, adapter_weights=(("six", 1.0), ("three", -1.0)))),
+            run(RequestSpec(None, LONG, adapter_weights=(("six", 1.0), ("partial", 0.5)))),
+            run(RequestSpec(None, LONG, adapter_weights=(("six", 0.5),))),
+            run(RequestSpec("six", LONG)),
         ],
         settings=FOUND,
         requires=("sums",),
         result="acceptable",
         pieces=2,
     ),
-    Scene(
+    Spec(
         "prefix_depth",
         "the same block of tokens at another depth, and after another block",
         ("prefix_depth",),
         [
             *loads("six"),
-            asked("six", prompt=Prompt(3, (0, 1))),
-            asked("six", prompt=Prompt(3, (1, 1))),
-            asked("six", prompt=Prompt(3, (0, 0))),
-            asked("six", prompt=Prompt(3, (2, 1))),
+            same_request("six", prompt=Prompt(3, (0, 1))),
+            same_request("six", prompt=Prompt(3, (1, 1))),
+            same_request("six", prompt=Prompt(3, (0, 0))),
+            same_request("six", prompt=Prompt(3, (2, 1))),
         ],
         settings=FOUND,
         pieces=3,
     ),
-    Scene(
+    Spec(
         "prefix_nearly",
         "a block that differs from a known one in its last token alone",
         ("prefix_depth",),
-        [*loads("six"), asked("six", prompt=Prompt(3, (0, 1))), asked("six", prompt=Prompt(3, (0, 2)))],
+        [*loads("six"), same_request("six", prompt=Prompt(3, (0, 1))), same_request("six", prompt=Prompt(3, (0, 2)))],
         settings=FOUND,
         pieces=3,
         nearly=(1, 2),
     ),
-    Scene(
+    Spec(
         "prefix_chunked",
         "prefixes that are found by prompts computed 20 tokens at a time, and decoding after them",
         ("positions", "prefix", "slots"),
         [
             *loads("six", "three"),
-            asked("six"),
-            asked("three"),
-            run(Wanted("six", Prompt(5, (0, 1, 2)), 3), Wanted("three", Prompt(4, (0, 2)), 3)),
+            same_request("six"),
+            same_request("three"),
+            run(RequestSpec("six", Prompt(5, (0, 1, 2)), 3), RequestSpec("three", Prompt(4, (0, 2)), 3)),
         ],
         settings=FOUND | {"chunk": 20},
         requires=("chunked_prefill",),
         pieces=3,
     ),
-    Scene(
+    Spec(
         "reload",
         "other weights under a name that is in use, without prefix caching; then the first ones again",
         ("stale",),
         [
             ("load", ("voice", "six")),
-            asked("voice", None, prompt=Prompt(8)),
+            same_request("voice", None, prompt=Prompt(8)),
             ("load", ("voice", "three")),
-            asked("voice", None, prompt=Prompt(8)),
+            same_request("voice", None, prompt=Prompt(8)),
             ("load", ("voice", "six")),
-            asked("voice", prompt=Prompt(8)),
+            same_request("voice", prompt=Prompt(8)),
         ],
     ),
-    Scene(
+    Spec(
         "reload_same_shape",
         "other weights of the very same shapes under a name that is in use: a buffer could be filled in part",
         ("stale",),
         [
             ("load", ("voice", "partial")),
-            asked("voice", prompt=Prompt(8)),
+            same_request("voice", prompt=Prompt(8)),
             ("load", ("voice", "partial_too")),
-            asked("voice", None, prompt=Prompt(8)),
+            same_request("voice", None, prompt=Prompt(8)),
         ],
     ),
-    Scene(
+    Spec(
         "reload_partial",
         "an adapter that has two modules comes into the slot of one that had them all",
         ("stale", "not_applied"),
         [
             ("load", ("voice", "six")),
-            asked("voice", prompt=Prompt(8)),
+            same_request("voice", prompt=Prompt(8)),
             ("unload", "voice"),
             ("load", ("other", "partial")),
-            asked("other", None, prompt=Prompt(8)),
+            same_request("other", None, prompt=Prompt(8)),
         ],
         settings={"max_adapters": 1},
     ),
-    Scene(
+    Spec(
         "evict",
         "four adapters where two have room, in turn and back again",
         ("evict", "stale"),
         [
             *loads("six", "three", "partial", "patterns"),
-            asked("six", "three", prompt=Prompt(6)),
-            asked("partial", None, prompt=Prompt(6)),
-            asked("six", "patterns", prompt=Prompt(6)),
-            asked("three", prompt=Prompt(6)),
-            asked("six", "partial", prompt=Prompt(6)),
+            same_request("six", "three", prompt=Prompt(6)),
+            same_request("partial", None, prompt=Prompt(6)),
+            same_request("six", "patterns", prompt=Prompt(6)),
+            same_request("three", prompt=Prompt(6)),
+            same_request("six", "partial", prompt=Prompt(6)),
         ],
         settings=TIGHT,
         requires=("evict",),
     ),
-    Scene(
+    Spec(
         "evict_waiting",
         "one batch that asks for more adapters than have room: some wait, nobody loses its weights while it runs",
         ("evict", "identity"),
         [
             *loads("six", "three", "partial", "patterns"),
             run(
-                Wanted("six", Prompt(5), 4),
-                Wanted("three", Prompt(6), 2),
-                Wanted("partial", Prompt(4), 2),
-                Wanted("patterns", Prompt(7), 3),
-                Wanted(None, Prompt(3), 2),
+                RequestSpec("six", Prompt(5), 4),
+                RequestSpec("three", Prompt(6), 2),
+                RequestSpec("partial", Prompt(4), 2),
+                RequestSpec("patterns", Prompt(7), 3),
+                RequestSpec(None, Prompt(3), 2),
             ),
         ],
         settings=TIGHT,
         requires=("evict",),
     ),
-    Scene(
+    Spec(
         "arrivals",
         "requests that come while others decode; one is cancelled, and its neighbours do not notice",
         ("slots", "positions", "identity"),
         [
             *loads("six", "three"),
             run(
-                Wanted("six", Prompt(6), 5),
-                Wanted(None, Prompt(9), 5, cancel_after=2),
-                Wanted("three", Prompt(7), 4, arrival_step=1),
-                Wanted("six", Prompt(3), 3, arrival_step=3),
+                RequestSpec("six", Prompt(6), 5),
+                RequestSpec(None, Prompt(9), 5, cancel_after=2),
+                RequestSpec("three", Prompt(7), 4, arrival_step=1),
+                RequestSpec("six", Prompt(3), 3, arrival_step=3),
             ),
-            run(Wanted("three", Prompt(12), 2), Wanted(None, Prompt(5), 2)),
+            run(RequestSpec("three", Prompt(12), 2), RequestSpec(None, Prompt(5), 2)),
         ],
         requires=("arrivals", "cancel"),
     ),
-    Scene(
+    Spec(
         "preempt",
         "so little room for keys and values that requests are preempted, and known blocks thrown out",
         ("slots", "positions"),
         [
             *loads("six", "three"),
-            run(Wanted("six", Prompt(14), 4), Wanted("three", Prompt(15), 4), Wanted(None, Prompt(13), 4)),
-            run(Wanted("three", Prompt(20), 2), Wanted("six", Prompt(18), 2)),
+            run(
+                RequestSpec("six", Prompt(14), 4), RequestSpec("three", Prompt(15), 4), RequestSpec(None, Prompt(13), 4)
+            ),
+            run(RequestSpec("three", Prompt(20), 2), RequestSpec("six", Prompt(18), 2)),
         ],
         settings={"kv_tokens": 48, "prefix_caching": True},
         requires=("preempt",),

@@ -67,7 +67,7 @@ def _model(about: Mapping[str, Any], folder: Path) -> Iterator[str]:
 
 def _steps(about: Mapping[str, Any], inputs: Mapping[str, Array]) -> Iterator[str]:
     steps = about.get("steps")
-    if not isinstance(steps, list) or not any(isinstance(s, dict) and s.get("do") == "run" for s in steps):
+    if not isinstance(steps, list) or not any(isinstance(step, dict) and step.get("do") == "run" for step in steps):
         yield f"about: steps is {shown(steps)}: it must be a list with at least one run"
         return
     adapters = about.get("adapters")

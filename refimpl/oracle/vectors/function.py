@@ -11,32 +11,34 @@ import numpy as np
 
 from ...arrays import Array, dtype_of
 from ...errors import LoracleError
-from .tables import Outputs, Tested
+from .systems import Outputs, SystemUnderTest
 from .vector import Vector, VectorError
 
 
-def of_function(spec: str) -> Tested:
+def of_function(reference: str) -> SystemUnderTest:
     """`f(kind, inputs, about) -> outputs`: arrays by name in and out; None for a kind that it does not compute; any
     exception for an input that it refuses. LoracleError where there is no such function."""
-    module, colon, name = spec.partition(":")
+    module, colon, name = reference.partition(":")
     if not (module and colon and name):
-        raise LoracleError(f"--function {spec}: expected module:function, for instance my_kernels:vector")
+        raise LoracleError(f"--function {reference}: expected module:function, for instance my_kernels:vector")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever the user's module does when it is imported
-        raise LoracleError(f"--function {spec}: {type(error).__name__}: {error}") from None
+        raise LoracleError(f"--function {reference}: {type(error).__name__}: {error}") from None
     if not callable(function):
-        raise LoracleError(f"--function {spec}: {name} is {type(function).__name__}, not a function")
+        raise LoracleError(f"--function {reference}: {name} is {type(function).__name__}, not a function")
 
     def tested(v: Vector, dtype: str) -> Outputs | None:
-        found = function(v.kind, inputs_in(v, dtype), about_of(v, dtype))
-        if found is None:
+        outputs = function(v.kind, inputs_in(v, dtype), about_of(v, dtype))
+        if outputs is None:
             return None
-        if not isinstance(found, Mapping):
-            raise VectorError(f"{spec} gave {type(found).__name__} for {v.id}: a dict of arrays is wanted, or None")
-        return {str(key): np.asarray(x) for key, x in found.items()}
+        if not isinstance(outputs, Mapping):
+            raise VectorError(
+                f"{reference} gave {type(outputs).__name__} for {v.id}: a dict of arrays is wanted, or None"
+            )
+        return {str(key): np.asarray(x) for key, x in outputs.items()}
 
     return tested
 

@@ -88,20 +88,20 @@ class Written:
     @cached_property
     def models(self) -> dict[str, Model]:
         """In each type; "float64" holds the same numbers."""
-        found = {dtype: load_model(self.folder / BASE, dtype) for dtype in VECTOR_DTYPES}
-        return found | {"float64": in_float64(found["float32"])}
+        written = {dtype: load_model(self.folder / BASE, dtype) for dtype in VECTOR_DTYPES}
+        return written | {"float64": in_float64(written["float32"])}
 
     @cached_property
     def adapters(self) -> dict[str, Adapter]:
         """All that fit."""
-        there = sorted((self.folder / ADAPTERS).iterdir())
+        folders = sorted((self.folder / ADAPTERS).iterdir())
         config = self.models["float64"].config
-        return {p.name: load_adapter(p, config) for p in there if p.name not in ("wrong_rank", "wrong_base")}
+        return {p.name: load_adapter(p, config) for p in folders if p.name not in ("wrong_rank", "wrong_base")}
 
 
 def write_models(root: Path, draws: Callable[[str], np.random.Generator]) -> dict[str, Written]:
     """All models with their adapters, and two adapters that have to be refused. draws: the chance of each of them."""
-    found = {}
+    written = {}
     for name, config in CONFIGS.items():
         folder = root / MODELS / name
         model = random_model(config, draws(name))
@@ -109,13 +109,13 @@ def write_models(root: Path, draws: Callable[[str], np.random.Generator]) -> dic
         for key, peft in ADAPTER_CONFIGS[name].items():
             adapter = random_adapter(model, key, peft, draws(f"{name}/{key}"))
             save_adapter(adapter, folder / ADAPTERS / key, "bfloat16")
-        found[name] = Written(folder)
+        written[name] = Written(folder)
     llama, mistral = (root / MODELS / name / ADAPTERS for name in ("llama", "mistral"))
     for name, (of, alpha) in TWINS.items():
         _copy(llama / of, llama / name, lora_alpha=alpha)
     _copy(llama / "partial", llama / "wrong_rank", r=4)
     _copy(mistral / "four", llama / "wrong_base")
-    return found
+    return written
 
 
 def _copy(source: Path, target: Path, **changes: float) -> None:
@@ -169,10 +169,10 @@ def random_adapter(base: Model, name: str, peft: PeftConfig, rng: np.random.Gene
         alpha = pattern_value(peft.alpha_pattern, module_name(module), peft.lora_alpha)
         size = STRENGTH * float(np.linalg.norm(weight)) / np.sqrt(weight.shape[0])
         size /= np.sqrt(r) * abs(adapter_scale(alpha, r, peft.use_rslora))
-        a = on_grid(rng.standard_normal((r, d_in)) / (1 if module == EMBED else np.sqrt(d_in)))
-        b = on_grid(rng.standard_normal((d_out, r)) * size / (np.sqrt(d_out) if module == EMBED else 1))
+        A = on_grid(rng.standard_normal((r, d_in)) / (1 if module == EMBED else np.sqrt(d_in)))
+        B = on_grid(rng.standard_normal((d_out, r)) * size / (np.sqrt(d_out) if module == EMBED else 1))
         bias = on_grid(0.3 * np.sqrt(r) * size * rng.standard_normal(d_out)) if peft.lora_bias else None
-        lora[module] = LoraTensors(a, b, bias)
+        lora[module] = LoraTensors(A, B, bias)
     adapter = Adapter(name, peft, lora)
     if not peft.modules_to_save and peft.bias == "none":
         return adapter
@@ -181,15 +181,15 @@ def random_adapter(base: Model, name: str, peft: PeftConfig, rng: np.random.Gene
 
 def _saved(base: Model, name: str, peft: PeftConfig, rng: np.random.Generator) -> dict[Module, Array]:
     """Whole layers: the base's own, turned a good deal; and with new rows at the end where the vocabulary has grown."""
-    found = {}
+    written = {}
     for module in (EMBED, LM_HEAD):
         if module[1] in peft.modules_to_save:
             weight = base.linear(module).weight.astype(np.float32)
             rows = len(weight) + (GROWN_BY if name == "grown" else 0)
             fresh = rng.standard_normal((rows, weight.shape[1])) * weight.std()
             fresh[: len(weight)] = 0.8 * weight + 0.6 * fresh[: len(weight)]
-            found[module] = on_grid(fresh)
-    return found
+            written[module] = on_grid(fresh)
+    return written
 
 
 def _biases(base: Model, peft: PeftConfig, rng: np.random.Generator) -> dict[Module, Array]:

@@ -43,15 +43,15 @@ def read_set(root: Path) -> list[Vector]:
     names = index.get("vectors")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise VectorError(f"{root / INDEX}: vectors is {shown(names)}: it must be a list of names")
-    there = {m.parent.relative_to(root).as_posix() for m in root.glob(f"*/*/{MANIFEST}")}
-    for name in sorted(there ^ set(names)):
+    folders = {file.parent.relative_to(root).as_posix() for file in root.glob(f"*/*/{MANIFEST}")}
+    for name in sorted(folders ^ set(names)):
         what = "has no folder" if name in names else "is not in vectors"
         raise VectorError(one_line(f"{root / INDEX}: {name} {what}"))
-    found = [read_vector(root / name) for name in names]
-    for v, name in zip(found, names, strict=True):
+    vectors = [read_vector(root / name) for name in names]
+    for v, name in zip(vectors, names, strict=True):
         if v.id != name:
             raise VectorError(one_line(f"{root / name / MANIFEST}: it says it is {v.id}"))
-    return found
+    return vectors
 
 
 def read_vector(folder: Path) -> Vector:
@@ -60,15 +60,15 @@ def read_vector(folder: Path) -> Vector:
     data = _json(file)
     _check_version(file, data)
     _check_keys(file, data)
-    for name, wanted in data["sha256"].items():
-        _check_sha256(folder, name, wanted)
+    for name, expected in data["sha256"].items():
+        _check_sha256(folder, name, expected)
     inputs = _tensors(folder / INPUTS)
     tensors = _tensors(folder / EXPECTED)
     outputs = {name: _output(folder, name, spec, tensors) for name, spec in data["expected"].items()}
-    known = {name for name in outputs} | {f"{name}.bound.{t}" for name, out in outputs.items() for t in out.bound}
-    for where, held, wanted_names in ((INPUTS, inputs, set(data["inputs"])), (EXPECTED, tensors, known)):
-        for name in sorted(set(held) ^ wanted_names):
-            what = "is in the manifest alone" if name in wanted_names else "is not in the manifest"
+    described = {name for name in outputs} | {f"{name}.bound.{t}" for name, out in outputs.items() for t in out.bound}
+    for where, present, expected_names in ((INPUTS, inputs, set(data["inputs"])), (EXPECTED, tensors, described)):
+        for name in sorted(set(present) ^ expected_names):
+            what = "is in the manifest alone" if name in expected_names else "is not in the manifest"
             raise VectorError(one_line(f"{folder / where}: tensor {name} {what}"))
     for name, spec in data["inputs"].items():
         _check_spec(folder / INPUTS, name, spec, inputs[name])
@@ -126,14 +126,14 @@ def _check_keys(file: Path, data: Mapping[str, Any]) -> None:
         raise VectorError(f"{file}: bugs is {shown(data['bugs'])}: each must be an object with a bug")
 
 
-def _check_sha256(folder: Path, name: str, wanted: object) -> None:
+def _check_sha256(folder: Path, name: str, expected: object) -> None:
     file = folder / name
     try:
-        found = sha256(file)
+        actual = sha256(file)
     except OSError as error:
         raise VectorError(one_line(f"{file}: cannot be read ({error.strerror or error})")) from None
-    if found != wanted:
-        raise VectorError(one_line(f"{file}: sha256 is {found[:16]}..., the manifest says {shown(wanted)[1:17]}..."))
+    if actual != expected:
+        raise VectorError(one_line(f"{file}: sha256 is {actual[:16]}..., the manifest says {shown(expected)[1:17]}..."))
 
 
 def _tensors(file: Path) -> dict[str, Array]:
@@ -153,8 +153,8 @@ def _check_spec(file: Path, name: str, spec: object, x: Array) -> None:
     """Axes, shape and dtype are those of the tensor."""
     if not isinstance(spec, dict) or not isinstance(spec.get("axes"), list):
         raise VectorError(one_line(f"{file}: {name} is described as {shown(spec)}: axes, shape and dtype wanted"))
-    told = spec.get("dtype"), spec.get("shape"), len(spec["axes"])
-    if told != (x.dtype.name, list(x.shape), x.ndim):
+    stated = spec.get("dtype"), spec.get("shape"), len(spec["axes"])
+    if stated != (x.dtype.name, list(x.shape), x.ndim):
         raise VectorError(
             one_line(f"{file}: {name} is {x.dtype.name} {list(x.shape)}, the manifest says {shown(spec)}")
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...arrays import Array, Precision
+from ...arrays import Array, Precision, ceil_div
 from ...attention import attention_per_token, visible
 from ...kv_cache import NO_BLOCK, write_kv_per_token
 from ...plans import AttentionMetadata, slot_mapping
@@ -43,126 +43,6 @@ class Spec:
     slid: bool = False  # blocks that the window has passed are gone from the table
     slots: Sequence[int] | None = None  # in place of those that the block tables give
     stray: int | None = None  # a block number put into a table where it is needed
-
-
-WRITES = (
-    Spec(
-        "prefill",
-        "three requests of 7, 1 and 10 tokens: ragged, scattered blocks, the last ones not full",
-        ("slots", "positions"),
-        [(7, 7), (1, 1), (10, 10)],
-    ),
-    Spec(
-        "decode", "one token each, at the start, inside and at the end of a block", ("slots",), [(5, 1), (7, 1), (8, 1)]
-    ),
-    Spec("one_token", "the first token of the only request", ("slots",), [(1, 1)]),
-    Spec(
-        "chunk",
-        "the second chunk of a prompt, from the middle of a block over two boundaries",
-        ("slots", "positions"),
-        [(15, 9)],
-    ),
-    Spec("block_boundary", "a chunk that begins where a block begins", ("slots", "positions"), [(12, 4), (9, 1)]),
-    Spec(
-        "odd_block",
-        "blocks of 3 tokens: shifts and masks do not divide by it",
-        ("slots",),
-        [(8, 8), (4, 1)],
-        block_size=3,
-    ),
-    Spec(
-        "block_of_16", "blocks of 16 tokens, MQA", ("slots",), [(18, 18), (17, 1)], kv_heads=1, block_size=16, spare=1
-    ),
-    Spec(
-        "one_too_far", "a slot just past the end of the cache", ("range",), [(3, 3)], slots=(4, 5, 24), result="invalid"
-    ),
-    Spec(
-        "slot_twice",
-        "two tokens for one slot: the result would be chance",
-        ("slots",),
-        [(3, 3)],
-        slots=(4, 5, 4),
-        result="invalid",
-    ),
-    Spec(
-        "padding",
-        "slot -1, which engines give to padding: skipped, or refused; counted from the end it is another's key",
-        ("range",),
-        [(4, 4)],
-        slots=(9, -1, 10, -1),
-        result="acceptable",
-    ),
-)
-
-READS = (
-    Spec(
-        "prefill",
-        "causal, grouped heads, three ragged requests in scattered blocks",
-        ("slots", "heads", "positions"),
-        [(6, 6), (1, 1), (9, 9)],
-    ),
-    Spec("decode", "one token of each of four requests", ("slots", "heads"), [(5, 1), (12, 1), (1, 1), (8, 1)]),
-    Spec("one_token", "a context of one: the answer is its value", ("slots", "heads"), [(1, 1)]),
-    Spec("chunk", "the last 5 tokens of 14: each sees what stood before the chunk", ("positions",), [(14, 5), (7, 3)]),
-    Spec("block_boundary", "contexts that end with a block, and one token later", ("slots",), [(8, 2), (9, 2), (4, 4)]),
-    Spec("odd_block", "blocks of 3 tokens", ("slots",), [(8, 3), (10, 1)], block_size=3),
-    Spec("mqa", "one key head for all", ("heads",), [(7, 3), (4, 1)], heads=5, kv_heads=1),
-    Spec("mha", "a key head for each", ("heads",), [(7, 3), (4, 1)], heads=3, kv_heads=3),
-    Spec(
-        "window",
-        "a sliding window of 5: contexts shorter, as long, one longer, and much longer than it",
-        ("window", "slots"),
-        [(4, 4), (5, 5), (6, 6), (13, 3)],
-        window=5,
-    ),
-    Spec("window_decode", "the same while decoding", ("window",), [(5, 1), (6, 1), (7, 1), (16, 1)], window=5),
-    Spec("window_of_one", "a token sees itself alone", ("window",), [(6, 6)], window=1),
-    Spec(
-        "window_at_a_block",
-        "a window that begins where a block begins",
-        ("window", "slots"),
-        [(12, 4), (8, 1)],
-        window=4,
-    ),
-    Spec(
-        "window_slid",
-        "the blocks that the window has passed are -1 in the table: read there and it is another's cache; an engine "
-        "that keeps them may refuse",
-        ("window", "range"),
-        [(14, 2), (11, 1)],
-        window=5,
-        slid=True,
-        result="acceptable",
-    ),
-    Spec(
-        "long",
-        "301 keys: more than one tile, and a rest",
-        ("length", "slots"),
-        [(301, 1)],
-        heads=2,
-        kv_heads=1,
-        head_dim=8,
-        block_size=16,
-    ),
-    Spec(
-        "large_scores",
-        "scores in the hundreds: exp overflows unless the largest is taken off",
-        ("overflow",),
-        [(9, 9)],
-        size=60.0,
-    ),
-    Spec(
-        "poisoned_rest",
-        "whatever no token may see is NaN: the rest of a last block, and blocks of nobody",
-        ("poison",),
-        [(6, 6), (9, 1)],
-        poison=True,
-    ),
-    Spec(
-        "stray_block", "a block table that names a block past the end", ("range",), [(9, 2)], stray=99, result="invalid"
-    ),
-    Spec("too_short", "a context of 2 with 3 new tokens", ("positions",), [(2, 3)], result="invalid"),
-)
 
 
 def make_write(spec: Spec, rng: np.random.Generator) -> Vector:
@@ -201,7 +81,7 @@ def make_write(spec: Spec, rng: np.random.Generator) -> Vector:
         truth["v_cache"],
         inputs["k"][used],
         inputs["v"][used],
-        writing(inputs["slots"][used], blocks, spec.block_size),
+        write_metadata(inputs["slots"][used], blocks, spec.block_size),
         Precision(),
     )
     nothing = np.zeros((1, 1, 1, 1), np.float32)  # copied: no number may be off at all
@@ -228,10 +108,10 @@ def make_attention(spec: Spec, rng: np.random.Generator) -> Vector:
     axes = {"q": ("tokens", "heads", "head_dim"), "k_cache": CACHE_AXES, "v_cache": CACHE_AXES, **PLAN_AXES}
     about = {"window": spec.window, "scale": 1 / math.sqrt(spec.head_dim)}
     if spec.poison:
-        seen = np.zeros(size[:2], bool)
+        visible_slots = np.zeros(size[:2], bool)
         for _, where in visible(_metadata(spec, plan), spec.window):
-            seen[tuple(np.transpose(where))] = True
-        inputs["k_cache"][~seen] = inputs["v_cache"][~seen] = np.nan
+            visible_slots[tuple(np.transpose(where))] = True
+        inputs["k_cache"][~visible_slots] = inputs["v_cache"][~visible_slots] = np.nan
     v = Vector(spec.name, "attention", spec.result, spec.comment, spec.bugs, inputs, axes, about=about)
     if spec.result == "invalid":
         return v
@@ -256,7 +136,7 @@ def _metadata(spec: Spec, plan: Mapping[str, Array]) -> AttentionMetadata:
     return AttentionMetadata.of(starts, contexts, tables, np.zeros(0, np.int32), _blocks(spec), spec.block_size)
 
 
-def writing(slots: Array, blocks: int, block_size: int) -> AttentionMetadata:
+def write_metadata(slots: Array, blocks: int, block_size: int) -> AttentionMetadata:
     """The metadata of tokens that are only written, to these slots."""
     nothing = np.zeros(0, np.int32)
     return AttentionMetadata.of(np.zeros(1, np.int32), nothing, nothing[:, None], slots, blocks, block_size)
@@ -268,18 +148,18 @@ def _bound(v: Vector, spec: Spec, dtype: str) -> Array:
     for t, where in visible(_metadata(spec, v.inputs), spec.window):
         at = tuple(np.transpose(where))
         for h in range(spec.heads):
-            g = h // (spec.heads // spec.kv_heads)
-            bound[t, h] = attention_row(q[t, h], k[at][:, g], values[at][:, g], dtype)
+            kv_head = h // (spec.heads // spec.kv_heads)
+            bound[t, h] = attention_row(q[t, h], k[at][:, kv_head], values[at][:, kv_head], dtype)
     return bound.reshape(len(q), -1).max(axis=1, keepdims=True)
 
 
 def _blocks(spec: Spec) -> int:
-    return sum(-(-context // spec.block_size) for context, _ in spec.requests) + spec.spare
+    return sum(ceil_div(context, spec.block_size) for context, _ in spec.requests) + spec.spare
 
 
 def _plan(spec: Spec, rng: np.random.Generator) -> dict[str, Array]:
     """Block tables whose blocks were handed out in no order; -1 where there is none."""
-    counts = [-(-context // spec.block_size) for context, _ in spec.requests]
+    counts = [ceil_div(context, spec.block_size) for context, _ in spec.requests]
     order = rng.permutation(_blocks(spec)).astype(np.int32)
     while sum(counts) > 1 and (np.diff(order[: sum(counts)]) == 1).all():  # side by side: a table could be ignored
         order = rng.permutation(_blocks(spec)).astype(np.int32)
@@ -301,5 +181,8 @@ def _plan(spec: Spec, rng: np.random.Generator) -> dict[str, Array]:
 def _positions(plan: dict[str, Array]) -> Array:
     counts = np.diff(plan["query_starts"])
     return np.concatenate(
-        [np.arange(c - n, c, dtype=np.int32) for c, n in zip(plan["context_lens"], counts, strict=True)]
+        [
+            np.arange(context - n, context, dtype=np.int32)
+            for context, n in zip(plan["context_lens"], counts, strict=True)
+        ]
     )

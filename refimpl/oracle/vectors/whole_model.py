@@ -5,7 +5,6 @@ Prompts are drawn until greedy decoding is beyond doubt: at each produced token 
 second than any honest engine is off. So one answer is right, and every row of it can be compared.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,15 +27,15 @@ TRIES = 2000
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens that are given, then as many as are free to be drawn; the same Prompt is the same text."""
+    """Tokens that are given, then as many as are free to be requests; the same Prompt is the same text."""
 
     free: int
-    prefix: tuple[int, ...] = ()  # pieces of the scene (below), or with a minus sign: -1 - token
+    prefix: tuple[int, ...] = ()  # pieces of the spec (below), or with a minus sign: -1 - token
     key: str = ""  # two prompts of one shape with different keys are different
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequestSpec:
     """One request, before its prompt is drawn."""
 
     adapter: str | None
@@ -47,11 +46,11 @@ class Wanted:
     cancel_after: int | None = None
 
 
-Step = tuple[str, Any]  # ("load", (name, adapter)), ("unload", name), ("run", [Wanted, ...])
+Step = tuple[str, Any]  # ("load", (name, adapter)), ("unload", name), ("run", [RequestSpec, ...])
 
 
 @dataclass(frozen=True)
-class Scene:
+class Spec:
     """One vector, before its prompts are drawn."""
 
     name: str
@@ -78,83 +77,80 @@ SETTINGS: dict[str, Any] = {
 PIECE = 16  # a whole number of blocks for engines whose blocks have 1, 2, 4, 8 or 16 tokens
 
 
-def base_of(name: str | None, held: Mapping[str, str]) -> str | None:
-    """What a name means."""
-    return None if name is None else held[name]
-
-
-def make(scene: Scene, kind: str, written: Written, rng: np.random.Generator) -> Vector:
-    """The vector of a scene. Draws again as a whole in the rare case that a prompt was too near a tie after all."""
-    if scene.result == "invalid":
-        return _vector(scene, kind, _drawn(scene, written, rng), {})
+def make(spec: Spec, kind: str, written: Written, rng: np.random.Generator) -> Vector:
+    """The vector of a spec. Draws again as a whole in the rare case that a prompt was too near a tie after all."""
+    if spec.result == "invalid":
+        return _vector(spec, kind, _draw_requests(spec, written, rng), {})
     for _ in range(20):
-        drawn = _drawn(scene, written, rng)
-        outputs = _expected(scene, kind, written, drawn)
+        requests = _draw_requests(spec, written, rng)
+        outputs = _expected(spec, kind, written, requests)
         if outputs is not None:
-            return _vector(scene, kind, drawn, outputs)
-    raise AssertionError(f"{scene.name}: no prompts whose answers are beyond doubt")
+            return _vector(spec, kind, requests, outputs)
+    raise AssertionError(f"{spec.name}: no prompts whose answers are beyond doubt")
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnRequest:
     """A request with its text."""
 
-    wanted: Wanted
+    spec: RequestSpec
     prompt: tuple[int, ...]
     produced: tuple[int, ...]
     adapters: tuple[tuple[str, float], ...]  # folders and weights
 
 
-def _requests(scene: Scene) -> Iterator[tuple[int, int, Wanted, dict[str, str]]]:
+def _requests(spec: Spec) -> Iterator[tuple[int, int, RequestSpec, dict[str, str]]]:
     """(run, place in it, request, what every name means then)."""
-    held: dict[str, str] = {}
+    loaded: dict[str, str] = {}
     run = 0
-    for do, what in scene.steps:
+    for do, what in spec.steps:
         if do == "load":
-            held[what[0]] = what[1]
+            loaded[what[0]] = what[1]
         elif do == "unload":
-            del held[what]
+            del loaded[what]
         else:
-            for i, wanted in enumerate(what):
-                yield run, i, wanted, dict(held)
+            for i, request in enumerate(what):
+                yield run, i, request, dict(loaded)
             run += 1
 
 
-def _drawn(scene: Scene, written: Written, rng: np.random.Generator) -> dict[tuple[int, int], Drawn]:
+def _draw_requests(spec: Spec, written: Written, rng: np.random.Generator) -> dict[tuple[int, int], DrawnRequest]:
     exact = written.models["float64"]
     vocab = exact.config.vocab_size
-    pieces = [tuple(rng.integers(2, vocab, PIECE).tolist()) for _ in range(scene.pieces)]
-    if scene.nearly:
-        first, second = scene.nearly
+    pieces = [tuple(rng.integers(2, vocab, PIECE).tolist()) for _ in range(spec.pieces)]
+    if spec.nearly:
+        first, second = spec.nearly
         pieces[second] = (*pieces[first][:-1], int((pieces[first][-1] + 7) % vocab))
-    where = list(_requests(scene))
+    where = list(_requests(spec))
     texts: dict[Prompt, tuple[int, ...]] = {}
-    found: dict[tuple[int, int], Drawn] = {}
-    for _, _, wanted, _ in where:
-        prompt = wanted.prompt
+    drawn: dict[tuple[int, int], DrawnRequest] = {}
+    for _, _, request, _ in where:
+        prompt = request.prompt
         if prompt in texts:
             continue
         start = tuple(t for p in prompt.prefix for t in (pieces[p] if p >= 0 else (-1 - p,)))
-        asks = [(w, _weighted(w, held)) for _, _, w, held in where if w.prompt == prompt]
+        uses = [(request, _weighted(request, loaded)) for _, _, request, loaded in where if request.prompt == prompt]
         for _ in range(TRIES):
             text = (*start, *(int(t) for t in rng.integers(2, vocab, prompt.free)))
-            if scene.result == "invalid" or all(
-                _greedy(written, text, adapters, w.new, doubt(written)) is not None for w, adapters in asks if w.new > 1
+            if spec.result == "invalid" or all(
+                _greedy(written, text, adapters, request.new, doubt(written)) is not None
+                for request, adapters in uses
+                if request.new > 1
             ):
                 break
         else:
-            raise AssertionError(f"{scene.name}: no prompt found for {prompt}")
+            raise AssertionError(f"{spec.name}: no prompt found for {prompt}")
         texts[prompt] = text
-    for run, i, wanted, held in where:
-        text, adapters = texts[wanted.prompt], _weighted(wanted, held)
-        tokens = None if scene.result == "invalid" else _greedy(written, text, adapters, wanted.new, 0.0)
-        found[run, i] = Drawn(wanted, text, tokens or (), adapters)
-    return found
+    for run, i, request, loaded in where:
+        text, adapters = texts[request.prompt], _weighted(request, loaded)
+        tokens = None if spec.result == "invalid" else _greedy(written, text, adapters, request.new, 0.0)
+        drawn[run, i] = DrawnRequest(request, text, tokens or (), adapters)
+    return drawn
 
 
-def _weighted(w: Wanted, held: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
-    named = w.adapter_weights or (((w.adapter, 1.0),) if w.adapter else ())
-    return tuple((held.get(name, name), weight) for name, weight in named)
+def _weighted(request: RequestSpec, loaded: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
+    named = request.adapter_weights or (((request.adapter, 1.0),) if request.adapter else ())
+    return tuple((loaded.get(name, name), weight) for name, weight in named)
 
 
 def _request(written: Written, text: Sequence[int], adapters: Sequence[tuple[str, float]]) -> Request:
@@ -182,37 +178,39 @@ def doubt(written: Written) -> float:
     rng = np.random.default_rng(0)
     vocab = written.models["float64"].config.vocab_size
     some = [Request(rng.integers(0, vocab, 20).tolist(), None)]
-    some += [Request(rng.integers(0, vocab, 20).tolist(), a) for a in list(written.adapters.values())[:3]]
+    some += [Request(rng.integers(0, vocab, 20).tolist(), adapter) for adapter in list(written.adapters.values())[:3]]
     truth = logits(written.models["float64"], some)
-    found = logits(written.models["bfloat16"], some, precision=Precision("model", "bfloat16"))
-    return 2 * FACTOR * max(float(np.abs(a - b).max()) for a, b in zip(truth, found, strict=True))
+    half = logits(written.models["bfloat16"], some, precision=Precision("model", "bfloat16"))
+    return 2 * FACTOR * max(float(np.abs(exact - rounded).max()) for exact, rounded in zip(truth, half, strict=True))
 
 
 def _expected(
-    scene: Scene, kind: str, written: Written, drawn: Mapping[tuple[int, int], Drawn]
+    spec: Spec, kind: str, written: Written, requests: Mapping[tuple[int, int], DrawnRequest]
 ) -> dict[str, Output] | None:
     """Logits and produced tokens of every request; None if some answer is in doubt."""
-    kept = {at: d for at, d in drawn.items() if d.wanted.cancel_after is None}
-    requests = [_request(written, [*d.prompt, *d.produced[:-1]], d.adapters) for d in kept.values()]
-    truths = logits(written.models["float64"], requests)
-    runs = {t: honest_runs(written.models[t], requests, ensemble(t)) for t in VECTOR_DTYPES}
+    kept = {at: request for at, request in requests.items() if request.spec.cancel_after is None}
+    forced = [
+        _request(written, [*request.prompt, *request.produced[:-1]], request.adapters) for request in kept.values()
+    ]
+    truths = logits(written.models["float64"], forced)
+    runs = {t: honest_runs(written.models[t], forced, ensemble(t)) for t in VECTOR_DTYPES}
     outputs: dict[str, Output] = {}
-    for i, ((run, place), d) in enumerate(kept.items()):
-        count = len(truths[i]) if kind == "logits" else ROWS_OF_A_SEQUENCE + d.wanted.new - 1
+    for i, ((run, place), request) in enumerate(kept.items()):
+        count = len(truths[i]) if kind == "logits" else ROWS_OF_A_SEQUENCE + request.spec.new - 1
         truth = truths[i][-count:].astype(np.float64)
         honest = {t: [np.asarray(member[i][-count:], np.float64) for member in runs[t]] for t in VECTOR_DTYPES}
-        bounds = {t: _row_bounds(found, truth) for t, found in honest.items()}
-        produced = truth[-d.wanted.new :]
+        bounds = {t: _row_bounds(runs_of_t, truth) for t, runs_of_t in honest.items()}
+        produced = truth[-request.spec.new :]
         best = np.partition(produced, -2, axis=-1)
-        widest = max(float(b[-d.wanted.new :].max()) for b in bounds.values())
-        if d.wanted.new > 1 and (best[:, -1] - best[:, -2]).min() <= 2 * widest:
+        widest = max(float(b[-request.spec.new :].max()) for b in bounds.values())
+        if request.spec.new > 1 and (best[:, -1] - best[:, -2]).min() <= 2 * widest:
             return None
         name = f"{run}.{place}"
-        units = {t: noise(found, truth, bounds[t]) for t, found in honest.items()}
-        _check_sensitive(scene, written, d, truth, units["bfloat16"].limit, count)
+        units = {t: noise(runs_of_t, truth, bounds[t]) for t, runs_of_t in honest.items()}
+        _check_sensitive(spec, written, request, truth, units["bfloat16"].limit, count)
         outputs[f"{name}.logits"] = Output(("rows", "vocab"), truth, bounds, units)
-        if d.wanted.new > 1:
-            outputs[f"{name}.token_ids"] = Output(("new",), np.asarray(d.produced, np.int32))
+        if request.spec.new > 1:
+            outputs[f"{name}.token_ids"] = Output(("new",), np.asarray(request.produced, np.int32))
     return outputs
 
 
@@ -222,58 +220,63 @@ def _row_bounds(honest: Sequence[Array], truth: Array) -> Array:
     return np.vectorize(short)(FACTOR * worst).astype(np.float32)
 
 
-def _check_sensitive(scene: Scene, written: Written, d: Drawn, truth: Array, limit: float, count: int) -> None:
+def _check_sensitive(
+    spec: Spec, written: Written, request: DrawnRequest, truth: Array, limit: float, count: int
+) -> None:
     """An adapter that is no further from the base than noise could be left out unnoticed."""
-    if not d.adapters:
+    if not request.adapters:
         return
     vocab = written.models["float64"].config.vocab_size
-    if max([*d.prompt, *d.produced]) >= vocab:
+    if max([*request.prompt, *request.produced]) >= vocab:
         return  # words that the base does not have
-    base = logits(written.models["float64"], [_request(written, [*d.prompt, *d.produced[:-1]], ())])[0][-count:]
+    base = logits(written.models["float64"], [_request(written, [*request.prompt, *request.produced[:-1]], ())])[0][
+        -count:
+    ]
     apart = float(np.sqrt(np.mean((truth[:, :vocab] - base) ** 2)))
-    assert apart > 4 * limit, f"{scene.name}: {d.adapters} is only {apart / limit:.1f} limits from the base"
+    assert apart > 4 * limit, f"{spec.name}: {request.adapters} is only {apart / limit:.1f} limits from the base"
 
 
-def _vector(scene: Scene, kind: str, drawn: Mapping[tuple[int, int], Drawn], outputs: Mapping[str, Output]) -> Vector:
-    inputs = {f"{run}.{i}.prompt_ids": np.asarray(d.prompt, np.int32) for (run, i), d in drawn.items()}
+def _vector(
+    spec: Spec, kind: str, requests: Mapping[tuple[int, int], DrawnRequest], outputs: Mapping[str, Output]
+) -> Vector:
+    inputs = {f"{run}.{i}.prompt_ids": np.asarray(request.prompt, np.int32) for (run, i), request in requests.items()}
     steps, run = [], 0
-    used = {what[1] for do, what in scene.steps if do == "load"}
-    for do, what in scene.steps:
+    used = {what[1] for do, what in spec.steps if do == "load"}
+    for do, what in spec.steps:
         if do == "load":
             steps.append({"do": "load", "name": what[0], "adapter": what[1]})
         elif do == "unload":
             steps.append({"do": "unload", "name": what})
         else:
-            steps.append({"do": "run", "requests": [_json(run, i, wanted) for i, wanted in enumerate(what)]})
+            steps.append({"do": "run", "requests": [_json(run, i, request) for i, request in enumerate(what)]})
             run += 1
-    up = f"../../{MODELS}/{scene.model}"
+    up = f"../../{MODELS}/{spec.model}"
     about = {
         "model": f"{up}/{BASE}",
         "adapters": {name: f"{up}/{ADAPTERS}/{name}" for name in sorted(used)},
-        "settings": SETTINGS | dict(scene.settings),
+        "settings": SETTINGS | dict(spec.settings),
         "steps": steps,
     }
     return Vector(
-        scene.name,
+        spec.name,
         kind,
-        scene.result,
-        scene.comment,
-        scene.bugs,
+        spec.result,
+        spec.comment,
+        spec.bugs,
         inputs,
         {name: ("tokens",) for name in inputs},
         outputs,
         about,
-        scene.requires,
+        spec.requires,
     )
 
 
-def _json(run: int, i: int, w: Wanted) -> dict[str, Any]:
-    request = dataclasses.asdict(w)
+def _json(run: int, i: int, request: RequestSpec) -> dict[str, Any]:
     return {
         "id": f"{run}.{i}",
-        "adapter": w.adapter,
-        "mix": [list(pair) for pair in w.adapter_weights],
-        "max_new_tokens": request["new"],
-        "arrives": w.arrival_step,
-        "cancel_after": w.cancel_after,
+        "adapter": request.adapter,
+        "mix": [list(pair) for pair in request.adapter_weights],
+        "max_new_tokens": request.new,
+        "arrives": request.arrival_step,
+        "cancel_after": request.cancel_after,
     }

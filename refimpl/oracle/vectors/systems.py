@@ -1,7 +1,7 @@
-"""A table of steps (ours, the kernels', a mutant's) as something under test: vectors in, outputs out.
+"""What is under test, vectors in and outputs out: an Ops (ours, the kernels', a mutant's) or an engine.
 
-Steps are reached as the forward pass reaches them: ids are checked against the bank, plans are made by the table's own
-`adapter_rows`, `positions` and `slots`. Whole models and sequences go through the engine of refimpl/engines/ours.py.
+Steps are reached as the forward pass reaches them: ids are checked against the slots, the plan is made by the Ops' own
+`lora_mapping`, `positions` and `slot_mapping`. Whole models and sequences go through refimpl/engines/ours.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,11 +21,12 @@ from ...ops import Ops
 from ...plans import AttentionMetadata, LoraMapping
 from ...weights import Model
 from . import step_lora
-from .step_kv import writing
+from .step_kv import write_metadata
 from .vector import Vector, VectorError
 
 Outputs = Mapping[str, Array]
-Tested = Callable[[Vector, str], "Outputs | None"]  # vector, dtype -> what it computes; None: it has no such thing
+# vector, dtype -> what it computes; None: it has no such thing
+SystemUnderTest = Callable[[Vector, str], "Outputs | None"]
 
 
 class Refused(LoracleError):
@@ -36,14 +37,14 @@ class CannotRun(LoracleError):
     """An engine that did not start: it was asked nothing, and nothing is said of it. Exit 2."""
 
 
-class OfTable:
-    """`Tested`, from a way to make a table; models and adapters are loaded once."""
+class OpsUnderTest:
+    """`SystemUnderTest`, from a way to make an Ops; models and adapters are loaded once."""
 
-    def __init__(self, make_ops: Callable[[], Ops], loaded: "Loaded | None" = None) -> None:
-        self.make_ops, self.loaded = make_ops, loaded or Loaded()
+    def __init__(self, make_ops: Callable[[], Ops], loaded: "LoadedModels | None" = None) -> None:
+        self.make_ops, self.loaded = make_ops, loaded or LoadedModels()
 
     def __call__(self, v: Vector, dtype: str) -> Outputs | None:
-        """What the table computes. Any exception of its own means that it refuses."""
+        """What the Ops computes. Any exception of its own means that it refuses."""
         if v.kind == "lora":
             return lora(self.make_ops(), v, dtype)
         if v.kind == "kv_write":
@@ -51,10 +52,10 @@ class OfTable:
         if v.kind == "attention":
             return attention(self.make_ops(), v, dtype)
         model, adapters = self.loaded.of(v, dtype)
-        return OfEngine(lambda: Ours(self.make_ops, model=model, adapters=adapters))(v, dtype)
+        return EngineUnderTest(lambda: Ours(self.make_ops, model=model, adapters=adapters))(v, dtype)
 
 
-class Loaded:
+class LoadedModels:
     """The base models and adapters of a set, read when they are first wanted."""
 
     def __init__(self) -> None:
@@ -72,33 +73,33 @@ class Loaded:
 
 
 def lora(ops: Ops, v: Vector, dtype: str) -> Outputs:
-    """adapter_scale, bind_adapter, adapter_rows and lora_delta."""
+    """adapter_scale, bind_adapter, lora_mapping and lora_delta."""
     p = Precision("model", dtype)
-    bank = step_lora.bank(v, p, ops.bind_adapter, ops.adapter_scale)
-    check_adapter_ids(v.inputs["adapter_ids"], bank.slots)
+    slots = step_lora.adapter_slots(v, p, ops.bind_adapter, ops.adapter_scale)
+    check_adapter_ids(v.inputs["adapter_ids"], slots.slots)
     starts = v.inputs["query_starts"]
     first = starts[:-1]
-    asked = [
-        [(int(i), float(w)) for i, w in zip(ids, weights, strict=True) if i >= 0]
+    chosen = [
+        [(int(i), float(weight)) for i, weight in zip(ids, weights, strict=True) if i >= 0]
         for ids, weights in zip(v.inputs["adapter_ids"][first], v.inputs["adapter_weights"][first], strict=True)
     ]
-    ids, weights = ops.lora_mapping(asked, np.diff(starts).tolist())
+    ids, weights = ops.lora_mapping(chosen, np.diff(starts).tolist())
     y = v.inputs["y"].astype(p.compute)
-    ops.lora_delta(y, v.inputs["x"].astype(p.compute), step_lora.SITE, bank, LoraMapping.of(ids, weights), p)
+    ops.lora_delta(y, v.inputs["x"].astype(p.compute), step_lora.MODULE, slots, LoraMapping.of(ids, weights), p)
     return {"y": y}
 
 
 def kv_write(ops: Ops, v: Vector, dtype: str) -> Outputs:
-    """positions and slots, where the vector has block tables, and write_kv."""
+    """positions and slot_mapping, where the vector has block tables, and write_kv."""
     p = Precision("model", dtype)
     k_cache, v_cache = (v.inputs[name].astype(p.compute) for name in ("k_cache", "v_cache"))
-    where = v.inputs["slots"]
+    slots = v.inputs["slots"]
     if "block_tables" in v.inputs:
         starts = v.inputs["query_starts"]
         counts = np.diff(starts)
         positions = ops.positions((v.inputs["context_lens"] - counts).tolist(), counts.tolist())
-        where = ops.slot_mapping(v.inputs["block_tables"], positions, starts, k_cache.shape[1])
-    metadata = writing(np.asarray(where, np.int32), *k_cache.shape[:2])
+        slots = ops.slot_mapping(v.inputs["block_tables"], positions, starts, k_cache.shape[1])
+    metadata = write_metadata(np.asarray(slots, np.int32), *k_cache.shape[:2])
     check_slots(metadata)
     ops.write_kv(k_cache, v_cache, v.inputs["k"].astype(p.compute), v.inputs["v"].astype(p.compute), metadata, p)
     return {"k_cache": k_cache, "v_cache": v_cache}
@@ -119,9 +120,10 @@ def attention(ops: Ops, v: Vector, dtype: str) -> Outputs:
 # ---- whole models ---------------------------------------------------------------------------------------------------
 
 
-class OfEngine:
-    """`Tested`, from a way to make an engine (refimpl/engines/interface.py). A fresh one for each vector, and none for
-    what it declares that it cannot do."""
+class EngineUnderTest:
+    """`SystemUnderTest`, from a way to make an engine (refimpl/engines/interface.py).
+
+    A fresh one for each vector, and none for what it declares that it cannot do."""
 
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
         self.make_engine = make_engine
@@ -151,20 +153,20 @@ class OfEngine:
             elif step["do"] == "unload":
                 engine.unload(step["name"])
             elif step["do"] == "run":
-                for request, answer in zip(
-                    step["requests"], engine.run([ask(v, r) for r in step["requests"]]), strict=True
+                for request, response in zip(
+                    step["requests"], engine.run([engine_request(v, r) for r in step["requests"]]), strict=True
                 ):
-                    if answer.error:
-                        raise Refused(answer.error)
+                    if response.error:
+                        raise Refused(response.error)
                     if request["cancel_after"] is None:
-                        outputs |= _answered(request, answer)
+                        outputs |= _outputs_of(request, response)
             else:
                 raise VectorError(f"{v.folder}: a step does {step['do']!r}: load, unload or run wanted")
         return outputs
 
 
-def ask(v: Vector, request: Mapping[str, Any]) -> EngineRequest:
-    """One request of a step, as an engine is asked."""
+def engine_request(v: Vector, request: Mapping[str, Any]) -> EngineRequest:
+    """One request of a step, as an engine gets it."""
     return EngineRequest(
         tuple(v.inputs[f"{request['id']}.prompt_ids"].tolist()),
         request["adapter"],
@@ -175,22 +177,22 @@ def ask(v: Vector, request: Mapping[str, Any]) -> EngineRequest:
     )
 
 
-def _answered(request: Mapping[str, Any], answer: EngineResponse) -> dict[str, Array]:
-    shown = {"logits": answer.logits, "logprobs": answer.logprobs}
-    found = {f"{request['id']}.{readout}": rows for readout, rows in shown.items() if rows is not None}
+def _outputs_of(request: Mapping[str, Any], response: EngineResponse) -> dict[str, Array]:
+    readouts = {"logits": response.logits, "logprobs": response.logprobs}
+    outputs = {f"{request['id']}.{readout}": rows for readout, rows in readouts.items() if rows is not None}
     if request["max_new_tokens"] > 1:
-        found[f"{request['id']}.token_ids"] = np.asarray(answer.token_ids, np.int32)
-    return found
+        outputs[f"{request['id']}.token_ids"] = np.asarray(response.token_ids, np.int32)
+    return outputs
 
 
-# What a vector may require, and no engine has a word for: whoever takes modules_to_save takes it.
-ALONG = {"grown_vocabulary": "modules_to_save", "base_biases": "modules_to_save"}
+# The feature that an engine declares for what a vector requires, where it is not the same word.
+FEATURE_OF = {"grown_vocabulary": "modules_to_save", "base_biases": "modules_to_save"}
 
 
 def lacking(v: Vector, dtype: str, can: Capabilities) -> list[str]:
     """What the engine would need for the vector and does not have."""
     has = {*can.features, *can.operations, *can.modules}
-    missing = [name for name in v.requires if ALONG.get(name, name) not in has]
+    missing = [name for name in v.requires if FEATURE_OF.get(name, name) not in has]
     missing += [] if can.readout in ("logits", "logprobs") else ["logits or logprobs"]
     missing += ["prefix_cache"] if v.about["settings"]["prefix_caching"] and "prefix_cache" not in has else []
     return missing + ([] if dtype in can.dtypes else [dtype])
