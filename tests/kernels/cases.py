@@ -1,13 +1,8 @@
-"""What the tests of the kernels share: numbers of each type, poison, orders of scheduling, and how far off is too far.
+"""What the tests of the kernels share: numbers of each type, poison, and orders of scheduling.
 
-A bound is computed from the data, element by element, next to a result in float64:
-
-    c * 2^-24 * sqrt(K) * sum |a||b|     for a sum of K products in float32, in whatever order (c = 4)
-    half an ulp of T                     wherever a number is rounded to T, carried through what is computed from it
-"""
+How far off is too far: a bound that is computed next to the result in float64, refimpl/oracle/vectors/bounds.py."""
 
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,10 +10,8 @@ from hypothesis import strategies as st
 
 from refimpl.cuda import launch, runner
 from refimpl.cuda.launch import STORED, start, stored, widened
+from refimpl.oracle.vectors.bounds import Near
 
-C = 4.0
-U = 2.0**-24  # half an ulp of 1 in float32
-HALF_ULP = {"float32": (U, 2.0**-150), "float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}
 NAN = {"float32": np.nan, "float16": np.nan, "bfloat16": 0x7FC0}
 
 every_dtype = pytest.mark.parametrize("dtype", list(STORED))
@@ -27,39 +20,9 @@ orders = st.one_of(st.sampled_from(["forward", "reverse"]), st.integers(0, 2**31
 needs_cpu = pytest.mark.skipif(runner.device() != "cpu", reason="the scheduling order is the CPU runner's")
 
 
-def half_ulp(x: np.ndarray, dtype: str) -> np.ndarray:
-    """The most by which rounding x to the type can change it (relative to normal numbers, absolute below)."""
-    relative, absolute = HALF_ULP[dtype]
-    return np.maximum(np.abs(x) * relative, absolute)
-
-
-@dataclass(frozen=True)
-class Near:
-    """A result in float64, and how far a right kernel may be from it."""
-
-    value: np.ndarray
-    off: np.ndarray
-
-    def rounded(self, dtype: str, really: bool = True) -> "Near":
-        """The same after a rounding to the type: the value is kept, the error grows by half an ulp."""
-        return Near(self.value, self.off + half_ulp(np.abs(self.value) + self.off, dtype)) if really else self
-
-    def times(self, factor: np.ndarray | float) -> "Near":
-        """Multiplied by a float32 number, in float32."""
-        product = self.value * factor
-        return Near(product, self.off * np.abs(factor) + U * np.abs(product))
-
-
-def product(a: Near, b: np.ndarray) -> Near:
-    """a @ b.T of numbers that are known up to `off` with exact ones, summed up in float32."""
-    terms = a.value.shape[-1]
-    rounding = C * U * np.sqrt(terms) * (np.abs(a.value) @ np.abs(b).T)
-    return Near(a.value @ b.T, rounding + a.off @ np.abs(b).T)
-
-
-def exact(x: np.ndarray) -> Near:
-    """Numbers that a kernel is given."""
-    return Near(x.astype(np.float64), np.zeros(x.shape))
+def rounded_if(really: bool, near: Near, dtype: str) -> Near:
+    """Rounded to the type, where the case rounds there."""
+    return near.rounded(dtype) if really else near
 
 
 def assert_near(actual: np.ndarray, expected: Near, dtype: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from cases import NAN, Near, assert_near, every_dtype, exact, misplaced, needs_cpu, numbers, orders, product, scheduled
+from cases import NAN, assert_near, every_dtype, misplaced, needs_cpu, numbers, orders, rounded_if, scheduled
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.plans import mapping
@@ -14,6 +14,7 @@ from refimpl.cuda import launch
 from refimpl.cuda.launch import LoraLaunch, PackedLora, stored, widened
 from refimpl.errors import LoracleError
 from refimpl.lora import LoraWeights
+from refimpl.oracle.vectors.bounds import Near, exact, product
 
 pytestmark = needs_cpu
 
@@ -123,12 +124,13 @@ def expected(case: Case, dtype: str) -> Near:
             if a not in held:
                 continue
             w = held[a]
-            low = product(exact(case.x[t]), w.A.astype(np.float64)).rounded(dtype, case.round_rank)
+            low = product(exact(case.x[t]), exact(w.A))
+            low = rounded_if(case.round_rank, low, dtype)
             bias = np.zeros(d_out) if w.bias is None else w.bias.astype(np.float64)
             one_more = Near(np.append(low.value, 1), np.append(low.off, 0))  # the bias is one more product
-            delta = product(one_more, np.column_stack([w.B, bias]).astype(np.float64))
+            delta = product(one_more, exact(np.column_stack([w.B, bias])))
             scale = float(np.float32(w.scale)) * float(np.float32(case.adapter_weights[t]))
-            delta = delta.times(scale).times(1).rounded(dtype, case.round_delta)
+            delta = rounded_if(case.round_delta, delta.times(scale).times(1), dtype)
             columns = slice(start, start + d_out)
             value[t, columns] += delta.value
             off[t, columns] = delta.off + 2.0**-24 * np.abs(value[t, columns])

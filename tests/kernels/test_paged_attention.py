@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from cases import STORED, C, Near, U, assert_near, half_ulp, needs_cpu, numbers, orders, poison, scheduled
+from cases import STORED, assert_near, needs_cpu, numbers, orders, poison, scheduled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.plans import metadata
@@ -17,6 +17,7 @@ from refimpl.cuda.launch import stored, widened
 from refimpl.cuda.table import CUDA
 from refimpl.errors import LoracleError
 from refimpl.ops import NUMPY
+from refimpl.oracle.vectors.bounds import SUM_FACTOR, UNIT_ROUNDOFF, Near, half_ulp
 
 pytestmark = needs_cpu
 
@@ -95,23 +96,23 @@ def expected(case: Case, dtype: str, cache: str, round_scores: bool, round_proba
                 g = h // (heads // kv_heads)
                 k, v = keys[where][:, g], values[where][:, g]
                 dots = k @ q[t, h]
-                wrong = C * U * math.sqrt(head_dim) * (np.abs(k) @ np.abs(q[t, h]))
+                wrong = SUM_FACTOR * UNIT_ROUNDOFF * math.sqrt(head_dim) * (np.abs(k) @ np.abs(q[t, h]))
                 if round_scores:
                     wrong = wrong + half_ulp(np.abs(dots) + wrong, dtype)
                 scores = dots * scale
-                wrong = wrong * scale + 2 * U * np.abs(scores)
+                wrong = wrong * scale + 2 * UNIT_ROUNDOFF * np.abs(scores)
                 if round_scores:
                     wrong = wrong + half_ulp(np.abs(scores) + wrong, dtype)
                 e = np.exp(scores - scores.max())
                 p = e / e.sum()
                 # exp's argument is rounded too: a difference of scores, off by half an ulp of itself
-                worst = (wrong + U * np.abs(scores - scores.max())).max()
-                factor = math.expm1(2 * worst) + (8 + C * math.sqrt(len(seen))) * U
+                worst = (wrong + UNIT_ROUNDOFF * np.abs(scores - scores.max())).max()
+                factor = math.expm1(2 * worst) + (8 + SUM_FACTOR * math.sqrt(len(seen))) * UNIT_ROUNDOFF
                 wrong_p = p * factor
                 if round_probabilities:
                     wrong_p = wrong_p + half_ulp(p + wrong_p, dtype)
                 out[t, h] = p @ v
-                off[t, h] = wrong_p @ np.abs(v) + C * U * math.sqrt(len(seen)) * (p @ np.abs(v))
+                off[t, h] = wrong_p @ np.abs(v) + SUM_FACTOR * UNIT_ROUNDOFF * math.sqrt(len(seen)) * (p @ np.abs(v))
     return Near(out.reshape(tokens, heads * head_dim), off.reshape(tokens, heads * head_dim))
 
 

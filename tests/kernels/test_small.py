@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from cases import C, Near, U, assert_near, every_dtype, exact, half_ulp, needs_cpu, numbers, orders, scheduled
+from cases import assert_near, every_dtype, needs_cpu, numbers, orders, rounded_if, scheduled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refimpl.cuda import launch
 from refimpl.cuda.launch import stored
 from refimpl.errors import LoracleError
+from refimpl.oracle.vectors.bounds import SUM_FACTOR, UNIT_ROUNDOFF, Near, exact, half_ulp
 
 pytestmark = needs_cpu
 
@@ -19,7 +20,7 @@ both_ways = pytest.mark.parametrize("check", [False, True], ids=["plain", "check
 def plus(a: Near, b: Near, sign: float = 1) -> Near:
     """a + b or a - b, in float32."""
     total = a.value + sign * b.value
-    return Near(total, a.off + b.off + U * np.abs(total))
+    return Near(total, a.off + b.off + UNIT_ROUNDOFF * np.abs(total))
 
 
 @every_dtype
@@ -49,8 +50,9 @@ def test_rms_norm(dtype: str, check: bool, data: st.DataObject) -> None:
         y = launch.rms_norm(stored(x, dtype), weight, eps, dtype, inner)
     wide = x.astype(np.float64)
     normed = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + float(np.float32(eps)))
-    # The sum of squares is off by C sqrt(K) U of itself, its root by half of that; then /, +, sqrt and / once each.
-    near = Near(normed, np.abs(normed) * U * (C * np.sqrt(width) / 2 + 4)).rounded(dtype, inner)
+    # The sum of squares is off by SUM_FACTOR sqrt(K) u of itself, its root by half of that; then /, +, sqrt and / once.
+    near = Near(normed, np.abs(normed) * UNIT_ROUNDOFF * (SUM_FACTOR * np.sqrt(width) / 2 + 4))
+    near = rounded_if(inner, near, dtype)
     assert_near(y, near.times(weight.astype(np.float64)), dtype)
 
 
@@ -69,7 +71,7 @@ def test_rope(dtype: str, check: bool, data: st.DataObject) -> None:
         y = launch.rope(stored(x, dtype), cos, sin, dtype, inner)
     a, b = exact(x[..., :half]), exact(x[..., half:])
     c, s = cos[:, None, :].astype(np.float64), sin[:, None, :].astype(np.float64)
-    parts = [part.rounded(dtype, inner) for part in (a.times(c), b.times(s), b.times(c), a.times(s))]
+    parts = [rounded_if(inner, part, dtype) for part in (a.times(c), b.times(s), b.times(c), a.times(s))]
     first, second = plus(parts[0], parts[1], -1), plus(parts[2], parts[3])
     value, off = (np.concatenate([getattr(first, f), getattr(second, f)], axis=-1) for f in ("value", "off"))
     assert_near(y, Near(value, off), dtype)
@@ -90,7 +92,7 @@ def test_mlp_activation(dtype: str, check: bool, data: st.DataObject) -> None:
     with np.errstate(over="ignore"):
         silu = wide / (1 + np.exp(-wide))
     # exp is good to 2 ulp, then + and /. Below -87 the float32 result is a denormal number or 0.
-    near = Near(silu, np.abs(silu) * 8 * U + 1e-36 + half_ulp(silu, dtype) * inner)
+    near = Near(silu, np.abs(silu) * 8 * UNIT_ROUNDOFF + 1e-36 + half_ulp(silu, dtype) * inner)
     assert_near(y, near.times(up.astype(np.float64)), dtype)
 
 

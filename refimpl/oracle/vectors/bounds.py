@@ -43,6 +43,11 @@ class Near:
         value = self.value + other.value
         return Near(value, self.off + other.off + UNIT_ROUNDOFF * np.abs(value))
 
+    def times(self, factor: Array | float) -> "Near":
+        """Multiplied by a given float32 number, in float32."""
+        value = self.value * factor
+        return Near(value, self.off * np.abs(factor) + UNIT_ROUNDOFF * np.abs(value))
+
 
 def exact(x: Array) -> Near:
     """Numbers that are given."""
