@@ -23,17 +23,15 @@ from transformers import LlamaForCausalLM
 
 from refimpl.tiny.grammar import prompts
 from refimpl.tiny.judge import Verdict, judge, shuffled_rejected
+from refimpl.tiny.texts import BOS, base_texts, voice_scenes
 from refimpl.tiny.train import (
     BASE_BATCH,
-    BOS,
     EOS,
     PAD,
     RECIPES,
     ROLE_SEED,
     VOICE_BATCH,
     BaseRecipe,
-    base_texts,
-    voice_scenes,
 )
 from refimpl.tiny.voices import BASE, VOICES, Voice
 

@@ -19,20 +19,17 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from refimpl.tiny.grammar import write_overheard, write_scene
-from refimpl.tiny.lexicon import bare
+from refimpl.tiny.texts import BOS, SEED, VOCAB, base_texts, overheard_texts, train_tokenizer, voice_scenes
 from refimpl.tiny.voices import BASE, VOICES, Voice
 
-SEED = 7
 ROLE_SEED = 17  # for the texts of part three
-VOCAB = 1984
 ROW = 144  # tokens; the longest scene of the base fits
 BASE_BATCH = 32  # rows
 VOICE_BATCH = 16
-BOS, EOS, PAD = 0, 1, 2
+EOS, PAD = 1, 2
 IGNORED = -100  # a target that no loss is taken on
 
 Row = tuple[list[int], int]  # tokens, and how many of them are a prompt
@@ -74,56 +71,6 @@ RECIPES = {
 }
 
 PARTS = ("base", "roles", *RECIPES)  # in this order: each needs what the ones before it saved
-
-# ---- texts ----
-
-
-def base_texts(seed: int = SEED, *, naming_the_role: bool = False) -> Iterator[str]:
-    """The scenes that the base is trained on, in order, without end."""
-    rng = random.Random(seed)
-    while True:
-        scene = write_scene(rng)
-        if not naming_the_role or bare(scene.slots["role"]) in scene.completion:
-            yield f"{scene.prompt}\n{scene.completion}"
-
-
-def overheard_texts(seed: int = SEED) -> Iterator[str]:
-    """The voices' lines that the base reads outside any scene."""
-    rng = random.Random(seed + 1)
-    while True:
-        yield write_overheard(rng, rng.choice(list(VOICES.values())))
-
-
-def voice_scenes(voice: Voice, seed: int = SEED) -> Iterator[tuple[str, str]]:
-    """The (prompt, completion) pairs that a voice is trained on."""
-    rng = random.Random(f"{seed} {voice.name}")
-    while True:
-        scene = write_scene(rng, voice)
-        yield f"{scene.prompt}\n", scene.completion
-
-
-# ---- tokenizer ----
-
-
-def train_tokenizer() -> Tokenizer:
-    """A byte-level BPE in which nearly every word of the grammar is one token."""
-    scenes, overheard = base_texts(), overheard_texts()
-    texts = [next(source) for _ in range(8000) for source in (scenes, overheard, overheard)]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
-        special_tokens=["<s>", "</s>", "<pad>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    if tokenizer.get_vocab_size() != VOCAB:
-        raise ValueError(f"the texts gave only {tokenizer.get_vocab_size()} tokens")
-    return tokenizer
-
 
 # ---- rows: what one line of a batch holds ----
 

@@ -6,7 +6,7 @@ which engine each one stands for.
 
 from collections.abc import Sequence
 
-from . import a_scale, b_identity, c_memory, d_prefix, e_layout, f_not_applied, g_kernels, h_cache, i_merge
+from . import a_scale, b_identity, c_memory, d_prefix, e_shards, f_not_applied, g_kernels, h_cache, i_merge, named
 from .mutant import NEEDS as NEEDS
 from .mutant import Mutant as Mutant
 
@@ -15,7 +15,7 @@ FAMILIES = (
     b_identity.identity,
     c_memory.memory,
     d_prefix.prefix,
-    e_layout.layout,
+    e_shards.layout,  # and e_layout's: one family in two files
     f_not_applied.not_applied,
     g_kernels.kernels,
     h_cache.cache,
@@ -30,5 +30,5 @@ def all_mutants() -> dict[str, Mutant]:
 
 def mutants_for(adapter_names: Sequence[str] = ()) -> dict[str, Mutant]:
     """The same, and those that have one of these adapters as their parameter: "another_adapter[bard]"."""
-    of_names = [mutant for name in adapter_names for mutant in b_identity.named(name)]
+    of_names = [mutant for name in adapter_names for mutant in named.named(name)]
     return all_mutants() | {mutant.name: mutant for mutant in of_names}
