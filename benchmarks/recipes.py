@@ -1,7 +1,7 @@
 """How other engines test their LoRA, made again from what they published: would they have caught a mutant?
 
 Each recipe is a function, mutant -> caught. What is copied is the recipe (shapes, numbers drawn, tolerance, what is
-compared), not the code: the test's engine is this package with the mutant's table of steps, and what it is compared
+compared), not the code: the test's engine is this package with the mutant's Ops, and what it is compared
 with is this package without. Where a doubt was left, it was settled for the recipe. A recipe that meets a mutant that
 its test could not have run at all (an exception, which a crash would be) has caught it.
 
@@ -48,20 +48,20 @@ class Product:
 
     def run(self, ops: Ops, p: Precision) -> dict[str, Array]:
         """The y of every module. The scale is handed over as it is: the test does not compute one."""
-        bank = AdapterSlots(without_weights(self.config), p)
+        slots = AdapterSlots(without_weights(self.config), p)
         for slot, tensors in enumerate(self.lora):
             adapter = Adapter(
                 f"lora-{slot}",
                 PeftConfig(r=min(len(w.A) for w in tensors.values()), lora_alpha=1.0),
                 {(0, name): w for name, w in tensors.items()},
             )
-            bank.put(slot, ops.bind_adapter(adapter, self.config, lambda *_: self.scale))
+            slots.put(slot, ops.bind_adapter(adapter, self.config, lambda *_: self.scale))
         weights = np.where(self.ids < 0, 0.0, 1.0)
         found = {}
         for name in self.lora[0]:
             module: Module = (0, name)
             found[name] = self.y.astype("float32")
-            ops.lora_delta(found[name], self.x.astype("float32"), module, bank, LoraMapping.of(self.ids, weights), p)
+            ops.lora_delta(found[name], self.x.astype("float32"), module, slots, LoraMapping.of(self.ids, weights), p)
         return found
 
 

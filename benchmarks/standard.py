@@ -1,4 +1,4 @@
-"""The standard campaign, as short as it can be for one question: is this table of steps found out, and by which case?
+"""The standard campaign, as short as it can be for one question: is this Ops found out, and by which case?
 
     loracle check --engine mutant:NAME --model random --cases 68 --sequences 32
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import DTYPES, Array, Float, Precision, device_namespace, to_device, to_host
+from ..arrays import DTYPES, Array, Float, Precision, ceil_div, device_namespace, to_device, to_host
 from ..batch import ScheduledRequest, make_batch
 from ..config import LAYER_MODULES, ModelConfig, Module, Rope
 from ..kv_cache import KVCache
@@ -75,9 +75,9 @@ def random_model(shape: Shape, dtype: str, device: str = "cpu") -> Model:
     return Model(config, linear("embed_tokens").weight, layers, norm(), linear("lm_head"), None, dtype, device)
 
 
-def random_bank(model: Model, adapters: int, rank: int, p: Precision) -> AdapterSlots:
+def random_slots(model: Model, adapters: int, rank: int, p: Precision) -> AdapterSlots:
     """So many adapters, no two alike, in every linear layer of the model's layers."""
-    xp, bank = device_namespace(model.device), AdapterSlots(model, p)
+    xp, slots = device_namespace(model.device), AdapterSlots(model, p)
     rng = xp.random.default_rng(1)
 
     def numbers(*shape: int) -> Array:
@@ -88,8 +88,8 @@ def random_bank(model: Model, adapters: int, rank: int, p: Precision) -> Adapter
         for module in model.config.modules()[1:-1]:
             d_out, d_in = model.config.shape(module[1])
             lora[module] = LoraWeights(numbers(rank, d_in), numbers(d_out, rank), 0.5)
-        bank.put(slot, BoundAdapter(lora, {}, {}))
-    return bank
+        slots.put(slot, BoundAdapter(lora, {}, {}))
+    return slots
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,27 +118,31 @@ class Decoding:
 def decoding(model: Model, adapters: int, rank: int, context: int, ops: Ops) -> Decoding:
     """One request for each adapter, each after `context` tokens; `ops` and the adapters are those of a server."""
     p = Precision(ops.precision, model.dtype)
-    bank = random_bank(model, adapters, rank, p)
-    return decoding_with(model, bank, adapters, context, ops)
+    slots = random_slots(model, adapters, rank, p)
+    return decoding_with(model, slots, adapters, context, ops)
 
 
-def decoding_with(model: Model, bank: AdapterSlots, adapters: int, context: int, ops: Ops) -> Decoding:
-    """The same with the first so many adapters of a bank that is there already."""
-    p, blocks = Precision(ops.precision, model.dtype), -(-(context + 1) // BLOCK_SIZE)
+def decoding_with(model: Model, slots: AdapterSlots, adapters: int, context: int, ops: Ops) -> Decoding:
+    """The same with the first so many adapters of slots that are filled already."""
+    p, blocks = Precision(ops.precision, model.dtype), ceil_div(context + 1, BLOCK_SIZE)
     cache = KVCache(model.config, adapters * blocks, BLOCK_SIZE, p, model.device, ops.select_victim)
     rng: Any = device_namespace(model.device).random.default_rng(2)
     for x in (cache.k, cache.v):
         x[...] = rng.standard_normal(x.shape, dtype=np.float32)
-    work = [ScheduledRequest([7 + a % 100], context, cache.allocate(blocks), [(a, 1.0)]) for a in range(adapters)]
+    work = [
+        ScheduledRequest([7 + adapter % 100], context, cache.allocate(blocks), [(adapter, 1.0)])
+        for adapter in range(adapters)
+    ]
 
     def step(batch: Batch, ops: Ops = ops) -> Array:
-        return forward(model, batch, cache, bank, ops, p)
+        return forward(model, batch, cache, slots, ops, p)
 
     batch, base = (
-        make_batch(requests, cache, bank, ops) for requests in (work, [replace(w, adapters=()) for w in work])
+        make_batch(requests, cache, slots, ops)
+        for requests in (work, [replace(request, adapters=()) for request in work])
     )
     without_uploads = partial(step, ops=with_kept_tables(ops, model.device))
-    return Decoding(step, without_uploads, batch, base, [make_batch([w], cache, bank, ops) for w in work])
+    return Decoding(step, without_uploads, batch, base, [make_batch([request], cache, slots, ops) for request in work])
 
 
 def with_kept_tables(ops: Ops, device: str) -> Ops:

@@ -19,7 +19,7 @@ from ..arrays import Precision
 from ..backends import BACKENDS
 from ..cuda import runner
 from ..ops import Ops
-from .decode import Decoding, Shape, decoding_with, random_bank, random_model, with_half_products
+from .decode import Decoding, Shape, decoding_with, random_model, random_slots, with_half_products
 from .machine import about
 from .verify import WrongResult
 
@@ -68,12 +68,12 @@ def bench(
         "left_out": [],
     }
     model = random_model(shape, dtype, device)
-    bank = random_bank(model, max(counts), rank, Precision(ops.precision, dtype))
+    slots = random_slots(model, max(counts), rank, Precision(ops.precision, dtype))
     for count in counts:
         if time.monotonic() - begun > seconds:
             report["left_out"].append({"adapters": count, "why": f"{seconds:g} seconds were over"})
             continue
-        steps = decoding_with(model, bank, count, context, ops)
+        steps = decoding_with(model, slots, count, context, ops)
         row = {"adapters": count, **verified(steps, dtype), **measured(steps, count, repeats)}
         if device == "cuda":
             row |= on_the_device(steps, repeats)

@@ -1,4 +1,4 @@
-"""The kernels as a table of steps: CUDA, to be used wherever NUMPY is, on a GPU or on the CPU runner.
+"""The kernels as an Ops: CUDA, to be used wherever NUMPY is, on a GPU or on the CPU runner.
 
 The model's numbers are float32 arrays that were rounded at the points of a Precision; a kernel is built for one type T.
 So each step here asks three things of the Precision: what is stored is of which type (that is T), which roundings

@@ -57,7 +57,7 @@ def to_pair(
     for module in modules:
         tensors = adapter.lora[module]
         row = Row(len(rows), OF_LLAMA[module[1]], module[0], tensors.A.shape[0])
-        rows.append(Matrices(row, cast(tensors.A, dtype), folded(tensors.B, theirs[module], dtype, order)))
+        rows.append(Matrices(row, cast(tensors.A, dtype), prescaled(tensors.B, theirs[module], dtype, order)))
         for name, x in (("A", rows[-1].A), ("B", rows[-1].B)):
             if not all_finite(x):
                 raise AdapterError(f"{row}: {name} with the scale {theirs[module]:g} in it is too large for {dtype}")
@@ -109,7 +109,7 @@ def peft_scales(adapter: Adapter) -> dict[Module, float]:
     return {module: scale_of(adapter.config, module, tensors.A.shape[0]) for module, tensors in adapter.lora.items()}
 
 
-def folded(B: Float[Array, "d_out rank"], scale: float, dtype: str, order: str) -> Array:
+def prescaled(B: Float[Array, "d_out rank"], scale: float, dtype: str, order: str) -> Array:
     """B with its scale in it."""
     return prescale(B, scale, dtype, "manager" if order == "manager" else "convert")
 

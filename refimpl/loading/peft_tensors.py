@@ -62,7 +62,7 @@ Parts = dict[Module, dict[str, Part]]
 
 
 def sort_parts(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Diagnostics) -> Parts:
-    """Every tensor under its site and part. Without a base, layers and widths are taken as the file has them."""
+    """Every tensor under its module and part. Without a base, layers and widths are taken as the file has them."""
     parts: Parts = {}
     names = {module_name(module): module for module in (base.modules() if base else _modules_in(file))}
     for name in file.stored:

@@ -217,15 +217,15 @@ def test_serving_step_by_step_equals_one_prefill(data: st.DataObject) -> None:
 def test_a_bank_is_packed_once_per_change() -> None:
     config = small_config()
     model = build.random_model(config, 0, "float32")
-    bank, module = AdapterSlots(model, Precision()), (0, "q_proj")
-    bank.put(0, bind_adapter(build.as_dtype(build.random_adapter(config, 0), "float32"), config))
-    first = packed_at(bank, module, "float32")
-    assert len(first) == 1 and packed_at(bank, module, "float32") is first
-    bank.put(1, bind_adapter(build.as_dtype(build.random_adapter(config, 1), "float32"), config))
-    second = packed_at(bank, module, "float32")
+    slots, module = AdapterSlots(model, Precision()), (0, "q_proj")
+    slots.put(0, bind_adapter(build.as_dtype(build.random_adapter(config, 0), "float32"), config))
+    first = packed_at(slots, module, "float32")
+    assert len(first) == 1 and packed_at(slots, module, "float32") is first
+    slots.put(1, bind_adapter(build.as_dtype(build.random_adapter(config, 1), "float32"), config))
+    second = packed_at(slots, module, "float32")
     assert second is not first and second[0][1].adapters == 2
-    bank.put(1, bind_adapter(build.as_dtype(build.random_adapter(config, 2), "float32"), config))
-    assert packed_at(bank, module, "float32") is not second
+    slots.put(1, bind_adapter(build.as_dtype(build.random_adapter(config, 2), "float32"), config))
+    assert packed_at(slots, module, "float32") is not second
 
 
 def small_config() -> build.ModelConfig:

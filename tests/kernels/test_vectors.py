@@ -1,4 +1,4 @@
-"""The kernels over the committed test vectors, as a table of steps."""
+"""The kernels over the committed test vectors, as an Ops."""
 
 from pathlib import Path
 

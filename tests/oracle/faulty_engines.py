@@ -97,7 +97,7 @@ class SlotNotReloaded(Served):
     """An evicted slot gets its new owner's name, and keeps the weights of the old one."""
 
     def spoil(self) -> None:
-        bank, put = self.server.adapters.slots, self.server.adapters.slots.put
+        slots, put = self.server.adapters.slots, self.server.adapters.slots.put
         filled: set[int] = set()
 
         def once(slot: int, bound: BoundAdapter) -> None:
@@ -105,7 +105,7 @@ class SlotNotReloaded(Served):
                 put(slot, bound)
                 filled.add(slot)
 
-        bank.put = once  # type: ignore[method-assign]
+        slots.put = once  # type: ignore[method-assign]
 
 
 victim_in_use = but(select_victim=lambda last_used, ref_counts: min(last_used, key=last_used.__getitem__, default=None))

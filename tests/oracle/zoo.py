@@ -1,4 +1,4 @@
-"""A small case for each thing that a mutant may need, and what a table of steps answers to it.
+"""A small case for each thing that a mutant may need, and what an Ops answers to it.
 
 The plain case has nothing special: one layer, one head, two adapters of one rank, whole prompts in one batch. Each
 other case is the plain one and what its name says, so that `needs` can be shown to be enough, and not too much.

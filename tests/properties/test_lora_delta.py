@@ -130,7 +130,7 @@ def check_weights_are_linear(ops: Ops, call: Call, a: float, b: float) -> None:
 
 
 def check_sites_are_kept_apart(ops: Ops, call: Call) -> None:
-    """A site that none of the row's adapters changes is left alone, whatever they do at other sites."""
+    """A module that none of the row's adapters changes is left alone, whatever they do in others."""
     for module in call.model.config.modules():
         d_out, d_in = (
             call.model.config.shape(module[1])[::-1] if module == EMBED else call.model.config.shape(module[1])

@@ -191,7 +191,7 @@ def test_one_level_by_itself(pages: int, story: list[tuple[str, int, int]]) -> N
 
 CONFIG = ModelConfig(11, 10, 7, 1, 4, 2, 4)
 MODEL = random_model(CONFIG)
-SITE = (0, "q_proj")
+MODULE = (0, "q_proj")
 # (the id that is named, the version of its weights)
 VERSIONS = {(task, v): random_adapter(CONFIG, 10 * task + v, name=str(task)) for task in (0, 1, 2) for v in (0, 1)}
 
@@ -207,8 +207,8 @@ def served(story: list[tuple[int, int]], capacity: int) -> tuple[list, list]:
         by_id.append(theirs.ensure_batch([request])[request])
         theirs.finish(request)
         slot = ours.acquire(VERSIONS[task, version])
-        held = ours.slots.at(SITE)[slot].A
-        by_object.append(next(v for v, a in VERSIONS.items() if (held == a.lora[SITE].A.astype("float32")).all()))
+        held = ours.slots.at(MODULE)[slot].A
+        by_object.append(next(v for v, a in VERSIONS.items() if (held == a.lora[MODULE].A.astype("float32")).all()))
         ours.release(slot)
     return by_id, by_object
 

@@ -10,7 +10,7 @@ from refimpl.config import ModelConfig
 from refimpl.errors import CacheFull
 
 CONFIG = ModelConfig(11, 10, 7, 1, 4, 2, 4)
-SITE = (0, "q_proj")
+MODULE = (0, "q_proj")
 ADAPTERS = [random_adapter(CONFIG, seed, name="one name for all") for seed in range(4)]
 
 
@@ -19,7 +19,7 @@ def cache(capacity: int | None = 2) -> AdapterCache:
 
 
 def holds(c: AdapterCache, slot: int, adapter: int) -> bool:
-    return np.array_equal(c.slots.at(SITE)[slot].A, ADAPTERS[adapter].lora[SITE].A)
+    return np.array_equal(c.slots.at(MODULE)[slot].A, ADAPTERS[adapter].lora[MODULE].A)
 
 
 def test_an_adapter_keeps_its_slot_while_it_is_used() -> None:

@@ -45,27 +45,27 @@ def pack(
 ) -> PackedLora:
     """Lay the adapters (slot -> weights, for each slice) into one buffer. Nothing is padded to a common rank. There may
     be more slots than are filled here."""
-    adapters = max(slots, 1 + max((slot for held in slices for slot in held), default=0))
+    adapters = max(slots, 1 + max((slot for adapters_here in slices for slot in adapters_here), default=0))
     offsets = np.full((len(slices), adapters, 3), -1, np.int64)
     ranks = np.zeros((len(slices), adapters), np.int32)
     scales = np.zeros((len(slices), adapters), np.float32)
     parts: list[Array] = []
     size, align, widths = 0, 16 // STORED[dtype].itemsize, set()
-    for s, (held, d_out) in enumerate(zip(slices, d_outs, strict=True)):
-        for slot, w in held.items():
-            rank, d_in = w.A.shape
+    for index, (adapters_here, d_out) in enumerate(zip(slices, d_outs, strict=True)):
+        for slot, lora in adapters_here.items():
+            rank, d_in = lora.A.shape
             if slot < 0:
                 raise LoracleError(f"adapter slot {slot} is negative")
             if not 1 <= rank <= MAX_RANK:
                 raise LoracleError(f"adapter slot {slot}: rank {rank}; the kernels take ranks from 1 to {MAX_RANK}")
-            if w.B.shape != (d_out, rank):
-                raise LoracleError(f"adapter slot {slot}: B is {w.B.shape}, expected {(d_out, rank)}")
+            if lora.B.shape != (d_out, rank):
+                raise LoracleError(f"adapter slot {slot}: B is {lora.B.shape}, expected {(d_out, rank)}")
             widths.add(d_in)
-            ranks[s, slot], scales[s, slot] = rank, w.scale
-            for i, matrix in enumerate((w.A, w.B, w.bias)):
+            ranks[index, slot], scales[index, slot] = rank, lora.scale
+            for i, matrix in enumerate((lora.A, lora.B, lora.bias)):
                 if matrix is None:
                     continue
-                offsets[s, slot, i] = size
+                offsets[index, slot, i] = size
                 numbers = stored(matrix.reshape(-1), dtype)
                 parts += [numbers, xp.zeros(-numbers.size % align, numbers.dtype)]
                 size += numbers.size + parts[-1].size

@@ -1,4 +1,4 @@
-"""The zoo: real bugs of multi-LoRA engines, each a table of steps with one of them wrong; nothing is patched.
+"""The zoo: real bugs of multi-LoRA engines, each an Ops with one step wrong; nothing is patched.
 
 The oracle asks which of them explains an engine that is off. One file per class, A to I; README.md says which bug of
 which engine each one stands for.

@@ -1,4 +1,4 @@
-"""What a mutant is, and how the files of the zoo list theirs: one real bug, as the table of steps that has it.
+"""What a mutant is, and how the files of the zoo list theirs: one real bug, as the Ops that has it.
 
     @scale.bug("alpha / r, although the adapter says alpha / sqrt(r)", ISSUE, needs="rslora")
     def rslora_ignored() -> Ops:
@@ -55,7 +55,7 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """One bug. `make()` gives a fresh table of steps, to be called once per case or sequence."""
+    """One bug. `make()` gives a fresh Ops, to be called once per case or sequence."""
 
     name: str  # "rslora_ignored"; parameters in brackets: "scale_times[1.01]"
     family: str  # the class letter, "A" to "I"

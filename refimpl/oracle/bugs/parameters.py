@@ -19,7 +19,7 @@ from .parametrised import (
     base_gets,
     decode_too_far,
     exchanged,
-    first_stays_folded,
+    first_stays_merged,
     kept_in,
     last_inputs_lost,
     last_tokens_of_prompts_lost,
@@ -51,13 +51,13 @@ def parameter_mutants(testbed: Testbed) -> dict[str, Mutant]:
 BY_ORDER = (
     *("adapter_of_the_previous_request", "adapter_of_the_next_request", "adapter_of_the_first_request"),
     *("rows_shifted", "ids_not_repeated_per_token", "last_token_lost", "token_tail_lost"),
-    *("adapter_of_a_request_further_on", "request_without", "rows_dealt_late", "first_stays_folded"),
+    *("adapter_of_a_request_further_on", "request_without", "rows_dealt_late", "first_stays_merged"),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class OfArrivals:
-    """A table of steps for batches in the order of arrival (engines/ours.py)."""
+    """An Ops for batches in the order of arrival (engines/ours.py)."""
 
     make: Callable[[], Ops]
     arrival: bool = True
@@ -166,5 +166,5 @@ def _caches(testbed: Testbed) -> Iterator[Mutant]:
 
 
 def _merges() -> Iterator[Mutant]:
-    what = "the first adapter of a batch is folded into the base and stays there: the others have both"
-    yield Mutant("first_stays_folded", "I", what, (), first_stays_folded)
+    what = "the first adapter of a batch is merged into the base and stays there: the others have both"
+    yield Mutant("first_stays_merged", "I", what, (), first_stays_merged)

@@ -234,7 +234,7 @@ class FirstOfABatch(Remembered):
         return self.slot.get(adapters)
 
 
-def first_stays_folded() -> Ops:
+def first_stays_merged() -> Ops:
     """W + D for everyone, and their own delta on top."""
     first, others = FirstOfABatch(), Rows(lambda ids, slot: np.logical_not((ids == slot).any(axis=1)))
 

@@ -27,7 +27,7 @@ SINGLE = 2.0**-24  # half a unit in the last place of float32
 
 
 class Moved:
-    """A table of steps that are off by their bounds, and how many numbers were."""
+    """An Ops whose steps are off by their bounds, and how many numbers were."""
 
     def __init__(self, dtype: str, seed: int) -> None:
         import ml_dtypes

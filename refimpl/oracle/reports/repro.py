@@ -40,7 +40,7 @@ def load_repro(folder: Path) -> Repro:
     data = _Reader(folder / FILE)
     if data.get("format", int) != FORMAT:
         raise ReproError(f"{folder / FILE}: format is {data.get('format', int)}, this version reads {FORMAT}")
-    testbed = _load_stage(folder, data)
+    testbed = _load_testbed(folder, data)
     case = data.checked("case", lambda: from_json(data.get("case", dict)))
     names = {step.adapter for step in case.steps if isinstance(step, Load)} if not case.stateless else set()
     if missing := names - set(testbed.paths):
@@ -119,7 +119,7 @@ class _Reader:
             raise ReproError(one_line(f"{self.file}: {key} is damaged ({error})")) from None
 
 
-def _load_stage(folder: Path, data: _Reader) -> Testbed:
+def _load_testbed(folder: Path, data: _Reader) -> Testbed:
     base = _where(folder, data, "model", data.get("model", dict))
     dtype = data.get("dtype", str)
     model = load_model(base, dtype)

@@ -54,11 +54,11 @@ def exact(x: Array) -> Near:
     return Near(x.astype(np.float64), np.zeros(x.shape))
 
 
-def product(a: Near, b: Near) -> Near:
+def product(x: Near, y: Near) -> Near:
     """a @ b.T, summed up in float32."""
-    rounding = SUM_FACTOR * UNIT_ROUNDOFF * math.sqrt(max(1, a.value.shape[-1])) * (np.abs(a.value) @ np.abs(b.value).T)
-    carried = a.off @ np.abs(b.value).T + np.abs(a.value) @ b.off.T + a.off @ b.off.T
-    return Near(a.value @ b.value.T, rounding + carried)
+    rounding = SUM_FACTOR * UNIT_ROUNDOFF * math.sqrt(max(1, x.value.shape[-1])) * (np.abs(x.value) @ np.abs(y.value).T)
+    carried = x.off @ np.abs(y.value).T + np.abs(x.value) @ y.off.T + x.off @ y.off.T
+    return Near(x.value @ y.value.T, rounding + carried)
 
 
 def lora_row(
@@ -88,14 +88,13 @@ def attention_row(q: Array, keys: Array, values: Array, dtype: str) -> Array:
         raw = Near(raw.value, raw.off + HALF_ULP[dtype][0] * (np.abs(q[None]) @ np.abs(keys).T))
     raw = raw.rounded(dtype)
     scores = Near(raw.value / math.sqrt(head_dim), raw.off / math.sqrt(head_dim)).rounded(dtype)
-    s, d = scores.value[0], scores.off[0]
-    p = np.exp(s - s.max())
+    score, score_off = scores.value[0], scores.off[0]
+    p = np.exp(score - score.max())
     p /= p.sum()
-    d = (
-        d + 4 * UNIT_ROUNDOFF + 2 * UNIT_ROUNDOFF * np.abs(s - s.max()) + UNIT_ROUNDOFF * math.sqrt(n) * SUM_FACTOR
-    )  # exp itself, and the sum of the probabilities
+    # exp itself, and the sum of the probabilities
+    score_off = score_off + UNIT_ROUNDOFF * (4 + 2 * np.abs(score - score.max()) + math.sqrt(n) * SUM_FACTOR)
     out = p @ values
-    moved = (p * np.expm1(d)) @ np.abs(values - out) / (p @ np.exp(-d))
+    moved = (p * np.expm1(score_off)) @ np.abs(values - out) / (p @ np.exp(-score_off))
     stored = half_ulp(p, dtype) @ np.abs(values) if dtype != "float32" else 0.0
     # Rounded probabilities may be normalised before or after: their sum is then off as well.
     lost = half_ulp(p, dtype).sum() * np.abs(out) if dtype != "float32" else 0.0

@@ -181,7 +181,9 @@ def _output(folder: Path, name: str, spec: Any, tensors: Mapping[str, Array]) ->
             raise VectorError(one_line(f"{file}: tensor {name}.bound.{t} is missing"))
         if not (np.isfinite(bound).all() and (bound >= 0).all()):
             raise VectorError(one_line(f"{file}: tensor {name}.bound.{t} holds NaN, infinity or a negative number"))
-        if bound.ndim != value.ndim or any(b not in (1, n) for b, n in zip(bound.shape, value.shape, strict=True)):
+        if bound.ndim != value.ndim or any(
+            length not in (1, n) for length, n in zip(bound.shape, value.shape, strict=True)
+        ):
             shapes = f"{list(bound.shape)}, which does not fit {list(value.shape)}"
             raise VectorError(one_line(f"{file}: tensor {name}.bound.{t} is {shapes}"))
         bounds[t] = bound

@@ -123,7 +123,7 @@ def _draw_requests(spec: Spec, written: Written, rng: np.random.Generator) -> di
         pieces[second] = (*pieces[first][:-1], int((pieces[first][-1] + 7) % vocab))
     where = list(_requests(spec))
     texts: dict[Prompt, tuple[int, ...]] = {}
-    drawn: dict[tuple[int, int], DrawnRequest] = {}
+    with_text: dict[tuple[int, int], DrawnRequest] = {}
     for _, _, request, _ in where:
         prompt = request.prompt
         if prompt in texts:
@@ -144,8 +144,8 @@ def _draw_requests(spec: Spec, written: Written, rng: np.random.Generator) -> di
     for run, i, request, loaded in where:
         text, adapters = texts[request.prompt], _weighted(request, loaded)
         tokens = None if spec.result == "invalid" else _greedy(written, text, adapters, request.new, 0.0)
-        drawn[run, i] = DrawnRequest(request, text, tokens or (), adapters)
-    return drawn
+        with_text[run, i] = DrawnRequest(request, text, tokens or (), adapters)
+    return with_text
 
 
 def _weighted(request: RequestSpec, loaded: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
@@ -202,7 +202,7 @@ def _expected(
         bounds = {t: _row_bounds(runs_of_t, truth) for t, runs_of_t in honest.items()}
         produced = truth[-request.spec.new :]
         best = np.partition(produced, -2, axis=-1)
-        widest = max(float(b[-request.spec.new :].max()) for b in bounds.values())
+        widest = max(float(bound[-request.spec.new :].max()) for bound in bounds.values())
         if request.spec.new > 1 and (best[:, -1] - best[:, -2]).min() <= 2 * widest:
             return None
         name = f"{run}.{place}"

@@ -19,7 +19,7 @@ def write_vector(v: Vector, root: Path, seed: int) -> None:
     folder.mkdir(parents=True)
     write_safetensors(folder / INPUTS, v.inputs)
     tensors = {name: out.value for name, out in v.outputs.items()}
-    tensors |= {f"{name}.bound.{t}": b for name, out in v.outputs.items() for t, b in out.bound.items()}
+    tensors |= {f"{name}.bound.{t}": bound for name, out in v.outputs.items() for t, bound in out.bound.items()}
     write_safetensors(folder / EXPECTED, tensors)
     files = [INPUTS, EXPECTED, *_model_files(v, folder)]
     manifest = {
