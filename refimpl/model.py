@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .adapter_cache import AdapterCache
-from .arrays import Array, Float, Precision, namespace, rounded, to_host
+from .arrays import Array, Float, Precision, ceil_div, namespace, rounded, to_host
 from .batch import ScheduledRequest, make_batch
 from .config import EMBED, LM_HEAD, Module, short_name
 from .kv_cache import KVCache
@@ -125,7 +125,7 @@ def logits(
         return []
     block_size = 16
     lengths = [len(r.prompt_ids) for r in requests]
-    blocks = [-(-n // block_size) for n in lengths]
+    blocks = [ceil_div(n, block_size) for n in lengths]
     cache = KVCache(model.config, sum(blocks), block_size, p, model.device, ops.select_victim)
     adapters = AdapterCache(model, p, ops)
     scheduled = [

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import __version__
 from ..adapter import Adapter
-from ..arrays import DTYPES, Array, Precision, to_host
+from ..arrays import DTYPES, Array, Precision, ceil_div, to_host
 from ..batch import ScheduledRequest, make_batch
 from ..config import EMBED, LAYER_MODULES, LM_HEAD
 from ..engine import Engine as Server
@@ -113,7 +113,7 @@ class Ours:
         """Make a new engine with empty caches."""
         assert self.model is not None
         settings = self.settings
-        blocks = -(-settings.max_length // BLOCK_SIZE) + 1
+        blocks = ceil_div(settings.max_length, BLOCK_SIZE) + 1
         self.server = Observed(
             self.model,
             self.make_ops(),

@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..arrays import ceil_div
 from ..engines.interface import EngineError, Settings
 from .bugs import Mutant
 from .bugs.preconditions import is_applicable, spread
@@ -194,7 +195,7 @@ def _candidates(
 
 def _beside(context: Context, samples: Sequence[Sample], names: Sequence[str]) -> list[Candidate]:
     """Return the bugs of these names beside the samples; each worker has a share of the names."""
-    share = max(1, -(-len(names) // max(context.jobs, 1)))
+    share = max(1, ceil_div(len(names), max(context.jobs, 1)))
     batches = [names[i : i + share] for i in range(0, len(names), share)]
     futures = [
         [

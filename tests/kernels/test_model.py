@@ -214,7 +214,7 @@ def test_serving_step_by_step_equals_one_prefill(data: st.DataObject) -> None:
             assert row[token] >= row.max() - 1e-3, "not the most likely token, nor one of equals"
 
 
-def test_a_bank_is_packed_once_per_change() -> None:
+def test_slots_are_packed_once_per_change() -> None:
     config = small_config()
     model = build.random_model(config, 0, "float32")
     slots, module = AdapterSlots(model, Precision()), (0, "q_proj")

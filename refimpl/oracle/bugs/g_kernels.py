@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...arrays import Array, Precision
+from ...arrays import Array, Precision, ceil_div
 from ...config import Module
 from ...lora import AdapterSlots, LoraWeights
 from ...ops import NUMPY, Ops
@@ -89,7 +89,7 @@ def last_input_lost() -> Ops:
 def split_k_part_lost() -> Ops:
     def cut(lora: LoraWeights) -> LoraWeights:
         A = lora.A.copy()
-        A[:, -(-A.shape[1] // 2) :] = 0
+        A[:, ceil_div(A.shape[1], 2) :] = 0
         return dataclasses.replace(lora, A=A)
 
     return each(cut)
