@@ -14,7 +14,7 @@ from folders import BASE, LFS_POINTER, config_json, model_tensors, random, safet
 
 import refimpl.loading.config_file
 import refimpl.loading.model_folder
-from refimpl.arrays import DTYPES
+from refimpl.arrays import DTYPES, widen
 from refimpl.config import LAYER_MODULES, LAYER_NORMS, module_name
 from refimpl.errors import DeviceError, LoracleError, WeightsError
 from refimpl.loading.checkpoint import expected_tensors
@@ -264,7 +264,7 @@ def test_on_a_gpu_halves_are_held_wide(
     runtime = types.SimpleNamespace(memGetInfo=lambda: (free[0], 0))
     gpu = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime))
     monkeypatch.setattr(refimpl.loading.model_folder, "device_namespace", lambda device: gpu)
-    monkeypatch.setattr(refimpl.loading.model_folder, "to_device", lambda x, device: x.copy())
+    monkeypatch.setattr(refimpl.loading.model_folder, "to_device", lambda x, device: widen(x, held).copy())
     model = load_model(write_model(tmp_path, tensors), dtype, "cuda")
     assert (model.dtype, model.device) == (dtype, "cuda")
     for name, x in arrays_of(model).items():

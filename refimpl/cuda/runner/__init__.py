@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ...arrays import device_namespace
-from ...errors import DeviceError, LoracleError
+from ...errors import DeviceError, KernelError, LoracleError
 from ..parameters import types_of
 from .cpu import CPUModule
 from .gpu import GPUModule, wait
@@ -51,7 +51,10 @@ def load(file: str | Path, dtype: str, check: bool = False) -> Module:
     path = kernels_folder() / file
     if not path.exists():
         raise LoracleError(f"{path}: no such file")
-    return _load(path, dtype, check, device(), setting("CXXFLAGS"), path.stat().st_mtime_ns)
+    try:
+        return _load(path, dtype, check, device(), setting("CXXFLAGS"), path.stat().st_mtime_ns)
+    except KernelError as error:
+        raise error.with_traceback(None) from None  # the message has what the compiler says, the build's frames nothing
 
 
 @lru_cache(maxsize=256)

@@ -31,7 +31,8 @@ def exchanged(builder: ScenarioBuilder, choices: Choices) -> None:
     prompt = builder.prompt(choices)
     builder.run(*(builder.ask(name, prompt) for name in names))
     meant = {name: builder.loaded[name] for name in names}
-    if "reload" not in builder.can or choices.below(2):
+    same = len(set(meant.values())) < len(names)  # to load what is there already is no exchange
+    if same or "reload" not in builder.can or choices.below(2):
         for name in names:
             builder.unload(name)
     for name, other in zip(names, names[::-1], strict=True):
