@@ -85,6 +85,6 @@ def test_a_recipe_says_what_it_said(recipe: recipes.Recipe) -> None:
     [title] = [title for title, r in recipes.RECIPES.items() if r is recipe]
     for name in ("adapters_ignored", "rslora_ignored", "last_input_lost"):
         assert recipe(MUTANTS[name].make) == TABLE["mutants"][name]["recipes"][title], f"{name}: {AGAIN}"
-    # In float16 the texts part where two tokens are as good as equal, which is a matter of the CPU; what SGLang's recipe
-    # compares after that is not the same text.
+    # In float16 two texts part where two tokens are as good as equal, which is a matter of the CPU; after that, what
+    # SGLang's recipe compares is not the same text.
     assert recipe is recipes.sglang_logprobs or not recipe(lambda: NUMPY)
