@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from refimpl import Request
 from refimpl.adapter import Adapter, LoraTensors, PeftConfig
 from refimpl.config import EMBED, LAYER_MODULES, ModelConfig, Module, Rope, module_name
-from refimpl.weights import Layer, Linear, Model
+from refimpl.oracle.cases import synthetic
+from refimpl.weights import Model
 
 
 class Scene(NamedTuple):
@@ -52,36 +53,8 @@ ALWAYS_SEEN = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_t
 
 
 def random_model(config: ModelConfig, seed: int = 0, dtype: str = "float64") -> Model:
-    """Signed random weights of a size at which activations stay near 1 through the layers."""
-    rng = np.random.default_rng(seed)
-
-    def weight(shape: tuple[int, ...]) -> np.ndarray:
-        return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(dtype)
-
-    def linear(module: str) -> Linear:
-        shape = config.shape(module)
-        return Linear(weight(shape), 0.3 * weight(shape[:1]) * np.sqrt(shape[0]) if config.has_bias(module) else None)
-
-    def norm() -> np.ndarray:
-        return (1 + 0.2 * rng.standard_normal(config.hidden_size)).astype(dtype)
-
-    layers = tuple(
-        Layer(
-            norm(),
-            linear("q_proj"),
-            linear("k_proj"),
-            linear("v_proj"),
-            linear("o_proj"),
-            norm(),
-            linear("gate_proj"),
-            linear("up_proj"),
-            linear("down_proj"),
-        )
-        for _ in range(config.num_hidden_layers)
-    )
-    embed = rng.standard_normal(config.shape("embed_tokens")).astype(dtype)
-    head = Linear(embed if config.tie_word_embeddings else 3 * weight(config.shape("lm_head")))
-    return Model(config, embed, layers, norm(), head, dtype=dtype)
+    """The oracle's synthetic model of this seed."""
+    return synthetic.random_model(config, np.random.default_rng(seed), dtype)
 
 
 def random_adapter(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def setting(name: str) -> str:
     return os.environ.get(new, "")
 
 
-class Module:
+class Module(ABC):
     """One .cu, compiled for one dtype. `launch` starts one of its kernels."""
 
     array_type: Any
@@ -90,10 +91,11 @@ class Module:
             return None
         return self._launch(name, grid3, block3, args, words, smem)
 
+    @abstractmethod
     def _launch(
         self, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], words: list[int], smem: int
     ) -> dict[str, Traffic] | None:
-        raise NotImplementedError
+        """Run it: the arguments as machine words, everything checked."""
 
 
 def three_dimensions(sizes: Sequence[int], limits: tuple[int, ...], where: str) -> tuple[int, ...]:

@@ -139,7 +139,7 @@ def scale_of_the_padded_rank() -> Ops:
     return but(lora_delta=reading(padded))
 
 
-@scale.bug("one scale for the whole adapters: that of the adapter in the last slot")
+@scale.bug("one scale for all adapters: that of the adapter in the last slot")
 def scale_of_the_last_adapter() -> Ops:
     def last(adapters: AdapterSlots, module: Module) -> Slots:
         at = adapters.at(module)
@@ -148,7 +148,7 @@ def scale_of_the_last_adapter() -> Ops:
     return but(lora_delta=reading(last))
 
 
-@scale.bug("one scale for the whole adapters: that of the adapter in the first slot")
+@scale.bug("one scale for all adapters: that of the adapter in the first slot")
 def scale_of_the_first_adapter() -> Ops:
     def first(adapters: AdapterSlots, module: Module) -> Slots:
         at = adapters.at(module)
