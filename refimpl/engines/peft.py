@@ -140,14 +140,17 @@ class Peft:
         tokens: list[list[int]] = [[] for _ in requests]
         with torch.no_grad(), _quiet():
             for step in range(steps):
-                out = model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=past,
-                    use_cache=steps > 1,
-                    **mixed,
-                )
+                try:
+                    out = model(
+                        input_ids=ids,
+                        attention_mask=mask,
+                        position_ids=positions,
+                        past_key_values=past,
+                        use_cache=steps > 1,
+                        **mixed,
+                    )
+                except IndexError as error:  # how PyTorch's embedding refuses an id past the vocabulary
+                    raise EngineError(f"transformers refuses the batch: {_one_line(error)}") from None
                 if step == 0:
                     intermediates = prompt_trace()
                 past, logits = out.past_key_values, _numpy(out.logits)
