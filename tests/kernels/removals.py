@@ -266,9 +266,9 @@ class Workshop:
         """Who notices that a file is this: 'checker: ...', 'test: ...', 'crash: ...' or ''."""
         (self.folder / file).write_text(source)
         try:
-            ref_counts = INCLUDED_BY.get(file, (file,))
+            users = INCLUDED_BY.get(file, (file,))
             # First the tests whose parameters name the kernel, and those of the first type.
-            wanted = [p for user in ref_counts for p in properties(user)]
+            wanted = [p for user in users for p in properties(user)]
             wanted.sort(key=lambda p: names not in p.name)
             for examples in stages:
                 for user, dtype in dict.fromkeys((p.file, p.dtype) for p in wanted):

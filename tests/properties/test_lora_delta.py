@@ -1,4 +1,4 @@
-"""lora_delta by itself: what it adds to which rows, given a slots of adapters."""
+"""lora_delta by itself: what it adds to which rows, given slots with adapters."""
 
 from dataclasses import replace
 from typing import NamedTuple
