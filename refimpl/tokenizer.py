@@ -9,10 +9,11 @@ from .errors import LoracleError
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A tokenizer.json, or the knowledge that there is none: ids work without, text does not."""
+    """A tokenizer, or the knowledge that there is none: ids work without, text does not."""
 
-    file: Path
+    file: Path  # tokenizer.json, or a GGUF file
     inner: Any = None  # tokenizers.Tokenizer
+    reason: str = "is not there: text needs a tokenizer.json"  # why `inner` is None, where it is
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, with what the tokenizer's own post-processor adds (usually the BOS token)."""
@@ -27,5 +28,5 @@ class Tokenizer:
 
     def _loaded(self) -> Any:
         if self.inner is None:
-            raise LoracleError(f"{self.file} is not there: text needs a tokenizer.json; give token ids instead")
+            raise LoracleError(f"{self.file} {self.reason}; give token ids instead")
         return self.inner

@@ -22,7 +22,9 @@ BASE = "base"
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --model, --adapter, --dtype, --device and --ops."""
-    parser.add_argument("--model", default="tiny", metavar="DIR|tiny", help="a Hugging Face folder (default: tiny)")
+    parser.add_argument(
+        "--model", default="tiny", metavar="DIR|GGUF|tiny", help="a Hugging Face folder or a GGUF file (default: tiny)"
+    )
     parser.add_argument(
         "--adapter",
         action="append",

@@ -31,9 +31,11 @@ EXAMPLE = """  loracle inspect ./my-adapter --model ./llama            does it f
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of inspect."""
-    parser.add_argument("folder", metavar="DIR", help="a model, PEFT or TensorRT-LLM folder, tiny, or a voice of it")
     parser.add_argument(
-        "--model", metavar="DIR|tiny", help="the base that the adapter is for: check it against that one"
+        "folder", metavar="DIR", help="a model, PEFT or TensorRT-LLM folder, a GGUF file, tiny, or a voice of it"
+    )
+    parser.add_argument(
+        "--model", metavar="DIR|GGUF|tiny", help="the base that the adapter is for: check it against that one"
     )
     parser.add_argument(
         "--effect", action="store_true", help="per module ||scale B A x|| / ||W x|| on the model's own x"

@@ -14,6 +14,7 @@ from ..loading.config_file import read_config
 from ..loading.conversion import converted
 from ..loading.diagnostics import Diagnostics
 from ..loading.rope_scaling import KINDS
+from ..tokenizer import Tokenizer
 from ..weights import Linear, Model
 from .files import new_folder, write_safetensors
 
@@ -43,9 +44,7 @@ def save_model(model: Model, folder: Path) -> None:
         write_safetensors(scratch / SINGLE, shape)
         (scratch / "config.json").write_text(json.dumps(config_json(config, model.dtype), indent=2) + "\n", "utf-8")
         if getattr(model.tokenizer, "inner", None) is not None:
-            for name in TOKENIZER_FILES:
-                if (model.tokenizer.file.parent / name).is_file():
-                    shutil.copyfile(model.tokenizer.file.parent / name, scratch / name)
+            write_tokenizer(model.tokenizer, scratch)
         diagnostics = Diagnostics()
         again = read_config(scratch, diagnostics)  # what load_model would refuse does not get its name
         if again:
@@ -54,6 +53,16 @@ def save_model(model: Model, folder: Path) -> None:
             raise WeightsError(diagnostics.problems[0].replace(str(scratch), str(folder)))
         if again != config:
             raise WeightsError(f"{folder}: config.json cannot say {config}; it would be read as {again}")
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """The files that the tokenizer came from; tokenizer.json alone of one that a GGUF file had."""
+    if tokenizer.file.name != TOKENIZER_FILES[0]:
+        tokenizer.inner.save(str(folder / TOKENIZER_FILES[0]))
+        return
+    for name in TOKENIZER_FILES:
+        if (tokenizer.file.parent / name).is_file():
+            shutil.copyfile(tokenizer.file.parent / name, folder / name)
 
 
 def config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""The tensors of a base model's folder: which files hold them, which must be there, and whether they are fit to use."""
+"""The tensors of a base model: which files hold them, which must be there, and whether they are fit to use."""
 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,11 @@ from ..arrays import Array
 from ..config import LAYER_MODULES, LAYER_NORMS, ModelConfig, module_name
 from .conversion import CHUNK, all_finite
 from .diagnostics import Diagnostics, shown
-from .families import SUPPORTED
+from .gguf_file import is_gguf
+from .gguf_tensors import gguf_spelling, gguf_tensors
 from .json_file import read_json
-from .safetensors_file import FLOATS, SafetensorsFile, open_safetensors
+from .safetensors_file import open_safetensors
+from .tensor import Tensor, stored_tensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TIED, EMBED_WEIGHT = "lm_head.weight", "model.embed_tokens.weight"
@@ -26,14 +27,6 @@ CONVERT = (
     "it is a pickle, which can run code, and is not read; convert it where you trust it: "
     "transformers.AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)"
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Tensor:
-    """One tensor of a checkpoint, still in the memory map, and the file it is in."""
-
-    file: Path
-    array: Array
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -54,50 +47,57 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def open_checkpoint(folder: Path, config: ModelConfig | None, diagnostics: Diagnostics) -> dict[str, Tensor]:
-    """Every expected tensor by name, memory-mapped, with all problems noted. Without a config, every float tensor."""
+def open_checkpoint(path: Path, config: ModelConfig | None, diagnostics: Diagnostics) -> dict[str, Tensor]:
+    """Every expected tensor by name, still in the memory map, with all problems noted. Without a config, every one.
+
+    Tensors of a quantised type are not looked into: whoever reads one sees whether it holds NaN."""
     before = len(diagnostics.problems)
-    files = [file for path in checkpoint_files(folder, diagnostics) if (file := open_safetensors(path, diagnostics))]
+    stored = gguf_tensors(path, config, diagnostics) if is_gguf(path) else _folder_tensors(path, diagnostics)
     complete = len(diagnostics.problems) == before
     expected = expected_tensors(config) if config else None
     tensors: dict[str, Tensor] = {}
-    for file in files:
-        for name in file.stored:
-            if HARMLESS.fullmatch(name):
-                continue
-            if problem := _tensor_problem(file, name, expected, tensors):
-                diagnostics.problem(file.path, f"tensor {name} {problem}")
-            else:
-                tensors[name] = Tensor(file.path, file.tensors[name])
-    present = {name for file in files for name in file.stored}
+    for name, tensor in stored:
+        if problem := _tensor_problem(name, tensor, expected, tensors):
+            diagnostics.problem(tensor.file, f"tensor {tensor.name} {problem}")
+        else:
+            tensors[name] = tensor
+    present = {name for name, _ in stored}
     for name, shape in (expected or {}).items() if complete else ():
         if name not in present and not (
             name == EMBED_WEIGHT and config and config.tie_word_embeddings and TIED in present
         ):
             why = "; tie_word_embeddings is false in config.json" if name == TIED else ""
-            diagnostics.problem(folder, f"tensor {name} {list(shape)} is in no file of the checkpoint{why}")
+            spelt = gguf_spelling(name) if is_gguf(path) else name
+            diagnostics.problem(path, f"tensor {spelt} {list(shape)} is in no file of the checkpoint{why}")
     if config and config.tie_word_embeddings and TIED in tensors:
         _check_tied(tensors, diagnostics)
     return tensors
 
 
+def _folder_tensors(folder: Path, diagnostics: Diagnostics) -> list[tuple[str, Tensor]]:
+    """Every tensor of the folder's safetensors files, by its name."""
+    files = [file for path in checkpoint_files(folder, diagnostics) if (file := open_safetensors(path, diagnostics))]
+    return [(name, stored_tensor(file, name)) for file in files for name in file.stored if not HARMLESS.fullmatch(name)]
+
+
 def _tensor_problem(
-    file: SafetensorsFile, name: str, expected: Mapping[str, tuple[int, ...]] | None, others: Mapping[str, Tensor]
+    name: str, tensor: Tensor, expected: Mapping[str, tuple[int, ...]] | None, others: Mapping[str, Tensor]
 ) -> str | None:
     """What is wrong with one tensor, if something is: name, shape, type, a second copy, NaN."""
-    shape = file.shapes[name]
+    shape = tensor.shape
     if expected is not None:
         # A tied checkpoint may carry the head as well; _check_tied compares the two.
         expected_shape = expected.get(name, expected[EMBED_WEIGHT] if name == TIED else None)
         if expected_shape is None:
             return f"{list(shape)} is not one of the model's; {_why_unexpected(name)}"
         if shape != expected_shape:
-            return f"has shape {list(shape)}, config.json makes it {list(expected_shape)}"
-    if file.stored[name] not in FLOATS:
-        return f"has dtype {file.stored[name]}; supported are {', '.join(FLOATS)} ({SUPPORTED})"
+            source = "config.json" if tensor.file.suffix == ".safetensors" else "the metadata"
+            return f"has shape {list(shape)}, {source} makes it {list(expected_shape)}"
+    if tensor.problem:
+        return tensor.problem
     if name in others:
         return f"is also in {others[name].file.name}"
-    if not all_finite(file.tensors[name]):
+    if not tensor.quantised and not all_finite(tensor.read()):
         return "holds NaN or inf"
     return None
 
@@ -114,7 +114,7 @@ def _check_tied(tensors: dict[str, Tensor], diagnostics: Diagnostics) -> None:
     """A tied checkpoint may carry both names, or only the head's (transformers, modeling_utils.py, tie_weights)."""
     head = tensors.pop(TIED)
     embed = tensors.setdefault(EMBED_WEIGHT, head)
-    if embed.array.dtype != head.array.dtype or not _same_bits(embed.array, head.array):
+    if embed.stored != head.stored or not _same_bits(embed.read(), head.read()):
         # transformers 4 ties the two whatever the file says, transformers 5 keeps them apart.
         diagnostics.problem(head.file, f"tie_word_embeddings is true, but tensor {TIED} is not equal to {EMBED_WEIGHT}")
 
@@ -172,6 +172,6 @@ def _what_else(folder: Path) -> str:
 INSTEAD = {
     "pytorch_model*.bin*": CONVERT,
     "adapter_config.json": "this is an adapter, not a base model",
-    "*.gguf": "GGUF is not read; take the safetensors that it was made from",
+    "*.gguf": "give the file itself: a GGUF is a whole model",
     "consolidated*": "this is the original layout of the weights; take the one that transformers reads",
 }

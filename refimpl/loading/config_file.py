@@ -1,4 +1,5 @@
-"""config.json -> a ModelConfig; and generation_config.json, for the ids that end a text."""
+"""config.json, or what stands for it in a GGUF file -> a ModelConfig; and generation_config.json, for the ids that
+end a text."""
 
 import os
 import re
@@ -8,12 +9,14 @@ from ..config import ModelConfig, Rope
 from ..errors import ConfigError
 from .diagnostics import Diagnostics, shown
 from .families import DEFAULTS, check_neutral, family_of
+from .gguf_config import gguf_config
+from .gguf_file import SUFFIX, is_gguf
 from .json_file import LARGEST, Keys, is_integer, read_json
 from .rope_scaling import read_rope
 
 
 def load_config(folder: str | Path) -> ModelConfig:
-    """The config.json of a Hugging Face folder. ConfigError, one line, for what would not be computed right."""
+    """The config of a Hugging Face folder or a GGUF file. ConfigError, one line, for what would be wrong."""
     diagnostics = Diagnostics()
     config = read_config(Path(folder), diagnostics)
     diagnostics.raise_first(ConfigError, Path(folder))
@@ -24,11 +27,16 @@ def load_config(folder: str | Path) -> ModelConfig:
 def read_config(folder: Path, diagnostics: Diagnostics) -> ModelConfig | None:
     """As load_config, but with every problem noted. None where one of them leaves no config to speak of."""
     file, before = folder / "config.json", len(diagnostics.problems)
-    if not os.path.exists(file):
+    if is_gguf(folder):
+        file, data = folder, gguf_config(folder, diagnostics)
+    elif os.path.exists(file):
+        data = read_json(file, diagnostics)
+    else:
         adapter = ": it is an adapter, not a base model" if os.path.exists(folder / "adapter_config.json") else ""
-        diagnostics.problem(folder, f"has no config.json{adapter}" if os.path.isdir(folder) else not_a_folder(folder))
+        diagnostics.problem(
+            folder, f"has no config.json{adapter}{_gguf_in(folder)}" if os.path.isdir(folder) else not_a_folder(folder)
+        )
         return None
-    data = read_json(file, diagnostics)
     if data is None or (family := family_of(file, data, diagnostics)) is None:
         return None
     check_neutral(file, data, family, diagnostics)
@@ -69,6 +77,12 @@ def not_a_folder(path: Path) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not os.path.exists(path):
         return f"is not a folder; nothing is downloaded here: hf download {path} --local-dir DIR, and give DIR"
     return "is not a folder"
+
+
+def _gguf_in(folder: Path) -> str:
+    """Return what to give instead of a folder that holds GGUF files."""
+    names = sorted(file.name for file in folder.glob(f"*{SUFFIX}"))
+    return f"; {names[0]}: give the file itself, a GGUF is a whole model" if names else ""
 
 
 def _eos_token_ids(folder: Path, keys: Keys) -> tuple[int, ...]:

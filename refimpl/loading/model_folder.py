@@ -1,4 +1,4 @@
-"""A Hugging Face folder -> a Model: safetensors, mapped or converted, under the names of the checkpoint."""
+"""A Hugging Face folder or a GGUF file -> a Model: mapped or converted, under the names of the checkpoint."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -9,20 +9,23 @@ from ..arrays import DTYPES, Array, device_namespace, dtype_of, to_device
 from ..config import LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Module, module_name
 from ..errors import WeightsError
 from ..weights import Layer, Linear, Model
-from .checkpoint import Tensor, open_checkpoint
+from .checkpoint import open_checkpoint
 from .config_file import load_config
 from .conversion import all_finite, available_memory, check_memory, converted
 from .diagnostics import Diagnostics
 from .embedded import BASE
+from .tensor import Tensor
 from .tokenizer_file import load_tokenizer
 
 
 def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") -> Model:
-    """A base model from a Hugging Face folder, or the embedded one ("tiny").
+    """A base model from a Hugging Face folder, from a GGUF file (of the llama architecture), or the embedded one
+    ("tiny").
 
     dtype is what the weights are held in: float32, float64, float16 or bfloat16. Where the checkpoint has that type,
     the arrays are the read-only memory map of the file, and take no memory of their own; where not, they are copies,
-    rounded to nearest even. On device "cuda" halves are held as float32, with the values that the half has.
+    rounded to nearest even. On device "cuda" halves are held as float32, with the values that the half has. Quantised
+    weights become the numbers that they stand for (dequantise.py): what they were before is not in the file.
 
     ConfigError, WeightsError or DeviceError, one line that names the file; nothing is loaded then.
     """
@@ -35,7 +38,7 @@ def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") ->
     diagnostics.raise_first(WeightsError, folder)
     _check_fit(tensors, dtype, device)
     tokenizer = load_tokenizer(folder)
-    return _model(config, lambda name: _load(tensors[name], name, dtype, device), tokenizer, dtype, device)
+    return _model(config, lambda name: _load(tensors[name], dtype, device), tokenizer, dtype, device)
 
 
 def base_folder(path: str | Path) -> Path:
@@ -45,21 +48,24 @@ def base_folder(path: str | Path) -> Path:
 
 def _check_fit(tensors: Mapping[str, Tensor], dtype: str, device: str) -> None:
     """Refuse before anything is allocated: what is converted is a copy, what is not is only mapped."""
-    sizes = [t.array.size * DTYPES[dtype].itemsize for t in tensors.values() if t.array.dtype != DTYPES[dtype]]
+    sizes = [tensor.size * DTYPES[dtype].itemsize for tensor in tensors.values() if not tensor.is_mapped(dtype)]
     if device == "cpu":
         check_memory(sum(sizes), f"converting the weights to {dtype}", available_memory())
     else:  # one tensor after another passes through the host
         wide = max(DTYPES[dtype].itemsize, 4)
         check_memory(max(sizes, default=0), f"converting the weights to {dtype}", available_memory())
         free = device_namespace(device).cuda.runtime.memGetInfo()[0]
-        check_memory(sum(t.array.size * wide for t in tensors.values()), "holding the weights on the GPU", free)
+        check_memory(sum(tensor.size * wide for tensor in tensors.values()), "holding the weights on the GPU", free)
 
 
-def _load(tensor: Tensor, name: str, dtype: str, device: str) -> Array:
+def _load(tensor: Tensor, dtype: str, device: str) -> Array:
     """One tensor, in the dtype, on the device."""
-    array = converted(tensor.array, dtype)
-    if array is not tensor.array and not all_finite(array):
-        raise WeightsError(f"{tensor.file}: tensor {name} has values too large for {dtype}")
+    stored = tensor.read()
+    if tensor.quantised and not all_finite(stored):
+        raise WeightsError(f"{tensor.file}: tensor {tensor.name} holds NaN or inf")
+    array = converted(stored, dtype)
+    if array is not stored and not all_finite(array):
+        raise WeightsError(f"{tensor.file}: tensor {tensor.name} has values too large for {dtype}")
     if device != "cpu":
         return to_device(array, device)
     array.flags.writeable = False

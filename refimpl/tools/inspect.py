@@ -17,10 +17,13 @@ from ..formats.trtllm_report import MAX_RANK, about_peft
 from ..loading.adapter_folder import WEIGHTS_FILE, adapter_folder, read_parts
 from ..loading.checkpoint import INDEX, SINGLE, open_checkpoint
 from ..loading.config_file import read_config
+from ..loading.conversion import all_finite
 from ..loading.diagnostics import Diagnostics
+from ..loading.gguf_file import is_gguf
 from ..loading.model_folder import base_folder
 from ..loading.peft_config import CONFIG_FILE
 from ..loading.peft_tensors import Parts
+from ..loading.tensor import Tensor
 from ..loading.tokenizer_file import load_tokenizer
 from ..lora import adapter_scale
 
@@ -84,13 +87,12 @@ def inspect(
         of_model = read_config(folder, diagnostics)
         config = asdict(of_model) if of_model else {}
         tensors = open_checkpoint(folder, of_model, diagnostics)
-        modules = [_report(name, "base", {name.rsplit(".", 1)[-1]: t.array}) for name, t in tensors.items()]
+        modules = [_base_report(name, tensor, diagnostics) for name, tensor in tensors.items()]
         try:
-            load_tokenizer(folder)
+            if load_tokenizer(folder).inner is None:
+                diagnostics.warn(folder, "has no tokenizer.json: it can be given token ids, not text")
         except ConfigError as error:
             diagnostics.problems.append(str(error))
-        if not os.path.exists(folder / "tokenizer.json"):
-            diagnostics.warn(folder, "has no tokenizer.json: it can be given token ids, not text")
     else:
         neither = f"has neither config.json and {SINGLE} nor {CONFIG_FILE} and {WEIGHTS_FILE}"
         diagnostics.problem(folder, find_nemo(folder) or (neither if os.path.isdir(folder) else "is not a folder"))
@@ -120,9 +122,17 @@ def _resolve(path: str | Path) -> tuple[Path, str]:
     names = {file.name for file in folder.glob("*")} if os.path.isdir(folder) else set()
     if names & {CONFIG_FILE, WEIGHTS_FILE, "adapter_model.bin"}:
         return folder, "adapter"
-    if names & {"config.json", SINGLE, INDEX}:
+    if names & {"config.json", SINGLE, INDEX} or is_gguf(folder):
         return folder, "model"
     return folder, "trtllm" if is_pair(folder) or pair_folders(folder) else "unknown"
+
+
+def _base_report(name: str, tensor: Tensor, diagnostics: Diagnostics) -> ModuleReport:
+    """One tensor of a base. A quantised one is read, to see whether all of it is finite."""
+    if tensor.quantised and not all_finite(tensor.read()):
+        diagnostics.problem(tensor.file, f"tensor {tensor.name} holds NaN or inf")
+    shapes = {name.rsplit(".", 1)[-1]: list(tensor.shape)}
+    return ModuleReport(name, "base", shapes, tensor.stored, tensor.size, tensor.nbytes)
 
 
 def _adapter_reports(module: Module, parts: Parts, config: PeftConfig | None) -> Iterable[ModuleReport]:

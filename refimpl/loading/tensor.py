@@ -1,0 +1,53 @@
+"""One tensor of a checkpoint: mapped as it is, or quantised, and made into numbers each time that it is read."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..arrays import Array
+from .families import SUPPORTED
+from .safetensors_file import BITS, FLOATS, SafetensorsFile
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A tensor that has not been read yet."""
+
+    file: Path
+    name: str  # in that file, for messages
+    shape: tuple[int, ...]
+    stored: str  # the type that it has in the file: float32, Q4_K, nf4, ...
+    nbytes: int  # that it takes in the file
+    dtype: str  # of the numbers that `read` returns
+    read: Callable[[], Array]  # the memory map itself, or a new array
+    problem: str | None = None  # why it cannot be read, if it cannot
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the file holds something else than the numbers themselves."""
+        return self.stored != self.dtype
+
+    def is_mapped(self, dtype: str) -> bool:
+        """Whether holding it in this type takes no memory."""
+        return self.stored == dtype
+
+
+def stored_tensor(file: SafetensorsFile, name: str) -> Tensor:
+    """A tensor of a safetensors file, as it lies there."""
+    kind, shape = file.stored[name], file.shapes[name]
+    nbytes = (math.prod(shape) * BITS[kind] + 7) // 8
+    if kind not in FLOATS:
+        problem = f"has dtype {kind}; supported are {', '.join(FLOATS)} ({SUPPORTED})"
+        return Tensor(file.path, name, shape, kind, nbytes, kind, _unreadable, problem)
+    array = file.tensors[name]
+    return Tensor(file.path, name, shape, FLOATS[kind], nbytes, FLOATS[kind], lambda: array)
+
+
+def _unreadable() -> Array:
+    raise AssertionError("a tensor with a problem is not read")
