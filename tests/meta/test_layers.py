@@ -12,7 +12,7 @@ ROWS = (
     ("backends",),
     ("tensorrt_llm",),
     ("formats",),
-    ("tools",),
+    ("tools", "training"),
     ("tiny", "published"),
     ("engines",),
     ("oracle",),

@@ -1,0 +1,10 @@
+"""Where adapters come from: LoRA training, several adapters at once over one base, the backward pass on one page.
+
+lora_config  which modules get a LoRA, and how large: PEFT's names and meanings
+parameters   the trainable arrays of one adapter, from PEFT's initialisation to an Adapter that serves
+backward     the page: each layer's forward pass, and below it its backward pass, line by line the other way round
+gradients, lora_gradients, attention_gradients    the vector-Jacobian product of each step, beside its formula
+loss         one batch of sequences of all tasks -> each task's loss and gradients
+optimizer    AdamW, the learning rate's schedule, clipping
+loop         steps, until every task has had its epochs
+"""

@@ -1,0 +1,91 @@
+"""LoRA's backward pass: what each adapter's A and B would have to change, each token counted for its own adapter.
+
+y[t] += s (B A x[t] + bias), s = weight * scale:
+
+dB    = sum over t of  s dy[t] (A x[t])^T        dx[t] = s A^T B^T dy[t]
+dA    = sum over t of  s B^T dy[t] x[t]^T
+dbias = sum over t of  s dy[t]
+"""
+
+from ..arrays import Array, Float, Precision, namespace, to_host
+from ..config import Module
+from ..lora import AdapterSlots, shrink
+from ..plans import NO_ADAPTER, LoraMapping
+from .gradients import embed_weight_vjp
+from .parameters import Key
+
+Gradients = dict[int, dict[Key, Array]]  # slot -> one array for each of its parameters that was met
+
+
+def lora_delta_vjp(
+    dy: Float[Array, "tokens d_out"],
+    x: Array,
+    module: Module,
+    adapters: AdapterSlots,
+    mapping: LoraMapping,
+    p: Precision,
+) -> tuple[Float[Array, "tokens d_in"], Gradients]:
+    """Return dx and the gradients of the adapters that are in this module, one segment at a time.
+
+    x is [tokens, d_in], or token ids [tokens] at the embedding: those have no gradient, dx is [tokens, 0] there."""
+    resident, by_id = adapters.at(module), x.dtype.kind in "iu"
+    dx = namespace(dy).zeros((x.shape[0], 0 if by_id else x.shape[1]), dy.dtype)
+    gradients: Gradients = {}
+    for column in mapping.device.columns:
+        for segment in column.segments:
+            if segment.slot not in resident:
+                continue
+            lora, rows = resident[segment.slot], segment.rows
+            scaled = dy[rows, : lora.B.shape[0]] * dy.dtype.type(lora.scale * segment.weight)
+            low, low_gradient = shrink(x[rows], lora.A), scaled @ lora.B
+            if not by_id:
+                dx[rows] += low_gradient @ lora.A
+            parts = {"A": shrink_vjp(low_gradient, x[rows], lora.A), "B": scaled.T @ low}
+            if lora.bias is not None:
+                parts["bias"] = scaled.sum(axis=0)
+            add_gradients(gradients, segment.slot, {Key(module, part): gradient for part, gradient in parts.items()})
+    return dx, gradients
+
+
+def shrink_vjp(dy: Float[Array, "tokens rank"], x: Array, A: Float[Array, "rank d_in"]) -> Float[Array, "rank d_in"]:
+    """y = x A^T:  dA = dy^T x. At the embedding, where A's columns are looked up, each token adds to its own."""
+    return embed_weight_vjp(dy, x, A.shape[1]).T if x.dtype.kind in "iu" else dy.T @ x
+
+
+def lora_delta_vjp_per_token(
+    dy: Float[Array, "tokens d_out"],
+    x: Array,
+    module: Module,
+    adapters: AdapterSlots,
+    mapping: LoraMapping,
+    p: Precision,
+) -> tuple[Float[Array, "tokens d_in"], Gradients]:
+    """The definition: the four formulas above, one token at a time."""
+    xp, resident, by_id = namespace(dy), adapters.at(module), x.dtype.kind in "iu"
+    dx = xp.zeros((x.shape[0], 0 if by_id else x.shape[1]), dy.dtype)
+    gradients: Gradients = {}
+    for t in range(dy.shape[0]):
+        for slot, weight in zip(mapping.adapter_ids[t].tolist(), mapping.adapter_weights[t].tolist(), strict=True):
+            if slot == NO_ADAPTER or slot not in resident:
+                continue
+            lora = resident[slot]
+            scaled = dy[t, : lora.B.shape[0]] * dy.dtype.type(lora.scale * weight)
+            column = int(to_host(x[t : t + 1])[0]) if by_id else slice(None)
+            low = lora.A[:, column] if by_id else lora.A @ x[t]
+            low_gradient = lora.B.T @ scaled
+            A_gradient = xp.zeros_like(lora.A)
+            A_gradient[:, column] = low_gradient if by_id else low_gradient[:, None] * x[t][None, :]
+            if not by_id:
+                dx[t] += lora.A.T @ low_gradient
+            parts = {"A": A_gradient, "B": scaled[:, None] * low[None, :]}
+            if lora.bias is not None:
+                parts["bias"] = scaled
+            add_gradients(gradients, slot, {Key(module, part): gradient for part, gradient in parts.items()})
+    return dx, gradients
+
+
+def add_gradients(gradients: Gradients, slot: int, more: dict[Key, Array]) -> None:
+    """gradients[slot] += more, key by key; a key that is new is taken over."""
+    of_slot = gradients.setdefault(slot, {})
+    for key, gradient in more.items():
+        of_slot[key] = of_slot[key] + gradient if key in of_slot else gradient

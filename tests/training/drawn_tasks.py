@@ -1,0 +1,127 @@
+"""What the tests of training draw: any small model, tasks of every kind of adapter, parameters that hide nothing."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+from support.build import ALWAYS_SEEN, EVERYWHERE, RANKS, configs, random_model
+
+from refimpl import NUMPY, Model, Ops
+from refimpl.config import LAYER_MODULES, ModelConfig
+from refimpl.training.arguments import TrainingArguments
+from refimpl.training.examples import Example, Task, schedule_of
+from refimpl.training.gradient_ops import GRADIENTS, GradientOps
+from refimpl.training.loop import Run, initial_state, step_gradients
+from refimpl.training.lora_config import LoraConfig
+from refimpl.training.lora_gradients import Gradients
+from refimpl.training.parameters import Key, Parameters
+from refimpl.training.state import TaskState, TrainingState
+
+
+class Course(NamedTuple):
+    """A model, the tasks that train on it, and how. Its repr is what a failing test prints."""
+
+    model: Model
+    tasks: list[Task]
+    arguments: TrainingArguments
+
+    def __repr__(self) -> str:
+        tasks = [
+            f"{task.name}: {task.config} on {[len(example.token_ids) for example in task.examples]}"
+            for task in self.tasks
+        ]
+        return "Course(" + ",\n    ".join([repr(self.model.config), *tasks, repr(self.arguments)]) + ")"
+
+
+@st.composite
+def lora_configs(draw: st.DrawFn, dropout: bool = False) -> LoraConfig:
+    """Any kind of adapter; some train an embedding or a head whole, or both of them with LoRA."""
+    r = draw(st.sampled_from(RANKS))
+    others = draw(st.lists(st.sampled_from(EVERYWHERE), unique=True))
+    targets = list(dict.fromkeys([draw(st.sampled_from(ALWAYS_SEEN)), *others]))
+    free = [name for name in ("embed_tokens", "lm_head") if name not in targets]
+    return LoraConfig(
+        r=r,
+        lora_alpha=r * draw(st.sampled_from([0.5, 2.0, 3.0, -1.5])),
+        target_modules=tuple(targets),
+        use_rslora=draw(st.booleans()),
+        rank_pattern=draw(st.dictionaries(st.sampled_from(LAYER_MODULES), st.sampled_from(RANKS), max_size=2)),
+        alpha_pattern=draw(st.dictionaries(st.sampled_from(LAYER_MODULES), st.sampled_from([0.5, 9.0]), max_size=2)),
+        lora_bias=draw(st.booleans()) and "embed_tokens" not in targets,
+        lora_dropout=draw(st.sampled_from([0.0, 0.3])) if dropout else 0.0,
+        modules_to_save=tuple(draw(st.lists(st.sampled_from(free), unique=True))) if free else (),
+    )
+
+
+@st.composite
+def courses(
+    draw: st.DrawFn, max_tasks: int = 3, dropout: bool = False, max_layers: int = 2, **arguments: Any
+) -> Course:
+    """A float64 model and one to three tasks with a few ragged examples each; some have a single token to learn."""
+    config = draw(configs(max_layers))
+    model = random_model(config, draw(st.integers(0, 1000)))
+    tasks = [
+        Task(
+            "abc"[i],
+            draw(lora_configs(dropout)),
+            random_examples(
+                config, draw(st.lists(st.integers(2, 9), min_size=1, max_size=4)), draw(st.integers(0, 99))
+            ),
+        )
+        for i in range(draw(st.integers(1, max_tasks)))
+    ]
+    defaults = {"batch_tokens": draw(st.sampled_from([6, 12, 100])), "seed": draw(st.integers(0, 99)), "epochs": 1}
+    return Course(model, tasks, TrainingArguments(**defaults | arguments))
+
+
+def random_examples(config: ModelConfig, lengths: Sequence[int], seed: int) -> list[Example]:
+    """Examples of these lengths, each with at least one token to learn: the last."""
+    rng = np.random.default_rng([seed, 3])
+    return [
+        Example(rng.integers(0, config.vocab_size, n).tolist(), [*(rng.random(n - 1) < 0.6).tolist(), True])
+        for n in lengths
+    ]
+
+
+def run_of(course: Course, ops: Ops = NUMPY, gradient_ops: GradientOps = GRADIENTS) -> Run:
+    """What `train` makes of its arguments."""
+    schedules = {task.name: schedule_of(task.examples, course.arguments) for task in course.tasks}
+    tasks = {task.name: task for task in course.tasks}
+    return Run(course.model, tasks, schedules, course.arguments, ops, gradient_ops)
+
+
+def random_state(run: Run, seed: int = 0) -> TrainingState:
+    """The state before the first step, but with no parameter zero: a B of zeros hides the gradient of A."""
+    rng = np.random.default_rng([seed, 5])
+    tasks = {}
+    for name, task in initial_state(run).tasks.items():
+        random = {key: random_parameter(key, x, rng) for key, x in task.parameters.items()}
+        tasks[name] = replace(task, parameters=random)
+    return TrainingState(tasks)
+
+
+def random_parameter(key: Key, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Signed numbers with which an adapter changes about as much as the base does."""
+    if key.part == "weight":
+        return x + 0.3 * rng.standard_normal(x.shape)
+    return rng.standard_normal(x.shape) / np.sqrt(x.shape[-1])
+
+
+def gradients_of(run: Run, state: TrainingState) -> tuple[dict[str, float], dict[str, Parameters]]:
+    """Losses and gradients of everyone's next step, by the name of the task."""
+    losses, gradients = step_gradients(run, state.tasks)
+    names = list(state.tasks)
+    by_name: dict[str, Parameters] = {names[slot]: of_slot for slot, of_slot in by_slot(gradients)}
+    return dict(zip(names, losses, strict=True)), by_name
+
+
+def by_slot(gradients: Gradients) -> list[tuple[int, Parameters]]:
+    return sorted(gradients.items())
+
+
+def with_parameter(state: TrainingState, name: str, key: Key, x: np.ndarray) -> TrainingState:
+    """The state with one parameter exchanged."""
+    task: TaskState = state.tasks[name]
+    return TrainingState({**state.tasks, name: replace(task, parameters={**task.parameters, key: x})})
