@@ -84,7 +84,7 @@ def asked(s: Setting, make: MakeOps) -> Iterator[tuple[Case, Settings, list[Exch
     campaign = asking(s, make)
     for case, way in s.cases:
         with np.errstate(all="ignore"):
-            exchanges = campaign.driver.ask(case, way)
+            exchanges = campaign.driver.run(case, way)
         yield case, way, exchanges
 
 
@@ -92,7 +92,7 @@ def unchanged(s: Setting, case: Case, exchanges: Sequence[Exchange]) -> bool:
     """Are these the very bits of the clean table? Then there is nothing to measure: it passes."""
     if not s.clean:
         s.clean.update({c.name: exchanged for c, _, exchanged in asked(s, lambda: NUMPY)})
-    pairs = zip((e.answer for e in exchanges), (e.answer for e in s.clean[case.name]), strict=True)
+    pairs = zip((e.response for e in exchanges), (e.response for e in s.clean[case.name]), strict=True)
     return all(a.token_ids == b.token_ids and same_bits(a.logits, b.logits) for a, b in pairs)
 
 

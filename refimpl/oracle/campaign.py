@@ -19,7 +19,7 @@ from ..engines.interface import Engine, Settings
 from .bugs import mutants_for
 from .bugs.preconditions import is_applicable, spread
 from .cases import scenarios
-from .cases.case import Case, draw_batch, request
+from .cases.case import Case, draw_batch, teacher_forced
 from .cases.testbed import Testbed
 from .cases.testbed import settings as testbed_settings
 from .diagnosis.candidate import Candidate, evaluate, suspicious
@@ -83,7 +83,7 @@ class Campaign:
         if self.settings.precision == "auto":
             self._infer()
         with pool(self.testbed, self.settings.jobs) as workers:
-            played = self._ask_all(workers)
+            played = self._run_all(workers)
             thresholds = judge_all(played)
             if precisions.too_noisy(thresholds):
                 thresholds = self._lower_precision(played, thresholds, workers)
@@ -107,7 +107,7 @@ class Campaign:
 
     # Asking.
 
-    def _ask_all(self, workers: Executor) -> list[PlayedCase]:
+    def _run_all(self, workers: Executor) -> list[PlayedCase]:
         began = time.monotonic()
         total = self.settings.cases + self._sequences
         waiting: list[Asked] = []
@@ -200,7 +200,7 @@ class Campaign:
             sample = self._sample(one)
             pairs = [(exchange, raw) for exchange, raw in zip(sample.counted, sample.raws, strict=True) if raw]
             if pairs:
-                requests = [request(exchange, self.testbed) for exchange, _ in pairs]
+                requests = [teacher_forced(exchange, self.testbed) for exchange, _ in pairs]
                 bounds += ceilings(requests, [raw for _, raw in pairs], self.testbed)
         return float(np.median(np.concatenate(bounds))) if bounds else float("nan")
 

@@ -153,7 +153,7 @@ def _asked_once_more(result: Result, engine: str, options: Mapping[str, str]) ->
     with tempfile.TemporaryDirectory() as scratch:
         driver = EngineDriver(lambda: registry.make(engine, options), result.testbed, Path(scratch))
         try:
-            return driver.ask(explanation.smallest, explanation.small_settings)
+            return driver.run(explanation.smallest, explanation.small_settings)
         finally:
             driver.close()
 
@@ -162,7 +162,7 @@ def _truth_of(
     exchanges: Sequence[Exchange], raws: Sequence[Errors | None], result: Result
 ) -> tuple[dict[tuple[int, int], Array], dict[tuple[int, int], Array]]:
     """Return, by (run, index), the exact logits and the noise units of each request whose answer can be read."""
-    counted = [exchange for exchange in exchanges if exchange.ask.cancel_after is None]
+    counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
     readable = [(exchange, raw) for exchange, raw in zip(counted, raws, strict=True) if raw is not None]
     expected = {(one.run, one.index): truth([one], result.testbed)[0] for one, _ in readable}
     return expected, {(one.run, one.index): raw.unit for one, raw in readable}

@@ -25,11 +25,11 @@ class EngineDriver:
         folder = self.work / "answers"
         exchanges = archive.saved(folder, case)
         if exchanges is None:
-            exchanges = self.ask(case, settings)
+            exchanges = self.run(case, settings)
             archive.save(folder, case, exchanges)
         return exchanges
 
-    def ask(self, case: Case, settings: Settings) -> list[Exchange]:
+    def run(self, case: Case, settings: Settings) -> list[Exchange]:
         """Run the case now. A batch finds every adapter of the testbed loaded, a sequence none."""
         if self._state is None or self._state[0] != settings:
             self._restart(settings)

@@ -55,9 +55,9 @@ class Context:
 
     def failures(self, case: Case, settings: Settings) -> list[tuple[Exchange, Verdict]]:
         """Ask the engine again; return the requests that it gets wrong."""
-        exchanges = self.driver.ask(case, settings)
+        exchanges = self.driver.run(case, settings)
         ratios, _ = measure(case, exchanges, self.testbed, self.members)
-        counted = [exchange for exchange in exchanges if exchange.ask.cancel_after is None]
+        counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
         verdicts = [judge(one, self.thresholds) for one in ratios]
         return [
             (exchange, verdict)
@@ -161,16 +161,16 @@ def _company(context: Context, smallest: Case, settings: Settings) -> list[Sympt
 
 def _is_right_alone(context: Context, exchange: Exchange, settings: Settings) -> bool:
     """Is the same request answered well by an engine that has done nothing else?"""
-    ask = exchange.ask
-    names = [name for name, _ in ask.adapter_weights] or ([ask.adapter] if ask.adapter else [])
+    request = exchange.request
+    names = [name for name, _ in request.adapter_weights] or ([request.adapter] if request.adapter else [])
     loads = [Load(name, key) for name, (key, _) in zip(names, exchange.adapters, strict=True)]
-    alone = Case("alone", (*loads, Run((replace(ask, arrival_step=0),))), stateless=False)
+    alone = Case("alone", (*loads, Run((replace(request, arrival_step=0),))), stateless=False)
     return not context.failures(alone, settings)
 
 
 def _smallest_sample(context: Context, smallest: Case, settings: Settings) -> Sample | None:
     """Return the smallest failure with its errors; None if it has no number."""
-    exchanges = context.driver.ask(smallest, settings)
+    exchanges = context.driver.run(smallest, settings)
     raws = measure(smallest, exchanges, context.testbed, context.members)[1]
     return Sample(smallest, exchanges, raws, settings) if any(raws) else None
 
@@ -242,7 +242,7 @@ def _traced(context: Context, case: Case, exchange: Exchange) -> list[Location]:
     traced: Any = getattr(context.driver.engine, "traced", None)
     if not context.driver.capabilities.trace or traced is None:
         return []
-    responses = traced(case.runs[exchange.run].asks)
+    responses = traced(case.runs[exchange.run].requests)
     return intermediates(exchange, responses[exchange.index], context.testbed, context.members)
 
 
@@ -265,8 +265,8 @@ def locate_layers(context: Context, played: Sequence[PlayedCase]) -> tuple[list[
     if not context.driver.capabilities.trace or batch is None:
         return [], []
     try:
-        exchanges = context.driver.ask(batch.case, batch.settings)
-        exchange = next((one for one in exchanges if one.adapter is not None and not one.answer.error), None)
+        exchanges = context.driver.run(batch.case, batch.settings)
+        exchange = next((one for one in exchanges if one.adapter is not None and not one.response.error), None)
         return ([] if exchange is None else _traced(context, batch.case, exchange)), []
     except EngineError as error:
         return [], [f"while the layers were looked at: {error}"]

@@ -99,8 +99,11 @@ def with_other_tokens(case: Case, vocab: int, seed: int) -> Case:
     """Return the same case with every token exchanged for another: what was a common prefix still is one."""
     other = np.random.default_rng([seed, 11]).permutation(vocab)
 
-    def exchanged(ask: EngineRequest) -> EngineRequest:
-        return replace(ask, prompt_ids=tuple(int(other[token]) for token in ask.prompt_ids))
+    def exchanged(request: EngineRequest) -> EngineRequest:
+        return replace(request, prompt_ids=tuple(int(other[token]) for token in request.prompt_ids))
 
-    steps = [Run(tuple(exchanged(ask) for ask in step.asks)) if isinstance(step, Run) else step for step in case.steps]
+    steps = [
+        Run(tuple(exchanged(request) for request in step.requests)) if isinstance(step, Run) else step
+        for step in case.steps
+    ]
     return replace(case, name=f"{case.name}, retold {seed}", steps=tuple(steps))

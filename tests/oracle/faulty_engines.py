@@ -19,7 +19,7 @@ from refimpl.engines.interface import Settings
 from refimpl.engines.ours import Observed, Ours
 from refimpl.lora import BoundAdapter
 from refimpl.oracle.bugs.steps import unchecked
-from refimpl.oracle.cases.case import Case, Exchange, play, request, truth
+from refimpl.oracle.cases.case import Case, Exchange, play, teacher_forced, truth
 from refimpl.oracle.cases.testbed import Testbed
 from refimpl.oracle.noise.ensemble import ensemble, honest_runs
 from refimpl.oracle.noise.readout import Unreadable, rows_of, view
@@ -278,11 +278,11 @@ class Judge:
 
     def ratio(self, exchanges: Sequence[Exchange]) -> float:
         """Of the worst answer; infinite for one that cannot be read."""
-        counted = [exchange for exchange in exchanges if exchange.ask.cancel_after is None]
+        counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
         if any(
-            exchange.answer.error
-            or len(exchange.answer.token_ids) != exchange.ask.max_new_tokens
-            or not rows_of(exchange.answer)
+            exchange.response.error
+            or len(exchange.response.token_ids) != exchange.request.max_new_tokens
+            or not rows_of(exchange.response)
             for exchange in counted
         ):
             return np.inf
@@ -301,16 +301,18 @@ class Judge:
         if not new:
             return
         exact = truth(new, self.testbed)
-        runs = honest_runs(self.testbed.model, [request(exchange, self.testbed) for exchange in new], self.members)
+        runs = honest_runs(
+            self.testbed.model, [teacher_forced(exchange, self.testbed) for exchange in new], self.members
+        )
         for i, exchange in enumerate(new):
             errors = np.stack([run[i].astype(np.float64) - exact[i] for run in runs])
             self.truths[_key(exchange)] = exact[i], np.sqrt(np.mean(errors**2, axis=(0, 2)))
 
     def _one(self, exchange: Exchange) -> float:
         exact, unit = self.truths[_key(exchange)]
-        rows = slice(exchange.answer.first_position, exchange.answer.first_position + rows_of(exchange.answer))
+        rows = slice(exchange.response.first_position, exchange.response.first_position + rows_of(exchange.response))
         try:
-            shown = view(exchange.answer, exact[rows])
+            shown = view(exchange.response, exact[rows])
         except Unreadable:
             return np.inf
         error = shown.values - shown.of(exact[rows])
@@ -318,7 +320,7 @@ class Judge:
 
 
 def _key(exchange: Exchange) -> object:
-    return exchange.ask.prompt_ids, exchange.answer.token_ids[:-1], exchange.adapters
+    return exchange.request.prompt_ids, exchange.response.token_ids[:-1], exchange.adapters
 
 
 def started(make: Make, testbed: Testbed, settings: Settings) -> Ours:

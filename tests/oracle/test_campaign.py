@@ -135,7 +135,7 @@ def test_the_same_seed_asks_the_same_and_another_does_not(tmp_path: Path) -> Non
 
 def test_a_campaign_is_resumed_without_asking_again(tmp_path: Path) -> None:
     class Mute(Ours):
-        def run(self, asks, forced=None):
+        def run(self, requests, forced=None):
             raise AssertionError("it was asked again")
 
     first = campaign(tmp_path, cases=3, sequences=2)
@@ -147,7 +147,7 @@ def test_a_campaign_is_resumed_without_asking_again(tmp_path: Path) -> None:
 
 def test_an_engine_that_breaks_off_is_no_verdict(tmp_path: Path) -> None:
     class Gone(Ours):
-        def run(self, asks, forced=None):
+        def run(self, requests, forced=None):
             raise EngineError("the server is gone")
 
     with pytest.raises(EngineError, match="gone"):
@@ -156,8 +156,8 @@ def test_an_engine_that_breaks_off_is_no_verdict(tmp_path: Path) -> None:
 
 def test_an_engine_that_answers_errors_fails(tmp_path: Path) -> None:
     class Refusing(Ours):
-        def run(self, asks, forced=None):
-            return [EngineResponse(error="500 Internal Server Error") for _ in asks]
+        def run(self, requests, forced=None):
+            return [EngineResponse(error="500 Internal Server Error") for _ in requests]
 
     result = Campaign(Refusing, small_stage(), CampaignSettings(2, 0), tmp_path).run()
     assert result.verdict == "fail"
@@ -173,11 +173,11 @@ def test_an_engine_most_of_whose_answers_are_errors_is_explained(tmp_path: Path)
     class Failing(Ours):
         batches = 0
 
-        def run(self, asks, forced=None):
+        def run(self, requests, forced=None):
             type(self).batches += 1
             if type(self).batches in (3, 5, 7, 9):
-                return super().run(asks, forced)
-            return [EngineResponse(error="503 Service Unavailable") for _ in asks]
+                return super().run(requests, forced)
+            return [EngineResponse(error="503 Service Unavailable") for _ in requests]
 
     make = all_mutants()["adapters_ignored"].make
     result = Campaign(lambda: Failing(make), small_stage(), CampaignSettings(10, 0, below=False), tmp_path).run()
@@ -212,5 +212,5 @@ def test_adapters_that_do_nothing_show_nothing(tmp_path: Path) -> None:
 def test_retold_keeps_what_prompts_have_in_common() -> None:
     case = Case("x", (Run((EngineRequest((1, 2, 3), "a"), EngineRequest((1, 2, 4), None))),))
     other = with_other_tokens(case, 50, 0)
-    first, second = (ask.prompt_ids for ask in other.runs[0].asks)
+    first, second = (request.prompt_ids for request in other.runs[0].requests)
     assert first[:2] == second[:2] and first[2] != second[2] and first != (1, 2, 3)

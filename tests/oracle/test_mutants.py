@@ -31,22 +31,22 @@ each_mutant = pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
 
 @each_mutant
 def test_shows_where_it_says_that_it_shows(mutant: Mutant) -> None:
-    assert zoo.differ(zoo.case(mutant.needs).answers(mutant.make()), zoo.truth(mutant.needs))
+    assert zoo.differ(zoo.case(mutant.needs).responses(mutant.make()), zoo.truth(mutant.needs))
 
 
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS.values() if m.needs != "batch"], ids=lambda m: m.name)
 def test_needs_no_less(mutant: Mutant) -> None:
-    assert not zoo.differ(zoo.case("batch").answers(mutant.make()), zoo.truth("batch"))
+    assert not zoo.differ(zoo.case("batch").responses(mutant.make()), zoo.truth("batch"))
 
 
 def test_no_two_are_the_same() -> None:
     """Two that agree in the case that both name are told apart by some other case."""
     for needs in NEEDS:
-        answers = {name: zoo.case(needs).answers(m.make()) for name, m in MUTANTS.items() if m.needs == needs}
-        for a, b in itertools.combinations(answers, 2):
-            if not zoo.differ(answers[a], answers[b]):
+        responses = {name: zoo.case(needs).responses(m.make()) for name, m in MUTANTS.items() if m.needs == needs}
+        for a, b in itertools.combinations(responses, 2):
+            if not zoo.differ(responses[a], responses[b]):
                 assert any(
-                    zoo.differ(zoo.case(c).answers(MUTANTS[a].make()), zoo.case(c).answers(MUTANTS[b].make()))
+                    zoo.differ(zoo.case(c).responses(MUTANTS[a].make()), zoo.case(c).responses(MUTANTS[b].make()))
                     for c in NEEDS
                 ), f"{a} is {b}"
 
@@ -126,13 +126,13 @@ def test_an_adapter_by_its_name() -> None:
     asked = [Request([1, 2, 3], first), Request([4, 5], second), Request([6, 7])]
     mutants = mutants_for([a.name for a in case.pool])
 
-    def answers(name: str) -> Sequence[np.ndarray]:
+    def responses(name: str) -> Sequence[np.ndarray]:
         return logits(case.model, asked, mutants[name].make())
 
     everyone = logits(case.model, [replace(r, adapter=second if r.adapter else None) for r in asked])
-    assert not zoo.differ(answers(f"another_adapter[{second.name}]"), everyone)
+    assert not zoo.differ(responses(f"another_adapter[{second.name}]"), everyone)
     without = logits(case.model, [replace(r, adapter=None if r.adapter is second else r.adapter) for r in asked])
-    assert not zoo.differ(answers(f"base_for[{second.name}]"), without)
+    assert not zoo.differ(responses(f"base_for[{second.name}]"), without)
 
 
 def test_names_and_texts() -> None:

@@ -10,7 +10,7 @@ from refimpl.engines.ours import Ours
 from refimpl.model import logits
 from refimpl.ops import NUMPY
 from refimpl.oracle.bugs import all_mutants
-from refimpl.oracle.cases.case import Case, Exchange, Run, forced_tokens, play, prepare, request
+from refimpl.oracle.cases.case import Case, Exchange, Run, forced_tokens, play, prepare, teacher_forced
 from refimpl.oracle.cases.testbed import Testbed, settings
 from refimpl.oracle.diagnosis.localise import first_off, intermediates
 from refimpl.oracle.noise.ensemble import ensemble
@@ -22,25 +22,25 @@ from refimpl.tracing import trace
 BUG = all_mutants()["scale_is_one"]
 
 
-def played(testbed: Testbed, asks: list[EngineRequest], bug: bool = True) -> tuple[Sample, Thresholds]:
+def played(testbed: Testbed, requests: list[EngineRequest], bug: bool = True) -> tuple[Sample, Thresholds]:
     engine = Ours(BUG.make) if bug else Ours()
     engine.start(settings(testbed))
     prepare(engine, testbed)
-    case = Case("one", (Run(tuple(asks)),))
+    case = Case("one", (Run(tuple(requests)),))
     exchanges = play(engine, case, testbed)
     measured, raws = measure(case, exchanges, testbed, ensemble(testbed.dtype))
     return Sample(case, exchanges, raws, settings(testbed)), learn_thresholds(measured)
 
 
-def asks_of(testbed: Testbed, length: int = 6) -> list[EngineRequest]:
+def requests_of(testbed: Testbed, length: int = 6) -> list[EngineRequest]:
     names = [None, *testbed.paths]
     return [EngineRequest(tuple(n % 40 for n in range(1 + i, length + i)), name, 2) for i, name in enumerate(names)]
 
 
 def test_of_several_cases_the_one_that_shows_the_most_is_drawn_and_the_bug_beside_it() -> None:
     testbed = small_stage()
-    wrong, thresholds = played(testbed, asks_of(testbed))
-    right, _ = played(testbed, asks_of(testbed), bug=False)
+    wrong, thresholds = played(testbed, requests_of(testbed))
+    right, _ = played(testbed, requests_of(testbed), bug=False)
     right = replace(right, case=replace(right.case, name="another"))
     image = picture([right, wrong], testbed, thresholds, BUG)
     assert image is not None and image.case == "one" and image.mutant == "scale_is_one"
@@ -60,7 +60,7 @@ def test_of_several_cases_the_one_that_shows_the_most_is_drawn_and_the_bug_besid
 
 def test_a_bug_that_is_confined_to_one_adapter_is_drawn_there_only() -> None:
     testbed = small_stage()
-    sample, thresholds = played(testbed, asks_of(testbed))
+    sample, thresholds = played(testbed, requests_of(testbed))
     everywhere = picture([sample], testbed, thresholds, BUG)
     assert everywhere is not None
     hit = [line.adapter for line in everywhere.lines if line.bug is not None and line.bug.any()]
@@ -72,7 +72,7 @@ def test_a_bug_that_is_confined_to_one_adapter_is_drawn_there_only() -> None:
 
 def test_without_a_name_for_it_the_engine_is_drawn_alone_and_large_cases_are_thinned() -> None:
     testbed = small_stage()
-    sample, thresholds = played(testbed, asks_of(testbed, 60) * 4)
+    sample, thresholds = played(testbed, requests_of(testbed, 60) * 4)
     image = picture([sample], testbed, thresholds, None)
     assert image is not None and image.mutant == "" and len(image.lines) == REQUESTS
     assert all(line.bug is None and line.residual is None for line in image.lines)
@@ -88,13 +88,13 @@ def test_without_a_name_for_it_the_engine_is_drawn_alone_and_large_cases_are_thi
 
 def test_what_an_engine_does_not_show_is_no_number() -> None:
     testbed = small_stage()
-    sample, _ = played(testbed, asks_of(testbed))
+    sample, _ = played(testbed, requests_of(testbed))
     shown = []
     for exchange in sample.exchanges:
-        assert exchange.answer.logits is not None
-        rows = exchange.answer.logits - np.log(np.exp(exchange.answer.logits).sum(axis=1, keepdims=True))
+        assert exchange.response.logits is not None
+        rows = exchange.response.logits - np.log(np.exp(exchange.response.logits).sum(axis=1, keepdims=True))
         top = [{int(t): float(row[t]) for t in np.argsort(-row)[:5]} for row in rows]
-        shown.append(replace(exchange, answer=EngineResponse(exchange.answer.token_ids, 0, top=top)))
+        shown.append(replace(exchange, response=EngineResponse(exchange.response.token_ids, 0, top=top)))
     assert forced_tokens(shown) == forced_tokens(sample.exchanges)
     measured, raws = measure(sample.case, shown, testbed, ensemble(testbed.dtype))
     image = picture([replace(sample, exchanges=shown, raws=raws)], testbed, learn_thresholds(measured), BUG)
@@ -107,7 +107,7 @@ def test_what_an_engine_does_not_show_is_no_number() -> None:
 def traced(testbed: Testbed, exchange: Exchange) -> dict[str, np.ndarray]:
     """What an engine with hooks would show: the output of every module, over the prompt."""
     with trace("layers.*") as values:
-        logits(testbed.model, [request(replace(exchange, answer=EngineResponse()), testbed)], NUMPY)
+        logits(testbed.model, [teacher_forced(replace(exchange, response=EngineResponse()), testbed)], NUMPY)
     names = [name.removesuffix(".base") for name in values if name.endswith(".base")]
     outputs = {f"{name}.output": values[f"{name}.base"] + values[f"{name}.lora"] for name in names}
     return {name: np.array(values[name]) for name in values if name.endswith(".output")} | outputs
@@ -115,7 +115,7 @@ def traced(testbed: Testbed, exchange: Exchange) -> dict[str, np.ndarray]:
 
 def test_every_module_has_its_own_ratio_and_the_first_that_is_off_is_found() -> None:
     testbed = small_stage()
-    sample, thresholds = played(testbed, asks_of(testbed), bug=False)
+    sample, thresholds = played(testbed, requests_of(testbed), bug=False)
     exchange = sample.exchanges[2]
     honest = traced(testbed, exchange)
     locations = intermediates(exchange, EngineResponse(trace=honest), testbed, ensemble(testbed.dtype))

@@ -73,11 +73,11 @@ class Elements(HTMLParser):
 class Loud(Ours):
     """Our engine, but for one adapter it says what no page should trust."""
 
-    def run(self, asks: list[EngineRequest], *forced: Any) -> list[EngineResponse]:  # type: ignore[override]
-        answers = super().run(asks, *forced)
+    def run(self, requests: list[EngineRequest], *forced: Any) -> list[EngineResponse]:  # type: ignore[override]
+        responses = super().run(requests, *forced)
         return [
-            EngineResponse(error=HOSTILE) if ask.adapter == "made-1" else r
-            for ask, r in zip(asks, answers, strict=True)
+            EngineResponse(error=HOSTILE) if request.adapter == "made-1" else r
+            for request, r in zip(requests, responses, strict=True)
         ]
 
 

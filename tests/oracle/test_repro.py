@@ -72,14 +72,19 @@ def makes(engine: type[Ours]) -> Callable[[str, Mapping[str, str]], Engine]:
 def assert_same(loaded: list[Exchange], expected: list[Exchange]) -> None:
     assert len(loaded) == len(expected)
     for one, other in zip(loaded, expected, strict=True):
-        assert (one.ask, one.adapters, one.run, one.index) == (other.ask, other.adapters, other.run, other.index)
-        assert (one.answer.token_ids, one.answer.first_position, one.answer.error) == (
-            other.answer.token_ids,
-            other.answer.first_position,
-            other.answer.error,
+        assert (one.request, one.adapters, one.run, one.index) == (
+            other.request,
+            other.adapters,
+            other.run,
+            other.index,
+        )
+        assert (one.response.token_ids, one.response.first_position, one.response.error) == (
+            other.response.token_ids,
+            other.response.first_position,
+            other.response.error,
         )
         for name in ("logits", "logprobs"):
-            np.testing.assert_array_equal(getattr(one.answer, name), getattr(other.answer, name))
+            np.testing.assert_array_equal(getattr(one.response, name), getattr(other.response, name))
 
 
 def test_what_is_written_comes_back(folder: Path) -> None:
@@ -117,9 +122,9 @@ def test_a_batch_finds_all_adapters_loaded(tmp_path: Path) -> None:
     prepare(engine, testbed)
     case = draw_batch(testbed, CAPABILITIES, np.random.default_rng(2), "batch 2")
     exchanges = save(tmp_path / "repro", testbed, case, engine, options={"url": "http://h"})
-    testbed, again, answers = replay(tmp_path / "repro", makes(Ours))
+    testbed, again, responses = replay(tmp_path / "repro", makes(Ours))
     assert again == case and testbed.dtype == "bfloat16" and len(testbed.paths) == 7
-    assert_same(answers, exchanges)
+    assert_same(responses, exchanges)
 
 
 def test_the_readme_says_what_was_done_and_the_one_command(folder: Path) -> None:
@@ -177,9 +182,9 @@ def test_numbers_beyond_the_bound_are_left_out_and_named(tmp_path: Path, monkeyp
 
 def test_answers_that_are_none_are_kept_as_they_came(tmp_path: Path) -> None:
     testbed = small_stage()
-    asks = tuple(EngineRequest((i,), None) for i in range(6))
+    requests = tuple(EngineRequest((i,), None) for i in range(6))
     nan = np.full((1, 40), np.nan, np.float32)
-    answers = [
+    responses = [
         EngineResponse((1,), logits=nan),
         EngineResponse(error="500 Internal", raw={"detail": "gone", "token": "x"}),
         EngineResponse((2,), top=[{3: -0.5, 7: -1.5}, {4: -0.25}]),
@@ -187,13 +192,16 @@ def test_answers_that_are_none_are_kept_as_they_came(tmp_path: Path) -> None:
         EngineResponse((3,), logprobs=np.zeros((2, 3, 4), np.float16)),
         EngineResponse((5,), raw="x" * 300_000),
     ]
-    exchanges = [Exchange(ask, (), answer, 0, i) for i, (ask, answer) in enumerate(zip(asks, answers, strict=True))]
-    case = Case("odd", (Run(asks),))
+    exchanges = [
+        Exchange(request, (), response, 0, i)
+        for i, (request, response) in enumerate(zip(requests, responses, strict=True))
+    ]
+    case = Case("odd", (Run(requests),))
     Repro(testbed, case, exchanges, {}, {}, "odd", stage_settings(testbed), "ours").save(tmp_path / "repro")
-    loaded = [exchange.answer for exchange in load_repro(tmp_path / "repro").exchanges]
+    loaded = [exchange.response for exchange in load_repro(tmp_path / "repro").exchanges]
     np.testing.assert_array_equal(loaded[0].logits, nan)
     assert (loaded[1].error, loaded[1].raw) == ("500 Internal", {"detail": "gone", "token": "x"})
-    assert loaded[2].top == answers[2].top
+    assert loaded[2].top == responses[2].top
     assert loaded[3].token_ids == () and "object" in loaded[3].raw
     assert loaded[4].logprobs is not None and loaded[4].logprobs.shape == (2, 3, 4)
     assert loaded[5].raw.endswith("(300000 characters)") and len(loaded[5].raw) < 110_000
@@ -202,14 +210,14 @@ def test_answers_that_are_none_are_kept_as_they_came(tmp_path: Path) -> None:
 def test_a_secret_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "sk-1234567890")
     testbed = small_stage()
-    ask = EngineRequest((1,), None)
-    answer = EngineResponse(
+    request = EngineRequest((1,), None)
+    response = EngineResponse(
         error="401 for sk-1234567890", raw={"api_key": "hunter2hunter2", "url": "http://me:pw@h/v1?key=abc"}
     )
     Repro(
         testbed,
-        Case("secret", (Run((ask,)),)),
-        [Exchange(ask, (), answer, 0, 0)],
+        Case("secret", (Run((request,)),)),
+        [Exchange(request, (), response, 0, 0)],
         {},
         {},
         "the server at https://user:pass@host:8000/v1?token=zzz said: Authorization: Bearer abcdefgh",
@@ -340,7 +348,7 @@ def test_any_drawn_case_comes_back_from_json() -> None:
         assert from_json(json.loads(json.dumps(to_json(case)))) == case
 
 
-def ask(**changes: object) -> dict[str, object]:
+def request(**changes: object) -> dict[str, object]:
     return {"name": "x", "stateless": True, "steps": [{"run": [{"prompt_ids": [1], **changes}]}]}
 
 
@@ -350,15 +358,15 @@ def ask(**changes: object) -> dict[str, object]:
         ([], "the case is [], not an object"),
         ({"name": "x", "stateless": True, "steps": [3]}, "step 0 is 3: it must be"),
         ({"name": "x", "stateless": True, "steps": [{"run": []}]}, "step 0 is {'run': []}"),
-        (ask(prompt_ids=[]), "step 0, request 0: prompt_ids is []"),
-        (ask(prompt_ids=[1, -2]), "prompt_ids is [1, -2]"),
-        (ask(temperature=1), "unknown key 'temperature'"),
-        (ask(adapter=3), "adapter is 3: it must be a name"),
-        (ask(max_new_tokens=0), "max_new_tokens is 0: it must be a whole number of 1 or more"),
-        (ask(arrival_step=True), "arrival_step is True"),
-        (ask(cancel_after=-1), "cancel_after is -1"),
-        (ask(adapter_weights=[["a"]]), "adapter_weights is [['a']]"),
-        (ask(adapter_weights=[["a", float("nan")]]), "adapter_weights is [['a', nan]]"),
+        (request(prompt_ids=[]), "step 0, request 0: prompt_ids is []"),
+        (request(prompt_ids=[1, -2]), "prompt_ids is [1, -2]"),
+        (request(temperature=1), "unknown key 'temperature'"),
+        (request(adapter=3), "adapter is 3: it must be a name"),
+        (request(max_new_tokens=0), "max_new_tokens is 0: it must be a whole number of 1 or more"),
+        (request(arrival_step=True), "arrival_step is True"),
+        (request(cancel_after=-1), "cancel_after is -1"),
+        (request(adapter_weights=[["a"]]), "adapter_weights is [['a']]"),
+        (request(adapter_weights=[["a", float("nan")]]), "adapter_weights is [['a', nan]]"),
     ],
 )
 def test_json_that_is_no_case_is_refused(data: object, words: str) -> None:

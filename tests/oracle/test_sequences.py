@@ -24,8 +24,8 @@ DTYPES = ("float32", "bfloat16")
 judges = {dtype: Judge(small_stage(dtype)) for dtype in DTYPES}
 
 
-def asks(case: Case) -> list[EngineRequest]:
-    return [a for step in case.steps if isinstance(step, Run) for a in step.asks]
+def requests(case: Case) -> list[EngineRequest]:
+    return [a for step in case.steps if isinstance(step, Run) for a in step.requests]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -39,8 +39,8 @@ def test_every_answer_of_our_own_engine_is_within_the_noise(dtype: str, variant:
         exchanges = play(engine, case, testbed)
         assert not judges[dtype](exchanges, testbed)
         preempted += engine.server.preemptions
-        found += sum(e.answer.first_position > 0 for e in exchanges)
-        cancelled += sum(e.ask.cancel_after is not None for e in exchanges)
+        found += sum(e.response.first_position > 0 for e in exchanges)
+        cancelled += sum(e.request.cancel_after is not None for e in exchanges)
     assert found > 20  # prefixes, or their answers would have rows from place 0 on
     assert cancelled > 0 and (preempted > 0) == (variant == 2)
 
@@ -115,13 +115,13 @@ def assert_legal(case: Case, testbed: Testbed, can: Capabilities, how: Settings)
             del known[step.name]
         else:
             running = True
-            assert 1 <= len(step.asks) <= how.max_requests
-            for ask in step.asks:
-                assert {x for x in (ask.adapter, *dict(ask.adapter_weights)) if x is not None} <= set(known)
-                assert not ask.adapter_weights or "sums" in can.features
-                assert ask.arrival_step == 0 or "arrivals" in can.operations
-                assert ask.cancel_after is None or "cancel" in can.operations
-                assert ask.prompt_ids and len(ask.prompt_ids) + ask.max_new_tokens <= how.max_length
+            assert 1 <= len(step.requests) <= how.max_requests
+            for request in step.requests:
+                assert {x for x in (request.adapter, *dict(request.adapter_weights)) if x is not None} <= set(known)
+                assert not request.adapter_weights or "sums" in can.features
+                assert request.arrival_step == 0 or "arrivals" in can.operations
+                assert request.cancel_after is None or "cancel" in can.operations
+                assert request.prompt_ids and len(request.prompt_ids) + request.max_new_tokens <= how.max_length
         assert "evict" in can.operations or len(known) <= how.max_adapters
 
 
@@ -139,11 +139,11 @@ def test_after_every_change_somebody_is_asked_who_would_show_it() -> None:
                 pending |= {step.name} if had.get(step.name, set()) - {step.adapter} else set()
                 had.setdefault(step.name, set()).add(step.adapter)
             elif isinstance(step, Run):
-                for ask in step.asks:
-                    if ask.adapter in pending and ask.prompt_ids in before:
-                        pending.remove(ask.adapter)
+                for request in step.requests:
+                    if request.adapter in pending and request.prompt_ids in before:
+                        pending.remove(request.adapter)
                         changes += 1
-                before |= {a.prompt_ids for a in step.asks}
+                before |= {a.prompt_ids for a in step.requests}
                 assert not pending, f"{pending} in {case}"
         assert not pending
     assert changes > 60
@@ -151,7 +151,7 @@ def test_after_every_change_somebody_is_asked_who_would_show_it() -> None:
 
 def test_prompts_share_blocks_across_adapters_depths_and_forks() -> None:
     testbed = small_stage()
-    prompts = {a.prompt_ids for i in range(30) for a in asks(draw_sequence(testbed, CAPABILITIES, 4, i, block=16))}
+    prompts = {a.prompt_ids for i in range(30) for a in requests(draw_sequence(testbed, CAPABILITIES, 4, i, block=16))}
     lengths = {len(p) for p in prompts}
     assert 1 in lengths and max(lengths) > 48
     assert any(n % 16 not in (0, 15) for n in lengths)
@@ -181,7 +181,7 @@ def test_a_machine_finds_a_stale_adapter() -> None:
 def test_a_strategy_shrinks_to_one_plot_of_the_simplest_kind() -> None:
     case = find(scripts(small_stage(), CAPABILITIES, block=BLOCK), loads_in_place, settings=settings(max_examples=200))
     assert [type(s) for s in case.steps] == [Load, Load, Run, Load, Run]
-    assert max(len(a.prompt_ids) for a in asks(case)) == 2 * BLOCK + 1
+    assert max(len(a.prompt_ids) for a in requests(case)) == 2 * BLOCK + 1
 
 
 def loads_in_place(case: Case) -> bool:
@@ -209,7 +209,9 @@ def test_the_judge_fails_what_is_no_answer() -> None:
     exchanges: Sequence[Exchange] = play(engine, draw_sequence(testbed, CAPABILITIES, 1, 0, block=BLOCK), testbed)
     assert not judges["float32"](exchanges, testbed)
     e = exchanges[-1]
-    for wrong in (replace(e.answer, error="no"), replace(e.answer, token_ids=()), replace(e.answer, logits=None)):
-        assert judges["float32"]([replace(e, answer=wrong)], testbed)
-    assert e.answer.logits is not None
-    assert judges["float32"]([replace(e, answer=replace(e.answer, logits=e.answer.logits * float("nan")))], testbed)
+    for wrong in (replace(e.response, error="no"), replace(e.response, token_ids=()), replace(e.response, logits=None)):
+        assert judges["float32"]([replace(e, response=wrong)], testbed)
+    assert e.response.logits is not None
+    assert judges["float32"](
+        [replace(e, response=replace(e.response, logits=e.response.logits * float("nan")))], testbed
+    )

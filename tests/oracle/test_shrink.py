@@ -45,20 +45,20 @@ def test_a_faulty_engine_is_caught_and_its_failure_made_short(name: str) -> None
     caught = next(c for i in range(100) if fails(c := draw_sequence(testbed, CAPABILITIES, 0, i, how, BLOCK)))
     small = shrink(caught, fails, Budget(calls=120, seconds=600))
     assert fails(small)
-    steps, asks = LEFT[name]
-    assert len(small.steps) <= steps and len(asks_of(small)) <= asks
-    assert {t for a in asks_of(small) for t in a.prompt_ids} <= {0, 1}
+    steps, requests = LEFT[name]
+    assert len(small.steps) <= steps and len(requests_of(small)) <= requests
+    assert {t for a in requests_of(small) for t in a.prompt_ids} <= {0, 1}
 
 
-def asks_of(case: Case) -> list[EngineRequest]:
-    return [a for step in case.steps if isinstance(step, Run) for a in step.asks]
+def requests_of(case: Case) -> list[EngineRequest]:
+    return [a for step in case.steps if isinstance(step, Run) for a in step.requests]
 
 
 # Shrinking itself, on failures that are made up.
 
 
-def run(*asks: EngineRequest) -> Run:
-    return Run(asks)
+def run(*requests: EngineRequest) -> Run:
+    return Run(requests)
 
 
 LONG = Case(
@@ -88,8 +88,8 @@ def asks_three_tokens_of_c(case: Case) -> bool:
         if isinstance(step, Load):
             meaning[step.name] = step.adapter
         elif isinstance(step, Run):
-            for ask in step.asks:
-                if ask.adapter is not None and meaning[ask.adapter] == "c" and len(ask.prompt_ids) >= 3:
+            for request in step.requests:
+                if request.adapter is not None and meaning[request.adapter] == "c" and len(request.prompt_ids) >= 3:
                     return True
     return False
 
@@ -111,7 +111,7 @@ def test_a_candidate_asks_no_name_that_is_not_loaded_and_every_one_is_new() -> N
             elif isinstance(step, Unload):
                 known.remove(step.name)  # a KeyError would fail the test
             else:
-                assert step.asks and {a.adapter for a in step.asks} <= known | {None}
+                assert step.requests and {a.adapter for a in step.requests} <= known | {None}
         assert case.steps not in seen
         seen.append(case.steps)
         return asks_three_tokens_of_c(case)
@@ -140,7 +140,7 @@ def test_nothing_is_loaded_in_place_that_was_not_before() -> None:
 
 def test_a_batch_loses_requests_tokens_and_length_and_stays_a_batch() -> None:
     batch = Case("batch", (run(*(EngineRequest((9, 3, i + 10), name, 4) for i, name in enumerate("abcdef"))),))
-    neighbours = shrink(batch, lambda c: {"b", "e"} <= {a.adapter for a in asks_of(c)})
+    neighbours = shrink(batch, lambda c: {"b", "e"} <= {a.adapter for a in requests_of(c)})
     assert neighbours.stateless
     assert neighbours.steps == (run(EngineRequest((0,), "b", 1), EngineRequest((0,), "e", 1)),)
 
@@ -149,10 +149,10 @@ def test_tokens_that_must_differ_stay_different() -> None:
     batch = Case("batch", (run(EngineRequest((9, 3, 12, 9), "a"), EngineRequest((9, 5), "b")),))
 
     def fails(case: Case) -> bool:
-        first = asks_of(case)[0].prompt_ids
+        first = requests_of(case)[0].prompt_ids
         return len(first) == 4 and first[0] == first[3] != first[1]
 
-    assert asks_of(shrink(batch, fails))[0].prompt_ids in ((0, 1, 0, 0), (1, 0, 0, 1))
+    assert requests_of(shrink(batch, fails))[0].prompt_ids in ((0, 1, 0, 0), (1, 0, 0, 1))
 
 
 def test_the_budget_is_kept_and_what_was_found_by_then_is_given() -> None:

@@ -38,7 +38,7 @@ def answers(make: Callable[[], Ops]) -> list[np.ndarray]:
     )
     forced = {0: [(1, 2, 3)] * len(asks)}
     with np.errstate(all="ignore"):
-        return [exchange.answer.logits for exchange in play(engine, Case("one", (Run(asks),)), testbed, forced)]
+        return [exchange.response.logits for exchange in play(engine, Case("one", (Run(asks),)), testbed, forced)]
 
 
 def same(before: list[np.ndarray], after: list[np.ndarray]) -> bool:

@@ -10,7 +10,7 @@ from refimpl import NUMPY, Precision
 from refimpl.engines.interface import EngineResponse
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.ops import Ops
-from refimpl.oracle.cases.case import Case, Exchange, draw_batch, play, prepare, request, truth
+from refimpl.oracle.cases.case import Case, Exchange, draw_batch, play, prepare, teacher_forced, truth
 from refimpl.oracle.cases.testbed import Testbed, settings
 from refimpl.oracle.noise.ceiling import ceilings
 from refimpl.oracle.noise.ensemble import ensemble, wider
@@ -56,10 +56,10 @@ def test_the_answer_of_another_adapter_fails(dtype: str) -> None:
     for case, exchanges in played:
         e = next(e for e in exchanges if e.adapter in testbed.adapters)
         other = next(key for key in testbed.adapters if key != e.adapter and not testbed.adapters[key].replaced)
-        answer = dataclasses.replace(
-            e.answer, logits=truth([dataclasses.replace(e, adapters=((other, 1.0),))], testbed)[0]
+        response = dataclasses.replace(
+            e.response, logits=truth([dataclasses.replace(e, adapters=((other, 1.0),))], testbed)[0]
         )
-        wrong.append((case, [dataclasses.replace(e, answer=answer)]))
+        wrong.append((case, [dataclasses.replace(e, response=response)]))
     known = learn_thresholds(measured(testbed, played))
     assert {judge(m, known).verdict for m in measured(testbed, wrong)} == {"fail"}
 
@@ -68,11 +68,11 @@ def test_the_answer_of_another_adapter_fails(dtype: str) -> None:
 def test_what_is_no_number_fails(value: float) -> None:
     testbed = small_stage()
     (case, exchanges), *_ = asked(testbed, count=1)
-    logits = exchanges[0].answer.logits
+    logits = exchanges[0].response.logits
     assert logits is not None
     broken = logits.copy()
     broken[-1, 3] = value
-    e = dataclasses.replace(exchanges[0], answer=dataclasses.replace(exchanges[0].answer, logits=broken))
+    e = dataclasses.replace(exchanges[0], response=dataclasses.replace(exchanges[0].response, logits=broken))
     (m,) = measure(case, [e], testbed, ensemble("float32"))[0]
     j = judge(m, learn_thresholds(measured(testbed, [(case, exchanges)])))
     assert j.verdict == "fail" and "token 3" in j.why
@@ -92,18 +92,18 @@ def test_answers_of_the_wrong_shape_fail_with_a_reason() -> None:
     testbed = small_stage()
     (case, exchanges), *_ = asked(testbed, count=1)
     e = exchanges[0]
-    assert e.answer.logits is not None
-    for answer, why in (
+    assert e.response.logits is not None
+    for response, why in (
         (EngineResponse(error="the server said 500"), "500"),
-        (dataclasses.replace(e.answer, token_ids=(*e.answer.token_ids, 1)), "tokens where"),
-        (dataclasses.replace(e.answer, token_ids=(999,) * e.ask.max_new_tokens), "token 999"),
-        (dataclasses.replace(e.answer, logits=e.answer.logits[:-2]), "rows"),
-        (dataclasses.replace(e.answer, logits=e.answer.logits[:, :-1]), "shape"),
-        (dataclasses.replace(e.answer, logits=None, top=[{0: float("nan")}] * len(e.answer.logits)), "no number"),
-        (dataclasses.replace(e.answer, logits=None, top=[{99: -1.0}] * len(e.answer.logits)), "token 99"),
-        (dataclasses.replace(e.answer, logits=None, top=[{}] * len(e.answer.logits)), "no token"),
+        (dataclasses.replace(e.response, token_ids=(*e.response.token_ids, 1)), "tokens where"),
+        (dataclasses.replace(e.response, token_ids=(999,) * e.request.max_new_tokens), "token 999"),
+        (dataclasses.replace(e.response, logits=e.response.logits[:-2]), "rows"),
+        (dataclasses.replace(e.response, logits=e.response.logits[:, :-1]), "shape"),
+        (dataclasses.replace(e.response, logits=None, top=[{0: float("nan")}] * len(e.response.logits)), "no number"),
+        (dataclasses.replace(e.response, logits=None, top=[{99: -1.0}] * len(e.response.logits)), "token 99"),
+        (dataclasses.replace(e.response, logits=None, top=[{}] * len(e.response.logits)), "no token"),
     ):
-        bad = dataclasses.replace(e, answer=answer)
+        bad = dataclasses.replace(e, response=response)
         (m,) = measure(case, [bad], testbed, ensemble("float32"))[0]
         assert why in m.problem and judge(m, learn_thresholds([m])).verdict == "fail"
     assert not malformed(e, testbed)
@@ -115,17 +115,17 @@ def test_less_than_logits_is_judged_too(kind: str) -> None:
     testbed = small_stage("float32")
     played = asked(testbed, count=12)
 
-    def shown(answer: EngineResponse) -> EngineResponse:
-        assert answer.logits is not None
+    def shown(response: EngineResponse) -> EngineResponse:
+        assert response.logits is not None
         if kind == "text":
-            return EngineResponse(answer.token_ids)
-        p = answer.logits - np.log(np.exp(answer.logits).sum(axis=1, keepdims=True))
+            return EngineResponse(response.token_ids)
+        p = response.logits - np.log(np.exp(response.logits).sum(axis=1, keepdims=True))
         if kind == "logprobs":
-            return EngineResponse(answer.token_ids, answer.first_position, logprobs=p)
+            return EngineResponse(response.token_ids, response.first_position, logprobs=p)
         top = [{int(t): float(row[t]) for t in np.argsort(row)[-5:]} for row in p]
-        return EngineResponse(answer.token_ids, answer.first_position, top=top)
+        return EngineResponse(response.token_ids, response.first_position, top=top)
 
-    right = [(c, [dataclasses.replace(e, answer=shown(e.answer)) for e in es]) for c, es in played]
+    right = [(c, [dataclasses.replace(e, response=shown(e.response)) for e in es]) for c, es in played]
     known = learn_thresholds(measured(testbed, right))
     assert {judge(m, known).verdict for m in measured(testbed, right)} == {"pass"}
     keys = [k for k, a in testbed.adapters.items() if not a.replaced]
@@ -206,7 +206,7 @@ def test_rounding_ends_far_above_honest_runs_and_below_nonsense(dtype: str) -> N
     (case, exchanges), *_ = asked(testbed, count=1)
     found, raws = measure(case, exchanges, testbed, ensemble(dtype))
     known = [raw for raw in raws if raw is not None]
-    bounds = ceilings([request(e, testbed) for e in exchanges], known, testbed)
+    bounds = ceilings([teacher_forced(e, testbed) for e in exchanges], known, testbed)
     assert all(np.isfinite(b).all() for b in bounds)
     assert all((m.ratio < b / 10).all() and (m.honest < b / 10).all() for m, b in zip(found, bounds, strict=True))
     size = [np.sqrt(np.mean(raw.exact**2)) / raw.unit for raw in known]  # of the logits themselves

@@ -72,7 +72,7 @@ def test_the_case_that_found_it_still_does(name: str, dtype: str, found: dict) -
 
     def asked(make: standard.MakeOps) -> standard.Found | None:
         with np.errstate(all="ignore"):
-            exchanges = standard.asking(s, make).driver.ask(case, way)
+            exchanges = standard.asking(s, make).driver.run(case, way)
         return standard.failure(case, measure(case, exchanges, s.testbed, ensemble(dtype))[0], known)
 
     again = asked(MUTANTS[name].make)

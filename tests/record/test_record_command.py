@@ -64,7 +64,7 @@ def test_any_engines_responses_are_kept(tmp_path: Path, capsys: pytest.CaptureFi
     assert "what numpy answered to 2 batches" in capsys.readouterr().out
     kept = list(archive.everything(out))
     assert len(kept) == 2
-    assert all(exchange.answer.logits is not None for _, exchanges in kept for exchange in exchanges)
+    assert all(exchange.response.logits is not None for _, exchanges in kept for exchange in exchanges)
     about = read(out / "recording.json")
     assert (about["engine"], about["model"], about["seed"]) == ("numpy", "random", 4)
     again = ["--model", "random", "--cases", "2", "--sequences", "0", "--seed", "4", "--no-power", "--jobs", "1"]

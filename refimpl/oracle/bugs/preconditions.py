@@ -35,8 +35,8 @@ def is_applicable(mutant: Mutant, testbed: Testbed, case: Case, settings: Settin
         "rslora": any(adapter.config.use_rslora for adapter in adapters),
         "rank_pattern": any(adapter.config.rank_pattern for adapter in adapters),
         "alpha_pattern": any(adapter.config.alpha_pattern for adapter in adapters),
-        "sum": any(ask.adapter_weights for run in case.runs for ask in run.asks),
-        "weight": any(ask.adapter_weights for run in case.runs for ask in run.asks),
+        "sum": any(request.adapter_weights for run in case.runs for request in run.requests),
+        "weight": any(request.adapter_weights for run in case.runs for request in run.requests),
     }
     return present.get(mutant.needs, True)
 

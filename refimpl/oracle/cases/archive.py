@@ -72,7 +72,7 @@ def save(folder: Path, case: Case, exchanges: Sequence[Exchange]) -> None:
     arrays: dict[str, Array] = {}
     rows = []
     for i, exchange in enumerate(exchanges):
-        response = exchange.answer
+        response = exchange.response
         for kind, x in (("logits", response.logits), ("logprobs", response.logprobs)):
             if x is not None:
                 arrays[f"{kind}_{i}"] = _narrowest(x)
@@ -141,7 +141,7 @@ def _exchanges(case: Case, rows: Sequence[dict[str, Any]], arrays: dict[str, Arr
     data = []
     for i, row in enumerate(rows):
         top = row["top"]
-        answer = EngineResponse(
+        response = EngineResponse(
             tuple(row["token_ids"]),
             row["first"],
             arrays.get(f"logits_{i}"),
@@ -151,5 +151,7 @@ def _exchanges(case: Case, rows: Sequence[dict[str, Any]], arrays: dict[str, Arr
             raw=row["raw"],
         )
         adapters = tuple((str(key), float(weight)) for key, weight in row["adapters"])
-        data.append(Exchange(case.runs[row["run"]].asks[row["index"]], adapters, answer, row["run"], row["index"]))
+        data.append(
+            Exchange(case.runs[row["run"]].requests[row["index"]], adapters, response, row["run"], row["index"])
+        )
     return data

@@ -37,7 +37,7 @@ class Unload:
 class Run:
     """Serve these requests together."""
 
-    asks: tuple[EngineRequest, ...]
+    requests: tuple[EngineRequest, ...]
 
 
 Step = Load | Unload | Run
@@ -61,16 +61,16 @@ class Case:
 class Exchange:
     """One request and what came of it."""
 
-    ask: EngineRequest
+    request: EngineRequest
     adapters: tuple[tuple[str, float], ...]  # the testbed's keys of the weights that its names meant, and their weights
-    answer: EngineResponse
+    response: EngineResponse
     run: int  # which Run of the case it was in
     index: int  # its place in that run
 
     @property
     def adapter(self) -> str | None:
         """Display name: None for the base, a*0.5+b*1.0 for a sum."""
-        if self.ask.adapter_weights:
+        if self.request.adapter_weights:
             return "+".join(f"{key}*{weight:g}" for key, weight in self.adapters)
         return self.adapters[0][0] if self.adapters else None
 
@@ -94,22 +94,22 @@ class Player:
             del self.meaning[step.name]
             return []
         if forced is not None and isinstance(self.engine, Ours):
-            answers = self.engine.run(step.asks, forced)
+            responses = self.engine.run(step.requests, forced)
         else:
-            answers = self.engine.run(step.asks)
-        if len(answers) != len(step.asks):
-            wrong = EngineResponse(error=f"{len(answers)} answers to {len(step.asks)} requests", raw=answers)
-            answers = [wrong] * len(step.asks)
+            responses = self.engine.run(step.requests)
+        if len(responses) != len(step.requests):
+            wrong = EngineResponse(error=f"{len(responses)} answers to {len(step.requests)} requests", raw=responses)
+            responses = [wrong] * len(step.requests)
         self.runs += 1
         return [
-            Exchange(ask, keys_of(ask, self.meaning), answer, self.runs - 1, i)
-            for i, (ask, answer) in enumerate(zip(step.asks, answers, strict=True))
+            Exchange(request, keys_of(request, self.meaning), response, self.runs - 1, i)
+            for i, (request, response) in enumerate(zip(step.requests, responses, strict=True))
         ]
 
 
-def keys_of(ask: EngineRequest, meaning: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
+def keys_of(request: EngineRequest, meaning: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
     """The adapters that a request names, as the testbed's keys, and their weights. meaning: name -> key."""
-    names = ask.adapter_weights or (((ask.adapter, 1.0),) if ask.adapter is not None else ())
+    names = request.adapter_weights or (((request.adapter, 1.0),) if request.adapter is not None else ())
     return tuple((meaning[name], weight) for name, weight in names)
 
 
@@ -136,14 +136,14 @@ def forced_tokens(exchanges: Sequence[Exchange]) -> dict[int, list[Sequence[int]
     """What each request of each run produced."""
     collected: dict[int, list[Sequence[int]]] = {}
     for exchange in exchanges:
-        collected.setdefault(exchange.run, []).append(exchange.answer.token_ids)
+        collected.setdefault(exchange.run, []).append(exchange.response.token_ids)
     return collected
 
 
-def request(exchange: Exchange, testbed: Testbed) -> Request:
+def teacher_forced(exchange: Exchange, testbed: Testbed) -> Request:
     """The whole text of one exchange: its prompt and what was produced, less the last token, which predicts nothing."""
     adapters = [(testbed.adapters[key], weight) for key, weight in exchange.adapters]
-    return Request([*exchange.ask.prompt_ids, *exchange.answer.token_ids[:-1]], adapters or None)
+    return Request([*exchange.request.prompt_ids, *exchange.response.token_ids[:-1]], adapters or None)
 
 
 def vocab_size_of(adapters: Sequence[tuple[str, float]], testbed: Testbed) -> int:
@@ -153,7 +153,7 @@ def vocab_size_of(adapters: Sequence[tuple[str, float]], testbed: Testbed) -> in
 
 def truth(exchanges: Sequence[Exchange], testbed: Testbed) -> list[Array]:
     """The exact logits [tokens, vocab] of each exchange's text."""
-    return logits(testbed.exact, [request(exchange, testbed) for exchange in exchanges])
+    return logits(testbed.exact, [teacher_forced(exchange, testbed) for exchange in exchanges])
 
 
 # Drawing batches.
@@ -174,20 +174,20 @@ def draw_batch(
     summable = [k for k in keys if not testbed.adapters[k].replaced and not testbed.adapters[k].biases]
     adapter_weights = tuple((str(k), float(rng.choice([0.5, -1.5, 0.75]))) for k in summable[: rng.integers(1, 3)])
     new = int(rng.integers(1, 5))
-    asks: list[EngineRequest] = []
+    requests: list[EngineRequest] = []
     for i, key in enumerate(chosen):
         n = int(rng.choice([1, 2, longest])) if rng.random() < 0.25 else int(rng.integers(3, longest + 1))
         vocab = vocab_size_of([] if key is None else [(key, 1.0)], testbed)
-        same = i > 0 and chosen[i - 1] != key and rng.random() < 0.3 and max(asks[-1].prompt_ids) < vocab
-        prompt = asks[-1].prompt_ids if same else random_prompt(rng, n, vocab, testbed)
-        asks.append(EngineRequest(prompt, None if key is None else str(key), new))
+        same = i > 0 and chosen[i - 1] != key and rng.random() < 0.3 and max(requests[-1].prompt_ids) < vocab
+        prompt = requests[-1].prompt_ids if same else random_prompt(rng, n, vocab, testbed)
+        requests.append(EngineRequest(prompt, None if key is None else str(key), new))
     if "sums" in capabilities.features and adapter_weights:
-        asks.append(
+        requests.append(
             EngineRequest(
                 random_prompt(rng, longest, testbed.model.config.vocab_size, testbed), None, new, adapter_weights
             )
         )
-    return Case(name, (Run(tuple(asks)),))
+    return Case(name, (Run(tuple(requests)),))
 
 
 def random_prompt(rng: np.random.Generator, n: int, vocab: int, testbed: Testbed) -> tuple[int, ...]:

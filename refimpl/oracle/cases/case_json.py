@@ -25,13 +25,15 @@ def to_json(case: Case) -> dict[str, Any]:
 def _step(step: Step) -> dict[str, Any]:
     if isinstance(step, Load):
         return {"load": step.name, "adapter": step.adapter}
-    return {"unload": step.name} if isinstance(step, Unload) else {"run": [_ask(request) for request in step.asks]}
+    return (
+        {"unload": step.name} if isinstance(step, Unload) else {"run": [_request(request) for request in step.requests]}
+    )
 
 
-def _ask(ask: EngineRequest) -> dict[str, Any]:
-    data: dict[str, Any] = {"prompt_ids": [int(t) for t in ask.prompt_ids]}
+def _request(request: EngineRequest) -> dict[str, Any]:
+    data: dict[str, Any] = {"prompt_ids": [int(t) for t in request.prompt_ids]}
     for field in fields(EngineRequest)[1:]:
-        value = getattr(ask, field.name)
+        value = getattr(request, field.name)
         if value != field.default:
             data[field.name] = (
                 [[name, float(weight)] for name, weight in value] if field.name == "adapter_weights" else value
@@ -57,11 +59,11 @@ def _read_step(data: Any, where: str) -> Step:
     if isinstance(data, dict) and set(data) == {"unload"}:
         return Unload(_get(data, where, "unload", str))
     if isinstance(data, dict) and set(data) == {"run"} and _get(data, where, "run", list):
-        return Run(tuple(_read_ask(request, f"{where}, request {j}") for j, request in enumerate(data["run"])))
+        return Run(tuple(_read_request(request, f"{where}, request {j}") for j, request in enumerate(data["run"])))
     raise LoracleError(f"{where} is {shown(data)}: it must be a load with its adapter, an unload, or a run of requests")
 
 
-def _read_ask(data: Any, where: str) -> EngineRequest:
+def _read_request(data: Any, where: str) -> EngineRequest:
     ids = _get(data, where, "prompt_ids", list)
     if not ids or not all(is_integer(t) and t >= 0 for t in ids):
         raise LoracleError(f"{where}: prompt_ids is {shown(ids)}: it must be a list of token ids")
@@ -114,7 +116,7 @@ def _check_names(case: Case) -> None:
         names = (
             [step.name]
             if isinstance(step, Unload)
-            else [x for request in step.asks for x in (request.adapter, *dict(request.adapter_weights))]
+            else [x for request in step.requests for x in (request.adapter, *dict(request.adapter_weights))]
         )
         for name in names:
             if name is not None and name not in keys:

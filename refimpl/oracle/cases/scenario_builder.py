@@ -85,11 +85,11 @@ class ScenarioBuilder:
         self.steps.append(Unload(name))
         del self.loaded[name]
 
-    def run(self, *asks: EngineRequest) -> None:
+    def run(self, *requests: EngineRequest) -> None:
         """Together, in this order."""
-        self.steps.append(Run(asks[: self.settings.max_requests]))
+        self.steps.append(Run(requests[: self.settings.max_requests]))
 
-    def ask(self, name: str | None, prompt: Sequence[int], new: int = 1, **more: Any) -> EngineRequest:
+    def request(self, name: str | None, prompt: Sequence[int], new: int = 1, **more: Any) -> EngineRequest:
         """One request; a prompt that would not fit is cut."""
         return EngineRequest(tuple(prompt[: self.settings.max_length - new]), name, new, **more)
 

@@ -68,7 +68,7 @@ class _Search:
         mended = steps if self.best.stateless else _mended(steps)
         most, in_place = _needs(mended)
         new = tuple(mended)
-        if new in self._tried or most > self._most_names or in_place > self._in_place or not _asks(new):
+        if new in self._tried or most > self._most_names or in_place > self._in_place or not _requests(new):
             return False
         if self._calls == 0 or time.monotonic() >= self._end:
             raise _Spent
@@ -84,22 +84,22 @@ class _Search:
         """The same with every request changed."""
         return self.keep(
             [
-                replace(step, asks=tuple(map(change, step.asks))) if isinstance(step, Run) else step
+                replace(step, requests=tuple(map(change, step.requests))) if isinstance(step, Run) else step
                 for step in self._steps
             ]
         )
 
-    def keep_request(self, at: tuple[int, int], ask: EngineRequest) -> bool:
+    def keep_request(self, at: tuple[int, int], request: EngineRequest) -> bool:
         """The same with the request at (step, index) changed."""
         steps = list(self._steps)
         run = steps[at[0]]
         assert isinstance(run, Run)
-        steps[at[0]] = Run((*run.asks[: at[1]], ask, *run.asks[at[1] + 1 :]))
+        steps[at[0]] = Run((*run.requests[: at[1]], request, *run.requests[at[1] + 1 :]))
         return self.keep(steps)
 
-    def asks(self) -> list[tuple[tuple[int, int], EngineRequest]]:
+    def requests(self) -> list[tuple[tuple[int, int], EngineRequest]]:
         """Every request and where it is."""
-        return _asks(self._steps)
+        return _requests(self._steps)
 
     @property
     def _steps(self) -> tuple[Step, ...]:
@@ -130,8 +130,8 @@ def _fewer_steps(search: _Search) -> None:
 def _fewer_requests(search: _Search) -> None:
     for i in reversed(range(len(search.best.steps))):
         run = search.best.steps[i] if i < len(search.best.steps) else None
-        if isinstance(run, Run) and len(run.asks) > 1:
-            minimise(run.asks, partial(_with_run, search, search.best.steps[:i], search.best.steps[i + 1 :]))
+        if isinstance(run, Run) and len(run.requests) > 1:
+            minimise(run.requests, partial(_with_run, search, search.best.steps[:i], search.best.steps[i + 1 :]))
 
 
 def _with_run(
@@ -159,10 +159,10 @@ def _plainer_requests(search: _Search) -> None:
     )
     for change in plain[:4]:
         search.keep_requests(change)
-    for at, ask in search.asks():
+    for at, request in search.requests():
         for change in plain:
-            if change(ask) != ask and search.keep_request(at, change(ask)):
-                ask = change(ask)
+            if change(request) != request and search.keep_request(at, change(request)):
+                request = change(request)
 
 
 def _fewer_adapters(search: _Search) -> None:
@@ -178,22 +178,24 @@ def _shorter_prompts(search: _Search) -> None:
     beginning."""
     for shorter in (lambda ids, n: ids[:n], lambda ids, n: ids[-n:]):
         while True:
-            longest = max(len(request.prompt_ids) for _, request in search.asks())
+            longest = max(len(request.prompt_ids) for _, request in search.requests())
             lengths = [n for n in (1, longest // 2, longest * 3 // 4, longest - 1) if 0 < n < longest]
             if not any(search.keep_requests(partial(_cut, shorter, n)) for n in lengths):
                 break
-        for at, _ in search.asks():
+        for at, _ in search.requests():
             while True:
-                ask = dict(search.asks())[at]
-                have = len(ask.prompt_ids)
+                request = dict(search.requests())[at]
+                have = len(request.prompt_ids)
                 lengths = [n for n in (1, have // 2, have * 3 // 4, have - 1) if 0 < n < have]
-                if not any(search.keep_request(at, _with_prompt(ask, shorter(ask.prompt_ids, n))) for n in lengths):
+                if not any(
+                    search.keep_request(at, _with_prompt(request, shorter(request.prompt_ids, n))) for n in lengths
+                ):
                     break
 
 
 def _plainer_tokens(search: _Search) -> None:
     """0 wherever it makes no difference; what must differ from it is counted up from 1. Equal tokens stay equal."""
-    tokens = list(dict.fromkeys(t for _, request in search.asks() for t in request.prompt_ids))
+    tokens = list(dict.fromkeys(t for _, request in search.requests() for t in request.prompt_ids))
     free = [t for t in tokens if t != 0]
 
     def zeroed_but(kept: Sequence[int]) -> bool:
@@ -211,8 +213,8 @@ def _cut(shorter: Callable[[Prompt, int], Prompt], n: int, request: EngineReques
     return _with_prompt(request, shorter(request.prompt_ids, n))
 
 
-def _with_prompt(ask: EngineRequest, prompt: tuple[int, ...]) -> EngineRequest:
-    return replace(ask, prompt_ids=prompt)
+def _with_prompt(request: EngineRequest, prompt: tuple[int, ...]) -> EngineRequest:
+    return replace(request, prompt_ids=prompt)
 
 
 def _renamed(step: Step, old: str, new: str) -> Step:
@@ -226,15 +228,18 @@ def _renamed(step: Step, old: str, new: str) -> Step:
                         (new if name == old else name, weight) for name, weight in request.adapter_weights
                     ),
                 )
-                for request in step.asks
+                for request in step.requests
             )
         )
     return replace(step, name=new) if step.name == old else step
 
 
-def _asks(steps: Sequence[Step]) -> list[tuple[tuple[int, int], EngineRequest]]:
+def _requests(steps: Sequence[Step]) -> list[tuple[tuple[int, int], EngineRequest]]:
     return [
-        ((i, j), request) for i, run in enumerate(steps) if isinstance(run, Run) for j, request in enumerate(run.asks)
+        ((i, j), request)
+        for i, run in enumerate(steps)
+        if isinstance(run, Run)
+        for j, request in enumerate(run.requests)
     ]
 
 
@@ -251,13 +256,13 @@ def _mended(steps: Sequence[Step]) -> list[Step]:
                 loaded.remove(step.name)
                 kept.append(step)
         else:
-            asks = tuple(
+            requests = tuple(
                 request
-                for request in step.asks
+                for request in step.requests
                 if {x for x in (request.adapter, *dict(request.adapter_weights)) if x is not None} <= loaded
             )
-            if asks:
-                kept.append(Run(asks))
+            if requests:
+                kept.append(Run(requests))
     return kept
 
 

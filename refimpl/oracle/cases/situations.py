@@ -9,27 +9,27 @@ from .scenario_builder import Choices, ScenarioBuilder
 def in_place(builder: ScenarioBuilder, choices: Choices) -> None:
     """A name gets other weights while it is in use: the same prompt again must show them."""
     name, prompt = builder.name(choices), builder.prompt(choices)
-    builder.run(builder.ask(name, prompt))
+    builder.run(builder.request(name, prompt))
     builder.load(name, choices)
-    builder.run(builder.ask(name, prompt), builder.ask(None, prompt))
+    builder.run(builder.request(name, prompt), builder.request(None, prompt))
 
 
 def name_reused(builder: ScenarioBuilder, choices: Choices) -> None:
     """A name is forgotten, and is used again for other weights."""
     name, prompt = builder.name(choices), builder.prompt(choices)
-    builder.run(builder.ask(name, prompt))
+    builder.run(builder.request(name, prompt))
     builder.unload(name)
     if choices.below(2):
-        builder.run(builder.ask(None, prompt))
+        builder.run(builder.request(None, prompt))
     builder.load(name, choices)
-    builder.run(builder.ask(name, prompt), builder.ask(None, prompt))
+    builder.run(builder.request(name, prompt), builder.request(None, prompt))
 
 
 def exchanged(builder: ScenarioBuilder, choices: Choices) -> None:
     """Two names exchange their weights: what goes by the name, or by the order of loading, is wrong now."""
     names = [x for x in builder.names(choices, 2) if x is not None]
     prompt = builder.prompt(choices)
-    builder.run(*(builder.ask(name, prompt) for name in names))
+    builder.run(*(builder.request(name, prompt) for name in names))
     meant = {name: builder.loaded[name] for name in names}
     same = len(set(meant.values())) < len(names)  # to load what is there already is no exchange
     if same or "reload" not in builder.can or choices.below(2):
@@ -37,21 +37,21 @@ def exchanged(builder: ScenarioBuilder, choices: Choices) -> None:
             builder.unload(name)
     for name, other in zip(names, names[::-1], strict=True):
         builder.load_key(name, meant[other])
-    builder.run(*(builder.ask(name, prompt) for name in names[::-1]))
+    builder.run(*(builder.request(name, prompt) for name in names[::-1]))
 
 
 def leaves(builder: ScenarioBuilder, choices: Choices) -> None:
     """One adapter leaves, another comes under a new name: it gets the id, the slot, the blocks of the first."""
     name, prompt = builder.name(choices), builder.prompt(choices)
-    builder.run(builder.ask(name, prompt))
+    builder.run(builder.request(name, prompt))
     builder.unload(name)
     new = builder.free_name(name)
     if new is not None:
         builder.load(new, choices)
-        builder.run(builder.ask(new, prompt))
+        builder.run(builder.request(new, prompt))
     if new is None or builder.free_name() is not None:
         builder.load(name, choices)
-        builder.run(builder.ask(name, prompt), builder.ask(new, prompt))
+        builder.run(builder.request(name, prompt), builder.request(new, prompt))
 
 
 def more_than_slots(builder: ScenarioBuilder, choices: Choices) -> None:
@@ -60,8 +60,8 @@ def more_than_slots(builder: ScenarioBuilder, choices: Choices) -> None:
     names = [list(builder.loaded)[i] for i in choices.order(len(builder.loaded))]
     prompt = builder.prompt(choices)
     for name in names:
-        builder.run(builder.ask(name, prompt))
-    builder.run(builder.ask(names[0], prompt), builder.ask(None, prompt))
+        builder.run(builder.request(name, prompt))
+    builder.run(builder.request(names[0], prompt), builder.request(None, prompt))
 
 
 def all_at_once(builder: ScenarioBuilder, choices: Choices) -> None:
@@ -69,7 +69,7 @@ def all_at_once(builder: ScenarioBuilder, choices: Choices) -> None:
     builder.fill(choices)
     prompt, names = builder.prompt(choices), builder.names(choices, len(builder.loaded))
     builder.run(
-        *(builder.ask(name, prompt, 2 + choices.below(4), **_arrival(builder, i)) for i, name in enumerate(names))
+        *(builder.request(name, prompt, 2 + choices.below(4), **_arrival(builder, i)) for i, name in enumerate(names))
     )
 
 
@@ -78,7 +78,7 @@ def same_prompt(builder: ScenarioBuilder, choices: Choices) -> None:
     prompt, names = builder.prompt(choices), builder.names(choices, 2)
     new = 1 + choices.below(3)
     for name in (*names, names[0]):
-        builder.run(builder.ask(name, prompt, new))
+        builder.run(builder.request(name, prompt, new))
 
 
 def weights(builder: ScenarioBuilder, choices: Choices) -> None:
@@ -91,25 +91,25 @@ def weights(builder: ScenarioBuilder, choices: Choices) -> None:
     if name != other:
         mixes += [((name, 0.5), (other, 0.75)), ((other, 0.5), (name, 0.75))]
     for i in choices.order(len(mixes))[: 3 + choices.below(3)]:
-        builder.run(builder.ask(None, prompt, 1, adapter_weights=mixes[i]))
+        builder.run(builder.request(None, prompt, 1, adapter_weights=mixes[i]))
 
 
 def fork(builder: ScenarioBuilder, choices: Choices) -> None:
     """Prompts that part at the last token of a block, within one, or after their first tokens, and then agree again,
     or end."""
     name, prompt = builder.name(choices), builder.prompt(choices)
-    builder.run(builder.ask(name, prompt))
+    builder.run(builder.request(name, prompt))
     blocks = len(prompt) // builder.block
     last = builder.block * (1 + choices.below(blocks)) - 1
     within = [builder.block // 2 - 1, builder.block // 2 + 1, 0, 1][choices.below(4)]
     cut = builder.block * (1 + choices.below(blocks)) + within if choices.below(4) else 3
     other = builder.end(choices)
     builder.run(
-        builder.ask(name, prompt[:last] + other[:1] + prompt[last + 1 :]),
-        builder.ask(name, prompt[:cut] + other + prompt[cut + len(other) :], 2),
-        builder.ask(name, prompt[:cut]),
+        builder.request(name, prompt[:last] + other[:1] + prompt[last + 1 :]),
+        builder.request(name, prompt[:cut] + other + prompt[cut + len(other) :], 2),
+        builder.request(name, prompt[:cut]),
     )
-    builder.run(builder.ask(name, prompt + other))
+    builder.run(builder.request(name, prompt + other))
 
 
 def depth(builder: ScenarioBuilder, choices: Choices) -> None:
@@ -118,25 +118,25 @@ def depth(builder: ScenarioBuilder, choices: Choices) -> None:
     adapter, second, third = builder.pieces
     prompts = [second + adapter + end, adapter + adapter + end, adapter + second + end, third + adapter + second + end]
     for i in choices.order(len(prompts))[: 2 + choices.below(2)]:
-        builder.run(builder.ask(name, prompts[i], 1 + choices.below(2)))
+        builder.run(builder.request(name, prompts[i], 1 + choices.below(2)))
 
 
 def crowd(builder: ScenarioBuilder, choices: Choices) -> None:
     """Several requests, in any order of arrival; neighbours ask the same, or something that begins alike."""
     names = builder.names(choices, builder.settings.max_adapters)
     prompts = [builder.prompt(choices), builder.prompt(choices), builder.pieces[0][:1]]
-    asks = []
+    requests = []
     for i in range(3 + choices.below(3)):
         prompt = prompts[choices.below(3)]
-        asks.append(
-            builder.ask(
+        requests.append(
+            builder.request(
                 names[(i + choices.below(2)) % len(names)],
                 prompt,
                 1 + choices.below(5),
                 **_arrival(builder, choices.below(6)),
             )
         )
-    builder.run(*asks)
+    builder.run(*requests)
 
 
 def cancelled(builder: ScenarioBuilder, choices: Choices) -> None:
@@ -146,29 +146,29 @@ def cancelled(builder: ScenarioBuilder, choices: Choices) -> None:
     who, neighbour = names[0], names[-1]
     # In chunks a request can be cancelled before its first token: what was begun of it must not be found again.
     after = choices.below(3) * choices.below(2) if builder.settings.chunk else 1 + choices.below(3)
-    asks = [
-        builder.ask(who, prompt, after + 4, cancel_after=after),
-        builder.ask(neighbour, other, 3 + choices.below(5)),
-        builder.ask(neighbour, other[::-1], 4 + choices.below(4), **_arrival(builder, after + choices.below(2))),
+    requests = [
+        builder.request(who, prompt, after + 4, cancel_after=after),
+        builder.request(neighbour, other, 3 + choices.below(5)),
+        builder.request(neighbour, other[::-1], 4 + choices.below(4), **_arrival(builder, after + choices.below(2))),
     ]
-    builder.run(*(asks[i] for i in (choices.order(3) if choices.below(2) else range(3))))
-    builder.run(builder.ask(who, prompt, 2))
+    builder.run(*(requests[i] for i in (choices.order(3) if choices.below(2) else range(3))))
+    builder.run(builder.request(who, prompt, 2))
 
 
 def short_of_room(builder: ScenarioBuilder, choices: Choices) -> None:
     """Long answers to many long prompts: some are preempted, and computed again."""
     names = builder.names(choices, builder.settings.max_adapters)
-    asks = []
+    requests = []
     for i in range(4 + choices.below(2)):
-        asks.append(
-            builder.ask(
+        requests.append(
+            builder.request(
                 names[i % len(names)],
                 builder.prompt(choices)[choices.below(3) :],
                 8 + choices.below(5),
                 **_arrival(builder, choices.below(3)),
             )
         )
-    builder.run(*asks)
+    builder.run(*requests)
 
 
 def _arrival(builder: ScenarioBuilder, steps: int) -> dict[str, int]:

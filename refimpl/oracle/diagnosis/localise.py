@@ -20,7 +20,7 @@ from ...formats.peft import save_adapter
 from ...model import logits
 from ...ops import NUMPY
 from ...tracing import trace
-from ..cases.case import Case, Exchange, Run, play, request
+from ..cases.case import Case, Exchange, Run, play, teacher_forced
 from ..cases.testbed import Testbed
 from ..noise.ensemble import Member
 from ..noise.measure import measure
@@ -46,7 +46,7 @@ def first_off(locations: Sequence[Location], thresholds: Thresholds) -> Location
 
 
 def intermediates(
-    exchange: Exchange, answer: EngineResponse, testbed: Testbed, members: Sequence[Member]
+    exchange: Exchange, response: EngineResponse, testbed: Testbed, members: Sequence[Member]
 ) -> list[Location]:
     """Return every output of a module that the engine showed, in the order in which they are computed: the rms of its
     error over the prompt's tokens, in units of the rms of the honest errors there."""
@@ -57,25 +57,25 @@ def intermediates(
     for layer in range(testbed.model.config.num_hidden_layers):
         for module in ORDER:
             name = f"layers.{layer}.{module}" + ("" if module == "output" else ".output")
-            if name not in answer.trace or name not in true:
+            if name not in response.trace or name not in true:
                 continue
-            n = len(answer.trace[name])
+            n = len(response.trace[name])
             unit = np.sqrt(np.mean([np.mean((run[name][:n] - true[name][:n]) ** 2) for run in honest]))
             with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = float(np.sqrt(np.mean((answer.trace[name] - true[name][:n]) ** 2)) / unit)
+                ratio = float(np.sqrt(np.mean((response.trace[name] - true[name][:n]) ** 2)) / unit)
             locations.append(Location(layer, module, ratio, "intermediates"))
     return locations
 
 
 def prompt_alone(exchange: Exchange) -> Exchange:
     """Return the exchange without its answer: intermediates are those of the prompt's tokens."""
-    return replace(exchange, answer=EngineResponse())
+    return replace(exchange, response=EngineResponse())
 
 
 def _traced(testbed: Testbed, exchange: Exchange, member: Member | None) -> Mapping[str, Array]:
     model = testbed.exact if member is None else testbed.model
     with trace("layers.*") as values:
-        prompt = request(exchange, testbed)
+        prompt = teacher_forced(exchange, testbed)
         ops, p = (NUMPY, None) if member is None else (member.make(), member.precision)
         logits(model, [prompt], ops, p)
     outputs = {name: values[name].astype(np.float64) for name in values if name.endswith(".output")}
@@ -132,8 +132,8 @@ def _worst_ratio(
     try:
         rng = np.random.default_rng(0)
         prompts = [tuple(int(token) for token in rng.integers(0, testbed.model.config.vocab_size, n)) for n in (9, 14)]
-        asks = tuple(EngineRequest(prompt, name, 2) for prompt in prompts for name in (adapter.name, None))
-        case = Case("ablation", (Run(asks),))
+        requests = tuple(EngineRequest(prompt, name, 2) for prompt in prompts for name in (adapter.name, None))
+        case = Case("ablation", (Run(requests),))
         measured, _ = measure(case, play(engine, case, with_part), with_part, members)
     finally:
         engine.unload(adapter.name)

@@ -38,20 +38,20 @@ def rerun(
     if sample.case.stateless:
         prepare(engine, testbed)
     played = play(engine, sample.case, testbed, forced_tokens(sample.exchanges))
-    counted = [exchange for exchange in played if exchange.ask.cancel_after is None]
+    counted = [exchange for exchange in played if exchange.request.cancel_after is None]
     return [
-        None if raw is None else _shown_rows(exchange.answer, raw)
+        None if raw is None else _shown_rows(exchange.response, raw)
         for exchange, raw in zip(counted, sample.raws, strict=True)
     ]
 
 
-def _shown_rows(answer: EngineResponse, raw: Errors) -> Array:
+def _shown_rows(response: EngineResponse, raw: Errors) -> Array:
     """Return the rows [rows, vocab] of an answer that the engine showed as well; NaN where it has none."""
     positions = range(raw.rows.start, raw.rows.stop)
     rows = np.full((len(positions), raw.vocab), np.nan)
     for i, position in enumerate(positions):
-        if answer.logits is not None and 0 <= position - answer.first_position < len(answer.logits):
-            row = answer.logits[position - answer.first_position]
+        if response.logits is not None and 0 <= position - response.first_position < len(response.logits):
+            row = response.logits[position - response.first_position]
             rows[i, : len(row)] = row[: raw.vocab]
     return rows
 

@@ -104,7 +104,7 @@ def _prompts_are_right(sample: Sample) -> bool:
     for exchange, raw in zip(sample.counted, sample.raws, strict=True):
         if raw is None:
             return False
-        prompt = raw.error[: max(len(exchange.ask.prompt_ids) - raw.rows.start, 0)]
+        prompt = raw.error[: max(len(exchange.request.prompt_ids) - raw.rows.start, 0)]
         unit = raw.unit[: len(prompt)]
         if prompt.size and not np.sqrt(np.mean(prompt**2, axis=1) / unit**2).max() <= CLEARLY:
             return False

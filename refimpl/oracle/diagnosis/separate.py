@@ -21,7 +21,7 @@ def separating_case(mutants: Sequence[Mutant], elsewhere: Sequence[tuple[Case, T
                 before.shape != after.shape or not np.allclose(before, after)
                 for before, after in zip(first, other, strict=True)
             ):
-                names = sorted({ask.adapter for ask in case.runs[0].asks if ask.adapter})
+                names = sorted({request.adapter for request in case.runs[0].requests if request.adapter})
                 shapes = ", ".join(_shape(testbed, name) for name in names)
                 return f"{mutants[0].name} and {mutant.name} differ on {shapes}"
     return ""
@@ -34,7 +34,7 @@ def _logits(mutant: Mutant, case: Case, testbed: Testbed) -> list[Array]:
     engine.start(testbed_settings(testbed))
     prepare(engine, testbed)
     exchanges = play(engine, case, testbed)
-    return [exchange.answer.logits for exchange in exchanges if exchange.answer.logits is not None]
+    return [exchange.response.logits for exchange in exchanges if exchange.response.logits is not None]
 
 
 def _shape(testbed: Testbed, name: str) -> str:

@@ -13,7 +13,7 @@ from ...arrays import Array
 from ...engines.interface import EngineRequest
 from ...model import logit_width, logits
 from ...request import Request, vocab_size
-from ..cases.case import Case, Exchange, request
+from ..cases.case import Case, Exchange, teacher_forced
 from ..cases.testbed import Testbed
 from ..noise.measure import ErrorRatios, Errors, Sample
 from ..noise.verdict import Thresholds, Verdict
@@ -51,15 +51,21 @@ def symptoms_of(
 def company(case: Case, exchange: Exchange) -> list[str]:
     """Return what it takes for a request to go wrong that is answered well alone: what else the smallest case has."""
     lines = []
-    if len(case.runs[exchange.run].asks) > 1:
-        lines.append(f"right when asked alone, wrong in a batch of {len(case.runs[exchange.run].asks)}")
+    if len(case.runs[exchange.run].requests) > 1:
+        lines.append(f"right when asked alone, wrong in a batch of {len(case.runs[exchange.run].requests)}")
     if len(case.steps) > 1:
         lines.append(f"right in a fresh engine, wrong after {len(case.steps) - 1} other steps")
-    before = [ask for run in case.runs[: exchange.run + 1] for ask in run.asks if ask is not exchange.ask]
-    shared = max(((_common(ask, exchange.ask), ask) for ask in before), key=lambda x: x[0], default=(0, exchange.ask))
+    before = [
+        request for run in case.runs[: exchange.run + 1] for request in run.requests if request is not exchange.request
+    ]
+    shared = max(
+        ((_common(request, exchange.request), request) for request in before),
+        key=lambda x: x[0],
+        default=(0, exchange.request),
+    )
     if shared[0] > 1 and (shared[1].adapter, shared[1].adapter_weights) != (
-        exchange.ask.adapter,
-        exchange.ask.adapter_weights,
+        exchange.request.adapter,
+        exchange.request.adapter_weights,
     ):
         lines.append(f"its first {shared[0]} tokens were asked before, of {shared[1].adapter or 'the base'}")
     return lines
@@ -87,7 +93,7 @@ def _of_one(
     thresholds: Thresholds,
 ) -> list[str]:
     fits = _fits(raw, thresholds)
-    text = request(exchange, testbed).prompt_ids
+    text = teacher_forced(exchange, testbed).prompt_ids
     lines = []
     if exchange.adapter is not None and fits(_rows(testbed, text, None, raw)):
         return ["the base answered"]
@@ -104,7 +110,7 @@ def _of_one(
         places, way = f"{abs(shift)} place{'s' if abs(shift) > 1 else ''}", "later" if shift > 0 else "earlier"
         return [f"every row is that of the token {places} {way}"]
     wrong = np.flatnonzero(~(ratios.ratio < thresholds.ratio)) + ratios.first
-    prompt = len(exchange.ask.prompt_ids)
+    prompt = len(exchange.request.prompt_ids)
     if wrong.size and wrong[0] > ratios.first:
         first = int(wrong[0])
         if first == prompt:
@@ -139,7 +145,7 @@ def _rows(testbed: Testbed, text: Sequence[int], adapter: object, raw: Errors) -
 
 def _weight(testbed: Testbed, exchange: Exchange, raw: Errors) -> float | None:
     """Return the weight on the adapter that explains the answer best; None if there is none, or if it is 1."""
-    adapter, text = testbed.adapters[exchange.adapters[0][0]], request(exchange, testbed).prompt_ids
+    adapter, text = testbed.adapters[exchange.adapters[0][0]], teacher_forced(exchange, testbed).prompt_ids
 
     def coefficient(weight: float) -> float:
         shift = (raw.view.of(_rows(testbed, text, [(adapter, weight)], raw)) - raw.exact) / raw.unit[:, None]

@@ -78,18 +78,18 @@ class Sample:
     @property
     def counted(self) -> list[Exchange]:
         """The exchanges that count, in the order of `raws`."""
-        return [exchange for exchange in self.exchanges if exchange.ask.cancel_after is None]
+        return [exchange for exchange in self.exchanges if exchange.request.cancel_after is None]
 
 
 def measure(
     case: Case, exchanges: Sequence[Exchange], testbed: Testbed, members: Sequence[Member]
 ) -> tuple[list[ErrorRatios], list[Errors | None]]:
     """Every exchange of a case that counts: one that was cancelled does not."""
-    counted = [exchange for exchange in exchanges if exchange.ask.cancel_after is None]
+    counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
     problems = {id(exchange): problem for exchange in counted if (problem := malformed(exchange, testbed))}
     readable = [exchange for exchange in counted if id(exchange) not in problems]
     exact = cases.truth(readable, testbed) if readable else []
-    requests = [cases.request(exchange, testbed) for exchange in readable]
+    requests = [cases.teacher_forced(exchange, testbed) for exchange in readable]
     runs = honest_runs(testbed.model, requests, members) if readable else []
     others = _others(readable, testbed)
     measured: list[ErrorRatios] = []
@@ -100,7 +100,7 @@ def measure(
         if not problem:
             i = readable.index(exchange)
             try:
-                raw = errors_of(exchange.answer, exact[i], [run[i] for run in runs])
+                raw = errors_of(exchange.response, exact[i], [run[i] for run in runs])
             except Unreadable as error:
                 problem = str(error)
         if raw is None:
@@ -128,39 +128,43 @@ def measure(
 
 def malformed(exchange: Exchange, testbed: Testbed) -> str:
     """What is wrong with an answer before any number is compared; "" if nothing is."""
-    answer, vocab = exchange.answer, cases.vocab_size_of(exchange.adapters, testbed)
-    if answer.error:
-        return answer.error
-    if len(answer.token_ids) != exchange.ask.max_new_tokens:
-        return f"{len(answer.token_ids)} tokens where {exchange.ask.max_new_tokens} were asked for"
-    wrong = [t for t in answer.token_ids if not 0 <= t < vocab]
+    response, vocab = exchange.response, cases.vocab_size_of(exchange.adapters, testbed)
+    if response.error:
+        return response.error
+    if len(response.token_ids) != exchange.request.max_new_tokens:
+        return f"{len(response.token_ids)} tokens where {exchange.request.max_new_tokens} were asked for"
+    wrong = [t for t in response.token_ids if not 0 <= t < vocab]
     if wrong:
         return f"token {wrong[0]} is outside of the vocabulary of {vocab}"
-    rows, last = rows_of(answer), len(exchange.ask.prompt_ids) + len(answer.token_ids) - 1
-    if rows and answer.first_position + rows != last and answer.first_position + rows != len(exchange.ask.prompt_ids):
-        return f"{rows} rows from place {answer.first_position} on, for a text of {last} places"
+    rows, last = rows_of(response), len(exchange.request.prompt_ids) + len(response.token_ids) - 1
+    if (
+        rows
+        and response.first_position + rows != last
+        and response.first_position + rows != len(exchange.request.prompt_ids)
+    ):
+        return f"{rows} rows from place {response.first_position} on, for a text of {last} places"
     return ""
 
 
-def errors_of(answer: EngineResponse, exact: Array, runs: Sequence[Array]) -> Errors:
+def errors_of(response: EngineResponse, exact: Array, runs: Sequence[Array]) -> Errors:
     """The errors of one answer and of the honest runs, over the rows that it shows."""
-    shown = rows_of(answer)
+    shown = rows_of(response)
     if not shown:
-        return _look_at_text(answer, exact, runs)
-    rows = slice(answer.first_position, answer.first_position + shown)
-    v = view(answer, exact[rows])
+        return _look_at_text(response, exact, runs)
+    rows = slice(response.first_position, response.first_position + shown)
+    v = view(response, exact[rows])
     true = v.of(exact[rows])
     honest = np.stack([v.of(run[rows].astype(np.float64)) - true for run in runs])
     unit = _rms(honest, v.shown[None]).T
     return Errors(v, rows, true, exact[rows], v.values - true, honest, np.sqrt(np.mean(unit**2, axis=1)))
 
 
-def _look_at_text(answer: EngineResponse, exact: Array, runs: Sequence[Array]) -> Errors:
+def _look_at_text(response: EngineResponse, exact: Array, runs: Sequence[Array]) -> Errors:
     """Of text only this can be said: the token's true logit lies so far below the best one's, where honest runs are so
     far off in the difference of the two. A token that is the best is no error, however close it was."""
-    n, places = len(answer.token_ids), len(exact) - len(answer.token_ids)
+    n, places = len(response.token_ids), len(exact) - len(response.token_ids)
     rows = slice(places, len(exact))
-    tokens, at = np.asarray(answer.token_ids), np.arange(n)
+    tokens, at = np.asarray(response.token_ids), np.arange(n)
     best = exact[rows].argmax(axis=1)
 
     v = Gap(np.zeros((n, 1)), np.ones((n, 1), bool), best=best, tokens=tokens)
@@ -198,7 +202,7 @@ def _others(readable: Sequence[Exchange], testbed: Testbed) -> list[list[Array]]
     for exchange in readable:
         neighbours = dict.fromkeys([(), *(other.adapters for other in readable if other.run == exchange.run)])
         last = max(
-            cases.request(exchange, testbed).prompt_ids
+            cases.teacher_forced(exchange, testbed).prompt_ids
         )  # a word that only this adapter has is no prompt for another
         neighbours_of.append(
             [
@@ -209,7 +213,8 @@ def _others(readable: Sequence[Exchange], testbed: Testbed) -> list[list[Array]]
         )
     requests = [
         Request(
-            cases.request(exchange, testbed).prompt_ids, [(testbed.adapters[key], weight) for key, weight in adapters]
+            cases.teacher_forced(exchange, testbed).prompt_ids,
+            [(testbed.adapters[key], weight) for key, weight in adapters],
         )
         for exchange, others in zip(readable, neighbours_of, strict=True)
         for adapters in others

@@ -67,28 +67,28 @@ def log_softmax(x: Array) -> Array:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def rows_of(answer: EngineResponse) -> int:
+def rows_of(response: EngineResponse) -> int:
     """How many rows the engine showed; 0 where it shows text alone."""
-    for x in (answer.logits, answer.logprobs, answer.top):
+    for x in (response.logits, response.logprobs, response.top):
         if x is not None:
             return len(x)
     return 0
 
 
-def view(answer: EngineResponse, exact: Array) -> View:
+def view(response: EngineResponse, exact: Array) -> View:
     """exact: the true logits of the same rows. Unreadable where the answer cannot be what was asked for."""
-    if answer.error:
-        raise Unreadable(answer.error)
-    if answer.top is not None:
-        return _top(answer, exact)
-    values = answer.logits if answer.logits is not None else answer.logprobs
+    if response.error:
+        raise Unreadable(response.error)
+    if response.top is not None:
+        return _top(response, exact)
+    values = response.logits if response.logits is not None else response.logprobs
     assert values is not None
     if values.ndim != 2 or values.shape != exact.shape:
         raise Unreadable(f"numbers of shape {list(values.shape)} where {list(exact.shape)} were expected")
     values = np.asarray(values, np.float64)
     _check_finite(values, exact)
     shown = np.isfinite(exact)
-    if answer.logits is None:
+    if response.logits is None:
         return View(centred(values, shown), shown)
     return View(np.where(shown, values, 0.0), shown, logprobs=False)
 
@@ -100,12 +100,12 @@ def _check_finite(values: Array, exact: Array) -> None:
         raise Unreadable(f"{values[row, token]} for token {token} in row {row} ({int(wrong.sum())} such numbers)")
 
 
-def _top(answer: EngineResponse, exact: Array) -> View:
-    assert answer.top is not None
-    if len(answer.top) != len(exact):
-        raise Unreadable(f"{len(answer.top)} rows where {len(exact)} were expected")
+def _top(response: EngineResponse, exact: Array) -> View:
+    assert response.top is not None
+    if len(response.top) != len(exact):
+        raise Unreadable(f"{len(response.top)} rows where {len(exact)} were expected")
     values, shown, true = np.zeros(exact.shape), np.zeros(exact.shape, bool), log_softmax(exact)
-    for i, row in enumerate(answer.top):
+    for i, row in enumerate(response.top):
         k = len(row)
         if k == 0:
             raise Unreadable(f"row {i} names no token")

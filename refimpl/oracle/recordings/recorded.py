@@ -40,7 +40,7 @@ class Recorded:
         for case, exchanges in archive.everything(folder):
             for step in case.runs:
                 run = case.runs.index(step)
-                self.responses[step.asks] = [exchange.answer for exchange in exchanges if exchange.run == run]
+                self.responses[step.requests] = [exchange.response for exchange in exchanges if exchange.run == run]
         if not self.responses:
             raise EngineError(f"{folder}: no recorded answers")
         self.folder = folder

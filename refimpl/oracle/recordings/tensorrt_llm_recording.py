@@ -228,7 +228,7 @@ class Replay:
             if ((first.part, first.relation), (second.part, second.relation)) == (one, other)
             for i, x in enumerate(first.exchanges)
             for j, y in enumerate(second.exchanges)
-            if x.ask == y.ask
+            if x.request == y.request
         ]
 
     def compare(self, pair: Pair) -> Verdict:
@@ -243,9 +243,9 @@ class Replay:
         if errors is None or other_errors is None:
             return judge(replace(ratios, problem=ratios.problem or other_ratios.problem), self.thresholds)
         exchange = first.exchanges[i]
-        same = _common_prefix(exchange.answer.token_ids, second.exchanges[j].answer.token_ids)
+        same = _common_prefix(exchange.response.token_ids, second.exchanges[j].response.token_ids)
         start = max(errors.rows.start, other_errors.rows.start)
-        stop = min(errors.rows.stop, other_errors.rows.stop, len(exchange.ask.prompt_ids) + same)
+        stop = min(errors.rows.stop, other_errors.rows.stop, len(exchange.request.prompt_ids) + same)
         if stop <= start:
             return judge(replace(ratios, problem="no row that both show"), self.thresholds)
         rows, other_rows = (slice(start - one.rows.start, stop - one.rows.start) for one in (errors, other_errors))

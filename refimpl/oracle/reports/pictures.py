@@ -115,10 +115,10 @@ def _far(raw: Errors, x: Array) -> Array:
 def _line(exchange: Exchange, raw: Errors | None, shift: Array | None) -> Line:
     who = exchange.run, exchange.index, exchange.adapter
     if raw is None:
-        return Line(*who, 0, len(exchange.ask.prompt_ids), np.zeros(0), None, None)
+        return Line(*who, 0, len(exchange.request.prompt_ids), np.zeros(0), None, None)
     bug = None if shift is None else _far(raw, shift)
     residual = None if shift is None else _far(raw, _in_units(raw) - shift)
-    return Line(*who, raw.rows.start, len(exchange.ask.prompt_ids), _far(raw, _in_units(raw)), bug, residual)
+    return Line(*who, raw.rows.start, len(exchange.request.prompt_ids), _far(raw, _in_units(raw)), bug, residual)
 
 
 def _close_up(line: int, raw: Errors | None, shift: Array | None) -> CloseUp:

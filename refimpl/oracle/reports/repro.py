@@ -188,14 +188,14 @@ def _parts(arrays: Mapping[str, Array], what: str) -> dict[tuple[int, int], Arra
     return arrays_by_request
 
 
-def _exchanges(case: Case, testbed: Testbed, answers: Sequence[Any], got: Mapping[str, Array]) -> list[Exchange]:
+def _exchanges(case: Case, testbed: Testbed, responses: Sequence[Any], got: Mapping[str, Array]) -> list[Exchange]:
     """Return the exchanges: the requests stand in the case, and what came of them in the answers."""
     requests = _requests_of(case, testbed)
     exchanges = []
-    for entry in answers:
-        ask, keys = requests[entry["run"], entry["index"]]
+    for entry in responses:
+        request, keys = requests[entry["run"], entry["index"]]
         name = f"{entry['run']}.{entry['index']}"
-        answer = EngineResponse(
+        response = EngineResponse(
             tuple(int(t) for t in entry["token_ids"]),
             int(entry["first"]),
             got.get(f"{name}.logits"),
@@ -204,7 +204,7 @@ def _exchanges(case: Case, testbed: Testbed, answers: Sequence[Any], got: Mappin
             error=str(entry.get("error", "")),
             raw=entry.get("raw"),
         )
-        exchanges.append(Exchange(ask, keys, answer, entry["run"], entry["index"]))
+        exchanges.append(Exchange(request, keys, response, entry["run"], entry["index"]))
     return exchanges
 
 
@@ -219,7 +219,7 @@ def _requests_of(
         if isinstance(step, Load):
             meaning[step.name] = step.adapter
         elif isinstance(step, Run):
-            requests |= {(runs, i): (ask, keys_of(ask, meaning)) for i, ask in enumerate(step.asks)}
+            requests |= {(runs, i): (request, keys_of(request, meaning)) for i, request in enumerate(step.requests)}
             runs += 1
     return requests
 

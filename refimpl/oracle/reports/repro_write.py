@@ -57,7 +57,9 @@ class Repro:
         """Write the folder. LoracleError, and no folder, if it cannot be written."""
         expected = _named(self.expected, "logits") | _named(self.unit, "unit")
         responses = {
-            f"{_id(exchange)}.{name}": x for exchange in self.exchanges for name, x in _arrays(exchange.answer).items()
+            f"{_id(exchange)}.{name}": x
+            for exchange in self.exchanges
+            for name, x in _arrays(exchange.response).items()
         }
         expected, left_out = _bounded(expected)
         responses, also_left_out = _bounded(responses)
@@ -96,18 +98,18 @@ def _named(arrays: Mapping[tuple[int, int], Array], what: str) -> dict[str, Arra
     return {f"{run}.{index}.{what}": np.asarray(x, np.float64) for (run, index), x in arrays.items()}
 
 
-def _arrays(answer: EngineResponse) -> dict[str, Array]:
+def _arrays(response: EngineResponse) -> dict[str, Array]:
     """Return the numbers of a response, by name, whatever their shape is. A short row of the top k ends in token -1."""
     arrays: dict[str, Array] = {}
     for name in ("logits", "logprobs"):
-        x = getattr(answer, name)
+        x = getattr(response, name)
         if x is not None:
             arrays[name] = x if x.dtype == np.float32 else np.asarray(x, np.float64)
-    if answer.top is not None:
-        k = max(map(len, answer.top), default=0)
-        ids = np.full((len(answer.top), k), -1, np.int64)
-        logprobs = np.full((len(answer.top), k), np.nan)
-        for i, row in enumerate(answer.top):
+    if response.top is not None:
+        k = max(map(len, response.top), default=0)
+        ids = np.full((len(response.top), k), -1, np.int64)
+        logprobs = np.full((len(response.top), k), np.nan)
+        for i, row in enumerate(response.top):
             ids[i, : len(row)], logprobs[i, : len(row)] = list(row), list(row.values())
         arrays |= {"top.ids": ids, "top.logprobs": logprobs}
     return arrays
@@ -123,7 +125,7 @@ def _bounded(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], list[str]]:
 
 
 def _answer_json(exchange: Exchange) -> dict[str, Any]:
-    response = exchange.answer
+    response = exchange.response
     data: dict[str, Any] = {
         "run": exchange.run,
         "index": exchange.index,
@@ -226,13 +228,13 @@ def _in_words(case: Case) -> list[str]:
         elif isinstance(step, Unload):
             lines.append(f"unload {step.name}")
         else:
-            lines.append("ask " + "; ".join(_ask_in_words(ask) for ask in step.asks))
+            lines.append("ask " + "; ".join(_request_in_words(request) for request in step.requests))
     return [one_line(line) for line in lines]
 
 
-def _ask_in_words(ask: EngineRequest) -> str:
-    who = "+".join(f"{name}*{weight:g}" for name, weight in ask.adapter_weights) or ask.adapter or "the base"
-    prompt = " ".join(map(str, ask.prompt_ids[:24])) + (" ..." if len(ask.prompt_ids) > 24 else "")
-    when = f", after {ask.arrival_step} steps" if ask.arrival_step else ""
-    end = f", cancelled after {ask.cancel_after}" if ask.cancel_after is not None else ""
-    return f"{who} for {ask.max_new_tokens} after [{prompt}] ({len(ask.prompt_ids)} tokens){when}{end}"
+def _request_in_words(request: EngineRequest) -> str:
+    who = "+".join(f"{name}*{weight:g}" for name, weight in request.adapter_weights) or request.adapter or "the base"
+    prompt = " ".join(map(str, request.prompt_ids[:24])) + (" ..." if len(request.prompt_ids) > 24 else "")
+    when = f", after {request.arrival_step} steps" if request.arrival_step else ""
+    end = f", cancelled after {request.cancel_after}" if request.cancel_after is not None else ""
+    return f"{who} for {request.max_new_tokens} after [{prompt}] ({len(request.prompt_ids)} tokens){when}{end}"
