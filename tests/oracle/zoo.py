@@ -39,7 +39,7 @@ class Case:
     rounds: Sequence[Sequence[Request]] = ()
     options: dict | None = None  # of an Engine; None: one batch of whole prompts
 
-    def answers(self, ops: Ops) -> Rows:
+    def responses(self, ops: Ops) -> Rows:
         """The logits, in the order in which they were computed. What a mutant makes of NaN and inf is no warning."""
         with np.errstate(all="ignore"):
             if self.options is None:
@@ -213,4 +213,4 @@ def case(needs: str) -> Case:
 
 @functools.cache
 def truth(needs: str) -> Rows:
-    return case(needs).answers(NUMPY)
+    return case(needs).responses(NUMPY)
