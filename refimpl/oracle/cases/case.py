@@ -4,7 +4,7 @@ A stateless case is one batch. A sequence loads, unloads and asks in turn. Truth
 alone, with whatever weights its adapter's name meant when it was asked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,42 +75,73 @@ class Exchange:
         return self.adapters[0][0] if self.adapters else None
 
 
+def names_after(step: object, meaning: Mapping[str, str]) -> dict[str, str]:
+    """Return what every name means once the step is done. meaning: before it, name -> the testbed's key."""
+    if isinstance(step, Load):
+        return {**meaning, step.name: step.adapter}
+    if isinstance(step, Unload):
+        return {name: key for name, key in meaning.items() if name != step.name}
+    return dict(meaning)
+
+
+def replay(steps: Iterable[Step], meaning: Mapping[str, str] | None = None) -> Iterator[tuple[Step, dict[str, str]]]:
+    """Yield each step, and what every name means when it begins. meaning: what they mean before the first."""
+    meaning = dict(meaning or {})
+    for step in steps:
+        yield step, meaning
+        meaning = names_after(step, meaning)
+
+
+def requests_of(
+    case: Case, meaning: Mapping[str, str] | None = None
+) -> Iterator[tuple[int, int, EngineRequest, dict[str, str]]]:
+    """Yield run, index in it, request, and what every name means then, for every request of a case."""
+    batches = [(step, now) for step, now in replay(case.steps, meaning) if isinstance(step, Run)]
+    for run, (batch, now) in enumerate(batches):
+        for i, request in enumerate(batch.requests):
+            yield run, i, request, now
+
+
+def loaded_before(case: Case, testbed: Testbed) -> dict[str, str]:
+    """Return what the names mean when a case begins: a batch finds each adapter under its own name, a sequence none."""
+    return {key: key for key in testbed.paths} if case.stateless else {}
+
+
 class Player:
-    """Does steps to an engine as they come, and knows what its names mean."""
+    """Does steps to an engine as they come. meaning: what its names mean now, name -> the testbed's key."""
 
     def __init__(self, engine: Engine, testbed: Testbed, meaning: Mapping[str, str] | None = None) -> None:
         self.engine, self.testbed = engine, testbed
-        self.meaning = dict(meaning or {})  # name -> the testbed's key
+        self.meaning = dict(meaning or {})
         self.runs = 0
 
     def do(self, step: Step, forced: Sequence[Sequence[int]] | None = None) -> list[Exchange]:
-        """What came of one step: nothing, unless it asks."""
+        """Do one step; return what came of it: nothing, unless it is a run."""
         if isinstance(step, Load):
             self.engine.load(step.name, self.testbed.paths[step.adapter])
-            self.meaning[step.name] = step.adapter
-            return []
-        if isinstance(step, Unload):
+        elif isinstance(step, Unload):
             self.engine.unload(step.name)
-            del self.meaning[step.name]
-            return []
+        self.meaning = names_after(step, self.meaning)
+        return self._run(step.requests, forced) if isinstance(step, Run) else []
+
+    def _run(self, requests: Sequence[EngineRequest], forced: Sequence[Sequence[int]] | None) -> list[Exchange]:
         if forced is not None and isinstance(self.engine, Ours):
-            responses = self.engine.run(step.requests, forced)
+            responses = self.engine.run(requests, forced)
         else:
-            responses = self.engine.run(step.requests)
-        if len(responses) != len(step.requests):
-            wrong = EngineResponse(error=f"{len(responses)} answers to {len(step.requests)} requests", raw=responses)
-            responses = [wrong] * len(step.requests)
+            responses = self.engine.run(requests)
+        if len(responses) != len(requests):
+            wrong = EngineResponse(error=f"{len(responses)} answers to {len(requests)} requests", raw=responses)
+            responses = [wrong] * len(requests)
         self.runs += 1
         return [
             Exchange(request, keys_of(request, self.meaning), response, self.runs - 1, i)
-            for i, (request, response) in enumerate(zip(step.requests, responses, strict=True))
+            for i, (request, response) in enumerate(zip(requests, responses, strict=True))
         ]
 
 
 def keys_of(request: EngineRequest, meaning: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
     """The adapters that a request names, as the testbed's keys, and their weights. meaning: name -> key."""
-    names = request.adapter_weights or (((request.adapter, 1.0),) if request.adapter is not None else ())
-    return tuple((meaning[name], weight) for name, weight in names)
+    return tuple((meaning[name], weight) for name, weight in request.adapters)
 
 
 def play(
@@ -119,7 +150,7 @@ def play(
     """Do what the case says. forced: for each run, the tokens that each request must produce (our own engine only)."""
     if not case.stateless:
         engine.reset()
-    player = Player(engine, testbed, {name: name for name in testbed.paths} if case.stateless else {})
+    player = Player(engine, testbed, loaded_before(case, testbed))
     collected: list[Exchange] = []
     for step in case.steps:
         collected += player.do(step, None if forced is None else forced.get(player.runs))

@@ -14,7 +14,7 @@ from ...engines.interface import EngineRequest
 from ...errors import LoracleError
 from ...loading.diagnostics import shown
 from ...loading.json_file import is_integer, is_number
-from .case import Case, Load, Run, Step, Unload
+from .case import Case, Load, Run, Step, Unload, replay
 
 
 def to_json(case: Case) -> dict[str, Any]:
@@ -108,18 +108,16 @@ def _get(data: Any, where: str, key: str, kind: type) -> Any:
 
 
 def _check_names(case: Case) -> None:
-    keys: set[str] = set()
-    for i, step in enumerate(case.steps):
-        if isinstance(step, Load):
-            keys.add(step.name)
-            continue
-        names = (
-            [step.name]
-            if isinstance(step, Unload)
-            else [x for request in step.requests for x in (request.adapter, *dict(request.adapter_weights))]
-        )
-        for name in names:
-            if name is not None and name not in keys:
+    for i, (step, meaning) in enumerate(replay(case.steps)):
+        for name in _names_in(step):
+            if name not in meaning:
                 raise LoracleError(f"step {i} names {name!r}, which is not loaded then")
-        if isinstance(step, Unload):
-            keys.remove(step.name)
+
+
+def _names_in(step: Step) -> list[str]:
+    """Return the names that a step takes to be loaded."""
+    if isinstance(step, Unload):
+        return [step.name]
+    requests = step.requests if isinstance(step, Run) else ()
+    names = [name for request in requests for name in (request.adapter, *dict(request.adapter_weights))]
+    return [name for name in names if name is not None]

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...engines.interface import Capabilities, EngineRequest, Settings
 from ...errors import LoracleError
-from .case import Load, Run, Step, Unload
+from .case import Load, Run, Step, Unload, names_after
 from .testbed import Testbed
 
 BLOCK = 16  # tokens of a piece; prompts are put together from pieces, so that whole blocks of 8 or 16 are found again
@@ -76,18 +76,20 @@ class ScenarioBuilder:
 
     def load_key(self, name: str, key: str) -> None:
         """These weights under the name."""
-        self.steps.append(Load(name, key))
-        self.loaded[name] = key
+        self._do(Load(name, key))
         self.had.setdefault(name, []).append(key)
 
     def unload(self, name: str) -> None:
         """Forget the name."""
-        self.steps.append(Unload(name))
-        del self.loaded[name]
+        self._do(Unload(name))
 
     def run(self, *requests: EngineRequest) -> None:
         """Together, in this order."""
-        self.steps.append(Run(requests[: self.settings.max_requests]))
+        self._do(Run(requests[: self.settings.max_requests]))
+
+    def _do(self, step: Step) -> None:
+        self.steps.append(step)
+        self.loaded = names_after(step, self.loaded)
 
     def request(self, name: str | None, prompt: Sequence[int], new: int = 1, **more: Any) -> EngineRequest:
         """One request; a prompt that would not fit is cut."""

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from ...engines.interface import EngineRequest
-from .case import Case, Load, Run, Step, Unload
+from .case import Case, Load, Run, Step, Unload, names_after, replay
 
 T = TypeVar("T")
 Prompt = tuple[int, ...]
@@ -245,36 +245,17 @@ def _requests(steps: Sequence[Step]) -> list[tuple[tuple[int, int], EngineReques
 
 def _mended(steps: Sequence[Step]) -> list[Step]:
     """The same without what has become impossible: names that are not loaded, asked or unloaded; runs of nobody."""
-    loaded: set[str] = set()
     kept: list[Step] = []
-    for step in steps:
-        if isinstance(step, Load):
-            loaded.add(step.name)
+    for step, meaning in replay(steps):
+        if isinstance(step, Run):
+            step = Run(tuple(request for request in step.requests if dict(request.adapters).keys() <= meaning.keys()))
+        if not (isinstance(step, Unload) and step.name not in meaning) and step != Run(()):
             kept.append(step)
-        elif isinstance(step, Unload):
-            if step.name in loaded:
-                loaded.remove(step.name)
-                kept.append(step)
-        else:
-            requests = tuple(
-                request
-                for request in step.requests
-                if {x for x in (request.adapter, *dict(request.adapter_weights)) if x is not None} <= loaded
-            )
-            if requests:
-                kept.append(Run(requests))
     return kept
 
 
 def _needs(steps: Sequence[Step]) -> tuple[int, bool]:
     """The most names that are loaded at once, and whether one of them is loaded in place."""
-    loaded: set[str] = set()
-    most, in_place = 0, False
-    for step in steps:
-        if isinstance(step, Load):
-            in_place |= step.name in loaded
-            loaded.add(step.name)
-            most = max(most, len(loaded))
-        elif isinstance(step, Unload):
-            loaded.discard(step.name)
-    return most, in_place
+    loads = [(step, meaning) for step, meaning in replay(steps) if isinstance(step, Load)]
+    most = max((len(names_after(step, meaning)) for step, meaning in loads), default=0)
+    return most, any(step.name in meaning for step, meaning in loads)

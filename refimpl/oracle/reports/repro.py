@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ...arrays import DTYPES, Array
-from ...engines.interface import Engine, EngineRequest, EngineResponse, Settings
+from ...engines.interface import Engine, EngineResponse, Settings
 from ...errors import LoracleError
 from ...loading.adapter_folder import load_adapter
 from ...loading.diagnostics import Diagnostics, one_line, shown
 from ...loading.json_file import is_integer, read_json
 from ...loading.model_folder import base_folder, load_model
-from ..cases.case import Case, Exchange, Load, Run, keys_of, play, prepare
+from ..cases.case import Case, Exchange, Load, keys_of, loaded_before, play, prepare, requests_of
 from ..cases.case_json import from_json
 from ..cases.testbed import Testbed, in_float64
 from ..noise.verdict import Thresholds
@@ -190,7 +190,10 @@ def _parts(arrays: Mapping[str, Array], what: str) -> dict[tuple[int, int], Arra
 
 def _exchanges(case: Case, testbed: Testbed, responses: Sequence[Any], got: Mapping[str, Array]) -> list[Exchange]:
     """Return the exchanges: the requests stand in the case, and what came of them in the answers."""
-    requests = _requests_of(case, testbed)
+    requests = {
+        (run, i): (request, keys_of(request, meaning))
+        for run, i, request, meaning in requests_of(case, loaded_before(case, testbed))
+    }
     exchanges = []
     for entry in responses:
         request, keys = requests[entry["run"], entry["index"]]
@@ -206,22 +209,6 @@ def _exchanges(case: Case, testbed: Testbed, responses: Sequence[Any], got: Mapp
         )
         exchanges.append(Exchange(request, keys, response, entry["run"], entry["index"]))
     return exchanges
-
-
-def _requests_of(
-    case: Case, testbed: Testbed
-) -> dict[tuple[int, int], tuple[EngineRequest, tuple[tuple[str, float], ...]]]:
-    """Return, by (run, index), the request and the adapters that its names meant then."""
-    meaning = {key: key for key in testbed.paths} if case.stateless else {}
-    requests: dict[tuple[int, int], tuple[EngineRequest, tuple[tuple[str, float], ...]]] = {}
-    runs = 0
-    for step in case.steps:
-        if isinstance(step, Load):
-            meaning[step.name] = step.adapter
-        elif isinstance(step, Run):
-            requests |= {(runs, i): (request, keys_of(request, meaning)) for i, request in enumerate(step.requests)}
-            runs += 1
-    return requests
 
 
 def _top(got: Mapping[str, Array], name: str) -> list[dict[int, float]] | None:
