@@ -200,7 +200,7 @@ class Campaign:
             sample = self._sample(one)
             pairs = [(exchange, raw) for exchange, raw in zip(sample.counted, sample.raws, strict=True) if raw]
             if pairs:
-                requests = [teacher_forced(exchange, self.testbed) for exchange, _ in pairs]
+                requests = [teacher_forced(exchange, self.testbed.adapters) for exchange, _ in pairs]
                 bounds += ceilings(requests, [raw for _, raw in pairs], self.testbed)
         return float(np.median(np.concatenate(bounds))) if bounds else float("nan")
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..engines.interface import EngineRequest
-from .cases.case import Case, Run
+from .cases.case import Case, with_requests
 from .cases.testbed import Testbed
 from .engine_driver import EngineDriver
 from .noise.ensemble import Member
@@ -102,8 +102,4 @@ def with_other_tokens(case: Case, vocab: int, seed: int) -> Case:
     def exchanged(request: EngineRequest) -> EngineRequest:
         return replace(request, prompt_ids=tuple(int(other[token]) for token in request.prompt_ids))
 
-    steps = [
-        Run(tuple(exchanged(request) for request in step.requests)) if isinstance(step, Run) else step
-        for step in case.steps
-    ]
-    return replace(case, name=f"{case.name}, retold {seed}", steps=tuple(steps))
+    return replace(case, name=f"{case.name}, retold {seed}", steps=with_requests(case.steps, exchanged))

@@ -302,7 +302,7 @@ class Judge:
             return
         exact = truth(new, self.testbed)
         runs = honest_runs(
-            self.testbed.model, [teacher_forced(exchange, self.testbed) for exchange in new], self.members
+            self.testbed.model, [teacher_forced(exchange, self.testbed.adapters) for exchange in new], self.members
         )
         for i, exchange in enumerate(new):
             errors = np.stack([run[i].astype(np.float64) - exact[i] for run in runs])

@@ -107,7 +107,7 @@ def test_what_an_engine_does_not_show_is_no_number() -> None:
 def traced(testbed: Testbed, exchange: Exchange) -> dict[str, np.ndarray]:
     """What an engine with hooks would show: the output of every module, over the prompt."""
     with trace("layers.*") as values:
-        logits(testbed.model, [teacher_forced(replace(exchange, response=EngineResponse()), testbed)], NUMPY)
+        logits(testbed.model, [teacher_forced(replace(exchange, response=EngineResponse()), testbed.adapters)], NUMPY)
     names = [name.removesuffix(".base") for name in values if name.endswith(".base")]
     outputs = {f"{name}.output": values[f"{name}.base"] + values[f"{name}.lora"] for name in names}
     return {name: np.array(values[name]) for name in values if name.endswith(".output")} | outputs

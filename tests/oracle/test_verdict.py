@@ -206,7 +206,7 @@ def test_rounding_ends_far_above_honest_runs_and_below_nonsense(dtype: str) -> N
     (case, exchanges), *_ = asked(testbed, count=1)
     found, raws = measure(case, exchanges, testbed, ensemble(dtype))
     known = [raw for raw in raws if raw is not None]
-    bounds = ceilings([teacher_forced(e, testbed) for e in exchanges], known, testbed)
+    bounds = ceilings([teacher_forced(e, testbed.adapters) for e in exchanges], known, testbed)
     assert all(np.isfinite(b).all() for b in bounds)
     assert all((m.ratio < b / 10).all() and (m.honest < b / 10).all() for m, b in zip(found, bounds, strict=True))
     size = [np.sqrt(np.mean(raw.exact**2)) / raw.unit for raw in known]  # of the logits themselves

@@ -4,11 +4,13 @@ A stateless case is one batch. A sequence loads, unloads and asks in turn. Truth
 alone, with whatever weights its adapter's name meant when it was asked.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from ...adapter import Adapter
 from ...arrays import Array
 from ...engines.interface import Capabilities, Engine, EngineRequest, EngineResponse
 from ...engines.ours import Ours
@@ -75,7 +77,7 @@ class Exchange:
         return self.adapters[0][0] if self.adapters else None
 
 
-def names_after(step: object, meaning: Mapping[str, str]) -> dict[str, str]:
+def names_after(step: Step, meaning: Mapping[str, str]) -> dict[str, str]:
     """Return what every name means once the step is done. meaning: before it, name -> the testbed's key."""
     if isinstance(step, Load):
         return {**meaning, step.name: step.adapter}
@@ -107,6 +109,33 @@ def loaded_before(case: Case, testbed: Testbed) -> dict[str, str]:
     return {key: key for key in testbed.paths} if case.stateless else {}
 
 
+def with_requests(steps: Iterable[Step], change: Callable[[EngineRequest], EngineRequest]) -> tuple[Step, ...]:
+    """Return the steps with every request changed."""
+    return tuple(Run(tuple(map(change, step.requests))) if isinstance(step, Run) else step for step in steps)
+
+
+def do_step(
+    engine: Engine, step: Step, paths: Mapping[str, Path], forced: Sequence[Sequence[int]] | None = None
+) -> Sequence[EngineResponse]:
+    """Do one step to an engine; return its responses, one for each request of a run. paths: the adapters' folders.
+
+    forced: the tokens that each request must produce (our own engine only)."""
+    if isinstance(step, Load):
+        engine.load(step.name, paths[step.adapter])
+        return []
+    if isinstance(step, Unload):
+        engine.unload(step.name)
+        return []
+    if forced is not None and isinstance(engine, Ours):
+        responses = engine.run(step.requests, forced)
+    else:
+        responses = engine.run(step.requests)
+    if len(responses) != len(step.requests):
+        error = f"{len(responses)} answers to {len(step.requests)} requests"
+        return [EngineResponse(error=error, raw=responses)] * len(step.requests)
+    return responses
+
+
 class Player:
     """Does steps to an engine as they come. meaning: what its names mean now, name -> the testbed's key."""
 
@@ -116,26 +145,15 @@ class Player:
         self.runs = 0
 
     def do(self, step: Step, forced: Sequence[Sequence[int]] | None = None) -> list[Exchange]:
-        """Do one step; return what came of it: nothing, unless it is a run."""
-        if isinstance(step, Load):
-            self.engine.load(step.name, self.testbed.paths[step.adapter])
-        elif isinstance(step, Unload):
-            self.engine.unload(step.name)
+        """Do one step; return what came of it: nothing, unless it is a run. forced: as in do_step."""
+        responses = do_step(self.engine, step, self.testbed.paths, forced)
         self.meaning = names_after(step, self.meaning)
-        return self._run(step.requests, forced) if isinstance(step, Run) else []
-
-    def _run(self, requests: Sequence[EngineRequest], forced: Sequence[Sequence[int]] | None) -> list[Exchange]:
-        if forced is not None and isinstance(self.engine, Ours):
-            responses = self.engine.run(requests, forced)
-        else:
-            responses = self.engine.run(requests)
-        if len(responses) != len(requests):
-            wrong = EngineResponse(error=f"{len(responses)} answers to {len(requests)} requests", raw=responses)
-            responses = [wrong] * len(requests)
+        if not isinstance(step, Run):
+            return []
         self.runs += 1
         return [
             Exchange(request, keys_of(request, self.meaning), response, self.runs - 1, i)
-            for i, (request, response) in enumerate(zip(requests, responses, strict=True))
+            for i, (request, response) in enumerate(zip(step.requests, responses, strict=True))
         ]
 
 
@@ -171,10 +189,11 @@ def forced_tokens(exchanges: Sequence[Exchange]) -> dict[int, list[Sequence[int]
     return collected
 
 
-def teacher_forced(exchange: Exchange, testbed: Testbed) -> Request:
-    """The whole text of one exchange: its prompt and what was produced, less the last token, which predicts nothing."""
-    adapters = [(testbed.adapters[key], weight) for key, weight in exchange.adapters]
-    return Request([*exchange.request.prompt_ids, *exchange.response.token_ids[:-1]], adapters or None)
+def teacher_forced(exchange: Exchange, adapters: Mapping[str, Adapter]) -> Request:
+    """Return a request with the whole text of one exchange as its prompt: what was asked, and what was produced less
+    the last token, which predicts nothing. adapters: the testbed's, by key."""
+    weighted = [(adapters[key], weight) for key, weight in exchange.adapters]
+    return Request([*exchange.request.prompt_ids, *exchange.response.token_ids[:-1]], weighted or None)
 
 
 def vocab_size_of(adapters: Sequence[tuple[str, float]], testbed: Testbed) -> int:
@@ -184,7 +203,7 @@ def vocab_size_of(adapters: Sequence[tuple[str, float]], testbed: Testbed) -> in
 
 def truth(exchanges: Sequence[Exchange], testbed: Testbed) -> list[Array]:
     """The exact logits [tokens, vocab] of each exchange's text."""
-    return logits(testbed.exact, [teacher_forced(exchange, testbed) for exchange in exchanges])
+    return logits(testbed.exact, [teacher_forced(exchange, testbed.adapters) for exchange in exchanges])
 
 
 # Drawing batches.

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from ...engines.interface import EngineRequest
-from .case import Case, Load, Run, Step, Unload, names_after, replay
+from .case import Case, Load, Run, Step, Unload, names_after, replay, with_requests
 
 T = TypeVar("T")
 Prompt = tuple[int, ...]
@@ -82,12 +82,7 @@ class _Search:
 
     def keep_requests(self, change: Callable[[EngineRequest], EngineRequest]) -> bool:
         """The same with every request changed."""
-        return self.keep(
-            [
-                replace(step, requests=tuple(map(change, step.requests))) if isinstance(step, Run) else step
-                for step in self._steps
-            ]
-        )
+        return self.keep(with_requests(self._steps, change))
 
     def keep_request(self, at: tuple[int, int], request: EngineRequest) -> bool:
         """The same with the request at (step, index) changed."""

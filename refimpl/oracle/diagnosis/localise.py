@@ -75,7 +75,7 @@ def prompt_alone(exchange: Exchange) -> Exchange:
 def _traced(testbed: Testbed, exchange: Exchange, member: Member | None) -> Mapping[str, Array]:
     model = testbed.exact if member is None else testbed.model
     with trace("layers.*") as values:
-        prompt = teacher_forced(exchange, testbed)
+        prompt = teacher_forced(exchange, testbed.adapters)
         ops, p = (NUMPY, None) if member is None else (member.make(), member.precision)
         logits(model, [prompt], ops, p)
     outputs = {name: values[name].astype(np.float64) for name in values if name.endswith(".output")}

@@ -93,7 +93,7 @@ def _of_one(
     thresholds: Thresholds,
 ) -> list[str]:
     fits = _fits(raw, thresholds)
-    text = teacher_forced(exchange, testbed).prompt_ids
+    text = teacher_forced(exchange, testbed.adapters).prompt_ids
     lines = []
     if exchange.adapter is not None and fits(_rows(testbed, text, None, raw)):
         return ["the base answered"]
@@ -145,7 +145,7 @@ def _rows(testbed: Testbed, text: Sequence[int], adapter: object, raw: Errors) -
 
 def _weight(testbed: Testbed, exchange: Exchange, raw: Errors) -> float | None:
     """Return the weight on the adapter that explains the answer best; None if there is none, or if it is 1."""
-    adapter, text = testbed.adapters[exchange.adapters[0][0]], teacher_forced(exchange, testbed).prompt_ids
+    adapter, text = testbed.adapters[exchange.adapters[0][0]], teacher_forced(exchange, testbed.adapters).prompt_ids
 
     def coefficient(weight: float) -> float:
         shift = (raw.view.of(_rows(testbed, text, [(adapter, weight)], raw)) - raw.exact) / raw.unit[:, None]

@@ -89,7 +89,7 @@ def measure(
     problems = {id(exchange): problem for exchange in counted if (problem := malformed(exchange, testbed))}
     readable = [exchange for exchange in counted if id(exchange) not in problems]
     exact = cases.truth(readable, testbed) if readable else []
-    requests = [cases.teacher_forced(exchange, testbed) for exchange in readable]
+    requests = [cases.teacher_forced(exchange, testbed.adapters) for exchange in readable]
     runs = honest_runs(testbed.model, requests, members) if readable else []
     others = _others(readable, testbed)
     measured: list[ErrorRatios] = []
@@ -202,7 +202,7 @@ def _others(readable: Sequence[Exchange], testbed: Testbed) -> list[list[Array]]
     for exchange in readable:
         neighbours = dict.fromkeys([(), *(other.adapters for other in readable if other.run == exchange.run)])
         last = max(
-            cases.teacher_forced(exchange, testbed).prompt_ids
+            cases.teacher_forced(exchange, testbed.adapters).prompt_ids
         )  # a word that only this adapter has is no prompt for another
         neighbours_of.append(
             [
@@ -213,7 +213,7 @@ def _others(readable: Sequence[Exchange], testbed: Testbed) -> list[list[Array]]
         )
     requests = [
         Request(
-            cases.teacher_forced(exchange, testbed).prompt_ids,
+            cases.teacher_forced(exchange, testbed.adapters).prompt_ids,
             [(testbed.adapters[key], weight) for key, weight in adapters],
         )
         for exchange, others in zip(readable, neighbours_of, strict=True)

@@ -75,7 +75,7 @@ def lower_precision(samples: Sequence[Sample], testbed: Testbed) -> PrecisionFin
     ]
     if not rows:
         return None
-    requests = [cases.teacher_forced(exchange, testbed) for exchange, _ in rows]
+    requests = [cases.teacher_forced(exchange, testbed.adapters) for exchange, _ in rows]
     energy = sum(float(np.sum((raw.error / raw.unit[:, None]) ** 2)) for _, raw in rows)
     best: PrecisionFinding | None = None
     for preset in ("model", "transformers"):

@@ -1,19 +1,20 @@
 """Vectors of one batch through a whole model: what is loaded, and every row of logits that comes back."""
 
-from .whole_model import Prompt, RequestSpec, Spec, Step
+from ..cases.case import Load, Run
+from .whole_model import Prompt, RequestSpec, Spec, request
 
 # Bugs that any adapter in any batch shows.
 ANY = ("scale", "identity", "none", "not_applied", "layout")
 
 
-def loads(*names: str) -> list[Step]:
+def loads(*names: str) -> list[Load]:
     """Adapters under their own names."""
-    return [("load", (name, name)) for name in names]
+    return [Load(name, name) for name in names]
 
 
-def run(*requests: RequestSpec) -> Step:
+def run(*requests: RequestSpec) -> Run:
     """One batch."""
-    return ("run", list(requests))
+    return Run(requests)
 
 
 SAME = Prompt(6, key="same")
@@ -26,13 +27,13 @@ SPECS = (
         [
             *loads("six", "three", "patterns", "partial", "rank_one"),
             run(
-                RequestSpec("six", Prompt(9)),
-                RequestSpec(None, SAME),
-                RequestSpec("three", SAME),
-                RequestSpec("rank_one", Prompt(4)),
-                RequestSpec("patterns", Prompt(7)),
-                RequestSpec("partial", Prompt(5)),
-                RequestSpec(None, Prompt(3)),
+                request("six", Prompt(9)),
+                request(None, SAME),
+                request("three", SAME),
+                request("rank_one", Prompt(4)),
+                request("patterns", Prompt(7)),
+                request("partial", Prompt(5)),
+                request(None, Prompt(3)),
             ),
         ],
         settings={"max_adapters": 5},
@@ -44,10 +45,10 @@ SPECS = (
         [
             *loads("six", "three", "patterns"),
             run(
-                RequestSpec("six", Prompt(6), 4),
-                RequestSpec(None, Prompt(7), 4),
-                RequestSpec("three", Prompt(14), 4),
-                RequestSpec("patterns", Prompt(2), 4),
+                request("six", Prompt(6), 4),
+                request(None, Prompt(7), 4),
+                request("three", Prompt(14), 4),
+                request("patterns", Prompt(2), 4),
             ),
         ],
     ),
@@ -57,14 +58,14 @@ SPECS = (
         ("last_slot", "scale", "length"),
         [
             *loads("three", "partial", "six"),
-            run(RequestSpec("six", Prompt(3)), RequestSpec("six", Prompt(11)), RequestSpec("six", Prompt(2))),
+            run(request("six", Prompt(3)), request("six", Prompt(11)), request("six", Prompt(2))),
         ],
     ),
     Spec(
         "one_token",
         "one request, one token",
         ("scale", "not_applied"),
-        [*loads("three", "six"), run(RequestSpec("six", Prompt(1)))],
+        [*loads("three", "six"), run(request("six", Prompt(1)))],
     ),
     Spec(
         "partial",
@@ -73,10 +74,10 @@ SPECS = (
         [
             *loads("six", "partial", "rank_one"),
             run(
-                RequestSpec("partial", Prompt(6)),
-                RequestSpec("six", Prompt(4)),
-                RequestSpec("rank_one", Prompt(8)),
-                RequestSpec(None, Prompt(3)),
+                request("partial", Prompt(6)),
+                request("six", Prompt(4)),
+                request("rank_one", Prompt(8)),
+                request(None, Prompt(3)),
             ),
         ],
     ),
@@ -84,7 +85,7 @@ SPECS = (
         "patterns",
         "rank_pattern and alpha_pattern; an engine without them has to refuse",
         ("patterns", "rank"),
-        [*loads("patterns"), run(RequestSpec("patterns", Prompt(8)), RequestSpec(None, Prompt(3)))],
+        [*loads("patterns"), run(request("patterns", Prompt(8)), request(None, Prompt(3)))],
         requires=("rank_pattern", "alpha_pattern"),
         result="acceptable",
     ),
@@ -94,7 +95,7 @@ SPECS = (
         ("bias_scale", "not_applied", "layout"),
         [
             *loads("bias", "six"),
-            run(RequestSpec("bias", Prompt(6)), RequestSpec("six", Prompt(3)), RequestSpec(None, Prompt(2))),
+            run(request("bias", Prompt(6)), request("six", Prompt(3)), request(None, Prompt(2))),
         ],
         requires=("lora_bias",),
         result="acceptable",
@@ -106,11 +107,11 @@ SPECS = (
         [
             *loads("six", "three", "partial"),
             run(
-                RequestSpec(None, Prompt(6), adapter_weights=(("six", 0.5), ("three", -1.25))),
-                RequestSpec("six", Prompt(4)),
-                RequestSpec(None, Prompt(5), adapter_weights=(("partial", 2.0),)),
-                RequestSpec(None, Prompt(3)),
-                RequestSpec(None, Prompt(4), adapter_weights=(("three", 1.0), ("partial", 1.5))),
+                request(None, Prompt(6), adapter_weights=(("six", 0.5), ("three", -1.25))),
+                request("six", Prompt(4)),
+                request(None, Prompt(5), adapter_weights=(("partial", 2.0),)),
+                request(None, Prompt(3)),
+                request(None, Prompt(4), adapter_weights=(("three", 1.0), ("partial", 1.5))),
             ),
         ],
         requires=("sums",),
@@ -123,10 +124,10 @@ SPECS = (
         [
             *loads("head", "six"),
             run(
-                RequestSpec("six", Prompt(3)),
-                RequestSpec("head", Prompt(5)),
-                RequestSpec(None, Prompt(4)),
-                RequestSpec("head", Prompt(2)),
+                request("six", Prompt(3)),
+                request("head", Prompt(5)),
+                request(None, Prompt(4)),
+                request("head", Prompt(2)),
             ),
         ],
         requires=("lm_head",),
@@ -138,7 +139,7 @@ SPECS = (
         ("identity",),
         [
             *loads("head", "six"),
-            run(RequestSpec("six", Prompt(3), 3), RequestSpec("head", Prompt(5), 3), RequestSpec(None, Prompt(2), 3)),
+            run(request("six", Prompt(3), 3), request("head", Prompt(5), 3), request(None, Prompt(2), 3)),
         ],
         requires=("lm_head",),
         result="acceptable",
@@ -147,7 +148,7 @@ SPECS = (
         "embedding",
         "LoRA on an embedding that is the head as well: the head stays the base's, as in PEFT",
         ("not_applied",),
-        [*loads("embedding"), run(RequestSpec("embedding", Prompt(7)), RequestSpec(None, Prompt(4)))],
+        [*loads("embedding"), run(request("embedding", Prompt(7)), request(None, Prompt(4)))],
         model="tied",
         requires=("embed_tokens",),
         result="acceptable",
@@ -159,10 +160,10 @@ SPECS = (
         [
             *loads("saved", "saved_head", "six"),
             run(
-                RequestSpec("saved_head", Prompt(4)),
-                RequestSpec("saved", Prompt(6)),
-                RequestSpec(None, Prompt(3)),
-                RequestSpec("six", Prompt(2)),
+                request("saved_head", Prompt(4)),
+                request("saved", Prompt(6)),
+                request(None, Prompt(3)),
+                request("six", Prompt(2)),
             ),
         ],
         requires=("modules_to_save",),
@@ -174,9 +175,7 @@ SPECS = (
         ("not_applied",),
         [
             *loads("grown", "six"),
-            run(
-                RequestSpec("six", Prompt(3)), RequestSpec("grown", Prompt(3, (-73, -76))), RequestSpec(None, Prompt(3))
-            ),
+            run(request("six", Prompt(3)), request("grown", Prompt(3, (-73, -76))), request(None, Prompt(3))),
         ],
         requires=("modules_to_save", "grown_vocabulary"),
         result="acceptable",
@@ -185,7 +184,7 @@ SPECS = (
         "base_biases",
         'bias="all": an adapter that brings the biases of base layers along',
         ("not_applied",),
-        [*loads("biases"), run(RequestSpec("biases", Prompt(6)), RequestSpec(None, Prompt(4)))],
+        [*loads("biases"), run(request("biases", Prompt(6)), request(None, Prompt(4)))],
         model="tied",
         requires=("base_biases",),
         result="acceptable",
@@ -197,10 +196,10 @@ SPECS = (
         [
             *loads("seven", "four"),
             run(
-                RequestSpec("seven", Prompt(5)),
-                RequestSpec("four", Prompt(6)),
-                RequestSpec(None, Prompt(7)),
-                RequestSpec("seven", Prompt(14)),
+                request("seven", Prompt(5)),
+                request("four", Prompt(6)),
+                request(None, Prompt(7)),
+                request("seven", Prompt(14)),
             ),
         ],
         model="mistral",
@@ -212,9 +211,7 @@ SPECS = (
         ("window", "positions", "slots"),
         [
             *loads("seven", "four"),
-            run(
-                RequestSpec("four", Prompt(4), 4), RequestSpec(None, Prompt(7), 4), RequestSpec("seven", Prompt(15), 3)
-            ),
+            run(request("four", Prompt(4), 4), request(None, Prompt(7), 4), request("seven", Prompt(15), 3)),
         ],
         model="mistral",
         requires=("window",),
@@ -225,7 +222,7 @@ SPECS = (
         ("positions", "slots"),
         [
             *loads("six", "three"),
-            run(RequestSpec("six", Prompt(13)), RequestSpec("three", Prompt(11)), RequestSpec(None, Prompt(2))),
+            run(request("six", Prompt(13)), request("three", Prompt(11)), request(None, Prompt(2))),
         ],
         settings={"chunk": 5},
         requires=("chunked_prefill",),
@@ -234,28 +231,28 @@ SPECS = (
         "unknown_adapter",
         "a name that nothing was loaded under: the base's answer would be a lie",
         ("range", "not_applied"),
-        [*loads("six"), run(RequestSpec("three", Prompt(3)))],
+        [*loads("six"), run(request("three", Prompt(3)))],
         result="invalid",
     ),
     Spec(
         "wrong_base",
         "an adapter that was made for a model of other widths",
         ("layout", "not_applied"),
-        [*loads("wrong_base"), run(RequestSpec("wrong_base", Prompt(3)))],
+        [*loads("wrong_base"), run(request("wrong_base", Prompt(3)))],
         result="invalid",
     ),
     Spec(
         "wrong_rank",
         "an adapter whose config says rank 4, where its tensors have 5",
         ("layout", "rank"),
-        [*loads("wrong_rank"), run(RequestSpec("wrong_rank", Prompt(3)))],
+        [*loads("wrong_rank"), run(request("wrong_rank", Prompt(3)))],
         result="invalid",
     ),
     Spec(
         "token_too_large",
         "a prompt with token 72, where the vocabulary ends at 71",
         ("range",),
-        [*loads("six"), run(RequestSpec("six", Prompt(2, (-73,))))],
+        [*loads("six"), run(request("six", Prompt(2, (-73,))))],
         result="invalid",
     ),
 )

@@ -3,17 +3,18 @@
 A prompt of two pieces has 32 tokens before its own end: blocks of up to 16 tokens are found again.
 """
 
+from ..cases.case import Load, Run, Unload
 from .cases_logits import loads, run
-from .whole_model import Prompt, RequestSpec, Spec, Step
+from .whole_model import Prompt, Spec, request
 
 LONG = Prompt(3, (0, 1))
 FOUND = {"prefix_caching": True}
 TIGHT = {"max_adapters": 2}
 
 
-def same_request(*names: str | None, prompt: Prompt = LONG, new: int = 1) -> Step:
+def same_request(*names: str | None, prompt: Prompt = LONG, new: int = 1) -> Run:
     """One batch in which everybody asks the same."""
-    return run(*(RequestSpec(name, prompt, new) for name in names))
+    return run(*(request(name, prompt, new) for name in names))
 
 
 SPECS = (
@@ -72,12 +73,12 @@ SPECS = (
         "an adapter is loaded again under its name with other weights, and the same prompt is asked",
         ("prefix", "stale"),
         [
-            ("load", ("voice", "six")),
+            Load("voice", "six"),
             same_request("voice"),
-            ("load", ("voice", "three")),
+            Load("voice", "three"),
             same_request("voice"),
-            ("unload", "voice"),
-            ("load", ("voice", "partial")),
+            Unload("voice"),
+            Load("voice", "partial"),
             same_request("voice"),
         ],
         settings=FOUND,
@@ -89,11 +90,11 @@ SPECS = (
         ("prefix", "weights"),
         [
             *loads("six", "three", "partial"),
-            run(RequestSpec(None, LONG, adapter_weights=(("six", 1.0), ("three", 0.5)))),
-            run(RequestSpec(None, LONG, adapter_weights=(("six", 1.0), ("three", -1.0)))),
-            run(RequestSpec(None, LONG, adapter_weights=(("six", 1.0), ("partial", 0.5)))),
-            run(RequestSpec(None, LONG, adapter_weights=(("six", 0.5),))),
-            run(RequestSpec("six", LONG)),
+            run(request(None, LONG, adapter_weights=(("six", 1.0), ("three", 0.5)))),
+            run(request(None, LONG, adapter_weights=(("six", 1.0), ("three", -1.0)))),
+            run(request(None, LONG, adapter_weights=(("six", 1.0), ("partial", 0.5)))),
+            run(request(None, LONG, adapter_weights=(("six", 0.5),))),
+            run(request("six", LONG)),
         ],
         settings=FOUND,
         requires=("sums",),
@@ -131,7 +132,7 @@ SPECS = (
             *loads("six", "three"),
             same_request("six"),
             same_request("three"),
-            run(RequestSpec("six", Prompt(5, (0, 1, 2)), 3), RequestSpec("three", Prompt(4, (0, 2)), 3)),
+            run(request("six", Prompt(5, (0, 1, 2)), 3), request("three", Prompt(4, (0, 2)), 3)),
         ],
         settings=FOUND | {"chunk": 20},
         requires=("chunked_prefill",),
@@ -142,11 +143,11 @@ SPECS = (
         "other weights under a name that is in use, without prefix caching; then the first ones again",
         ("stale",),
         [
-            ("load", ("voice", "six")),
+            Load("voice", "six"),
             same_request("voice", None, prompt=Prompt(8)),
-            ("load", ("voice", "three")),
+            Load("voice", "three"),
             same_request("voice", None, prompt=Prompt(8)),
-            ("load", ("voice", "six")),
+            Load("voice", "six"),
             same_request("voice", prompt=Prompt(8)),
         ],
     ),
@@ -155,9 +156,9 @@ SPECS = (
         "other weights of the very same shapes under a name that is in use: a buffer could be filled in part",
         ("stale",),
         [
-            ("load", ("voice", "partial")),
+            Load("voice", "partial"),
             same_request("voice", prompt=Prompt(8)),
-            ("load", ("voice", "partial_too")),
+            Load("voice", "partial_too"),
             same_request("voice", None, prompt=Prompt(8)),
         ],
     ),
@@ -166,10 +167,10 @@ SPECS = (
         "an adapter that has two modules comes into the slot of one that had them all",
         ("stale", "not_applied"),
         [
-            ("load", ("voice", "six")),
+            Load("voice", "six"),
             same_request("voice", prompt=Prompt(8)),
-            ("unload", "voice"),
-            ("load", ("other", "partial")),
+            Unload("voice"),
+            Load("other", "partial"),
             same_request("other", None, prompt=Prompt(8)),
         ],
         settings={"max_adapters": 1},
@@ -196,11 +197,11 @@ SPECS = (
         [
             *loads("six", "three", "partial", "patterns"),
             run(
-                RequestSpec("six", Prompt(5), 4),
-                RequestSpec("three", Prompt(6), 2),
-                RequestSpec("partial", Prompt(4), 2),
-                RequestSpec("patterns", Prompt(7), 3),
-                RequestSpec(None, Prompt(3), 2),
+                request("six", Prompt(5), 4),
+                request("three", Prompt(6), 2),
+                request("partial", Prompt(4), 2),
+                request("patterns", Prompt(7), 3),
+                request(None, Prompt(3), 2),
             ),
         ],
         settings=TIGHT,
@@ -213,12 +214,12 @@ SPECS = (
         [
             *loads("six", "three"),
             run(
-                RequestSpec("six", Prompt(6), 5),
-                RequestSpec(None, Prompt(9), 5, cancel_after=2),
-                RequestSpec("three", Prompt(7), 4, arrival_step=1),
-                RequestSpec("six", Prompt(3), 3, arrival_step=3),
+                request("six", Prompt(6), 5),
+                request(None, Prompt(9), 5, cancel_after=2),
+                request("three", Prompt(7), 4, arrival_step=1),
+                request("six", Prompt(3), 3, arrival_step=3),
             ),
-            run(RequestSpec("three", Prompt(12), 2), RequestSpec(None, Prompt(5), 2)),
+            run(request("three", Prompt(12), 2), request(None, Prompt(5), 2)),
         ],
         requires=("arrivals", "cancel"),
     ),
@@ -228,10 +229,8 @@ SPECS = (
         ("slots", "positions"),
         [
             *loads("six", "three"),
-            run(
-                RequestSpec("six", Prompt(14), 4), RequestSpec("three", Prompt(15), 4), RequestSpec(None, Prompt(13), 4)
-            ),
-            run(RequestSpec("three", Prompt(20), 2), RequestSpec("six", Prompt(18), 2)),
+            run(request("six", Prompt(14), 4), request("three", Prompt(15), 4), request(None, Prompt(13), 4)),
+            run(request("three", Prompt(20), 2), request("six", Prompt(18), 2)),
         ],
         settings={"kv_tokens": 48, "prefix_caching": True},
         requires=("preempt",),

@@ -7,6 +7,7 @@ from typing import Any
 from ...arrays import Array
 from ...loading.diagnostics import shown
 from ...loading.json_file import is_integer, is_number
+from .steps_json import request_id
 
 ARRAYS = {
     "lora": ("x", "y", "adapter_ids", "adapter_weights", "query_starts", "scales"),
@@ -71,6 +72,7 @@ def _steps(about: Mapping[str, Any], inputs: Mapping[str, Array]) -> Iterator[st
         yield f"about: steps is {shown(steps)}: it must be a list with at least one run"
         return
     adapters = about.get("adapters")
+    run = 0
     for step in steps:
         do = step.get("do") if isinstance(step, dict) else None
         if do == "load" and isinstance(adapters, dict) and step.get("adapter") in adapters and "name" in step:
@@ -80,8 +82,11 @@ def _steps(about: Mapping[str, Any], inputs: Mapping[str, Array]) -> Iterator[st
         if do != "run" or not isinstance(step.get("requests"), list):
             yield f"about: a step is {shown(step)}: load, unload or run wanted, with what they need"
             continue
-        for request in step["requests"]:
+        for i, request in enumerate(step["requests"]):
             if not isinstance(request, dict) or set(request) != set(REQUEST):
                 yield f"about: a request is {shown(request)}: it must have {', '.join(REQUEST)}"
             elif f"{request['id']}.prompt_ids" not in inputs:
                 yield f"inputs has no {request['id']}.prompt_ids, which a step asks"
+            elif request["id"] != request_id(run, i):
+                yield f"about: request {i} of run {run} has the id {shown(request['id'])}: it must be RUN.PLACE"
+        run += 1

@@ -6,7 +6,6 @@ Steps are reached as the forward pass reaches them: ids are checked against the 
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,9 +19,11 @@ from ...loading.model_folder import load_model
 from ...ops import Ops
 from ...plans import AttentionMetadata, LoraMapping
 from ...weights import Model
+from ..cases.case import Run, do_step
 from . import step_lora
 from .step_kv import write_metadata
-from .vector import Vector, VectorError
+from .steps_json import from_about, request_id
+from .vector import Vector
 
 Outputs = Mapping[str, Array]
 # vector, dtype -> what it computes; None: it has no such thing
@@ -146,42 +147,28 @@ class EngineUnderTest:
             engine.start(Settings((folder / v.about["model"]).resolve(), dtype, **v.about["settings"]))
         except LoracleError as error:
             raise CannotRun(f"{v.id}: {error}") from None
+        paths = {name: (folder / path).resolve() for name, path in v.about["adapters"].items()}
         outputs: dict[str, Array] = {}
-        for step in v.about["steps"]:
-            if step["do"] == "load":
-                engine.load(step["name"], (folder / v.about["adapters"][step["adapter"]]).resolve())
-            elif step["do"] == "unload":
-                engine.unload(step["name"])
-            elif step["do"] == "run":
-                for request, response in zip(
-                    step["requests"], engine.run([engine_request(v, r) for r in step["requests"]]), strict=True
-                ):
-                    if response.error:
-                        raise Refused(response.error)
-                    if request["cancel_after"] is None:
-                        outputs |= _outputs_of(request, response)
-            else:
-                raise VectorError(f"{v.folder}: a step does {step['do']!r}: load, unload or run wanted")
+        run = 0
+        for step in from_about(v).steps:
+            responses = do_step(engine, step, paths)
+            if isinstance(step, Run):
+                for i, (request, response) in enumerate(zip(step.requests, responses, strict=True)):
+                    outputs |= _outputs_of(request_id(run, i), request, response)
+                run += 1
         return outputs
 
 
-def engine_request(v: Vector, request: Mapping[str, Any]) -> EngineRequest:
-    """One request of a step, as an engine gets it."""
-    return EngineRequest(
-        tuple(v.inputs[f"{request['id']}.prompt_ids"].tolist()),
-        request["adapter"],
-        request["max_new_tokens"],
-        tuple((name, weight) for name, weight in request["mix"]),
-        request["arrives"],
-        request["cancel_after"],
-    )
-
-
-def _outputs_of(request: Mapping[str, Any], response: EngineResponse) -> dict[str, Array]:
+def _outputs_of(name: str, request: EngineRequest, response: EngineResponse) -> dict[str, Array]:
+    """Return what a request's response shows, by the names of a vector's outputs; of a cancelled request nothing."""
+    if response.error:
+        raise Refused(response.error)
+    if request.cancel_after is not None:
+        return {}
     readouts = {"logits": response.logits, "logprobs": response.logprobs}
-    outputs = {f"{request['id']}.{readout}": rows for readout, rows in readouts.items() if rows is not None}
-    if request["max_new_tokens"] > 1:
-        outputs[f"{request['id']}.token_ids"] = np.asarray(response.token_ids, np.int32)
+    outputs = {f"{name}.{readout}": rows for readout, rows in readouts.items() if rows is not None}
+    if request.max_new_tokens > 1:
+        outputs[f"{name}.token_ids"] = np.asarray(response.token_ids, np.int32)
     return outputs
 
 
