@@ -142,7 +142,7 @@ def backward_layer(
 
     dmixed = back(dx, kept.mixed, "o_proj")
     dq, dk, dv = vjp.attention(dmixed, kept.q, kept.k, kept.v, batch.attention, config.sliding_window, p)
-    dq, dk = run.ops.rope(dq, cos, -sin, p), run.ops.rope(dk, cos, -sin, p)  # a rotation's transpose turns back
+    dq, dk = vjp.rope(dq, cos, sin, p), vjp.rope(dk, cos, sin, p)
     dh = back(dv, kept.h, "v_proj") + back(dk, kept.h, "k_proj") + back(dq, kept.h, "q_proj")
     return dx + vjp.rms_norm(dh, kept.x, layer.input_layernorm, eps, p)
 

@@ -1,8 +1,7 @@
 """The mirror of Ops: of each step that has a gradient, its vector-Jacobian product, in one table passed as an argument.
 
 GRADIENTS runs, PER_TOKEN is its definition, and a mutant of the backward pass is `dataclasses.replace(GRADIENTS, ...)`.
-RoPE needs no entry: a rotation's transpose is the rotation by the opposite angle. write_kv needs none either: what is
-written is read back at once.
+write_kv has none: while an adapter trains, what is written is read back at once.
 """
 
 from collections.abc import Callable
@@ -30,6 +29,7 @@ class GradientOps:
         [Array, Array, Module, AdapterSlots, LoraMapping, Precision], tuple[Array, Gradients]
     ]  # dy, x -> dx, and A's, B's and bias's
     rms_norm: Callable[[Array, Array, Array, float, Precision], Array]  # dy, x, weight, eps -> dx
+    rope: Callable[[Array, Array, Array, Precision], Array]  # dy, cos, sin -> dx
     attention: Callable[[Array, Array, Array, Array, AttentionMetadata, int | None, Precision], Triple]  # dy, q, k, v
     mlp_activation: Callable[[Array, Array, Array, Precision], Pair]  # dy, gate, up -> dgate, dup
     cross_entropy: Callable[[Array, Array, Array], Pair]  # logits, targets, weights -> losses, dlogits
@@ -41,6 +41,7 @@ PER_TOKEN = GradientOps(
     linear_weight=gradients.linear_weight_vjp_per_token,
     lora_delta=lora_gradients.lora_delta_vjp_per_token,
     rms_norm=gradients.rms_norm_vjp_per_token,
+    rope=gradients.rope_vjp_per_token,
     attention=attention_gradients.attention_vjp_per_token,
     mlp_activation=gradients.mlp_activation_vjp,
     cross_entropy=gradients.cross_entropy,
@@ -54,5 +55,6 @@ GRADIENTS = replace(
     linear_weight=gradients.linear_weight_vjp,
     lora_delta=lora_gradients.lora_delta_vjp,
     rms_norm=gradients.rms_norm_vjp,
+    rope=gradients.rope_vjp,
     attention=attention_gradients.attention_vjp,
 )

@@ -9,7 +9,7 @@ stands under the form that runs.
 import numpy as np
 
 from ..arrays import Array, Float, Int, Precision, namespace, to_host, widen
-from ..layers import WIDEN_AT_ONCE
+from ..layers import WIDEN_AT_ONCE, apply_rope, apply_rope_per_token
 
 
 def linear_vjp(
@@ -106,6 +106,26 @@ def rms_norm_vjp_per_token(
         )
         dx[t] = jacobian.T @ dy[t]
     return dx
+
+
+def rope_vjp(
+    dy: Float[Array, "tokens heads head_dim"],
+    cos: Float[Array, "tokens half"],
+    sin: Float[Array, "tokens half"],
+    p: Precision,
+) -> Float[Array, "tokens heads head_dim"]:
+    """y = R x with a rotation R:  dx = R^T dy, which is the rotation by the opposite angle."""
+    return apply_rope(dy, cos, -sin, p)
+
+
+def rope_vjp_per_token(
+    dy: Float[Array, "tokens heads head_dim"],
+    cos: Float[Array, "tokens half"],
+    sin: Float[Array, "tokens half"],
+    p: Precision,
+) -> Float[Array, "tokens heads head_dim"]:
+    """The same by the definition of rope."""
+    return apply_rope_per_token(dy, cos, -sin, p)
 
 
 def mlp_activation_vjp(

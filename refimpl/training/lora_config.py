@@ -38,6 +38,8 @@ class LoraConfig:
         for key in ("target_modules", "exclude_modules", "layers_to_transform", "modules_to_save"):
             if isinstance(value := getattr(self, key), list):  # as JSON has it
                 object.__setattr__(self, key, tuple(value))
+        if isinstance(self.layers_to_transform, int):
+            object.__setattr__(self, "layers_to_transform", (self.layers_to_transform,))
         for name, rank in (
             ("r", self.r),
             *((f"rank_pattern {key!r}", rank) for key, rank in self.rank_pattern.items()),
