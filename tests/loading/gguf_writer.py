@@ -61,14 +61,21 @@ def blocks_of(tensor: np.ndarray, kind: str) -> np.ndarray:
     block, size = next((block, size) for name, block, size in TYPES.values() if name == kind)
     rng = np.random.default_rng(tensor.shape)
     blocks = rng.integers(0, 256, (tensor.shape[0], tensor.shape[1] // block, size), np.uint8)
-    for start in SCALES[kind]:  # random bits of a float16 may be NaN, and are anything but a weight's scale
-        scales = rng.uniform(1e-4, 1e-2, blocks.shape[:2]).astype("<f2")
+    typical, starts = SCALES[kind]
+    for start in starts:  # random bits of a float16 may be NaN, and are anything but a weight's scale
+        scales = rng.uniform(typical / 3, 3 * typical, blocks.shape[:2]).astype("<f2")
         blocks[..., start : start + 2] = scales[..., None].view(np.uint8)
     return blocks.reshape(tensor.shape[0], -1)
 
 
-# Where the float16 scales lie in a block (ggml/src/ggml-common.h).
-SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+# A size with which the weights are of order 1/16, and where the float16 scales lie in a block (ggml/src/ggml-common.h).
+SCALES = {
+    "Q2_K": (5e-3, (80, 82)),
+    "Q3_K": (1e-3, (108,)),
+    "Q4_K": (3e-4, (0, 2)),
+    "Q5_K": (1e-4, (0, 2)),
+    "Q6_K": (5e-5, (208,)),
+}
 
 
 def write_gguf(

@@ -18,6 +18,8 @@ from support.build import random_adapter
 
 from refimpl import Request, cli, logits
 from refimpl.config import ModelConfig, Rope
+from refimpl.engines.interface import EngineRequest
+from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.errors import ConfigError, LoracleError, WeightsError
 from refimpl.formats.hf import config_json, save_model
 from refimpl.loading import dequantise
@@ -29,6 +31,10 @@ from refimpl.loading.gguf_file import TYPES, open_gguf
 from refimpl.loading.gguf_names import half_split, interleaved
 from refimpl.loading.gguf_tensors import gguf_spelling
 from refimpl.loading.model_folder import load_model
+from refimpl.oracle.cases.case import Case, Load, Run, play, truth
+from refimpl.oracle.cases.testbed import build, settings
+from refimpl.oracle.reports.repro import load_repro
+from refimpl.oracle.reports.repro_write import Repro
 from refimpl.tools.inspect import inspect
 
 TIED = dataclasses.replace(WIDE, tie_word_embeddings=True, num_hidden_layers=2)
@@ -269,3 +275,20 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main(["generate", "--model", path, "--prompts", str(request), "--max-new-tokens", "2", "--json"]) == 0
     assert cli.main(["generate", "--model", path, "--prompt", "base:Once"]) == 2
     assert "base.gguf has no vocabulary: put the tokenizer.json of its model beside it" in capsys.readouterr().err
+
+
+def test_a_failure_on_it_is_kept_with_the_file_and_plays_again(tmp_path: Path) -> None:
+    config = dataclasses.replace(WIDE, hidden_size=32, intermediate_size=64, num_attention_heads=2, head_dim=16)
+    write_gguf(tmp_path / "base.gguf", config, model_tensors(config), "Q8_0")
+    testbed = build(str(tmp_path / "base.gguf"), "float32", 1, tmp_path, CAPABILITIES, count=1)
+    assert np.array_equal(testbed.exact.embed_tokens, load_model(tmp_path / "base.gguf", "float64").embed_tokens)
+    engine = Ours()
+    engine.start(settings(testbed))
+    case = Case("one", (Load("one", "made-0"), Run((EngineRequest(tuple(IDS), "one", 2),))), stateless=False)
+    exchanges = play(engine, case, testbed)
+    expected = {(0, 0): truth(exchanges, testbed)[0]}
+    Repro(testbed, case, exchanges, expected, {}, "wrong", engine.settings, "numpy").save(tmp_path / "repro")
+    (tmp_path / "base.gguf").unlink()
+    again = load_repro(tmp_path / "repro")
+    assert again.testbed.folder == tmp_path / "repro" / "model" / "base.gguf"
+    assert np.array_equal(truth(again.exchanges, again.testbed)[0], expected[0, 0])

@@ -66,7 +66,7 @@ def write_adapter(folder: Path, base: Path, out: Path) -> None:
     """Write one adapter of that base. ValueError for what this cannot express in GGUF.
 
     GGUF has one alpha. Where patterns give modules scales that no single alpha can, the rest goes into lora_B."""
-    config, peft = read_json(base / "config.json"), read_json(folder / "adapter_config.json")
+    config, peft = read_config(base), read_json(folder / "adapter_config.json")
     for key in REFUSED:
         if peft.get(key):
             raise ValueError(f"{folder}: {key} {peft[key]!r} is not written as GGUF here")
@@ -143,6 +143,20 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             array = np.frombuffer(tensor["data"], {"F32": "<f4", "F16": "<f2"}[tensor["dtype"]]).astype("<f4")
         tensors[name] = array.reshape(tensor["shape"])
     return tensors
+
+
+def read_config(base: Path) -> dict[str, Any]:
+    """Return the config.json of a folder; of a GGUF file, the keys of it that an adapter's rows and names need."""
+    if base.is_dir():
+        return read_json(base / "config.json")
+    fields = gguf.GGUFReader(base).fields
+    heads = fields["llama.attention.head_count"].contents()
+    kv_heads = fields.get("llama.attention.head_count_kv")
+    return {
+        "num_hidden_layers": fields["llama.block_count"].contents(),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads.contents() if kv_heads else heads,
+    }
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -57,8 +57,10 @@ class Server:
         self.chunk = settings.chunk or settings.max_length
         llama_cpp.llama_backend_init()
         with tempfile.TemporaryDirectory() as folder:  # the file stays mapped into memory
-            file = Path(folder) / "base.gguf"
-            write_base(self.base, file)
+            file = self.base
+            if self.base.is_dir():
+                file = Path(folder) / "base.gguf"
+                write_base(self.base, file)
             self.model = llama_cpp.llama_model_load_from_file(bytes(file), llama_cpp.llama_model_default_params())
         if not self.model:
             raise ValueError(f"llama.cpp cannot load {settings.model}")

@@ -120,7 +120,10 @@ class _Reader:
 
 
 def _load_testbed(folder: Path, data: _Reader) -> Testbed:
-    base = _where(folder, data, "model", data.get("model", dict))
+    entry = data.get("model", dict)
+    base = _where(folder, data, "model", entry)
+    if entry.get("file") in entry["sha256"]:  # a GGUF file in that folder
+        base = base / entry["file"]
     dtype = data.get("dtype", str)
     model = load_model(base, dtype)
     adapters = data.get("adapters", dict)

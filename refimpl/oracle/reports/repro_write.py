@@ -176,14 +176,18 @@ def _put_adapters(keys: Iterable[str], testbed: Testbed, scratch: Path) -> dict[
     return entries
 
 
-def _put_model(folder: Path, scratch: Path) -> dict[str, Any]:
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_SUFFIXES)
-    if folder == base_folder("tiny"):
-        return {"name": "tiny", "sha256": digests(files)}
+def _put_model(model: Path, scratch: Path) -> dict[str, Any]:
+    """Note the base, a folder or a GGUF file, and copy it if it is small."""
+    folder, files = model.parent, [model]
+    if model.is_dir():
+        folder, files = model, sorted(file for file in model.iterdir() if file.suffix in _MODEL_SUFFIXES)
+    about: dict[str, Any] = {"sha256": digests(files)} | ({"file": model.name} if folder != model else {})
+    if model == base_folder("tiny"):
+        return {"name": "tiny"} | about
     if sum(file.stat().st_size for file in files) > MAX_MODEL:
-        return {"folder": str(folder.resolve()), "sha256": digests(files)}
+        return {"folder": str(folder.resolve())} | about
     _copy(files, scratch / "model")
-    return {"copy": "model", "sha256": digests(files)}
+    return {"copy": "model"} | about
 
 
 def _copy(files: Sequence[Path], to: Path) -> None:
