@@ -18,12 +18,12 @@ from ..engines import registry
 from ..errors import RequestError
 from ..loading.diagnostics import one_line
 from ..oracle import check as checking
-from ..oracle.bugs import all_mutants, mutants_for
+from ..oracle.bugs import CLASSES, all_mutants, mutants_for
 from ..oracle.cases import archive
 from ..oracle.diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
 from ..oracle.noise.precision import TYPES
 from ..oracle.reports.redact import without_secrets
-from ..oracle.reports.report import CLASSES, PAGE, page, times
+from ..oracle.reports.report import PAGE, page, times
 from ..oracle.reports.result import CampaignSettings, Result
 from ..oracle.reports.summary import summary
 from ..tools.units import human_bytes

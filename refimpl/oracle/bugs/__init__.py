@@ -22,6 +22,8 @@ FAMILIES = (
     i_merge.merge,
 )
 
+CLASSES = {family.letter: family.title for family in FAMILIES}
+
 
 def all_mutants() -> dict[str, Mutant]:
     """Every mutant by its name, in the order of the classes."""

@@ -15,7 +15,7 @@ from ...plans import LoraMapping
 from .mutant import Family
 from .steps import Scale, Slots, add, but, loading, only, reading, remapped, rescaling, routing
 
-scale = Family("A")
+scale = Family("A", "scale")
 
 # The formula.
 

@@ -13,7 +13,7 @@ from ...plans import Adapters, LoraMapping
 from .mutant import Family
 from .steps import Plan, Slots, add, but, only, planning, reading, remapped, routing
 
-identity = Family("B")
+identity = Family("B", "which rows get which adapter")
 EMPTY = BoundAdapter({}, {}, {})
 
 # Rows without an adapter.

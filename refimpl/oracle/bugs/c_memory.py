@@ -10,7 +10,7 @@ from ...ops import NUMPY, Ops
 from .mutant import Family
 from .steps import Scale, Slots, but, reading
 
-memory = Family("C")
+memory = Family("C", "adapters in memory")
 SlotOfModule = tuple[AdapterSlots, Module, int]  # one slot of an engine, in one module
 
 
@@ -106,6 +106,7 @@ def refilled_slot_is_base() -> Ops:
 @memory.bug(
     "when every slot is in use, the least recently used is taken from its running request",
     "https://github.com/NVIDIA/TensorRT-LLM/pull/5616",
+    "https://github.com/NVIDIA/TensorRT-LLM/issues/1552",
     needs="sequence",
 )
 def victim_in_use() -> Ops:

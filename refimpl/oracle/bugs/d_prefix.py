@@ -15,7 +15,7 @@ from ...ops import Ops
 from .mutant import Family
 from .steps import Scale, but
 
-prefix = Family("D")
+prefix = Family("D", "prefix cache")
 Digests = Sequence[tuple[bytes, float]]
 
 

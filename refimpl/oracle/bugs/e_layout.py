@@ -19,7 +19,7 @@ from ...plans import LoraMapping
 from .mutant import Family
 from .steps import Slots, add, binding, but, loading, reading
 
-layout = Family("E")
+layout = Family("E", "layout and tensor parallelism")
 QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 COLUMN_PARALLEL, ROW_PARALLEL = QKV + GATE_UP, ("o_proj", "down_proj")
 TP = 2  # ranks

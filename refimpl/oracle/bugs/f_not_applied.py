@@ -13,7 +13,7 @@ from ...ops import Ops
 from .mutant import Family
 from .steps import binding, but, loading
 
-not_applied = Family("F")
+not_applied = Family("F", "not applied")
 
 
 @not_applied.bug(

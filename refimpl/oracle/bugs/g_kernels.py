@@ -13,7 +13,7 @@ from ...plans import Adapters, LoraMapping
 from .mutant import Family
 from .steps import Plan, Slots, add, but, each, only, reading, routing, same_rank
 
-kernels = Family("G")
+kernels = Family("G", "kernels")
 
 # Ranks that the kernel was not written for.
 

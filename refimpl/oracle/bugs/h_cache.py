@@ -17,7 +17,7 @@ from ...plans import AttentionMetadata, slot_mapping
 from .mutant import Family
 from .steps import OncePerBatch, but
 
-cache = Family("H")
+cache = Family("H", "KV cache, attention, positions")
 Counts = Sequence[int]  # of each request: tokens computed before, or tokens in this batch
 
 # Positions.

@@ -14,7 +14,7 @@ from ...plans import NO_ADAPTER, LoraMapping
 from .mutant import Family
 from .steps import Plan, Slots, add, but, loading, only, reading, remapped, routing
 
-merge = Family("I")
+merge = Family("I", "merge and unmerge")
 
 
 def change_of_base(lora: LoraWeights, change: Array, module: Module) -> LoraWeights:

@@ -70,8 +70,8 @@ class Mutant:
 class Family:
     """The mutants of one class, in the order in which its file has them."""
 
-    def __init__(self, letter: str) -> None:
-        self.letter = letter
+    def __init__(self, letter: str, title: str) -> None:
+        self.letter, self.title = letter, title
         self.mutants: dict[str, Mutant] = {}
 
     def bug(self, what: str, *links: str, needs: str = "batch", scales: bool = False) -> Callable[[Make], Make]:

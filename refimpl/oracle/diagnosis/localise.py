@@ -24,6 +24,7 @@ from ..cases.case import Case, Exchange, Run, play, teacher_forced
 from ..cases.testbed import Testbed
 from ..noise.ensemble import Member
 from ..noise.measure import measure
+from ..noise.rms import rms
 from ..noise.verdict import Thresholds, judge
 
 # The order in which one layer computes what an engine can be heard to compute.
@@ -62,7 +63,7 @@ def intermediates(
             n = len(response.trace[name])
             unit = np.sqrt(np.mean([np.mean((run[name][:n] - true[name][:n]) ** 2) for run in honest]))
             with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = float(np.sqrt(np.mean((response.trace[name] - true[name][:n]) ** 2)) / unit)
+                ratio = float(rms(response.trace[name] - true[name][:n]) / unit)
             locations.append(Location(layer, module, ratio, "intermediates"))
     return locations
 

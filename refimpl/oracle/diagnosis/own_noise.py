@@ -13,6 +13,7 @@ from ...arrays import Array
 from ..cases.testbed import Testbed
 from ..noise.ensemble import Member
 from ..noise.measure import Errors, Sample
+from ..noise.rms import rms
 from .candidate import Candidate
 from .projection import direction, rerun
 
@@ -73,4 +74,4 @@ def _noise(raw: Errors, shift: Array, runs: Sequence[Array | None]) -> Array:
         return noise
     errors = np.stack([raw.view.of(np.nan_to_num(run)) - raw.exact for run in runs if run is not None])
     errors = errors / raw.unit[None, :, None] - shift[None]
-    return np.maximum(noise, np.sqrt(np.mean(errors**2, axis=(0, 2)))[:, None])
+    return np.maximum(noise, rms(errors, axis=(0, 2))[:, None])

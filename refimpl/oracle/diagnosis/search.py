@@ -10,13 +10,12 @@ one module alone is only part of the same bug in all of them, and a factor that 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..bugs import Mutant
 from ..bugs.registry import all_bugs, all_scopes
 from ..bugs.scopes import Scope, can_be_scoped, scopes_of, small_scopes_of
 from ..cases.testbed import Testbed
 from ..noise.measure import Sample
+from ..noise.rms import rms
 from .candidate import CLEARLY, Candidate, explains, unexplained_fraction
 
 AFTER_THE_SMALLEST = 32  # bugs that stay after the smallest failure; larger: slower, a faint bug is dropped less often
@@ -106,7 +105,7 @@ def _prompts_are_right(sample: Sample) -> bool:
             return False
         prompt = raw.error[: max(len(exchange.request.prompt_ids) - raw.rows.start, 0)]
         unit = raw.unit[: len(prompt)]
-        if prompt.size and not np.sqrt(np.mean(prompt**2, axis=1) / unit**2).max() <= CLEARLY:
+        if prompt.size and not (rms(prompt, axis=1) / unit).max() <= CLEARLY:
             return False
     return True
 

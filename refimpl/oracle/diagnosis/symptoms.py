@@ -16,6 +16,7 @@ from ...request import Request, vocab_size
 from ..cases.case import Case, Exchange, teacher_forced
 from ..cases.testbed import Testbed
 from ..noise.measure import ErrorRatios, Errors, Sample
+from ..noise.rms import rms, rms_shown
 from ..noise.verdict import Thresholds, Verdict
 from .fit import fit
 
@@ -126,11 +127,7 @@ def _fits(raw: Errors, thresholds: Thresholds) -> Callable[[Array], bool]:
 
     def fits(rows: Array) -> bool:
         residual = raw.view.of(rows) - raw.exact - raw.error
-        ratio = (
-            np.sqrt(np.sum(np.where(raw.view.shown, residual, 0) ** 2, axis=-1) / raw.view.shown.sum(axis=-1))
-            / raw.unit
-        )
-        return bool((ratio < limit).all())
+        return bool((rms_shown(residual, raw.view.shown) / raw.unit < limit).all())
 
     return fits
 
@@ -164,8 +161,8 @@ def _shifted(raw: Errors, thresholds: Thresholds) -> int:
         if n <= abs(shift) + 1:
             continue
         ours, theirs = (slice(0, n - shift), slice(shift, n)) if shift > 0 else (slice(-shift, n), slice(0, n + shift))
-        residual = np.sqrt(np.mean((shown[ours] - raw.exact[theirs]) ** 2, axis=-1)) / raw.unit[theirs]
-        distance = np.sqrt(np.mean((raw.exact[ours] - raw.exact[theirs]) ** 2, axis=-1)) / raw.unit[theirs]
+        residual = rms(shown[ours] - raw.exact[theirs], axis=-1) / raw.unit[theirs]
+        distance = rms(raw.exact[ours] - raw.exact[theirs], axis=-1) / raw.unit[theirs]
         if (residual < thresholds.ratio).all() and not (distance < thresholds.ratio).any():
             return shift
     return 0

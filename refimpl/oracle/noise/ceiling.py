@@ -22,6 +22,7 @@ from ...request import Request
 from ..bugs.steps import each, remapped
 from ..cases.testbed import Testbed
 from .measure import Errors
+from .rms import rms_shown
 
 SINGLE = 2.0**-24  # half a unit in the last place of float32
 
@@ -100,6 +101,6 @@ def ceilings(requests: Sequence[Request], raws: Sequence[Errors], testbed: Testb
     ceilings_of = []
     for run, raw, n in zip(rows, raws, lengths, strict=True):
         error = raw.view.error(run[raw.rows], raw.logits)
-        response = np.sqrt(np.sum(np.where(raw.view.shown, error, 0.0) ** 2, axis=1) / raw.view.shown.sum(axis=1))
+        response = rms_shown(error, raw.view.shown)
         ceilings_of.append(np.sqrt(moved.count / sum(lengths) * n) * response / raw.unit)
     return ceilings_of

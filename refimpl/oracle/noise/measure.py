@@ -18,6 +18,7 @@ from ..cases.case import Case, Exchange
 from ..cases.testbed import Testbed
 from .ensemble import Member, honest_runs
 from .readout import Gap, Unreadable, View, rows_of, view
+from .rms import rms, rms_shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +41,12 @@ class ErrorRatios:
     @property
     def overall(self) -> float:
         """The rms of the ratios of all rows."""
-        return float(np.sqrt(np.mean(self.ratio**2)))
+        return float(rms(self.ratio))
 
     @property
     def honest_overall(self) -> Array:
         """The same of each honest run."""
-        return np.sqrt(np.mean(self.honest**2, axis=1))
+        return rms(self.honest, axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +156,8 @@ def errors_of(response: EngineResponse, exact: Array, runs: Sequence[Array]) -> 
     v = view(response, exact[rows])
     true = v.of(exact[rows])
     honest = np.stack([v.of(run[rows].astype(np.float64)) - true for run in runs])
-    unit = _rms(honest, v.shown[None]).T
-    return Errors(v, rows, true, exact[rows], v.values - true, honest, np.sqrt(np.mean(unit**2, axis=1)))
+    unit = rms_shown(honest, v.shown[None]).T
+    return Errors(v, rows, true, exact[rows], v.values - true, honest, rms(unit, axis=1))
 
 
 def _look_at_text(response: EngineResponse, exact: Array, runs: Sequence[Array]) -> Errors:
@@ -172,7 +173,7 @@ def _look_at_text(response: EngineResponse, exact: Array, runs: Sequence[Array])
     rival = np.where(tokens == best, np.argsort(exact[rows], axis=1)[:, -2], tokens)
     errors = [run[rows].astype(np.float64) - exact[rows] for run in runs]
     honest = np.stack([(x[at, best] - x[at, rival])[:, None] for x in errors])
-    unit = np.maximum(np.sqrt(np.mean(honest[:, :, 0] ** 2, axis=0)), np.finfo(float).tiny)
+    unit = np.maximum(rms(honest[:, :, 0], axis=0), np.finfo(float).tiny)
     # The engine's own numbers put its token on top: its error in the gap is the gap, or more.
     true = v.of(exact[rows])
     return Errors(v, rows, true, exact[rows], -true, honest, unit)
@@ -180,20 +181,15 @@ def _look_at_text(response: EngineResponse, exact: Array, runs: Sequence[Array])
 
 def _measured(case: Case, exchange: Exchange, raw: Errors, adapter_effect: float) -> ErrorRatios:
     shown = raw.view.shown
-    honest = _rms(raw.honest, shown[None])  # [members, rows]
+    honest = rms_shown(raw.honest, shown[None])  # [members, rows]
     total, n = np.sum(honest**2, axis=0), len(honest)
     of_others = np.sqrt((total - honest**2) / max(n - 1, 1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio, left_out = _rms(raw.error, shown) / raw.unit, honest / of_others
+        ratio, left_out = rms_shown(raw.error, shown) / raw.unit, honest / of_others
     first = raw.rows.start
     return ErrorRatios(
         case.name, exchange.run, exchange.index, exchange.adapter, first, ratio, left_out, raw.unit, adapter_effect
     )
-
-
-def _rms(x: Array, shown: Array) -> Array:
-    """Over the vocabulary, of what is shown."""
-    return np.sqrt(np.sum(np.where(shown, x, 0.0) ** 2, axis=-1) / np.maximum(shown.sum(axis=-1), 1))
 
 
 def _others(readable: Sequence[Exchange], testbed: Testbed) -> list[list[Array]]:
@@ -229,4 +225,4 @@ def _distance(raw: Errors, other: Array) -> float:
     present = raw.logits.copy()
     present[:, :common] = other[raw.rows, :common]
     moved = raw.view.error(present, raw.logits)
-    return float(np.max(_rms(moved, raw.view.shown) / raw.unit))
+    return float(np.max(rms_shown(moved, raw.view.shown) / raw.unit))

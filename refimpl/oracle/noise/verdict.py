@@ -17,6 +17,7 @@ import numpy as np
 
 from ...arrays import Array
 from .measure import ErrorRatios
+from .rms import rms
 
 FALSE_ALARM = 1e-6  # how often a whole campaign over an honest engine may end in "fail" by chance
 DOUBT = 1e-2  # what happens by chance in fewer than this share of campaigns is looked at again
@@ -103,7 +104,7 @@ class Honest:
 def _learn(x: Array) -> Honest:
     """From [members, n]."""
     levels, spreads = x.mean(axis=1), x.std(axis=1)
-    pooled = float(np.sqrt(np.mean(spreads**2)))
+    pooled = float(rms(spreads))
     return Honest(
         float(np.median(levels)), float(levels.min()), float(levels.max()), max(pooled, 1e-3), float(spreads.max())
     )

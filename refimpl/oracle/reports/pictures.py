@@ -11,10 +11,12 @@ import numpy as np
 
 from ...arrays import Array
 from ..bugs import Mutant
+from ..bugs.preconditions import spread
 from ..cases.case import Exchange
 from ..cases.testbed import Testbed
 from ..diagnosis.projection import direction
 from ..noise.measure import Errors, Sample
+from ..noise.rms import rms_shown
 from ..noise.verdict import Thresholds
 
 REQUESTS = 16  # that are drawn of one case; larger: lines too thin to be told apart
@@ -95,7 +97,7 @@ def _worth(raw: Errors | None, shift: Array | None, thresholds: Thresholds) -> f
     """Return how much a request shows: its rows that left the noise; below it, how far the bug moves it (under 1)."""
     if raw is None:
         return 0.0
-    wrong = float(np.sum(~(_far(raw, _in_units(raw)) < thresholds.ratio)))
+    wrong = float(np.sum(~(rms_shown(_in_units(raw), raw.view.shown) < thresholds.ratio)))
     moved = 0.0 if shift is None else float(min(np.sum(np.nan_to_num(shift) ** 2), 1e300))
     return wrong + moved / (1 + moved)
 
@@ -106,35 +108,26 @@ def _in_units(raw: Errors) -> Array:
         return raw.error / raw.unit[:, None]
 
 
-def _far(raw: Errors, x: Array) -> Array:
-    """Return the rms of each row of x [rows, vocab], over what is shown."""
-    shown = raw.view.shown
-    return np.sqrt(np.sum(np.where(shown, x, 0.0) ** 2, axis=1) / np.maximum(shown.sum(axis=1), 1))
-
-
 def _line(exchange: Exchange, raw: Errors | None, shift: Array | None) -> Line:
     who = exchange.run, exchange.index, exchange.adapter
     if raw is None:
         return Line(*who, 0, len(exchange.request.prompt_ids), np.zeros(0), None, None)
-    bug = None if shift is None else _far(raw, shift)
-    residual = None if shift is None else _far(raw, _in_units(raw) - shift)
-    return Line(*who, raw.rows.start, len(exchange.request.prompt_ids), _far(raw, _in_units(raw)), bug, residual)
+    bug = None if shift is None else rms_shown(shift, raw.view.shown)
+    residual = None if shift is None else rms_shown(_in_units(raw) - shift, raw.view.shown)
+    engine = rms_shown(_in_units(raw), raw.view.shown)
+    return Line(*who, raw.rows.start, len(exchange.request.prompt_ids), engine, bug, residual)
 
 
 def _close_up(line: int, raw: Errors | None, shift: Array | None) -> CloseUp:
     """Draw positions and tokens from all over, where there are too many."""
     assert raw is not None
     shown = raw.view.shown
-    rows, columns = _some(np.arange(len(shown)), POSITIONS), _some(np.flatnonzero(shown.any(axis=0)), TOKENS)
+    rows, columns = spread(range(len(shown)), POSITIONS), spread(np.flatnonzero(shown.any(axis=0)).tolist(), TOKENS)
 
     def part(x: Array) -> Array:
         return np.where(shown, x, np.nan)[np.ix_(rows, columns)]
 
-    places, tokens, engine = [int(i) + raw.rows.start for i in rows], [int(t) for t in columns], _in_units(raw)
+    places, tokens, engine = [i + raw.rows.start for i in rows], columns, _in_units(raw)
     if shift is None:
         return CloseUp(line, places, tokens, part(engine), None, None)
     return CloseUp(line, places, tokens, part(engine), part(shift), part(engine - shift))
-
-
-def _some(xs: Array, n: int) -> Array:
-    return xs[np.unique(np.linspace(0, len(xs) - 1, min(n, len(xs))).astype(int))] if len(xs) else xs

@@ -10,23 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ...loading.diagnostics import one_line
-from ..bugs import Mutant
+from ..bugs import CLASSES, Mutant
 from ..diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
 from . import drawing
 
 PAGE = "index.html"
 
-CLASSES = {
-    "A": "scale",
-    "B": "which rows get which adapter",
-    "C": "adapters in memory",
-    "D": "prefix cache",
-    "E": "layout and tensor parallelism",
-    "F": "not applied",
-    "G": "kernels",
-    "H": "KV cache, attention, positions",
-    "I": "merge and unmerge",
-}
 OUTCOMES = (UNDETECTABLE, NOT_EXERCISED, DETECTED)  # what a reader should worry about comes first
 
 

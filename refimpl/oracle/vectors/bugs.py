@@ -1,7 +1,9 @@
-"""The bugs that vectors are made against, by class (A to I) and with the reports of real ones."""
+"""What vectors are made against: each a way to be wrong, and which mutants of refimpl/oracle/bugs/ are wrong so."""
 
 from dataclasses import dataclass
 from typing import Any
+
+from ..bugs import all_mutants
 
 
 @dataclass(frozen=True)
@@ -11,94 +13,95 @@ class Bug:
     family: str  # the class letter
     what: str
     links: tuple[str, ...] = ()
+    mutants: tuple[str, ...] = ()  # by name; none: no Ops can be wrong so
 
 
-def _github(*issues: str) -> tuple[str, ...]:
-    return tuple(f"https://github.com/{issue}" for issue in issues)
+def _of(what: str, *names: str) -> Bug:
+    """Return the bug of these mutants: of the first one's class, with the links of all."""
+    mutants = [all_mutants()[name] for name in names]
+    links = dict.fromkeys(link for mutant in mutants for link in mutant.links)
+    return Bug(mutants[0].family, what, tuple(links), names)
 
 
 BUGS = {
-    "scale": Bug(
-        "A",
+    "scale": _of(
         "alpha in place of alpha / r, or the scale left out: unseen where alpha equals r",
-        _github("Blaizzy/mlx-vlm/issues/845", "rasbt/LLMs-from-scratch/issues/821", "hao-ai-lab/FastVideo/pull/870"),
+        "alpha_for_alpha_over_r",
+        "scale_is_one",
     ),
-    "rslora": Bug(
-        "A",
-        "alpha / r, although the adapter says alpha / sqrt(r)",
-        _github("NVIDIA/TensorRT-LLM/issues/1668", "vllm-project/vllm/issues/10798", "sgl-project/sglang/issues/40835"),
-    ),
-    "patterns": Bug("A", "rank_pattern or alpha_pattern dropped", _github("vllm-project/vllm-omni/pull/6565")),
-    "bias_scale": Bug("A", "the bias of lora_B not scaled", _github("huggingface/peft/issues/2486")),
-    "weights": Bug("A", "the weights of summed adapters lost", _github("huggingface/diffusers/pull/5417")),
-    "identity": Bug(
-        "B",
+    "rslora": _of("alpha / r, although the adapter says alpha / sqrt(r)", "rslora_ignored"),
+    "patterns": _of("rank_pattern or alpha_pattern dropped", "rank_pattern_ignored", "alpha_pattern_ignored"),
+    "bias_scale": _of("the bias of lora_B not scaled", "lora_bias_unscaled"),
+    "weights": _of("the weights of summed adapters lost", "weight_replaces_the_scale", "weights_ignored"),
+    "identity": _of(
         "a token gets another request's adapter",
-        _github("predibase/lorax/pull/570", "vllm-project/vllm/pull/21068", "Avarok-Cybersecurity/atlas/issues/1133"),
+        "ids_not_repeated_per_token",
+        "lm_head_rows_shifted",
+        "first_row_for_last",
+        "second_rank_has_slot_zero",
     ),
-    "none": Bug(
-        "B",
-        "a row without adapter is not left alone",
-        _github("NVIDIA/TensorRT-LLM/issues/2096", "vllm-project/vllm/pull/32005", "vllm-project/vllm/issues/49063"),
-    ),
-    "last_slot": Bug("B", "the last slot is never used, in the engine or in its tests"),
-    "range": Bug("B", "an id that names no adapter is served", _github("huggingface/peft/pull/2090")),
-    "stale": Bug(
-        "C",
+    "none": _of("a row without adapter is not left alone", "none_is_slot_zero", "no_adapter_is_the_last_one"),
+    "last_slot": _of("the last slot is never used, in the engine or in its tests", "last_slot_skipped"),
+    "range": Bug("B", "an id that names no adapter is served", ("https://github.com/huggingface/peft/pull/2090",)),
+    "stale": _of(
         "old weights after a name or a slot is used again",
-        _github(
-            "sgl-project/sglang/issues/8263", "a710128/nanovllm-voxcpm/pull/66", "vllm-project/vllm-metal/pull/351"
-        ),
+        "bound_by_name",
+        "slot_keeps_its_first_weights",
+        "reload_keeps_B",
+        "slot_not_cleared",
     ),
-    "evict": Bug("C", "a request without its weights after an eviction", _github("NVIDIA/TensorRT-LLM/issues/1552")),
-    "prefix": Bug(
-        "D",
-        "keys and values of a prefix shared across adapters",
-        _github("vllm-project/vllm/issues/3264", "vllm-project/vllm/issues/30931", "xLLM-AI/xllm/pull/2047"),
-    ),
-    "prefix_depth": Bug(
-        "D",
+    "evict": _of("a request without its weights after an eviction", "victim_in_use", "refilled_slot_is_base"),
+    "prefix": _of("keys and values of a prefix shared across adapters", "key_without_adapter", "key_by_name"),
+    "prefix_depth": _of(
         "a block is found although what stood before it was another text",
-        _github("inference-sim/inference-sim/issues/196"),
+        "key_of_the_first_block",
+        "key_without_the_last_token",
+        "key_without_parent",
     ),
-    "layout": Bug(
-        "E",
+    "layout": _of(
         "rank or widths taken from elsewhere than the tensors; square layers hide it",
-        _github("predibase/lorax/pull/324", "Lightning-AI/litgpt/issues/891", "huggingface/peft/issues/3531"),
+        "rank_cut_to_the_config",
+        "qkv_interleaved",
+        "A_read_transposed",
+        "B_read_transposed",
     ),
-    "not_applied": Bug(
-        "F",
+    "not_applied": _of(
         "an adapter, or a part of it, silently left out",
-        _github(
-            "vllm-project/vllm/issues/34186",
-            "huggingface/text-generation-inference/issues/2441",
-            "unslothai/unsloth/pull/9331",
-        ),
+        "adapters_ignored",
+        "not_applied_to[q_proj]",
+        "skipped[embed_tokens]",
+        "skipped[lm_head]",
+        "lora_bias_dropped",
     ),
-    "rank": Bug(
-        "G",
-        "wrong for some ranks",
-        _github("predibase/lorax/pull/70", "sgl-project/sgl-kernel-npu/pull/790", "punica-ai/punica/issues/57"),
+    "rank": _of("wrong for some ranks", "rank_cut[16]", "nan_at_rank_8", "odd_rank_cut", "last_rank_lost"),
+    "length": _of(
+        "the end of a long sum left out, or a count of tokens",
+        "last_input_lost",
+        "split_k_part_lost",
+        "last_token_lost",
+        "token_tail_lost",
+        "adapter_lost_after_8_tokens",
     ),
-    "length": Bug("G", "the end of a long sum left out, or a count of tokens", _github("vllm-project/vllm/pull/7585")),
-    "poison": Bug(
-        "G",
+    "poison": _of(
         "0 times NaN: memory that nobody wrote takes part",
-        _github("openvinotoolkit/openvino/pull/37377", "vllm-project/vllm/pull/29316"),
+        "base_counted_twice",
+        "padding_not_cleared",
+        "unused_slots_are_nan",
     ),
-    "slots": Bug(
-        "H",
+    "slots": _of(
         "keys and values at another place than where they are read",
-        _github("vllm-project/vllm/pull/42420", "tanishqkumar/ssd/issues/23", "mudler/vllm.cpp/pull/2672"),
+        "slots_off_by_one_block",
+        "block_table_ignored",
+        "stale_slot_seen",
+        "written_one_slot_early",
+        "k_and_v_swapped",
     ),
-    "window": Bug("H", "the edge of the sliding window", _github("huggingface/transformers/issues/37574")),
-    "positions": Bug(
-        "H",
-        "positions that start anew",
-        _github("Blaizzy/mlx-vlm/issues/1983", "Wenyueh/MinivLLM/pull/98", "vllm-project/vllm-metal/pull/144"),
+    "window": _of("the edge of the sliding window", "window_off_by[1]", "window_off_by[-1]"),
+    "positions": _of("positions that start anew", "decode_at_zero", "positions_restart_after_a_hit", "chunk_restarts"),
+    "heads": _of("query heads with another head's keys", "query_heads_interleaved"),
+    "overflow": Bug(
+        "H", "softmax without its largest score taken off", ("https://github.com/openvinotoolkit/openvino/pull/34809",)
     ),
-    "heads": Bug("H", "query heads with another head's keys"),
-    "overflow": Bug("H", "softmax without its largest score taken off", _github("openvinotoolkit/openvino/pull/34809")),
 }
 
 

@@ -18,6 +18,7 @@ from ...lora import lora_delta, lora_delta_per_token
 from ...ops import NUMPY, Ops
 from ...plans import AttentionMetadata
 from ...tensorrt_llm.backend import backend
+from ..noise.rms import rms
 from .vector import Noise
 
 FACTOR = 3.0
@@ -26,13 +27,8 @@ FACTOR = 3.0
 def noise(runs: Sequence[Array], truth: Array, bound: Array) -> Noise:
     """Of one output in one dtype, from honest runs of it. Where all of them are exact by luck, as over a single key,
     the bound of its numbers is the limit of their rms."""
-    errors = [rms(run - truth) for run in runs]
-    return Noise(short(rms(np.asarray(errors))), short(FACTOR * max(errors) or rms(bound)))
-
-
-def rms(x: Array) -> float:
-    """sqrt(mean(x^2)); 0 of nothing."""
-    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
+    errors = [float(rms(run - truth)) for run in runs]
+    return Noise(short(float(rms(errors))), short(FACTOR * max(errors) or float(rms(bound))))
 
 
 def short(x: float) -> float:

@@ -12,8 +12,8 @@ import numpy as np
 
 from ...arrays import Array
 from ..noise.readout import log_softmax
+from ..noise.rms import rms
 from .systems import CannotRun, Outputs, SystemUnderTest
-from .units import rms
 from .vector import Output, Vector, VectorError
 
 ACCIDENTS = (LookupError, TypeError, AttributeError, NameError, ImportError, ArithmeticError, RecursionError)
@@ -114,9 +114,9 @@ def distance(name: str, expected: Output, outputs: Outputs, dtype: str) -> Dista
         where = [int(i) for i in np.argwhere(~np.isfinite(error))[0]]
         return Distance(far, far, f"{name} at {where} is {actual[tuple(where)]}")
     allowed, limit, unit = bound, expected.noise[dtype].limit, expected.noise[dtype].unit
-    shares = ratio(np.abs(error), allowed)
-    worst_share, rms_share = float(shares.max(initial=0.0)), float(ratio(np.asarray(rms(error)), np.asarray(limit)))
-    noise = float(ratio(np.asarray(rms(error)), np.asarray(unit)))
+    shares, off = ratio(np.abs(error), allowed), np.asarray(rms(error))
+    worst_share, rms_share = float(shares.max(initial=0.0)), float(ratio(off, np.asarray(limit)))
+    noise = float(ratio(off, np.asarray(unit)))
     share = max(worst_share, rms_share)
     if share <= 1:
         return Distance(noise if unit else share, share)
@@ -124,7 +124,7 @@ def distance(name: str, expected: Output, outputs: Outputs, dtype: str) -> Dista
         at = tuple(int(i) for i in np.unravel_index(int(shares.argmax()), shares.shape))
         why = f"{name} at {list(at)} is {actual[at]:.9g}, not {value[at]:.9g}: off by {abs(error[at]):.3g}, "
         return Distance(noise, share, why + f"the bound is {allowed[at]:.3g}")
-    return Distance(noise, share, f"{name}: rms error {rms(error):.3g}, the limit is {limit:.3g}")
+    return Distance(noise, share, f"{name}: rms error {off:.3g}, the limit is {limit:.3g}")
 
 
 def min_rows(name: str, outputs: Outputs, expected: Output) -> int:

@@ -18,9 +18,10 @@ from ...model import logits
 from ...request import Request
 from ..cases.case import Case, Exchange, Load, Step, keys_of, requests_of, teacher_forced, with_requests
 from ..noise.ensemble import ensemble, honest_runs
+from ..noise.rms import rms
 from .models import ADAPTERS, BASE, Written
 from .steps_json import request_id, to_about
-from .units import FACTOR, noise, rms, short
+from .units import FACTOR, noise, short
 from .vector import MODELS, VECTOR_DTYPES, Output, Vector
 
 ROWS_OF_A_SEQUENCE = 3  # of each answer the last so many; those of the prompt before are not shown after a prefix hit
@@ -209,7 +210,7 @@ def _check_sensitive(spec: Spec, written: Written, exchange: Exchange, truth: Ar
     if not exchange.adapters or max([*text, *exchange.response.token_ids]) >= vocab:
         return  # nothing to leave out; or words that the base does not have
     base = logits(written.models["float64"], [Request(text)])[0][-len(truth) :]
-    apart = rms(truth[:, :vocab] - base)
+    apart = float(rms(truth[:, :vocab] - base))
     assert apart > 4 * limit, f"{spec.name}: {exchange.adapters} is only {apart / limit:.1f} limits from the base"
 
 
