@@ -18,7 +18,6 @@ from ..loading.json_file import lfs_pointer
 
 PLAIN = {"<f2": "float16", "<f4": "float32", "<f8": "float64", "|V2": "bfloat16", "<V2": "bfloat16"}
 BFLOAT16 = np.dtype("V2")
-HEADER = 8  # bytes of magic and version, before the length of the header
 MAGIC = b"\x93NUMPY"
 
 

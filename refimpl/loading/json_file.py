@@ -5,9 +5,10 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from .diagnostics import Diagnostics, shown
+from ..errors import LoracleError
+from .diagnostics import Diagnostics, one_line, shown
 
 MAX_BYTES = 100_000_000  # the largest config.json or index seen has a few megabytes
 LARGEST = 2**31 - 1  # token ids and axes are int32
@@ -72,6 +73,20 @@ def is_number(value: object) -> bool:
     if isinstance(value, int) and is_integer(value):
         return abs(value) <= 2**53
     return isinstance(value, float) and math.isfinite(value)
+
+
+T = TypeVar("T")
+JSON_TYPES = {str: "a text", bool: "true or false", int: "an integer", list: "a list", dict: "an object"}
+
+
+def typed(data: object, key: str, kind: type[T], where: object, error: type[LoracleError] = LoracleError) -> T:
+    """Return data[key], which must be there and of a JSON type. The error, one line, names where, key and value."""
+    if not isinstance(data, dict):
+        raise error(one_line(f"{where} is {shown(data)}, not an object"))
+    value = data.get(key)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise error(one_line(f"{where}: {key} is {shown(value)}: it must be {JSON_TYPES[kind]}"))
+    return value
 
 
 class Keys:

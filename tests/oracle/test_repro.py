@@ -282,8 +282,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no json": (lambda file: (file / "repro.json").unlink(), "repro.json: cannot be read"),
     "cut json": (cut("repro.json"), "repro.json: is not valid JSON"),
     "another format": (lambda file: change(file, format=2), "format is 2, this version reads 1"),
-    "no engine": (lambda file: change(file, engine=None), "engine is None, not str"),
-    "no case": (lambda file: change(file, case={"name": "x"}), "case: the case: stateless is None, not bool"),
+    "no engine": (lambda file: change(file, engine=None), "engine is None: it must be a text"),
+    "no case": (
+        lambda file: change(file, case={"name": "x"}),
+        "stateless is None: it must be true or false",
+    ),
     "case asks a stranger": (
         lambda file: change(file, case={"name": "x", "stateless": False, "steps": [{"unload": "nobody"}]}),
         "step 0 names 'nobody', which is not loaded then",
@@ -295,7 +298,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "the case loads adapter 'made-4', which the folder has not",
     ),
     "settings": (lambda file: change(file, settings={"max_adapters": "two"}), "settings: max_adapters is 'two'"),
-    "options": (lambda file: change(file, options={"url": 5}), "options: url is 5, not a text"),
+    "options": (lambda file: change(file, options={"url": 5}), "options: url is 5: it must be a text"),
     "answers": (lambda file: change(file, answers=[{"run": 7}]), "answers is damaged"),
     "dtype": (lambda file: change(file, dtype="int8"), "dtype 'int8' is not supported"),
     "model entry": (lambda file: change(file, model={"copy": "../.."}), "not a folder with the sha256"),

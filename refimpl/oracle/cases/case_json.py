@@ -13,7 +13,7 @@ from typing import Any
 from ...engines.interface import EngineRequest
 from ...errors import LoracleError
 from ...loading.diagnostics import shown
-from ...loading.json_file import is_integer, is_number
+from ...loading.json_file import is_integer, is_number, typed
 from .case import Case, Load, Run, Step, Unload, replay
 
 
@@ -44,9 +44,8 @@ def _request(request: EngineRequest) -> dict[str, Any]:
 def from_json(data: Any) -> Case:
     """LoracleError, without the file's name, for anything that is no case; and for one that asks names that are not
     loaded then."""
-    name, stateless, steps = (
-        _get(data, "the case", k, t) for k, t in (("name", str), ("stateless", bool), ("steps", list))
-    )
+    name, stateless = typed(data, "name", str, "the case"), typed(data, "stateless", bool, "the case")
+    steps = typed(data, "steps", list, "the case")
     case = Case(name, tuple(_read_step(step, f"step {i}") for i, step in enumerate(steps)), stateless)
     if not stateless:
         _check_names(case)
@@ -55,16 +54,16 @@ def from_json(data: Any) -> Case:
 
 def _read_step(data: Any, where: str) -> Step:
     if isinstance(data, dict) and set(data) == {"load", "adapter"}:
-        return Load(_get(data, where, "load", str), _get(data, where, "adapter", str))
+        return Load(typed(data, "load", str, where), typed(data, "adapter", str, where))
     if isinstance(data, dict) and set(data) == {"unload"}:
-        return Unload(_get(data, where, "unload", str))
-    if isinstance(data, dict) and set(data) == {"run"} and _get(data, where, "run", list):
+        return Unload(typed(data, "unload", str, where))
+    if isinstance(data, dict) and set(data) == {"run"} and typed(data, "run", list, where):
         return Run(tuple(_read_request(request, f"{where}, request {j}") for j, request in enumerate(data["run"])))
     raise LoracleError(f"{where} is {shown(data)}: it must be a load with its adapter, an unload, or a run of requests")
 
 
 def _read_request(data: Any, where: str) -> EngineRequest:
-    ids = _get(data, where, "prompt_ids", list)
+    ids = typed(data, "prompt_ids", list, where)
     if not ids or not all(is_integer(t) and t >= 0 for t in ids):
         raise LoracleError(f"{where}: prompt_ids is {shown(ids)}: it must be a list of token ids")
     keys = {field.name for field in fields(EngineRequest)}
@@ -96,15 +95,6 @@ def _count(data: Mapping[str, Any], where: str, key: str, default: int, least: i
     if not is_integer(value) or value < least:
         raise LoracleError(f"{where}: {key} is {shown(value)}: it must be a whole number of {least} or more")
     return int(value)
-
-
-def _get(data: Any, where: str, key: str, kind: type) -> Any:
-    if not isinstance(data, dict):
-        raise LoracleError(f"{where} is {shown(data)}, not an object")
-    value = data.get(key)
-    if not isinstance(value, kind):
-        raise LoracleError(f"{where}: {key} is {shown(value)}, not {kind.__name__}")
-    return value
 
 
 def _check_names(case: Case) -> None:

@@ -14,20 +14,22 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...arrays import DTYPES, Array
 from ...engines.interface import Engine, EngineResponse, Settings
 from ...errors import LoracleError
 from ...loading.adapter_folder import load_adapter
 from ...loading.diagnostics import Diagnostics, one_line, shown
-from ...loading.json_file import is_integer, read_json
+from ...loading.json_file import is_integer, read_json, typed
 from ...loading.model_folder import base_folder, load_model
 from ..cases.case import Case, Exchange, Load, keys_of, loaded_before, play, prepare, requests_of
 from ..cases.case_json import from_json
 from ..cases.testbed import Testbed, in_float64
 from ..noise.verdict import Thresholds
 from .repro_write import FILE, FORMAT, Repro, digests
+
+T = TypeVar("T")
 
 
 class ReproError(LoracleError):
@@ -95,18 +97,14 @@ class _Reader:
             raise ReproError(diagnostics.problems[0])
         self.file, self.data = file, data
 
-    def get(self, key: str, kind: type) -> Any:
-        value = self.data.get(key)
-        if not isinstance(value, kind):
-            raise ReproError(one_line(f"{self.file}: {key} is {shown(value)}, not {kind.__name__}"))
-        return value
+    def get(self, key: str, kind: type[T]) -> T:
+        """Return the value of a key, which must be of this type."""
+        return typed(self.data, key, kind, self.file, ReproError)
 
     def texts(self, key: str) -> dict[str, str]:
-        diagnostics = self.get(key, dict)
-        for name, value in diagnostics.items():
-            if not isinstance(value, str):
-                raise ReproError(one_line(f"{self.file}: {key}: {name} is {shown(value)}, not a text"))
-        return diagnostics
+        """Return an object all of whose values are texts."""
+        texts = self.get(key, dict)
+        return {name: typed(texts, name, str, f"{self.file}: {key}", ReproError) for name in texts}
 
     def checked(self, key: str, read: Callable[[], Any]) -> Any:
         try:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...arrays import Array
 from ...loading.diagnostics import Diagnostics, one_line, shown
-from ...loading.json_file import is_number, read_json
+from ...loading.json_file import is_number, read_json, typed
 from ...loading.safetensors_file import open_safetensors
 from . import contents
 from .vector import (
@@ -91,7 +91,7 @@ def read_vector(folder: Path) -> Vector:
     )
 
 
-TYPES = {
+TYPES: dict[str, type] = {
     "kind": str, "name": str, "result": str, "comment": str, "bugs": list, "requires": list, "inputs": dict,
     "expected": dict, "about": dict, "made_by": dict, "sha256": dict,
 }  # fmt: skip
@@ -114,8 +114,7 @@ def _check_version(file: Path, data: Mapping[str, Any]) -> None:
 
 def _check_keys(file: Path, data: Mapping[str, Any]) -> None:
     for key, kind in TYPES.items():
-        if not isinstance(data.get(key), kind):
-            raise VectorError(f"{file}: {key} is {shown(data.get(key))}: it must be {kind.__name__}")
+        typed(data, key, kind, file, VectorError)
     for key, allowed in (("kind", KINDS), ("result", RESULTS)):
         if data[key] not in allowed:
             raise VectorError(f"{file}: {key} is {shown(data[key])}: it must be one of {', '.join(allowed)}")
