@@ -4,6 +4,7 @@ no false alarm over our own engine."""
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from faulty_engines import FAULTY, Judge, StaleAfterReload, started
 from hypothesis import Phase, find, given, settings
@@ -15,7 +16,21 @@ from refimpl import LoracleError
 from refimpl.engines.interface import OPERATIONS, Capabilities, EngineRequest, Settings
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.oracle.cases import scenarios as sequences
-from refimpl.oracle.cases.case import Case, Exchange, Load, Run, Unload, play
+from refimpl.oracle.cases.case import (
+    Case,
+    Exchange,
+    Load,
+    Run,
+    Unload,
+    draw_batch,
+    keys_of,
+    loaded_before,
+    names_after,
+    play,
+    prepare,
+    replay,
+    requests_of,
+)
 from refimpl.oracle.cases.scenarios import SCENARIOS, draw_sequence, variants
 from refimpl.oracle.cases.state_machine import machine_for, scripts
 from refimpl.oracle.cases.testbed import Testbed
@@ -55,6 +70,43 @@ def test_a_faulty_engine_is_caught_in_bfloat16_too(name: str) -> None:
     engine = started(make, testbed, how)
     sequences = (draw_sequence(testbed, CAPABILITIES, 0, i, how, BLOCK) for i in range(100))
     assert any(judges["bfloat16"](play(engine, case, testbed), testbed) for case in sequences)
+
+
+@pytest.mark.parametrize("stateless", [False, True], ids=("sequence", "batch"))
+def test_what_names_mean_is_the_same_replayed_as_played(stateless: bool) -> None:
+    """An engine, and whoever reads a case, agree on whose weights every request asked for."""
+    testbed = small_stage()
+    how = variants(testbed, CAPABILITIES)[0]
+    engine = started(Ours, testbed, how)
+    if stateless:
+        prepare(engine, testbed)
+        case = draw_batch(testbed, CAPABILITIES, np.random.default_rng(3), "batch")
+    else:
+        case = draw_sequence(testbed, CAPABILITIES, 4, 5, how, BLOCK)
+    exchanges = play(engine, case, testbed)
+    replayed = requests_of(case, loaded_before(case, testbed))
+    assert [(x.run, x.index, x.request, x.adapters) for x in exchanges] == [
+        (run, i, request, keys_of(request, meaning)) for run, i, request, meaning in replayed
+    ]
+    meant: dict[str | None, set[object]] = {}
+    for exchange in exchanges:
+        meant.setdefault(exchange.request.adapter, set()).add(exchange.adapters)
+    assert stateless or any(name and len(keys) > 1 for name, keys in meant.items())  # some name meant two adapters
+
+
+def test_a_step_changes_what_names_mean_after_it_and_not_before() -> None:
+    steps = (Load("one", "a"), Run(()), Load("one", "b"), Load("two", "a"), Unload("one"), Run(()), Unload("two"))
+    assert [meaning for _, meaning in replay(steps)] == [
+        {},
+        {"one": "a"},
+        {"one": "a"},
+        {"one": "b"},
+        {"one": "b", "two": "a"},
+        {"two": "a"},
+        {"two": "a"},
+    ]
+    assert [meaning for _, meaning in replay(steps[-1:], {"two": "a"})] == [{"two": "a"}]
+    assert names_after(steps[-1], {"two": "a", "one": "b"}) == {"one": "b"}
 
 
 def test_a_seed_is_a_campaign() -> None:
