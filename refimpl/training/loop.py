@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ..adapter import Adapter
 from ..arrays import Precision, namespace
 from ..errors import LoracleError
@@ -66,7 +68,8 @@ def train(
         check_state(run, state)
     last_good = state
     while any(task.step < task.steps for task in state.tasks.values()):
-        state, last_good = one_step(run, state, last_good), state
+        with np.errstate(over="ignore", invalid="ignore"):  # a number that is none is what TrainingError says
+            state, last_good = one_step(run, state, last_good), state
         if on_step is not None:
             on_step(state)
     return state

@@ -36,13 +36,13 @@ def lora_delta_vjp(
             if segment.slot not in resident:
                 continue
             lora, rows = resident[segment.slot], segment.rows
-            scaled = dy[rows, : lora.B.shape[0]] * dy.dtype.type(lora.scale * segment.weight)
-            low, low_gradient = shrink(x[rows], lora.A), scaled @ lora.B
+            scale, dy_rows = lora.scale * segment.weight, dy[rows, : lora.B.shape[0]]
+            low, low_gradient = scale * shrink(x[rows], lora.A), scale * (dy_rows @ lora.B)
             if not by_id:
                 dx[rows] += low_gradient @ lora.A
-            parts = {"A": shrink_vjp(low_gradient, x[rows], lora.A), "B": scaled.T @ low}
+            parts = {"A": shrink_vjp(low_gradient, x[rows], lora.A), "B": dy_rows.T @ low}
             if lora.bias is not None:
-                parts["bias"] = scaled.sum(axis=0)
+                parts["bias"] = scale * dy_rows.sum(axis=0)
             add_gradients(gradients, segment.slot, {Key(module, part): gradient for part, gradient in parts.items()})
     return dx, gradients
 

@@ -1,7 +1,6 @@
 """AdamW, the learning rate's schedule and gradient clipping: torch's and transformers' formulas, on plain arrays."""
 
 import math
-from typing import Any
 
 from ..arrays import Array, namespace
 from .arguments import TrainingArguments
@@ -52,8 +51,8 @@ def learning_rate_at(step: int, steps: int, arguments: TrainingArguments) -> flo
 
 def global_norm(gradients: Parameters) -> float:
     """The root of the sum of all squares, over every parameter of one adapter. inf or NaN if a gradient is."""
-    total: Any = sum((gradient * gradient).sum() for gradient in gradients.values())
-    return math.sqrt(float(total)) if math.isfinite(float(total)) else float(total)
+    total = float(sum((gradient * gradient).sum() for gradient in gradients.values()))
+    return math.sqrt(total) if math.isfinite(total) else total
 
 
 def clipped(gradients: Parameters, norm: float, max_norm: float | None) -> Parameters:
