@@ -8,3 +8,12 @@ loss         one batch of sequences of all tasks -> each task's loss and gradien
 optimizer    AdamW, the learning rate's schedule, clipping
 loop         steps, until every task has had its epochs
 """
+
+from .arguments import TrainingArguments as TrainingArguments
+from .examples import Example as Example
+from .examples import Task as Task
+from .loop import evaluate as evaluate
+from .loop import train as train
+from .lora_config import LoraConfig as LoraConfig
+from .state import TrainingError as TrainingError
+from .state import TrainingState as TrainingState

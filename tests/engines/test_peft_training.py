@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 
 from refimpl import NUMPY, Model
 from refimpl.adapter import Adapter
+from refimpl.config import EMBED, LM_HEAD
+from refimpl.plans import LoraMapping
 from refimpl.training.arguments import TrainingArguments
+from refimpl.training.dropout import Dropout
 from refimpl.training.examples import Example, Task, schedule_of
 from refimpl.training.gradient_ops import GRADIENTS
-from refimpl.training.loop import Run, initial_state, step_gradients, train
+from refimpl.training.loop import Run, initial_state, share_of, step_gradients, train
 from refimpl.training.lora_config import LoraConfig
 from refimpl.training.parameters import Key, Parameters, from_adapter
 from refimpl.training.state import TrainingState
@@ -30,12 +33,12 @@ PREFIX = "base_model.model."
 
 
 @st.composite
-def lessons(draw: st.DrawFn, adapters: int = 1) -> tuple[OnDisk, list[Example]]:
+def lessons(draw: st.DrawFn, adapters: int = 1, max_examples: int = 4) -> tuple[OnDisk, list[Example]]:
     """A base and adapters as PEFT creates them, and what the adapters learn from: ragged, with masks of their own."""
     config = draw(hf_configs())
     pool = {name: dataclasses.replace(spec, copies=False) for name, spec in draw(specs(config, adapters, True)).items()}
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    lengths = draw(st.lists(st.integers(2, 12), min_size=1, max_size=4))
+    lengths = draw(st.lists(st.integers(2, 12), min_size=1, max_size=max_examples))
     sequences = [rng.integers(0, config.vocab_size, n).tolist() for n in lengths]
     masks = [[*(rng.random(n - 1) < 0.6).tolist(), True] for n in lengths]
     examples = [Example(ids, mask) for ids, mask in zip(sequences, masks, strict=True)]
@@ -114,6 +117,57 @@ def test_every_gradient_is_that_of_peft(lesson: tuple[OnDisk, list[Example]]) ->
         run, state = run_from(testbed.model("float64"), testbed.ours, data, arguments, lora)
         (loss,), gradients = step_gradients(run, state.tasks)
         theirs = hf.load_exact(testbed.base, testbed.adapters).train()
+        parameters = trainable(theirs)
+        with hf.float64_throughout():
+            their_loss = loss_in_torch(theirs, [data])
+            their_loss.backward()
+    assert loss == pytest.approx(their_loss.item(), rel=TOLERANCE)
+    assert_within(gradients[0], {key: x.grad.numpy() for key, x in parameters.items()}, TOLERANCE)
+
+
+class Masked(torch.nn.Module):
+    """Stands where PEFT's dropout does, and multiplies by a mask that was drawn elsewhere."""
+
+    def __init__(self, mask: np.ndarray) -> None:
+        super().__init__()
+        self.mask = torch.as_tensor(mask)
+
+    def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+        return x * self.mask
+
+
+def put_masks(model: "hf.peft.PeftModel", run: Run, name: str) -> None:
+    """Give every LoRA of PEFT the mask that ours draws for it, in the first step of the one example of a task."""
+    (example,), dropout = run.tasks[name].examples, run.tasks[name].config.lora_dropout
+    (share,) = [share_of(run, 0, name, state, 0) for state in [initial_state(run).tasks[name]]]
+    targets = np.flatnonzero(np.asarray(example.loss_mask)[1:])
+    masks = Dropout(run.model.config, {0: dropout}, {0: share.stream})
+    for path, layer in model.named_modules():
+        if isinstance(layer, hf.peft.tuners.lora.LoraLayer) and "lora_A" in dict(layer.named_children()):
+            module = Key.of(path.removeprefix(PREFIX) + ".A").module
+            if module == EMBED:
+                continue
+            rows = targets if module == LM_HEAD else np.arange(len(example.token_ids) - 1)
+            mask = np.ones((len(example.token_ids), layer.in_features))
+            mapping = LoraMapping.of(np.zeros((len(rows), 1), np.int32), np.ones((len(rows), 1)))
+            mask[rows] = masks(np.ones((len(rows), layer.in_features)), module, mapping)
+            layer.lora_dropout[name] = Masked(mask)
+
+
+@settings(max_examples=20)
+@given(lesson=lessons(max_examples=1), rate=st.sampled_from([0.1, 0.5]))
+def test_every_gradient_is_that_of_peft_under_the_same_dropout_masks(
+    lesson: tuple[OnDisk, list[Example]], rate: float
+) -> None:
+    example, data = lesson
+    example.specs["a"].lora["lora_dropout"] = rate
+    with on_disk(example) as testbed:
+        arguments = TrainingArguments(epochs=1, batch_tokens=1000)
+        lora = {"a": example.specs["a"].lora}
+        run, state = run_from(testbed.model("float64"), testbed.ours, data, arguments, lora)
+        (loss,), gradients = step_gradients(run, state.tasks)
+        theirs = hf.load_exact(testbed.base, testbed.adapters).train()
+        put_masks(theirs, run, "a")
         parameters = trainable(theirs)
         with hf.float64_throughout():
             their_loss = loss_in_torch(theirs, [data])
