@@ -17,7 +17,7 @@ from .errors import AdapterWarning, KernelError, LoracleError
 
 COMMANDS = (
     *("bench", "check", "convert", "demo", "engines", "generate"),
-    *("guide", "inspect", "logits", "record", "vectors"),
+    *("guide", "inspect", "logits", "record", "train", "vectors"),
 )
 
 

@@ -21,6 +21,10 @@ class AdapterError(LoracleError):
     """An adapter folder that cannot be honoured in full. Nothing of it is loaded."""
 
 
+class DataError(LoracleError):
+    """Data that cannot be trained on (a row of another form, too long), or a checkpoint that is not of this run."""
+
+
 class RequestError(LoracleError):
     """A request that cannot be served: an unknown adapter, ids out of range, an empty prompt."""
 

@@ -19,6 +19,11 @@ class Tokenizer:
         """The ids of a text, with what the tokenizer's own post-processor adds (usually the BOS token)."""
         return list(self._loaded().encode(text).ids)
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text that holds its special tokens itself, and the characters [start, stop) that each is of."""
+        encoding = self._loaded().encode(text, add_special_tokens=False)
+        return list(encoding.ids), list(encoding.offsets)
+
     def decode(self, ids: list[int]) -> str:
         """The text of ids: special tokens left out, nothing stripped. LoracleError for an id that is no int32."""
         inner = self._loaded()

@@ -1,7 +1,6 @@
 """What the subcommands share: loading a model and its adapters, and reading NAME*0.5+OTHER:TEXT."""
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..backends import BACKENDS
 from ..engines.suggestion import did_you_mean
 from ..errors import RequestError
 from ..loading.adapter_folder import load_adapter
+from ..loading.json_file import read_json_lines
 from ..loading.model_folder import load_model
 from ..request import Request, check_request
 from ..weights import Model
@@ -170,21 +170,8 @@ FIELDS: dict[str, tuple[type, ...]] = {
 
 def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return (file:line, fields) of each line that is not blank."""
-    try:
-        lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{file}: cannot be read ({error})") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise RequestError(f"{where}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise RequestError(f"{where}: expected an object with the keys {', '.join(FIELDS)}")
+    rows = read_json_lines(file, RequestError)
+    for where, row in rows:
         for key, value in row.items():
             if key not in FIELDS:
                 raise RequestError(
@@ -192,7 +179,6 @@ def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
                 )
             if not isinstance(value, FIELDS[key]) or isinstance(value, bool):
                 raise RequestError(f"{where}: {key} is {value!r}, not {FIELDS[key][0].__name__}")
-        rows.append((where, row))
     return rows
 
 
@@ -215,6 +201,11 @@ def one_request(where: str, row: dict[str, Any], model: Model, adapters: Adapter
 
 
 def prompt_ids(model: Model, text: str) -> Sequence[int]:
-    """Return the ids of a prompt; the embedded model has only ever seen prompts that end with a new line."""
+    """Return the ids of a prompt."""
+    return model.tokenizer.encode(prompt_text(model, text))
+
+
+def prompt_text(model: Model, text: str) -> str:
+    """Return a prompt as the model knows prompts: those of the embedded one end with a new line."""
     embedded = model.tokenizer.file.parent == tiny.base_path()
-    return model.tokenizer.encode(text + "\n" if embedded and not text.endswith("\n") else text)
+    return text + "\n" if embedded and not text.endswith("\n") else text

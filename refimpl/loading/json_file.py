@@ -63,6 +63,31 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
+def read_json_lines(file: Path, error: type[LoracleError]) -> list[tuple[str, dict[str, Any]]]:
+    """The (FILE:LINE, object) of each line of a JSONL file that is not blank; `error` for a line that is no object.
+
+    Lines end at a line feed, and nowhere else: JSON may hold the other characters that str.splitlines breaks at."""
+    try:
+        text = file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(one_line(f"{file}: cannot be read ({problem})")) from None
+    if pointer := lfs_pointer(text[:200].encode()):
+        raise error(f"{file}: {pointer}")
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{file}:{number}"
+        try:
+            row = parse_json(line.encode())
+        except (ValueError, RecursionError) as problem:
+            raise error(one_line(f"{where}: not JSON ({problem})")) from None
+        if not isinstance(row, dict):
+            raise error(one_line(f"{where}: holds {shown(row)}, not a JSON object"))
+        rows.append((where, row))
+    return rows
+
+
 def is_integer(value: object) -> bool:
     """Whether it is an int; JSON's true and false are ints to Python, and not meant."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,282 @@
+"""loracle train: LoRA adapters from text, several at once over one base, on this machine."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..config import LAYER_MODULES
+from ..errors import DataError, RequestError
+from ..loading.model_folder import load_model
+from ..training import checkpoint, output
+from ..training.arguments import TrainingArguments
+from ..training.chat import load_chat_template
+from ..training.curve import letters
+from ..training.data import Encoder, read_dataset, split
+from ..training.examples import Task
+from ..training.loop import train
+from ..training.lora_config import LoraConfig
+from ..training.session import Session
+from ..training.state import TaskState, TrainingState
+from ..weights import Model
+from .common import BASE, prompt_text
+
+HELP = "train LoRA adapters from JSONL files, several at once over one base"
+EXAMPLE = """  loracle train --data tutorials/echo.jsonl --epochs 12 --lr 3e-3 --out ./echo
+  loracle train --model ./llama --data sql=sql.jsonl --data chat=chat.jsonl --rank chat=16 --out ./adapters
+
+a line of a file is {"prompt": ..., "completion": ...}, {"messages": [...]} for the model's chat template, or
+{"text": ...}, and what the loss is taken on is the completion, what the assistant says, or all of the text"""
+
+T = TypeVar("T")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what is learned from, the shape of the adapters, how long and how fast, and where they go."""
+    default, shape = TrainingArguments(), LoraConfig()
+    add = parser.add_argument
+    add("--model", default="tiny", metavar="DIR|tiny", help="the base, a Hugging Face folder (default: tiny)")
+    add(
+        "--data", action="append", default=[], metavar="[NAME=]FILE.jsonl", help="what to learn; again for more at once"
+    )
+    add("--out", type=Path, required=True, metavar="DIR", help="a new folder: one PEFT folder in it for each NAME")
+    add("--adapter-name", metavar="NAME", help="the name of the one adapter of --data FILE (default: none, DIR itself)")
+    add("--rank", action="append", default=[], metavar="[NAME=]R", help=f"of A and B (default {shape.r})")
+    add("--alpha", action="append", default=[], metavar="[NAME=]A", help="the scale is A / R (default twice the rank)")
+    add("--rslora", action="store_true", help="the scale is A / sqrt(R)")
+    add("--targets", default=",".join(LAYER_MODULES), metavar="NAME,...", help="modules (default: %(default)s)")
+    add("--dropout", type=float, default=0.0, metavar="P", help="of the input of each LoRA (default 0)")
+    add("--epochs", type=int, default=default.epochs, metavar="E", help="times over the data (default %(default)s)")
+    add("--lr", type=float, default=default.learning_rate, help="at its highest; then a cosine (default %(default)s)")
+    add(
+        "--warmup-ratio",
+        type=float,
+        default=default.warmup_ratio,
+        metavar="W",
+        help="of the steps (default %(default)s)",
+    )
+    add(
+        "--batch-tokens",
+        type=int,
+        default=default.batch_tokens,
+        metavar="N",
+        help="of each adapter in a batch (default %(default)s)",
+    )
+    add("--gradient-accumulation-steps", type=int, default=1, metavar="N", help="batches in a step (default 1)")
+    add("--gradient-checkpointing", action="store_true", help="less memory: compute activations twice")
+    add("--weight-decay", type=float, default=default.weight_decay, help="AdamW's (default %(default)s)")
+    add("--max-grad-norm", type=float, default=default.max_grad_norm, metavar="X", help="clip there (default 1)")
+    add(
+        "--seed", type=int, default=default.seed, help="of A, order, dropout and what is held out (default %(default)s)"
+    )
+    add("--held-out", type=float, default=0.1, metavar="SHARE", help="of the rows, to measure on (default 0.1)")
+    add("--max-length", type=int, metavar="N", help="tokens of a row at most (default: the model's positions)")
+    add("--cut", action="store_true", help="cut longer rows there instead of stopping")
+    add("--dtype", default="float32", choices=("float32", "float64"), help="what is computed in (default float32)")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="cuda needs CuPy (default cpu)")
+    add("--resume", action="store_true", help="go on with the interrupted run of the same arguments")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Return 0 when everything is trained and written; an interrupt leaves a checkpoint, and says how to go on."""
+    console = Console(stderr=args.json, width=None if sys.stdout.isatty() else 200)
+    folder = args.out.with_name(f"{args.out.name}.checkpoint")
+    check_output(args.out, folder, args.resume)
+    arguments = training_arguments(args)
+    model = load_model(args.model, args.dtype, args.device)
+    tasks, notes = read_tasks(args, model)
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    session = Session(folder, checkpoint.describe(model, tasks, arguments))
+    if args.resume:
+        session.resume(args.device)
+    with progress(console, tasks) as show:
+        state = session.run(lambda on_step, state: train(model, tasks, arguments, on_step=on_step, state=state), show)
+    report = report_of(args, tasks, state, session.seconds, notes)
+    output.write_output(args.out, state, {**report, "arguments": session.description})
+    shutil.rmtree(folder, ignore_errors=True)
+    if args.json:
+        print(json.dumps(report, allow_nan=False))
+    else:
+        show_report(console, report, state)
+    return 0
+
+
+def check_output(out: Path, folder: Path, resume: bool) -> None:
+    """Refuse, before anything is read, an output that is there, or a checkpoint that nobody asked to go on with."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise RequestError(f"--out {out}: is there already; give the name of a new folder, or remove it")
+    if not resume and (folder / checkpoint.STATE_FILE).exists():
+        done = ", ".join(f"{name} {step} of {steps}" for name, (step, steps) in checkpoint.steps_done(folder).items())
+        raise RequestError(f"{folder} holds an unfinished run (steps: {done}): add --resume to go on, or remove it")
+
+
+def training_arguments(args: argparse.Namespace) -> TrainingArguments:
+    """Return the arguments that all adapters have in common."""
+    return TrainingArguments(
+        epochs=args.epochs,
+        learning_rate=args.lr,
+        batch_tokens=args.batch_tokens,
+        seed=args.seed,
+        warmup_ratio=args.warmup_ratio,
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        gradient_checkpointing=args.gradient_checkpointing,
+    )
+
+
+# ---- what is learned ------------------------------------------------------------------------------------------------
+
+
+def read_tasks(args: argparse.Namespace, model: Model) -> tuple[list[Task], list[str]]:
+    """Return one task for each --data, and what its owner should know of the files."""
+    files = data_files(args.data, args.adapter_name)
+    ranks = per_name("--rank", args.rank, files, int)
+    alphas = per_name("--alpha", args.alpha, files, float)
+    encoder = Encoder.of(
+        model.tokenizer,
+        model.config,
+        args.max_length,
+        cut=args.cut,
+        end_prompt=lambda text: prompt_text(model, text),
+        template=load_chat_template(model.tokenizer.file.parent),
+    )
+    tasks, notes = [], []
+    for name, file in files.items():
+        rank = ranks.get(name, LoraConfig().r)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alphas.get(name, 2 * rank),
+            target_modules=tuple(args.targets.split(",")),
+            use_rslora=args.rslora,
+            lora_dropout=args.dropout,
+        )
+        dataset = read_dataset(file, encoder)
+        notes += [f"{file}: {note}" for note in dataset.notes]
+        try:
+            examples, held_out = split(dataset.examples, args.held_out, args.seed)
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from None
+        tasks.append(Task(name, config, examples, held_out))
+    return tasks, notes
+
+
+def data_files(items: Sequence[str], adapter_name: str | None) -> dict[str, Path]:
+    """Return the file of each adapter by its name; RequestError for a name that is taken, or cannot be a folder's."""
+    if not items:
+        raise RequestError("nothing to learn: give --data FILE.jsonl, or --data NAME=FILE.jsonl for each adapter")
+    files: dict[str, Path] = {}
+    for item in items:
+        name, equals, file = item.partition("=")
+        if not equals:
+            name, file = adapter_name or output.DEFAULT, item
+            if len(items) > 1:
+                raise RequestError(f"--data {item}: of several, each needs a name: --data NAME=FILE.jsonl")
+        elif adapter_name is not None:
+            raise RequestError(f"--adapter-name {adapter_name}: --data {item} has a name already")
+        if not file or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+            raise RequestError(f"--data {item}: expected NAME=FILE, the name of letters, digits, '-', '_' and '.'")
+        if name in (BASE, *files):
+            raise RequestError(f"--data {item}: the name {name!r} is taken")
+        files[name] = Path(file)
+    return files
+
+
+def per_name(flag: str, items: Sequence[str], names: Mapping[str, object], kind: type[T]) -> dict[str, T]:
+    """Return the value of each name that has one: [NAME=]VALUE, where one without a name is for all the others."""
+    values: dict[str, T] = {}
+    common: list[T] = []
+    for item in items:
+        name, equals, text = item.rpartition("=")
+        try:
+            value = kind(text)  # type: ignore[call-arg]
+        except ValueError:
+            raise RequestError(f"{flag} {item}: {text!r} is no {'whole ' if kind is int else ''}number") from None
+        if equals and name not in names:
+            raise RequestError(f"{flag} {item}: no --data has the name {name!r}; there are {', '.join(names)}")
+        if name in values or (not equals and common):
+            raise RequestError(f"{flag} {item}: is given twice")
+        if equals:
+            values[name] = value
+        else:
+            common.append(value)
+    return {name: common[0] for name in names if common} | values
+
+
+# ---- while it runs --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def progress(console: Console, tasks: Sequence[Task]) -> Iterator[Callable[[TrainingState], None]]:
+    """Show a bar for each adapter, with its losses and the time left; where there is no terminal, a line an epoch."""
+    columns = (
+        *(TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}")),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        rows: dict[str, TaskID] = {task.name: bars.add_task(task.name, total=None, losses="") for task in tasks}
+        printed: dict[str, int] = {}
+
+        def show(state: TrainingState) -> None:
+            for name, task in state.tasks.items():
+                bars.update(rows[name], completed=task.step, total=task.steps, losses=losses(task))
+                epoch_ends = bool(task.held_out) and task.held_out[-1][0] == task.step
+                if not console.is_terminal and epoch_ends and printed.get(name) != task.step:
+                    printed[name] = task.step
+                    line = f"{name}: step {task.step} of {task.steps}, {losses(task)}"
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        yield show
+
+
+def losses(task: TaskState) -> str:
+    """Return the last losses of a task in words."""
+    text = f"loss {task.losses[-1]:.3f}" if task.losses else ""
+    return f"{text}, held out {task.held_out[-1][1]:.3f}" if task.held_out else text
+
+
+# ---- when it is done ------------------------------------------------------------------------------------------------
+
+
+def report_of(
+    args: argparse.Namespace, tasks: Sequence[Task], state: TrainingState, seconds: float, notes: list[str]
+) -> dict[str, Any]:
+    """Return what --json prints."""
+    adapters = []
+    for task in tasks:
+        result = state.tasks[task.name]
+        adapters.append(
+            {
+                "name": task.name,
+                "folder": str(output.adapter_folder(args.out, task.name)),
+                "parameters": int(sum(x.size for x in result.parameters.values())),
+                "examples": len(task.examples),
+                "held_out_examples": len(task.held_out),
+                "steps": result.steps,
+                "loss": result.losses[-1],
+                "held_out_loss": [loss for _, loss in (*result.held_out[:1], *result.held_out[-1:])],
+            }
+        )
+    return {"seconds": round(seconds, 1), "adapters": adapters, "notes": notes}
+
+
+def show_report(console: Console, report: dict[str, Any], state: TrainingState) -> None:
+    """Print the curve in letters, a table, and what can be done next."""
+    console.print(letters(output.curves(state)), markup=False, highlight=False, soft_wrap=True)
+    table = Table("adapter", "parameters", "rows", "steps", "loss", "held-out loss", "folder")
+    for row in report["adapters"]:
+        held_out = " -> ".join(f"{loss:.4f}" for loss in row["held_out_loss"])
+        rows = f"{row['examples']} + {row['held_out_examples']}"
+        numbers = (f"{row['parameters']:,}", rows, str(row["steps"]), f"{row['loss']:.4f}", held_out)
+        table.add_row(row["name"], *numbers, row["folder"])
+    console.print(table)
+    console.print(f"{report['seconds']:.0f} seconds", highlight=False)

@@ -1,0 +1,45 @@
+"""What a run leaves: PEFT folders that engines load, the loss curve, and the run's own record."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..formats.files import new_folder
+from ..formats.peft import save_adapter
+from .curve import Curve, svg
+from .state import TaskState, TrainingState
+
+DEFAULT = "default"  # PEFT's name of the adapter that lies in the folder itself; the others have a folder each
+CURVE_FILE, RECORD_FILE = "loss.svg", "training.json"
+
+
+def write_output(folder: Path, state: TrainingState, record: dict[str, Any]) -> None:
+    """Write a new folder, whole or not at all: the adapters, the loss of each step as loss.svg and in training.json.
+
+    LoracleError if there is something under that name, or the adapters cannot be saved."""
+    with new_folder(folder) as scratch:
+        write_adapters(scratch, state)
+        (scratch / CURVE_FILE).write_text(svg(curves(state)), "utf-8")
+        losses = {name: losses_of(task) for name, task in state.tasks.items()}
+        (scratch / RECORD_FILE).write_text(json.dumps({**record, "losses": losses}, indent=1) + "\n", "utf-8")
+
+
+def write_adapters(folder: Path, state: TrainingState) -> None:
+    """Write each adapter as a PEFT folder, where adapter_folder says: new or empty folders."""
+    for name in sorted(state.tasks, key=lambda name: name != DEFAULT):
+        save_adapter(state.adapter(name), adapter_folder(folder, name))
+
+
+def adapter_folder(folder: Path, name: str) -> Path:
+    """Return where an adapter lies in an output folder, as PEFT's save_pretrained has it."""
+    return folder if name == DEFAULT else folder / name
+
+
+def curves(state: TrainingState) -> list[Curve]:
+    """Return the losses of every task as curves; a step is at the number of steps that were done before it."""
+    return [Curve(name, list(enumerate(task.losses)), task.held_out) for name, task in state.tasks.items()]
+
+
+def losses_of(task: TaskState) -> dict[str, Any]:
+    """Return the losses of one task for training.json."""
+    return {"train": list(task.losses), "held_out": [list(point) for point in task.held_out]}
