@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -98,8 +100,9 @@ def run(args: argparse.Namespace) -> int:
     session = Session(folder, checkpoint.describe(model, tasks, arguments))
     if args.resume:
         session.resume(args.device)
-    with progress(console, tasks) as show:
+    with progress(console, tasks) as show, np.errstate(over="ignore", invalid="ignore"):  # a NaN is found in the loss
         state = session.run(lambda on_step, state: train(model, tasks, arguments, on_step=on_step, state=state), show)
+    session.save()  # if what follows cannot be written, --resume needs no more than that
     report = report_of(args, tasks, state, session.seconds, notes)
     output.write_output(args.out, state, {**report, "arguments": session.description})
     shutil.rmtree(folder, ignore_errors=True)
@@ -114,6 +117,9 @@ def check_output(out: Path, folder: Path, resume: bool) -> None:
     """Refuse, before anything is read, an output that is there, or a checkpoint that nobody asked to go on with."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RequestError(f"--out {out}: is there already; give the name of a new folder, or remove it")
+    parent = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise RequestError(f"--out {out}: {parent} is no folder that can be written to")
     if not resume and (folder / checkpoint.STATE_FILE).exists():
         done = ", ".join(f"{name} {step} of {steps}" for name, (step, steps) in checkpoint.steps_done(folder).items())
         raise RequestError(f"{folder} holds an unfinished run (steps: {done}): add --resume to go on, or remove it")

@@ -184,7 +184,7 @@ def within(example: Example, encoder: Encoder) -> Example:
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Return (train, held_out), each in the file's order: about this share, drawn by the seed, is held out.
+    """Return (train, held_out), each in the file's order; about this share, drawn by the seed, is the second.
 
     Equal examples stay on one side, so that nothing held out has been learned. With a share above 0 there is at least
     one on either side. DataError if that cannot be, or for a share outside of [0, 1)."""
@@ -195,7 +195,9 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
     if share == 0:
         return list(examples), []
     if len(distinct) < 2:
-        raise DataError(f"{len(examples)} rows, {len(distinct)} of them different: too few to hold any out; give the share 0")
+        raise DataError(
+            f"{len(examples)} rows, {len(distinct)} of them different: too few to hold any out; give the share 0"
+        )
     count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
     order = np.random.default_rng([seed, len(distinct)]).permutation(len(distinct))
     chosen = {distinct[i] for i in order[:count]}

@@ -47,7 +47,8 @@ class Session:
         if self.state is not None:
             show(self.state)
         try:
-            return train_from(on_step, self.state)
+            self.state = train_from(on_step, self.state)
+            return self.state
         except KeyboardInterrupt:
             if self.state is not None:
                 self.save()
