@@ -95,10 +95,10 @@ class Peft:
         return total / sum(example.targets for example in examples)
 
 
-def timed(f: Callable[[], Any], seconds: list[float]) -> Any:
-    """Return f's result; add its seconds of the CPU, and those of the wall, to `seconds`."""
+def timed(function: Callable[[], Any], seconds: list[float]) -> Any:
+    """Return the function's result; add its seconds of the CPU, and those of the wall, to `seconds`."""
     cpu, wall = time.process_time(), time.perf_counter()
-    result = f()
+    result = function()
     seconds[0] += time.process_time() - cpu
     seconds[1] += time.perf_counter() - wall
     return result

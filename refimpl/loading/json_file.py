@@ -83,7 +83,7 @@ def read_json_lines(file: Path, error: type[LoracleError]) -> list[tuple[str, di
         except (ValueError, RecursionError) as problem:
             raise error(one_line(f"{where}: not JSON ({problem})")) from None
         if not isinstance(row, dict):
-            raise error(one_line(f"{where}: holds {shown(row)}, not a JSON object"))
+            raise error(one_line(f"{where}: expected an object, not {shown(row)}"))
         rows.append((where, row))
     return rows
 

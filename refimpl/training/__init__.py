@@ -7,6 +7,9 @@ gradients, lora_gradients, attention_gradients    the vector-Jacobian product of
 loss         one batch of sequences of all tasks -> each task's loss and gradients
 optimizer    AdamW, the learning rate's schedule, clipping
 loop         steps, until every task has had its epochs
+data, chat   JSONL rows, messages by the model's chat template -> token ids, and which of them have a loss
+session, checkpoint    one run, and its last state on disk: it goes on from there to the same bits
+output, curve    PEFT folders, and the loss as a picture: what `loracle train` leaves
 """
 
 from .arguments import TrainingArguments as TrainingArguments

@@ -26,25 +26,25 @@ def svg(curves: Sequence[Curve], width: int = 720, height: int = 360) -> str:
 
     Points that are not finite are left out. Without any other there is only the frame."""
     axes = Axes.around(curves)
-    left, right, top, bottom = 56, width - 120, 16, height - 40
+    begin, end, top, bottom = 56, width - 120, 16, height - 40
 
     def at(point: Point) -> Point:
         x, y = axes.share(point)
-        return round(left + x * (right - left), 1), round(bottom - y * (bottom - top), 1)
+        return round(begin + x * (end - begin), 1), round(bottom - y * (bottom - top), 1)
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" color="#444" fill="none" '
         'stroke="currentColor" font-family="sans-serif" font-size="12" role="img">',
         f"<title>Loss of {html.escape(', '.join(curve.name for curve in curves))}</title>",
-        f'<path d="M{left} {top}V{bottom}H{right}"/>',
+        f'<path d="M{begin} {top}V{bottom}H{end}"/>',
     ]
     for tick in axes.ticks():
         y = at((axes.first, tick))[1]
         parts.append(
-            f'<path d="M{left} {y}H{right}" stroke-opacity="0.15"/>{_text(left - 6, y + 4, f"{tick:g}", "end")}'
+            f'<path d="M{begin} {y}H{end}" stroke-opacity="0.15"/>{_text(begin - 6, y + 4, f"{tick:g}", "end")}'
         )
-    parts.append(_text(left, bottom + 16, f"step {axes.first:g}", "start"))
-    parts.append(_text(right, bottom + 16, f"{axes.last:g}", "end"))
+    parts.append(_text(begin, bottom + 16, f"step {axes.first:g}", "start"))
+    parts.append(_text(end, bottom + 16, f"{axes.last:g}", "end"))
     names = labels([at(curve.train[-1])[1] if finite(curve.train) else top for curve in curves], 14)
     for curve, dash, label in zip(curves, _cycled(len(curves)), names, strict=True):
         line = [at(point) for point in averaged(finite(curve.train), MOST_POINTS)]
@@ -53,8 +53,8 @@ def svg(curves: Sequence[Curve], width: int = 720, height: int = 360) -> str:
             parts.append(f'<polyline points="{points}" stroke-dasharray="{dash}" stroke-linejoin="round"/>')
         for x, y in map(at, finite(curve.held_out)):
             parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="currentColor"/>')
-        parts.append(_text(right + 8, label + 4, html.escape(curve.name), "start"))
-    parts.append(_text(right, top - 4, "line: trained on; dots: held out", "end"))
+        parts.append(_text(end + 8, label + 4, html.escape(curve.name), "start"))
+    parts.append(_text(end, top - 4, "line: trained on; dots: held out", "end"))
     return "\n".join([*parts, "</svg>\n"])
 
 

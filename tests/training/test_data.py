@@ -177,7 +177,7 @@ def test_where_a_chat_template_is_found(tmp_path: Path) -> None:
 
 BAD_ROWS: dict[str, tuple[Any, str]] = {
     "no JSON": ('{"text": ', "not JSON"),
-    "a list": ([1], "holds [1], not a JSON object"),
+    "a list": ([1], "expected an object, not [1]"),
     "a key twice": ('{"text": "a", "text": "b"}', "duplicate key 'text'"),
     "no known key": ({"conversations": []}, "has the keys 'conversations'; expected {prompt, completion}"),
     "no key": ({}, "has the keys of none"),
