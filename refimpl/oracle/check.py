@@ -12,8 +12,8 @@ from ..engines.interface import Engine, EngineError
 from ..engines.known_defects import applicable, match, read_failures, unexpectedly_passing
 from .campaign import Campaign, Progress
 from .cases.case import Exchange, truth
-from .cases.synthetic import KINDS, TURNS
 from .cases.testbed import build
+from .cases.variety import KINDS, TURNS
 from .diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
 from .engine_driver import EngineDriver
 from .noise.ensemble import ensemble

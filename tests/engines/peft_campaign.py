@@ -14,9 +14,10 @@ from refimpl.formats.hf import save_model
 from refimpl.formats.peft import save_adapter
 from refimpl.loading.adapter_folder import load_adapter
 from refimpl.oracle.campaign import Campaign
-from refimpl.oracle.cases.synthetic import random_adapters, random_model
 from refimpl.oracle.cases.testbed import Testbed, in_float64
+from refimpl.oracle.cases.variety import random_adapters
 from refimpl.oracle.reports.result import CampaignSettings, Result
+from refimpl.synthetic.models import random_model
 
 # Three layers, two query heads to a key head, a window that is shorter than the prompts; the MLP is not square.
 CONFIG = ModelConfig(96, 48, 80, 3, 4, 2, 12, max_position_embeddings=160, sliding_window=9)

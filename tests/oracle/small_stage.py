@@ -12,8 +12,9 @@ from refimpl.formats.hf import save_model
 from refimpl.formats.peft import save_adapter
 from refimpl.loading.adapter_folder import load_adapter
 from refimpl.oracle.cases.near_duplicates import near_duplicates_of
-from refimpl.oracle.cases.synthetic import random_adapters, random_model
 from refimpl.oracle.cases.testbed import Testbed, in_float64
+from refimpl.oracle.cases.variety import random_adapters
+from refimpl.synthetic.models import random_model
 
 BLOCK = 8  # of our engine
 CONFIG = ModelConfig(40, 20, 28, 2, 4, 2, 8, max_position_embeddings=160)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from refimpl import Request
 from refimpl.adapter import Adapter, LoraTensors, PeftConfig
-from refimpl.config import EMBED, LAYER_MODULES, ModelConfig, Module, Rope, module_name
-from refimpl.oracle.cases import synthetic
+from refimpl.config import LAYER_MODULES, ModelConfig, Rope, module_name
+from refimpl.synthetic import adapters as synthetic_adapters
+from refimpl.synthetic import models as synthetic_models
 from refimpl.weights import Model
 
 
@@ -53,8 +54,8 @@ ALWAYS_SEEN = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_t
 
 
 def random_model(config: ModelConfig, seed: int = 0, dtype: str = "float64") -> Model:
-    """The oracle's synthetic model of this seed."""
-    return synthetic.random_model(config, np.random.default_rng(seed), dtype)
+    """The synthetic model of this seed."""
+    return synthetic_models.random_model(config, np.random.default_rng(seed), dtype)
 
 
 def random_adapter(
@@ -68,21 +69,14 @@ def random_adapter(
     alpha_pattern: dict[str, float] | None = None,
     name: str = "",
 ) -> Adapter:
-    """An adapter that changes what the model says about as much as the model itself does."""
-    rng = np.random.default_rng([seed, 77])
-    lora: dict[Module, LoraTensors] = {}
-    scale = alpha / (np.sqrt(r) if use_rslora else r)
-    for module in config.modules():
-        if module[1] not in modules:
-            continue
-        d_out, d_in = config.shape(module[1])[::-1] if module == EMBED else config.shape(module[1])
-        a = rng.standard_normal((r, d_in)) / np.sqrt(r if module == EMBED else d_in)
-        b = rng.standard_normal((d_out, r)) / (np.sqrt(r) * max(abs(scale), 1))
-        lora[module] = LoraTensors(a, b, 0.1 * rng.standard_normal(d_out) if lora_bias and module != EMBED else None)
+    """A synthetic adapter of this seed for a synthetic model, in float64."""
     peft = PeftConfig(
         r, alpha, use_rslora, alpha_pattern=alpha_pattern or {}, target_modules=tuple(modules), lora_bias=lora_bias
     )
-    return Adapter(name or f"adapter-{seed}", peft, lora)
+    rng = np.random.default_rng([seed, 77])
+    return synthetic_adapters.random_adapter(
+        config, peft, name or f"adapter-{seed}", rng, snap=synthetic_models.unchanged
+    )
 
 
 def as_dtype(adapter: Adapter, dtype: str) -> Adapter:

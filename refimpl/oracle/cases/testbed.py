@@ -16,9 +16,10 @@ from ...formats.hf import save_model
 from ...formats.peft import save_adapter
 from ...loading.adapter_folder import load_adapter
 from ...loading.model_folder import base_folder, load_model
+from ...synthetic.models import random_model
 from ...weights import Linear, Model
 from .near_duplicates import near_duplicates_of
-from .synthetic import random_adapters, random_config, random_model
+from .variety import random_adapters, random_config
 
 
 @dataclass(frozen=True, eq=False)
