@@ -262,7 +262,7 @@ class Workshop:
         for name, source in self.sources.items():
             (self.folder / name).write_text(source)
 
-    def caught(self, file: str, source: str, names: str = "", stages: Sequence[int] = EXAMPLES) -> str:
+    def caught(self, file: str, source: str, names: str = "", examples: Sequence[int] = EXAMPLES) -> str:
         """Who notices that a file is this: 'checker: ...', 'test: ...', 'crash: ...' or ''."""
         (self.folder / file).write_text(source)
         try:
@@ -270,10 +270,10 @@ class Workshop:
             # First the tests whose parameters name the kernel, and those of the first type.
             wanted = [p for user in users for p in properties(user)]
             wanted.sort(key=lambda p: names not in p.name)
-            for examples in stages:
+            for count in examples:
                 for user, dtype in dict.fromkeys((p.file, p.dtype) for p in wanted):
                     self.build(user, dtype)
-                    verdict = self.run([p for p in wanted if (p.file, p.dtype) == (user, dtype)], examples)
+                    verdict = self.run([p for p in wanted if (p.file, p.dtype) == (user, dtype)], count)
                     if verdict:
                         return verdict
             return ""

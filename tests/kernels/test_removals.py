@@ -118,7 +118,7 @@ def test_a_few_of_them(file: str, what: str) -> None:
 
 
 def test_what_is_right_is_not_caught() -> None:
-    assert Workshop().caught("layers.cu", (kernels_folder() / "layers.cu").read_text(), stages=[2]) == ""
+    assert Workshop().caught("layers.cu", (kernels_folder() / "layers.cu").read_text(), examples=[2]) == ""
 
 
 # What the tests of the kernels leave out, and a removal has shown.

@@ -32,8 +32,8 @@ def right(v: Vector) -> dict[str, np.ndarray]:
 
 
 def verdict(v: Vector, found: object) -> tuple[str, str]:
-    judged = judge(v, lambda *call: found, "float32")  # type: ignore[arg-type, return-value]
-    return judged.verdict, judged.why
+    outcome = judge(v, lambda *call: found, "float32")  # type: ignore[arg-type, return-value]
+    return outcome.verdict, outcome.why
 
 
 # ---- verdicts -------------------------------------------------------------------------------------------------------
@@ -95,8 +95,8 @@ def test_a_crash_by_accident_is_no_refusal(slip: Exception) -> None:
 
     for result in ("valid", "invalid", "acceptable"):
         v = next(v for v in VECTORS.values() if v.result == result)
-        judged = judge(v, crashes, "float32")
-        assert judged.verdict == "fail" and "which is no refusal" in judged.why, result
+        outcome = judge(v, crashes, "float32")
+        assert outcome.verdict == "fail" and "which is no refusal" in outcome.why, result
 
 
 def test_an_output_under_another_name_is_told_by_both_names() -> None:
@@ -186,8 +186,8 @@ KILLED = [
 
 @pytest.mark.parametrize(("mutant", "vector"), KILLED)
 def test_mutants_fail(mutant: str, vector: str) -> None:
-    judged = judge(VECTORS[vector], OpsUnderTest(all_mutants()[mutant].make), "float32")
-    assert judged.verdict == "fail" and judged.why
+    outcome = judge(VECTORS[vector], OpsUnderTest(all_mutants()[mutant].make), "float32")
+    assert outcome.verdict == "fail" and outcome.why
 
 
 # ---- damaged sets ---------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Random models, adapters and batches for the tests, made so that a bug cannot hide.
+"""Synthetic models, adapters and batches for the tests, as Hypothesis draws them.
 
-The rules (each is there because a real bug once survived a test without it): random signed B, never zero; alpha/r never
-1; ranks that are not powers of two; rsLoRA on some; adapters pairwise different; every adapter and the last slot used;
-no layer square, key heads fewer than query heads where it can be, head_dim not hidden/heads.
+The numbers are refimpl/synthetic's. The rules here: alpha/r never 1; ranks that are not powers of two; rsLoRA on some;
+every adapter and the last slot used; no layer square, key heads fewer than query heads where it can be, head_dim not
+hidden/heads.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,11 @@ from refimpl.adapter import Adapter, LoraTensors, PeftConfig
 from refimpl.config import LAYER_MODULES, ModelConfig, Rope, module_name
 from refimpl.synthetic import adapters as synthetic_adapters
 from refimpl.synthetic import models as synthetic_models
+from refimpl.synthetic.models import unchanged
 from refimpl.weights import Model
 
 
-class Scene(NamedTuple):
+class Case(NamedTuple):
     """A model, its adapters, and one batch. Its repr is what a failing test prints, so it is short."""
 
     model: Model
@@ -28,7 +29,7 @@ class Scene(NamedTuple):
 
     def __repr__(self) -> str:
         parts = [repr(self.model.config), *map(shown_adapter, self.pool), *map(shown_request, self.requests)]
-        return "Scene(" + ",\n    ".join(parts) + ")"
+        return "Case(" + ",\n    ".join(parts) + ")"
 
 
 def shown_adapter(a: Adapter) -> str:
@@ -74,9 +75,7 @@ def random_adapter(
         r, alpha, use_rslora, alpha_pattern=alpha_pattern or {}, target_modules=tuple(modules), lora_bias=lora_bias
     )
     rng = np.random.default_rng([seed, 77])
-    return synthetic_adapters.random_adapter(
-        config, peft, name or f"adapter-{seed}", rng, snap=synthetic_models.unchanged
-    )
+    return synthetic_adapters.random_adapter(config, peft, name or f"adapter-{seed}", rng, snap=unchanged)
 
 
 def as_dtype(adapter: Adapter, dtype: str) -> Adapter:
@@ -166,12 +165,12 @@ def requests(draw: st.DrawFn, config: ModelConfig, pool: Sequence[Adapter], max_
 
 
 @st.composite
-def scenes(draw: st.DrawFn, max_adapters: int = 3) -> Scene:
+def cases(draw: st.DrawFn, max_adapters: int = 3) -> Case:
     """A float64 model, its adapters, and one batch."""
     config = draw(configs())
     model = random_model(config, draw(st.integers(0, 1000)))
     pool = draw(adapters(config, draw(st.integers(1, max_adapters))))
-    return Scene(model, pool, draw(requests(config, pool)))
+    return Case(model, pool, draw(requests(config, pool)))
 
 
 @st.composite
