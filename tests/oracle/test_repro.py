@@ -18,7 +18,7 @@ from refimpl.oracle.cases.case import Case, Exchange, Load, Run, Unload, draw_ba
 from refimpl.oracle.cases.case_json import from_json, to_json
 from refimpl.oracle.cases.scenarios import draw_sequence, variants
 from refimpl.oracle.cases.testbed import Testbed
-from refimpl.oracle.cases.testbed import settings as testbed_settings
+from refimpl.oracle.cases.testbed import settings as engine_settings
 from refimpl.oracle.reports import repro_write
 from refimpl.oracle.reports.redact import clean, is_secret, without_secrets
 from refimpl.oracle.reports.repro import ReproError, load_repro, replay
@@ -118,7 +118,7 @@ def test_it_plays_again_elsewhere(folder: Path, tmp_path: Path) -> None:
 
 def test_a_batch_finds_all_adapters_loaded(tmp_path: Path) -> None:
     testbed = small_testbed("bfloat16")
-    engine = started(Ours, testbed, testbed_settings(testbed))
+    engine = started(Ours, testbed, engine_settings(testbed))
     prepare(engine, testbed)
     case = draw_batch(testbed, CAPABILITIES, np.random.default_rng(2), "batch 2")
     exchanges = save(tmp_path / "repro", testbed, case, engine, options={"url": "http://h"})
@@ -147,7 +147,7 @@ def test_the_embedded_model_is_named_and_a_large_one_is_pointed_at(
     model = load_model("tiny")
     case = Case("one", (Run((EngineRequest((5, 6), None),)),))
     embedded = Testbed.load(tiny.base_path(), model, {})
-    save(tmp_path / "tiny", embedded, case, started(Ours, embedded, testbed_settings(embedded)))
+    save(tmp_path / "tiny", embedded, case, started(Ours, embedded, engine_settings(embedded)))
     assert json.loads((tmp_path / "tiny/repro.json").read_text())["model"]["name"] == "tiny"
     assert sum(file.stat().st_size for file in (tmp_path / "tiny").rglob("*")) < 200_000
     assert load_repro(tmp_path / "tiny").testbed.folder == tiny.base_path()
@@ -157,7 +157,7 @@ def test_the_embedded_model_is_named_and_a_large_one_is_pointed_at(
     moved = small_testbed()
     shutil.copytree(moved.folder, tmp_path / "base")
     moved = replace(moved, folder=tmp_path / "base")
-    save(tmp_path / "large", moved, SEQUENCE, started(Ours, moved, testbed_settings(moved)))
+    save(tmp_path / "large", moved, SEQUENCE, started(Ours, moved, engine_settings(moved)))
     assert not (tmp_path / "large/model").exists() and not (tmp_path / "large/adapters").exists()
     assert load_repro(tmp_path / "large").testbed.folder == tmp_path / "base"
     file = tmp_path / "base" / "config.json"
@@ -197,7 +197,7 @@ def test_answers_that_are_none_are_kept_as_they_came(tmp_path: Path) -> None:
         for i, (request, response) in enumerate(zip(requests, responses, strict=True))
     ]
     case = Case("odd", (Run(requests),))
-    Repro(testbed, case, exchanges, {}, {}, "odd", testbed_settings(testbed), "ours").save(tmp_path / "repro")
+    Repro(testbed, case, exchanges, {}, {}, "odd", engine_settings(testbed), "ours").save(tmp_path / "repro")
     loaded = [exchange.response for exchange in load_repro(tmp_path / "repro").exchanges]
     np.testing.assert_array_equal(loaded[0].logits, nan)
     assert (loaded[1].error, loaded[1].raw) == ("500 Internal", {"detail": "gone", "token": "x"})
@@ -221,7 +221,7 @@ def test_a_secret_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         {},
         {},
         "the server at https://user:pass@host:8000/v1?token=zzz said: Authorization: Bearer abcdefgh",
-        testbed_settings(testbed),
+        engine_settings(testbed),
         "openai_http",
         {"url": "https://user:pass@host:8000/v1?token=zzz", "api-key": "sk-abc", "api-key-env": "SOME_API_KEY"},
         {"url": "http://me:pw@h/v1"},
