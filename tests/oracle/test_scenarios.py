@@ -75,7 +75,7 @@ def test_a_faulty_engine_is_caught_in_bfloat16_too(name: str) -> None:
 @pytest.mark.parametrize("stateless", [False, True], ids=("sequence", "batch"))
 def test_what_names_mean_is_the_same_replayed_as_played(stateless: bool) -> None:
     """An engine, and whoever reads a case, agree on whose weights every request asked for."""
-    testbed = small_stage()
+    testbed = small_testbed()
     how = variants(testbed, CAPABILITIES)[0]
     engine = started(Ours, testbed, how)
     if stateless:
