@@ -30,7 +30,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help=f"a PEFT folder and the name to call it by; again for more. With tiny: {', '.join(tiny.VOICES)} are there",
+        help="a PEFT or mlx-lm folder or a GGUF file, and the name to call it by; again for more. "
+        f"With tiny: {', '.join(tiny.VOICES)} are there",
     )
     parser.add_argument("--dtype", default="float32", help="float32 (default), float64, float16 or bfloat16")
     add_device_arguments(parser)

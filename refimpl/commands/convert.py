@@ -11,15 +11,20 @@ from ..formats.trtllm import ORDERS
 from ..loading.config_file import load_config
 from ..loading.model_folder import base_folder
 
-HELP = "write an adapter in another format: a PEFT folder, or TensorRT-LLM's pair of arrays"
+HELP = "write an adapter in another format: PEFT, TensorRT-LLM's pair of arrays, GGUF, mlx-lm"
 EXAMPLE = """  loracle convert ./my-adapter ./pair --to trtllm --dtype float16
-  loracle convert ./pair ./my-adapter --to peft --model ./llama      the base has the widths of A and B"""
+  loracle convert ./pair ./my-adapter --to peft --model ./llama      the base has the widths of A and B
+  loracle convert ./my-adapter ./my-adapter.gguf --to gguf --model ./llama      and its heads, for the order of rows"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of convert."""
-    parser.add_argument("source", metavar="SRC", help="a PEFT folder, or one with model.lora_weights.npy; recognised")
-    parser.add_argument("target", metavar="OUT", type=Path, help="a folder that is not there yet")
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="a PEFT or mlx-lm folder, one with model.lora_weights.npy, or a GGUF file; recognised",
+    )
+    parser.add_argument("target", metavar="OUT", type=Path, help="a folder, or with gguf a file, that is not there yet")
     parser.add_argument("--to", required=True, choices=FORMATS, help="the format of OUT")
     parser.add_argument(
         "--dtype", choices=("float16", "bfloat16", "float32"), help="of the numbers written (default: as they are)"
@@ -31,11 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how the scale is put into B: as hf_lora_convert.py does (default), as LoraManager does, or PEFT's own "
         "scale in every module, of which the other two know less (alpha_pattern, rank_pattern)",
     )
-    parser.add_argument("--model", metavar="DIR|GGUF|tiny", help="the base; a pair cannot be read without it")
+    parser.add_argument("--model", metavar="DIR|GGUF|tiny", help="the base; a pair or a GGUF file needs it")
     parser.add_argument(
         "--leave-out",
         action="store_true",
-        help="drop what TensorRT-LLM's arrays cannot hold (embed_tokens, lm_head, biases) instead of stopping",
+        help="drop what the format cannot hold (biases, whole layers, embed_tokens, lm_head) instead of stopping",
     )
 
 
@@ -47,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(dataclasses.asdict(done)))
         return 0
-    print(f"{done.target}: {', '.join(done.files)}, from the {done.was} folder {done.source}")
+    kind = f"{done.was} {'file' if done.was == 'gguf' else 'folder'}"
+    print(f"{done.target}: {', '.join(done.files)}, from the {kind} {done.source}")
     for note in done.notes:
         print(f"note: {note}")
     return 0

@@ -1,7 +1,9 @@
 """Adapters and models as other programs read and write them, in both directions.
 
-files                     a folder that appears whole or not at all; arrays -> a safetensors file
+files                     a folder or file that appears whole or not at all; arrays -> a safetensors file
 peft, hf                  an Adapter -> a PEFT folder; a Model -> a Hugging Face folder
+gguf, mlx                 an Adapter -> a GGUF file, an mlx-lm folder (loading/ reads them)
+plain_lora                what formats with A, B and one scale can hold, and how the rest gets into B
 npy                       a .npy file of plain numbers, strictly
 trtllm_modules            TensorRT-LLM's table of modules: ids, names, widths, how ranks share them
 trtllm_pair               its two arrays, read, checked row by row, written

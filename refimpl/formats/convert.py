@@ -1,22 +1,42 @@
-"""One adapter format into another: what lies at a path is recognised; a new folder appears whole or not at all."""
+"""One adapter format into another: what lies at a path is recognised; what is new appears whole or not at all.
+
+Every format is read into an Adapter and written from one, so that there are as many readers and writers as formats, not
+as pairs of them. What is lost on the way is a note: of the reader, or of the writer.
+"""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..adapter import Adapter
 from ..config import ModelConfig
 from ..errors import AdapterError
 from ..loading.adapter_folder import adapter_folder, read_adapter
 from ..loading.conversion import all_finite
 from ..loading.diagnostics import Diagnostics, one_line
+from ..loading.gguf_file import is_gguf
+from ..loading.mlx_adapter import is_mlx
 from ..tensorrt_llm.prescale import cast
 from .files import new_folder
+from .gguf import write_gguf_adapter
+from .mlx import write_mlx_adapter
 from .nemo import find_nemo
 from .peft import save_adapter
 from .trtllm import from_pair, to_pair
 from .trtllm_pair import STORED, WEIGHTS_FILE, Pair, check_pair, is_pair, pair_folders, read_pair, write_pair
 
-FORMATS = ("trtllm", "peft")
+FORMATS = ("trtllm", "peft", "gguf", "mlx")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an adapter is written. `order` is of TensorRT-LLM's scale (trtllm.py)."""
+
+    dtype: str | None = None
+    order: str = "convert"
+    base: ModelConfig | None = None
+    leave_out: bool = False
 
 
 @dataclass
@@ -33,6 +53,10 @@ class Conversion:
 
 def recognise(path: Path) -> str:
     """Which of FORMATS lies there. AdapterError for what is neither, and for what is known and not read."""
+    if is_gguf(path):
+        return "gguf"  # its reader says so if it is a base model
+    if is_mlx(path):
+        return "mlx"
     if is_pair(path):
         return "trtllm"
     if nemo := find_nemo(path):
@@ -53,71 +77,92 @@ def convert(
     base: ModelConfig | None = None,
     leave_out: bool = False,
 ) -> Conversion:
-    """Read source, write the new folder `target` in the format `to`. A TensorRT-LLM pair needs the base for its widths.
+    """Read source, write the new `target`, a folder or a GGUF file, in the format `to`.
 
-    LoracleError, one line, and no folder, if anything would be lost that was not asked to be left out."""
+    LoracleError, one line, and nothing new, if anything would be lost that was not asked to be left out; or where the
+    base is missing: TensorRT-LLM's arrays have no widths, and GGUF's rows are ordered by its heads."""
     if to not in FORMATS:
         raise AdapterError(f"format {to!r} is not known; choose one of {', '.join(FORMATS)}")
-    source, target = adapter_folder(source), Path(target)
+    source, target, options = adapter_folder(source), Path(target), Options(dtype, order, base, leave_out)
     was = recognise(source)
     done = Conversion(str(source), str(target), was, to)
-    if was == "trtllm":
-        _from_trtllm(source, target, to, dtype, base, done)
+    if was == to == "trtllm":
+        pair = _checked_pair(source, base)
+        with new_folder(target) as scratch:
+            write_pair(_cast_pair(pair, dtype, done), scratch)
     else:
-        _from_peft(source, target, to, dtype, order, base, leave_out, done)
-    done.files = sorted(file.name for file in target.iterdir())
+        adapter, done.notes = _read(source, was, base)
+        try:
+            done.notes += WRITERS[to](adapter, target, options)
+        except AdapterError as error:
+            raise AdapterError(str(error) if str(target) in str(error) else one_line(f"{source}: {error}")) from None
+    done.files = sorted(file.name for file in target.iterdir()) if target.is_dir() else [target.name]
     return done
 
 
-def _from_trtllm(
-    source: Path, target: Path, to: str, dtype: str | None, base: ModelConfig | None, done: Conversion
-) -> None:
+def _read(source: Path, was: str, base: ModelConfig | None) -> tuple[Adapter, list[str]]:
+    """The adapter, and what its owner should know of how it was read."""
+    if was == "trtllm":
+        pair = _checked_pair(source, base)
+        if base is None:
+            raise AdapterError(
+                f"{source}: A and B lie in one row, and where A ends, only the base knows: give --model DIR"
+            )
+        return from_pair(pair, base, source.name)
+    if was == "gguf" and base is None:
+        raise AdapterError(
+            f"{source}: rows of q and k are interleaved, and in how many heads, only the base knows: give --model DIR"
+        )
+    diagnostics = Diagnostics()
+    adapter = read_adapter(source, base, os.path.basename(os.path.abspath(source)), diagnostics)
+    diagnostics.raise_first(AdapterError, source)
+    assert adapter is not None  # None comes with a problem
+    return adapter, diagnostics.warnings
+
+
+def _checked_pair(source: Path, base: ModelConfig | None) -> Pair:
     diagnostics = Diagnostics()
     pair = read_pair(source, diagnostics)
     if pair:
         check_pair(pair, source, diagnostics, base)
     diagnostics.raise_first(AdapterError, source)
     assert pair is not None  # None comes with a problem
-    if to == "trtllm":
-        with new_folder(target) as scratch:
-            write_pair(_cast_pair(pair, dtype, done), scratch)
-        return
-    if base is None:
-        raise AdapterError(f"{source}: A and B lie in one row, and where A ends, only the base knows: give --model DIR")
-    adapter, notes = from_pair(pair, base, source.name)
-    save_adapter(adapter, target, dtype)
-    done.notes += notes
+    return pair
 
 
-def _from_peft(
-    source: Path,
-    target: Path,
-    to: str,
-    dtype: str | None,
-    order: str,
-    base: ModelConfig | None,
-    leave_out: bool,
-    done: Conversion,
-) -> None:
+def _to_peft(adapter: Adapter, target: Path, options: Options) -> list[str]:
+    save_adapter(adapter, target, options.dtype)
+    return []
+
+
+def _to_trtllm(adapter: Adapter, target: Path, options: Options) -> list[str]:
+    pair, notes = to_pair(adapter, options.dtype, options.order, options.leave_out)
     diagnostics = Diagnostics()
-    adapter = read_adapter(source, base, os.path.basename(os.path.abspath(source)), diagnostics)
-    diagnostics.raise_first(AdapterError, source)
-    assert adapter is not None  # None comes with a problem
-    done.notes += diagnostics.warnings
-    if to == "peft":
-        save_adapter(adapter, target, dtype)
-        return
-    try:
-        pair, notes = to_pair(adapter, dtype, order, leave_out)
-    except AdapterError as error:
-        raise AdapterError(f"{source}: {error}") from None
-    check_pair(
-        pair, target, diagnostics, base
-    )  # LoraManager's rows of zeros are too short where heads * head_dim is large
-    diagnostics.raise_first(AdapterError, source)
+    # LoraManager's rows of zeros are too short where heads * head_dim is large.
+    check_pair(pair, target, diagnostics, options.base)
+    if diagnostics.problems:
+        raise AdapterError(diagnostics.problems[0])
     with new_folder(target) as scratch:
         write_pair(pair, scratch)
-    done.notes += notes
+    return notes
+
+
+def _to_gguf(adapter: Adapter, target: Path, options: Options) -> list[str]:
+    if options.base is None:
+        raise AdapterError("GGUF has rows of q and k interleaved, by the heads of the base: give --model DIR")
+    return write_gguf_adapter(adapter, target, options.base, options.dtype, options.leave_out)
+
+
+def _to_mlx(adapter: Adapter, target: Path, options: Options) -> list[str]:
+    return write_mlx_adapter(adapter, target, options.base, options.dtype, options.leave_out)
+
+
+WRITERS: dict[str, Callable[[Adapter, Path, Options], list[str]]] = {
+    "peft": _to_peft,
+    "trtllm": _to_trtllm,
+    "gguf": _to_gguf,
+    "mlx": _to_mlx,
+}
 
 
 def _cast_pair(pair: Pair, dtype: str | None, done: Conversion) -> Pair:

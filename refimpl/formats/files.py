@@ -40,6 +40,25 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)  # gone already where it was renamed
 
 
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A temporary file beside `target` that becomes it at the end, or vanishes if anything goes wrong.
+
+    LoracleError if there is something under that name already."""
+    target = Path(target)
+    if os.path.lexists(target):
+        raise LoracleError(one_line(f"{target}: is there already; give the name of a new file, or remove it"))
+    scratch = target.parent / f".{target.name}-{secrets.token_hex(4)}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        scratch.rename(target)
+    except OSError as error:
+        raise LoracleError(one_line(f"{target}: cannot be written ({error})")) from None
+    finally:
+        scratch.unlink(missing_ok=True)  # gone already where it was renamed
+
+
 def write_safetensors(file: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] = PYTORCH) -> None:
     """Write the arrays under their names; bfloat16 as such. Who may read the file is decided by the umask."""
     from safetensors.numpy import save_file

@@ -16,18 +16,18 @@ Back from the pair there is no scale: it comes back as 1, lora_alpha = r. Not th
 longer side of a matrix for the layer's, which is wrong where r is above hidden_size. Here A is A.
 """
 
-from collections import Counter
-
 import numpy as np
 
-from ..adapter import Adapter, LoraTensors, PeftConfig
+from ..adapter import Adapter, LoraTensors
 from ..arrays import Array, Float
 from ..config import LAYER_MODULES, ModelConfig, Module, module_name
 from ..errors import AdapterError
+from ..loading.adapter_pairs import config_of
 from ..loading.conversion import all_finite
 from ..loading.diagnostics import shown
-from ..lora import adapter_scale, scale_of
+from ..lora import adapter_scale
 from ..tensorrt_llm.prescale import cast, prescale
+from .plain_lora import cannot_hold, peft_scales
 from .trtllm_modules import OF_LLAMA
 from .trtllm_pair import STORED, Matrices, Pair, Row, matrices, pack
 
@@ -47,7 +47,7 @@ def to_pair(
     dtype = dtype or common_dtype(adapter)
     if dtype not in STORED:
         raise AdapterError(f"dtype {dtype!r} is none of {', '.join(STORED)}, which TensorRT-LLM's arrays can have")
-    unheld = cannot_hold(adapter)
+    unheld = cannot_hold(adapter, LAYER_MODULES)
     if unheld and not leave_out:
         raise AdapterError(f"TensorRT-LLM's arrays cannot hold {shown(unheld)}; leave it out only if it may be lost")
     modules = sorted((module for module in adapter.lora if module[1] in LAYER_MODULES), key=in_file_order)
@@ -81,16 +81,6 @@ def common_dtype(adapter: Adapter) -> str:
     return kinds[0]
 
 
-def cannot_hold(adapter: Adapter) -> list[str]:
-    """What of the adapter has no place in the arrays."""
-    lora = [f"LoRA on {module_name(module)}" for module in adapter.lora if module[1] not in LAYER_MODULES]
-    tables = [f"a whole {module_name(module)}" for module in adapter.replaced]
-    inner = [
-        f"lora_bias of {module_name(module)}" for module, tensors in adapter.lora.items() if tensors.bias is not None
-    ]
-    return lora + tables + inner + [f"the bias of {module_name(module)}" for module in adapter.biases]
-
-
 def engine_scales(adapter: Adapter, order: str) -> dict[Module, float]:
     """The scale of every module, as this way of loading finds it."""
     if order == "peft":
@@ -102,11 +92,6 @@ def engine_scales(adapter: Adapter, order: str) -> dict[Module, float]:
         )
         for module, tensors in adapter.lora.items()
     }
-
-
-def peft_scales(adapter: Adapter) -> dict[Module, float]:
-    """The scale of every module in PEFT."""
-    return {module: scale_of(adapter.config, module, tensors.A.shape[0]) for module, tensors in adapter.lora.items()}
 
 
 def prescaled(B: Float[Array, "d_out rank"], scale: float, dtype: str, order: str) -> Array:
@@ -144,7 +129,9 @@ def scale_notes(adapter: Adapter, theirs: dict[Module, float], order: str) -> li
         )
     if any(scale != 1 for scale in theirs.values()):
         values = ", ".join(sorted({f"{scale:g}" for scale in theirs.values()}))
-        notes.append(f"the scale ({values}) is folded into B and cannot be read back: lora_alpha will come back as r")
+        notes.append(
+            f"the scale ({values}) is multiplied into B and cannot be read back: lora_alpha will come back as r"
+        )
     return notes
 
 
@@ -185,21 +172,12 @@ def from_pair(pair: Pair, config: ModelConfig, name: str) -> tuple[Adapter, list
         notes.append("mlp_gate_up: B is read as up's rows and then gate's, as TensorRT-LLM's loaders swap them")
     if fused:
         notes.append(f"{' and '.join(fused)} became the layers that it is made of, each with a copy of A")
-    modules = dict(sorted(lora.items()))
+    modules, layers = dict(sorted(lora.items())), config.num_hidden_layers
     return Adapter(
-        name, peft_config({module: tensors.A.shape[0] for module, tensors in modules.items()}, config), modules
+        name,
+        config_of({module: (len(tensors.A), float(len(tensors.A))) for module, tensors in modules.items()}, layers),
+        modules,
     ), notes
-
-
-def peft_config(ranks: dict[Module, int], config: ModelConfig) -> PeftConfig:
-    """A config that selects these modules, at these ranks, with a scale of 1 in each."""
-    r = max(Counter(ranks.values()).items(), key=lambda item: (item[1], item[0]))[0]
-    others = {module_name(module): rank for module, rank in ranks.items() if rank != r}
-    names = sorted({name for _, name in ranks}, key=LAYER_MODULES.index)
-    if len(ranks) < len(names) * config.num_hidden_layers:  # not the same in every layer: each by its full name
-        names = [module_name(module) for module in ranks]
-    alphas = {name: float(rank) for name, rank in others.items()}
-    return PeftConfig(r, float(r), rank_pattern=others, alpha_pattern=alphas, target_modules=tuple(names))
 
 
 def _owned(x: Array) -> Array:

@@ -6,4 +6,5 @@ checkpoint, conversion                   the tensors of a base model, mapped or 
 tensor                                   one of them: mapped, or quantised and made into numbers when it is read
 gguf_file, gguf_config, gguf_names, gguf_tensors, gguf_tokenizer, dequantise    a GGUF base, as if it were a folder
 peft_config, peft_keys, peft_selection, peft_tensors    the same for a PEFT folder
+gguf_adapter, mlx_adapter, adapter_pairs    other adapters, as what PEFT's folder would be for the same numbers
 """

@@ -1,4 +1,5 @@
-"""A PEFT folder -> an Adapter, honoured in full or refused by name. What such a folder holds:
+"""A PEFT folder -> an Adapter, honoured in full or refused by name; an mlx-lm folder and a GGUF file likewise
+(mlx_adapter.py, gguf_adapter.py). What a PEFT folder holds:
 
 adapter_config.json          r, lora_alpha, use_rslora, target_modules, rank_pattern, alpha_pattern, ...
 adapter_model.safetensors    base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight     [r, d_in]
@@ -20,6 +21,9 @@ from ..config import ModelConfig
 from ..errors import AdapterError, AdapterWarning
 from .diagnostics import Diagnostics
 from .embedded import VOICES
+from .gguf_adapter import read_gguf_adapter
+from .gguf_file import is_gguf
+from .mlx_adapter import is_mlx, read_mlx_adapter
 from .peft_config import CONFIG_FILE, read_peft_config
 from .peft_selection import check_selected, check_vocabulary, check_whole
 from .peft_tensors import LAYER, Parts, check_lora, full_weights_of, sort_parts
@@ -29,7 +33,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def load_adapter(path: str | Path, config: ModelConfig, name: str | None = None) -> Adapter:
-    """A PEFT LoRA folder for a base of this config; or one of the embedded voices, by its name.
+    """A PEFT LoRA folder for a base of this config, an mlx-lm folder, a GGUF file; or one of the embedded voices, by
+    its name.
 
     AdapterError, one line, if anything in it would not be honoured: nothing is loaded then. AdapterWarning, once each,
     for what is honoured but odd. The arrays are read-only copies in the file's own type: they do not change if the file
@@ -60,7 +65,13 @@ def read_adapter(folder: Path, base: ModelConfig | None, name: str, diagnostics:
 
 
 def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics) -> tuple[PeftConfig | None, Parts]:
-    """The config and the tensors of a folder, still in the memory map, with every problem and warning noted."""
+    """The config and the tensors of a folder, still in the memory map, with every problem and warning noted.
+
+    Of an mlx-lm folder or a GGUF file, what PEFT's would be for the same numbers."""
+    if is_gguf(folder):
+        return _warned(folder, *read_gguf_adapter(folder, base, diagnostics), diagnostics)
+    if is_mlx(folder):
+        return _warned(folder, *read_mlx_adapter(folder, base, diagnostics), diagnostics)
     if problem := _not_an_adapter(folder):
         diagnostics.problem(folder, problem)
         return None, {}
@@ -73,10 +84,18 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
         if base:
             check_vocabulary(parts, config, base, file.path, diagnostics)
             check_selected(parts, config, base, folder, diagnostics)
-        if parts and all(tensors.keys() == {"A", "B"} and not tensors["B"].array.any() for tensors in parts.values()):
-            diagnostics.warn(file.path, "every B is zero: the adapter changes nothing")
+        _warned(file.path, config, parts, diagnostics)
     if base and file and len(diagnostics.problems) > 2 and (other := _other_base(file, base)):
         diagnostics.problems.insert(0, f"{file.path}: {other}")
+    return config, parts
+
+
+def _warned(
+    path: Path, config: PeftConfig | None, parts: Parts, diagnostics: Diagnostics
+) -> tuple[PeftConfig | None, Parts]:
+    """The same, with a warning noted where the adapter changes nothing."""
+    if parts and all(tensors.keys() == {"A", "B"} and not tensors["B"].array.any() for tensors in parts.values()):
+        diagnostics.warn(path, "every B is zero: the adapter changes nothing")
     return config, parts
 
 
@@ -98,6 +117,9 @@ def _not_an_adapter(folder: Path) -> str | None:
         if os.path.isfile(folder):
             return "is a file; give the folder, because the scale is in the adapter_config.json beside it"
         return f"is not there; the embedded voices are {', '.join(VOICES)}"
+    pickles = sorted(file.name for file in folder.glob("adapter_*.pt"))  # adapter_0.pt, adapter_model.pt
+    if pickles and not os.path.exists(folder / WEIGHTS_FILE):
+        return f"has {pickles[0]} of torchtune but no {WEIGHTS_FILE}: {CONVERT_TORCHTUNE}"
     if not os.path.exists(folder / CONFIG_FILE):
         inside = [file.parent.name for file in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
         if inside:
@@ -116,6 +138,12 @@ def _not_an_adapter(folder: Path) -> str | None:
 CONVERT = (
     "it is a pickle, which can run code, and is not read; convert it where you trust it: "
     "peft.PeftModel.from_pretrained(base, DIR).save_pretrained(NEW)"
+)
+
+
+CONVERT_TORCHTUNE = (
+    "it is a pickle, which can run code, and is not read; with checkpointer FullModelHFCheckpointer and "
+    "safe_serialization: True torchtune writes what PEFT reads beside it"
 )
 
 

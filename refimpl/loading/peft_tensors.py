@@ -1,7 +1,7 @@
 """adapter_model.safetensors: which module and which part of it each tensor is, and whether all of it fits."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,7 @@ Parts = dict[Module, dict[str, Part]]
 def sort_parts(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Diagnostics) -> Parts:
     """Every tensor under its module and part. Without a base, layers and widths are taken as the file has them."""
     parts: Parts = {}
-    names = {module_name(module): module for module in (base.modules() if base else _modules_in(file))}
+    names = {module_name(module): module for module in (base.modules() if base else modules_in(file.stored))}
     for name in file.stored:
         match = NAME.fullmatch(name)
         module = names.get(match.group(1)) if match else None
@@ -87,9 +87,9 @@ def sort_parts(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Dia
     return parts
 
 
-def _modules_in(file: SafetensorsFile) -> list[Module]:
+def modules_in(tensors: Iterable[str]) -> list[Module]:
     """Without a base: the modules that a Llama with as many layers as the file names would have."""
-    matches = (LAYER.match(name.removeprefix(PREFIX)) for name in file.stored)
+    matches = (LAYER.match(name.removeprefix(PREFIX)) for name in tensors)
     layers = {int(match.group(1)) for match in matches if match and len(match.group(1)) < 5}
     return [EMBED, *((i, module) for i in sorted(layers) for module in LAYER_MODULES), LM_HEAD]
 

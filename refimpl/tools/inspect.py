@@ -19,7 +19,9 @@ from ..loading.checkpoint import INDEX, SINGLE, open_checkpoint
 from ..loading.config_file import read_config
 from ..loading.conversion import all_finite
 from ..loading.diagnostics import Diagnostics
+from ..loading.gguf_adapter import is_gguf_adapter
 from ..loading.gguf_file import is_gguf
+from ..loading.mlx_adapter import MLX_FILE
 from ..loading.model_folder import base_folder
 from ..loading.peft_config import CONFIG_FILE
 from ..loading.peft_tensors import Parts
@@ -120,7 +122,7 @@ def _resolve(path: str | Path) -> tuple[Path, str]:
     if not os.path.exists(folder):
         folder = adapter_folder(path)
     names = {file.name for file in folder.glob("*")} if os.path.isdir(folder) else set()
-    if names & {CONFIG_FILE, WEIGHTS_FILE, "adapter_model.bin"}:
+    if names & {CONFIG_FILE, WEIGHTS_FILE, MLX_FILE, "adapter_model.bin"} or is_gguf_adapter(folder):
         return folder, "adapter"
     if names & {"config.json", SINGLE, INDEX} or is_gguf(folder):
         return folder, "model"

@@ -20,6 +20,7 @@ from refimpl.config import Rope
 from refimpl.engines import registry
 from refimpl.engines.environments import LLAMA_CPP, folder
 from refimpl.engines.interface import EngineRequest, Settings
+from refimpl.formats.gguf import write_gguf_adapter
 from refimpl.formats.peft import save_adapter
 from refimpl.loading.adapter_folder import load_adapter
 from refimpl.loading.dequantise import BLOCKS, numbers
@@ -46,16 +47,18 @@ def test_logits_of_a_base_and_of_an_adapter(tmp_path: Path, kind: str) -> None:
     write_gguf(path, LLAMA3, model_tensors(LLAMA3), kind, extra={"rope_freqs.weight": factors})
     exact, ours = load_model(path, "float64"), load_model(path, "float32")
     assert exact.config == LLAMA3
-    save_adapter(random_adapter(LLAMA3, 1), tmp_path / "adapter", "float32")
+    save_adapter(random_adapter(LLAMA3, 1, use_rslora=True), tmp_path / "adapter", "float32")
     adapter = load_adapter(tmp_path / "adapter", LLAMA3)
+    write_gguf_adapter(adapter, tmp_path / "adapter.gguf", LLAMA3)
     engine = registry.make("llama_cpp", {})
-    engine.start(Settings(path, max_length=32, max_requests=2))
+    engine.start(Settings(path, max_length=32, max_requests=3))
     try:
         engine.load("one", tmp_path / "adapter")
-        responses = engine.run([EngineRequest(PROMPT, None, 1), EngineRequest(PROMPT, "one", 1)])
+        engine.load("two", tmp_path / "adapter.gguf")
+        responses = engine.run([EngineRequest(PROMPT, name, 1) for name in (None, "one", "two")])
     finally:
         engine.close()
-    for response, chosen in zip(responses, (None, adapter), strict=True):
+    for response, chosen in zip(responses, (None, adapter, adapter), strict=True):
         truth = logits(exact, [Request(PROMPT, chosen)])[0]
         unit = np.sqrt(np.mean((logits(ours, [Request(PROMPT, chosen)])[0] - truth) ** 2))
         error = np.sqrt(np.mean((response.logits[: len(PROMPT)] - truth) ** 2))

@@ -43,7 +43,9 @@ def test_a_voice_there_and_back_and_there_again(tmp_path: Path, capsys: pytest.C
     assert cli.main(["convert", "bard", str(there), "--to", "trtllm"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith(f"{there}: model.lora_config.npy, model.lora_weights.npy, from the peft folder ")
-    assert out[1:] == ["note: the scale (2) is folded into B and cannot be read back: lora_alpha will come back as r"]
+    assert out[1:] == [
+        "note: the scale (2) is multiplied into B and cannot be read back: lora_alpha will come back as r"
+    ]
     assert cli.main(["convert", str(there), str(back), "--to", "peft", "--model", "tiny", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["was"], said["to"], said["files"]) == (
@@ -55,10 +57,10 @@ def test_a_voice_there_and_back_and_there_again(tmp_path: Path, capsys: pytest.C
     assert cli.main(["convert", str(back), str(again), "--to", "trtllm"]) == 0
     assert same_files(there, again)
     config = load_config(tiny.base_path())
-    bard, prescaled = load_adapter("bard", config), load_adapter(back, config)
+    bard, folded = load_adapter("bard", config), load_adapter(back, config)
     for module, w in bard.lora.items():
-        assert prescaled.lora[module].A.tobytes() == w.A.tobytes()
-        assert np.array_equal(prescaled.lora[module].B.astype(np.float32), 2 * w.B.astype(np.float32))
+        assert folded.lora[module].A.tobytes() == w.A.tobytes()
+        assert np.array_equal(folded.lora[module].B.astype(np.float32), 2 * w.B.astype(np.float32))
     copy = tmp_path / "copy"
     assert cli.main(["convert", str(there), str(copy), "--to", "trtllm"]) == 0
     assert same_files(there, copy)
@@ -122,8 +124,8 @@ def test_neither_one_nor_the_other(tmp_path: Path) -> None:
     write(tmp_path / "tasks" / "7")
     with refused(AdapterError, f"several task ids; give one of them, as {tmp_path / 'tasks' / '7'}"):
         convert(tmp_path / "tasks", tmp_path / "out", "trtllm")
-    with refused(AdapterError, "'gguf'", "trtllm, peft"):
-        convert(write_adapter(tmp_path / "in"), tmp_path / "out", "gguf")
+    with refused(AdapterError, "'onnx'", "trtllm, peft"):
+        convert(write_adapter(tmp_path / "in"), tmp_path / "out", "onnx")
     (write(tmp_path / "pair") / FILES[1]).unlink()
     with refused(AdapterError, f"has {FILES[0]} but no {FILES[1]}"):
         convert(tmp_path / "pair", tmp_path / "out", "peft", base=BASE)

@@ -29,7 +29,7 @@ from refimpl.tensorrt_llm.prescale import prescale
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 
-PRESCALED = "is folded into B and cannot be read back"
+FOLDED = "is multiplied into B and cannot be read back"
 
 
 @st.composite
@@ -65,7 +65,7 @@ def checked(pair: Pair, config: ModelConfig) -> Pair:
 
 
 @given(st.data(), st.sampled_from(["float32", "float16"]), st.sampled_from(["convert", "manager", "peft"]))
-def test_the_rows_hold_a_and_the_prescaled_b(data: st.DataObject, dtype: str, order: str) -> None:
+def test_the_rows_hold_a_and_the_folded_b(data: st.DataObject, dtype: str, order: str) -> None:
     config = data.draw(configs())
     adapter = data.draw(inner_adapters(config))
     pair, notes = to_pair(adapter, dtype, order)
@@ -79,7 +79,7 @@ def test_the_rows_hold_a_and_the_prescaled_b(data: st.DataObject, dtype: str, or
     # q, k and v that LoraManager fills up are zeros of [r, hidden_size], even where q is wider than that.
     assert not any(pair.weights[row.number].any() for row in rows.values())
     assert not rows or order == "manager"
-    assert any(PRESCALED in note for note in notes)
+    assert any(FOLDED in note for note in notes)
     mixed = order == "convert" and any(len(w.A) != c.r for w in adapter.lora.values())
     assert any("ignored" in note for note in notes) == mixed
 
@@ -153,7 +153,7 @@ def test_what_is_ignored_and_what_is_rounded_is_said() -> None:
     assert notes["convert"][0].startswith(ignored + "model.layers.0.self_attn.q_proj and 1 more: 3 became 2")
     assert notes["manager"][0].startswith("alpha_pattern is ignored, as TensorRT-LLM does: the scale of model.layers.0")
     assert [len(lines) for lines in notes.values()] == [3, 3, 2]
-    assert notes["peft"][0].startswith("the scale (2, 3) is folded into B and cannot be read back")
+    assert notes["peft"][0].startswith("the scale (2, 3) is multiplied into B and cannot be read back")
     total = sum(w.A.size for w in adapter.lora.values())
     assert f"float64 became float32: {total} of {total} numbers of A are rounded" in notes["peft"][1]
     assert to_pair(as_dtype(random_adapter(BASE, 1, alpha=3), "float16"))[1] == []

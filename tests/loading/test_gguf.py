@@ -20,9 +20,11 @@ from refimpl import Request, cli, logits
 from refimpl.config import ModelConfig, Rope
 from refimpl.engines.interface import EngineRequest
 from refimpl.engines.ours import CAPABILITIES, Ours
-from refimpl.errors import ConfigError, LoracleError, WeightsError
+from refimpl.errors import AdapterError, ConfigError, LoracleError, WeightsError
+from refimpl.formats.gguf import write_gguf_adapter
 from refimpl.formats.hf import config_json, save_model
 from refimpl.loading import dequantise
+from refimpl.loading.adapter_folder import load_adapter
 from refimpl.loading.config_file import load_config
 from refimpl.loading.dequantise import BLOCKS, numbers
 from refimpl.loading.diagnostics import Diagnostics
@@ -209,7 +211,6 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
             {"general__architecture": "qwen2"},
             "general.architecture is 'qwen2'; only models of the architecture 'llama'",
         ),
-        ({"general__type": "adapter"}, "is a LoRA adapter, not a base model"),
         ({"split__count": 3}, "is one of 3 parts of a model; join them first"),
         ({"llama__embedding_length": ...}, "llama.embedding_length is missing: it must be an integer"),
         ({"llama__block_count": "two"}, "llama.block_count is 'two': it must be an integer"),
@@ -226,6 +227,15 @@ def test_bad_metadata_is_named(tmp_path: Path, changes: dict[str, Any], says: st
     with refused((ConfigError, WeightsError), str(tmp_path / "base.gguf"), says):  # type: ignore[arg-type]
         load_model(tmp_path / "base.gguf")
     assert any(says in problem for problem in inspect(tmp_path / "base.gguf").problems)
+
+
+def test_an_adapter_is_no_base(tmp_path: Path) -> None:
+    write_gguf_adapter(random_adapter(WIDE, 1), tmp_path / "a.gguf", WIDE)
+    with refused(ConfigError, "a.gguf: is a LoRA adapter, not a base model"):
+        load_model(tmp_path / "a.gguf")
+    write_gguf(tmp_path / "base.gguf", WIDE, model_tensors(WIDE))
+    with refused(AdapterError, "base.gguf: general.type is 'model', not 'adapter': it is a base model"):
+        load_adapter(tmp_path / "base.gguf", WIDE)
 
 
 def test_files_that_are_something_else(tmp_path: Path) -> None:
@@ -280,7 +290,9 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_a_failure_on_it_is_kept_with_the_file_and_plays_again(tmp_path: Path) -> None:
     config = dataclasses.replace(WIDE, hidden_size=32, intermediate_size=64, num_attention_heads=2, head_dim=16)
     write_gguf(tmp_path / "base.gguf", config, model_tensors(config), "Q8_0")
-    testbed = build(str(tmp_path / "base.gguf"), "float32", 1, tmp_path, CAPABILITIES, count=1)
+    write_gguf_adapter(random_adapter(config, 1), tmp_path / "made-0.gguf", config, "float32")
+    adapters = {"made-0": tmp_path / "made-0.gguf"}
+    testbed = build(str(tmp_path / "base.gguf"), "float32", 1, tmp_path, CAPABILITIES, adapters)
     assert np.array_equal(testbed.exact.embed_tokens, load_model(tmp_path / "base.gguf", "float64").embed_tokens)
     engine = Ours()
     engine.start(settings(testbed))
@@ -289,6 +301,7 @@ def test_a_failure_on_it_is_kept_with_the_file_and_plays_again(tmp_path: Path) -
     expected = {(0, 0): truth(exchanges, testbed)[0]}
     Repro(testbed, case, exchanges, expected, {}, "wrong", engine.settings, "numpy").save(tmp_path / "repro")
     (tmp_path / "base.gguf").unlink()
+    (tmp_path / "made-0.gguf").unlink()
     again = load_repro(tmp_path / "repro")
     assert again.testbed.folder == tmp_path / "repro" / "model" / "base.gguf"
     assert np.array_equal(truth(again.exchanges, again.testbed)[0], expected[0, 0])

@@ -91,12 +91,14 @@ class Server:
         return params
 
     def load(self, name: str, folder: str) -> Reply:
-        """Load the folder under the name, and free what had the name before."""
+        """Load the folder or GGUF file under the name, and free what had the name before."""
         from gguf_files import write_adapter
 
         with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "adapter.gguf"
-            write_adapter(Path(folder), self.base, file)
+            file = Path(folder)
+            if file.is_dir():
+                file = Path(scratch) / "adapter.gguf"
+                write_adapter(Path(folder), self.base, file)
             adapter = self.api.llama_adapter_lora_init(self.model, bytes(file))
         if not adapter:
             raise ValueError(f"llama.cpp cannot load {folder}")

@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 from ...arrays import DTYPES, Array
 from ...engines.interface import Engine, EngineResponse, Settings
 from ...errors import LoracleError
+from ...loading.adapter_folder import load_adapter
 from ...loading.diagnostics import Diagnostics, one_line, shown
 from ...loading.json_file import is_integer, read_json, typed
 from ...loading.model_folder import base_folder, load_model
 from ..cases.case import Case, Exchange, Load, keys_of, loaded_before, play, prepare, requests_of
 from ..cases.case_json import from_json
-from ..cases.testbed import Testbed
+from ..cases.testbed import Testbed, in_float64
 from ..noise.verdict import Thresholds
 from .repro_write import FILE, FORMAT, Repro, digests
 
@@ -117,19 +118,17 @@ class _Reader:
 
 
 def _load_testbed(folder: Path, data: _Reader) -> Testbed:
-    entry = data.get("model", dict)
-    base = _where(folder, data, "model", entry)
-    if entry.get("file") in entry["sha256"]:  # a GGUF file in that folder
-        base = base / entry["file"]
+    base = _where(folder, data, "model", data.get("model", dict))
     dtype = data.get("dtype", str)
     model = load_model(base, dtype)
     adapters = data.get("adapters", dict)
     paths = {key: _where(folder, data, f"adapter {key}", entry) for key, entry in adapters.items()}
-    return Testbed.load(base, model, paths)
+    loaded = {key: load_adapter(path, model.config, key) for key, path in paths.items()}
+    return Testbed(base, model, in_float64(model), paths, loaded)
 
 
 def _where(folder: Path, data: _Reader, what: str, entry: Any) -> Path:
-    """Return the folder of a model or adapter. ReproError unless all of its files are what they were."""
+    """Return the folder or file of a model or adapter. ReproError unless all of its files are what they were."""
     if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), dict):
         raise ReproError(one_line(f"{data.file}: {what} is {shown(entry)}, not a folder with the sha256 of its files"))
     if entry.get("name") == "tiny":
@@ -149,7 +148,7 @@ def _where(folder: Path, data: _Reader, what: str, entry: Any) -> Path:
         if now != digest:
             was = str(digest)[:12]
             raise ReproError(one_line(f"{path / name}: is not what it was: SHA-256 {now[:12]}..., then {was}..."))
-    return path
+    return path / entry["file"] if entry.get("file") in entry["sha256"] else path  # a GGUF file in that folder
 
 
 def _settings(data: Mapping[str, Any], model: Path, options: Mapping[str, str]) -> Settings:

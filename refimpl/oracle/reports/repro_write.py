@@ -18,6 +18,7 @@ from ...engines.interface import EngineRequest, EngineResponse, Settings
 from ...formats.files import new_folder, write_safetensors
 from ...loading.adapter_folder import WEIGHTS_FILE
 from ...loading.diagnostics import one_line
+from ...loading.mlx_adapter import MLX_FILE
 from ...loading.model_folder import base_folder
 from ...loading.peft_config import CONFIG_FILE
 from ..cases.case import Case, Exchange, Load, Unload
@@ -33,6 +34,7 @@ MAX_ADAPTER = 256_000_000
 MAX_NUMBERS = 64_000_000  # of expected, and of got, each; what comes after is left out
 MAX_RAW = 100_000  # characters of one raw answer
 
+_ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, MLX_FILE)
 _MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 
@@ -166,28 +168,30 @@ def _used(case: Case, testbed: Testbed) -> list[str]:
 def _put_adapters(keys: Iterable[str], testbed: Testbed, scratch: Path) -> dict[str, Any]:
     entries = {}
     for i, key in enumerate(keys):
-        files = [testbed.paths[key] / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
-        if sum(file.stat().st_size for file in files) > MAX_ADAPTER:
-            entries[key] = {"folder": str(testbed.paths[key].resolve()), "sha256": digests(files)}
-            continue
+        folder = testbed.paths[key]
+        files = [file for name in _ADAPTER_FILES if (file := folder / name).is_file()] if folder.is_dir() else [folder]
         name = f"{i}-{re.sub(r'[^A-Za-z0-9._-]', '_', key)[:60]}"
-        _copy(files, scratch / "adapters" / name)
-        entries[key] = {"copy": f"adapters/{name}", "sha256": digests(files)}
+        entries[key] = _put(folder, files, MAX_ADAPTER, f"adapters/{name}", scratch)
     return entries
 
 
-def _put_model(model: Path, scratch: Path) -> dict[str, Any]:
-    """Note the base, a folder or a GGUF file, and copy it if it is small."""
-    folder, files = model.parent, [model]
-    if model.is_dir():
-        folder, files = model, sorted(file for file in model.iterdir() if file.suffix in _MODEL_SUFFIXES)
-    about: dict[str, Any] = {"sha256": digests(files)} | ({"file": model.name} if folder != model else {})
-    if model == base_folder("tiny"):
-        return {"name": "tiny"} | about
-    if sum(file.stat().st_size for file in files) > MAX_MODEL:
-        return {"folder": str(folder.resolve())} | about
-    _copy(files, scratch / "model")
-    return {"copy": "model"} | about
+def _put_model(folder: Path, scratch: Path) -> dict[str, Any]:
+    files = [folder]
+    if folder.is_dir():
+        files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_SUFFIXES)
+    if folder == base_folder("tiny"):
+        return {"name": "tiny", "sha256": digests(files)}
+    return _put(folder, files, MAX_MODEL, "model", scratch)
+
+
+def _put(path: Path, files: Sequence[Path], most: int, name: str, scratch: Path) -> dict[str, Any]:
+    """Note a folder with these files, or the one file that path is, and copy them if they have not too many bytes."""
+    folder, about = (path.parent, {"file": path.name}) if path.is_file() else (path, {})
+    entry: dict[str, Any] = {"sha256": digests(files)} | about
+    if sum(file.stat().st_size for file in files) > most:
+        return {"folder": str(folder.resolve())} | entry
+    _copy(files, scratch / name)
+    return {"copy": name} | entry
 
 
 def _copy(files: Sequence[Path], to: Path) -> None:

@@ -1,0 +1,89 @@
+"""Pairs of A and B from a format that is not PEFT's -> the config and the parts that PEFT's folder would have."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..adapter import PeftConfig
+from ..config import EMBED, LAYER_MODULES, ModelConfig, Module, module_name
+from .conversion import all_finite
+from .diagnostics import Diagnostics
+from .peft_tensors import Part, Parts
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """One module's pair, A [rank, d_in] and B [d_out, rank], and the alpha with which alpha / rank is its scale."""
+
+    A: Part
+    B: Part
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """The rank of both."""
+        return self.A.array.shape[0]
+
+
+def checked_pairs(
+    path: Path,
+    halves: Mapping[Module, Mapping[str, Part]],
+    base: ModelConfig | None,
+    diagnostics: Diagnostics,
+) -> list[Module]:
+    """The modules whose A and B are both there, of one rank, finite, and of the base's widths; the others are noted."""
+    sound = []
+    for module, parts in sorted(halves.items()):
+        before = len(diagnostics.problems)
+        for half in "AB":
+            if half not in parts:
+                other = next(iter(parts.values())).name
+                diagnostics.problem(path, f"module {module_name(module)}: its {half} is missing (there is {other})")
+        for part in parts.values():
+            if part.array.ndim != 2:
+                diagnostics.problem(path, f"tensor {part.name} has shape {list(part.array.shape)}; it must have 2 axes")
+            elif not all_finite(part.array):
+                diagnostics.problem(path, f"tensor {part.name} holds NaN or inf")
+        if len(diagnostics.problems) == before:
+            _check_shapes(path, module, parts["A"], parts["B"], base, diagnostics)
+        if len(diagnostics.problems) == before:
+            sound.append(module)
+    return sound
+
+
+def _check_shapes(
+    path: Path, module: Module, A: Part, B: Part, base: ModelConfig | None, diagnostics: Diagnostics
+) -> None:
+    rank, d_in = A.array.shape
+    if B.array.shape[1] != rank:
+        diagnostics.problem(path, f"{A.name} has rank {rank}, and {B.name} has {B.array.shape[1]}")
+    elif base and module not in base.modules():
+        diagnostics.problem(path, f"{A.name}: the base has {base.num_hidden_layers} layers")
+    elif base:
+        expected = base.shape(module[1])[::-1] if module == EMBED else base.shape(module[1])
+        shape = (B.array.shape[0], d_in)
+        if shape != expected:
+            diagnostics.problem(
+                path, f"{A.name} and its B are for a layer {list(shape)}; the base's is {list(expected)}"
+            )
+
+
+def config_and_parts(pairs: Mapping[Module, Scaled], layers: int) -> tuple[PeftConfig, Parts]:
+    """PEFT's config of an adapter that has exactly these pairs, in a base of so many layers, and its parts."""
+    parts: Parts = {module: {"A": pair.A, "B": pair.B} for module, pair in pairs.items()}
+    return config_of({module: (pair.rank, pair.alpha) for module, pair in pairs.items()}, layers), parts
+
+
+def config_of(modules: Mapping[Module, tuple[int, float]], layers: int) -> PeftConfig:
+    """A config that selects these modules, each with this rank and alpha. The usual ones are r and lora_alpha."""
+    counts = Counter(modules.values())
+    r, alpha = max(counts, key=lambda pair: (counts[pair], pair))
+    ranks = {module_name(module): rank for module, (rank, _) in modules.items() if rank != r}
+    alphas = {module_name(module): value for module, (_, value) in modules.items() if value != alpha}
+    order = {name: i for i, name in enumerate(LAYER_MODULES)}
+    names = sorted({name for _, name in modules}, key=lambda name: (order.get(name, len(order)), name))
+    complete = sum(layers if layer >= 0 else 1 for layer, _ in {(min(layer, 0), name) for layer, name in modules})
+    if len(modules) < complete:  # not the same in every layer: each by its full name
+        names = [module_name(module) for module in modules]
+    return PeftConfig(r, alpha, rank_pattern=ranks, alpha_pattern=alphas, target_modules=tuple(names))
