@@ -24,8 +24,8 @@ from refimpl.oracle.bugs import mutants_for
 from refimpl.oracle.campaign import SAMPLE, Campaign
 from refimpl.oracle.cases import scenarios as drawn
 from refimpl.oracle.cases.case import Case, Exchange, draw_batch
-from refimpl.oracle.cases.synthetic import KINDS, TURNS
 from refimpl.oracle.cases.testbed import Testbed, build, settings
+from refimpl.oracle.cases.variety import KINDS, TURNS
 from refimpl.oracle.check import BATCHES, SEQUENCES
 from refimpl.oracle.diagnosis.projection import ProjectionTerm, limit, project, projection_terms
 from refimpl.oracle.noise.ensemble import ensemble

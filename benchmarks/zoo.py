@@ -18,7 +18,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small
 from benchmarks import recipes, standard
 from refimpl.ops import NUMPY, REFERENCE
 from refimpl.oracle.bugs import all_mutants
-from refimpl.oracle.cases.synthetic import TURNS
+from refimpl.oracle.cases.variety import TURNS
 from refimpl.oracle.noise.verdict import Thresholds
 
 RESULTS = Path(__file__).parent / "results" / "zoo"

@@ -1,6 +1,5 @@
 """A decode step of a model with random weights: one request for each adapter, all in one batch or one after another."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,15 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import DTYPES, Array, Float, Precision, ceil_div, device_namespace, to_device, to_host
+from ..adapter import PeftConfig
+from ..arrays import Array, Float, Precision, ceil_div, device_namespace, to_device, to_host
 from ..batch import ScheduledRequest, make_batch
-from ..config import LAYER_MODULES, ModelConfig, Module, Rope
+from ..config import LAYER_MODULES, ModelConfig, Rope
 from ..kv_cache import KVCache
-from ..lora import AdapterSlots, BoundAdapter, LoraWeights
+from ..lora import AdapterSlots, bind_adapter
 from ..model import forward
 from ..ops import Ops
 from ..plans import Batch
-from ..weights import Layer, Linear, Model
+from ..synthetic.adapters import random_adapter
+from ..synthetic.models import Recipe, random_model
+from ..weights import Model
 
 BLOCK_SIZE = 16
 
@@ -49,46 +51,18 @@ class Shape:
         )
 
 
-def random_model(shape: Shape, dtype: str, device: str = "cpu") -> Model:
-    """Signed random weights of this type."""
-    config, xp = shape.config(), device_namespace(device)
-    rng = xp.random.default_rng(0)
-
-    def weights(d_out: int, d_in: int) -> Array:
-        x = rng.standard_normal((d_out, d_in), dtype=np.float32)
-        return (x / np.float32(math.sqrt(d_in))).astype(DTYPES[dtype])
-
-    def linear(module: str) -> Linear:
-        return Linear(weights(*config.shape(module)))
-
-    def norm() -> Array:
-        return xp.ones(config.hidden_size, DTYPES[dtype])
-
-    layers = tuple(
-        Layer(
-            input_layernorm=norm(),
-            post_attention_layernorm=norm(),
-            **{module: linear(module) for module in LAYER_MODULES},
-        )
-        for _ in range(config.num_hidden_layers)
-    )
-    return Model(config, linear("embed_tokens").weight, layers, norm(), linear("lm_head"), None, dtype, device)
+def model_of(shape: Shape, dtype: str, device: str = "cpu") -> Model:
+    """Return a random model of these widths."""
+    rng = device_namespace(device).random.default_rng(0)
+    return random_model(shape.config(), rng, dtype, Recipe(number=np.float32), device=device)
 
 
 def random_slots(model: Model, adapters: int, rank: int, p: Precision) -> AdapterSlots:
-    """So many adapters, no two alike, in every linear layer of the model's layers."""
-    xp, slots = device_namespace(model.device), AdapterSlots(model, p)
-    rng = xp.random.default_rng(1)
-
-    def numbers(*shape: int) -> Array:
-        return rng.standard_normal(shape, dtype=np.float32) / np.float32(math.sqrt(shape[1]))
-
+    """Return slots with so many adapters, no two alike, in every linear layer of the model's layers."""
+    slots, rng = AdapterSlots(model, p), device_namespace(model.device).random.default_rng(1)
+    peft = PeftConfig(rank, rank / 2, target_modules=LAYER_MODULES)
     for slot in range(adapters):
-        lora: dict[Module, LoraWeights] = {}
-        for module in model.config.modules()[1:-1]:
-            d_out, d_in = model.config.shape(module[1])
-            lora[module] = LoraWeights(numbers(rank, d_in), numbers(d_out, rank), 0.5)
-        slots.put(slot, BoundAdapter(lora, {}, {}))
+        slots.put(slot, bind_adapter(random_adapter(model.config, peft, f"adapter-{slot}", rng), model.config))
     return slots
 
 

@@ -11,7 +11,7 @@ from ..backends import BACKENDS
 from ..cuda import launch, runner
 from ..lora import LoraWeights
 from ..plans import LoraMapping
-from .decode import Shape, decoding, random_model
+from .decode import Shape, decoding, model_of
 
 # (layers that share an input, and so a launch; their d_in; their d_outs) of Llama-8B
 GROUPS = (
@@ -26,7 +26,7 @@ def launches_per_layer() -> dict[str, int]:
     """Kernel -> its launches in one layer of a decode step: what a model of two layers has more than one of one."""
     counts, device = [], "cuda" if runner.device() == "gpu" else "cpu"
     for layers in (1, 2):
-        model = random_model(Shape(hidden=64, heads=2, kv_heads=1, layers=layers, vocab=128), "float32", device)
+        model = model_of(Shape(hidden=64, heads=2, kv_heads=1, layers=layers, vocab=128), "float32", device)
         with launch.recorded() as noted:
             decoding(model, adapters=2, rank=4, context=8, ops=BACKENDS["cuda"]).batched()
         counts.append(Counter(name for name, _ in noted))

@@ -19,7 +19,7 @@ from ..arrays import Precision
 from ..backends import BACKENDS
 from ..cuda import runner
 from ..ops import Ops
-from .decode import Decoding, Shape, decoding_with, random_model, random_slots, with_half_products
+from .decode import Decoding, Shape, decoding_with, model_of, random_slots, with_half_products
 from .machine import about
 from .verify import WrongResult
 
@@ -67,7 +67,7 @@ def bench(
         "points": [],
         "left_out": [],
     }
-    model = random_model(shape, dtype, device)
+    model = model_of(shape, dtype, device)
     slots = random_slots(model, max(counts), rank, Precision(ops.precision, dtype))
     for count in counts:
         if time.monotonic() - begun > seconds:

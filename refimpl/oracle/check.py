@@ -12,8 +12,8 @@ from ..engines.interface import Engine, EngineError
 from ..engines.known_defects import applicable, match, read_failures, unexpectedly_passing
 from .campaign import Campaign, Progress
 from .cases.case import Exchange, truth
-from .cases.synthetic import KINDS, TURNS
 from .cases.testbed import build
+from .cases.variety import KINDS, TURNS
 from .diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
 from .engine_driver import EngineDriver
 from .noise.ensemble import ensemble
@@ -125,7 +125,7 @@ def keep(result: Result, folder: Path, engine: str, options: Mapping[str, str], 
     """Ask the smallest failure once more and save it as a folder; return the folder, numbered if there is one."""
     case, settings, testbed = result.explanation.smallest, result.explanation.small_settings, result.testbed
     assert case is not None and settings is not None
-    exchanges = _asked_once_more(result, engine, options)
+    exchanges = _run_once_more(result, engine, options)
     ratios, raws = measure(case, exchanges, testbed, ensemble(testbed.dtype))
     expected, units = _truth_of(exchanges, raws, result)
     repro = Repro(
@@ -147,7 +147,7 @@ def keep(result: Result, folder: Path, engine: str, options: Mapping[str, str], 
     return target
 
 
-def _asked_once_more(result: Result, engine: str, options: Mapping[str, str]) -> list[Exchange]:
+def _run_once_more(result: Result, engine: str, options: Mapping[str, str]) -> list[Exchange]:
     explanation = result.explanation
     assert explanation.smallest is not None and explanation.small_settings is not None
     with tempfile.TemporaryDirectory() as scratch:

@@ -11,7 +11,7 @@ import pytest
 from refimpl import cli
 from refimpl.backends import BACKENDS
 from refimpl.bench import serving
-from refimpl.bench.decode import Shape, decoding, random_model
+from refimpl.bench.decode import Shape, decoding, model_of
 from refimpl.bench.verify import WrongResult
 from refimpl.cuda import runner
 from refimpl.ops import NUMPY, Ops
@@ -60,7 +60,7 @@ def wrong(ops: Ops) -> Ops:
 
 
 def test_a_batch_that_mixes_adapters_up_is_not_timed() -> None:
-    steps = decoding(random_model(TINY, "float32"), 3, 4, 20, wrong(NUMPY))
+    steps = decoding(model_of(TINY, "float32"), 3, 4, 20, wrong(NUMPY))
     with pytest.raises(WrongResult, match="a request's logits change"):
         serving.verified(steps, "float32")
 
@@ -70,13 +70,13 @@ def test_adapters_that_are_ignored_are_not_timed() -> None:
         without = LoraMapping.of(np.where(plan.adapter_ids == 2, -1, plan.adapter_ids), plan.adapter_weights)
         NUMPY.lora_delta(y, x, module, adapters, without, p)
 
-    steps = decoding(random_model(TINY, "float32"), 3, 4, 20, dataclasses.replace(NUMPY, lora_delta=all_but_the_last))
+    steps = decoding(model_of(TINY, "float32"), 3, 4, 20, dataclasses.replace(NUMPY, lora_delta=all_but_the_last))
     with pytest.raises(WrongResult, match="changes nothing"):
         serving.verified(steps, "float32")
 
 
 def test_both_tables_answer_alike() -> None:
-    model = random_model(TINY, "float32")
+    model = model_of(TINY, "float32")
     first, second = (decoding(model, 3, 4, 20, ops).batched() for ops in (NUMPY, BACKENDS["cuda"]))
     assert np.abs(first - second).max() <= 1e-4 * np.abs(first).max()
 

@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from oracle.small_stage import small_stage
+from support.testbed import small_testbed
 
 from refimpl import cli
 
 # A base so narrow that every bug of the zoo is tried on it in a second.
-BASE = ("--model", str(small_stage().folder))
+BASE = ("--model", str(small_testbed().folder))
 QUICK = (*BASE, "--cases", "3", "--sequences", "0", "--jobs", "1", "--no-power")
 KEYS = (
     *("verdict", "cases", "passed", "failed", "undecided", "worst_noise_ratio", "diagnosis", "symptoms"),

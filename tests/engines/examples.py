@@ -41,7 +41,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Testbed:
+class SavedExample:
     """A example on disk and loaded by refimpl."""
 
     example: Example
@@ -64,7 +64,7 @@ class Testbed:
 
 
 @contextmanager
-def on_disk(example: Example, dtype: str = "float32") -> Iterator[Testbed]:
+def on_disk(example: Example, dtype: str = "float32") -> Iterator[SavedExample]:
     """Write the example, by transformers and PEFT into a folder of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -74,7 +74,7 @@ def on_disk(example: Example, dtype: str = "float32") -> Iterator[Testbed]:
             hf.write_adapter(folder / "base", lora, folder / adapter, spec.seed, spec.dtype, spec.copies)
         paths = {adapter: folder / adapter for adapter in example.specs}
         ours = {adapter: refimpl.load_adapter(path, example.config) for adapter, path in paths.items()}
-        yield Testbed(example, folder / "base", paths, ours)
+        yield SavedExample(example, folder / "base", paths, ours)
 
 
 def hf_config(config: ModelConfig) -> hf.Config:

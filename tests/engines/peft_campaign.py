@@ -10,13 +10,11 @@ from peft_bugs import BUGS, Bug
 
 from refimpl.config import ModelConfig
 from refimpl.engines.peft import CAPABILITIES, Peft
-from refimpl.formats.hf import save_model
-from refimpl.formats.peft import save_adapter
-from refimpl.loading.adapter_folder import load_adapter
 from refimpl.oracle.campaign import Campaign
-from refimpl.oracle.cases.synthetic import random_adapters, random_model
-from refimpl.oracle.cases.testbed import Testbed, in_float64
+from refimpl.oracle.cases.testbed import Testbed
+from refimpl.oracle.cases.variety import random_adapters
 from refimpl.oracle.reports.result import CampaignSettings, Result
+from refimpl.synthetic.models import random_model
 
 # Three layers, two query heads to a key head, a window that is shorter than the prompts; the MLP is not square.
 CONFIG = ModelConfig(96, 48, 80, 3, 4, 2, 12, max_position_embeddings=160, sliding_window=9)
@@ -56,13 +54,7 @@ def make_testbed(dtype: str, root: Path) -> Testbed:
     """A random Mistral and four adapters, all that the campaigns of one type share."""
     rng = np.random.default_rng(5)
     model = random_model(CONFIG, rng, dtype)
-    save_model(model, root / "model")
-    paths = {}
-    for adapter in random_adapters(model, rng, CAPABILITIES, 4):
-        paths[adapter.name] = root / "adapters" / adapter.name
-        save_adapter(adapter, paths[adapter.name], dtype)
-    adapters = {name: load_adapter(path, CONFIG, name) for name, path in paths.items()}
-    return Testbed(root / "model", model, in_float64(model), paths, adapters)
+    return Testbed.of(root, model, random_adapters(model, rng, CAPABILITIES, 4))
 
 
 def campaign(make: Callable[[], Peft], testbed: Testbed, sequences: int) -> Result:

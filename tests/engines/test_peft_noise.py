@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import hugging_face as hf
 import numpy as np
 import pytest
-from examples import Example, Testbed, examples, on_disk
+from examples import Example, SavedExample, examples, on_disk
 from hypothesis import given
 
 import refimpl
@@ -95,7 +95,7 @@ def other(point: str, dtype: str) -> str:
     return "float32" if point == dtype else dtype
 
 
-def in_noise_units(testbed: Testbed, theirs: Sequence[np.ndarray], p: Precision) -> float:
+def in_noise_units(testbed: SavedExample, theirs: Sequence[np.ndarray], p: Precision) -> float:
     """The engine's rms error over ours, with the same rounding points."""
     exact, model = truth(testbed), testbed.model(p.dtype)
     alone = [refimpl.logits(model, [request], precision=p)[0] for request in testbed.requests]
@@ -103,7 +103,7 @@ def in_noise_units(testbed: Testbed, theirs: Sequence[np.ndarray], p: Precision)
     return rms(theirs, exact) / max(rms(run, exact) for run in runs)
 
 
-def truth(testbed: Testbed) -> list[np.ndarray]:
+def truth(testbed: SavedExample) -> list[np.ndarray]:
     """The exact answer on the weights that the checkpoint has."""
     return refimpl.logits(testbed.model("float64"), testbed.requests)
 

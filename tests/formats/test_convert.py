@@ -57,10 +57,10 @@ def test_a_voice_there_and_back_and_there_again(tmp_path: Path, capsys: pytest.C
     assert cli.main(["convert", str(back), str(again), "--to", "trtllm"]) == 0
     assert same_files(there, again)
     config = load_config(tiny.base_path())
-    bard, folded = load_adapter("bard", config), load_adapter(back, config)
+    bard, prescaled = load_adapter("bard", config), load_adapter(back, config)
     for module, w in bard.lora.items():
-        assert folded.lora[module].A.tobytes() == w.A.tobytes()
-        assert np.array_equal(folded.lora[module].B.astype(np.float32), 2 * w.B.astype(np.float32))
+        assert prescaled.lora[module].A.tobytes() == w.A.tobytes()
+        assert np.array_equal(prescaled.lora[module].B.astype(np.float32), 2 * w.B.astype(np.float32))
     copy = tmp_path / "copy"
     assert cli.main(["convert", str(there), str(copy), "--to", "trtllm"]) == 0
     assert same_files(there, copy)

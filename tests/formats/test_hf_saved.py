@@ -58,7 +58,7 @@ def test_the_embedded_model_with_its_tokenizer(tmp_path: Path) -> None:
 
 
 def test_a_merged_head_is_no_longer_tied(tmp_path: Path) -> None:
-    """An adapter on the embedding alone, folded in: saved as tied, the head would change with it."""
+    """An adapter on the embedding alone, merged: saved as tied, the head would change with it."""
     model = random_model(dataclasses.replace(BASE, tie_word_embeddings=True), dtype="float32")
     merged = refimpl.merged(model, random_adapter(BASE, 3, modules=("embed_tokens", "q_proj")))
     save_model(merged, tmp_path / "merged")

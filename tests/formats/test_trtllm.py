@@ -29,7 +29,7 @@ from refimpl.tensorrt_llm.prescale import prescale
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 
-FOLDED = "is multiplied into B and cannot be read back"
+PRESCALED = "is multiplied into B and cannot be read back"
 
 
 @st.composite
@@ -65,7 +65,7 @@ def checked(pair: Pair, config: ModelConfig) -> Pair:
 
 
 @given(st.data(), st.sampled_from(["float32", "float16"]), st.sampled_from(["convert", "manager", "peft"]))
-def test_the_rows_hold_a_and_the_folded_b(data: st.DataObject, dtype: str, order: str) -> None:
+def test_the_rows_hold_a_and_the_prescaled_b(data: st.DataObject, dtype: str, order: str) -> None:
     config = data.draw(configs())
     adapter = data.draw(inner_adapters(config))
     pair, notes = to_pair(adapter, dtype, order)
@@ -79,7 +79,7 @@ def test_the_rows_hold_a_and_the_folded_b(data: st.DataObject, dtype: str, order
     # q, k and v that LoraManager fills up are zeros of [r, hidden_size], even where q is wider than that.
     assert not any(pair.weights[row.number].any() for row in rows.values())
     assert not rows or order == "manager"
-    assert any(FOLDED in note for note in notes)
+    assert any(PRESCALED in note for note in notes)
     mixed = order == "convert" and any(len(w.A) != c.r for w in adapter.lora.values())
     assert any("ignored" in note for note in notes) == mixed
 

@@ -9,7 +9,7 @@ xp = gpu_or_skip()
 from refimpl import Request, load_adapter, load_model, logits, tiny  # noqa: E402
 from refimpl.backends import BACKENDS  # noqa: E402
 from refimpl.bench.case import make_case  # noqa: E402
-from refimpl.bench.decode import Shape, decoding, random_model, with_half_products  # noqa: E402
+from refimpl.bench.decode import Shape, decoding, model_of, with_half_products  # noqa: E402
 from refimpl.bench.verify import verify  # noqa: E402
 from refimpl.bench.workloads import MIXES, Point, grid, small_grid  # noqa: E402
 from refimpl.ops import NUMPY, REFERENCE  # noqa: E402
@@ -49,7 +49,7 @@ def test_the_embedded_model_equals_the_definition() -> None:
 
 def test_a_decode_step_in_halves_equals_the_numpy_table() -> None:
     shape = Shape(hidden=64, heads=2, kv_heads=1, layers=2) if REHEARSAL else Shape.llama_8b(1)
-    model = random_model(shape, "float16", DEVICE)
+    model = model_of(shape, "float16", DEVICE)
     tables = (NUMPY, BACKENDS["cuda"], with_half_products(BACKENDS["cuda"]))
     truth, *others = (decoding(model, 4, 16, 40, ops).batched() for ops in tables)
     for other in others:

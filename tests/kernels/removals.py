@@ -10,11 +10,14 @@ benchmarks/results/removals.json and .md.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -253,43 +256,52 @@ def call(function: Any, parameters: Sequence[object], examples: int) -> None:
 
 
 class Workshop:
-    """A folder with a copy of the kernels as they are now, in which one file at a time is another."""
+    """Builds the kernels as they are now with one file that is another, and runs their tests."""
 
     def __init__(self) -> None:
-        self.folder = runner_cpu.cache_folder() / "removals"
-        self.folder.mkdir(exist_ok=True)
         self.sources = {file.name: file.read_text() for file in sorted(runner.kernels_folder().glob("*.cu*"))}
-        for name, source in self.sources.items():
-            (self.folder / name).write_text(source)
 
-    def caught(self, file: str, source: str, names: str = "", stages: Sequence[int] = EXAMPLES) -> str:
+    def folder(self, file: str, source: str) -> Path:
+        """A copy of all kernels in which this file is that source.
+
+        Its name is the digest of what is in it, and nobody writes into it again: processes that try mutants at the same
+        time (pytest-xdist) do not change each other's files, and what was built from a copy is found again."""
+        sources = self.sources | {file: source}
+        digest = hashlib.sha256("\0".join(part for item in sources.items() for part in item).encode()).hexdigest()
+        folder = runner_cpu.cache_folder() / "removals" / digest[:24]
+        folder.parent.mkdir(exist_ok=True)
+        if not folder.exists():
+            partial = Path(tempfile.mkdtemp(dir=folder.parent))
+            for name, text in sources.items():
+                (partial / name).write_text(text)
+            try:
+                partial.rename(folder)
+            except OSError:  # another process was faster
+                shutil.rmtree(partial)
+        return folder
+
+    def caught(self, file: str, source: str, names: str = "", examples: Sequence[int] = EXAMPLES) -> str:
         """Who notices that a file is this: 'checker: ...', 'test: ...', 'crash: ...' or ''."""
-        (self.folder / file).write_text(source)
-        try:
-            users = INCLUDED_BY.get(file, (file,))
-            # First the tests whose parameters name the kernel, and those of the first type.
-            wanted = [p for user in users for p in properties(user)]
-            wanted.sort(key=lambda p: names not in p.name)
-            for examples in stages:
-                for user, dtype in dict.fromkeys((p.file, p.dtype) for p in wanted):
-                    self.build(user, dtype)
-                    verdict = self.run([p for p in wanted if (p.file, p.dtype) == (user, dtype)], examples)
-                    if verdict:
-                        return verdict
-            return ""
-        finally:
-            (self.folder / file).write_text(self.sources[file])
+        folder, users = self.folder(file, source), INCLUDED_BY.get(file, (file,))
+        # First the tests whose parameters name the kernel, and those of the first type.
+        tests = sorted((p for user in users for p in properties(user)), key=lambda p: names not in p.name)
+        for count in examples:
+            for user, dtype in dict.fromkeys((p.file, p.dtype) for p in tests):
+                self.build(folder / user, dtype)
+                verdict = self.run(folder, [p for p in tests if (p.file, p.dtype) == (user, dtype)], count)
+                if verdict:
+                    return verdict
+        return ""
 
-    def build(self, file: str, dtype: str) -> None:
+    def build(self, path: Path, dtype: str) -> None:
         """Here, so that the child's time is its own."""
-        path = self.folder / file
         module = runner.Module(path, dtype)
         runner_cpu.build(path, list(module.kernels), module.defines, True, [])
 
-    def run(self, wanted: Sequence[Property], examples: int) -> str:
+    def run(self, folder: Path, tests: Sequence[Property], examples: int) -> str:
         """In a process of its own, which a mutant may take with it."""
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        child = multiprocessing.get_context("fork").Process(target=self.child, args=(wanted, examples, sender))
+        child = multiprocessing.get_context("fork").Process(target=self.child, args=(folder, tests, examples, sender))
         child.start()
         sender.close()
         try:
@@ -304,7 +316,7 @@ class Workshop:
             return f"crash: {signal.Signals(number).name if number > 0 else f'exit {child.exitcode}'}"
         return verdict
 
-    def child(self, wanted: Sequence[Property], examples: int, sender: Connection) -> None:
+    def child(self, folder: Path, tests: Sequence[Property], examples: int, sender: Connection) -> None:
         """Everything is loaded from the folder, with the checker."""
         import resource  # there is none on Windows, where this file can be imported all the same
 
@@ -312,8 +324,8 @@ class Workshop:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.environ["LORACLE_KERNELS"] = "cpu"
         load = runner.load
-        runner.load = lambda file, dtype, check=False: load(self.folder / file, dtype, check=True)
-        for p in wanted:
+        runner.load = lambda file, dtype, check=False: load(folder / file, dtype, check=True)
+        for p in tests:
             try:
                 p.run(examples)
             except KernelError as error:

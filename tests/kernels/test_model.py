@@ -77,10 +77,10 @@ def same_adapters(requests: list[Request], dtype: str) -> list[Request]:
     ]
 
 
-@given(scene=build.scenes(), order=orders)
+@given(case=build.cases(), order=orders)
 @settings(max_examples=20)
-def test_float32_is_as_near_to_the_truth_as_the_definition(scene: tuple, order: str | int) -> None:
-    model, _, requests = scene
+def test_float32_is_as_near_to_the_truth_as_the_definition(case: tuple, order: str | int) -> None:
+    model, _, requests = case
     model, requests = as_dtype(model, "float32"), same_adapters(requests, "float32")
     truth = np.concatenate(logits(as_dtype(model, "float64"), requests, REFERENCE, Precision("model", "float64")))
     p = Precision("model", "float32")
@@ -109,12 +109,12 @@ def test_the_embedded_model(order: str | int) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("preset", ["model", "flash", "transformers"])
-@given(scene=build.scenes(), order=orders)
+@given(case=build.cases(), order=orders)
 @settings(max_examples=12)
-def test_half_types_round_where_the_definition_rounds(preset: str, dtype: str, scene: tuple, order: str | int) -> None:
+def test_half_types_round_where_the_definition_rounds(preset: str, dtype: str, case: tuple, order: str | int) -> None:
     """The same rounding points, so that the only difference is a number that lay on the edge between two neighbours:
     most logits have the same bits, and none is further off than the type's own noise."""
-    model, _, requests = scene
+    model, _, requests = case
     model, requests = as_dtype(model, dtype), same_adapters(requests, dtype)
     p = Precision(preset, dtype)
     right = np.concatenate(logits(model, requests, REFERENCE, p))
@@ -129,11 +129,11 @@ def test_half_types_round_where_the_definition_rounds(preset: str, dtype: str, s
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("ops", [NUMPY, REFERENCE, CUDA], ids=["numpy", "reference", "cuda"])
-@given(scene=build.scenes())
+@given(case=build.cases())
 @settings(max_examples=8)
-def test_flash_is_one_of_the_honest_ways_to_round(ops: Ops, dtype: str, scene: tuple) -> None:
+def test_flash_is_one_of_the_honest_ways_to_round(ops: Ops, dtype: str, case: tuple) -> None:
     """Fewer roundings than Precision("model"): no further from the truth than the honest runs of the oracle are."""
-    model, _, requests = scene
+    model, _, requests = case
     model, requests = as_dtype(model, dtype), same_adapters(requests, dtype)
     wide = same_adapters(requests, "float64")
     truth = np.concatenate(logits(as_dtype(model, "float64"), wide, NUMPY, Precision("model", "float64")))
@@ -201,7 +201,7 @@ def test_adapters_of_different_vocabularies(order: str | int) -> None:
 @settings(max_examples=10)
 def test_serving_step_by_step_equals_one_prefill(data: st.DataObject) -> None:
     """Chunked prefill, decode, preemption and a sliding window through the kernels: the tokens that NUMPY gives."""
-    model, _, requests = data.draw(build.scenes())
+    model, _, requests = data.draw(build.cases())
     model, requests = as_dtype(model, "float32"), same_adapters(requests, "float32")
     with scheduled("forward"):
         engine = Engine(model, CUDA, num_blocks=40, block_size=3, max_batch_tokens=7, max_running=4)

@@ -79,6 +79,19 @@ def test_the_rules(tmp_path: Path) -> None:
         assert len(lines) == 1 and lines[0][0] in SNIPPET.split("\n")[m.line - 1]
 
 
+def test_mutants_that_are_tried_at_the_same_time_do_not_share_a_file() -> None:
+    """As by two processes of pytest-xdist."""
+    one, two = Workshop(), Workshop()
+    source = one.sources["layers.cu"]
+    folders = [one.folder("layers.cu", source + "// a"), two.folder("layers.cu", source + "// b")]
+    assert [(folder / "layers.cu").read_text() for folder in folders] == [source + "// a", source + "// b"]
+    again = two.folder("layers.cu", source + "// a")
+    assert again == folders[0]  # and what was built from it is not built again
+    for name, text in one.sources.items():
+        assert (kernels_folder() / name).read_text() == text
+        assert name == "layers.cu" or (again / name).read_text() == text
+
+
 def test_the_table_is_of_these_kernels() -> None:
     """Whoever adds a barrier or a test of a bound has it removed, too."""
     now, known = {m.key for m in all_mutants()}, set(read_table())
@@ -118,7 +131,7 @@ def test_a_few_of_them(file: str, what: str) -> None:
 
 
 def test_what_is_right_is_not_caught() -> None:
-    assert Workshop().caught("layers.cu", (kernels_folder() / "layers.cu").read_text(), stages=[2]) == ""
+    assert Workshop().caught("layers.cu", (kernels_folder() / "layers.cu").read_text(), examples=[2]) == ""
 
 
 # What the tests of the kernels leave out, and a removal has shown.

@@ -17,12 +17,12 @@ CUDA_ON = OpsUnderTest(lambda: CUDA, LoadedModels())
 
 @pytest.mark.parametrize("name", [*STEPS, *MODELS])
 def test_float32(name: str) -> None:
-    judged = judge(VECTORS[name], CUDA_ON, "float32")
-    assert judged.verdict == "pass", judged.why
+    outcome = judge(VECTORS[name], CUDA_ON, "float32")
+    assert outcome.verdict == "pass", outcome.why
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["lora/mixed_ranks", "lora/summed", "attention/window", "attention/large_scores"])
 def test_half_types(name: str, dtype: str) -> None:
-    judged = judge(VECTORS[name], CUDA_ON, dtype)
-    assert judged.verdict == "pass", judged.why
+    outcome = judge(VECTORS[name], CUDA_ON, dtype)
+    assert outcome.verdict == "pass", outcome.why

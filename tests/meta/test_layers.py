@@ -8,6 +8,7 @@ from support.imports import ENTRY, GRAPH, MODULES, PACKAGE, imported
 # nothing else beside it.
 ROWS = (
     ("core",),
+    ("synthetic",),
     ("loading", "cuda"),
     ("backends",),
     ("tensorrt_llm",),

@@ -33,16 +33,16 @@ from properties.test_half_types import (
 from properties.test_lora_delta import (
     calls,
     check_adds_the_formula,
+    check_modules_are_kept_apart,
     check_rank_padding_is_invisible,
     check_rows_without_adapter_keep_their_bits,
-    check_sites_are_kept_apart,
     check_weights_are_linear,
 )
 from properties.test_machine import check_an_engine_in_use
 from properties.test_paging import (
     check_block_size_does_not_matter,
     check_chunks_do_not_matter,
-    check_places_do_not_matter,
+    check_physical_blocks_do_not_matter,
 )
 from properties.test_reuse import (
     check_few_adapter_slots_are_enough,
@@ -55,15 +55,15 @@ from properties.test_whole_layers import (
     check_replaced_layers_are_swapped_in,
     check_replaced_layers_do_not_leak,
     check_replaced_layers_while_serving,
-    replacing_scenes,
+    replacing_cases,
 )
-from support.build import configs, scenes
+from support.build import cases, configs
 
 from refimpl import Ops
 
-SCENE = {"scene": scenes()}
-REUSE = {"scene": reuses()}
-WHOLE = {"scene": replacing_scenes()}
+CASE = {"case": cases()}
+REUSE = {"case": reuses()}
+WHOLE = {"case": replacing_cases()}
 CALL = {"call": calls()}
 SEED = {"seed": st.integers(0, 99)}
 DTYPE = {"dtype": st.sampled_from(["bfloat16", "float16"])}
@@ -79,7 +79,7 @@ Row = tuple[Callable, Mapping[str, st.SearchStrategy], tuple[str, ...]]
 TABLE: list[Row] = [
     (
         check_unmerged_equals_merged,
-        SCENE,
+        CASE,
         (
             "rslora_ignored",
             "alpha_for_alpha_over_r",
@@ -91,29 +91,29 @@ TABLE: list[Row] = [
     ),
     (
         check_the_base_is_the_dense_model,
-        SCENE,
+        CASE,
         ("window_off_by[1]", "query_heads_interleaved", "k_and_v_swapped"),
     ),
-    (check_adapters_differ, SCENE, ("adapters_ignored",)),
-    (check_zero_b_is_the_base, SCENE, ("sums_in_float32",)),
+    (check_adapters_differ, CASE, ("adapters_ignored",)),
+    (check_zero_b_is_the_base, CASE, ("sums_in_float32",)),
     (
         check_batch_equals_alone,
-        SCENE,
+        CASE,
         ("ids_not_repeated_per_token", "sorted_and_never_put_back", "scale_of_the_last_adapter"),
     ),
-    (check_order_does_not_matter, SCENE | SEED, ("scale_of_the_last_adapter", "last_slot_skipped")),
-    (check_base_rows_do_not_feel_adapters, SCENE, ("no_adapter_is_the_last_one", "sums_in_float32")),
+    (check_order_does_not_matter, CASE | SEED, ("scale_of_the_last_adapter", "last_slot_skipped")),
+    (check_base_rows_do_not_feel_adapters, CASE, ("no_adapter_is_the_last_one", "sums_in_float32")),
     (
         check_chunks_do_not_matter,
-        SCENE | {"chunk": st.sampled_from([1, 2, 3, 5])},
+        CASE | {"chunk": st.sampled_from([1, 2, 3, 5])},
         ("decode_at_zero", "chunk_restarts"),
     ),
     (
         check_block_size_does_not_matter,
-        SCENE | {"block_size": st.sampled_from([1, 2, 3, 5, 8])},
+        CASE | {"block_size": st.sampled_from([1, 2, 3, 5, 8])},
         ("slots_off_by_one_block", "blocks_of_sixteen"),
     ),
-    (check_places_do_not_matter, SCENE | SEED, ("block_table_ignored",)),
+    (check_physical_blocks_do_not_matter, CASE | SEED, ("block_table_ignored",)),
     (
         check_prefix_hit_equals_miss,
         REUSE,
@@ -142,7 +142,7 @@ TABLE: list[Row] = [
         CALL | {"a": st.sampled_from([0.5, -3.0]), "b": st.sampled_from([0.25, -1.0])},
         ("weights_ignored",),
     ),
-    (check_sites_are_kept_apart, CALL, ("up_takes_the_delta_of_gate",)),
+    (check_modules_are_kept_apart, CALL, ("up_takes_the_delta_of_gate",)),
     (check_replaced_layers_are_swapped_in, WHOLE, ("saved_lm_head_and_biases_dropped",)),
     (check_replaced_layers_do_not_leak, WHOLE, ("none_is_slot_zero",)),
     (check_replaced_layers_while_serving, WHOLE, ("chunk_restarts", "slots_off_by_one_block")),
@@ -152,7 +152,7 @@ TABLE: list[Row] = [
         SEED | DTYPE | {"window": st.sampled_from([None, 1, 4])},
         ("probabilities_not_rounded", "window_off_by[1]"),
     ),
-    (check_the_whole_model_rounds_the_same, SCENE | DTYPE, ("rank_not_rounded", "always_bfloat16")),
+    (check_the_whole_model_rounds_the_same, CASE | DTYPE, ("rank_not_rounded", "always_bfloat16")),
     (check_every_point_is_applied, {"point": st.just("kv")}, ("kv_not_rounded",)),
     (check_what_is_traced_is_representable, DTYPE, ("attention_not_rounded",)),
     (check_stored_halves_are_those_numbers, {"config": configs()} | SEED, ("bfloat16_read_as_float16",)),

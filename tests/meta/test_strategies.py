@@ -10,8 +10,8 @@ from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from properties.test_lora_delta import Call, calls
 from properties.test_reuse import BLOCK_SIZE, reuses
-from properties.test_whole_layers import replacing_scenes
-from support.build import EVERYWHERE, RANKS, Scene, scenes
+from properties.test_whole_layers import replacing_cases
+from support.build import EVERYWHERE, RANKS, Case, cases
 from support.dense import scale_of
 
 from refimpl.adapter import Adapter
@@ -26,7 +26,7 @@ def drawn(strategy: str) -> list:
     found: list = []
 
     @settings(max_examples=DRAWS, phases=[Phase.generate])
-    @given({"scenes": scenes(), "reuses": reuses(), "replacing": replacing_scenes(), "calls": calls()}[strategy])
+    @given({"cases": cases(), "reuses": reuses(), "replacing": replacing_cases(), "calls": calls()}[strategy])
     def keep(example: object) -> None:
         found.append(example)
 
@@ -34,12 +34,12 @@ def drawn(strategy: str) -> list:
     return found
 
 
-def share(strategy: str, holds: Callable[[Scene], bool]) -> float:
+def share(strategy: str, holds: Callable[[Case], bool]) -> float:
     examples = drawn(strategy)
     return sum(map(holds, examples)) / len(examples)
 
 
-every_strategy = pytest.mark.parametrize("strategy", ["scenes", "reuses", "replacing"])
+every_strategy = pytest.mark.parametrize("strategy", ["cases", "reuses", "replacing"])
 
 
 @every_strategy
@@ -86,10 +86,10 @@ def test_adapters_are_pairwise_different(strategy: str) -> None:
 
 
 def adapters_of(strategy: str) -> list[Adapter]:
-    return [a for scene in drawn(strategy) for a in scene.pool]
+    return [a for case in drawn(strategy) for a in case.pool]
 
 
-@pytest.mark.parametrize("strategy", ["scenes", "reuses"])
+@pytest.mark.parametrize("strategy", ["cases", "reuses"])
 def test_ranks_and_kinds_are_mixed(strategy: str) -> None:
     pool = adapters_of(strategy)
     ranks = [len(w.A) for a in pool for w in a.lora.values()]
@@ -102,30 +102,30 @@ def test_ranks_and_kinds_are_mixed(strategy: str) -> None:
 
 
 def test_scales_differ_within_a_batch() -> None:
-    def differ(scene: Scene) -> bool:
-        return len({scale_of(a, s) for a in scene.pool for s in a.lora}) > 1
+    def differ(case: Case) -> bool:
+        return len({scale_of(a, s) for a in case.pool for s in a.lora}) > 1
 
-    assert share("scenes", differ) > 0.5
+    assert share("cases", differ) > 0.5
 
 
 @every_strategy
 def test_windows_bind_in_some_batches(strategy: str) -> None:
-    def binds(scene: Scene) -> bool:
-        window = scene.model.config.sliding_window
-        return window is not None and max(len(r.prompt_ids) for r in scene.requests) > window
+    def binds(case: Case) -> bool:
+        window = case.model.config.sliding_window
+        return window is not None and max(len(r.prompt_ids) for r in case.requests) > window
 
     assert share(strategy, binds) > 0.2
 
 
 def test_batches_are_ragged_and_some_requests_sum_adapters() -> None:
-    assert share("scenes", lambda s: len({len(r.prompt_ids) for r in s.requests}) > 1) > 0.6
-    assert share("scenes", lambda s: any(len(r.adapters) > 1 for r in s.requests)) > 0.15
+    assert share("cases", lambda s: len({len(r.prompt_ids) for r in s.requests}) > 1) > 0.6
+    assert share("cases", lambda s: any(len(r.adapters) > 1 for r in s.requests)) > 0.15
 
 
 def test_prefixes_are_shared_across_adapters_and_weights() -> None:
-    def shared(scene: Scene) -> bool:
+    def shared(case: Case) -> bool:
         first = {}
-        for r in scene.requests:
+        for r in case.requests:
             if len(r.prompt_ids) > BLOCK_SIZE:
                 first.setdefault(tuple(r.prompt_ids[:BLOCK_SIZE]), set()).add(r.adapters)
         return any(len(who) > 1 for who in first.values())
@@ -174,4 +174,4 @@ def test_the_strategies_are_the_same_every_time() -> None:
         keep()
         return found
 
-    assert first(scenes()) == first(scenes())
+    assert first(cases()) == first(cases())

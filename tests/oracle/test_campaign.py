@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_stage import small_stage
+from support.testbed import small_testbed
 
 from refimpl import NUMPY, REFERENCE, Ops, Precision
 from refimpl.engines.interface import EngineError, EngineRequest, EngineResponse
@@ -30,7 +30,7 @@ def campaign(
     **plan,
 ) -> Result:
     options = {"cases": 5, "sequences": 0, "below": False} | plan
-    return Campaign(lambda: Ours(make, precision), small_stage(dtype), CampaignSettings(**options), tmp_path).run()
+    return Campaign(lambda: Ours(make, precision), small_testbed(dtype), CampaignSettings(**options), tmp_path).run()
 
 
 def named(result: Result) -> list[str]:
@@ -119,7 +119,7 @@ def test_a_lower_precision_is_a_finding_and_no_bug(tmp_path: Path) -> None:
 def test_the_precision_is_inferred(tmp_path: Path, dtype: str) -> None:
     result = Campaign(
         lambda: Ours(lambda: NUMPY, Precision("model", dtype)),
-        small_stage("float32"),
+        small_testbed("float32"),
         CampaignSettings(cases=3, sequences=0, precision="auto", below=False),
         tmp_path,
     ).run()
@@ -139,7 +139,7 @@ def test_a_campaign_is_resumed_without_asking_again(tmp_path: Path) -> None:
             raise AssertionError("it was asked again")
 
     first = campaign(tmp_path, cases=3, sequences=2)
-    again = Campaign(Mute, small_stage(), CampaignSettings(3, 2, below=False), tmp_path).run()
+    again = Campaign(Mute, small_testbed(), CampaignSettings(3, 2, below=False), tmp_path).run()
     assert [p.verdict for p in again.played] == [p.verdict for p in first.played]
     ratios = [[ratio.ratio.tolist() for ratio in p.ratios] for p in first.played]
     assert ratios == [[ratio.ratio.tolist() for ratio in p.ratios] for p in again.played]
@@ -151,7 +151,7 @@ def test_an_engine_that_breaks_off_is_no_verdict(tmp_path: Path) -> None:
             raise EngineError("the server is gone")
 
     with pytest.raises(EngineError, match="gone"):
-        Campaign(Gone, small_stage(), CampaignSettings(2, 0), tmp_path).run()
+        Campaign(Gone, small_testbed(), CampaignSettings(2, 0), tmp_path).run()
 
 
 def test_an_engine_that_answers_errors_fails(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_an_engine_that_answers_errors_fails(tmp_path: Path) -> None:
         def run(self, requests, forced=None):
             return [EngineResponse(error="500 Internal Server Error") for _ in requests]
 
-    result = Campaign(Refusing, small_stage(), CampaignSettings(2, 0), tmp_path).run()
+    result = Campaign(Refusing, small_testbed(), CampaignSettings(2, 0), tmp_path).run()
     assert result.verdict == "fail"
     assert result.explanation.symptoms[0].what == "no answer: 500 Internal Server Error"
     assert result.diagnostics == ["no answer could be read; the engine said: 500 Internal Server Error"]
@@ -180,7 +180,7 @@ def test_an_engine_most_of_whose_answers_are_errors_is_explained(tmp_path: Path)
             return [EngineResponse(error="503 Service Unavailable") for _ in requests]
 
     make = all_mutants()["adapters_ignored"].make
-    result = Campaign(lambda: Failing(make), small_stage(), CampaignSettings(10, 0, below=False), tmp_path).run()
+    result = Campaign(lambda: Failing(make), small_testbed(), CampaignSettings(10, 0, below=False), tmp_path).run()
     assert result.verdict == "fail"
     (line,) = [line for line in result.diagnostics if "could be read" in line]
     assert "adapters_ignored" in named(result)
@@ -189,7 +189,7 @@ def test_an_engine_most_of_whose_answers_are_errors_is_explained(tmp_path: Path)
 
 def test_adapters_that_do_nothing_show_nothing(tmp_path: Path) -> None:
     """A case in which no adapter matters is no pass, however well the numbers agree."""
-    testbed = small_stage()
+    testbed = small_testbed()
     first = next(iter(testbed.adapters))
     zero = dataclasses.replace(
         testbed.adapters[first],

@@ -7,7 +7,7 @@ import pytest
 import refimpl.oracle.campaign as campaign_module
 import refimpl.oracle.check as check_module
 from refimpl.engines import registry
-from refimpl.oracle.cases.synthetic import TURNS
+from refimpl.oracle.cases.variety import TURNS
 from refimpl.oracle.check import check, shares
 from refimpl.oracle.reports.result import CampaignSettings, Explanation, Result
 

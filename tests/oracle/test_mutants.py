@@ -15,8 +15,8 @@ import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from properties.test_reuse import reuses
-from properties.test_whole_layers import replacing_scenes
-from support.build import Scene, as_dtype, random_model, scenes
+from properties.test_whole_layers import replacing_cases
+from support.build import Case, as_dtype, cases, random_model
 
 import refimpl.oracle.bugs
 from refimpl import NUMPY, Engine, Ops, Precision, Request, logits
@@ -73,18 +73,18 @@ def in_type(dtype: str, ops: Ops) -> list[np.ndarray]:
 # No batch is too odd for a mutant: where it is wrong, it is wrong with numbers.
 
 
-def under_every_mutant(scene: Scene, run: Callable[[Scene, Ops], None]) -> None:
-    for mutant in mutants_for([adapter.name for adapter in scene.pool]).values():
+def under_every_mutant(case: Case, run: Callable[[Case, Ops], None]) -> None:
+    for mutant in mutants_for([adapter.name for adapter in case.pool]).values():
         try:
             with np.errstate(all="ignore"):
-                run(scene, mutant.make())
+                run(case, mutant.make())
         except Exception as error:
             raise AssertionError(f"{mutant.name}: {error}") from error
 
 
-def whole_prompts(scene: Scene, ops: Ops) -> None:
-    rows = logits(scene.model, scene.requests, ops)
-    assert [len(x) for x in rows] == [len(r.prompt_ids) for r in scene.requests]
+def whole_prompts(case: Case, ops: Ops) -> None:
+    rows = logits(case.model, case.requests, ops)
+    assert [len(x) for x in rows] == [len(r.prompt_ids) for r in case.requests]
 
 
 class Unchecked(Engine):
@@ -94,10 +94,10 @@ class Unchecked(Engine):
         pass
 
 
-def serve(scene: Scene, ops: Ops) -> None:
+def serve(case: Case, ops: Ops) -> None:
     """Twice through one engine with small blocks, small batches, and slots for two adapters."""
-    engine = Unchecked(scene.model, ops, num_blocks=40, block_size=3, max_batch_tokens=11, max_adapters=2)
-    ids = [engine.add(replace(r, stop_ids=()), 3) for r in [*scene.requests, *scene.requests]]
+    engine = Unchecked(case.model, ops, num_blocks=40, block_size=3, max_batch_tokens=11, max_adapters=2)
+    ids = [engine.add(replace(r, stop_ids=()), 3) for r in [*case.requests, *case.requests]]
     produced = dict.fromkeys(ids, 0)
     for _ in range(500):
         for token in engine.step():
@@ -106,15 +106,15 @@ def serve(scene: Scene, ops: Ops) -> None:
 
 
 @settings(max_examples=12)
-@given(scene=st.one_of(scenes(), replacing_scenes()))
-def test_answers_any_batch(scene: Scene) -> None:
-    under_every_mutant(scene, whole_prompts)
+@given(case=st.one_of(cases(), replacing_cases()))
+def test_answers_any_batch(case: Case) -> None:
+    under_every_mutant(case, whole_prompts)
 
 
 @settings(max_examples=3)
-@given(scene=st.one_of(reuses(), replacing_scenes()))
-def test_serves_any_requests(scene: Scene) -> None:
-    under_every_mutant(scene, serve)
+@given(case=st.one_of(reuses(), replacing_cases()))
+def test_serves_any_requests(case: Case) -> None:
+    under_every_mutant(case, serve)
 
 
 # The parameters, the links and the text.

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-from small_stage import small_stage
+from support.testbed import small_testbed
 
 from refimpl.engines.interface import EngineRequest, EngineResponse
 from refimpl.engines.ours import Ours
@@ -38,7 +38,7 @@ def requests_of(testbed: Testbed, length: int = 6) -> list[EngineRequest]:
 
 
 def test_of_several_cases_the_one_that_shows_the_most_is_drawn_and_the_bug_beside_it() -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     wrong, thresholds = played(testbed, requests_of(testbed))
     right, _ = played(testbed, requests_of(testbed), bug=False)
     right = replace(right, case=replace(right.case, name="another"))
@@ -59,7 +59,7 @@ def test_of_several_cases_the_one_that_shows_the_most_is_drawn_and_the_bug_besid
 
 
 def test_a_bug_that_is_confined_to_one_adapter_is_drawn_there_only() -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     sample, thresholds = played(testbed, requests_of(testbed))
     everywhere = picture([sample], testbed, thresholds, BUG)
     assert everywhere is not None
@@ -71,7 +71,7 @@ def test_a_bug_that_is_confined_to_one_adapter_is_drawn_there_only() -> None:
 
 
 def test_without_a_name_for_it_the_engine_is_drawn_alone_and_large_cases_are_thinned() -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     sample, thresholds = played(testbed, requests_of(testbed, 60) * 4)
     image = picture([sample], testbed, thresholds, None)
     assert image is not None and image.mutant == "" and len(image.lines) == REQUESTS
@@ -87,7 +87,7 @@ def test_without_a_name_for_it_the_engine_is_drawn_alone_and_large_cases_are_thi
 
 
 def test_what_an_engine_does_not_show_is_no_number() -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     sample, _ = played(testbed, requests_of(testbed))
     shown = []
     for exchange in sample.exchanges:
@@ -114,7 +114,7 @@ def traced(testbed: Testbed, exchange: Exchange) -> dict[str, np.ndarray]:
 
 
 def test_every_module_has_its_own_ratio_and_the_first_that_is_off_is_found() -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     sample, thresholds = played(testbed, requests_of(testbed), bug=False)
     exchange = sample.exchanges[2]
     honest = traced(testbed, exchange)

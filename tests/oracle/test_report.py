@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from small_stage import small_stage
+from support.testbed import small_testbed
 
 from refimpl import cli
 from refimpl.commands.check import add_arguments, show
@@ -83,7 +83,7 @@ class Loud(Ours):
 
 def campaign(name: str, tmp: Path, below: bool = False, sequences: int = 0) -> dict[str, Any]:
     """The JSON of three batches: a mutant by its name, "loud", or "" for the right thing."""
-    testbed = small_stage()
+    testbed = small_testbed()
     make = mutants_for()[name].make if name not in ("", "loud") else None
     kind = Loud if name == "loud" else Ours
     engine = lambda: kind(make) if make else kind()  # noqa: E731
@@ -107,7 +107,7 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def html_of(report: dict[str, Any]) -> str:
-    return page(report, mutants_for(list(small_stage().paths)))
+    return page(report, mutants_for(list(small_testbed().paths)))
 
 
 # It stands alone.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty_engines import Judge, KeyByName, started
-from small_stage import BLOCK, small_stage
+from support.testbed import BLOCK, small_testbed
 
 from refimpl import LoracleError
 from refimpl.engines.interface import Engine, EngineRequest, EngineResponse
@@ -17,8 +17,8 @@ from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.oracle.cases.case import Case, Exchange, Load, Run, Unload, draw_batch, play, prepare, truth
 from refimpl.oracle.cases.case_json import from_json, to_json
 from refimpl.oracle.cases.scenarios import draw_sequence, variants
-from refimpl.oracle.cases.testbed import Testbed, in_float64
-from refimpl.oracle.cases.testbed import settings as stage_settings
+from refimpl.oracle.cases.testbed import Testbed
+from refimpl.oracle.cases.testbed import settings as engine_settings
 from refimpl.oracle.reports import repro_write
 from refimpl.oracle.reports.redact import clean, is_secret, without_secrets
 from refimpl.oracle.reports.repro import ReproError, load_repro, replay
@@ -55,7 +55,7 @@ def save(folder: Path, testbed: Testbed, case: Case, engine: Ours, **more: objec
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The sequence above, as KeyByName answered it."""
-    testbed = small_stage()
+    testbed = small_testbed()
     engine = started(KeyByName, testbed, variants(testbed, CAPABILITIES)[0])
     save(tmp_path / "repro", testbed, SEQUENCE, engine, options={"url": "http://h"}, versions={"ours": "7"}, seed=3)
     return tmp_path / "repro"
@@ -88,7 +88,7 @@ def assert_same(loaded: list[Exchange], expected: list[Exchange]) -> None:
 
 
 def test_what_is_written_comes_back(folder: Path) -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     exchanges = play(started(KeyByName, testbed, variants(testbed, CAPABILITIES)[0]), SEQUENCE, testbed)
     loaded = load_repro(folder)
     assert loaded.case == SEQUENCE
@@ -117,8 +117,8 @@ def test_it_plays_again_elsewhere(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_batch_finds_all_adapters_loaded(tmp_path: Path) -> None:
-    testbed = small_stage("bfloat16")
-    engine = started(Ours, testbed, stage_settings(testbed))
+    testbed = small_testbed("bfloat16")
+    engine = started(Ours, testbed, engine_settings(testbed))
     prepare(engine, testbed)
     case = draw_batch(testbed, CAPABILITIES, np.random.default_rng(2), "batch 2")
     exchanges = save(tmp_path / "repro", testbed, case, engine, options={"url": "http://h"})
@@ -146,18 +146,18 @@ def test_the_embedded_model_is_named_and_a_large_one_is_pointed_at(
 
     model = load_model("tiny")
     case = Case("one", (Run((EngineRequest((5, 6), None),)),))
-    embedded = Testbed(tiny.base_path(), model, in_float64(model), {}, {})
-    save(tmp_path / "tiny", embedded, case, started(Ours, embedded, stage_settings(embedded)))
+    embedded = Testbed.load(tiny.base_path(), model, {})
+    save(tmp_path / "tiny", embedded, case, started(Ours, embedded, engine_settings(embedded)))
     assert json.loads((tmp_path / "tiny/repro.json").read_text())["model"]["name"] == "tiny"
     assert sum(file.stat().st_size for file in (tmp_path / "tiny").rglob("*")) < 200_000
     assert load_repro(tmp_path / "tiny").testbed.folder == tiny.base_path()
 
     monkeypatch.setattr(repro_write, "MAX_MODEL", 1000)
     monkeypatch.setattr(repro_write, "MAX_ADAPTER", 1000)
-    moved = small_stage()
+    moved = small_testbed()
     shutil.copytree(moved.folder, tmp_path / "base")
     moved = replace(moved, folder=tmp_path / "base")
-    save(tmp_path / "large", moved, SEQUENCE, started(Ours, moved, stage_settings(moved)))
+    save(tmp_path / "large", moved, SEQUENCE, started(Ours, moved, engine_settings(moved)))
     assert not (tmp_path / "large/model").exists() and not (tmp_path / "large/adapters").exists()
     assert load_repro(tmp_path / "large").testbed.folder == tmp_path / "base"
     file = tmp_path / "base" / "config.json"
@@ -171,7 +171,7 @@ def test_the_embedded_model_is_named_and_a_large_one_is_pointed_at(
 
 def test_numbers_beyond_the_bound_are_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repro_write, "MAX_NUMBERS", 4000)
-    testbed = small_stage()
+    testbed = small_testbed()
     save(tmp_path / "repro", testbed, SEQUENCE, started(Ours, testbed, variants(testbed, CAPABILITIES)[0]))
     loaded = load_repro(tmp_path / "repro")
     assert set(loaded.expected) == {(0, 0), (1, 1)}  # 9 and 1 rows of 40 numbers; the others had 11 and 3
@@ -181,7 +181,7 @@ def test_numbers_beyond_the_bound_are_left_out_and_named(tmp_path: Path, monkeyp
 
 
 def test_answers_that_are_none_are_kept_as_they_came(tmp_path: Path) -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     requests = tuple(EngineRequest((i,), None) for i in range(6))
     nan = np.full((1, 40), np.nan, np.float32)
     responses = [
@@ -197,7 +197,7 @@ def test_answers_that_are_none_are_kept_as_they_came(tmp_path: Path) -> None:
         for i, (request, response) in enumerate(zip(requests, responses, strict=True))
     ]
     case = Case("odd", (Run(requests),))
-    Repro(testbed, case, exchanges, {}, {}, "odd", stage_settings(testbed), "ours").save(tmp_path / "repro")
+    Repro(testbed, case, exchanges, {}, {}, "odd", engine_settings(testbed), "ours").save(tmp_path / "repro")
     loaded = [exchange.response for exchange in load_repro(tmp_path / "repro").exchanges]
     np.testing.assert_array_equal(loaded[0].logits, nan)
     assert (loaded[1].error, loaded[1].raw) == ("500 Internal", {"detail": "gone", "token": "x"})
@@ -209,7 +209,7 @@ def test_answers_that_are_none_are_kept_as_they_came(tmp_path: Path) -> None:
 
 def test_a_secret_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "sk-1234567890")
-    testbed = small_stage()
+    testbed = small_testbed()
     request = EngineRequest((1,), None)
     response = EngineResponse(
         error="401 for sk-1234567890", raw={"api_key": "hunter2hunter2", "url": "http://me:pw@h/v1?key=abc"}
@@ -221,7 +221,7 @@ def test_a_secret_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         {},
         {},
         "the server at https://user:pass@host:8000/v1?token=zzz said: Authorization: Bearer abcdefgh",
-        stage_settings(testbed),
+        engine_settings(testbed),
         "openai_http",
         {"url": "https://user:pass@host:8000/v1?token=zzz", "api-key": "sk-abc", "api-key-env": "SOME_API_KEY"},
         {"url": "http://me:pw@h/v1"},
@@ -320,7 +320,7 @@ def test_a_damaged_folder_is_one_clear_line(name: str, folder: Path) -> None:
 
 
 def test_a_folder_that_is_there_is_not_written_over(folder: Path) -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     before = (folder / "repro.json").read_bytes()
     with pytest.raises(LoracleError, match="is there already"):
         save(folder, testbed, SEQUENCE, started(Ours, testbed, variants(testbed, CAPABILITIES)[0]))
@@ -329,7 +329,7 @@ def test_a_folder_that_is_there_is_not_written_over(folder: Path) -> None:
 
 
 def test_nothing_half_done_stays(tmp_path: Path) -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     lost = replace(testbed, paths={**testbed.paths, "made-3": tmp_path / "gone"})
     engine = started(Ours, testbed, variants(testbed, CAPABILITIES)[0])
     exchanges = play(engine, SEQUENCE, testbed)
@@ -342,7 +342,7 @@ def test_nothing_half_done_stays(tmp_path: Path) -> None:
 
 
 def test_any_drawn_case_comes_back_from_json() -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     cases = [
         draw_sequence(testbed, CAPABILITIES, 1, i, how) for i in range(14) for how in variants(testbed, CAPABILITIES)
     ]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 from faulty_engines import FAULTY, Judge, started
-from small_stage import BLOCK, small_stage
+from support.testbed import BLOCK, small_testbed
 
 from refimpl.engines.interface import EngineRequest
 from refimpl.engines.ours import CAPABILITIES
@@ -12,7 +12,7 @@ from refimpl.oracle.cases.case import Case, Load, Run, Step, Unload, play
 from refimpl.oracle.cases.scenarios import draw_sequence, variants
 from refimpl.oracle.cases.shrink import Budget, minimise, shrink
 
-judge = Judge(small_stage())
+judge = Judge(small_testbed())
 
 # What is left of each failure: steps, and requests in them. (Measured; nothing shorter fails, as far as was searched.)
 LEFT = {
@@ -38,7 +38,7 @@ LEFT = {
 @pytest.mark.parametrize("name", FAULTY)
 def test_a_faulty_engine_is_caught_and_its_failure_made_short(name: str) -> None:
     make, variant = FAULTY[name]
-    testbed = small_stage()
+    testbed = small_testbed()
     how = variants(testbed, CAPABILITIES)[variant]
     engine = started(make, testbed, how)
     fails = judge.fails(engine)
@@ -191,7 +191,7 @@ def test_an_engine_that_crashes_under_a_candidate_is_the_callers_business() -> N
 
 def test_an_engine_that_answers_is_asked_again_for_every_candidate() -> None:
     """A clean engine never fails: the case stays as it is."""
-    testbed = small_stage()
+    testbed = small_testbed()
     how = variants(testbed, CAPABILITIES)[0]
     engine = started(FAULTY["stale after reload"][0], testbed, how)
     harmless = Case("harmless", (Load("one", "made-0"), run(EngineRequest((1, 2), "one", 2))), stateless=False)

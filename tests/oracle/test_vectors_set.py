@@ -39,17 +39,17 @@ def test_it_is_small_and_has_something_of_everything(vectors: list[Vector]) -> N
 
 @pytest.mark.parametrize("dtype", VECTOR_DTYPES)
 def test_numpy_passes(vectors: list[Vector], loaded: LoadedModels, dtype: str) -> None:
-    judged = list(verify(vectors, OpsUnderTest(lambda: BACKENDS["numpy"], loaded), dtype))
-    assert {j.vector.id: j.why for j in judged if j.verdict != "pass"} == {}
+    verdicts = list(verify(vectors, OpsUnderTest(lambda: BACKENDS["numpy"], loaded), dtype))
+    assert {j.vector.id: j.why for j in verdicts if j.verdict != "pass"} == {}
     # What an engine may refuse, this one computes; these two are no feature, but an input that it does not take.
-    refused = {j.vector.id for j in judged if j.why.startswith("refused") and j.vector.result != "invalid"}
+    refused = {j.vector.id for j in verdicts if j.why.startswith("refused") and j.vector.result != "invalid"}
     assert refused == {"lora/id_below_none", "kv_write/padding"}
 
 
 def test_the_definition_passes(vectors: list[Vector], loaded: LoadedModels) -> None:
     chosen = [v for v in vectors if v.kind in STEPS or v.name in ("mixed", "window_decode", "prefix_chunked", "evict")]
-    judged = list(verify(chosen, OpsUnderTest(lambda: BACKENDS["reference"], loaded)))
-    assert {j.vector.id: j.why for j in judged if j.verdict != "pass"} == {}
+    verdicts = list(verify(chosen, OpsUnderTest(lambda: BACKENDS["reference"], loaded)))
+    assert {j.vector.id: j.why for j in verdicts if j.verdict != "pass"} == {}
 
 
 def test_every_input_is_exact_in_every_type(vectors: list[Vector]) -> None:

@@ -16,6 +16,7 @@ from refimpl.engines.interface import Capabilities
 from refimpl.engines.ours import CAPABILITIES
 from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.noise.readout import log_softmax
+from refimpl.oracle.vectors import contents
 from refimpl.oracle.vectors.read import read_set, read_vector
 from refimpl.oracle.vectors.systems import EngineUnderTest, OpsUnderTest, lacking
 from refimpl.oracle.vectors.vector import EXPECTED, INPUTS, MANIFEST, Vector, VectorError, sha256
@@ -31,8 +32,8 @@ def right(v: Vector) -> dict[str, np.ndarray]:
 
 
 def verdict(v: Vector, found: object) -> tuple[str, str]:
-    judged = judge(v, lambda *call: found, "float32")  # type: ignore[arg-type, return-value]
-    return judged.verdict, judged.why
+    outcome = judge(v, lambda *call: found, "float32")  # type: ignore[arg-type, return-value]
+    return outcome.verdict, outcome.why
 
 
 # ---- verdicts -------------------------------------------------------------------------------------------------------
@@ -94,8 +95,8 @@ def test_a_crash_by_accident_is_no_refusal(slip: Exception) -> None:
 
     for result in ("valid", "invalid", "acceptable"):
         v = next(v for v in VECTORS.values() if v.result == result)
-        judged = judge(v, crashes, "float32")
-        assert judged.verdict == "fail" and "which is no refusal" in judged.why, result
+        outcome = judge(v, crashes, "float32")
+        assert outcome.verdict == "fail" and "which is no refusal" in outcome.why, result
 
 
 def test_an_output_under_another_name_is_told_by_both_names() -> None:
@@ -185,8 +186,8 @@ KILLED = [
 
 @pytest.mark.parametrize(("mutant", "vector"), KILLED)
 def test_mutants_fail(mutant: str, vector: str) -> None:
-    judged = judge(VECTORS[vector], OpsUnderTest(all_mutants()[mutant].make), "float32")
-    assert judged.verdict == "fail" and judged.why
+    outcome = judge(VECTORS[vector], OpsUnderTest(all_mutants()[mutant].make), "float32")
+    assert outcome.verdict == "fail" and outcome.why
 
 
 # ---- damaged sets ---------------------------------------------------------------------------------------------------
@@ -337,6 +338,19 @@ def test_a_manifest_that_leaves_something_out(change: Callable[[Any], object], w
     manifest(lambda m: change(m["about"]))(folder)
     with pytest.raises(VectorError, match=re.escape(word)):
         read_vector(folder)
+
+
+def test_requests_are_named_after_their_place() -> None:
+    """Else the responses of two requests could be held against each other's truth."""
+    v = read_vector(SET / "logits" / "mixed")
+    assert list(contents.problems(v.kind, v.about, v.inputs, v.folder)) == []
+    about = json.loads(json.dumps(v.about))
+    first, second = about["steps"][-1]["requests"][:2]
+    first["id"], second["id"] = second["id"], first["id"]
+    assert [line.partition(": ")[2] for line in contents.problems(v.kind, about, v.inputs, v.folder)] == [
+        "request 0 of run 0 has the id '0.1': it must be RUN.PLACE",
+        "request 1 of run 0 has the id '0.0': it must be RUN.PLACE",
+    ]
 
 
 def test_weights_that_were_changed_are_noticed(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_stage import small_stage
+from support.testbed import small_testbed
 
 from refimpl import NUMPY, Precision
 from refimpl.engines.interface import EngineResponse
@@ -38,7 +38,7 @@ def measured(testbed: Testbed, played: list[tuple[Case, list[Exchange]]]) -> lis
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("preset", ["model", "transformers", "tensorrt_llm"])
 def test_honest_engines_pass_however_they_round(dtype: str, preset: str) -> None:
-    testbed = small_stage(dtype)
+    testbed = small_testbed(dtype)
     found = measured(
         testbed,
         asked(testbed, *((None, 6, backend(dtype)) if preset == "tensorrt_llm" else (Precision(preset, dtype),))),
@@ -50,7 +50,7 @@ def test_honest_engines_pass_however_they_round(dtype: str, preset: str) -> None
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_answer_of_another_adapter_fails(dtype: str) -> None:
-    testbed = small_stage(dtype)
+    testbed = small_testbed(dtype)
     played = asked(testbed)
     wrong = []
     for case, exchanges in played:
@@ -66,7 +66,7 @@ def test_the_answer_of_another_adapter_fails(dtype: str) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_fails(value: float) -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     (case, exchanges), *_ = asked(testbed, count=1)
     logits = exchanges[0].response.logits
     assert logits is not None
@@ -80,7 +80,7 @@ def test_what_is_no_number_fails(value: float) -> None:
 
 def test_a_row_that_is_nan_inside_of_the_judge_fails_too() -> None:
     """No comparison there may be one that a NaN passes."""
-    testbed = small_stage()
+    testbed = small_testbed()
     found = measured(testbed, asked(testbed, count=2))
     known = learn_thresholds(found)
     ratio = found[0].ratio.copy()
@@ -89,7 +89,7 @@ def test_a_row_that_is_nan_inside_of_the_judge_fails_too() -> None:
 
 
 def test_answers_of_the_wrong_shape_fail_with_a_reason() -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     (case, exchanges), *_ = asked(testbed, count=1)
     e = exchanges[0]
     assert e.response.logits is not None
@@ -112,7 +112,7 @@ def test_answers_of_the_wrong_shape_fail_with_a_reason() -> None:
 @pytest.mark.parametrize("kind", ["logprobs", "top", "text"])
 def test_less_than_logits_is_judged_too(kind: str) -> None:
     """The right answer passes in each read-out, and that of another adapter fails."""
-    testbed = small_stage("float32")
+    testbed = small_testbed("float32")
     played = asked(testbed, count=12)
 
     def shown(response: EngineResponse) -> EngineResponse:
@@ -166,7 +166,7 @@ def test_three_doubts_are_no_chance() -> None:
 
 def test_a_broken_base_is_no_excuse() -> None:
     """The engine's own level is read off its base rows, but not if they are further off than any honest run's."""
-    testbed = small_stage()
+    testbed = small_testbed()
     found = measured(testbed, asked(testbed, count=4))
     known = learn_thresholds(found)
     broken = [dataclasses.replace(m, ratio=m.ratio * 1e4) if m.adapter is None else m for m in found]
@@ -178,7 +178,7 @@ def test_a_broken_base_is_no_excuse() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_ensemble_is_made_of_different_honest_runs(dtype: str) -> None:
     """No two members give the same bits, none is the truth, and the wider one has more of them."""
-    testbed = small_stage(dtype)
+    testbed = small_testbed(dtype)
     (case, exchanges), *_ = asked(testbed, count=1)
     _, raws = measure(case, exchanges, testbed, ensemble(dtype))
     known = [raw for raw in raws if raw is not None]
@@ -202,7 +202,7 @@ def test_text_alone_counts_a_token_only_if_its_margin_exceeds_the_noise() -> Non
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rounding_ends_far_above_honest_runs_and_below_nonsense(dtype: str) -> None:
     """The first-order bound is one: no honest run comes near it, and it is no infinity."""
-    testbed = small_stage(dtype)
+    testbed = small_testbed(dtype)
     (case, exchanges), *_ = asked(testbed, count=1)
     found, raws = measure(case, exchanges, testbed, ensemble(dtype))
     known = [raw for raw in raws if raw is not None]

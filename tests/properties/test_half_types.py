@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.build import EVERYWHERE, Scene, configs, random_adapter, random_model, scenes
+from support.build import EVERYWHERE, Case, cases, configs, random_adapter, random_model
 from support.compare import assert_differ, assert_same_bits
 from support.plans import mapping, metadata, writing
 from support.tables import every_table
@@ -111,8 +111,8 @@ def check_attention_is_within_a_unit_of_each_probability(ops: Ops, dtype: str, s
     assert_same_bits(got, rounded(got, dtype))
 
 
-def check_the_whole_model_rounds_the_same(ops: Ops, scene: Scene, dtype: str) -> None:
-    model, _, requests = scene
+def check_the_whole_model_rounds_the_same(ops: Ops, case: Case, dtype: str) -> None:
+    model, _, requests = case
     p, wide = Precision("model", dtype), Precision("model", "float32")
     got, defined, unrounded = (
         np.concatenate(logits(model, requests, t, q)).ravel() for t, q in ((ops, p), (REFERENCE, p), (REFERENCE, wide))
@@ -128,7 +128,7 @@ def rms(x: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(x.astype(np.float64)))))
 
 
-def rich_scene() -> Scene:
+def rich_case() -> Case:
     """A model and a batch in which every rounding point is passed."""
     config = ModelConfig(23, 10, 13, 2, 4, 2, 6, rope=Rope(50.0), attention_bias=True)
     everywhere = random_adapter(config, 1, r=5, alpha=8.0, modules=EVERYWHERE, lora_bias=True)
@@ -139,13 +139,13 @@ def rich_scene() -> Scene:
         Request([6, 6, 1, 9], [(half, 0.75), (everywhere, -0.5)]),
         Request([8, 3, 12]),
     ]
-    return Scene(random_model(config), [everywhere, half], requests)
+    return Case(random_model(config), [everywhere, half], requests)
 
 
 def check_every_point_is_applied(ops: Ops, point: str) -> None:
     """One point rounded in a model that rounds nowhere else changes what comes out; and the float16 it is rounded to
     is not the bfloat16."""
-    model, _, requests = rich_scene()
+    model, _, requests = rich_case()
     plain = Precision("model", "float32")
     rows = [
         np.concatenate(logits(model, requests, ops, q))
@@ -157,7 +157,7 @@ def check_every_point_is_applied(ops: Ops, point: str) -> None:
 
 
 def check_what_is_traced_is_representable(ops: Ops, dtype: str) -> None:
-    model, _, requests = rich_scene()
+    model, _, requests = rich_case()
     with trace("*.output", "*.attention", "*.mlp", "*.base", "logits") as seen:
         logits(model, requests, ops, Precision("model", dtype))
     assert len(seen) == 2 * (3 + 7) + 3
@@ -192,9 +192,9 @@ def test_attention_is_within_a_unit_of_each_probability(ops: Ops, dtype: str, se
 
 @every_half
 @settings(max_examples=40)
-@given(scene=scenes())
-def test_the_whole_model_rounds_the_same(dtype: str, scene: Scene) -> None:
-    check_the_whole_model_rounds_the_same(NUMPY, scene, dtype)
+@given(case=cases())
+def test_the_whole_model_rounds_the_same(dtype: str, case: Case) -> None:
+    check_the_whole_model_rounds_the_same(NUMPY, case, dtype)
 
 
 @every_table

@@ -129,7 +129,7 @@ def check_weights_are_linear(ops: Ops, call: Call, a: float, b: float) -> None:
         assert_differ(deltas[0], deltas[1])
 
 
-def check_sites_are_kept_apart(ops: Ops, call: Call) -> None:
+def check_modules_are_kept_apart(ops: Ops, call: Call) -> None:
     """A module that none of the row's adapters changes is left alone, whatever they do in others."""
     for module in call.model.config.modules():
         d_out, d_in = (
@@ -175,5 +175,5 @@ def test_it_is_linear_in_the_weights(ops: Ops, call: Call, a: float, b: float) -
 @every_table
 @settings(max_examples=25)
 @given(call=calls())
-def test_a_site_that_an_adapter_does_not_name_is_left_alone(ops: Ops, call: Call) -> None:
-    check_sites_are_kept_apart(ops, call)
+def test_a_module_that_an_adapter_does_not_name_is_left_alone(ops: Ops, call: Call) -> None:
+    check_modules_are_kept_apart(ops, call)

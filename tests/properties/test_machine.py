@@ -1,6 +1,6 @@
 """An engine in use: requests come and are cancelled, adapters are loaded again under old names, and room is short.
 
-Hypothesis writes the story, one rule after another, and looks for the shortest one that goes wrong. The watch around
+Hypothesis writes the scenario, one rule after another, and looks for the shortest one that goes wrong. The watch around
 the engine (tests/serving.py) asserts at every step that no slot or block has two owners, that nothing is read that
 belongs to another history, and that users are counted right; at the end every request must have got exactly what it
 gets alone.

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.build import Scene, adapters, configs, random_adapter, random_model
+from support.build import Case, adapters, configs, random_adapter, random_model
 from support.compare import assert_equal_to_rounding
 from support.dense import dense_logits, merged
 from support.serving import assert_as_if_alone, serve
@@ -35,7 +35,7 @@ def replacing_adapters(draw: st.DrawFn, config: ModelConfig, seed: int) -> Adapt
 
 
 @st.composite
-def replacing_scenes(draw: st.DrawFn) -> Scene:
+def replacing_cases(draw: st.DrawFn) -> Case:
     """Two adapters that replace layers among others that do not, and requests for the base."""
     config = draw(configs(max_layers=2))
     own = [draw(replacing_adapters(config, seed)) for seed in (1, 2)]
@@ -47,18 +47,18 @@ def replacing_scenes(draw: st.DrawFn) -> Scene:
         known = adapter.replaced[EMBED].shape[0] if adapter and EMBED in adapter.replaced else config.vocab_size
         prompt = [known - 1, *rng.integers(0, known, draw(st.integers(0, 6))).tolist()]  # the last word too
         requests.append(Request(prompt, adapter, stop_ids=()))
-    return Scene(random_model(config, draw(st.integers(0, 99))), pool, requests)
+    return Case(random_model(config, draw(st.integers(0, 99))), pool, requests)
 
 
-def check_replaced_layers_are_swapped_in(ops: Ops, scene: Scene) -> None:
-    model, _, requests = scene
+def check_replaced_layers_are_swapped_in(ops: Ops, case: Case) -> None:
+    model, _, requests = case
     for got, request in zip(logits(model, requests, ops), requests, strict=True):
         assert_equal_to_rounding(got, dense_logits(merged(model, request), request.prompt_ids))
 
 
-def check_replaced_layers_do_not_leak(ops: Ops, scene: Scene) -> None:
+def check_replaced_layers_do_not_leak(ops: Ops, case: Case) -> None:
     """Those who did not ask for such an adapter get what they get without it, at their own width."""
-    model, _, requests = scene
+    model, _, requests = case
     others = [r for r in requests if r.adapter is None or not (r.adapter.replaced or r.adapter.biases)]
     mixed = logits(model, requests, ops)
     for request, expected in zip(others, logits(model, others, ops), strict=True):
@@ -67,29 +67,29 @@ def check_replaced_layers_do_not_leak(ops: Ops, scene: Scene) -> None:
         assert_equal_to_rounding(got, expected)
 
 
-def check_replaced_layers_while_serving(ops: Ops, scene: Scene) -> None:
+def check_replaced_layers_while_serving(ops: Ops, case: Case) -> None:
     """Chunks, few blocks, and a token of the larger vocabulary is read back in."""
-    model, _, requests = scene
+    model, _, requests = case
     engine, ids = serve(model, requests, ops, num_blocks=6, block_size=2, max_batch_tokens=7)
     assert_as_if_alone(engine, ids, requests)
 
 
 @every_table
 @settings(max_examples=60)
-@given(scene=replacing_scenes())
-def test_own_rows_equal_a_base_with_the_layer_swapped_in(ops: Ops, scene: Scene) -> None:
-    check_replaced_layers_are_swapped_in(ops, scene)
+@given(case=replacing_cases())
+def test_own_rows_equal_a_base_with_the_layer_swapped_in(ops: Ops, case: Case) -> None:
+    check_replaced_layers_are_swapped_in(ops, case)
 
 
 @every_table
 @settings(max_examples=40)
-@given(scene=replacing_scenes())
-def test_rows_of_other_requests_do_not_change(ops: Ops, scene: Scene) -> None:
-    check_replaced_layers_do_not_leak(ops, scene)
+@given(case=replacing_cases())
+def test_rows_of_other_requests_do_not_change(ops: Ops, case: Case) -> None:
+    check_replaced_layers_do_not_leak(ops, case)
 
 
 @every_table
 @settings(max_examples=10)
-@given(scene=replacing_scenes())
-def test_serving_keeps_replaced_layers_apart(ops: Ops, scene: Scene) -> None:
-    check_replaced_layers_while_serving(ops, scene)
+@given(case=replacing_cases())
+def test_serving_keeps_replaced_layers_apart(ops: Ops, case: Case) -> None:
+    check_replaced_layers_while_serving(ops, case)

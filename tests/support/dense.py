@@ -70,7 +70,7 @@ def wave_numbers(rope: Rope, head_dim: int) -> np.ndarray:
 
 
 def merged(model: Model, request: Request) -> Model:
-    """A base model with the request's adapters folded in: W + sum(weight * scale * B A), and what they replace."""
+    """A base model with the request's adapters merged: W + sum(weight * scale * B A), and what they replace."""
     layers = [
         dataclasses.replace(layer, **{m: with_adapters(model, request, (i, m)) for m in LAYER_MODULES})
         for i, layer in enumerate(model.layers)

@@ -103,7 +103,7 @@ def test_a_scale_in_B_is_not_one_in_the_delta(dtype: str) -> None:
     assert not np.isinf(found["plain"]).any()
 
 
-def test_what_the_bank_holds() -> None:
+def test_what_the_adapter_slots_hold() -> None:
     """The scale is 1, B' is of the type, a bias of lora_B is scaled like B, and A is as without the folding."""
     rng = np.random.default_rng(0)
     w = LoraWeights(rng.standard_normal((3, WIDE)), rng.standard_normal((8, 3)), 7 / 3, rng.standard_normal(8))

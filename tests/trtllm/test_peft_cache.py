@@ -168,11 +168,11 @@ steps = st.tuples(st.sampled_from(["put", "get", "bump", "mark_done"]), st.sampl
 
 
 @settings(max_examples=200)
-@given(pages=st.integers(1, 6), story=st.lists(steps, max_size=30))
-def test_one_level_by_itself(pages: int, story: list[tuple[str, int, int]]) -> None:
+@given(pages=st.integers(1, 6), calls=st.lists(steps, max_size=30))
+def test_one_level_by_itself(pages: int, calls: list[tuple[str, int, int]]) -> None:
     """Any use in any order, also such that no request can cause."""
     level, plain = LoraCache(pages), Plain(pages)
-    for now, (step, task, size) in enumerate(story):
+    for now, (step, task, size) in enumerate(calls):
         if step == "put" and (refused := plain.put(task, str(now), size, now)):
             with pytest.raises(LoracleError, match=refused):
                 level.put(task, str(now), size)
@@ -195,14 +195,14 @@ MODULE = (0, "q_proj")
 # (the id that is named, the version of its weights)
 VERSIONS = {(task, v): random_adapter(CONFIG, 10 * task + v, name=str(task)) for task in (0, 1, 2) for v in (0, 1)}
 
-stories = st.lists(st.sampled_from(sorted(VERSIONS)), min_size=1, max_size=20)
+requests_of_tasks = st.lists(st.sampled_from(sorted(VERSIONS)), min_size=1, max_size=20)
 
 
-def served(story: list[tuple[int, int]], capacity: int) -> tuple[list, list]:
+def served(requests: list[tuple[int, int]], capacity: int) -> tuple[list, list]:
     """One request after the other, each with its weights: those that theirs answers with, and those that ours does."""
     theirs, ours = PeftCache(capacity, capacity), AdapterCache(MODEL, Precision(), NUMPY, capacity)
     by_id, by_object = [], []
-    for request, (task, version) in enumerate(story):
+    for request, (task, version) in enumerate(requests):
         theirs.add_request(request, task, (task, version), pages=1)
         by_id.append(theirs.ensure_batch([request])[request])
         theirs.finish(request)
@@ -213,21 +213,21 @@ def served(story: list[tuple[int, int]], capacity: int) -> tuple[list, list]:
     return by_id, by_object
 
 
-@given(story=stories)
-def test_an_id_used_again_is_answered_with_its_first_weights(story: list[tuple[int, int]]) -> None:
+@given(requests=requests_of_tasks)
+def test_an_id_used_again_is_answered_with_its_first_weights(requests: list[tuple[int, int]]) -> None:
     """There is room for all, so that nothing is ever evicted. Ours, which goes by the object, is always right."""
-    by_id, by_object = served(story, capacity=6)
-    assert by_object == story
-    first = {task: version for task, version in reversed(story)}
-    assert by_id == [(task, first[task]) for task, _ in story]
+    by_id, by_object = served(requests, capacity=6)
+    assert by_object == requests
+    first = {task: version for task, version in reversed(requests)}
+    assert by_id == [(task, first[task]) for task, _ in requests]
 
 
-@given(story=stories, capacity=st.integers(1, 3))
-def test_with_one_id_for_each_adapter_both_are_right(story: list[tuple[int, int]], capacity: int) -> None:
+@given(requests=requests_of_tasks, capacity=st.integers(1, 3))
+def test_with_one_id_for_each_adapter_both_are_right(requests: list[tuple[int, int]], capacity: int) -> None:
     """However many are evicted. An id is good for one adapter: what a recorder has to keep to."""
     ids = {named: i for i, named in enumerate(sorted(VERSIONS))}
     cache = PeftCache(capacity, capacity)
-    for request, named in enumerate(story):
+    for request, named in enumerate(requests):
         cache.add_request(request, ids[named], named, pages=1)
         assert cache.ensure_batch([request]) == {request: named}
         cache.finish(request)

@@ -1,4 +1,4 @@
-"""The two orders in which TensorRT-LLM's loaders fold the scale into B, number by number, and where they differ."""
+"""The two orders in which TensorRT-LLM's loaders prescale B, number by number, and where they differ."""
 
 import ml_dtypes
 import numpy as np

@@ -1,4 +1,4 @@
-"""An adapter that was written for TensorRT-LLM and one that is folded as it is loaded are the same numbers."""
+"""An adapter that was written for TensorRT-LLM and one that is prescaled as it is loaded are the same numbers."""
 
 import pytest
 from hypothesis import given
@@ -31,7 +31,7 @@ def slots_of(model: Model, adapter: Adapter, dtype: str, order: str) -> AdapterS
     use_rslora=st.booleans(),
     checkpoint=st.sampled_from(["float32", "float16", "bfloat16"]),
 )
-def test_the_bank_holds_what_the_arrays_hold(
+def test_the_adapter_slots_hold_what_the_arrays_hold(
     dtype: str, order: str, config: ModelConfig, modules: list[str], r: int, use_rslora: bool, checkpoint: str
 ) -> None:
     """Where the loaders' scale is PEFT's, that is without patterns; and q, k and v together, or manager adds rows."""

@@ -1,6 +1,6 @@
 """Whole models in Precision("tensorrt_llm"): as near to the float64 answer as other honest runs in that type.
 
-The noise is that of our own runs with other rounding points. Errors are compared scene by scene, in logarithms, with
+The noise is that of our own runs with other rounding points. Errors are compared case by case, in logarithms, with
 those of the worst of them: in the mean, the emulation may be worse than that one by as much as the honest runs differ
 among themselves, and by three standard errors of that mean.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.build import Scene, as_dtype, scenes
+from support.build import Case, as_dtype, cases
 
 from refimpl import NUMPY, Model, Ops, Precision, Request, logits
 from refimpl.adapter import Adapter
@@ -52,9 +52,9 @@ def test_it_is_within_the_honest_noise_and_a_wrong_scale_is_not(dtype: str) -> N
     runs, errors = [*honest(dtype), *emulation, *wrong], []
 
     @settings(max_examples=25)
-    @given(scene=scenes(), checkpoint=st.sampled_from(["float32", dtype]))
-    def measure(scene: Scene, checkpoint: str) -> None:
-        model, requests = stored(scene.model, dtype), with_adapters(scene.requests, checkpoint)
+    @given(case=cases(), checkpoint=st.sampled_from(["float32", dtype]))
+    def measure(case: Case, checkpoint: str) -> None:
+        model, requests = stored(case.model, dtype), with_adapters(case.requests, checkpoint)
         truth = logits(model, requests)
         errors.append([rms(logits(model, requests, *run), truth) for run in runs])
 

@@ -92,7 +92,7 @@ def test_of_one_request_the_end_is_forgotten_first() -> None:
     assert c.match_prefix([b"1", b"2", b"3"]) == blocks[:2]
 
 
-def test_a_place_without_a_block_is_passed_over() -> None:
+def test_an_entry_without_a_block_is_passed_over() -> None:
     c = cache()
     blocks = c.allocate(2)
     c.free([NO_BLOCK, *blocks])

@@ -22,9 +22,9 @@ ABOUT = "recording.json"
 
 
 def describe(folder: Path, about: dict[str, Any], capabilities: Capabilities) -> None:
-    """Say beside the answers what was asked: model, dtype and seed give the same adapters and questions again.
+    """Write beside the responses what was asked: model, dtype and seed give the same adapters and requests again.
 
-    LoracleError where the folder holds the answers to other questions."""
+    LoracleError where the folder holds the responses to other requests."""
     can = {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(capabilities).items()}
     said = json.loads(json.dumps({**about, "capabilities": can}))
     described_before = described(folder)
@@ -67,7 +67,7 @@ def capabilities_of(about: dict[str, Any]) -> Capabilities:
 
 
 def save(folder: Path, case: Case, exchanges: Sequence[Exchange]) -> None:
-    """One case and its answers: NAME.json and NAME.npz, the JSON last, so that what is there is whole."""
+    """Write one case and its responses: NAME.json and NAME.npz, the JSON last, so that what is there is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Array] = {}
     rows = []
@@ -113,13 +113,13 @@ def _file_name(name: str) -> str:
 
 
 def saved(folder: Path, case: Case) -> list[Exchange] | None:
-    """The answers to this very case, if they are there and whole."""
+    """Return the responses to this very case; None unless they are there and whole."""
     data = _read(folder / _file_name(case.name))
     return data[1] if data is not None and data[0] == case else None
 
 
 def everything(folder: Path) -> Iterator[tuple[Case, list[Exchange]]]:
-    """All that was saved under a folder."""
+    """Yield all that was saved under a folder."""
     for file in sorted(folder.glob("**/answers/*.json")):
         if (data := _read(file.with_suffix(""))) is not None:
             yield data

@@ -158,7 +158,7 @@ class Player:
 
 
 def keys_of(request: EngineRequest, meaning: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
-    """The adapters that a request names, as the testbed's keys, and their weights. meaning: name -> key."""
+    """Return the adapters that a request names, as the testbed's keys, and their weights. meaning: name -> key."""
     return tuple((meaning[name], weight) for name, weight in request.adapters)
 
 
@@ -182,7 +182,7 @@ def prepare(engine: Engine, testbed: Testbed) -> None:
 
 
 def forced_tokens(exchanges: Sequence[Exchange]) -> dict[int, list[Sequence[int]]]:
-    """What each request of each run produced."""
+    """Return, by run, the tokens that each of its requests produced."""
     collected: dict[int, list[Sequence[int]]] = {}
     for exchange in exchanges:
         collected.setdefault(exchange.run, []).append(exchange.response.token_ids)
@@ -197,12 +197,12 @@ def teacher_forced(exchange: Exchange, adapters: Mapping[str, Adapter]) -> Reque
 
 
 def vocab_size_of(adapters: Sequence[tuple[str, float]], testbed: Testbed) -> int:
-    """How many tokens a request for these keys of the testbed knows: an adapter may have a grown vocabulary."""
+    """Return how many tokens a request for these keys of the testbed knows: an adapter may have a grown vocabulary."""
     return vocab_size(Request([0], [(testbed.adapters[key], weight) for key, weight in adapters]), testbed.model.config)
 
 
 def truth(exchanges: Sequence[Exchange], testbed: Testbed) -> list[Array]:
-    """The exact logits [tokens, vocab] of each exchange's text."""
+    """Return the exact logits [tokens, vocab] of each exchange's text."""
     return logits(testbed.exact, [teacher_forced(exchange, testbed.adapters) for exchange in exchanges])
 
 
@@ -212,8 +212,8 @@ def truth(exchanges: Sequence[Exchange], testbed: Testbed) -> list[Array]:
 def draw_batch(
     testbed: Testbed, capabilities: Capabilities, rng: np.random.Generator, name: str, most: int = 6, longest: int = 20
 ) -> Case:
-    """A ragged batch in which a base row stands between at least two adapters, one of them asked the same prompt as its
-    neighbour; prompts from one token on, answers of one to four."""
+    """Return a ragged batch in which a base row stands between at least two adapters, one of them asked the same
+    prompt as its neighbour; prompts from one token on, one to four new tokens."""
     keys = list(rng.permutation(list(testbed.paths)))
     if not keys:
         raise LoracleError("a campaign needs an adapter: give --adapter NAME=DIR")
@@ -241,7 +241,7 @@ def draw_batch(
 
 
 def random_prompt(rng: np.random.Generator, n: int, vocab: int, testbed: Testbed) -> tuple[int, ...]:
-    """n tokens; where the vocabulary is a grown one, half of the time the last of them is a word of its own."""
+    """Return n tokens; where the vocabulary is a grown one, half of the time the last of them is a word of its own."""
     prompt = rng.integers(0, vocab, n)
     extra = range(testbed.model.config.vocab_size, vocab)
     if extra and rng.random() < 0.5:

@@ -156,7 +156,7 @@ def cancelled(builder: ScenarioBuilder, choices: Choices) -> None:
 
 
 def short_of_room(builder: ScenarioBuilder, choices: Choices) -> None:
-    """Long answers to many long prompts: some are preempted, and computed again."""
+    """Long responses to many long prompts: some are preempted, and computed again."""
     names = builder.names(choices, builder.settings.max_adapters)
     requests = []
     for i in range(4 + choices.below(2)):

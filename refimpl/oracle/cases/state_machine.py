@@ -45,7 +45,7 @@ def machine_for(
     block: int = BLOCK,
 ) -> "type[RuleBasedStateMachine]":
     """A machine with one rule for each scenario that the engine is able to. Its steps are done as they come, and each
-    answer goes to `check`; an AssertionError says what that found.
+    response goes to `check`; an AssertionError says what that found.
 
     The engine is started once: starting takes longer than all else. Run it with
     hypothesis.stateful.run_state_machine_as_test(machine), or as the TestCase of a pytest file."""

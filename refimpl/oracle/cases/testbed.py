@@ -1,11 +1,11 @@
 """The testbed of a campaign: one base and the adapters that its cases use, on disk for the engine, loaded for us."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,22 +16,39 @@ from ...formats.hf import save_model
 from ...formats.peft import save_adapter
 from ...loading.adapter_folder import load_adapter
 from ...loading.model_folder import base_folder, load_model
+from ...synthetic.models import random_model
 from ...weights import Linear, Model
 from .near_duplicates import near_duplicates_of
-from .synthetic import random_adapters, random_config, random_model
+from .variety import random_adapters, random_config
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Testbed:
     """One base and its adapters."""
 
-    __test__ = False  # pytest: no class of tests, whatever it is called
+    __test__ = False  # for pytest, which takes every Test... in the files of who imports it for a class of tests
 
     folder: Path  # the base, as the engine loads it
     model: Model  # the same in the type that the engine is asked to compute in
     exact: Model  # the very same numbers in float64
     paths: Mapping[str, Path]  # of every adapter that may be loaded, by its key
     adapters: Mapping[str, Adapter]
+
+    @classmethod
+    def load(cls, folder: Path, model: Model, paths: Mapping[str, Path]) -> "Testbed":
+        """Return the testbed of a base, loaded from `folder`, and of the adapters in these folders, by key."""
+        adapters = {key: load_adapter(path, model.config, key) for key, path in paths.items()}
+        return cls(folder, model, in_float64(model), paths, adapters)
+
+    @classmethod
+    def of(cls, root: Path, model: Model, adapters: Sequence[Adapter]) -> "Testbed":
+        """Return the testbed of a base and adapters that are in no folder yet: they are written to root/model and
+        root/adapters/NAME in the type of the base, so that no engine rounds them."""
+        folder = save_once(save_model, model, root / "model")
+        paths = save_adapters(adapters, root / "adapters", model.dtype)
+        return cls.load(folder, load_model(folder, model.dtype), paths)
 
     @property
     def dtype(self) -> str:
@@ -60,20 +77,20 @@ def build(
     adapters: Mapping[str, Path] | None = None,
     count: int = 5,
 ) -> Testbed:
-    """model: "tiny", "random", or a folder. adapters: the user's own; without them `count` are made, beside two of the
-    embedded model's voices, and with two relatives where an engine can exchange adapters. What is made is written
-    under `work`, in `dtype`, so that no engine rounds it."""
+    """Return the testbed of a campaign.
+
+    model: "tiny", "random", or a folder. adapters: the user's own; without them `count` are drawn, beside two of the
+    embedded model's voices, and with two near-duplicates where an engine can exchange adapters. What is drawn is
+    written under `work`, in `dtype`, so that no engine rounds it."""
     rng = np.random.default_rng([seed, 4])
     work = work / "testbeds" / f"{Path(model).name}-{dtype}-{seed}-{count}"  # a campaign that is resumed finds its own
     if model == "random":
-        folder = work / "model"
         base = random_model(random_config(rng, capabilities, turn=seed), rng, dtype)
-        if not folder.exists():
-            save_model(base, folder)
+        folder = save_once(save_model, base, work / "model")
     else:
         folder = base_folder(model)
     ours = load_model(folder, dtype)
-    paths = {name: Path(p) for name, p in (adapters or {}).items()}
+    paths = {name: Path(path) for name, path in (adapters or {}).items()}
     if not paths:
         if model == "tiny":
             from ... import tiny
@@ -82,12 +99,21 @@ def build(
         synthetic = random_adapters(ours, rng, capabilities, count)
         if "load" in capabilities.operations:
             synthetic += near_duplicates_of(synthetic[0], rng)
-        for adapter in synthetic:
-            paths[adapter.name] = work / "adapters" / adapter.name
-            if not paths[adapter.name].exists():
-                save_adapter(adapter, paths[adapter.name], dtype)
-    loaded = {name: load_adapter(path, ours.config, name) for name, path in paths.items()}
-    return Testbed(folder, ours, in_float64(ours), paths, loaded)
+        paths |= save_adapters(synthetic, work / "adapters", dtype)
+    return Testbed.load(folder, ours, paths)
+
+
+def save_adapters(adapters: Sequence[Adapter], root: Path, dtype: str) -> dict[str, Path]:
+    """Write each adapter into a folder of its name under `root`, in this type. Return the folders by the names."""
+    save = partial(save_adapter, dtype=dtype)
+    return {adapter.name: save_once(save, adapter, root / adapter.name) for adapter in adapters}
+
+
+def save_once(save: Callable[[T, Path], Any], item: T, folder: Path) -> Path:
+    """Write the item into the folder unless a campaign that is resumed has done so. Return the folder."""
+    if not folder.exists():
+        save(item, folder)
+    return folder
 
 
 def settings(testbed: Testbed, **changes: Any) -> Settings:

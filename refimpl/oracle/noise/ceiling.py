@@ -1,7 +1,7 @@
 """How far off rounding alone could put an answer, to first order: beyond that nothing but a bug is.
 
 Every step's result is moved by as much as rounding may move it, each number up or down by chance: u |y| for the type
-that it is stored in, and K v |x| |W| for a sum of K products in float32. The answer's response has the rms
+that it is stored in, and K v |x| |W| for a sum of K products in float32. What comes of it at the logits has the rms
 sqrt(sum (J_i b_i)^2); all n numbers conspiring move it by sum |J_i b_i|, which is at most sqrt(n) times as much
 (Cauchy and Schwarz). That is far above what honest engines do, and therefore no limit for them: a ceiling.
 """

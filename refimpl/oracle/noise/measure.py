@@ -33,10 +33,10 @@ class ErrorRatios:
     ratio: Array  # [rows] rms of the engine's error over the unit
     honest: Array  # [members, rows] the same of each honest run, in the unit of the others
     unit: Array  # [rows] rms over the vocabulary
-    # How far (in units) this answer is from the nearest wrong one: the base's, or that of another adapter in the batch.
-    # Small: an exchange of adapters would go unnoticed.
+    # How far (in units) this response is from the nearest wrong one: the base's, or that of another adapter in the
+    # batch. Small: an exchange of adapters would go unnoticed.
     adapter_effect: float
-    problem: str = ""  # why there are no rows: an answer that is none
+    problem: str = ""  # why there are no rows: a response that is none
 
     @property
     def overall(self) -> float:
@@ -128,7 +128,7 @@ def measure(
 
 
 def malformed(exchange: Exchange, testbed: Testbed) -> str:
-    """What is wrong with an answer before any number is compared; "" if nothing is."""
+    """Return what is wrong with a response before any number is compared; "" if nothing is."""
     response, vocab = exchange.response, cases.vocab_size_of(exchange.adapters, testbed)
     if response.error:
         return response.error
@@ -148,7 +148,7 @@ def malformed(exchange: Exchange, testbed: Testbed) -> str:
 
 
 def errors_of(response: EngineResponse, exact: Array, runs: Sequence[Array]) -> Errors:
-    """The errors of one answer and of the honest runs, over the rows that it shows."""
+    """Return the errors of one response and of the honest runs, over the rows that it shows."""
     shown = rows_of(response)
     if not shown:
         return _look_at_text(response, exact, runs)

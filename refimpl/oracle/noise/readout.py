@@ -14,12 +14,12 @@ from ...engines.interface import EngineResponse
 
 
 class Unreadable(Exception):
-    """The answer is no answer: what is wrong with it, in one line. A failed case."""
+    """The response cannot be read: what is wrong with it, in one line. A failed case."""
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """The numbers of one answer; `of` gives the same of any logits of the same rows."""
+    """The numbers of one response; `of` gives the same of any logits of the same rows."""
 
     values: Array  # [rows, shown numbers], 0 where the engine shows nothing
     shown: Array  # the same shape, of bool
@@ -76,7 +76,7 @@ def rows_of(response: EngineResponse) -> int:
 
 
 def view(response: EngineResponse, exact: Array) -> View:
-    """exact: the true logits of the same rows. Unreadable where the answer cannot be what was asked for."""
+    """exact: the true logits of the same rows. Unreadable where the response cannot be what was asked for."""
     if response.error:
         raise Unreadable(response.error)
     if response.top is not None:

@@ -30,8 +30,10 @@ from ...formats.hf import save_model
 from ...formats.peft import save_adapter
 from ...formats.trtllm_modules import OF_LLAMA
 from ...loading.model_folder import base_folder, load_model
+from ...synthetic.adapters import gain_of, random_adapter
+from ...synthetic.models import random_model
 from ...weights import Model
-from ..cases.synthetic import random_adapter, random_config, random_model
+from ..cases.variety import random_config
 
 QKV = ("q_proj", "k_proj", "v_proj")
 
@@ -65,7 +67,8 @@ def write_cases(
     with new_folder(folder) as scratch:
         base = write_model(scratch, model, dtype, rng)
         for name, config in ADAPTERS.items():
-            save_adapter(random_adapter(base, config, name, rng), scratch / "adapters" / name, dtype)
+            adapter = random_adapter(base.config, config, name, rng, gain_of(base))
+            save_adapter(adapter, scratch / "adapters" / name, dtype)
         vectors, arrays = kernel_vectors(rng)
         np.savez(scratch / "kernel.npz", **arrays)  # type: ignore[arg-type]
         synthetic = model in ("tiny", "random")

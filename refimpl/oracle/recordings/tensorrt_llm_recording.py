@@ -23,10 +23,9 @@ from ...engines.record_tensorrt_llm import VERSION, digest
 from ...engines.tensorrt_llm import response_of
 from ...errors import LoracleError
 from ...formats.hf import save_model
-from ...loading.adapter_folder import load_adapter
 from ...loading.model_folder import base_folder, load_model
 from ..cases.case import Case, Exchange, Run
-from ..cases.testbed import Testbed, in_float64
+from ..cases.testbed import Testbed
 from ..noise.ensemble import ensemble, wider
 from ..noise.measure import ErrorRatios, Errors, measure
 from ..noise.verdict import Verdict, judge, learn_thresholds
@@ -96,8 +95,7 @@ def _testbed(folder: Path, plan: Mapping[str, Any], summary: Mapping[str, Any], 
     paths = {name: folder / "adapters" / name for name in plan["adapters"]}
     for name, path in paths.items():
         _check_weights(folder, summary["weights"][name], path)
-    adapters = {name: load_adapter(path, ours.config, name) for name, path in paths.items()}
-    return Testbed(base, ours, in_float64(ours), paths, adapters)
+    return Testbed.load(base, ours, paths)
 
 
 def _base(folder: Path, name: str) -> Path:

@@ -19,13 +19,12 @@ from typing import Any, TypeVar
 from ...arrays import DTYPES, Array
 from ...engines.interface import Engine, EngineResponse, Settings
 from ...errors import LoracleError
-from ...loading.adapter_folder import load_adapter
 from ...loading.diagnostics import Diagnostics, one_line, shown
 from ...loading.json_file import is_integer, read_json, typed
 from ...loading.model_folder import base_folder, load_model
 from ..cases.case import Case, Exchange, Load, keys_of, loaded_before, play, prepare, requests_of
 from ..cases.case_json import from_json
-from ..cases.testbed import Testbed, in_float64
+from ..cases.testbed import Testbed
 from ..noise.verdict import Thresholds
 from .repro_write import FILE, FORMAT, Repro, digests
 
@@ -123,8 +122,7 @@ def _load_testbed(folder: Path, data: _Reader) -> Testbed:
     model = load_model(base, dtype)
     adapters = data.get("adapters", dict)
     paths = {key: _where(folder, data, f"adapter {key}", entry) for key, entry in adapters.items()}
-    loaded = {key: load_adapter(path, model.config, key) for key, path in paths.items()}
-    return Testbed(base, model, in_float64(model), paths, loaded)
+    return Testbed.load(base, model, paths)
 
 
 def _where(folder: Path, data: _Reader, what: str, entry: Any) -> Path:

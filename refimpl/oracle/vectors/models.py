@@ -7,22 +7,22 @@ every engine takes. No adapter is weak, none is like another; a scale is never 1
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ...adapter import Adapter, LoraTensors, PeftConfig, pattern_value
-from ...arrays import DTYPES, Array
-from ...config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Module, module_name
+from ...adapter import Adapter, PeftConfig
+from ...config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
 from ...formats.hf import save_model
 from ...formats.peft import save_adapter
 from ...loading.adapter_folder import load_adapter
 from ...loading.model_folder import load_model
-from ...lora import adapter_scale
-from ...weights import Layer, Linear, Model
+from ...synthetic.adapters import gain_of, own_biases, own_layer, random_adapter
+from ...synthetic.models import FORWARD_ORDER, random_model
+from ...weights import Model
 from ..cases.testbed import in_float64
 from .draw import on_grid
 from .vector import MODELS, VECTOR_DTYPES
@@ -74,8 +74,9 @@ ADAPTER_CONFIGS: Mapping[str, Mapping[str, PeftConfig]] = {
         "biases": PeftConfig(4, 7.0, target_modules=ALL, bias="all"),
     },
 }
-STRENGTH = 0.5  # how large a delta is beside what the base computes at the same place
-GROWN_BY = 4  # words that `grown` adds
+LORA_BIAS = 0.15  # how large the bias of a lora_B is beside what the base computes at the same module
+OWN_LAYER = {"keep": 0.8, "change": 0.6, "fresh": 1.0}  # of modules_to_save, beside the base's: synthetic/adapters.py
+GROWN_BY = 4  # tokens that `grown` adds
 TWINS = {"six_louder": ("six", 23.0)}  # the very same A and B under another alpha
 
 
@@ -104,10 +105,10 @@ def write_models(root: Path, draws: Callable[[str], np.random.Generator]) -> dic
     written = {}
     for name, config in CONFIGS.items():
         folder = root / MODELS / name
-        model = random_model(config, draws(name))
+        model = random_model(config, draws(name), "bfloat16", FORWARD_ORDER, on_grid)
         save_model(model, folder / BASE)
         for key, peft in ADAPTER_CONFIGS[name].items():
-            adapter = random_adapter(model, key, peft, draws(f"{name}/{key}"))
+            adapter = draw_adapter(model, key, peft, draws(f"{name}/{key}"))
             save_adapter(adapter, folder / ADAPTERS / key, "bfloat16")
         written[name] = Written(folder)
     llama, mistral = (root / MODELS / name / ADAPTERS for name in ("llama", "mistral"))
@@ -125,76 +126,14 @@ def _copy(source: Path, target: Path, **changes: float) -> None:
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes, indent=2) + "\n", "utf-8")
 
 
-def random_model(config: ModelConfig, rng: np.random.Generator) -> Model:
-    """Signed weights of a size at which activations stay near 1."""
-
-    def numbers(shape: Sequence[int], size: float, around: float = 0.0) -> Array:
-        return on_grid(around + size * rng.standard_normal(shape)).astype(DTYPES["bfloat16"])
-
-    def linear(module: str) -> Linear:
-        d_out, d_in = config.shape(module)
-        return Linear(numbers((d_out, d_in), d_in**-0.5), numbers((d_out,), 0.3) if config.has_bias(module) else None)
-
-    def norm() -> Array:
-        return numbers((config.hidden_size,), 0.2, around=1.0)
-
-    layers = tuple(
-        Layer(
-            norm(),
-            linear("q_proj"),
-            linear("k_proj"),
-            linear("v_proj"),
-            linear("o_proj"),
-            norm(),
-            linear("gate_proj"),
-            linear("up_proj"),
-            linear("down_proj"),
-        )
-        for _ in range(config.num_hidden_layers)
-    )
-    head = numbers(config.shape("lm_head"), 3 * config.hidden_size**-0.5)
-    embed = head if config.tie_word_embeddings else numbers(config.shape("embed_tokens"), 1.0)
-    return Model(config, embed, layers, norm(), Linear(head), dtype="bfloat16")
-
-
-def random_adapter(base: Model, name: str, peft: PeftConfig, rng: np.random.Generator) -> Adapter:
-    """Signed A and B; scale * B A is STRENGTH times as large as the weight that it is added to."""
-    lora: dict[Module, LoraTensors] = {}
-    for module in base.config.modules():
-        if module[1] not in peft.target_modules:
-            continue
-        weight = base.linear(module).weight.astype(np.float32)
-        d_out, d_in = weight.shape[::-1] if module == EMBED else weight.shape
-        r = pattern_value(peft.rank_pattern, module_name(module), peft.r)
-        alpha = pattern_value(peft.alpha_pattern, module_name(module), peft.lora_alpha)
-        size = STRENGTH * float(np.linalg.norm(weight)) / np.sqrt(weight.shape[0])
-        size /= np.sqrt(r) * abs(adapter_scale(alpha, r, peft.use_rslora))
-        A = on_grid(rng.standard_normal((r, d_in)) / (1 if module == EMBED else np.sqrt(d_in)))
-        B = on_grid(rng.standard_normal((d_out, r)) * size / (np.sqrt(d_out) if module == EMBED else 1))
-        bias = on_grid(0.3 * np.sqrt(r) * size * rng.standard_normal(d_out)) if peft.lora_bias else None
-        lora[module] = LoraTensors(A, B, bias)
-    adapter = Adapter(name, peft, lora)
-    if not peft.modules_to_save and peft.bias == "none":
-        return adapter
-    return dataclasses.replace(adapter, replaced=_saved(base, name, peft, rng), biases=_biases(base, peft, rng))
-
-
-def _saved(base: Model, name: str, peft: PeftConfig, rng: np.random.Generator) -> dict[Module, Array]:
-    """Whole layers: the base's own, turned a good deal; and with new rows at the end where the vocabulary has grown."""
-    written = {}
-    for module in (EMBED, LM_HEAD):
-        if module[1] in peft.modules_to_save:
-            weight = base.linear(module).weight.astype(np.float32)
-            rows = len(weight) + (GROWN_BY if name == "grown" else 0)
-            fresh = rng.standard_normal((rows, weight.shape[1])) * weight.std()
-            fresh[: len(weight)] = 0.8 * weight + 0.6 * fresh[: len(weight)]
-            written[module] = on_grid(fresh)
-    return written
-
-
-def _biases(base: Model, peft: PeftConfig, rng: np.random.Generator) -> dict[Module, Array]:
-    """With bias="all": others for every bias of the base."""
-    if peft.bias != "all":
-        return {}
-    modules = [module for module in base.config.modules() if base.linear(module).bias is not None]
-    return {module: on_grid(0.5 * rng.standard_normal(len(base.linear(module).weight))) for module in modules}
+def draw_adapter(base: Model, name: str, peft: PeftConfig, rng: np.random.Generator) -> Adapter:
+    """Return a random adapter of this config, with all that it replaces."""
+    adapter = random_adapter(base.config, peft, name, rng, gain_of(base), LORA_BIAS, on_grid)
+    extra = GROWN_BY if name == "grown" else 0
+    layers = {
+        module: own_layer(base.linear(module).weight, rng, extra, **OWN_LAYER, snap=on_grid)
+        for module in (EMBED, LM_HEAD)
+        if module[1] in peft.modules_to_save
+    }
+    biases = own_biases(base, lambda d_out: on_grid(0.5 * rng.standard_normal(d_out))) if peft.bias == "all" else {}
+    return dataclasses.replace(adapter, replaced=layers, biases=biases)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from faulty_engines import Judge, but, started
-from small_stage import small_stage
+from support.testbed import small_testbed
 
 from refimpl import NUMPY, Ops
 from refimpl.adapter import Adapter
@@ -20,7 +20,7 @@ NAMES = ("made-0-louder", "made-0-sister")
 
 
 def test_one_is_louder_and_one_is_a_sister() -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     adapter, louder, sister = (testbed.adapters[key] for key in ("made-0", *NAMES))
     assert louder.config.lora_alpha == pytest.approx(LOUDER * adapter.config.lora_alpha)
     assert sister.config == adapter.config
@@ -34,7 +34,7 @@ def test_one_is_louder_and_one_is_a_sister() -> None:
 
 
 def test_patterns_of_alpha_are_louder_too() -> None:
-    patterned = small_stage().adapters["made-2"]
+    patterned = small_testbed().adapters["made-2"]
     louder, _ = near_duplicates_of(patterned, np.random.default_rng(0))
     assert patterned.config.alpha_pattern
     for name, alpha in patterned.config.alpha_pattern.items():
@@ -57,7 +57,7 @@ def keeps_b() -> Ops:
 
 
 def test_what_stays_behind_where_shapes_agree_is_caught() -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     how = variants(testbed, CAPABILITIES)[0]
     judge, engine = Judge(testbed), started(lambda **known: Ours(keeps_b, **known), testbed, how)
     sequences = (draw_sequence(testbed, CAPABILITIES, 0, i, how, 8) for i in range(100))

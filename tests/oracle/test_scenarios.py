@@ -10,7 +10,7 @@ from faulty_engines import FAULTY, Judge, StaleAfterReload, started
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
-from small_stage import BLOCK, small_stage
+from support.testbed import BLOCK, small_testbed
 
 from refimpl import LoracleError
 from refimpl.engines.interface import OPERATIONS, Capabilities, EngineRequest, Settings
@@ -36,7 +36,7 @@ from refimpl.oracle.cases.state_machine import machine_for, scripts
 from refimpl.oracle.cases.testbed import Testbed
 
 DTYPES = ("float32", "bfloat16")
-judges = {dtype: Judge(small_stage(dtype)) for dtype in DTYPES}
+judges = {dtype: Judge(small_testbed(dtype)) for dtype in DTYPES}
 
 
 def requests(case: Case) -> list[EngineRequest]:
@@ -46,10 +46,10 @@ def requests(case: Case) -> list[EngineRequest]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", range(3), ids=("plain", "chunks", "little room"))
 def test_every_answer_of_our_own_engine_is_within_the_noise(dtype: str, variant: int) -> None:
-    testbed = small_stage(dtype)
+    testbed = small_testbed(dtype)
     how = variants(testbed, CAPABILITIES)[variant]
     engine, preempted, found, cancelled = started(Ours, testbed, how), 0, 0, 0
-    for i in range(13 if dtype == "float32" else 5):  # every plot once, in float32
+    for i in range(13 if dtype == "float32" else 5):  # every scenario once, in float32
         case = draw_sequence(testbed, CAPABILITIES, 5, i, how, BLOCK)
         exchanges = play(engine, case, testbed)
         assert not judges[dtype](exchanges, testbed)
@@ -65,7 +65,7 @@ def test_every_answer_of_our_own_engine_is_within_the_noise(dtype: str, variant:
 )
 def test_a_faulty_engine_is_caught_in_bfloat16_too(name: str) -> None:
     make, variant = FAULTY[name]
-    testbed = small_stage("bfloat16")
+    testbed = small_testbed("bfloat16")
     how = variants(testbed, CAPABILITIES)[variant]
     engine = started(make, testbed, how)
     sequences = (draw_sequence(testbed, CAPABILITIES, 0, i, how, BLOCK) for i in range(100))
@@ -75,7 +75,7 @@ def test_a_faulty_engine_is_caught_in_bfloat16_too(name: str) -> None:
 @pytest.mark.parametrize("stateless", [False, True], ids=("sequence", "batch"))
 def test_what_names_mean_is_the_same_replayed_as_played(stateless: bool) -> None:
     """An engine, and whoever reads a case, agree on whose weights every request asked for."""
-    testbed = small_stage()
+    testbed = small_testbed()
     how = variants(testbed, CAPABILITIES)[0]
     engine = started(Ours, testbed, how)
     if stateless:
@@ -110,7 +110,7 @@ def test_a_step_changes_what_names_mean_after_it_and_not_before() -> None:
 
 
 def test_a_seed_is_a_campaign() -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     drawn = [draw_sequence(testbed, CAPABILITIES, 1, i) for i in range(12)]
     assert drawn == [draw_sequence(testbed, CAPABILITIES, 1, i) for i in range(12)]
     others = [draw_sequence(testbed, CAPABILITIES, 2, i) for i in range(12)]
@@ -118,12 +118,12 @@ def test_a_seed_is_a_campaign() -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_every_plot_opens_a_sequence_even_where_only_every_second_one_is_played(
+def test_every_scenario_opens_a_sequence_even_where_only_every_second_one_is_played(
     stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
     monkeypatch.setattr(sequences, "write", lambda name, moves, *_: opened.append(moves[0][0]))
-    testbed = small_stage()
+    testbed = small_testbed()
     for i in range(0, 14 * 6 * stride, stride):
         draw_sequence(testbed, CAPABILITIES, 1, i, variants(testbed, CAPABILITIES)[2])
     assert set(opened) == set(SCENARIOS)
@@ -144,7 +144,7 @@ def abilities() -> st.SearchStrategy[Capabilities]:
 def test_a_sequence_asks_nothing_that_an_engine_cannot_do(
     data: st.DataObject, can: Capabilities, count: int, variant: int
 ) -> None:
-    testbed = small_stage("float32", count)
+    testbed = small_testbed("float32", count)
     ways = variants(testbed, can)
     how = ways[variant % len(ways)]
     case = data.draw(scripts(testbed, can, how))
@@ -179,7 +179,7 @@ def assert_legal(case: Case, testbed: Testbed, can: Capabilities, how: Settings)
 
 def test_after_every_change_somebody_is_asked_who_would_show_it() -> None:
     """A name that gets other weights is asked next, and something that was asked before."""
-    testbed = small_stage()
+    testbed = small_testbed()
     changes = 0
     for i in range(60):
         case = draw_sequence(testbed, CAPABILITIES, 3, i, block=BLOCK)
@@ -202,7 +202,7 @@ def test_after_every_change_somebody_is_asked_who_would_show_it() -> None:
 
 
 def test_prompts_share_blocks_across_adapters_depths_and_forks() -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     prompts = {a.prompt_ids for i in range(30) for a in requests(draw_sequence(testbed, CAPABILITIES, 4, i, block=16))}
     lengths = {len(p) for p in prompts}
     assert 1 in lengths and max(lengths) > 48
@@ -212,26 +212,27 @@ def test_prompts_share_blocks_across_adapters_depths_and_forks() -> None:
 
 def test_without_an_adapter_there_is_no_sequence() -> None:
     with pytest.raises(LoracleError, match="needs an adapter"):
-        draw_sequence(replace(small_stage(), paths={}, adapters={}), CAPABILITIES, 0, 0)
+        draw_sequence(replace(small_testbed(), paths={}, adapters={}), CAPABILITIES, 0, 0)
 
 
 # Hypothesis: what it says of engines, and how short its stories are.
 
 
 def test_a_machine_finds_nothing_in_our_own_engine() -> None:
-    machine = machine_for(lambda: a_new(Ours), small_stage(), judges["float32"], block=BLOCK)
+    machine = machine_for(lambda: a_new(Ours), small_testbed(), judges["float32"], block=BLOCK)
     run_state_machine_as_test(machine, settings=settings(max_examples=8, stateful_step_count=5))
 
 
 def test_a_machine_finds_a_stale_adapter() -> None:
-    machine = machine_for(lambda: a_new(StaleAfterReload), small_stage(), judges["float32"], block=BLOCK)
+    machine = machine_for(lambda: a_new(StaleAfterReload), small_testbed(), judges["float32"], block=BLOCK)
     quick = settings(max_examples=10, stateful_step_count=4, phases=[Phase.generate])
     with pytest.raises(AssertionError, match="x noise; all that was done"):
         run_state_machine_as_test(machine, settings=quick)
 
 
-def test_a_strategy_shrinks_to_one_plot_of_the_simplest_kind() -> None:
-    case = find(scripts(small_stage(), CAPABILITIES, block=BLOCK), loads_in_place, settings=settings(max_examples=200))
+def test_a_strategy_shrinks_to_one_scenario_of_the_simplest_kind() -> None:
+    strategy = scripts(small_testbed(), CAPABILITIES, block=BLOCK)
+    case = find(strategy, loads_in_place, settings=settings(max_examples=200))
     assert [type(s) for s in case.steps] == [Load, Load, Run, Load, Run]
     assert max(len(a.prompt_ids) for a in requests(case)) == 2 * BLOCK + 1
 
@@ -250,13 +251,13 @@ def loads_in_place(case: Case) -> bool:
 
 def a_new(make: type[Ours]) -> Ours:
     """Not started: the machine does that."""
-    testbed = small_stage()
+    testbed = small_testbed()
     return make(model=testbed.model, adapters={path: testbed.adapters[key] for key, path in testbed.paths.items()})
 
 
 def test_the_judge_fails_what_is_no_answer() -> None:
     """Or a faulty engine that crashes politely would pass here."""
-    testbed = small_stage()
+    testbed = small_testbed()
     engine = started(Ours, testbed, variants(testbed, CAPABILITIES)[0])
     exchanges: Sequence[Exchange] = play(engine, draw_sequence(testbed, CAPABILITIES, 1, 0, block=BLOCK), testbed)
     assert not judges["float32"](exchanges, testbed)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_stage import small_stage
+from support.testbed import small_testbed
 
 from refimpl import NUMPY, Ops
 from refimpl.engines.interface import EngineRequest
@@ -26,7 +26,7 @@ NOWHERE, ANYWHERE = Scope("nowhere", lambda module: False), Scope("anywhere")
 
 def answers(make: Callable[[], Ops]) -> list[np.ndarray]:
     """Of a ragged batch with a base row, two decode steps, in float64."""
-    testbed = small_stage()
+    testbed = small_testbed()
     engine = Ours(make, None, testbed.exact, {testbed.paths[key]: adapter for key, adapter in testbed.wide.items()})
     engine.start(settings(testbed))
     prepare(engine, testbed)
@@ -56,7 +56,7 @@ CONFINED = (
 
 @pytest.mark.parametrize("name", CONFINED)
 def test_a_bug_that_is_anywhere_is_the_bug_and_one_that_is_nowhere_is_none(name: str) -> None:
-    bug = all_bugs(small_stage())[name]
+    bug = all_bugs(small_testbed())[name]
     assert can_be_scoped(bug)
     wrong, right = answers(bug.make), answers(lambda: NUMPY)
     assert not same(wrong, right)
@@ -65,7 +65,7 @@ def test_a_bug_that_is_anywhere_is_the_bug_and_one_that_is_nowhere_is_none(name:
 
 
 def test_no_adapter_in_one_module_is_that_module_left_out() -> None:
-    testbed = small_stage()
+    testbed = small_testbed()
     for module in ("q_proj", "down_proj"):
         scoped_answers = answers(find_bug(f"adapters_ignored @ {module}", testbed).make)
         assert same(scoped_answers, answers(find_bug(f"not_applied_to[{module}]", testbed).make))
@@ -76,7 +76,7 @@ def test_no_adapter_in_one_module_is_that_module_left_out() -> None:
 
 
 def test_decode_steps_and_prompts_are_the_two_parts_of_a_request() -> None:
-    testbed, right = small_stage(), answers(lambda: NUMPY)
+    testbed, right = small_testbed(), answers(lambda: NUMPY)
     decode = answers(find_bug("adapters_ignored @ decode", testbed).make)
     assert same(decode, answers(find_bug("adapter_in_prompts_only", testbed).make))
     for prompt, logits, expected in zip(PROMPTS, decode, right, strict=True):
@@ -86,14 +86,14 @@ def test_decode_steps_and_prompts_are_the_two_parts_of_a_request() -> None:
 
 
 def test_a_wrong_position_is_in_no_place() -> None:
-    bugs = all_bugs(small_stage())
+    bugs = all_bugs(small_testbed())
     assert not can_be_scoped(bugs["decode_too_far[2]"])
     assert not can_be_scoped(bugs["window_ignored"])
     assert can_be_scoped(bugs["base_after[5]"])
 
 
 def test_every_value_answers_and_has_a_name_of_its_own() -> None:
-    testbed, right = small_stage(), answers(lambda: NUMPY)
+    testbed, right = small_testbed(), answers(lambda: NUMPY)
     values = parameter_mutants(testbed)
     assert not values.keys() & all_bugs(testbed).keys() - values.keys()
     shown = [name for name, bug in values.items() if not same(answers(bug.make), right)]
@@ -104,7 +104,7 @@ def test_every_value_answers_and_has_a_name_of_its_own() -> None:
 
 def test_in_order_of_arrival_the_neighbour_is_the_one_who_came_next() -> None:
     """made-0, base, made-1, made-2 came in this order: base gets made-1, and made-2 the first's."""
-    testbed = small_stage()
+    testbed = small_testbed()
     neighbours = answers(find_bug("adapter_of_the_next_request by arrival", testbed).make)
     rotated = answers(find_bug("adapter_of_a_request_further_on[-3] by arrival", testbed).make)
     assert same(neighbours, rotated)
@@ -118,7 +118,7 @@ def test_a_factor_for_one_adapter_in_one_module_is_found(tmp_path: Path) -> None
         )
 
     plan = CampaignSettings(cases=4, sequences=0, below=False)
-    result = Campaign(lambda: Ours(wrong), small_stage(), plan, tmp_path).run()
+    result = Campaign(lambda: Ours(wrong), small_testbed(), plan, tmp_path).run()
     assert result.verdict == "fail"
     assert (
         result.explanation.findings[0].explains

@@ -1,0 +1,85 @@
+"""Random models: signed weights of a size at which activations stay near 1."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ..arrays import DTYPES, Array
+from ..config import LAYER_MODULES, LAYER_NORMS, ModelConfig
+from ..weights import Layer, Linear, Model
+
+# What becomes of drawn numbers before they are stored: rounded to a grid, or left as they are.
+Snap = Callable[[Array], Array]
+
+NORM_SPREAD = 0.2  # of a norm's weights around 1
+HEAD_GAIN = 3.0  # times 1 is the size of a logit; the larger, the surer the model is of its next token
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """In which order a model's arrays are drawn from a generator, and how.
+
+    There is more than one because what was drawn is kept: the seeds of campaigns and recordings, and the test vectors'
+    files. A change of order is other numbers."""
+
+    layer: tuple[str, ...] = LAYER_NORMS + LAYER_MODULES  # one layer's arrays
+    ends: tuple[str, str] = ("embed_tokens", "lm_head")  # where these are tied, the first is drawn and is both
+    bias: float = 0.1  # the size of a bias, beside the 1 that its layer computes
+    number: type = np.float64  # of a drawn number; np.float32 takes half the memory, and draws others
+
+
+# As the oracle's committed seeds draw.
+NORMS_FIRST = Recipe()
+# As the committed vectors were drawn: each layer in the order of its forward pass.
+FORWARD_ORDER = Recipe(tuple(field.name for field in fields(Layer)), ("lm_head", "embed_tokens"), bias=0.3)
+
+
+def unchanged(x: Array) -> Array:
+    """Return the array: every number that can be drawn will do."""
+    return x
+
+
+def random_model(
+    config: ModelConfig,
+    rng: np.random.Generator,
+    dtype: str,
+    recipe: Recipe = NORMS_FIRST,
+    snap: Snap = unchanged,
+    device: str = "cpu",
+) -> Model:
+    """Return a model of this shape, its weights in `dtype`.
+
+    rng: NumPy's generator, or CuPy's for device "cuda". snap: makes the numbers exact in more types than `dtype`."""
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape, dtype=recipe.number)
+
+    def store(x: Array) -> Array:
+        return snap(x).astype(DTYPES[dtype], copy=False)
+
+    def weight(module: str, gain: float = 1.0) -> Array:
+        d_out, d_in = config.shape(module)
+        return store(gain * normal(d_out, d_in) / math.sqrt(d_in))
+
+    def norm() -> Array:
+        return store(1 + NORM_SPREAD * normal(config.hidden_size))
+
+    def linear(module: str) -> Linear:
+        values = weight(module)
+        bias = store(recipe.bias * normal(len(values))) if config.has_bias(module) else None
+        return Linear(values, bias)
+
+    def part(name: str) -> Any:
+        return norm() if name in LAYER_NORMS else linear(name)
+
+    def end(module: str) -> Array:
+        return weight(module, HEAD_GAIN) if module == "lm_head" else store(normal(*config.shape(module)))
+
+    layers = tuple(Layer(**{name: part(name) for name in recipe.layer}) for _ in range(config.num_hidden_layers))
+    first = end(recipe.ends[0])
+    second = first if config.tie_word_embeddings else end(recipe.ends[1])
+    ends = dict(zip(recipe.ends, (first, second), strict=True))
+    return Model(config, ends["embed_tokens"], layers, norm(), Linear(ends["lm_head"]), dtype=dtype, device=device)
