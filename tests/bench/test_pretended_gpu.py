@@ -22,11 +22,14 @@ from refimpl.cuda import runner
 pytestmark = pytest.mark.skipif(runner.device() != "cpu", reason="there is a real one")
 
 POINTS = [Point(1, "identical", 8, 64, 96, "float16"), Point(5, "uniform", 8, 64, 96, "bfloat16")]
+NARROW = Shape(hidden=64, heads=2, kv_heads=1, layers=1, vocab=112)
 
 
 @pytest.fixture(params=[13, 14], ids=["cupy13", "cupy14"])
 def pretended(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("LORACLE_KERNELS", raising=False)
+    # The widths of Llama-8B are a GPU's: a CPU would spend a minute on them, and make the same launches.
+    monkeypatch.setattr(Shape, "llama_8b", classmethod(lambda cls, layers=1: NARROW))
     with installed(request.param):
         yield
 
@@ -64,8 +67,6 @@ def test_a_point_that_does_not_fit_is_left_out_by_name(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("pretended")
 def test_serving_in_halves(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    shape = Shape(hidden=64, heads=2, kv_heads=1, layers=1, vocab=112)
-    monkeypatch.setattr(Shape, "llama_8b", classmethod(lambda cls, layers: shape))
     monkeypatch.setattr(serving, "ADAPTERS", (1, 4))
     *_, report = serving.bench("cuda", repeats=2)
     assert (report["device"], report["dtype"]) == ("cuda", "float16")

@@ -193,7 +193,7 @@ def cuda(cuda_version: int) -> SimpleNamespace:
         runtime=SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
             getDeviceCount=lambda: 1,
-            memGetInfo=lambda: (1 << 32, 1 << 33),
+            memGetInfo=lambda: (1 << 27, 1 << 28),
             getDeviceProperties=lambda device: properties,
             driverGetVersion=lambda: 1000 * cuda_version,
             runtimeGetVersion=lambda: 1000 * cuda_version,
