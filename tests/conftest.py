@@ -11,6 +11,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: a second t
 import functools
 import importlib.abc
 import importlib.machinery
+import inspect
 import sys
 import types
 import typing
@@ -49,11 +50,14 @@ def with_checks(f: types.FunctionType) -> object:
     checked.__annotations__, checked.__qualname__ = axes, f.__qualname__
     checked = jaxtyped(checked, typechecker=beartype)
     passed: set[tuple[object, ...]] = set()
+    end = end_of_arrays(f)
 
     @functools.wraps(f)
     def once_per_shape(*args: object, **kwargs: object) -> object:
         """The check costs more than a small product: calls with shapes that have passed before go straight through."""
-        shapes = tuple(getattr(x, "shape", None) for x in (*args, *kwargs.values()))
+        shapes: tuple[object, ...] = tuple([getattr(x, "shape", None) for x in args[:end]])
+        if kwargs:
+            shapes += (*kwargs, *[getattr(x, "shape", None) for x in kwargs.values()])
         if shapes in passed:
             return f(*args, **kwargs)
         result = checked(*args, **kwargs)
@@ -61,6 +65,19 @@ def with_checks(f: types.FunctionType) -> object:
         return result
 
     return once_per_shape
+
+
+def end_of_arrays(f: types.FunctionType) -> int | None:
+    """Return how many positional arguments there are up to the last that may be an array; None if nobody can say."""
+    parameters = inspect.signature(f).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters.values()):
+        return None
+    return max((i for i, name in enumerate(parameters, 1) if may_be_array(f.__annotations__.get(name))), default=0)
+
+
+def may_be_array(hint: object) -> bool:
+    """Return False for a class whose objects have no shape: an int, a Precision."""
+    return not isinstance(hint, type) or hint in (typing.Any, object) or hasattr(hint, "shape")
 
 
 class CheckingLoader(importlib.abc.Loader):

@@ -1,6 +1,7 @@
 """Who imports whom in the package: every import counts, inside functions and under TYPE_CHECKING as well."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,4 +29,7 @@ def imported(module: str) -> Iterator[str]:
                 yield f"{origin}.{name.name}" if f"{origin}.{name.name}" in MODULES else origin
 
 
-GRAPH = {module: {name for name in imported(module) if name in MODULES and name != module} for module in MODULES}
+@functools.cache
+def import_graph() -> dict[str, set[str]]:
+    """Return the modules of the package that each of them imports. Not when this is imported: every worker collects."""
+    return {module: {name for name in imported(module) if name in MODULES and name != module} for module in MODULES}
