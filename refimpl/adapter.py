@@ -28,6 +28,7 @@ class PeftConfig:
     modules_to_save: tuple[str, ...] = ()
     bias: str = "none"
     lora_bias: bool = False
+    use_dora: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -37,6 +38,7 @@ class LoraTensors:
     A: Float[Array, "rank d_in"]
     B: Float[Array, "d_out rank"]
     bias: Float[Array, " d_out"] | None = None  # PEFT's lora_bias: the bias of lora_B
+    magnitude: Float[Array, " d_out"] | None = None  # DoRA's lora_magnitude_vector
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,6 +50,16 @@ class Adapter:
     lora: Mapping[Module, LoraTensors]
     replaced: Mapping[Module, Array] = field(default_factory=dict)  # modules_to_save: a whole embed_tokens or lm_head
     biases: Mapping[Module, Array] = field(default_factory=dict)  # bias="all" or "lora_only": a layer's bias, replaced
+
+    @property
+    def use_dora(self) -> bool:
+        """Whether some module of it is DoRA."""
+        return any(lora.magnitude is not None for lora in self.lora.values())
+
+    @property
+    def can_be_summed(self) -> bool:
+        """Whether a request may weigh it, or sum it with others: nothing but plain LoRA only adds to the base."""
+        return not (self.replaced or self.biases or self.use_dora)
 
     def __repr__(self) -> str:
         return f"Adapter({self.name!r}, r={self.config.r}, {len(self.lora)} modules)"

@@ -9,13 +9,14 @@ them: how an adapter is bound to a model (which alpha, which scale), and the slo
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .adapter import Adapter, PeftConfig, lora_alpha_of
-from .arrays import Array, Float, Precision, rounded, to_device, to_host, widen
-from .config import ModelConfig, Module
+from .arrays import Array, Float, Precision, namespace, rounded, to_device, to_host, widen
+from .config import EMBED, ModelConfig, Module
+from .dora import Dora, dora_delta, dora_gain
 from .plans import NO_ADAPTER, LoraMapping
 from .weights import Linear, Model
 
@@ -28,6 +29,8 @@ class LoraWeights:
     B: Float[Array, "d_out rank"]
     scale: float
     bias: Float[Array, " d_out"] | None = None  # of lora_B (PEFT's lora_bias), scaled like the rest
+    magnitude: Float[Array, " d_out"] | None = None  # DoRA: how long each row of W + scale B A is to be
+    dora: Dora | None = None  # made of the magnitude when a slot is filled (AdapterSlots.put)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +61,12 @@ def bind_adapter(
     for module, tensors in adapter.lora.items():
         alpha = lora_alpha_of(adapter.config, module)
         factor = scale(alpha, tensors.A.shape[0], adapter.config.use_rslora)
-        lora[module] = LoraWeights(tensors.A, tensors.B, factor, tensors.bias)
+        lora[module] = LoraWeights(tensors.A, tensors.B, factor, tensors.bias, tensors.magnitude)
     return BoundAdapter(lora, adapter.replaced, adapter.biases)
 
 
 def digest(bound: BoundAdapter) -> bytes:
-    """SHA-256 of everything that the adapter changes: effective A, B, scale, and what it replaces."""
+    """SHA-256 of everything that the adapter changes: effective A, B, scale, magnitude, and what it replaces."""
     h = hashlib.sha256()
 
     def add(kind: str, module: Module, *arrays: Array | None) -> None:
@@ -75,6 +78,8 @@ def digest(bound: BoundAdapter) -> bytes:
     for module in sorted(bound.lora):
         lora = bound.lora[module]
         add("lora", module, lora.A, lora.B, np.float64(lora.scale).reshape(1), lora.bias)
+        if lora.magnitude is not None:
+            add("magnitude", module, lora.magnitude)
     for module in sorted(bound.weights):
         add("weight", module, bound.weights[module])
     for module in sorted(bound.biases):
@@ -96,19 +101,17 @@ class AdapterSlots:
         self.slots: set[int] = set()  # those that are filled
 
     def put(self, slot: int, bound: BoundAdapter) -> None:
-        """Fill a slot, in the types and on the device of the forward pass; what it held before is gone."""
+        """Fill a slot, in the types and on the device of the forward pass; what it held before is gone.
+
+        AdapterError for a DoRA that this base makes impossible (dora_gain): the slot is as it was then."""
+        replaced = {module: self._base_with(module, bound) for module in {*bound.weights, *bound.biases}}
+        ready = {module: self._ready(lora, module, replaced.get(module)) for module, lora in bound.lora.items()}
         self.remove(slot)
         self.slots.add(slot)
-        for module, lora in bound.lora.items():
-            bias = None if lora.bias is None else self._prepared(lora.bias)
-            ready = LoraWeights(self._prepared(lora.A), self._prepared(lora.B), lora.scale, bias)
-            self._lora.setdefault(module, {})[slot] = ready
-        for module in {*bound.weights, *bound.biases}:
-            base, weight, bias = self.model.linear(module), bound.weights.get(module), bound.biases.get(module)
-            self._base.setdefault(module, {})[slot] = Linear(
-                base.weight if weight is None else to_device(weight, self.model.device),
-                base.bias if bias is None else to_device(bias, self.model.device),
-            )
+        for module, lora in ready.items():
+            self._lora.setdefault(module, {})[slot] = lora
+        for module, base in replaced.items():
+            self._base.setdefault(module, {})[slot] = base
 
     def remove(self, slot: int) -> None:
         """Empty a slot; an empty one stays so."""
@@ -129,13 +132,54 @@ class AdapterSlots:
     def nbytes(self, slot: int) -> int:
         """The memory of one slot's LoRA weights."""
         modules = [lora[slot] for lora in self._lora.values() if slot in lora]
-        return sum(x.nbytes for lora in modules for x in (lora.A, lora.B, lora.bias) if x is not None)
+        gains = [lora.dora.gain.nbytes for lora in modules if lora.dora is not None]
+        return sum(gains) + sum(x.nbytes for lora in modules for x in (lora.A, lora.B, lora.bias) if x is not None)
+
+    def _base_with(self, module: Module, bound: BoundAdapter) -> Linear:
+        base, weight, bias = self.model.linear(module), bound.weights.get(module), bound.biases.get(module)
+        return Linear(
+            base.weight if weight is None else to_device(weight, self.model.device),
+            base.bias if bias is None else to_device(bias, self.model.device),
+        )
+
+    def _ready(self, lora: LoraWeights, module: Module, replaced: Linear | None) -> LoraWeights:
+        bias = None if lora.bias is None else self._prepared(lora.bias)
+        ready = replace(lora, A=self._prepared(lora.A), B=self._prepared(lora.B), bias=bias)
+        if lora.magnitude is None:
+            return ready
+        base = replaced or self.model.linear(module)
+        weight, magnitude = base.weight.T if module == EMBED else base.weight, self._prepared(lora.magnitude)
+        gain = dora_gain(weight, ready.A, ready.B, lora.scale, magnitude, module)
+        base_bias = None if base.bias is None else widen(base.bias, self.precision.compute)
+        return replace(ready, dora=Dora(self._prepared(gain), base_bias))
 
     def _prepared(self, x: Array) -> Array:
         x = rounded(widen(to_device(x, self.model.device), self.precision.compute), self.precision.adapter)
         if isinstance(x, np.ndarray):
             x.setflags(write=False)
         return x
+
+
+def added_by(
+    lora_delta: Callable[..., None],
+    y: Float[Array, "tokens d_out"],
+    x: Array,
+    module: Module,
+    adapters: AdapterSlots,
+    mapping: LoraMapping,
+    p: Precision,
+) -> Float[Array, "tokens d_out"]:
+    """What a form of lora_delta adds to y, which stays as it is.
+
+    Plain LoRA adds the same to zeros, and nothing of it is lost there. What DoRA adds depends on y; where that is -inf,
+    beyond the vocabulary of a row, it is 0."""
+    dora = any(lora.dora is not None for lora in adapters.at(module).values())
+    after = y.copy() if dora else namespace(y).zeros_like(y)
+    lora_delta(after, x, module, adapters, mapping, p)
+    if not dora:
+        return after
+    with np.errstate(invalid="ignore"):
+        return rounded(namespace(y).where(after == y, 0, after - y), p.linear)
 
 
 def shrink(x: Array, A: Float[Array, "rank d_in"]) -> Float[Array, "tokens rank"]:
@@ -151,7 +195,7 @@ def lora_delta_per_token(
     mapping: LoraMapping,
     p: Precision,
 ) -> None:
-    """The definition: y[t] += weight * scale * B (A x[t]), in place.
+    """The definition: y[t] += weight * scale * B (A x[t]), in place. With DoRA: dora_delta, whose weight is always 1.
 
     A row whose ids are all -1, or whose adapters leave this module alone, is not touched. x is [tokens, d_in], or token
     ids [tokens] at the embedding."""
@@ -165,8 +209,11 @@ def lora_delta_per_token(
             delta = lora.B @ rounded(low, p.lora_rank)
             if lora.bias is not None:
                 delta = delta + lora.bias
+            delta = delta * y.dtype.type(lora.scale * weight)
             out = y[t, : delta.shape[0]]  # y may be wider: another request's adapter may extend the vocabulary
-            out[:] = rounded(out + rounded(delta * y.dtype.type(lora.scale * weight), p.lora_delta), p.linear)
+            if lora.dora is not None:
+                delta = dora_delta(out, delta, lora.dora, p)
+            out[:] = rounded(out + rounded(delta, p.lora_delta), p.linear)
 
 
 def lora_delta(
@@ -192,4 +239,6 @@ def lora_delta(
                 delta += lora.bias
             delta *= lora.scale * segment.weight
             out = y[rows, : lora.B.shape[0]]  # y may be wider: another request's adapter may extend the vocabulary
+            if lora.dora is not None:
+                delta = dora_delta(out, delta, lora.dora, p)
             y[rows, : lora.B.shape[0]] = rounded(out + rounded(delta, p.lora_delta), p.linear)

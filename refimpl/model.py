@@ -15,7 +15,7 @@ from .arrays import Array, Float, Precision, ceil_div, namespace, rounded, to_ho
 from .batch import ScheduledRequest, make_batch
 from .config import EMBED, LM_HEAD, Module, short_name
 from .kv_cache import KVCache
-from .lora import AdapterSlots
+from .lora import AdapterSlots, added_by
 from .ops import NUMPY, Ops
 from .plans import Batch, LoraMapping
 from .request import Request, check_list, check_request
@@ -39,8 +39,7 @@ def forward(
         module = (layer, name)
         y = base(model, x, module, adapters, mapping, ops, p)
         if trace is not None:
-            delta = xp.zeros_like(y)
-            ops.lora_delta(delta, x, module, adapters, mapping, p)
+            delta = added_by(ops.lora_delta, y, x, module, adapters, mapping, p)
             for part, values in (("input", x), ("base", y), ("lora", delta)):
                 trace.record(f"{short_name(module)}.{part}", values)
         ops.lora_delta(y, x, module, adapters, mapping, p)

@@ -91,8 +91,9 @@ def _check_adapters(request: Request) -> None:
         adapter, weight = pair
         if not np.isfinite(weight):
             raise RequestError(f"adapter {adapter.name}: weight {weight} is not a finite number")
-        if (adapter.replaced or adapter.biases) and (len(pairs) > 1 or weight != 1):
-            raise RequestError(f"adapter {adapter.name} replaces whole layers: it can be neither summed nor weighted")
+        if not adapter.can_be_summed and (len(pairs) > 1 or weight != 1):
+            why = "is DoRA" if adapter.use_dora else "replaces whole layers"
+            raise RequestError(f"adapter {adapter.name} {why}: it can be neither summed nor weighted")
     if len({id(adapter) for adapter, _ in pairs}) < len(pairs):
         raise RequestError("a request names the same adapter twice: add the weights instead")
 

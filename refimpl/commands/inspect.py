@@ -129,7 +129,8 @@ def modules_table(modules: list[ModuleReport]) -> Table:
         column.no_wrap = True
     groups: dict[tuple, list[ModuleReport]] = {}
     for report in modules:
-        shapes = ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in report.shapes.items())
+        listed = {key: shape for key, shape in report.shapes.items() if key != "magnitude"}  # one for each row of B
+        shapes = ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in listed.items())
         key = (short_name(report.module), report.kind, shapes, report.rank, report.alpha, report.scale, report.dtype)
         groups.setdefault(key, []).append(report)
     for (name, kind, shapes, rank, alpha, scale, dtype), same in groups.items():

@@ -7,13 +7,15 @@ A half-precision number that is stored as float32 becomes a half at the kernel's
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
+from .. import lora
+from ..adapter import Adapter
 from ..arrays import Array, Float, Int, Precision, namespace, rounded, widen
-from ..config import EMBED, Module
+from ..config import EMBED, ModelConfig, Module
 from ..errors import LoracleError
-from ..lora import AdapterSlots, LoraWeights
+from ..lora import AdapterSlots, BoundAdapter, LoraWeights
 from ..ops import NUMPY
 from ..plans import AttentionMetadata, LoraMapping
 from . import launch
@@ -103,6 +105,13 @@ def lora_delta(
                 y[rows, : packed.columns] = rounded(widened(result[rows, : packed.columns], dtype), p.linear)
 
 
+def bind_adapter(adapter: Adapter, config: ModelConfig, scale: Callable[[float, int, bool], float]) -> BoundAdapter:
+    """lora.bind_adapter. LoracleError for DoRA: no kernel stretches the rows of y."""
+    if adapter.use_dora:
+        raise LoracleError(f"ops cuda: adapter {adapter.name} is DoRA, which the kernels do not compute; use ops numpy")
+    return lora.bind_adapter(adapter, config, scale)
+
+
 # ---- the others -----------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +199,7 @@ def as_stored(weight: Array, dtype: str) -> Array:
 
 CUDA = dataclasses.replace(
     NUMPY,
+    bind_adapter=bind_adapter,
     lora_delta=lora_delta,
     write_kv=write_kv,
     attention=attention,

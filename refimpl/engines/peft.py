@@ -85,6 +85,8 @@ class Peft:
             self.unload(name)
         with _quiet():
             try:
+                if getattr(peft.PeftConfig.from_pretrained(folder), "use_dora", False):
+                    raise EngineError(f"PEFT cannot serve {folder} beside other requests: it is DoRA")
                 if self.model is None:
                     self.model = peft.PeftModel.from_pretrained(self.base, folder, name).eval()
                 else:

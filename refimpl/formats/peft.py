@@ -55,6 +55,7 @@ def peft_json(config: PeftConfig) -> dict[str, Any]:
         "modules_to_save": list(config.modules_to_save) or None,
         "bias": config.bias,
         "lora_bias": config.lora_bias,
+        "use_dora": config.use_dora,
         "lora_dropout": 0.0,
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -70,6 +71,8 @@ def peft_tensors(adapter: Adapter) -> dict[str, Array]:
         tensors[_name(module, A)], tensors[_name(module, B)] = lora.A, lora.B
         if lora.bias is not None:
             tensors[_name(module, "lora_B.bias")] = lora.bias
+        if lora.magnitude is not None:
+            tensors[_name(module, "lora_magnitude_vector")] = lora.magnitude
     for module, weight in adapter.replaced.items():
         tensors[_name(module, _within(adapter.config, adapter.lora, module, "weight"))] = weight
     for module, bias in adapter.biases.items():

@@ -28,6 +28,11 @@ def cannot_hold(adapter: Adapter, modules: Collection[str]) -> list[str]:
     inner = [
         f"lora_bias of {module_name(module)}" for module, tensors in adapter.lora.items() if tensors.bias is not None
     ]
+    inner += [
+        f"the DoRA magnitude of {module_name(module)}"
+        for module, tensors in adapter.lora.items()
+        if tensors.magnitude is not None
+    ]
     return lora + tables + inner + [f"the bias of {module_name(module)}" for module in adapter.biases]
 
 

@@ -70,6 +70,8 @@ def about_peft(
         part.name for tensors in parts.values() for key, part in tensors.items() if key in ("bias", "lora_bias")
     ]:
         lines.append(f"rejects {biases[0]} ({len(biases)} biases): KeyError, unsupported key")
+    if config.use_dora:
+        lines.append("ignores the magnitude of DoRA in its PyTorch backend")
     if config.alpha_pattern:
         lines.append(f"ignores alpha_pattern {shown(dict(config.alpha_pattern))}: every module gets lora_alpha")
     if config.rank_pattern:

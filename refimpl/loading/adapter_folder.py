@@ -153,7 +153,7 @@ def _adapter(name: str, config: PeftConfig, parts: Parts, base: ModelConfig | No
         module: LoraTensors(
             _owned(tensors["A"].array),
             _owned(tensors["B"].array),
-            _owned(tensors["lora_bias"].array) if "lora_bias" in tensors else None,
+            *(_owned(tensors[part].array) if part in tensors else None for part in ("lora_bias", "magnitude")),
         )
         for module, tensors in sorted(parts.items())
         if "A" in tensors

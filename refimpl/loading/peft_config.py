@@ -78,6 +78,7 @@ def read_peft_config(folder: Path, diagnostics: Diagnostics) -> PeftConfig | Non
         modules_to_save=_as_tuple(_names(keys, "modules_to_save", in_list=AROUND)),
         bias=_bias(keys),
         lora_bias=keys.flag("lora_bias"),
+        use_dora=keys.flag("use_dora"),
     )
     _check_together(keys, config)
     return config if len(diagnostics.problems) == before else None
@@ -160,6 +161,8 @@ def _check_together(keys: Keys, config: PeftConfig) -> None:
         )
     if config.layers_pattern and not config.layers_to_transform:
         keys.diagnostics.problem(keys.file, "layers_pattern is given, but layers_to_transform is not")
+    if config.use_dora and config.lora_bias:
+        keys.diagnostics.problem(keys.file, "use_dora and lora_bias are both true, which PEFT does not support")
     if keys.data.get("target_modules") is None:
         keys.diagnostics.problem(
             keys.file, "target_modules is missing: it must be a list of names or a regular expression"

@@ -13,7 +13,7 @@ from .json_file import Keys
 
 HONOURED = {
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
-    "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "lora_bias",
+    "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "lora_bias", "use_dora",
     "peft_type", "init_lora_weights", "fan_in_fan_out",
 }  # fmt: skip
 

@@ -20,6 +20,8 @@ PARTS = {
     "lora_A.weight": "A",
     "lora_B.weight": "B",
     "lora_B.bias": "lora_bias",  # lora_bias
+    "lora_magnitude_vector": "magnitude",  # use_dora: a layer of PEFT's, saved without .weight and read with it, too
+    "lora_magnitude_vector.weight": "magnitude",
     "lora_embedding_A": "A",  # PEFT keeps these two as bare parameters, without .weight
     "lora_embedding_B": "B",
     "lora_embedding_A.weight": "A",
@@ -34,7 +36,6 @@ LAYER = re.compile(r"model\.layers\.(\d+)\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gat
 
 # What else is found in such files, by a piece of the name.
 FOREIGN = {
-    "lora_magnitude_vector": "DoRA",
     "trainable_tokens_delta": "trainable_token_indices",
     "original_module": "a module that PEFT replaced and should not have saved",
     "modules_to_save": "saved with the adapter's name left in; use save_pretrained",
@@ -98,7 +99,7 @@ def _belongs(module: Module, ending: str) -> bool:
     """Whether a part of this name can be saved for this module."""
     embedding = ending.startswith("lora_embedding")
     if module == EMBED:
-        return embedding or ending in ("weight", "base_layer.weight")
+        return embedding or ending.startswith("lora_magnitude") or ending in ("weight", "base_layer.weight")
     if module == LM_HEAD:
         return not embedding and not ending.endswith("layer.bias") and ending != "bias"
     return not embedding and ending not in ("weight", "base_layer.weight")
@@ -136,7 +137,7 @@ def check_lora(
     """Every module's A and B are both there, selected, of the config's rank and the base's widths."""
     full_weights = full_weights_of(parts, config, base)
     for module, tensors in parts.items():
-        if tensors.keys() & {"A", "B", "lora_bias"}:
+        if tensors.keys() & {"A", "B", "lora_bias", "magnitude"}:
             rows = (
                 full_weights[module].array.shape[0]
                 if module in full_weights and full_weights[module].array.ndim
@@ -176,8 +177,7 @@ def _check_module(
     A, B = tensors["A"], tensors["B"]
     d_out, d_in = shape or (_axis(B.array, 0), _axis(A.array, 1))
     checked = [(A, [rank, d_in]), (B, [d_out, rank])]
-    if "lora_bias" in tensors:
-        checked.append((tensors["lora_bias"], [d_out]))
+    checked += [(tensors[part], [d_out]) for part in ("lora_bias", "magnitude") if part in tensors]
     for part, expected in checked:
         if list(part.array.shape) != expected:
             makes = f"{CONFIG_FILE} (rank {rank}) and the base make it {expected}"
@@ -185,6 +185,10 @@ def _check_module(
     if config.lora_bias != ("lora_bias" in tensors):
         says = "true, but lora_B.bias is not there" if config.lora_bias else "false, but lora_B.bias is there"
         diagnostics.problem(file, f"module {full_name}: lora_bias is {says}")
+    if config.use_dora != ("magnitude" in tensors):
+        magnitude = "lora_magnitude_vector is " + ("there" if "magnitude" in tensors else "not there")
+        says = "true" if config.use_dora else "false"
+        diagnostics.problem(file, f"module {full_name}: use_dora is {says}, but {magnitude}")
     if not selects(config, full_name):
         why = "modules_to_save replaces it" if is_saved(config, full_name) else "target_modules does not select it"
         diagnostics.problem(file, f"tensor {A.name} is not for use: {why} ({CONFIG_FILE})")

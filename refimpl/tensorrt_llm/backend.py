@@ -28,6 +28,7 @@ def backend(dtype: str, order: str = "manager", ops: Ops = NUMPY) -> Ops:
 
 
 def prescaled(lora: LoraWeights, dtype: str, order: str) -> LoraWeights:
-    """The same correction with its scale in B. A bias of lora_B takes part; TensorRT-LLM itself refuses one."""
+    """The same correction with its scale in B. A bias of lora_B and DoRA's magnitude take part; TensorRT-LLM itself
+    refuses the one, and ignores the other in its PyTorch backend."""
     bias = None if lora.bias is None else prescale(lora.bias, lora.scale, dtype, order)
-    return LoraWeights(lora.A, prescale(lora.B, lora.scale, dtype, order), 1.0, bias)
+    return replace(lora, B=prescale(lora.B, lora.scale, dtype, order), scale=1.0, bias=bias)

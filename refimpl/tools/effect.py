@@ -9,6 +9,7 @@ from ..adapter import Adapter
 from ..adapter_cache import AdapterCache
 from ..arrays import Precision, namespace, to_device, to_host
 from ..config import Module, short_name
+from ..lora import added_by
 from ..model import logits
 from ..ops import NUMPY, Ops
 from ..plans import LoraMapping
@@ -32,9 +33,10 @@ def effect(model: Model, adapter: Adapter, prompt_ids: Sequence[int], ops: Ops =
             continue
         name = short_name(module)
         x, y = t[f"{name}.input"], t[f"{name}.base"]
-        delta = to_device(np.zeros((len(y), adapter.lora[module].B.shape[0]), y.dtype), model.device)
-        mapping = LoraMapping.of(np.full((len(y), 1), slot, np.int32), np.ones((len(y), 1)), namespace(delta))
-        ops.lora_delta(delta, to_device(x, model.device), module, cache.slots, mapping, p)
-        base = float(np.linalg.norm(y))
+        added = y.shape[0], max(0, adapter.lora[module].B.shape[0] - y.shape[1])  # of a vocabulary that has grown
+        x, y = to_device(x, model.device), to_device(np.hstack([y, np.zeros(added, y.dtype)]), model.device)
+        mapping = LoraMapping.of(np.full((len(y), 1), slot, np.int32), np.ones((len(y), 1)), namespace(y))
+        delta = added_by(ops.lora_delta, y, x, module, cache.slots, mapping, p)
+        base = float(np.linalg.norm(to_host(y)))
         ratios[module] = float(np.linalg.norm(to_host(delta))) / base if base else math.inf
     return ratios

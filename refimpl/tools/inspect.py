@@ -35,7 +35,7 @@ class ModuleReport:
     """One module of the folder. rank, alpha and scale are those of a LoRA; scale is None where they are not known."""
 
     module: str
-    kind: str  # base, lora, replaced (a whole weight that the adapter brings along), bias (likewise)
+    kind: str  # base, lora, dora, replaced (a whole weight that the adapter brings along), bias (likewise)
     shapes: dict[str, list[int]]  # weight or bias; A and B; row, where the widths of a TensorRT-LLM pair are not known
     dtype: str
     parameters: int
@@ -140,13 +140,13 @@ def _base_report(name: str, tensor: Tensor, diagnostics: Diagnostics) -> ModuleR
 def _adapter_reports(module: Module, parts: Parts, config: PeftConfig | None) -> Iterable[ModuleReport]:
     """A module's LoRA, and what else the adapter brings along for it."""
     name, tensors = module_name(module), parts[module]
-    lora = {part: tensors[part].array for part in tensors if part in ("A", "B", "lora_bias")}
+    lora = {part: tensors[part].array for part in tensors if part in ("A", "B", "lora_bias", "magnitude")}
     if lora:
         A = lora.get("A")
         rank = A.shape[0] if A is not None and A.ndim else None
         alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha) if config else None
         scale = adapter_scale(alpha, rank, config.use_rslora) if config and alpha is not None and rank else None
-        yield _report(name, "lora", lora, rank, alpha, scale)
+        yield _report(name, "dora" if "magnitude" in lora else "lora", lora, rank, alpha, scale)
     for part, kind in (("saved", "replaced"), ("copy", "replaced"), ("bias", "bias")):
         if part in tensors:
             yield _report(name, kind, {"bias" if kind == "bias" else "weight": tensors[part].array})

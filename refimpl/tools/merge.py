@@ -1,7 +1,7 @@
-"""Merge an adapter into a copy of the base: W' = W + scale B A. What one would serve without multi-LoRA.
+"""Merge an adapter into a copy of the base: W' = W + scale B A, or gain * that with DoRA.
 
-The copy is a model of its own, as large as the base; N adapters make N of them. It answers the same as base + adapter
-up to rounding, which is how the one is checked by the other.
+What one would serve without multi-LoRA. The copy is a model of its own, as large as the base; N adapters make N of
+them. It answers the same as base + adapter up to rounding, which is how the one is checked by the other.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import dataclasses
 from ..adapter import Adapter
 from ..arrays import DTYPES, Array, rounded, to_device, widen
 from ..config import EMBED, LAYER_MODULES, LM_HEAD, Module
+from ..dora import dora_gain
 from ..lora import LoraWeights
 from ..ops import NUMPY, Ops
 from ..weights import Linear, Model
@@ -36,9 +37,15 @@ def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
 
 
 def merged_weight(model: Model, weight: Array, lora: LoraWeights, module: Module) -> Array:
-    """W + scale B A; at the embedding, whose rows are looked up, the transpose of it."""
-    delta = lora.scale * (wide(model, lora.B) @ wide(model, lora.A))
-    return held_as(model, wide(model, weight) + (delta.T if module == EMBED else delta))
+    """W + scale B A; at the embedding, whose rows are looked up, the transpose of it. With DoRA times the gain."""
+    A, B, W = wide(model, lora.A), wide(model, lora.B), wide(model, weight)
+    delta = lora.scale * (B @ A)
+    sums = W + (delta.T if module == EMBED else delta)
+    if lora.magnitude is not None:
+        by_row = W.T if module == EMBED else W
+        gain = wide(model, dora_gain(by_row, A, B, lora.scale, wide(model, lora.magnitude), module))
+        sums *= gain if module == EMBED else gain[:, None]
+    return held_as(model, sums)
 
 
 def merged_bias(model: Model, bias: Array | None, lora: LoraWeights) -> Array:

@@ -150,9 +150,9 @@ LOADER_ERRORS: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
     "DoRA": (
         {lora_name((1, "q_proj"), "lora_magnitude_vector"): random((32,))},
         {},
-        "lora_magnitude_vector [32] is not supported: DoRA",
+        "use_dora is false, but lora_magnitude_vector is there",
     ),
-    "use_dora": ({}, {"use_dora": True}, "use_dora is True"),
+    "use_dora": ({}, {"use_dora": True}, "use_dora is true, but lora_magnitude_vector is not there"),
     "layer": ({lora_name((2, "q_proj"), "lora_A.weight"): random((3, 12))}, {}, "it is of layer 2, the base has 2"),
 }
 
@@ -274,6 +274,12 @@ def test_what_the_engine_makes_of_a_peft_folder(tmp_path: Path, capsys: pytest.C
     }
     seen = inspect(write_adapter(tmp_path, biased, target_modules=["o_proj"], lora_bias=True), BASE, "trtllm")
     assert any("lora_B.bias (2 biases): KeyError" in line for line in seen.tensorrt_llm)
+    magnitudes = {lora_name((i, "o_proj"), "lora_magnitude_vector"): random((12,)) for i in (0, 1)}
+    dora = lora_tensors(modules=("o_proj",)) | magnitudes
+    folder = write_adapter(tmp_path / "dora", dora, target_modules=["o_proj"], use_dora=True)
+    assert "ignores the magnitude of DoRA in its PyTorch backend" in inspect(folder, BASE, "trtllm").tensorrt_llm
+    with refused(AdapterError, "cannot hold", "the DoRA magnitude of model.layers.0.self_attn.o_proj"):
+        convert(folder, tmp_path / "lost", "trtllm")
     assert cli.main(["inspect", "bard", "--for", "trtllm", "--max-rank", "8"]) == 0
     assert "TensorRT-LLM rejects rank 16: it is above max_lora_rank 8" in capsys.readouterr().out
 

@@ -32,7 +32,7 @@ def contents(adapter: Adapter) -> tuple[Any, ...]:
     def bits(x: np.ndarray | None) -> tuple[Any, ...] | None:
         return None if x is None else (x.dtype.name, x.shape, x.tobytes())
 
-    lora = {module: (bits(w.A), bits(w.B), bits(w.bias)) for module, w in adapter.lora.items()}
+    lora = {module: tuple(map(bits, (w.A, w.B, w.bias, w.magnitude))) for module, w in adapter.lora.items()}
     whole = [{module: bits(x) for module, x in held.items()} for held in (adapter.replaced, adapter.biases)]
     return (adapter.config, lora, *whole)
 
@@ -88,6 +88,13 @@ FOLDERS: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {
         lora_tensors(modules=("o_proj",))
         | {lora_name((i, "o_proj"), "lora_B.bias"): random((12,), i) for i in range(2)},
         {"lora_bias": True, "target_modules": ["o_proj"]},
+    ),
+    "DoRA": (
+        TOP
+        | {lora_name((i, "q_proj"), "lora_magnitude_vector"): random((32,), i) for i in range(2)}
+        | {lora_name(EMBED, "lora_magnitude_vector"): random((12,)), lora_name(LM_HEAD, "lora_magnitude_vector"):
+           random((13,))},
+        {"use_dora": True, "target_modules": ["q_proj", "embed_tokens", "lm_head"]},
     ),
     "biases": (
         lora_tensors(modules=("q_proj",))

@@ -250,6 +250,14 @@ def test_what_the_kernels_cannot_round_is_refused_by_name(p: Precision, message:
         logits(model, [request], CUDA, p)
 
 
+def test_dora_is_refused_by_name() -> None:
+    config = small_config()
+    model = build.random_model(config, 0, "float32")
+    dora = build.as_dora(build.as_dtype(build.random_adapter(config, 0), "float32"), model, 0)
+    with pytest.raises(LoracleError, match="ops cuda: adapter adapter-0 is DoRA, which the kernels do not compute"):
+        logits(model, [Request([1, 2, 3], dora)], CUDA)
+
+
 @pytest.mark.parametrize("point", ["kv", "norm_inner", "rope_product", "activation_inner", "scores", "probabilities"])
 def test_one_point_that_is_not_rounded_makes_no_difference_elsewhere(point: str) -> None:
     """Each flag of a kernel is the point of the same name, and no other."""

@@ -57,6 +57,61 @@ def test_every_linear_layer(tmp_path: Path, dtype: str) -> None:
     assert (adapter.replaced, adapter.biases) == ({}, {})
 
 
+def magnitudes(tensors: dict[str, np.ndarray], ending: str = "") -> dict[str, np.ndarray]:
+    """DoRA's, for every B among the tensors: one number for each of its rows."""
+    vectors: dict[str, np.ndarray] = {}
+    for name, x in tensors.items():
+        module, _, part = name.partition(".lora_")
+        if part in ("B.weight", "embedding_B"):
+            vectors[f"{module}.lora_magnitude_vector{ending}"] = random((len(x),), len(vectors))
+    return vectors
+
+
+@pytest.mark.parametrize("ending", ["", ".weight"])  # as PEFT saves it, and as its layer calls it
+def test_dora(tmp_path: Path, ending: str) -> None:
+    plain = lora_tensors(modules=tuple(EVERYTHING))
+    tensors = magnitudes(plain, ending)
+    adapter = load(tmp_path, plain | tensors, target_modules=EVERYTHING, use_dora=True)
+    assert adapter.config.use_dora and adapter.use_dora and not adapter.can_be_summed
+    assert len(adapter.lora) == len(tensors) == 16
+    for module, lora in adapter.lora.items():
+        assert lora.magnitude is not None and not lora.magnitude.flags.writeable
+        assert np.array_equal(lora.magnitude, tensors[lora_name(module, f"lora_magnitude_vector{ending}")])
+    assert adapter.lora[EMBED].magnitude.shape == (12,)  # one for each channel
+    assert adapter.lora[LM_HEAD].magnitude.shape == (13,)
+
+
+QM = lora_name(Q, "lora_magnitude_vector")
+
+
+@pytest.mark.parametrize(
+    ("change", "use_dora", "says"),
+    [
+        (
+            {QM: random((31,))},
+            True,
+            f"tensor {QM} has shape [31], adapter_config.json (rank 3) and the base make it [32]",
+        ),
+        ({QM: random((32, 1))}, True, "has shape [32, 1]"),
+        ({QM: np.full(32, np.nan, "float32")}, True, f"tensor {QM} holds NaN or inf"),
+        ({QM: ...}, True, "q_proj: use_dora is true, but lora_magnitude_vector is not there"),
+        ({}, False, "q_proj: use_dora is false, but lora_magnitude_vector is there"),
+        ({QM + ".weight": random((32,))}, True, "is there a second time"),
+        ({QA: ..., QB: ...}, True, f"lora_A and lora_B is missing (there is {QM})"),
+        ({}, "yes", "use_dora is 'yes': it must be true or false"),
+    ],
+)
+def test_dora_that_is_not_whole(tmp_path: Path, change: dict[str, Any], use_dora: object, says: str) -> None:
+    tensors = lora_tensors() | magnitudes(lora_tensors()) | change
+    with refused(AdapterError, says):
+        load(tmp_path, {name: x for name, x in tensors.items() if x is not ...}, use_dora=use_dora)
+
+
+def test_dora_with_lora_bias_is_refused_as_in_peft(tmp_path: Path) -> None:
+    with refused(AdapterError, "use_dora and lora_bias are both true, which PEFT does not support"):
+        load(tmp_path, use_dora=True, lora_bias=True)
+
+
 def test_the_name_is_the_callers_or_the_folders(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "x")
     assert load_adapter(folder, BASE).name == "x"
@@ -293,7 +348,6 @@ def test_two_values_for_one_tied_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "DoRA"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", "use save_pretrained"),
         ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "trainable_token_indices"),
         ("base_model.model.lm_head.modules_to_save.weight", "use save_pretrained"),

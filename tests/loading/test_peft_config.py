@@ -78,7 +78,7 @@ def test_harmless_keys_may_say_anything(tmp_path: Path, key: str, value: object)
     assert not found.problems
 
 
-UNSUPPORTED = """use_dora layer_replication megatron_config corda_config trainable_token_indices use_qalora enable_lora
+UNSUPPORTED = """layer_replication megatron_config corda_config trainable_token_indices use_qalora enable_lora
     target_parameters alora_invocation_tokens arrow_config ensure_weight_tying lora_ga_config use_bdlora velora_config
     monteclora_config kasa_config not_yet_invented task domain"""
 
@@ -198,7 +198,7 @@ def test_what_is_odd_is_said(tmp_path: Path, changes: dict[str, Any], says: str)
 
 
 def test_every_problem_is_collected(tmp_path: Path) -> None:
-    _, found = read(tmp_path, r=0, lora_alpha="x", use_dora=True, bias="b", target_modules=None, kasa_config={"a": 1})
+    _, found = read(tmp_path, r=0, lora_alpha="x", use_bdlora=True, bias="b", target_modules=None, kasa_config={"a": 1})
     assert len(found.problems) == 6
 
 

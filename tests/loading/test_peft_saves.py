@@ -201,7 +201,6 @@ def test_biases(tmp_path: Path, bias: str, count: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"use_dora": True}, "use_dora is True"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),

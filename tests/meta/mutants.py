@@ -3,17 +3,21 @@ engine that falls over. Real bugs are in refimpl/oracle/mutants/. Nothing is pat
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 from refimpl import NUMPY, Ops, Precision
 from refimpl.arrays import Array
 from refimpl.attention import attention
-from refimpl.config import Module
+from refimpl.config import EMBED, Module
+from refimpl.dora import Dora
 from refimpl.kv_cache import write_kv
 from refimpl.layers import linear
-from refimpl.lora import AdapterSlots, lora_delta
+from refimpl.lora import AdapterSlots, LoraWeights, lora_delta
 from refimpl.oracle.bugs import all_mutants
+from refimpl.oracle.bugs.d_prefix import keyed_without
+from refimpl.oracle.bugs.steps import Slots, reading
 
 
 def table(name: str) -> Ops:
@@ -69,3 +73,36 @@ def _wrong_half_type(x: Array, weight: Array, bias: Array | None, p: Precision) 
 
 
 bfloat16_read_as_float16 = but(linear=_wrong_half_type)
+
+
+# DoRA.
+
+
+def with_dora(change: Callable[[LoraWeights, Dora, AdapterSlots, Module], LoraWeights]) -> Ops:
+    """Every DoRA is changed, as lora_delta reads it."""
+
+    def reads(adapters: AdapterSlots, module: Module) -> Slots:
+        at = adapters.at(module).items()
+        return {slot: one if one.dora is None else change(one, one.dora, adapters, module) for slot, one in at}
+
+    return but(lora_delta=reading(reads))
+
+
+magnitude_ignored = with_dora(lambda lora, *_: dataclasses.replace(lora, dora=None))
+
+bias_stretched = with_dora(lambda lora, dora, *_: dataclasses.replace(lora, dora=Dora(dora.gain, None)))
+
+only_the_delta_stretched = with_dora(
+    lambda lora, dora, *_: dataclasses.replace(lora, B=dora.gain[:, None] * lora.B, dora=None)
+)
+
+
+def _gain_of_the_base(lora: LoraWeights, dora: Dora, adapters: AdapterSlots, module: Module) -> LoraWeights:
+    lengths = np.linalg.norm(adapters.model.linear(module).weight, axis=0 if module == EMBED else 1)
+    gain = lora.magnitude / lengths[: len(dora.gain)]
+    return dataclasses.replace(lora, dora=dataclasses.replace(dora, gain=gain))
+
+
+length_of_the_base_alone = with_dora(_gain_of_the_base)
+
+key_without_magnitude = keyed_without(magnitude=None)

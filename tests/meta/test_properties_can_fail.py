@@ -22,6 +22,12 @@ from properties.test_definition import (
     check_unmerged_equals_merged,
     check_zero_b_is_the_base,
 )
+from properties.test_dora import (
+    check_dora_does_not_leak,
+    check_dora_is_the_stretched_base,
+    check_dora_while_serving,
+    dora_cases,
+)
 from properties.test_half_types import (
     check_attention_is_within_a_unit_of_each_probability,
     check_every_point_is_applied,
@@ -63,6 +69,7 @@ from refimpl import Ops
 
 CASE = {"case": cases()}
 REUSE = {"case": reuses()}
+DORA = {"case": dora_cases()}
 WHOLE = {"case": replacing_cases()}
 CALL = {"call": calls()}
 SEED = {"seed": st.integers(0, 99)}
@@ -146,6 +153,13 @@ TABLE: list[Row] = [
     (check_replaced_layers_are_swapped_in, WHOLE, ("saved_lm_head_and_biases_dropped",)),
     (check_replaced_layers_do_not_leak, WHOLE, ("none_is_slot_zero",)),
     (check_replaced_layers_while_serving, WHOLE, ("chunk_restarts", "slots_off_by_one_block")),
+    (
+        check_dora_is_the_stretched_base,
+        DORA,
+        ("magnitude_ignored", "bias_stretched", "only_the_delta_stretched", "length_of_the_base_alone"),
+    ),
+    (check_dora_does_not_leak, DORA, ("no_adapter_is_the_last_one",)),
+    (check_dora_while_serving, DORA, ("key_without_magnitude", "slots_off_by_one_block")),
     (check_exact_sums_give_the_same_bits, SEED | DTYPE, ("rank_not_rounded", "always_bfloat16", "kv_not_rounded")),
     (
         check_attention_is_within_a_unit_of_each_probability,

@@ -6,6 +6,7 @@ hidden/heads.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from refimpl import Request
 from refimpl.adapter import Adapter, LoraTensors, PeftConfig
-from refimpl.config import LAYER_MODULES, ModelConfig, Rope, module_name
+from refimpl.config import EMBED, LAYER_MODULES, ModelConfig, Rope, module_name
 from refimpl.synthetic import adapters as synthetic_adapters
 from refimpl.synthetic import models as synthetic_models
 from refimpl.synthetic.models import unchanged
@@ -78,10 +79,19 @@ def random_adapter(
     return synthetic_adapters.random_adapter(config, peft, name or f"adapter-{seed}", rng, snap=unchanged)
 
 
+def as_dora(adapter: Adapter, model: Model, seed: int) -> Adapter:
+    """The same A and B as a DoRA: every row half to twice as long as the base's."""
+    rng, lora = np.random.default_rng([seed, 78]), {}
+    for module, tensors in adapter.lora.items():
+        lengths = np.linalg.norm(model.linear(module).weight, axis=0 if module == EMBED else 1)
+        lora[module] = replace(tensors, bias=None, magnitude=lengths * rng.uniform(0.5, 2, len(lengths)))
+    return replace(adapter, config=replace(adapter.config, use_dora=True, lora_bias=False), lora=lora)
+
+
 def as_dtype(adapter: Adapter, dtype: str) -> Adapter:
     """The same adapter, its tensors in another type."""
     lora = {
-        s: LoraTensors(w.A.astype(dtype), w.B.astype(dtype), None if w.bias is None else w.bias.astype(dtype))
+        s: LoraTensors(*(None if x is None else x.astype(dtype) for x in (w.A, w.B, w.bias, w.magnitude)))
         for s, w in adapter.lora.items()
     }
     return Adapter(adapter.name, adapter.config, lora, adapter.replaced, adapter.biases)

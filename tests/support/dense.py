@@ -91,9 +91,17 @@ def with_adapters(model: Model, request: Request, module: Module) -> Linear:
             stored, scale = adapter.lora[module], share * scale_of(adapter, module)
             delta = scale * stored.B @ stored.A
             weight = weight + (delta.T if module == EMBED else delta)
+            if stored.magnitude is not None:
+                weight = stretched(weight, stored.magnitude, axis=0 if module == EMBED else 1)
             if stored.bias is not None:
                 bias = scale * stored.bias + (0 if bias is None else bias)
     return Linear(weight, bias)
+
+
+def stretched(weight: np.ndarray, magnitude: np.ndarray, axis: int) -> np.ndarray:
+    """DoRA: the directions of a weight along one axis, each at the length that the adapter gives it."""
+    directions = weight / np.sqrt(np.sum(weight**2, axis=axis, keepdims=True))
+    return directions * np.expand_dims(magnitude, axis)
 
 
 def scale_of(adapter: Adapter, module: Module) -> float:

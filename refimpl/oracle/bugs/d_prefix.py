@@ -5,6 +5,7 @@ Seen only in a sequence: the first request leaves blocks, a later one finds them
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from ...adapter import Adapter
 from ...arrays import Precision
@@ -67,14 +68,14 @@ def base_keyed_as_an_adapter() -> Ops:
     return but(prefix_key=key)
 
 
-@prefix.bug("the key has the adapter's A and B, and not its scale", needs="sequence")
-def key_without_scale() -> Ops:
+def keyed_without(**part: Any) -> Ops:
+    """The key is that of an adapter with this field of its LoraWeights at one value in every module."""
     plain: dict[bytes, bytes] = {}
 
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         bound = bind_adapter(adapter, config, scale)
-        unscaled = {module: dataclasses.replace(lora, scale=1.0) for module, lora in bound.lora.items()}
-        plain[digest(bound)] = digest(dataclasses.replace(bound, lora=unscaled))
+        alike = {module: dataclasses.replace(lora, **part) for module, lora in bound.lora.items()}
+        plain[digest(bound)] = digest(dataclasses.replace(bound, lora=alike))
         return bound
 
     def key(parent: bytes, ids: Sequence[int], base: bytes, p: Precision, adapters: Digests) -> bytes:
@@ -83,6 +84,11 @@ def key_without_scale() -> Ops:
         )
 
     return but(bind_adapter=bind, prefix_key=key)
+
+
+@prefix.bug("the key has the adapter's A and B, and not its scale", needs="sequence")
+def key_without_scale() -> Ops:
+    return keyed_without(scale=1.0)
 
 
 @prefix.bug("the key has the adapters of a request, and not their weights", needs="sequence")

@@ -13,6 +13,7 @@ import numpy as np
 from ...adapter import Adapter
 from ...arrays import Array, Precision
 from ...config import EMBED, ModelConfig, Module
+from ...dora import Dora
 from ...layers import embed
 from ...lora import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter, lora_delta
 from ...ops import NUMPY, Ops
@@ -61,12 +62,13 @@ def add(y: Array, x: Array, weights: Slots, mapping: LoraMapping, p: Precision) 
 def within(lora: LoraWeights, x: Array, y: Array) -> LoraWeights:
     """The same weights where they fit; else B without the rows that y has no room for, and A's last column repeated
     for the token ids that it does not know."""
-    A, B, bias = lora.A, lora.B, lora.bias
+    A, B, bias, dora = lora.A, lora.B, lora.bias, lora.dora
     if len(B) > y.shape[1]:
         B, bias = B[: y.shape[1]], None if bias is None else bias[: y.shape[1]]
+        dora = None if dora is None else Dora(dora.gain[: y.shape[1]], None)  # the lm_head: it has no bias
     if x.dtype.kind in "iu" and x.size and x.max() >= A.shape[1]:
         A = A[:, np.minimum(np.arange(x.max() + 1), A.shape[1] - 1)]
-    return LoraWeights(A, B, lora.scale, bias)
+    return dataclasses.replace(lora, A=A, B=B, bias=bias, dora=dora)
 
 
 def loaded(adapters: AdapterSlots, module: Module) -> Slots:

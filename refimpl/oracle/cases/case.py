@@ -221,7 +221,7 @@ def draw_batch(
     while len(chosen) < most and rng.random() < 0.7:
         chosen.append([*keys, None][rng.integers(len(keys) + 1)])
     chosen = [chosen[i] for i in rng.permutation(len(chosen))]
-    summable = [k for k in keys if not testbed.adapters[k].replaced and not testbed.adapters[k].biases]
+    summable = [k for k in keys if testbed.adapters[k].can_be_summed]
     adapter_weights = tuple((str(k), float(rng.choice([0.5, -1.5, 0.75]))) for k in summable[: rng.integers(1, 3)])
     new = int(rng.integers(1, 5))
     requests: list[EngineRequest] = []

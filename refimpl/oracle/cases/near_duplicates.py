@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...adapter import Adapter, LoraTensors
+from ...adapter import Adapter
 from ...arrays import Array
 
 LOUDER = 1.7  # times the scale
@@ -24,7 +24,12 @@ def near_duplicates_of(adapter: Adapter, rng: np.random.Generator) -> list[Adapt
         return (rng.standard_normal(x.shape) * x.astype(np.float32).std()).astype(x.dtype)
 
     others = {
-        module: LoraTensors(like(tensors.A), like(tensors.B), None if tensors.bias is None else like(tensors.bias))
+        module: replace(
+            tensors,
+            A=like(tensors.A),
+            B=like(tensors.B),
+            bias=None if tensors.bias is None else like(tensors.bias),
+        )
         for module, tensors in adapter.lora.items()
     }
     return [

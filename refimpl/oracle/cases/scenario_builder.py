@@ -119,8 +119,8 @@ class ScenarioBuilder:
         return chosen
 
     def summable(self) -> list[str]:
-        """Those whose adapters can be weighted and summed: they replace nothing."""
-        plain = [key for key, adapter in self.adapters.items() if not adapter.replaced and not adapter.biases]
+        """Those whose adapters can be weighted and summed: they only add to the base."""
+        plain = [key for key, adapter in self.adapters.items() if adapter.can_be_summed]
         return [name for name, key in self.loaded.items() if key in plain]
 
     def prompt(self, choices: Choices) -> tuple[int, ...]:

@@ -156,5 +156,8 @@ def _wide_adapter(adapter: Adapter) -> Adapter:
     def wide(x: Any) -> Any:
         return None if x is None else x.astype(np.float64)
 
-    lora = {module: LoraTensors(wide(lora.A), wide(lora.B), wide(lora.bias)) for module, lora in adapter.lora.items()}
+    lora = {
+        module: LoraTensors(wide(lora.A), wide(lora.B), wide(lora.bias), wide(lora.magnitude))
+        for module, lora in adapter.lora.items()
+    }
     return replace(adapter, lora=lora)

@@ -57,7 +57,9 @@ def search(work: Search) -> list[Candidate]:
     only where the error begins, and all in decode steps only if no prompt is wrong."""
     tried = work.beside([work.first], [name for name, bug in all_bugs(work.testbed).items() if work.applicable(bug)])
     near = work.near(tried)
-    for more in (_in_each_scope, _where_it_begins, _in_decode_steps):
+    # A scope keeps the right form of every LoRA beside the wrong one, and has no base there to make a DoRA's gain of.
+    dora = any(adapter.use_dora for adapter in work.testbed.adapters.values())
+    for more in () if dora else (_in_each_scope, _where_it_begins, _in_decode_steps):
         if any(explains(one) for one in near):
             break
         near += more(work, tried)

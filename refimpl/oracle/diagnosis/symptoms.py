@@ -103,7 +103,7 @@ def _of_one(
             is_here = any(other.adapter == key and other.run == exchange.run for other in sample.counted)
             where = "in the same batch" if is_here else "not in this batch"
             return [f"another adapter answered ({where})"]
-    if len(exchange.adapters) == 1 and not testbed.adapters[exchange.adapters[0][0]].replaced:
+    if len(exchange.adapters) == 1 and testbed.adapters[exchange.adapters[0][0]].can_be_summed:
         k = _weight(testbed, exchange, raw)
         if k is not None and fits(_rows(testbed, text, [(testbed.adapters[exchange.adapters[0][0]], k)], raw)):
             return [f"the adapter's delta is {k:.3g} times as large as it should be"]

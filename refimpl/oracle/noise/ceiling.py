@@ -15,7 +15,7 @@ import numpy as np
 
 from ...arrays import DTYPES, Array
 from ...layers import linear
-from ...lora import lora_delta
+from ...lora import added_by, lora_delta
 from ...model import logits
 from ...ops import NUMPY, Ops
 from ...request import Request
@@ -54,11 +54,11 @@ class Moved:
         positive_weights = remapped(lambda ids, weights: (ids, np.abs(weights)))
 
         def delta(y: Array, x: Array, module: Any, adapters: Any, mapping: Any, p: Any) -> None:
-            exact_delta, sums = np.zeros_like(y), np.zeros_like(y)
-            lora_delta(exact_delta, x, module, adapters, mapping, p)
+            exact_delta, sums = added_by(lora_delta, y, x, module, adapters, mapping, p), np.zeros_like(y)
             positive = x if x.dtype.kind in "iu" else np.abs(x)
             absolute(sums, positive, module, adapters, positive_weights(mapping), p)
             terms = 1 if x.dtype.kind in "iu" else x.shape[1]
+            sums = np.maximum(sums, np.abs(exact_delta))  # DoRA adds a part of y as well
             y += self.by(exact_delta, (3 * unit + terms * SINGLE) * sums)
 
         def attention(q: Array, k: Array, v: Array, *rest: Any) -> Array:
@@ -90,7 +90,8 @@ class Moved:
 
 def _absolute(lora: Any) -> Any:
     bias = None if lora.bias is None else np.abs(lora.bias)
-    return dataclasses.replace(lora, A=np.abs(lora.A), B=np.abs(lora.B), scale=abs(lora.scale), bias=bias)
+    B = np.abs(lora.B) if lora.dora is None else np.abs(lora.dora.gain[:, None] * lora.B)
+    return dataclasses.replace(lora, A=np.abs(lora.A), B=B, scale=abs(lora.scale), bias=bias, dora=None)
 
 
 def ceilings(requests: Sequence[Request], raws: Sequence[Errors], testbed: Testbed, seed: int = 0) -> list[Array]:
