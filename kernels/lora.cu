@@ -1,12 +1,12 @@
 // Semantics: y[t] += weight * scale * B (A x[t])      for each adapter that token t's request asked for
 //
 // That is the line above refimpl/lora.py, and lora_delta_per_token there is the same thing in ten lines of Python.
-// It takes two launches: *shrink* makes low[t] = A x[t] (d_in -> rank), *expand* adds scale * B low[t] (rank -> d_out).
+// It takes two launches: *shrink* makes Ax[t] = A x[t] (d_in -> rank), *expand* adds scale * B Ax[t] (rank -> d_out).
 //
 // version             who computes what                           what it buys
-// v1  lora_shrink_v1  one thread per number of low                nothing but clarity
+// v1  lora_shrink_v1  one thread per number of Ax                nothing but clarity
 //     lora_expand_v1  one thread per number of y
-// v2  bgmv_shrink_v2  one warp per number of low, 16-byte loads,  every byte of A comes in a wide, coalesced load;
+// v2  bgmv_shrink_v2  one warp per number of Ax, 16-byte loads,  every byte of A comes in a wide, coalesced load;
 //                     K split over blocks                         one token alone still fills the GPU
 //     bgmv_expand_v2  one block per 128 columns of one token;     rows of B are as short as the rank: the lanes of a
 //                     just enough lanes share a row of B          warp read several of them at once
@@ -21,10 +21,10 @@
 
 // ---- v1: one thread per output ----------------------------------------------------------------------------------
 
-// grid (tokens, low_stride / 32, slices), block 32
-extern "C" __global__ void lora_shrink_v1(float* low, const DTYPE* x, const DTYPE* weights, const long long* offsets,
+// grid (tokens, Ax_stride / 32, slices), block 32
+extern "C" __global__ void lora_shrink_v1(float* Ax, const DTYPE* x, const DTYPE* weights, const long long* offsets,
                                           const int* ranks, const int* adapter_ids, int tokens, int adapters, int d_in,
-                                          int low_stride) {
+                                          int Ax_stride) {
     const int t = blockIdx.x, s = blockIdx.z, j = blockIdx.y * blockDim.x + threadIdx.x;
     const int a = adapter_ids[t];
     if (a < 0) return;
@@ -32,27 +32,27 @@ extern "C" __global__ void lora_shrink_v1(float* low, const DTYPE* x, const DTYP
     if (j >= lora.rank) return;
     float sum = 0;
     for (int k = 0; k < d_in; k++) sum += (float)lora.A[(long long)j * d_in + k] * (float)x[(long long)t * d_in + k];
-    low[((long long)s * tokens + t) * low_stride + j] = sum;
+    Ax[((long long)s * tokens + t) * Ax_stride + j] = sum;
 }
 
 // The same where x is a token id, which stands for a one-hot row: A x is a column of A.
-// grid (tokens, low_stride / 32, slices), block 32
-extern "C" __global__ void lora_lookup(float* low, const int* token_ids, const DTYPE* weights, const long long* offsets,
+// grid (tokens, Ax_stride / 32, slices), block 32
+extern "C" __global__ void lora_lookup(float* Ax, const int* token_ids, const DTYPE* weights, const long long* offsets,
                                        const int* ranks, const int* adapter_ids, int tokens, int adapters, int d_in,
-                                       int low_stride) {
+                                       int Ax_stride) {
     const int t = blockIdx.x, s = blockIdx.z, j = blockIdx.y * blockDim.x + threadIdx.x;
     const int a = adapter_ids[t];
     if (a < 0) return;
     const Lora lora = lora_at(weights, offsets, ranks, s * adapters + a);
     if (j >= lora.rank) return;
-    low[((long long)s * tokens + t) * low_stride + j] = (float)lora.A[(long long)j * d_in + token_ids[t]];
+    Ax[((long long)s * tokens + t) * Ax_stride + j] = (float)lora.A[(long long)j * d_in + token_ids[t]];
 }
 
 // grid (tokens, widest slice / 128, slices), block 128
-extern "C" __global__ void lora_expand_v1(DTYPE* y, const float* low, const DTYPE* weights, const long long* offsets,
+extern "C" __global__ void lora_expand_v1(DTYPE* y, const float* Ax, const DTYPE* weights, const long long* offsets,
                                           const int* ranks, const float* scales, const int* adapter_ids,
                                           const float* adapter_weights, const int* slice_starts, int tokens,
-                                          int adapters, int y_stride, int low_stride, int splits, int round_rank,
+                                          int adapters, int y_stride, int Ax_stride, int splits, int round_rank,
                                           int round_delta) {
     const int t = blockIdx.x, s = blockIdx.z, slices = gridDim.z;
     const int c = blockIdx.y * blockDim.x + threadIdx.x, d_out = slice_starts[s + 1] - slice_starts[s];
@@ -60,11 +60,11 @@ extern "C" __global__ void lora_expand_v1(DTYPE* y, const float* low, const DTYP
     if (a < 0 || c >= d_out) return;
     const Lora lora = lora_at(weights, offsets, ranks, s * adapters + a);
     if (lora.rank == 0) return;
-    const long long row = ((long long)s * tokens + t) * low_stride;
-    const long long split_stride = (long long)slices * tokens * low_stride;
+    const long long row = ((long long)s * tokens + t) * Ax_stride;
+    const long long split_stride = (long long)slices * tokens * Ax_stride;
     float sum = 0;
     for (int j = 0; j < lora.rank; j++)
-        sum += (float)lora.B[(long long)c * lora.rank + j] * whole(low, row + j, split_stride, splits, round_rank);
+        sum += (float)lora.B[(long long)c * lora.rank + j] * sum_splits(Ax, row + j, split_stride, splits, round_rank);
     if (lora.bias) sum += (float)lora.bias[c];
     add(y + (long long)t * y_stride + slice_starts[s] + c, sum, scales[s * adapters + a] * adapter_weights[t],
         round_delta);
@@ -88,10 +88,10 @@ __device__ inline float lane_dot(const T* a, const T* b, int from, int to, int l
     return sum;
 }
 
-// grid (tokens, low_stride / 4, slices * splits), block 128: four warps, four rows of A
-extern "C" __global__ void bgmv_shrink_v2(float* low, const DTYPE* x, const DTYPE* weights, const long long* offsets,
+// grid (tokens, Ax_stride / 4, slices * splits), block 128: four warps, four rows of A
+extern "C" __global__ void bgmv_shrink_v2(float* Ax, const DTYPE* x, const DTYPE* weights, const long long* offsets,
                                           const int* ranks, const int* adapter_ids, int tokens, int adapters, int d_in,
-                                          int low_stride, int splits) {
+                                          int Ax_stride, int splits) {
     const int t = blockIdx.x, s = blockIdx.z / splits, split = blockIdx.z % splits;
     const int j = blockIdx.y * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
     const int a = adapter_ids[t];
@@ -101,15 +101,15 @@ extern "C" __global__ void bgmv_shrink_v2(float* low, const DTYPE* x, const DTYP
     const int from = split_start(split, splits, d_in), to = split_start(split + 1, splits, d_in);
     const float sum = warp_sum(lane_dot(lora.A + (long long)j * d_in, x + (long long)t * d_in, from, to, lane));
     const long long slices = gridDim.z / splits;
-    if (lane == 0) low[((split * slices + s) * tokens + t) * low_stride + j] = sum;
+    if (lane == 0) Ax[((split * slices + s) * tokens + t) * Ax_stride + j] = sum;
 }
 
 // grid (tokens, at most widest slice / 128, slices), block 128: 128 columns, then those gridDim.y * 128 further on, so
-// that with many tokens a block reads its plan and its low once for several of them
-extern "C" __global__ void bgmv_expand_v2(DTYPE* y, const float* low, const DTYPE* weights, const long long* offsets,
+// that with many tokens a block reads its plan and its Ax once for several of them
+extern "C" __global__ void bgmv_expand_v2(DTYPE* y, const float* Ax, const DTYPE* weights, const long long* offsets,
                                           const int* ranks, const float* scales, const int* adapter_ids,
                                           const float* adapter_weights, const int* slice_starts, int tokens,
-                                          int adapters, int y_stride, int low_stride, int splits, int round_rank,
+                                          int adapters, int y_stride, int Ax_stride, int splits, int round_rank,
                                           int round_delta) {
     const int t = blockIdx.x, s = blockIdx.z, slices = gridDim.z;
     const int d_out = slice_starts[s + 1] - slice_starts[s];
@@ -119,11 +119,11 @@ extern "C" __global__ void bgmv_expand_v2(DTYPE* y, const float* low, const DTYP
     const int rank = lora.rank;
     if (rank == 0) return;
 
-    __shared__ float v[MAX_RANK];  // low[t], and zeros up to a whole vector: they meet the zeros of a row's end
-    const long long row = ((long long)s * tokens + t) * low_stride;
-    const long long split_stride = (long long)slices * tokens * low_stride;
+    __shared__ float v[MAX_RANK];  // Ax[t], and zeros up to a whole vector: they meet the zeros of a row's end
+    const long long row = ((long long)s * tokens + t) * Ax_stride;
+    const long long split_stride = (long long)slices * tokens * Ax_stride;
     for (int j = threadIdx.x; j < ceil_div(rank, VEC) * VEC; j += 128)
-        v[j] = j < rank ? whole(low, row + j, split_stride, splits, round_rank) : 0.0f;
+        v[j] = j < rank ? sum_splits(Ax, row + j, split_stride, splits, round_rank) : 0.0f;
     __syncthreads();
 
     int lanes = 1;  // that share one row of B, 16 bytes each: rank 16 in fp16 takes 2, rank 64 takes 8
@@ -168,10 +168,10 @@ __device__ inline void stage(float (*tile)[STEP + PAD], const T* matrix, const i
     }
 }
 
-// grid (chunks, low_stride / 16, slices * splits), block 256: one thread per (token, rank) of the tile
-extern "C" __global__ void sgmv_shrink_v2(float* low, const DTYPE* x, const DTYPE* weights, const long long* offsets,
+// grid (chunks, Ax_stride / 16, slices * splits), block 256: one thread per (token, rank) of the tile
+extern "C" __global__ void sgmv_shrink_v2(float* Ax, const DTYPE* x, const DTYPE* weights, const long long* offsets,
                                           const int* ranks, const int* adapter_ids, const int* rows,
-                                          const int* chunk_starts, int tokens, int adapters, int d_in, int low_stride,
+                                          const int* chunk_starts, int tokens, int adapters, int d_in, int Ax_stride,
                                           int splits) {
     const int s = blockIdx.z / splits, split = blockIdx.z % splits;
     const int* chunk = rows + chunk_starts[blockIdx.x];
@@ -193,15 +193,15 @@ extern "C" __global__ void sgmv_shrink_v2(float* low, const DTYPE* x, const DTYP
     }
     const long long slices = gridDim.z / splits;
     if (i < count && first + j < lora.rank)
-        low[((split * slices + s) * tokens + chunk[i]) * low_stride + first + j] = sum;
+        Ax[((split * slices + s) * tokens + chunk[i]) * Ax_stride + first + j] = sum;
 }
 
 // grid (chunks, at most widest slice / 128, slices), block 128: one thread per column, and those gridDim.y * 128 on
-extern "C" __global__ void sgmv_expand_v2(DTYPE* y, const float* low, const DTYPE* weights, const long long* offsets,
+extern "C" __global__ void sgmv_expand_v2(DTYPE* y, const float* Ax, const DTYPE* weights, const long long* offsets,
                                           const int* ranks, const float* scales, const int* adapter_ids,
                                           const float* adapter_weights, const int* slice_starts, const int* rows,
                                           const int* chunk_starts, int tokens, int adapters, int y_stride,
-                                          int low_stride, int splits, int round_rank, int round_delta) {
+                                          int Ax_stride, int splits, int round_rank, int round_delta) {
     const int s = blockIdx.z, slices = gridDim.z, d_out = slice_starts[s + 1] - slice_starts[s];
     if (blockIdx.y * 128 >= d_out) return;  // the whole block
     const int* chunk = rows + chunk_starts[blockIdx.x];
@@ -211,14 +211,14 @@ extern "C" __global__ void sgmv_expand_v2(DTYPE* y, const float* low, const DTYP
     const int rank = lora.rank;
     if (rank == 0) return;
 
-    __shared__ float v[TILE][MAX_RANK];  // low of each token; zeros beyond the tokens and beyond the rank
+    __shared__ float v[TILE][MAX_RANK];  // Ax of each token; zeros beyond the tokens and beyond the rank
     const int width = ceil_div(rank, VEC) * VEC;
-    const long long split_stride = (long long)slices * tokens * low_stride;
+    const long long split_stride = (long long)slices * tokens * Ax_stride;
     for (int i = threadIdx.x; i < TILE * width; i += 128) {
         const int row = i / width, j = i % width;
         const bool there = row < count && j < rank;
-        v[row][j] = there ? whole(low, ((long long)s * tokens + chunk[row]) * low_stride + j, split_stride, splits,
-                                  round_rank)
+        v[row][j] = there ? sum_splits(Ax, ((long long)s * tokens + chunk[row]) * Ax_stride + j, split_stride, splits,
+                                       round_rank)
                           : 0.0f;
     }
     __syncthreads();

@@ -7,7 +7,7 @@
 //   scales       [slices, adapters]: alpha / r
 //   adapter_ids  [tokens]: -1 is a token without an adapter, and its row of y is not touched
 //   adapter_weights [tokens]: what the request multiplied its adapter by
-//   low          [splits, slices, tokens, low_stride] float: the parts of A x[t], one per split of K. Expand adds the
+//   Ax          [splits, slices, tokens, Ax_stride] float: the parts of A x[t], one per split of K. Expand adds the
 //                parts up in order. An atomicAdd would need no room for them, but somebody would have to write zeros
 //                first, and the last bits of the sum would change from run to run with the order in which blocks end.
 //   slices       layers that read the same x and lie side by side in y (q, k, v; or gate, up), all in one launch:
@@ -30,20 +30,20 @@ __device__ inline Lora lora_at(const T* weights, const long long* offsets, const
     return {weights + at[0], weights + at[1], at[2] < 0 ? nullptr : weights + at[2], ranks[entry]};
 }
 
-// low[t][j]: the sum of its parts, rounded to T if the flag is set.
-__device__ inline float whole(const float* low, long long at, long long split_stride, int splits, int round_rank) {
-    float sum = low[at];
-    for (int split = 1; split < splits; split++) sum += low[at + split * split_stride];
+// Ax[t][j]: the sum of its parts, rounded to T if the flag is set.
+__device__ inline float sum_splits(const float* Ax, long long at, long long split_stride, int splits, int round_rank) {
+    float sum = Ax[at];
+    for (int split = 1; split < splits; split++) sum += Ax[at + split * split_stride];
     return rounded(sum, round_rank);
 }
 
 // The last line of every expand.
-__device__ inline T added(float y, float delta, float scale, int round_delta) {
+__device__ inline T scaled_add(float y, float delta, float scale, int round_delta) {
     return (T)(y + rounded(delta * scale, round_delta));
 }
 
 __device__ inline void add(T* y, float delta, float scale, int round_delta) {
-    *y = added((float)*y, delta, scale, round_delta);
+    *y = scaled_add((float)*y, delta, scale, round_delta);
 }
 
 // Where split number `split` of K = d_in begins. A multiple of VEC, so that an aligned row stays aligned.

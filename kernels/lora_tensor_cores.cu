@@ -3,7 +3,7 @@
 // version             who computes what                           what it buys
 // v3  sgmv_shrink_v3  as sgmv_shrink_v2, but a warp multiplies    16 x 16 x 16 multiplications an instruction. What is
 //                     tiles instead of a thread numbers           left is waiting for x: K is split over 4 warps, too
-//     sgmv_expand_v3  as sgmv_expand_v2, likewise                 the same, at a price: low must be rounded to T
+//     sgmv_expand_v3  as sgmv_expand_v2, likewise                 the same, at a price: Ax must be rounded to T
 //
 // Tensor cores take fp16 (from sm_70) and bf16 (from sm_80), and sum in float. There is no float32 build of this file.
 #include "lora.cuh"
@@ -36,10 +36,10 @@ __device__ inline void stage_as_is(T* tile, int tile_stride, int height, int wid
     }
 }
 
-// grid (chunks, low_stride / 16, slices * splits), block 128: each warp takes a quarter of every step of K
-extern "C" __global__ void sgmv_shrink_v3(float* low, const DTYPE* x, const DTYPE* weights, const long long* offsets,
+// grid (chunks, Ax_stride / 16, slices * splits), block 128: each warp takes a quarter of every step of K
+extern "C" __global__ void sgmv_shrink_v3(float* Ax, const DTYPE* x, const DTYPE* weights, const long long* offsets,
                                           const int* ranks, const int* adapter_ids, const int* rows,
-                                          const int* chunk_starts, int tokens, int adapters, int d_in, int low_stride,
+                                          const int* chunk_starts, int tokens, int adapters, int d_in, int Ax_stride,
                                           int splits) {
     const int s = blockIdx.z / splits, split = blockIdx.z % splits, warp = threadIdx.x / 32;
     const int* chunk = rows + chunk_starts[blockIdx.x];
@@ -73,22 +73,22 @@ extern "C" __global__ void sgmv_shrink_v3(float* low, const DTYPE* x, const DTYP
     for (int cell = threadIdx.x; cell < TILE * TILE; cell += 128) {
         const int i = cell / TILE, j = cell % TILE;
         if (i < count && first + j < lora.rank)
-            low[((split * slices + s) * tokens + chunk[i]) * low_stride + first + j] =
+            Ax[((split * slices + s) * tokens + chunk[i]) * Ax_stride + first + j] =
                 sums[0][i][j] + sums[1][i][j] + sums[2][i][j] + sums[3][i][j];
     }
 }
 
 #define COLUMNS 64  // of a block at a time, 16 for each warp
 
-// low is rounded to T here whatever a flag would say: tensor cores multiply T by T. Where the rank-r intermediate is to
+// Ax is rounded to T here whatever a flag would say: tensor cores multiply T by T. Where the rank-r intermediate is to
 // stay float, v2 is the one to use.
 // grid (chunks, at most widest slice / 64, slices), block 128: 64 columns, then those gridDim.y * 64 further on
 // shared memory: (16 + 64) * (rank up to a multiple of 16, + 8) numbers of type T
-extern "C" __global__ void sgmv_expand_v3(DTYPE* y, const float* low, const DTYPE* weights, const long long* offsets,
+extern "C" __global__ void sgmv_expand_v3(DTYPE* y, const float* Ax, const DTYPE* weights, const long long* offsets,
                                           const int* ranks, const float* scales, const int* adapter_ids,
                                           const float* adapter_weights, const int* slice_starts, const int* rows,
                                           const int* chunk_starts, int tokens, int adapters, int y_stride,
-                                          int low_stride, int splits, int round_delta) {
+                                          int Ax_stride, int splits, int round_delta) {
     const int s = blockIdx.z, slices = gridDim.z, warp = threadIdx.x / 32;
     const int d_out = slice_starts[s + 1] - slice_starts[s];
     if (blockIdx.y * COLUMNS >= d_out) return;  // the whole block
@@ -101,15 +101,15 @@ extern "C" __global__ void sgmv_expand_v3(DTYPE* y, const float* low, const DTYP
 
     extern __shared__ __align__(32) unsigned char smem_raw[];
     const int width = ceil_div(rank, 16) * 16, stride = width + SKEW;
-    T* v = (T*)smem_raw;            // [16, stride]: low of each token
+    T* v = (T*)smem_raw;            // [16, stride]: Ax of each token
     T* b_tile = v + TILE * stride;  // [64, stride]: 64 rows of B
     __shared__ __align__(32) float sums[TILE][COLUMNS];
-    const long long split_stride = (long long)slices * tokens * low_stride;
+    const long long split_stride = (long long)slices * tokens * Ax_stride;
     for (int i = threadIdx.x; i < TILE * width; i += 128) {
         const int row = i / width, j = i % width;
         const bool there = row < count && j < rank;
-        const long long at = ((long long)s * tokens + chunk[there ? row : 0]) * low_stride + j;
-        v[row * stride + j] = (T)(there ? whole(low, at, split_stride, splits, 0) : 0.0f);
+        const long long at = ((long long)s * tokens + chunk[there ? row : 0]) * Ax_stride + j;
+        v[row * stride + j] = (T)(there ? sum_splits(Ax, at, split_stride, splits, 0) : 0.0f);
     }
 
     const int i = threadIdx.x / (COLUMNS / VEC), token = chunk[i < count ? i : 0];  // of 16 tokens, whose VEC columns
@@ -138,7 +138,7 @@ extern "C" __global__ void sgmv_expand_v3(DTYPE* y, const float* low, const DTYP
         Vec out;
         for (int e = 0; e < VEC && e < columns; e++) {
             const float bias = lora.bias ? (float)lora.bias[c + e] : 0.0f;
-            out.e[e] = added(old[e], sums[i][c - first + e] + bias, scale, round_delta);
+            out.e[e] = scaled_add(old[e], sums[i][c - first + e] + bias, scale, round_delta);
         }
         if (columns >= VEC && is_aligned(cell)) {
             *(Vec*)cell = out;

@@ -109,14 +109,14 @@ struct Softmax {
 };
 
 // 0 for keys that are not there: their maximum is -inf, and so may the common one be.
-__device__ inline float weight(float highest, float common) {
+__device__ inline float rescale(float highest, float common) {
     return highest == MINUS_INFINITY ? 0.0f : expf(highest - common);
 }
 
 // One block goes through the keys from <= j < to of one head. Thread i ends with the sums of channels i and i + 128.
-__device__ inline Softmax attend(float* sums, const T* query, const Cache* k_cache, const Cache* v_cache,
-                                 const int* blocks, int from, int to, int block_size, int kv_heads, int g, int head_dim,
-                                 float scale, int round_scores) {
+__device__ inline Softmax attend_range(float* sums, const T* query, const Cache* k_cache, const Cache* v_cache,
+                                       const int* blocks, int from, int to, int block_size, int kv_heads, int g,
+                                       int head_dim, float scale, int round_scores) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float q[CHANNELS], acc[CHANNELS];
 #pragma unroll
@@ -136,7 +136,7 @@ __device__ inline Softmax attend(float* sums, const T* query, const Cache* k_cac
         }
         const float score = rounded(rounded(warp_sum(dot), round_scores) * scale, round_scores);
         const float higher = fmaxf(highest, score);
-        const float old = weight(highest, higher), e = expf(score - higher);
+        const float old = rescale(highest, higher), e = expf(score - higher);
         total = total * old + e;
 #pragma unroll
         for (int i = 0; i < CHANNELS; i++) {
@@ -160,7 +160,7 @@ __device__ inline Softmax attend(float* sums, const T* query, const Cache* k_cac
     for (int w = 0; w < WARPS; w++) all.highest = fmaxf(all.highest, warp_highest[w]);
     for (int i = 0; i < MAX_HEAD_DIM / THREADS; i++) sums[i] = 0;
     for (int w = 0; w < WARPS; w++) {
-        const float part = weight(warp_highest[w], all.highest);
+        const float part = rescale(warp_highest[w], all.highest);
         all.total += part * warp_total[w];
         for (int i = 0; i < MAX_HEAD_DIM / THREADS; i++) {
             const int c = threadIdx.x + THREADS * i;
@@ -180,8 +180,8 @@ extern "C" __global__ void attention_v2(DTYPE* out, const DTYPE* q, const CACHE_
     const Seen seen = seen_by(t, requests, query_start_loc, context_lens, block_tables, table, window);
     const long long row = ((long long)t * heads + h) * head_dim;
     float sums[MAX_HEAD_DIM / THREADS];
-    const Softmax all = attend(sums, q + row, k_cache, v_cache, seen.blocks, seen.first, seen.past, block_size,
-                               kv_heads, h / (heads / kv_heads), head_dim, scale, round_scores);
+    const Softmax all = attend_range(sums, q + row, k_cache, v_cache, seen.blocks, seen.first, seen.past, block_size,
+                                     kv_heads, h / (heads / kv_heads), head_dim, scale, round_scores);
     for (int i = 0; i < MAX_HEAD_DIM / THREADS; i++) {
         const int c = threadIdx.x + THREADS * i;
         if (c < head_dim) out[row + c] = (T)(sums[i] / all.total);
@@ -202,8 +202,9 @@ extern "C" __global__ void attention_v3(float* parts, const DTYPE* q, const CACH
     const int share = ceil_div(seen.past - seen.first, splits);
     const int from = min(seen.past, seen.first + split * share), to = min(seen.past, from + share);
     float sums[MAX_HEAD_DIM / THREADS];
-    const Softmax all = attend(sums, q + ((long long)t * heads + h) * head_dim, k_cache, v_cache, seen.blocks, from, to,
-                               block_size, kv_heads, h / (heads / kv_heads), head_dim, scale, round_scores);
+    const Softmax all = attend_range(sums, q + ((long long)t * heads + h) * head_dim, k_cache, v_cache, seen.blocks,
+                                     from, to, block_size, kv_heads, h / (heads / kv_heads), head_dim, scale,
+                                     round_scores);
     float* part = parts + (((long long)split * gridDim.x + t) * heads + h) * (head_dim + 2);
     if (threadIdx.x == 0) {
         part[0] = all.highest;
@@ -223,11 +224,11 @@ extern "C" __global__ void attention_merge(DTYPE* out, const float* parts, int h
     float highest = MINUS_INFINITY, total = 0;
     for (int i = 0; i < splits; i++) highest = fmaxf(highest, part[i * split_stride]);
     for (int i = 0; i < splits; i++)
-        total += weight(part[i * split_stride], highest) * part[i * split_stride + 1];
+        total += rescale(part[i * split_stride], highest) * part[i * split_stride + 1];
     for (int c = threadIdx.x; c < head_dim; c += THREADS) {
         float sum = 0;
         for (int i = 0; i < splits; i++)
-            sum += weight(part[i * split_stride], highest) * part[i * split_stride + 2 + c];
+            sum += rescale(part[i * split_stride], highest) * part[i * split_stride + 2 + c];
         out[row * head_dim + c] = (T)(sum / total);
     }
 }

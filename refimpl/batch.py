@@ -37,6 +37,7 @@ def make_batch(
     block_tables = np.full((len(scheduled), max(len(request.block_table) for request in scheduled)), NO_BLOCK, np.int32)
     for r, request in enumerate(scheduled):
         block_tables[r, : len(request.block_table)] = request.block_table
+    config, p = adapters.model.config, adapters.precision
     positions = ops.positions(computed, lengths)
     ids, weights = ops.lora_mapping([request.adapters for request in scheduled], lengths)
     rows = ops.logits_indices(query_start_loc, every_row)
@@ -44,6 +45,7 @@ def make_batch(
     batch = Batch(
         token_ids=np.concatenate([np.asarray(request.token_ids, np.int32) for request in scheduled]),
         positions=positions,
+        rope=ops.rope_table(config.rope, config.head_dim, positions, p),
         lora=mapping,
         logits_lora=mapping if every_row else LoraMapping.of(ids[rows], weights[rows]),
         logits_indices=rows,

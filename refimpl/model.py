@@ -32,8 +32,7 @@ def forward(
     rows of the others are filled up with -inf."""
     config, trace = model.config, active_trace()
     note = trace.record if trace is not None else ignore
-    xp, window = namespace(model.norm), config.sliding_window
-    cos, sin = map(xp.asarray, ops.rope_table(config.rope, config.head_dim, batch.positions, p))
+    cos, sin = batch.device.rope
 
     def project(x: Array, layer: int, name: str, mapping: LoraMapping = batch.lora) -> Float[Array, "tokens d_out"]:
         module = (layer, name)
@@ -55,7 +54,7 @@ def forward(
         k = ops.rope(heads(project(h, i, "k_proj")), cos, sin, p)
         v = heads(project(h, i, "v_proj"))
         ops.write_kv(cache.k[i], cache.v[i], k, v, batch.attention, p)
-        mixed = ops.attention(q, cache.k[i], cache.v[i], batch.attention, window, p)
+        mixed = ops.attention(q, cache.k[i], cache.v[i], batch.attention, config.sliding_window, p)
         x = rounded(x + project(mixed, i, "o_proj"), p.residual)
         note(f"layers.{i}.q_rope", q)
         note(f"layers.{i}.k_rope", k)

@@ -1,10 +1,10 @@
-"""The plan of one batch: every index that the forward pass uses, made once on the host and copied to the device once.
+"""The plan of one batch: all that the forward pass looks up, made once on the host and copied to the device once.
 
     LoraMapping         which adapters each row gets, row by row and sorted: segments for the fast form, tiles for SGMV
     AttentionMetadata   where keys and values lie: block tables, slots, and which blocks are side by side
-    Batch               both, with the tokens
+    Batch               both, with the tokens and the cos and sin of their positions
 
-The names are vLLM's. Plans are NumPy int32 on the host, where they are checked (checks.py); `plan.device` is the same
+The names are vLLM's. Plans are NumPy arrays on the host, where they are checked (checks.py); `plan.device` is the same
 plan where the numbers live, all of its arrays in one transfer, and the plan itself on a CPU.
 """
 
@@ -185,6 +185,7 @@ class Batch:
 
     token_ids: Int[Array, " tokens"]
     positions: Int[Array, " tokens"]  # of each token in its own request
+    rope: tuple[Float[Array, "tokens half"], Float[Array, "tokens half"]]  # cos and sin of these positions
     lora: LoraMapping  # of the tokens
     logits_lora: LoraMapping  # of the tokens that get logits
     logits_indices: Int[Array, " rows"]  # which these are
@@ -213,12 +214,15 @@ class Batch:
 
 
 def on_device(plan: Plan, xp: Any) -> Plan:
-    """A copy of a plan whose int32 and float32 arrays live in `xp`: one buffer, one transfer, and views of it."""
+    """A copy of a plan whose arrays live in `xp`: one buffer, one transfer, and views of it.
+
+    float64 (cos and sin of an exact run) lies first: a GPU reads a number only from a multiple of its size."""
     arrays = list(_arrays(plan))
-    bits = [np.ascontiguousarray(x).reshape(-1).view(np.int32) for x in arrays]
-    buffer = xp.asarray(np.concatenate([np.zeros(0, np.int32), *bits]))
-    stops = np.cumsum([x.size for x in arrays]).tolist()
-    views = (buffer[stop - x.size : stop].view(x.dtype).reshape(x.shape) for x, stop in zip(arrays, stops, strict=True))
+    order = sorted(range(len(arrays)), key=lambda i: -arrays[i].itemsize)
+    words = {i: np.ascontiguousarray(arrays[i]).reshape(-1).view(np.int32) for i in order}
+    buffer = xp.asarray(np.concatenate([np.zeros(0, np.int32), *words.values()]))
+    stops = dict(zip(order, np.cumsum([words[i].size for i in order]).tolist(), strict=True))
+    views = (buffer[stops[i] - words[i].size : stops[i]].view(x.dtype).reshape(x.shape) for i, x in enumerate(arrays))
     return _with_arrays(plan, views)
 
 
@@ -231,8 +235,8 @@ def _copied(plan: Any) -> list[str]:
 def _arrays(value: Any) -> Iterator[Array]:
     """Every array of a plan, in the order of the fields."""
     if isinstance(value, np.ndarray):
-        if value.dtype not in (np.int32, np.float32):
-            raise TypeError(f"a plan holds int32 and float32, not {value.dtype}")
+        if value.dtype not in (np.int32, np.float32, np.float64):
+            raise TypeError(f"a plan holds int32, float32 and float64, not {value.dtype}")
         yield value
     elif isinstance(value, tuple):
         for item in value:

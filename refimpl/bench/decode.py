@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..adapter import PeftConfig
-from ..arrays import Array, Float, Precision, ceil_div, device_namespace, to_device, to_host
+from ..arrays import Array, Float, Precision, ceil_div, device_namespace, to_host
 from ..batch import ScheduledRequest, make_batch
-from ..config import LAYER_MODULES, ModelConfig, Rope
+from ..config import LAYER_MODULES, ModelConfig
 from ..kv_cache import KVCache
 from ..lora import AdapterSlots, bind_adapter
 from ..model import forward
@@ -71,7 +70,6 @@ class Decoding:
     """The same step again and again, on top of the same cache."""
 
     step: Callable[[Batch], Float[Array, "requests vocab"]]
-    step_without_uploads: Callable[[Batch], Float[Array, "requests vocab"]]  # after its first run with a batch
     everyone: Batch
     nobody: Batch  # the same requests without their adapters
     each: list[Batch]
@@ -108,29 +106,14 @@ def decoding_with(model: Model, slots: AdapterSlots, adapters: int, context: int
         for adapter in range(adapters)
     ]
 
-    def step(batch: Batch, ops: Ops = ops) -> Array:
+    def step(batch: Batch) -> Array:
         return forward(model, batch, cache, slots, ops, p)
 
     batch, base = (
         make_batch(requests, cache, slots, ops)
         for requests in (work, [replace(request, adapters=()) for request in work])
     )
-    without_uploads = partial(step, ops=with_kept_tables(ops, model.device))
-    return Decoding(step, without_uploads, batch, base, [make_batch([request], cache, slots, ops) for request in work])
-
-
-def with_kept_tables(ops: Ops, device: str) -> Ops:
-    """Return the backend with cos and sin of the same positions uploaded once: a graph cannot capture an upload."""
-    tables: dict[bytes, tuple[Array, Array]] = {}
-
-    def rope_table(rope: Rope, head_dim: int, positions: Array, p: Precision) -> tuple[Array, Array]:
-        key = positions.tobytes()
-        if key not in tables:
-            cos, sin = ops.rope_table(rope, head_dim, positions, p)
-            tables[key] = (to_device(cos, device), to_device(sin, device))
-        return tables[key]
-
-    return replace(ops, rope_table=rope_table)
+    return Decoding(step, batch, base, [make_batch([request], cache, slots, ops) for request in work])
 
 
 def with_half_products(ops: Ops) -> Ops:

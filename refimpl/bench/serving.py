@@ -113,8 +113,8 @@ def on_the_device(steps: Decoding, repeats: int) -> Result:
     from .gpu import Stopwatch
     from .graph import device_seconds
 
-    alone = [partial(steps.step_without_uploads, batch) for batch in steps.each]
-    return device_seconds(Stopwatch(repeats), partial(steps.step_without_uploads, steps.everyone), alone)
+    alone = [partial(steps.step, batch) for batch in steps.each]
+    return device_seconds(Stopwatch(repeats), partial(steps.step, steps.everyone), alone)
 
 
 def seconds_of(function: Callable[[], Any]) -> float:

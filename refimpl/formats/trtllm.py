@@ -1,6 +1,6 @@
 """An Adapter <-> TensorRT-LLM's pair of arrays.
 
-To the pair, the scale goes into B, in one of three ways. They round in two orders (fold.py), and they differ in which
+To the pair, the scale goes into B, in one of three ways. They round in two orders (prescale.py) and differ in which
 scale it is, because TensorRT-LLM's two loaders read less of the adapter_config.json than PEFT does:
 
     convert   lora_alpha / r                            examples/hf_lora_convert.py: both patterns are ignored

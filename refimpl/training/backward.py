@@ -100,7 +100,7 @@ def backward(run: Pass, dlogits: Float[Array, "rows vocab"], kept: Kept) -> Grad
 def forward_layer(run: Pass, x: Float[Array, "tokens d_model"], i: int) -> tuple[Array, Activations]:
     """One layer of model.forward."""
     config, ops, batch, p = run.model.config, run.ops, run.batch, run.p
-    layer, eps, (cos, sin) = run.model.layers[i], config.rms_norm_eps, _rope(run)
+    layer, eps, (cos, sin) = run.model.layers[i], config.rms_norm_eps, run.batch.device.rope
     k_cache, v_cache = run.cache.k[0], run.cache.v[0]
 
     def heads(x: Array) -> Float[Array, "tokens heads head_dim"]:
@@ -130,7 +130,7 @@ def backward_layer(
     Where the forward pass used a value more than once, its gradients are added: x goes on and into the norm, h into
     q, k and v."""
     config, vjp, batch, p = run.model.config, run.gradient_ops, run.batch, run.p
-    layer, eps, (cos, sin) = run.model.layers[i], config.rms_norm_eps, _rope(run)
+    layer, eps, (cos, sin) = run.model.layers[i], config.rms_norm_eps, run.batch.device.rope
 
     def back(dy: Array, x: Array, name: str) -> Float[Array, "tokens d_in"]:
         return backward_project(run, dy.reshape(dy.shape[0], -1), x, (i, name), batch.lora, gradients)
@@ -192,10 +192,3 @@ def backward_base(
             gradient = vjp.linear_weight(dy[rows], x[rows])
         add_gradients(gradients, segment.slot, {Key(module, "weight"): gradient})
     return dx
-
-
-def _rope(run: Pass) -> tuple[Array, Array]:
-    config, batch = run.model.config, run.batch
-    tables = run.ops.rope_table(config.rope, config.head_dim, batch.positions, run.p)
-    cos, sin = map(namespace(run.model.norm).asarray, tables)
-    return cos, sin

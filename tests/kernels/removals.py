@@ -55,7 +55,7 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "bgmv_expand_v2",
         "if (a < 0 || blockIdx.y * 128 >= d_out) return;",
         "if (a < 0 || false) return;",
-    ): "the loop over columns does not run either; the block reads low for nothing",
+    ): "the loop over columns does not run either; the block reads Ax for nothing",
     (
         "lora.cu",
         "bgmv_expand_v2",
@@ -91,7 +91,7 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "sgmv_expand_v2",
         "if (blockIdx.y * 128 >= d_out) return;",
         "if (false) return;",
-    ): "the loop over columns does not run either; the block reads low for nothing",
+    ): "the loop over columns does not run either; the block reads Ax for nothing",
     (
         "lora_tensor_cores.cu",
         "sgmv_shrink_v3",
@@ -109,7 +109,7 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "sgmv_expand_v3",
         "if (blockIdx.y * COLUMNS >= d_out) return;",
         "if (false) return;",
-    ): "the loop over columns does not run either; the block reads low for nothing",
+    ): "the loop over columns does not run either; the block reads Ax for nothing",
     (
         "lora_tensor_cores.cu",
         "sgmv_expand_v3",
@@ -124,7 +124,7 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
     ): "one more tile, and none of its columns is one: all that is read and written is counted from d_out",
     (
         "paged_attention.cu",
-        "attend",
+        "attend_range",
         "if (lane + 32 * i < head_dim) warp_acc[warp][lane + 32 * i] = acc[i];",
         "if (true) warp_acc[warp][lane + 32 * i] = acc[i];",
     ): "the row has room for MAX_HEAD_DIM numbers, and nobody reads those beyond head_dim",

@@ -128,7 +128,7 @@ def choose(tokens: int, adapters: int, rank: int, d_in: int, slices: int, dtype:
     """The dispatcher: `tokens` that have an adapter, among them so many different `adapters`, the largest rank.
 
     From four tokens per adapter on, a tile that is three quarters empty still reads the weights four times less often
-    than one token after another would. Tensor cores take halves, and make low one of them."""
+    than one token after another would. Tensor cores take halves, and make A x one of them."""
     shared = tokens >= 4 * adapters
     if shared:
         # ceil(tokens / 16) tiles at least, and up to one more for each further adapter
@@ -210,7 +210,7 @@ def _arguments(y: Array, x: Array, packed: PackedLora, column: LoraColumn, split
         "y": y,
         "x": x,
         "token_ids": x,
-        "low": start.empty(namespace(y), (splits, packed.slices, tokens, stride), np.float32),
+        "Ax": start.empty(namespace(y), (splits, packed.slices, tokens, stride), np.float32),
         "weights": packed.weights,
         "offsets": packed.offsets,
         "ranks": packed.ranks,
@@ -224,6 +224,6 @@ def _arguments(y: Array, x: Array, packed: PackedLora, column: LoraColumn, split
         "adapters": packed.adapters,
         "d_in": packed.d_in,
         "y_stride": y.shape[1],
-        "low_stride": stride,
+        "Ax_stride": stride,
         "splits": splits,
     }
