@@ -37,29 +37,35 @@ settings.load_profile("default")
 # Here each of those is handed to jaxtyping, so that a wrong axis anywhere under the tests is an error.
 
 
-def with_checks(f: types.FunctionType) -> object:
+def with_checks(function: types.FunctionType) -> object:
     """The function, its array annotations turned into jaxtyping's and checked at every call."""
     axes = {}
-    for name, hint in f.__annotations__.items():
+    for name, hint in function.__annotations__.items():
         if typing.get_origin(hint) is typing.Annotated and isinstance(hint.__metadata__[0], str):
             axes[name] = Shaped[np.ndarray | DeviceArray, hint.__metadata__[0]]
     if not axes:
-        return f
-    checked = types.FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
-    checked.__kwdefaults__, checked.__doc__, checked.__module__ = f.__kwdefaults__, f.__doc__, f.__module__
-    checked.__annotations__, checked.__qualname__ = axes, f.__qualname__
+        return function
+    checked = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    checked.__kwdefaults__, checked.__doc__, checked.__module__ = (
+        function.__kwdefaults__,
+        function.__doc__,
+        function.__module__,
+    )
+    checked.__annotations__, checked.__qualname__ = axes, function.__qualname__
     checked = jaxtyped(checked, typechecker=beartype)
     passed: set[tuple[object, ...]] = set()
-    end = end_of_arrays(f)
+    end = end_of_arrays(function)
 
-    @functools.wraps(f)
+    @functools.wraps(function)
     def once_per_shape(*args: object, **kwargs: object) -> object:
         """The check costs more than a small product: calls with shapes that have passed before go straight through."""
         shapes: tuple[object, ...] = tuple([getattr(x, "shape", None) for x in args[:end]])
         if kwargs:
             shapes += (*kwargs, *[getattr(x, "shape", None) for x in kwargs.values()])
         if shapes in passed:
-            return f(*args, **kwargs)
+            return function(*args, **kwargs)
         result = checked(*args, **kwargs)
         passed.add(shapes)
         return result
@@ -67,12 +73,14 @@ def with_checks(f: types.FunctionType) -> object:
     return once_per_shape
 
 
-def end_of_arrays(f: types.FunctionType) -> int | None:
+def end_of_arrays(function: types.FunctionType) -> int | None:
     """Return how many positional arguments there are up to the last that may be an array; None if nobody can say."""
-    parameters = inspect.signature(f).parameters
+    parameters = inspect.signature(function).parameters
     if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         return None
-    return max((i for i, name in enumerate(parameters, 1) if may_be_array(f.__annotations__.get(name))), default=0)
+    return max(
+        (i for i, name in enumerate(parameters, 1) if may_be_array(function.__annotations__.get(name))), default=0
+    )
 
 
 def may_be_array(hint: object) -> bool:
