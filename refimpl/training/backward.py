@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from ..arrays import Array, Float, Precision, namespace
 from ..config import EMBED, LM_HEAD, Module
 from ..kv_cache import KVCache
-from ..lora import AdapterSlots
+from ..lora import AdapterSlots, added_by
 from ..model import base
 from ..ops import Ops
 from ..plans import Batch, LoraMapping
 from ..weights import Model
+from .dora_gradients import has_dora
 from .dropout import Dropout
 from .gradient_ops import GradientOps
 from .lora_gradients import Gradients, add_gradients
@@ -151,10 +152,16 @@ def backward_layer(
 
 
 def project(run: Pass, x: Array, module: Module, mapping: LoraMapping) -> Float[Array, "tokens d_out"]:
-    """What the base computes, plus what each token's adapter adds to it. x is token ids at the embedding."""
+    """What the base computes, plus what each token's adapter adds to it. x is token ids at the embedding.
+
+    Under dropout, DoRA stretches what the base makes of the input as it was dropped (peft/tuners/lora/variants.py)."""
+    lora_delta, dropped = run.ops.lora_delta, run.dropout(x, module, mapping)
     y = base(run.model, x, module, run.adapters, mapping, run.ops, run.p)
-    run.ops.lora_delta(y, run.dropout(x, module, mapping), module, run.adapters, mapping, run.p)
-    return y
+    if dropped is x or not has_dora(module, run.adapters):
+        lora_delta(y, dropped, module, run.adapters, mapping, run.p)
+        return y
+    y_dropped = base(run.model, dropped, module, run.adapters, mapping, run.ops, run.p)
+    return y + added_by(lora_delta, y_dropped, dropped, module, run.adapters, mapping, run.p)
 
 
 def backward_project(
@@ -164,12 +171,14 @@ def backward_project(
 
     Token ids have no gradient: at the embedding dx is [tokens, 0]. The gradients of the adapters' parameters in this
     module are added to `gradients`."""
-    dx = backward_base(run, dy, x, module, mapping, gradients)
-    dropped = run.dropout(x, module, mapping)
-    ddropped, parts = run.gradient_ops.lora_delta(dy, dropped, module, run.adapters, mapping, run.p)
+    vjp, dropped = run.gradient_ops, run.dropout(x, module, mapping)
+    dbase, ddropped, parts = vjp.lora_delta(dy, dropped, module, run.adapters, mapping, run.p)
     for slot, of_slot in parts.items():
         add_gradients(gradients, slot, of_slot)
-    return dx + run.dropout(ddropped, module, mapping)
+    if dropped is not x and has_dora(module, run.adapters):
+        ddropped += vjp.linear(dbase - dy, run.model.linear(module).weight, run.p)
+        dbase = dy
+    return backward_base(run, dbase, x, module, mapping, gradients) + run.dropout(ddropped, module, mapping)
 
 
 def backward_base(

@@ -26,8 +26,8 @@ class GradientOps:
     linear: Callable[[Array, Array, Precision], Array]  # dy, weight -> dx
     linear_weight: Callable[[Array, Array], Array]  # dy, x -> dW
     lora_delta: Callable[
-        [Array, Array, Module, AdapterSlots, LoraMapping, Precision], tuple[Array, Gradients]
-    ]  # dy, x -> dx, and A's, B's and bias's
+        [Array, Array, Module, AdapterSlots, LoraMapping, Precision], tuple[Array, Array, Gradients]
+    ]  # dy, x -> the base's dy, dx, and A's, B's, bias's, magnitude's
     rms_norm: Callable[[Array, Array, Array, float, Precision], Array]  # dy, x, weight, eps -> dx
     rope: Callable[[Array, Array, Array, Precision], Array]  # dy, cos, sin -> dx
     attention: Callable[[Array, Array, Array, Array, AttentionMetadata, int | None, Precision], Triple]  # dy, q, k, v

@@ -51,8 +51,8 @@ class LoraConfig:
                 raise LoracleError(f"{name} is {alpha!r}: an alpha must be a finite number")
         if not 0 <= self.lora_dropout < 1:
             raise LoracleError(f"lora_dropout is {self.lora_dropout!r}: it must be at least 0 and below 1")
-        if self.use_dora:
-            raise LoracleError("use_dora: DoRA cannot be trained yet")
+        if self.use_dora and self.lora_bias:
+            raise LoracleError("lora_bias: the LoRA of a DoRA has no bias, in PEFT neither")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise LoracleError("layers_to_transform needs target_modules to be a list of names")
         for key in ("target_modules", "exclude_modules"):
@@ -75,6 +75,7 @@ class LoraConfig:
             layers_to_transform=self.layers_to_transform,
             modules_to_save=self.modules_to_save,
             lora_bias=self.lora_bias,
+            use_dora=self.use_dora,
         )
 
     def rank(self, module: Module) -> int:

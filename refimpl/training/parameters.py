@@ -6,17 +6,17 @@ from typing import NamedTuple
 import numpy as np
 
 from ..adapter import Adapter, LoraTensors
-from ..arrays import Array, to_device, to_host, widen
+from ..arrays import Array, namespace, to_device, to_host, widen
 from ..config import EMBED, Module, module_name
 from ..errors import LoracleError
 from ..weights import Model
 from .lora_config import LoraConfig, lora_modules, saved_modules
 
-LORA_PARTS = ("A", "B", "bias")
+LORA_PARTS = ("A", "B", "bias", "magnitude")  # in the order of LoraTensors
 
 
 class Key(NamedTuple):
-    """One trainable array: a part of a module's LoRA (A, B; bias: of lora_B), or its whole weight."""
+    """One trainable array: a part of a module's LoRA (A, B; bias, of lora_B; magnitude, of DoRA), or a whole weight."""
 
     module: Module
     part: str
@@ -40,7 +40,7 @@ Parameters = Mapping[Key, Array]
 def parameter_shapes(config: LoraConfig, model: Model) -> dict[Key, tuple[int, ...]]:
     """Return the shape of every parameter of an adapter of this config. LoracleError where the base has no room for it.
 
-    A [r, d_in], B [d_out, r], bias [d_out]; the embedding, which is looked up, is [d_model, vocab] here."""
+    A [r, d_in], B [d_out, r], bias and magnitude [d_out]. The embedding, which is looked up, is [d_model, vocab]."""
     shapes: dict[Key, tuple[int, ...]] = {}
     for module in lora_modules(config, model.config):
         d_out, d_in = model.config.shape(module[1])[:: -1 if module == EMBED else 1]
@@ -48,6 +48,8 @@ def parameter_shapes(config: LoraConfig, model: Model) -> dict[Key, tuple[int, .
         shapes |= {Key(module, "A"): (rank, d_in), Key(module, "B"): (d_out, rank)}
         if config.lora_bias:
             shapes[Key(module, "bias")] = (d_out,)
+        if config.use_dora:
+            shapes[Key(module, "magnitude")] = (d_out,)
     for module in saved_modules(config, model.config):
         shapes[Key(module, "weight")] = model.config.shape(module[1])
     return shapes
@@ -57,7 +59,8 @@ def initial_parameters(config: LoraConfig, model: Model, seed: int, compute: str
     """Return the parameters before the first step: the adapter changes nothing yet.
 
     As PEFT: A Kaiming uniform with a = sqrt(5), which is uniform within 1 / sqrt(d_in), and B zero; for the embedding A
-    zero and B normal; a bias zero; a whole weight is the base's (peft/tuners/lora/layer.py, reset_lora_parameters).
+    zero and B normal; a bias zero; a magnitude the length of the base's row (peft/tuners/lora/layer.py,
+    reset_lora_parameters, and dora.py, update_layer); a whole weight is the base's.
     The numbers come from a generator of this seed alone."""
     rng = np.random.default_rng(seed)
     parameters: dict[Key, Array] = {}
@@ -65,6 +68,11 @@ def initial_parameters(config: LoraConfig, model: Model, seed: int, compute: str
         embedding = key.module == EMBED
         if key.part == "weight":
             parameters[key] = widen(model.linear(key.module).weight, compute).copy()
+            continue
+        if key.part == "magnitude":
+            weight = widen(model.linear(key.module).weight, "float64")
+            squares = (weight * weight).sum(axis=0 if embedding else 1)
+            parameters[key] = namespace(squares).sqrt(squares).astype(compute)
             continue
         if key.part == "A" and not embedding:
             x = rng.uniform(-1, 1, shape) / np.sqrt(shape[1])
@@ -91,7 +99,7 @@ def from_adapter(adapter: Adapter, config: LoraConfig, model: Model, compute: st
     """Return the parameters of an adapter that exists, to train it further. LoracleError if it is of another config."""
     parameters: dict[Key, Array] = {}
     for module, tensors in adapter.lora.items():
-        parts = zip(LORA_PARTS, (tensors.A, tensors.B, tensors.bias), strict=True)
+        parts = zip(LORA_PARTS, (tensors.A, tensors.B, tensors.bias, tensors.magnitude), strict=True)
         parameters |= {Key(module, part): x for part, x in parts if x is not None}
     parameters |= {Key(module, "weight"): x for module, x in adapter.replaced.items()}
     check_parameters(adapter.name, parameters, config, model)

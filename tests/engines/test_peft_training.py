@@ -72,6 +72,7 @@ def key_of(name: str) -> Key | None:
         (".lora_B.", "B"),
         (".lora_embedding_A.", "A"),
         (".lora_embedding_B.", "B"),
+        (".lora_magnitude_vector.", "magnitude"),
         (".modules_to_save.", "weight"),
     ):
         module, found, rest = name.partition(inner)

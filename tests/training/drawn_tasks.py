@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from support.build import ALWAYS_SEEN, EVERYWHERE, RANKS, configs, random_model
 
 from refimpl import NUMPY, Model, Ops
-from refimpl.config import LAYER_MODULES, ModelConfig
+from refimpl.config import EMBED, LAYER_MODULES, ModelConfig, Module
+from refimpl.lora import scale_of
 from refimpl.training.arguments import TrainingArguments
 from refimpl.training.examples import Example, Task, schedule_of
 from refimpl.training.gradient_ops import GRADIENTS, GradientOps
@@ -41,6 +42,7 @@ def lora_configs(draw: st.DrawFn, dropout: bool = False) -> LoraConfig:
     r = draw(st.sampled_from(RANKS))
     others = draw(st.lists(st.sampled_from(EVERYWHERE), unique=True))
     targets = list(dict.fromkeys([draw(st.sampled_from(ALWAYS_SEEN)), *others]))
+    use_dora = draw(st.booleans())
     free = [name for name in ("embed_tokens", "lm_head") if name not in targets]
     return LoraConfig(
         r=r,
@@ -49,7 +51,8 @@ def lora_configs(draw: st.DrawFn, dropout: bool = False) -> LoraConfig:
         use_rslora=draw(st.booleans()),
         rank_pattern=draw(st.dictionaries(st.sampled_from(LAYER_MODULES), st.sampled_from(RANKS), max_size=2)),
         alpha_pattern=draw(st.dictionaries(st.sampled_from(LAYER_MODULES), st.sampled_from([0.5, 9.0]), max_size=2)),
-        lora_bias=draw(st.booleans()) and "embed_tokens" not in targets,
+        lora_bias=draw(st.booleans()) and "embed_tokens" not in targets and not use_dora,
+        use_dora=use_dora,
         lora_dropout=draw(st.sampled_from([0.0, 0.3])) if dropout else 0.0,
         modules_to_save=tuple(draw(st.lists(st.sampled_from(free), unique=True))) if free else (),
     )
@@ -106,6 +109,8 @@ def random_parameter(key: Key, x: np.ndarray, rng: np.random.Generator) -> np.nd
     """Signed numbers with which an adapter changes about as much as the base does."""
     if key.part == "weight":
         return x + 0.3 * rng.standard_normal(x.shape)
+    if key.part == "magnitude":
+        return x * (1 + 0.3 * rng.standard_normal(x.shape))
     return rng.standard_normal(x.shape) / np.sqrt(x.shape[-1])
 
 
@@ -125,3 +130,22 @@ def with_parameter(state: TrainingState, name: str, key: Key, x: np.ndarray) -> 
     """The state with one parameter exchanged."""
     task: TaskState = state.tasks[name]
     return TrainingState({**state.tasks, name: replace(task, parameters={**task.parameters, key: x})})
+
+
+def with_parameter_and_gain(model: Model, state: TrainingState, name: str, key: Key, x: np.ndarray) -> TrainingState:
+    """The same, and where it is a DoRA's the magnitude with it, so that each row is stretched by as much as before:
+    a length is a constant for the gradient, not for the loss."""
+    magnitude, task = Key(key.module, "magnitude"), state.tasks[name]
+    after = with_parameter(state, name, key, x)
+    if key.part not in ("A", "B") or magnitude not in task.parameters:
+        return after
+    ratio = lengths(model, after.tasks[name], key.module) / lengths(model, task, key.module)
+    return with_parameter(after, name, magnitude, task.parameters[magnitude] * ratio)
+
+
+def lengths(model: Model, task: TaskState, module: Module) -> np.ndarray:
+    """The length of each row of W + scale B A; at the embedding the rows are the table's columns."""
+    A, B = (task.parameters[Key(module, part)] for part in "AB")
+    weight = model.linear(module).weight
+    scale = scale_of(task.config.peft, module, A.shape[0])
+    return np.sqrt((((weight.T if module == EMBED else weight) + scale * B @ A) ** 2).sum(axis=1))

@@ -3,7 +3,15 @@
 from dataclasses import replace
 
 import numpy as np
-from drawn_tasks import Course, courses, gradients_of, random_state, run_of, with_parameter
+from drawn_tasks import (
+    Course,
+    courses,
+    gradients_of,
+    random_state,
+    run_of,
+    with_parameter,
+    with_parameter_and_gain,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.compare import assert_equal_to_rounding, assert_same_bits
@@ -33,7 +41,9 @@ def check_gradients_are_central_differences(gradient_ops: GradientOps, course: C
             direction = rng.standard_normal(x.shape)
             direction /= np.sqrt((direction**2).sum())
             ahead, behind = (
-                gradients_of(run, with_parameter(state, name, key, x + sign * STEP * direction))[0][name]
+                gradients_of(run, with_parameter_and_gain(course.model, state, name, key, x + sign * STEP * direction))[
+                    0
+                ][name]
                 for sign in (1, -1)
             )
             expected, actual = (ahead - behind) / (2 * STEP), float((gradients[name][key] * direction).sum())

@@ -35,6 +35,7 @@ def course() -> Course:
             LoraConfig(2, 5, ("q_proj", "down_proj"), lora_bias=True, modules_to_save=("lm_head", "embed_tokens")),
             random_examples(few_words, [8, 3], 2),
         ),
+        Task("dora", LoraConfig(2, 3, ("k_proj", "up_proj"), use_dora=True), random_examples(few_words, [4, 6], 3)),
     ]
     return Course(random_model(CONFIG, 5), tasks, TrainingArguments(batch_tokens=100))
 
@@ -43,18 +44,18 @@ def changed_lora(change: Callable[..., dict[Key, Array]]) -> GradientOps:
     """The table with the adapters' gradients changed: change(parts, dy, x, lora, rows) for each slot."""
 
     def lora_delta(dy: Array, x: Array, module: Any, adapters: Any, mapping: Any, p: Any) -> tuple:
-        dx, gradients = GRADIENTS.lora_delta(dy, x, module, adapters, mapping, p)
+        dbase, dx, gradients = GRADIENTS.lora_delta(dy, x, module, adapters, mapping, p)
         for segment in mapping.columns[0].segments:
             if segment.slot in gradients:
                 lora = adapters.at(module)[segment.slot]
                 gradients[segment.slot] = change(gradients[segment.slot], dy, x, lora, segment.rows)
-        return dx, gradients
+        return dbase, dx, gradients
 
     return replace(GRADIENTS, lora_delta=lora_delta)
 
 
 def scale_left_out(parts: dict[Key, Array], dy: Array, x: Array, lora: Any, rows: slice) -> dict[Key, Array]:
-    return {key: gradient / lora.scale for key, gradient in parts.items()}
+    return {key: gradient / (1 if key.part == "magnitude" else lora.scale) for key, gradient in parts.items()}
 
 
 def mean_for_sum(parts: dict[Key, Array], dy: Array, x: Array, lora: Any, rows: slice) -> dict[Key, Array]:
@@ -65,7 +66,16 @@ def of_B_from_the_token_before(
     parts: dict[Key, Array], dy: Array, x: Array, lora: Any, rows: slice
 ) -> dict[Key, Array]:
     low = lora.A[:, np.roll(x[rows], 1)].T if x.ndim == 1 else np.roll(x[rows], 1, axis=0) @ lora.A.T
-    return {key: lora.scale * dy[rows].T @ low if key.part == "B" else gradient for key, gradient in parts.items()}
+    du = dy[rows] * (1 if lora.dora is None else lora.dora.gain)
+    return {key: lora.scale * du.T @ low if key.part == "B" else gradient for key, gradient in parts.items()}
+
+
+def magnitude_for_gain(parts: dict[Key, Array], dy: Array, x: Array, lora: Any, rows: slice) -> dict[Key, Array]:
+    """d loss / d gain, with the length left out."""
+    return {
+        key: gradient * lora.magnitude / lora.dora.gain if key.part == "magnitude" else gradient
+        for key, gradient in parts.items()
+    }
 
 
 def of_the_rows_of_everyone(parts: dict[Key, Array], dy: Array, x: Array, lora: Any, rows: slice) -> dict[Key, Array]:
@@ -74,8 +84,13 @@ def of_the_rows_of_everyone(parts: dict[Key, Array], dy: Array, x: Array, lora: 
 
 
 def nothing_through_the_adapter(*call: Any) -> tuple:
-    dx, gradients = GRADIENTS.lora_delta(*call)
-    return 0 * dx, gradients
+    dbase, dx, gradients = GRADIENTS.lora_delta(*call)
+    return dbase, 0 * dx, gradients
+
+
+def unstretched(*call: Any) -> tuple:
+    _, dx, gradients = GRADIENTS.lora_delta(*call)
+    return call[0], dx, gradients
 
 
 def stale_norm() -> Callable[..., Array]:
@@ -152,6 +167,8 @@ MUTANTS: dict[str, Callable[[], GradientOps]] = {
     "dB from the token before": lambda: changed_lora(of_B_from_the_token_before),
     "dbias from everyone's rows": lambda: changed_lora(of_the_rows_of_everyone),
     "nothing comes back through the adapter": lambda: replace(GRADIENTS, lora_delta=nothing_through_the_adapter),
+    "DoRA's gain forgotten on the way to the base": lambda: replace(GRADIENTS, lora_delta=unstretched),
+    "a magnitude without its length": lambda: changed_lora(magnitude_for_gain),
     "a norm's stale activations": lambda: replace(GRADIENTS, rms_norm=stale_norm()),
     "the gate of another layer": lambda: replace(GRADIENTS, mlp_activation=stale_gate()),
     "a norm's mean is a constant": lambda: replace(GRADIENTS, rms_norm=norm_without_the_mean),
