@@ -32,6 +32,7 @@ def tasks() -> list[Task]:
             LoraConfig(2, 5, ("q_proj",), lora_bias=True, modules_to_save=("embed_tokens", "lm_head")),
             examples,
         ),
+        Task("dora", LoraConfig(2, 5, ("v_proj", "up_proj"), lora_dropout=0.2, use_dora=True), examples),
     ]
 
 

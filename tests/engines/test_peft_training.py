@@ -75,8 +75,8 @@ def key_of(name: str) -> Key | None:
         (".lora_magnitude_vector.", "magnitude"),
         (".modules_to_save.", "weight"),
     ):
-        module, found, rest = name.partition(inner)
-        if found:
+        module, separator, rest = name.partition(inner)
+        if separator:
             return Key.of(f"{module}.{'bias' if rest.endswith('.bias') else part}")
     return None
 

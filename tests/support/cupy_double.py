@@ -108,6 +108,11 @@ def einsum(subscripts: str, *arrays: DeviceArray) -> DeviceArray:
     return DeviceArray(np.einsum(subscripts, *map(device, arrays)))
 
 
+def norm(x: DeviceArray, axis: int) -> DeviceArray:
+    """cupy.linalg.norm: the Euclidean length along an axis."""
+    return DeviceArray(np.linalg.norm(device(x), axis=axis))
+
+
 def copyto(target: DeviceArray, source: DeviceArray) -> None:
     """Overwrite one array by another."""
     target.host[...] = device(source)
@@ -216,6 +221,7 @@ def cupy_double() -> ModuleType:
     cupy: Any = ModuleType("cupy")
     cupy.ndarray, cupy.RawModule, cupy.cuda = DeviceArray, RawModule, cuda(13)
     cupy.random = SimpleNamespace(default_rng=Generator)
+    cupy.linalg = SimpleNamespace(norm=norm)
     cupy.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
     for function in (asarray, ascontiguousarray, empty, empty_like, zeros_like, where, einsum, copyto):
         setattr(cupy, function.__name__, function)
