@@ -9,6 +9,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..config import LAYER_MODULES, LAYER_NORMS, ModelConfig, module_name
+from .bitsandbytes_4bit import quantised_tensors
 from .conversion import CHUNK, all_finite
 from .diagnostics import Diagnostics, shown
 from .gguf_file import is_gguf
@@ -77,7 +78,12 @@ def open_checkpoint(path: Path, config: ModelConfig | None, diagnostics: Diagnos
 def _folder_tensors(folder: Path, diagnostics: Diagnostics) -> list[tuple[str, Tensor]]:
     """Every tensor of the folder's safetensors files, by its name."""
     files = [file for path in checkpoint_files(folder, diagnostics) if (file := open_safetensors(path, diagnostics))]
-    return [(name, stored_tensor(file, name)) for file in files for name in file.stored if not HARMLESS.fullmatch(name)]
+    tensors: list[tuple[str, Tensor]] = []
+    for file in files:
+        quantised, used = quantised_tensors(file)
+        tensors += quantised.items()
+        tensors += [(name, stored_tensor(file, name)) for name in file.stored if name not in used]
+    return [(name, tensor) for name, tensor in tensors if not HARMLESS.fullmatch(name)]
 
 
 def _tensor_problem(
@@ -90,7 +96,7 @@ def _tensor_problem(
         expected_shape = expected.get(name, expected[EMBED_WEIGHT] if name == TIED else None)
         if expected_shape is None:
             return f"{list(shape)} is not one of the model's; {_why_unexpected(name)}"
-        if shape != expected_shape:
+        if shape != expected_shape and not tensor.problem:
             source = "config.json" if tensor.file.suffix == ".safetensors" else "the metadata"
             return f"has shape {list(shape)}, {source} makes it {list(expected_shape)}"
     if tensor.problem:

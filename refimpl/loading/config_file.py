@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config import ModelConfig, Rope
 from ..errors import ConfigError
+from .bitsandbytes_4bit import check_quantization
 from .diagnostics import Diagnostics, shown
 from .families import DEFAULTS, check_neutral, family_of
 from .gguf_config import gguf_config
@@ -40,6 +41,7 @@ def read_config(folder: Path, diagnostics: Diagnostics) -> ModelConfig | None:
     if data is None or (family := family_of(file, data, diagnostics)) is None:
         return None
     check_neutral(file, data, family, diagnostics)
+    check_quantization(file, data, diagnostics)
     keys = Keys(file, DEFAULTS[family] | data, diagnostics)
     heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
     if not keys.given("head_dim") and hidden % heads:

@@ -15,14 +15,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     | {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
 }
 FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
-SUPPORTED = f"supported are {' and '.join(DEFAULTS)}, unquantised"
+SUPPORTED = f"supported are {' and '.join(DEFAULTS)}, unquantised or in bitsandbytes' nf4"
 
 # Keys that change the numbers in some engine or fork, and the values with which they do not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "partial_rotary_factor": (1, 1.0),
     "factor": (1, 1.0),  # of rope_scaling
-    "quantization_config": (),
     "compression_config": (),
     "auto_map": ({},),  # the repository brings its own code
     "use_sliding_window": (False,),

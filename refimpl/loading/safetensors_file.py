@@ -31,6 +31,7 @@ class SafetensorsFile:
 
     path: Path
     tensors: Mapping[str, Array] = field(default_factory=dict)
+    raw: Mapping[str, Array] = field(default_factory=dict)  # the bytes of each, whatever its dtype
     stored: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -61,6 +62,7 @@ def open_safetensors(path: Path, diagnostics: Diagnostics) -> SafetensorsFile | 
             for name, (dtype, shape, begin, _) in entries.items()
             if dtype in FLOATS
         },
+        {name: _bytes(mapped, 8 + length + begin, end - begin) for name, (_, _, begin, end) in entries.items()},
         {name: entry[0] for name, entry in entries.items()},
         {name: entry[1] for name, entry in entries.items()},
     )
@@ -154,6 +156,10 @@ def _view(mapped: mmap.mmap, start: int, dtype: str, shape: tuple[int, ...]) -> 
     """A read-only array over the map; the array keeps the map alive."""
     count = math.prod(shape)
     return np.frombuffer(mapped, DTYPES[FLOATS[dtype]], count, start if count else 0).reshape(shape)
+
+
+def _bytes(mapped: mmap.mmap, start: int, size: int) -> Array:
+    return np.frombuffer(mapped, np.uint8, size, start if size else 0)
 
 
 # Every dtype of the format (safetensors/src/tensor.rs) in bits: another one makes the offsets uncheckable.

@@ -16,7 +16,11 @@ from ..weights import Linear, Model
 
 
 def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
-    """The base with the adapter merged into it (PEFT's merge_and_unload), in its dtype. Tied heads are untied."""
+    """The base with the adapter merged into it (PEFT's merge_and_unload), in its dtype. Tied heads are untied.
+
+    A quantised base (GGUF, nf4) is merged as the numbers that it stands for, and the result is not quantised. Whoever
+    quantises it again, as merging in 4 bits does, rounds W + scale B A to the steps of a block: what is less than half
+    of one is lost."""
     bound = ops.bind_adapter(adapter, model.config, ops.adapter_scale)
 
     def one(module: Module) -> Linear:
