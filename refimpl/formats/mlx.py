@@ -11,6 +11,7 @@ import numpy as np
 
 from ..adapter import Adapter
 from ..config import LAYER_MODULES, LM_HEAD, ModelConfig, Module, module_name
+from ..errors import AdapterError
 from ..loading.mlx_adapter import MLX_FILE
 from ..loading.peft_config import CONFIG_FILE
 from .files import new_folder, write_safetensors
@@ -26,7 +27,9 @@ def write_mlx_adapter(
 
     AdapterError, and no folder, for what mlx-lm cannot hold (embed_tokens, a whole layer, a bias) unless it is left
     out."""
-    modules, notes = plain_modules(adapter, "mlx-lm", MODULES, leave_out)
+    modules, notes = plain_modules(adapter, "mlx-lm", MODULES, leave_out, dora=True)
+    if adapter.use_dora and any(adapter.lora[module].magnitude is None for module in modules):
+        raise AdapterError("mlx-lm has DoRA in all modules or in none, and this adapter in some")
     scales = peft_scales(adapter)
     scale, factors, more = one_for_all({module: scales[module] for module in modules}, "the scale", "mlx-lm's scale")
     rank = max(adapter.lora[module].A.shape[0] for module in modules)
@@ -38,11 +41,14 @@ def write_mlx_adapter(
         A, B = np.pad(A, ((0, padding), (0, 0))), np.pad(B, ((0, 0), (0, padding)))
         tensors[f"{name}.lora_a"] = written(A.T, f"A of {name}", dtype)
         tensors[f"{name}.lora_b"] = written(B.T, f"B of {name}", dtype, factors.get(module, 1.0))
+        magnitude = adapter.lora[module].magnitude
+        if magnitude is not None:
+            tensors[f"{name}.m"] = written(magnitude, f"the magnitude of {name}", dtype)
     narrow = [module for module in modules if adapter.lora[module].A.shape[0] < rank]
     if narrow:
         more.append(f"{len(narrow)} modules of a smaller rank are filled up with zeros to rank {rank}")
     config = {
-        "fine_tune_type": "lora",
+        "fine_tune_type": "dora" if adapter.use_dora else "lora",
         "num_layers": base.num_hidden_layers if base else -1,  # -1: all
         "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0, "keys": mlx_keys(modules)},
     }

@@ -21,8 +21,8 @@ def peft_scales(adapter: Adapter) -> dict[Module, float]:
     return {module: scale_of(adapter.config, module, tensors.A.shape[0]) for module, tensors in adapter.lora.items()}
 
 
-def cannot_hold(adapter: Adapter, modules: Collection[str]) -> list[str]:
-    """What of the adapter has no place in a format of pairs on these modules."""
+def cannot_hold(adapter: Adapter, modules: Collection[str], dora: bool = False) -> list[str]:
+    """What of the adapter has no place in a format of pairs on these modules, with magnitudes of DoRA or without."""
     lora = [f"LoRA on {module_name(module)}" for module in adapter.lora if module[1] not in modules]
     tables = [f"a whole {module_name(module)}" for module in adapter.replaced]
     inner = [
@@ -31,16 +31,16 @@ def cannot_hold(adapter: Adapter, modules: Collection[str]) -> list[str]:
     inner += [
         f"the DoRA magnitude of {module_name(module)}"
         for module, tensors in adapter.lora.items()
-        if tensors.magnitude is not None
+        if tensors.magnitude is not None and not dora
     ]
     return lora + tables + inner + [f"the bias of {module_name(module)}" for module in adapter.biases]
 
 
 def plain_modules(
-    adapter: Adapter, what: str, modules: Collection[str], leave_out: bool
+    adapter: Adapter, what: str, modules: Collection[str], leave_out: bool, dora: bool = False
 ) -> tuple[list[Module], list[str]]:
     """The modules that are written, and a note for each thing that is not. AdapterError unless that was asked for."""
-    unheld = cannot_hold(adapter, modules)
+    unheld = cannot_hold(adapter, modules, dora)
     if unheld and not leave_out:
         raise AdapterError(f"{what} cannot hold {shown(unheld)}; leave it out only if it may be lost")
     kept = [module for module in adapter.lora if module[1] in modules]

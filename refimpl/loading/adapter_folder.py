@@ -124,6 +124,8 @@ def _not_an_adapter(folder: Path) -> str | None:
         inside = [file.parent.name for file in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
         if inside:
             return f"has no {CONFIG_FILE}, but these folders in it have: {', '.join(inside[:5])}"
+        if files := sorted(file.name for file in folder.glob("*.gguf")):
+            return f"has no {CONFIG_FILE}; {files[0]}: give the file itself, a GGUF is a whole adapter"
         files = [file.name for file in sorted(folder.glob("*.safetensors"))]
         if files:
             return f"has {files[0]} but no {CONFIG_FILE}: without it the scale (lora_alpha) is unknown"

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..adapter import PeftConfig
@@ -14,11 +14,13 @@ from .peft_tensors import Part, Parts
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """One module's pair, A [rank, d_in] and B [d_out, rank], and the alpha with which alpha / rank is its scale."""
+    """One module's pair, A [rank, d_in] and B [d_out, rank], and the alpha with which alpha / rank is its scale; and
+    the magnitude [d_out] of DoRA, if it is one."""
 
     A: Part
     B: Part
     alpha: float
+    magnitude: Part | None = None
 
     @property
     def rank(self) -> int:
@@ -40,24 +42,32 @@ def checked_pairs(
             if half not in parts:
                 other = next(iter(parts.values())).name
                 diagnostics.problem(path, f"module {module_name(module)}: its {half} is missing (there is {other})")
-        for part in parts.values():
-            if part.array.ndim != 2:
-                diagnostics.problem(path, f"tensor {part.name} has shape {list(part.array.shape)}; it must have 2 axes")
+        for kind, part in parts.items():
+            axes = 1 if kind == "magnitude" else 2
+            if part.array.ndim != axes:
+                shape = list(part.array.shape)
+                diagnostics.problem(path, f"tensor {part.name} has shape {shape}; it must have {axes} axes")
             elif not all_finite(part.array):
                 diagnostics.problem(path, f"tensor {part.name} holds NaN or inf")
         if len(diagnostics.problems) == before:
-            _check_shapes(path, module, parts["A"], parts["B"], base, diagnostics)
+            _check_shapes(path, module, parts, base, diagnostics)
         if len(diagnostics.problems) == before:
             sound.append(module)
     return sound
 
 
 def _check_shapes(
-    path: Path, module: Module, A: Part, B: Part, base: ModelConfig | None, diagnostics: Diagnostics
+    path: Path, module: Module, parts: Mapping[str, Part], base: ModelConfig | None, diagnostics: Diagnostics
 ) -> None:
+    A, B = parts["A"], parts["B"]
     rank, d_in = A.array.shape
     if B.array.shape[1] != rank:
         diagnostics.problem(path, f"{A.name} has rank {rank}, and {B.name} has {B.array.shape[1]}")
+    elif "magnitude" in parts and len(parts["magnitude"].array) != len(B.array):
+        magnitude = parts["magnitude"]
+        diagnostics.problem(
+            path, f"{magnitude.name} has {len(magnitude.array)} numbers, and {B.name} has {len(B.array)} rows"
+        )
     elif base and module not in base.modules():
         diagnostics.problem(path, f"{A.name}: the base has {base.num_hidden_layers} layers")
     elif base:
@@ -72,7 +82,11 @@ def _check_shapes(
 def config_and_parts(pairs: Mapping[Module, Scaled], layers: int) -> tuple[PeftConfig, Parts]:
     """PEFT's config of an adapter that has exactly these pairs, in a base of so many layers, and its parts."""
     parts: Parts = {module: {"A": pair.A, "B": pair.B} for module, pair in pairs.items()}
-    return config_of({module: (pair.rank, pair.alpha) for module, pair in pairs.items()}, layers), parts
+    for module, pair in pairs.items():
+        if pair.magnitude:
+            parts[module]["magnitude"] = pair.magnitude
+    config = config_of({module: (pair.rank, pair.alpha) for module, pair in pairs.items()}, layers)
+    return replace(config, use_dora=any(pair.magnitude for pair in pairs.values())), parts
 
 
 def config_of(modules: Mapping[Module, tuple[int, float]], layers: int) -> PeftConfig:

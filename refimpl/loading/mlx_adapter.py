@@ -1,9 +1,10 @@
 """A LoRA adapter as mlx-lm writes it: adapters.safetensors and adapter_config.json.
 
-    fine_tune_type      lora
+    fine_tune_type      lora, or dora
     num_layers          how many of the last layers have LoRA; 0 or less: all
     lora_parameters     rank, scale, keys: the names of modules, by default q_proj and v_proj
     model.layers.3.self_attn.q_proj.lora_a    A transposed, [d_in, rank];  .lora_b: B transposed, [rank, d_out]
+    model.layers.3.self_attn.q_proj.m         dora: the magnitude, [d_out], as PEFT's (mlx_lm/tuner/dora.py)
 
 y = W x + scale * (x lora_a) lora_b: the scale is a factor, not alpha / rank. (mlx_lm/tuner/lora.py and utils.py.) It
 ignores tensors of modules that the config does not name; here they are refused.
@@ -26,7 +27,9 @@ from .safetensors_file import FLOATS, open_safetensors
 
 MLX_FILE = "adapters.safetensors"
 DEFAULT_KEYS = ("self_attn.q_proj", "self_attn.v_proj")
-NAME = re.compile(r"(.+)\.lora_([ab])")
+NAME = re.compile(r"(.+)\.(lora_a|lora_b|m)")
+PARTS = {"lora_a": "A", "lora_b": "B", "m": "magnitude"}
+KINDS = ("lora", "dora")
 
 
 def is_mlx(folder: Path) -> bool:
@@ -61,7 +64,12 @@ def read_mlx_adapter(
         elif why := _ignored(module, keys, last, base):
             diagnostics.problem(file.path, f"tensor {name} is ignored by mlx-lm: {why} ({CONFIG_FILE})")
         else:
-            halves.setdefault(module, {})[match[2].upper()] = Part(name, file.tensors[name].T)
+            halves.setdefault(module, {})[PARTS[match[2]]] = Part(name, file.tensors[name].T)
+    dora = data is not None and data.get("fine_tune_type") == "dora"
+    for module, parts in halves.items():
+        if dora != ("magnitude" in parts):
+            kind = "dora, and it has no m" if dora else "lora, and it has an m"
+            diagnostics.problem(file.path, f"module {module_name(module)}: fine_tune_type is {kind}")
     sound = checked_pairs(file.path, halves, base, diagnostics)
     if not sound and len(diagnostics.problems) == before:
         diagnostics.problem(file.path, "has no tensors at all")
@@ -70,7 +78,7 @@ def read_mlx_adapter(
     pairs = {}
     for module in sound:
         A, B = halves[module]["A"], halves[module]["B"]
-        pairs[module] = Scaled(A, B, scale * A.array.shape[0])
+        pairs[module] = Scaled(A, B, scale * A.array.shape[0], halves[module].get("magnitude"))
         if A.array.shape[0] != rank:
             diagnostics.warn(file.path, f"{A.name} has rank {A.array.shape[0]}, and {CONFIG_FILE} says {rank}")
     return config_and_parts(pairs, base.num_hidden_layers if base else 1 + max(layer for layer, _ in sound))
@@ -79,8 +87,8 @@ def read_mlx_adapter(
 def _parameters(file: Path, data: dict[str, Any], diagnostics: Diagnostics) -> tuple[float, int, tuple[str, ...], int]:
     """The scale, the rank, the keys and the number of last layers that the config says."""
     kind = data.get("fine_tune_type", "lora")
-    if kind != "lora":
-        diagnostics.problem(file, f"fine_tune_type is {shown(kind)}; only 'lora' is supported")
+    if kind not in KINDS:
+        diagnostics.problem(file, f"fine_tune_type is {shown(kind)}; lora and dora are supported")
     given = data.get("lora_parameters")
     if not isinstance(given, dict):
         diagnostics.problem(file, f"lora_parameters is {shown(given)}: it must be an object with rank and scale")

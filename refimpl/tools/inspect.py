@@ -97,6 +97,8 @@ def inspect(
             diagnostics.problems.append(str(error))
     else:
         neither = f"has neither config.json and {SINGLE} nor {CONFIG_FILE} and {WEIGHTS_FILE}"
+        if files := sorted(file.name for file in folder.glob("*.gguf")):
+            neither = f"{neither}; {files[0]}: give the file itself"
         diagnostics.problem(folder, find_nemo(folder) or (neither if os.path.isdir(folder) else "is not a folder"))
         config, modules = {}, []
     return Inspection(

@@ -15,7 +15,7 @@ from loading.folders import BASE, lora_tensors, refused, safetensors_bytes, writ
 from support.build import EVERYWHERE, as_dtype, random_adapter, random_model
 
 from refimpl import Request, cli, logits
-from refimpl.adapter import Adapter
+from refimpl.adapter import Adapter, LoraTensors
 from refimpl.config import EMBED, LAYER_MODULES
 from refimpl.errors import AdapterError, LoracleError
 from refimpl.formats.convert import FORMATS, convert
@@ -256,14 +256,56 @@ def test_a_folder_of_mlx_lm(tmp_path: Path) -> None:
     assert seen.ok and seen.kind == "adapter" and seen.modules[0].scale == 20.0
 
 
+def test_dora_of_mlx_lm(tmp_path: Path) -> None:
+    """m is PEFT's magnitude: the same logits, from the files themselves; in GGUF there is no place for it."""
+    model, plain = random_model(SHAPE), random_adapter(SHAPE, 6, modules=("q_proj", "up_proj"))
+    lora = {
+        module: dataclasses.replace(tensors, magnitude=1 + np.random.default_rng(i).random(len(tensors.B)))
+        for i, (module, tensors) in enumerate(plain.lora.items())
+    }
+    adapter = as_float32(dataclasses.replace(plain, config=dataclasses.replace(plain.config, use_dora=True), lora=lora))
+    assert write_mlx_adapter(adapter, tmp_path / "mlx", SHAPE) == []
+    back = load_adapter(tmp_path / "mlx", SHAPE)
+    assert back.use_dora
+    ours, theirs, other = (logits(model, [Request(IDS, one)])[0] for one in (back, adapter, plain))
+    assert np.allclose(ours, theirs, atol=1e-9 * abs(theirs).max()) and not np.allclose(other, theirs)
+    config = json.loads((tmp_path / "mlx" / "adapter_config.json").read_text())
+    assert config["fine_tune_type"] == "dora"
+    with refused(AdapterError, "GGUF cannot hold ['the DoRA magnitude of model.layers.0.self_attn.q_proj'"):
+        write_gguf_adapter(adapter, tmp_path / "a.gguf", SHAPE)
+    some = dataclasses.replace(adapter, lora={**adapter.lora, (0, "q_proj"): plain.lora[0, "q_proj"]})
+    with refused(AdapterError, "mlx-lm has DoRA in all modules or in none"):
+        write_mlx_adapter(some, tmp_path / "some", SHAPE)
+
+
+def as_float32(adapter: Adapter) -> Adapter:
+    lora = {
+        module: LoraTensors(*(None if x is None else x.astype(np.float32) for x in (w.A, w.B, w.bias, w.magnitude)))
+        for module, w in adapter.lora.items()
+    }
+    return dataclasses.replace(adapter, lora=lora)
+
+
+def test_a_folder_with_a_gguf_in_it(tmp_path: Path) -> None:
+    gguf_adapter(tmp_path / "adapter.gguf", PAIR)
+    with refused(AdapterError, "has no adapter_config.json; adapter.gguf: give the file itself"):
+        load_adapter(tmp_path, SHAPE)
+    assert "adapter.gguf: give the file itself" in inspect(tmp_path).problems[0]
+
+
 LATE = {"model.layers.0.self_attn.q_proj.lora_a": np.ones((12, 3), np.float32)}
 
 
 @pytest.mark.parametrize(
     "tensors, changes, says",
     [
-        (None, {"fine_tune_type": "dora"}, "fine_tune_type is 'dora'; only 'lora' is supported"),
-        (None, {"fine_tune_type": "full"}, "fine_tune_type is 'full'; only 'lora' is supported"),
+        (
+            None,
+            {"fine_tune_type": "dora"},
+            "module model.layers.1.self_attn.q_proj: fine_tune_type is dora, and it has no m",
+        ),
+        (None, {"fine_tune_type": "full"}, "fine_tune_type is 'full'; lora and dora are supported"),
+        ({"model.layers.1.self_attn.q_proj.m": np.ones(32, np.float32)}, {}, "fine_tune_type is lora, and it has an m"),
         (None, {"lora_parameters": None}, "lora_parameters is None: it must be an object with rank and scale"),
         (None, {"parameters": {"scale": "20"}}, "scale is '20': it must be a finite number"),
         (None, {"parameters": {"alpha": 16}}, "lora_parameters has alpha 16, by which old versions multiply"),
