@@ -131,6 +131,8 @@ def _not_an_adapter(folder: Path) -> str | None:
             return f"has {files[0]} but no {CONFIG_FILE}: without it the scale (lora_alpha) is unknown"
         return f"has no {CONFIG_FILE}"
     if not os.path.exists(folder / WEIGHTS_FILE):
+        if os.path.exists(folder / "adapters.npz"):
+            return f"has adapters.npz of an old mlx-lm but no {WEIGHTS_FILE}: {CONVERT_MLX}"
         if os.path.exists(folder / "adapter_model.bin"):
             return f"has adapter_model.bin but no {WEIGHTS_FILE}: {CONVERT}"
         return f"has no {WEIGHTS_FILE}"
@@ -142,6 +144,11 @@ CONVERT = (
     "peft.PeftModel.from_pretrained(base, DIR).save_pretrained(NEW)"
 )
 
+
+CONVERT_MLX = (
+    "only adapters.safetensors is read; on a Mac, "
+    "mlx.core.save_safetensors('adapters.safetensors', mlx.core.load('adapters.npz')) writes it"
+)
 
 CONVERT_TORCHTUNE = (
     "it is a pickle, which can run code, and is not read; with checkpointer FullModelHFCheckpointer and "

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -138,7 +138,7 @@ def _read(path: Path, mapped: mmap.mmap) -> GgufFile:
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"general.alignment is {shown(alignment)}: it must be a power of two")
-    entries: dict[str, tuple[str, tuple[int, ...], int, int, int]] = {}
+    entries: dict[str, Entry] = {}
     for number in range(cursor.checked(tensor_count, 24, "tensors")):
         name = cursor.string(f"the name of tensor {number}")
         if name in entries:
@@ -148,8 +148,17 @@ def _read(path: Path, mapped: mmap.mmap) -> GgufFile:
     return GgufFile(path, metadata, dict(_tensors(mapped, start, alignment, entries)))
 
 
-def _entry(name: str, cursor: "Cursor") -> tuple[str, tuple[int, ...], int, int, int]:
-    """What the header says of one tensor: type, shape, bytes of a row, of the whole, and the offset in the data."""
+class Entry(NamedTuple):
+    """What the header says of one tensor."""
+
+    type: str
+    shape: tuple[int, ...]
+    row: int  # bytes of one
+    size: int  # bytes of all
+    offset: int  # in the data
+
+
+def _entry(name: str, cursor: "Cursor") -> Entry:
     axes = cursor.scalar("<u4")
     if not 1 <= axes <= 4:
         raise ValueError(f"tensor {name} has {axes} axes; there can be 1 to 4")
@@ -163,11 +172,11 @@ def _entry(name: str, cursor: "Cursor") -> tuple[str, tuple[int, ...], int, int,
             f"tensor {name} has rows of {shape[-1]} numbers, which is no multiple of {kind}'s block of {block}"
         )
     row = shape[-1] // block * size
-    return kind, shape, row, row * math.prod(shape[:-1]), offset
+    return Entry(kind, shape, row, row * math.prod(shape[:-1]), offset)
 
 
 def _tensors(
-    mapped: mmap.mmap, start: int, alignment: int, entries: Mapping[str, tuple[str, tuple[int, ...], int, int, int]]
+    mapped: mmap.mmap, start: int, alignment: int, entries: Mapping[str, Entry]
 ) -> Iterator[tuple[str, GgufTensor]]:
     """The arrays. The tensors must lie end to end, each filled up to the alignment."""
     position = 0

@@ -293,6 +293,13 @@ def test_a_folder_with_a_gguf_in_it(tmp_path: Path) -> None:
     assert "adapter.gguf: give the file itself" in inspect(tmp_path).problems[0]
 
 
+def test_an_old_folder_of_mlx_lm(tmp_path: Path) -> None:
+    folder = mlx_folder(tmp_path / "mlx")
+    (folder / "adapters.safetensors").rename(folder / "adapters.npz")
+    with refused(AdapterError, "has adapters.npz of an old mlx-lm", "only adapters.safetensors is read"):
+        load_adapter(folder, SHAPE)
+
+
 LATE = {"model.layers.0.self_attn.q_proj.lora_a": np.ones((12, 3), np.float32)}
 
 
