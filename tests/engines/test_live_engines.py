@@ -6,6 +6,7 @@ the tokens that the engine produced. The unit is the rms error of our own result
 the whole vocabulary.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ import pytest
 from support import build
 
 import refimpl
-from refimpl import tiny
+from refimpl import cli, tiny
 from refimpl.config import LAYER_MODULES, ModelConfig, Rope
 from refimpl.engines import registry
 from refimpl.engines.hosted import Hosted
@@ -195,6 +196,18 @@ def test_base_and_voices_in_one_batch_then_reloaded_unloaded_and_alone(name: str
     driven.folders.clear()
     driven.check(requests_for([None]))
     assert all(driven.engine.versions().values())
+
+
+def test_what_we_trained_is_loaded_beside_a_voice(name: str, start: Start, tmp_path: Path) -> None:
+    driven = start(name)
+    data, out = tmp_path / "data.jsonl", tmp_path / "out"
+    rows = [{"prompt": prompt, "completion": "Well met, Odo."} for prompt in tiny.DEMO_PROMPTS[:4]]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = ("--data", f"mine={data}", "--data", f"rslora={data}", "--rank", "mine=3", "--rank", "rslora=5")
+    assert cli.main(["train", *files, "--rslora", "--lr", "0.02", "--out", str(out)]) == 0
+    for adapter, folder in (("mine", out / "mine"), ("rslora", out / "rslora"), ("pirate", VOICES["pirate"])):
+        driven.load(adapter, folder)
+    driven.check(requests_for(["mine", None, "rslora", "pirate", "mine"]))
 
 
 def test_pieces_of_prompts_late_arrivals_and_cancelled_requests_change_nothing(name: str, start: Start) -> None:
