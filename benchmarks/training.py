@@ -129,10 +129,9 @@ def compare(model: Model, task: Task, arguments: TrainingArguments, folder: Path
         "peft": {"cpu_seconds": round(peft_seconds[0], 1), "wall_seconds": round(peft_seconds[1], 1)},
         "ratio_cpu": round(peft_seconds[0] / ours_seconds[0], 2),
         "ratio_wall": round(peft_seconds[1] / ours_seconds[1], 2),
-        "first_losses": losses[0],
-        "last_losses": losses[-1],
+        "largest_loss_difference": max(abs(ours / other - 1) for ours, other in losses),
     }
-    return figures | {"losses_ours_peft": [[round(x, 5) for x in pair] for pair in losses]}, (adapter, theirs)
+    return figures, (adapter, theirs)
 
 
 def main() -> None:
@@ -164,9 +163,10 @@ def main() -> None:
             marked[name] = shares([judge(prompt, completion, ECHO) for prompt, completion in scenes])
         figures["voice"] = marked
     report = {"machine": about(), **figures}
-    print(json.dumps({key: value for key, value in report.items() if key != "losses_ours_peft"}, indent=1))
+    text = json.dumps(report, indent=1)
+    print(text)
     if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        args.json.write_text(f"{text}\n", "utf-8")
 
 
 if __name__ == "__main__":
