@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ..config import LAYER_MODULES
 from ..errors import DataError, RequestError
-from ..loading.model_folder import load_model
+from ..loading.model_folder import base_folder, load_model
 from ..training import checkpoint, output
 from ..training.arguments import TrainingArguments
 from ..training.chat import load_chat_template
@@ -154,7 +154,7 @@ def read_tasks(args: argparse.Namespace, model: Model) -> tuple[list[Task], list
         args.max_length,
         cut=args.cut,
         end_prompt=lambda text: prompt_text(model, text),
-        template=load_chat_template(model.tokenizer.file.parent),
+        template=load_chat_template(base_folder(args.model)),
     )
     tasks, notes = [], []
     for name, file in files.items():

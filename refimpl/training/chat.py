@@ -15,7 +15,11 @@ from typing import Any, NoReturn
 
 from ..errors import ConfigError, DataError
 from ..loading.diagnostics import Diagnostics, one_line, shown
+from ..loading.gguf_config import vocabulary
+from ..loading.gguf_file import is_gguf, open_gguf
 from ..loading.json_file import read_json
+
+GGUF_NAMES = {"unknown": "unk", "padding": "pad"}  # where transformers calls the token otherwise
 
 Span = tuple[int, int]  # of characters: [start, stop)
 
@@ -113,30 +117,51 @@ def check_messages(messages: list[Any]) -> None:
                 raise DataError(f"message {i}: {key} {what}: it must be a string")
 
 
-def load_chat_template(folder: Path) -> ChatTemplate | None:
-    """Return the template of a model's folder, or None: chat_template.jinja, or the key in tokenizer_config.json.
+def load_chat_template(base: Path) -> ChatTemplate | None:
+    """Return the template of a base, a folder or a GGUF file, or None if it has none.
 
-    ConfigError for files that are damaged. Of several named ones it is that called default."""
-    file = folder / "tokenizer_config.json"
+    In a folder it is chat_template.jinja, or else chat_template in tokenizer_config.json: of several, the one named
+    default. In a GGUF file it is tokenizer.chat_template. ConfigError for files that are damaged."""
+    if is_gguf(base):
+        return _of_gguf(base)
+    file = base / "tokenizer_config.json"
     settings: dict[str, Any] = {}
     if file.exists():
         diagnostics = Diagnostics()
         settings = read_json(file, diagnostics) or {}
-        diagnostics.raise_first(ConfigError, folder)
+        diagnostics.raise_first(ConfigError, base)
     source = settings.get("chat_template")
     if isinstance(source, list):
         named = [item for item in source if isinstance(item, dict) and item.get("name") == "default"]
         source = named[0].get("template") if named else None
-    if (jinja := folder / "chat_template.jinja").exists():
+    if (jinja := base / "chat_template.jinja").exists():
         try:
             source = jinja.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(one_line(f"{jinja}: cannot be read ({error})")) from None
+    return _checked(file, source, special_tokens_of(settings))
+
+
+def _of_gguf(path: Path) -> ChatTemplate | None:
+    """Its special tokens are ids there: tokenizer.ggml.bos_token_id and its kind."""
+    diagnostics = Diagnostics()
+    file = open_gguf(path, diagnostics)
+    diagnostics.raise_first(ConfigError, path)
+    assert file is not None  # None comes with a problem
+    tokens, special = vocabulary(file), {}
+    for name in ("bos", "eos", "unknown", "padding"):
+        i = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if isinstance(i, int) and 0 <= i < len(tokens) and isinstance(tokens[i], str):
+            special[f"{GGUF_NAMES.get(name, name)}_token"] = tokens[i]
+    return _checked(path, file.metadata.get("tokenizer.chat_template"), special)
+
+
+def _checked(file: Path, source: object, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
     if source is None:
         return None
     if not isinstance(source, str):
         raise ConfigError(f"{file}: chat_template is {shown(source)}: it must be a string")
-    return ChatTemplate(source, special_tokens_of(settings))
+    return ChatTemplate(source, special_tokens)
 
 
 def special_tokens_of(settings: Mapping[str, Any]) -> dict[str, str]:

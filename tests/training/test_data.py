@@ -175,6 +175,22 @@ def test_where_a_chat_template_is_found(tmp_path: Path) -> None:
         load_chat_template(tmp_path)
 
 
+def test_a_gguf_file_has_its_template_and_its_special_tokens_inside(tmp_path: Path) -> None:
+    writer = pytest.importorskip("loading.gguf_writer", reason="needs the gguf package: pip install -e '.[gguf]'")
+    keys = {
+        "tokenizer.chat_template": "{{ bos_token }}{{ pad_token }}",
+        "tokenizer.ggml.tokens": [f"<{i}>" for i in range(13)],
+        "tokenizer.ggml.bos_token_id": 3,
+        "tokenizer.ggml.padding_token_id": 4,
+    }
+    tensors = writer.model_tensors(writer.WIDE)
+    writer.write_gguf(tmp_path / "with.gguf", writer.WIDE, tensors, **keys)
+    writer.write_gguf(tmp_path / "without.gguf", writer.WIDE, tensors)
+    template = load_chat_template(tmp_path / "with.gguf")
+    assert template == ChatTemplate("{{ bos_token }}{{ pad_token }}", {"bos_token": "<3>", "pad_token": "<4>"})
+    assert load_chat_template(tmp_path / "without.gguf") is None
+
+
 BAD_ROWS: dict[str, tuple[Any, str]] = {
     "no JSON": ('{"text": ', "not JSON"),
     "a list": ([1], "expected an object, not [1]"),
