@@ -1,6 +1,8 @@
 """loracle train on the embedded base: what it writes, going on where it stopped, and one line for every mistake."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,11 @@ import pytest
 import refimpl
 from refimpl import cli, tiny
 from refimpl.loading.adapter_folder import load_adapter
+from refimpl.loading.config_file import load_config
+from refimpl.loading.tokenizer_file import load_tokenizer
 from refimpl.training import checkpoint
+from refimpl.training.chat import load_chat_template
+from refimpl.training.data import Encoder, read_dataset
 from refimpl.training.loop import train as train_loop
 
 WORDS = "Well met. My quest needs a moon pearl. Take the soup and the honey."
@@ -166,6 +172,36 @@ def test_what_was_trained_is_served_beside_the_shipped_voices(
         capsys, "generate", "--adapter", f"mine={tmp_path / 'echo'}", *prompts, "--max-new-tokens", "4", "--json"
     )
     assert (code, err) == (0, "") and [text["adapter"] for text in json.loads(printed)["texts"]] == ["mine", "pirate"]
+
+
+def test_a_chat_is_trained_by_the_template_in_the_model_s_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny.base_path(), base)
+    chats = [
+        {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
+        for row in ROWS
+    ]
+    command = ("train", "--model", str(base), "--data", write(tmp_path / "chat.jsonl", *chats), *SMALL)
+    code, _, err = run(capsys, *command, "--out", str(tmp_path / "out"))
+    assert code == 2 and f"messages need a chat template, and {base} has none" in err
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content + '\n' }}{% endfor %}")
+    assert run(capsys, *command, "--out", str(tmp_path / "out"))[0] == 0
+    # The same tokens and the same losses as of the prompt and the completion, each with a line break, and no end.
+    plain = [{"prompt": row["prompt"] + "\n", "completion": row["completion"] + "\n"} for row in ROWS]
+    examples = [
+        read_dataset(Path(write(tmp_path / "rows.jsonl", *rows)), encoder).examples
+        for rows, encoder in ((chats, encoder_of(base)), (plain, encoder_of(base, eos_ids=())))
+    ]
+    for chat, pair in zip(*examples, strict=True):
+        assert list(chat.token_ids) == list(pair.token_ids)[1:] and list(chat.loss_mask) == list(pair.loss_mask)[1:]
+
+
+def encoder_of(base: Path, **changes: Any) -> Encoder:
+    """The encoder of a base that is a folder; its template is the one in there."""
+    encoder = Encoder.of(load_tokenizer(base), load_config(base), template=load_chat_template(base))
+    return dataclasses.replace(encoder, **changes)
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {

@@ -189,6 +189,28 @@ def test_an_interrupt_leaves_the_last_state_and_the_session_goes_on(
     assert same_bits(shown[0], seen[-1])
 
 
+def test_whoever_reads_while_a_state_is_written_reads_the_one_before(model: Model, tmp_path: Path) -> None:
+    states: list[TrainingState] = []
+    with pytest.raises(StopIteration):
+        train(model, TASKS, ARGUMENTS, on_step=stop_after(2, states))
+    save_checkpoint(tmp_path, states[0], {}, 0)
+    with open(tmp_path / STATE_FILE, "rb") as reader:
+        before = (tmp_path / STATE_FILE).read_bytes()
+        save_checkpoint(tmp_path, states[1], {}, 0)
+        assert reader.read() == before != (tmp_path / STATE_FILE).read_bytes()
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_parts(model: Model, tmp_path: Path) -> None:
+    states: list[TrainingState] = []
+    with pytest.raises(StopIteration):
+        train(model, TASKS, ARGUMENTS, on_step=stop_after(2, states))
+    session = Session(tmp_path, describe(model, TASKS, ARGUMENTS))
+    save_checkpoint(tmp_path, states[-1], session.description, 1000.0)
+    session.resume("cpu")
+    session.run(lambda on_step, state: train(model, TASKS, ARGUMENTS, on_step=on_step, state=state), lambda state: None)
+    assert 1000 < session.seconds < 1600
+
+
 def test_a_state_is_saved_every_now_and_then(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "CHECKPOINT_SECONDS", 0.0)
     session = Session(tmp_path / "run", describe(model, TASKS, ARGUMENTS))
