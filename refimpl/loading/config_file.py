@@ -78,7 +78,7 @@ def not_a_folder(path: Path) -> str:
     """What to say of a path that is no folder. It may be the name of a repository: nothing is ever downloaded."""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not os.path.exists(path):
         return f"is not a folder; nothing is downloaded here: hf download {path} --local-dir DIR, and give DIR"
-    return "is not a folder"
+    return "is not there" if str(path).endswith(SUFFIX) else "is not a folder"
 
 
 def _gguf_in(folder: Path) -> str:

@@ -97,7 +97,8 @@ def inspect(
             diagnostics.problems.append(str(error))
     else:
         neither = f"has neither config.json and {SINGLE} nor {CONFIG_FILE} and {WEIGHTS_FILE}"
-        if files := sorted(file.name for file in folder.glob("*.gguf")):
+        files = sorted(file.name for file in folder.glob("*.gguf")) if os.path.isdir(folder) else []
+        if files:
             neither = f"{neither}; {files[0]}: give the file itself, a GGUF is a whole model or adapter"
         diagnostics.problem(folder, find_nemo(folder) or (neither if os.path.isdir(folder) else "is not a folder"))
         config, modules = {}, []

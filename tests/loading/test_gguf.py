@@ -38,6 +38,7 @@ from refimpl.oracle.cases.testbed import build, settings
 from refimpl.oracle.reports.repro import load_repro
 from refimpl.oracle.reports.repro_write import Repro
 from refimpl.tools.inspect import inspect
+from refimpl.tools.merge import merged
 
 TIED = dataclasses.replace(WIDE, tie_word_embeddings=True, num_hidden_layers=2)
 BIASED = dataclasses.replace(WIDE, attention_bias=True, mlp_bias=True)
@@ -305,3 +306,19 @@ def test_a_failure_on_it_is_kept_with_the_file_and_plays_again(tmp_path: Path) -
     again = load_repro(tmp_path / "repro")
     assert again.testbed.folder == tmp_path / "repro" / "model" / "base.gguf"
     assert np.array_equal(truth(again.exchanges, again.testbed)[0], expected[0, 0])
+
+
+def test_merging_into_it_and_quantising_again(tmp_path: Path) -> None:
+    """Merged, the adapter is in the numbers in full; blocks made of those do not hold what is below half a step."""
+    write_gguf(tmp_path / "base.gguf", WIDE, model_tensors(WIDE), "Q4_0")
+    model, adapter = load_model(tmp_path / "base.gguf", "float64"), random_adapter(WIDE, 1, modules=("up_proj",))
+    up = adapter.lora[0, "up_proj"]
+    small = dataclasses.replace(adapter, lora={(0, "up_proj"): dataclasses.replace(up, B=up.B * 1e-6)})
+    for one in (adapter, small):
+        rows, whole = logits(model, [Request(IDS, one)])[0], merged(model, one)
+        assert np.allclose(logits(whole, [Request(IDS)])[0], rows, atol=1e-12 * abs(rows).max())
+    blocks = [
+        gguf.quants.quantize(x.linear((0, "up_proj")).weight.astype(np.float32), gguf.GGMLQuantizationType.Q4_0)
+        for x in (model, merged(model, small), merged(model, adapter))
+    ]
+    assert np.mean(blocks[0] == blocks[1]) > 0.999 and np.mean(blocks[0] == blocks[2]) < 0.5
