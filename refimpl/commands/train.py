@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ..config import LAYER_MODULES
 from ..errors import DataError, RequestError
@@ -38,6 +39,7 @@ EXAMPLE = """  loracle train --data tutorials/echo.jsonl --epochs 12 --lr 3e-3 -
 a line of a file is {"prompt": ..., "completion": ...}, {"messages": [...]} for the model's chat template, or
 {"text": ...}, and what the loss is taken on is the completion, what the assistant says, or all of the text"""
 
+ALL_LINEAR = "all-linear"  # PEFT's name for every linear layer but the lm_head
 T = TypeVar("T")
 
 
@@ -90,8 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Return 0 when everything is trained and written; an interrupt leaves a checkpoint, and says how to go on."""
     console = Console(stderr=args.json, width=None if sys.stdout.isatty() else 200)
-    folder = args.out.with_name(f"{args.out.name}.checkpoint")
-    check_output(args.out, folder, args.resume)
+    folder = check_output(args.out, args.resume)
     arguments = training_arguments(args)
     model = load_model(args.model, args.dtype, args.device)
     tasks, notes = read_tasks(args, model)
@@ -113,16 +114,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_output(out: Path, folder: Path, resume: bool) -> None:
-    """Refuse, before anything is read, an output that is there, or a checkpoint that nobody asked to go on with."""
+def check_output(out: Path, resume: bool) -> Path:
+    """Return the folder of checkpoints, beside the output. RequestError, before anything is read, for an output that is
+    there or cannot be written, or a checkpoint that nobody asked to go on with."""
+    if out.name in ("", ".."):
+        raise RequestError(f"--out {out}: give a folder by its own name; it is made when everything in it is there")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RequestError(f"--out {out}: is there already; give the name of a new folder, or remove it")
     parent = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
         raise RequestError(f"--out {out}: {parent} is no folder that can be written to")
+    folder = out.with_name(f"{out.name}.checkpoint")
     if not resume and (folder / checkpoint.STATE_FILE).exists():
         done = ", ".join(f"{name} {step} of {steps}" for name, (step, steps) in checkpoint.steps_done(folder).items())
         raise RequestError(f"{folder} holds an unfinished run (steps: {done}): add --resume to go on, or remove it")
+    return folder
 
 
 def training_arguments(args: argparse.Namespace) -> TrainingArguments:
@@ -162,7 +168,7 @@ def read_tasks(args: argparse.Namespace, model: Model) -> tuple[list[Task], list
         config = LoraConfig(
             r=rank,
             lora_alpha=alphas.get(name, 2 * rank),
-            target_modules=tuple(args.targets.split(",")),
+            target_modules=LAYER_MODULES if args.targets == ALL_LINEAR else tuple(args.targets.split(",")),
             use_rslora=args.rslora,
             lora_dropout=args.dropout,
         )
@@ -283,6 +289,6 @@ def show_report(console: Console, report: dict[str, Any], state: TrainingState) 
         held_out = " -> ".join(f"{loss:.4f}" for loss in row["held_out_loss"])
         rows = f"{row['examples']} + {row['held_out_examples']}"
         numbers = (f"{row['parameters']:,}", rows, str(row["steps"]), f"{row['loss']:.4f}", held_out)
-        table.add_row(row["name"], *numbers, row["folder"])
+        table.add_row(row["name"], *numbers, Text(row["folder"]))
     console.print(table)
     console.print(f"{report['seconds']:.0f} seconds", highlight=False)

@@ -11,6 +11,7 @@ import pytest
 
 import refimpl
 from refimpl import cli, tiny
+from refimpl.config import LAYER_MODULES
 from refimpl.loading.adapter_folder import load_adapter
 from refimpl.loading.config_file import load_config
 from refimpl.loading.tokenizer_file import load_tokenizer
@@ -80,6 +81,18 @@ def test_one_adapter_is_the_output_folder_itself(data: str, tmp_path: Path, caps
     assert row["held_out_loss"] == [held_out[0][1], held_out[-1][1]] and row["loss"] == train[-1]
     assert train[-1] < train[0]
     assert any(np.abs(x).max() > 0 for name, x in tensors(out).items() if name.endswith("B"))
+
+
+def test_the_output_may_be_an_empty_folder_with_any_name(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "[red]here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = ("--targets", "all-linear", "--rank", "1", "--epochs", "1")
+    code, printed, err = run(capsys, "train", "--data", data, "--out", "[red]here", *options)
+    assert (code, err) == (0, "") and "[red]here" in printed  # a name, and no colour
+    config = json.loads((tmp_path / "[red]here" / "adapter_config.json").read_text())
+    assert config["target_modules"] == list(LAYER_MODULES)
 
 
 def test_several_train_at_once_each_to_where_it_would_have_come_alone(
@@ -228,6 +241,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "nothing to go on with": (["--data", "DATA", "--resume"], "there is no run to go on with"),
     "no such model": (["--data", "DATA", "--model", "nowhere"], "nowhere"),
     "an output that is there": (["--data", "DATA", "--out", "THERE"], "is there already"),
+    "the folder that one is in": (["--data", "DATA", "--out", "."], "--out .: give a folder by its own name"),
     "an output in a file": (["--data", "DATA", "--out", "DATA/out"], "DATA is no folder that can be written to"),
     "a device that is not there": (["--data", "DATA", "--device", "cuda"], "device cuda"),
 }
