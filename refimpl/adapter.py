@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from .arrays import Array, Float
+from .arrays import Array, Float, Int
 from .config import Module, module_name
 
 T = TypeVar("T")
@@ -29,6 +29,8 @@ class PeftConfig:
     bias: str = "none"
     lora_bias: bool = False
     use_dora: bool = False
+    trainable_token_indices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by the table's name
+    ensure_weight_tying: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -41,6 +43,14 @@ class LoraTensors:
     magnitude: Float[Array, " d_out"] | None = None  # DoRA's lora_magnitude_vector
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class TokenRows:
+    """The rows of some tokens, in place of the base's: PEFT's trainable_tokens_delta, which is no delta."""
+
+    ids: Int[Array, " rows"]
+    rows: Float[Array, "rows d_model"]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Adapter:
     """A LoRA adapter: read-only arrays, compared by identity, so that two loads of one folder are two adapters."""
@@ -50,6 +60,7 @@ class Adapter:
     lora: Mapping[Module, LoraTensors]
     replaced: Mapping[Module, Array] = field(default_factory=dict)  # modules_to_save: a whole embed_tokens or lm_head
     biases: Mapping[Module, Array] = field(default_factory=dict)  # bias="all" or "lora_only": a layer's bias, replaced
+    tokens: Mapping[Module, TokenRows] = field(default_factory=dict)  # trainable_token_indices: some rows, replaced
 
     @property
     def use_dora(self) -> bool:
@@ -59,7 +70,7 @@ class Adapter:
     @property
     def can_be_summed(self) -> bool:
         """Whether a request may weigh it, or sum it with others: nothing but plain LoRA only adds to the base."""
-        return not (self.replaced or self.biases or self.use_dora)
+        return not (self.replaced or self.biases or self.tokens or self.use_dora)
 
     def __repr__(self) -> str:
         return f"Adapter({self.name!r}, r={self.config.r}, {len(self.lora)} modules)"

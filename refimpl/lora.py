@@ -9,11 +9,11 @@ them: how an adapter is bound to a model (which alpha, which scale), and the slo
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .adapter import Adapter, PeftConfig, lora_alpha_of
+from .adapter import Adapter, PeftConfig, TokenRows, lora_alpha_of
 from .arrays import Array, Float, Precision, namespace, rounded, to_device, to_host, widen
 from .config import EMBED, ModelConfig, Module
 from .dora import Dora, dora_delta, dora_gain
@@ -40,6 +40,7 @@ class BoundAdapter:
     lora: Mapping[Module, LoraWeights]
     weights: Mapping[Module, Array]  # whole layers that it brings along: modules_to_save
     biases: Mapping[Module, Array]  # biases of base layers that it brings along: bias="all"
+    tokens: Mapping[Module, TokenRows] = field(default_factory=dict)  # rows of some tokens that it brings along
 
 
 def adapter_scale(alpha: float, r: int, use_rslora: bool) -> float:
@@ -62,7 +63,7 @@ def bind_adapter(
         alpha = lora_alpha_of(adapter.config, module)
         factor = scale(alpha, tensors.A.shape[0], adapter.config.use_rslora)
         lora[module] = LoraWeights(tensors.A, tensors.B, factor, tensors.bias, tensors.magnitude)
-    return BoundAdapter(lora, adapter.replaced, adapter.biases)
+    return BoundAdapter(lora, adapter.replaced, adapter.biases, adapter.tokens)
 
 
 def digest(bound: BoundAdapter) -> bytes:
@@ -84,6 +85,8 @@ def digest(bound: BoundAdapter) -> bytes:
         add("weight", module, bound.weights[module])
     for module in sorted(bound.biases):
         add("bias", module, bound.biases[module])
+    for module in sorted(bound.tokens):
+        add("tokens", module, bound.tokens[module].ids, bound.tokens[module].rows)
     return h.digest()
 
 
@@ -104,7 +107,7 @@ class AdapterSlots:
         """Fill a slot, in the types and on the device of the forward pass; what it held before is gone.
 
         AdapterError for a DoRA that this base makes impossible (dora_gain): the slot is as it was then."""
-        replaced = {module: self._base_with(module, bound) for module in {*bound.weights, *bound.biases}}
+        replaced = {module: self._base_with(module, bound) for module in {*bound.weights, *bound.biases, *bound.tokens}}
         ready = {module: self._ready(lora, module, replaced.get(module)) for module, lora in bound.lora.items()}
         self.remove(slot)
         self.slots.add(slot)
@@ -126,7 +129,7 @@ class AdapterSlots:
         return self._lora.get(module, {})
 
     def base_at(self, module: Module) -> Mapping[int, Linear]:
-        """Return the base layer of each slot that brings its own for this module (modules_to_save, bias="all")."""
+        """Return the base layer of each slot that brings its own for this module: all of it, its bias or some rows."""
         return self._base.get(module, {})
 
     def nbytes(self, slot: int) -> int:
@@ -137,9 +140,14 @@ class AdapterSlots:
 
     def _base_with(self, module: Module, bound: BoundAdapter) -> Linear:
         base, weight, bias = self.model.linear(module), bound.weights.get(module), bound.biases.get(module)
+        tokens, device = bound.tokens.get(module), self.model.device
+        if tokens is not None:  # held in the type of the table, as in PEFT
+            rows = rounded(widen(to_device(tokens.rows, device), self.precision.compute), self.model.dtype)
+            tokens = TokenRows(to_device(tokens.ids, device), rows)
         return Linear(
-            base.weight if weight is None else to_device(weight, self.model.device),
-            base.bias if bias is None else to_device(bias, self.model.device),
+            base.weight if weight is None else to_device(weight, device),
+            base.bias if bias is None else to_device(bias, device),
+            tokens,
         )
 
     def _ready(self, lora: LoraWeights, module: Module, replaced: Linear | None) -> LoraWeights:

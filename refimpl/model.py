@@ -78,8 +78,8 @@ def base(
 ) -> Float[Array, "tokens d_out"]:
     """What a module computes without LoRA. x is token ids at the embedding.
 
-    Rows whose adapter brings its own layer along (modules_to_save, bias="all") go through that one. Such an adapter is
-    alone on its request and unweighted (check_request), so that column 0 of the mapping has it."""
+    Rows whose adapter brings its own layer along (modules_to_save, bias="all", trainable tokens) go through that one.
+    Such an adapter is alone on its request and unweighted (check_request): column 0 of the mapping has it."""
     replaced = adapters.base_at(module)
     replacing = mapping.slots & replaced.keys()
     if not replacing:
@@ -100,8 +100,16 @@ def base(
 
 
 def apply(layer: Linear, x: Array, module: Module, ops: Ops, p: Precision) -> Float[Array, "tokens d_out"]:
-    """One layer: a look-up at the embedding, a product everywhere else."""
-    return ops.embed(layer.weight, x, p) if module == EMBED else ops.linear(x, layer.weight, layer.bias, p)
+    """One layer: a look-up at the embedding, a product everywhere else. Some tokens may have rows of their own."""
+    y = ops.embed(layer.weight, x, p) if module == EMBED else ops.linear(x, layer.weight, layer.bias, p)
+    if layer.tokens is None:
+        return y
+    if module == LM_HEAD:
+        y[:, layer.tokens.ids] = ops.linear(x, layer.tokens.rows, None, p)
+        return y
+    matches = x[:, None] == layer.tokens.ids
+    y[matches.any(axis=1)] = ops.embed(layer.tokens.rows, matches.argmax(axis=1)[matches.any(axis=1)], p)
+    return y
 
 
 def ignore(name: str, x: Array) -> None:

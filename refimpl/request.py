@@ -92,7 +92,8 @@ def _check_adapters(request: Request) -> None:
         if not np.isfinite(weight):
             raise RequestError(f"adapter {adapter.name}: weight {weight} is not a finite number")
         if not adapter.can_be_summed and (len(pairs) > 1 or weight != 1):
-            why = "is DoRA" if adapter.use_dora else "replaces whole layers"
+            layers = "rows of tokens" if adapter.tokens else "whole layers"
+            why = "is DoRA" if adapter.use_dora else f"replaces {layers}"
             raise RequestError(f"adapter {adapter.name} {why}: it can be neither summed nor weighted")
     if len({id(adapter) for adapter, _ in pairs}) < len(pairs):
         raise RequestError("a request names the same adapter twice: add the weights instead")
@@ -109,6 +110,9 @@ def _check_fits(adapter: Adapter, config: ModelConfig) -> None:
         _check_shape(adapter, module, _shape(adapter, module, config), weight.shape)
     for module, bias in adapter.biases.items():
         _check_shape(adapter, module, _shape(adapter, module, config)[:1], bias.shape)
+    for module, tokens in adapter.tokens.items():
+        rows, width = _shape(adapter, module, config)
+        _check_shape(adapter, module, (max(rows, int(tokens.ids.max()) + 1), width), (rows, tokens.rows.shape[1]))
 
 
 def _shape(adapter: Adapter, module: Module, config: ModelConfig) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from .adapter import TokenRows
 from .arrays import Array, Float
 from .config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Module
 
@@ -14,6 +15,7 @@ class Linear:
 
     weight: Float[Array, "d_out d_in"]
     bias: Float[Array, " d_out"] | None = None
+    tokens: TokenRows | None = None  # rows of the embedding or the lm_head that an adapter has in place of the weight's
 
 
 @dataclass(frozen=True, eq=False)

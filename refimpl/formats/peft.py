@@ -56,6 +56,8 @@ def peft_json(config: PeftConfig) -> dict[str, Any]:
         "bias": config.bias,
         "lora_bias": config.lora_bias,
         "use_dora": config.use_dora,
+        "trainable_token_indices": {name: list(ids) for name, ids in config.trainable_token_indices.items()} or None,
+        "ensure_weight_tying": config.ensure_weight_tying,
         "lora_dropout": 0.0,
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -73,6 +75,9 @@ def peft_tensors(adapter: Adapter) -> dict[str, Array]:
             tensors[_name(module, "lora_B.bias")] = lora.bias
         if lora.magnitude is not None:
             tensors[_name(module, "lora_magnitude_vector")] = lora.magnitude
+    for module, tokens in adapter.tokens.items():
+        if module == EMBED or tokens is not adapter.tokens.get(EMBED):  # tied tables share one tensor
+            tensors[_name(module, "token_adapter.trainable_tokens_delta")] = tokens.rows
     for module, weight in adapter.replaced.items():
         tensors[_name(module, _within(adapter.config, adapter.lora, module, "weight"))] = weight
     for module, bias in adapter.biases.items():

@@ -28,6 +28,7 @@ def cannot_hold(adapter: Adapter, modules: Collection[str], dora: bool = False) 
     inner = [
         f"lora_bias of {module_name(module)}" for module, tensors in adapter.lora.items() if tensors.bias is not None
     ]
+    tables += [f"the rows of some tokens of {module_name(module)}" for module in adapter.tokens]
     inner += [
         f"the DoRA magnitude of {module_name(module)}"
         for module, tensors in adapter.lora.items()

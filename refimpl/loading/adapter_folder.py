@@ -27,6 +27,7 @@ from .mlx_adapter import is_mlx, read_mlx_adapter
 from .peft_config import CONFIG_FILE, read_peft_config
 from .peft_selection import check_selected, check_vocabulary, check_whole
 from .peft_tensors import LAYER, Parts, check_lora, full_weights_of, sort_parts
+from .peft_tokens import check_tokens, token_rows
 from .safetensors_file import SafetensorsFile, open_safetensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -81,6 +82,7 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
     if config and file:
         check_lora(parts, config, base, file.path, diagnostics)
         check_whole(parts, config, base, file.path, diagnostics)
+        check_tokens(parts, config, base, file.path, diagnostics)
         if base:
             check_vocabulary(parts, config, base, file.path, diagnostics)
             check_selected(parts, config, base, folder, diagnostics)
@@ -171,7 +173,7 @@ def _adapter(name: str, config: PeftConfig, parts: Parts, base: ModelConfig | No
     copies = {part.name: _owned(part.array) for part in full_weights.values()}  # one tensor may stand for both tables
     replaced = {module: copies[part.name] for module, part in full_weights.items()}
     biases = {module: _owned(tensors["bias"].array) for module, tensors in sorted(parts.items()) if "bias" in tensors}
-    return Adapter(name, config, lora, replaced, biases)
+    return Adapter(name, config, lora, replaced, biases, token_rows(parts, config, base))
 
 
 def _owned(x: Array) -> Array:

@@ -79,6 +79,8 @@ def read_peft_config(folder: Path, diagnostics: Diagnostics) -> PeftConfig | Non
         bias=_bias(keys),
         lora_bias=keys.flag("lora_bias"),
         use_dora=keys.flag("use_dora"),
+        trainable_token_indices=_token_indices(keys),
+        ensure_weight_tying=keys.flag("ensure_weight_tying"),
     )
     _check_together(keys, config)
     return config if len(diagnostics.problems) == before else None
@@ -151,6 +153,22 @@ def _bias(keys: Keys) -> str:
         keys.diagnostics.problem(keys.file, f"bias is {shown(bias)}: it must be 'none', 'all' or 'lora_only'")
         return "none"
     return bias
+
+
+def _token_indices(keys: Keys) -> dict[str, tuple[int, ...]]:
+    """trainable_token_indices: the ids by the name of their table; a list alone is of embed_tokens."""
+    key = "trainable_token_indices"
+    value = keys.data.get(key) or {}
+    tables = value if isinstance(value, dict) else {"embed_tokens": value}
+    for ids in tables.values():
+        if not isinstance(ids, list) or not ids or not all(is_integer(i) and i >= 0 for i in ids):
+            expected = "token ids, or a list of them for each table by its name"
+            keys.diagnostics.problem(keys.file, f"{key} is {shown(value)}: it must be a list of {expected}")
+            return {}
+        if len(set(ids)) < len(ids):
+            keys.diagnostics.problem(keys.file, f"{key} names a token twice: {shown(ids)}")
+            return {}
+    return {name: tuple(ids) for name, ids in tables.items()}
 
 
 def _check_together(keys: Keys, config: PeftConfig) -> None:

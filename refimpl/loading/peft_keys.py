@@ -14,6 +14,7 @@ from .json_file import Keys
 HONOURED = {
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
     "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "lora_bias", "use_dora",
+    "trainable_token_indices", "ensure_weight_tying",
     "peft_type", "init_lora_weights", "fan_in_fan_out",
 }  # fmt: skip
 
@@ -31,6 +32,11 @@ HARMLESS = {
     "merge_weights": "PEFT before 0.4: whether eval() merges",
     "eva_config": "how A was initialised; the base is unchanged by it",
     "loftq_config": "how A and B were initialised; init_lora_weights says whether the base was changed",
+    "velora_config": "how activations are stored for the backward pass",
+    "runtime_config": "how a process runs; PEFT drops it when it reads a config, and verl writes it",
+    "lora_dtype": "ms-swift: the type of A and B in training; the file has its own",
+    "lorap_lr_ratio": "ms-swift: LoRA+, the learning rate of B over that of A",
+    "lorap_emb_lr": "ms-swift: LoRA+, the learning rate of embeddings",
 }
 
 # The initialisations that leave the base's weights alone. The others (pissa, olora, corda, loftq, lora_ga, ...) take
@@ -71,8 +77,9 @@ def check_other_keys(keys: Keys) -> None:
             )
     init = keys.data.get("init_lora_weights")
     if init is not None and not any(init == plain and type(init) is type(plain) for plain in PLAIN_INIT):
-        why = "may change the base's weights, and A and B only fit the changed ones"
-        keys.diagnostics.problem(keys.file, f"init_lora_weights is {shown(init)}, which {why}")
+        why = "may change the base's weights, and A and B only fit the changed ones: save it with PEFT's"
+        way_out = "path_initial_model_for_weight_conversion, which makes plain LoRA of it"
+        keys.diagnostics.problem(keys.file, f"init_lora_weights is {shown(init)}, which {why} {way_out}")
 
 
 def note_oddities(keys: Keys) -> None:

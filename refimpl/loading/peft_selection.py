@@ -65,6 +65,10 @@ def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: 
     Names that select nothing are normal (one list for a text and a vision model), and only worth a warning.
     """
     file = folder / CONFIG_FILE
+    tables = [module_name(module) for module in (EMBED, LM_HEAD) if selects(config, module_name(module))]
+    if config.ensure_weight_tying and base.tie_word_embeddings and tables:
+        tied = "the base ties the two tables: one LoRA for both is not supported"
+        diagnostics.problem(file, f"ensure_weight_tying is True, target_modules selects {tables[0]}, and {tied}")
     for module in base.modules():
         full_name = module_name(module)
         if selects(config, full_name) and "A" not in parts.get(module, {}) and "B" not in parts.get(module, {}):

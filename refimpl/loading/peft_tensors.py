@@ -26,6 +26,7 @@ PARTS = {
     "lora_embedding_B": "B",
     "lora_embedding_A.weight": "A",
     "lora_embedding_B.weight": "B",
+    "token_adapter.trainable_tokens_delta": "tokens",  # trainable_token_indices: new rows, whatever the name says
     "weight": "saved",  # modules_to_save, or save_embedding_layers after the vocabulary has grown
     "base_layer.weight": "copy",  # save_embedding_layers: PEFT saves the base of a targeted embedding with it
     "bias": "bias",  # bias="all"; also "lora_only" before PEFT 0.6
@@ -36,7 +37,6 @@ LAYER = re.compile(r"model\.layers\.(\d+)\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gat
 
 # What else is found in such files, by a piece of the name.
 FOREIGN = {
-    "trainable_tokens_delta": "trainable_token_indices",
     "original_module": "a module that PEFT replaced and should not have saved",
     "modules_to_save": "saved with the adapter's name left in; use save_pretrained",
     ".default": "saved with the adapter's name left in; use save_pretrained",
@@ -99,10 +99,10 @@ def _belongs(module: Module, ending: str) -> bool:
     """Whether a part of this name can be saved for this module."""
     embedding = ending.startswith("lora_embedding")
     if module == EMBED:
-        return embedding or ending.startswith("lora_magnitude") or ending in ("weight", "base_layer.weight")
+        return embedding or ending.startswith(("lora_magnitude", "token_")) or ending in ("weight", "base_layer.weight")
     if module == LM_HEAD:
         return not embedding and not ending.endswith("layer.bias") and ending != "bias"
-    return not embedding and ending not in ("weight", "base_layer.weight")
+    return not embedding and not ending.startswith("token_") and ending not in ("weight", "base_layer.weight")
 
 
 def _what(name: str, base: ModelConfig | None) -> str:

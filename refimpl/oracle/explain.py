@@ -252,7 +252,7 @@ def _ablated(context: Context, wrong: Sequence[Exchange]) -> list[Location] | No
     if one is None or "load" not in context.driver.capabilities.operations:
         return None
     adapter = context.testbed.adapters[one.adapters[0][0]]
-    if adapter.replaced or adapter.biases:
+    if adapter.replaced or adapter.biases or adapter.tokens:
         return None
     work = context.driver.work / "ablation"
     return by_ablation(context.driver.engine, adapter, context.testbed, context.members, context.thresholds, work)

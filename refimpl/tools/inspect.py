@@ -35,7 +35,7 @@ class ModuleReport:
     """One module of the folder. rank, alpha and scale are those of a LoRA; scale is None where they are not known."""
 
     module: str
-    kind: str  # base, lora, dora, replaced (a whole weight that the adapter brings along), bias (likewise)
+    kind: str  # base, lora, dora, replaced (a whole weight that the adapter brings along), bias, tokens (likewise)
     shapes: dict[str, list[int]]  # weight or bias; A and B; row, where the widths of a TensorRT-LLM pair are not known
     dtype: str
     parameters: int
@@ -150,9 +150,10 @@ def _adapter_reports(module: Module, parts: Parts, config: PeftConfig | None) ->
         alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha) if config else None
         scale = adapter_scale(alpha, rank, config.use_rslora) if config and alpha is not None and rank else None
         yield _report(name, "dora" if "magnitude" in lora else "lora", lora, rank, alpha, scale)
-    for part, kind in (("saved", "replaced"), ("copy", "replaced"), ("bias", "bias")):
+    for part, kind in (("saved", "replaced"), ("copy", "replaced"), ("bias", "bias"), ("tokens", "tokens")):
         if part in tensors:
-            yield _report(name, kind, {"bias" if kind == "bias" else "weight": tensors[part].array})
+            shown = {"bias": "bias", "tokens": "rows"}.get(kind, "weight")
+            yield _report(name, kind, {shown: tensors[part].array})
 
 
 def _report(

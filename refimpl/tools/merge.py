@@ -26,6 +26,9 @@ def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
     def one(module: Module) -> Linear:
         base = model.linear(module)
         weight, bias = bound.weights.get(module, base.weight), bound.biases.get(module, base.bias)
+        if (tokens := bound.tokens.get(module)) is not None:
+            weight = held_as(model, wide(model, weight).copy())
+            weight[tokens.ids] = held_as(model, wide(model, tokens.rows))
         lora = bound.lora.get(module)
         if lora is None:
             return Linear(weight, bias)

@@ -34,7 +34,8 @@ def contents(adapter: Adapter) -> tuple[Any, ...]:
 
     lora = {module: tuple(map(bits, (w.A, w.B, w.bias, w.magnitude))) for module, w in adapter.lora.items()}
     whole = [{module: bits(x) for module, x in held.items()} for held in (adapter.replaced, adapter.biases)]
-    return (adapter.config, lora, *whole)
+    tokens = {module: (bits(rows.ids), bits(rows.rows)) for module, rows in adapter.tokens.items()}
+    return (adapter.config, lora, *whole, tokens)
 
 
 @given(st.data())
@@ -95,6 +96,12 @@ FOLDERS: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {
         | {lora_name(EMBED, "lora_magnitude_vector"): random((12,)), lora_name(LM_HEAD, "lora_magnitude_vector"):
            random((13,))},
         {"use_dora": True, "target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    ),
+    "rows of tokens": (
+        lora_tensors()
+        | {lora_name(module, "token_adapter.trainable_tokens_delta"): random((2, 12), i)
+           for i, module in enumerate((EMBED, LM_HEAD))},
+        {"trainable_token_indices": {"embed_tokens": [3, 1], "lm_head": [0, 12]}, "ensure_weight_tying": True},
     ),
     "biases": (
         lora_tensors(modules=("q_proj",))

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from folders import BASE, LFS_POINTER, lora_name, lora_tensors, random, refused, safetensors_bytes, write_adapter
+from support.build import random_model
 
+from refimpl import Request, logits
 from refimpl.adapter import Adapter
 from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
-from refimpl.errors import AdapterError, AdapterWarning
+from refimpl.errors import AdapterError, AdapterWarning, RequestError
 from refimpl.loading.adapter_folder import load_adapter
 
 Q, DOWN = (0, "q_proj"), (1, "down_proj")
@@ -110,6 +112,71 @@ def test_dora_that_is_not_whole(tmp_path: Path, change: dict[str, Any], use_dora
 def test_dora_with_lora_bias_is_refused_as_in_peft(tmp_path: Path) -> None:
     with refused(AdapterError, "use_dora and lora_bias are both true, which PEFT does not support"):
         load(tmp_path, use_dora=True, lora_bias=True)
+
+
+TABLE_ROWS, HEAD_ROWS = (lora_name(m, "token_adapter.trainable_tokens_delta") for m in (EMBED, LM_HEAD))
+
+
+@pytest.mark.parametrize("base", [BASE, TIED])
+@pytest.mark.parametrize("indices", [[3, 12], {"embed_tokens": [3, 12]}, {"model.embed_tokens": [3, 12]}])
+def test_trainable_tokens(tmp_path: Path, base: ModelConfig, indices: Any) -> None:
+    adapter = load(tmp_path, lora_tensors() | {TABLE_ROWS: table(2)}, base, trainable_token_indices=indices)
+    assert adapter.tokens[EMBED].ids.tolist() == [3, 12] and not adapter.can_be_summed
+    assert np.array_equal(adapter.tokens[EMBED].rows, table(2)) and not adapter.tokens[EMBED].rows.flags.writeable
+    assert (LM_HEAD in adapter.tokens) == base.tie_word_embeddings
+    assert adapter.tokens.get(LM_HEAD, adapter.tokens[EMBED]) is adapter.tokens[EMBED]
+
+
+def test_trainable_tokens_of_both_tables(tmp_path: Path) -> None:
+    rows = {TABLE_ROWS: table(1), HEAD_ROWS: table(2, 51)}
+    both = {"embed_tokens": [3], "lm_head": [5, 0]}
+    for base in (BASE, TIED):  # tied, but with ids of their own: each has its tensor
+        adapter = load(tmp_path, lora_tensors() | rows, base, trainable_token_indices=both)
+        assert adapter.tokens[LM_HEAD].ids.tolist() == [5, 0]
+    equal = {"embed_tokens": [3], "lm_head": [3]}  # tied, and with equal ids: one tensor for both
+    adapter = load(tmp_path, lora_tensors() | {TABLE_ROWS: table(1)}, TIED, trainable_token_indices=equal)
+    assert adapter.tokens[LM_HEAD] is adapter.tokens[EMBED]
+
+
+@pytest.mark.parametrize(
+    ("indices", "rows", "says"),
+    [
+        ([3, 12], {}, "names model.embed_tokens, but there are no rows for it"),
+        ({"embed_tokens": [3], "lm_head": [3]}, {TABLE_ROWS: table(1)}, "names lm_head, but there are no rows for it"),
+        (None, {TABLE_ROWS: table(2)}, f"tensor {TABLE_ROWS} is not for use: trainable_token_indices does not name"),
+        ([3], {TABLE_ROWS: table(2)}, "has shape [2, 12], 1 tokens and the base make it [1, 12]"),
+        ([3, 13], {TABLE_ROWS: table(2)}, "names token 13, outside of the vocabulary of 13"),
+        ([3, 3], {TABLE_ROWS: table(2)}, "names a token twice"),
+        ([3, -1], {TABLE_ROWS: table(2)}, "is [3, -1]: it must be a list of token ids"),
+        ({"embed_tokens": 3}, {TABLE_ROWS: table(1)}, "it must be a list of token ids"),
+        ("all", {TABLE_ROWS: table(1)}, "is 'all': it must be a list of token ids"),
+        ({"wte": [3]}, {TABLE_ROWS: table(1)}, "names wte, which is neither embed_tokens nor lm_head"),
+        ([3], {TABLE_ROWS: table(1), lora_name(EMBED, "weight"): table()}, "are both of one table"),
+        ([3], {TABLE_ROWS: table(1, 0) * np.float32("nan")}, "holds NaN or inf"),
+    ],
+)
+def test_trainable_tokens_that_do_not_belong_together(
+    tmp_path: Path, indices: Any, rows: dict[str, np.ndarray], says: str
+) -> None:
+    with refused(AdapterError, says):
+        load(tmp_path, lora_tensors() | rows, trainable_token_indices=indices)
+
+
+def test_trainable_tokens_are_for_the_base_that_they_were_loaded_for(tmp_path: Path) -> None:
+    adapter = load(tmp_path, lora_tensors() | {TABLE_ROWS: table(1)}, trainable_token_indices=[12])
+    narrow = random_model(dataclasses.replace(BASE, vocab_size=12))
+    with refused(RequestError, "is for another model: model.embed_tokens is [13, 12] here, [12, 12] there"):
+        logits(narrow, [Request([1], adapter)])
+    with refused(RequestError, "replaces rows of tokens: it can be neither summed nor weighted"):
+        logits(random_model(BASE), [Request([1], [(adapter, 0.5)])])
+
+
+def test_ensure_weight_tying_is_honoured_where_it_does_nothing(tmp_path: Path) -> None:
+    assert load(tmp_path, base=TIED, ensure_weight_tying=True).lora
+    top = lora_tensors(modules=tuple(EVERYTHING))
+    assert load(tmp_path, top, BASE, target_modules=EVERYTHING, ensure_weight_tying=True).lora
+    with refused(AdapterError, "ensure_weight_tying is True, target_modules selects model.embed_tokens"):
+        load(tmp_path, top, TIED, target_modules=EVERYTHING, ensure_weight_tying=True)
 
 
 def test_the_name_is_the_callers_or_the_folders(tmp_path: Path) -> None:
@@ -349,7 +416,7 @@ def test_two_values_for_one_tied_table(tmp_path: Path) -> None:
     ("name", "says"),
     [
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", "use save_pretrained"),
-        ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "trainable_token_indices"),
+        ("base_model.model.model.layers.0.mlp.up_proj.token_adapter.trainable_tokens_delta", "no such module"),
         ("base_model.model.lm_head.modules_to_save.weight", "use save_pretrained"),
         ("base_model.model.lm_head.original_module.weight", "should not have saved"),
         ("base_model.model.score.weight", "a classification head"),

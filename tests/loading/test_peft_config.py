@@ -78,8 +78,8 @@ def test_harmless_keys_may_say_anything(tmp_path: Path, key: str, value: object)
     assert not found.problems
 
 
-UNSUPPORTED = """layer_replication megatron_config corda_config trainable_token_indices use_qalora enable_lora
-    target_parameters alora_invocation_tokens arrow_config ensure_weight_tying lora_ga_config use_bdlora velora_config
+UNSUPPORTED = """layer_replication megatron_config corda_config use_qalora enable_lora
+    target_parameters alora_invocation_tokens arrow_config lora_ga_config use_bdlora
     monteclora_config kasa_config not_yet_invented task domain"""
 
 

@@ -1,6 +1,9 @@
-"""Adapters that bring whole layers along (modules_to_save: lm_head and embed_tokens, also with a larger vocabulary) or
-biases of their own: their rows are those of a base with that layer swapped in, and nobody else's rows change."""
+"""Adapters that bring whole layers along (modules_to_save: lm_head and embed_tokens, also with a larger vocabulary),
+rows of some tokens (trainable_token_indices) or biases of their own.
 
+Their rows are those of a base with that layer swapped in, and nobody else's rows change."""
+
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +16,8 @@ from support.serving import assert_as_if_alone, serve
 from support.tables import every_table
 
 from refimpl import Ops, Request, logits
-from refimpl.adapter import Adapter
-from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
+from refimpl.adapter import Adapter, TokenRows
+from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Module
 
 
 @st.composite
@@ -31,7 +34,19 @@ def replacing_adapters(draw: st.DrawFn, config: ModelConfig, seed: int) -> Adapt
     )
     biases = {module: 0.5 * rng.standard_normal(config.shape(module[1])[0]) for module in biased}
     lora = random_adapter(config, seed, r=3, alpha=4.0, use_rslora=draw(st.booleans()), modules=LAYER_MODULES[::2])
-    return replace(lora, replaced=saved, biases=biases)
+    return replace(lora, replaced=saved, biases=biases, tokens=draw(token_rows(config, which, seed)))
+
+
+@st.composite
+def token_rows(draw: st.DrawFn, config: ModelConfig, whole: Sequence[Module], seed: int) -> dict[Module, TokenRows]:
+    """Rows of some tokens, the last one among them, in the tables that are not whole ones of the adapter's own."""
+    rng, tokens = np.random.default_rng([seed, 6]), {}
+    for module in draw(st.lists(st.sampled_from([EMBED, LM_HEAD]), unique=True)):
+        if module not in whole:
+            others = rng.permutation(config.vocab_size - 1)[: draw(st.integers(0, 4))]
+            ids = np.array([config.vocab_size - 1, *others], np.int32)
+            tokens[module] = TokenRows(ids, rng.standard_normal((len(ids), config.hidden_size)))
+    return tokens
 
 
 @st.composite
@@ -59,7 +74,7 @@ def check_replaced_layers_are_swapped_in(ops: Ops, case: Case) -> None:
 def check_replaced_layers_do_not_leak(ops: Ops, case: Case) -> None:
     """Those who did not ask for such an adapter get what they get without it, at their own width."""
     model, _, requests = case
-    others = [r for r in requests if r.adapter is None or not (r.adapter.replaced or r.adapter.biases)]
+    others = [r for r in requests if r.adapter is None or r.adapter.can_be_summed]
     mixed = logits(model, requests, ops)
     for request, expected in zip(others, logits(model, others, ops), strict=True):
         got = mixed[requests.index(request)]

@@ -86,6 +86,10 @@ def with_adapters(model: Model, request: Request, module: Module) -> Linear:
     weight, bias = base.weight, base.bias
     for adapter, _ in request.adapters:
         weight, bias = adapter.replaced.get(module, weight), adapter.biases.get(module, bias)
+        if module in adapter.tokens:
+            weight = weight.copy()
+            for token, row in zip(adapter.tokens[module].ids, adapter.tokens[module].rows, strict=True):
+                weight[token] = row
     for adapter, share in request.adapters:
         if module in adapter.lora:
             stored, scale = adapter.lora[module], share * scale_of(adapter, module)

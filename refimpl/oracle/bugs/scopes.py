@@ -116,7 +116,7 @@ def scoped_ops(wrong: Ops, scope: Scope) -> Ops:
     def bind(adapter: Adapter, config: ModelConfig, scale: Scale) -> BoundAdapter:
         bad, good = wrong.bind_adapter(adapter, config, scale), bind_adapter(adapter, config)
         kept = {(layer, RIGHT + name): lora for (layer, name), lora in good.lora.items()}
-        return BoundAdapter({**bad.lora, **kept}, good.weights, good.biases)
+        return replace(good, lora={**bad.lora, **kept})
 
     def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
         all_tokens = bool(plan) and len(plan[0].adapter_ids) == len(mapping.adapter_ids)  # the lm_head may see fewer
