@@ -38,6 +38,11 @@ def save_adapter(adapter: Adapter, folder: Path, dtype: str | None = None) -> No
 
 def peft_json(config: PeftConfig) -> dict[str, Any]:
     """adapter_config.json. What is null is what PEFT takes as not given."""
+    later: dict[str, Any] = {  # keys that only what uses them needs: older versions of PEFT do not know them
+        "use_dora": config.use_dora,
+        "trainable_token_indices": {name: list(ids) for name, ids in config.trainable_token_indices.items()},
+        "ensure_weight_tying": config.ensure_weight_tying,
+    }
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -55,12 +60,10 @@ def peft_json(config: PeftConfig) -> dict[str, Any]:
         "modules_to_save": list(config.modules_to_save) or None,
         "bias": config.bias,
         "lora_bias": config.lora_bias,
-        "use_dora": config.use_dora,
-        "trainable_token_indices": {name: list(ids) for name, ids in config.trainable_token_indices.items()} or None,
-        "ensure_weight_tying": config.ensure_weight_tying,
         "lora_dropout": 0.0,
         "fan_in_fan_out": False,
         "init_lora_weights": True,
+        **{key: value for key, value in later.items() if value},
     }
 
 

@@ -32,7 +32,6 @@ HARMLESS = {
     "merge_weights": "PEFT before 0.4: whether eval() merges",
     "eva_config": "how A was initialised; the base is unchanged by it",
     "loftq_config": "how A and B were initialised; init_lora_weights says whether the base was changed",
-    "velora_config": "how activations are stored for the backward pass",
     "runtime_config": "how a process runs; PEFT drops it when it reads a config, and verl writes it",
     "lora_dtype": "ms-swift: the type of A and B in training; the file has its own",
     "lorap_lr_ratio": "ms-swift: LoRA+, the learning rate of B over that of A",
