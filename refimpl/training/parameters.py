@@ -96,7 +96,12 @@ def to_adapter(name: str, config: LoraConfig, parameters: Parameters) -> Adapter
 
 
 def from_adapter(adapter: Adapter, config: LoraConfig, model: Model, compute: str) -> Parameters:
-    """Return the parameters of an adapter that exists, to train it further. LoracleError if it is of another config."""
+    """Return the parameters of an adapter that exists, to train it further.
+
+    LoracleError if it is of another config, or replaces biases or some tokens' rows of the base, which do not train."""
+    for part, kept in (("biases", adapter.biases), ("trainable_token_indices", adapter.tokens)):
+        if kept:
+            raise LoracleError(f"{adapter.name}: {part} of the base cannot be trained further")
     parameters: dict[Key, Array] = {}
     for module, tensors in adapter.lora.items():
         parts = zip(LORA_PARTS, (tensors.A, tensors.B, tensors.bias, tensors.magnitude), strict=True)

@@ -1,5 +1,6 @@
 """What an adapter begins as, what can be said of it, and what cannot."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from support.compare import assert_same_bits
 from support.device_testbed import CONFIG
 
 from refimpl import LoracleError, Request, logits
+from refimpl.adapter import TokenRows
 from refimpl.config import EMBED, LM_HEAD
 from refimpl.training.arguments import TrainingArguments
 from refimpl.training.examples import Example, Task, microbatches, schedule_of
@@ -80,6 +82,16 @@ def test_an_adapter_of_another_config_is_refused() -> None:
     ):
         with pytest.raises(LoracleError, match=message):
             from_adapter(adapter, other, MODEL, "float64")
+
+
+def test_an_adapter_with_parts_that_do_not_train_is_refused() -> None:
+    config = LoraConfig(2, target_modules=("q_proj",))
+    adapter = to_adapter("mine", config, initial_parameters(config, MODEL, 0, "float64"))
+    with_biases = replace(adapter, biases={(0, "q_proj"): np.zeros(CONFIG.shape("q_proj")[0])})
+    with_tokens = replace(adapter, tokens={EMBED: TokenRows(np.array([3]), np.zeros((1, CONFIG.hidden_size)))})
+    for other, part in ((with_biases, "biases"), (with_tokens, "trainable_token_indices")):
+        with pytest.raises(LoracleError, match=f"^mine: {part} of the base cannot be trained further$"):
+            from_adapter(other, config, MODEL, "float64")
 
 
 @pytest.mark.parametrize(
