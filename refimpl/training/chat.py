@@ -59,12 +59,12 @@ class ChatTemplate:
         return text, spans
 
     def _text(self, messages: list[Any], add_generation_prompt: bool = False) -> str:
-        import jinja2
-
         variables = {**self.special_tokens, "messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
             return str(self._template.render(variables))
-        except (jinja2.TemplateError, _Refused, TypeError, ValueError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # a template is a program of somebody else's, and raises what it likes
             raise DataError(one_line(f"the chat template cannot render it ({error})")) from None
 
     @cached_property

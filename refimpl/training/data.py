@@ -125,7 +125,7 @@ def encode(row: dict[str, Any], encoder: Encoder) -> Example:
 
 
 def from_text(text: str, encoder: Encoder) -> Example:
-    """Return the tokens of a plain text and its end; the first has none before it to be foretold from."""
+    """Return the tokens of a plain text and its end; the first has none before it to be predicted from."""
     if not text:
         raise DataError("text is empty: there is nothing to learn in it")
     ids = ended(open_ids(text, encoder), encoder)

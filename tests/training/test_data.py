@@ -146,6 +146,7 @@ BAD_MESSAGES: dict[str, tuple[str, Any, str]] = {
     "content in parts": (CHATML, [{"role": "user", "content": [{"type": "text"}]}], "message 1: content is"),
     "nobody answers": (CHATML, TALK[:1], "no message has the role assistant"),
     "refused by the template": ("{{ raise_exception('roles must\n alternate') }}", TALK, "roles must"),
+    "a mistake of its own": ("{{ 1 // 0 }}", TALK, "cannot render it (integer division"),
     "no Jinja": ("{% for %}", TALK, "is no Jinja"),
     "out of the sandbox": ("{{ messages.__class__.__mro__[1].__subclasses__() }}", TALK, "cannot render it"),
     "writes into the messages": ("{{ messages.append(1) }}", TALK, "cannot render it"),
