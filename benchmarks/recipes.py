@@ -72,7 +72,7 @@ def without_weights(config: ModelConfig) -> Model:
         return np.broadcast_to(np.float32(0), shape)
 
     linears = {module: Linear(zeros(*config.shape(module))) for module in LAYER_MODULES}
-    layer = Layer(zeros(config.hidden_size), post_attention_layernorm=zeros(config.hidden_size), **linears)
+    layer = Layer({name: zeros(config.hidden_size) for name in config.norms.names}, linears)
     embed = zeros(*config.shape("embed_tokens"))
     return Model(config, embed, (layer,), zeros(config.hidden_size), Linear(embed), dtype="float32")
 

@@ -158,6 +158,7 @@ class Precision:
     attention: str = ""  # probabilities @ v
     activation_inner: str = ""  # silu(gate)
     activation: str = ""  # silu(gate) * up
+    scaled: str = ""  # a vector times one of the multipliers that Granite and Gemma have
     residual: str = ""  # the residual stream after each addition
     logits: str = ""
 

@@ -1,4 +1,4 @@
-"""Attention: softmax(q k^T / sqrt(head_dim)) v, with keys and values read through a block table.
+"""Attention: softmax(scale * q k^T) v, with keys and values read through a block table.
 
 Prefill, chunked prefill and decode are one thing: request r has `n` new tokens at the end of a context of
 `context_lens[r]` tokens whose keys and values are all in the cache already, the new ones included.
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from .arrays import Array, Float, Precision, namespace, rounded
-from .layers import softmax
+from .config import View
+from .layers import softcap, softmax
 from .plans import AttentionMetadata, Span
 
 QUERIES_AT_ONCE = 256  # bounds the score matrix; a causal tile also skips the keys after its last query
@@ -38,20 +39,20 @@ def attention_per_token(
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     metadata: AttentionMetadata,
-    window: int | None,
+    view: View,
     p: Precision,
 ) -> Float[Array, "tokens heads*head_dim"]:
     """The definition: one token, one head at a time, each key read from (block, offset)."""
     tokens, heads, head_dim = q.shape
-    xp, kv_heads = namespace(q), k_cache.shape[2]
+    xp, kv_heads, scale = namespace(q), k_cache.shape[2], score_scale(q, view)
     out = xp.empty((tokens, heads, head_dim), q.dtype)
-    for t, slots in visible(metadata, window):
+    for t, slots in visible(metadata, view.window):
         for h in range(heads):
             kv_head = h // (heads // kv_heads)  # GQA: consecutive query heads share a key head
             keys = xp.stack([k_cache[block, offset, kv_head] for block, offset in slots])
             values = xp.stack([v_cache[block, offset, kv_head] for block, offset in slots])
-            scores = rounded(rounded(keys @ q[t, h], p.scores) * q.dtype.type(1 / math.sqrt(head_dim)), p.scores)
-            out[t, h] = softmax(scores, p) @ values
+            scores = rounded(rounded(keys @ q[t, h], p.scores) * scale, p.scores)
+            out[t, h] = softmax(softcap(scores, view.softcap, p.scores), p) @ values
     return rounded(out, p.attention).reshape(tokens, heads * head_dim)
 
 
@@ -60,7 +61,7 @@ def attention(
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     metadata: AttentionMetadata,
-    window: int | None,
+    view: View,
     p: Precision,
 ) -> Float[Array, "tokens heads*head_dim"]:
     """The same, one request at a time: its keys are gathered once, and all of its heads are one batched product.
@@ -70,24 +71,30 @@ def attention(
     tokens, heads, head_dim = q.shape
     kv_heads = k_cache.shape[2]
     group = heads // kv_heads
-    xp, scale = namespace(q), q.dtype.type(1 / math.sqrt(head_dim))
+    xp, scale = namespace(q), score_scale(q, view)
     out = xp.empty((tokens, kv_heads, group, head_dim), q.dtype)
     for span in metadata.device.spans:
         offset = span.context - span.stop  # position of token t is t + offset
         for start in range(span.start, span.stop, QUERIES_AT_ONCE):
             stop = min(start + QUERIES_AT_ONCE, span.stop)
-            lo, hi = first_visible(start + offset, window), stop + offset
+            lo, hi = first_visible(start + offset, view.window), stop + offset
             keys, values = gather(k_cache, span, lo, hi), gather(v_cache, span, lo, hi)
             n = stop - start
             queries = q[start:stop].reshape(n, kv_heads, group, head_dim).transpose(1, 2, 0, 3)
             queries = queries.reshape(kv_heads, group * n, head_dim)
             scores = rounded(queries @ keys.transpose(1, 2, 0), p.scores)
-            scores = rounded(scores * scale, p.scores).reshape(kv_heads, group, n, hi - lo)
+            scores = softcap(rounded(scores * scale, p.scores), view.softcap, p.scores)
+            scores = scores.reshape(kv_heads, group, n, hi - lo)
             if n > 1:  # one query sees all the keys that were gathered for it
-                scores += mask(n, hi - lo, window, xp, scores.dtype)
+                scores += mask(n, hi - lo, view.window, xp, scores.dtype)
             mixed = softmax(scores, p).reshape(kv_heads, group * n, hi - lo) @ values.transpose(1, 0, 2)
             out[start:stop] = mixed.reshape(kv_heads, group, n, head_dim).transpose(2, 0, 1, 3)
     return rounded(out, p.attention).reshape(tokens, heads * head_dim)
+
+
+def score_scale(q: Float[Array, "tokens heads head_dim"], view: View) -> np.floating:
+    """What q k is multiplied by: the view's scale, or 1/sqrt(head_dim) (Vaswani et al. 2017)."""
+    return q.dtype.type(1 / math.sqrt(q.shape[-1]) if view.scale is None else view.scale)
 
 
 def mask(

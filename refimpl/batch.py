@@ -21,6 +21,7 @@ class ScheduledRequest:
     computed: int
     block_table: Sequence[int]
     adapters: Adapters = ()
+    limit: int = 0  # the tokens that will be computed for it at most: a rotation may depend on it (Rope.is_long)
 
 
 def make_batch(
@@ -39,19 +40,22 @@ def make_batch(
         block_tables[r, : len(request.block_table)] = request.block_table
     config, p = adapters.model.config, adapters.precision
     positions = ops.positions(computed, lengths)
+    contexts = np.add(computed, lengths).astype(np.int32)
+    limits = np.maximum(contexts, [request.limit for request in scheduled]).repeat(lengths)
     ids, weights = ops.lora_mapping([request.adapters for request in scheduled], lengths)
     rows = ops.logits_indices(query_start_loc, every_row)
     mapping = LoraMapping.of(ids, weights)
     batch = Batch(
         token_ids=np.concatenate([np.asarray(request.token_ids, np.int32) for request in scheduled]),
         positions=positions,
-        rope=ops.rope_table(config.rope, config.head_dim, positions, p),
+        ropes=tuple(ops.rope_table(rope, config.head_dim, positions, limits, p) for rope in config.ropes),
+        query_growth=ops.query_growth(config.rope, positions, p),
         lora=mapping,
         logits_lora=mapping if every_row else LoraMapping.of(ids[rows], weights[rows]),
         logits_indices=rows,
         attention=AttentionMetadata.of(
             query_start_loc,
-            np.add(computed, lengths).astype(np.int32),
+            contexts,
             block_tables,
             ops.slot_mapping(block_tables, positions, query_start_loc, cache.block_size),
             cache.num_blocks,

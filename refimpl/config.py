@@ -15,34 +15,98 @@ The legend of axis names. Every public signature of the package uses these and n
     blocks      blocks of the paged cache;  block_size: tokens per block;  table: blocks of the longest request
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 # A module that LoRA can target, a linear layer or the embedding: (layer, name). Those outside the layers have layer -1.
 Module = tuple[int, str]
 
+# Llama's; a family may have others (ModelConfig.layer_modules).
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 LAYER_MODULES = ATTENTION_MODULES + MLP_MODULES
-LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
 EMBED: Module = (-1, "embed_tokens")
 LM_HEAD: Module = (-1, "lm_head")
+
+# Under which part of a layer each module of any family lies.
+PARENTS = {
+    **dict.fromkeys((*ATTENTION_MODULES, "qkv_proj"), "self_attn"),
+    **dict.fromkeys((*MLP_MODULES, "gate_up_proj"), "mlp"),
+    **dict.fromkeys(("input_linear", "output_linear"), "shared_mlp"),  # Granite 4
+}
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding. `type` is default, linear (Chen et al. 2023) or llama3 (Llama 3.1)."""
+    """Rotary position embedding, in the names of rope_parameters; rope.py has the formulas.
+
+    `type` is default, linear (Chen et al. 2023), llama3 (Llama 3.1), yarn (Peng et al. 2023) or longrope (Ding et al.
+    2024)."""
 
     theta: float = 10000.0
     type: str = "default"
     factor: float = 1.0
-    low_freq_factor: float = 1.0
+    low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+    original_max_position_embeddings: int = 8192  # llama3, yarn, longrope
+    partial_rotary_factor: float = 1.0  # the share of each head's channels that turns: its first ones
+    interleaved: bool = False  # pairs are (2i, 2i + 1), not (i, i + half)
+    attention_factor: float = 1.0  # yarn, longrope: cos and sin are multiplied by it
+    beta_fast: float = 32.0  # yarn: turns over the original context from which on a pair keeps its frequency,
+    beta_slow: float = 1.0  # and up to which it is stretched by the whole factor
+    truncate: bool = True  # yarn: the two bounds are rounded to whole pairs
+    query_growth: float = 0.0  # queries are multiplied by 1 + this * ln(1 + floor(position / original)) (Ministral 3)
+    short_factor: tuple[float, ...] = ()  # longrope: each pair's frequency is divided by it in a request that stays
+    long_factor: tuple[float, ...] = ()  # within the original context, and by this in one that does not
+
+    def is_long(self, limit: int) -> bool:
+        """Whether a request of which up to `limit` tokens will be computed turns by the long factors."""
+        return self.type == "longrope" and limit > self.original_max_position_embeddings
+
+
+@dataclass(frozen=True)
+class View:
+    """What a query sees of the keys before it, and how it is scored: the arguments of the attention step."""
+
+    window: int | None = None  # a token sees itself and the window-1 tokens before it
+    scale: float | None = None  # what q k is multiplied by; None: 1/sqrt(head_dim)
+    softcap: float | None = None  # scores become cap * tanh(score / cap) (Gemma 2)
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What differs from layer to layer in one model."""
+
+    window: int | None = None
+    rope: Rope | None = Rope()  # None: no position at all (SmolLM3)
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Where a layer has norms, by their names in the checkpoint below the layer. None: it has none there."""
+
+    attention_in: str | None = "input_layernorm"
+    q: str | None = None  # of queries and keys: over each head, or over all of them together, as wide as its weight
+    k: str | None = None
+    q_turned: str | None = None  # the same after the rotation (HunYuan)
+    k_turned: str | None = None
+    attention_out: str | None = None
+    mlp_in: str | None = "post_attention_layernorm"
+    mlp_out: str | None = None
+    whole_projection: bool = False  # q and k are normalised over all heads together (OLMo 2)
+    plus_one: bool = False  # the checkpoint holds what is added to 1 (Gemma)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that a layer has, in the order of the forward pass."""
+        q_and_k = (self.q, self.k, self.q_turned, self.k_turned)
+        placed = (self.attention_in, *q_and_k, self.attention_out, self.mlp_in, self.mlp_out)
+        return tuple(name for name in placed if name is not None)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a Llama-family decoder, in the names of its config.json."""
+    """The shape of a decoder, in the names of its config.json. What follows eos_token_ids is as Llama has it, unless
+    the family says otherwise (families/)."""
 
     vocab_size: int
     hidden_size: int
@@ -60,30 +124,95 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    wrapped: bool = False  # it is the text part of a model of images and text: its tensors have a prefix
+    layers: tuple[LayerKind, ...] = ()  # where layers differ; empty: each has `sliding_window` and `rope`
+    norms: Norms = Norms()
+    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # or one module for the three
+    gate_up: tuple[str, ...] = ("gate_proj", "up_proj")
+    down: str = "down_proj"
+    biased: tuple[str, ...] = ()  # further modules that have a bias
+    activation: str = "silu"  # or gelu_tanh
+    attention_scale: float | None = None  # None: 1/sqrt(head_dim)
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    embedding_multiplier: float = 1.0
+    tensor_multiplier: bool = False  # that factor is a tensor of the model's type, and so rounded to it (Gemma)
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0  # logits are divided by it
+    unrounded: tuple[str, ...] = ()  # points of Precision at which transformers does not round here, but does in Llama
+
+    @property
+    def beyond_llama(self) -> tuple[str, ...]:
+        """The fields in which it is no Llama or Mistral: what is written for those alone must refuse it by name."""
+        names = [item.name for item in fields(self)]
+        later = fields(self)[names.index("eos_token_ids") + 1 :]
+        differences = [item.name for item in later if getattr(self, item.name) != item.default]
+        turning = ("partial_rotary_factor", "interleaved", "query_growth")
+        return (*differences, *(name for name in turning if getattr(self.rope, name) != getattr(Rope(), name)))
+
+    def kind(self, layer: int) -> LayerKind:
+        """What is particular to one layer."""
+        return self.layers[layer] if self.layers else LayerKind(self.sliding_window, self.rope)
+
+    def view(self, layer: int) -> View:
+        """How one layer's queries see the keys before them."""
+        return View(self.kind(layer).window, self.attention_scale, self.attention_softcap)
+
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """The different rotations that the layers use."""
+        kinds = self.layers or (self.kind(0),)
+        return tuple(dict.fromkeys(kind.rope for kind in kinds if kind.rope is not None))
+
+    def rope_key(self, limit: int) -> bytes:
+        """What the rotations add to a prefix key: keys that were turned by the long factors serve no short request."""
+        return b"long" if any(rope.is_long(limit) for rope in self.ropes) else b""
+
+    @property
+    def head_widths(self) -> tuple[int, int, int]:
+        """How wide queries, keys and values are, all heads together."""
+        kv = self.num_key_value_heads * self.head_dim
+        return self.num_attention_heads * self.head_dim, kv, kv
+
+    @property
+    def layer_modules(self) -> tuple[str, ...]:
+        """The linear layers of each transformer layer, in the order of the forward pass."""
+        return (*self.qkv, "o_proj", *self.gate_up, self.down)
 
     def shape(self, module: str) -> tuple[int, int]:
         """(d_out, d_in) of a module's weight, as it lies in the checkpoint. For embed_tokens: (vocab, d_model)."""
-        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        return {
-            "q_proj": (q, self.hidden_size),
-            "k_proj": (kv, self.hidden_size),
-            "v_proj": (kv, self.hidden_size),
-            "o_proj": (self.hidden_size, q),
-            "gate_proj": (self.intermediate_size, self.hidden_size),
-            "up_proj": (self.intermediate_size, self.hidden_size),
-            "down_proj": (self.hidden_size, self.intermediate_size),
-            "embed_tokens": (self.vocab_size, self.hidden_size),
-            "lm_head": (self.vocab_size, self.hidden_size),
-        }[module]
+        q, kv, _ = self.head_widths
+        d_out = {
+            "q_proj": q,
+            "k_proj": kv,
+            "v_proj": kv,
+            "qkv_proj": q + 2 * kv,
+            "gate_proj": self.intermediate_size,
+            "up_proj": self.intermediate_size,
+            "gate_up_proj": 2 * self.intermediate_size,
+            "input_linear": 2 * self.intermediate_size,
+            "embed_tokens": self.vocab_size,
+            "lm_head": self.vocab_size,
+        }
+        d_in = {"o_proj": q, self.down: self.intermediate_size}
+        return d_out.get(module, self.hidden_size), d_in.get(module, self.hidden_size)
+
+    def norm_width(self, name: str) -> int:
+        """How many weights a layer's norm of this name has."""
+        q, kv, _ = self.head_widths
+        whole = {self.norms.q: q, self.norms.k: kv} if self.norms.whole_projection else {}
+        heads = (self.norms.q, self.norms.k, self.norms.q_turned, self.norms.k_turned)
+        return whole.get(name, self.head_dim if name in heads else self.hidden_size)
 
     def modules(self) -> list[Module]:
         """Every module that LoRA can target, in the order of the forward pass."""
-        inner = [(i, name) for i in range(self.num_hidden_layers) for name in LAYER_MODULES]
+        inner = [(i, name) for i in range(self.num_hidden_layers) for name in self.layer_modules]
         return [EMBED, *inner, LM_HEAD]
 
     def has_bias(self, module: str) -> bool:
         """Whether the checkpoint holds a bias for this module."""
-        return (module in ATTENTION_MODULES and self.attention_bias) or (module in MLP_MODULES and self.mlp_bias)
+        flags = {"self_attn": self.attention_bias, "mlp": self.mlp_bias}
+        return flags.get(PARENTS.get(module, ""), False) or module in self.biased
 
 
 def module_name(module: Module) -> str:
@@ -93,7 +222,7 @@ def module_name(module: Module) -> str:
         return "lm_head"
     if module == EMBED:
         return "model.embed_tokens"
-    return f"model.layers.{layer}.{'self_attn' if name in ATTENTION_MODULES else 'mlp'}.{name}"
+    return f"model.layers.{layer}.{PARENTS[name]}.{name}"
 
 
 def short_name(module: Module) -> str:

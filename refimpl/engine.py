@@ -231,7 +231,11 @@ class Engine:
     def _batch(self, scheduled: list[tuple[RequestState, int]]) -> Batch:
         requests = [
             ScheduledRequest(
-                state.tokens[state.computed : state.computed + n], state.computed, state.table, state.adapters
+                state.tokens[state.computed : state.computed + n],
+                state.computed,
+                state.table,
+                state.adapters,
+                state.limit - 1,  # the last token that it produces is never computed
             )
             for state, n in scheduled
         ]
@@ -241,9 +245,10 @@ class Engine:
         """The prefix keys of its first `count` blocks."""
         size = self.cache.block_size
         adapters = [(self.adapters.digest(slot), weight) for slot, weight in state.adapters]
+        base = self.model.identity + self.model.config.rope_key(state.limit - 1)
         for i in range(len(state.keys), count):
             parent, block = state.keys[-1] if state.keys else b"", state.tokens[i * size : (i + 1) * size]
-            state.keys.append(self.ops.prefix_key(parent, block, self.model.identity, self.precision, adapters))
+            state.keys.append(self.ops.prefix_key(parent, block, base, self.precision, adapters))
         return state.keys[:count]
 
     def _cache_blocks(self, state: RequestState) -> None:

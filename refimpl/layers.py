@@ -9,7 +9,6 @@ import math
 import numpy as np
 
 from .arrays import Array, Float, Int, Precision, namespace, rounded, widen
-from .config import Rope
 
 FEW_TOKENS = 6  # OpenBLAS, 256 x 256 to 2048 x 768, weights out of the cache: the two cost the same at 6 to 8 tokens
 WIDEN_AT_ONCE = 1 << 22  # weights of a half type are widened in pieces of this many numbers, never as a whole
@@ -76,68 +75,6 @@ def rms_norm_per_token(
     return rounded(y, p.norm)
 
 
-def rope_frequencies(rope: Rope, head_dim: int, dtype: str = "float64") -> Float[Array, " half"]:
-    """Radians per position of each pair of channels; `dtype` is the type that the engine computes them in.
-
-    default   theta^(-2i/head_dim)                                              (Su et al. 2021)
-    linear    the same / factor                                                 (Chen et al. 2023)
-    llama3    long waves / factor, short waves as they are, a ramp in between   (Llama 3.1;
-              transformers/modeling_rope_utils.py, _compute_llama3_parameters)
-    """
-    frequency = 1.0 / np.asarray(rope.theta, dtype) ** (np.arange(0, head_dim, 2).astype(dtype) / head_dim)
-    if rope.type == "linear":
-        return frequency / rope.factor
-    if rope.type == "llama3":
-        turns = rope.original_max_position_embeddings * frequency / (2 * math.pi)  # over the original context
-        ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        keep = np.clip(ramp, 0, 1)  # 1: short waves, kept;  0: long waves, stretched
-        return ((1 - keep) * frequency / rope.factor + keep * frequency).astype(dtype)
-    return frequency
-
-
-def rope_table(
-    rope: Rope, head_dim: int, positions: Int[Array, " tokens"], p: Precision
-) -> tuple[Float[Array, "tokens half"], Float[Array, "tokens half"]]:
-    """cos and sin of position * frequency. A plan: made on the host, once a batch, for all layers."""
-    frequency = rope_frequencies(rope, head_dim, p.rope_angle)
-    angle = positions.astype(p.rope_angle)[:, None] * frequency[None, :]
-    return rounded(np.cos(angle).astype(p.compute), p.rope_table), rounded(
-        np.sin(angle).astype(p.compute), p.rope_table
-    )
-
-
-def apply_rope(
-    x: Float[Array, "tokens heads head_dim"],
-    cos: Float[Array, "tokens half"],
-    sin: Float[Array, "tokens half"],
-    p: Precision,
-) -> Float[Array, "tokens heads head_dim"]:
-    """Turn each pair (x[i], x[i + head_dim/2]) by its angle: the half-split layout of Hugging Face checkpoints."""
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    y = namespace(x).empty_like(x)
-    y[..., :half] = rounded(first * cos, p.rope_product) - rounded(second * sin, p.rope_product)
-    y[..., half:] = rounded(second * cos, p.rope_product) + rounded(first * sin, p.rope_product)
-    return rounded(y, p.rope)
-
-
-def apply_rope_per_token(
-    x: Float[Array, "tokens heads head_dim"],
-    cos: Float[Array, "tokens half"],
-    sin: Float[Array, "tokens half"],
-    p: Precision,
-) -> Float[Array, "tokens heads head_dim"]:
-    """The definition: one token, one head, one pair of channels at a time is a 2 x 2 rotation."""
-    y, half = namespace(x).empty_like(x), x.shape[-1] // 2
-    for t in range(x.shape[0]):
-        for i in range(half):
-            first, second = x[t, :, i], x[t, :, i + half]
-            y[t, :, i] = rounded(first * cos[t, i], p.rope_product) - rounded(second * sin[t, i], p.rope_product)
-            y[t, :, i + half] = rounded(second * cos[t, i], p.rope_product) + rounded(first * sin[t, i], p.rope_product)
-    return rounded(y, p.rope)
-
-
 def softmax(scores: Array, p: Precision) -> Array:
     """exp(s - max) / sum over the last axis. -inf is a key that is not seen."""
     weights = namespace(scores).exp(scores - scores.max(axis=-1, keepdims=True))
@@ -145,10 +82,29 @@ def softmax(scores: Array, p: Precision) -> Array:
 
 
 def mlp_activation(
-    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"], p: Precision
+    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"], kind: str, p: Precision
 ) -> Float[Array, "tokens d_mlp"]:
-    """silu(gate) * up, silu(g) = g / (1 + e^-g) (SwiGLU, Shazeer 2020)."""
+    """act(gate) * up (Shazeer 2020). kind names act: silu is g / (1 + e^-g), gelu_tanh is g/2 (1 + tanh(...)), the
+    approximation of Hendrycks & Gimpel 2016."""
     xp = namespace(gate)
-    with np.errstate(over="ignore"):  # e^-g may be inf: then silu is -0, which is right
-        silu = gate / (1 + xp.exp(-gate))
-    return rounded(rounded(silu, p.activation_inner) * up, p.activation)
+    if kind == "silu":
+        with np.errstate(over="ignore"):  # e^-g may be inf: then silu is -0, which is right
+            active = gate / (1 + xp.exp(-gate))
+    else:
+        inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+        active = 0.5 * gate * (1 + xp.tanh(inner))
+    return rounded(rounded(active, p.activation_inner) * up, p.activation)
+
+
+def scaled(x: Float[Array, "tokens *rest"], factor: Array | float, p: Precision) -> Float[Array, "tokens *rest"]:
+    """x * factor: the multipliers of Granite and Gemma, and a factor for each token. x itself if the factor is 1."""
+    if isinstance(factor, float):
+        return x if factor == 1 else rounded(x * x.dtype.type(factor), p.scaled)
+    return rounded(x * factor, p.scaled)
+
+
+def softcap(x: Array, cap: float | None, dtype: str) -> Array:
+    """cap * tanh(x / cap), each of the three rounded to the type (Gemma 2). x itself where there is no cap."""
+    if cap is None:
+        return x
+    return rounded(cap * rounded(namespace(x).tanh(rounded(x / cap, dtype)), dtype), dtype)

@@ -3,7 +3,8 @@
     embed -> layers x { rms_norm -> q, k, v -> rope -> write_kv -> attention -> o -> rms_norm -> gated mlp } -> logits
 
 Every linear layer is `project`: what the base computes, plus what each token's adapters add to it. All that changes
-while a model runs (the cache, the adapter slots) is passed in.
+while a model runs (the cache, the adapter slots) is passed in. That is a Llama. What another family has besides (norms
+in other places, a rotation of its own, multipliers, soft-caps) is data of its config, and nothing in a Llama's.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from .adapter_cache import AdapterCache
 from .arrays import Array, Float, Precision, ceil_div, namespace, rounded, to_host
 from .batch import ScheduledRequest, make_batch
-from .config import EMBED, LM_HEAD, Module, short_name
+from .config import EMBED, LM_HEAD, Module, Rope, short_name
 from .kv_cache import KVCache
 from .lora import AdapterSlots, added_by
 from .ops import NUMPY, Ops
@@ -30,9 +31,9 @@ def forward(
 
     Keys and values of the tokens are written to the cache. Where an adapter of the batch extends the vocabulary, the
     rows of the others are filled up with -inf."""
-    config, trace = model.config, active_trace()
+    config, norms, trace = model.config, model.config.norms, active_trace()
     note = trace.record if trace is not None else ignore
-    cos, sin = batch.device.rope
+    xp, turns = namespace(model.norm), dict(zip(config.ropes, batch.device.ropes, strict=True))
 
     def project(x: Array, layer: int, name: str, mapping: LoraMapping = batch.lora) -> Float[Array, "tokens d_out"]:
         module = (layer, name)
@@ -44,30 +45,48 @@ def forward(
         ops.lora_delta(y, x, module, adapters, mapping, p)
         return y
 
-    def heads(x: Array) -> Float[Array, "tokens heads head_dim"]:
-        return x.reshape(x.shape[0], -1, config.head_dim)
+    def parts(x: Array, layer: int, names: Sequence[str], widths: Sequence[int]) -> Sequence[Array]:
+        if len(names) == len(widths):
+            return [project(x, layer, name) for name in names]
+        return xp.split(project(x, layer, names[0]), np.cumsum(widths[:-1]), axis=1)  # one module for all of them
 
-    x = project(batch.device.token_ids, *EMBED)
-    for i, layer in enumerate(model.layers):
-        h = ops.rms_norm(x, layer.input_layernorm, config.rms_norm_eps, p)
-        q = ops.rope(heads(project(h, i, "q_proj")), cos, sin, p)
-        k = ops.rope(heads(project(h, i, "k_proj")), cos, sin, p)
-        v = heads(project(h, i, "v_proj"))
-        ops.write_kv(cache.k[i], cache.v[i], k, v, batch.attention, p)
-        mixed = ops.attention(q, cache.k[i], cache.v[i], batch.attention, config.sliding_window, p)
-        x = rounded(x + project(mixed, i, "o_proj"), p.residual)
+    def norm(x: Array, layer: int, name: str | None) -> Array:
+        if name is None:
+            return x
+        weight = model.layers[layer].norms[name]  # as wide as the model, as one head, or as all heads together
+        return ops.rms_norm(x.reshape(-1, weight.size), weight, config.rms_norm_eps, p).reshape(x.shape)
+
+    def turned(x: Array, rope: Rope | None) -> Float[Array, "tokens heads head_dim"]:
+        x = x.reshape(x.shape[0], -1, config.head_dim)
+        return x if rope is None else ops.rope(x, *turns[rope], rope.interleaved, p)
+
+    def added(x: Array, y: Array) -> Float[Array, "tokens d_model"]:
+        return rounded(x + ops.scaled(y, config.residual_multiplier, p), p.residual)
+
+    x = ops.scaled(project(batch.device.token_ids, *EMBED), config.embedding_multiplier, p)
+    for i in range(config.num_hidden_layers):
+        h, rope = norm(x, i, norms.attention_in), config.kind(i).rope
+        q, k, v = parts(h, i, config.qkv, config.head_widths)
+        q = norm(turned(norm(q, i, norms.q), rope), i, norms.q_turned)
+        q = ops.scaled(q, batch.device.query_growth, p)
+        k = norm(turned(norm(k, i, norms.k), rope), i, norms.k_turned)
+        ops.write_kv(cache.k[i], cache.v[i], k, v.reshape(k.shape), batch.attention, p)
+        mixed = ops.attention(q, cache.k[i], cache.v[i], batch.attention, config.view(i), p)
+        x = added(x, norm(project(mixed, i, "o_proj"), i, norms.attention_out))
         note(f"layers.{i}.q_rope", q)
         note(f"layers.{i}.k_rope", k)
         note(f"layers.{i}.attention", mixed)
 
-        h = ops.rms_norm(x, layer.post_attention_layernorm, config.rms_norm_eps, p)
-        h = ops.mlp_activation(project(h, i, "gate_proj"), project(h, i, "up_proj"), p)
-        x = rounded(x + project(h, i, "down_proj"), p.residual)
+        h = norm(x, i, norms.mlp_in)
+        gate, up = parts(h, i, config.gate_up, [config.intermediate_size] * 2)
+        h = ops.mlp_activation(gate, up, config.activation, p)
+        x = added(x, norm(project(h, i, config.down), i, norms.mlp_out))
         note(f"layers.{i}.mlp", h)
         note(f"layers.{i}.output", x)
 
     h = ops.rms_norm(x[batch.device.logits_indices], model.norm, config.rms_norm_eps, p)
     logits = rounded(project(h, *LM_HEAD, batch.logits_lora), p.logits)
+    logits = ops.softcap(ops.scaled(logits, 1 / config.logits_scaling, p), config.logits_softcap, p.logits)
     note("norm", h)
     note("logits", logits)
     return logits

@@ -12,10 +12,10 @@ This is the seam of the package (Feathers's word): the place at which behaviour 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from . import attention, checks, kv_cache, layers, lora, plans
+from . import attention, checks, kv_cache, layers, lora, plans, rope
 from .adapter import Adapter
 from .arrays import Array, Precision
-from .config import ModelConfig, Module, Rope
+from .config import ModelConfig, Module, Rope, View
 from .lora import AdapterSlots, BoundAdapter
 from .plans import Adapters, AttentionMetadata, Batch, LoraMapping
 
@@ -36,16 +36,19 @@ class Ops:
     check_batch: Callable[[Batch, AdapterSlots, int | None], None]  # batch, adapters, window
     prefix_key: Callable[[bytes, Sequence[int], bytes, Precision, Sequence[tuple[bytes, float]]], bytes]
     select_victim: Callable[[Mapping[int, int], Mapping[int, int]], int | None]  # last_used, ref_counts
-    rope_table: Callable[[Rope, int, Array, Precision], Pair]  # rope, head_dim, positions -> cos, sin
+    rope_table: Callable[[Rope, int, Array, Array, Precision], Pair]  # rope, head_dim, positions, lengths -> cos, sin
+    query_growth: Callable[[Rope, Array, Precision], Array | float]  # rope, positions
     # Numbers, on the device.
     embed: Callable[[Array, Array, Precision], Array]  # table, token_ids
     linear: Callable[[Array, Array, Array | None, Precision], Array]  # x, weight, bias
     lora_delta: Callable[[Array, Array, Module, AdapterSlots, LoraMapping, Precision], None]  # y += ..., in place; x
     rms_norm: Callable[[Array, Array, float, Precision], Array]  # x, weight, eps
-    rope: Callable[[Array, Array, Array, Precision], Array]  # x, cos, sin
+    rope: Callable[[Array, Array, Array, bool, Precision], Array]  # x, cos, sin, interleaved
     write_kv: Callable[[Array, Array, Array, Array, AttentionMetadata, Precision], None]  # k_cache, v_cache, k, v
-    attention: Callable[[Array, Array, Array, AttentionMetadata, int | None, Precision], Array]  # q, k_cache, v_cache
-    mlp_activation: Callable[[Array, Array, Precision], Array]  # gate, up
+    attention: Callable[[Array, Array, Array, AttentionMetadata, View, Precision], Array]  # q, k_cache, v_cache
+    mlp_activation: Callable[[Array, Array, str, Precision], Array]  # gate, up, kind
+    scaled: Callable[[Array, Array | float, Precision], Array]  # x, factor
+    softcap: Callable[[Array, float | None, str], Array]  # x, cap, dtype
     precision: str = "model"  # the preset of Precision where a caller names none
 
 
@@ -59,15 +62,18 @@ REFERENCE = Ops(
     prefix_key=kv_cache.prefix_key,
     select_victim=kv_cache.select_victim,
     logits_indices=plans.logits_indices,
-    rope_table=layers.rope_table,
+    rope_table=rope.rope_table,
+    query_growth=rope.query_growth,
     embed=layers.embed,
     linear=layers.linear_per_token,
     lora_delta=lora.lora_delta_per_token,
     rms_norm=layers.rms_norm_per_token,
-    rope=layers.apply_rope_per_token,
+    rope=rope.apply_rope_per_token,
     write_kv=kv_cache.write_kv_per_token,
     attention=attention.attention_per_token,
     mlp_activation=layers.mlp_activation,
+    scaled=layers.scaled,
+    softcap=layers.softcap,
 )
 
 # The same steps, vectorised: what a definition and a fast form have in common stands once.
@@ -76,7 +82,7 @@ NUMPY = replace(
     linear=layers.linear,
     lora_delta=lora.lora_delta,
     rms_norm=layers.rms_norm,
-    rope=layers.apply_rope,
+    rope=rope.apply_rope,
     write_kv=kv_cache.write_kv,
     attention=attention.attention,
 )

@@ -185,7 +185,9 @@ class Batch:
 
     token_ids: Int[Array, " tokens"]
     positions: Int[Array, " tokens"]  # of each token in its own request
-    rope: tuple[Float[Array, "tokens half"], Float[Array, "tokens half"]]  # cos and sin of these positions
+    # cos and sin of these positions, for each rotation that the model's layers use (ModelConfig.ropes)
+    ropes: tuple[tuple[Float[Array, "tokens half"], Float[Array, "tokens half"]], ...]
+    query_growth: Float[Array, "tokens 1 1"] | float  # of these positions (rope.query_growth)
     lora: LoraMapping  # of the tokens
     logits_lora: LoraMapping  # of the tokens that get logits
     logits_indices: Int[Array, " rows"]  # which these are

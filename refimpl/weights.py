@@ -1,12 +1,13 @@
 """A base model: its arrays, by the names of the checkpoint (loading/model_folder.py reads them)."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .adapter import TokenRows
 from .arrays import Array, Float
-from .config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Module
+from .config import EMBED, LM_HEAD, ModelConfig, Module
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,17 +21,12 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One transformer layer, in the order in which the forward pass meets its weights."""
+    """One transformer layer: its norms and its linear layers, by their names in the checkpoint.
 
-    input_layernorm: Float[Array, " d_model"]
-    q_proj: Linear
-    k_proj: Linear
-    v_proj: Linear
-    o_proj: Linear
-    post_attention_layernorm: Float[Array, " d_model"]
-    gate_proj: Linear
-    up_proj: Linear
-    down_proj: Linear
+    A Llama's are input_layernorm and post_attention_layernorm, and config.LAYER_MODULES."""
+
+    norms: Mapping[str, Float[Array, " d_norm"]]
+    linears: Mapping[str, Linear]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,7 +50,7 @@ class Model:
         layer, name = module
         if module == EMBED:
             return Linear(self.embed_tokens)
-        return self.lm_head if module == LM_HEAD else getattr(self.layers[layer], name)
+        return self.lm_head if module == LM_HEAD else self.layers[layer].linears[name]
 
     def __repr__(self) -> str:
         config = self.config
@@ -65,10 +61,9 @@ class Model:
         """Every array, once, in a fixed order."""
         tied = self.lm_head.weight is self.embed_tokens
         arrays = [self.norm, self.embed_tokens] if tied else [self.norm, self.embed_tokens, self.lm_head.weight]
-        for i, layer in enumerate(self.layers):
-            arrays += [layer.input_layernorm, layer.post_attention_layernorm]
-            for name in LAYER_MODULES:
-                linear = self.linear((i, name))
+        for layer in self.layers:
+            arrays += layer.norms.values()
+            for linear in layer.linears.values():
                 arrays += [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
         return arrays
 

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from .. import lora
 from ..adapter import Adapter
 from ..arrays import Array, Float, Int, Precision, namespace, rounded, widen
-from ..config import EMBED, ModelConfig, Module
+from ..config import EMBED, ModelConfig, Module, View
 from ..errors import LoracleError
 from ..lora import AdapterSlots, BoundAdapter, LoraWeights
 from ..ops import NUMPY
@@ -133,20 +133,23 @@ def attention(
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
     metadata: AttentionMetadata,
-    window: int | None,
+    view: View,
     p: Precision,
 ) -> Float[Array, "tokens heads*head_dim"]:
-    """softmax(q k^T / sqrt(head_dim)) v, keys and values read from float32 whatever T is."""
+    """softmax(scale * q k^T) v, keys and values read from float32 whatever T is."""
+    if view.softcap is not None:
+        raise LoracleError(f"ops cuda: attention has no soft-cap, and this model's is {view.softcap:g}; use ops numpy")
     dtype = kernel_type("attention", p, ["rope", "attention"], ["scores", "probabilities"])
     out = launch.attention(
         stored(q, dtype),
         k_cache,
         v_cache,
         metadata,
-        window,
+        view.window,
         dtype,
         rounds(p, "scores"),
         rounds(p, "probabilities"),
+        scale=view.scale,
     )
     return rounded(widened(out, dtype), p.attention)
 
@@ -164,17 +167,23 @@ def rope(
     x: Float[Array, "tokens heads head_dim"],
     cos: Float[Array, "tokens half"],
     sin: Float[Array, "tokens half"],
+    interleaved: bool,
     p: Precision,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Each pair (x[i], x[i + head_dim/2]) turned by its angle."""
+    if interleaved or 2 * cos.shape[-1] != x.shape[-1]:
+        layout = "interleaved pairs" if interleaved else f"{2 * cos.shape[-1]} of {x.shape[-1]} channels"
+        raise LoracleError(f"ops cuda: rope turns whole heads in halves, and this model {layout}; use ops numpy")
     dtype = kernel_type("rope", p, ["linear", "rope"], ["rope_product"])
     return rounded(widened(launch.rope(stored(x, dtype), cos, sin, dtype, rounds(p, "rope_product")), dtype), p.rope)
 
 
 def mlp_activation(
-    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"], p: Precision
+    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"], kind: str, p: Precision
 ) -> Float[Array, "tokens d_mlp"]:
     """silu(gate) * up."""
+    if kind != "silu":
+        raise LoracleError(f"ops cuda: mlp_activation knows silu, and this model has {kind}; use ops numpy")
     dtype = kernel_type("mlp_activation", p, ["linear", "activation"], ["activation_inner"])
     y = launch.mlp_activation(stored(gate, dtype), stored(up, dtype), dtype, rounds(p, "activation_inner"))
     return rounded(widened(y, dtype), p.activation)

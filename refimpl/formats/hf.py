@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arrays import Array, to_host
-from ..config import LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Module, Rope, module_name
+from ..config import LM_HEAD, ModelConfig, Module, Rope, module_name
 from ..errors import WeightsError
 from ..loading.checkpoint import EMBED_WEIGHT, SINGLE, expected_tensors, open_checkpoint
 from ..loading.config_file import read_config
@@ -36,8 +36,12 @@ def save_model(model: Model, folder: Path) -> None:
 
     A head that the config ties, but that is no longer the embedding (`merged` unties them), is written out, and the
     config says so. WeightsError, and no folder, for a model that its config does not describe: a vocabulary that has
-    grown, a bias that is in no checkpoint, a window together with biases (a Mistral has none), NaN."""
+    grown, a bias that is in no checkpoint, a window together with biases (a Mistral has none), NaN; and for a model of
+    another family."""
     folder = Path(folder)
+    if model.config.beyond_llama:
+        names = ", ".join(model.config.beyond_llama)
+        raise WeightsError(f"{folder}: a model is written as a Llama or Mistral, and this one differs in {names}")
     config = dataclasses.replace(model.config, tie_word_embeddings=model.lm_head.weight is model.embed_tokens)
     shape = model_tensors(model, config, folder)
     with new_folder(folder) as scratch:
@@ -125,9 +129,9 @@ def _parameters(model: Model) -> dict[str, Array]:
     """Name in the checkpoint -> array, of all that the model holds."""
     tensors = {EMBED_WEIGHT: model.embed_tokens, "model.norm.weight": model.norm}
     for i, layer in enumerate(model.layers):
-        tensors |= {f"model.layers.{i}.{norm}.weight": getattr(layer, norm) for norm in LAYER_NORMS}
-        for module in LAYER_MODULES:
-            tensors |= _linear((i, module), model.linear((i, module)))
+        tensors |= {f"model.layers.{i}.{name}.weight": weight for name, weight in layer.norms.items()}
+        for name, linear in layer.linears.items():
+            tensors |= _linear((i, name), linear)
     if model.lm_head.weight is model.embed_tokens and model.lm_head.bias is None:
         return tensors
     return tensors | _linear(LM_HEAD, model.lm_head)

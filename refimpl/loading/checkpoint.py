@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..arrays import Array
-from ..config import LAYER_MODULES, LAYER_NORMS, ModelConfig, module_name
+from ..config import ModelConfig, module_name
 from .bitsandbytes_4bit import quantised_tensors
 from .conversion import CHUNK, all_finite
 from .diagnostics import Diagnostics, shown
@@ -17,6 +17,7 @@ from .gguf_tensors import gguf_spelling, gguf_tensors
 from .json_file import read_json
 from .safetensors_file import open_safetensors
 from .tensor import Tensor, stored_tensor
+from .wrapped_names import text_name
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TIED, EMBED_WEIGHT = "lm_head.weight", "model.embed_tokens.weight"
@@ -32,14 +33,13 @@ CONVERT = (
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a checkpoint of this config has."""
-    width = (config.hidden_size,)
     shapes: dict[str, tuple[int, ...]] = {
         EMBED_WEIGHT: config.shape("embed_tokens"),
-        "model.norm.weight": width,
+        "model.norm.weight": (config.hidden_size,),
     }
     for i in range(config.num_hidden_layers):
-        shapes |= {f"model.layers.{i}.{norm}.weight": width for norm in LAYER_NORMS}
-        for module in LAYER_MODULES:
+        shapes |= {f"model.layers.{i}.{norm}.weight": (config.norm_width(norm),) for norm in config.norms.names}
+        for module in config.layer_modules:
             shapes[f"{module_name((i, module))}.weight"] = config.shape(module)
             if config.has_bias(module):
                 shapes[f"{module_name((i, module))}.bias"] = config.shape(module)[:1]
@@ -54,6 +54,8 @@ def open_checkpoint(path: Path, config: ModelConfig | None, diagnostics: Diagnos
     Tensors of a quantised type are not looked into: whoever reads one sees whether it holds NaN."""
     before = len(diagnostics.problems)
     stored = gguf_tensors(path, config, diagnostics) if is_gguf(path) else _folder_tensors(path, diagnostics)
+    if config and config.wrapped:
+        stored = [(text, tensor) for name, tensor in stored if (text := text_name(name)) is not None]
     complete = len(diagnostics.problems) == before
     expected = expected_tensors(config) if config else None
     tensors: dict[str, Tensor] = {}

@@ -3,17 +3,21 @@ end a text."""
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ..config import ModelConfig, Rope
+from ..config import ATTENTION_MODULES, LAYER_MODULES, MLP_MODULES, ModelConfig
 from ..errors import ConfigError
+from ..families import Family
+from ..rope import rotated_channels
 from .bitsandbytes_4bit import check_quantization
 from .diagnostics import Diagnostics, shown
-from .families import DEFAULTS, check_neutral, family_of
+from .families import SUPPORTED, check_neutral, family_of
 from .gguf_config import gguf_config
 from .gguf_file import SUFFIX, is_gguf
 from .json_file import LARGEST, Keys, is_integer, read_json
-from .rope_scaling import read_rope
+from .layer_kinds import read_layers
 
 
 def load_config(folder: str | Path) -> ModelConfig:
@@ -38,40 +42,95 @@ def read_config(folder: Path, diagnostics: Diagnostics) -> ModelConfig | None:
             folder, f"has no config.json{adapter}{_gguf_in(folder)}" if os.path.isdir(folder) else not_a_folder(folder)
         )
         return None
-    if data is None or (family := family_of(file, data, diagnostics)) is None:
+    if data is None or (match := family_of(file, data, diagnostics)) is None:
         return None
+    family, wrapped = match
     check_neutral(file, data, family, diagnostics)
     check_quantization(file, data, diagnostics)
-    keys = Keys(file, DEFAULTS[family] | data, diagnostics)
+    if wrapped:
+        data = text_config(file, data, family, diagnostics)
+    keys = Keys(file, family.respelt({**family.defaults, **data}), diagnostics)
+    check_neutral(file, keys.data, family, diagnostics)
+    fields = read_fields(keys, family) | {"wrapped": wrapped, "eos_token_ids": _eos_token_ids(folder, keys)}
+    if len(diagnostics.problems) > before:
+        return None
+    config = ModelConfig(**fields)
+    check_fit(keys, config)
+    return config if len(diagnostics.problems) == before else None
+
+
+def text_config(file: Path, data: Mapping[str, Any], family: Family, diagnostics: Diagnostics) -> dict[str, Any]:
+    """The keys of the text part of a model of images and text. What is said of both parts stands outside of it."""
+    inner = data.get("text_config")
+    if not isinstance(inner, dict) or inner.get("model_type", family.model_type) != family.model_type:
+        diagnostics.problem(
+            file, f"text_config is {shown(inner)}: it must be an object of model_type {family.model_type!r}"
+        )
+        return {}
+    outside = ("eos_token_id", "bos_token_id", "tie_word_embeddings")
+    return {key: data[key] for key in outside if data.get(key) is not None} | inner
+
+
+def read_fields(keys: Keys, family: Family) -> dict[str, Any]:
+    """The fields of the ModelConfig, eos_token_ids aside; problems are noted."""
     heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
     if not keys.given("head_dim") and hidden % heads:
-        diagnostics.problem(
-            file, f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and no head_dim"
-        )
-    config = ModelConfig(
-        vocab_size=keys.integer("vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=keys.integer("intermediate_size"),
-        num_hidden_layers=keys.integer("num_hidden_layers", most=10_000),
-        num_attention_heads=heads,
-        num_key_value_heads=keys.integer("num_key_value_heads", default=heads),
-        head_dim=keys.integer("head_dim", default=max(hidden // heads, 1)),
-        rms_norm_eps=keys.positive("rms_norm_eps"),
-        rope=Rope(**read_rope(keys)),
-        sliding_window=keys.integer("sliding_window") if keys.given("sliding_window") else None,
-        tie_word_embeddings=keys.flag("tie_word_embeddings"),
-        attention_bias=keys.flag("attention_bias"),
-        mlp_bias=keys.flag("mlp_bias"),
-        max_position_embeddings=keys.integer("max_position_embeddings"),
-        bos_token_id=keys.integer("bos_token_id", least=0) if keys.given("bos_token_id") else None,
-        eos_token_ids=_eos_token_ids(folder, keys),
-    )
-    if heads % config.num_key_value_heads:
-        kv_heads = config.num_key_value_heads
-        diagnostics.problem(file, f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    if config.head_dim % 2 and len(diagnostics.problems) == before:
-        diagnostics.problem(file, f"head_dim {config.head_dim} is odd: rotary embedding turns pairs")
-    return config if len(diagnostics.problems) == before else None
+        keys.problem(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and no head_dim")
+    layers = keys.integer("num_hidden_layers", most=10_000)
+    fields: dict[str, Any] = {
+        "vocab_size": keys.integer("vocab_size"),
+        "hidden_size": hidden,
+        "intermediate_size": keys.integer("intermediate_size"),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.integer("num_key_value_heads", default=heads),
+        "head_dim": keys.integer("head_dim", default=max(hidden // heads, 1)),
+        "rms_norm_eps": keys.positive("rms_norm_eps"),
+        "tie_word_embeddings": keys.flag("tie_word_embeddings"),
+        "max_position_embeddings": keys.integer("max_position_embeddings"),
+        "bos_token_id": keys.integer("bos_token_id", least=0) if keys.given("bos_token_id") else None,
+        "activation": read_activation(keys, family),
+        **read_biases(keys, family),
+        **family.fields,
+    }
+    fields |= {field: keys.positive(key) for key, field in family.numbers.items() if keys.given(key)}
+    return fields | read_layers(keys, family, layers) | family.read(keys)
+
+
+def read_activation(keys: Keys, family: Family) -> str:
+    """The activation of the MLP, by the key that config.json has for it: there may be two, if they agree."""
+    names = [key for key in ("hidden_act", "hidden_activation") if keys.given(key)]
+    for key in names:
+        if not isinstance(keys.data[key], str) or keys.data[key] not in family.activations:
+            expected = " or ".join(map(repr, family.activations))
+            keys.problem(f"{key} is {shown(keys.data[key])}, which must be {expected}; {SUPPORTED}")
+    return next(iter(family.activations.values()))
+
+
+def read_biases(keys: Keys, family: Family) -> dict[str, Any]:
+    """Which modules have a bias: Llama's two flags, and what those of another family say beyond them."""
+    biased = {module for key, modules in family.biases.items() if keys.flag(key) for module in modules}
+    flags = {"attention_bias": ATTENTION_MODULES, "mlp_bias": MLP_MODULES}
+    fields: dict[str, Any] = {flag: biased.issuperset(modules) for flag, modules in flags.items()}
+    covered = {module for flag, modules in flags.items() if fields[flag] for module in modules}
+    return fields | {"biased": tuple(module for module in LAYER_MODULES if module in biased - covered)}
+
+
+def check_fit(keys: Keys, config: ModelConfig) -> None:
+    """Heads come in whole groups, and channels in pairs."""
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads % kv_heads:
+        keys.problem(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    for rope in config.ropes:
+        n = rotated_channels(rope, config.head_dim)
+        if n % 2 or n > config.head_dim:
+            share = "" if n == config.head_dim else f", of which {n} channels turn"
+            odd = "is odd" if n == config.head_dim else "is wrong"
+            keys.problem(f"head_dim {config.head_dim}{share} {odd}: rotary embedding turns pairs")
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(rope, name)
+            if rope.type == "longrope" and len(factors) != n // 2:
+                keys.problem(f"{name} has {len(factors)} numbers; {n} channels turn, in {n // 2} pairs")
 
 
 def not_a_folder(path: Path) -> str:

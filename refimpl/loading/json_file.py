@@ -120,6 +120,10 @@ class Keys:
     def __init__(self, file: Path | str, data: Mapping[str, Any], diagnostics: Diagnostics) -> None:
         self.file, self.data, self.diagnostics = file, data, diagnostics
 
+    def problem(self, what: str) -> None:
+        """Note what is wrong with the file."""
+        self.diagnostics.problem(self.file, what)
+
     def given(self, key: str) -> bool:
         """Whether the key is there and not null; null means missing, as in transformers."""
         return self.data.get(key) is not None

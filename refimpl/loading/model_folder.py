@@ -1,12 +1,15 @@
 """A Hugging Face folder or a GGUF file -> a Model: mapped or converted, under the names of the checkpoint."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..arrays import DTYPES, Array, device_namespace, dtype_of, to_device
-from ..config import LAYER_MODULES, LAYER_NORMS, LM_HEAD, ModelConfig, Module, module_name
+import numpy as np
+
+from ..arrays import DTYPES, Array, device_namespace, dtype_of, to_device, widen
+from ..config import LM_HEAD, ModelConfig, Module, module_name
 from ..errors import WeightsError
 from ..weights import Layer, Linear, Model
 from .checkpoint import open_checkpoint
@@ -32,13 +35,22 @@ def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") ->
     dtype_of(dtype)
     device_namespace(device)
     folder = base_folder(path)
-    config = load_config(folder)
+    config = in_dtype(load_config(folder), dtype)
     diagnostics = Diagnostics()
     tensors = open_checkpoint(folder, config, diagnostics)
     diagnostics.raise_first(WeightsError, folder)
     _check_fit(tensors, dtype, device)
     tokenizer = load_tokenizer(folder)
     return _model(config, lambda name: _load(tensors[name], dtype, device), tokenizer, dtype, device)
+
+
+def in_dtype(config: ModelConfig, dtype: str) -> ModelConfig:
+    """The config with the embedding's factor rounded to the type, where that is a tensor of the model."""
+    if not config.tensor_multiplier:
+        return config
+    return dataclasses.replace(
+        config, embedding_multiplier=float(np.float64(config.embedding_multiplier).astype(DTYPES[dtype]))
+    )
 
 
 def base_folder(path: str | Path) -> Path:
@@ -79,12 +91,19 @@ def _model(config: ModelConfig, load: Callable[[str], Array], tokenizer: Any, dt
         name = module_name(module)
         return Linear(load(f"{name}.weight"), load(f"{name}.bias") if config.has_bias(module[1]) else None)
 
+    def norm(name: str) -> Array:
+        weight = load(name)
+        if config.norms.plus_one:  # in float32 whatever the model's type, as transformers does
+            weight = widen(weight, "float64" if dtype == "float64" else "float32") + 1
+        return weight
+
     def layer(i: int) -> Layer:
-        norms = {name: load(f"model.layers.{i}.{name}.weight") for name in LAYER_NORMS}
-        return Layer(**norms, **{name: linear((i, name)) for name in LAYER_MODULES})  # type: ignore[arg-type]
+        return Layer(
+            {name: norm(f"model.layers.{i}.{name}.weight") for name in config.norms.names},
+            {name: linear((i, name)) for name in config.layer_modules},
+        )
 
     embed_tokens = load("model.embed_tokens.weight")
     layers = tuple(layer(i) for i in range(config.num_hidden_layers))
-    norm = load("model.norm.weight")
     lm_head = Linear(embed_tokens) if config.tie_word_embeddings else linear(LM_HEAD)
-    return Model(config, embed_tokens, layers, norm, lm_head, tokenizer, dtype, device)
+    return Model(config, embed_tokens, layers, norm("model.norm.weight"), lm_head, tokenizer, dtype, device)

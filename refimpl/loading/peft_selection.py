@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ..adapter import PeftConfig
-from ..config import EMBED, LAYER_NORMS, LM_HEAD, ModelConfig, module_name
+from ..config import EMBED, LM_HEAD, ModelConfig, module_name
 from .diagnostics import Diagnostics, shown
 from .peft_config import CONFIG_FILE, is_saved, selects
 from .peft_tensors import Parts, full_weights_of
@@ -99,6 +99,6 @@ def all_modules(base: ModelConfig) -> list[str]:
     """The dotted name of every module of the base that has weights, in or below it."""
     names = {"model.norm"} | {module_name(module) for module in base.modules()}
     for i in range(base.num_hidden_layers):
-        names |= {f"model.layers.{i}.{norm}" for norm in LAYER_NORMS}
+        names |= {f"model.layers.{i}.{norm}" for norm in base.norms.names}
     parents = {name.rsplit(".", n)[0] for name in names for n in range(1, name.count(".") + 1)}
     return sorted(names | parents)

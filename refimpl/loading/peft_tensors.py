@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..adapter import PeftConfig, pattern_value
 from ..arrays import Array
-from ..config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Module, module_name
+from ..config import EMBED, LM_HEAD, PARENTS, ModelConfig, Module, module_name
 from .conversion import all_finite
 from .diagnostics import Diagnostics
 from .peft_config import CONFIG_FILE, is_saved, selects
@@ -33,7 +33,7 @@ PARTS = {
     "base_layer.bias": "bias",
 }
 NAME = re.compile(rf"{re.escape(PREFIX)}(.+?)\.({'|'.join(map(re.escape, PARTS))})")
-LAYER = re.compile(r"model\.layers\.(\d+)\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)")
+LAYER = re.compile(rf"model\.layers\.(\d+)\.(?:{'|'.join(rf'{parent}.{name}' for name, parent in PARENTS.items())})\b")
 
 # What else is found in such files, by a piece of the name.
 FOREIGN = {
@@ -89,10 +89,10 @@ def sort_parts(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Dia
 
 
 def modules_in(tensors: Iterable[str]) -> list[Module]:
-    """Without a base: the modules that a Llama with as many layers as the file names would have."""
+    """Without a base: every module of any family, in as many layers as the file names."""
     matches = (LAYER.match(name.removeprefix(PREFIX)) for name in tensors)
     layers = {int(match.group(1)) for match in matches if match and len(match.group(1)) < 5}
-    return [EMBED, *((i, module) for i in sorted(layers) for module in LAYER_MODULES), LM_HEAD]
+    return [EMBED, *((i, module) for i in sorted(layers) for module in PARENTS), LM_HEAD]
 
 
 def _belongs(module: Module, ending: str) -> bool:

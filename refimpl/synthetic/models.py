@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..arrays import DTYPES, Array
-from ..config import LAYER_MODULES, LAYER_NORMS, ModelConfig
+from ..config import ModelConfig
 from ..weights import Layer, Linear, Model
 
 # What becomes of drawn numbers before they are stored: rounded to a grid, or left as they are.
@@ -25,7 +24,7 @@ class Recipe:
     There is more than one because what was drawn is kept: the seeds of campaigns and recordings, and the test vectors'
     files. A change of order is other numbers."""
 
-    layer: tuple[str, ...] = LAYER_NORMS + LAYER_MODULES  # one layer's arrays
+    norms_first: bool = True  # of one layer; or each array where the forward pass meets it
     ends: tuple[str, str] = ("embed_tokens", "lm_head")  # where these are tied, the first is drawn and is both
     bias: float = 0.1  # the size of a bias, beside the 1 that its layer computes
     number: type = np.float64  # of a drawn number; np.float32 takes half the memory, and draws others
@@ -34,7 +33,7 @@ class Recipe:
 # As the oracle's committed seeds draw.
 NORMS_FIRST = Recipe()
 # As the committed vectors were drawn: each layer in the order of its forward pass.
-FORWARD_ORDER = Recipe(tuple(field.name for field in fields(Layer)), ("lm_head", "embed_tokens"), bias=0.3)
+FORWARD_ORDER = Recipe(False, ("lm_head", "embed_tokens"), bias=0.3)
 
 
 def unchanged(x: Array) -> Array:
@@ -64,22 +63,37 @@ def random_model(
         d_out, d_in = config.shape(module)
         return store(gain * normal(d_out, d_in) / math.sqrt(d_in))
 
-    def norm() -> Array:
-        return store(1 + NORM_SPREAD * normal(config.hidden_size))
+    def norm(width: int = config.hidden_size) -> Array:
+        return store(1 + NORM_SPREAD * normal(width))
 
     def linear(module: str) -> Linear:
         values = weight(module)
         bias = store(recipe.bias * normal(len(values))) if config.has_bias(module) else None
         return Linear(values, bias)
 
-    def part(name: str) -> Any:
-        return norm() if name in LAYER_NORMS else linear(name)
+    def layer() -> Layer:
+        norms, linears = {}, {}
+        for name in order:
+            if name in config.norms.names:
+                norms[name] = norm(config.norm_width(name))
+            else:
+                linears[name] = linear(name)
+        return Layer(norms, linears)
 
     def end(module: str) -> Array:
         return weight(module, HEAD_GAIN) if module == "lm_head" else store(normal(*config.shape(module)))
 
-    layers = tuple(Layer(**{name: part(name) for name in recipe.layer}) for _ in range(config.num_hidden_layers))
+    order = (*config.norms.names, *config.layer_modules) if recipe.norms_first else forward_order(config)
+    layers = tuple(layer() for _ in range(config.num_hidden_layers))
     first = end(recipe.ends[0])
     second = first if config.tie_word_embeddings else end(recipe.ends[1])
     ends = dict(zip(recipe.ends, (first, second), strict=True))
     return Model(config, ends["embed_tokens"], layers, norm(), Linear(ends["lm_head"]), dtype=dtype, device=device)
+
+
+def forward_order(config: ModelConfig) -> list[str]:
+    """The names of one layer's arrays, each where the forward pass meets it."""
+    norms = config.norms
+    before = (norms.attention_in, *config.qkv, norms.q, norms.k, norms.q_turned, norms.k_turned, "o_proj")
+    after = (norms.attention_out, norms.mlp_in, *config.gate_up, config.down, norms.mlp_out)
+    return [name for name in (*before, *after) if name is not None]

@@ -8,7 +8,7 @@ import dataclasses
 
 from ..adapter import Adapter
 from ..arrays import DTYPES, Array, rounded, to_device, widen
-from ..config import EMBED, LAYER_MODULES, LM_HEAD, Module
+from ..config import EMBED, LM_HEAD, Module
 from ..dora import dora_gain
 from ..lora import LoraWeights
 from ..ops import NUMPY, Ops
@@ -37,7 +37,7 @@ def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
         )
 
     layers = tuple(
-        dataclasses.replace(layer, **{name: one((i, name)) for name in LAYER_MODULES})  # type: ignore[arg-type]
+        dataclasses.replace(layer, linears={name: one((i, name)) for name in layer.linears})
         for i, layer in enumerate(model.layers)
     )
     return dataclasses.replace(model, embed_tokens=one(EMBED).weight, layers=layers, lm_head=one(LM_HEAD))

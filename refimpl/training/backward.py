@@ -101,24 +101,24 @@ def backward(run: Pass, dlogits: Float[Array, "rows vocab"], kept: Kept) -> Grad
 def forward_layer(run: Pass, x: Float[Array, "tokens d_model"], i: int) -> tuple[Array, Activations]:
     """One layer of model.forward."""
     config, ops, batch, p = run.model.config, run.ops, run.batch, run.p
-    layer, eps, (cos, sin) = run.model.layers[i], config.rms_norm_eps, run.batch.device.rope
+    norms, eps, (cos, sin) = run.model.layers[i].norms, config.rms_norm_eps, batch.device.ropes[0]
     k_cache, v_cache = run.cache.k[0], run.cache.v[0]
 
     def heads(x: Array) -> Float[Array, "tokens heads head_dim"]:
         return x.reshape(x.shape[0], -1, config.head_dim)
 
-    h = ops.rms_norm(x, layer.input_layernorm, eps, p)
-    q = ops.rope(heads(project(run, h, (i, "q_proj"), batch.lora)), cos, sin, p)
-    k = ops.rope(heads(project(run, h, (i, "k_proj"), batch.lora)), cos, sin, p)
+    h = ops.rms_norm(x, norms["input_layernorm"], eps, p)
+    q = ops.rope(heads(project(run, h, (i, "q_proj"), batch.lora)), cos, sin, False, p)
+    k = ops.rope(heads(project(run, h, (i, "k_proj"), batch.lora)), cos, sin, False, p)
     v = heads(project(run, h, (i, "v_proj"), batch.lora))
     ops.write_kv(k_cache, v_cache, k, v, batch.attention, p)
-    mixed = ops.attention(q, k_cache, v_cache, batch.attention, config.sliding_window, p)
+    mixed = ops.attention(q, k_cache, v_cache, batch.attention, config.view(i), p)
     x_mlp = x + project(run, mixed, (i, "o_proj"), batch.lora)
 
-    h_mlp = ops.rms_norm(x_mlp, layer.post_attention_layernorm, eps, p)
+    h_mlp = ops.rms_norm(x_mlp, norms["post_attention_layernorm"], eps, p)
     gate = project(run, h_mlp, (i, "gate_proj"), batch.lora)
     up = project(run, h_mlp, (i, "up_proj"), batch.lora)
-    activated = ops.mlp_activation(gate, up, p)
+    activated = ops.mlp_activation(gate, up, config.activation, p)
     y = x_mlp + project(run, activated, (i, "down_proj"), batch.lora)
     return y, Activations(x, h, q, k, v, mixed, x_mlp, h_mlp, gate, up, activated)
 
@@ -131,7 +131,7 @@ def backward_layer(
     Where the forward pass used a value more than once, its gradients are added: x goes on and into the norm, h into
     q, k and v."""
     config, vjp, batch, p = run.model.config, run.gradient_ops, run.batch, run.p
-    layer, eps, (cos, sin) = run.model.layers[i], config.rms_norm_eps, run.batch.device.rope
+    norms, eps, (cos, sin) = run.model.layers[i].norms, config.rms_norm_eps, batch.device.ropes[0]
 
     def back(dy: Array, x: Array, name: str) -> Float[Array, "tokens d_in"]:
         return backward_project(run, dy.reshape(dy.shape[0], -1), x, (i, name), batch.lora, gradients)
@@ -139,13 +139,13 @@ def backward_layer(
     dactivated = back(dx, kept.activated, "down_proj")
     dgate, dup = vjp.mlp_activation(dactivated, kept.gate, kept.up, p)
     dh = back(dup, kept.h_mlp, "up_proj") + back(dgate, kept.h_mlp, "gate_proj")
-    dx = dx + vjp.rms_norm(dh, kept.x_mlp, layer.post_attention_layernorm, eps, p)
+    dx = dx + vjp.rms_norm(dh, kept.x_mlp, norms["post_attention_layernorm"], eps, p)
 
     dmixed = back(dx, kept.mixed, "o_proj")
     dq, dk, dv = vjp.attention(dmixed, kept.q, kept.k, kept.v, batch.attention, config.sliding_window, p)
     dq, dk = vjp.rope(dq, cos, sin, p), vjp.rope(dk, cos, sin, p)
     dh = back(dv, kept.h, "v_proj") + back(dk, kept.h, "k_proj") + back(dq, kept.h, "q_proj")
-    return dx + vjp.rms_norm(dh, kept.x, layer.input_layernorm, eps, p)
+    return dx + vjp.rms_norm(dh, kept.x, norms["input_layernorm"], eps, p)
 
 
 # ---- one module, there and back -------------------------------------------------------------------------------------

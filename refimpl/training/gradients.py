@@ -9,7 +9,8 @@ stands under the form that runs.
 import numpy as np
 
 from ..arrays import Array, Float, Int, Precision, namespace, to_host, widen
-from ..layers import WIDEN_AT_ONCE, apply_rope, apply_rope_per_token
+from ..layers import WIDEN_AT_ONCE
+from ..rope import apply_rope, apply_rope_per_token
 
 
 def linear_vjp(
@@ -115,7 +116,7 @@ def rope_vjp(
     p: Precision,
 ) -> Float[Array, "tokens heads head_dim"]:
     """y = R x with a rotation R:  dx = R^T dy, which is the rotation by the opposite angle."""
-    return apply_rope(dy, cos, -sin, p)
+    return apply_rope(dy, cos, -sin, False, p)
 
 
 def rope_vjp_per_token(
@@ -125,7 +126,7 @@ def rope_vjp_per_token(
     p: Precision,
 ) -> Float[Array, "tokens heads head_dim"]:
     """The same by the definition of rope."""
-    return apply_rope_per_token(dy, cos, -sin, p)
+    return apply_rope_per_token(dy, cos, -sin, False, p)
 
 
 def mlp_activation_vjp(

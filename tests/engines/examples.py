@@ -85,8 +85,9 @@ def hf_config(config: ModelConfig) -> hf.Config:
     if config.rope.type == "llama3":
         llama3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
         rope |= {name: getattr(config.rope, name) for name in llama3}
-    names = {field.name for field in dataclasses.fields(config)} - {"rope", "eos_token_ids"}
-    values = {name: getattr(config, name) for name in names}
+    fields = [field.name for field in dataclasses.fields(config)]
+    names = fields[: fields.index("eos_token_ids")]  # those after it are of other families
+    values = {name: getattr(config, name) for name in names if name != "rope"}
     values |= {"rope_parameters": rope, "eos_token_id": list(config.eos_token_ids)}
     kind = hf.transformers.LlamaConfig if config.sliding_window is None else hf.transformers.MistralConfig
     for name in ("sliding_window",) if config.sliding_window is None else ("attention_bias", "mlp_bias"):

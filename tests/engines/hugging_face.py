@@ -120,17 +120,25 @@ def load_exact(base: Path, adapters: Mapping[str, Path]) -> "peft.PeftModel":
     """The same in float64, to be run inside `float64_throughout`."""
     model = load(base, adapters, "float64").double()
     inner = model.get_base_model() if adapters else model
-    with float64_throughout():
-        inner.model.rotary_emb = type(inner.model.rotary_emb)(inner.config)
+    if getattr(inner.model, "rotary_emb", None) is not None:  # a model without positions has none
+        with float64_throughout():
+            inner.model.rotary_emb = type(inner.model.rotary_emb)(inner.config)
     return model
 
 
 @contextlib.contextmanager
 def float64_throughout() -> Iterator[None]:
     """transformers is not float64 under .double(): RMSNorm, the RoPE table and softmax ask for torch.float32 by name.
-    In here that name means float64. It is still their code that runs, not a copy of ours."""
-    with mock.patch.object(torch, "float32", torch.float64), mock.patch.object(torch, "float", torch.float64):
-        yield
+    In here that name, and x.float(), mean float64. It is still their code that runs, not a copy of ours."""
+    names = {name: mock.patch.object(torch, name, torch.float64) for name in ("float32", "float")}
+    method = mock.patch.object(torch.Tensor, "float", torch.Tensor.double)  # x.float() of Gemma's norm
+    default = torch.get_default_dtype()  # what an integer divided by an integer becomes
+    try:
+        torch.set_default_dtype(torch.float64)
+        with names["float32"], names["float"], method:
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 @contextlib.contextmanager

@@ -76,8 +76,9 @@ def test_what_config_json_cannot_say_leaves_nothing_behind(tmp_path: Path) -> No
     grown = dataclasses.replace(model, embed_tokens=np.zeros((14, 12)))
     with refused(WeightsError, "model.embed_tokens.weight has shape [14, 12]", "[13, 12]"):
         save_model(grown, target)
-    q = dataclasses.replace(model.layers[0].q_proj, bias=np.ones(32))
-    biased = dataclasses.replace(model, layers=(dataclasses.replace(model.layers[0], q_proj=q), model.layers[1]))
+    linears = model.layers[0].linears
+    linears = linears | {"q_proj": dataclasses.replace(linears["q_proj"], bias=np.ones(32))}
+    biased = dataclasses.replace(model, layers=(dataclasses.replace(model.layers[0], linears=linears), model.layers[1]))
     with refused(WeightsError, "model.layers.0.self_attn.q_proj.bias [32]"):
         save_model(biased, target)
     with refused(WeightsError, str(target), "model.norm.weight holds NaN"):

@@ -47,8 +47,8 @@ def saved(model: Model, folder: Path) -> Path:
     tensors = {"model.embed_tokens.weight": model.embed_tokens, "model.norm.weight": model.norm}
     tensors["lm_head.weight"] = model.lm_head.weight
     for i, layer in enumerate(model.layers):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{i}.{norm}.weight"] = getattr(layer, norm)
+        for norm, weight in layer.norms.items():
+            tensors[f"model.layers.{i}.{norm}.weight"] = weight
         for module in LAYER_MODULES:
             tensors[f"{module_name((i, module))}.weight"] = model.linear((i, module)).weight
     save_file({name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}, folder / "model.safetensors")

@@ -12,6 +12,7 @@ from support.plans import metadata
 
 from refimpl.arrays import Precision
 from refimpl.attention import first_visible
+from refimpl.config import View
 from refimpl.cuda import launch
 from refimpl.cuda.launch import stored, widened
 from refimpl.cuda.table import CUDA
@@ -232,11 +233,11 @@ def test_half_types_take_any_number_of_keys(dtype: str) -> None:
     q, *caches = (numbers(rng, shape, dtype) for shape in [(1, 2, 4), *[(blocks, 16, 1, 4)] * 2])
     tables = rng.permutation(blocks).astype(np.int32)[None]
     plan = metadata(np.array([0, 1], np.int32), np.array([keys], np.int32), tables, caches[0])
-    exact = NUMPY.attention(q.astype(np.float64), *(x.astype(np.float64) for x in caches), plan, None, Precision())
-    actual = CUDA.attention(q, *caches, plan, None, p)
+    exact = NUMPY.attention(q.astype(np.float64), *(x.astype(np.float64) for x in caches), plan, View(), Precision())
+    actual = CUDA.attention(q, *caches, plan, View(), p)
     assert (np.abs(actual - exact) <= 2 * half_ulp(exact, dtype)).all()
     with pytest.raises(LoracleError, match=rf'{keys} keys are too many; Precision\("flash", dtype\) .* any number'):
-        CUDA.attention(q, *caches, plan, None, Precision("model", dtype))
+        CUDA.attention(q, *caches, plan, View(), Precision("model", dtype))
 
 
 def test_too_many_keys_for_shared_memory_are_refused() -> None:

@@ -15,6 +15,7 @@ from support import build
 from support.plans import mapping, metadata
 
 from refimpl.arrays import Precision, rounded
+from refimpl.config import View
 from refimpl.cuda import launch
 from refimpl.cuda.launch import LoraLaunch
 from refimpl.cuda.table import CUDA
@@ -38,17 +39,19 @@ def norm(ops: Ops, p: Precision) -> np.ndarray:
 
 def rope(ops: Ops, p: Precision) -> np.ndarray:
     angle = np.random.default_rng(0).uniform(0, 7, (9, 16))
-    return ops.rope(x_of((9, 3, 32), p.dtype), np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32), p)
+    return ops.rope(
+        x_of((9, 3, 32), p.dtype), np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32), False, p
+    )
 
 
 def mlp(ops: Ops, p: Precision) -> np.ndarray:
-    return ops.mlp_activation(x_of((9, 70), p.dtype), x_of((9, 70), p.dtype)[::-1].copy(), p)
+    return ops.mlp_activation(x_of((9, 70), p.dtype), x_of((9, 70), p.dtype)[::-1].copy(), "silu", p)
 
 
 def attention(ops: Ops, p: Precision) -> np.ndarray:
     k, v = x_of((3, 16, 2, 32), p.kv), x_of((3, 16, 2, 32), p.kv)[::-1].copy()
     plan = np.array([0, 9], np.int32), np.array([40], np.int32), np.array([[2, 0, 1]], np.int32)
-    return ops.attention(2 * x_of((9, 4, 32), p.dtype), k, v, metadata(*plan, k), None, p)
+    return ops.attention(2 * x_of((9, 4, 32), p.dtype), k, v, metadata(*plan, k), View(), p)
 
 
 def lora(ops: Ops, p: Precision) -> np.ndarray:

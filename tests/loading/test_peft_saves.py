@@ -233,7 +233,7 @@ def test_a_base_that_transformers_saves(tmp_path: Path) -> None:
         weights = theirs.state_dict()
         for i, layer in enumerate(ours.layers):
             name = f"model.layers.{i}.self_attn.k_proj"
-            assert np.array_equal(layer.k_proj.weight, weights[f"{name}.weight"].numpy())
-            assert layer.k_proj.bias is not None
-            assert np.array_equal(layer.k_proj.bias, weights[f"{name}.bias"].numpy())
+            assert np.array_equal(layer.linears["k_proj"].weight, weights[f"{name}.weight"].numpy())
+            assert layer.linears["k_proj"].bias is not None
+            assert np.array_equal(layer.linears["k_proj"].bias, weights[f"{name}.bias"].numpy())
         assert np.array_equal(ours.lm_head.weight, weights["lm_head.weight"].numpy())

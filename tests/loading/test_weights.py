@@ -15,7 +15,7 @@ from folders import BASE, LFS_POINTER, config_json, model_tensors, random, safet
 import refimpl.loading.config_file
 import refimpl.loading.model_folder
 from refimpl.arrays import DTYPES, widen
-from refimpl.config import LAYER_MODULES, LAYER_NORMS, module_name
+from refimpl.config import module_name
 from refimpl.errors import DeviceError, LoracleError, WeightsError
 from refimpl.loading.checkpoint import expected_tensors
 from refimpl.loading.conversion import available_memory, converted
@@ -29,9 +29,8 @@ def arrays_of(model: Model) -> dict[str, np.ndarray]:
     """The model's arrays under the names of the checkpoint."""
     named = {EMBED: model.embed_tokens, "model.norm.weight": model.norm, HEAD: model.lm_head.weight}
     for i, layer in enumerate(model.layers):
-        named |= {f"model.layers.{i}.{norm}.weight": getattr(layer, norm) for norm in LAYER_NORMS}
-        for module in LAYER_MODULES:
-            linear = getattr(layer, module)
+        named |= {f"model.layers.{i}.{name}.weight": weight for name, weight in layer.norms.items()}
+        for module, linear in layer.linears.items():
             named[f"{module_name((i, module))}.weight"] = linear.weight
             if linear.bias is not None:
                 named[f"{module_name((i, module))}.bias"] = linear.bias

@@ -20,7 +20,7 @@ from support.tables import every_table
 
 from refimpl import NUMPY, REFERENCE, Model, Ops, Precision, Request, logits, trace
 from refimpl.arrays import DTYPES, rounded
-from refimpl.config import ModelConfig, Rope
+from refimpl.config import ModelConfig, Rope, View
 from refimpl.lora import AdapterSlots, BoundAdapter, LoraWeights
 
 HALF = ("bfloat16", "float16")
@@ -50,7 +50,7 @@ def check_exact_sums_give_the_same_bits(ops: Ops, dtype: str, seed: int) -> None
             t.linear(x, weight.astype(DTYPES[dtype]), bias, p),
             t.embed(weight, ids, p),
             t.rms_norm(x, x[0], 1e-05, p),
-            t.mlp_activation(x, x[::-1], p),
+            t.mlp_activation(x, x[::-1], "silu", p),
             written(t, rng_of(seed), p),
             turned(t, rng_of(seed), p),
             *adapted(t, rng_of(seed), p),
@@ -84,8 +84,8 @@ def adapted(ops: Ops, rng: np.random.Generator, p: Precision) -> tuple[np.ndarra
 
 
 def turned(ops: Ops, rng: np.random.Generator, p: Precision) -> np.ndarray:
-    cos, sin = ops.rope_table(Rope(500.0), 4, np.array([0, 3, 700], np.int32), p)
-    return ops.rope(exact_rows(rng, 3, 2, 4), cos, sin, p)
+    cos, sin = ops.rope_table(Rope(500.0), 4, np.array([0, 3, 700], np.int32), np.array([1, 4, 701], np.int32), p)
+    return ops.rope(exact_rows(rng, 3, 2, 4), cos, sin, False, p)
 
 
 def written(ops: Ops, rng: np.random.Generator, p: Precision) -> np.ndarray:
@@ -103,7 +103,7 @@ def check_attention_is_within_a_unit_of_each_probability(ops: Ops, dtype: str, s
     tables = rng.permutation(9).astype(np.int32).reshape(3, 3)
     starts, contexts = np.array([0, 1, 3, 8], np.int32), np.array([9, 4, 5], np.int32)
     plan = metadata(starts, contexts, tables, k)
-    got, expected = (backend.attention(q, k, v, plan, window, p) for backend in (ops, REFERENCE))
+    got, expected = (backend.attention(q, k, v, plan, View(window), p) for backend in (ops, REFERENCE))
     unit = 2.0**-7 if dtype == "bfloat16" else 2.0**-10
     assert got.dtype == expected.dtype and got.shape == expected.shape
     assert (np.abs(got - expected) <= unit * (np.abs(v).max() + np.abs(expected))).all()
@@ -222,6 +222,8 @@ def as_stored(model: Model, dtype: type) -> Model:
     def wide(x: object) -> object:
         if isinstance(x, np.ndarray):
             return x.astype(dtype)
+        if isinstance(x, dict):
+            return {name: wide(part) for name, part in x.items()}
         return replace(x, **{f.name: wide(getattr(x, f.name)) for f in fields(x)}) if x is not None else None
 
     return replace(

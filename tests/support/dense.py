@@ -22,8 +22,9 @@ def dense_logits(model: Model, token_ids: list[int]) -> np.ndarray:
     distance = np.arange(n)[:, None] - np.arange(n)[None, :]
     seen = (distance >= 0) & (distance < (c.sliding_window or n))
     for layer in model.layers:
-        h = normed(x, layer.input_layernorm, c.rms_norm_eps)
-        q, k, v = (apply(w, h).reshape(n, -1, c.head_dim) for w in (layer.q_proj, layer.k_proj, layer.v_proj))
+        linears = layer.linears
+        h = normed(x, layer.norms["input_layernorm"], c.rms_norm_eps)
+        q, k, v = (apply(linears[name], h).reshape(n, -1, c.head_dim) for name in ("q_proj", "k_proj", "v_proj"))
         q, k = rotated(q, c.rope), rotated(k, c.rope)
         heads = []
         for i in range(c.num_attention_heads):
@@ -31,10 +32,10 @@ def dense_logits(model: Model, token_ids: list[int]) -> np.ndarray:
             scores = np.where(seen, q[:, i] @ k[:, j].T / c.head_dim**0.5, -np.inf)
             e = np.exp(scores - scores.max(1, keepdims=True))
             heads.append(e / e.sum(1, keepdims=True) @ v[:, j])
-        x = x + apply(layer.o_proj, np.concatenate(heads, axis=1))
-        h = normed(x, layer.post_attention_layernorm, c.rms_norm_eps)
-        gate = apply(layer.gate_proj, h)
-        x = x + apply(layer.down_proj, gate / (1 + np.exp(-gate)) * apply(layer.up_proj, h))
+        x = x + apply(linears["o_proj"], np.concatenate(heads, axis=1))
+        h = normed(x, layer.norms["post_attention_layernorm"], c.rms_norm_eps)
+        gate = apply(linears["gate_proj"], h)
+        x = x + apply(linears["down_proj"], gate / (1 + np.exp(-gate)) * apply(linears["up_proj"], h))
     return apply(model.lm_head, normed(x, model.norm, c.rms_norm_eps))
 
 
@@ -72,7 +73,7 @@ def wave_numbers(rope: Rope, head_dim: int) -> np.ndarray:
 def merged(model: Model, request: Request) -> Model:
     """A base model with the request's adapters merged: W + sum(weight * scale * B A), and what they replace."""
     layers = [
-        dataclasses.replace(layer, **{m: with_adapters(model, request, (i, m)) for m in LAYER_MODULES})
+        dataclasses.replace(layer, linears={m: with_adapters(model, request, (i, m)) for m in layer.linears})
         for i, layer in enumerate(model.layers)
     ]
     embed = with_adapters(model, request, EMBED).weight

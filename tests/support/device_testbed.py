@@ -38,6 +38,8 @@ def map_arrays(value: Any, change: Any) -> Any:
         return tuple(map_arrays(part, change) for part in value)
     if isinstance(value, (Linear, Layer)):
         return type(value)(**{name: map_arrays(getattr(value, name), change) for name in value.__dataclass_fields__})
+    if isinstance(value, dict):
+        return {name: map_arrays(part, change) for name, part in value.items()}
     return value
 
 

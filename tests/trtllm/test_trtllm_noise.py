@@ -74,6 +74,8 @@ def stored(model: Model, dtype: str) -> Model:
     def to(x: object) -> object:
         if isinstance(x, np.ndarray):
             return rounded(x, dtype)
+        if isinstance(x, dict):
+            return {name: to(part) for name, part in x.items()}
         return dataclasses.replace(x, **{f.name: to(getattr(x, f.name)) for f in dataclasses.fields(x)}) if x else None
 
     return dataclasses.replace(

@@ -6,7 +6,7 @@ from support.dense import wave_numbers
 
 from refimpl import Precision
 from refimpl.config import Rope
-from refimpl.layers import rope_frequencies, rope_table
+from refimpl.rope import rope_frequencies, rope_table
 
 LLAMA_3_1 = Rope(500000.0, "llama3", 8.0, 1.0, 4.0, 8192)
 ROPES = [
@@ -32,7 +32,7 @@ def test_llama3_keeps_short_waves_and_stretches_long_ones() -> None:
 
 def test_the_table_is_cos_and_sin_of_position_times_frequency() -> None:
     positions = np.array([0, 3, 1000], np.int32)
-    cos, sin = rope_table(Rope(), 8, positions, Precision("model", "float64"))
+    cos, sin = rope_table(Rope(), 8, positions, positions + 1, Precision("model", "float64"))
     angle = np.outer(positions, wave_numbers(Rope(), 8))
     np.testing.assert_allclose(cos, np.cos(angle), atol=1e-13)
     np.testing.assert_allclose(sin, np.sin(angle), atol=1e-13)

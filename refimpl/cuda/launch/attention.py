@@ -62,8 +62,10 @@ def attention(
     round_probabilities: bool = False,
     version: int = 0,
     splits: int = 0,
+    scale: float | None = None,
 ) -> Float[Array, "tokens heads*head_dim"]:
-    """softmax(q k^T / sqrt(head_dim)) v through the block table. Version 0: whichever suits the batch."""
+    """softmax(scale * q k^T) v through the block table; scale None is 1/sqrt(head_dim). Version 0: what suits the
+    batch."""
     tokens, heads, head_dim = q.shape
     cache = _check(q, k_cache, v_cache, metadata, dtype)
     xp = namespace(q)
@@ -75,6 +77,7 @@ def attention(
     if version == 0:
         version, splits = choose_attention(tokens * heads, longest, round_probabilities)
     arguments = _arguments(out, q, k_cache, v_cache, metadata, window)
+    arguments |= {} if scale is None else {"scale": np.float32(scale)}
     arguments |= {
         "splits": splits,
         "round_scores": int(round_scores),

@@ -12,10 +12,10 @@ import numpy as np
 from ...adapter import Adapter
 from ...arrays import Array, Precision, widen
 from ...config import ModelConfig, Module
-from ...layers import apply_rope
 from ...lora import AdapterSlots, BoundAdapter, LoraWeights
 from ...ops import NUMPY, Ops
 from ...plans import LoraMapping
+from ...rope import apply_rope
 from .mutant import Family
 from .steps import Slots, add, binding, but, loading, reading
 
@@ -244,9 +244,8 @@ def q_delta_after_rope() -> Ops:
         add(delta_alone, x, adapters.at(module), mapping, p)
         if module[1] == "q_proj" and turned:
             heads = delta_alone.reshape(len(delta_alone), -1, adapters.model.config.head_dim)
-            delta_alone = apply_rope(heads, turned[0], -turned[1], p).reshape(
-                delta_alone.shape
-            )  # back, before it is turned
+            back = apply_rope(heads, turned[0], -turned[1], False, p)  # before it is turned
+            delta_alone = back.reshape(delta_alone.shape)
         y += delta_alone
 
     return but(rope_table=rope_table, lora_delta=delta)

@@ -4,16 +4,18 @@ Note what is missing: a shift of all positions by one. Rotary embedding is relat
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ...arrays import Array, Precision
 from ...attention import attention, gather
-from ...config import Rope
+from ...config import Rope, View
 from ...kv_cache import write_kv
-from ...layers import apply_rope, rope_table
 from ...ops import NUMPY, Ops
 from ...plans import AttentionMetadata, slot_mapping
+from ...rope import apply_rope, rope_table
 from .mutant import Family
 from .steps import OncePerBatch, but
 
@@ -36,8 +38,8 @@ def rope_starting(start: Callable[[int, int], int]) -> Ops:
         wrong[:] = [starting(start)(computed, lengths)]
         return NUMPY.positions(computed, lengths)
 
-    def table(rope: Rope, head_dim: int, positions: Array, p: Precision) -> tuple[Array, Array]:
-        return rope_table(rope, head_dim, wrong[0] if wrong else positions, p)
+    def table(rope: Rope, head_dim: int, positions: Array, *rest: Any) -> tuple[Array, Array]:
+        return rope_table(rope, head_dim, wrong[0] if wrong else positions, *rest)
 
     return but(positions=positions, rope_table=table)
 
@@ -139,7 +141,7 @@ def with_tables(metadata: AttentionMetadata, **changes: Array) -> AttentionMetad
 def attending(change: Callable[[AttentionMetadata], AttentionMetadata]) -> Ops:
     """Attention that is told of other contexts or blocks than the batch has."""
     changed = OncePerBatch(change)
-    return but(attention=lambda q, k, v, metadata, window, p: attention(q, k, v, changed(metadata), window, p))
+    return but(attention=lambda q, k, v, metadata, *rest: attention(q, k, v, changed(metadata), *rest))
 
 
 @cache.bug("keys are cached where values belong, and values where keys belong")
@@ -156,7 +158,7 @@ def k_cached_before_rope() -> Ops:
         return turned[0], turned[1]
 
     def write(k_cache: Array, v_cache: Array, k: Array, v: Array, metadata: AttentionMetadata, p: Precision) -> None:
-        back = apply_rope(k, turned[0], -turned[1], p) if turned else k
+        back = apply_rope(k, turned[0], -turned[1], False, p) if turned else k
         write_kv(k_cache, v_cache, back, v, metadata, p)
 
     return but(rope_table=table, write_kv=write)
@@ -199,8 +201,8 @@ def next_token_seen() -> Ops:
     "https://github.com/openvinotoolkit/openvino/pull/37377",
 )
 def unused_slots_are_nan() -> Ops:
-    def mixed(q: Array, k: Array, v: Array, metadata: AttentionMetadata, window: int | None, p: Precision) -> Array:
-        out = attention(q, k, v, metadata, window, p)
+    def mixed(q: Array, k: Array, v: Array, metadata: AttentionMetadata, view: View, p: Precision) -> Array:
+        out = attention(q, k, v, metadata, view, p)
         partial = np.repeat(metadata.context_lens % k.shape[1] != 0, np.diff(metadata.query_start_loc))
         out[partial] = np.nan
         return out
@@ -214,14 +216,14 @@ def unused_slots_are_nan() -> Ops:
     needs="chunks",
 )
 def prefix_not_seen() -> Ops:
-    def mixed(q: Array, k: Array, v: Array, metadata: AttentionMetadata, window: int | None, p: Precision) -> Array:
-        out = attention(q, k, v, metadata, window, p)
+    def mixed(q: Array, k: Array, v: Array, metadata: AttentionMetadata, view: View, p: Precision) -> Array:
+        out = attention(q, k, v, metadata, view, p)
         for span in metadata.spans:
             now = span.stop - span.start
             if 1 < now < span.context:
                 rows = slice(span.start, span.stop)
                 keys, values = (gather(x, span, span.context - now, span.context)[None] for x in (k, v))
-                out[rows] = attention(q[rows], keys, values, alone(now, now), window, p)
+                out[rows] = attention(q[rows], keys, values, alone(now, now), view, p)
         return out
 
     return but(attention=mixed)
@@ -258,8 +260,9 @@ def looking_back(change: Callable[[int], int | None]) -> Ops:
     """Another sliding window. Blocks that have left the right one were given back: whatever lies in block 0 is seen."""
     filled = OncePerBatch(lambda metadata: with_tables(metadata, block_tables=np.maximum(metadata.block_tables, 0)))
 
-    def mixed(q: Array, k: Array, v: Array, metadata: AttentionMetadata, window: int | None, p: Precision) -> Array:
-        return attention(q, k, v, filled(metadata), None if window is None else change(window), p)
+    def mixed(q: Array, k: Array, v: Array, metadata: AttentionMetadata, view: View, p: Precision) -> Array:
+        changed = view if view.window is None else replace(view, window=change(view.window))
+        return attention(q, k, v, filled(metadata), changed, p)
 
     return but(attention=mixed)
 

@@ -8,7 +8,7 @@ import numpy as np
 from ...adapter import Adapter
 from ...arrays import Array, Precision, rounded
 from ...attention import attention, gather
-from ...config import ModelConfig, Module
+from ...config import ModelConfig, Module, View
 from ...lora import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter
 from ...ops import NUMPY, Ops
 from ...plans import Adapters, AttentionMetadata, LoraMapping
@@ -209,15 +209,15 @@ def window_longer_by(n: int) -> Ops:
 def oldest_not_seen(count: int) -> Ops:
     """A cache that is rolled, or a mask that is built, by a few places too much."""
 
-    def mixed(q: Array, k: Array, v: Array, metadata: AttentionMetadata, window: int | None, p: Precision) -> Array:
-        out = attention(q, k, v, metadata, window, p)
+    def mixed(q: Array, k: Array, v: Array, metadata: AttentionMetadata, view: View, p: Precision) -> Array:
+        out = attention(q, k, v, metadata, view, p)
         for span in metadata.spans:
             n = span.context
-            first = min(max(count, n - (window or n)), n - 1)
+            first = min(max(count, n - (view.window or n)), n - 1)
             if span.stop - span.start == 1 and n > count:
                 gathered = [gather(x, span, first, n)[None] for x in (k, v)]
                 rows = slice(span.start, span.stop)
-                out[rows] = attention(q[rows], gathered[0], gathered[1], alone(1, n - first), window, p)
+                out[rows] = attention(q[rows], gathered[0], gathered[1], alone(1, n - first), view, p)
         return out
 
     return but(attention=mixed)

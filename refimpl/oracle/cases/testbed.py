@@ -1,6 +1,5 @@
 """The testbed of a campaign: one base and the adapters that its cases use, on disk for the engine, loaded for us."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -17,7 +16,7 @@ from ...formats.peft import save_adapter
 from ...loading.adapter_folder import load_adapter
 from ...loading.model_folder import base_folder, load_model
 from ...synthetic.models import random_model
-from ...weights import Linear, Model
+from ...weights import Layer, Linear, Model
 from .near_duplicates import near_duplicates_of
 from .variety import random_adapters, random_config
 
@@ -141,7 +140,10 @@ def in_float64(model: Model) -> Model:
         return x.astype(np.float64) if isinstance(x, Array) else x
 
     layers = tuple(
-        replace(layer, **{field.name: wide(getattr(layer, field.name)) for field in dataclasses.fields(layer)})
+        Layer(
+            {name: wide(weight) for name, weight in layer.norms.items()},
+            {name: wide(linear) for name, linear in layer.linears.items()},
+        )
         for layer in model.layers
     )
     embed = wide(model.embed_tokens)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...arrays import Array, Precision, ceil_div
 from ...attention import attention_per_token, visible
+from ...config import View
 from ...kv_cache import NO_BLOCK, write_kv_per_token
 from ...plans import AttentionMetadata, slot_mapping
 from .bounds import attention_row
@@ -118,7 +119,7 @@ def make_attention(spec: Spec, rng: np.random.Generator) -> Vector:
 
     def run(step: Callable[..., Array], p: Precision) -> Array:
         q, k, values = (inputs[name].astype(p.compute) for name in ("q", "k_cache", "v_cache"))
-        return step(q, k, values, _metadata(spec, plan), spec.window, p).astype(np.float64)
+        return step(q, k, values, _metadata(spec, plan), View(spec.window), p).astype(np.float64)
 
     truth = run(attention_per_token, Precision("model", "float64"))
     bounds = {dtype: _bound(v, spec, dtype) for dtype in VECTOR_DTYPES}

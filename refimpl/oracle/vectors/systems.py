@@ -12,6 +12,7 @@ import numpy as np
 from ...adapter import Adapter
 from ...arrays import Array, Precision
 from ...checks import check_adapter_ids, check_attention, check_slots
+from ...config import View
 from ...engines.interface import Capabilities, Engine, EngineRequest, EngineResponse, Settings
 from ...engines.ours import Ours
 from ...errors import LoracleError
@@ -115,7 +116,7 @@ def attention(ops: Ops, v: Vector, dtype: str) -> Outputs:
     window = v.about["window"]
     metadata = AttentionMetadata.of(starts, contexts, tables, np.zeros(0, np.int32), blocks, block_size)
     check_attention(metadata, len(q), window)
-    return {"out": ops.attention(q, k_cache, v_cache, metadata, window, p)}
+    return {"out": ops.attention(q, k_cache, v_cache, metadata, View(window), p)}
 
 
 # ---- whole models ---------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...arrays import Array, Precision, rounded
 from ...attention import attention, attention_per_token, visible
+from ...config import View
 from ...lora import lora_delta, lora_delta_per_token
 from ...ops import NUMPY, Ops
 from ...plans import AttentionMetadata
@@ -90,7 +91,7 @@ def online(
     k_cache: Array,
     v_cache: Array,
     metadata: AttentionMetadata,
-    window: int | None,
+    view: View,
     p: Precision,
 ) -> Array:
     """One pass over the keys with a running maximum (Milakov & Gimelshein 2018), as kernels do it."""
@@ -98,7 +99,7 @@ def online(
     group = heads // k_cache.shape[2]
     out = np.empty((tokens, heads, head_dim), q.dtype)
     scale = q.dtype.type(1 / np.sqrt(head_dim))
-    for t, where in visible(metadata, window):
+    for t, where in visible(metadata, view.window):
         for h in range(heads):
             top, norm, mixed = q.dtype.type(-np.inf), q.dtype.type(0), np.zeros(head_dim, q.dtype)
             for block, offset in where:

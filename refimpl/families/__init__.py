@@ -1,0 +1,11 @@
+"""The families of models that load: one file each, a dozen lines of what it does that a Llama does not.
+
+A new one is such a file, its name here, and its config in tests/engines/test_families.py, which compares it with
+transformers in float64.
+"""
+
+from . import ernie, gemma, glm, granite, hunyuan, llama, ministral, olmo, phi, qwen, seed, smollm
+from .family import Family
+
+MODULES = (llama, qwen, phi, gemma, granite, smollm, olmo, ministral, glm, seed, ernie, hunyuan)
+FAMILIES: dict[str, Family] = {family.architecture: family for module in MODULES for family in module.FAMILIES}

@@ -1,0 +1,17 @@
+"""Llama and Mistral (transformers, configuration_llama.py, configuration_mistral.py): what all others differ from."""
+
+from .family import EOS, LLAMA_BIASES, Family
+
+LLAMA = Family(
+    "LlamaForCausalLM",
+    "llama",
+    {**EOS, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
+    biases=LLAMA_BIASES,
+)
+MISTRAL = Family(
+    "MistralForCausalLM",
+    "mistral",
+    {**EOS, "rms_norm_eps": 1e-6, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    windowed=True,
+)
+FAMILIES = (LLAMA, MISTRAL)

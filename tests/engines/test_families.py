@@ -1,0 +1,204 @@
+"""Every family that loads, against transformers and PEFT in float64: the base, and LoRA on every linear layer.
+
+transformers makes the model and writes it, PEFT makes the adapters; both sides read the same folders. One flat batch of
+requests with different adapters is compared with transformers, which runs each alone."""
+
+from pathlib import Path
+from typing import Any
+
+import hugging_face as hf
+import numpy as np
+import pytest
+
+import refimpl
+from refimpl.families import FAMILIES
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is the local path")  # PEFT saves where the base was
+
+T = hf.transformers
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 5e4, "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.1],
+    "long_factor": [1.5, 3.0],
+    "partial_rotary_factor": 0.75,
+}
+MULTIPLIERS = {
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 2.5,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 6.0,
+}
+
+# A name, the class of its config, and what differs from SIZES. Each rule of a family is in one of them at least.
+CASES: dict[str, tuple[type, dict[str, Any]]] = {
+    "llama yarn": (T.LlamaConfig, {"rope_parameters": YARN | {"truncate": False}}),
+    "llama yarn mscale": (T.LlamaConfig, {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 1.2}}),
+    "qwen2": (T.Qwen2Config, {}),
+    "qwen2 window": (T.Qwen2Config, {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}),
+    "qwen2 yarn": (T.Qwen2Config, {"rope_parameters": YARN, "tie_word_embeddings": True}),
+    "qwen3": (T.Qwen3Config, {"head_dim": 8}),
+    "qwen3 biases": (T.Qwen3Config, {"head_dim": 10, "attention_bias": True, "tie_word_embeddings": True}),
+    "phi3": (T.Phi3Config, {"sliding_window": 6}),
+    "phi3 partial": (
+        T.Phi3Config,
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}},
+    ),
+    "phi3 longrope": (T.Phi3Config, {"rope_parameters": LONG, "original_max_position_embeddings": 14}),
+    "gemma": (T.GemmaConfig, {"head_dim": 10}),
+    "gemma untied": (T.GemmaConfig, {"head_dim": 10, "tie_word_embeddings": False, "attention_bias": True}),
+    "gemma2": (T.Gemma2Config, {"head_dim": 10, "query_pre_attn_scalar": 7, "sliding_window": 5}),
+    "gemma2 caps": (
+        T.Gemma2Config,
+        {"head_dim": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "num_hidden_layers": 3},
+    ),
+    "gemma3": (T.Gemma3TextConfig, {"head_dim": 8, "sliding_window": 4, "sliding_window_pattern": 3}),
+    "gemma3 linear": (
+        T.Gemma3TextConfig,
+        {
+            "head_dim": 8,
+            "query_pre_attn_scalar": 5,
+            "sliding_window": 4,
+            "num_hidden_layers": 7,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+            },
+        },
+    ),
+    "granite": (T.GraniteConfig, MULTIPLIERS),
+    "granite biases": (T.GraniteConfig, {**MULTIPLIERS, "attention_bias": True, "mlp_bias": True}),
+    "granite4": (
+        T.GraniteMoeHybridConfig,
+        {
+            **MULTIPLIERS,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 44,
+            "position_embedding_type": "rope",
+            "layer_types": ["full_attention"] * 4,
+            "mamba_n_heads": 6,
+        },
+    ),
+    "granite4 without rope": (
+        T.GraniteMoeHybridConfig,
+        {
+            **MULTIPLIERS,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 44,
+            "position_embedding_type": None,
+            "layer_types": ["full_attention"] * 4,
+            "mamba_n_heads": 6,
+        },
+    ),
+    "smollm3": (T.SmolLM3Config, {}),
+    "smollm3 layers": (
+        T.SmolLM3Config,
+        {"no_rope_layers": [0, 1, 1, 0], "use_sliding_window": True, "sliding_window": 5, "attention_bias": True},
+    ),
+    "olmo2": (T.Olmo2Config, {}),
+    "olmo2 biases": (T.Olmo2Config, {"attention_bias": True, "rope_parameters": LLAMA3}),
+    "olmo3": (T.Olmo3Config, {"sliding_window": 5}),
+    "olmo3 yarn": (
+        T.Olmo3Config,
+        {
+            "sliding_window": 5,
+            "rope_parameters": {
+                "full_attention": YARN,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e4},
+            },
+        },
+    ),
+    "ministral3": (
+        T.Ministral3Config,
+        {"head_dim": 8, "rope_parameters": YARN | {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 5}},
+    ),
+    "ministral3 window": (T.Ministral3Config, {"head_dim": 8, "sliding_window": 7}),
+    "glm4": (T.Glm4Config, {"head_dim": 8}),
+    "glm4 whole": (
+        T.Glm4Config,
+        {
+            "head_dim": 8,
+            "attention_bias": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
+        },
+    ),
+    "seed": (T.SeedOssConfig, {"head_dim": 8, "attention_dropout": 0.0, "residual_dropout": 0.0}),
+    "seed biases": (
+        T.SeedOssConfig,
+        {
+            "head_dim": 8,
+            "attention_dropout": 0.0,
+            "residual_dropout": 0.0,
+            "attention_bias": False,
+            "attention_out_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "ernie": (T.Ernie4_5Config, {"head_dim": 8}),
+    "ernie biases": (T.Ernie4_5Config, {"head_dim": 6, "use_bias": True, "tie_word_embeddings": False}),
+    "hunyuan": (T.HunYuanDenseV1Config, {"head_dim": 8}),
+    "hunyuan alpha": (
+        T.HunYuanDenseV1Config,
+        {"head_dim": 8, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}},
+    ),
+}
+PROMPTS = [[7, 1, 33, 9, 60, 2, 2, 15, 48, 3, 11, 5], [4, 8, 15, 16, 23], [42], list(range(3, 25)), [9, 9, 1]]
+NAMES = ["first", hf.BASE, "second", "second", "first"]
+
+
+def config_of(case: str) -> hf.Config:
+    """The config of a case, as transformers completes it."""
+    kind, changes = CASES[case]
+    return kind(**SIZES | changes)
+
+
+def write(folder: Path, case: str) -> dict[str, Path]:
+    """Write the base and two adapters: on every linear layer, and on some of them at another scale."""
+    base = folder / "base"
+    hf.write_model(config_of(case), base, seed=len(case))
+    linear = refimpl.load_model(base).config.layer_modules
+    specs = {
+        "first": hf.peft.LoraConfig(r=3, lora_alpha=7, target_modules=list(linear)),
+        "second": hf.peft.LoraConfig(
+            r=2, lora_alpha=5, use_rslora=True, target_modules=[linear[0], linear[-1], "embed_tokens", "lm_head"]
+        ),
+    }
+    for seed, (name, spec) in enumerate(specs.items()):
+        hf.write_adapter(base, spec, folder / name, seed, copies=False)
+    return {name: folder / name for name in specs}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mixed_batch_equals_transformers_and_peft(tmp_path: Path, case: str) -> None:
+    adapters = write(tmp_path, case)
+    theirs = hf.alone(tmp_path / "base", adapters, PROMPTS, NAMES)
+    model = refimpl.load_model(tmp_path / "base", "float64")
+    ours = {name: refimpl.load_adapter(path, model.config) for name, path in adapters.items()}
+    rows = refimpl.logits(model, [refimpl.Request(p, ours.get(name)) for p, name in zip(PROMPTS, NAMES, strict=True)])
+    for row, expected in zip(rows, theirs, strict=True):
+        assert np.abs(row - expected).max() <= 1e-9 * np.abs(expected).max()
+
+
+def test_every_family_is_here() -> None:
+    assert {config_of(case).model_type for case in CASES} | {"mistral"} == {f.model_type for f in FAMILIES.values()}

@@ -1,0 +1,289 @@
+"""Families from their config.json, as the Hub has them: what is read, what is refused by name, and that the fast form
+of the forward pass is the definition for each. (tests/engines/test_families.py compares them with transformers.)"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from folders import config_json, refused, safetensors_bytes
+from support.build import random_adapter, random_model
+
+from refimpl import Request, load_model, logits
+from refimpl.config import LayerKind, ModelConfig, Rope
+from refimpl.cuda.table import CUDA
+from refimpl.errors import ConfigError, LoracleError, WeightsError
+from refimpl.families import FAMILIES
+from refimpl.formats.hf import save_model
+from refimpl.loading.checkpoint import expected_tensors
+from refimpl.loading.config_file import load_config
+from refimpl.ops import NUMPY, REFERENCE
+
+# As in the Hub's files, but small. ... removes a key that Llama's config.json has.
+SMALL: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {"model_type": "llama"},
+    "MistralForCausalLM": {"model_type": "mistral", "sliding_window": 3},
+    "Qwen2ForCausalLM": {
+        "model_type": "qwen2",
+        "use_sliding_window": False,
+        "sliding_window": 3,
+        "head_dim": ...,
+        "hidden_size": 32,
+    },
+    "Qwen3ForCausalLM": {"model_type": "qwen3", "attention_bias": False, "max_window_layers": 1},
+    "Phi3ForCausalLM": {
+        "model_type": "phi3",
+        "head_dim": ...,
+        "hidden_size": 32,
+        "rope_scaling": {"type": "su", "short_factor": [1.0, 1.1, 1.2], "long_factor": [1.5, 2.0, 4.0]},
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 6,
+    },
+    "GemmaForCausalLM": {"model_type": "gemma", "hidden_act": "gelu", "tie_word_embeddings": ...},
+    "Gemma2ForCausalLM": {
+        "model_type": "gemma2",
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "query_pre_attn_scalar": 6,
+        "sliding_window": 3,
+        "tie_word_embeddings": ...,
+    },
+    "Gemma3ForCausalLM": {
+        "model_type": "gemma3_text",
+        "hidden_act": ...,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": 3,
+        "sliding_window_pattern": 2,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "tie_word_embeddings": ...,
+    },
+    "GraniteForCausalLM": {
+        "model_type": "granite",
+        "attention_multiplier": 0.3,
+        "embedding_multiplier": 12,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 6,
+    },
+    "GraniteMoeHybridForCausalLM": {
+        "model_type": "granitemoehybrid",
+        "num_local_experts": 0,
+        "shared_intermediate_size": 20,
+        "layer_types": ["attention", "attention"],
+        "position_embedding_type": "rope",
+    },
+    "SmolLM3ForCausalLM": {"model_type": "smollm3", "no_rope_layers": [1, 0], "rope_theta": 2e6},
+    "Olmo2ForCausalLM": {"model_type": "olmo2", "rope_theta": 5e5},
+    "Olmo3ForCausalLM": {
+        "model_type": "olmo3",
+        "rope_theta": 5e5,
+        "sliding_window": 3,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16},
+    },
+    "Ministral3ForCausalLM": {
+        "model_type": "ministral3",
+        "rope_theta": ...,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "original_max_position_embeddings": 4,
+            "llama_4_scaling_beta": 0.1,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+        },
+    },
+    "Glm4ForCausalLM": {"model_type": "glm4", "partial_rotary_factor": 0.5, "attention_bias": True},
+    "SeedOssForCausalLM": {"model_type": "seed_oss", "attention_bias": True, "attention_out_bias": False},
+    "Ernie4_5ForCausalLM": {"model_type": "ernie4_5", "use_bias": True},
+    "HunYuanDenseV1ForCausalLM": {
+        "model_type": "hunyuan_v1_dense",
+        "use_qk_norm": True,
+        "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0},
+    },
+}
+
+
+def write_config(folder: Path, name: str, **changes: Any) -> Path:
+    """Write config.json of a family, with changes."""
+    (folder / "config.json").write_text(json.dumps(config_json(architectures=[name], **SMALL[name] | changes)))
+    return folder
+
+
+def test_every_family_is_here() -> None:
+    assert SMALL.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_fast_form_is_the_definition(tmp_path: Path, name: str) -> None:
+    config = load_config(write_config(tmp_path, name))
+    model = random_model(config, 3)
+    requests = [
+        Request([3, 1, 4, 1, 5, 9, 2, 6], random_adapter(config, 1, modules=config.layer_modules)),
+        Request([5, 3, 5]),
+        Request([8, 9, 7, 9, 3], random_adapter(config, 2, r=1, modules=("embed_tokens", "lm_head", config.down))),
+    ]
+    for fast, slow in zip(logits(model, requests), logits(model, requests, REFERENCE), strict=True):
+        np.testing.assert_allclose(fast, slow, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_its_tensors_load_and_no_others(tmp_path: Path, name: str) -> None:
+    config = load_config(write_config(tmp_path, name))
+    rng = np.random.default_rng(0)
+    tensors = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in expected_tensors(config).items()}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    model = load_model(tmp_path)
+    for norm, weight in model.layers[1].norms.items():
+        stored = tensors[f"model.layers.1.{norm}.weight"]
+        np.testing.assert_array_equal(weight, stored + 1 if config.norms.plus_one else stored)
+    for module in config.modules()[1:-1]:
+        assert model.linear(module).weight.shape == config.shape(module[1])
+    foreign = tensors | {"model.layers.0.self_attn.sinks": np.zeros(4, np.float32)}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(foreign))
+    with refused(WeightsError, "model.layers.0.self_attn.sinks [4] is not one of the model's"):
+        load_model(tmp_path)
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("Qwen2ForCausalLM", {"attention_bias": True}, "attention_bias is True: Qwen2ForCausalLM has none"),
+    ("Qwen2ForCausalLM", {"use_sliding_window": 1}, "use_sliding_window is 1: it must be true or false"),
+    (
+        "Qwen2ForCausalLM",
+        {"layer_types": ["full_attention"]},
+        "it must be a list of 2 of full_attention, sliding_attention",
+    ),
+    ("Qwen3ForCausalLM", {"layer_types": ["chunked_attention"] * 2}, "layer_types is ['chunked_attention'"),
+    ("Qwen3ForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
+    ("Phi3ForCausalLM", {"partial_rotary_factor": 0.7}, "of which 5 channels turn is wrong"),
+    ("Phi3ForCausalLM", {"partial_rotary_factor": 1.0}, "short_factor has 3 numbers; 8 channels turn, in 4 pairs"),
+    ("GemmaForCausalLM", {"hidden_act": "silu"}, "hidden_act is 'silu', which must be 'gelu_pytorch_tanh' or 'gelu'"),
+    ("Gemma2ForCausalLM", {"hidden_act": "gelu"}, "hidden_act is 'gelu', which must be 'gelu_pytorch_tanh'"),
+    ("Gemma2ForCausalLM", {"attn_logit_softcapping": 0}, "attn_logit_softcapping is 0: it must be a number above 0"),
+    ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    ("Gemma3ForCausalLM", {"sliding_window": None}, "sliding_window is missing"),
+    ("GraniteForCausalLM", {"residual_multiplier": "half"}, "residual_multiplier is 'half'"),
+    ("GraniteMoeHybridForCausalLM", {"num_local_experts": 8}, "num_local_experts is 8: a mixture of experts"),
+    ("GraniteMoeHybridForCausalLM", {"layer_types": ["mamba", "attention"]}, "layer_types holds 'mamba'"),
+    ("GraniteMoeHybridForCausalLM", {"layer_types": ...}, "layer_types holds 'mamba'"),
+    ("SmolLM3ForCausalLM", {"no_rope_layers": [1]}, "no_rope_layers has no 0 or 1 for layer 1"),
+    ("Olmo3ForCausalLM", {"rope_theta": 1e4}, "which versions of transformers read differently"),
+    (
+        "Olmo3ForCausalLM",
+        {"rope_scaling": None, "rope_theta": ..., "rope_parameters": {"full_attention": {"rope_theta": 1e4}}},
+        "sliding_attention is None: it must be an object",
+    ),
+    ("Ministral3ForCausalLM", {"attention_bias": True}, "Ministral3ForCausalLM has none"),
+    ("Glm4ForCausalLM", {"rope_parameters": {"full_attention": {}}}, "a rope for each layer type"),
+    ("SeedOssForCausalLM", {"use_bias": True}, "SeedOssForCausalLM has none"),
+    ("Ernie4_5ForCausalLM", {"num_experts": 64}, "num_experts is 64"),
+    ("HunYuanDenseV1ForCausalLM", {"use_qk_norm": False}, "use_qk_norm is false"),
+    ("HunYuanDenseV1ForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "says"), REFUSED)
+def test_what_would_be_another_model_is_refused(tmp_path: Path, name: str, changes: dict[str, Any], says: str) -> None:
+    with refused(ConfigError, str(tmp_path), says):
+        load_config(write_config(tmp_path, name, **changes))
+
+
+@pytest.mark.parametrize(
+    "name", ["DeepseekV3ForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM", "Qwen3NextForCausalLM"]
+)
+def test_other_architectures_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config_json(architectures=[name], model_type="other")))
+    with refused(ConfigError, name, "supported are"):
+        load_config(tmp_path)
+
+
+def kinds(config: ModelConfig) -> list[LayerKind]:
+    """Every layer's kind."""
+    return [config.kind(layer) for layer in range(config.num_hidden_layers)]
+
+
+def test_windows_are_where_each_class_has_them(tmp_path: Path) -> None:
+    def windows(name: str, **changes: Any) -> list[int | None]:
+        return [kind.window for kind in kinds(load_config(write_config(tmp_path, name, **changes)))]
+
+    assert windows("Qwen2ForCausalLM") == [None, None]  # a sliding_window without its flag means nothing
+    flag = {"use_sliding_window": True, "sliding_window": 5}
+    assert windows("Qwen2ForCausalLM", **flag, max_window_layers=1) == [None, 5]
+    assert windows("Qwen2ForCausalLM", **flag) == [None, None]  # from layer 28 on
+    assert windows("Qwen3ForCausalLM", **flag, layer_types=["sliding_attention", "full_attention"]) == [5, None]
+    assert windows("Phi3ForCausalLM", sliding_window=7) == [7, 7]
+    assert windows("Gemma2ForCausalLM") == [3, None]
+    assert windows("Gemma3ForCausalLM", sliding_window_pattern=...) == [3, 3]  # every sixth layer is full
+    assert windows("Olmo3ForCausalLM", layer_types=..., num_hidden_layers=4) == [3, 3, 3, None]
+
+
+def test_ropes_are_where_each_class_has_them(tmp_path: Path) -> None:
+    def ropes(name: str, **changes: Any) -> list[Rope | None]:
+        return [kind.rope for kind in kinds(load_config(write_config(tmp_path, name, **changes)))]
+
+    assert ropes("SmolLM3ForCausalLM", no_rope_layers=...) == [Rope(2e6), Rope(2e6)]
+    assert ropes("SmolLM3ForCausalLM") == [Rope(2e6), None]
+    assert ropes("Gemma3ForCausalLM") == [Rope(1e4), Rope(1e6, "linear", 8.0)]
+    assert ropes("GraniteMoeHybridForCausalLM", position_embedding_type="nope") == [None, None]
+    (alpha, _) = ropes("HunYuanDenseV1ForCausalLM")
+    assert alpha == Rope(10000.0 * 1000.0 ** (8 / 6))
+
+
+def test_the_text_part_of_a_model_of_images_and_text(tmp_path: Path) -> None:
+    """Gemma 3 from 4B on, whose text_config leaves most to the class, under both prefixes."""
+    small = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2, "vocab_size": 13, "head_dim": 8}
+    text = {**small, "model_type": "gemma3_text", "sliding_window": 3}
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(outer | {"eos_token_id": [1, 106], "vision_config": {}}))
+    config = load_config(tmp_path)
+    assert (config.num_attention_heads, config.num_key_value_heads, config.eos_token_ids) == (8, 4, (1, 106))
+    assert config.tie_word_embeddings and config.wrapped
+    plain = {name: np.ones(shape, np.float32) for name, shape in expected_tensors(config).items()}
+    image = {"vision_tower.vision_model.embeddings.weight": np.ones(2, np.float32)}
+    for prefix in ("language_model.model.", "model.language_model."):
+        stored = {name.replace("model.", prefix, 1): x for name, x in plain.items()} | image
+        (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(stored))
+        assert load_model(tmp_path).norm.tolist() == [2.0] * 12
+    (tmp_path / "config.json").write_text(json.dumps(outer | {"text_config": {"model_type": "gemma2"}}))
+    with refused(ConfigError, "text_config is {'model_type': 'gemma2'}: it must be an object of model_type"):
+        load_config(tmp_path)
+
+
+def test_the_embedding_factor_of_gemma_has_the_models_type(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, "GemmaForCausalLM", hidden_size=3072))
+    assert config.embedding_multiplier == 3072**0.5
+    small = load_config(write_config(tmp_path, "GemmaForCausalLM"))
+    tensors = {name: np.ones(shape, np.float32) for name, shape in expected_tensors(small).items()}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    assert load_model(tmp_path, "bfloat16").config.embedding_multiplier == 3.46875  # of sqrt(12) = 3.4641
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Gemma2ForCausalLM", "ops cuda: attention has no soft-cap, and this model's is 2"),
+        ("Glm4ForCausalLM", "ops cuda: rope turns whole heads in halves, and this model interleaved pairs"),
+        ("Phi3ForCausalLM", "ops cuda: rope turns whole heads in halves, and this model 6 of 8 channels"),
+        ("GemmaForCausalLM", "ops cuda: mlp_activation knows silu, and this model has gelu_tanh"),
+    ],
+)
+def test_what_the_kernels_do_not_do_is_refused_by_name(tmp_path: Path, name: str, says: str) -> None:
+    model = random_model(load_config(write_config(tmp_path, name)), 0, "float32")
+    step = {"softcap": "attention", "rope": "rope"}.get(says.split()[2], says.split()[2].removesuffix(":"))
+    with refused(LoracleError, says):
+        logits(model, [Request([1, 2, 3])], dataclasses.replace(NUMPY, **{step: getattr(CUDA, step)}))
+
+
+@pytest.mark.parametrize("name", ["Qwen3ForCausalLM", "Phi3ForCausalLM"])
+def test_a_family_that_cannot_be_written_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    model = random_model(load_config(write_config(tmp_path, name)), 0)
+    with refused(
+        WeightsError, str(tmp_path / "saved"), "is written as a Llama or Mistral", "norms" if "Qwen" in name else "qkv"
+    ):
+        save_model(model, tmp_path / "saved")
