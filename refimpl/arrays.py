@@ -132,7 +132,9 @@ class Precision:
                                            store them (FlashAttention, vLLM's paged attention)
     Precision("transformers", "bfloat16")  the points of Hugging Face transformers (eager) + PEFT: modeling_llama.py and
                                            peft/tuners/lora/layer.py, which keep adapters and their products in float32;
-                                           with adapter_names=[...], a mixed batch, PEFT rounds lora_delta as well
+                                           with adapter_names=[...], a mixed batch, PEFT rounds lora_delta as well;
+                                           a model of a family that rounds less (Gemma, OLMo, ERNIE) is computed with
+                                           the points of its own class (Model.precision)
     dataclasses.replace(p, kv="float16")   one point changed
 
     LoracleError for a preset or a dtype that is not known.

@@ -53,7 +53,7 @@ class Engine:
         if not isinstance(precision, Precision | None):
             raise LoracleError(f"precision must be a Precision, not {type(precision).__name__}")
         self.model, self.ops = model, ops
-        self.precision = precision or Precision(ops.precision, model.dtype)
+        self.precision = model.precision(precision or Precision(ops.precision, model.dtype))
         self.cache = KVCache(model.config, num_blocks, block_size, self.precision, model.device, ops.select_victim)
         self.adapters = AdapterCache(model, self.precision, ops, max_adapters)
         self.max_batch_tokens, self.max_running, self.prefix_caching = max_batch_tokens, max_running, prefix_caching

@@ -142,7 +142,7 @@ def logits(
 
     One array [len(prompt), vocab] per request, in request order, in the type that products were taken in. The first
     line of a user's check of any engine."""
-    p = precision or Precision(ops.precision, model.dtype)
+    p = model.precision(precision or Precision(ops.precision, model.dtype))
     check_list(requests)
     for request in requests:
         check_request(request, model.config)

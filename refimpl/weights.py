@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .adapter import TokenRows
-from .arrays import Array, Float
+from .arrays import Array, Float, Precision
 from .config import EMBED, LM_HEAD, ModelConfig, Module
 
 
@@ -51,6 +51,13 @@ class Model:
         if module == EMBED:
             return Linear(self.embed_tokens)
         return self.lm_head if module == LM_HEAD else self.layers[layer].linears[name]
+
+    def precision(self, p: Precision) -> Precision:
+        """The points at which this model rounds. Of the preset "transformers", which says Llama's, those at which the
+        family's own class does not round are taken back to `compute`."""
+        if p.preset != "transformers":
+            return p
+        return replace(p, **dict.fromkeys(self.config.unrounded, p.compute))
 
     def __repr__(self) -> str:
         config = self.config

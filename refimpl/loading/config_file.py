@@ -49,6 +49,7 @@ def read_config(folder: Path, diagnostics: Diagnostics) -> ModelConfig | None:
     check_quantization(file, data, diagnostics)
     if wrapped:
         data = text_config(file, data, family, diagnostics)
+        check_quantization(file, data, diagnostics)
     keys = Keys(file, family.respelt({**family.defaults, **data}), diagnostics)
     check_neutral(file, keys.data, family, diagnostics)
     fields = read_fields(keys, family) | {"wrapped": wrapped, "eos_token_ids": _eos_token_ids(folder, keys)}

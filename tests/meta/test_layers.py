@@ -8,7 +8,7 @@ from support.imports import ENTRY, MODULES, PACKAGE, import_graph, imported
 # nothing else beside it.
 ROWS = (
     ("core",),
-    ("synthetic",),
+    ("synthetic", "families"),
     ("loading", "cuda"),
     ("backends",),
     ("tensorrt_llm",),
