@@ -200,9 +200,9 @@ class ModelConfig:
     def norm_width(self, name: str) -> int:
         """How many weights a layer's norm of this name has."""
         q, kv, _ = self.head_widths
-        whole = {self.norms.q: q, self.norms.k: kv} if self.norms.whole_projection else {}
+        projections = {self.norms.q: q, self.norms.k: kv} if self.norms.whole_projection else {}
         heads = (self.norms.q, self.norms.k, self.norms.q_turned, self.norms.k_turned)
-        return whole.get(name, self.head_dim if name in heads else self.hidden_size)
+        return projections.get(name, self.head_dim if name in heads else self.hidden_size)
 
     def modules(self) -> list[Module]:
         """Every module that LoRA can target, in the order of the forward pass."""

@@ -64,9 +64,9 @@ class Family:
 
     def understands(self, key: str) -> bool:
         """Whether the key means something here, so that its value need not be neutral."""
-        own = (*self.obeys, *self.numbers, *self.biases)
+        keys = (*self.obeys, *self.numbers, *self.biases)
         window = key == "sliding_window" and (self.windowed or self.slides is not None)
-        return key in own or window or (key == "partial_rotary_factor" and self.partial)
+        return key in keys or window or (key == "partial_rotary_factor" and self.partial)
 
 
 LLAMA_BIASES = {"attention_bias": ATTENTION_MODULES, "mlp_bias": MLP_MODULES}

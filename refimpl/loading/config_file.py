@@ -45,9 +45,9 @@ def read_config(folder: Path, diagnostics: Diagnostics) -> ModelConfig | None:
     if data is None or (match := family_of(file, data, diagnostics)) is None:
         return None
     family, wrapped = match
-    check_neutral(file, data, family, diagnostics)
     check_quantization(file, data, diagnostics)
     if wrapped:
+        check_neutral(file, data, family, diagnostics)
         data = text_config(file, data, family, diagnostics)
         check_quantization(file, data, diagnostics)
     keys = Keys(file, family.respelt({**family.defaults, **data}), diagnostics)

@@ -76,9 +76,9 @@ def read_rope(keys: Keys, family: Family, name: str, data: Mapping[str, Any]) ->
         keys.problem(f"{name}: rope_type {both} is not supported; {', '.join(KINDS)} are")
         return Rope()
     inner = Keys(f"{keys.file}: {name}", data, keys.diagnostics)
-    own = (*BESIDE, *KINDS[kind], *OPTIONAL.get(kind, ()), *family.rope_numbers)
+    understood = (*BESIDE, *KINDS[kind], *OPTIONAL.get(kind, ()), *family.rope_numbers)
     for key in data:
-        if key not in own and not family.understands(key) and not is_neutral(key, data[key]):
+        if key not in understood and not family.understands(key) and not is_neutral(key, data[key]):
             keys.problem(f"{name}: {key} {shown(data[key])} is not supported with rope_type {kind!r}")
     values: dict[str, Any] = {"theta": read_theta(keys, inner, family, name), "type": kind, **family.rope}
     values |= read_partial(keys, inner, family)
@@ -136,10 +136,10 @@ def yarn_attention_factor(inner: Keys, factor: float) -> float:
             inner.problem(f"{name} is {shown(scale)}: it must be a number")
             return 1.0
 
-    def g(scale: Any) -> float:
+    def mscale(scale: Any) -> float:
         return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
-    return g(scales[0]) / g(scales[1]) if all(scales) else g(1)
+    return mscale(scales[0]) / mscale(scales[1]) if all(scales) else mscale(1)
 
 
 def read_factors(inner: Keys, name: str) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ def text_name(name: str) -> str | None:
     """The tensor's name in the text model alone, or None for one of the part that sees images."""
     if name.removeprefix("model.").startswith(OF_IMAGES):
         return None
-    for prefix, own in PREFIXES.items():
+    for prefix, plain in PREFIXES.items():
         if name.startswith(prefix):
-            return own + name.removeprefix(prefix)
+            return plain + name.removeprefix(prefix)
     return name
