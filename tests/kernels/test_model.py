@@ -24,7 +24,7 @@ from refimpl.errors import LoracleError
 from refimpl.lora import AdapterSlots, bind_adapter
 from refimpl.ops import NUMPY, REFERENCE, Ops
 from refimpl.oracle.noise.ensemble import ensemble, honest_runs
-from refimpl.weights import Linear, Model
+from refimpl.weights import Layer, Linear, Model
 
 pytestmark = needs_cpu
 
@@ -43,12 +43,9 @@ def as_dtype(model: Model, dtype: str, keep: str = "") -> Model:
         return Linear(convert(layer.weight), convert(layer.bias))  # type: ignore[arg-type]
 
     layers = tuple(
-        replace(
-            layer,
-            **{
-                name: linear(value) if isinstance(value, Linear) else convert(value)
-                for name, value in vars(layer).items()
-            },
+        Layer(
+            {name: convert(weight) for name, weight in layer.norms.items()},  # type: ignore[misc]
+            {name: linear(value) for name, value in layer.linears.items()},
         )
         for layer in model.layers
     )

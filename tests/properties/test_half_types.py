@@ -130,7 +130,7 @@ def rms(x: np.ndarray) -> float:
 
 def rich_case() -> Case:
     """A model and a batch in which every rounding point is passed."""
-    config = ModelConfig(23, 10, 13, 2, 4, 2, 6, rope=Rope(50.0), attention_bias=True)
+    config = ModelConfig(23, 10, 13, 2, 4, 2, 6, rope=Rope(50.0), attention_bias=True, residual_multiplier=0.7)
     everywhere = random_adapter(config, 1, r=5, alpha=8.0, modules=EVERYWHERE, lora_bias=True)
     half = random_adapter(config, 2, r=3, alpha=7.0, use_rslora=True)
     requests = [
