@@ -7,7 +7,12 @@ It is model.forward the other way round, with the same names: `dx` stands where 
 model.forward once more, to the bit, except that dropout comes before each LoRA, and what the way back needs is kept.
 """
 
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
 
 from ..arrays import Array, Float, Precision, namespace
 from ..config import EMBED, LM_HEAD, Module
@@ -40,19 +45,18 @@ class Pass:
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """What the backward pass of one layer needs of its forward pass; x is the residual stream."""
+    """What the backward pass of one layer needs of its forward pass."""
 
-    x: Float[Array, "tokens d_model"]
     h: Float[Array, "tokens d_model"]
-    q: Float[Array, "tokens heads head_dim"]  # q and k: after the rotation
+    q: Float[Array, "tokens heads head_dim"]  # q, k and v: as attention gets them
     k: Float[Array, "tokens kv_heads head_dim"]
     v: Float[Array, "tokens kv_heads head_dim"]
     mixed: Float[Array, "tokens d_in"]
-    x_mlp: Float[Array, "tokens d_model"]
     h_mlp: Float[Array, "tokens d_model"]
     gate: Float[Array, "tokens d_mlp"]
     up: Float[Array, "tokens d_mlp"]
     activated: Float[Array, "tokens d_mlp"]
+    normed: dict[str, Array]  # a norm's name -> what it was given
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,35 +66,40 @@ class Kept:
     layers: list[Activations | Array]
     x: Float[Array, "rows d_model"]
     h: Float[Array, "rows d_model"]
+    logits: Float[Array, "rows vocab"]
 
 
 def forward(run: Pass, recompute: bool = False) -> tuple[Float[Array, "rows vocab"], Kept]:
     """The logits of `batch.logits_indices`, and what `backward` needs. recompute: keep of each layer only its input."""
-    model, batch, eps = run.model, run.batch, run.model.config.rms_norm_eps
+    model, config, batch, ops, p = run.model, run.model.config, run.batch, run.ops, run.p
     layers: list[Activations | Array] = []
-    x = project(run, batch.device.token_ids, EMBED, batch.lora)
-    for i in range(len(model.layers)):
+    x = ops.scaled(project(run, batch.device.token_ids, EMBED, batch.lora), config.embedding_multiplier, p)
+    for i in range(config.num_hidden_layers):
         layers.append(x)
         x, activations = forward_layer(run, x, i)
         if not recompute:
             layers[-1] = activations
     x = x[batch.device.logits_indices]
-    h = run.ops.rms_norm(x, model.norm, eps, run.p)
-    return project(run, h, LM_HEAD, batch.logits_lora), Kept(layers, x, h)
+    h = ops.rms_norm(x, model.norm, config.rms_norm_eps, p)
+    logits = ops.scaled(project(run, h, LM_HEAD, batch.logits_lora), 1 / config.logits_scaling, p)
+    logits = ops.softcap(logits, config.logits_softcap, p.logits)
+    return logits, Kept(layers, x, h, logits)
 
 
 def backward(run: Pass, dlogits: Float[Array, "rows vocab"], kept: Kept) -> Gradients:
     """The gradients of every adapter's parameters, by slot. A parameter that no token met has none."""
-    model, batch, eps = run.model, run.batch, run.model.config.rms_norm_eps
+    model, config, batch, ops, vjp, p = run.model, run.model.config, run.batch, run.ops, run.gradient_ops, run.p
     gradients: Gradients = {}
+    dlogits = ops.scaled(vjp.softcap(dlogits, kept.logits, config.logits_softcap), 1 / config.logits_scaling, p)
     dh = backward_project(run, dlogits, kept.h, LM_HEAD, batch.logits_lora, gradients)
     dx = namespace(dh).zeros((len(batch.token_ids), dh.shape[1]), dh.dtype)
-    dx[batch.device.logits_indices] = run.gradient_ops.rms_norm(dh, kept.x, model.norm, eps, run.p)
-    for i in reversed(range(len(model.layers))):
+    dx[batch.device.logits_indices] = vjp.rms_norm(dh, kept.x, model.norm, config.rms_norm_eps, p)
+    for i in reversed(range(config.num_hidden_layers)):
         activations = kept.layers[i]
         if not isinstance(activations, Activations):
             _, activations = forward_layer(run, activations, i)
         dx = backward_layer(run, dx, activations, i, gradients)
+    dx = ops.scaled(dx, config.embedding_multiplier, p)
     backward_project(run, dx, batch.device.token_ids, EMBED, batch.lora, gradients)
     return gradients
 
@@ -99,28 +108,43 @@ def backward(run: Pass, dlogits: Float[Array, "rows vocab"], kept: Kept) -> Grad
 
 
 def forward_layer(run: Pass, x: Float[Array, "tokens d_model"], i: int) -> tuple[Array, Activations]:
-    """One layer of model.forward."""
-    config, ops, batch, p = run.model.config, run.ops, run.batch, run.p
-    norms, eps, (cos, sin) = run.model.layers[i].norms, config.rms_norm_eps, batch.device.ropes[0]
-    k_cache, v_cache = run.cache.k[0], run.cache.v[0]
+    """One layer of model.forward, line by line."""
+    config, norms, batch, ops, p = run.model.config, run.model.config.norms, run.batch, run.ops, run.p
+    rope, turns = config.kind(i).rope, dict(zip(config.ropes, batch.device.ropes, strict=True))
+    k_cache, v_cache, normed = run.cache.k[0], run.cache.v[0], {}
 
-    def heads(x: Array) -> Float[Array, "tokens heads head_dim"]:
-        return x.reshape(x.shape[0], -1, config.head_dim)
+    def parts(x: Array, names: Sequence[str], widths: Sequence[int]) -> Sequence[Array]:
+        if len(names) == len(widths):
+            return [project(run, x, (i, name), batch.lora) for name in names]
+        return namespace(x).split(project(run, x, (i, names[0]), batch.lora), np.cumsum(widths[:-1]), axis=1)
 
-    h = ops.rms_norm(x, norms["input_layernorm"], eps, p)
-    q = ops.rope(heads(project(run, h, (i, "q_proj"), batch.lora)), cos, sin, False, p)
-    k = ops.rope(heads(project(run, h, (i, "k_proj"), batch.lora)), cos, sin, False, p)
-    v = heads(project(run, h, (i, "v_proj"), batch.lora))
+    def norm(x: Array, name: str | None) -> Array:
+        if name is None:
+            return x
+        normed[name], weight = x, run.model.layers[i].norms[name]
+        return ops.rms_norm(x.reshape(-1, weight.size), weight, config.rms_norm_eps, p).reshape(x.shape)
+
+    def turned(x: Array) -> Float[Array, "tokens heads head_dim"]:
+        x = x.reshape(x.shape[0], -1, config.head_dim)
+        return x if rope is None else ops.rope(x, *turns[rope], rope.interleaved, p)
+
+    def added(x: Array, y: Array) -> Float[Array, "tokens d_model"]:
+        return x + ops.scaled(y, config.residual_multiplier, p)
+
+    h = norm(x, norms.attention_in)
+    q, k, v = parts(h, config.qkv, config.head_widths)
+    q = ops.scaled(norm(turned(norm(q, norms.q)), norms.q_turned), batch.device.query_growth, p)
+    k = norm(turned(norm(k, norms.k)), norms.k_turned)
+    v = v.reshape(k.shape)
     ops.write_kv(k_cache, v_cache, k, v, batch.attention, p)
     mixed = ops.attention(q, k_cache, v_cache, batch.attention, config.view(i), p)
-    x_mlp = x + project(run, mixed, (i, "o_proj"), batch.lora)
+    x = added(x, norm(project(run, mixed, (i, "o_proj"), batch.lora), norms.attention_out))
 
-    h_mlp = ops.rms_norm(x_mlp, norms["post_attention_layernorm"], eps, p)
-    gate = project(run, h_mlp, (i, "gate_proj"), batch.lora)
-    up = project(run, h_mlp, (i, "up_proj"), batch.lora)
+    h_mlp = norm(x, norms.mlp_in)
+    gate, up = parts(h_mlp, config.gate_up, [config.intermediate_size] * 2)
     activated = ops.mlp_activation(gate, up, config.activation, p)
-    y = x_mlp + project(run, activated, (i, "down_proj"), batch.lora)
-    return y, Activations(x, h, q, k, v, mixed, x_mlp, h_mlp, gate, up, activated)
+    x = added(x, norm(project(run, activated, (i, config.down), batch.lora), norms.mlp_out))
+    return x, Activations(h, q, k, v, mixed, h_mlp, gate, up, activated, normed)
 
 
 def backward_layer(
@@ -130,22 +154,39 @@ def backward_layer(
 
     Where the forward pass used a value more than once, its gradients are added: x goes on and into the norm, h into
     q, k and v."""
-    config, vjp, batch, p = run.model.config, run.gradient_ops, run.batch, run.p
-    norms, eps, (cos, sin) = run.model.layers[i].norms, config.rms_norm_eps, batch.device.ropes[0]
+    config, norms, batch, ops, p = run.model.config, run.model.config.norms, run.batch, run.ops, run.p
+    vjp, rope, turns = run.gradient_ops, config.kind(i).rope, dict(zip(config.ropes, batch.device.ropes, strict=True))
 
-    def back(dy: Array, x: Array, name: str) -> Float[Array, "tokens d_in"]:
-        return backward_project(run, dy.reshape(dy.shape[0], -1), x, (i, name), batch.lora, gradients)
+    def project(dy: Array, x: Array, name: str) -> Float[Array, "tokens d_in"]:
+        return backward_project(run, dy, x, (i, name), batch.lora, gradients)
 
-    dactivated = back(dx, kept.activated, "down_proj")
-    dgate, dup = vjp.mlp_activation(dactivated, kept.gate, kept.up, p)
-    dh = back(dup, kept.h_mlp, "up_proj") + back(dgate, kept.h_mlp, "gate_proj")
-    dx = dx + vjp.rms_norm(dh, kept.x_mlp, norms["post_attention_layernorm"], eps, p)
+    def parts(gradients_of_parts: Sequence[Array], x: Array, names: Sequence[str]) -> Float[Array, "tokens d_in"]:
+        flat = [dy.reshape(len(dy), -1) for dy in gradients_of_parts]
+        if len(names) < len(flat):  # one module for all of them
+            flat = [namespace(x).concatenate(flat, axis=1)]
+        return reduce(operator.add, (project(dy, x, name) for dy, name in zip(flat, names, strict=True)))
 
-    dmixed = back(dx, kept.mixed, "o_proj")
-    dq, dk, dv = vjp.attention(dmixed, kept.q, kept.k, kept.v, batch.attention, config.sliding_window, p)
-    dq, dk = vjp.rope(dq, cos, sin, p), vjp.rope(dk, cos, sin, p)
-    dh = back(dv, kept.h, "v_proj") + back(dk, kept.h, "k_proj") + back(dq, kept.h, "q_proj")
-    return dx + vjp.rms_norm(dh, kept.x, norms["input_layernorm"], eps, p)
+    def norm(dy: Array, name: str | None) -> Array:
+        if name is None:
+            return dy
+        x, weight = kept.normed[name], run.model.layers[i].norms[name]
+        rows = (dy.reshape(-1, weight.size), x.reshape(-1, weight.size))
+        return vjp.rms_norm(*rows, weight, config.rms_norm_eps, p).reshape(dy.shape)
+
+    def turned(dy: Array) -> Float[Array, "tokens heads head_dim"]:
+        return dy if rope is None else vjp.rope(dy, *turns[rope], rope.interleaved, p)
+
+    dy = norm(ops.scaled(dx, config.residual_multiplier, p), norms.mlp_out)
+    dactivated = project(dy, kept.activated, config.down)
+    dgate, dup = vjp.mlp_activation(dactivated, kept.gate, kept.up, config.activation, p)
+    dx = dx + norm(parts((dgate, dup), kept.h_mlp, config.gate_up), norms.mlp_in)
+
+    dy = norm(ops.scaled(dx, config.residual_multiplier, p), norms.attention_out)
+    dmixed = project(dy, kept.mixed, "o_proj")
+    dq, dk, dv = vjp.attention(dmixed, kept.q, kept.k, kept.v, batch.attention, config.view(i), p)
+    dk = norm(turned(norm(dk, norms.k_turned)), norms.k)
+    dq = norm(turned(norm(ops.scaled(dq, batch.device.query_growth, p), norms.q_turned)), norms.q)
+    return dx + norm(parts((dq, dk, dv), kept.h, config.qkv), norms.attention_in)
 
 
 # ---- one module, there and back -------------------------------------------------------------------------------------

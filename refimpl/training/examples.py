@@ -43,11 +43,6 @@ class Task:
 
 def check_task(task: Task, base: ModelConfig) -> None:
     """LoracleError that names the task and the example, for data that this base cannot be trained on."""
-    if base.beyond_llama:
-        differences = ", ".join(base.beyond_llama)
-        raise LoracleError(
-            f"{task.name}: training is written for Llama and Mistral; this base differs in {differences}"
-        )
     if not task.examples:
         raise LoracleError(f"{task.name}: there are no examples")
     for kind, examples in (("example", task.examples), ("held-out example", task.held_out)):

@@ -1,14 +1,14 @@
 """The mirror of Ops: of each step that has a gradient, its vector-Jacobian product, in one table passed as an argument.
 
 GRADIENTS runs, PER_TOKEN is its definition, and a mutant of the backward pass is `dataclasses.replace(GRADIENTS, ...)`.
-write_kv has none: while an adapter trains, what is written is read back at once.
+write_kv has none: while an adapter trains, what is written is read back at once. scaled has none: it is its own.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..arrays import Array, Precision
-from ..config import Module
+from ..config import Module, View
 from ..lora import AdapterSlots
 from ..plans import AttentionMetadata, LoraMapping
 from . import attention_gradients, gradients, lora_gradients
@@ -29,9 +29,10 @@ class GradientOps:
         [Array, Array, Module, AdapterSlots, LoraMapping, Precision], tuple[Array, Array, Gradients]
     ]  # dy, x -> the base's dy, dx, and A's, B's, bias's, magnitude's
     rms_norm: Callable[[Array, Array, Array, float, Precision], Array]  # dy, x, weight, eps -> dx
-    rope: Callable[[Array, Array, Array, Precision], Array]  # dy, cos, sin -> dx
-    attention: Callable[[Array, Array, Array, Array, AttentionMetadata, int | None, Precision], Triple]  # dy, q, k, v
-    mlp_activation: Callable[[Array, Array, Array, Precision], Pair]  # dy, gate, up -> dgate, dup
+    rope: Callable[[Array, Array, Array, bool, Precision], Array]  # dy, cos, sin, interleaved -> dx
+    attention: Callable[[Array, Array, Array, Array, AttentionMetadata, View, Precision], Triple]  # dy, q, k, v
+    mlp_activation: Callable[[Array, Array, Array, str, Precision], Pair]  # dy, gate, up, kind -> dgate, dup
+    softcap: Callable[[Array, Array, float | None], Array]  # dy, y, cap -> dx
     cross_entropy: Callable[[Array, Array, Array], Pair]  # logits, targets, weights -> losses, dlogits
 
 
@@ -44,6 +45,7 @@ PER_TOKEN = GradientOps(
     rope=gradients.rope_vjp_per_token,
     attention=attention_gradients.attention_vjp_per_token,
     mlp_activation=gradients.mlp_activation_vjp,
+    softcap=gradients.softcap_vjp,
     cross_entropy=gradients.cross_entropy,
 )
 

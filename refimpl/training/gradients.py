@@ -6,6 +6,8 @@ a Precision says only in which type products are taken. Where two forms differ, 
 stands under the form that runs.
 """
 
+import math
+
 import numpy as np
 
 from ..arrays import Array, Float, Int, Precision, namespace, to_host, widen
@@ -113,30 +115,50 @@ def rope_vjp(
     dy: Float[Array, "tokens heads head_dim"],
     cos: Float[Array, "tokens half"],
     sin: Float[Array, "tokens half"],
+    interleaved: bool,
     p: Precision,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """y = R x with a rotation R:  dx = R^T dy, which is the rotation by the opposite angle."""
-    return apply_rope(dy, cos, -sin, False, p)
+    """y = R x with a rotation R, or a multiple of one:  dx = R^T dy, which is the rotation by the opposite angle."""
+    return apply_rope(dy, cos, -sin, interleaved, p)
 
 
 def rope_vjp_per_token(
     dy: Float[Array, "tokens heads head_dim"],
     cos: Float[Array, "tokens half"],
     sin: Float[Array, "tokens half"],
+    interleaved: bool,
     p: Precision,
 ) -> Float[Array, "tokens heads head_dim"]:
     """The same by the definition of rope."""
-    return apply_rope_per_token(dy, cos, -sin, False, p)
+    return apply_rope_per_token(dy, cos, -sin, interleaved, p)
 
 
 def mlp_activation_vjp(
-    dy: Float[Array, "tokens d_mlp"], gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"], p: Precision
+    dy: Float[Array, "tokens d_mlp"],
+    gate: Float[Array, "tokens d_mlp"],
+    up: Float[Array, "tokens d_mlp"],
+    kind: str,
+    p: Precision,
 ) -> tuple[Float[Array, "tokens d_mlp"], Float[Array, "tokens d_mlp"]]:
-    """y = silu(g) u with silu(g) = g s(g), s(g) = 1 / (1 + e^-g):  dg = dy u s (1 + g (1 - s)),  du = dy silu(g)."""
+    """y = act(g) u:  dg = dy u act'(g),  du = dy act(g).
+
+    silu       act = g s,            s = 1 / (1 + e^-g)           act' = s (1 + g (1 - s))
+    gelu_tanh  act = g/2 (1 + t),    t = tanh(c (g + a g^3))      act' = (1 + t)/2 + g/2 (1 - t^2) c (1 + 3 a g^2)
+    """
     xp = namespace(gate)
-    with np.errstate(over="ignore"):  # e^-g may be inf: then s is 0, which is right
-        sigmoid = 1 / (1 + xp.exp(-gate))
-    return dy * up * sigmoid * (1 + gate * (1 - sigmoid)), dy * gate * sigmoid
+    if kind == "silu":
+        with np.errstate(over="ignore"):  # e^-g may be inf: then s is 0, which is right
+            sigmoid = 1 / (1 + xp.exp(-gate))
+        return dy * up * sigmoid * (1 + gate * (1 - sigmoid)), dy * gate * sigmoid
+    inner = math.sqrt(2 / math.pi)
+    tanh = xp.tanh(inner * (gate + 0.044715 * gate**3))
+    slope = 0.5 * (1 + tanh) + 0.5 * gate * (1 - tanh * tanh) * inner * (1 + 3 * 0.044715 * gate * gate)
+    return dy * up * slope, dy * (0.5 * gate * (1 + tanh))
+
+
+def softcap_vjp(dy: Array, y: Array, cap: float | None) -> Array:
+    """y = cap tanh(x / cap):  dx = dy (1 - (y / cap)^2). dy itself where there is no cap."""
+    return dy if cap is None else dy * (1 - (y / cap) ** 2)
 
 
 def cross_entropy(

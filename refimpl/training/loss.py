@@ -62,7 +62,9 @@ def training_batch(shares: Sequence[Share], adapters: AdapterSlots, ops: Ops, la
     config = replace(model.config, num_hidden_layers=layers)
     cache = KVCache(config, sum(blocks), BLOCK_SIZE, p, model.device)
     scheduled = [
-        ScheduledRequest(example.token_ids[:-1], 0, cache.allocate(n), [(share.slot, 1.0)])
+        ScheduledRequest(
+            example.token_ids[:-1], 0, cache.allocate(n), [(share.slot, 1.0)], limit=len(example.token_ids)
+        )
         for (share, example), n in zip(sequences, blocks, strict=True)
     ]
     rows = np.flatnonzero(np.concatenate(masks)).astype(np.int32)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import hugging_face as hf
 import numpy as np
@@ -11,7 +12,9 @@ from examples import hf_configs, on_disk, specs
 from hugging_face import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_families import CASES, write
 
+import refimpl
 from refimpl import NUMPY, Model
 from refimpl.adapter import Adapter
 from refimpl.config import EMBED, LM_HEAD
@@ -25,7 +28,10 @@ from refimpl.training.lora_config import LoraConfig
 from refimpl.training.parameters import Key, Parameters, from_adapter
 from refimpl.training.state import TrainingState
 
-pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning"),
+    pytest.mark.filterwarnings("ignore:.*is the local path"),  # PEFT saves where the base was
+]
 
 TOLERANCE = 1e-9  # of a gradient, times max(1, the largest number of that parameter's gradient)
 AFTER_A_RUN = 1e-6  # of a parameter, times max(1, the largest)
@@ -108,6 +114,23 @@ def assert_within(actual: Parameters, expected: dict[Key, np.ndarray], tolerance
         assert off <= tolerance * max(1, np.abs(x).max()), f"{key}: {off}"
 
 
+def assert_the_gradients_of_peft(
+    base: Path, folder: Path, run: Run, state: TrainingState, masked: bool = False
+) -> None:
+    """The loss and every gradient of a run's only task in its first step."""
+    ((name, task),) = run.tasks.items()
+    (loss,), gradients = step_gradients(run, state.tasks)
+    theirs = hf.load_exact(base, {name: folder}).train()
+    if masked:
+        put_masks(theirs, run, name)
+    parameters = trainable(theirs)
+    with hf.float64_throughout():
+        their_loss = loss_in_torch(theirs, [task.examples])
+        their_loss.backward()
+    assert loss == pytest.approx(their_loss.item(), rel=TOLERANCE)
+    assert_within(gradients[0], {key: x.grad.numpy() for key, x in parameters.items()}, TOLERANCE)
+
+
 @settings(max_examples=40)
 @given(lesson=lessons())
 def test_every_gradient_is_that_of_peft(lesson: tuple[OnDisk, list[Example]]) -> None:
@@ -116,14 +139,22 @@ def test_every_gradient_is_that_of_peft(lesson: tuple[OnDisk, list[Example]]) ->
         lora = {name: spec.lora for name, spec in example.specs.items()}
         arguments = TrainingArguments(epochs=1, batch_tokens=1000)
         run, state = run_from(testbed.model("float64"), testbed.ours, data, arguments, lora)
-        (loss,), gradients = step_gradients(run, state.tasks)
-        theirs = hf.load_exact(testbed.base, testbed.adapters).train()
-        parameters = trainable(theirs)
-        with hf.float64_throughout():
-            their_loss = loss_in_torch(theirs, [data])
-            their_loss.backward()
-    assert loss == pytest.approx(their_loss.item(), rel=TOLERANCE)
-    assert_within(gradients[0], {key: x.grad.numpy() for key, x in parameters.items()}, TOLERANCE)
+        assert_the_gradients_of_peft(testbed.base, testbed.adapters["a"], run, state)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_gradient_of_every_family_is_that_of_peft(tmp_path: Path, case: str) -> None:
+    """On each linear layer; and on some, on the embedding and the head, at another scale."""
+    folders = write(tmp_path, case)
+    model, rng = refimpl.load_model(tmp_path / "base", "float64"), np.random.default_rng(len(case))
+    data = [Example(rng.integers(3, 61, n).tolist(), [False, *[True] * (n - 1)]) for n in (22, 5, 2)]
+    for name, folder in folders.items():
+        adapter = refimpl.load_adapter(folder, model.config)
+        peft = adapter.config
+        lora = {"r": peft.r, "lora_alpha": peft.lora_alpha, "use_rslora": peft.use_rslora}
+        lora["target_modules"] = peft.target_modules
+        run, state = run_from(model, {name: adapter}, data, TrainingArguments(batch_tokens=1000), {name: lora})
+        assert_the_gradients_of_peft(tmp_path / "base", folder, run, state)
 
 
 class Masked(torch.nn.Module):
@@ -166,15 +197,7 @@ def test_every_gradient_is_that_of_peft_under_the_same_dropout_masks(
         arguments = TrainingArguments(epochs=1, batch_tokens=1000)
         lora = {"a": example.specs["a"].lora}
         run, state = run_from(testbed.model("float64"), testbed.ours, data, arguments, lora)
-        (loss,), gradients = step_gradients(run, state.tasks)
-        theirs = hf.load_exact(testbed.base, testbed.adapters).train()
-        put_masks(theirs, run, "a")
-        parameters = trainable(theirs)
-        with hf.float64_throughout():
-            their_loss = loss_in_torch(theirs, [data])
-            their_loss.backward()
-    assert loss == pytest.approx(their_loss.item(), rel=TOLERANCE)
-    assert_within(gradients[0], {key: x.grad.numpy() for key, x in parameters.items()}, TOLERANCE)
+        assert_the_gradients_of_peft(testbed.base, testbed.adapters["a"], run, state, masked=True)
 
 
 @settings(max_examples=4)

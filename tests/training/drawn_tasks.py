@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
-from support.build import ALWAYS_SEEN, EVERYWHERE, RANKS, configs, random_model
+from support.build import ALWAYS_SEEN, RANKS, configs, random_model
 
 from refimpl import NUMPY, Model, Ops
-from refimpl.config import EMBED, LAYER_MODULES, ModelConfig, Module
+from refimpl.config import EMBED, LAYER_MODULES, LayerKind, ModelConfig, Module, Norms, Rope
 from refimpl.lora import scale_of
 from refimpl.training.arguments import TrainingArguments
 from refimpl.training.examples import Example, Task, schedule_of
@@ -37,11 +37,61 @@ class Course(NamedTuple):
 
 
 @st.composite
-def lora_configs(draw: st.DrawFn, dropout: bool = False) -> LoraConfig:
+def family_configs(draw: st.DrawFn) -> ModelConfig:
+    """What no Llama has: norms in other places, fused modules, rotations of part of a head, multipliers, soft-caps."""
+
+    def maybe(value: Any, otherwise: Any = None) -> Any:
+        return value if draw(st.booleans()) else otherwise
+
+    kv_heads, head_dim, window = draw(st.integers(1, 2)), draw(st.sampled_from([4, 8])), maybe(3)
+    rope = Rope(1e4, partial_rotary_factor=draw(st.sampled_from([0.5, 1.0])), interleaved=draw(st.booleans()))
+    rope = replace(rope, attention_factor=maybe(1.3, 1.0), **maybe(GROWING, {}))
+    norms = Norms(
+        attention_in=maybe("input_layernorm"),
+        q=maybe("self_attn.q_norm"),
+        k=maybe("self_attn.k_norm"),
+        q_turned=maybe("self_attn.q_turned"),
+        k_turned=maybe("self_attn.k_turned"),
+        attention_out=maybe("attention_out"),
+        mlp_in=maybe("post_attention_layernorm"),
+        mlp_out=maybe("mlp_out"),
+        whole_projection=draw(st.booleans()),
+    )
+    multipliers = ("embedding_multiplier", "residual_multiplier", "logits_scaling")
+    return ModelConfig(
+        11,
+        10,
+        7,
+        2,
+        kv_heads * draw(st.integers(1, 2)),
+        kv_heads,
+        head_dim,
+        rope=rope,
+        sliding_window=window,
+        layers=maybe((LayerKind(window, rope), LayerKind(None, maybe(Rope(500.0)))), ()),
+        norms=norms,
+        qkv=maybe(("qkv_proj",), ("q_proj", "k_proj", "v_proj")),
+        gate_up=maybe(("gate_up_proj",), ("gate_proj", "up_proj")),
+        activation=maybe("gelu_tanh", "silu"),
+        attention_scale=maybe(0.4),
+        attention_softcap=maybe(1.5),
+        logits_softcap=maybe(4.0),
+        biased=("qkv_proj",),
+        **{name: maybe(factor, 1.0) for name, factor in zip(multipliers, (2.5, 0.4, 3.0), strict=True)},
+    )
+
+
+GROWING = {"query_growth": 0.3, "original_max_position_embeddings": 2}
+
+
+@st.composite
+def lora_configs(draw: st.DrawFn, base: ModelConfig, dropout: bool = False) -> LoraConfig:
     """Any kind of adapter; some train an embedding or a head whole, or both of them with LoRA."""
     r = draw(st.sampled_from(RANKS))
-    others = draw(st.lists(st.sampled_from(EVERYWHERE), unique=True))
-    targets = list(dict.fromkeys([draw(st.sampled_from(ALWAYS_SEEN)), *others]))
+    modules = [name for _, name in base.modules()]
+    others = draw(st.lists(st.sampled_from(modules), unique=True))
+    always = [name for name in ALWAYS_SEEN if name in modules]
+    targets = list(dict.fromkeys([draw(st.sampled_from(always)), *others]))
     use_dora = draw(st.booleans())
     free = [name for name in ("embed_tokens", "lm_head") if name not in targets]
     return LoraConfig(
@@ -60,15 +110,19 @@ def lora_configs(draw: st.DrawFn, dropout: bool = False) -> LoraConfig:
 
 @st.composite
 def courses(
-    draw: st.DrawFn, max_tasks: int = 3, dropout: bool = False, max_layers: int = 2, **arguments: Any
+    draw: st.DrawFn,
+    max_tasks: int = 3,
+    dropout: bool = False,
+    bases: st.SearchStrategy[ModelConfig] | None = None,
+    **arguments: Any,
 ) -> Course:
     """A float64 model and one to three tasks with a few ragged examples each; some have a single token to learn."""
-    config = draw(configs(max_layers))
+    config = draw(configs(2) if bases is None else bases)
     model = random_model(config, draw(st.integers(0, 1000)))
     tasks = [
         Task(
             "abc"[i],
-            draw(lora_configs(dropout)),
+            draw(lora_configs(config, dropout)),
             random_examples(
                 config, draw(st.lists(st.integers(2, 9), min_size=1, max_size=4)), draw(st.integers(0, 99))
             ),

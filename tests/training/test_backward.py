@@ -6,6 +6,7 @@ import numpy as np
 from drawn_tasks import (
     Course,
     courses,
+    family_configs,
     gradients_of,
     random_state,
     run_of,
@@ -14,6 +15,7 @@ from drawn_tasks import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.build import configs
 from support.compare import assert_equal_to_rounding, assert_same_bits
 
 from refimpl import NUMPY, REFERENCE
@@ -27,6 +29,7 @@ from refimpl.training.loop import share_of
 from refimpl.training.loss import training_batch
 from refimpl.training.parameters import to_adapter
 
+ANY_BASE = st.one_of(configs(2), family_configs())
 STEP = 1e-5  # central differences of float64 are good to STEP^2 times the third derivative, and to 1e-16 / STEP
 
 
@@ -50,14 +53,20 @@ def check_gradients_are_central_differences(gradient_ops: GradientOps, course: C
             assert abs(actual - expected) <= 1e-6 * max(1, abs(expected)), f"{name}: {key}: {actual}, not {expected}"
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(course=courses(max_tasks=2, dropout=True), seed=st.integers(0, 99))
 def test_gradients_are_central_differences_of_the_loss(course: Course, seed: int) -> None:
     check_gradients_are_central_differences(GRADIENTS, course, seed)
 
 
 @settings(max_examples=15)
-@given(course=courses(dropout=True), seed=st.integers(0, 99))
+@given(course=courses(max_tasks=1, bases=family_configs()), seed=st.integers(0, 99))
+def test_so_they_are_where_a_family_differs_from_llama(course: Course, seed: int) -> None:
+    check_gradients_are_central_differences(GRADIENTS, course, seed)
+
+
+@settings(max_examples=15)
+@given(course=courses(dropout=True, bases=ANY_BASE), seed=st.integers(0, 99))
 def test_the_backward_pass_is_its_definition(course: Course, seed: int) -> None:
     fast, slow = run_of(course), run_of(course, REFERENCE, PER_TOKEN)
     state = random_state(fast, seed)
@@ -70,7 +79,7 @@ def test_the_backward_pass_is_its_definition(course: Course, seed: int) -> None:
 
 
 @settings(max_examples=15)
-@given(course=courses(), seed=st.integers(0, 99))
+@given(course=courses(bases=ANY_BASE), seed=st.integers(0, 99))
 def test_the_forward_pass_is_the_one_that_serves_to_the_bit(course: Course, seed: int) -> None:
     run = run_of(course)
     state, p = random_state(run, seed), Precision("model", "float64")
@@ -90,7 +99,7 @@ def test_the_forward_pass_is_the_one_that_serves_to_the_bit(course: Course, seed
 
 
 @settings(max_examples=15)
-@given(course=courses(dropout=True), seed=st.integers(0, 99))
+@given(course=courses(dropout=True, bases=ANY_BASE), seed=st.integers(0, 99))
 def test_what_is_computed_again_is_what_was_kept(course: Course, seed: int) -> None:
     again = course._replace(arguments=replace(course.arguments, gradient_checkpointing=True))
     state = random_state(run_of(course), seed)

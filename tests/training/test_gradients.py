@@ -8,6 +8,7 @@ from support.compare import assert_equal_to_rounding
 
 from refimpl import layers
 from refimpl.arrays import DTYPES, Precision
+from refimpl.config import View
 from refimpl.plans import AttentionMetadata
 from refimpl.training import attention_gradients, gradients
 
@@ -21,10 +22,19 @@ EXACT = Precision("model", "float64")
     kv_heads=st.integers(1, 2),
     group=st.integers(1, 3),
     at_once=st.integers(1, 4),
+    scale=st.sampled_from([None, 0.3]),
+    cap=st.sampled_from([None, 1.5]),
     seed=st.integers(0, 99),
 )
 def test_attention_in_tiles_is_its_definition(
-    lengths: list[int], window: int | None, kv_heads: int, group: int, at_once: int, seed: int
+    lengths: list[int],
+    window: int | None,
+    kv_heads: int,
+    group: int,
+    at_once: int,
+    scale: float | None,
+    cap: float | None,
+    seed: int,
 ) -> None:
     rng, head_dim, tokens = np.random.default_rng(seed), 4, sum(lengths)
     q, k, v = (rng.standard_normal((tokens, n, head_dim)) for n in (kv_heads * group, kv_heads, kv_heads))
@@ -32,8 +42,8 @@ def test_attention_in_tiles_is_its_definition(
     metadata = one_block_each(lengths)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_gradients, "QUERIES_AT_ONCE", at_once)
-        actual = attention_gradients.attention_vjp(dy, q, k, v, metadata, window, EXACT)
-    expected = attention_gradients.attention_vjp_per_token(dy, q, k, v, metadata, window, EXACT)
+        actual = attention_gradients.attention_vjp(dy, q, k, v, metadata, View(window, scale, cap), EXACT)
+    expected = attention_gradients.attention_vjp_per_token(dy, q, k, v, metadata, View(window, scale, cap), EXACT)
     for x, y in zip(actual, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-12 * max(1, np.abs(y).max()))
 
@@ -68,9 +78,9 @@ def test_the_rows_of_an_embedding_are_summed_by_id(seed: int, tokens: int, vocab
 
 def test_a_gate_far_below_zero_has_no_gradient_and_no_warning() -> None:
     gate = np.array([[-1e4, -800.0, 0.0, 800.0, 1e4]], np.float32)
-    dgate, dup = gradients.mlp_activation_vjp(np.ones_like(gate), gate, 2 * np.ones_like(gate), Precision())
+    dgate, dup = gradients.mlp_activation_vjp(np.ones_like(gate), gate, 2 * np.ones_like(gate), "silu", Precision())
     np.testing.assert_allclose(dgate, [[0, 0, 1, 2, 2]])
-    np.testing.assert_allclose(dup, layers.mlp_activation(gate, np.ones_like(gate), Precision()))
+    np.testing.assert_allclose(dup, layers.mlp_activation(gate, np.ones_like(gate), "silu", Precision()))
 
 
 def test_cross_entropy_of_large_logits_is_finite_and_its_gradient_sums_to_nothing() -> None:

@@ -14,6 +14,7 @@ from support.build import EVERYWHERE, random_model
 from support.device_testbed import CONFIG
 from test_backward import check_gradients_are_central_differences
 
+from refimpl.config import View
 from refimpl.plans import AttentionMetadata
 from refimpl.training.arguments import TrainingArguments
 from refimpl.training.examples import Task
@@ -108,9 +109,9 @@ def stale_norm() -> Callable[..., Array]:
 def stale_gate() -> Callable[..., tuple]:
     kept: list[Array] = []
 
-    def mlp_activation(dy: Array, gate: Array, up: Array, p: Any) -> tuple:
+    def mlp_activation(dy: Array, gate: Array, up: Array, kind: str, p: Any) -> tuple:
         kept.append(gate)
-        return GRADIENTS.mlp_activation(dy, kept[-2] if len(kept) > 1 else gate, up, p)
+        return GRADIENTS.mlp_activation(dy, kept[-2] if len(kept) > 1 else gate, up, kind, p)
 
     return mlp_activation
 
@@ -119,13 +120,13 @@ def norm_without_the_mean(dy: Array, x: Array, weight: Array, eps: float, p: Any
     return dy * weight / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps)
 
 
-def silu_without_its_own_product(dy: Array, gate: Array, up: Array, p: Any) -> tuple:
+def silu_without_its_own_product(dy: Array, gate: Array, up: Array, kind: str, p: Any) -> tuple:
     sigmoid = 1 / (1 + np.exp(-gate))
     return dy * up * sigmoid, dy * gate * sigmoid
 
 
-def rope_once_more(dy: Array, cos: Array, sin: Array, p: Any) -> Array:
-    return GRADIENTS.rope(dy, cos, -sin, p)
+def rope_once_more(dy: Array, cos: Array, sin: Array, interleaved: bool, p: Any) -> Array:
+    return GRADIENTS.rope(dy, cos, -sin, interleaved, p)
 
 
 def keys_unscaled(dy: Array, q: Array, *others: Any) -> tuple:
@@ -133,10 +134,8 @@ def keys_unscaled(dy: Array, q: Array, *others: Any) -> tuple:
     return dq, dk * np.sqrt(q.shape[-1]), dv
 
 
-def window_forgotten(
-    dy: Array, q: Array, k: Array, v: Array, metadata: AttentionMetadata, window: Any, p: Any
-) -> tuple:
-    return GRADIENTS.attention(dy, q, k, v, metadata, None, p)
+def window_forgotten(dy: Array, q: Array, k: Array, v: Array, metadata: AttentionMetadata, view: View, p: Any) -> tuple:
+    return GRADIENTS.attention(dy, q, k, v, metadata, replace(view, window=None), p)
 
 
 def one_query_head_for_its_group(dy: Array, q: Array, *others: Any) -> tuple:
