@@ -14,7 +14,7 @@ from support.build import EVERYWHERE, random_model
 from support.device_testbed import CONFIG
 from test_backward import check_gradients_are_central_differences
 
-from refimpl.config import View
+from refimpl.config import ModelConfig, Norms, Rope, View
 from refimpl.plans import AttentionMetadata
 from refimpl.training.arguments import TrainingArguments
 from refimpl.training.examples import Task
@@ -182,6 +182,54 @@ MUTANTS: dict[str, Callable[[], GradientOps]] = {
 }
 
 
+def gelu_for_its_derivative(dy: Array, gate: Array, up: Array, kind: str, p: Any) -> tuple:
+    _, dup = GRADIENTS.mlp_activation(dy, gate, up, kind, p)
+    return dup / gate * up, dup
+
+
+MUTANTS_BEYOND_LLAMA: dict[str, Callable[[], GradientOps]] = {
+    "the caps pass everything": lambda: replace(GRADIENTS, softcap=lambda dy, y, cap: dy),
+    "scores are scaled by 1 / sqrt(head_dim) all the same": lambda: replace(
+        GRADIENTS,
+        attention=lambda *call: GRADIENTS.attention(*call[:5], replace(call[5], scale=None), call[6]),
+    ),
+    "no cap in attention": lambda: replace(
+        GRADIENTS,
+        attention=lambda *call: GRADIENTS.attention(*call[:5], replace(call[5], softcap=None), call[6]),
+    ),
+    "gelu(g) / g for gelu's derivative": lambda: replace(GRADIENTS, mlp_activation=gelu_for_its_derivative),
+    "pairs of the other layout": lambda: replace(
+        GRADIENTS, rope=lambda dy, cos, sin, interleaved, p: GRADIENTS.rope(dy, cos, sin, not interleaved, p)
+    ),
+    "the norm of the second head as of the first": lambda: replace(
+        GRADIENTS,
+        rms_norm=lambda dy, x, *others: GRADIENTS.rms_norm(dy, np.roll(x, 1, axis=0), *others),
+    ),
+}
+
+
+def course_beyond_llama() -> Course:
+    """Norms of each head, half a head that turns in neighbouring pairs, caps, gelu, fused modules, multipliers."""
+    base = ModelConfig(
+        *(7, 10, 7, 2, 4, 2, 8),
+        rope=Rope(1e4, partial_rotary_factor=0.5, interleaved=True),
+        norms=Norms(q="self_attn.q_norm", k="self_attn.k_norm", attention_out="attention_out", mlp_out="mlp_out"),
+        qkv=("qkv_proj",),
+        gate_up=("gate_up_proj",),
+        activation="gelu_tanh",
+        attention_scale=0.7,
+        attention_softcap=1.5,
+        logits_softcap=2.0,
+        residual_multiplier=0.4,
+    )
+    lora = LoraConfig(2, 5, ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens"))
+    return Course(
+        random_model(base, 5),
+        [Task("all", lora, random_examples(base, [5, 7], 1))],
+        TrainingArguments(batch_tokens=100),
+    )
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mistake_in_the_backward_pass_is_caught(name: str) -> None:
     with pytest.raises(AssertionError, match="not"):
@@ -190,3 +238,13 @@ def test_a_mistake_in_the_backward_pass_is_caught(name: str) -> None:
 
 def test_what_they_are_caught_in_is_right_without_them() -> None:
     check_gradients_are_central_differences(GRADIENTS, course(), 0)
+
+
+@pytest.mark.parametrize("name", MUTANTS_BEYOND_LLAMA)
+def test_so_is_one_that_shows_in_other_families_alone(name: str) -> None:
+    with pytest.raises(AssertionError, match="not"):
+        check_gradients_are_central_differences(MUTANTS_BEYOND_LLAMA[name](), course_beyond_llama(), 0)
+
+
+def test_their_course_is_right_without_them() -> None:
+    check_gradients_are_central_differences(GRADIENTS, course_beyond_llama(), 0)
