@@ -99,6 +99,7 @@ def test_keys_that_are_not_supported_are_refused_by_name(tmp_path: Path, key: st
         ({"peft_type": 3}, "peft_type is 3"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights is 'pissa_niter_16'"),
         ({"init_lora_weights": "olora"}, "olora"),
+        ({"init_lora_weights": "pissa"}, "save it with PEFT's path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "corda"}, "corda"),
         ({"init_lora_weights": "loftq"}, "loftq"),
         ({"init_lora_weights": "lora_ga"}, "lora_ga"),
