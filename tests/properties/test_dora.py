@@ -152,9 +152,10 @@ def test_magnitudes_that_are_the_lengths_of_the_rows_leave_plain_lora() -> None:
 
 def test_a_row_without_length_is_refused_by_name_and_the_slot_stays_as_it_was() -> None:
     plain = random_adapter(CONFIG, 1)
-    weight = MODEL.layers[0].q_proj.weight.copy()
+    weight = MODEL.linear(FIRST).weight.copy()
     weight[5] = 0
-    layer = replace(MODEL.layers[0], q_proj=replace(MODEL.layers[0].q_proj, weight=weight))
+    linears = {**MODEL.layers[0].linears, FIRST[1]: replace(MODEL.linear(FIRST), weight=weight)}
+    layer = replace(MODEL.layers[0], linears=linears)
     model = replace(MODEL, layers=(layer, MODEL.layers[1]))
     tensors = plain.lora[FIRST]
     B = tensors.B.copy()
