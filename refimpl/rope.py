@@ -100,12 +100,12 @@ def apply_rope(
 
     Pairs are (x[i], x[i + half]), the half-split layout of Hugging Face checkpoints, or (x[2i], x[2i + 1]) where they
     are interleaved."""
-    pairs = pair_slices(cos.shape[-1], interleaved)
-    first, second = (x[..., channels] for channels in pairs)
+    firsts, seconds = pair_slices(cos.shape[-1], interleaved)
+    first, second = x[..., firsts], x[..., seconds]
     cos, sin = cos[:, None, :], sin[:, None, :]
     y = namespace(x).empty_like(x)
-    y[..., pairs[0]] = rounded(first * cos, p.rope_product) - rounded(second * sin, p.rope_product)
-    y[..., pairs[1]] = rounded(second * cos, p.rope_product) + rounded(first * sin, p.rope_product)
+    y[..., firsts] = rounded(first * cos, p.rope_product) - rounded(second * sin, p.rope_product)
+    y[..., seconds] = rounded(second * cos, p.rope_product) + rounded(first * sin, p.rope_product)
     if 2 * cos.shape[-1] < x.shape[-1]:
         y[..., 2 * cos.shape[-1] :] = x[..., 2 * cos.shape[-1] :]
     return rounded(y, p.rope)

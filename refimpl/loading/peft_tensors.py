@@ -12,6 +12,7 @@ from .conversion import all_finite
 from .diagnostics import Diagnostics
 from .peft_config import CONFIG_FILE, is_saved, selects
 from .safetensors_file import FLOATS, SafetensorsFile
+from .wrapped_names import text_name
 
 PREFIX = "base_model.model."
 
@@ -68,7 +69,7 @@ def sort_parts(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Dia
     names = {module_name(module): module for module in (base.modules() if base else modules_in(file.stored))}
     for name in file.stored:
         match = NAME.fullmatch(name)
-        module = names.get(match.group(1)) if match else None
+        module = names.get(text_name(match.group(1)) or "") if match else None
         if not match or module is None or not _belongs(module, match.group(2)):
             diagnostics.problem(
                 file.path, f"tensor {name} {list(file.shapes[name])} is not supported: {_what(name, base)}"

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import config_json, refused, safetensors_bytes
+from folders import BASE, config_json, lora_tensors, refused, safetensors_bytes, write_adapter
 from support.build import random_adapter, random_model
 
 from refimpl import Request, load_model, logits
 from refimpl.config import LayerKind, ModelConfig, Rope
 from refimpl.cuda.table import CUDA
-from refimpl.errors import ConfigError, LoracleError, WeightsError
+from refimpl.errors import AdapterError, ConfigError, LoracleError, WeightsError
 from refimpl.families import FAMILIES
 from refimpl.formats.hf import save_model
+from refimpl.loading.adapter_folder import load_adapter
 from refimpl.loading.checkpoint import expected_tensors
 from refimpl.loading.config_file import load_config
 from refimpl.ops import NUMPY, REFERENCE
@@ -253,6 +254,15 @@ def test_the_text_part_of_a_model_of_images_and_text(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(outer | {"text_config": {"model_type": "gemma2"}}))
     with refused(ConfigError, "text_config is {'model_type': 'gemma2'}: it must be an object of model_type"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
+def test_adapters_of_the_text_part_under_both_prefixes(tmp_path: Path, prefix: str) -> None:
+    tensors = {name.replace(".model.model.", f".model.{prefix}", 1): x for name, x in lora_tensors().items()}
+    assert load_adapter(write_adapter(tmp_path, tensors), BASE).lora.keys() == set(BASE.modules()[1:-1])
+    image = {"base_model.model.model.vision_tower.layers.0.q_proj.lora_A.weight": np.ones((3, 2), np.float32)}
+    with refused(AdapterError, "a vision tower"):
+        load_adapter(write_adapter(tmp_path, tensors | image), BASE)
 
 
 def test_the_embedding_factor_of_gemma_has_the_models_type(tmp_path: Path) -> None:
