@@ -243,12 +243,13 @@ class Engine:
 
     def _keys(self, state: RequestState, count: int) -> list[bytes]:
         """The prefix keys of its first `count` blocks."""
-        size = self.cache.block_size
-        adapters = [(self.adapters.digest(slot), weight) for slot, weight in state.adapters]
-        base = self.model.identity + self.model.config.rope_key(state.limit - 1)
-        for i in range(len(state.keys), count):
-            parent, block = state.keys[-1] if state.keys else b"", state.tokens[i * size : (i + 1) * size]
-            state.keys.append(self.ops.prefix_key(parent, block, base, self.precision, adapters))
+        if len(state.keys) < count:  # a digest reads a whole adapter: not for a request without a full block
+            size = self.cache.block_size
+            adapters = [(self.adapters.digest(slot), weight) for slot, weight in state.adapters]
+            base = self.model.identity + self.model.config.rope_key(state.limit - 1)
+            for i in range(len(state.keys), count):
+                parent, block = state.keys[-1] if state.keys else b"", state.tokens[i * size : (i + 1) * size]
+                state.keys.append(self.ops.prefix_key(parent, block, base, self.precision, adapters))
         return state.keys[:count]
 
     def _cache_blocks(self, state: RequestState) -> None:

@@ -152,7 +152,7 @@ class AdapterSlots:
 
     def _ready(self, lora: LoraWeights, module: Module, replaced: Linear | None) -> LoraWeights:
         bias = None if lora.bias is None else self._prepared(lora.bias)
-        ready = replace(lora, A=self._prepared(lora.A), B=self._prepared(lora.B), bias=bias)
+        ready = LoraWeights(self._prepared(lora.A), self._prepared(lora.B), lora.scale, bias, lora.magnitude)
         if lora.magnitude is None:
             return ready
         base = replaced or self.model.linear(module)

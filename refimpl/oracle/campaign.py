@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,8 +23,7 @@ from .cases.testbed import Testbed
 from .cases.testbed import settings as testbed_settings
 from .diagnosis.candidate import Candidate, evaluate, suspicious
 from .diagnosis.power import power
-from .diagnosis.projection import ProjectionTerm
-from .diagnosis.workers import error_ratios, pool, project_bugs
+from .diagnosis.workers import error_ratios, measure_and_project, pool
 from .engine_driver import EngineDriver
 from .explain import CLOSELY, Context, explain, explain_below, locate_layers
 from .noise import precision as precisions
@@ -228,14 +226,13 @@ class Campaign:
                 if is_applicable(mutant, self.testbed, one.case, one.settings)
             ]
             exchanges = self.driver.exchanges(one.case, one.settings)
-            futures.append(workers.submit(project_bugs, one.case, exchanges, self.members, one.settings, names))
-        by_mutant: dict[str, list[list[ProjectionTerm | None]]] = {name: [] for name in mutants}
-        for done, future in enumerate(futures, 1):
-            terms: dict[str, Any] = future.result()
-            for name in mutants:
-                by_mutant[name].append(terms.get(name, []))
+            futures.append(workers.submit(measure_and_project, one.case, exchanges, self.members, one.settings, names))
+        for done, (one, future) in enumerate(zip(chosen, futures, strict=True), 1):
+            one.terms = future.result()
             self.progress("below the noise", done, len(futures))
-        return [evaluate(mutants[name], terms_of_all, noisier) for name, terms_of_all in by_mutant.items()]
+        return [
+            evaluate(mutant, [one.terms.get(name, []) for one in chosen], noisier) for name, mutant in mutants.items()
+        ]
 
     def _chosen(self, played: Sequence[PlayedCase]) -> list[PlayedCase]:
         """Return the cases that are looked at below the noise: batches first, then sequences."""

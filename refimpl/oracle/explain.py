@@ -6,7 +6,7 @@ Explanation is put together in explain().
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,8 +50,8 @@ class Context:
     progress: Callable[[str, int, int], None]
 
     def sample(self, played: PlayedCase) -> Sample:
-        """Return a case with its errors."""
-        return self.driver.sample(played.case, played.settings, self.members)
+        """Return a case with its errors, and with what the campaign has projected on them."""
+        return replace(self.driver.sample(played.case, played.settings, self.members), terms=played.terms)
 
     def failures(self, case: Case, settings: Settings) -> list[tuple[Exchange, Verdict]]:
         """Ask the engine again; return the requests that it gets wrong."""
@@ -194,23 +194,21 @@ def _candidates(
 
 
 def _beside(context: Context, samples: Sequence[Sample], names: Sequence[str]) -> list[Candidate]:
-    """Return the bugs of these names beside the samples; each worker has a share of the names."""
-    share = max(1, ceil_div(len(names), max(context.jobs, 1)))
-    batches = [names[i : i + share] for i in range(0, len(names), share)]
-    futures = [
-        [
-            context.workers.submit(project_bugs, sample.case, sample.exchanges, context.members, sample.settings, batch)
-            for batch in batches
-        ]
-        for sample in samples
-    ]
-    by_mutant: dict[str, list[Any]] = {name: [] for name in names}
-    for done, of_sample in enumerate(futures, 1):
+    """Return the bugs of these names beside the samples; each worker has a share of those that are not there yet."""
+    names = list(dict.fromkeys(names))
+    futures = [_project(context, sample, [name for name in names if name not in sample.terms]) for sample in samples]
+    for done, (sample, of_sample) in enumerate(zip(samples, futures, strict=True), 1):
         for future in of_sample:
-            for name, terms in future.result().items():
-                by_mutant[name].append(terms)
+            sample.terms.update(future.result())
         context.progress("explaining", done, len(samples))
-    return [evaluate(find_bug(name, context.testbed), terms) for name, terms in by_mutant.items()]
+    return [evaluate(find_bug(name, context.testbed), [sample.terms[name] for sample in samples]) for name in names]
+
+
+def _project(context: Context, sample: Sample, names: Sequence[str]) -> list[Future]:
+    """Submit the projection of these bugs on a sample, in as many shares as there are workers."""
+    share = max(1, ceil_div(len(names), max(context.jobs, 1)))
+    shares = [names[i : i + share] for i in range(0, len(names), share)]
+    return [context.workers.submit(project_bugs, sample, some) for some in shares]
 
 
 # The place.

@@ -132,6 +132,19 @@ def test_the_first_request_reads_no_weights_for_its_prefix_keys(monkeypatch: pyt
     assert 0 < sum(hashed) < 10_000
 
 
+def test_an_adapter_is_hashed_for_a_full_block_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A digest reads all of an adapter, and a request that is shorter than a block has no key that it could be in."""
+    engine, digests = Engine(random_model(CONFIG), block_size=4), []
+    digest = engine.adapters.digest
+    monkeypatch.setattr(engine.adapters, "digest", lambda slot: digests.append(slot) or digest(slot))
+    engine.add(Request([1, 2], random_adapter(CONFIG, 1), stop_ids=()), 2)
+    finish(engine)
+    assert digests == []
+    engine.add(Request([1, 2, 3, 4, 5], random_adapter(CONFIG, 2), stop_ids=()), 1)
+    finish(engine)
+    assert digests == [1]
+
+
 def test_two_models_never_share_an_identity() -> None:
     model = random_model(CONFIG)
     assert (

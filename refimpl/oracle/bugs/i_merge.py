@@ -11,6 +11,7 @@ from ...config import EMBED, ModelConfig, Module
 from ...lora import AdapterSlots, LoraWeights
 from ...ops import Ops
 from ...plans import NO_ADAPTER, LoraMapping
+from ...weights import Linear
 from .mutant import Family
 from .steps import Plan, Slots, add, but, loading, only, reading, remapped, routing
 
@@ -39,13 +40,18 @@ def delta_of(lora: LoraWeights, module: Module) -> Array:
     "https://github.com/huggingface/peft/issues/1035",
 )
 def merged_in(dtype: str) -> Ops:
+    changes: dict[LoraWeights, LoraWeights] = {}  # a slot's weights are the same object from step to step
+
+    def rounding(lora: LoraWeights, layer: Linear, module: Module) -> LoraWeights:
+        W = widen(layer.weight, lora.B.dtype.name)
+        return change_of_base(lora, rounded(W + delta_of(lora, module), dtype) - W, module)
+
     def merged(adapters: AdapterSlots, module: Module) -> Slots:
-        merged_lora = {}
-        for slot, lora in adapters.at(module).items():
-            layer = adapters.base_at(module).get(slot, adapters.model.linear(module))
-            W = widen(layer.weight, lora.B.dtype.name)
-            merged_lora[slot] = change_of_base(lora, rounded(W + delta_of(lora, module), dtype) - W, module)
-        return merged_lora
+        at, replaced = adapters.at(module), adapters.base_at(module)
+        for slot, lora in at.items():
+            if lora not in changes:
+                changes[lora] = rounding(lora, replaced.get(slot, adapters.model.linear(module)), module)
+        return {slot: changes[lora] for slot, lora in at.items()}
 
     return but(lora_delta=reading(merged))
 

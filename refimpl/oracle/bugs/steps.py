@@ -5,6 +5,7 @@ returns whatever lies there. Here the table's last row answers, so that every mu
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,17 +57,22 @@ class Fixed(AdapterSlots):
 
 def add(y: Array, x: Array, weights: Slots, mapping: LoraMapping, p: Precision) -> None:
     """lora_delta with these weights, cut to the width of y."""
-    lora_delta(y, x, EMBED, Fixed({slot: within(lora, x, y) for slot, lora in weights.items()}), mapping, p)
+    present = {slot: within(weights[slot], x, y) for slot in mapping.slots if slot in weights}
+    lora_delta(y, x, EMBED, Fixed(present), mapping, p)
 
 
 def within(lora: LoraWeights, x: Array, y: Array) -> LoraWeights:
     """The same weights where they fit; else B without the rows that y has no room for, and A's last column repeated
     for the token ids that it does not know."""
     A, B, bias, dora = lora.A, lora.B, lora.bias, lora.dora
-    if len(B) > y.shape[1]:
+    too_wide = len(B) > y.shape[1]
+    beyond = x.dtype.kind in "iu" and x.size > 0 and x.max() >= A.shape[1]
+    if not (too_wide or beyond):
+        return lora
+    if too_wide:
         B, bias = B[: y.shape[1]], None if bias is None else bias[: y.shape[1]]
         dora = None if dora is None else Dora(dora.gain[: y.shape[1]], None)  # the lm_head: it has no bias
-    if x.dtype.kind in "iu" and x.size and x.max() >= A.shape[1]:
+    if beyond:
         A = A[:, np.minimum(np.arange(x.max() + 1), A.shape[1] - 1)]
     return dataclasses.replace(lora, A=A, B=B, bias=bias, dora=dora)
 
@@ -87,7 +93,8 @@ def reading(reads: Callable[[AdapterSlots, Module], Slots]) -> Callable[..., Non
 
 def each(change: Callable[[LoraWeights], LoraWeights]) -> Ops:
     """The same change to the weights of every slot, at every module, as the kernel reads them."""
-    reads = lambda adapters, module: {slot: change(lora) for slot, lora in adapters.at(module).items()}  # noqa: E731
+    changed = functools.cache(change)  # a slot's weights are the same object from step to step
+    reads = lambda adapters, module: {slot: changed(lora) for slot, lora in adapters.at(module).items()}  # noqa: E731
     return but(lora_delta=reading(reads))
 
 

@@ -1,6 +1,7 @@
 """The numbers of many cases at once: truth, honest runs and mutants in worker processes, while the engine goes on.
 
-A worker has the testbed. What crosses is small: a case and its responses go in, ratios and sums come out.
+A worker has the testbed. A case and its responses go in, or a sample that is measured already; ratios and sums come
+out.
 """
 
 import multiprocessing
@@ -51,10 +52,15 @@ def error_ratios(case: Case, exchanges: Sequence[Exchange], members: Sequence[Me
     return measure(case, exchanges, _testbed, members)[0]
 
 
-def project_bugs(
+def measure_and_project(
     case: Case, exchanges: Sequence[Exchange], members: Sequence[Member], settings: Settings, names: Sequence[str]
 ) -> dict[str, list[ProjectionTerm | None]]:
     """Return, by name, the terms of each bug beside the case's errors."""
     assert _testbed is not None
-    sample = Sample(case, exchanges, measure(case, exchanges, _testbed, members)[1], settings)
+    return project_bugs(Sample(case, exchanges, measure(case, exchanges, _testbed, members)[1], settings), names)
+
+
+def project_bugs(sample: Sample, names: Sequence[str]) -> dict[str, list[ProjectionTerm | None]]:
+    """Return, by name, the terms of each bug beside the sample's errors."""
+    assert _testbed is not None
     return {name: projection_terms(find_bug(name, _testbed).make, sample, _testbed) for name in names}

@@ -5,7 +5,8 @@ seen: each honest run is itself measured in the unit that the others make (leave
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +76,7 @@ class Sample:
     exchanges: Sequence[Exchange]  # all of them
     raws: Sequence[Errors | None]  # of those that count
     settings: Settings
+    terms: dict[str, Any] = field(default_factory=dict, repr=False)  # of the bugs that were projected on it, by name
 
     @property
     def counted(self) -> list[Exchange]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ...engines.interface import Settings
 from ..cases.case import Case
@@ -36,6 +37,7 @@ class PlayedCase:
     settings: Settings  # how the engine was started for it
     ratios: list[ErrorRatios]  # of each request that counts
     verdicts: list[Verdict] = field(default_factory=list)  # of the same requests
+    terms: dict[str, Any] = field(default_factory=dict, repr=False)  # of the bugs that were looked for below the noise
 
     @property
     def verdict(self) -> str:
