@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .cuda.table import CUDA as CUDA
     from .engine import Engine as Engine
     from .errors import LoracleError as LoracleError
+    from .formats.peft import save_adapter as save_adapter
     from .loading.adapter_folder import load_adapter as load_adapter
     from .loading.model_folder import load_model as load_model
     from .model import forward as forward
@@ -39,6 +40,7 @@ _HOME = {
     "engine": ("Engine",),
     "request_state": ("Output", "Token"),
     "errors": ("LoracleError",),
+    "formats.peft": ("save_adapter",),
     "tools.merge": ("merged",),
     "model": ("forward", "logits"),
     "ops": ("NUMPY", "REFERENCE", "Ops"),
@@ -49,6 +51,8 @@ _HOME = {
     "weights": ("Model",),
 }
 
+_ROOMS = ("tiny", "training")  # whole packages: `loracle.tiny.VOICES`
+
 __all__ = sorted(name for names in _HOME.values() for name in names)
 
 
@@ -57,6 +61,6 @@ def __getattr__(name: str) -> Any:
         if name in names:
             value = globals()[name] = getattr(importlib.import_module(f".{module}", __name__), name)
             return value
-    if name == "tiny":
-        return importlib.import_module(".tiny", __name__)
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'refimpl' has no attribute {name!r}")

@@ -98,14 +98,14 @@ def run(args: argparse.Namespace) -> int:
     tasks, notes = read_tasks(args, model)
     for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    session = Session(folder, checkpoint.describe(model, tasks, arguments))
+    session = Session(folder, checkpoint.describe(model, tasks, arguments), str(base_folder(args.model)))
     if args.resume:
         session.resume(args.device)
     with progress(console, tasks) as show, np.errstate(over="ignore", invalid="ignore"):  # a NaN is found in the loss
         state = session.run(lambda on_step, state: train(model, tasks, arguments, on_step=on_step, state=state), show)
     session.save()  # if what follows cannot be written, --resume needs no more than that
     report = report_of(args, tasks, state, session.seconds, notes)
-    output.write_output(args.out, state, {**report, "arguments": session.description})
+    output.write_output(args.out, state, {**report, "arguments": session.description}, session.base)
     shutil.rmtree(folder, ignore_errors=True)
     if args.json:
         print(json.dumps(report, allow_nan=False))

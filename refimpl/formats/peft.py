@@ -17,27 +17,30 @@ from ..loading.peft_tensors import PREFIX
 from .files import new_folder, write_safetensors
 
 
-def save_adapter(adapter: Adapter, folder: Path, dtype: str | None = None) -> None:
+def save_adapter(adapter: Adapter, folder: str | Path, dtype: str | None = None, base: str | None = None) -> None:
     """Write a new PEFT folder: adapter_config.json and adapter_model.safetensors.
 
     Without a dtype every tensor keeps its own, and `load_adapter` gives back the same bits and the same config. With
     one, all are rounded to it (to nearest, ties to even). AdapterError, and no folder, if the adapter contradicts
-    itself (a rank that its config denies), or holds a number that the dtype cannot."""
+    itself (a rank that its config denies), or holds a number that the dtype cannot.
+
+    base: the model that it belongs to, a folder or a name on the Hub. It is PEFT's base_model_name_or_path, by which
+    AutoPeftModelForCausalLM loads both at once."""
     if dtype is not None:
         dtype_of(dtype)
     folder = Path(folder)
     tensors = {name: _converted(folder, name, x, dtype) for name, x in peft_tensors(adapter).items()}
     with new_folder(folder) as scratch:
         write_safetensors(scratch / WEIGHTS_FILE, tensors)
-        (scratch / CONFIG_FILE).write_text(json.dumps(peft_json(adapter.config), indent=2) + "\n", "utf-8")
+        (scratch / CONFIG_FILE).write_text(json.dumps(peft_json(adapter.config, base), indent=2) + "\n", "utf-8")
         diagnostics = Diagnostics()
         read_parts(scratch, None, diagnostics)  # what load_adapter would refuse does not get its name
         if diagnostics.problems:
             raise AdapterError(diagnostics.problems[0].replace(str(scratch), str(folder)))
 
 
-def peft_json(config: PeftConfig) -> dict[str, Any]:
-    """adapter_config.json. What is null is what PEFT takes as not given."""
+def peft_json(config: PeftConfig, base: str | None = None) -> dict[str, Any]:
+    """adapter_config.json, of an adapter for this base. What is null is what PEFT takes as not given."""
     later: dict[str, Any] = {  # keys that only what uses them needs: older versions of PEFT do not know them
         "use_dora": config.use_dora,
         "trainable_token_indices": {name: list(ids) for name, ids in config.trainable_token_indices.items()},
@@ -46,7 +49,7 @@ def peft_json(config: PeftConfig) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": base,
         "inference_mode": True,
         "r": config.r,
         "lora_alpha": _plain(config.lora_alpha),

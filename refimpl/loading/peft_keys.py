@@ -4,6 +4,7 @@ A new version of PEFT adds keys every other month, all of them null until used, 
 neutral, and an adapter that uses something newer than this file is refused and not half understood.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,5 +97,5 @@ def note_oddities(keys: Keys) -> None:
             warn("base_model_name_or_path is empty: nothing says which base it was trained on")
         elif "bnb-4bit" in base:
             warn(f"base_model_name_or_path is {shown(base)}: it was trained on a quantised base")
-        elif base.startswith(("/", ".", "~")) or "\\" in base:
-            warn(f"base_model_name_or_path is the local path {shown(base)}: nothing says which base that was")
+        elif (base.startswith(("/", ".", "~")) or "\\" in base) and not os.path.exists(base):
+            warn(f"base_model_name_or_path is the local path {shown(base)}, which is not here: which base was that?")

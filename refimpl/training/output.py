@@ -13,21 +13,22 @@ DEFAULT = "default"  # PEFT's name of the adapter that lies in the folder itself
 CURVE_FILE, RECORD_FILE = "loss.svg", "training.json"
 
 
-def write_output(folder: Path, state: TrainingState, record: dict[str, Any]) -> None:
+def write_output(folder: Path, state: TrainingState, record: dict[str, Any], base: str | None = None) -> None:
     """Write a new folder, whole or not at all: the adapters, the loss of each step as loss.svg and in training.json.
 
+    base: what PEFT calls base_model_name_or_path.
     LoracleError if there is something under that name, or the adapters cannot be saved."""
     with new_folder(folder) as scratch:
-        write_adapters(scratch, state)
+        write_adapters(scratch, state, base)
         (scratch / CURVE_FILE).write_text(svg(curves(state)), "utf-8")
         losses = {name: losses_of(task) for name, task in state.tasks.items()}
         (scratch / RECORD_FILE).write_text(json.dumps({**record, "losses": losses}, indent=1) + "\n", "utf-8")
 
 
-def write_adapters(folder: Path, state: TrainingState) -> None:
+def write_adapters(folder: Path, state: TrainingState, base: str | None = None) -> None:
     """Write each adapter as a PEFT folder, where adapter_folder says: new or empty folders."""
     for name in sorted(state.tasks, key=lambda name: name != DEFAULT):
-        save_adapter(state.adapter(name), adapter_folder(folder, name))
+        save_adapter(state.adapter(name), adapter_folder(folder, name), base=base)
 
 
 def adapter_folder(folder: Path, name: str) -> Path:

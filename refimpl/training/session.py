@@ -18,8 +18,8 @@ ADAPTERS = "adapter"  # in the checkpoint's folder: what was good when a loss wa
 class Session:
     """One run and its checkpoints: the last state is on disk whenever it stops before its end."""
 
-    def __init__(self, folder: Path, description: Description) -> None:
-        self.folder, self.description = folder, description
+    def __init__(self, folder: Path, description: Description, base: str | None = None) -> None:
+        self.folder, self.description, self.base = folder, description, base
         self.state: TrainingState | None = None
         self.seconds = 0.0
 
@@ -59,7 +59,7 @@ class Session:
             self.save()
             adapters = self.folder / ADAPTERS
             shutil.rmtree(adapters, ignore_errors=True)
-            write_adapters(adapters, error.state)
+            write_adapters(adapters, error.state, self.base)
             raise LoracleError(f"{error}; {adapters} has what was good before it: try a lower --lr") from None
 
     def save(self) -> None:

@@ -73,6 +73,7 @@ def test_one_adapter_is_the_output_folder_itself(data: str, tmp_path: Path, caps
     assert "default: step 0 of" not in printed and "held-out loss" in printed and "a default (A held out)" in printed
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["r"] == 2 and config["lora_alpha"] == 4 and config["target_modules"] == ["q_proj", "down_proj"]
+    assert config["base_model_name_or_path"] == str(tiny.base_path())  # what AutoPeftModelForCausalLM loads it with
     record = json.loads((out / "training.json").read_text())
     (row,) = record["adapters"]
     assert (row["examples"], row["held_out_examples"]) == (5, 1)

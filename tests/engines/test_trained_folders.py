@@ -5,6 +5,7 @@ from pathlib import Path
 
 import hugging_face as hf
 import numpy as np
+import peft
 import pytest
 
 import refimpl
@@ -30,3 +31,6 @@ def test_peft_loads_what_was_trained_and_gives_our_logits(
         (ours,) = refimpl.logits(model, [refimpl.Request(ids, refimpl.load_adapter(folder, model.config))])
         assert np.abs(ours - base).max() > 0.1  # it learned something
         np.testing.assert_allclose(ours, expected, atol=1e-9)
+        with hf.quiet():  # PEFT finds the base by itself
+            model_and_adapter = peft.AutoPeftModelForCausalLM.from_pretrained(folder)
+        assert model_and_adapter.base_model.model.name_or_path == str(tiny.base_path())

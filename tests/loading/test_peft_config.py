@@ -198,6 +198,11 @@ def test_what_is_odd_is_said(tmp_path: Path, changes: dict[str, Any], says: str)
     assert says in found.warnings[0]
 
 
+def test_a_base_that_is_on_this_machine_is_nothing_odd(tmp_path: Path) -> None:
+    _, diagnostics = read(tmp_path, base_model_name_or_path=str(tmp_path))
+    assert not diagnostics.warnings
+
+
 def test_every_problem_is_collected(tmp_path: Path) -> None:
     _, found = read(tmp_path, r=0, lora_alpha="x", use_bdlora=True, bias="b", target_modules=None, kasa_config={"a": 1})
     assert len(found.problems) == 6
