@@ -10,7 +10,7 @@ from .. import tiny
 from ..adapter import Adapter
 from ..backends import BACKENDS
 from ..engines.suggestion import did_you_mean
-from ..errors import RequestError
+from ..errors import DataError, RequestError
 from ..loading.adapter_folder import load_adapter
 from ..loading.json_file import read_json_lines
 from ..loading.model_folder import load_model
@@ -71,7 +71,8 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         type=Path,
         metavar="FILE.jsonl",
-        help="one request a line: adapter, prompt or prompt_ids, and optionally max_new_tokens, seed, temperature",
+        help="one request a line: adapter, one of prompt, prompt_ids and messages (a chat, for the template), "
+        "and optionally max_new_tokens, seed, temperature",
     )
 
 
@@ -159,10 +160,12 @@ def read_requests(args: argparse.Namespace, model: Model, adapters: Adapters, **
     return [one_request(where, row, model, adapters, sampling) for where, row in rows]
 
 
+PROMPTS = ("prompt", "prompt_ids", "messages")
 FIELDS: dict[str, tuple[type, ...]] = {
     "adapter": (str,),
     "prompt": (str,),
     "prompt_ids": (list,),
+    "messages": (list,),
     "max_new_tokens": (int,),
     "seed": (int,),
     "temperature": (int, float),
@@ -185,25 +188,43 @@ def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def one_request(where: str, row: dict[str, Any], model: Model, adapters: Adapters, sampling: dict[str, Any]) -> Prompt:
     """Return one row as a checked Request; a row's own fields win over the command line's."""
-    if ("prompt" in row) == ("prompt_ids" in row):
-        raise RequestError(f"{where}: give either prompt or prompt_ids")
-    ids = row["prompt_ids"] if "prompt_ids" in row else prompt_ids(model, row["prompt"])
+    if sum(key in row for key in PROMPTS) != 1:
+        raise RequestError(f"{where}: give one of {', '.join(PROMPTS)}")
     spec = row.get("adapter", BASE)
     options: dict[str, Any] = {
         **sampling,
         **{key: row[key] for key in ("max_new_tokens", "seed", "temperature") if key in row},
     }
     try:
+        text, ids = text_and_ids(model, row)
         request = Request(ids, adapters.chosen(spec), **options)
         check_request(request, model.config)
-    except RequestError as error:
+    except (DataError, RequestError) as error:
         raise RequestError(f"{where}: {error}") from None
-    return Prompt(spec, row.get("prompt"), request)
+    return Prompt(spec, text, request)
+
+
+def text_and_ids(model: Model, row: dict[str, Any]) -> tuple[str | None, Sequence[int]]:
+    """Return what one of PROMPTS stands for: its text, if it has one, and its ids."""
+    if "messages" in row:
+        return chat_prompt(model, row["messages"])
+    return (row["prompt"], prompt_ids(model, row["prompt"])) if "prompt" in row else (None, row["prompt_ids"])
 
 
 def prompt_ids(model: Model, text: str) -> Sequence[int]:
     """Return the ids of a prompt."""
     return model.tokenizer.encode(prompt_text(model, text))
+
+
+def chat_prompt(model: Model, messages: list[Any]) -> tuple[str, list[int]]:
+    """Return a chat as the model's template renders it up to the answer, and its ids, as they were in training."""
+    from ..training.chat import template_of
+
+    template = template_of(model.tokenizer)
+    if template is None:
+        raise DataError(f"messages need a chat template, and {model.tokenizer.file.parent} has none")
+    text = template.prompt(messages)
+    return text, model.tokenizer.encode_with_offsets(text)[0]
 
 
 def prompt_text(model: Model, text: str) -> str:

@@ -13,6 +13,9 @@ output, curve    PEFT folders, and the loss as a picture: what `loracle train` l
 """
 
 from .arguments import TrainingArguments as TrainingArguments
+from .data import Encoder as Encoder
+from .data import read_dataset as read_dataset
+from .data import split as split
 from .examples import Example as Example
 from .examples import Task as Task
 from .loop import evaluate as evaluate

@@ -18,6 +18,7 @@ from ..loading.diagnostics import Diagnostics, one_line, shown
 from ..loading.gguf_config import vocabulary
 from ..loading.gguf_file import is_gguf, open_gguf
 from ..loading.json_file import read_json
+from ..tokenizer import Tokenizer
 
 GGUF_NAMES = {"unknown": "unk", "padding": "pad"}  # where transformers calls the token otherwise
 
@@ -57,6 +58,13 @@ class ChatTemplate:
         if not spans:
             raise DataError("no message has the role assistant: there is nothing to learn in it")
         return text, spans
+
+    def prompt(self, messages: list[Any]) -> str:
+        """Return the text that the assistant's next message follows, as it is served. DataError as for render.
+
+        It holds its special tokens itself: `tokenizer.encode_with_offsets` adds none."""
+        check_messages(messages)
+        return self._text(messages, add_generation_prompt=True)
 
     def _text(self, messages: list[Any], add_generation_prompt: bool = False) -> str:
         variables = {**self.special_tokens, "messages": messages, "add_generation_prompt": add_generation_prompt}
@@ -140,6 +148,12 @@ def load_chat_template(base: Path) -> ChatTemplate | None:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(one_line(f"{jinja}: cannot be read ({error})")) from None
     return _checked(file, source, special_tokens_of(settings))
+
+
+def template_of(tokenizer: Tokenizer) -> ChatTemplate | None:
+    """Return the template of the base that a tokenizer came with, or None if it has none."""
+    file = tokenizer.file
+    return load_chat_template(file if is_gguf(file) else file.parent)
 
 
 def _of_gguf(path: Path) -> ChatTemplate | None:

@@ -7,6 +7,7 @@
 A line that cannot be learned from is an error that names it: nothing is left out, and nothing is cut, unseen.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +21,7 @@ from ..errors import DataError
 from ..loading.diagnostics import one_line, shown
 from ..loading.json_file import read_json_lines
 from ..tokenizer import Tokenizer
-from .chat import ChatTemplate
+from .chat import ChatTemplate, template_of
 from .examples import Example
 
 FORMS = (("prompt", "completion"), ("messages",), ("text",))
@@ -43,11 +44,15 @@ class Encoder:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, config: ModelConfig, max_length: int | None = None, **options: Any) -> "Encoder":
-        """Return the encoder of a model. DataError for a max_length below 2, or above the model's positions."""
+        """Return the encoder of a model, with its own chat template unless another is given.
+
+        DataError for a max_length below 2, or above the model's positions."""
         longest = config.max_position_embeddings
         length = longest if max_length is None else max_length
         if not 2 <= length <= longest:
             raise DataError(f"max_length {length}: must be at least 2, and at most the model's {longest} positions")
+        if "template" not in options:
+            options["template"] = template_of(tokenizer)
         return cls(tokenizer, config.eos_token_ids, length, **options)
 
     @cached_property
@@ -78,9 +83,9 @@ class Dataset:
         return notes
 
 
-def read_dataset(file: Path, encoder: Encoder) -> Dataset:
+def read_dataset(file: str | Path, encoder: Encoder) -> Dataset:
     """Return the Examples of a JSONL file. DataError, one line with FILE:LINE, for the first row that makes none."""
-    rows = read_json_lines(file, DataError)
+    rows = read_json_lines(Path(file), DataError)
     if not rows:
         raise DataError(one_line(f"{file}: holds no row; expected one JSON object a line, {ACCEPTED}"))
     examples, cut_lines, unread = [], [], set[str]()
@@ -184,22 +189,28 @@ def within(example: Example, encoder: Encoder) -> Example:
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Return (train, held_out), each in the file's order; about this share, drawn by the seed, is the second.
+    """Return (train, held_out), each in the file's order; this share of the rows, drawn by the seed, is the second.
 
-    Equal examples stay on one side, so that nothing held out has been learned. With a share above 0 there is at least
-    one on either side. DataError if that cannot be, or for a share outside of [0, 1)."""
+    Equal examples stay on one side, so that nothing held out has been learned: those that are too many for what is left
+    of the share are trained on. With a share above 0 there is at least one on either side. DataError if
+    that cannot be, or for a share outside of [0, 1)."""
     if not 0 <= share < 1:
         raise DataError(f"the held-out share {share} must be at least 0 and below 1")
     keys = [(tuple(example.token_ids), tuple(example.loss_mask)) for example in examples]
-    distinct = list(dict.fromkeys(keys))
+    rows_of = Counter(keys)  # of equal examples
     if share == 0:
         return list(examples), []
-    if len(distinct) < 2:
-        raise DataError(
-            f"{len(examples)} rows, {len(distinct)} of them different: too few to hold any out; give the share 0"
-        )
-    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
-    order = np.random.default_rng([seed, len(distinct)]).permutation(len(distinct))
-    chosen = {distinct[i] for i in order[:count]}
+    if len(rows_of) < 2:
+        rows = "1 row" if len(examples) == 1 else f"{len(examples)} rows, all of them equal"
+        raise DataError(f"{rows}: too few to hold any out; give the share 0 (--held-out 0)")
+    distinct = list(rows_of)
+    order = [distinct[i] for i in np.random.default_rng([seed, len(distinct)]).permutation(len(distinct))]
+    room = round(share * len(examples))
+    chosen = set[tuple[tuple[int, ...], tuple[bool, ...]]]()
+    for key in order:
+        if rows_of[key] <= room and len(chosen) < len(order) - 1:
+            chosen.add(key)
+            room -= rows_of[key]
+    chosen = chosen or {min(order, key=rows_of.__getitem__)}
     train = [example for example, key in zip(examples, keys, strict=True) if key not in chosen]
     return train, [example for example, key in zip(examples, keys, strict=True) if key in chosen]

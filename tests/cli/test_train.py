@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import pytest
 
 import refimpl
 from refimpl import cli, tiny
+from refimpl.commands import common
 from refimpl.config import LAYER_MODULES
 from refimpl.loading.adapter_folder import load_adapter
 from refimpl.loading.config_file import load_config
 from refimpl.loading.tokenizer_file import load_tokenizer
 from refimpl.training import checkpoint
-from refimpl.training.chat import load_chat_template
-from refimpl.training.data import Encoder, read_dataset
+from refimpl.training.data import Encoder, encode, read_dataset
 from refimpl.training.loop import train as train_loop
 
 WORDS = "Well met. My quest needs a moon pearl. Take the soup and the honey."
@@ -199,9 +200,17 @@ def test_a_chat_is_trained_by_the_template_in_the_model_s_folder(
     ]
     command = ("train", "--model", str(base), "--data", write(tmp_path / "chat.jsonl", *chats), *SMALL)
     code, _, err = run(capsys, *command, "--out", str(tmp_path / "out"))
-    assert code == 2 and f"messages need a chat template, and {base} has none" in err
+    assert code == 2 and f"messages need a chat template, and {base} has none" in err, err
     (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content + '\n' }}{% endfor %}")
     assert run(capsys, *command, "--out", str(tmp_path / "out"))[0] == 0
+    # Served, a chat is the tokens that were learned, up to the answer.
+    questions = write(tmp_path / "questions.jsonl", {"adapter": "chat", "messages": chats[0]["messages"][:1]})
+    serve = ("generate", "--model", str(base), "--adapter", f"chat={tmp_path / 'out'}", "--prompts", questions)
+    prompts = read_prompts(serve)
+    example = encode(chats[0], encoder_of(base))
+    assert list(prompts[0].request.prompt_ids) == list(example.token_ids)[: list(example.loss_mask).index(True)]
+    code, printed, err = run(capsys, *serve, "--max-new-tokens", "2", "--json")
+    assert (code, err) == (0, "") and json.loads(printed)["texts"][0]["prompt"] == ROWS[0]["prompt"] + "\n"
     # The same tokens and the same losses as of the prompt and the completion, each with a line break, and no end.
     plain = [{"prompt": row["prompt"] + "\n", "completion": row["completion"] + "\n"} for row in ROWS]
     examples = [
@@ -212,9 +221,15 @@ def test_a_chat_is_trained_by_the_template_in_the_model_s_folder(
         assert list(chat.token_ids) == list(pair.token_ids)[1:] and list(chat.loss_mask) == list(pair.loss_mask)[1:]
 
 
+def read_prompts(command: Sequence[str]) -> list[common.Prompt]:
+    """What a command of generate would serve."""
+    args = cli.parse(command)
+    return common.read_requests(args, *common.load(args))
+
+
 def encoder_of(base: Path, **changes: Any) -> Encoder:
     """The encoder of a base that is a folder; its template is the one in there."""
-    encoder = Encoder.of(load_tokenizer(base), load_config(base), template=load_chat_template(base))
+    encoder = Encoder.of(load_tokenizer(base), load_config(base))
     return dataclasses.replace(encoder, **changes)
 
 

@@ -2,14 +2,17 @@
 
 import argparse
 import dataclasses
+import doctest
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from refimpl import cli
+from refimpl.commands.common import read_lines
 from refimpl.config import LAYER_MODULES
 from refimpl.training.arguments import TrainingArguments
 from refimpl.training.curve import Curve, letters
@@ -29,6 +32,21 @@ def options(command: str = "loracle train --out x") -> argparse.Namespace:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_one(command: str) -> None:
     assert options(command).command == "train"
+
+
+def test_the_example_prints_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tutorials").mkdir()
+    shutil.copy(ROOT / "tutorials" / "echo.jsonl", tmp_path / "tutorials")
+    monkeypatch.chdir(tmp_path)
+    example = doctest.DocTestParser().get_doctest(PAGE, {}, "train.md", "train.md", 0)
+    assert len(example.examples) >= 12
+    runner, printed = doctest.DocTestRunner(), list[str]()
+    runner.run(example, out=printed.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(printed)
+    chat = next(line for line in PAGE.splitlines() if line.startswith("echo '"))
+    Path("questions.jsonl").write_text(shlex.split(chat)[1])
+    ((_, row),) = read_lines(Path("questions.jsonl"))
+    assert row["messages"]
 
 
 def test_there_are_commands() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,24 @@ def test_a_split_loses_nothing_and_has_no_row_on_both_sides(numbers: list[int], 
     order = [id(example) for example in examples]
     for part in (train, held_out):
         assert [id(example) for example in part] == [i for i in order if i in {id(example) for example in part}]
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=20).filter(lambda numbers: len(set(numbers)) > 1), st.integers(0)
+)
+def test_the_share_is_one_of_rows_and_not_of_different_rows(numbers: list[int], seed: int) -> None:
+    train, held_out = split([Example([i, i], [True, True]) for i in numbers], 0.3, seed)
+    smallest = min(Counter(numbers).values())
+    expected = round(0.3 * len(numbers))
+    assert len(held_out) <= max(expected, smallest)
+    trained = Counter(example.token_ids[0] for example in train)
+    assert len(trained) == 1 or len(held_out) + min(trained.values()) > expected  # no more of them would have fitted
+
+
+def test_equal_rows_do_not_move_the_share() -> None:
+    examples = [Example([i, i], [True, True]) for i in [*range(40), *[99] * 60]]
+    for seed in range(5):
+        assert len(split(examples, 0.1, seed)[1]) == 10
 
 
 def test_another_seed_holds_out_others_and_the_same_the_same() -> None:

@@ -12,6 +12,7 @@ import refimpl.cli, refimpl.commands.demo, refimpl.commands.logits  # whatever e
 for name in refimpl.__all__:
     value = getattr(refimpl, name)
     assert type(value).__name__ != "module", name
+assert callable(refimpl.training.train) and callable(refimpl.training.read_dataset)
 assert callable(refimpl.trace) and callable(refimpl.logits)
 try:
     refimpl.nonsense
