@@ -26,11 +26,12 @@ from ..training.curve import letters
 from ..training.data import Encoder, read_dataset, split
 from ..training.examples import Task
 from ..training.loop import train
-from ..training.lora_config import LoraConfig
+from ..training.lora_config import LoraConfig, lora_modules
 from ..training.session import Session
 from ..training.state import TaskState, TrainingState
 from ..weights import Model
 from .common import BASE, prompt_text
+from .train_hints import outlook, serving
 
 HELP = "train LoRA adapters from JSONL files, several at once over one base"
 EXAMPLE = """  loracle train --data tutorials/echo.jsonl --epochs 12 --lr 3e-3 --out ./echo
@@ -96,11 +97,13 @@ def run(args: argparse.Namespace) -> int:
     arguments = training_arguments(args)
     model = load_model(args.model, args.dtype, args.device)
     tasks, notes = read_tasks(args, model)
-    for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     session = Session(folder, checkpoint.describe(model, tasks, arguments), str(base_folder(args.model)))
     if args.resume:
         session.resume(args.device)
+    lines, of_warmup = outlook(tasks, arguments)
+    notes += of_warmup
+    for line in (*lines, *(f"note: {note}" for note in notes)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     with progress(console, tasks) as show, np.errstate(over="ignore", invalid="ignore"):  # a NaN is found in the loss
         state = session.run(lambda on_step, state: train(model, tasks, arguments, on_step=on_step, state=state), show)
     session.save()  # if what follows cannot be written, --resume needs no more than that
@@ -111,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report, allow_nan=False))
     else:
         show_report(console, report, state)
+        line = serving(args.model, {row["name"]: row["folder"] for row in report["adapters"]})
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -172,6 +177,7 @@ def read_tasks(args: argparse.Namespace, model: Model) -> tuple[list[Task], list
             use_rslora=args.rslora,
             lora_dropout=args.dropout,
         )
+        lora_modules(config, model.config)  # a target that is none is said at once
         dataset = read_dataset(file, encoder)
         notes += [f"{file}: {note}" for note in dataset.notes]
         try:

@@ -41,6 +41,8 @@ class TrainingArguments:
                 raise LoracleError(f"{name} is {value!r}: it must be a whole number of {least} or more")
         for name in ("learning_rate", "weight_decay", "adam_epsilon"):
             _check_range(name, getattr(self, name), math.inf)
+        if self.learning_rate == 0:
+            raise LoracleError("learning_rate is 0: nothing would be learned")
         for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
             _check_range(name, getattr(self, name), 1)
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:

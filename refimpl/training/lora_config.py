@@ -49,6 +49,8 @@ class LoraConfig:
         for name, alpha in (("lora_alpha", self.lora_alpha), *self.alpha_pattern.items()):
             if not isinstance(alpha, int | float) or not math.isfinite(alpha):
                 raise LoracleError(f"{name} is {alpha!r}: an alpha must be a finite number")
+            if alpha == 0:
+                raise LoracleError(f"{name} is 0: nothing would be learned, because it is a factor of the LoRA")
         if not 0 <= self.lora_dropout < 1:
             raise LoracleError(f"lora_dropout is {self.lora_dropout!r}: it must be at least 0 and below 1")
         if self.use_dora and self.lora_bias:

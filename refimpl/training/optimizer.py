@@ -39,14 +39,19 @@ def adamw(
 def learning_rate_at(step: int, steps: int, arguments: TrainingArguments) -> float:
     """The learning rate of a step, counted from 0, of so many (transformers/optimization.py).
 
-    It rises from 0 during ceil(warmup_ratio * steps) steps; then, by lr_scheduler_type, it falls to 0 along half a
+    It rises from 0 during the warm-up; then, by lr_scheduler_type, it falls to 0 along half a
     cosine or a line, or stays."""
-    warmup = math.ceil(arguments.warmup_ratio * steps)
+    warmup = warmup_steps(steps, arguments)
     if step < warmup:
         return arguments.learning_rate * step / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     factor = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
     return arguments.learning_rate * factor[arguments.lr_scheduler_type]
+
+
+def warmup_steps(steps: int, arguments: TrainingArguments) -> int:
+    """How many of so many steps are warm-up; the first of them has the rate 0, in transformers as well."""
+    return math.ceil(arguments.warmup_ratio * steps)
 
 
 def global_norm(gradients: Parameters) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,14 @@ import pytest
 import refimpl
 from refimpl import cli, tiny
 from refimpl.commands import common
+from refimpl.commands.train_hints import outlook
 from refimpl.config import LAYER_MODULES
 from refimpl.loading.adapter_folder import load_adapter
 from refimpl.loading.config_file import load_config
 from refimpl.loading.tokenizer_file import load_tokenizer
-from refimpl.training import checkpoint
+from refimpl.training import LoraConfig, Task, TrainingArguments, checkpoint
 from refimpl.training.data import Encoder, encode, read_dataset
+from refimpl.training.examples import Example
 from refimpl.training.loop import train as train_loop
 
 WORDS = "Well met. My quest needs a moon pearl. Take the soup and the honey."
@@ -83,6 +86,30 @@ def test_one_adapter_is_the_output_folder_itself(data: str, tmp_path: Path, caps
     assert row["held_out_loss"] == [held_out[0][1], held_out[-1][1]] and row["loss"] == train[-1]
     assert train[-1] < train[0]
     assert any(np.abs(x).max() > 0 for name, x in tensors(out).items() if name.endswith("B"))
+
+
+def test_what_will_be_done_and_how_to_serve_it_is_said(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out put")
+    options = (*SMALL[:4], "--epochs", "1", "--held-out", "0", "--batch-tokens", "999")
+    code, printed, _ = run(capsys, "train", "--data", f"bard={data}", "--out", out, *options)
+    lines = printed.splitlines()
+    assert code == 0 and lines[0] == "bard: 6 + 0 rows, 1 step"
+    assert lines[1].startswith("note: bard: its one step is warm-up: nothing will be learned; give more --epochs")
+    assert lines[-1].startswith("to serve it: loracle generate ")
+    command = shlex.split(lines[-1].removeprefix("to serve it: loracle "))
+    assert "my-bard:TEXT" in command  # a bard is embedded
+    code, _, err = run(capsys, *command, "--max-new-tokens", "1")
+    assert code == 0 and "every B is zero: the adapter changes nothing" in err, err
+
+
+@pytest.mark.parametrize(("ratio", "notes"), [(0.03, 0), (0.9, 1)])
+def test_a_warm_up_of_all_steps_is_a_note(ratio: float, notes: int) -> None:
+    task = Task("echo", LoraConfig(), [Example([1, 2], [True, True])] * 2)
+    lines, printed = outlook([task], TrainingArguments(epochs=2, batch_tokens=2, warmup_ratio=ratio))
+    assert lines == ["echo: 2 + 0 rows, 4 steps"] and len(printed) == notes
+    assert "all 4 steps are warm-up" in printed[0] if notes else not printed
 
 
 def test_the_output_may_be_an_empty_folder_with_any_name(
@@ -248,6 +275,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a rank twice": (["--data", "a=DATA", "--rank", "2", "--rank", "3"], "--rank 3: is given twice"),
     "an alpha that is no number": (["--data", "DATA", "--alpha", "nan"], "lora_alpha is nan"),
     "a target that is none": (["--data", "DATA", "--targets", "q_proj,qproj"], "'qproj' is no linear layer"),
+    "an alpha of nothing": (["--data", "DATA", "--alpha", "0"], "lora_alpha is 0: nothing would be learned"),
+    "a learning rate of nothing": (["--data", "DATA", "--lr", "0"], "learning_rate is 0: nothing would be learned"),
     "a dropout of all": (["--data", "DATA", "--dropout", "1"], "lora_dropout is 1.0"),
     "no epochs": (["--data", "DATA", "--epochs", "0"], "epochs is 0"),
     "a learning rate below zero": (["--data", "DATA", "--lr", "-1"], "learning_rate is -1.0"),
