@@ -316,7 +316,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
 def test_what_cannot_be_written_at_the_end_is_written_when_it_goes_on(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: Any) -> None:
+    def full(*args: Any, **options: Any) -> None:
         raise OSError("No space left on device")
 
     command = ("train", "--data", data, "--out", str(tmp_path / "out"), *SMALL)
