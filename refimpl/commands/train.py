@@ -24,7 +24,7 @@ from ..training.arguments import TrainingArguments
 from ..training.chat import load_chat_template
 from ..training.curve import letters
 from ..training.data import Encoder, read_dataset, split
-from ..training.examples import Task
+from ..training.examples import Task, check_name
 from ..training.loop import train
 from ..training.lora_config import LoraConfig, lora_modules
 from ..training.session import Session
@@ -49,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default, shape = TrainingArguments(), LoraConfig()
     add = parser.add_argument
     add("--model", default="tiny", metavar="DIR|tiny", help="the base, a Hugging Face folder (default: tiny)")
-    add(
-        "--data", action="append", default=[], metavar="[NAME=]FILE.jsonl", help="what to learn; again for more at once"
-    )
+    add("--data", action="append", default=[], metavar="[NAME=]FILE.jsonl", help="what to learn; again for more")
     add("--out", type=Path, required=True, metavar="DIR", help="a new folder: one PEFT folder in it for each NAME")
     add("--adapter-name", metavar="NAME", help="the name of the one adapter of --data FILE (default: none, DIR itself)")
     add("--rank", action="append", default=[], metavar="[NAME=]R", help=f"of A and B (default {shape.r})")
@@ -78,10 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gradient-accumulation-steps", type=int, default=1, metavar="N", help="batches in a step (default 1)")
     add("--gradient-checkpointing", action="store_true", help="less memory: compute activations twice")
     add("--weight-decay", type=float, default=default.weight_decay, help="AdamW's (default %(default)s)")
-    add("--max-grad-norm", type=float, default=default.max_grad_norm, metavar="X", help="clip there (default 1)")
-    add(
-        "--seed", type=int, default=default.seed, help="of A, order, dropout and what is held out (default %(default)s)"
-    )
+    add("--max-grad-norm", type=float, default=default.max_grad_norm, help="clip there; 0: never (default 1)")
+    add("--seed", type=int, default=default.seed, help="of A, order, dropout, what is held out (default %(default)s)")
     add("--held-out", type=float, default=0.1, metavar="SHARE", help="of the rows, to measure on (default 0.1)")
     add("--max-length", type=int, metavar="N", help="tokens of a row at most (default: the model's positions)")
     add("--cut", action="store_true", help="cut longer rows there instead of stopping")
@@ -145,7 +141,7 @@ def training_arguments(args: argparse.Namespace) -> TrainingArguments:
         seed=args.seed,
         warmup_ratio=args.warmup_ratio,
         weight_decay=args.weight_decay,
-        max_grad_norm=args.max_grad_norm,
+        max_grad_norm=args.max_grad_norm or None,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         gradient_checkpointing=args.gradient_checkpointing,
     )
@@ -201,8 +197,9 @@ def data_files(items: Sequence[str], adapter_name: str | None) -> dict[str, Path
                 raise RequestError(f"--data {item}: of several, each needs a name: --data NAME=FILE.jsonl")
         elif adapter_name is not None:
             raise RequestError(f"--adapter-name {adapter_name}: --data {item} has a name already")
-        if not file or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
-            raise RequestError(f"--data {item}: expected NAME=FILE, the name of letters, digits, '-', '_' and '.'")
+        check_name(name, f"--data {item}" if equals else f"--adapter-name {name}")
+        if not file or "://" in file:
+            raise RequestError(f"--data {item}: expected a file on this machine, [NAME=]FILE.jsonl")
         if name in (BASE, *files):
             raise RequestError(f"--data {item}: the name {name!r} is taken")
         files[name] = Path(file)

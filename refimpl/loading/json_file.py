@@ -81,9 +81,9 @@ def read_json_lines(file: Path, error: type[LoracleError]) -> list[tuple[str, di
         try:
             row = parse_json(line.encode())
         except (ValueError, RecursionError) as problem:
-            raise error(one_line(f"{where}: not JSON ({problem})")) from None
+            raise error(one_line(f"{where}: not JSON ({problem}); expected an object, one a line")) from None
         if not isinstance(row, dict):
-            raise error(one_line(f"{where}: expected an object, not {shown(row)}"))
+            raise error(one_line(f"{where}: expected an object, one a line, not {shown(row)}"))
         rows.append((where, row))
     return rows
 

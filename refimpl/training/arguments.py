@@ -45,7 +45,8 @@ class TrainingArguments:
             raise LoracleError("learning_rate is 0: nothing would be learned")
         for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
             _check_range(name, getattr(self, name), 1)
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+        clip = self.max_grad_norm
+        if clip is not None and (not isinstance(clip, int | float) or isinstance(clip, bool) or not clip > 0):
             raise LoracleError(f"max_grad_norm is {self.max_grad_norm!r}: it must be above 0, or None")
         if self.lr_scheduler_type not in SCHEDULERS:
             names = ", ".join(SCHEDULERS)

@@ -181,7 +181,9 @@ def within(example: Example, encoder: Encoder) -> Example:
     if length <= encoder.max_length:
         return example
     if not encoder.cut:
-        raise DataError(f"has {length} tokens, {encoder.max_length} are the most")
+        raise DataError(
+            f"has {length} tokens, {encoder.max_length} are the most: cut it (--cut), or allow more (--max-length)"
+        )
     shortened = Example(example.token_ids[: encoder.max_length], example.loss_mask[: encoder.max_length])
     if shortened.targets == 0:
         raise DataError(f"of its {length} tokens the first {encoder.max_length} have no loss: cut, it teaches nothing")

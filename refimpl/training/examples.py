@@ -1,5 +1,6 @@
 """What is learned from: token ids, which of them are targets, and in which batches a task meets them."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,19 @@ class Task:
     config: LoraConfig
     examples: Sequence[Example]
     held_out: Sequence[Example] = ()
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "Task")
+        if not isinstance(self.config, LoraConfig):
+            raise LoracleError(f"{self.name}: the config is {self.config!r}, not a LoraConfig")
+
+
+def check_name(name: object, where: str) -> None:
+    """LoracleError unless it can be the name of a folder anywhere: letters, digits, '-', '_' and '.'."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise LoracleError(
+            f"{where}: the name {name!r} is not of letters, digits, '-', '_' and '.', or begins with the last"
+        )
 
 
 def check_task(task: Task, base: ModelConfig) -> None:

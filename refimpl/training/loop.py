@@ -55,6 +55,8 @@ def train(
 
     Numbers are those of the model's type: float64 for a float64 model, else float32. LoracleError for tasks that do not
     fit the base, or a state that does not fit the tasks; TrainingError for a loss or a gradient that is no number."""
+    if not isinstance(tasks, Sequence) or not all(isinstance(task, Task) for task in tasks):
+        raise LoracleError(f"train needs a list of tasks, not {type(tasks).__name__}")
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) < len(names):
         raise LoracleError(f"train needs tasks of different names, not {names}")
@@ -83,14 +85,20 @@ def evaluate(
     ops: Ops = NUMPY,
     gradient_ops: GradientOps = GRADIENTS,
 ) -> float:
-    """Return the mean loss over all targets of the examples, with this adapter or with the base alone, in nats."""
+    """Return the mean loss over all targets of the examples, with this adapter or with the base alone, in nats.
+
+    LoracleError if there is no target among them, or for batch_tokens below 1."""
+    targets = sum(example.targets for example in examples)
+    if not targets or batch_tokens < 1:
+        raise LoracleError(
+            f"evaluate: {len(examples)} examples, {targets} targets, batch_tokens {batch_tokens}: none can be 0"
+        )
     slot, adapters = NO_ADAPTER, AdapterSlots(model, compute_precision(model))
     if adapter is not None:
         slot = 0
         adapters.put(slot, ops.bind_adapter(adapter, model.config, ops.adapter_scale))
-    weight = 1 / sum(example.targets for example in examples)
     batches = microbatches(examples, range(len(examples)), batch_tokens)
-    shares = (Share(slot, [examples[i] for i in batch], weight) for batch in batches)
+    shares = (Share(slot, [examples[i] for i in batch], 1 / targets) for batch in batches)
     return sum(losses_of([share], adapters, ops, gradient_ops)[0] for share in shares)
 
 

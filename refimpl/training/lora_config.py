@@ -4,11 +4,21 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..adapter import PeftConfig, pattern_value
 from ..config import EMBED, LM_HEAD, ModelConfig, Module, module_name
 from ..errors import LoracleError
+from ..loading.json_file import is_integer
 from ..loading.peft_config import is_saved, selects
+
+KINDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (Mapping, "a dictionary")),
+    **dict.fromkeys(("use_rslora", "lora_bias", "use_dora"), (bool, "True or False")),
+    "lora_dropout": (int | float, "a number"),
+    "modules_to_save": (tuple, "a list of names"),
+    "layers_to_transform": (tuple | None, "layer numbers"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,10 +46,11 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         for key in ("target_modules", "exclude_modules", "layers_to_transform", "modules_to_save"):
-            if isinstance(value := getattr(self, key), list):  # as JSON has it
-                object.__setattr__(self, key, tuple(value))
+            if isinstance(value := getattr(self, key), list | set):  # as JSON has it, and PEFT
+                object.__setattr__(self, key, tuple(sorted(value, key=str) if isinstance(value, set) else value))
         if isinstance(self.layers_to_transform, int):
             object.__setattr__(self, "layers_to_transform", (self.layers_to_transform,))
+        self._check_types()
         for name, rank in (
             ("r", self.r),
             *((f"rank_pattern {key!r}", rank) for key, rank in self.rank_pattern.items()),
@@ -47,7 +58,7 @@ class LoraConfig:
             if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
                 raise LoracleError(f"{name} is {rank!r}: a rank must be a whole number of 1 or more")
         for name, alpha in (("lora_alpha", self.lora_alpha), *self.alpha_pattern.items()):
-            if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
                 raise LoracleError(f"{name} is {alpha!r}: an alpha must be a finite number")
             if alpha == 0:
                 raise LoracleError(f"{name} is 0: nothing would be learned, because it is a factor of the LoRA")
@@ -62,6 +73,13 @@ class LoraConfig:
         for key in ("rank_pattern", "alpha_pattern", "modules_to_save"):
             for name in getattr(self, key):
                 _check_expression(key, name)
+
+    def _check_types(self) -> None:
+        for key, (kind, expected) in KINDS.items():
+            if not isinstance(value := getattr(self, key), kind):
+                raise LoracleError(f"{key} is {value!r}: it must be {expected}")
+        if not all(map(is_integer, self.layers_to_transform or ())):
+            raise LoracleError(f"layers_to_transform is {self.layers_to_transform!r}: it must be layer numbers")
 
     @property
     def peft(self) -> PeftConfig:
@@ -96,7 +114,8 @@ def lora_modules(config: LoraConfig, base: ModelConfig) -> list[Module]:
         if not any(f".{module_name(module)}".endswith(f".{name}") for module in base.modules()):
             raise LoracleError(f"target_modules: {name!r} is no linear layer of the base; {_choices(base)}")
     if not modules:
-        raise LoracleError(f"target_modules {config.target_modules!r} select no module of the base; {_choices(base)}")
+        targets = f"target_modules {config.target_modules!r}{_layers(config, base)}"
+        raise LoracleError(f"{targets} select no module of the base; {_choices(base)}")
     if config.lora_bias and EMBED in modules:
         raise LoracleError("lora_bias: the LoRA of an embedding has no bias, and embed_tokens is a target")
     return modules
@@ -112,6 +131,11 @@ def saved_modules(config: LoraConfig, base: ModelConfig) -> list[Module]:
     return modules
 
 
+def _layers(config: LoraConfig, base: ModelConfig) -> str:
+    layers = config.layers_to_transform
+    return f" in the layers {list(layers)} (there are 0 to {base.num_hidden_layers - 1})" if layers else ""
+
+
 def _choices(base: ModelConfig) -> str:
     return f"there are {', '.join(dict.fromkeys(name for _, name in base.modules()))}"
 
@@ -123,5 +147,5 @@ def _check_expression(key: str, value: tuple[str, ...] | str) -> None:
             re.compile(value)
         except re.error as error:
             raise LoracleError(f"{key}: {value!r} is not a regular expression ({error})") from None
-    elif not all(isinstance(name, str) and name for name in value):
-        raise LoracleError(f"{key} is {value!r}: it must be names")
+    elif not isinstance(value, tuple) or not all(isinstance(name, str) and name for name in value):
+        raise LoracleError(f"{key} is {value!r}: it must be names, none of them empty")

@@ -14,6 +14,7 @@ import pytest
 import refimpl
 from refimpl import cli, tiny
 from refimpl.commands import common
+from refimpl.commands.train import training_arguments
 from refimpl.commands.train_hints import outlook
 from refimpl.config import LAYER_MODULES
 from refimpl.loading.adapter_folder import load_adapter
@@ -266,9 +267,21 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "two without names": (["--data", "DATA", "--data", "DATA"], "of several, each needs a name"),
     "a name twice": (["--data", "a=DATA", "--data", "a=DATA"], "the name 'a' is taken"),
     "the base's name": (["--data", "base=DATA"], "the name 'base' is taken"),
-    "a name that leaves the folder": (["--data", "../up=DATA"], "the name of letters, digits"),
+    "a name that leaves the folder": (["--data", "../up=DATA"], "the name '../up' is not of letters"),
+    "one name that leaves the folder": (
+        ["--data", "DATA", "--adapter-name", "../up"],
+        "--adapter-name ../up: the name",
+    ),
+    "an address": (
+        ["--data", "a=https://host/x.jsonl"],
+        "--data a=https://host/x.jsonl: expected a file on this machine",
+    ),
+    "no targets": (
+        ["--data", "DATA", "--targets", ""],
+        "target_modules is ('',): it must be names, none of them empty",
+    ),
     "two names for one": (["--data", "a=DATA", "--adapter-name", "b"], "has a name already"),
-    "no file after the name": (["--data", "a="], "expected NAME=FILE"),
+    "no file after the name": (["--data", "a="], "expected a file on this machine"),
     "a rank that is none": (["--data", "DATA", "--rank", "0"], "r is 0: a rank must be"),
     "a rank that is text": (["--data", "DATA", "--rank", "big"], "--rank big: 'big' is no whole number"),
     "a rank of nobody": (["--data", "a=DATA", "--rank", "b=2"], "no --data has the name 'b'; there are a"),
@@ -328,6 +341,11 @@ def test_what_cannot_be_written_at_the_end_is_written_when_it_goes_on(
     monkeypatch.setattr("refimpl.training.loop.one_step", full)  # nothing is left to train
     assert run(capsys, *command, "--resume")[0] == 0
     assert names(tmp_path / "out") >= PEFT and {f.name for f in tmp_path.iterdir()} == {"data.jsonl", "out"}
+
+
+def test_a_norm_of_0_is_no_clipping_as_in_transformers(tmp_path: Path) -> None:
+    args = cli.parse(["train", "--data", "x", "--out", str(tmp_path / "out"), "--max-grad-norm", "0"])
+    assert training_arguments(args).max_grad_norm is None
 
 
 def test_what_is_cut_is_said(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

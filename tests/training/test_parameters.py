@@ -17,7 +17,7 @@ from refimpl.adapter import TokenRows
 from refimpl.config import EMBED, LM_HEAD
 from refimpl.training.arguments import TrainingArguments
 from refimpl.training.examples import Example, Task, microbatches, schedule_of
-from refimpl.training.loop import initial_state, train
+from refimpl.training.loop import evaluate, initial_state, train
 from refimpl.training.lora_config import LoraConfig, lora_modules
 from refimpl.training.parameters import Key, from_adapter, initial_parameters, to_adapter
 
@@ -111,6 +111,16 @@ def test_an_adapter_with_parts_that_do_not_train_is_refused() -> None:
         ),
         ({"target_modules": "nothing"}, "target_modules 'nothing' select no module of the base"),
         ({"target_modules": EVERYWHERE, "lora_bias": True}, "lora_bias: the LoRA of an embedding has no bias"),
+        (
+            {"layers_to_transform": (9,)},
+            "target_modules ('q_proj', 'v_proj') in the layers [9] (there are 0 to 1",
+        ),
+        ({"layers_to_transform": "all"}, "layers_to_transform is 'all': it must be layer numbers"),
+        ({"target_modules": 5}, "target_modules is 5: it must be names"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern is ['q_proj']: it must be a dictionary"),
+        ({"use_rslora": "yes"}, "use_rslora is 'yes': it must be True or False"),
+        ({"lora_dropout": "0.1"}, "lora_dropout is '0.1': it must be a number"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head': it must be a list of names"),
         ({"modules_to_save": ("norm",)}, "modules_to_save: 'norm' cannot be replaced, only embed_tokens and lm_head"),
     ],
 )
@@ -128,6 +138,7 @@ def test_a_config_that_means_nothing_is_refused_in_one_line(arguments: dict[str,
         ({"learning_rate": float("inf")}, "learning_rate is inf: it must be a finite number of 0 or more"),
         ({"warmup_ratio": 1.0}, "warmup_ratio is 1.0: it must be at least 0 and below 1"),
         ({"max_grad_norm": 0}, "max_grad_norm is 0: it must be above 0, or None"),
+        ({"max_grad_norm": "1"}, "max_grad_norm is '1': it must be above 0, or None"),
         ({"lr_scheduler_type": "step"}, "lr_scheduler_type 'step' is not one of cosine, linear, constant"),
     ],
 )
@@ -156,6 +167,20 @@ def test_examples_that_cannot_be_learned_are_refused_by_number(examples: list[Ex
     with pytest.raises(LoracleError) as info:
         train(MODEL, [Task("mine", LoraConfig(), examples)], TrainingArguments())
     assert str(info.value) == message
+
+
+def test_a_task_alone_and_its_parts_of_the_wrong_kind_are_refused_in_one_line() -> None:
+    task = Task("mine", LoraConfig(), random_examples(CONFIG, [3], 0))
+    with pytest.raises(LoracleError, match="train needs a list of tasks, not Task"):
+        train(MODEL, task, TrainingArguments())  # type: ignore[arg-type]
+    for name in ("../x", "", ".hidden", "a b", 3):
+        with pytest.raises(LoracleError, match="is not of letters, digits"):
+            Task(name, LoraConfig(), task.examples)  # type: ignore[arg-type]
+    with pytest.raises(LoracleError, match="mine: the config is None"):
+        Task("mine", None, task.examples)  # type: ignore[arg-type]
+    for examples, batch_tokens in (([], 1), (task.examples, 0)):
+        with pytest.raises(LoracleError, match=r"^evaluate: "):
+            evaluate(MODEL, None, examples, batch_tokens)
 
 
 def test_two_tasks_of_one_name_are_refused() -> None:
