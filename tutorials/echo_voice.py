@@ -99,9 +99,15 @@ def main() -> None:
     if args.what == "write":
         if args.path is None:
             parser.error("write needs the name of a file")
-        args.path.write_text("".join(json.dumps(row) + "\n" for row in rows()), "utf-8")
+        try:
+            args.path.write_text("".join(json.dumps(row) + "\n" for row in rows()), "utf-8")
+        except OSError as error:
+            parser.error(f"{args.path}: cannot be written ({error.strerror})")
         return
-    scenes = scenes_of(args.path, args.count, PROMPT_SEED)
+    try:
+        scenes = scenes_of(args.path, args.count, PROMPT_SEED)
+    except loracle.LoracleError as error:
+        parser.error(str(error))
     for prompt, completion in scenes[: args.show]:
         print(f"{prompt}\n{completion}\n")
     print(json.dumps(shares([judge(prompt, completion, ECHO) for prompt, completion in scenes]), indent=1))

@@ -24,12 +24,27 @@ STATE_FILE = "state.safetensors"
 FORMAT = "1"  # of the file; one of another number is not read
 SAMPLE = 64  # numbers of each tensor that stand for the base: a fine-tuned base of the same shape differs in them
 
+ROWS = "--data, --held-out, --max-length or --cut"
+OPTIONS = {  # of `loracle train`, which decide what is described; the others are called as it is
+    "adapters": "--data, in this order",
+    "base": "--model",
+    "learning_rate": "--lr",
+    "r": "--rank",
+    "lora_alpha": "--alpha",
+    "lora_dropout": "--dropout",
+    "target_modules": "--targets",
+    "use_rslora": "--rslora",
+    "examples": ROWS,
+    "held-out examples": ROWS,
+}
+
 Description = dict[str, Any]
 
 
 def describe(model: Model, tasks: Sequence[Task], arguments: TrainingArguments) -> Description:
     """Return everything that the numbers of a run come from, as JSON has it: name -> value, or a digest of it."""
-    description: Description = {"base": model_digest(model), "dtype": model.dtype}
+    description: Description = {"adapters": [task.name for task in tasks], "dtype": model.dtype}
+    description["base"] = model_digest(model)
     description |= dataclasses.asdict(arguments)
     for task in tasks:
         description |= {f"{task.name}: {key}": value for key, value in dataclasses.asdict(task.config).items()}
@@ -98,7 +113,9 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
                 f"{when} {shown(values[name]) if name in values else 'not there'}"
                 for when, values in (("was", before), ("is now", now))
             )
-            raise DataError(one_line(f"{folder}: is a run of something else: {name} {values}"))
+            key = name.rpartition(": ")[2]
+            option = OPTIONS.get(key, f"--{key.replace('_', '-')}")
+            raise DataError(one_line(f"{folder}: is a run of something else: {name} {values} ({option})"))
 
 
 def examples_digest(examples: Sequence[Example]) -> str:

@@ -101,15 +101,17 @@ def with_weight(model: Model) -> Model:
 
 
 OTHER_RUNS: dict[str, tuple[Any, str]] = {
-    "learning rate": (lambda m: (m, TASKS, with_argument(learning_rate=0.5)), "learning_rate was 0.01 and is now 0.5"),
-    "epochs": (lambda m: (m, TASKS, with_argument(epochs=4)), "epochs was 3 and is now 4"),
-    "rank": (lambda m: (m, with_task(config=OTHER_RANK), ARGUMENTS), "echo: r was 2 and is now 4"),
+    "learning rate": (lambda m: (m, TASKS, with_argument(learning_rate=0.5)), "was 0.01 and is now 0.5 (--lr)"),
+    "epochs": (lambda m: (m, TASKS, with_argument(epochs=4)), "epochs was 3 and is now 4 (--epochs)"),
+    "rank": (lambda m: (m, with_task(config=OTHER_RANK), ARGUMENTS), "echo: r was 2 and is now 4 (--rank)"),
     "examples": (lambda m: (m, with_task(examples=drawn_examples(9, 5)), ARGUMENTS), "echo: examples was '5, sha256"),
     "order": (lambda m: (m, with_task(examples=TASKS[0].examples[::-1]), ARGUMENTS), "echo: examples was"),
-    "held out": (lambda m: (m, with_task(held_out=()), ARGUMENTS), "echo: held-out examples was '2, sha256"),
-    "no task": (lambda m: (m, TASKS[:1], ARGUMENTS), "other: r was 3 and is now not there"),
-    "another name": (lambda m: (m, with_task(name="ecco"), ARGUMENTS), "ecco: r was not there and is now 2"),
-    "base": (lambda m: (with_weight(m), TASKS, ARGUMENTS), "base was 'sha256"),
+    "held out": (lambda m: (m, with_task(held_out=()), ARGUMENTS), "(--data, --held-out, --max-length or --cut)"),
+    "no task": (lambda m: (m, TASKS[:1], ARGUMENTS), "['echo', 'other'] and is now ['echo'] (--data, in this order)"),
+    "another name": (lambda m: (m, with_task(name="ecco"), ARGUMENTS), "and is now ['ecco', 'other']"),
+    "another order": (lambda m: (m, TASKS[::-1], ARGUMENTS), "['echo', 'other'] and is now ['other', 'echo']"),
+    "dtype": (lambda m: (dataclasses.replace(m, dtype="float64"), TASKS, ARGUMENTS), "(--dtype)"),
+    "base": (lambda m: (with_weight(m), TASKS, ARGUMENTS), "(--model)"),
 }  # fmt: skip
 
 

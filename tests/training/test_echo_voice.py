@@ -70,3 +70,14 @@ def test_its_own_scenes_pass_and_those_of_the_others_do_not() -> None:
 )
 def test_the_marker_is_the_same_words_three_times(line: str, marked: bool) -> None:
     assert ECHO.marker(line) is marked
+
+
+@pytest.mark.parametrize("what", ["write", "judge"])
+def test_a_path_that_is_none_is_one_line(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["echo_voice.py", what, str(tmp_path / "nowhere" / "x")])
+    with pytest.raises(SystemExit) as info:
+        main()
+    err = capsys.readouterr().err
+    assert info.value.code == 2 and err.splitlines()[-1].startswith("echo_voice.py: error: ") and "nowhere" in err
