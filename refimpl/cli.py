@@ -5,6 +5,7 @@ import difflib
 import importlib
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from . import __version__
+from .commands.signals import on_signals
 from .engines.suggestion import did_you_mean
 from .errors import AdapterWarning, KernelError, LoracleError
 
@@ -91,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if one_thread_is_faster(argv):
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        args = parse(argv)
+        with on_signals(lambda *_: os._exit(130), signal.SIGINT):  # in its import, numpy takes it for an ImportError
+            args = parse(argv)
         name = f"loracle {args.command}"
         with own_warnings_in_one_line():
             return int(args.run(args))

@@ -17,11 +17,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, with what the tokenizer's own post-processor adds (usually the BOS token)."""
-        return list(self._loaded().encode(text).ids)
+        return list(self._encoding(text).ids)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a text that holds its special tokens itself, and the characters [start, stop) that each is of."""
-        encoding = self._loaded().encode(text, add_special_tokens=False)
+        encoding = self._encoding(text, add_special_tokens=False)
         return list(encoding.ids), list(encoding.offsets)
 
     def decode(self, ids: list[int]) -> str:
@@ -30,6 +30,12 @@ class Tokenizer:
         if any(not 0 <= int(i) < 2**31 for i in ids):
             raise LoracleError(f"decode: ids must be in [0, 2**31), got {min(ids)} to {max(ids)}")
         return str(inner.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def _encoding(self, text: str, **options: Any) -> Any:
+        try:
+            return self._loaded().encode(text, **options)
+        except TypeError:  # half of a surrogate pair
+            raise LoracleError(f"{ascii(text)[:80]} is no text: UTF-8 has no bytes for it") from None
 
     def _loaded(self) -> Any:
         if self.inner is None:

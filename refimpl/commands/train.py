@@ -2,19 +2,13 @@
 
 import argparse
 import json
-import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from ..config import LAYER_MODULES
 from ..errors import DataError, RequestError
@@ -22,16 +16,18 @@ from ..loading.model_folder import base_folder, load_model
 from ..training import checkpoint, output
 from ..training.arguments import TrainingArguments
 from ..training.chat import load_chat_template
-from ..training.curve import letters
 from ..training.data import Encoder, read_dataset, split
 from ..training.examples import Task, check_name
 from ..training.loop import train
 from ..training.lora_config import LoraConfig, lora_modules
+from ..training.run_folder import run_folder
 from ..training.session import Session
-from ..training.state import TaskState, TrainingState
+from ..training.state import TrainingState
 from ..weights import Model
 from .common import BASE, prompt_text
+from .signals import STOP, on_signals, stop
 from .train_hints import outlook, serving
+from .train_screen import Screen, progress, show_report
 
 HELP = "train LoRA adapters from JSONL files, several at once over one base"
 EXAMPLE = """  loracle train --data tutorials/echo.jsonl --epochs 12 --lr 3e-3 --out ./echo
@@ -88,8 +84,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Return 0 when everything is trained and written; an interrupt leaves a checkpoint, and says how to go on."""
-    console = Console(stderr=args.json, width=None if sys.stdout.isatty() else 200)
-    folder = check_output(args.out, args.resume)
+    with on_signals(stop, *STOP), run_folder(new_name(args.out), data_files(args.data, args.adapter_name)) as folder:
+        check_unfinished(folder, args.resume)
+        return run_in(folder, args)
+
+
+def run_in(folder: Path, args: argparse.Namespace) -> int:
+    """Train, with checkpoints in the folder; write the output, and remove the folder."""
+    console = Screen(stderr=args.json, width=None if sys.stdout.isatty() else 200)
     arguments = training_arguments(args)
     model = load_model(args.model, args.dtype, args.device)
     tasks, notes = read_tasks(args, model)
@@ -99,37 +101,39 @@ def run(args: argparse.Namespace) -> int:
     lines, of_warmup = outlook(tasks, arguments)
     notes += of_warmup
     for line in (*lines, *(f"note: {note}" for note in notes)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print_line(line)
+    report: dict[str, Any] = {}
+
+    def train_and_write(on_step: Callable[[TrainingState], None], state: TrainingState | None) -> TrainingState:
+        state = train(model, tasks, arguments, on_step=on_step, state=state)
+        report.update(report_of(args, tasks, state, session.seconds, notes))
+        output.write_output(args.out, state, {**report, "arguments": session.description}, session.base)
+        return state
+
     with progress(console, tasks) as show, np.errstate(over="ignore", invalid="ignore"):  # a NaN is found in the loss
-        state = session.run(lambda on_step, state: train(model, tasks, arguments, on_step=on_step, state=state), show)
-    session.save()  # if what follows cannot be written, --resume needs no more than that
-    report = report_of(args, tasks, state, session.seconds, notes)
-    output.write_output(args.out, state, {**report, "arguments": session.description}, session.base)
+        state = session.run(train_and_write, show)
     shutil.rmtree(folder, ignore_errors=True)
     if args.json:
         print(json.dumps(report, allow_nan=False))
     else:
         show_report(console, report, state)
         line = serving(args.model, {row["name"]: row["folder"] for row in report["adapters"]})
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print_line(line)
     return 0
 
 
-def check_output(out: Path, resume: bool) -> Path:
-    """Return the folder of checkpoints, beside the output. RequestError, before anything is read, for an output that is
-    there or cannot be written, or a checkpoint that nobody asked to go on with."""
+def new_name(out: Path) -> Path:
+    """Return the name of the output. RequestError for one that only says where another folder is."""
     if out.name in ("", ".."):
         raise RequestError(f"--out {out}: give a folder by its own name; it is made when everything in it is there")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise RequestError(f"--out {out}: is there already; give the name of a new folder, or remove it")
-    parent = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise RequestError(f"--out {out}: {parent} is no folder that can be written to")
-    folder = out.with_name(f"{out.name}.checkpoint")
+    return out
+
+
+def check_unfinished(folder: Path, resume: bool) -> None:
+    """RequestError for a checkpoint that nobody asked to go on with."""
     if not resume and (folder / checkpoint.STATE_FILE).exists():
         done = ", ".join(f"{name} {step} of {steps}" for name, (step, steps) in checkpoint.steps_done(folder).items())
         raise RequestError(f"{folder} holds an unfinished run (steps: {done}): add --resume to go on, or remove it")
-    return folder
 
 
 def training_arguments(args: argparse.Namespace) -> TrainingArguments:
@@ -200,7 +204,7 @@ def data_files(items: Sequence[str], adapter_name: str | None) -> dict[str, Path
         check_name(name, f"--data {item}" if equals else f"--adapter-name {name}")
         if not file or "://" in file:
             raise RequestError(f"--data {item}: expected a file on this machine, [NAME=]FILE.jsonl")
-        if name in (BASE, *files):
+        if name.casefold() in map(str.casefold, (BASE, *output.FILES, *files)):  # to many disks A and a are one name
             raise RequestError(f"--data {item}: the name {name!r} is taken")
         files[name] = Path(file)
     return files
@@ -227,38 +231,6 @@ def per_name(flag: str, items: Sequence[str], names: Mapping[str, object], kind:
     return {name: common[0] for name in names if common} | values
 
 
-# ---- while it runs --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def progress(console: Console, tasks: Sequence[Task]) -> Iterator[Callable[[TrainingState], None]]:
-    """Show a bar for each adapter, with its losses and the time left; where there is no terminal, a line an epoch."""
-    columns = (
-        *(TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}")),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        rows: dict[str, TaskID] = {task.name: bars.add_task(task.name, total=None, losses="") for task in tasks}
-        printed: dict[str, int] = {}
-
-        def show(state: TrainingState) -> None:
-            for name, task in state.tasks.items():
-                bars.update(rows[name], completed=task.step, total=task.steps, losses=losses(task))
-                epoch_ends = bool(task.held_out) and task.held_out[-1][0] == task.step
-                if not console.is_terminal and epoch_ends and printed.get(name) != task.step:
-                    printed[name] = task.step
-                    line = f"{name}: step {task.step} of {task.steps}, {losses(task)}"
-                    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-        yield show
-
-
-def losses(task: TaskState) -> str:
-    """Return the last losses of a task in words."""
-    text = f"loss {task.losses[-1]:.3f}" if task.losses else ""
-    return f"{text}, held out {task.held_out[-1][1]:.3f}" if task.held_out else text
-
-
 # ---- when it is done ------------------------------------------------------------------------------------------------
 
 
@@ -282,16 +254,3 @@ def report_of(
             }
         )
     return {"seconds": round(seconds, 1), "adapters": adapters, "notes": notes}
-
-
-def show_report(console: Console, report: dict[str, Any], state: TrainingState) -> None:
-    """Print the curve in letters, a table, and what can be done next."""
-    console.print(letters(output.curves(state)), markup=False, highlight=False, soft_wrap=True)
-    table = Table("adapter", "parameters", "rows", "steps", "loss", "held-out loss", "folder")
-    for row in report["adapters"]:
-        held_out = " -> ".join(f"{loss:.4f}" for loss in row["held_out_loss"])
-        rows = f"{row['examples']} + {row['held_out_examples']}"
-        numbers = (f"{row['parameters']:,}", rows, str(row["steps"]), f"{row['loss']:.4f}", held_out)
-        table.add_row(row["name"], *numbers, Text(row["folder"]))
-    console.print(table)
-    console.print(f"{report['seconds']:.0f} seconds", highlight=False)

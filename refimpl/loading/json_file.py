@@ -80,6 +80,7 @@ def read_json_lines(file: Path, error: type[LoracleError]) -> list[tuple[str, di
         where = f"{file}:{number}"
         try:
             row = parse_json(line.encode())
+            json.dumps(row, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no character
         except (ValueError, RecursionError) as problem:
             raise error(one_line(f"{where}: not JSON ({problem}); expected an object, one a line")) from None
         if not isinstance(row, dict):

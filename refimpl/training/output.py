@@ -6,11 +6,14 @@ from typing import Any
 
 from ..formats.files import new_folder
 from ..formats.peft import save_adapter
+from ..loading.adapter_folder import WEIGHTS_FILE
+from ..loading.peft_config import CONFIG_FILE
 from .curve import Curve, svg
 from .state import TaskState, TrainingState
 
 DEFAULT = "default"  # PEFT's name of the adapter that lies in the folder itself; the others have a folder each
 CURVE_FILE, RECORD_FILE = "loss.svg", "training.json"
+FILES = (CURVE_FILE, RECORD_FILE, CONFIG_FILE, WEIGHTS_FILE)  # the names that no adapter's folder can have
 
 
 def write_output(folder: Path, state: TrainingState, record: dict[str, Any], base: str | None = None) -> None:

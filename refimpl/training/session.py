@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import LoracleError
+from ..errors import DataError, LoracleError
 from .checkpoint import Description, load_checkpoint, save_checkpoint
 from .output import write_adapters
 from .state import TrainingError, TrainingState
@@ -32,7 +32,7 @@ class Session:
         train_from: Callable[[Callable[[TrainingState], None], TrainingState | None], TrainingState],
         show: Callable[[TrainingState], None],
     ) -> TrainingState:
-        """Return the last state. An interrupt, and a loss that is no number, leave the last good one in the folder."""
+        """Return the last state. Whatever stops `train_from` before its end leaves the last good one in the folder."""
         begin = time.perf_counter() - self.seconds
         last_save = time.perf_counter()
 
@@ -41,26 +41,46 @@ class Session:
             self.state, self.seconds = state, time.perf_counter() - begin
             show(state)
             if time.perf_counter() - last_save > CHECKPOINT_SECONDS:
-                self.save()
+                self.save_if_possible()
                 last_save = time.perf_counter()
 
         if self.state is not None:
             show(self.state)
         try:
-            self.state = train_from(on_step, self.state)
-            return self.state
-        except KeyboardInterrupt:
-            if self.state is not None:
-                self.save()
-                print(f"stopped; the same command with --resume goes on from {self.folder}", file=sys.stderr)
-            raise
+            return train_from(on_step, self.state)
         except TrainingError as error:
-            self.state = error.state
+            raise self.without_a_loss(error) from None
+        except LoracleError as error:
+            raise LoracleError(f"{error}{self.stopped()}") from None
+        except KeyboardInterrupt:
+            print(f"stopped{self.stopped()}", file=sys.stderr)
+            raise
+
+    def stopped(self) -> str:
+        """Write the last state, if there is one; return how to go on from it, after a semicolon."""
+        if self.state is None:
+            return ""
+        self.save()
+        return f"; the same command with --resume goes on from {self.folder}"
+
+    def without_a_loss(self, error: TrainingError) -> LoracleError:
+        """Write the last good state, and the adapters that it has; return the error that says so."""
+        self.state = error.state
+        self.save()
+        adapters = self.folder / ADAPTERS
+        shutil.rmtree(adapters, ignore_errors=True)
+        write_adapters(adapters, error.state, self.base)
+        return LoracleError(
+            f"{error}; {adapters} has what was good before it. "
+            f"Try a lower --lr: in another --out, or in this one when {self.folder} is removed"
+        )
+
+    def save_if_possible(self) -> None:
+        """Write the state, or print a line why not: a disk that is full now need not be full at the end."""
+        try:
             self.save()
-            adapters = self.folder / ADAPTERS
-            shutil.rmtree(adapters, ignore_errors=True)
-            write_adapters(adapters, error.state, self.base)
-            raise LoracleError(f"{error}; {adapters} has what was good before it: try a lower --lr") from None
+        except DataError as error:
+            print(f"warning: no checkpoint: {error}; the run goes on, and tries again", file=sys.stderr)
 
     def save(self) -> None:
         """Write the state."""

@@ -191,7 +191,9 @@ def test_a_loss_that_is_no_number_names_its_step_and_keeps_what_was_good(
     out = tmp_path / "out"
     code, _, err = run(capsys, "train", "--data", f"echo={data}", "--out", str(out), *SMALL, "--lr", "3e38")
     assert code == 2 and len(err.splitlines()) == 1, err
-    assert "echo: the loss of step 3 is nan; " in err and "try a lower --lr" in err
+    assert (
+        "echo: the loss of step 3 is nan; " in err and "Try a lower --lr: in another --out, or in this one when" in err
+    )
     assert not out.exists()
     assert names(tmp_path / "out.checkpoint") == {checkpoint.STATE_FILE, *(f"adapter/echo/{name}" for name in PEFT)}
 
@@ -300,7 +302,17 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no such model": (["--data", "DATA", "--model", "nowhere"], "nowhere"),
     "an output that is there": (["--data", "DATA", "--out", "THERE"], "is there already"),
     "the folder that one is in": (["--data", "DATA", "--out", "."], "--out .: give a folder by its own name"),
-    "an output in a file": (["--data", "DATA", "--out", "DATA/out"], "DATA is no folder that can be written to"),
+    "an output in a file": (["--data", "DATA", "--out", "DATA/out"], "DATA/out: cannot be made (Not a directory)"),
+    "an output that nothing can be made in": (
+        ["--data", "DATA", "--out", "/dev/null/out"],
+        "/dev/null/out: cannot be made",
+    ),
+    "an output under a link to nowhere": (["--data", "DATA", "--out", "LINK"], "LINK: is there already"),
+    "an output of 300 letters": (["--data", "DATA", "--out", "x" * 300], "cannot be made (File name too long)"),
+    "a name of 300 letters": (["--data", f"{'x' * 300}=DATA"], "cannot be made (File name too long)"),
+    "the name of the curve": (["--data", "loss.svg=DATA"], "the name 'loss.svg' is taken"),
+    "a name that is one with another": (["--data", "a=DATA", "--data", "A=DATA"], "the name 'A' is taken"),
+    "half a character": (["--data", "HALF"], "HALF:1: not JSON ('utf-8' codec can't encode"),
     "a device that is not there": (["--data", "DATA", "--device", "cuda"], "device cuda"),
 }
 
@@ -312,8 +324,10 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     options, words = MISTAKES[case]
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    half = write(tmp_path / "half.jsonl", {"text": "a \ud800 b"})
     before = sorted(tmp_path.rglob("*"))
-    paths = {"DATA": data, "THERE": str(tmp_path / "there")}
+    paths = {"DATA": data, "THERE": str(tmp_path / "there"), "LINK": str(tmp_path / "link"), "HALF": half}
 
     def filled(text: str) -> str:
         for word, path in paths.items():

@@ -231,6 +231,30 @@ def test_a_state_is_saved_every_now_and_then(model: Model, tmp_path: Path, monke
     assert same_bits(load_checkpoint(tmp_path / "run", session.description)[0], states[-1])
 
 
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = 0
+
+    def full_at_first(*arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            raise OSError("No space left on device")
+        write_safetensors(*arguments)
+
+    monkeypatch.setattr(sessions, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("refimpl.training.checkpoint.write_safetensors", full_at_first)
+    session = Session(tmp_path / "run", describe(model, TASKS, ARGUMENTS))
+    last = session.run(
+        lambda on_step, state: train(model, TASKS, ARGUMENTS, on_step=on_step, state=state), lambda state: None
+    )
+    assert same_bits(last, states_of(model)[-1])
+    assert same_bits(load_checkpoint(tmp_path / "run", session.description)[0], last)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: no checkpoint: ") and "No space left on device" in line
+
+
 def test_a_loss_that_is_no_number_keeps_the_last_good_state_and_its_adapters(model: Model, tmp_path: Path) -> None:
     states: list[TrainingState] = []
 
