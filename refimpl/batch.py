@@ -51,7 +51,7 @@ def make_batch(
         ropes=tuple(ops.rope_table(rope, config.head_dim, positions, limits, p) for rope in config.ropes),
         query_growth=ops.query_growth(config.rope, positions, p),
         lora=mapping,
-        logits_lora=mapping if every_row else LoraMapping.of(ids[rows], weights[rows]),
+        logits_lora=mapping if len(rows) == len(ids) else LoraMapping.of(ids[rows], weights[rows]),
         logits_indices=rows,
         attention=AttentionMetadata.of(
             query_start_loc,

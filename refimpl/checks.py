@@ -23,7 +23,7 @@ def check_batch(batch: Batch, adapters: AdapterSlots, window: int | None) -> Non
 
 def check_adapter_ids(adapter_ids: Int[Array, "tokens k"], slots: set[int]) -> None:
     """Every id is NO_ADAPTER or a slot that holds an adapter."""
-    unknown = set(np.unique(adapter_ids).tolist()) - slots - {NO_ADAPTER}
+    unknown = set(adapter_ids.ravel().tolist()) - slots - {NO_ADAPTER}
     if unknown:
         t = int(np.flatnonzero((adapter_ids == min(unknown)).any(axis=1))[0])
         raise LoracleError(

@@ -79,7 +79,7 @@ class LoraMapping:
     def rows_without(self, slots: frozenset[int]) -> Index:
         """The rows whose first adapter is none of these, as an index on the device. Copied there once."""
         if slots not in self._others:
-            rows = index_of(np.flatnonzero(~np.isin(self.adapter_ids[:, 0], list(slots))))
+            rows = index_of(np.flatnonzero(~np.isin(self.adapter_ids[:, 0], list(slots))).tolist())
             here = isinstance(rows, slice) or self.device is self
             self._others[slots] = rows if here else namespace(self.device.columns[0].adapter_ids).asarray(rows)
         return self._others[slots]
@@ -88,32 +88,30 @@ class LoraMapping:
 def lora_column(adapter_ids: Int[Array, " tokens"], adapter_weights: Float[Array, " tokens"]) -> LoraColumn:
     """One column of a mapping, with its segments and its tiles."""
     ids = np.ascontiguousarray(adapter_ids, np.int32)
-    sorted_rows = np.argsort(ids, kind="stable").astype(np.int32)
-    sorted_rows = sorted_rows[np.count_nonzero(ids == NO_ADAPTER) :]
-    segments: list[Segment] = []
-    tile_starts, used = [0], np.unique(ids[sorted_rows])
-    for slot in used.tolist():
-        rows = np.flatnonzero(ids == slot)
-        weights = adapter_weights[rows]
-        for weight in np.unique(weights).tolist():
-            segments.append(Segment(slot, weight, index_of(rows[weights == weight])))
-        stop = tile_starts[-1] + rows.size
-        tile_starts += [*range(tile_starts[-1] + TILE, stop, TILE), stop]
+    rows_of: dict[tuple[int, float], list[int]] = {}
+    for t, pair in enumerate(zip(ids.tolist(), adapter_weights.tolist(), strict=True)):
+        rows_of.setdefault(pair, []).append(t)
+    pairs = sorted(pair for pair in rows_of if pair[0] != NO_ADAPTER)
+    sorted_rows: list[int] = []
+    tile_starts, used = [0], sorted({slot for slot, _ in pairs})
+    for slot in used:
+        sorted_rows += sorted(t for pair in pairs if pair[0] == slot for t in rows_of[pair])
+        tile_starts += [*range(tile_starts[-1] + TILE, len(sorted_rows), TILE), len(sorted_rows)]
     return LoraColumn(
         ids,
         adapter_weights.astype(np.float32),
-        tuple(segments),
-        sorted_rows,
+        tuple(Segment(slot, weight, index_of(rows_of[slot, weight])) for slot, weight in pairs),
+        np.asarray(sorted_rows, np.int32),
         np.asarray(tile_starts, np.int32),
         len(used),
     )
 
 
-def index_of(rows: Int[Array, " rows"]) -> Index:
+def index_of(rows: Sequence[int]) -> Index:
     """These rising rows as an index: a slice if each is the one before plus 1."""
-    if rows.size and rows[-1] - rows[0] + 1 == rows.size:
-        return slice(int(rows[0]), int(rows[-1]) + 1)
-    return rows.astype(np.int32)
+    if rows and rows[-1] - rows[0] + 1 == len(rows):
+        return slice(rows[0], rows[-1] + 1)
+    return np.asarray(rows, np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,20 +161,20 @@ class AttentionMetadata:
         starts, contexts = query_start_loc.tolist(), context_lens.tolist()
         spans = tuple(
             Span(start, stop, context, *blocks_of(table[: -(-context // block_size)]))
-            for start, stop, context, table in zip(starts, starts[1:], contexts, tables, strict=False)
+            for start, stop, context, table in zip(starts, starts[1:], contexts, tables.tolist(), strict=False)
         )
         requests = np.repeat(np.arange(len(contexts), dtype=np.int32), np.diff(query_start_loc))
         metadata = cls(query_start_loc, context_lens, tables, slot_mapping, requests, spans, num_blocks, block_size)
         return metadata if xp is np else dataclasses.replace(metadata, device=on_device(metadata, xp))
 
 
-def blocks_of(table: Int[Array, " blocks"]) -> tuple[int, Index]:
+def blocks_of(table: Sequence[int]) -> tuple[int, Index]:
     """(first block that is still there, index of it and all after it)."""
-    first = int(np.argmax(table != NO_BLOCK)) if table.size and table[0] == NO_BLOCK else 0
-    blocks = table[first:]
-    if blocks.size > 1 and (np.diff(blocks) != 1).any():
-        return first, blocks
-    return first, slice(int(blocks[0]), int(blocks[-1]) + 1) if blocks.size else slice(0, 0)
+    first = next((j for j, block in enumerate(table) if block != NO_BLOCK), 0)
+    blocks = list(table[first:])
+    if blocks and blocks != list(range(blocks[0], blocks[0] + len(blocks))):
+        return first, np.asarray(blocks, np.int32)
+    return first, slice(blocks[0], blocks[-1] + 1) if blocks else slice(0, 0)
 
 
 @dataclass(frozen=True, eq=False)
