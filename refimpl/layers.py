@@ -56,7 +56,8 @@ def product(x: Float[Array, "tokens d_in"], W: Float[Array, "d_out d_in"]) -> Fl
     if isinstance(x, np.ndarray) and len(x) <= FEW_TOKENS:
         return (W @ x[:, :, None])[:, :, 0]
     if isinstance(x, np.ndarray) and len(x) <= SOME_TOKENS:
-        return np.ascontiguousarray((W @ x.T).T)
+        with np.errstate(invalid="ignore"):  # a BLAS may set the flag in lanes that it pads (OpenBLAS issue 1924)
+            return np.ascontiguousarray((W @ x.T).T)
     return x @ W.T
 
 
