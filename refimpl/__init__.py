@@ -51,7 +51,7 @@ _HOME = {
     "weights": ("Model",),
 }
 
-_ROOMS = ("tiny", "training")  # whole packages: `loracle.tiny.VOICES`
+_ROOMS = ("diagrams", "learn", "tiny", "training")  # whole packages: `loracle.tiny.VOICES`
 
 __all__ = sorted(name for names in _HOME.values() for name in names)
 

@@ -8,7 +8,7 @@ from support.imports import ENTRY, MODULES, PACKAGE, import_graph, imported
 # nothing else beside it.
 ROWS = (
     ("core",),
-    ("synthetic", "families"),
+    ("synthetic", "families", "diagrams"),
     ("loading", "cuda"),
     ("backends",),
     ("tensorrt_llm",),
@@ -18,6 +18,7 @@ ROWS = (
     ("engines",),
     ("oracle",),
     ("bench",),
+    ("learn",),
     ("commands",),
     ("entry",),
 )

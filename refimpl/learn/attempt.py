@@ -1,0 +1,90 @@
+"""The learner's function under observation: what it prints, returns and raises, and whether it ends."""
+
+import contextlib
+import ctypes
+import inspect
+import io
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .exercise import Attempt
+
+PRINTED = 200  # characters that are kept of what it prints
+
+
+class NotAttempted(BaseException):
+    """The stub raises NotImplementedError. Not an Exception, so that neither a grader nor Hypothesis keeps it."""
+
+
+class TooSlow(BaseException):
+    """The time is up."""
+
+
+class WatchedAttempt:
+    """Calls a function; keeps the beginning of what it printed, and sees if it returned what it should have changed."""
+
+    def __init__(self, function: Attempt, in_place: bool = False) -> None:
+        self.function, self.in_place = function, in_place
+        self.printed = ""
+        self.returned_instead = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        before = np.array(args[0]) if self.in_place else None
+        output = FirstCharacters(PRINTED)
+        try:
+            with contextlib.redirect_stdout(output):
+                result = self.function(*args, **kwargs)
+        except NotImplementedError:
+            raise NotAttempted from None
+        finally:
+            self.printed = self.printed or output.getvalue()
+        if before is not None and result is not None:
+            self.returned_instead = np.array_equal(before, args[0])
+        return result
+
+
+class FirstCharacters(io.StringIO):
+    """A stream that keeps its first characters and forgets the rest."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def write(self, text: str) -> int:
+        super().write(text[: max(0, self.size - self.tell())])
+        return len(text)
+
+
+def line_of(error: Exception, attempt: Attempt) -> str:
+    """Say which line of the learner's file was being executed."""
+    function = attempt.function if isinstance(attempt, WatchedAttempt) else attempt
+    file = inspect.getsourcefile(inspect.unwrap(function))
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"line {lines[-1]} of your file" if lines else "outside of your file"
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TooSlow in this thread when the time is up. Works wherever Python code runs, in a notebook and on Windows,
+    too; a call that stays in C, or code that catches everything, is ended by the process that graded it instead."""
+    thread = ctypes.c_ulong(threading.get_ident())
+    lock, over = threading.Lock(), False
+
+    def interrupt() -> None:
+        with lock:
+            if not over:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TooSlow))
+
+    timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            over = True
+        timer.cancel()

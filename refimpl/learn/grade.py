@@ -1,0 +1,118 @@
+"""The one grader: search for a case on which an attempt is wrong, shrink it, and give the mistake its name.
+
+A case is drawn as a structure of a few small choices and then filled with numbers that can be told apart (numbers.py).
+So what Hypothesis shrinks is choices, not matrices: what is left of a case is what the mistake needs.
+"""
+
+import time
+from collections.abc import Hashable
+
+from hypothesis import HealthCheck, Phase, Verbosity, find, settings
+from hypothesis.errors import NoSuchExample
+
+from .attempt import NotAttempted, TooSlow, WatchedAttempt, line_of, time_limit
+from .exercise import Attempt, Case, Exercise, Mistake
+from .verdict import NOT_ATTEMPTED, PASSED, RAISES, TOO_SLOW, WRONG, Verdict
+
+LIMIT = 60.0  # seconds: larger is more patience with a slow machine, and with an endless loop
+
+
+def grade(exercise: Exercise, function: Attempt, limit: float = LIMIT) -> Verdict:
+    """Return the verdict on a function; limit is in seconds. The function may raise, print, or never end: each is an
+    outcome. It runs in this process: whoever does not trust it starts another one (grade_file.py)."""
+    began = time.perf_counter()
+    attempt = WatchedAttempt(function, exercise.in_place)
+    try:
+        with time_limit(limit):
+            verdict = search(exercise, attempt)
+    except NotAttempted:
+        verdict = Verdict(exercise.name, NOT_ATTEMPTED)
+    except TooSlow:
+        verdict = Verdict(exercise.name, TOO_SLOW, [f"Not done after {limit:.0f} s: is there a loop without an end?"])
+    verdict.seconds = time.perf_counter() - began
+    verdict.printed = attempt.printed
+    return verdict
+
+
+def search(exercise: Exercise, attempt: WatchedAttempt) -> Verdict:
+    """Try random cases, then the fixed ones; describe the smallest on which the attempt is wrong."""
+    tried = 0
+
+    def wrong(case: Case) -> bool:
+        nonlocal tried
+        tried += 1
+        return bool(difference(exercise, attempt, case))
+
+    options = settings(
+        max_examples=exercise.examples,
+        derandomize=True,  # everybody in the room sees the same case
+        database=None,
+        deadline=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+        verbosity=Verbosity.quiet,
+    )
+    try:
+        case = find(exercise.cases, wrong, settings=options)
+    except NoSuchExample:
+        # What chance did not meet: of eleven wrong prefix keys, 200 random pairs let four pass.
+        case = next((case for case in exercise.fixed if wrong(case)), None)
+        if case is None:
+            return Verdict(exercise.name, PASSED, cases=tried)
+    return explain(exercise, attempt, case, tried)
+
+
+def difference(exercise: Exercise, attempt: Attempt, case: Case) -> str:
+    """What is wrong in this case, in one sentence; an exception of the attempt is one, too."""
+    try:
+        return exercise.difference(attempt, case)
+    except Exception as error:
+        return f"raises {type(error).__name__}: {error} ({line_of(error, attempt)})"
+
+
+def explain(exercise: Exercise, attempt: WatchedAttempt, case: Case, tried: int) -> Verdict:
+    """Say all that is known of the smallest case."""
+    attempt.returned_instead = False
+    sentence = difference(exercise, attempt, case)
+    raises = sentence.startswith("raises ")
+    if attempt.returned_instead:
+        sentence = "It returns something and leaves its first argument as it was: this exercise changes that in place."
+    try:
+        lines = exercise.describe(attempt, case)
+    except Exception:  # no "yours" to show
+        lines = [f"case: {case}"]
+    verdict = Verdict(exercise.name, RAISES if raises else WRONG, [*lines, sentence], cases=tried)
+    mistake = None if attempt.returned_instead else known_mistake(exercise, attempt)
+    if mistake:
+        verdict.mistake, verdict.says, verdict.links = mistake.name, mistake.says, mistake.links
+    if exercise.consequence and not raises and not attempt.returned_instead:
+        verdict.consequence = consequence(exercise, attempt, case)
+    return verdict
+
+
+def known_mistake(exercise: Exercise, attempt: Attempt) -> Mistake | None:
+    """Return the one known mistake that behaves as the attempt does in every fixed case, or None."""
+
+    def behaviour(function: Attempt) -> list[Hashable]:
+        return [behaviour_in(exercise, function, case) for case in exercise.fixed]
+
+    of_attempt = behaviour(attempt)
+    alike = [mistake for mistake in exercise.mistakes if behaviour(mistake.function) == of_attempt]
+    return alike[0] if len(alike) == 1 else None
+
+
+def behaviour_in(exercise: Exercise, function: Attempt, case: Case) -> Hashable:
+    """What the function does in the case; that it raises is a behaviour, too."""
+    try:
+        return exercise.behaviour(function, case)
+    except Exception as error:
+        return type(error).__name__
+
+
+def consequence(exercise: Exercise, attempt: Attempt, case: Case) -> str:
+    """What a tenant would see; an engine that stops is something to see."""
+    assert exercise.consequence is not None
+    try:
+        return exercise.consequence(attempt, case)
+    except Exception as error:
+        return f"it stops: {type(error).__name__}: {error}"

@@ -1,0 +1,1 @@
+"""What is right in each exercise, and the wrong answers that are known: one file each."""

@@ -1,0 +1,1 @@
+"""The wrong answers that are known, one file for each exercise: MISTAKES."""

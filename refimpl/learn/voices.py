@@ -1,0 +1,90 @@
+"""The embedded model and its voices, served with a learner's step in place of ours: what a tenant would see."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .. import tiny
+from ..adapter import Adapter
+from ..arrays import Array
+from ..engine import Engine
+from ..loading.adapter_folder import load_adapter
+from ..loading.model_folder import load_model
+from ..model import logits
+from ..ops import NUMPY, Ops
+from ..request import Request
+from ..request_state import RequestState
+from ..streaming import generate
+from ..weights import Model
+
+Steps = dict[str, Callable[..., Any]]  # fields of Ops, made of the learner's function
+
+
+@functools.lru_cache
+def model() -> Model:
+    """The embedded model, in float32."""
+    return load_model("tiny", dtype="float32")
+
+
+@functools.lru_cache
+def voice(name: str) -> Adapter:
+    """One of tiny.VOICES, by its name."""
+    return load_adapter(name, model().config)
+
+
+def prompt(number: int = 0) -> list[int]:
+    """The token ids of one of the demo's prompts."""
+    return model().tokenizer.encode(tiny.DEMO_PROMPTS[number])
+
+
+def with_steps(steps: Steps | None) -> Ops:
+    """Our steps, with the learner's in their fields."""
+    fields: dict[str, Any] = dict(steps or {})
+    return replace(NUMPY, **fields)
+
+
+def largest_difference(requests: Sequence[Request], steps: Steps) -> float:
+    """Run the requests as one batch with the steps, and each alone without; return the largest difference."""
+    together = logits(model(), requests, ops=with_steps(steps))
+    alone = [logits(model(), [request])[0] for request in requests]
+    return max(float(np.abs(rows - others).max()) for rows, others in zip(together, alone, strict=True))
+
+
+def says(requests: Sequence[Request], steps: Steps | None = None, max_new_tokens: int = 24) -> list[str]:
+    """What each request of one batch answers, greedily, as text."""
+    outputs = generate(model(), requests, max_new_tokens, ops=with_steps(steps))
+    return [output.text.strip() for output in outputs]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one request of `one_after_another` got."""
+
+    row: Array  # [vocab] the logits from which its token was chosen
+    blocks_found: int  # in the prefix cache
+
+
+class _WatchedEngine(Engine):
+    def _choose(self, row: Array, state: RequestState) -> int:
+        self.answer = Answer(row.copy(), self.blocks_found)
+        return super()._choose(row, state)
+
+    def _admit(self, state: RequestState, budget: int) -> bool:
+        admitted = super()._admit(state, budget)
+        self.blocks_found = state.computed // self.cache.block_size
+        return admitted
+
+
+def one_after_another(requests: Sequence[Request], steps: Steps | None = None, block_size: int = 16) -> list[Answer]:
+    """Serve the requests by one engine, one token each: the second comes when the first has gone."""
+    engine = _WatchedEngine(model(), with_steps(steps), num_blocks=64, block_size=block_size)
+    answers = []
+    for request in requests:
+        engine.add(request, 1)
+        while engine.busy:
+            engine.step()
+        answers.append(engine.answer)
+    return answers
