@@ -19,7 +19,7 @@ from .errors import AdapterWarning, KernelError, LoracleError
 
 COMMANDS = (
     *("bench", "check", "convert", "demo", "engines", "generate"),
-    *("guide", "inspect", "logits", "record", "train", "vectors"),
+    *("guide", "inspect", "learn", "logits", "record", "train", "vectors"),
 )
 
 

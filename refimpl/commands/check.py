@@ -92,11 +92,20 @@ def run(args: argparse.Namespace) -> int:
             result = checking.check(make, args.model, adapters(args.adapter), campaign_settings(args), work, advance)
             checking.expect(result, engine, options)
             report = write(result, engine, options, args)
+    if engine == "learn" and result.verdict == "fail":
+        report["chapter"] = chapter_of(args.replay or Path(report["repro"]))
     if args.json:
         print(json.dumps(report, allow_nan=False))
     else:
         show(console, report, args.report and args.report / PAGE)
     return 0 if result.verdict == "pass" else 1
+
+
+def chapter_of(repro: Path) -> str:
+    """Return which chapter a failure of a learner's engine leads back to, in one sentence."""
+    from ..learn.your_engine import led_back  # it brings Hypothesis, which nobody else waits for
+
+    return led_back(repro)
 
 
 def campaign_settings(args: argparse.Namespace) -> CampaignSettings:
@@ -205,6 +214,8 @@ def show(console: Console, report: dict[str, Any], page: Path | None) -> None:
     if place := report["first_divergence"]:
         where = f"layer {place['layer']}, " if place["layer"] is not None else ""
         row("where", f"{where}{place['module']}, {times(place['noise_ratio'])}, by {place['by']}")
+    if "chapter" in report:
+        row("chapter", report["chapter"], "bold")
     for i, line in enumerate(report["findings"]):
         row("" if i else "findings", line)
     row("power", powerful(report["power"]))

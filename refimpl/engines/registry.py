@@ -2,8 +2,8 @@
 
 make("vllm", {}), make("mutant:rslora_ignored", {}), make("my_module:my_function", {})
 
-The modules stand here as text: what lies above this folder (the oracle's mutants and recordings) is imported only when
-somebody names such an engine.
+The modules stand here as text: what lies above this folder (the oracle's mutants and recordings, the course) is
+imported only when somebody names such an engine.
 """
 
 import importlib
@@ -22,6 +22,7 @@ MODULES = {
     "openai_http": ".openai_http",
     "tensorrt_llm": ".tensorrt_llm",
     "recorded": "..oracle.recordings.recorded",
+    "learn": "..learn.your_engine",
     "module:function": ".function",  # the user's own; its make() gets the name as the option "function"
 }
 # Several engines without options each: entries() and make(name).

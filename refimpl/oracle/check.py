@@ -179,10 +179,11 @@ def _unused(folder: Path) -> Path:
     return next(path for path in chain([folder], numbered) if not path.exists())
 
 
-def replay(folder: Path) -> tuple[Result, str]:
-    """Ask the folder's case again and judge again; return the result and the engine's name."""
+def replay(folder: Path, make: Callable[[str, Mapping[str, str]], Engine] | None = None) -> tuple[Result, str]:
+    """Ask the folder's case again and judge again; return the result and the engine's name. make: another engine for
+    the name and the options of the one that failed."""
     repro = load_repro(folder)
-    testbed, case, exchanges = play_again(folder, registry.make)
+    testbed, case, exchanges = play_again(folder, make or registry.make)
     ratios, _ = measure(case, exchanges, testbed, ensemble(testbed.dtype))
     thresholds = repro.thresholds or learn_thresholds(ratios)
     played = PlayedCase(case, repro.settings, ratios, [judge(one, thresholds) for one in ratios])

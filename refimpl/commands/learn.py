@@ -1,0 +1,43 @@
+"""loracle learn: the course. What to read and write next, what is wrong with it, hints, an engine of one's own."""
+
+import argparse
+from pathlib import Path
+
+HELP = "the course: chapters to run, functions to write, a grader that names the mistake"
+EXAMPLE = """  loracle learn                       what to read and what to write next
+  loracle learn check                 grade it; `check 6` or `check prefix_key` another one
+  loracle learn hint                  one more step, of three
+  loracle learn list                  all of the course, and how far you are
+  loracle learn watch                 grade whenever the file is saved
+  loracle learn reset 6               a new stub; the old file is kept
+  loracle learn engine                the demo through every step that you passed
+  loracle learn report ada/ grace/    a class's folders, graded again; --html FILE, --csv FILE
+  loracle learn notebooks DIR         the chapters as notebooks
+  loracle learn doctor                what this machine has, and what a chapter or a lab lacks"""
+
+ACTIONS = ("next", "check", "hint", "list", "reset", "watch", "engine")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the action, what it is about, and where the learner's files are."""
+    add = parser.add_argument
+    add("action", nargs="?", default="next", choices=ACTIONS, metavar="ACTION", help=f"{', '.join(ACTIONS)}")
+    add(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="a chapter's number, an exercise or a lab (default: the first that is not passed); of report: FOLDERs; "
+        "of notebooks: a DIR",
+    )
+    add("--all", action="store_true", help="check: everything that is in the folder")
+    add("--folder", type=Path, metavar="DIR", help="where your files are (default: $LORACLE_COURSE or loracle-course)")
+    add("--limit", type=float, metavar="S", help="seconds for one check (default 60; a lab: 600)")
+    add("--html", type=Path, metavar="FILE", help="report: write it as one page, too")
+    add("--csv", type=Path, metavar="FILE", help="report: write it as a table, too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Return 0; of check 1 where something is not passed, of doctor 1 where something is missing."""
+    from . import learn_actions  # Hypothesis takes 0.3 s to import, which no other command should wait for
+
+    return learn_actions.run(args)

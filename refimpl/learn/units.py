@@ -1,0 +1,44 @@
+"""The units of the course, exercises and labs, by every name that a learner may call them."""
+
+from pathlib import Path
+
+from ..engines.suggestion import did_you_mean
+from ..errors import LoracleError
+from . import exercise_names, load
+from .exercise import Exercise, Lab
+
+Unit = Exercise | Lab
+
+PACKAGE = Path(__file__).parent
+
+
+def units() -> list[Unit]:
+    """Return all exercises and labs in the order of the course."""
+    return [load(name) for name in exercise_names()]
+
+
+def unit_named(text: str) -> Unit:
+    """Return the unit that is called ch06_prefix_key, ch06, 6, prefix_key, ch06_prefix_cache, lab_b_shrink, lab_b or b.
+
+    LoracleError for a name that no unit has."""
+    names = {spelling: unit.name for unit in units() for spelling in spellings(unit)}
+    word = Path(text).stem.lower() if text.endswith(".py") else text.lower()
+    if word.isdigit():
+        word = str(int(word))
+    if word not in names:
+        nearest = did_you_mean(text, names) or f": it has {', '.join(unit.name for unit in units())}"
+        raise LoracleError(f"the course has no {text!r}{nearest}")
+    return load(names[word])
+
+
+def spellings(unit: Unit) -> set[str]:
+    """Return what a unit may be called on the command line."""
+    prefix, number_or_letter = unit.name.split("_")[:2]
+    if isinstance(unit, Lab):
+        return {unit.name, f"{prefix}_{number_or_letter}", number_or_letter}
+    return {unit.name, unit.chapter, unit.function, prefix, str(int(prefix.removeprefix("ch")))}
+
+
+def stub(exercise: Exercise) -> Path:
+    """Return the file of the package that a learner starts from."""
+    return PACKAGE / "exercises" / f"{exercise.name}.py"
