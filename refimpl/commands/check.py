@@ -19,6 +19,7 @@ from ..errors import RequestError
 from ..loading.diagnostics import one_line
 from ..oracle import check as checking
 from ..oracle.bugs import CLASSES, all_mutants, mutants_for
+from ..oracle.bugs.blind import revealed
 from ..oracle.cases import archive
 from ..oracle.diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
 from ..oracle.noise.precision import TYPES
@@ -31,6 +32,7 @@ from ..tools.units import human_bytes
 HELP = "hold an engine against the reference: a verdict, and the name of the bug"
 EXAMPLE = """  loracle check --engine peft
   loracle check --engine mutant:rslora_ignored           a real bug, run as if it were an engine
+  loracle check --engine blind:c132                      one under a code name: find out what it is
   loracle check --engine openai_http --url http://127.0.0.1:8000 --model DIR --adapter sql=DIR2
   loracle check --engine my_module:my_function --report out
   loracle check --replay out/repro"""
@@ -42,7 +44,7 @@ SYMPTOMS = 8  # that are printed; the JSON has all
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what to check, on what, how long, and where the report goes."""
     add = parser.add_argument
-    add("--engine", metavar="NAME", help="a name of `loracle engines`, mutant:NAME, or module:function")
+    add("--engine", metavar="NAME", help="a name of `loracle engines`, mutant:NAME, blind:KEY, or module:function")
     add("--model", default="tiny", metavar="DIR|tiny|random", help="the base (default: tiny)")
     add(
         "--adapter",
@@ -58,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", default="float32", choices=[*TYPES, "auto"], help="what the engine is asked to compute in")
     add("--jobs", type=int, default=2, metavar="J", help="processes that make the numbers (default 2)")
     add("--no-power", action="store_true", help="do not look below the noise, nor at which bugs would have been seen")
+    add("--reveal", action="store_true", help="blind:KEY: say which bug it is, and run nothing")
     add("--resume", type=Path, metavar="DIR", help="keep the answers here; go on with those that are there")
     add("--report", type=Path, metavar="DIR", help="write one HTML page, the JSON and a folder that repeats a failure")
     add("--replay", type=Path, metavar="FOLDER", help="repeat one failure from the folder that it was kept in")
@@ -76,6 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Return 0 for pass, 1 for fail or undecided; an engine that cannot be run is a LoracleError."""
     console = Console(stderr=args.json)
+    if args.reveal:
+        return reveal(args)
     if args.replay is not None:
         result, engine = checking.replay(args.replay)
         report = write(result, engine, {}, args)
@@ -117,9 +122,39 @@ def campaign_settings(args: argparse.Namespace) -> CampaignSettings:
         raise RequestError("--cases 0 and --sequences 0: nothing would be asked")
     if args.budget is not None and not args.budget > 0:
         raise RequestError(f"--budget {args.budget} must be more than 0 seconds")
+    blind = is_blind(args.engine)
     return CampaignSettings(
-        args.cases, args.sequences, args.seed, args.budget, args.precision, args.jobs, below=not args.no_power
+        args.cases,
+        args.sequences,
+        args.seed,
+        args.budget,
+        args.precision,
+        args.jobs,
+        below=not (args.no_power or blind),  # the power is a list of names, which has this one
+        name_bug=not blind,
     )
+
+
+def reveal(args: argparse.Namespace) -> int:
+    """Print which mutant is behind blind:KEY; return 0. RequestError for any other engine, EngineError for a KEY that
+    there is not."""
+    if args.engine is None or not is_blind(args.engine):
+        raise RequestError("--reveal is for --engine blind:KEY: every other engine has its own name")
+    mutant = revealed(args.engine)
+    about = {"engine": args.engine, "name": mutant.name, "class": mutant.family, "what": mutant.what}
+    if args.json:
+        print(json.dumps(about | {"links": list(mutant.links)}))
+        return 0
+    print(f"{args.engine} is {mutant.name} (class {mutant.family}, {CLASSES[mutant.family]}): {mutant.what}")
+    for link in mutant.links:
+        print(f"  seen in {link}")
+    print(f"  its name from its numbers: loracle check --engine {registry.MUTANT}{shlex.quote(mutant.name)}")
+    return 0
+
+
+def is_blind(engine: str) -> bool:
+    """Is this engine one whose bug is to be found out?"""
+    return engine.startswith(registry.BLIND)
 
 
 def adapters(items: list[str]) -> dict[str, Path]:
@@ -218,7 +253,10 @@ def show(console: Console, report: dict[str, Any], page: Path | None) -> None:
         row("chapter", report["chapter"], "bold")
     for i, line in enumerate(report["findings"]):
         row("" if i else "findings", line)
-    row("power", powerful(report["power"]))
+    if is_blind(report["engine"]):
+        row("it is", f"for you to find out; then: loracle check --engine {report['engine']} --reveal")
+    else:
+        row("power", powerful(report["power"]))
     console.print(table)
     if report["repro"]:  # in one piece, to be copied
         console.print(Text(f"repeat it  loracle check --replay {shlex.quote(report['repro'])}"), soft_wrap=True)

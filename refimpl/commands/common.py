@@ -1,7 +1,7 @@
 """What the subcommands share: loading a model and its adapters, and reading NAME*0.5+OTHER:TEXT."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,15 @@ from typing import Any
 from .. import tiny
 from ..adapter import Adapter
 from ..backends import BACKENDS
+from ..engines import registry
+from ..engines.ours import Ours
+from ..engines.registry import BLIND, MUTANT
 from ..engines.suggestion import did_you_mean
 from ..errors import DataError, RequestError
 from ..loading.adapter_folder import load_adapter
 from ..loading.json_file import read_json_lines
 from ..loading.model_folder import load_model
+from ..ops import Ops
 from ..request import Request, check_request
 from ..weights import Model
 
@@ -43,9 +47,29 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ops",
         default="numpy",
-        choices=sorted(BACKENDS),
-        help="which backend runs (default numpy); cuda: the kernels, on a GPU, or slowly on this CPU",
+        choices=OpsNames(),
+        help="which backend runs (default numpy); cuda: the kernels, on a GPU, or slowly on this CPU; mutant:NAME and "
+        "blind:KEY: one with a known bug",
     )
+
+
+class OpsNames:
+    """What --ops may be: a backend, or one with a known bug, under its name or its code name."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(BACKENDS))
+
+    def __contains__(self, name: str) -> bool:
+        return name in BACKENDS or name.startswith((MUTANT, BLIND))
+
+
+def backend(name: str) -> Ops:
+    """Return the backend that --ops names; a mutant starts without a memory. EngineError for a bug there is not."""
+    if name in BACKENDS:
+        return BACKENDS[name]
+    engine = registry.make(name, {})
+    assert isinstance(engine, Ours)  # as all mutants are
+    return engine.make_ops()
 
 
 def default_device(ops: str) -> str:

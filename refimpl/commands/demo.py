@@ -18,7 +18,6 @@ from .. import tiny
 from ..adapter import Adapter
 from ..adapter_cache import AdapterCache
 from ..arrays import Precision
-from ..backends import BACKENDS
 from ..cuda.launch import checked
 from ..engine import Engine
 from ..errors import RequestError
@@ -30,7 +29,7 @@ from ..streaming import generate, roomy_engine, stream
 from ..tools.merge import merged
 from ..tools.units import human_bytes
 from ..weights import Model
-from .common import BASE, Adapters, add_device_arguments, default_device
+from .common import BASE, Adapters, add_device_arguments, backend, default_device
 
 HELP = "the embedded model, its voices in one batch, nothing to download"
 EXAMPLE = "  loracle demo --seed 3"
@@ -93,9 +92,9 @@ def play(args: argparse.Namespace) -> int:
         present(Console(), args)
         return 0
     model, requests, names, prompt = cast(args)
-    texts = [output.text for output in generate(model, requests, ops=BACKENDS[args.ops])]
+    texts = [output.text for output in generate(model, requests, ops=backend(args.ops))]
     rows = [{"adapter": name, "text": text} for name, text in zip(names, texts, strict=True)]
-    figures = measure(model, requests, names, BACKENDS[args.ops], rounds(args))
+    figures = measure(model, requests, names, backend(args.ops), rounds(args))
     print(json.dumps({**vars(figures), "prompt": prompt, "texts": rows}))
     return 0
 
@@ -106,9 +105,9 @@ def present(console: Console, args: argparse.Namespace) -> None:
     if simulated(args):
         limit = requests[0].max_new_tokens
         console.print(f"No GPU here: the kernels run on this CPU, thread by thread, so {limit} tokens a voice.")
-    show(console, model, requests, names, prompt, BACKENDS[args.ops])
+    show(console, model, requests, names, prompt, backend(args.ops))
     console.print()
-    summary(console, measure(model, requests, names, BACKENDS[args.ops], rounds(args)), names)
+    summary(console, measure(model, requests, names, backend(args.ops), rounds(args)), names)
     console.print()
     for line in CLOSING:
         console.print(line, highlight=False)

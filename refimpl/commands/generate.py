@@ -7,9 +7,8 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from ..backends import BACKENDS
 from ..streaming import generate
-from .common import add_model_arguments, add_prompt_arguments, load, read_requests
+from .common import add_model_arguments, add_prompt_arguments, backend, load, read_requests
 
 HELP = "generate text: prompts for any mix of adapters, answered in one batch"
 EXAMPLE = """  loracle generate --temperature 0.8 \\
@@ -42,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         seed=args.seed,
     )
-    outputs = generate(model, [prompt.request for prompt in prompts], ops=BACKENDS[args.ops])
+    outputs = generate(model, [prompt.request for prompt in prompts], ops=backend(args.ops))
     if args.json:
         texts = [
             {

@@ -15,12 +15,11 @@ from rich.text import Text
 
 from .. import tiny
 from ..adapter import Adapter
-from ..backends import BACKENDS
 from ..errors import RequestError
 from ..lora import bind_adapter
 from ..published import weights
 from ..published.guide import BASE_UID, Cast, GuideAnswer, act, modules, published, ranks
-from .common import BASE, add_model_arguments, load, prompt_ids
+from .common import BASE, add_model_arguments, backend, load, prompt_ids
 
 HELP = "TensorRT-LLM's LoRA guide acted again: what each of its steps does, there and here"
 EXAMPLE = """  loracle guide
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Act the guide: convert, build, run."""
     why = choose(args)
     cast, printed = assemble(args)
-    answers = act(cast, BACKENDS[args.ops])
+    answers = act(cast, backend(args.ops))
     if args.json:
         print(json.dumps(as_json(cast, answers, printed, why)))
     else:

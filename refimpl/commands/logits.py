@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..backends import BACKENDS
 from ..errors import LoracleError, RequestError
 from ..formats.files import write_safetensors
 from ..model import logits
 from ..tracing import trace
-from .common import add_model_arguments, add_prompt_arguments, load, read_requests
+from .common import add_model_arguments, add_prompt_arguments, backend, load, read_requests
 
 HELP = "write the logits of every prompt token to a safetensors file"
 EXAMPLE = """  loracle logits --prompt 'pirate:Ahoy' --prompt 'base:Ahoy' --dtype float64 --output ahoy.safetensors
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     model, adapters = load(args)
     prompts = read_requests(args, model, adapters)
     with trace(*(args.trace or ["-"])) as traced:
-        rows = logits(model, [prompt.request for prompt in prompts], BACKENDS[args.ops])
+        rows = logits(model, [prompt.request for prompt in prompts], backend(args.ops))
     for pattern in args.trace:
         if not any(fnmatch(name, pattern) for name in traced):
             raise LoracleError(f"--trace {pattern!r} matches no intermediate of this model")

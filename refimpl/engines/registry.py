@@ -28,6 +28,8 @@ MODULES = {
 # Several engines without options each: entries() and make(name).
 BACKENDS, MUTANTS = ".our_backends", "..oracle.bugs.engine"
 MUTANT = "mutant:"  # what the names of the second ones begin with
+# The mutants again, under code names: whoever names one is not told which it is.
+BLIND_MUTANTS, BLIND = "..oracle.bugs.blind", "blind:"
 
 
 def entries() -> list[Entry]:
@@ -42,6 +44,8 @@ def make(name: str, options: Mapping[str, str]) -> Engine:
     EngineError for a name or an option that does not exist, or where the engine's packages are missing."""
     if name in MODULES and name != "module:function" and _exists(MODULES[name]):
         return _module(MODULES[name]).make(options)
+    if name.startswith(BLIND) and not options:
+        return _module(BLIND_MUTANTS).make(name)
     several = MUTANTS if name.startswith(MUTANT) else BACKENDS
     names = [entry.name for entry in _module(several).entries()] if _exists(several) else []
     if name in names:
@@ -59,7 +63,9 @@ def make(name: str, options: Mapping[str, str]) -> Engine:
         raise EngineError(f"{name} is a file: --engine names a function in it, {name.removesuffix('.py')}:FUNCTION")
     names = [*(key for key, path in MODULES.items() if _exists(path)), *names]
     meant = did_you_mean(name, names)
-    raise EngineError(f"there is no engine {name!r}; there is {', '.join([*names, f'{MUTANT}NAME'])}{meant}")
+    raise EngineError(
+        f"there is no engine {name!r}; there is {', '.join([*names, f'{MUTANT}NAME', f'{BLIND}KEY'])}{meant}"
+    )
 
 
 def _exists(path: str) -> bool:

@@ -243,7 +243,7 @@ class Campaign:
 
     def _explain(self, result: Result, workers: Executor) -> None:
         context = Context(
-            self.driver, self.testbed, self.members, result.thresholds, workers, self.settings.jobs, self.progress
+            self.driver, self.testbed, self.members, result.thresholds, workers, self.settings, self.progress
         )
         if result.verdict == "fail":
             result.explanation = self._explained(context, result)

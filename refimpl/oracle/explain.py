@@ -29,7 +29,7 @@ from .noise.ensemble import Member
 from .noise.measure import Sample, measure
 from .noise.verdict import Thresholds, Verdict, judge
 from .reports.pictures import Picture, picture
-from .reports.result import Explanation, PlayedCase, unreadable
+from .reports.result import CampaignSettings, Explanation, PlayedCase, unreadable
 
 CLOSELY = 6  # failed cases that a bug is looked for in; larger: slower, and bugs that show rarely are named more often
 PASSED = 2  # cases that passed, beside them: a bug must do nothing there; larger: slower
@@ -46,7 +46,7 @@ class Context:
     members: tuple[Member, ...]
     thresholds: Thresholds
     workers: Executor
-    jobs: int
+    settings: CampaignSettings
     progress: Callable[[str, int, int], None]
 
     def sample(self, played: PlayedCase) -> Sample:
@@ -80,7 +80,8 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
     small = _smallest_sample(context, smallest, shortest.settings) if smallest is not None and readable else None
     symptoms += _symptoms(context, close, samples)
     locations, divergence, more = _located(context, failed) if readable else ([], None, [])
-    candidates = _candidates(context, small or with_rows[0], with_rows, divergence) if readable else []
+    search_bugs = readable and context.settings.name_bug
+    candidates = _candidates(context, small or with_rows[0], with_rows, divergence) if search_bugs else []
     findings = _findings(context, with_rows, candidates, played)
     return Explanation(
         findings,
@@ -206,7 +207,7 @@ def _beside(context: Context, samples: Sequence[Sample], names: Sequence[str]) -
 
 def _project(context: Context, sample: Sample, names: Sequence[str]) -> list[Future]:
     """Submit the projection of these bugs on a sample, in as many shares as there are workers."""
-    share = max(1, ceil_div(len(names), max(context.jobs, 1)))
+    share = max(1, ceil_div(len(names), max(context.settings.jobs, 1)))
     shares = [names[i : i + share] for i in range(0, len(names), share)]
     return [context.workers.submit(project_bugs, sample, some) for some in shares]
 

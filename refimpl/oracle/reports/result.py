@@ -27,6 +27,7 @@ class CampaignSettings:
     precision: str = "float32"  # declared, or "auto"
     jobs: int = 1  # worker processes
     below: bool = True  # look below the noise, and state the power
+    name_bug: bool = True  # of a failure, look for the bug that does the same; without, the symptoms are all
 
 
 @dataclass
