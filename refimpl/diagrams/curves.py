@@ -13,7 +13,7 @@ WIDE, HIGH = 560, 280  # pixels between the axes
 DASHES = ("", "6 3", "2 3", "8 3 2 3")  # one for each line, beside its colour
 MOST_POINTS = 300  # of a line in the SVG: a longer one is averaged to these
 FEW = 24  # points of a line that are marked with a dot each
-COLUMNS, ROWS = 64, 12  # of the letters between the axes
+COLUMNS, ROWS = 64, 13  # of letters between the axes; an odd number of rows has one in the middle
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
