@@ -6,11 +6,18 @@
 
 logits and logprobs have a row for each token of the prompt and each produced token but the last, or for the produced
 tokens alone. Adapters are folders: the names under which they were loaded, and when, do not reach the function.
+
+What it can and cannot do may stand beside it, in the words of Capabilities (interface.py). A request of several
+adapters ("sums") then has "adapters": [(folder, weight), ...] as well, and reset() is called where a sequence ends:
+
+    my_function.capabilities = {"features": ["rslora", "partial", "sums"], "operations": ["load", "prefix_cache"]}
+    my_function.reset = lambda: my_cache.clear()
 """
 
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..config import LAYER_MODULES
+from .declared import declared
 from .interface import (
     FEATURES,
     Capabilities,
@@ -70,10 +78,9 @@ def make(options: Mapping[str, str]) -> "Function":
 class Function:
     """An Engine (interface.py)."""
 
-    capabilities = CAPABILITIES
-
     def __init__(self, function: Callable[[str, list[dict[str, Any]]], Sequence[Mapping[str, Any]]]) -> None:
-        self.function = function
+        self.function, self.name = function, getattr(function, "__name__", "the function")
+        self.capabilities = declared(getattr(function, "capabilities", {}), CAPABILITIES, self.name)
 
     def start(self, settings: Settings) -> None:
         """Keep the model's folder, which the function gets with every call."""
@@ -81,8 +88,11 @@ class Function:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all adapters."""
+        """Forget all adapters, and let the function forget what it has kept, if it can."""
         self.folders: dict[str, Path] = {}
+        forget = getattr(self.function, "reset", None)
+        if callable(forget):
+            forget()
 
     def load(self, name: str, folder: Path) -> None:
         """Give the function this folder for the name from now on."""
@@ -94,22 +104,27 @@ class Function:
 
     def run(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
         """Call the function once for all requests. An exception of its own fails every one of them."""
-        arguments = [
-            {
-                "prompt_ids": list(request.prompt_ids),
-                "adapter_dir": None if request.adapter is None else str(self.folders[request.adapter]),
-                "max_new_tokens": request.max_new_tokens,
-            }
-            for request in requests
-        ]
+        arguments = [self._argument(request) for request in requests]
         try:
             values = list(self.function(str(self.settings.model), arguments))
         except Exception as error:  # the user's code may raise anything
-            return [EngineResponse(error=f"{type(error).__name__}: {error}")] * len(requests)
+            message = f"{type(error).__name__}: {error}{_raised_at(error)}"
+            return [EngineResponse(error=message, raw=traceback.format_exc())] * len(requests)
         if len(values) != len(requests):
             wrong = f"{len(values)} answers to {len(requests)} requests"
             return [EngineResponse(error=wrong, raw=repr(values)[:1000])] * len(requests)
         return [_response(request, value) for request, value in zip(requests, values, strict=True)]
+
+    def _argument(self, request: EngineRequest) -> dict[str, Any]:
+        """What the function gets for one request."""
+        argument: dict[str, Any] = {
+            "prompt_ids": list(request.prompt_ids),
+            "adapter_dir": None if request.adapter is None else str(self.folders[request.adapter]),
+            "max_new_tokens": request.max_new_tokens,
+        }
+        if request.adapter_weights:
+            argument["adapters"] = [(str(self.folders[name]), weight) for name, weight in request.adapter_weights]
+        return argument
 
     def versions(self) -> dict[str, str]:
         """Return the function's module and name."""
@@ -117,6 +132,15 @@ class Function:
 
     def close(self) -> None:
         """Do nothing: no resource is held."""
+
+
+def _raised_at(error: Exception) -> str:
+    """The innermost line of code that is neither ours nor a library's, with the function that it is in."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+    of_user = [frame for frame in frames if "site-packages" not in frame.filename]
+    if not of_user:
+        return ""
+    return f" ({of_user[-1].filename}:{of_user[-1].lineno}, in {of_user[-1].name})"
 
 
 def _response(request: EngineRequest, value: Any) -> EngineResponse:
@@ -129,6 +153,11 @@ def _response(request: EngineRequest, value: Any) -> EngineResponse:
         return EngineResponse(error=f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}", raw=repr(value)[:1000])
     try:
         rows = {key: np.asarray(value[key], np.float64) for key in KEYS[1:] if value.get(key) is not None}
+        for key, array in rows.items():
+            if array.ndim != 2:
+                rows_of = f"{len(request.prompt_ids)} + tokens produced - 1, or the tokens produced"
+                wrong = f"{key} must be [rows, vocab], got shape {list(array.shape)}; rows: {rows_of}"
+                return EngineResponse(error=wrong, raw=repr(value)[:1000])
         scores = next(iter(rows.values()), None)
         if "token_ids" in value:
             token_ids = tuple(int(t) for t in value["token_ids"])

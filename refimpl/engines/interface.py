@@ -61,6 +61,7 @@ class Capabilities:
     operations: frozenset[str] = frozenset()
     trace: bool = False  # can intermediates of the prompt's tokens be had?
     max_rank: int | None = None
+    left_out: tuple[str, ...] = ()  # what its user says that it does not do, of what an engine of its kind is asked
 
 
 @dataclass(frozen=True)

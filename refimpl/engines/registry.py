@@ -32,6 +32,11 @@ MUTANT = "mutant:"  # what the names of the second ones begin with
 BLIND_MUTANTS, BLIND = "..oracle.bugs.blind", "blind:"
 
 
+def is_blind(name: str) -> bool:
+    """Is this engine one whose bug is to be found out?"""
+    return name.startswith(BLIND)
+
+
 def entries() -> list[Entry]:
     """Return everything that can be driven, what is not installed too; our own backends and the mutants last."""
     listed = [_module(path).entry() for path in MODULES.values() if _exists(path)]
@@ -44,7 +49,7 @@ def make(name: str, options: Mapping[str, str]) -> Engine:
     EngineError for a name or an option that does not exist, or where the engine's packages are missing."""
     if name in MODULES and name != "module:function" and _exists(MODULES[name]):
         return _module(MODULES[name]).make(options)
-    if name.startswith(BLIND) and not options:
+    if is_blind(name) and not options:
         return _module(BLIND_MUTANTS).make(name)
     several = MUTANTS if name.startswith(MUTANT) else BACKENDS
     names = [entry.name for entry in _module(several).entries()] if _exists(several) else []

@@ -9,7 +9,7 @@ asks the same questions, however many workers there are.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +30,15 @@ from .noise import precision as precisions
 from .noise.ceiling import ceilings
 from .noise.ensemble import Member, ensemble, wider
 from .noise.measure import Sample
-from .noise.verdict import Thresholds, judge, learn_thresholds, overall
+from .noise.verdict import Thresholds, overall
+from .observer import Observer
 from .reports.result import CampaignSettings, Explanation, PlayedCase, Result
 from .second_look import SecondLook
+from .verdicts import judge_all
 
 SAMPLE = 16  # cases that are looked at below the noise; larger: slower, and smaller bugs are seen
 CEILINGS = 3  # batches of which it is computed where rounding ends; larger: slower, the median moves by little
 INFERRED_FROM = 3  # batches from which --precision auto infers the type
-
-Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,21 +59,27 @@ class Campaign:
         testbed: Testbed,
         settings: CampaignSettings,
         work: Path,
-        progress: Progress = lambda *_: None,
+        observer: Observer | None = None,
     ) -> None:
         self.driver = EngineDriver(make, testbed, work)
-        self.testbed, self.settings, self.progress = testbed, settings, progress
+        self.testbed, self.settings, self.observer = testbed, settings, observer or Observer()
         self.capabilities = self.driver.capabilities
         self.members: tuple[Member, ...] = ensemble(testbed.dtype)
         self.diagnostics: list[str] = []
         self._narrow: precisions.PrecisionFinding | None = None  # what the engine keeps in a lower type
         self.seconds: dict[str, float] = {}
         self._began = time.monotonic()
+        self._asked: list[Asked] = []
+        self._result: Result | None = None  # as far as it is known
 
     def run(self) -> Result:
-        """Ask, judge, explain. EngineError if the engine could not be run at all."""
+        """Ask, judge, explain. EngineError if the engine could not be run at all.
+
+        Ctrl-C ends it, and what is known by then is returned; KeyboardInterrupt if that is nothing."""
         try:
             return self._run()
+        except KeyboardInterrupt:
+            return self._known_by_now()
         finally:
             self.driver.close()
 
@@ -83,24 +89,38 @@ class Campaign:
         with pool(self.testbed, self.settings.jobs) as workers:
             played = self._run_all(workers)
             thresholds = judge_all(played)
+            self.observer.judge(played, thresholds)
             if precisions.too_noisy(thresholds):
                 thresholds = self._lower_precision(played, thresholds, workers)
             look = SecondLook(self.driver, self.testbed, self._wider_members(), thresholds)
             self.diagnostics += look.at_all(played)
-            result = Result(
-                self.testbed,
-                overall([one.verdict for one in played]),
-                played,
-                thresholds,
-                self.testbed.dtype,
-                self.diagnostics,
-                ceiling=self._ceiling(played),
-            )
-            if self.settings.below:
+            self._result = result = self._first_result(played, thresholds)
+            result.ceiling = self._ceiling(played)
+            if self.settings.below and result.verdict != "fail":  # it says what a pass is worth
                 self._below(result, workers)
             self._explain(result, workers)
         result.versions = self.driver.engine.versions()
         result.seconds = self.seconds
+        return result
+
+    def _first_result(self, played: list[PlayedCase], thresholds: Thresholds) -> Result:
+        verdict = overall([one.verdict for one in played])
+        return Result(self.testbed, verdict, played, thresholds, self.testbed.dtype, self.diagnostics)
+
+    def _known_by_now(self) -> Result:
+        """Return what was known when Ctrl-C came. That is no pass: not everything was asked, or looked at."""
+        if self._result is None:
+            measured = [one for one in self._asked if one.ratios.done() and not one.ratios.cancelled()]
+            measured = [one for one in measured if one.ratios.exception() is None]
+            if not measured:
+                raise KeyboardInterrupt
+            played = [PlayedCase(one.case, one.settings, one.ratios.result()) for one in measured]
+            self._result = self._first_result(played, judge_all(played))
+        result = self._result
+        result.interrupted = True
+        result.verdict = "undecided" if result.verdict == "pass" else result.verdict
+        total = self.settings.cases + self._sequences
+        self.diagnostics.append(f"stopped by Ctrl-C, with {len(result.played)} of {total} cases measured")
         return result
 
     # Asking.
@@ -108,15 +128,17 @@ class Campaign:
     def _run_all(self, workers: Executor) -> list[PlayedCase]:
         began = time.monotonic()
         total = self.settings.cases + self._sequences
-        waiting: list[Asked] = []
         for case, settings in self._cases():
             exchanges = self.driver.exchanges(case, settings)
-            waiting.append(Asked(case, settings, workers.submit(error_ratios, case, exchanges, self.members)))
-            self.progress("asking", len(waiting), total)
+            self._asked.append(Asked(case, settings, workers.submit(error_ratios, case, exchanges, self.members)))
+            self.observer.advance("asking", len(self._asked), total)
+            if len(self._asked) == 1 and total > 1 and all(exchange.response.error for exchange in exchanges):
+                self.diagnostics.append("every answer to the first case was an error: no other was asked")
+                break
         played = []
-        for one in waiting:
+        for one in self._asked:
             played.append(PlayedCase(one.case, one.settings, one.ratios.result()))
-            self.progress("measuring", len(played), len(waiting))
+            self.observer.advance("measuring", len(played), len(self._asked))
         self.seconds["asking and measuring"] = time.monotonic() - began
         return played
 
@@ -229,7 +251,7 @@ class Campaign:
             futures.append(workers.submit(measure_and_project, one.case, exchanges, self.members, one.settings, names))
         for done, (one, future) in enumerate(zip(chosen, futures, strict=True), 1):
             one.terms = future.result()
-            self.progress("below the noise", done, len(futures))
+            self.observer.advance("below the noise", done, len(futures))
         return [
             evaluate(mutant, [one.terms.get(name, []) for one in chosen], noisier) for name, mutant in mutants.items()
         ]
@@ -243,7 +265,7 @@ class Campaign:
 
     def _explain(self, result: Result, workers: Executor) -> None:
         context = Context(
-            self.driver, self.testbed, self.members, result.thresholds, workers, self.settings, self.progress
+            self.driver, self.testbed, self.members, result.thresholds, workers, self.settings, self.observer
         )
         if result.verdict == "fail":
             result.explanation = self._explained(context, result)
@@ -257,25 +279,6 @@ class Campaign:
         if any(one.verdict == "fail" for one in result.played):
             return explain(context, result.played)
         return explain_below(context, result.played, self._chosen(result.played), result.candidates)
-
-
-def judge_all(played: Sequence[PlayedCase]) -> Thresholds:
-    """Learn what honest looks like from all cases, and judge each request by it.
-
-    A case that passes while in none of its requests the adapter moved a row by as much as fails one is undecided:
-    an engine without any LoRA would have answered the same."""
-    thresholds = learn_thresholds([ratios for one in played for ratios in one.ratios])
-    for one in played:
-        one.verdicts = [judge(ratios, thresholds) for ratios in one.ratios]
-        blind = [
-            verdict
-            for ratios, verdict in one.requests
-            if verdict.verdict == "pass" and ratios.adapter_effect < thresholds.ratio
-        ]
-        if blind and len(blind) == len(one.verdicts):
-            why = "no adapter matters in this case"
-            one.verdicts = [replace(verdict, verdict="undecided", why=why) for verdict in one.verdicts]
-    return thresholds
 
 
 def _below_in_words(hidden: Sequence[Candidate], cases: int) -> str:

@@ -1,5 +1,6 @@
 """The whole of `loracle check` but for its printing: build a testbed, run a campaign, keep what failed, repeat it."""
 
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -8,9 +9,10 @@ from pathlib import Path
 
 from ..arrays import Array
 from ..engines import registry
+from ..engines.declared import without
 from ..engines.interface import Engine, EngineError
 from ..engines.known_defects import applicable, match, read_failures, unexpectedly_passing
-from .campaign import Campaign, Progress
+from .campaign import Campaign
 from .cases.case import Exchange, truth
 from .cases.testbed import build
 from .cases.variety import KINDS, TURNS
@@ -19,6 +21,7 @@ from .engine_driver import EngineDriver
 from .noise.ensemble import ensemble
 from .noise.measure import ErrorRatios, Errors, measure
 from .noise.verdict import Thresholds, judge, learn_thresholds, overall
+from .observer import Observer
 from .reports.repro import load_repro
 from .reports.repro import replay as play_again
 from .reports.repro_write import Repro
@@ -33,7 +36,7 @@ def check(
     adapters: Mapping[str, Path],
     settings: CampaignSettings,
     work: Path,
-    progress: Progress = lambda *_: None,
+    observer: Observer | None = None,
     adapter_count: int = 5,
 ) -> Result:
     """Run a campaign on a testbed of its own; with random models, if it is long enough, on several, until one fails.
@@ -46,18 +49,29 @@ def check(
         raise EngineError(f"the engine does not compute in {dtype}; it does in {', '.join(dtypes)}")
     if model != "random":
         testbed = build(model, dtype, settings.seed, work, engine.capabilities, adapters, adapter_count)
-        return Campaign(make, testbed, settings, work, progress).run()
+        only = Campaign(make, testbed, settings, work, observer).run()
+        only.left_out = list(engine.capabilities.left_out)
+        return only
     result = None
     for turn, share in enumerate(shares(settings)):
         folder = work / f"base-{turn}"
         testbed = build(model, dtype, share.seed, folder, engine.capabilities, adapters, max(adapter_count, KINDS))
-        of_turn = Campaign(make, testbed, share, work, progress).run()
+        try:
+            of_turn = Campaign(make, testbed, share, work, observer).run()
+        except KeyboardInterrupt:  # before this base has an answer: the ones before it have some
+            if result is None:
+                raise
+            result.interrupted = True
+            result.verdict = overall([result.verdict, "undecided"])
+            result.diagnostics.append(f"stopped by Ctrl-C, before base {turn} was asked")
+            break
         for played in of_turn.played:
             played.case = replace(played.case, name=f"base {turn}, {played.case.name}")
         result = of_turn if result is None else together(result, of_turn)
-        if result.verdict == "fail":
+        if result.verdict == "fail" or result.interrupted:
             break
     assert result is not None  # there is at least one share
+    result.left_out = list(engine.capabilities.left_out)
     return result
 
 
@@ -141,10 +155,18 @@ def keep(result: Result, folder: Path, engine: str, options: Mapping[str, str], 
         dict(result.versions),
         seed,
         result.thresholds,
+        folder_of_module(engine),
     )
     target = _unused(folder)
     repro.save(target)
     return target
+
+
+def folder_of_module(engine: str) -> str:
+    """Return where the file of "module:function" lies, so that a replay finds it from any folder; "" for others."""
+    module = sys.modules.get(engine.partition(":")[0])
+    file = getattr(module, "__file__", None)
+    return str(Path(file).resolve().parent) if ":" in engine and file else ""
 
 
 def _run_once_more(result: Result, engine: str, options: Mapping[str, str]) -> list[Exchange]:
@@ -179,12 +201,28 @@ def _unused(folder: Path) -> Path:
     return next(path for path in chain([folder], numbered) if not path.exists())
 
 
-def replay(folder: Path, make: Callable[[str, Mapping[str, str]], Engine] | None = None) -> tuple[Result, str]:
-    """Ask the folder's case again and judge again; return the result and the engine's name. make: another engine for
-    the name and the options of the one that failed."""
+def replay(
+    folder: Path,
+    make: Callable[[str, Mapping[str, str]], Engine] = registry.make,
+    engine: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> tuple[Result, str]:
+    """Ask the folder's case again and judge again; return the result and the engine's name.
+
+    engine: another one than it was then, with its options. make: what makes an engine of both."""
     repro = load_repro(folder)
-    testbed, case, exchanges = play_again(folder, make or registry.make)
+    if repro.module_folder and Path(repro.module_folder).is_dir():  # a function's file lies where it was checked
+        sys.path.append(repro.module_folder)
+    if engine is not None:
+        repro = replace(repro, engine=engine, options=dict(options or {}))
+    testbed, case, exchanges = play_again(repro, make)
     ratios, _ = measure(case, exchanges, testbed, ensemble(testbed.dtype))
     thresholds = repro.thresholds or learn_thresholds(ratios)
     played = PlayedCase(case, repro.settings, ratios, [judge(one, thresholds) for one in ratios])
     return Result(testbed, overall([played.verdict]), [played], thresholds, testbed.dtype, []), repro.engine
+
+
+def narrowed(engine: Engine, names: Sequence[str]) -> Engine:
+    """Return the engine, asked for none of these features, operations and modules. EngineError for an unknown name."""
+    engine.capabilities = without(engine.capabilities, names)
+    return engine

@@ -5,7 +5,7 @@ Explanation is put together in explain().
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ from .bugs.registry import find_bug
 from .cases.case import Case, Exchange, Load, Run
 from .cases.shrink import Budget, shrink
 from .cases.testbed import Testbed
+from .cases.words import in_words
 from .diagnosis.candidate import Candidate, evaluate
 from .diagnosis.diagnose import Finding, diagnose
 from .diagnosis.localise import Location, by_ablation, first_off, intermediates
@@ -28,6 +29,7 @@ from .engine_driver import EngineDriver
 from .noise.ensemble import Member
 from .noise.measure import Sample, measure
 from .noise.verdict import Thresholds, Verdict, judge
+from .observer import Observer
 from .reports.pictures import Picture, picture
 from .reports.result import CampaignSettings, Explanation, PlayedCase, unreadable
 
@@ -47,7 +49,7 @@ class Context:
     thresholds: Thresholds
     workers: Executor
     settings: CampaignSettings
-    progress: Callable[[str, int, int], None]
+    observer: Observer
 
     def sample(self, played: PlayedCase) -> Sample:
         """Return a case with its errors, and with what the campaign has projected on them."""
@@ -73,7 +75,7 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
     readable = any(one.has_wrong_numbers for one in failed)
     shortest = min(failed, key=_size)
     smallest, diagnostics = _smaller(context, shortest)
-    symptoms = [] if smallest is None else _company(context, smallest, shortest.settings)
+    words, symptoms = ("", []) if smallest is None else _said_of_smallest(context, smallest, shortest.settings)
     close = _close_cases(played, failed)
     samples = [context.sample(one) for one in close]
     with_rows = [sample for sample in samples if any(raw is not None for raw in sample.raws)]
@@ -93,6 +95,7 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
         None if smallest is None else shortest.settings,
         diagnostics + unreadable(played) + more,
         time.monotonic() - began,
+        words,
     )
 
 
@@ -152,12 +155,15 @@ def _smaller(context: Context, failed: PlayedCase) -> tuple[Case | None, list[st
         return None, [f"while the failure was made smaller: {error}"]
 
 
-def _company(context: Context, smallest: Case, settings: Settings) -> list[Symptom]:
-    """Return what it takes for the smallest failure to go wrong, if its request is answered well alone."""
+def _said_of_smallest(context: Context, smallest: Case, settings: Settings) -> tuple[str, list[Symptom]]:
+    """Return the smallest failure in words, and what it takes for it to go wrong, if its request is answered well
+    alone."""
     again = context.failures(smallest, settings)
+    words = in_words(smallest, [(exchange.run, exchange.index) for exchange, _ in again])
+    context.observer.shrink(words)
     if not again or not _is_right_alone(context, again[0][0], settings):
-        return []
-    return [Symptom(line) for line in company(smallest, again[0][0])]
+        return words, []
+    return words, [Symptom(line) for line in company(smallest, again[0][0])]
 
 
 def _is_right_alone(context: Context, exchange: Exchange, settings: Settings) -> bool:
@@ -201,7 +207,7 @@ def _beside(context: Context, samples: Sequence[Sample], names: Sequence[str]) -
     for done, (sample, of_sample) in enumerate(zip(samples, futures, strict=True), 1):
         for future in of_sample:
             sample.terms.update(future.result())
-        context.progress("explaining", done, len(samples))
+        context.observer.advance("explaining", done, len(samples))
     return [evaluate(find_bug(name, context.testbed), [sample.terms[name] for sample in samples]) for name in names]
 
 
@@ -221,6 +227,7 @@ def _located(context: Context, failed: Sequence[PlayedCase]) -> tuple[list[Locat
     batch = next((one for one in failed if one.case.stateless), None)
     if batch is None:
         return [], None, []
+    context.observer.advance("locating", 0, 1)
     failures = context.failures(batch.case, batch.settings)
     wrong = [exchange for exchange, _ in failures if exchange.adapter is not None]
     locations: list[Location] = []
@@ -233,6 +240,7 @@ def _located(context: Context, failed: Sequence[PlayedCase]) -> tuple[list[Locat
             locations, divergence = ablated, next(iter(ablated), None)
     except EngineError as error:
         return locations, divergence, [f"while the failure was located: {error}"]
+    context.observer.advance("locating", 1, 1)
     return locations, divergence, []
 
 

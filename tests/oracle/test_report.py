@@ -18,7 +18,8 @@ from rich.console import Console
 from support.testbed import small_testbed
 
 from refimpl import cli
-from refimpl.commands.check import add_arguments, show
+from refimpl.commands.check import add_arguments
+from refimpl.commands.check_screen import show
 from refimpl.engines.interface import EngineRequest, EngineResponse
 from refimpl.engines.ours import Ours
 from refimpl.oracle.bugs import mutants_for
@@ -355,7 +356,8 @@ def test_the_terminal_has_the_verdict_the_bug_and_the_way_to_repeat_it(failing: 
     assert f"repeat it  loracle check --replay {wide}" in lines, "a command is not broken"
     assert all(len(line) <= width for line in lines if wide not in line)
     finding = failing["diagnosis"][0]
-    assert lines[4].startswith("it is      rslora_ignored (class A, scale)")
+    assert lines[2].startswith("smallest   one request of ")
+    assert lines[5].startswith("it is      rslora_ignored (class A, scale)")
     outer = " ".join(" ".join(lines).split())
     assert finding["evidence"] in outer and all(f"seen in {link}" in outer for link in finding["links"])
     assert "findings a\\x1b[31mb\\nc long" in outer and "\x1b" not in file.getvalue()

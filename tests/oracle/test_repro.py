@@ -107,12 +107,12 @@ def test_what_is_written_comes_back(folder: Path) -> None:
 def test_it_plays_again_elsewhere(folder: Path, tmp_path: Path) -> None:
     """To the faulty engine, which is as wrong as it was; and to one in which the bug is mended."""
     elsewhere = folder.rename(tmp_path / "sent by mail")
-    testbed, case, exchanges = replay(elsewhere, makes(KeyByName))
+    testbed, case, exchanges = replay(load_repro(elsewhere), makes(KeyByName))
     assert case == SEQUENCE
     assert_same(exchanges, load_repro(elsewhere).exchanges)
     judge = Judge(testbed)
     assert judge(exchanges, testbed)
-    testbed, _, exchanges = replay(elsewhere, makes(Ours))
+    testbed, _, exchanges = replay(load_repro(elsewhere), makes(Ours))
     assert not judge(exchanges, testbed)
 
 
@@ -122,7 +122,7 @@ def test_a_batch_finds_all_adapters_loaded(tmp_path: Path) -> None:
     prepare(engine, testbed)
     case = draw_batch(testbed, CAPABILITIES, np.random.default_rng(2), "batch 2")
     exchanges = save(tmp_path / "repro", testbed, case, engine, options={"url": "http://h"})
-    testbed, again, responses = replay(tmp_path / "repro", makes(Ours))
+    testbed, again, responses = replay(load_repro(tmp_path / "repro"), makes(Ours))
     assert again == case and testbed.dtype == "bfloat16" and len(testbed.paths) == 7
     assert_same(responses, exchanges)
 

@@ -31,6 +31,9 @@ from ..noise.verdict import Thresholds, judge
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "output")
 
 
+ALIKE = 4  # modules that are off in all layers: from so many on, it is no module's fault
+
+
 @dataclass(frozen=True)
 class Location:
     """One module of one layer (layer None: of all layers), and how far off the engine is there."""
@@ -44,6 +47,21 @@ class Location:
 def first_off(locations: Sequence[Location], thresholds: Thresholds) -> Location | None:
     """Return the first that left the noise; a ratio that is no number did. Its input had not: they are in order."""
     return next((location for location in locations if not location.ratio < thresholds.ratio), None)
+
+
+def where_in_words(locations: Sequence[Location]) -> str:
+    """Say what adapters cut to size have shown: one module alone is at fault, or every one alike; "" where it is
+    neither, or intermediates have shown more."""
+    if any(location.how != "ablation" for location in locations):
+        return ""
+    modules = list(dict.fromkeys(location.module for location in locations))
+    layers = [location.layer for location in locations]
+    if len(modules) == 1:
+        of_layers = "" if None in layers else f", in layer {', '.join(map(str, layers))} alone"
+        return f"only {modules[0]}{of_layers}: adapters on any other module alone are answered well"
+    if len(modules) >= ALIKE and set(layers) == {None}:
+        return "every module alike: not a module's fault, but which rows get the adapter, or how much of it"
+    return ""
 
 
 def intermediates(

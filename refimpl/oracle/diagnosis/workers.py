@@ -5,8 +5,10 @@ out.
 """
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from ...engines.interface import Settings
@@ -33,12 +35,30 @@ class InProcess(Executor):
         return future
 
 
-def pool(testbed: Testbed, jobs: int) -> Executor:
-    """Return as many processes, or this one."""
+@contextmanager
+def pool(testbed: Testbed, jobs: int) -> Iterator[Executor]:
+    """Give as many processes, or this one. An exception in the block (Ctrl-C is one) ends them at once: nobody waits
+    for what is queued."""
     if jobs <= 1:
         _adopt(testbed)
-        return InProcess()
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _adopt, (testbed,))
+        yield InProcess()
+        return
+    others = set(multiprocessing.active_children())
+    workers = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, (testbed,))
+    try:
+        yield workers
+    except BaseException:
+        workers.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    workers.shutdown()
+
+
+def _start(testbed: Testbed) -> None:
+    """Begin as a worker. Ctrl-C goes to all processes of a terminal; it is the first one's to say what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _adopt(testbed)
 
 
 def _adopt(testbed: Testbed) -> None:

@@ -61,6 +61,7 @@ def load_repro(folder: Path) -> Repro:
         versions,
         data.get("seed", int),
         data.checked("limits", lambda: _limits(data.data.get("limits"))),
+        data.get("module_folder", str) if "module_folder" in data.data else "",  # folders of version 0.1.0 have none
     )
 
 
@@ -72,10 +73,9 @@ def _limits(data: Mapping[str, Any] | None) -> Thresholds | None:
 
 
 def replay(
-    folder: Path, make_engine: Callable[[str, Mapping[str, str]], Engine]
+    repro: Repro, make_engine: Callable[[str, Mapping[str, str]], Engine]
 ) -> tuple[Testbed, Case, list[Exchange]]:
-    """Play the folder's case again. make_engine: the engine's name and its options -> an engine that is not started."""
-    repro = load_repro(folder)
+    """Play its case again. make_engine: the engine's name and its options -> an engine that is not started."""
     engine = make_engine(repro.engine, repro.options)
     try:
         engine.start(repro.settings)

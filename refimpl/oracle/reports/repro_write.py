@@ -54,6 +54,7 @@ class Repro:
     versions: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     thresholds: Thresholds | None = None  # what the campaign had learnt of honest answers; None: learn from the case
+    module_folder: str = ""  # of an engine that is a user's function: where its file lies
 
     def save(self, folder: Path) -> None:
         """Write the folder. LoracleError, and no folder, if it cannot be written."""
@@ -78,6 +79,7 @@ class Repro:
             "format": FORMAT,
             "why": clean(self.why),
             "engine": self.engine,
+            "module_folder": self.module_folder,
             "options": without_secrets({k: v for k, v in self.options.items() if not is_secret(k)}),
             "versions": without_secrets({"loracle": __version__, **self.versions}),
             "seed": self.seed,

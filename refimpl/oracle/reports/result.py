@@ -69,6 +69,7 @@ class Explanation:
     small_settings: Settings | None = None  # how the engine was started for it
     diagnostics: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    smallest_in_words: str = ""
 
 
 @dataclass
@@ -87,6 +88,8 @@ class Result:
     candidates: list[Candidate] = field(default_factory=list)  # every bug that was projected on, below the noise
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)  # what the engine is said not to do, and was not asked for
+    interrupted: bool = False  # by Ctrl-C: this is what was known then
 
 
 def unreadable(played: Sequence[PlayedCase]) -> list[str]:

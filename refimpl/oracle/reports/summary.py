@@ -10,7 +10,7 @@ from ... import __version__
 from ...arrays import Array
 from ..cases.case_json import to_json
 from ..diagnosis.diagnose import Finding
-from ..diagnosis.localise import Location
+from ..diagnosis.localise import Location, where_in_words
 from ..diagnosis.projection import limit
 from .pictures import Picture
 from .result import PlayedCase, Result
@@ -38,6 +38,7 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         ],
         "first_divergence": None if divergence is None else _location(divergence),
         "places": [_location(one) for one in result.explanation.locations],
+        "where_in_words": where_in_words(result.explanation.locations),
         "findings": result.diagnostics,
         "power": result.power,
         "seen_from": _seen_from(result),
@@ -52,6 +53,8 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
             "ceiling": _number(result.ceiling),
         },
         "smallest_failure": None if result.explanation.smallest is None else to_json(result.explanation.smallest),
+        "smallest_in_words": result.explanation.smallest_in_words,
+        "left_out": result.left_out,
         "picture": None if result.explanation.picture is None else _picture_json(result.explanation.picture),
         "batches": [_case(one) for one in result.played],
         "seconds": {name: round(seconds, 3) for name, seconds in result.seconds.items()},

@@ -1,0 +1,152 @@
+"""What `loracle check` prints: each thing as it becomes known, and the verdict with everything behind it at the end."""
+
+import math
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..engines import registry
+from ..loading.diagnostics import one_line
+from ..oracle.bugs import CLASSES, all_mutants
+from ..oracle.diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
+from ..oracle.noise.verdict import Thresholds
+from ..oracle.observer import Observer
+from ..oracle.reports.report import times
+from ..oracle.reports.result import PlayedCase
+from ..tools.units import human_bytes
+
+COLOURS = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
+SYMPTOMS = 8  # that are printed; the JSON has all
+
+
+class Screen(Observer):
+    """Prints what is known, when it is: beside bars in a terminal; in a file or a pipe, a line for each stage."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.tasks: dict[str, Any] = {}
+        self.began = time.monotonic()
+
+    def __enter__(self) -> "Screen":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(what, total=total)
+            if not self.console.is_terminal:
+                self.say(f"{what} ...")
+        self.bars.update(self.tasks[what], completed=done, total=total)
+
+    def judge(self, played: Sequence[PlayedCase], thresholds: Thresholds) -> None:
+        failed = sum(one.verdict == "fail" for one in played)
+        worst = max((verdict.ratio for one in played for verdict in one.verdicts), default=0.0)
+        ratios = [times(ratio if math.isfinite(ratio) else None) for ratio in (worst, thresholds.ratio)]
+        count = f"{failed} of {len(played)} cases fail" if failed else f"none of {len(played)} cases fails"
+        self.say(f"{count}; worst row {ratios[0]}, a row fails from {ratios[1]}")
+
+    def shrink(self, smallest: str) -> None:
+        self.say(f"smallest failing case: {smallest}")
+
+    def say(self, line: str) -> None:
+        """Print a line with the seconds since the beginning."""
+        self.console.print(Text(f"[{time.monotonic() - self.began:5.1f} s] {one_line(line)}"), soft_wrap=True)
+
+
+def show(console: Console, report: dict[str, Any], page: Path | None) -> None:
+    """Print the verdict first, then why, for people; report: the JSON."""
+    console = Console(file=console.file, stderr=console.stderr, highlight=False)
+    verdict = Text(report["verdict"].upper(), style=COLOURS[report["verdict"]])
+    left_out = f", with {', '.join(report['left_out'])} left out" if report["left_out"] else ""
+    console.print(verdict, Text(f" {report['engine']}, in {report['precision']}{left_out}"))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    for label, text, style in rows(report):
+        table.add_row(label, Text(one_line(text), style=style))
+    console.print(table)
+    if report["repro"]:  # in one piece, to be copied
+        console.print(Text(f"repeat it  loracle check --replay {shlex.quote(report['repro'])}"), soft_wrap=True)
+        if page is None:
+            size = bytes_of(Path(report["repro"]))
+            console.print(Text(f"           ({size}, yours to remove; with --report DIR it is in DIR)"), soft_wrap=True)
+    if page is not None:
+        console.print(Text(f"the page   {page}"), soft_wrap=True)
+
+
+def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield (label, text, style) of each line of the table."""
+    counts = (
+        f"{report['passed']} of {report['cases']} passed, {report['failed']} failed, {report['undecided']} undecided"
+    )
+    yield "cases", counts, ""
+    if report["smallest_in_words"]:
+        yield "smallest", report["smallest_in_words"], "bold"
+    fails_from = times(report["noise"]["fails_from"])
+    yield "worst row", f"{times(report['worst_noise_ratio'])}; a row fails from {fails_from}", ""
+    if report["noise"]["ceiling"] is not None:
+        yield "rounding", f"ends at {times(report['noise']['ceiling'])}, to first order", ""
+    for diagnosis in report["diagnosis"]:
+        yield from diagnosis_rows(diagnosis)
+    for i, symptom in enumerate(report["symptoms"][:SYMPTOMS]):
+        yield "" if i else "symptoms", f"{symptom['what']} ({symptom['count']} of {symptom['of']} failed)", ""
+    if place := report["first_divergence"]:
+        where = f"layer {place['layer']}, " if place["layer"] is not None else ""
+        yield "where", f"{where}{place['module']}, {times(place['noise_ratio'])}, by {place['by']}", ""
+    if report["where_in_words"]:
+        yield "", report["where_in_words"], ""
+    if "chapter" in report:
+        yield "chapter", report["chapter"], "bold"
+    for i, line in enumerate(report["findings"]):
+        yield "" if i else "findings", line, ""
+    if registry.is_blind(report["engine"]):
+        yield "it is", f"for you to find out; then: loracle check --engine {report['engine']} --reveal", ""
+    elif report["power"] or report["verdict"] != "fail":
+        yield "power", powerful(report["power"]), ""
+
+
+def diagnosis_rows(diagnosis: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield (label, text, style) of what is said about one explanation. Only what leaves noise is in bold."""
+    name = f"{diagnosis['name']} (class {diagnosis['class']}, {CLASSES[diagnosis['class']]})"
+    if diagnosis["explains"]:
+        yield "it is", name, "bold"
+    else:
+        yield "nearest, not it", name, ""
+    yield "", diagnosis["what"], ""
+    yield "", diagnosis["evidence"], ""
+    if diagnosis["also"]:
+        yield "", f"these cases cannot tell it from {', '.join(diagnosis['also'])}", ""
+    if diagnosis["separated_by"]:
+        yield "", diagnosis["separated_by"], ""
+    for link in diagnosis["links"]:
+        yield "", f"seen in {link}", "dim"
+
+
+def bytes_of(folder: Path) -> str:
+    """Return the size of everything in a folder, for people."""
+    return human_bytes(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+
+
+def powerful(power: dict[str, str]) -> str:
+    """Return how much a pass means, in one line."""
+    if not power:
+        return "not asked for; a pass says little without it"
+    shown, faint, absent = (list(power.values()).count(k) for k in (DETECTED, UNDETECTABLE, NOT_EXERCISED))
+    of_adapters = sum(name not in all_mutants() for name in power)
+    kinds = f"{len(power) - of_adapters}, and {of_adapters} of these adapters"
+    return (
+        f"of {len(power)} mutants ({kinds}) these cases would have shown {shown}; {faint} are too faint, "
+        f"{absent} were not exercised"
+    )

@@ -1,0 +1,19 @@
+"""Who hears what a campaign finds, as it finds it. The one here is silent; the command line prints."""
+
+from collections.abc import Sequence
+
+from .noise.verdict import Thresholds
+from .reports.result import PlayedCase
+
+
+class Observer:
+    """Hears everything, and says nothing."""
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        """So much of a part of the work is done."""
+
+    def judge(self, played: Sequence[PlayedCase], thresholds: Thresholds) -> None:
+        """The verdicts on all cases are known; what is behind a failure is not, yet."""
+
+    def shrink(self, smallest: str) -> None:
+        """The smallest failing case is known, in words."""
