@@ -64,7 +64,9 @@ assert np.allclose(sum(ranks), one_gpu)
 # %%
 delta = scale * (x @ A.T) @ B.T
 wrong = sum(x[:, part] @ W[:, part].T + delta for part in columns)
-print(f"the delta on every rank: off by {np.abs(wrong - one_gpu).max():.2f}; the delta itself: {np.abs(delta).max():.2f}")
+print(
+    f"the delta on every rank: off by {np.abs(wrong - one_gpu).max():.2f}; the delta itself: {np.abs(delta).max():.2f}"
+)
 assert np.allclose(wrong - whole, delta)
 
 # %%

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from loracle.learn import Exercise, exercises
 from loracle.learn.grade_file import grade_file
 

@@ -1,6 +1,5 @@
 """Chapter 10: the ranks' results, joined as the layer joins them, are what one GPU computes."""
 
-import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,12 +81,13 @@ def difference(attempt: Attempt, case: Case) -> str:
 
 def describe(attempt: Attempt, case: Case) -> list[str]:
     x, A, B = matrices(case)
-    lines = [f'split "{case.split}"', f"x {plain(x)}  A {plain(A)}  B {plain(B)}"]
-    parts = [f"A {plain(A_rank)} B {plain(B_rank)}" for A_rank, B_rank in attempt(A, B, case.split, case.ranks)]
-    lines.append("yours, rank by rank: " + (parts[0] + " on each" if len(set(parts)) == 1 else ", ".join(parts)))
-    with contextlib.suppress(ValueError):
-        lines.append(f"yours {plain(yours(attempt, case))}  expected {plain(expected(case))}")
-    return lines
+    lines = [f'split "{case.split}", {case.ranks} ranks', f"x {plain(x)}  A {plain(A)}  B {plain(B)}"]
+    try:
+        return [*lines, f"yours {plain(yours(attempt, case))}  expected {plain(expected(case))}"]
+    except ValueError:
+        parts = attempt(A, B, case.split, case.ranks)
+        of_rank = (f"A {plain(A_rank)} and B {plain(B_rank)}" for A_rank, B_rank in parts)
+        return [*lines, "your parts, rank by rank: " + ", ".join(of_rank)]
 
 
 def behaviour(attempt: Attempt, case: Case) -> str:

@@ -37,7 +37,11 @@ def every_nth_row(A: Array, B: Array, split: str, ranks: int) -> Parts:
 
 
 def divided_by_ranks(A: Array, B: Array, split: str, ranks: int) -> Parts:
-    return cut(A, B, split, ranks) if split == "out" else [(part, whole_B / ranks) for part, whole_B in cut(A, B, split, ranks)]
+    return (
+        cut(A, B, split, ranks)
+        if split == "out"
+        else [(part, whole_B / ranks) for part, whole_B in cut(A, B, split, ranks)]
+    )
 
 
 def first_part_for_everyone(A: Array, B: Array, split: str, ranks: int) -> Parts:
