@@ -21,8 +21,8 @@ weights = st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2,
 
 
 @given(weights)
-def test_no_number_moves_by_more_than_half_a_step(drawn: tuple[np.ndarray, int]) -> None:
-    W, group = drawn
+def test_no_number_moves_by_more_than_half_a_step(case: tuple[np.ndarray, int]) -> None:
+    W, group = case
     q, steps = quantise(W, group)
     assert q.dtype == np.int8 and np.abs(q).max() <= LARGEST and steps.shape == (len(W), W.shape[1] // group)
     step = np.repeat(steps, group, axis=1)
@@ -30,8 +30,8 @@ def test_no_number_moves_by_more_than_half_a_step(drawn: tuple[np.ndarray, int])
 
 
 @given(weights)
-def test_the_largest_number_of_a_group_and_zero_stay_as_they_are(drawn: tuple[np.ndarray, int]) -> None:
-    W, group = drawn
+def test_the_largest_number_of_a_group_and_zero_stay_as_they_are(case: tuple[np.ndarray, int]) -> None:
+    W, group = case
     after = dequantise(*quantise(W, group))
     largest = np.abs(W.reshape(len(W), -1, group)).max(axis=2)
     np.testing.assert_allclose(np.abs(after.reshape(len(W), -1, group)).max(axis=2), largest, rtol=1e-12)
@@ -39,8 +39,8 @@ def test_the_largest_number_of_a_group_and_zero_stay_as_they_are(drawn: tuple[np
 
 
 @given(weights)
-def test_quantising_twice_changes_nothing_more(drawn: tuple[np.ndarray, int]) -> None:
-    W, group = drawn
+def test_quantising_twice_changes_nothing_more(case: tuple[np.ndarray, int]) -> None:
+    W, group = case
     once = dequantise(*quantise(W, group))
     np.testing.assert_allclose(dequantise(*quantise(once, group)), once, rtol=1e-12)
 

@@ -38,10 +38,10 @@ def test_parts_that_are_exchanged_show() -> None:
 
 
 def test_a_whole_module_gets_each_adapter_s_rows_and_scale() -> None:
-    seen: list[Patch] = []
+    patches_of_q: list[Patch] = []
 
     def compute(x: np.ndarray, module: tuple[int, str], patches: list[Patch]) -> np.ndarray:
-        seen.extend(patches if module == (0, "q_proj") else [])
+        patches_of_q.extend(patches if module == (0, "q_proj") else [])
         y = x @ voices.model().linear(module).weight.T
         for patch in patches:
             y[patch.rows] += patch.scale * (x[patch.rows] @ patch.A.T) @ patch.B.T
@@ -51,4 +51,4 @@ def test_a_whole_module_gets_each_adapter_s_rows_and_scale() -> None:
     for row, expected in zip(rows, logits(voices.model(), batch()), strict=True):
         np.testing.assert_allclose(row, expected, atol=1e-3)
     # Column 0: the pirate in request 0, the robot at 0.5 in request 2; column 1: the pirate at -1.
-    assert sorted(patch.scale for patch in seen) == [-2.0, 1.0, 2.0]
+    assert sorted(patch.scale for patch in patches_of_q) == [-2.0, 1.0, 2.0]
