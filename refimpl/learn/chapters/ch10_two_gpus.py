@@ -67,14 +67,15 @@ wrong = sum(x[:, part] @ W[:, part].T + delta for part in columns)
 print(
     f"the delta on every rank: off by {np.abs(wrong - one_gpu).max():.2f}; the delta itself: {np.abs(delta).max():.2f}"
 )
-assert np.allclose(wrong - whole, delta)
+assert np.allclose(wrong - one_gpu, delta)
 
 # %%
 r, (d_out, d_in) = len(A), W.shape
+n = d_in // 2
 diagram = diagrams.matrices(
-    [("W rank 0", d_out, d_in // 2), ("W rank 1", d_out, d_in // 2), ("A rank 0", r, d_in // 2),
-     ("A rank 1", r, d_in // 2), ("B on both", d_out, r)],
-    "down_proj on two ranks: A goes with the columns of W, B with its rows",
+    [("W rank 0", d_out, n), ("W rank 1", d_out, n, -1), ("A rank 0", r, n, 0), ("A rank 1", r, n, 1),
+     ("B on both", d_out, r, 2)],
+    "down_proj on two ranks: A is cut with the columns of W, B is whole",
 )  # fmt: skip
 print(diagram)
 diagram  # noqa: B018
