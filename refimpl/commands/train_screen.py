@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..training import output
-from ..training.curve import letters
 from ..training.examples import Task
 from ..training.state import TaskState, TrainingState
 
@@ -60,7 +59,7 @@ def losses(task: TaskState) -> str:
 
 def show_report(console: Screen, report: dict[str, Any], state: TrainingState) -> None:
     """Print the curve in letters, a table, and what can be done next."""
-    console.print_line(letters(output.curves(state)))
+    console.print_line(f"{output.loss_curve(state)}\n")
     table = Table("adapter", "parameters", "rows", "steps", "loss", "held-out loss", "folder")
     for row in report["adapters"]:
         held_out = " -> ".join(f"{loss:.4f}" for loss in row["held_out_loss"])

@@ -10,12 +10,13 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Axes:
-    """What the picture spans: from the first x to the last, and all y, rounded outwards to a tick."""
+    """What the picture spans: from the first x to the last, and all y, rounded outwards to a tick, one every `step`."""
 
     first: float
     last: float
     low: float
     high: float
+    step: float = 0.2
     log_x: bool = False
 
     @classmethod
@@ -23,11 +24,11 @@ class Axes:
         """Return the axes that hold every point; from 0 to 1 (in a log: from 1 to 10) where there is none."""
         points = list(points)
         if not points:
-            return cls(1, 10, 0, 1, log_x) if log_x else cls(0, 1, 0, 1)
+            return cls(1, 10, 0, 1, log_x=True) if log_x else cls(0, 1, 0, 1)
         xs, ys = zip(*points, strict=True)
         step = tick_step(max(ys) - min(ys))
         low, high = math.floor(min(ys) / step) * step, math.ceil(max(ys) / step) * step
-        return cls(min(xs), max(xs), low, high if high > low else low + step, log_x)
+        return cls(min(xs), max(xs), low, high if high > low else low + step, step, log_x)
 
     def share(self, point: Point) -> Point:
         """Return where a point lies, as shares of the width and of the height."""
@@ -36,8 +37,7 @@ class Axes:
 
     def ticks(self) -> list[float]:
         """Return the round y between low and high, both included."""
-        step = tick_step(self.high - self.low)
-        return [_round(self.low + i * step) for i in range(round((self.high - self.low) / step) + 1)]
+        return [_round(self.low + i * self.step) for i in range(round((self.high - self.low) / self.step) + 1)]
 
     def x_ticks(self, xs: Iterable[float], most: int = 9) -> list[float]:
         """Return the x that are labelled: all that there are if they are few and far apart, else round ones."""

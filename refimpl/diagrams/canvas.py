@@ -110,6 +110,8 @@ class Canvas:
         """Write one line whose baseline is at y, and whose start, middle or end is at x."""
         weight = ' font-weight="bold"' if bold else ""
         words = printable(words)
+        if not words:
+            return
         self.parts.append(
             f'<text x="{_n(at[0])}" y="{_n(at[1])}" font-size="{size}" text-anchor="{anchor}"{weight}>'
             f"{html.escape(words)}</text>"

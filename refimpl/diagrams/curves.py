@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import LoracleError
 from .axes import Axes, Point, averaged, spread_labels
 from .canvas import MARGIN, SIZE, Canvas, Diagram, colour, text_width
 from .inputs import finite_number
-from .letters import NAME, shorten, titled, wrapped
+from .letters import NAME, printable, shorten, titled, wrapped
 
 WIDE, HIGH = 560, 280  # pixels between the axes
 DASHES = ("", "6 3", "2 3", "8 3 2 3")  # one for each line, beside its colour
@@ -27,6 +28,14 @@ class Line:
     letter: str
 
 
+class Names(NamedTuple):
+    """What the axes and the dots show."""
+
+    x: str
+    y: str
+    dots: str
+
+
 def curves(
     lines: Mapping[str, Sequence[Point]],
     x: str = "",
@@ -34,11 +43,13 @@ def curves(
     title: str = "",
     log_x: bool = False,
     dots: Mapping[str, Sequence[Point]] | None = None,
+    dots_are: str = "dots",
 ) -> Diagram:
     """Return a line for each name -> (x, y) points, in their order.
 
     x, y: what the axes show. log_x: a logarithmic axis, for slots, ranks and sizes that double. dots: name -> points
-    that are drawn without a line, for example the loss on what was held out; capitals in letters.
+    that are drawn without a line, for example the loss on what was held out; capitals in letters. dots_are: what these
+    show.
     LoracleError for a number that is infinite or NaN, an x that has no logarithm, dots of a name that has no line.
     """
     dots = dots or {}
@@ -50,8 +61,8 @@ def curves(
         for i, (name, points) in enumerate(lines.items())
     ]
     axes = Axes.around([point for line in series for point in (*line.points, *line.dots)], log_x)
-    drawing = _svg(series, axes, (x, y), title)
-    return Diagram(drawing, titled(title, _letters(series, axes, (x, y))))
+    names = Names(printable(x), printable(y), printable(dots_are))
+    return Diagram(_svg(series, axes, names, title), titled(title, _letters(series, axes, names)))
 
 
 def _points(name: str, points: Sequence[Point], log_x: bool) -> list[Point]:
@@ -62,14 +73,15 @@ def _points(name: str, points: Sequence[Point], log_x: bool) -> list[Point]:
     return result
 
 
-def _svg(series: Sequence[Line], axes: Axes, names: tuple[str, str], title: str) -> str:
+def _svg(series: Sequence[Line], axes: Axes, names: Names, title: str) -> str:
     canvas = Canvas(title)
     ticks = axes.ticks()
     begin = MARGIN + max(text_width(f"{tick:g}", SIZE) for tick in ticks) + 8
-    top = canvas.height + (22 if names[1] else 8)
+    top = canvas.height + 22
     end, bottom = begin + WIDE, top + HIGH
-    if names[1]:
-        canvas.text((MARGIN, top - 10), names[1])
+    canvas.text((MARGIN, top - 10), names.y)
+    if any(line.dots for line in series):
+        canvas.text((end, top - 10), f"dots: {names.dots}", "end")
 
     def at(point: Point) -> Point:
         across, up = axes.share(point)
@@ -88,8 +100,7 @@ def _svg(series: Sequence[Line], axes: Axes, names: tuple[str, str], title: str)
             canvas.text((across, bottom + 18), words, "middle")
             free = across + half + 4
     canvas.path([(begin, top), (begin, bottom), (end, bottom)])
-    if names[0]:
-        canvas.text((begin + WIDE / 2, bottom + 36), names[0], "middle")
+    canvas.text((begin + WIDE / 2, bottom + 36), names.x, "middle")
     labels = spread_labels([at(line.points[-1])[1] if line.points else top for line in series], SIZE + 4)
     for i, (line, label) in enumerate(zip(series, labels, strict=True)):
         _draw(canvas, [at(point) for point in averaged(line.points, MOST_POINTS)], i)
@@ -107,7 +118,7 @@ def _draw(canvas: Canvas, points: Sequence[Point], i: int) -> None:
         canvas.dot(point, 3, colour(i))
 
 
-def _letters(series: Sequence[Line], axes: Axes, names: tuple[str, str]) -> list[str]:
+def _letters(series: Sequence[Line], axes: Axes, names: Names) -> list[str]:
     """Return the same as text: a letter for each line, a capital for its dots.
 
     Where two fall on one spot the later is seen; a capital always is."""
@@ -123,13 +134,13 @@ def _letters(series: Sequence[Line], axes: Axes, names: tuple[str, str]) -> list
     for line in series:
         mark(line.dots, line.letter.upper())
     rows = [f"{_scale(axes, i):>8} |{''.join(row).rstrip()}" for i, row in enumerate(grid)]
-    first, last = f"{names[0]} {axes.first:g}".lstrip(), f"{axes.last:g}" + (" (log)" if axes.log_x else "")
+    first, last = f"{names.x} {axes.first:g}".lstrip(), f"{axes.last:g}" + (" (log)" if axes.log_x else "")
     key = ", ".join(
-        f"{line.letter} {shorten(line.name, NAME)}" + (f" ({line.letter.upper()} held out)" if line.dots else "")
+        f"{line.letter} {shorten(line.name, NAME)}" + (f" ({line.letter.upper()} {names.dots})" if line.dots else "")
         for line in series
     )
     below = [f"{'':8} +{'-' * COLUMNS}", f"{'':10}{first}{last.rjust(COLUMNS - len(first))}"]
-    return [*([names[1]] if names[1] else []), *rows, *below, *(wrapped(f"{'':10}{key}") if key else [])]
+    return [*([names.y] if names.y else []), *rows, *below, *(wrapped(f"{'':10}{key}") if key else [])]
 
 
 def _scale(axes: Axes, row: int) -> str:

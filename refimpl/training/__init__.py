@@ -9,7 +9,7 @@ optimizer    AdamW, the learning rate's schedule, clipping
 loop         steps, until every task has had its epochs
 data, chat   JSONL rows, messages by the model's chat template -> token ids, and which of them have a loss
 session, checkpoint    one run, and its last state on disk: it goes on from there to the same bits
-output, curve    PEFT folders, and the loss as a picture: what `loracle train` leaves
+output           PEFT folders, and the loss as a picture: what `loracle train` leaves
 """
 
 from .arguments import TrainingArguments as TrainingArguments

@@ -1,14 +1,16 @@
 """What a run leaves: PEFT folders that engines load, the loss curve, and the run's own record."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import diagrams
 from ..formats.files import new_folder
 from ..formats.peft import save_adapter
 from ..loading.adapter_folder import WEIGHTS_FILE
 from ..loading.peft_config import CONFIG_FILE
-from .curve import Curve, svg
 from .state import TaskState, TrainingState
 
 DEFAULT = "default"  # PEFT's name of the adapter that lies in the folder itself; the others have a folder each
@@ -23,7 +25,7 @@ def write_output(folder: Path, state: TrainingState, record: dict[str, Any], bas
     LoracleError if there is something under that name, or the adapters cannot be saved."""
     with new_folder(folder) as scratch:
         write_adapters(scratch, state, base)
-        (scratch / CURVE_FILE).write_text(svg(curves(state)), "utf-8")
+        (scratch / CURVE_FILE).write_text(loss_curve(state).document(), "utf-8")
         losses = {name: losses_of(task) for name, task in state.tasks.items()}
         (scratch / RECORD_FILE).write_text(json.dumps({**record, "losses": losses}, indent=1) + "\n", "utf-8")
 
@@ -39,9 +41,21 @@ def adapter_folder(folder: Path, name: str) -> Path:
     return folder if name == DEFAULT else folder / name
 
 
-def curves(state: TrainingState) -> list[Curve]:
-    """Return the losses of every task as curves; a step is at the number of steps that were done before it."""
-    return [Curve(name, list(enumerate(task.losses)), task.held_out) for name, task in state.tasks.items()]
+def loss_curve(state: TrainingState) -> diagrams.Diagram:
+    """Return the losses of every task as a picture; a step is at the number of steps that were done before it.
+
+    A line is the loss of each step's own rows, dots that of the held-out ones. One that is not finite is left out."""
+
+    def finite(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+        return [(step, loss) for step, loss in points if math.isfinite(loss)]
+
+    return diagrams.curves(
+        {name: finite(list(enumerate(task.losses))) for name, task in state.tasks.items()},
+        x="step",
+        title=f"Loss of {', '.join(state.tasks)}",
+        dots={name: finite(task.held_out) for name, task in state.tasks.items()},
+        dots_are="held out",
+    )
 
 
 def losses_of(task: TaskState) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from refimpl import cli
+from refimpl import cli, diagrams
 from refimpl.commands.common import read_lines
 from refimpl.config import LAYER_MODULES
 from refimpl.training.arguments import TrainingArguments
-from refimpl.training.curve import Curve, letters
 from refimpl.training.lora_config import LoraConfig
 
 ROOT = Path(__file__).parents[2]
@@ -99,5 +98,7 @@ def test_what_was_measured_is_what_the_project_set_itself() -> None:
 
 def test_the_curve_on_the_page_is_one_that_the_code_draws() -> None:
     """The key of its last line is that of one adapter with held-out rows."""
-    key = letters([Curve("echo", [(0, 1.0), (276, 0.5)], [(276, 0.5)])]).rstrip().splitlines()[-1]
+    points = [(0, 1.0), (276, 0.5)]
+    drawing = diagrams.curves({"echo": points}, "step", dots={"echo": points}, dots_are="held out")
+    key = drawing.text.splitlines()[-1]
     assert key in PAGE

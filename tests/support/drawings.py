@@ -93,6 +93,7 @@ SAMPLES: dict[str, Callable[[], diagrams.Diagram]] = {
         "loss",
         "What is learned",
         dots={"pirate": [(0, 4), (250, 1), (499, 0.5)]},
+        dots_are="held out",
     ),
     "curves_empty": lambda: diagrams.curves({}, "step", "loss", "No curve"),
 }
