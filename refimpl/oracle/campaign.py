@@ -69,7 +69,7 @@ class Campaign:
         self._narrow: precisions.PrecisionFinding | None = None  # what the engine keeps in a lower type
         self.seconds: dict[str, float] = {}
         self._began = time.monotonic()
-        self._asked: list[Asked] = []
+        self._pending: list[Asked] = []
         self._result: Result | None = None  # as far as it is known
 
     def run(self) -> Result:
@@ -110,7 +110,7 @@ class Campaign:
     def _known_by_now(self) -> Result:
         """Return what was known when Ctrl-C came. That is no pass: not everything was asked, or looked at."""
         if self._result is None:
-            measured = [one for one in self._asked if one.ratios.done() and not one.ratios.cancelled()]
+            measured = [one for one in self._pending if one.ratios.done() and not one.ratios.cancelled()]
             measured = [one for one in measured if one.ratios.exception() is None]
             if not measured:
                 raise KeyboardInterrupt
@@ -130,15 +130,15 @@ class Campaign:
         total = self.settings.cases + self._sequences
         for case, settings in self._cases():
             exchanges = self.driver.exchanges(case, settings)
-            self._asked.append(Asked(case, settings, workers.submit(error_ratios, case, exchanges, self.members)))
-            self.observer.advance("asking", len(self._asked), total)
-            if len(self._asked) == 1 and total > 1 and all(exchange.response.error for exchange in exchanges):
+            self._pending.append(Asked(case, settings, workers.submit(error_ratios, case, exchanges, self.members)))
+            self.observer.advance("asking", len(self._pending), total)
+            if len(self._pending) == 1 and total > 1 and all(exchange.response.error for exchange in exchanges):
                 self.diagnostics.append("every answer to the first case was an error: no other was asked")
                 break
         played = []
-        for one in self._asked:
+        for one in self._pending:
             played.append(PlayedCase(one.case, one.settings, one.ratios.result()))
-            self.observer.advance("measuring", len(played), len(self._asked))
+            self.observer.advance("measuring", len(played), len(self._pending))
         self.seconds["asking and measuring"] = time.monotonic() - began
         return played
 

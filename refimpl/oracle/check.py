@@ -135,11 +135,19 @@ def expect(result: Result, engine: str, options: Mapping[str, str]) -> None:
         result.diagnostics.append(text)
 
 
-def keep(result: Result, folder: Path, engine: str, options: Mapping[str, str], seed: int) -> Path:
-    """Ask the smallest failure once more and save it as a folder; return the folder, numbered if there is one."""
+def keep(
+    result: Result,
+    folder: Path,
+    engine: str,
+    options: Mapping[str, str],
+    seed: int,
+    make: Callable[[], Engine] | None = None,
+) -> Path:
+    """Ask the smallest failure once more and save it as a folder; return the folder, numbered if there is one. make:
+    what makes the engine, if it is not its name."""
     case, settings, testbed = result.explanation.smallest, result.explanation.small_settings, result.testbed
     assert case is not None and settings is not None
-    exchanges = _run_once_more(result, engine, options)
+    exchanges = _run_once_more(result, make or (lambda: registry.make(engine, options)))
     ratios, raws = measure(case, exchanges, testbed, ensemble(testbed.dtype))
     expected, units = _truth_of(exchanges, raws, result)
     repro = Repro(
@@ -169,11 +177,11 @@ def folder_of_module(engine: str) -> str:
     return str(Path(file).resolve().parent) if ":" in engine and file else ""
 
 
-def _run_once_more(result: Result, engine: str, options: Mapping[str, str]) -> list[Exchange]:
+def _run_once_more(result: Result, make: Callable[[], Engine]) -> list[Exchange]:
     explanation = result.explanation
     assert explanation.smallest is not None and explanation.small_settings is not None
     with tempfile.TemporaryDirectory() as scratch:
-        driver = EngineDriver(lambda: registry.make(engine, options), result.testbed, Path(scratch))
+        driver = EngineDriver(make, result.testbed, Path(scratch))
         try:
             return driver.run(explanation.smallest, explanation.small_settings)
         finally:

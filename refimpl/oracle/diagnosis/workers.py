@@ -6,6 +6,7 @@ out.
 
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -44,8 +45,11 @@ def pool(testbed: Testbed, jobs: int) -> Iterator[Executor]:
         yield InProcess()
         return
     others = set(multiprocessing.active_children())
-    workers = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, (testbed,))
+    workers = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _adopt, (testbed,))
     try:
+        with _deaf_to_ctrl_c():
+            for _ in range(jobs):  # each submission starts a process
+                workers.submit(int)
         yield workers
     except BaseException:
         workers.shutdown(wait=False, cancel_futures=True)
@@ -55,10 +59,19 @@ def pool(testbed: Testbed, jobs: int) -> Iterator[Executor]:
     workers.shutdown()
 
 
-def _start(testbed: Testbed) -> None:
-    """Begin as a worker. Ctrl-C goes to all processes of a terminal; it is the first one's to say what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _adopt(testbed)
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Let the processes that start in the block ignore Ctrl-C from their first moment on, as they inherit it.
+
+    A terminal sends it to all processes of a command; what it means is the first one's to say."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _adopt(testbed: Testbed) -> None:

@@ -1,0 +1,250 @@
+"""What whoever builds an engine meets in `loracle check`: their own exceptions, limits, folders, and Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.testbed import small_testbed
+
+from refimpl import cli
+from refimpl.engines.declared import declared, left_out, without
+from refimpl.engines.function import CAPABILITIES, Function
+from refimpl.engines.interface import EngineError, EngineRequest, Settings
+from refimpl.oracle.cases.case import Case, Load, Run, Unload
+from refimpl.oracle.cases.words import in_words
+from refimpl.oracle.diagnosis.localise import Location, where_in_words
+
+pytest_plugins = ("pytester",)
+BASE = ("--model", str(small_testbed().folder))
+QUICK = (*BASE, "--cases", "3", "--sequences", "0", "--jobs", "1", "--no-power")
+
+ENGINE = """
+import refimpl
+
+def right(model_dir, requests):
+    model = refimpl.load_model(model_dir)
+    adapters = [refimpl.load_adapter(r["adapter_dir"], model.config) if r["adapter_dir"] else None for r in requests]
+    responses = []
+    for request, adapter in zip(requests, adapters):
+        tokens = []
+        for _ in range(request["max_new_tokens"]):
+            rows = refimpl.logits(model, [refimpl.Request([*request["prompt_ids"], *tokens], adapter)])[0]
+            tokens.append(int(rows[-1].argmax()))
+        responses.append({"logits": rows, "token_ids": tokens})
+    return responses
+
+def last_of_two(model_dir, requests):
+    responses = right(model_dir, requests)
+    folders = [r["adapter_dir"] for r in requests]
+    for i, folder in enumerate(folders):
+        if folder and folder in folders[:i]:
+            responses[i] = right(model_dir, [{**requests[i], "adapter_dir": None}])[0]
+    return responses
+
+def raises(model_dir, requests):
+    return helper(requests)
+
+def helper(requests):
+    return requests[0]["no such key"]
+
+def flat(model_dir, requests):
+    return [{"logits": [0.0] * 7} for _ in requests]
+
+def without_bias(model_dir, requests):
+    import json, pathlib
+    for r in requests:
+        if r["adapter_dir"]:
+            config = json.loads((pathlib.Path(r["adapter_dir"]) / "adapter_config.json").read_text())
+            if config.get("lora_bias"):
+                raise ValueError("no lora_bias here")
+    return right(model_dir, requests)
+
+without_bias.capabilities = {"features": ["rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks"]}
+"""
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module in the working directory; every test has one of its own, for Python keeps what it has imported."""
+    name = f"engine_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(ENGINE, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return name
+
+
+def check(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = cli.main(["check", *argv])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def test_its_exception_is_quoted_with_file_line_and_function_and_the_check_stops(
+    capsys: pytest.CaptureFixture[str], engine: str
+) -> None:
+    code, out, _ = check(capsys, "--engine", f"{engine}:raises", *QUICK, "--json")
+    report = json.loads(out)
+    line = 1 + ENGINE.splitlines().index('    return requests[0]["no such key"]')
+    assert code == 1 and report["cases"] == 1
+    assert f"{engine}.py:{line}, in helper)" in report["symptoms"][0]["what"]
+    assert "every answer to the first case was an error: no other was asked" in report["findings"]
+
+
+def test_a_wrong_shape_says_what_was_expected(capsys: pytest.CaptureFixture[str], engine: str) -> None:
+    _, out, _ = check(capsys, "--engine", f"{engine}:flat", *QUICK, "--json")
+    assert "logits must be [rows, vocab], got shape [7]" in json.loads(out)["symptoms"][0]["what"]
+
+
+def test_what_a_function_says_it_cannot_do_is_left_out_and_the_verdict_says_so(
+    capsys: pytest.CaptureFixture[str], engine: str
+) -> None:
+    code, out, _ = check(capsys, "--engine", f"{engine}:without_bias", *QUICK)
+    assert code == 0 and "with lora_bias left out" in " ".join(out.split())
+    code, out, _ = check(capsys, "--engine", f"{engine}:right", *QUICK, "--without", "lora_bias,q_proj", "--json")
+    assert code == 0 and json.loads(out)["left_out"] == ["lora_bias", "q_proj"]
+    code, _, err = check(capsys, "--engine", f"{engine}:right", *QUICK, "--without", "lora_bia")
+    assert code == 2 and "did you mean 'lora_bias'?" in err
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({"feature": []}, "no key 'feature'"),
+        ({"features": "rslora"}, "a list of names"),
+        ({"features": ["rs_lora"]}, "did you mean 'rslora'?"),
+        ({"max_rank": 0}, "max_rank 0"),
+        ({"readout": "logit"}, "'logit'"),
+        ([], "is list, not a dict"),
+    ],
+)
+def test_capabilities_that_are_none_are_refused(said: object, problem: str) -> None:
+    with pytest.raises(EngineError, match=problem.replace("?", r"\?")):
+        declared(said, CAPABILITIES, "f")  # type: ignore[arg-type]
+
+
+def test_without_and_declared_leave_out_the_same() -> None:
+    features = sorted(CAPABILITIES.features - {"rslora"})
+    first, second = declared({"features": features}, CAPABILITIES, "f"), without(CAPABILITIES, ["rslora"])
+    assert first == second and left_out(CAPABILITIES, first) == ("rslora",)
+
+
+def test_a_function_gets_sums_and_is_told_to_forget(tmp_path: Path) -> None:
+    calls = []
+
+    def summing(model_dir: str, requests: list) -> list:
+        calls.append(requests[0]["adapters"])
+        return [{"token_ids": [1]}]
+
+    summing.capabilities = {"features": ["sums"]}  # type: ignore[attr-defined]
+    summing.reset = lambda: calls.append("reset")  # type: ignore[attr-defined]
+    function = Function(summing)
+    function.start(Settings(tmp_path))
+    function.load("a", Path("x"))
+    function.run([EngineRequest((1,), None, 1, (("a", 0.5),))])
+    assert calls == ["reset", [("x", 0.5)]]
+
+
+def test_the_smallest_failure_leads_and_is_replayed_from_anywhere_and_by_another_engine(
+    capsys: pytest.CaptureFixture[str], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refimpl.oracle.explain.search", lambda work: [])  # which mutant it is like, nobody asks here
+    argv = ("--engine", f"{engine}:last_of_two", *BASE, "--cases", "6", "--sequences", "0", "--jobs", "1", "--no-power")
+    code, out, err = check(capsys, *argv, "--report", "out", "--json")
+    report = json.loads(out)
+    assert code == 1
+    assert report["smallest_in_words"].endswith("one token each: the second is wrong")
+    assert f"smallest failing case: {report['smallest_in_words']}" in err
+    assert report["smallest_in_words"] in (tmp_path / "out" / "index.html").read_text("utf-8")
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    monkeypatch.delitem(sys.modules, engine)
+    repro = str(tmp_path / "out" / "repro")
+    assert check(capsys, "--replay", repro)[0] == 1
+    assert check(capsys, "--replay", repro, "--engine", f"{engine}:right")[0] == 0
+
+
+def test_a_report_that_cannot_be_written_is_said_before_anything_is_asked(
+    capsys: pytest.CaptureFixture[str], engine: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, out, err = check(capsys, "--engine", f"{engine}:right", *QUICK, "--report", "file")
+    assert (code, out) == (2, "") and err == "loracle check: --report file: it is a file, and has to be a folder\n"
+    code, _, err = check(capsys, "--engine", f"{engine}:right", *QUICK, "--report", "file/below")
+    assert code == 2 and err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_ends_it_soon_and_prints_what_is_known(jobs: str, tmp_path: Path) -> None:
+    argv = ["check", "--engine", "numpy", *BASE, "--cases", "100000", "--sequences", "0", "--no-power", "--jobs", jobs]
+    env = {**os.environ, "TMPDIR": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refimpl", *argv, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        start_new_session=True,
+    )
+    assert process.stderr is not None and "asking" in process.stderr.readline()
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to every process of the group
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    if out:  # nothing, if no case had been measured yet
+        report = json.loads(out)
+        assert report["verdict"] == "undecided" and any("stopped by Ctrl-C" in line for line in report["findings"])
+
+
+def test_the_pytest_plugin_passes_the_right_one_and_prints_the_cause(pytester: pytest.Pytester, engine: str) -> None:
+    file = pytester.makepyfile(
+        f"""
+        import sys
+        sys.path.insert(0, {str(Path.cwd())!r})
+        from {engine} import raises, right
+
+        def test_right(loracle_check):
+            assert loracle_check(right, model={BASE[1]!r}, cases=2)["passed"] == 2
+
+        def test_wrong(loracle_check):
+            loracle_check(raises, model={BASE[1]!r}, cases=6)
+        """
+    )
+    result = pytester.runpytest_subprocess(file, "-p", "pytest_loracle", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*FAIL*raises, in float32", "smallest *one request of *", "symptoms *KeyError*"])
+
+
+def test_small_cases_in_words() -> None:
+    def request(name: str | None, tokens: int, new_tokens: int = 1) -> EngineRequest:
+        return EngineRequest((1,) * tokens, name, new_tokens)
+
+    def batch(*requests: EngineRequest) -> Case:
+        return Case("x", (Run(requests),))
+
+    assert in_words(batch(request("a", 1)), [(0, 0)]) == "one request of a, one token: it is wrong"
+    assert in_words(batch(request("a", 1), request("a", 1)), [(0, 1)]) == (
+        "two requests of a in one batch, one token each: the second is wrong"
+    )
+    assert in_words(batch(request("a", 2, 3), request(None, 12)), [(0, 0), (0, 1)]) == (
+        "two requests in one batch (a two tokens, the base 12 tokens, 3 produced): both are wrong"
+    )
+    steps = (Load("n", "a"), Run((request("n", 9),)), Unload("n"), Load("n", "b"), Run((request("n", 9),)))
+    assert in_words(Case("x", steps, stateless=False), [(1, 0)]) == (
+        "load a as n; then one request of n, 9 tokens; then unload n; then load b as n; then one request of n, "
+        "9 tokens (it is wrong)"
+    )
+
+
+def test_where_in_words() -> None:
+    every = [Location(None, name, 9.0, "ablation") for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    assert where_in_words(every).startswith("every module alike")
+    assert where_in_words(every[:1]).startswith("only q_proj:")
+    assert where_in_words([Location(2, "q_proj", 9.0, "ablation")]).startswith("only q_proj, in layer 2 alone")
+    assert where_in_words(every[:2]) == where_in_words([Location(0, "q_proj", 9.0, "intermediates")]) == ""
