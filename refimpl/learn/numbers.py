@@ -4,7 +4,7 @@ They depend on the structure alone, so Hypothesis shrinks the structure and noth
 products of distinct primes says which factors went into it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,14 @@ def plain(array: Any) -> str:
     if isinstance(array, list | tuple):
         return "[" + ", ".join(plain(value) for value in array) + "]"
     return f"{array:.6g}" if isinstance(array, float) else str(array)
+
+
+def shown(compute: Callable[[], Any]) -> str:
+    """Return what an attempt makes, as one line; "(raises)" where it raises: `describe` shows the case all the same."""
+    try:
+        return plain(compute())
+    except Exception:
+        return "(raises)"
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
