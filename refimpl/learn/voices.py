@@ -20,6 +20,9 @@ from ..request_state import RequestState
 from ..streaming import generate
 from ..weights import Model
 
+FIRST_TOKENS = 12  # of an answer: more of them show smaller mistakes, and take longer
+VISIBLE = 0.01  # a difference of logits: float32 makes about 1e-5
+
 Steps = dict[str, Callable[..., Any]]  # fields of Ops, made of the learner's function
 
 
@@ -53,9 +56,42 @@ def largest_difference(requests: Sequence[Request], steps: Steps) -> float:
     return max(float(np.abs(rows - others).max()) for rows, others in zip(together, alone, strict=True))
 
 
-def says(requests: Sequence[Request], steps: Steps | None = None, max_new_tokens: int = 24) -> list[str]:
+TENANTS = ("pirate", None, "merchant")  # the base between two voices, whose ranks and scales differ
+
+
+def tenants() -> list[Request]:
+    """Three requests with prompts of different lengths: two voices, and the base."""
+    names = enumerate(TENANTS, 2)
+    return [Request(prompt(number), adapter=voice(name) if name else None) for number, name in names]
+
+
+def change_for_a_tenant(steps: Steps, others: Sequence[Request] = (), block_size: int = 16) -> str:
+    """Serve the tenants in one batch and say who reads something else with the steps, or how far off the logits are
+    where the first words are the same. `others` ask for logits beside them."""
+    texts = says(tenants(), steps, FIRST_TOKENS, block_size)
+    for name, right, wrong in zip(TENANTS, first_lines(), texts, strict=True):
+        wrong = (wrong.splitlines() or ["(nothing)"])[0]
+        if right != wrong:
+            who = f"who asked the {name}" if name else "who asked the base, without an adapter,"
+            return f"of three requests in one batch, {who} reads {wrong!r} instead of {right!r}."
+    off = largest_difference([*tenants(), *others], steps)
+    if not off > VISIBLE:
+        return ""
+    return f"the first words of three requests in one batch are right, and logits are off by up to {off:.2g}."
+
+
+@functools.lru_cache
+def first_lines() -> list[str]:
+    """What the tenants read without anybody's steps."""
+    return [text.splitlines()[0] for text in says(tenants(), None, FIRST_TOKENS)]
+
+
+def says(
+    requests: Sequence[Request], steps: Steps | None = None, max_new_tokens: int = 24, block_size: int = 16
+) -> list[str]:
     """What each request of one batch answers, greedily, as text."""
-    outputs = generate(model(), requests, max_new_tokens, ops=with_steps(steps))
+    engine = Engine(model(), with_steps(steps), block_size=block_size, prefix_caching=False)
+    outputs = generate(model(), requests, max_new_tokens, engine=engine)
     return [output.text.strip() for output in outputs]
 
 
