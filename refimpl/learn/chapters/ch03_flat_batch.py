@@ -56,9 +56,7 @@ print(diagram)
 diagram  # noqa: B018
 
 # %%
-for name, row in table.items():
-    print(f"{name:12} {row}")
-print(f"{'logit_rows':12} {batch.logits_indices}")
+print("logit_rows", batch.logits_indices)
 
 # %% [markdown]
 # Read it from left to right. A *position* counts within a request, and goes on where `computed` ended. A *slot* is a

@@ -104,8 +104,7 @@ for name, values in (("in order", in_order), ("the definition", definition), ("t
 
 # %% [markdown]
 # In order or not, it is the same to the bit: attention adds up over keys in the order of positions, wherever they lie.
-# Read `attention_per_token` now: the same formula, one token and one head at a time, and each key is looked up as (block,
-# offset).
+# Read `attention_per_token` now: the same formula, one token and one head at a time; each key is at (block, offset).
 #
 # ## 4. A slot that is somebody else's
 # It is tempting to look up the first block and count on from there. That is right until a request has grown while
@@ -128,8 +127,18 @@ for name, expected, output in zip(voices, right, wrong, strict=True):
     print(*(f"    {text.splitlines()[1]}" for text in (expected.text, output.text)), sep="\n")
 
 # %% [markdown]
-# Blocks of 16: the prompts filled two each, 0, 1 and 2, 3. Then the pirate should have gone on in block 4, and went on in
-# block 2, over the merchant's first words; and the merchant went on in block 4, which is the pirate's.
+# Blocks of 16 here. The prompts filled two each; then the pirate was given block 4, and the merchant block 5. And where
+# did the two write?
+
+# %%
+tables = {"pirate": [0, 1, 4], "merchant": [2, 3, 5]}
+written = {name: sorted({(table[0] * 16 + position) // 16 for position in range(40)}) for name, table in tables.items()}
+diagram = diagrams.block_pool(6, written, title="Where they wrote, counting on from the first block")
+print(diagram)
+diagram  # noqa: B018
+
+# %% [markdown]
+# The pirate wrote over the merchant's first words, and the merchant into the block that the pirate reads.
 #
 # A wrong slot that is *seen* is a smaller evil. `make_batch` checks each plan on the host before anything is computed,
 # because a GPU would not: it writes where it is told to.
