@@ -21,7 +21,7 @@ from ..exercise import Attempt, Exercise
 from ..mistakes.ch01_linear import MISTAKES
 from ..numbers import Primes, plain, shown
 
-LARGE = 256  # d_in and d_out of the case whose memory is watched: a larger one stands out more from Python's own
+LARGE = 128  # d_in and d_out of the case whose memory is watched: a larger one stands out more from Python's own
 SHARE_OF_W = 0.5  # of its bytes, that the right way is far below: it makes what has the size of x and y
 
 

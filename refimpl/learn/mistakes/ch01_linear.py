@@ -32,6 +32,14 @@ def other_order(x: Array, W: Array, A: Array, B: Array, alpha: float, use_rslora
     return x @ W.T + right_scale(alpha, len(A), use_rslora) * (x @ A @ B)
 
 
+def weight_not_transposed(x: Array, W: Array, A: Array, B: Array, alpha: float, use_rslora: bool) -> Array:
+    return x @ W + right_scale(alpha, len(A), use_rslora) * (x @ A.T @ B.T)
+
+
+def tokens_are_columns(x: Array, W: Array, A: Array, B: Array, alpha: float, use_rslora: bool) -> Array:
+    return W @ x + right_scale(alpha, len(A), use_rslora) * (B @ (A @ x))
+
+
 def without_base(x: Array, W: Array, A: Array, B: Array, alpha: float, use_rslora: bool) -> Array:
     return right_scale(alpha, len(A), use_rslora) * (x @ A.T @ B.T)
 
@@ -103,6 +111,17 @@ MISTAKES = (
         "A is [r, d_in] and B is [d_out, r]: Punica's README writes them the other way round.",
         other_order,
         ("https://github.com/predibase/lorax/pull/682",),
+    ),
+    Mistake(
+        "weight_not_transposed",
+        "W is [d_out, d_in], and where it is square no error says that it stands the wrong way.",
+        weight_not_transposed,
+        ("https://github.com/microsoft/LoRA/issues/103",),
+    ),
+    Mistake(
+        "tokens_are_columns",
+        "on paper x is a column; in a batch each token is a row.",
+        tokens_are_columns,
     ),
     Mistake("without_base", "the patch is added to what the base says, and does not replace it.", without_base),
     Mistake("base_scaled_too", "the base is nobody's to scale: alpha belongs to the adapter.", base_scaled_too),

@@ -25,6 +25,16 @@ def none_is_slot_zero(per_request: Lists, lengths: Sequence[int]) -> Array:
     return padded(per_request, 0).repeat(lengths, axis=0)
 
 
+def ragged(per_request: Lists, lengths: Sequence[int]) -> list[list[int]]:
+    pairs = zip(per_request, lengths, strict=True)
+    return [list(slots) or [NO_ADAPTER] for slots, n in pairs for _ in range(n)]
+
+
+def no_column_for_nobody(per_request: Lists, lengths: Sequence[int]) -> Array:
+    k = max(map(len, per_request))
+    return padded(per_request)[:, :k].repeat(lengths, axis=0)
+
+
 def tiled(per_request: Lists, lengths: Sequence[int]) -> Array:
     rows = padded(per_request)
     return np.resize(rows, (sum(lengths), rows.shape[1]))
@@ -74,6 +84,12 @@ MISTAKES = (
         "0 is an adapter slot: what has no adapter is -1.",
         none_is_slot_zero,
         ("https://github.com/NVIDIA/TensorRT-LLM/issues/2096",),
+    ),
+    Mistake("ragged", "an array needs rows of one length: -1 fills the columns that are left.", ragged),
+    Mistake(
+        "no_column_for_nobody",
+        "a batch in which nobody has an adapter still has one column, of -1.",
+        no_column_for_nobody,
     ),
     Mistake(
         "tiled",
