@@ -105,7 +105,7 @@ def reply(adapter, adapter_scale):
     ops = dataclasses.replace(loracle.NUMPY, adapter_scale=adapter_scale)
     request = loracle.Request(ids, adapter=adapter)
     lines = loracle.generate(model, [request], max_new_tokens=40, ops=ops)[0].text.splitlines()
-    return lines[1] if len(lines) > 1 else lines[0]  # the second speaker is the adapter's
+    return lines[1] if len(lines) > 1 else lines[0].strip()  # the second speaker is the adapter's
 
 
 right = loracle.NUMPY.adapter_scale
