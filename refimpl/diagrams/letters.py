@@ -50,7 +50,9 @@ def table(rows: Sequence[tuple[str, Sequence[str]]], spans: Sequence[Span] = (),
     count = len(rows[0][1]) if rows else 0
     widths = [max([1, *(cell_len(cells[i]) for _, cells in rows)]) for i in range(count)]
     for name, start, stop in spans:
-        widths[stop - 1] += max(0, cell_len(name) + 2 - _width(widths[start:stop]))
+        lack = max(0, cell_len(name) + 2 - _width(widths[start:stop]))
+        for i in range(start, stop):
+            widths[i] += lack // (stop - start) + (i - start >= stop - start - lack % (stop - start))
     lines: list[str] = []
     for start, stop in _pieces(widths, WIDTH - beside):
         if lines:

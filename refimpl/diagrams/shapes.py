@@ -1,6 +1,6 @@
 """Matrices, to scale: how little an adapter is beside the weight that it changes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -9,12 +9,13 @@ from .canvas import COLOURS, GREY, LINE, MARGIN, SIZE, Box, Canvas, Diagram, col
 from .inputs import whole_number
 from .letters import NAME, WIDTH, aligned, shorten, titled
 
-LONGEST = 200  # pixels of the longest side; of a shorter one in proportion, though never less than the thinnest
-THINNEST = 2
+LONGEST = (200, 140, 100)  # pixels of the longest side: the first with which all stand in one line, or the last
+THINNEST = 2  # pixels of a shorter side, which is in proportion otherwise
 LINE_OF_MATRICES = 920  # pixels; the matrices that do not fit stand below
-LETTERS = 24  # of the longest side, in letters, which are twice as high as they are wide
+LETTERS = (24, 16)  # of the longest side, in letters, which are twice as high as they are wide
 
 Shape = tuple[str, int, int, str]  # name, rows, columns, colour
+Drawing = tuple[Any, ...]  # the width, and what is drawn
 Matrix = tuple[Any, ...]  # (name, rows, columns), or with the number of an adapter slot as the fourth
 
 
@@ -41,15 +42,16 @@ def _read(i: int, matrix: Matrix) -> Shape:
 
 def _svg(boxes: Sequence[Shape], title: str) -> str:
     canvas = Canvas(title)
-    scale = LONGEST / _longest(boxes)
-    drawings = []
-    for name, rows, columns, fill in boxes:
+
+    def drawing(shape: Shape, longest: int) -> Drawing:
+        """The width with its captions, the size, the captions and the colour."""
+        name, rows, columns, fill = shape
+        scale, captions = longest / _longest(boxes), _captions(name, rows, columns)
         size = _drawn_size(columns, scale, THINNEST), _drawn_size(rows, scale, THINNEST)
-        captions = _captions(name, rows, columns)
-        wide = max(size[0], *(text_width(words, SIZE, bold=True) for words in captions))
-        drawings.append((wide, size, captions, fill))
-    for row in _rows(drawings, LINE_OF_MATRICES, 24):
-        x, y = float(MARGIN), canvas.height + (0 if row[0] is drawings[0] else 12)
+        return max(size[0], *(text_width(words, SIZE, bold=True) for words in captions)), size, captions, fill
+
+    for i, row in enumerate(_rows(boxes, drawing, LONGEST, (LINE_OF_MATRICES, 24))):
+        x, y = float(MARGIN), canvas.height + (12 if i else 0)
         tallest = max(size[1] for _, size, _, _ in row)
         for wide, size, captions, fill in row:
             canvas.box(Box(x, y, *size), fill)
@@ -60,14 +62,16 @@ def _svg(boxes: Sequence[Shape], title: str) -> str:
 
 
 def _lines(boxes: Sequence[Shape]) -> list[str]:
-    scale = LETTERS / _longest(boxes)
-    drawings = []
-    for name, rows, columns, _ in boxes:
+    def drawing(shape: Shape, longest: int) -> Drawing:
+        """The width with its captions, and the lines."""
+        name, rows, columns, _ = shape
+        scale, captions = longest / _longest(boxes), _captions(name, rows, columns)
         across, down = round(_drawn_size(columns, scale, 1)), round(_drawn_size(rows, scale / 2, 1))
-        captions, body = _captions(name, rows, columns), ["#" * across] * down if across else []
-        drawings.append((max(across, *map(len, captions)), [*captions, *body]))
+        body = ["#" * across] * down if across else []
+        return max(across, *map(len, captions)), [*captions, *body]
+
     lines: list[str] = []
-    for row in _rows(drawings, WIDTH, 3):
+    for row in _rows(boxes, drawing, LETTERS, (WIDTH, 3)):
         lines += [""] if lines else []
         for parts in zip_longest(*(body for _, body in row), fillvalue=""):
             cells = [aligned(part, wide) for part, (wide, _) in zip(parts, row, strict=True)]
@@ -75,14 +79,21 @@ def _lines(boxes: Sequence[Shape]) -> list[str]:
     return lines
 
 
-def _rows(drawings: Sequence[Any], room: float, gap: float) -> list[list[Any]]:
-    """Return the drawings, whose width stands first, in rows that fit into the room."""
-    rows: list[list[Any]] = []
-    for drawing in drawings:
-        if rows and sum(wide + gap for wide, *_ in rows[-1]) + drawing[0] <= room:
-            rows[-1].append(drawing)
-        else:
-            rows.append([drawing])
+def _rows(
+    boxes: Sequence[Shape], drawing: Callable[[Shape, int], Drawing], sizes: Sequence[int], room: tuple[int, int]
+) -> list[list[Drawing]]:
+    """Return the drawings, whose width stands first, in lines that fit into the room (width, gap): in one if possible."""
+    rows: list[list[Drawing]] = []
+    for longest in sizes:
+        rows = []
+        for shape in boxes:
+            item = drawing(shape, longest)
+            if rows and sum(wide + room[1] for wide, *_ in rows[-1]) + item[0] <= room[0]:
+                rows[-1].append(item)
+            else:
+                rows.append([item])
+        if len(rows) <= 1:
+            break
     return rows
 
 

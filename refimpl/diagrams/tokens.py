@@ -22,20 +22,23 @@ def flat_batch(
     requests: Sequence[Span] = (),
     title: str = "",
     limits: Mapping[str, int] | None = None,
+    expected: Mapping[str, Sequence[Any]] | None = None,
 ) -> Diagram:
     """Return a batch as a table: one column per token, one row per name, the requests as brackets above.
 
     columns: name -> one value per token (numbers, or the tokens' text). adapter_ids: of each token, -1 is none; they
     choose the colours. requests: (name, start, stop) of each, the half-open range of its tokens.
-    limits: name of a row -> how many of it there are, for example {"slot": 64, "adapter_ids": 2}.
-    Marked with "!" and hatching: a number that is not below its limit, a negative position or slot, an adapter id below
-    -1, two tokens in one KV slot. LoracleError for rows of different lengths, and requests outside of the batch.
+    limits: name of a row -> how many of it there are, for example {"slot": 64, "adapter_ids": 2}. expected: name of a
+    row -> its right values, where the row shows somebody's answer.
+    Marked with "!" and hatching: a value that is not the expected one, a number that is not below its limit, a negative
+    position or slot, an adapter id below -1, two tokens in one KV slot. LoracleError for rows of different lengths, and
+    requests outside of the batch.
     """
     values = {str(name): list(column) for name, column in columns.items()}
     count = equal_lengths({**values, "adapter_ids": adapter_ids} if values or len(adapter_ids) else {})
     ids = [whole_number(f"adapter_ids[{i}]", adapter_id) for i, adapter_id in enumerate(adapter_ids)]
     spans = _spans(requests, count)
-    wrong = _wrong(values, limits or {})
+    wrong = _wrong(values, limits or {}) | _unexpected(values, expected or {})
     notes = list(wrong.values())
     rows = [
         (name, [("!" if (name, i) in wrong else "") + str(value) for i, value in enumerate(column)])
@@ -80,6 +83,19 @@ def _wrong(values: Mapping[str, Sequence[Any]], limits: Mapping[str, int]) -> Wr
                 wrong[name, i] = f"{name} {value} of token {i} is below {least}"
             elif name in UNIQUE and first.setdefault(value, i) != i:
                 wrong[name, i] = f"{name} {value} is written by tokens {first[value]} and {i}"
+    return wrong
+
+
+def _unexpected(values: Mapping[str, Sequence[Any]], expected: Mapping[str, Sequence[Any]]) -> Wrong:
+    """Return the values that are others than the expected ones. LoracleError for a row that is not there."""
+    wrong: Wrong = {}
+    for name, column in expected.items():
+        if name not in values:
+            raise LoracleError(f"there are expected values of {name}, and no row of that name")
+        equal_lengths({name: values[name], f"expected {name}": column})
+        for i, (value, right) in enumerate(zip(values[name], column, strict=True)):
+            if value != right:
+                wrong[name, i] = f"{name} of token {i} is {value}, and expected is {right}"
     return wrong
 
 

@@ -20,6 +20,12 @@ REFUSED: dict[str, Callable[[], object]] = {
     "request bard: tokens 1 to 3 of a batch of 2, after a request that ends at 1": lambda: diagrams.flat_batch(
         {"slot": [0, 1]}, [0, 0], [("pirate", 0, 1), ("bard", 1, 3)]
     ),
+    "there are expected values of slot, and no row of that name": lambda: diagrams.flat_batch(
+        {"position": [0]}, [0], expected={"slot": [0]}
+    ),
+    "expected slot has 2 values, and slot has 1": lambda: diagrams.flat_batch(
+        {"slot": [0]}, [0], expected={"slot": [0, 1]}
+    ),
     "num_blocks is -4, and must be at least 0": lambda: diagrams.block_pool(-4, {}),
     "block table of pirate is None, and must be a whole number": lambda: diagrams.block_pool(4, {"pirate": [None]}),
     "robot has words of 2 blocks, and 1 keys": lambda: diagrams.chains([("robot", ["a", "b"], [1])]),
@@ -60,6 +66,11 @@ def test_a_refusal_is_one_line(message: str) -> None:
         (diagrams.flat_batch({"position": [-1]}, [0]), ["position -1 of token 0 is below 0"], 1),
         (diagrams.flat_batch({"adapter_ids": [-2]}, [-2]), ["adapter_ids -2 of token 0 is below -1"], 1),
         (diagrams.flat_batch({"adapter_ids": [-1], "token": [-5]}, [-1]), [], 0),
+        (
+            diagrams.flat_batch({"adapter_ids": [0, -1]}, [0, -1], expected={"adapter_ids": [0, 0]}),
+            ["adapter_ids of token 1 is -1, and expected is 0"],
+            1,
+        ),
         (diagrams.block_pool(4, {"a": [0], "b": [0]}), ["block 0 belongs to a and b"], 1),
         (diagrams.block_pool(4, {"a": [0], "b": [0]}, shared=True), [], 0),
         (diagrams.block_pool(4, {"a": [4]}), ["block 4 of a is not within 0..3"], 1),

@@ -19,6 +19,14 @@ SAMPLES: dict[str, Callable[[], diagrams.Diagram]] = {
     "matrices_shards": lambda: diagrams.matrices(
         [("W", 4, 4), ("A, rank 0", 2, 4, 0), ("A, rank 1", 2, 4, 1), ("B", 4, 0)], "Two GPUs, and nothing"
     ),
+    "matrices_many": lambda: diagrams.matrices(
+        [
+            (f"{name}, rank {rank}", *shape, slot)
+            for name, *shape, slot in (("W", 96, 128, -1), ("A", 6, 128, 0))
+            for rank in range(3)
+        ],
+        "Three GPUs",
+    ),
     "matrices_empty": lambda: diagrams.matrices([], "No matrix"),
     "flat_batch": lambda: diagrams.flat_batch(
         BATCH, BATCH["adapter_ids"], [("pirate", 0, 3), ("base", 3, 4), ("merchant", 4, 6)], "Three requests"
