@@ -71,18 +71,18 @@ def _lines(boxes: Sequence[Shape]) -> list[str]:
         return max(across, *map(len, captions)), [*captions, *body]
 
     lines: list[str] = []
-    for row in _rows(boxes, drawing, LETTERS, (WIDTH, 3)):
+    for row in _rows(boxes, drawing, LETTERS, (WIDTH, 2)):
         lines += [""] if lines else []
         for parts in zip_longest(*(body for _, body in row), fillvalue=""):
             cells = [aligned(part, wide) for part, (wide, _) in zip(parts, row, strict=True)]
-            lines.append("   ".join(cells).rstrip())
+            lines.append("  ".join(cells).rstrip())
     return lines
 
 
 def _rows(
     boxes: Sequence[Shape], drawing: Callable[[Shape, int], Drawing], sizes: Sequence[int], room: tuple[int, int]
 ) -> list[list[Drawing]]:
-    """Return the drawings, whose width stands first, in lines that fit into the room (width, gap): in one if possible."""
+    """Return the drawings, whose width stands first, in lines that fit into the room (width, gap): one at best."""
     rows: list[list[Drawing]] = []
     for longest in sizes:
         rows = []
