@@ -48,6 +48,9 @@ class Exercise:
     consequence: Callable[[Attempt, Case], str] | None = None  # what a tenant would see; run in the engine
     as_ops: Callable[[Attempt], dict[str, Callable[..., Any]]] | None = None  # fields of Ops, made of the attempt
     in_place: bool = False  # it changes its first argument, and returns nothing
+    summary: Callable[[Attempt], list[str]] | None = (
+        None  # what is said of an attempt that passes: a score, for example
+    )
     examples: int = 200  # random cases: more find rarer mistakes, and take longer
 
 

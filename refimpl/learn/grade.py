@@ -58,7 +58,8 @@ def search(exercise: Exercise, attempt: WatchedAttempt) -> Verdict:
         # What chance did not meet: of eleven wrong prefix keys, 200 random pairs let four pass.
         case = next((case for case in exercise.fixed if wrong(case)), None)
         if case is None:
-            return Verdict(exercise.name, PASSED, cases=tried)
+            lines = exercise.summary(attempt) if exercise.summary else []
+            return Verdict(exercise.name, PASSED, lines, cases=tried)
     return explain(exercise, attempt, case, tried)
 
 
