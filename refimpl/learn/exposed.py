@@ -35,7 +35,7 @@ CONFIG = ModelConfig(
     vocab_size=64,
     hidden_size=32,
     intermediate_size=48,
-    num_hidden_layers=2,
+    num_hidden_layers=1,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=8,
@@ -119,9 +119,10 @@ def score(write: Write) -> Score:
 
 def check(batches: Any) -> list[list[Request]]:
     """The batches as lists. LoracleError unless each is a list of requests."""
-    listed = [list(batch) for batch in batches] if isinstance(batches, list | tuple) else []
-    if not listed or not all(batch and all(isinstance(item, Request) for item in batch) for batch in listed):
-        raise LoracleError("expected a list of batches, each a list of loracle.Request: [[Request([1, 2])]]")
+    lists = isinstance(batches, list | tuple) and all(isinstance(batch, list | tuple) and batch for batch in batches)
+    listed = [list(batch) for batch in batches] if lists else []
+    if not listed or not all(isinstance(item, Request) for batch in listed for item in batch):
+        raise LoracleError("expected a list of batches, each a list of Requests, as in [[Request([1, 2])]]")
     return listed
 
 

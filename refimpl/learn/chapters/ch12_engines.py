@@ -83,11 +83,9 @@ def and_the_base(adapter):
 TESTS = (one_request, two_requests, two_scales, and_the_base)
 scores = {test.__name__: exposed.score(test) for test in TESTS}
 for name, score in scores.items():
-    classes = Counter(all_mutants()[mutant].family for mutant in score.exposed)
-    print(
-        f"{name:13} {score.tokens} tokens expose {len(score.exposed)}:",
-        *(f"{classes[letter]} of class {letter} " for letter in "ABC"),
-    )
+    counts = Counter(all_mutants()[mutant].family for mutant in score.exposed)
+    classes = ", ".join(f"{counts[letter]} of class {letter}" for letter in "ABC")
+    print(f"{name:13} {score.tokens} tokens expose {len(score.exposed)}: {classes}")
     assert score.clean_error < 1e-12  # the engine without a bug passes
 
 # %%

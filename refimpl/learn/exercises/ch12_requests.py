@@ -8,7 +8,7 @@ from loracle import Request
 
 
 def requests(adapter):
-    """Return a list of batches, each a list of Requests, for a small random model (64 token ids, two layers).
+    """Return a list of batches, each a list of Requests, for a small random model (64 token ids, one layer).
 
     adapter(name, r=8, lora_alpha=8, ...)  makes a random adapter; each call makes another one, even under one name.
             Further keys are those of PEFT's adapter_config.json: use_rslora=True, target_modules=("q_proj", "lm_head"),

@@ -7,6 +7,7 @@ expose, to the last one, but what the darkest thing is that they leave in the da
 import functools
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ from ..mistakes.ch12_requests import MISTAKES
 
 GOAL = 40  # mutants: what 51 leave out are rare shapes of an adapter (patterns, a bias, an lm_head)
 SHOWN = 3  # of the mutants that pass
-NEW_TOKENS = 14  # of each answer that the consequence compares
+NEW_TOKENS = 11  # of each answer that the consequence compares
 SCENE = "Traveller: Good day, Dumpling. They say that you keep a royal moustache.\nDumpling:"
 
 # Where all of these mutants pass, the requests lack what the first word says.
@@ -106,7 +107,7 @@ def answers(mutant: str | None) -> dict[str, str]:
     ops: Ops = NUMPY if mutant is None else all_mutants()[mutant].make()
     engine = Engine(voices.model(), ops, max_adapters=2)
     pirate, merchant, robot = (voices.voice(name) for name in ("pirate", "merchant", "robot"))
-    batches = [
+    batches: list[dict[str, Any]] = [
         {"the merchant": merchant, "the base": None, "half a pirate": [(pirate, 0.5)]},
         {"the robot": robot, "the pirate": pirate},
     ]
