@@ -4,15 +4,18 @@ import contextlib
 import ctypes
 import inspect
 import io
+import math
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from .exercise import Attempt
 
+AGAIN = 0.05  # seconds between two interrupts: fewer are lost for longer, more hinder what cleans up
 PRINTED = 200  # characters that are kept of what it prints
 
 
@@ -27,20 +30,26 @@ class TooSlow(BaseException):
 class WatchedAttempt:
     """Calls a function; keeps the beginning of what it printed, and sees if it returned what it should have changed."""
 
-    def __init__(self, function: Attempt, in_place: bool = False) -> None:
+    def __init__(self, function: Attempt, in_place: bool = False, seconds: float = math.inf) -> None:
         self.function, self.in_place = function, in_place
+        self.deadline = time.perf_counter() + seconds
+        self.running = False
         self.printed = ""
         self.returned_instead = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if time.perf_counter() > self.deadline:
+            raise TooSlow
         before = np.array(args[0]) if self.in_place else None
         output = FirstCharacters(PRINTED)
+        self.running = True
         try:
             with contextlib.redirect_stdout(output):
                 result = self.function(*args, **kwargs)
         except NotImplementedError:
             raise NotAttempted from None
         finally:
+            self.running = False
             self.printed = self.printed or output.getvalue()
         if before is not None and result is not None:
             self.returned_instead = np.array_equal(before, args[0])
@@ -68,23 +77,26 @@ def line_of(error: Exception, attempt: Attempt) -> str:
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TooSlow in this thread when the time is up. Works wherever Python code runs, in a notebook and on Windows,
-    too; a call that stays in C, or code that catches everything, is ended by the process that graded it instead."""
+def time_limit(seconds: float, interruptible: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Raise TooSlow in this thread when the time is up, as often as it takes, while `interruptible()`: elsewhere, in
+    the middle of Hypothesis say, it might be lost or do harm.
+
+    Works wherever Python code runs, in a notebook and on Windows, too; a call that stays in C, or code that catches
+    everything, is ended by the process that graded it instead."""
     thread = ctypes.c_ulong(threading.get_ident())
-    lock, over = threading.Lock(), False
+    lock, over = threading.Lock(), threading.Event()
 
     def interrupt() -> None:
-        with lock:
-            if not over:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TooSlow))
+        wait = seconds
+        while not over.wait(wait):
+            wait = AGAIN
+            with lock:
+                if not over.is_set() and interruptible():
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TooSlow))
 
-    timer = threading.Timer(seconds, interrupt)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=interrupt, daemon=True).start()
     try:
         yield
     finally:
         with lock:
-            over = True
-        timer.cancel()
+            over.set()

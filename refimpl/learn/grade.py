@@ -21,9 +21,9 @@ def grade(exercise: Exercise, function: Attempt, limit: float = LIMIT) -> Verdic
     """Return the verdict on a function; limit is in seconds. The function may raise, print, or never end: each is an
     outcome. It runs in this process: whoever does not trust it starts another one (grade_file.py)."""
     began = time.perf_counter()
-    attempt = WatchedAttempt(function, exercise.in_place)
+    attempt = WatchedAttempt(function, exercise.in_place, limit)
     try:
-        with time_limit(limit):
+        with time_limit(limit, lambda: attempt.running):
             verdict = search(exercise, attempt)
     except NotAttempted:
         verdict = Verdict(exercise.name, NOT_ATTEMPTED)
