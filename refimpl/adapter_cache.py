@@ -80,6 +80,10 @@ class AdapterCache:
         """The adapters in memory, in use or not, and where each one is."""
         return dict(self._slot_of)
 
+    def __contains__(self, adapter: Adapter) -> bool:
+        """Is the adapter in memory, in use or not?"""
+        return adapter in self._slot_of
+
     def _bind(self, adapter: Adapter) -> BoundAdapter:
         return self._ops.bind_adapter(adapter, self._model.config, self._ops.adapter_scale)
 

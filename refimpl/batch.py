@@ -44,14 +44,16 @@ def make_batch(
     limits = np.maximum(contexts, [request.limit for request in scheduled]).repeat(lengths)
     ids, weights = ops.lora_mapping([request.adapters for request in scheduled], lengths)
     rows = ops.logits_indices(query_start_loc, every_row)
-    mapping = LoraMapping.of(ids, weights)
+    mapping = LoraMapping.of(ids, weights, segments=ops.segments)
     batch = Batch(
         token_ids=np.concatenate([np.asarray(request.token_ids, np.int32) for request in scheduled]),
         positions=positions,
         ropes=tuple(ops.rope_table(rope, config.head_dim, positions, limits, p) for rope in config.ropes),
         query_growth=ops.query_growth(config.rope, positions, p),
         lora=mapping,
-        logits_lora=mapping if len(rows) == len(ids) else LoraMapping.of(ids[rows], weights[rows]),
+        logits_lora=(
+            mapping if len(rows) == len(ids) else LoraMapping.of(ids[rows], weights[rows], segments=ops.segments)
+        ),
         logits_indices=rows,
         attention=AttentionMetadata.of(
             query_start_loc,

@@ -9,10 +9,10 @@ caught:
 This is the seam of the package (Feathers's word): the place at which behaviour is changed without editing the code.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from . import attention, checks, kv_cache, layers, lora, plans, rope
+from . import attention, checks, kv_cache, layers, lora, plans, policies, rope
 from .adapter import Adapter
 from .arrays import Array, Precision
 from .config import ModelConfig, Module, Rope, View
@@ -26,16 +26,20 @@ Pair = tuple[Array, Array]
 class Ops:
     """The named steps. Shapes, units and formulas stand with the functions that fill the tables below."""
 
+    # What happens next, on the host.
+    schedule: Callable[[Sequence[int], int], Sequence[int]]  # tokens missing of each request, budget -> tokens now
+    admit: Callable[[Sequence[Collection[Hashable]], Collection[Hashable], int | None], Sequence[int]]
+    select_victim: Callable[[Mapping[int, int], Mapping[int, int]], int | None]  # last_used, ref_counts
     # The plan, on the host.
     adapter_scale: Callable[[float, int, bool], float]  # alpha, r, use_rslora
     bind_adapter: Callable[[Adapter, ModelConfig, Callable[[float, int, bool], float]], BoundAdapter]
     lora_mapping: Callable[[Sequence[Adapters], Sequence[int]], Pair]  # per request -> per token
+    segments: Callable[[Array, int], Pair]  # adapter_ids, size -> rows sorted by adapter, where each segment starts
     positions: Callable[[Sequence[int], Sequence[int]], Array]  # tokens computed before, tokens now -> positions
     slot_mapping: Callable[[Array, Array, Array, int], Array]  # block_tables, positions, query_start_loc, block_size
     logits_indices: Callable[[Array, bool], Array]  # query_start_loc, every row?
     check_batch: Callable[[Batch, AdapterSlots, int | None], None]  # batch, adapters, window
     prefix_key: Callable[[bytes, Sequence[int], bytes, Precision, Sequence[tuple[bytes, float]]], bytes]
-    select_victim: Callable[[Mapping[int, int], Mapping[int, int]], int | None]  # last_used, ref_counts
     rope_table: Callable[[Rope, int, Array, Array, Precision], Pair]  # rope, head_dim, positions, lengths -> cos, sin
     query_growth: Callable[[Rope, Array, Precision], Array | float]  # rope, positions
     # Numbers, on the device.
@@ -53,14 +57,17 @@ class Ops:
 
 
 REFERENCE = Ops(
+    schedule=policies.schedule,
+    admit=policies.admit,
+    select_victim=kv_cache.select_victim,
     adapter_scale=lora.adapter_scale,
     bind_adapter=lora.bind_adapter,
     lora_mapping=plans.lora_mapping,
+    segments=plans.segments_per_adapter,
     positions=plans.positions,
     slot_mapping=plans.slot_mapping,
     check_batch=checks.check_batch,
     prefix_key=kv_cache.prefix_key,
-    select_victim=kv_cache.select_victim,
     logits_indices=plans.logits_indices,
     rope_table=rope.rope_table,
     query_growth=rope.query_growth,
@@ -79,6 +86,7 @@ REFERENCE = Ops(
 # The same steps, vectorised: what a definition and a fast form have in common stands once.
 NUMPY = replace(
     REFERENCE,
+    segments=plans.segments,
     linear=layers.linear,
     lora_delta=lora.lora_delta,
     rms_norm=layers.rms_norm,

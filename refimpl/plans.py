@@ -9,13 +9,15 @@ plan where the numbers live, all of its arrays in one transfer, and the plan its
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from .arrays import Array, Float, Int, namespace
+from .plan_copy import on_device
 
 NO_ADAPTER = -1  # in adapter_ids: the base alone
 NO_BLOCK = -1  # in a block table: a block that has left the sliding window
@@ -23,7 +25,7 @@ TILE = 16  # rows of one adapter that an SGMV kernel multiplies at a time, as ma
 
 Adapters = Sequence[tuple[int, float]]  # (adapter slot, weight) of each adapter that one request sums
 Index = slice | Array  # rows of an array: a slice where they lie together, so that indexing is a view
-Plan = TypeVar("Plan")
+Segments = Callable[[Array, int], tuple[Array, Array]]  # a form of `segments`, below
 
 HOST = {"host": True}  # a field that only the host reads: it is not copied
 
@@ -66,11 +68,15 @@ class LoraMapping:
 
     @classmethod
     def of(
-        cls, adapter_ids: Int[Array, "tokens k"], adapter_weights: Float[Array, "tokens k"], xp: Any = np
+        cls,
+        adapter_ids: Int[Array, "tokens k"],
+        adapter_weights: Float[Array, "tokens k"],
+        xp: Any = np,
+        segments: Segments | None = None,
     ) -> "LoraMapping":
         """The mapping with these ids (NO_ADAPTER: none) and weights; its device copy lives in `xp`."""
         columns = tuple(
-            lora_column(ids, weights) for ids, weights in zip(adapter_ids.T, adapter_weights.T, strict=True)
+            lora_column(ids, weights, segments) for ids, weights in zip(adapter_ids.T, adapter_weights.T, strict=True)
         )
         slots = frozenset(segment.slot for column in columns for segment in column.segments)
         mapping = cls(adapter_ids, adapter_weights, columns, slots)
@@ -85,25 +91,24 @@ class LoraMapping:
         return self._others[slots]
 
 
-def lora_column(adapter_ids: Int[Array, " tokens"], adapter_weights: Float[Array, " tokens"]) -> LoraColumn:
-    """One column of a mapping, with its segments and its tiles."""
+def lora_column(
+    adapter_ids: Int[Array, " tokens"], adapter_weights: Float[Array, " tokens"], form: Segments | None = None
+) -> LoraColumn:
+    """One column of a mapping, with its tiles and its segments. A tile is of the adapter of its first row."""
     ids = np.ascontiguousarray(adapter_ids, np.int32)
+    sorted_rows, tile_starts = (form or segments)(ids, TILE)
+    slots, weights, rows = ids.tolist(), adapter_weights.tolist(), sorted_rows.tolist()
     rows_of: dict[tuple[int, float], list[int]] = {}
-    for t, pair in enumerate(zip(ids.tolist(), adapter_weights.tolist(), strict=True)):
-        rows_of.setdefault(pair, []).append(t)
-    pairs = sorted(pair for pair in rows_of if pair[0] != NO_ADAPTER)
-    sorted_rows: list[int] = []
-    tile_starts, used = [0], sorted({slot for slot, _ in pairs})
-    for slot in used:
-        sorted_rows += sorted(t for pair in pairs if pair[0] == slot for t in rows_of[pair])
-        tile_starts += [*range(tile_starts[-1] + TILE, len(sorted_rows), TILE), len(sorted_rows)]
+    for start, stop in itertools.pairwise(tile_starts.tolist()):
+        for t in rows[start:stop]:
+            rows_of.setdefault((slots[rows[start]], weights[t]), []).append(t)
     return LoraColumn(
         ids,
         adapter_weights.astype(np.float32),
-        tuple(Segment(slot, weight, index_of(rows_of[slot, weight])) for slot, weight in pairs),
-        np.asarray(sorted_rows, np.int32),
-        np.asarray(tile_starts, np.int32),
-        len(used),
+        tuple(Segment(slot, weight, index_of(rows_of[slot, weight])) for slot, weight in sorted(rows_of)),
+        sorted_rows,
+        tile_starts,
+        len({slot for slot, _ in rows_of}),
     )
 
 
@@ -210,55 +215,6 @@ class Batch:
         )
 
 
-# ---- to the device --------------------------------------------------------------------------------------------------
-
-
-def on_device(plan: Plan, xp: Any) -> Plan:
-    """A copy of a plan whose arrays live in `xp`: one buffer, one transfer, and views of it.
-
-    float64 (cos and sin of an exact run) lies first: a GPU reads a number only from a multiple of its size."""
-    arrays = list(_arrays(plan))
-    order = sorted(range(len(arrays)), key=lambda i: -arrays[i].itemsize)
-    words = {i: np.ascontiguousarray(arrays[i]).reshape(-1).view(np.int32) for i in order}
-    buffer = xp.asarray(np.concatenate([np.zeros(0, np.int32), *words.values()]))
-    stops = dict(zip(order, np.cumsum([words[i].size for i in order]).tolist(), strict=True))
-    views = (buffer[stops[i] - words[i].size : stops[i]].view(x.dtype).reshape(x.shape) for i, x in enumerate(arrays))
-    return _with_arrays(plan, views)
-
-
-def _copied(plan: Any) -> list[str]:
-    """The fields of a plan that the device needs."""
-    fields = [field for field in dataclasses.fields(plan) if not field.metadata.get("host")]
-    return [field.name for field in fields if field.name not in ("device", "_others")]
-
-
-def _arrays(value: Any) -> Iterator[Array]:
-    """Every array of a plan, in the order of the fields."""
-    if isinstance(value, np.ndarray):
-        if value.dtype not in (np.int32, np.float32, np.float64):
-            raise TypeError(f"a plan holds int32, float32 and float64, not {value.dtype}")
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _arrays(item)
-    elif dataclasses.is_dataclass(value):
-        for name in _copied(value):
-            yield from _arrays(getattr(value, name))
-
-
-def _with_arrays(value: Any, views: Iterator[Array]) -> Any:
-    """The same plan with the next of these in the place of each of its arrays."""
-    if isinstance(value, np.ndarray):
-        return next(views)
-    if isinstance(value, tuple):
-        return tuple(_with_arrays(item, views) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed: dict[str, Any] = {name: _with_arrays(getattr(value, name), views) for name in _copied(value)}
-        changed |= {"device": None} if hasattr(value, "device") else {}
-        return dataclasses.replace(value, **changed)
-    return value
-
-
 # ---- steps that make a plan: fields of Ops --------------------------------------------------------------------------
 
 
@@ -273,6 +229,36 @@ def lora_mapping(
         for j, (slot, weight) in enumerate(adapters):
             ids[r, j], weights[r, j] = slot, weight
     return ids.repeat(lengths, axis=0), weights.repeat(lengths, axis=0)
+
+
+def segments_per_adapter(
+    adapter_ids: Int[Array, " tokens"], size: int
+) -> tuple[Int[Array, " rows"], Int[Array, " edges"]]:
+    """Return the rows that have an adapter, sorted by it, and where each segment of them starts, then their number.
+
+    A segment is of one adapter and has at most `size` rows: what one block of an SGMV kernel multiplies.
+
+        adapter_ids [2, 2, -1, 0, 2], size 2  ->  rows [3, 0, 1, 4], starts [0, 1, 3, 4]: 3 | 0 1 | 4
+    """
+    rows: list[int] = []
+    starts = [0]
+    for slot in sorted(set(adapter_ids.tolist()) - {NO_ADAPTER}):
+        rows += [t for t, other in enumerate(adapter_ids.tolist()) if other == slot]
+        starts += [*range(starts[-1] + size, len(rows), size), len(rows)]
+    return np.asarray(rows, np.int32), np.asarray(starts, np.int32)
+
+
+def segments(adapter_ids: Int[Array, " tokens"], size: int) -> tuple[Int[Array, " rows"], Int[Array, " edges"]]:
+    """The same, in one pass over the tokens."""
+    rows_of: dict[int, list[int]] = {}
+    for t, slot in enumerate(adapter_ids.tolist()):
+        rows_of.setdefault(slot, []).append(t)
+    rows: list[int] = []
+    starts = [0]
+    for slot in sorted(rows_of.keys() - {NO_ADAPTER}):
+        rows += rows_of[slot]
+        starts += [*range(starts[-1] + size, len(rows), size), len(rows)]
+    return np.asarray(rows, np.int32), np.asarray(starts, np.int32)
 
 
 def positions(computed: Sequence[int], lengths: Sequence[int]) -> Int[Array, " tokens"]:

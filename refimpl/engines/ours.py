@@ -47,7 +47,7 @@ class Observed(Server):
         self.forced: dict[int, Sequence[int]] = {}  # request -> the tokens that it is to produce
         self.arrival = False  # are the rows of a batch in the order of arrival, or sorted by adapter?
 
-    def _check_logits(self, rows: Array, scheduled: list[tuple[RequestState, int]]) -> None:
+    def _check_logits(self, rows: list[Array], scheduled: list[tuple[RequestState, int]]) -> None:
         """Serve whatever comes: a NaN is for the oracle to find."""
 
     def _last_rows(self, scheduled: list[tuple[RequestState, int]]) -> Array:

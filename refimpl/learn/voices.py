@@ -2,21 +2,20 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .. import tiny
 from ..adapter import Adapter
-from ..arrays import Array
 from ..engine import Engine
 from ..loading.adapter_folder import load_adapter
 from ..loading.model_folder import load_model
 from ..model import logits
 from ..ops import NUMPY, Ops
 from ..request import Request
-from ..request_state import RequestState
+from ..step_record import ScheduledStep
 from ..streaming import generate
 from ..weights import Model
 
@@ -95,32 +94,17 @@ def says(
     return [output.text.strip() for output in outputs]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What one request of `one_after_another` got."""
+def one_after_another(
+    requests: Sequence[Request], steps: Steps | None = None, block_size: int = 16
+) -> list[ScheduledStep]:
+    """Serve the requests by one engine, one token each, the second when the first has gone.
 
-    row: Array  # [vocab] the logits from which its token was chosen
-    blocks_found: int  # in the prefix cache
-
-
-class _WatchedEngine(Engine):
-    def _choose(self, row: Array, state: RequestState) -> int:
-        self.answer = Answer(row.copy(), self.blocks_found)
-        return super()._choose(row, state)
-
-    def _admit(self, state: RequestState, budget: int) -> bool:
-        admitted = super()._admit(state, budget)
-        self.blocks_found = state.computed // self.cache.block_size
-        return admitted
-
-
-def one_after_another(requests: Sequence[Request], steps: Steps | None = None, block_size: int = 16) -> list[Answer]:
-    """Serve the requests by one engine, one token each: the second comes when the first has gone."""
-    engine = _WatchedEngine(model(), with_steps(steps), num_blocks=64, block_size=block_size)
-    answers = []
+    Returns the last step of each: the blocks that it found, the logits from which its token was chosen."""
+    engine = Engine(model(), with_steps(steps), num_blocks=64, block_size=block_size)
+    last_steps: list[ScheduledStep] = []
     for request in requests:
         engine.add(request, 1)
         while engine.busy:
             engine.step()
-        answers.append(engine.answer)
-    return answers
+        last_steps += engine.last_step
+    return last_steps

@@ -220,7 +220,7 @@ def consequence(attempt: Attempt, case: Case) -> str:
     ]
     answer = voices.one_after_another(requests, as_ops(attempt), BLOCK_SIZE)[1]
     alone = voices.one_after_another(requests[1:], block_size=BLOCK_SIZE)[0]
-    off = float(np.abs(answer.row - alone.row).max())
+    off = float(np.abs(answer.logits - alone.logits).max())
     if not answer.blocks_found:
         return ""
     blocks_found = f"{answer.blocks_found} of {len(case[1].blocks())} blocks"

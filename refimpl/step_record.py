@@ -1,0 +1,28 @@
+"""What the engine did in a step, for whoever looks on: `engine.last_step`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .arrays import Array, Float
+
+NO_LOGITS = np.zeros(0)  # of a preempted request
+
+
+@dataclass(frozen=True, eq=False)
+class ScheduledStep:
+    """What one step did for one request.
+
+    computed_before   tokens: 4   blocks_found: 2 (of 4 tokens), if it was admitted in this step
+    v                 v
+    t t t t t t t t | t t t t | t t t ...
+    """
+
+    request_id: int
+    computed_before: int  # its tokens that were in the KV cache before, those that were found there included
+    tokens: int  # how many it computed now; 0 if it was preempted
+    blocks_found: int = 0  # in the prefix cache, when it was admitted in this step; 0 in any other step
+    adapter_slots: tuple[int, ...] = ()
+    evicted: tuple[str, ...] = ()  # the adapters that lost their slots to its own, by name
+    preempted: bool = False  # its blocks were taken, and it waits again: all that was computed of it is gone
+    logits: Float[Array, " vocab"] = NO_LOGITS  # of the last token that it computed: a view, not a copy
