@@ -1,12 +1,10 @@
 """What the engine did in a step, for whoever looks on: `engine.last_step`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from .arrays import Array, Float
-
-NO_LOGITS = np.zeros(0)  # of a preempted request
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,4 +23,6 @@ class ScheduledStep:
     adapter_slots: tuple[int, ...] = ()
     evicted: tuple[str, ...] = ()  # the adapters that lost their slots to its own, by name
     preempted: bool = False  # its blocks were taken, and it waits again: all that was computed of it is gone
-    logits: Float[Array, " vocab"] = NO_LOGITS  # of the last token that it computed: a view, not a copy
+    logits: Float[Array, " vocab"] = field(
+        default_factory=lambda: np.zeros(0)
+    )  # of the last token that it computed, a view
