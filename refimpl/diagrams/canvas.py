@@ -21,6 +21,7 @@ FAINT = 0.35  # of a box's colour: more hides the text in it on a dark page, or 
 MARGIN = 10  # around everything
 TITLE, SIZE, LINE = 14, 12, 18  # of the title, of every other text, and from one line of text to the next
 TITLE_LETTERS = 88  # of one line of the title
+READABLE = 0.7  # of its width to which a drawing shrinks; less: a phone shows letters that nobody can read
 NOTES = 4  # lines about what is wrong; more: the drawing disappears above them
 
 Point = tuple[float, float]
@@ -42,8 +43,10 @@ class Diagram:
         return self.svg
 
     def _repr_html_(self) -> str:
-        """Return the SVG as a part of the page: as an image it would not see the page's colour."""
-        return self.svg
+        """Return the SVG as a part of the page: as an image it would not see the page's colour.
+
+        On a narrow page it shrinks as far as it can be read, and then scrolls."""
+        return f'<div style="overflow-x:auto">{self.svg}</div>'
 
     def __str__(self) -> str:
         return self.text
@@ -174,9 +177,8 @@ class Canvas:
         name = html.escape(printable(self.title)) or "diagram"
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" role="img" '
-            f'aria-label="{name}" style="max-width:100%;height:auto" fill="currentColor" font-family="sans-serif">'
-            + "".join(self.parts)
-            + "</svg>"
+            f'aria-label="{name}" style="max-width:100%;min-width:{READABLE * self.width:.0f}px;height:auto" '
+            'fill="currentColor" font-family="sans-serif">' + "".join(self.parts) + "</svg>"
         )
 
     def _hatch(self, box: Box) -> None:

@@ -45,7 +45,7 @@ def test_a_sample(name: str) -> None:
     check(diagram)
     assert diagram.text == (GOLDEN / f"{name}.txt").read_text("utf-8").rstrip("\n")
     assert SAMPLES[name]() == diagram, "two drawings of one thing differ"
-    assert str(diagram) == diagram.text and diagram._repr_svg_() == diagram.svg == diagram._repr_html_()
+    assert str(diagram) == diagram.text and diagram._repr_svg_() == diagram.svg and diagram.svg in diagram._repr_html_()
     assert ("_wrong" in name) == ("! " in diagram.text) == ("! " in diagram.svg)
 
 

@@ -97,8 +97,12 @@ def test_what_was_measured_is_what_the_project_set_itself() -> None:
 
 
 def test_the_curve_on_the_page_is_one_that_the_code_draws() -> None:
-    """The key of its last line is that of one adapter with held-out rows."""
-    points = [(0, 1.0), (276, 0.5)]
-    drawing = diagrams.curves({"echo": points}, "step", dots={"echo": points}, dots_are="held out")
-    key = drawing.text.splitlines()[-1]
-    assert key in PAGE
+    """Its title, its axes and the key below them, of losses that are as large."""
+    points = [(0, 2.3), (276, 0.2)]
+    drawing = diagrams.curves(
+        {"echo": points}, "step", title="Loss of echo", dots={"echo": points}, dots_are="held out"
+    )
+    lines = PAGE.partition("Loss of echo\n")[2].splitlines()
+    title, *rows, axis, steps, key = drawing.text.splitlines()
+    assert title in PAGE and lines[len(rows) : len(rows) + 3] == [axis, steps, key]
+    assert [line.partition("|")[0] for line in lines[: len(rows)]] == [row.partition("|")[0] for row in rows]
