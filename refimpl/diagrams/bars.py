@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from .canvas import COLOURS, GREY, LINE, MARGIN, SIZE, Box, Canvas, Diagram, text_width
-from .inputs import positive_number
+from .inputs import parts, positive_number
 from .letters import CELL, WIDTH, aligned, cell_len, shorten, titled
 
 LONGEST, HIGH = 440, 20  # pixels of the longest bar, and its height
@@ -19,7 +19,8 @@ def bars(items: Sequence[Item], unit: str = "", title: str = "", stacked: bool =
     unit: of the sizes; bytes are written as kB, MB, GB (powers of 1000). LoracleError for a size that is negative,
     infinite or NaN.
     """
-    sizes = [(shorten(name, CELL), positive_number(f"size of {name}", size)) for name, size in items]
+    pairs = [parts(f"bar {i}", item, 2) for i, item in enumerate(items)]
+    sizes = [(shorten(name, CELL), positive_number(f"size of {name}", size)) for name, size in pairs]
     if stacked:
         return _stacked(sizes, unit, title)
     longest = max([size for _, size in sizes], default=0.0) or 1.0

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..errors import LoracleError
 from .canvas import FAINT, MARGIN, SIZE, Box, Canvas, Diagram, at_most, colour, text_width
+from .inputs import parts
 from .letters import NAME, WIDTH, aligned, cell_len, shorten, titled, wrapped
 
 WORDS = 22  # letters of a block's text
@@ -35,8 +36,9 @@ def chains(rows: Sequence[Chain], title: str = "", adapters: Sequence[str] | Non
     rows: (who, words of each block, key of each block) in the order in which the requests came. adapters: of each
     request, where `who` is not its adapter already.
     Marked with "!" and hatching: a key that was met before with other contents, which are the adapter and all words up
-    to the end of the block. LoracleError where there are not as many keys as words.
+    to the end of the block. LoracleError where there are not as many keys as words, or a key cannot be hashed.
     """
+    rows = [parts(f"request {i}", row, 3) for i, row in enumerate(rows)]
     names = [str(who) for who, _, _ in rows] if adapters is None else [str(name) for name in adapters]
     if len(names) != len(rows):
         raise LoracleError(f"there are {len(names)} adapters, and {len(rows)} requests")
@@ -54,6 +56,8 @@ def _read(rows: Sequence[Chain], names: Sequence[str]) -> tuple[list[tuple[str, 
             raise LoracleError(f"{who} has words of {len(words)} blocks, and {len(keys)} keys")
         earlier, blocks = set(numbers), []
         for i, key in enumerate(keys):
+            if not isinstance(key, Hashable):
+                raise LoracleError(f"the key of block {i} of {who} is a {type(key).__name__}, which cannot be hashed")
             number = numbers.setdefault(key, len(numbers))
             content = name, tuple(words[: i + 1])
             first = contents.setdefault(key, content)

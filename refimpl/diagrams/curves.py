@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..errors import LoracleError
 from .axes import Axes, Point, averaged, spread_labels
 from .canvas import MARGIN, SIZE, Canvas, Diagram, colour, text_width
-from .inputs import finite_number
+from .inputs import finite_number, parts
 from .letters import NAME, printable, shorten, titled, wrapped
 
 WIDE, HIGH = 560, 280  # pixels between the axes
@@ -66,7 +66,10 @@ def curves(
 
 
 def _points(name: str, points: Sequence[Point], log_x: bool) -> list[Point]:
-    result = [(finite_number(f"x of {name}", x), finite_number(f"y of {name}", y)) for x, y in points]
+    result = [
+        (finite_number(f"x of {name}", x), finite_number(f"y of {name}", y))
+        for x, y in (parts(f"a point of {name}", point, 2) for point in points)
+    ]
     for x, _ in result:
         if log_x and x <= 0:
             raise LoracleError(f"x of {name} is {x:g}, which has no logarithm")

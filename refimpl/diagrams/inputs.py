@@ -38,6 +38,13 @@ def positive_number(name: str, value: Any) -> float:
     return number
 
 
+def parts(name: str, value: Any, count: int) -> tuple[Any, ...]:
+    """Return the parts of a tuple. LoracleError if it has another number of them, or is none."""
+    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != count:
+        raise LoracleError(f"{name} is {value!r}, and must have {count} parts")
+    return tuple(value)
+
+
 def equal_lengths(columns: Mapping[str, Sequence[Any]]) -> int:
     """Return the one length that all have; 0 if there are none. LoracleError names the first that differs."""
     lengths = {name: len(values) for name, values in columns.items()}

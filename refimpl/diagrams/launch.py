@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ..errors import LoracleError
 from .canvas import COLOURS, GREY, MARGIN, SIZE, Box, Canvas, Diagram, colour, text_width
-from .inputs import whole_number
+from .inputs import parts, whole_number
 from .letters import CELL, shorten, table, titled
 
 COLUMNS, ROWS = 8, 8  # of the grid that are drawn; of a larger one the last is drawn after a gap
@@ -25,7 +25,8 @@ def launch_grid(
     blocks: (x, y), gridDim. threads: of a block, blockDim.x. labels: (x, y) -> what this block does. adapter_ids:
     (x, y) -> whose it is: -1 is grey, as are blocks without one. LoracleError for a block that is not in the grid.
     """
-    size = whole_number("blocks in x", blocks[0], 0), whole_number("blocks in y", blocks[1], 0)
+    x, y = parts("the grid", blocks, 2)
+    size = whole_number("blocks in x", x, 0), whole_number("blocks in y", y, 0)
     threads = whole_number("threads", threads, 1)
     words = {_inside(at, size): str(label) for at, label in (labels or {}).items()}
     whose = {_inside(at, size): whole_number("an adapter id", n, -1) for at, n in (adapter_ids or {}).items()}
@@ -45,7 +46,7 @@ def launch_grid(
 
 
 def _inside(at: Position, size: Position) -> Position:
-    x, y = whole_number("x of a block", at[0]), whole_number("y of a block", at[1])
+    x, y = (whole_number("a block's index", index) for index in parts("a block", at, 2))
     if not (0 <= x < size[0] and 0 <= y < size[1]):
         raise LoracleError(f"block ({x}, {y}) is not in the grid ({size[0]}, {size[1]})")
     return x, y

@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from ..errors import LoracleError
 from .canvas import COLOURS, GREY, LINE, MARGIN, SIZE, Box, Canvas, Diagram, colour, text_width
-from .inputs import whole_number
+from .inputs import parts, whole_number
 from .letters import NAME, WIDTH, aligned, shorten, titled
 
 LONGEST = (200, 140, 100)  # pixels of the longest side: the first with which all stand in one line, or the last
@@ -31,8 +30,7 @@ def matrices(shapes: Sequence[Matrix], title: str = "") -> Diagram:
 
 
 def _read(i: int, matrix: Matrix) -> Shape:
-    if len(matrix) < 3:
-        raise LoracleError(f"matrix {i} is {matrix!r}, and must be (name, rows, columns)")
+    matrix = parts(f"matrix {i}", matrix, 4 if isinstance(matrix, Sequence) and len(matrix) == 4 else 3)
     name = shorten(matrix[0], NAME)
     rows, columns = whole_number(f"rows of {name}", matrix[1], 0), whole_number(f"columns of {name}", matrix[2], 0)
     if len(matrix) > 3:
@@ -73,8 +71,8 @@ def _lines(boxes: Sequence[Shape]) -> list[str]:
     lines: list[str] = []
     for row in _rows(boxes, drawing, LETTERS, (WIDTH, 2)):
         lines += [""] if lines else []
-        for parts in zip_longest(*(body for _, body in row), fillvalue=""):
-            cells = [aligned(part, wide) for part, (wide, _) in zip(parts, row, strict=True)]
+        for pieces in zip_longest(*(body for _, body in row), fillvalue=""):
+            cells = [aligned(piece, wide) for piece, (wide, _) in zip(pieces, row, strict=True)]
             lines.append("  ".join(cells).rstrip())
     return lines
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import LoracleError
 from .canvas import FAINT, MARGIN, SIZE, Box, Canvas, Diagram, at_most, colour, text_width
-from .inputs import equal_lengths, whole_number
+from .inputs import equal_lengths, parts, whole_number
 from .letters import CELL, NAME, Span, shorten, table, titled, wrapped
 
 UNIQUE = ("slot", "slots", "slot_mapping")  # two tokens in one KV slot overwrite each other
@@ -38,6 +38,10 @@ def flat_batch(
     count = equal_lengths({**values, "adapter_ids": adapter_ids} if values or len(adapter_ids) else {})
     ids = [whole_number(f"adapter_ids[{i}]", adapter_id) for i, adapter_id in enumerate(adapter_ids)]
     spans = _spans(requests, count)
+    for kind, rows_of in (("a limit", limits or {}), ("an expected value", expected or {})):
+        for name in rows_of:
+            if name not in values:
+                raise LoracleError(f"there is {kind} of {name}, and no row of that name")
     wrong = _wrong(values, limits or {}) | _unexpected(values, expected or {})
     notes = list(wrong.values())
     rows = [
@@ -57,7 +61,8 @@ def flat_batch(
 
 def _spans(requests: Sequence[Span], count: int) -> list[Span]:
     spans, before = [], 0
-    for name, start, stop in requests:
+    for i, request in enumerate(requests):
+        name, start, stop = parts(f"request {i}", request, 3)
         start, stop = whole_number(f"start of {name}", start, 0), whole_number(f"stop of {name}", stop, 0)
         if not before <= start <= stop <= count:
             raise LoracleError(
@@ -87,11 +92,9 @@ def _wrong(values: Mapping[str, Sequence[Any]], limits: Mapping[str, int]) -> Wr
 
 
 def _unexpected(values: Mapping[str, Sequence[Any]], expected: Mapping[str, Sequence[Any]]) -> Wrong:
-    """Return the values that are others than the expected ones. LoracleError for a row that is not there."""
+    """Return the values that are others than the expected ones."""
     wrong: Wrong = {}
     for name, column in expected.items():
-        if name not in values:
-            raise LoracleError(f"there are expected values of {name}, and no row of that name")
         equal_lengths({name: values[name], f"expected {name}": column})
         for i, (value, right) in enumerate(zip(values[name], column, strict=True)):
             if value != right:

@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 from xml.etree import ElementTree
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from support.drawings import NAMESPACE
@@ -48,6 +49,11 @@ def test_a_lower_loss_is_lower_in_both_forms() -> None:
     assert [row.index("a") for row in rows if row] == [0, 21, 42, 63]
     assert [i for i, row in enumerate(rows) if row] == [0, 4, 8, 12]
     assert diagram.text.splitlines()[0].split()[0] == "4" and diagram.text.splitlines()[12].split()[0] == "1"
+
+
+def test_an_array_of_points_is_a_line() -> None:
+    points = [(1.0, 2.0), (2.0, 4.0)]
+    assert curves({"loss": np.array(points)}) == curves({"loss": points})
 
 
 def test_a_logarithm_spreads_what_doubles() -> None:

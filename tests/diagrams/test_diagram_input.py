@@ -13,19 +13,26 @@ from refimpl.errors import LoracleError
 REFUSED: dict[str, Callable[[], object]] = {
     "rows of A is -1, and must be at least 0": lambda: diagrams.matrices([("A", -1, 2)]),
     "columns of A is 2.5, and must be a whole number": lambda: diagrams.matrices([("A", 1, 2.5)]),
-    "matrix 0 is ('A', 1), and must be (name, rows, columns)": lambda: diagrams.matrices([("A", 1)]),
+    "matrix 0 is ('A', 1), and must have 3 parts": lambda: diagrams.matrices([("A", 1)]),
     "slot has 2 values, and position has 1": lambda: diagrams.flat_batch({"position": [0], "slot": [0, 1]}, [0]),
     "adapter_ids has 2 values, and slot has 1": lambda: diagrams.flat_batch({"slot": [0]}, [0, 1]),
     "adapter_ids[0] is 'pirate', and must be a whole number": lambda: diagrams.flat_batch({"slot": [0]}, ["pirate"]),
     "request bard: tokens 1 to 3 of a batch of 2, after a request that ends at 1": lambda: diagrams.flat_batch(
         {"slot": [0, 1]}, [0, 0], [("pirate", 0, 1), ("bard", 1, 3)]
     ),
-    "there are expected values of slot, and no row of that name": lambda: diagrams.flat_batch(
+    "there is an expected value of slot, and no row of that name": lambda: diagrams.flat_batch(
         {"position": [0]}, [0], expected={"slot": [0]}
     ),
     "expected slot has 2 values, and slot has 1": lambda: diagrams.flat_batch(
         {"slot": [0]}, [0], expected={"slot": [0, 1]}
     ),
+    "there is a limit of slot, and no row of that name": lambda: diagrams.flat_batch({}, [], limits={"slot": 1}),
+    "request 0 is ('pirate', 0), and must have 3 parts": lambda: diagrams.flat_batch({}, [], [("pirate", 0)]),
+    "the key of block 0 of robot is a list, which cannot be hashed": lambda: diagrams.chains([("robot", ["a"], [[1]])]),
+    "request 0 is ('robot', ['a']), and must have 3 parts": lambda: diagrams.chains([("robot", ["a"])]),
+    "the grid is 4, and must have 2 parts": lambda: diagrams.launch_grid(4, 32),
+    "bar 0 is 'base', and must have 2 parts": lambda: diagrams.bars(["base"]),
+    "a point of loss is 3.5, and must have 2 parts": lambda: diagrams.curves({"loss": [3.5]}),
     "num_blocks is -4, and must be at least 0": lambda: diagrams.block_pool(-4, {}),
     "block table of pirate is None, and must be a whole number": lambda: diagrams.block_pool(4, {"pirate": [None]}),
     "robot has words of 2 blocks, and 1 keys": lambda: diagrams.chains([("robot", ["a", "b"], [1])]),
