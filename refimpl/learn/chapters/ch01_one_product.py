@@ -22,9 +22,10 @@ pirate, merchant = (loracle.load_adapter(name, model.config) for name in ("pirat
 
 # %% [markdown]
 # ## 1. One weight and its patch
-# Nearly all that a transformer does is multiply vectors by weights. The layers of this one have 28 of them, and here is
-# the first `v_proj`: it turns a token's vector of d_in numbers into one of d_out. The pirate's patch for it is two thin
-# matrices. How thin they are, the number of rows of A and of columns of B, is the *rank* r.
+# Nearly all that a transformer does is multiply vectors by weights, each in a *module*, a linear layer that can have a
+# patch. The layers of this model have 28 of them. Here is the first `v_proj`: it turns a token's vector of d_in numbers
+# into one of d_out. The pirate's patch for it is two thin matrices. How thin they are, the number of rows of A and of
+# columns of B, is the *rank* r.
 
 # %%
 module = (0, "v_proj")

@@ -103,7 +103,7 @@ for name, values in (("in order", in_order), ("the definition", definition), ("t
     assert np.abs(scattered - values).max() < 1e-9
 
 # %% [markdown]
-# In order or not, it is the same to the bit: attention adds up over keys in the order of positions, wherever they lie.
+# In order or not, it is the same sum: attention adds up over keys in the order of positions, wherever they lie.
 # Read `attention_per_token` now: the same formula, one token and one head at a time; each key is at (block, offset).
 #
 # ## 4. A slot that is somebody else's
@@ -127,18 +127,22 @@ for name, expected, output in zip(voices, right, wrong, strict=True):
     print(*(f"    {text.splitlines()[1]}" for text in (expected.text, output.text)), sep="\n")
 
 # %% [markdown]
-# Blocks of 16 here. The prompts filled two each; then the pirate was given block 4, and the merchant block 5. And where
-# did the two write?
+# `generate` has blocks of 16. The prompts filled two each, and then both grew. Where did the two write?
 
 # %%
-tables = {"pirate": [0, 1, 4], "merchant": [2, 3, 5]}
+pool = KVCache(model.config, num_blocks=6, block_size=16)
+tables = {name: pool.allocate(2) for name in voices}
+for table in tables.values():
+    table += pool.allocate(1)
+print("block tables", tables)
+
 written = {name: sorted({(table[0] * 16 + position) // 16 for position in range(40)}) for name, table in tables.items()}
 diagram = diagrams.block_pool(6, written, title="Where they wrote, counting on from the first block")
 print(diagram)
 diagram  # noqa: B018
 
 # %% [markdown]
-# The pirate wrote over the merchant's first words, and the merchant into the block that the pirate reads.
+# The pirate wrote over the merchant's first words, and the merchant into the pirate's last block.
 #
 # A wrong slot that is *seen* is a smaller evil. `make_batch` checks each plan on the host before anything is computed,
 # because a GPU would not: it writes where it is told to.

@@ -6,7 +6,7 @@ The base's product, and one adapter's patch added to it. Nothing as large as W m
     loracle learn hint         a hint; there are three
 """
 
-import numpy as np  # noqa: F401
+import numpy as np
 
 
 def linear(x, W, A, B, alpha, use_rslora):

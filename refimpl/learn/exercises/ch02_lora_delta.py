@@ -6,7 +6,7 @@ The base has computed y for all tokens. Add to each token's row the patch of its
     loracle learn hint         a hint; there are three
 """
 
-import numpy as np  # noqa: F401
+import numpy as np
 
 
 def lora_delta(y, x, A, B, scale, adapter_ids):

@@ -6,7 +6,7 @@ Each request comes with the adapters that it asks for; the forward pass needs th
     loracle learn hint         a hint; there are three
 """
 
-import numpy as np  # noqa: F401
+import numpy as np
 
 
 def adapter_rows(per_request, lengths):

@@ -6,7 +6,7 @@ Where in the cache do the key and the value of each token of a batch go?
     loracle learn hint         a hint; there are three
 """
 
-import numpy as np  # noqa: F401
+import numpy as np
 
 
 def slots(block_tables, positions, query_starts, block_size):

@@ -27,6 +27,12 @@ def routed(ids_of: Routing) -> Callable[..., None]:
     return lora_delta
 
 
+def zero_is_none(y: Array, x: Array, A: Matrices, B: Matrices, scale: Sequence[float], adapter_ids: Array) -> None:
+    for t, i in enumerate(adapter_ids):
+        if i:
+            y[t] += scale[i] * (B[i] @ (A[i] @ x[t]))
+
+
 def never_put_back(y: Array, x: Array, A: Matrices, B: Matrices, scale: Sequence[float], adapter_ids: Array) -> None:
     order = np.argsort(adapter_ids, kind="stable")
     by_adapter(y, x[order], A, B, scale, adapter_ids[order])
@@ -87,6 +93,11 @@ MISTAKES = (
         "a request without an adapter gets adapter 0.",
         routed(lambda adapter_ids, adapters: np.maximum(adapter_ids, 0)),
         ("https://github.com/NVIDIA/TensorRT-LLM/issues/2096",),
+    ),
+    Mistake(
+        "zero_is_none",
+        "0 is an adapter and -1 is none; for Python's `if` it is the other way round.",
+        zero_is_none,
     ),
     Mistake(
         "never_put_back",

@@ -35,6 +35,10 @@ def no_column_for_nobody(per_request: Lists, lengths: Sequence[int]) -> Array:
     return padded(per_request)[:, :k].repeat(lengths, axis=0)
 
 
+def numbers_for_rows(per_request: Lists, lengths: Sequence[int]) -> Array:
+    return padded(per_request)[:, 0].repeat(lengths)
+
+
 def tiled(per_request: Lists, lengths: Sequence[int]) -> Array:
     rows = padded(per_request)
     return np.resize(rows, (sum(lengths), rows.shape[1]))
@@ -90,6 +94,11 @@ MISTAKES = (
         "no_column_for_nobody",
         "a batch in which nobody has an adapter still has one column, of -1.",
         no_column_for_nobody,
+    ),
+    Mistake(
+        "numbers_for_rows",
+        "a row is a list of k adapters, and stays a list when k is 1.",
+        numbers_for_rows,
     ),
     Mistake(
         "tiled",
