@@ -1,6 +1,7 @@
-"""The handout is one page, and its axes are those of the package."""
+"""The handout is one page, and its axes are those of the package, its words those of the chapters."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import refimpl.config
@@ -29,10 +30,24 @@ def test_it_fits_on_one_page() -> None:
     assert len(lines) <= 64 and max(map(len, lines)) <= 150
 
 
-def test_every_word_has_its_chapter_and_they_are_in_order() -> None:
-    rows = re.findall(r"^\| (.+) \| (.+) \| (\d+) \|$", section("Words"), re.M)
+def words() -> list[tuple[str, int]]:
+    """Return every word of the glossary with the number of its chapter."""
+    rows = re.findall(r"^\| (.+) \| .+ \| (\d+) \|$", section("Words"), re.M)
     assert len(rows) == section("Words").count("\n| ") - 1
-    chapters = [int(chapter) for _, _, chapter in rows]
+    return [(word, int(chapter)) for names, chapter in rows for word in names.split(", ")]
+
+
+def test_every_word_stands_once_and_in_the_order_of_the_chapters() -> None:
+    chapters = [chapter for _, chapter in words()]
     assert chapters == sorted(chapters) and set(chapters) == set(range(1, 13))
-    words = [word for names, _, _ in rows for word in names.split(", ")]
-    assert len(words) == len(set(words)) + 1  # a block of the cache, and one of a kernel
+    counts = Counter(word for word, _ in words())
+    assert [word for word in counts if counts[word] > 1] == ["block"]  # of the cache, and of a kernel's grid
+
+
+def test_every_word_is_in_its_chapter() -> None:
+    for file in (Path(learn.__file__).parent / "chapters").glob("ch*.py"):
+        text = re.sub(r"\s+", " ", file.read_text("utf-8").replace("\n#", "\n")).lower()
+        missing = [
+            word for word, chapter in words() if file.stem.startswith(f"ch{chapter:02}_") and word.lower() not in text
+        ]
+        assert missing == [], file.name
