@@ -69,15 +69,20 @@ print(f"by token and by adapter, they differ by {np.abs(fast - y).max():.1e}")
 assert np.allclose(fast, y)
 
 # %%
+diagram = diagrams.flat_batch({"token": range(6), "adapter_ids": adapter_ids}, adapter_ids, title="As they came")
+print(diagram)
+diagram  # noqa: B018
+
+# %%
 order = np.argsort(adapter_ids, kind="stable")
-for title, rows in (("As they came", np.arange(6)), ("Sorted into segments", order)):
-    diagram = diagrams.flat_batch({"token": rows, "adapter_ids": adapter_ids[rows]}, adapter_ids[rows], title=title)
-    print(diagram)
+in_order = adapter_ids[order]
+diagram = diagrams.flat_batch({"token": order, "adapter_ids": in_order}, in_order, title="Sorted into segments")
+print(diagram)
 diagram  # noqa: B018
 
 # %% [markdown]
-# The way back is easily forgotten: a kernel that writes the sorted rows to y[0], y[1], ... is right for every batch
-# that happens to be sorted, which is every batch of a unit test.
+# The way back is easily forgotten. A kernel that writes the sorted rows to y[0], y[1], ... is right for every batch
+# that happens to be sorted; and our engine, for one, sorts the requests of a batch by adapter.
 #
 # ## 3. The whole model
 # The same happens in every linear layer. Three requests ask the same question; each gets what it would get alone.
