@@ -128,12 +128,16 @@ def _letters(series: Sequence[Line], axes: Axes, names: Names) -> list[str]:
     grid = [[" "] * COLUMNS for _ in range(ROWS)]
 
     def mark(points: Sequence[Point], letter: str) -> None:
+        """Write the letter once in every column that has points, at the mean of their heights."""
+        heights: dict[int, list[float]] = {}
         for point in points:
             across, up = axes.share(point)
-            grid[ROWS - 1 - round(up * (ROWS - 1))][round(across * (COLUMNS - 1))] = letter
+            heights.setdefault(round(across * (COLUMNS - 1)), []).append(up)
+        for column, shares in heights.items():
+            grid[ROWS - 1 - round(sum(shares) / len(shares) * (ROWS - 1))][column] = letter
 
     for line in series:
-        mark(averaged(line.points, COLUMNS), line.letter)
+        mark(line.points, line.letter)
     for line in series:
         mark(line.dots, line.letter.upper())
     rows = [f"{_scale(axes, i):>8} |{''.join(row).rstrip()}" for i, row in enumerate(grid)]

@@ -78,7 +78,7 @@ def _lines(
     sums = [("!" if limit is not None and n > limit else "") + str(n) for n in totals]
     lines = table([*rows, (_sum_name(limit), sums)] if cells else [])
     if prefill and cells:
-        lines.append("p: of the prompt (prefill)   a number alone: decode   .: waits")
+        lines.append("p: of the prompt (prefill)   a number alone: decode   .: nothing")
     if any(cell.preempted for row in cells.values() for cell in row):
         lines.append("x: preempted, its blocks are computed again")
     for note in at_most(notes):
