@@ -129,7 +129,9 @@ def consequence(attempt: Attempt, case: Case) -> str:
 
 
 def engine_with(attempt: Attempt | None, **options: Any) -> Engine:
-    return Engine(voices.model(), voices.with_steps(as_ops(attempt) if attempt else None), max_adapters=2, **options)
+    """Two adapter slots. Everybody may try to come in: that the victim is right is all that protects those inside."""
+    steps = (as_ops(attempt) if attempt else {}) | {"admit": lambda waiting, in_use, capacity: range(len(waiting))}
+    return Engine(voices.model(), voices.with_steps(steps), max_adapters=2, **options)
 
 
 @functools.lru_cache(2)  # ours, and the last one

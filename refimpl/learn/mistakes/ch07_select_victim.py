@@ -63,6 +63,19 @@ def slot_zero_is_nobody(last_used: Counts, ref_counts: Counts) -> int | None:
     return oldest(idle(last_used, ref_counts)) or None
 
 
+def slot_zero_is_overwritten(last_used: Counts, ref_counts: Counts) -> int | None:
+    victim: int | None = None
+    for slot, time in idle(last_used, ref_counts).items():
+        if not victim or time < last_used[victim]:
+            victim = slot
+    return victim
+
+
+def only_the_oldest_is_asked(last_used: Counts, ref_counts: Counts) -> int | None:
+    victim = oldest(last_used)
+    return None if ref_counts.get(victim) else victim  # type: ignore[arg-type]
+
+
 def time_for_slot(last_used: Counts, ref_counts: Counts) -> int | None:
     return min(idle(last_used, ref_counts).values(), default=None)
 
@@ -111,6 +124,7 @@ MISTAKES = (
         "first_in",
         "the order of a dict is when its keys came, not when they were last used.",
         first_in,
+        ("https://github.com/sgl-project/sglang/pull/11041",),
     ),
     Mistake(
         "zero_is_in_use",
@@ -138,6 +152,16 @@ MISTAKES = (
         "slot_zero_is_nobody",
         "0 is a slot like any other, although Python takes it for False.",
         slot_zero_is_nobody,
+    ),
+    Mistake(
+        "slot_zero_is_overwritten",
+        "`not victim` is true before there is a victim, and also when the victim is slot 0.",
+        slot_zero_is_overwritten,
+    ),
+    Mistake(
+        "only_the_oldest_is_asked",
+        "if the oldest of all is in use, the next oldest may still be idle.",
+        only_the_oldest_is_asked,
     ),
     Mistake(
         "time_for_slot",
