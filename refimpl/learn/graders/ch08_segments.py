@@ -1,0 +1,170 @@
+"""Chapter 8: is every token with an adapter in one segment, of one adapter, that is not too large, and are there few?
+
+A case is the adapter of each token, and how large a segment may be.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from ...arrays import Array
+from ...ops import NUMPY
+from ...plans import NO_ADAPTER
+from ...request import Request
+from .. import voices
+from ..exercise import Attempt, Exercise
+from ..mistakes.ch08_segments import MISTAKES
+from ..numbers import plain, shown
+
+WHO = ("pirate", None, "merchant")  # the requests of the consequence: each prompt is longer than a segment
+
+
+@dataclass(frozen=True)
+class Case:
+    """The structure of one call."""
+
+    adapter_ids: tuple[int, ...]
+    size: int
+
+    def arguments(self) -> tuple[Array, int]:
+        """Fresh ones for each call: an attempt may change them."""
+        return np.array(self.adapter_ids, np.int32), self.size
+
+
+CASES = st.builds(
+    Case,
+    st.lists(st.sampled_from((0, NO_ADAPTER, 1, 2)), min_size=1, max_size=6).map(tuple),
+    st.sampled_from((2, 1, 3)),
+)
+FIXED = [
+    Case((0,), 2),
+    Case((0, 0), 2),
+    Case((0, 0), 1),
+    Case((-1,), 2),
+    Case((-1, 0), 2),
+    Case((0, 1), 2),
+    Case((1,), 2),
+    Case((0, 1, 0), 2),
+    Case((1, 0, 0), 3),
+    Case((0, 0, 0), 2),
+    Case((2, 2, -1, 0, 2), 2),
+    Case((0, 1) * 12, 16),  # np.argsort keeps the order of so many only if it is told to
+]
+
+
+def result(attempt: Attempt, case: Case) -> tuple[list[int], list[int]]:
+    """rows and starts, as lists: arrays are as good."""
+    rows, starts = attempt(*case.arguments())
+    return [int(t) for t in rows], [int(start) for start in starts]
+
+
+def expected(case: Case) -> tuple[list[int], list[int]]:
+    rows, starts = NUMPY.segments(*case.arguments())
+    return rows.tolist(), starts.tolist()
+
+
+def difference(attempt: Attempt, case: Case) -> str:
+    (rows, starts), (right_rows, right_starts) = result(attempt, case), expected(case)
+    return wrong_rows(rows, right_rows, case) or wrong_starts(rows, starts, len(right_starts), case)
+
+
+def wrong_rows(rows: list[int], right: list[int], case: Case) -> str:
+    tokens = range(len(case.adapter_ids))
+    for t in rows:
+        if t not in tokens:
+            return f"There is no token {t} in a batch of {len(tokens)}."
+        if case.adapter_ids[t] == NO_ADAPTER:
+            return f"Token {t} has no adapter, and is in a segment."
+    for t in right:
+        if rows.count(t) != 1:
+            return f"Token {t} has adapter {case.adapter_ids[t]}, and stands in rows {rows.count(t)} times."
+    return "" if rows == right else "The rows are not sorted by adapter, those of one adapter in the batch's order."
+
+
+def wrong_starts(rows: list[int], starts: list[int], count: int, case: Case) -> str:
+    if starts[:1] != [0]:
+        return "The first segment does not start at row 0."
+    if starts[-1] != len(rows):
+        return f"The last number of starts is {starts[-1]}, and not how many rows there are, {len(rows)}."
+    for start, stop in itertools.pairwise(starts):
+        adapters = sorted({case.adapter_ids[t] for t in rows[start:stop]})
+        if stop <= start:
+            return f"A segment from {start} to {stop} has no rows."
+        if stop - start > case.size:
+            return f"A segment has {stop - start} tokens, where a block has room for {case.size}."
+        if len(adapters) > 1:
+            return f"A segment has tokens of adapters {adapters[0]} and {adapters[1]}: all get the first token's."
+    if len(starts) > count:
+        return f"There are {len(starts) - 1} segments where {count - 1} would do: each one reads its adapter."
+    return ""
+
+
+def describe(attempt: Attempt, case: Case) -> list[str]:
+    rows, starts = expected(case)
+    yours = shown(lambda: result(attempt, case)[0]), shown(lambda: result(attempt, case)[1])
+    return [
+        f"adapter_ids {plain(case.adapter_ids)}   size {case.size}",
+        f"yours     rows {yours[0]}   starts {yours[1]}",
+        f"expected  rows {plain(rows)}   starts {plain(starts)}",
+    ]
+
+
+def behaviour(attempt: Attempt, case: Case) -> tuple[str, str]:
+    rows, starts = result(attempt, case)
+    return plain(rows), plain(starts)
+
+
+def as_ops(attempt: Attempt) -> dict[str, Callable[..., Any]]:
+    def segments(adapter_ids: Array, size: int) -> tuple[Array, Array]:
+        rows, starts = attempt(adapter_ids, size)
+        return np.asarray(rows, np.int32), np.asarray(starts, np.int32)
+
+    return {"segments": segments}
+
+
+def consequence(attempt: Attempt, case: Case) -> str:
+    """Three requests in one batch, two voices and the base: whose answer changes?"""
+    try:
+        replies = zip(WHO, what_they_say(None), what_they_say(attempt), strict=True)
+    except Exception as error:
+        return f"it stops with {type(error).__name__}: {error}."
+    for name, right, wrong in replies:
+        if right != wrong:
+            return f"of three requests in one batch, the {name or 'base'} says {wrong!r} instead of {right!r}."
+    return ""
+
+
+@functools.lru_cache(2)  # ours, and the last one
+def what_they_say(attempt: Attempt | None) -> list[str]:
+    """The first line of each answer."""
+    requests = [Request(voices.prompt(), adapter=voices.voice(name) if name else None) for name in WHO]
+    texts = voices.says(requests, as_ops(attempt) if attempt else None, 12)
+    return [(text.splitlines() or [""])[0] for text in texts]
+
+
+EXERCISE = Exercise(
+    name="ch08_segments",
+    title="Who reads which byte",
+    chapter="ch08_bytes",
+    opens=("kernels/lora.cu", "refimpl/cuda/launch/lora.py", "refimpl/plans.py"),
+    minutes=60,
+    hints=(
+        "First the rows alone: which tokens have an adapter, and in which order do those of one adapter come together?",
+        "Then the cuts, adapter by adapter: a segment ends when it is full, or when the adapter's tokens are over.",
+        "Try [0, 0, 0] with size 2: two segments, three edges. range(0, n, size) gives where those of n tokens start.",
+    ),
+    function="segments",
+    cases=CASES,
+    difference=difference,
+    describe=describe,
+    behaviour=behaviour,
+    fixed=FIXED,
+    mistakes=MISTAKES,
+    consequence=consequence,
+    as_ops=as_ops,
+)
