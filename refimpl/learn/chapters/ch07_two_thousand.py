@@ -131,5 +131,5 @@ print("the pirate's slot goes:", pirate_says(careless))
 #     loracle learn check
 #
 # **For the quick ones.** All slots are in use, the bard waits, and then somebody asks for the pirate again, whose
-# adapter is there. May they overtake the bard? How often? `Ops.admit` decides (`refimpl/policies.py`), strictly in order;
+# adapter is there. May they overtake the bard? How often? `Ops.admit` decides (`refimpl/policies.py`), in order;
 # vLLM lets them pass (pull request 15422). S-LoRA, dLoRA and CaraServe are three papers on what comes next.
