@@ -49,6 +49,8 @@ def test_a_solution_serves_as_our_step_does(exercise: Exercise) -> None:
         ("ch03_adapter_rows", "tiled"),
         ("ch04_slots", "side_by_side"),
         ("ch04_slots", "place_in_the_chunk"),
+        ("ch08_segments", "across_adapters"),
+        ("ch08_segments", "rest_lost"),
     ],
 )
 def test_a_mistake_is_seen_by_a_tenant(exercise: str, mistake: str) -> None:

@@ -3,7 +3,6 @@
 A case is the adapter of each token, and how large a segment may be.
 """
 
-import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +14,10 @@ from hypothesis import strategies as st
 from ...arrays import Array
 from ...ops import NUMPY
 from ...plans import NO_ADAPTER
-from ...request import Request
 from .. import voices
 from ..exercise import Attempt, Exercise
 from ..mistakes.ch08_segments import MISTAKES
 from ..numbers import plain, shown
-
-WHO = ("pirate", None, "merchant")  # the requests of the consequence: each prompt is longer than a segment
 
 
 @dataclass(frozen=True)
@@ -128,23 +124,8 @@ def as_ops(attempt: Attempt) -> dict[str, Callable[..., Any]]:
 
 
 def consequence(attempt: Attempt, case: Case) -> str:
-    """Three requests in one batch, two voices and the base: whose answer changes?"""
-    try:
-        replies = zip(WHO, what_they_say(None), what_they_say(attempt), strict=True)
-    except Exception as error:
-        return f"it stops with {type(error).__name__}: {error}."
-    for name, right, wrong in replies:
-        if right != wrong:
-            return f"of three requests in one batch, the {name or 'base'} says {wrong!r} instead of {right!r}."
-    return ""
-
-
-@functools.lru_cache(2)  # ours, and the last one
-def what_they_say(attempt: Attempt | None) -> list[str]:
-    """The first line of each answer."""
-    requests = [Request(voices.prompt(), adapter=voices.voice(name) if name else None) for name in WHO]
-    texts = voices.says(requests, as_ops(attempt) if attempt else None, 12)
-    return [(text.splitlines() or [""])[0] for text in texts]
+    """Two voices and the base in one batch, whose prompts are longer than a segment."""
+    return voices.change_for_a_tenant(as_ops(attempt))
 
 
 EXERCISE = Exercise(
