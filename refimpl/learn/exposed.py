@@ -6,7 +6,7 @@ engine with three adapter slots, so that a fourth adapter evicts one. The batche
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..adapter import Adapter, PeftConfig
 from ..arrays import Array
 from ..config import LAYER_MODULES, ModelConfig
 from ..engines.ours import Observed
+from ..engines.suggestion import did_you_mean
 from ..errors import LoracleError
 from ..model import logits
 from ..ops import NUMPY, Ops
@@ -56,7 +57,7 @@ def model() -> Model:
 class AdapterMaker:
     """`adapter(name, r=8, lora_alpha=8, **peft)`: a random adapter, another one at each call.
 
-    target_modules: a list of names. Further keys are PEFT's. LoracleError for a module that there is not."""
+    target_modules: a list of names. Further keys are PEFT's. LoracleError for a module or a key that there is not."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -72,6 +73,11 @@ class AdapterMaker:
         names = sorted({module[1] for module in CONFIG.modules()})
         if unknown := set(target_modules) - set(names):
             raise LoracleError(f"adapter {name!r}: {min(unknown)} is no module; there are {', '.join(names)}")
+        keys = [key.name for key in fields(PeftConfig)]
+        if unknown := set(peft) - set(keys):
+            raise LoracleError(
+                f"adapter {name!r}: {min(unknown)} is no key of its config{did_you_mean(min(unknown), keys)}"
+            )
         self.count += 1
         rng = np.random.default_rng([12, self.count])
         config = PeftConfig(r, lora_alpha, target_modules=tuple(target_modules), **peft)

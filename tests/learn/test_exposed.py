@@ -63,10 +63,15 @@ def test_each_call_makes_another_adapter_and_the_same_calls_make_the_same() -> N
     ],
 )
 def test_what_is_no_list_of_batches_is_refused(batches: Any, message: str) -> None:
-    with pytest.raises((LoracleError, TypeError), match=message):
+    with pytest.raises(LoracleError, match=message):
         exposed.score(lambda adapter: batches)
 
 
 def test_a_module_that_there_is_not_is_named() -> None:
     with pytest.raises(LoracleError, match="qproj is no module"):
         exposed.AdapterMaker()("first", target_modules=("qproj",))
+
+
+def test_a_key_that_there_is_not_is_named() -> None:
+    with pytest.raises(LoracleError, match="alpha is no key"):
+        exposed.AdapterMaker()("first", alpha=3)

@@ -108,7 +108,10 @@ class SlotNotReloaded(Served):
         slots.put = once  # type: ignore[method-assign]
 
 
-victim_in_use = but(select_victim=lambda last_used, ref_counts: min(last_used, key=last_used.__getitem__, default=None))
+victim_in_use = but(
+    select_victim=lambda last_used, ref_counts: min(last_used, key=last_used.__getitem__, default=None),
+    admit=lambda waiting, in_use, capacity: range(len(waiting)),  # nobody asks whether there is room
+)
 
 
 # Keys of prefixes.

@@ -72,7 +72,10 @@ def without_patch(case: Case) -> dict[str, Array | float]:
 
 def off(attempt: Attempt, values: dict[str, Array | float]) -> str:
     """What is wrong with y in one sentence, or nothing."""
-    y, right = np.asarray(attempt(**copies(values)), float), definition(**values)  # type: ignore[arg-type]
+    result = attempt(**copies(values))
+    if result is None:
+        return "it returns nothing, and y is expected."
+    y, right = np.asarray(result, float), definition(**values)  # type: ignore[arg-type]
     if y.shape != right.shape:
         return f"y is {list(y.shape)}, and should be {list(right.shape)}."
     if np.allclose(y, right, rtol=EXACT, atol=0):
@@ -91,12 +94,18 @@ def difference(attempt: Attempt, case: Case) -> str:
 
 
 def describe(attempt: Attempt, case: Case) -> list[str]:
-    alone = off(attempt, without_patch(case))
+    try:
+        alone = off(attempt, without_patch(case))
+    except Exception:  # it raises, and there is no "yours"
+        return [shown(arguments(case))]
     values = without_patch(case) if alone else arguments(case)
-    names = ("x", "q", "steps") if alone else tuple(values)
-    given = "  ".join(f"{name} {plain(values[name])}" for name in names)
     right = definition(**values)  # type: ignore[arg-type]
+    given = shown({name: values[name] for name in ("x", "q", "steps")}) if alone else shown(values)
     return [given, f"yours {plain(attempt(**copies(values)))}  expected {plain(right)}"]
+
+
+def shown(values: dict[str, Array | float]) -> str:
+    return "  ".join(f"{name} {plain(value)}" for name, value in values.items())
 
 
 def behaviour(attempt: Attempt, case: Case) -> str:

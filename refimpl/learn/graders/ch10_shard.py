@@ -50,8 +50,9 @@ def yours(attempt: Attempt, case: Case) -> Array:
     fit what a rank has."""
     x, A, B = matrices(case)
     parts = attempt(A, B, case.split, case.ranks)
-    if len(parts) != case.ranks:
-        raise ValueError(f"{len(parts)} parts for {case.ranks} ranks")
+    pairs = isinstance(parts, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in parts)
+    if not pairs or len(parts) != case.ranks:
+        raise ValueError(f"a list of {case.ranks} pairs (A, B) is expected, one for each rank")
     inputs = np.split(x, case.ranks, axis=1) if case.split == "in" else [x] * case.ranks
     results = []
     for rank, (x_rank, (A_rank, B_rank)) in enumerate(zip(inputs, parts, strict=True)):
@@ -84,10 +85,18 @@ def describe(attempt: Attempt, case: Case) -> list[str]:
     lines = [f'split "{case.split}", {case.ranks} ranks', f"x {plain(x)}  A {plain(A)}  B {plain(B)}"]
     try:
         return [*lines, f"yours {plain(yours(attempt, case))}  expected {plain(expected(case))}"]
-    except ValueError:
+    except Exception:  # it raises, or what it returns does not fit: then that is what there is to see
+        return [*lines, *filter(None, [parts_in_words(attempt, case)])]
+
+
+def parts_in_words(attempt: Attempt, case: Case) -> str:
+    """The attempt's parts as they are; "" where it returns none."""
+    _, A, B = matrices(case)
+    try:
         parts = attempt(A, B, case.split, case.ranks)
-        of_rank = (f"A {plain(A_rank)} and B {plain(B_rank)}" for A_rank, B_rank in parts)
-        return [*lines, "your parts, rank by rank: " + ", ".join(of_rank)]
+        return "your parts, rank by rank: " + ", ".join(f"A {plain(one)} and B {plain(other)}" for one, other in parts)
+    except Exception:
+        return ""
 
 
 def behaviour(attempt: Attempt, case: Case) -> str:
@@ -100,7 +109,7 @@ def consequence(attempt: Attempt, case: Case) -> str:
     right = voices.says(requests)[0].splitlines()
     try:
         text = voices.says(requests, Ranks(voices.model(), attempt).steps)[0].splitlines()
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, TypeError):
         return "on two GPUs nobody gets an answer: the parts of A and B do not fit the parts of W."
     if text == right:
         return ""

@@ -69,11 +69,11 @@ def slopes(case: Case, name: str) -> Array:
     return result
 
 
-def yours(attempt: Attempt, case: Case) -> list[Array]:
-    """What the attempt returns, as three arrays. ValueError where it is not three."""
+def yours(attempt: Attempt, case: Case) -> list[Array] | None:
+    """What the attempt returns, as three arrays; None where it is not three."""
     result = attempt(**arguments(case))
     if not isinstance(result, tuple | list) or len(result) != 3:
-        raise ValueError(f"three arrays are expected, dA, dB and dx, and what came is {type(result).__name__}")
+        return None
     return [np.asarray(part, float) for part in result]
 
 
@@ -82,7 +82,10 @@ def expected(case: Case) -> list[Array]:
 
 
 def difference(attempt: Attempt, case: Case) -> str:
-    for name, part, right in zip(NAMES, yours(attempt, case), expected(case), strict=True):
+    parts = yours(attempt, case)
+    if parts is None:
+        return "Three arrays are expected, dA, dB and dx."
+    for name, part, right in zip(NAMES, parts, expected(case), strict=True):
         if part.shape != right.shape:
             return f"{name} has shape {list(part.shape)}, and what it is the gradient of has {list(right.shape)}."
         if not equal(part, right):
@@ -92,9 +95,13 @@ def difference(attempt: Attempt, case: Case) -> str:
 
 def describe(attempt: Attempt, case: Case) -> list[str]:
     given = "  ".join(f"{name} {plain(value)}" for name, value in arguments(case).items())
+    try:
+        parts = yours(attempt, case)
+    except Exception:  # it raises, and there is no "yours"
+        parts = None
     rows = [
         {"": name, "yours": f"yours {plain(part)}", "expected": f"expected {plain(right)}"}
-        for name, part, right in zip(NAMES, yours(attempt, case), expected(case), strict=True)
+        for name, part, right in zip(NAMES, parts or (), expected(case), strict=False)
         if not equal(part, right)
     ]
     return [given, *columns(rows)]
@@ -105,12 +112,15 @@ def equal(part: Array, right: Array) -> bool:
 
 
 def behaviour(attempt: Attempt, case: Case) -> tuple[str, ...]:
-    return tuple(plain(part) for part in yours(attempt, case))
+    return tuple(plain(part) for part in yours(attempt, case) or ())
 
 
 def consequence(attempt: Attempt, case: Case) -> str:
     """Train one sentence with the attempt in the place of the gradient, and with ours."""
-    right, after = right_losses(), losses(attempt)
+    try:
+        right, after = right_losses(), losses(attempt)
+    except (ValueError, TypeError):
+        return "no step of training can be made: the gradients do not fit what they are gradients of."
     return (
         f"a voice that learns one sentence comes from a loss of {right[0]:.2f} to {right[-1]:.3f} in {STEPS} steps; "
         f"with your gradients to {after[-1]:.3f}."

@@ -12,6 +12,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ...engine import Engine
+from ...errors import LoracleError
 from ...ops import NUMPY, Ops
 from ...oracle.bugs import all_mutants
 from ...request import Request
@@ -55,7 +56,10 @@ def gap(result: Score) -> str:
 
 
 def difference(attempt: Attempt, case: Case) -> str:
-    result = score(attempt)
+    try:
+        result = score(attempt)
+    except LoracleError as error:
+        return f"These cannot be served: {error}."
     if not result.clean_error <= exposed.TOLERANCE:
         return "The engine without a bug is off: no request may have another answer alone than in its batch."
     if len(result.exposed) >= GOAL:
@@ -64,7 +68,10 @@ def difference(attempt: Attempt, case: Case) -> str:
 
 
 def describe(attempt: Attempt, case: Case) -> list[str]:
-    result = score(attempt)
+    try:
+        result = score(attempt)
+    except Exception:  # there is no score: the sentence says why
+        return []
     lines = [summary_of(result)]
     missing = [name for name in GAPS.get(gap(result), ()) if name in result.unexposed]
     others = [name for name in result.unexposed if name not in missing]
@@ -91,7 +98,10 @@ def behaviour(attempt: Attempt, case: Case) -> str:
 
 def consequence(attempt: Attempt, case: Case) -> str:
     """One of the bugs that pass, in an engine that serves the voices."""
-    result = score(attempt)
+    try:
+        result = score(attempt)
+    except LoracleError:
+        return ""
     right = answers(None)
     for name in GAPS.get(gap(result), ()):
         wrong = answers(name)

@@ -1,7 +1,7 @@
 """C. Memory: adapters that are evicted and loaded again, and are not what they were. Seen only in a sequence."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 from ...adapter import Adapter
 from ...config import ModelConfig, Module
@@ -114,4 +114,7 @@ def victim_in_use() -> Ops:
         idle = NUMPY.select_victim(last_used, ref_counts)
         return min(last_used, key=last_used.__getitem__, default=None) if idle is None else idle
 
-    return but(select_victim=select_victim)
+    def admit(waiting: Sequence[Collection[Hashable]], in_use: Collection[Hashable], capacity: int | None) -> range:
+        return range(len(waiting))  # nobody asks whether there is room: the victim makes it
+
+    return but(select_victim=select_victim, admit=admit)
