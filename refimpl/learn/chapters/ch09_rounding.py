@@ -66,9 +66,8 @@ kB = (q.size / 2 + 2 * steps.size) / 1e3, 2 * W.size / 1e3
 print(f"q {q.shape} in 4 bits and steps {steps.shape} in 16: {kB[0]:.0f} kB, where bfloat16 has {kB[1]:.0f} kB")
 print("the first four weights", W[0, :4].round(3), "are stored as", q[0, :4], "steps of", steps[0, 0].round(3))
 moved = {"four bits": size(dequantise(q, steps) - W), "bfloat16": size(rounded(W + patch, "bfloat16") - W - patch)}
-print(
-    f"four bits move a weight by {moved['four bits']:.4f}: {100 * moved['four bits'] / size(patch):.0f} % of the patch"
-)
+share = 100 * moved["four bits"] / size(patch)
+print(f"four bits move a weight by {moved['four bits']:.4f}: {share:.0f} % of the patch")
 
 # %%
 sizes = [(f"moved by {grid}", amount) for grid, amount in moved.items()]
@@ -108,17 +107,15 @@ for strength in STRENGTHS[:4]:
 
 # %%
 merchant = loracle.load_adapter("merchant", model.config)
-scene = [
-    *ids,
-    *model.tokenizer.encode("Traveller: Good day, Dumpling. They say that you keep a royal moustache.\nDumpling:"),
-]
+line = "Traveller: Good day, Dumpling. They say that you keep a royal moustache.\nDumpling:"
+scene = [*ids, *model.tokenizer.encode(line)]
 for how, served, adapter in (
     ("base never rounded", model, merchant),
     ("four bits, apart", base4, merchant),
     ("four bits, merged", rounded_to_q4(loracle.merged(model, merchant)), None),
 ):
     output = loracle.generate(served, [loracle.Request(scene, adapter=adapter)], max_new_tokens=16)[0]
-    print(f"{how:20}{output.text.strip().partition(chr(10))[0]}")
+    print(f"{how:20}{output.text.strip().splitlines()[0]}")
 
 # %% [markdown]
 # Apart has another price than the base that was never rounded, too: what four bits do to the base is done to everybody.
@@ -133,9 +130,8 @@ half, p = loracle.load_model("tiny", dtype="bfloat16"), loracle.Precision("model
 exact = logits(model, pirate)
 for how, served, adapter in (("apart", half, pirate), ("merged", loracle.merged(half, pirate), None)):
     rows = loracle.logits(served, [loracle.Request(ids, adapter=adapter)], precision=p)[0]
-    print(
-        f"bfloat16, {how:6}: a logit is off by {np.abs(rows - exact).max():.3f} at most, of {np.abs(exact).max():.0f}"
-    )
+    off, largest = np.abs(rows - exact).max(), np.abs(exact).max()
+    print(f"bfloat16, {how:6}: a logit is off by {off:.3f} at most, of {largest:.0f}")
 
 # %% [markdown]
 # ## 4. The patch has a grid, too

@@ -64,9 +64,8 @@ assert np.allclose(sum(ranks), one_gpu)
 # %%
 delta = scale * (x @ A.T) @ B.T
 wrong = sum(x[:, part] @ W[:, part].T + delta for part in columns)
-print(
-    f"the delta on every rank: off by {np.abs(wrong - one_gpu).max():.2f}; the delta itself: {np.abs(delta).max():.2f}"
-)
+off = np.abs(wrong - one_gpu).max()
+print(f"the delta on every rank: off by {off:.2f}; the delta itself: {np.abs(delta).max():.2f}")
 assert np.allclose(wrong - one_gpu, delta)
 
 # %%
@@ -91,9 +90,8 @@ print("cut:", "  ".join(f"{name} {split}" for name, split in SPLITS.items()))
 alone = loracle.logits(model, [loracle.Request(ids, adapter=robot)])[0]
 for who, adapter in (("base", None), ("robot", robot)):
     two = Ranks(model)
-    rows = loracle.logits(
-        model, [loracle.Request(ids, adapter=adapter)], dataclasses.replace(loracle.NUMPY, **two.steps)
-    )
+    ops = dataclasses.replace(loracle.NUMPY, **two.steps)
+    rows = loracle.logits(model, [loracle.Request(ids, adapter=adapter)], ops)
     print(f"{who:5} {two.collectives['all-reduce']} all-reduces in one forward pass")
 difference = np.abs(rows[0] - alone).max()
 print(f"the robot on two ranks against one: {difference:.1e}, on logits up to {np.abs(alone).max():.0f}")

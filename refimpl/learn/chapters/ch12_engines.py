@@ -118,10 +118,8 @@ batches = and_the_base(exposed.AdapterMaker())
 clean = exposed.serve(batches, loracle.NUMPY)
 answers = [[int(row.argmax()) for row in rows] for rows in clean]
 observed = exposed.serve(batches, all_mutants()[guilty].make(), answers)
-print(
-    "off by, request for request:",
-    *(f"{np.abs(rows - right).max():.2f}" for rows, right in zip(observed, clean, strict=True)),
-)
+off = [np.abs(rows - right).max() for rows, right in zip(observed, clean, strict=True)]
+print("off by, request for request:", *(f"{error:.2f}" for error in off))
 
 suspects = [
     name
@@ -134,7 +132,7 @@ assert guilty in suspects
 # %% [markdown]
 # You could have seen half of it: a request without an adapter is off, so it is no scale. With rounding in the way this
 # becomes a fit and a vote, and needs care (what if two bugs predict nearly the same?), but the idea stays:
-# `refimpl/oracle/diagnosis`. `loracle check --engine vllm` asks a real engine such requests, and its report names the
+# `refimpl/oracle/diagnosis`. `loracle check --engine vllm` sends a real engine such requests, and its report names the
 # bug, the module and the issue; `--engine blind:k7` lets you practise on engines whose bug nobody tells you.
 #
 # ## 5. Your turn
