@@ -188,7 +188,7 @@ def test_every_name_of_a_unit() -> None:
     with pytest.raises(LoracleError, match="did you mean 'prefix_key'"):
         unit_named("prefixkey")
     with pytest.raises(LoracleError, match=r"it has .*ch06_prefix_key"):
-        unit_named("77")
+        unit_named("nothing of the kind")
 
 
 def test_units_are_in_the_order_of_the_course() -> None:

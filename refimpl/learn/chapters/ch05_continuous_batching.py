@@ -24,7 +24,8 @@ ids = model.tokenizer.encode(tiny.DEMO_PROMPTS[0])
 # %% [markdown]
 # ## 1. Three requests
 # All three have the same prompt, and differ in who answers, in when they come, and in how many tokens they want. The
-# tokens of a prompt are computed in the *prefill*; a request that produces tokens, one a step, *decodes*.
+# tokens of a prompt are computed in the *prefill*; then a request *decodes*: one token a step, each chosen from the
+# logits of the one before it.
 
 # %%
 arrivals = {"pirate": 0, "robot": 3, "base": 4}  # before which step each one comes
@@ -35,17 +36,19 @@ print(f"each prompt has {len(ids)} tokens")
 
 # %%
 def serve(budget, ops=loracle.NUMPY, most_steps=20):
-    """Run an engine. Return how many tokens each request computed in each step, and the logits of what it produced."""
+    """How many tokens each request computed in each step, and the logits from which its tokens were chosen."""
     engine = loracle.Engine(model, ops, max_batch_tokens=budget)
     names, tokens, logits = {}, {name: [] for name in arrivals}, {name: [] for name in arrivals}
     for now in range(most_steps):
         for name in [name for name in arrivals if arrivals[name] == now]:
             names[engine.add(loracle.Request(ids, adapter=voices.get(name)), new_tokens[name])] = name
         produced = {token.request_id for token in engine.step()}
-        steps = {names[step.request_id]: step for step in engine.last_step}
         for name in arrivals:
-            tokens[name].append(steps[name].tokens if name in steps else 0)
-            logits[name] += [steps[name].logits] if name in steps and steps[name].request_id in produced else []
+            tokens[name].append(0)
+        for step in engine.last_step:  # what the engine did for each request in its last step
+            tokens[names[step.request_id]][-1] = step.tokens
+            if step.request_id in produced:
+                logits[names[step.request_id]].append(step.logits)
         if not engine.busy:
             break
     return tokens, logits
@@ -109,7 +112,8 @@ def newest_first(missing, budget):
     return loracle.NUMPY.schedule(missing[::-1], budget)[::-1]
 
 
-tokens, _ = serve(10, dataclasses.replace(loracle.NUMPY, schedule=newest_first))
+tokens, unfair = serve(10, dataclasses.replace(loracle.NUMPY, schedule=newest_first))
+assert all(np.allclose(unfair[name], roomy[name]) for name in arrivals)
 diagram = diagrams.gantt(tokens, prompts, "Newest first: the pirate stops in the middle of a sentence", budget=10)
 print(diagram)
 diagram  # noqa: B018

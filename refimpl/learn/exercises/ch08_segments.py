@@ -8,7 +8,7 @@ loracle learn hint         a hint; there are three
 def segments(adapter_ids, size):
     """Return (rows, starts): segment i is the tokens rows[starts[i]:starts[i + 1]].
 
-    adapter_ids  [tokens] the adapter of each token, -1 for none: a NumPy array
+    adapter_ids  [tokens] the adapter of each token, -1 for none: a NumPy array, and not yours to change
     size         how many tokens a segment has at most, 1 or more
 
     rows     the tokens that have an adapter, sorted by adapter; those of one adapter as they stood in the batch

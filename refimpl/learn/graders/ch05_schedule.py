@@ -61,7 +61,7 @@ def difference(attempt: Attempt, case: Case) -> str:
         return f"There {'is 1 request' if len(missing) == 1 else f'are {len(missing)} requests'}: one number for each."
     for i, (n, lacks) in enumerate(zip(tokens, missing, strict=True)):
         if not isinstance(n, int) or n < 0:
-            return f"Request {i} gets {plain(n)}: that is no number of tokens."
+            return f"Request {i} gets {n!r}: a number of tokens is whole, and not below 0."
         if n > lacks:
             return f"Request {i} lacks {lacks}, and gets {n}."
     if sum(tokens) > case.budget:

@@ -17,7 +17,7 @@ from ...plans import NO_ADAPTER
 from .. import voices
 from ..exercise import Attempt, Exercise
 from ..mistakes.ch08_segments import MISTAKES
-from ..numbers import plain, shown
+from ..numbers import plain
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,13 @@ FIXED = [
 
 def result(attempt: Attempt, case: Case) -> tuple[list[int], list[int]]:
     """rows and starts, as lists: arrays are as good."""
-    rows, starts = attempt(*case.arguments())
+    adapter_ids, size = case.arguments()
+    pair = attempt(adapter_ids, size)
+    if tuple(adapter_ids) != case.adapter_ids:
+        raise ValueError("adapter_ids is changed, and others still have to read it")
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TypeError(f"your function returns {type(pair).__name__}, and not a pair: rows, starts")
+    rows, starts = pair
     return [int(t) for t in rows], [int(start) for start in starts]
 
 
@@ -101,13 +107,31 @@ def wrong_starts(rows: list[int], starts: list[int], count: int, case: Case) -> 
 
 
 def describe(attempt: Attempt, case: Case) -> list[str]:
-    rows, starts = expected(case)
-    yours = shown(lambda: result(attempt, case)[0]), shown(lambda: result(attempt, case)[1])
+    form = in_numbers
+    try:
+        rows, starts = result(attempt, case)
+        form = in_segments if rows == expected(case)[0] and well_formed(rows, starts) else in_numbers
+        yours = form(rows, starts)
+    except Exception:
+        yours = "(raises)"
     return [
         f"adapter_ids {plain(case.adapter_ids)}   size {case.size}",
-        f"yours     rows {yours[0]}   starts {yours[1]}",
-        f"expected  rows {plain(rows)}   starts {plain(starts)}",
+        f"yours     {yours}",
+        f"expected  {form(*expected(case))}",
     ]
+
+
+def well_formed(rows: list[int], starts: list[int]) -> bool:
+    """Whether each row is in one segment."""
+    return starts[:1] == [0] and starts[-1] == len(rows) and starts == sorted(set(starts))
+
+
+def in_segments(rows: list[int], starts: list[int]) -> str:
+    return "segments " + " | ".join(" ".join(map(str, rows[i:j])) for i, j in itertools.pairwise(starts))
+
+
+def in_numbers(rows: list[int], starts: list[int]) -> str:
+    return f"rows {plain(rows)}   starts {plain(starts)}"
 
 
 def behaviour(attempt: Attempt, case: Case) -> tuple[str, str]:

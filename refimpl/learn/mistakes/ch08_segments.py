@@ -55,6 +55,11 @@ def not_sorted(adapter_ids: Array, size: int) -> Plan:
     return cut(runs, size)
 
 
+def counted_from_the_beginning(adapter_ids: Array, size: int) -> Plan:
+    rows, whole_runs = never_cut(adapter_ids, size)
+    return rows, sorted({*whole_runs, *range(0, len(rows), size)})
+
+
 def never_cut(adapter_ids: Array, size: int) -> Plan:
     return right(adapter_ids, len(adapter_ids))
 
@@ -127,6 +132,10 @@ MISTAKES = (
         ("https://github.com/sgl-project/sglang/pull/20582",),
     ),
     mistake(never_cut, "a block has room for `size` tokens, and no more."),
+    mistake(
+        counted_from_the_beginning,
+        "how full a segment is, is counted anew for each adapter, and not from the first row of all.",
+    ),
     mistake(one_token_each, "a segment for each token is BGMV: the adapter is read once for every token."),
     mistake(rest_lost, "the last segment of an adapter is rarely full, and its tokens want their adapter, too.", LOST),
     mistake(end_missing, "where does the last segment end? Without that number nobody multiplies it.", LOST),
