@@ -15,7 +15,7 @@ EXAMPLE = """  loracle learn                       what to read and what to writ
   loracle learn notebooks DIR         the chapters as notebooks
   loracle learn doctor                what this machine has, and what a chapter or a lab lacks"""
 
-ACTIONS = ("next", "check", "hint", "list", "reset", "watch", "engine")
+ACTIONS = ("next", "check", "hint", "list", "reset", "watch", "engine", "report", "notebooks", "doctor")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

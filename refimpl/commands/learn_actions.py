@@ -19,7 +19,7 @@ from ..learn.grade_file import grade_file, grade_files
 from ..learn.units import Unit, units
 from ..learn.verdict import NOT_ATTEMPTED, PASSED, Verdict
 from ..learn.watch import changes
-from . import learn_engine
+from . import learn_class, learn_engine
 
 STYLES = {PASSED: "green", NOT_ATTEMPTED: "dim"}  # everything else is yellow: not yet
 
@@ -242,6 +242,8 @@ def watch(args: argparse.Namespace) -> int:
     """Grade at every save until it passes; without a NAME go on with the next unit. Ctrl-C ends it."""
     course = open_course(args.folder)
     console = Console()
+    if args.names and not edited(course, course.chosen(args.names)):
+        raise LoracleError(f"{course.chosen(args.names).name} has no file to be watched: check it")
     while (unit := course.chosen(args.names) if args.names else course.current()) is not None:
         if not args.json:
             for line in introduction(course, unit, args):
@@ -279,4 +281,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "reset": reset_unit,
     "watch": watch,
     "engine": learn_engine.engine,
+    "report": learn_class.report,
+    "notebooks": learn_class.notebooks,
+    "doctor": learn_class.doctor,
 }

@@ -61,8 +61,8 @@ class Lab:
     name: str  # "lab_b_shrink"
     title: str
     page: str  # "labs/b_shrink.md"
-    files: tuple[str, ...]  # what the learner gets a copy of, in labs/
+    files: tuple[str, ...]  # below labs/: the learner gets copies in labs/NAME/, under their last names
     minutes: int
     hints: tuple[str, ...]
-    grade: Callable[[Path], Verdict]  # the folder in which the learner's copies of `files` lie
+    grade: Callable[[Path], Verdict]  # gets that folder: labs/NAME/ of the learner's course
     needs: tuple[str, ...] = ()  # what `loracle learn doctor` looks for: "compiler", "gpu"

@@ -8,12 +8,13 @@ import time
 from collections.abc import Hashable
 
 from hypothesis import HealthCheck, Phase, Verbosity, find, settings
-from hypothesis.errors import NoSuchExample
+from hypothesis.errors import Flaky, NoSuchExample
 
 from .attempt import NotAttempted, TooSlow, WatchedAttempt, line_of, time_limit
 from .exercise import Attempt, Case, Exercise, Mistake
 from .verdict import NOT_ATTEMPTED, PASSED, RAISES, TOO_SLOW, WRONG, Verdict
 
+UNSTEADY = "Called twice with the same arguments it gives two results: something is kept between calls, or drawn."
 LIMIT = 60.0  # seconds: larger is more patience with a slow machine, and with an endless loop
 
 
@@ -27,8 +28,11 @@ def grade(exercise: Exercise, function: Attempt, limit: float = LIMIT) -> Verdic
             verdict = search(exercise, attempt)
     except NotAttempted:
         verdict = Verdict(exercise.name, NOT_ATTEMPTED)
-    except TooSlow:
-        verdict = Verdict(exercise.name, TOO_SLOW, [f"Not done after {limit:.0f} s: is there a loop without an end?"])
+    except (TooSlow, Flaky):  # where TooSlow met Hypothesis itself, that takes it for a case that changes
+        verdict = Verdict(exercise.name, WRONG, [UNSTEADY])
+        if time.perf_counter() - began >= limit:
+            lines = [f"Not done after {limit:.0f} s: is there a loop without an end?"]
+            verdict = Verdict(exercise.name, TOO_SLOW, lines)
     verdict.seconds = time.perf_counter() - began
     verdict.printed = attempt.printed
     return verdict
@@ -74,7 +78,7 @@ def difference(exercise: Exercise, attempt: Attempt, case: Case) -> str:
 def explain(exercise: Exercise, attempt: WatchedAttempt, case: Case, tried: int) -> Verdict:
     """Say all that is known of the smallest case."""
     attempt.returned_instead = False
-    sentence = difference(exercise, attempt, case)
+    sentence = difference(exercise, attempt, case) or UNSTEADY
     raises = sentence.startswith("raises ")
     if attempt.returned_instead:
         sentence = "It returns something and leaves its first argument as it was: this exercise changes that in place."

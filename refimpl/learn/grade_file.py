@@ -143,7 +143,7 @@ def grade_files(
     """Return the verdict of each (unit, file or folder), in order; as many at a time as there are cores."""
     graders = Graders()
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        tasks = [pool.submit(grade_file, unit, place, limit, graders) for unit, place in jobs]
+        tasks = [pool.submit(grade_or_say_why_not, unit, place, limit, graders) for unit, place in jobs]
         try:
             for done, _ in enumerate(as_completed(tasks), 1):
                 progress(done, len(tasks))
@@ -152,3 +152,11 @@ def grade_files(
             graders.stop()
             raise
     return [task.result() for task in tasks]
+
+
+def grade_or_say_why_not(unit: Unit, place: Path, limit: float | None, graders: Graders) -> Verdict:
+    """Return the verdict; a bug of the grader costs the others nothing."""
+    try:
+        return grade_file(unit, place, limit, graders)
+    except RuntimeError as error:
+        return Verdict(unit.name, DOES_NOT_RUN, [f"A bug of ours: {error}"])

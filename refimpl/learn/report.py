@@ -1,0 +1,156 @@
+"""A class's folders, graded again: who passed what, which mistakes they have in common, what to talk about next.
+
+Nothing that a learner wrote is believed: files are graded in processes with a limit, and progress.json counts tries and
+hints alone.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import LoracleError
+from ..loading.diagnostics import one_line
+from .exercise import Exercise
+from .folder import NAME, place_in
+from .grade_file import grade_files
+from .progress import Progress, UnitProgress, read_progress
+from .units import Unit, units
+from .verdict import DOES_NOT_RUN, NOT_ATTEMPTED, RAISES, TOO_SLOW, WRONG, Verdict
+
+NO_FILE = "no file"
+STUCK = 3  # hints: a learner who took as many and has not passed is stuck
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one learner has of one exercise or lab."""
+
+    who: str
+    unit: str
+    outcome: str
+    mistake: str = ""
+    says: str = ""
+    tries: int = 0
+    hints: int = 0
+    text: str = ""  # the verdict as the learner reads it
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Something that several learners have in common."""
+
+    unit: str
+    title: str
+    who: list[str]
+    of: int  # learners
+    what: str  # "without_adapter: two tenants ..."
+
+    @property
+    def line(self) -> str:
+        """Return it in one sentence."""
+        return f"{len(self.who)} of {self.of}, {self.title} ({self.unit}): {self.what}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows, learner by learner, and the topics, the commonest first."""
+
+    learners: list[str]
+    units: list[str]
+    rows: list[Row]
+    topics: list[Topic] = field(default_factory=list)
+
+    def row(self, who: str, unit: str) -> Row:
+        """Return one learner's row of one unit."""
+        return next(row for row in self.rows if (row.who, row.unit) == (who, unit))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self) | {"topics": [asdict(topic) | {"line": topic.line} for topic in self.topics]}
+
+
+def report(
+    folders: Sequence[Path], limit: float | None = None, progress: Callable[[int, int], None] = lambda *_: None
+) -> Report:
+    """Grade all folders. LoracleError, before anything is graded, for one that is no folder."""
+    learners = learners_in(folders)
+    course = units()
+    jobs = [(who, unit, place_in(folder, unit)) for who, folder in learners.items() for unit in course]
+    present = [(unit, place) for _, unit, place in jobs if gradable(unit, place)]
+    verdicts = dict(zip([place for _, place in present], grade_files(present, limit, progress), strict=True))
+    counts = {who: read_progress(folder) or Progress() for who, folder in learners.items()}
+    rows = [row(who, unit, verdicts.get(place), counts[who].unit(unit.name)) for who, unit, place in jobs]
+    return Report(list(learners), [unit.name for unit in course], rows, topics(rows, course, len(learners)))
+
+
+def learners_in(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return each learner's course folder by the learner's name: that of the folder, or of the one around
+    loracle-course. A folder with such folders in it stands for all that it holds."""
+    paths: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise LoracleError(f"{folder}: there is no such folder")
+        inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        class_of = inside if not course_in(folder) and any(map(course_in, inside)) else [folder]
+        paths += class_of  # with those who handed nothing in
+    learners: dict[str, Path] = {}
+    for path in paths:
+        name = safe_name(path)
+        while name in learners:
+            name += "'"  # two classes may have an ada each
+        learners[name] = course_in(path) or path
+    return learners
+
+
+def course_in(folder: Path) -> Path | None:
+    """Return the folder in which exercises lie: this one, or loracle-course in it; None where there are none."""
+    candidates = (folder, folder / NAME)
+    return next((path for path in candidates if any(place_in(path, unit).exists() for unit in units())), None)
+
+
+def safe_name(folder: Path) -> str:
+    """Return a folder's name as it can be printed; names of folders are other people's."""
+    path = folder.resolve()
+    name = path.parent.name if path.name == NAME else path.name
+    return one_line(name.encode("utf-8", "backslashreplace").decode())
+
+
+def gradable(unit: Unit, place: Path) -> bool:
+    """Return whether a learner has a file, or a lab's folder: theirs, and not a link to something else here."""
+    return not place.is_symlink() and (place.is_file() if isinstance(unit, Exercise) else place.is_dir())
+
+
+def row(who: str, unit: Unit, verdict: Verdict | None, counts: UnitProgress) -> Row:
+    """Return one learner's row of one unit."""
+    if verdict is None:
+        return Row(who, unit.name, NO_FILE)
+    return Row(
+        who, unit.name, verdict.outcome, verdict.mistake, verdict.says, counts.tries, counts.hints, verdict.text()
+    )
+
+
+HAPPENS = {RAISES: "the function raises", TOO_SLOW: "it does not come to an end", DOES_NOT_RUN: "the file does not run"}
+
+
+def topics(rows: Sequence[Row], course: Sequence[Unit], of: int) -> list[Topic]:
+    """Return what learners have in common, the commonest first: mistakes by name, other failures, who is stuck."""
+    titles = {unit.name: unit.title for unit in course}
+    groups: dict[tuple[str, str], list[str]] = {}
+    for each in rows:
+        if each.mistake:
+            groups.setdefault((each.unit, f"{each.mistake}: {each.says}"), []).append(each.who)
+        elif each.outcome in HAPPENS:
+            groups.setdefault((each.unit, HAPPENS[each.outcome]), []).append(each.who)
+        elif each.outcome == WRONG:
+            groups.setdefault((each.unit, "wrong in a way that is not known yet"), []).append(each.who)
+        if each.hints >= STUCK and each.outcome not in ("passed", NOT_ATTEMPTED, NO_FILE):
+            groups.setdefault((each.unit, "took all hints and is not through"), []).append(each.who)
+    common = [Topic(unit, titles[unit], who, of, what) for (unit, what), who in groups.items()]
+    return sorted(common, key=lambda topic: -len(topic.who))
+
+
+def passed_counts(rows: Sequence[Row]) -> Counter[str]:
+    """Return how many learners passed each unit."""
+    return Counter(each.unit for each in rows if each.outcome == "passed")
