@@ -70,9 +70,10 @@ share = 100 * moved["four bits"] / size(patch)
 print(f"four bits move a weight by {moved['four bits']:.4f}: {share:.0f} % of the patch")
 
 # %%
-sizes = [(f"moved by {grid}", amount) for grid, amount in moved.items()]
-sizes += [(f"patch x 1/{1 / strength:.0f}", strength * size(patch)) for strength in STRENGTHS[:4]]
-diagram = diagrams.bars(sizes, title="How far rounding moves a weight, and how far the patch does")
+sizes = {f"moved by {grid}": amount for grid, amount in moved.items()}
+sizes |= {f"patch x 1/{1 / strength:.0f}": strength * size(patch) for strength in STRENGTHS[:4]}
+thousandths = [(name, round(1000 * amount, 2)) for name, amount in sizes.items()]
+diagram = diagrams.bars(thousandths, title="How far rounding moves a weight, and the patch, in thousandths")
 print(diagram)
 diagram  # noqa: B018
 
