@@ -56,6 +56,7 @@ def demo_screen() -> str:
     demo.add_arguments(parser)
     console = Console(record=True, width=118, file=io.StringIO())
     demo.present(console, parser.parse_args([]))
+    console.print()  # what hangs below the last line is cut otherwise
     return console.export_svg(title="loracle demo")
 
 

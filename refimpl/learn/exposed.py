@@ -129,6 +129,10 @@ def check(batches: Any) -> list[list[Request]]:
     listed = [list(batch) for batch in batches] if lists else []
     if not listed or not all(isinstance(item, Request) for batch in listed for item in batch):
         raise LoracleError("expected a list of batches, each a list of Requests, as in [[Request([1, 2])]]")
+    if any(request.temperature or request.stop_ids for batch in listed for request in batch):
+        raise LoracleError(
+            "temperature and stop_ids are not for these requests: each has one right answer of its length"
+        )
     return listed
 
 

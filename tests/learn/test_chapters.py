@@ -26,6 +26,8 @@ def test_it_runs_and_prints_its_figures(chapter: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(chapter)], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+    if "not measured here: no GPU, and no C++ compiler" in done.stdout:
+        pytest.skip("it has run to its end, and what it measures needs a C++ compiler")
     expected = PRINTED / f"{chapter.stem}.txt"
     if os.environ.get("LORACLE_WRITE_PRINTED"):
         expected.write_text(done.stdout, "utf-8")

@@ -60,6 +60,9 @@ def test_each_call_makes_another_adapter_and_the_same_calls_make_the_same() -> N
         ([["pirate"]], "list of batches"),
         ([[Request([1] * 61)]], "too many"),
         ([[Request([64])]], "vocabulary"),
+        ([[Request([1], temperature=0.5)]], "temperature"),
+        ([[Request([1], stop_ids=[3])]], "stop_ids"),
+        ([[Request([1], max_new_tokens=0)]], "max_new_tokens"),
     ],
 )
 def test_what_is_no_list_of_batches_is_refused(batches: Any, message: str) -> None:

@@ -1,5 +1,6 @@
 """What a learner does besides thinking wrongly: prints, loops, raises, returns what should have been changed."""
 
+import contextlib
 import time
 from typing import Any
 
@@ -119,6 +120,33 @@ def test_an_endless_loop() -> None:
     verdict = grade(DOUBLE, loop, limit=0.3)
     assert verdict.outcome == TOO_SLOW and "loop" in verdict.text()
     time.sleep(0.4)  # nothing comes later
+
+
+def test_a_loop_that_catches_the_first_interrupt_is_interrupted_again() -> None:
+    def stubborn(y: np.ndarray) -> None:
+        with contextlib.suppress(BaseException):
+            while True:
+                pass
+        while True:
+            pass
+
+    assert grade(DOUBLE, stubborn, limit=0.3).outcome == TOO_SLOW
+
+
+def test_time_that_is_up_between_two_calls_is_seen_at_the_next() -> None:
+    def slow_difference(function: Any, length: int) -> str:
+        time.sleep(0.1)  # where the grader works nothing is interrupted
+        return difference(function, length)
+
+    exercise = Exercise(**{**vars(DOUBLE), "difference": slow_difference})
+    assert grade(exercise, right, limit=0.25).outcome == TOO_SLOW
+
+
+def test_a_score_is_said_of_what_passes() -> None:
+    exercise = Exercise(**{**vars(DOUBLE), "summary": lambda function: [f"1 becomes {result(function, 1)[0] / 2:g}"]})
+    verdict = grade(exercise, right)
+    assert verdict.lines == ["1 becomes 2"] and "1 becomes 2" in verdict.text()
+    assert grade(exercise, minus_one).lines[0] == "yours [-2]"
 
 
 def test_a_slow_end_is_no_interrupt_afterwards() -> None:

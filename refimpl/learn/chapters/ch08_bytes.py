@@ -52,7 +52,9 @@ print(f"multiplying takes longer than reading from {compute / bandwidth:.0f} tok
 adapter_ids = [0, 0, 1, 1]  # of four tokens; both adapters have rank 16
 blocks = {(t, j): f"t{t} j{4 * j}-{4 * j + 3}" for t in range(4) for j in range(4)}
 owner = {(t, j): adapter_ids[t] for t, j in blocks}
-print(diagrams.launch_grid((4, 4), 128, blocks, "BGMV: grid (tokens, rank / 4)", owner))
+diagram = diagrams.launch_grid((4, 4), 128, blocks, "BGMV: grid (tokens, rank / 4)", owner)
+print(diagram)
+diagram  # noqa: B018
 
 # %%
 blocks = {(0, 0): "t0-1 j0-15", (1, 0): "t2-3 j0-15"}
