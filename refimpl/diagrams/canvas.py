@@ -16,7 +16,7 @@ from .letters import printable
 # the number that stands in each box does not.
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 GREY = "#999999"  # no adapter, or nobody's
-FAINT = 0.35  # of a box's colour: more hides the text in it on a dark page, or on a light one
+FAINT, SOLID = 0.42, 0.7  # of a box's colour: more hides the text in it, on a dark page or on a light one
 
 MARGIN = 10  # around everything
 TITLE, SIZE, LINE = 14, 12, 18  # of the title, of every other text, and from one line of text to the next

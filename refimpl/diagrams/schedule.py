@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import LoracleError
-from .canvas import FAINT, MARGIN, SIZE, Box, Canvas, Diagram, at_most, colour, text_width
+from .canvas import FAINT, MARGIN, SIZE, SOLID, Box, Canvas, Diagram, at_most, colour, text_width
 from .inputs import equal_lengths, whole_number
 from .letters import NAME, shorten, table, titled, wrapped
 
@@ -109,7 +109,7 @@ def _svg(
         for i, cell in enumerate(row):
             box = Box(begin + i * wide + 1, y, wide - 2, HEIGHT)
             if cell.tokens:
-                canvas.box(box, colour(j), FAINT * 2 if cell.prefill else FAINT / 2)
+                canvas.box(box, colour(j), SOLID if cell.prefill else FAINT / 2)
                 canvas.label(box, str(cell.tokens))
             else:
                 canvas.label(box, "·")
@@ -123,7 +123,7 @@ def _svg(
         canvas.box(box, wrong=wrong)
         canvas.label(box, f"{'! ' if wrong else ''}{n}")
     if any(cell.prefill for row in cells.values() for cell in row):
-        canvas.legend([("prefill", colour(0), FAINT * 2), ("decode", colour(0), FAINT / 2)])
+        canvas.legend([("prefill", colour(0), SOLID), ("decode", colour(0), FAINT / 2)])
     if any(cell.preempted for row in cells.values() for cell in row):
         canvas.text((MARGIN, canvas.height + 18), "thick line: preempted, its blocks are computed again")
     canvas.notes(notes)

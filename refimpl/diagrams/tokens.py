@@ -98,7 +98,7 @@ def _unexpected(values: Mapping[str, Sequence[Any]], expected: Mapping[str, Sequ
         equal_lengths({name: values[name], f"expected {name}": column})
         for i, (value, right) in enumerate(zip(values[name], column, strict=True)):
             if value != right:
-                wrong[name, i] = f"{name} of token {i} is {value}, and expected is {right}"
+                wrong[name, i] = f"{name} of token {i} is {value}, expected {right}"
     return wrong
 
 

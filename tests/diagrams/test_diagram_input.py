@@ -75,7 +75,7 @@ def test_a_refusal_is_one_line(message: str) -> None:
         (diagrams.flat_batch({"adapter_ids": [-1], "token": [-5]}, [-1]), [], 0),
         (
             diagrams.flat_batch({"adapter_ids": [0, -1]}, [0, -1], expected={"adapter_ids": [0, 0]}),
-            ["adapter_ids of token 1 is -1, and expected is 0"],
+            ["adapter_ids of token 1 is -1, expected 0"],
             1,
         ),
         (diagrams.block_pool(4, {"a": [0], "b": [0]}), ["block 0 belongs to a and b"], 1),

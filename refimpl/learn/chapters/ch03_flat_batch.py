@@ -118,7 +118,7 @@ attempts = {"np.repeat": right, "One per request": per_request, "The list, repea
 for title, rows in attempts.items():
     print(f"{title:20} {rows}")
 
-diagram = diagrams.flat_batch({"adapter_ids": rows}, rows, requests=requests, title="The list, repeated")
+diagram = diagrams.flat_batch({"adapter_ids": rows}, rows, requests, title, expected={"adapter_ids": right})
 print(diagram)
 diagram  # noqa: B018
 
