@@ -18,7 +18,7 @@ from loracle import diagrams, tiny
 from loracle.kv_cache import prefix_key
 
 BLOCK_SIZE = 8
-model = loracle.load_model("tiny", dtype="float32")
+model = loracle.load_model("tiny", dtype="float64")
 voices = {name: loracle.load_adapter(name, model.config) for name in tiny.VOICES}
 prompts = [model.tokenizer.encode(prompt) for prompt in tiny.DEMO_PROMPTS]
 ids = prompts[0]
@@ -60,7 +60,7 @@ for name, voice in voices.items():
 # %%
 adapters = loracle.Engine(model).adapters
 digests = {name: adapters.digest(adapters.acquire(voice)) for name, voice in voices.items()}
-p = loracle.Precision("model", "float32")
+p = loracle.Precision("model", "float64")
 blocks = [ids[i : i + BLOCK_SIZE] for i in range(0, len(ids) - BLOCK_SIZE + 1, BLOCK_SIZE)]  # the full ones
 words = [model.tokenizer.decode(block) for block in blocks]
 
