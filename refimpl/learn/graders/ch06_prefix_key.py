@@ -62,7 +62,7 @@ def digest(name: str) -> bytes:
 
 
 def keys(attempt: Attempt, prompt: Prompt) -> list[object]:
-    """The chain of keys, as engine.py makes it."""
+    """The chain of keys, as scheduler.py makes it."""
     chain: list[object] = []
     for block in prompt.blocks():
         adapters = [(digest(name), weight) for name, weight in prompt.adapters]
@@ -235,7 +235,7 @@ EXERCISE = Exercise(
     name="ch06_prefix_key",
     title="A prefix cache, keyed by adapter",
     chapter="ch06_prefix_cache",
-    opens=("refimpl/kv_cache.py", "refimpl/engine.py"),
+    opens=("refimpl/kv_cache.py", "refimpl/scheduler.py"),
     minutes=45,
     hints=(
         "Write down everything that the numbers in the block were computed from. What of that is not in your key yet?",
