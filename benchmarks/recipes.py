@@ -17,11 +17,11 @@ import numpy as np
 
 from refimpl import load_adapter, load_model, tiny
 from refimpl.adapter import Adapter, LoraTensors, PeftConfig
+from refimpl.adapter_slots import AdapterSlots
 from refimpl.arrays import Array, Precision, rounded
 from refimpl.config import LAYER_MODULES, ModelConfig, Module, Rope
 from refimpl.engines.interface import EngineRequest, EngineResponse, Settings
 from refimpl.engines.ours import Ours
-from refimpl.lora import AdapterSlots
 from refimpl.ops import NUMPY, Ops
 from refimpl.oracle.noise.readout import log_softmax
 from refimpl.plans import LoraMapping

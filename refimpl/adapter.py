@@ -1,4 +1,12 @@
-"""A LoRA adapter: its tensors as stored, and the keys of its config that change the numbers (loading/ reads both)."""
+"""A LoRA adapter: its tensors as stored, and the keys of its config that change the numbers (loading/ reads both).
+
+PEFT (Hugging Face's library of adapters) writes a folder:
+
+    adapter_config.json         {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], ...}
+    adapter_model.safetensors   base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight    A [8, 256]
+                                base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight    B [256, 8]
+                                base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight    ...
+"""
 
 import re
 from collections.abc import Mapping

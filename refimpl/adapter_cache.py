@@ -4,9 +4,10 @@ import itertools
 from collections.abc import Sequence
 
 from .adapter import Adapter
+from .adapter_slots import AdapterSlots, BoundAdapter
 from .arrays import Precision
+from .digest import digest
 from .errors import CacheFull, LoracleError
-from .lora import AdapterSlots, BoundAdapter, digest
 from .ops import Ops
 from .weights import Model
 

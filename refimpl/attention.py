@@ -1,7 +1,8 @@
 """Attention: softmax(scale * q k^T) v, with keys and values read through a block table.
 
-Prefill, chunked prefill and decode are one thing: request r has `n` new tokens at the end of a context of
-`context_lens[r]` tokens whose keys and values are all in the cache already, the new ones included.
+Request r has `n` new tokens at the end of a context of `context_lens[r]` tokens whose keys and values are all in the
+cache already, the new ones included. That is prefill (all of a prompt is new), chunked prefill (a piece of it) and
+decode (one token) alike.
 """
 
 import math
@@ -48,7 +49,7 @@ def attention_per_token(
     out = xp.empty((tokens, heads, head_dim), q.dtype)
     for t, slots in visible(metadata, view.window):
         for h in range(heads):
-            kv_head = h // (heads // kv_heads)  # GQA: consecutive query heads share a key head
+            kv_head = h // (heads // kv_heads)  # grouped queries (GQA): neighbours share a key head
             keys = xp.stack([k_cache[block, offset, kv_head] for block, offset in slots])
             values = xp.stack([v_cache[block, offset, kv_head] for block, offset in slots])
             scores = rounded(rounded(keys @ q[t, h], p.scores) * scale, p.scores)
@@ -66,8 +67,19 @@ def attention(
 ) -> Float[Array, "tokens heads*head_dim"]:
     """The same, one request at a time: its keys are gathered once, and all of its heads are one batched product.
 
-    The query heads that share a key head are stacked below each other: [kv_heads, group * n, head_dim] times
-    [kv_heads, head_dim, keys]."""
+    The `group` query heads that share a key head are stacked below each other, n tokens each. For one key head of two
+    query heads, three new tokens at the end of five:
+
+        queries [group * n, head_dim]    keys^T [head_dim, keys]    scores [group * n, keys]
+                                           0  1  2  3  4
+        head 0, token 2   - - - -          |  |  |  |  |            . . . x x     x: the future, -inf (mask)
+        head 0, token 3   - - - -          |  |  |  |  |            . . . . x
+        head 0, token 4   - - - -    x     |  |  |  |  |     =      . . . . .
+        head 1, token 2   - - - -          |  |  |  |  |            . . . x x
+        head 1, token 3   - - - -          |  |  |  |  |            . . . . x
+        head 1, token 4   - - - -          |  |  |  |  |            . . . . .
+
+    softmax over each row, times values [keys, head_dim]; then heads and tokens change places again."""
     tokens, heads, head_dim = q.shape
     kv_heads = k_cache.shape[2]
     group = heads // kv_heads

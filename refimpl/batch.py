@@ -1,14 +1,24 @@
-"""What the engine scheduled -> one Batch: the plan is made, checked and copied to the device here, once."""
+"""What the engine scheduled -> one Batch: the plan is made, checked and copied to the device here, once.
+
+    request             0: a prompt of four     1: decodes     2: the second half of a prompt
+    token_ids           17  4  9  2             31             8  5
+    positions            0  1  2  3             12             2  3
+    adapter_ids          1  1  1  1             0             -1 -1
+    query_start_loc      0                      4              5        7
+    logits_indices                3             4                 6        the last token of each
+
+All tokens of all requests on one axis: nothing is padded, and prefill and decode are one path.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from .adapter_slots import AdapterSlots
 from .arrays import device_namespace
 from .errors import RequestError
 from .kv_cache import KVCache
-from .lora import AdapterSlots
 from .ops import Ops
 from .plans import NO_BLOCK, Adapters, AttentionMetadata, Batch, LoraMapping
 

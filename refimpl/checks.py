@@ -6,10 +6,10 @@ past. Each check is a LoracleError of one line that names the request or the tok
 
 import numpy as np
 
+from .adapter_slots import AdapterSlots
 from .arrays import Array, Int
 from .config import EMBED
 from .errors import LoracleError
-from .lora import AdapterSlots
 from .plans import NO_ADAPTER, AttentionMetadata, Batch
 
 

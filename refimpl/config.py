@@ -2,7 +2,7 @@
 
 The legend of axis names. Every public signature of the package uses these and no others:
 
-    tokens      all scheduled tokens of all requests, flat: prefill, chunked prefill and decode alike
+    tokens      all scheduled tokens of all requests, one behind the other (batch.py has the picture)
     requests    the requests of one batch;  starts: requests + 1, where their runs of tokens begin and end
     rows        the tokens that get logits
     d_model     hidden_size, the width of the residual stream

@@ -106,7 +106,7 @@ class Engine(Scheduler):
             self.last_step = tuple(self._preempted)
             self._check_progress()
             return []
-        # Requests of one adapter side by side: their rows are then one slice of the batch, not a gather (Punica).
+        # Requests of one adapter side by side: their rows are then one slice of the batch, not a gather.
         scheduled.sort(key=lambda item: [slot for slot, _ in item[0].adapters])
         rows = [
             row[: logit_width(state.request, self.model)]

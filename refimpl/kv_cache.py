@@ -1,5 +1,11 @@
 """The paged KV cache: blocks of `block_size` tokens, handed out, shared by prefix, and taken back.
 
+A token's key and value lie in a KV slot: block * block_size + offset. A request's block table names its blocks in the
+order of its positions; they may lie anywhere:
+
+    positions     0 1 2 3 | 4 5 6 7 | 8          block_size 4, block table [5, 0, 2]
+    KV slots   20 21 22 23| 0 1 2 3 | 8
+
 A full block is known by its prefix key, a hash chain over everything that its keys and values depend on. Two requests
 share a block only if the keys are equal, so nothing that a caller renames, reloads or renumbers can cause a hit.
 """
@@ -71,7 +77,13 @@ class KVCache:
     """Keys and values of every layer, and who uses which block.
 
     A block is free, in use (by one or more requests), or cached: used by nobody, but kept under its prefix key until
-    its room is needed. The methods are those of vLLM's block pool: allocate, free, match_prefix, cache_block."""
+    its room is needed. The methods are those of vLLM's block pool: allocate, free, match_prefix, cache_block.
+
+        free --allocate--> in use --free--> cached (if it has a key; else free again)
+                             ^                |
+                             +--match_prefix--+
+                             +--allocate------+  when no block is free: the least recently used one loses its key
+    """
 
     def __init__(
         self,
@@ -89,11 +101,11 @@ class KVCache:
         self.k: Array = xp.zeros(shape, p.compute)
         self.v: Array = xp.zeros(shape, p.compute)
         self.num_blocks, self.block_size, self.window = num_blocks, block_size, config.sliding_window
-        self.ref_counts: dict[int, int] = {}  # block -> how many requests hold it
+        self.ref_counts: dict[int, int] = {}  # block -> how many requests hold it: the blocks in use
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: set[int] = set()
-        self._block_of_key: dict[bytes, int] = {}
-        self._key_of: dict[int, bytes] = {}
+        self._block_of_key: dict[bytes, int] = {}  # of the cached blocks, and of full ones that are in use
+        self._key_of: dict[int, bytes] = {}  # the same the other way round
         self._last_used: dict[int, int] = {}  # of each block that has a key, in use or not
         self._select_victim, self._clock = select_victim, itertools.count()
 
@@ -137,10 +149,14 @@ class KVCache:
 
     def match_prefix(self, keys: Sequence[bytes]) -> list[int]:
         """Return the blocks of the longest prefix of these keys that is cached; the caller becomes an owner of each."""
-        blocks = [self._block_of_key[key] for key in itertools.takewhile(self._block_of_key.__contains__, keys)]
-        for block in blocks:
+        blocks: list[int] = []
+        for key in keys:
+            block = self._block_of_key.get(key)
+            if block is None:
+                break
             self._cached.discard(block)
             self.ref_counts[block] = self.ref_counts.get(block, 0) + 1
+            blocks.append(block)
         return blocks
 
     def cache_block(self, block: int, key: bytes) -> None:

@@ -9,10 +9,7 @@ import math
 import numpy as np
 
 from .arrays import Array, Float, Int, Precision, namespace, rounded, widen
-
-FEW_TOKENS = 6  # OpenBLAS, 256 x 256 to 2048 x 768, weights out of the cache: the two cost the same at 6 to 8 tokens
-SOME_TOKENS = 64  # the same weights: W x^T takes half of the time of x W^T at 8 tokens, as long at 128, longer beyond
-WIDEN_AT_ONCE = 1 << 22  # weights of a half type are widened in pieces of this many numbers, never as a whole
+from .matmul import matmul
 
 
 def embed(
@@ -36,29 +33,11 @@ def linear_per_token(
 def linear(
     x: Float[Array, "tokens d_in"], weight: Float[Array, "d_out d_in"], bias: Array | None, p: Precision
 ) -> Float[Array, "tokens d_out"]:
-    """y = x W^T + b, one matrix product; a weight of a half type passes through a small float32 buffer."""
-    tokens, (d_out, d_in) = x.shape[0], weight.shape
-    if weight.dtype == x.dtype:
-        y = product(x, weight)
-    else:
-        y, piece = namespace(x).empty((tokens, d_out), x.dtype), max(1, WIDEN_AT_ONCE // d_in)
-        for start in range(0, d_out, piece):
-            y[:, start : start + piece] = product(x, widen(weight[start : start + piece], p.compute))
+    """y = x W^T + b, all tokens in one product."""
+    y = matmul(x, weight, p)
     if bias is not None:
         y += widen(bias, p.compute)
     return rounded(y, p.linear)
-
-
-def product(x: Float[Array, "tokens d_in"], W: Float[Array, "d_out d_in"]) -> Float[Array, "tokens d_out"]:
-    """x W^T. A BLAS packs both matrices before it multiplies, and for few tokens, when the weights come from memory as
-    they do in a decode step, that costs more than it brings. It packs the first more cheaply than the second, so W
-    stands first there; for still fewer tokens it is a matrix-vector product each, and packs nothing."""
-    if isinstance(x, np.ndarray) and len(x) <= FEW_TOKENS:
-        return (W @ x[:, :, None])[:, :, 0]
-    if isinstance(x, np.ndarray) and len(x) <= SOME_TOKENS:
-        with np.errstate(invalid="ignore"):  # a BLAS may set the flag in lanes that it pads (OpenBLAS issue 1924)
-            return np.ascontiguousarray((W @ x.T).T)
-    return x @ W.T
 
 
 def rms_norm(

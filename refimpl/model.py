@@ -2,9 +2,10 @@
 
     embed -> layers x { rms_norm -> q, k, v -> rope -> write_kv -> attention -> o -> rms_norm -> gated mlp } -> logits
 
-Every linear layer is `project`: what the base computes, plus what each token's adapters add to it. All that changes
-while a model runs (the cache, the adapter slots) is passed in. That is a Llama. What another family has besides (norms
-in other places, a rotation of its own, multipliers, soft-caps) is data of its config, and nothing in a Llama's.
+x, the residual stream, is what each layer reads and adds to. Every linear layer is `project`: what the base computes,
+plus what each token's adapters add to it. All that changes while a model runs (the cache, the adapter slots) is passed
+in. That is a Llama. What another family has besides (norms in other places, a rotation of its own, multipliers,
+soft-caps) is data of its config, and nothing in a Llama's.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from .adapter_cache import AdapterCache
+from .adapter_slots import AdapterSlots
 from .arrays import Array, Float, Precision, ceil_div, namespace, rounded, to_host
 from .batch import ScheduledRequest, make_batch
 from .config import EMBED, LM_HEAD, Module, Rope, short_name
 from .kv_cache import KVCache
-from .lora import AdapterSlots, added_by
+from .lora import added_by
 from .ops import NUMPY, Ops
 from .plans import Batch, LoraMapping
 from .request import Request, check_list, check_request
@@ -32,23 +34,23 @@ def forward(
     Keys and values of the tokens are written to the cache. Where an adapter of the batch extends the vocabulary, the
     rows of the others are filled up with -inf."""
     config, norms, trace = model.config, model.config.norms, active_trace()
-    note = trace.record if trace is not None else ignore
-    xp, turns = namespace(model.norm), dict(zip(config.ropes, batch.device.ropes, strict=True))
+    note = trace.note if trace is not None else ignore
+    turns = dict(zip(config.ropes, batch.device.ropes, strict=True))
 
     def project(x: Array, layer: int, name: str, mapping: LoraMapping = batch.lora) -> Float[Array, "tokens d_out"]:
         module = (layer, name)
         y = base(model, x, module, adapters, mapping, ops, p)
         if trace is not None:
             delta = added_by(ops.lora_delta, y, x, module, adapters, mapping, p)
-            for part, values in (("input", x), ("base", y), ("lora", delta)):
-                trace.record(f"{short_name(module)}.{part}", values)
+            note(f"{short_name(module)}.", input=x, base=y, lora=delta)
         ops.lora_delta(y, x, module, adapters, mapping, p)
         return y
 
     def parts(x: Array, layer: int, names: Sequence[str], widths: Sequence[int]) -> Sequence[Array]:
         if len(names) == len(widths):
             return [project(x, layer, name) for name in names]
-        return xp.split(project(x, layer, names[0]), np.cumsum(widths[:-1]), axis=1)  # one module for all of them
+        y = project(x, layer, names[0])  # one module for all of them
+        return namespace(y).split(y, np.cumsum(widths[:-1]), axis=1)
 
     def norm(x: Array, layer: int, name: str | None) -> Array:
         if name is None:
@@ -73,22 +75,18 @@ def forward(
         ops.write_kv(cache.k[i], cache.v[i], k, v.reshape(k.shape), batch.attention, p)
         mixed = ops.attention(q, cache.k[i], cache.v[i], batch.attention, config.view(i), p)
         x = added(x, norm(project(mixed, i, "o_proj"), i, norms.attention_out))
-        note(f"layers.{i}.q_rope", q)
-        note(f"layers.{i}.k_rope", k)
-        note(f"layers.{i}.attention", mixed)
+        note(f"layers.{i}.", q_rope=q, k_rope=k, attention=mixed)
 
         h = norm(x, i, norms.mlp_in)
         gate, up = parts(h, i, config.gate_up, [config.intermediate_size] * 2)
         h = ops.mlp_activation(gate, up, config.activation, p)
         x = added(x, norm(project(h, i, config.down), i, norms.mlp_out))
-        note(f"layers.{i}.mlp", h)
-        note(f"layers.{i}.output", x)
+        note(f"layers.{i}.", mlp=h, output=x)
 
     h = ops.rms_norm(x[batch.device.logits_indices], model.norm, config.rms_norm_eps, p)
     logits = rounded(project(h, *LM_HEAD, batch.logits_lora), p.logits)
     logits = ops.softcap(ops.scaled(logits, 1 / config.logits_scaling, p), config.logits_softcap, p.logits)
-    note("norm", h)
-    note("logits", logits)
+    note("", norm=h, logits=logits)
     return logits
 
 
@@ -131,7 +129,7 @@ def apply(layer: Linear, x: Array, module: Module, ops: Ops, p: Precision) -> Fl
     return y
 
 
-def ignore(name: str, x: Array) -> None:
+def ignore(scope: str, **values: Array) -> None:
     """Record nothing: no trace is active."""
 
 

@@ -12,11 +12,11 @@ This is the seam of the package (Feathers's word): the place at which behaviour 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from . import attention, checks, kv_cache, layers, lora, plans, policies, rope
+from . import adapter_slots, attention, checks, kv_cache, layers, lora, plans, policies, rope
 from .adapter import Adapter
+from .adapter_slots import AdapterSlots, BoundAdapter
 from .arrays import Array, Precision
 from .config import ModelConfig, Module, Rope, View
-from .lora import AdapterSlots, BoundAdapter
 from .plans import Adapters, AttentionMetadata, Batch, LoraMapping
 
 Pair = tuple[Array, Array]
@@ -60,8 +60,8 @@ REFERENCE = Ops(
     schedule=policies.schedule,
     admit=policies.admit,
     select_victim=kv_cache.select_victim,
-    adapter_scale=lora.adapter_scale,
-    bind_adapter=lora.bind_adapter,
+    adapter_scale=adapter_slots.adapter_scale,
+    bind_adapter=adapter_slots.bind_adapter,
     lora_mapping=plans.lora_mapping,
     segments=plans.segments_per_adapter,
     positions=plans.positions,

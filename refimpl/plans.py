@@ -1,7 +1,7 @@
 """The plan of one batch: all that the forward pass looks up, made once on the host and copied to the device once.
 
     LoraMapping         which adapters each row gets, row by row and sorted: segments for the fast form, tiles for SGMV
-    AttentionMetadata   where keys and values lie: block tables, slots, and which blocks are side by side
+    AttentionMetadata   where keys and values lie: block tables, KV slots, and which blocks are side by side
     Batch               both, with the tokens and the cos and sin of their positions
 
 The names are vLLM's. Plans are NumPy arrays on the host, where they are checked (checks.py); `plan.device` is the same
@@ -21,7 +21,9 @@ from .plan_copy import on_device
 
 NO_ADAPTER = -1  # in adapter_ids: the base alone
 NO_BLOCK = -1  # in a block table: a block that has left the sliding window
-TILE = 16  # rows of one adapter that an SGMV kernel multiplies at a time, as many as a tensor core's tile has
+# Rows of one adapter that a kernel multiplies at a time (SGMV, segmented gather matrix-vector product: Punica, Chen et
+# al. 2023). As many as a tensor core's tile has; with more, an adapter of few tokens leaves more of its tile empty.
+TILE = 16
 
 Adapters = Sequence[tuple[int, float]]  # (adapter slot, weight) of each adapter that one request sums
 Index = slice | Array  # rows of an array: a slice where they lie together, so that indexing is a view
@@ -32,7 +34,7 @@ HOST = {"host": True}  # a field that only the host reads: it is not copied
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """The rows that get one adapter at one weight (Punica's SGMV)."""
+    """The rows that get one adapter at one weight."""
 
     slot: int
     weight: float
@@ -139,7 +141,7 @@ class AttentionMetadata:
     query_start_loc: Int[Array, " starts"]  # request r owns tokens query_start_loc[r] to query_start_loc[r + 1]
     context_lens: Int[Array, " requests"]  # tokens of the request in the cache, the new ones included
     block_tables: Int[Array, "requests max_blocks"]
-    slot_mapping: Int[Array, " tokens"]  # where each token's key and value go: block * block_size + offset
+    slot_mapping: Int[Array, " tokens"]  # the KV slot of each token: block * block_size + offset
     requests: Int[Array, " tokens"]  # whose token it is
     spans: tuple[Span, ...]
     num_blocks: int

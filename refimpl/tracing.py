@@ -37,6 +37,11 @@ class Trace(Mapping[str, Array]):
         if self.wants(name):
             self._parts.setdefault(name, []).append(to_host(x).copy())
 
+    def note(self, scope: str, **values: Array) -> None:
+        """Record each value as "scope" followed by its name."""
+        for name, x in values.items():
+            self.record(scope + name, x)
+
     def __getitem__(self, name: str) -> Array:
         return np.concatenate(self._parts[name])
 

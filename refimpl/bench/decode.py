@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from ..adapter import PeftConfig
+from ..adapter_slots import AdapterSlots, bind_adapter
 from ..arrays import Array, Float, Precision, ceil_div, device_namespace, to_host
 from ..batch import ScheduledRequest, make_batch
 from ..config import LAYER_MODULES, ModelConfig
 from ..kv_cache import KVCache
-from ..lora import AdapterSlots, bind_adapter
 from ..model import forward
 from ..ops import Ops
 from ..plans import Batch

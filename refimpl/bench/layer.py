@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ..adapter_slots import LoraWeights
 from ..arrays import device_namespace
 from ..backends import BACKENDS
 from ..cuda import launch, runner
-from ..lora import LoraWeights
 from ..plans import LoraMapping
 from .decode import Shape, decoding, model_of
 

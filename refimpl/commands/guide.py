@@ -15,8 +15,8 @@ from rich.text import Text
 
 from .. import tiny
 from ..adapter import Adapter
+from ..adapter_slots import bind_adapter
 from ..errors import RequestError
-from ..lora import bind_adapter
 from ..published import weights
 from ..published.guide import BASE_UID, Cast, GuideAnswer, act, modules, published, ranks
 from .common import BASE, add_model_arguments, backend, load, prompt_ids

@@ -10,12 +10,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
-from .. import lora
+from .. import adapter_slots
 from ..adapter import Adapter
+from ..adapter_slots import AdapterSlots, BoundAdapter, LoraWeights
 from ..arrays import Array, Float, Int, Precision, namespace, rounded, widen
 from ..config import EMBED, ModelConfig, Module, View
 from ..errors import LoracleError
-from ..lora import AdapterSlots, BoundAdapter, LoraWeights
 from ..ops import NUMPY
 from ..plans import AttentionMetadata, LoraMapping
 from . import launch
@@ -106,10 +106,10 @@ def lora_delta(
 
 
 def bind_adapter(adapter: Adapter, config: ModelConfig, scale: Callable[[float, int, bool], float]) -> BoundAdapter:
-    """lora.bind_adapter. LoracleError for DoRA: no kernel stretches the rows of y."""
+    """adapter_slots.bind_adapter. LoracleError for DoRA: no kernel stretches the rows of y."""
     if adapter.use_dora:
         raise LoracleError(f"ops cuda: adapter {adapter.name} is DoRA, which the kernels do not compute; use ops numpy")
-    return lora.bind_adapter(adapter, config, scale)
+    return adapter_slots.bind_adapter(adapter, config, scale)
 
 
 # ---- the others -----------------------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from ..adapter import Adapter
+from ..adapter_slots import scale_of
 from ..arrays import Array
 from ..config import Module, module_name
 from ..errors import AdapterError
 from ..loading.conversion import all_finite, converted
 from ..loading.diagnostics import shown
-from ..lora import scale_of
 
 HALVES_AND_SINGLE = ("float32", "float16", "bfloat16")
 

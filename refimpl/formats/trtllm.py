@@ -19,13 +19,13 @@ longer side of a matrix for the layer's, which is wrong where r is above hidden_
 import numpy as np
 
 from ..adapter import Adapter, LoraTensors
+from ..adapter_slots import adapter_scale
 from ..arrays import Array, Float
 from ..config import LAYER_MODULES, ModelConfig, Module, module_name
 from ..errors import AdapterError
 from ..loading.adapter_pairs import config_of
 from ..loading.conversion import all_finite
 from ..loading.diagnostics import shown
-from ..lora import adapter_scale
 from ..tensorrt_llm.prescale import cast, prescale
 from .plain_lora import cannot_hold, peft_scales
 from .trtllm_modules import OF_LLAMA

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..adapter_slots import AdapterSlots
 from ..arrays import Array, Float, Precision
 from ..config import EMBED, Module
-from ..lora import AdapterSlots
 from ..plans import Index, LoraMapping
 
 

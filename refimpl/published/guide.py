@@ -16,8 +16,8 @@ from typing import Any
 from ..adapter import Adapter
 from ..errors import LoracleError
 from ..formats.trtllm_modules import OF_LLAMA
-from ..lora import NO_ADAPTER
 from ..ops import Ops
+from ..plans import NO_ADAPTER
 from ..request import Request
 from ..streaming import roomy_engine, stream
 from ..tensorrt_llm.backend import backend

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..adapter import Adapter, LoraTensors, PeftConfig, pattern_value
+from ..adapter_slots import scale_of
 from ..arrays import Array
 from ..config import EMBED, LM_HEAD, ModelConfig, Module, module_name
-from ..lora import scale_of
 from ..weights import Model
 from .models import HEAD_GAIN, NORMS_FIRST, Snap
 

@@ -18,9 +18,10 @@ import itertools
 
 import numpy as np
 
+from ..adapter_slots import AdapterSlots
 from ..arrays import Array, Float, Int, Precision, namespace
 from ..config import Module
-from ..lora import AdapterSlots, lora_delta, shrink
+from ..lora import lora_delta, shrink
 from ..ops import NUMPY
 from ..plans import NO_ADAPTER, LoraMapping
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..adapter import Adapter
+from ..adapter_slots import BoundAdapter, LoraWeights
 from ..config import ModelConfig
-from ..lora import BoundAdapter, LoraWeights
 from ..ops import NUMPY, Ops
 from .prescale import check_order, prescale
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapter import PeftConfig, pattern_value
+from ..adapter_slots import adapter_scale
 from ..arrays import Array
 from ..config import ModelConfig, Module, module_name
 from ..errors import ConfigError
@@ -27,7 +28,6 @@ from ..loading.peft_config import CONFIG_FILE
 from ..loading.peft_tensors import Parts
 from ..loading.tensor import Tensor
 from ..loading.tokenizer_file import load_tokenizer
-from ..lora import adapter_scale
 
 
 @dataclass(frozen=True)

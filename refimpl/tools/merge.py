@@ -7,10 +7,10 @@ them. It answers the same as base + adapter up to rounding, which is how the one
 import dataclasses
 
 from ..adapter import Adapter
+from ..adapter_slots import LoraWeights
 from ..arrays import DTYPES, Array, rounded, to_device, widen
 from ..config import EMBED, LM_HEAD, Module
 from ..dora import dora_gain
-from ..lora import LoraWeights
 from ..ops import NUMPY, Ops
 from ..weights import Linear, Model
 

@@ -14,10 +14,11 @@ from functools import reduce
 
 import numpy as np
 
+from ..adapter_slots import AdapterSlots
 from ..arrays import Array, Float, Precision, namespace
 from ..config import EMBED, LM_HEAD, Module
 from ..kv_cache import KVCache
-from ..lora import AdapterSlots, added_by
+from ..lora import added_by
 from ..model import base
 from ..ops import Ops
 from ..plans import Batch, LoraMapping

@@ -5,11 +5,11 @@ y = gain u + bias, u = W x + s B A x, gain = magnitude / length:
 du = gain dy        dmagnitude = sum over t of dy[t] u[t] / length
 """
 
+from ..adapter_slots import AdapterSlots, LoraWeights
 from ..arrays import Array, Float, Precision, namespace
 from ..config import EMBED, Module
 from ..dora import dora_gain
 from ..layers import embed, linear
-from ..lora import AdapterSlots, LoraWeights
 from ..weights import Linear
 
 

@@ -7,9 +7,9 @@ write_kv has none: while an adapter trains, what is written is read back at once
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ..adapter_slots import AdapterSlots
 from ..arrays import Array, Precision
 from ..config import Module, View
-from ..lora import AdapterSlots
 from ..plans import AttentionMetadata, LoraMapping
 from . import attention_gradients, gradients, lora_gradients
 from .lora_gradients import Gradients

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from ..arrays import Array, Float, Int, Precision, namespace, to_host, widen
-from ..layers import WIDEN_AT_ONCE
+from ..matmul import WIDEN_AT_ONCE
 from ..rope import apply_rope, apply_rope_per_token
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..adapter import Adapter
+from ..adapter_slots import AdapterSlots
 from ..arrays import Precision, namespace
 from ..errors import LoracleError
-from ..lora import AdapterSlots
 from ..ops import NUMPY, Ops
 from ..plans import NO_ADAPTER
 from ..weights import Model

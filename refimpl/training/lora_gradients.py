@@ -10,9 +10,10 @@ What DoRA adds to y depends on y itself: there dy comes back to the base stretch
 dy above (dora_gradients.py).
 """
 
+from ..adapter_slots import AdapterSlots
 from ..arrays import Array, Float, Precision, namespace, to_host
 from ..config import Module
-from ..lora import AdapterSlots, shrink
+from ..lora import shrink
 from ..plans import NO_ADAPTER, LoraMapping
 from .dora_gradients import has_dora, magnitude_vjp
 from .gradients import embed_weight_vjp

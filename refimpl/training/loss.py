@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..adapter_slots import AdapterSlots
 from ..arrays import Array, Float, Int, ceil_div, namespace
 from ..batch import ScheduledRequest, make_batch
 from ..kv_cache import KVCache
-from ..lora import AdapterSlots
 from ..model import forward as serve
 from ..ops import Ops
 from ..plans import Batch

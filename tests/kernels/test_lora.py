@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.plans import mapping
 
+from refimpl.adapter_slots import LoraWeights
 from refimpl.cuda import launch
 from refimpl.cuda.launch import LoraLaunch, PackedLora, stored, widened
 from refimpl.errors import LoracleError
-from refimpl.lora import LoraWeights
 from refimpl.oracle.vectors.bounds import Near, exact, product
 
 pytestmark = needs_cpu

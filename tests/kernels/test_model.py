@@ -16,12 +16,12 @@ from support import build
 
 from refimpl import Engine, Request, generate, load_adapter, load_model, logits, tiny
 from refimpl.adapter import Adapter
+from refimpl.adapter_slots import AdapterSlots, bind_adapter
 from refimpl.arrays import Precision, rounded
 from refimpl.backends import BACKENDS
 from refimpl.config import EMBED, LM_HEAD
 from refimpl.cuda.table import CUDA, packed_at
 from refimpl.errors import LoracleError
-from refimpl.lora import AdapterSlots, bind_adapter
 from refimpl.ops import NUMPY, REFERENCE, Ops
 from refimpl.oracle.noise.ensemble import ensemble, honest_runs
 from refimpl.weights import Layer, Linear, Model

@@ -14,12 +14,12 @@ from cases import needs_cpu, scheduled
 from support import build
 from support.plans import mapping, metadata
 
+from refimpl.adapter_slots import AdapterSlots, LoraWeights
 from refimpl.arrays import Precision, rounded
 from refimpl.config import View
 from refimpl.cuda import launch
 from refimpl.cuda.launch import LoraLaunch
 from refimpl.cuda.table import CUDA
-from refimpl.lora import AdapterSlots, LoraWeights
 from refimpl.ops import REFERENCE, Ops
 from refimpl.tensorrt_llm.backend import backend
 

@@ -8,13 +8,14 @@ from collections.abc import Callable
 import numpy as np
 
 from refimpl import NUMPY, Ops, Precision
+from refimpl.adapter_slots import AdapterSlots, LoraWeights
 from refimpl.arrays import Array
 from refimpl.attention import attention
 from refimpl.config import EMBED, Module
 from refimpl.dora import Dora
 from refimpl.kv_cache import write_kv
 from refimpl.layers import linear
-from refimpl.lora import AdapterSlots, LoraWeights, lora_delta
+from refimpl.lora import lora_delta
 from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.bugs.d_prefix import keyed_without
 from refimpl.oracle.bugs.steps import Slots, reading

@@ -13,11 +13,11 @@ import numpy as np
 
 from refimpl import NUMPY, Ops
 from refimpl.adapter import Adapter
+from refimpl.adapter_slots import BoundAdapter
 from refimpl.arrays import Array
 from refimpl.engines import ours
 from refimpl.engines.interface import Settings
 from refimpl.engines.ours import Observed, Ours
-from refimpl.lora import BoundAdapter
 from refimpl.oracle.bugs.steps import unchecked
 from refimpl.oracle.cases.case import Case, Exchange, play, teacher_forced, truth
 from refimpl.oracle.cases.testbed import Testbed

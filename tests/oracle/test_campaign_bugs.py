@@ -10,7 +10,8 @@ import pytest
 from support.campaign import campaign, named
 
 from refimpl import NUMPY, Ops
-from refimpl.lora import adapter_scale, lora_delta
+from refimpl.adapter_slots import adapter_scale
+from refimpl.lora import lora_delta
 from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.cases.case import Case
 from refimpl.oracle.cases.testbed import Testbed

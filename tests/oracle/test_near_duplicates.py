@@ -9,9 +9,9 @@ from support.testbed import small_testbed
 
 from refimpl import NUMPY, Ops
 from refimpl.adapter import Adapter
+from refimpl.adapter_slots import BoundAdapter
 from refimpl.config import ModelConfig
 from refimpl.engines.ours import CAPABILITIES, Ours
-from refimpl.lora import BoundAdapter
 from refimpl.oracle.cases.case import play
 from refimpl.oracle.cases.near_duplicates import LOUDER, near_duplicates_of
 from refimpl.oracle.cases.scenarios import draw_sequence, variants

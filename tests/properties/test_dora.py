@@ -16,10 +16,11 @@ from support.tables import every_table
 from refimpl import NUMPY, REFERENCE, Model, Ops, Precision, Request, logits
 from refimpl.adapter import Adapter
 from refimpl.adapter_cache import AdapterCache
+from refimpl.adapter_slots import bind_adapter
 from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
+from refimpl.digest import digest
 from refimpl.dora import dora_gain
 from refimpl.errors import AdapterError, RequestError
-from refimpl.lora import bind_adapter, digest
 from refimpl.tools.effect import effect
 from refimpl.tools.merge import merged as merged_copy
 from refimpl.tracing import trace

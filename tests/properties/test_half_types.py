@@ -19,9 +19,9 @@ from support.plans import mapping, metadata, writing
 from support.tables import every_table
 
 from refimpl import NUMPY, REFERENCE, Model, Ops, Precision, Request, logits, trace
+from refimpl.adapter_slots import AdapterSlots, BoundAdapter, LoraWeights
 from refimpl.arrays import DTYPES, rounded
 from refimpl.config import ModelConfig, Rope, View
-from refimpl.lora import AdapterSlots, BoundAdapter, LoraWeights
 
 HALF = ("bfloat16", "float16")
 POINTS = [f.name for f in fields(Precision)[3:]]

@@ -14,8 +14,8 @@ from support.tables import every_table
 
 from refimpl import Model, Ops, Precision
 from refimpl.adapter import Adapter
+from refimpl.adapter_slots import AdapterSlots, LoraWeights, bind_adapter
 from refimpl.config import EMBED, Module
-from refimpl.lora import AdapterSlots, LoraWeights, bind_adapter
 
 P = Precision("model", "float64")
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from support.build import ALWAYS_SEEN, RANKS, configs, random_model
 
 from refimpl import NUMPY, Model, Ops
+from refimpl.adapter_slots import scale_of
 from refimpl.config import EMBED, LAYER_MODULES, LayerKind, ModelConfig, Module, Norms, Rope
-from refimpl.lora import scale_of
 from refimpl.training.arguments import TrainingArguments
 from refimpl.training.examples import Example, Task, schedule_of
 from refimpl.training.gradient_ops import GRADIENTS, GradientOps

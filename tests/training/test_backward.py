@@ -19,8 +19,8 @@ from support.build import configs
 from support.compare import assert_equal_to_rounding, assert_same_bits
 
 from refimpl import NUMPY, REFERENCE
+from refimpl.adapter_slots import AdapterSlots
 from refimpl.arrays import Precision
-from refimpl.lora import AdapterSlots
 from refimpl.model import forward as serve
 from refimpl.training.backward import Pass, forward
 from refimpl.training.dropout import Dropout

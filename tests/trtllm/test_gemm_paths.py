@@ -14,9 +14,10 @@ from support.compare import assert_differ, assert_same_bits
 from support.plans import mapping
 
 from refimpl import NUMPY, REFERENCE, Ops, Precision
+from refimpl.adapter_slots import AdapterSlots, BoundAdapter, LoraWeights
 from refimpl.arrays import rounded
 from refimpl.config import ModelConfig
-from refimpl.lora import AdapterSlots, BoundAdapter, LoraWeights, shrink
+from refimpl.lora import shrink
 from refimpl.tensorrt_llm.arithmetic import AS_BATCHED, GROUPED, UNIFIED, is_unified, slice_edges, split_k_shrink
 from refimpl.tensorrt_llm.backend import prescaled
 from refimpl.tensorrt_llm.prescale import prescale

@@ -8,9 +8,9 @@ from support.compare import assert_same_bits
 
 from refimpl import Model, Precision
 from refimpl.adapter import Adapter
+from refimpl.adapter_slots import AdapterSlots
 from refimpl.config import LAYER_MODULES, ModelConfig
 from refimpl.formats.trtllm import from_pair, to_pair
-from refimpl.lora import AdapterSlots
 from refimpl.tensorrt_llm.backend import backend
 
 LOADER = {"manager": "manager", "convert": "convert", "peft": "convert"}

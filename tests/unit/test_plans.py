@@ -11,12 +11,12 @@ from support.build import random_adapter, random_model
 from support.plans import mapping, metadata, writing
 
 from refimpl import NUMPY, Precision, Request
+from refimpl.adapter_slots import AdapterSlots, adapter_scale, bind_adapter
 from refimpl.batch import ScheduledRequest, make_batch
 from refimpl.checks import check_attention, check_slots
 from refimpl.config import ModelConfig
 from refimpl.errors import LoracleError, RequestError
 from refimpl.kv_cache import KVCache
-from refimpl.lora import AdapterSlots, adapter_scale, bind_adapter
 from refimpl.plans import NO_BLOCK, TILE, Batch, blocks_of, logits_indices, lora_mapping, positions
 from refimpl.request import check_request
 

@@ -7,10 +7,10 @@ import pytest
 
 from refimpl import LoracleError
 from refimpl.adapter import PeftConfig
+from refimpl.adapter_slots import scale_of
 from refimpl.arrays import DTYPES
 from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
 from refimpl.engines.interface import Capabilities
-from refimpl.lora import scale_of
 from refimpl.oracle.cases.variety import random_adapters
 from refimpl.oracle.vectors.draw import on_grid
 from refimpl.synthetic.adapters import (

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ...adapter_slots import LoraWeights
 from ...arrays import Array, Float, Int, namespace
 from ...errors import LoracleError
-from ...lora import LoraWeights
 from ...plans import TILE, LoraColumn, LoraMapping
 from . import start
 from .checks import check_adapter_ids, check_array

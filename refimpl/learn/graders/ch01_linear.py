@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from ...adapter_slots import adapter_scale
 from ...arrays import Array, Precision, rounded, widen
-from ...lora import adapter_scale
 from ...request import Request
 from .. import voices
 from ..exercise import Attempt, Exercise

@@ -11,9 +11,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ... import lora
+from ...adapter_slots import AdapterSlots, LoraWeights
 from ...arrays import Array, Precision, rounded
 from ...config import EMBED, Module
-from ...lora import AdapterSlots, LoraWeights
 from ...plans import NO_ADAPTER, LoraMapping
 from .. import voices
 from ..exercise import Attempt, Exercise

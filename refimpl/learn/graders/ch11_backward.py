@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from hypothesis import strategies as st
 
+from ...adapter_slots import AdapterSlots
 from ...arrays import Array, Precision
 from ...config import Module
-from ...lora import AdapterSlots
 from ...plans import LoraMapping
 from ...training import Example, LoraConfig, Task, TrainingArguments, train
 from ...training.gradient_ops import GRADIENTS

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from ...adapter import Adapter, pattern_value
+from ...adapter_slots import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter
 from ...arrays import Array, Precision
 from ...config import ModelConfig, Module, module_name
-from ...lora import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter
 from ...ops import Ops
 from ...plans import LoraMapping
 from .mutant import Family

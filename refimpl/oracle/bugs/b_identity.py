@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ...adapter_slots import AdapterSlots, BoundAdapter
 from ...arrays import Array, Precision
 from ...config import LM_HEAD, Module
-from ...lora import AdapterSlots, BoundAdapter
 from ...ops import NUMPY, Ops
 from ...plans import Adapters, LoraMapping
 from .mutant import Family

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Collection, Hashable, Mapping, Sequence
 
 from ...adapter import Adapter
+from ...adapter_slots import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter
 from ...config import ModelConfig, Module
-from ...lora import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter
 from ...ops import NUMPY, Ops
 from .mutant import Family
 from .steps import Scale, Slots, but, reading

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...adapter import Adapter
+from ...adapter_slots import BoundAdapter, bind_adapter
 from ...arrays import Precision
 from ...config import ModelConfig
+from ...digest import digest
 from ...kv_cache import prefix_key
-from ...lora import BoundAdapter, bind_adapter, digest
 from ...ops import Ops
 from .mutant import Family
 from .steps import Scale, but

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ...adapter import Adapter
+from ...adapter_slots import AdapterSlots, BoundAdapter, LoraWeights
 from ...arrays import Array, Precision, widen
 from ...config import ModelConfig, Module
-from ...lora import AdapterSlots, BoundAdapter, LoraWeights
 from ...ops import NUMPY, Ops
 from ...plans import LoraMapping
 from ...rope import apply_rope

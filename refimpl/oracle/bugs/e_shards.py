@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 
 from ...adapter import Adapter
+from ...adapter_slots import BoundAdapter, LoraWeights
 from ...arrays import ceil_div
 from ...config import ModelConfig, Module
-from ...lora import BoundAdapter, LoraWeights
 from ...ops import Ops
 from .e_layout import COLUMN_PARALLEL, MISSING, ROW_PARALLEL, TP, layout, on, row_subset
 from .steps import binding, loading

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 
 from ...adapter import Adapter
+from ...adapter_slots import BoundAdapter, LoraWeights
 from ...arrays import Array
 from ...config import ATTENTION_MODULES, EMBED, LAYER_MODULES, LM_HEAD, MLP_MODULES, ModelConfig, Module
-from ...lora import BoundAdapter, LoraWeights
 from ...ops import Ops
 from .mutant import Family
 from .steps import binding, but, loading

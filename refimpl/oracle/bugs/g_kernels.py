@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...adapter_slots import AdapterSlots, LoraWeights
 from ...arrays import Array, Precision, ceil_div
 from ...config import Module
-from ...lora import AdapterSlots, LoraWeights
 from ...ops import NUMPY, Ops
 from ...plans import Adapters, LoraMapping
 from .mutant import Family

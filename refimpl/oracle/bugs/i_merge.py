@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ...adapter_slots import AdapterSlots, LoraWeights
 from ...arrays import Array, Precision, rounded, widen
 from ...config import EMBED, ModelConfig, Module
-from ...lora import AdapterSlots, LoraWeights
 from ...ops import Ops
 from ...plans import NO_ADAPTER, LoraMapping
 from ...weights import Linear

@@ -3,8 +3,8 @@
 import dataclasses
 
 from ...adapter import Adapter
+from ...adapter_slots import AdapterSlots, BoundAdapter, bind_adapter
 from ...config import ModelConfig, Module
-from ...lora import AdapterSlots, BoundAdapter, bind_adapter
 from ...ops import Ops
 from .b_identity import EMPTY
 from .mutant import Mutant

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ...adapter import Adapter
+from ...adapter_slots import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter
 from ...arrays import Array, Precision, rounded
 from ...attention import attention, gather
 from ...config import ModelConfig, Module, View
-from ...lora import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter
 from ...ops import NUMPY, Ops
 from ...plans import Adapters, AttentionMetadata, LoraMapping
 from ..cases.testbed import Testbed

@@ -12,9 +12,9 @@ from itertools import combinations
 import numpy as np
 
 from ...adapter import Adapter
+from ...adapter_slots import AdapterSlots, BoundAdapter, bind_adapter
 from ...arrays import Array, Precision
 from ...config import ATTENTION_MODULES, LAYER_MODULES, MLP_MODULES, ModelConfig, Module
-from ...lora import AdapterSlots, BoundAdapter, bind_adapter
 from ...ops import NUMPY, Ops
 from ...plans import Adapters, LoraMapping
 from . import Mutant

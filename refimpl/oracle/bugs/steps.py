@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from ...adapter import Adapter
+from ...adapter_slots import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter
 from ...arrays import Array, Precision
 from ...config import EMBED, ModelConfig, Module
 from ...dora import Dora
 from ...layers import embed
-from ...lora import AdapterSlots, BoundAdapter, LoraWeights, bind_adapter, lora_delta
+from ...lora import lora_delta
 from ...ops import NUMPY, Ops
 from ...plans import NO_ADAPTER, Adapters, Batch, LoraMapping
 

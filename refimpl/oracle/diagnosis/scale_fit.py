@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...adapter import Adapter
+from ...adapter_slots import LoraWeights
 from ...config import Module
-from ...lora import LoraWeights
 from ...ops import Ops
 from ..bugs import Mutant
 from ..bugs.scopes import Scope, scoped_ops

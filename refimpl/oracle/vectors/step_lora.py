@@ -12,9 +12,10 @@ from typing import Any, cast
 import numpy as np
 
 from ...adapter import Adapter, LoraTensors, PeftConfig
+from ...adapter_slots import AdapterSlots, adapter_scale
 from ...arrays import Array, Precision
 from ...config import ModelConfig, Module
-from ...lora import AdapterSlots, adapter_scale, lora_delta_per_token
+from ...lora import lora_delta_per_token
 from ...ops import NUMPY, Ops
 from ...plans import LoraMapping
 from ...weights import Model

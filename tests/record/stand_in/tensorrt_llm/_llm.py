@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from refimpl import Precision
+from refimpl.adapter_slots import adapter_scale
 from refimpl.config import LAYER_MODULES
 from refimpl.engines.interface import EngineRequest, EngineResponse, Settings
 from refimpl.engines.ours import Ours
-from refimpl.lora import adapter_scale
 from refimpl.tensorrt_llm.arithmetic import AS_BATCHED, GROUPED
 from refimpl.tensorrt_llm.backend import backend
 from refimpl.tensorrt_llm.rank_alignment import check_grouped
