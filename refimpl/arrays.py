@@ -20,8 +20,8 @@ from .errors import DeviceError, LoracleError
 
 __all__ = ["Array", "Float", "Int", "Precision", "namespace", "rounded", "to_device", "to_host", "widen"]
 
-# Float[Array, "tokens d_model"] names the axes of an argument. When the package runs, Float is typing.Annotated: an Array
-# with a note that nobody reads. The tests turn each of these notes into a check (tests/conftest.py).
+# Float[Array, "tokens d_model"] names the axes of an argument. When the package runs, Float is typing.Annotated: an
+# Array with a note that nobody reads. The tests turn each of these notes into a check (tests/conftest.py).
 Array = np.ndarray
 
 DTYPES = {

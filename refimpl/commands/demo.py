@@ -40,9 +40,9 @@ ROUNDS, FEW_ROUNDS = 2, 1  # of batched, then one after another
 SECONDS_PER_STEP = 0.02  # a person reads along; the speed is measured in a run of its own
 
 CLOSING = (
-    "One set of base weights served all five requests in one batch. adapter_id is the slot that a request's adapter is "
-    "in, -1 none: to each of its tokens scale * B (A x) of that slot was added, and of no other.",
-    "Next: python tutorials/01_two_adapters_one_batch.py",
+    "One set of base weights answered all five in one batch; each token added scale * B (A x) of its own adapter, the "
+    "one in the slot adapter_id (-1: none).",
+    "Next: loracle learn",
 )
 
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from refimpl import Engine, Model, Ops, Request, Token, generate, logits, trace
+from refimpl import Engine, Model, Ops, Request, Token, generate, logits
 from refimpl.adapter import Adapter
 from refimpl.attention import first_visible
 from refimpl.kv_cache import NO_BLOCK
-from refimpl.model import logit_width
 from refimpl.plans import Batch
 from refimpl.request_state import RequestState
 from support.compare import assert_equal_to_rounding
@@ -42,14 +41,14 @@ class WatchedEngine(Engine):
     def __init__(self, *args: object, watch: Watch | None = None, **options: object) -> None:
         super().__init__(*args, **options)
         self.watch = watch or Watch()
-        self._places: list[tuple[RequestState, int]] = []
 
     def step(self) -> list[Token]:
-        with trace("logits") as seen:
-            tokens = super().step()
-        if "logits" in seen:
-            for row, (g, position) in zip(seen["logits"], self._places, strict=True):
-                self.watch.rows[g.id].append((position, row[: logit_width(g.request, self.model)]))
+        tokens = super().step()
+        for record in self.last_step:
+            self.watch.hits += record.blocks_found
+            if not record.preempted:
+                position = record.computed_before + record.tokens - 1
+                self.watch.rows[record.request_id].append((position, record.logits))
         for token in tokens:
             self.watch.tokens[token.request_id].append(token.token_id)
             if token.finish_reason:
@@ -58,15 +57,9 @@ class WatchedEngine(Engine):
         return tokens
 
     def _batch(self, scheduled: list[tuple[RequestState, int]]) -> Batch:
-        self._places = [(g, g.computed + n - 1) for g, n in scheduled]
         self.check_adapters()
         self._check_reads(scheduled)
         return super()._batch(scheduled)
-
-    def _admit(self, g: RequestState, budget: int) -> bool:
-        admitted = super()._admit(g, budget)
-        self.watch.hits += g.computed // self.cache.block_size
-        return admitted
 
     def check_counts(self) -> None:
         """Blocks and slots have as many users as there are running requests that hold them, and none is lost."""
