@@ -15,8 +15,8 @@ import numpy as np
 
 import loracle
 from loracle import diagrams
-from loracle.cuda import launch
 from loracle.adapter_slots import LoraWeights
+from loracle.cuda import launch
 from loracle.plans import LoraMapping
 
 os.environ["LORACLE_KERNELS"] = "cpu"  # there bytes can be counted; a GPU does not tell
