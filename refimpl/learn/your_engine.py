@@ -22,6 +22,8 @@ from .grade_file import grade_files
 from .load_file import DoesNotRun, load_function
 from .progress import Progress, read_progress
 
+_passed: dict[tuple[str, str], bool] = {}  # (exercise, SHA-256 of the file): a campaign makes the engine many times
+
 NAME = "learn"
 WHAT = "what you passed in `loracle learn`, in our own engine (--option folder=DIR)"
 
@@ -48,10 +50,14 @@ def passed_steps(folder: Path) -> list[Step]:
         raise LoracleError(f"{folder}: there is no such folder; `loracle learn` makes one")
     progress = read_progress(folder) or Progress()
     present = [exercise for exercise in fillable() if place_in(folder, exercise).is_file()]
-    unsure = [exercise for exercise in present if not passed_as_it_is(folder, exercise, progress)]
-    verdicts = grade_files([(exercise, place_in(folder, exercise)) for exercise in unsure])
-    failed = {verdict.exercise for verdict in verdicts if not verdict.passed}
-    return [step(folder, exercise) for exercise in present if exercise.name not in failed]
+    keys = {exercise.name: (exercise.name, digest(place_in(folder, exercise))) for exercise in present}
+    for exercise in present:
+        if passed_as_it_is(folder, exercise, progress):
+            _passed[keys[exercise.name]] = True
+    unsure = [exercise for exercise in present if keys[exercise.name] not in _passed]
+    for verdict in grade_files([(exercise, place_in(folder, exercise)) for exercise in unsure]):
+        _passed[keys[verdict.exercise]] = verdict.passed
+    return [step(folder, exercise) for exercise in present if _passed[keys[exercise.name]]]
 
 
 def passed_as_it_is(folder: Path, exercise: Exercise, progress: Progress) -> bool:

@@ -7,11 +7,12 @@ comes out, and is led back to its chapter.
 import tempfile
 from pathlib import Path
 
+from ...engines.ours import Ours
 from ...oracle import check as oracle
 from ...oracle.reports.result import CampaignSettings, Result
 from ..exercise import Lab
 from ..verdict import NOT_ATTEMPTED, PASSED, WRONG, Verdict
-from ..your_engine import NAME, Step, fillable, led_back, make, passed_steps
+from ..your_engine import NAME, Step, fillable, led_back, ops_of, passed_steps
 
 CASES, SEQUENCES = 6, 6  # more of them find rarer mistakes, and take longer: these are ten seconds of one core
 
@@ -23,7 +24,7 @@ def grade(folder: Path) -> Verdict:
     if not steps:
         return Verdict(LAB.name, NOT_ATTEMPTED, ["No step of the engine is passed yet: the chapters come first."])
     with tempfile.TemporaryDirectory() as scratch:
-        result = campaign(course, Path(scratch))
+        result = campaign(steps, Path(scratch))
         if result.verdict != "pass":
             return Verdict(LAB.name, WRONG, failure(result, course, Path(scratch)), cases=len(result.played))
     if missing := missing_exercises(steps):
@@ -32,10 +33,10 @@ def grade(folder: Path) -> Verdict:
     return Verdict(LAB.name, PASSED, cases=len(result.played))
 
 
-def campaign(course: Path, work: Path) -> Result:
+def campaign(steps: list[Step], work: Path) -> Result:
     """Ask the learner's engine a few batches and a few sequences of requests, on random models."""
     settings = CampaignSettings(CASES, SEQUENCES, jobs=1, below=False, name_bug=False)
-    return oracle.check(lambda: make({"folder": str(course)}), "random", {}, settings, work)
+    return oracle.check(lambda: Ours(lambda: ops_of(steps)), "random", {}, settings, work)
 
 
 def failure(result: Result, course: Path, work: Path) -> list[str]:
