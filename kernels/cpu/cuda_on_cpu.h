@@ -34,6 +34,7 @@
 extern "C" {
 alignas(1024) thread_local unsigned char smem_raw[cpu::MAX_SHARED];
 }
+char *cpu::dynamic_shared() { return (char *)smem_raw; }
 
 // ---------------------------------------------------------------------------- types and arithmetic
 

@@ -4,18 +4,23 @@
 // (barrier, warp operation) hands over to the next one that can go on. Who is next is the scheduling order: forward,
 // reverse, or shuffled anew in every pass, so that a test can show that the answer does not depend on it. When nobody
 // can go on, that is a deadlock, and it is reported with the lines in which the threads wait.
+#ifdef __APPLE__
+#define _XOPEN_SOURCE 700  // for ucontext.h
+#define _DARWIN_C_SOURCE
+#endif
 #include "machine.h"
 
-#include <link.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#if !defined(__x86_64__) || defined(CPU_UCONTEXT)
-#include <ucontext.h>
-#endif
+#include <unistd.h>
+
+#include "crash.h"
+#include "fibers.h"
+#include "image.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -23,7 +28,6 @@ extern cpu::Kernel cpu_kernels[];  // in the wrapper around the .cu
 
 uint3 threadIdx, blockIdx;
 dim3 gridDim, blockDim;
-extern "C" __thread unsigned char smem_raw[];
 
 namespace cpu {
 
@@ -45,8 +49,6 @@ static void *launcher;  // where cpu_launch stopped to let the fibers run
 Failure failure;
 static bool failed;
 
-static void switch_to(void **from, void *to);
-
 void fail(const char *kind, const char *file, int line, const void *pc, const char *text, ...) {
     snprintf(failure.kind, sizeof failure.kind, "%s", kind);
     snprintf(failure.file, sizeof failure.file, "%s", file);
@@ -61,61 +63,6 @@ void fail(const char *kind, const char *file, int line, const void *pc, const ch
     failed = true;
     for (;;) switch_to(&running->context, launcher);
 }
-
-// ---------------------------------------------------------------------------- fibers
-
-static void fiber_main();
-
-#if defined(__x86_64__) && !defined(CPU_UCONTEXT)
-// A context is a stack pointer; the registers that a function must preserve lie on the stack.
-extern "C" void cpu_switch(void **from, void *to);
-asm(R"(
-.text
-.type cpu_switch, @function
-cpu_switch:
-    push %rbp
-    push %rbx
-    push %r12
-    push %r13
-    push %r14
-    push %r15
-    mov %rsp, (%rdi)
-    mov %rsi, %rsp
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
-    pop %rbx
-    pop %rbp
-    ret
-.size cpu_switch, .-cpu_switch
-)");
-static void switch_to(void **from, void *to) { cpu_switch(from, to); }
-
-static void prepare(Fiber &f) {
-    // Stacks that all begin at the same offset of a page would meet in the same lines of the cache.
-    char *top = f.stack + STACK - f.index * 320 % 8192;
-    void **sp = (void **)((uintptr_t)top & ~15ul) - 2;
-    *sp = (void *)fiber_main;  // where cpu_switch returns to, after it has popped six registers
-    f.context = memset(sp - 6, 0, 6 * sizeof(void *));
-}
-#else
-static ucontext_t contexts[MAX_THREADS + 1];  // the last one is the launcher's
-static void switch_to(void **from, void *to) {
-    if (!*from) *from = &contexts[MAX_THREADS];
-    swapcontext((ucontext_t *)*from, (ucontext_t *)to);
-}
-
-static void prepare(Fiber &f) {
-    ucontext_t *context = &contexts[f.index];
-    getcontext(context);
-    context->uc_stack.ss_sp = f.stack;
-    context->uc_stack.ss_size = STACK;
-    context->uc_link = nullptr;
-    makecontext(context, fiber_main, 0);
-    f.context = context;
-}
-#endif
 
 // ---------------------------------------------------------------------------- who runs next
 
@@ -301,33 +248,11 @@ static void fiber_main() {
     switch_to(&me.context, launcher);
 }
 
-// Where this library lies in memory, and where its thread_local variables lie, which are the __shared__ ones.
-static int find_this_library(struct dl_phdr_info *info, size_t, void *) {
-    bool found = false;
-    for (int i = 0; i < info->dlpi_phnum; i++) {
-        const auto &part = info->dlpi_phdr[i];
-        uintptr_t start = info->dlpi_addr + part.p_vaddr;
-        if (part.p_type == PT_LOAD) {
-            found |= (uintptr_t)fibers - start < part.p_memsz;
-            image_end = start + part.p_memsz;
-        }
-        if (part.p_type == PT_TLS) shared_end = (char *)info->dlpi_tls_data + part.p_memsz;
-    }
-    image_start = info->dlpi_addr, shared_start = (char *)info->dlpi_tls_data;
-    return found;  // not zero: look no further
-}
-
-static void poison_shared() {  // a GPU leaves in shared memory what was there: here that is NaN, or -1
-    char *dynamic_end = dynamic_start + MAX_SHARED;
-    memset(shared_start, 0xFF, dynamic_start - shared_start);
-    memset(dynamic_start, 0xFF, dynamic_bytes);
-    memset(dynamic_end, 0xFF, shared_end - dynamic_end);
-}
-
 static void make_stack(Fiber &f) {
-    char *guard = (char *)mmap(nullptr, 4096 + STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (guard == MAP_FAILED || mprotect(guard, 4096, PROT_NONE)) abort();
-    f.stack = guard + 4096;  // below it lies a page that nobody may touch
+    const size_t page = sysconf(_SC_PAGESIZE);  // 16 kB on a Mac
+    char *guard = (char *)mmap(nullptr, page + STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    if (guard == MAP_FAILED || mprotect(guard, page, PROT_NONE)) abort();
+    f.stack = guard + page;  // below it lies a page that nobody may touch
 }
 
 static bool run_block() {
@@ -364,9 +289,7 @@ EXPORT int cpu_launch(int which, const unsigned long long (*args)[3], int count,
     kernel = cpu_kernels[which].call;
     threads = shape[0] * shape[1] * shape[2];
     dynamic_bytes = shared, scheduling = order, random_state = seed * 2654435761u | 1, failed = false;
-    dynamic_start = (char *)smem_raw;
-    *dynamic_start = 0;  // the first touch gives this OS thread its thread_local variables
-    dl_iterate_phdr(find_this_library, nullptr);
+    find_memory();
     memset(&failure, 0, sizeof failure);
 #ifdef CPU_CHECK
     check_launch();
@@ -379,11 +302,13 @@ EXPORT int cpu_launch(int which, const unsigned long long (*args)[3], int count,
     unsigned *turn = (unsigned *)malloc(blocks * sizeof(unsigned));
     for (unsigned i = 0; i < blocks; i++) turn[i] = order == REVERSE ? blocks - 1 - i : i;
     if (order == SHUFFLED) shuffle(turn, blocks);
+    catch_crashes();
     for (unsigned i = 0; i < blocks; i++) {
         block_number = turn[i];
         blockIdx = {turn[i] % grid[0], turn[i] / grid[0] % grid[1], turn[i] / grid[0] / grid[1]};
         if (!run_block()) break;
     }
+    forget_crashes();
     free(turn);
     return failed;
 }

@@ -71,6 +71,7 @@ void atomic_write(void *p, const void *from, size_t size);
 [[noreturn]] void fail(const char *kind, const char *file, int line, const void *pc, const char *text, ...)
     __attribute__((format(printf, 5, 6)));
 
+char *dynamic_shared();  // smem_raw, which only the .cu can name
 void check_launch();  // before a launch; only in the checking build
 
 }  // namespace cpu

@@ -1,7 +1,8 @@
 """Which line of the source an instruction of a shared library belongs to, by the library's own debug information.
 
-What addr2line does, for machines whose compiler comes without it. For ELF with 64-bit addresses and DWARF version 4
-(-gdwarf-4), whose line table is a small program: run it, and every row that it emits is one (address, file, line).
+What addr2line does, for machines whose compiler comes without it. For ELF (Linux) and Mach-O (macOS) with 64-bit
+addresses and DWARF version 4 (-gdwarf-4), whose line table is a small program: run it, and every row that it emits is
+one (address, file, line).
 """
 
 import struct
@@ -13,7 +14,8 @@ Row = tuple[int, str, int]  # address, file with its folder, line; line 0 ends a
 
 def rows(library: Path) -> list[Row]:
     """All rows of all line tables of the library, by address."""
-    data = section(library.read_bytes(), b".debug_line")
+    content = library.read_bytes()
+    data = elf_section(content, b".debug_line") if content[:4] == b"\x7fELF" else mach_section(content, b"__debug_line")
     all_rows: list[Row] = []
     start = 0
     while start < len(data):
@@ -23,7 +25,7 @@ def rows(library: Path) -> list[Row]:
     return sorted(all_rows, key=lambda row: row[0])
 
 
-def section(elf: bytes, section_name: bytes) -> bytes:
+def elf_section(elf: bytes, section_name: bytes) -> bytes:
     """The bytes of one section of an ELF file; none if it is not there."""
     (offset,) = struct.unpack_from("<Q", elf, 40)
     size, count, names = struct.unpack_from("<HHH", elf, 58)
@@ -33,6 +35,24 @@ def section(elf: bytes, section_name: bytes) -> bytes:
         at = name_table + name
         if elf[at : elf.index(b"\0", at)] == section_name:
             return elf[start : start + length]
+    return b""
+
+
+LC_SEGMENT_64 = 0x19
+
+
+def mach_section(mach: bytes, section_name: bytes) -> bytes:
+    """The bytes of one section of a Mach-O file; none if it is not there."""
+    (commands,) = struct.unpack_from("<I", mach, 16)
+    command = 32
+    for _ in range(commands):
+        kind, length = struct.unpack_from("<II", mach, command)
+        sections = struct.unpack_from("<I", mach, command + 64)[0] if kind == LC_SEGMENT_64 else 0
+        for section in range(command + 72, command + 72 + 80 * sections, 80):
+            name, _, _, size, offset = struct.unpack_from("<16s16sQQI", mach, section)
+            if name.rstrip(b"\0") == section_name:
+                return mach[offset : offset + size]
+        command += length
     return b""
 
 

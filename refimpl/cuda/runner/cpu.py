@@ -67,6 +67,7 @@ class CPUModule(Module):
         self.library = build(path, list(self.kernels), self.defines, check, shlex.split(flags))
         with contextlib.suppress(OSError):  # zig's libraries do not say that they need expf
             ctypes.CDLL("libm.so.6", ctypes.RTLD_GLOBAL)
+        self.debug_information = debug_information(self.library)
         self.so = ctypes.CDLL(str(self.library))
         self.so.cpu_kernel.restype = ctypes.POINTER(Row)
         self.so.cpu_failure.restype = ctypes.POINTER(Failure)
@@ -116,7 +117,9 @@ class CPUModule(Module):
             other_file, other_line = self.place(failure.other_pc)
             text += f" (at {Path(other_file).name}:{other_line})"
         text = re.sub(r"argument (\d+)", lambda match: self.kernels[name][int(match[1])].name, text)
-        file = Path(file).name
+        if kind == "crash" and not self.check:
+            text += f". Run it under the checker, which says more: {CHECK_IT}"
+        file = Path(file).name or self.path.name
         return KernelError(
             f"{file}:{line}: {name}, block {block}, thread {thread}: {kind}: {text}",
             name,
@@ -129,13 +132,16 @@ class CPUModule(Module):
 
     def place(self, pc: int) -> tuple[str, int]:
         """File and line of the call that returns to pc; of the kernel where kernels/cpu was inlined into it."""
-        rows = line_table.rows(self.library)
+        rows = line_table.rows(self.debug_information)
         for i in range(bisect.bisect_left(rows, pc, key=lambda row: row[0]) - 1, -1, -1):
             _, file, line = rows[i]
             if Path(file).parent.name != "cpu":
                 return file, line
         return "?", 0
 
+
+# What makes the checker watch a launch.
+CHECK_IT = "LORACLE_CHECK_KERNELS=1"
 
 FLAGS = "-std=c++17 -O2 -gdwarf-4 -fPIC -fvisibility=hidden -fno-strict-aliasing -fno-exceptions -fno-rtti"
 # g++ cannot know that smem_raw, which a kernel declares extern, needs no constructor.
@@ -144,6 +150,8 @@ GNU_FLAGS = "-fno-extern-tls-init -Wno-unknown-pragmas"
 GNU_X86_FLAGS = "-mtls-dialect=gnu2"
 # Fibers return to places that no call came from.
 X86_FLAGS = "-fcf-protection=none"
+# A Mac's loader does not say where thread_local variables lie; kernels/cpu/image.h does then.
+MAC_FLAGS = "-femulated-tls"
 # Of the .cu alone: before every access the checker is called, and no load stands where the source does not have it.
 CHECK_FLAGS = (
     "-O1 -DCPU_CHECK -fsanitize=thread -fsanitize=alignment,signed-integer-overflow,shift,integer-divide-by-zero"
@@ -200,23 +208,39 @@ def drop_old_builds() -> None:
 
 def build(path: Path, kernels: Sequence[str], defines: Sequence[str], check: bool, flags: Sequence[str]) -> Path:
     """The shared library of one .cu, from the cache if it was built before."""
-    if not sys.platform.startswith("linux"):
-        raise DeviceError("the kernels run on a GPU, or on a CPU under Linux: on Windows use WSL, on a Mac a container")
+    if sys.platform == "win32":
+        raise DeviceError("the kernels run on a GPU, or on a CPU under Linux or macOS: on Windows use WSL")
     cpu = kernels_folder() / "cpu"
     command = compiler()
-    gnu, x86 = "clang" not in compiler_version(command), platform.machine() in ("x86_64", "AMD64")
-    words = [FLAGS, GNU_FLAGS * gnu, GNU_X86_FLAGS * (gnu and x86), X86_FLAGS * x86]
-    base = [*" ".join(words).split(), f"-I{cpu}", f"-I{kernels_folder()}", f"-I{path.parent}", *flags]
-    checks = f"{CHECK_FLAGS} {GNU_CHECK_FLAGS if gnu else CLANG_CHECK_FLAGS}".split() if check else []
+    of_machine, checks = compiler_flags("clang" not in compiler_version(command), platform.machine(), sys.platform)
+    base = [*of_machine, f"-I{cpu}", f"-I{kernels_folder()}", f"-I{path.parent}", *flags]
+    checks = checks if check else []
     rows = "".join(f"CPU_KERNEL({name}),\n" for name in kernels)
     wrapper = f'#include "cuda_on_cpu.h"\n#include "{path}"\ncpu::Kernel cpu_kernels[] = {{\n{rows}}};\n'
     objects = [compiled(wrapper, [*base, *defines, *checks], [path, *headers(path)])]
     for part in ("machine.cpp", "memcheck.cpp") if check else ("machine.cpp",):
-        objects.append(compiled((cpu / part).read_text(), [*base, *["-DCPU_CHECK"] * check], [cpu / "machine.h"]))
+        objects.append(compiled((cpu / part).read_text(), [*base, *["-DCPU_CHECK"] * check], sorted(cpu.glob("*.h"))))
     link = [*command, "-shared"]
     if "ziglang" in command:  # which would first build a C++ library and a C library of its own, for minutes
         link = [*command[:-1], "cc", "-shared", "-nostdlib"]
     return cached(".so", [*link, *map(str, objects)])
+
+
+def compiler_flags(gnu: bool, processor: str, system: str) -> tuple[list[str], list[str]]:
+    """Return the flags of every file, and those that the .cu of a checking build has besides.
+
+    gnu: g++, else clang. processor: platform.machine(); system: sys.platform."""
+    x86 = processor in ("x86_64", "AMD64")
+    words = [FLAGS, GNU_FLAGS * gnu, GNU_X86_FLAGS * (gnu and x86), X86_FLAGS * x86, MAC_FLAGS * (system == "darwin")]
+    return " ".join(words).split(), f"{CHECK_FLAGS} {GNU_CHECK_FLAGS if gnu else CLANG_CHECK_FLAGS}".split()
+
+
+def debug_information(library: Path) -> Path:
+    """Return the file that has a library's debug information. On a Mac that lies in the object files until dsymutil
+    gathers it; without dsymutil the checker knows no lines."""
+    if sys.platform != "darwin" or not shutil.which("dsymutil"):
+        return library
+    return cached(".dwarf", ["dsymutil", "--flat", str(library)])
 
 
 def compiled(source: str, flags: Sequence[str], includes: Sequence[Path]) -> Path:
@@ -241,7 +265,21 @@ def cached(suffix: str, command: Sequence[str], parts: Sequence[str] = (), sourc
             full_command = [*command, *([source] if source else []), "-o", str(partial)]
             done = subprocess.run(full_command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise KernelError(f"{shlex.join(full_command)}\n{done.stderr}", kind="does not compile")
+                raise KernelError(compiler_message(full_command, done.stderr), kind="does not compile")
             partial.replace(target)
             drop_old_builds()
     return target
+
+
+def compiler_message(command: Sequence[str], errors: str) -> str:
+    """Return what the compiler says of a .cu, without what is ours: the wrapper around it, and where files lie.
+
+    An error that is in no .cu is one of the compiler or of kernels/cpu, and has the whole command."""
+    lines = [line for line in errors.splitlines() if not re.search(r"^(In file included| +) from .*source\.cpp", line)]
+    places = re.findall(r"^(\S*?([^/\s]+\.cuh?)):\d+", errors, re.M)
+    if not places:
+        return f"{shlex.join(command)}\n{errors}"
+    for file, name in places:
+        lines = [line.replace(file, name) for line in lines]
+    first = next(name for _, name in places)
+    return "\n".join([f"{first} does not compile:", *lines])
