@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from . import __version__
+from .commands.common import say_which_kernels
 from .commands.signals import on_signals
 from .engines.suggestion import did_you_mean
 from .errors import AdapterWarning, KernelError, LoracleError
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = parse(argv)
         name = f"loracle {args.command}"
         with own_warnings_in_one_line():
+            say_which_kernels(args)
             return int(args.run(args))
     except LoracleError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """What the subcommands share: loading a model and its adapters, and reading NAME*0.5+OTHER:TEXT."""
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,15 @@ def default_device(ops: str) -> str:
     from ..cuda import runner
 
     return "cuda" if runner.device() == "gpu" else "cpu"
+
+
+def say_which_kernels(args: argparse.Namespace) -> None:
+    """Say on stderr which kernels a command runs, if it does: an edited copy may not be the one."""
+    arguments = vars(args)
+    if "cuda" in (arguments.get("ops"), arguments.get("engine")) or arguments.get("what") == "kernels":
+        from ..cuda import runner
+
+        print(f"loracle: {runner.about_kernels(arguments.get('check') is True)}", file=sys.stderr)
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:

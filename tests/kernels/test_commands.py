@@ -1,6 +1,8 @@
 """--ops cuda, from the command line."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from safetensors.numpy import load_file
 
 from refimpl.cli import main
 from refimpl.commands import demo
+from refimpl.cuda import runner
 
 pytestmark = needs_cpu
 
@@ -38,8 +41,36 @@ def test_logits_are_near(capsys: pytest.CaptureFixture[str], tmp_path: object, d
 
 def test_float64_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--prompt", f"base:{PROMPT}", "--dtype", "float64", "--ops", "cuda"]) == 2
-    err = capsys.readouterr().err
-    assert "the kernels compute in float32, this precision in float64" in err and err.count("\n") == 1
+    which, line = capsys.readouterr().err.splitlines()
+    assert "the kernels compute in float32, this precision in float64" in line
+    assert which == f"loracle: kernels of {runner.kernels_folder()}, on this CPU"
+
+
+def test_a_run_says_which_kernels_it_takes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever edits a copy that does not run should see it."""
+    run = ["generate", "--prompt", f"base:{PROMPT}", "--max-new-tokens", "1", "--ops"]
+    assert main([*run, "cuda"]) == 0
+    assert capsys.readouterr().err == f"loracle: kernels of {runner.kernels_folder()}, on this CPU\n"
+    assert main([*run, "numpy"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("LORACLE_CHECK_KERNELS", "1")
+    assert runner.about_kernels().endswith(", on this CPU, under the checker")
+
+
+def test_an_edited_copy_of_the_kernels_runs_where_a_variable_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "kernels"
+    shutil.copytree(runner.kernels_folder(), copy)
+    (copy / "lora.cu").write_text("THIS IS NO C++\n" + (copy / "lora.cu").read_text("utf-8"), "utf-8")
+    monkeypatch.setenv("LORACLE_KERNELS_FOLDER", str(copy))
+    assert main(["generate", "--prompt", f"robot:{PROMPT}", "--max-new-tokens", "1", "--ops", "cuda"]) == 1
+    which, *rest = capsys.readouterr().err.splitlines()
+    assert which == f"loracle: kernels of {copy}, on this CPU"
+    assert rest[0] == "loracle generate: lora.cu does not compile:" and rest[1].startswith("lora.cu:1:")
+    monkeypatch.setenv("LORACLE_KERNELS_FOLDER", str(tmp_path))
+    assert main(["generate", "--prompt", f"robot:{PROMPT}", "--ops", "cuda"]) == 2
+    assert "no copy of kernels/" in capsys.readouterr().err
 
 
 def test_the_demo_says_that_it_is_simulated(

@@ -13,7 +13,8 @@ pytestmark = needs_cpu
 
 README = (Path(__file__).parents[2] / "kernels" / "README.md").read_text("utf-8")
 ONE, DOUBLE = (text for text in re.findall(r"```python\n(.*?)```", README, re.S) if "import numpy" in text)
-(TWICE,) = re.findall(r"```cuda\n(.*?)```", README, re.S)
+TWICE, MY_SHRINK = re.findall(r"```cuda\n(.*?)```", README, re.S)
+(MINE,) = (text for text in re.findall(r"```python\n(.*?)```", README, re.S) if "launch.Kernel(" in text)
 UNCHECKED = DOUBLE.replace(", check=True", "")
 OVERRUN = TWICE.replace("if (i < n) ", "")
 
@@ -36,6 +37,32 @@ def test_a_kernel_of_ones_own_runs(tmp_path: Path) -> None:
     (tmp_path / "double.cu").write_text(TWICE)
     done = python(DOUBLE, tmp_path)
     assert done.stdout == "[0. 2. 4. 6. 8.]\n", done.stderr
+
+
+def test_a_kernel_of_ones_own_takes_the_place_of_one_of_ours(tmp_path: Path) -> None:
+    script = ONE.replace("launch.lora_delta(y, x, packed, mapping)\n", MINE)
+    assert script != ONE
+    (tmp_path / "my_shrink.cu").write_text(MY_SHRINK)
+    done = python(script, tmp_path)
+    assert " ".join(done.stdout.split()) == "[[42. 42. 42. 42. 42.] [ 0. 0. 0. 0. 0.]]", done.stderr
+    (tmp_path / "my_shrink.cu").write_text(MY_SHRINK.replace("] = sum;", "] = 2 * sum;"))
+    assert "84." in python(script, tmp_path).stdout  # it is this one that runs
+    (tmp_path / "my_shrink.cu").write_text(MY_SHRINK.replace("    if (a < 0) return;\n", ""))
+    checked = python(script, tmp_path, LORACLE_CHECK_KERNELS="1")
+    assert re.search(r"my_shrink.cu:6: my_shrink, block \(1, 0, 0\).*before the start of offsets", checked.stderr) or (
+        re.search(r"lora.cuh:\d+: my_shrink, block \(1, 0, 0\).*before the start of", checked.stderr)
+    ), checked.stderr
+
+
+def test_what_a_kernel_of_ones_own_may_not_be(tmp_path: Path) -> None:
+    script = ONE.replace("launch.lora_delta(y, x, packed, mapping)\n", MINE)
+    assert "my_shrink.cu: no such file" in python(script, tmp_path).stderr
+    (tmp_path / "my_shrink.cu").write_text(MY_SHRINK.replace("my_shrink(", "yours("))
+    assert "my_shrink.cu has no kernel 'my_shrink' for float32; it has yours" in python(script, tmp_path).stderr
+    (tmp_path / "my_shrink.cu").write_text(MY_SHRINK.replace("int d_in", "int width").replace("d_in", "width"))
+    assert "my_shrink has a parameter width; a launch has Ax, Ax_stride," in python(script, tmp_path).stderr
+    wrong = script.replace("shrink=mine", "shrink='bgmv_shrink_v3'")
+    assert "there is no kernel 'bgmv_shrink_v3'; there are lora_lookup, " in python(wrong, tmp_path).stderr
 
 
 def test_without_its_bounds_test_the_checker_names_the_line(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ The GPU side runs here against a stand-in for CuPy that notes down what it is as
 
 import itertools
 import os
+import platform
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -272,8 +274,22 @@ def test_a_read_only_array_may_be_read() -> None:
     words().launch("axpy", (1,), (8,), [READ_ONLY, y, 1.0, 8])
 
 
+def test_a_file_is_looked_for_in_kernels_and_then_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.cu", "lora.cu"):
+        (tmp_path / name).write_text('extern "C" __global__ void mine(int n) {}\n')
+    assert list(runner.load("mine.cu", "float32").kernels) == ["mine"]
+    assert "lora_shrink_v1" in runner.load("lora.cu", "float32").kernels
+    for theirs in ("./lora.cu", Path("lora.cu"), tmp_path / "lora.cu"):
+        assert runner_path(theirs) == tmp_path / "lora.cu"
+
+
+def runner_path(file: str | Path) -> Path:
+    return runner.load(file, "float32").path.resolve()
+
+
 def test_what_load_refuses() -> None:
-    with pytest.raises(LoracleError, match="no such file"):
+    with pytest.raises(LoracleError, match=r"nothing.cu: no such file, nor is it in .*kernels$"):
         runner.load("nothing.cu", "float32")
     for dtype in ("float64", "float16/int8", ""):
         with pytest.raises(LoracleError, match="the kernels know no dtype"):
@@ -419,10 +435,143 @@ def test_the_compiler_of_the_ziglang_wheel(empty_cache: Path, monkeypatch: pytes
         )
 
 
-def test_not_under_linux(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_under_windows(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(DeviceError, match="on Windows use WSL"):
         words()
+
+
+# ---- a kernel that crashes ------------------------------------------------------------------------------------------
+
+CRASHES = """
+extern "C" __global__ void far(int *y, int n) { if (threadIdx.x == 3) y[100000000000ll] = n; }
+extern "C" __global__ void null(int *y, int n) { *(volatile int *)0 = n; }
+extern "C" __global__ void divides(int *y, int n) { y[0] = y[1] / n; }
+extern "C" __global__ void fills_its_stack(int *y, int n) {
+    volatile char mine[258000];
+    for (int i = 257999; i >= 0; i -= 1000) mine[i] = n;
+    y[0] = mine[n];
+}
+extern "C" __global__ void right(int *y, int n) { y[threadIdx.x] = threadIdx.x + n; }
+"""
+SAYS = {
+    "far": ("2", "segmentation fault: it reads or writes memory that nobody gave it"),
+    "null": ("3", "segmentation fault"),
+    "divides": ("4", "it divides by zero"),
+    "fills_its_stack": ("[678]", "a thread's own variables and calls take more than 256 kB"),
+}
+
+
+@pytest.mark.parametrize("switch", ["", "-DCPU_UCONTEXT"])
+def test_a_crash_is_one_line_that_says_to_check_and_python_lives(
+    switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORACLE_CXXFLAGS", switch)
+    (tmp_path / "crashes.cu").write_text(CRASHES)
+    module = runner.load(tmp_path / "crashes.cu", "float32")
+    y = np.zeros(64, np.int32)
+    for _, (name, (line, says)) in itertools.product(range(2), SAYS.items()):
+        if name == "divides" and platform.machine() != "x86_64":
+            continue  # elsewhere 1 / 0 is 0, and no crash
+        with pytest.raises(
+            KernelError, match=rf"^crashes.cu:{line}: {name}, block \(0, 0, 0\), thread .*{says}"
+        ) as caught:
+            module.launch(name, (1,), (64,), [y, 0])
+        assert caught.value.kind == "crash"
+        assert str(caught.value).endswith("Run it under the checker, which says more: LORACLE_CHECK_KERNELS=1")
+        module.launch("right", (1,), (64,), [y, 5])
+        assert np.array_equal(y, np.arange(5, 69))
+    assert signal.getsignal(signal.SIGFPE) == signal.SIG_DFL
+
+
+def test_a_crash_outside_of_a_launch_is_nobodys_kernel(tmp_path: Path) -> None:
+    script = (
+        "import ctypes, numpy as np; from refimpl.cuda import runner; y = np.zeros(64, np.int32);"
+        f"runner.load({str(WORDS)!r}, 'float32').launch('places', (1,), (1,), [y, y.copy(), y.copy()]);"
+        "ctypes.string_at(0)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(runner.__file__).parents[3])}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGSEGV and "checker" not in done.stderr
+
+
+def test_a_variable_puts_a_launch_under_the_checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "crashes.cu").write_text(CRASHES)
+    monkeypatch.setenv("LORACLE_CHECK_KERNELS", "1")
+    with pytest.raises(KernelError, match=r"crashes.cu:2: far.* out of bounds"):
+        runner.load(tmp_path / "crashes.cu", "float32").launch("far", (1,), (64,), [np.zeros(64, np.int32), 0])
+
+
+# ---- other machines -------------------------------------------------------------------------------------------------
+
+
+def other_compilers() -> list[tuple[str, str]]:
+    """The ways to run that a Mac has, as far as this machine can."""
+    ways = [("g++", "-DCPU_UCONTEXT")]
+    if shutil.which("clang++"):
+        ways += [("clang++", ""), ("clang++", "-femulated-tls -DCPU_EMUTLS"), ("clang++", EMULATED_UCONTEXT)]
+    return ways
+
+
+EMULATED_UCONTEXT = "-femulated-tls -DCPU_EMUTLS -DCPU_UCONTEXT"
+
+
+@pytest.mark.parametrize(("compiler", "flags"), other_compilers())
+def test_shared_memory_and_its_checks_are_the_same_however_it_is_built(
+    compiler: str, flags: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With __shared__ variables where the loader puts them, and where kernels/cpu/image.h does, as on a Mac."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # keep what is built: it takes seconds
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("LORACLE_CXXFLAGS", flags)
+    broken = WORDS.parent / "broken"
+    x = np.arange(128, dtype=np.float32)
+    for name, kind, line in [
+        ("missing_syncthreads", "race|uninitialised", 11),
+        ("uninitialised_shared", "uninitialised", 13),
+        ("dynamic_shared_overrun", "out of bounds", 11),
+        ("static_shared_overrun", "out of bounds", 12),
+    ]:
+        module, smem = runner.load(broken / f"{name}.cu", "float32", check=True), 256 if "dynamic" in name else 0
+        with pytest.raises(KernelError, match=rf"^{name}.cu:\d+: broken, .* ({kind}): ") as caught:
+            module.launch("broken", (2,), (64,), [np.zeros(128, np.float32), x, 128], smem)
+        assert line <= caught.value.line <= line + 2
+        module.launch("correct", (2,), (64,), [np.zeros(128, np.float32), x, 128], smem)
+    moved = words("float16", check=True).launch(
+        "read_twice", (3,), (32,), [np.zeros(96, np.float32), x[:32].astype(np.float16)]
+    )
+    assert moved is not None and moved["shared"].distinct_loaded == 128
+
+
+@pytest.mark.parametrize("target", ["aarch64-macos", "x86_64-macos"])
+@every_build
+def test_it_compiles_and_links_for_a_mac(target: str, check: bool, tmp_path: Path) -> None:
+    """Nobody runs it here; a line table is read from its object file all the same."""
+    pytest.importorskip("ziglang", reason="the extra cpu-kernels is not installed")
+    zig, cpu = [sys.executable, "-m", "ziglang"], runner.kernels_folder() / "cpu"
+    every, checks = runner_cpu.compiler_flags(False, target.partition("-")[0].replace("aarch", "arm"), "darwin")
+    (tmp_path / "words.cpp").write_text(
+        f'#include "cuda_on_cpu.h"\n#include "{WORDS}"\ncpu::Kernel cpu_kernels[] = {{CPU_KERNEL(read_twice)}};\n'
+    )
+    sources = [tmp_path / "words.cpp", cpu / "machine.cpp", *[cpu / "memcheck.cpp"] * check]
+    defines = ["-DDTYPE=float", "-DCACHE_DTYPE=float", *["-DCPU_CHECK"] * check, f"-I{cpu}", f"-I{cpu.parent}"]
+    for i, source in enumerate(sources):
+        command = [*zig, "c++", "-target", target, *every, *defines, *(checks if check and i == 0 else [])]
+        subprocess.run([*command, "-c", str(source), "-o", str(tmp_path / f"{source.stem}.o")], check=True)
+    objects = [str(tmp_path / f"{source.stem}.o") for source in sources]
+    subprocess.run(
+        [*zig, "cc", "-target", target, "-shared", *objects, "-o", str(tmp_path / "words.dylib")], check=True
+    )
+    rows = line_table.rows(tmp_path / "words.o")
+    assert {"words.cu", "cuda_on_cpu.h"} <= {Path(file).name for _, file, _ in rows}
+    assert max(line for _, file, line in rows if file.endswith("words.cu")) <= WORDS.read_text().count("\n")
+
+
+def test_the_flags_of_each_system() -> None:
+    mac, _ = runner_cpu.compiler_flags(False, "arm64", "darwin")
+    linux, _ = runner_cpu.compiler_flags(True, "x86_64", "linux")
+    assert "-femulated-tls" in mac and not {"-fcf-protection=none", "-mtls-dialect=gnu2"} & set(mac)
+    assert "-femulated-tls" not in linux and {"-fcf-protection=none", "-mtls-dialect=gnu2"} <= set(linux)
 
 
 @pytest.mark.skipif(not shutil.which("addr2line"), reason="no addr2line")

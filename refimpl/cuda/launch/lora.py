@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,14 +89,17 @@ def pack(
 
 @dataclass(frozen=True)
 class Kernel:
-    """How one kernel is launched: grid (tokens or tiles, numbers of its output / width, slices), and its block."""
+    """How one kernel is launched: grid (tokens or tiles, numbers of its output / width, slices), and its block.
 
-    file: str
+    It may be a reader's own, `Kernel("my_shrink.cu", "my_shrink", width=4, threads=128)`: each of its parameters gets
+    what the parameter of that name gets in lora.cu."""
+
+    file: str | Path  # in kernels/, or else from the current folder
     name: str
-    by_tile: bool
-    width: int
-    threads: int
-    can_split: bool = False
+    by_tile: bool = False  # False: a row of blocks for each token; True: one for each tile of up to 16 that share one
+    width: int = 1  # numbers of the output (of Ax for a shrink, of y for an expand) that one block computes
+    threads: int = 128  # of a block
+    can_split: bool = False  # it takes `splits`: K = d_in is cut into so many, each summed by blocks of its own
 
 
 KERNELS = {
@@ -116,12 +120,23 @@ KERNELS = {
 
 @dataclass(frozen=True)
 class LoraLaunch:
-    """Which kernels, over how many blocks shrink splits K, and over how many at most expand spreads the columns."""
+    """Which kernels, over how many blocks shrink splits K, and over how many at most expand spreads the columns.
 
-    shrink: str
-    expand: str
+    A kernel is a name of KERNELS, or a Kernel of the reader's own."""
+
+    shrink: str | Kernel = "bgmv_shrink_v2"
+    expand: str | Kernel = "bgmv_expand_v2"
     splits: int = 1
     spread: int = 1 << 15
+
+
+def kernel_of(kernel: str | Kernel) -> Kernel:
+    """Return the kernel of that name. LoracleError for one that there is not."""
+    if isinstance(kernel, Kernel):
+        return kernel
+    if kernel not in KERNELS:
+        raise LoracleError(f"there is no kernel {kernel!r}; there are {', '.join(KERNELS)}, and Kernel(file, name)")
+    return KERNELS[kernel]
 
 
 def choose(tokens: int, adapters: int, rank: int, d_in: int, slices: int, dtype: str, round_rank: bool) -> LoraLaunch:
@@ -168,7 +183,7 @@ def lora_delta(
         launch = choose(rows, column.adapters, packed.max_rank, packed.d_in, packed.slices, packed.dtype, round_rank)
     if launch.expand == "sgmv_expand_v3" and not round_rank:
         raise LoracleError("sgmv_expand_v3 rounds the rank-r intermediate; where it is to stay float32, v2 must run")
-    shrink, expand = KERNELS["lora_lookup" if lookup else launch.shrink], KERNELS[launch.expand]
+    shrink, expand = kernel_of("lora_lookup" if lookup else launch.shrink), kernel_of(launch.expand)
     splits = launch.splits if shrink.can_split else 1
     arguments = _arguments(y, x, packed, mapping.device.columns[j], splits)
     arguments |= {"round_rank": int(round_rank), "round_delta": int(round_delta)}

@@ -1,16 +1,17 @@
 """One launch: arrays as the kernels read them, and the line that starts a kernel, on a GPU or on the CPU runner."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...arrays import Array, namespace
 from ...arrays import ceil_div as ceil_div
+from ...errors import LoracleError
 from .. import runner
 
 ENOUGH_BLOCKS = 256  # two for each multiprocessor of a large GPU; with fewer, work is split further
@@ -79,7 +80,7 @@ def recorded() -> Iterator[list]:
 
 
 def launch_kernel(
-    file: str,
+    file: str | Path,
     dtype: str,
     kernel: str,
     grid: tuple[int, int, int],
@@ -87,22 +88,18 @@ def launch_kernel(
     arguments: Mapping[str, Any],
     smem: int = 0,
 ) -> None:
-    """Launch a kernel; each of its parameters gets the argument of the same name."""
+    """Launch a kernel; each of its parameters gets the argument of the same name. LoracleError where there is none."""
     launches = _checked.get()
-    module = runner.load(file, dtype, check=launches is not None or always_checked())
-    again = partial(
-        module.launch, kernel, grid, (block, 1, 1), [arguments[p.name] for p in module.kernels[kernel]], smem
-    )
+    module = runner.load(file, dtype, check=launches is not None or None)
+    parameters = module.parameters_of(kernel)
+    if strange := [p.name for p in parameters if p.name not in arguments]:
+        raise LoracleError(f"{kernel} has a parameter {strange[0]}; a launch has {', '.join(sorted(arguments))}")
+    again = partial(module.launch, kernel, grid, (block, 1, 1), [arguments[p.name] for p in parameters], smem)
     moved = again()
     if launches is not None:
         launches.append(Launch(kernel, moved or {}))
     if (noted := _recorded.get()) is not None:
         noted.append((kernel, again))
-
-
-def always_checked() -> bool:
-    """Return whether LORACLE_CHECK_KERNELS asks for the checker at every launch."""
-    return os.environ.get("LORACLE_CHECK_KERNELS", "0") not in ("", "0")
 
 
 def empty(xp: Any, shape: Sequence[int], dtype: Any) -> Array:

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +130,14 @@ class CPUModule(Module):
             thread,
         )
 
+    @cached_property
+    def line_rows(self) -> list[line_table.Row]:
+        """The line table, read when something is first found wrong."""
+        return line_table.rows(self.debug_information)
+
     def place(self, pc: int) -> tuple[str, int]:
         """File and line of the call that returns to pc; of the kernel where kernels/cpu was inlined into it."""
-        rows = line_table.rows(self.debug_information)
+        rows = self.line_rows
         for i in range(bisect.bisect_left(rows, pc, key=lambda row: row[0]) - 1, -1, -1):
             _, file, line = rows[i]
             if Path(file).parent.name != "cpu":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DeviceError, LoracleError
-from ..parameters import parameters, types_of
+from ..parameters import Parameter, parameters, types_of
 
 Schedule = str | int  # "forward", "reverse", or the seed of a shuffle
 
@@ -28,9 +28,18 @@ class Traffic:
     distinct_stored: int = 0
 
 
-@lru_cache
 def kernels_folder() -> Path:
-    """Return kernels/ of the checkout, or its copy inside an installed package."""
+    """Return LORACLE_KERNELS_FOLDER, kernels/ of the checkout, or its copy inside an installed package."""
+    if chosen := setting("KERNELS_FOLDER"):
+        folder = Path(chosen).absolute()
+        if not (folder / "cpu" / "cuda_on_cpu.h").exists():
+            raise DeviceError(f"LORACLE_KERNELS_FOLDER={chosen}: no copy of kernels/, it has no cpu/cuda_on_cpu.h")
+        return folder
+    return _kernels_of_package()
+
+
+@lru_cache
+def _kernels_of_package() -> Path:
     package = Path(__file__).parents[2]
     for folder in (package / "_kernels", package.parent / "kernels"):
         if (folder / "cpu" / "cuda_on_cpu.h").exists():
@@ -62,6 +71,13 @@ class Module:
         self.kernels = parameters(path.read_text(), dtype)
         self.defines = [f"-D{name}={ctype}" for name, ctype in types_of(dtype).items()]
 
+    def parameters_of(self, name: str) -> list[Parameter]:
+        """Return the parameters of a kernel. LoracleError for one that there is not."""
+        if name not in self.kernels:
+            names = ", ".join(self.kernels) or "none"
+            raise LoracleError(f"{self.path.name} has no kernel {name!r} for {self.dtype}; it has {names}")
+        return self.kernels[name]
+
     def launch(
         self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], smem: int = 0
     ) -> dict[str, Traffic] | None:
@@ -69,10 +85,7 @@ class Module:
 
         LoracleError for an argument that the kernel does not take; KernelError for a kernel that is wrong.
         """
-        if name not in self.kernels:
-            names = ", ".join(self.kernels)
-            raise LoracleError(f"{self.path.name} has no kernel {name!r} for {self.dtype}; it has {names}")
-        expected = self.kernels[name]
+        expected = self.parameters_of(name)
         if len(args) != len(expected):
             names = ", ".join(p.name for p in expected)
             raise LoracleError(f"{name} takes {len(expected)} arguments ({names}), not {len(args)}")
