@@ -1,16 +1,23 @@
 # %% [markdown]
 # # Loracle in a browser
-# One base, many LoRA adapters, one batch; a function of your own, graded; and a CUDA kernel of your own under a checker that names races by
-# line, on the CPU of this machine. Run the cells in order. Everything that is downloaded is in the first.
+# One base, many LoRA adapters, one batch; a function of your own, graded; and a CUDA kernel of your own under a checker
+# that names races by line, on the CPU of this machine. Run the cells in order. All that is downloaded is in the first.
 
 # %% tags=["install"]
 # %pip install -q loracle==VERSION
 
 # %%
 import os
+import shutil
+from pathlib import Path
+
+import numpy as np
 
 import loracle
-from loracle import tiny
+from loracle import learn, tiny
+from loracle.cuda import runner
+from loracle.errors import KernelError
+from loracle.learn import check
 
 os.environ["LORACLE_KERNELS"] = "cpu"  # the checker is the CPU runner's, whatever card there is
 print("loracle", loracle.__version__)
@@ -29,12 +36,12 @@ for output in loracle.generate(model, requests, max_new_tokens=24):
 
 # %% [markdown]
 # ## A function of yours, graded
-# `check` knows the exercise by the function's name; `loracle learn list` has them all. This is chapter 6 (a cell with `!loracle learn next`
-# makes a folder with all of it). Write the function, run the cell, read the smallest case on which it is wrong.
+# `check` knows the exercise by the function's name; `loracle learn list` has them all. This is chapter 6 (a cell with
+# `!loracle learn next` makes a folder with all of it). Write the function, run the cell, read the smallest case on
+# which it is wrong.
 
 
 # %%
-from loracle.learn import check
 
 
 def prefix_key(parent, token_ids, base, p, adapters):
@@ -49,13 +56,6 @@ check(prefix_key)
 # There is no bounds test in it. Put it right, and run the cell again.
 
 # %%
-from pathlib import Path
-
-import numpy as np
-
-from loracle.cuda import runner
-from loracle.errors import KernelError
-
 Path("double.cu").write_text("""
 extern "C" __global__ void twice(const float* x, float* y, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -72,14 +72,10 @@ except KernelError as error:
 
 # %% [markdown]
 # ## Lab B, in the browser
-# `shrink.cu` lies in the folder `lab_b`: open it in the file browser on the left, write step 1, and run the last cell again and again. The
-# page of the lab lies beside it.
+# `shrink.cu` lies in the folder `lab_b`: open it in the file browser on the left, write step 1, and run the last cell
+# again and again. The page of the lab lies beside it.
 
 # %%
-import shutil
-
-from loracle import learn
-
 lab, folder = learn.load("lab_b_shrink"), Path("lab_b")
 package = Path(learn.__file__).parent
 folder.mkdir(exist_ok=True)

@@ -65,4 +65,5 @@ class Lab:
     minutes: int
     hints: tuple[str, ...]
     grade: Callable[[Path], Verdict]  # gets that folder: labs/NAME/ of the learner's course
+    limit: float = 600.0  # seconds, after which its grading is ended: it may compile kernels, or run a campaign
     needs: tuple[str, ...] = ()  # what `loracle learn doctor` looks for: "compiler", "gpu"

@@ -22,7 +22,6 @@ from .units import Unit, stub
 from .verdict import DOES_NOT_RUN, NOT_ATTEMPTED, PASSED, RAISES, TOO_SLOW, WRONG, Verdict
 
 OUTCOMES = (PASSED, NOT_ATTEMPTED, WRONG, RAISES, TOO_SLOW, DOES_NOT_RUN)
-LAB_LIMIT = 600.0  # seconds: a lab may compile kernels, or have a campaign run
 START = 20.0  # seconds on top, for Python and NumPy to start on a busy machine
 MAX_BYTES, MAX_LINES, MAX_WIDTH = 1_000_000, 60, 400  # of a verdict: what a terminal and a page can bear
 
@@ -74,11 +73,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def grade_file(unit: Unit, place: Path, limit: float | None = None, graders: Graders | None = None) -> Verdict:
-    """Return the verdict on a learner's file (of a lab: folder). limit: seconds, by default LIMIT or LAB_LIMIT."""
+    """Return the verdict on a learner's file (of a lab: folder). limit: seconds, by default LIMIT or the lab's own."""
     if isinstance(unit, Exercise) and is_stub(unit, place):
         return Verdict(unit.name, NOT_ATTEMPTED)
     if limit is None:
-        limit = LIMIT if isinstance(unit, Exercise) else LAB_LIMIT
+        limit = LIMIT if isinstance(unit, Exercise) else unit.limit
     with tempfile.TemporaryDirectory(prefix="loracle-", ignore_cleanup_errors=True) as scratch:
         target = Path(scratch) / "verdict.json"
         code = (graders or Graders()).run(command(unit.name, place, limit, target), Path(scratch), limit + START)

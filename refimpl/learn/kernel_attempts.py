@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..arrays import Array
 from ..cuda.runner import Traffic, thread_schedule
 from ..cuda.runner.cpu import CPUModule
 from ..errors import DeviceError, KernelError
@@ -18,6 +21,7 @@ from .verdict import DOES_NOT_RUN, Verdict
 
 SCHEDULES = ("forward", "reverse", 1, 2)  # every case runs in all of them: an answer may not depend on who is first
 Shape = Callable[..., tuple[tuple[int, ...], int]]  # a launch's arguments -> its grid, and the threads of a block
+APART = 65_536  # bytes in front of an argument and behind it; further away an error names no argument, or another one
 COMPILER_LINES = 16  # of what the compiler says: the first errors are the learner's, the later ones follow from them
 
 
@@ -75,6 +79,14 @@ def on_this_cpu() -> Iterator[None]:
     finally:
         del os.environ["LORACLE_KERNELS"]
         os.environ.update({} if before is None else {"LORACLE_KERNELS": before})
+
+
+def apart(array: Array) -> Array:
+    """Return a copy that lies alone: whoever runs a little past its end does not land in another argument."""
+    memory = np.zeros(2 * APART + array.nbytes, np.uint8)
+    copy = memory[APART : APART + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def without_comments(source: str) -> str:

@@ -64,7 +64,7 @@ def test_it_has_a_page_hints_minutes_and_a_page_for_the_teacher(lab: Lab) -> Non
     for heading in ("Goal", "Steps", "To hand in"):
         assert f"\n## {heading}\n" in page
     assert f"{lab.minutes} minutes" in page
-    teacher = (TEACHER / f"{Path(lab.page).name[0]}.md").read_text("utf-8")
+    teacher = (TEACHER / Path(lab.page).name).read_text("utf-8")
     for heading in ("Goal", "Out of scope", "On the board", "Questions that come"):
         assert f"\n## {heading}\n" in teacher
 
@@ -138,7 +138,8 @@ def test_what_does_not_compile_has_the_compilers_lines_and_no_traceback(tmp_path
     assert "is not there" in lab_b_shrink.LAB.grade(tmp_path).lines[0]
 
 
-def test_a_loop_without_an_end_is_ended(tmp_path: Path) -> None:
+def test_a_loop_without_an_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refimpl.learn.grade_file.START", 2.0)
     file = given(lab_b_shrink.LAB, tmp_path) / "shrink.cu"
     loop = "for (int half = 16; half >= 0; half /= 2) Ax[0] = half;"
     file.write_text(file.read_text("utf-8").replace("// your turn", loop, 1))
@@ -184,6 +185,13 @@ def test_a_wrong_repair_fails_under_its_own_name(file: Path, tmp_path: Path) -> 
     shutil.copy(file, tmp_path / f"{name}.cu")
     verdict = lab_c_race.LAB.grade(tmp_path)
     assert (verdict.outcome, verdict.mistake) == (WRONG, mistake), verdict.text()
+
+
+def test_where_the_checker_is_silent_the_numbers_speak(tmp_path: Path) -> None:
+    """An atomic, but of the first warp alone."""
+    source = (LABS / "c_race" / "k4.cu").read_text("utf-8")
+    (tmp_path / "k4.cu").write_text(source.replace("*total += sum;", "atomicAdd(total, sum);"))
+    assert lab_c_race.said_of(tmp_path / "k4.cu") == "total is 337, expected 655"
 
 
 def test_every_known_mistake_of_lab_c_has_a_wrong_answer() -> None:

@@ -168,5 +168,6 @@ LAB = Lab(
         "whoever waits must be sure that all the others come.",
     ),
     grade=grade_folder,
+    limit=180.0,
     needs=("compiler",),
 )

@@ -12,7 +12,7 @@ from ...cuda import launch
 from ...cuda.launch import LoraLaunch, choose
 from ...cuda.runner import Traffic
 from ...errors import DeviceError
-from ...lora import LoraWeights
+from ...adapter_slots import LoraWeights
 from ...plans import LoraMapping
 from ..answers_file import read_answers
 from ..exercise import Lab
@@ -176,5 +176,6 @@ LAB = Lab(
         "65,536 divided by that are the warps that can wait for memory at the same time.",
     ),
     grade=grade_folder,
+    limit=60.0,
     needs=("compiler",),
 )

@@ -4,8 +4,9 @@ import os
 import sys
 
 import numpy as np
+
 from loracle.cuda import launch
-from loracle.lora import LoraWeights
+from loracle.adapter_slots import LoraWeights
 from loracle.plans import LoraMapping
 
 os.environ["LORACLE_KERNELS"] = "cpu"  # the bytes are counted there, whatever card there is
