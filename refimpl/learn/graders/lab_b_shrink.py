@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
+from ...adapter_slots import AdapterSlots
 from ...arrays import Array, Precision, ceil_div
 from ...config import Module
 from ...cuda.runner import Traffic
 from ...errors import KernelError
-from ...adapter_slots import AdapterSlots
 from ...plans import NO_ADAPTER, LoraMapping
 from ...request import Request
 from .. import voices

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ...adapter_slots import LoraWeights
 from ...cuda import launch
 from ...cuda.launch import LoraLaunch, choose
 from ...cuda.runner import Traffic
 from ...errors import DeviceError
-from ...adapter_slots import LoraWeights
 from ...plans import LoraMapping
 from ..answers_file import read_answers
 from ..exercise import Lab

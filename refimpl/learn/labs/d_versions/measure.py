@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 
-from loracle.cuda import launch
 from loracle.adapter_slots import LoraWeights
+from loracle.cuda import launch
 from loracle.plans import LoraMapping
 
 os.environ["LORACLE_KERNELS"] = "cpu"  # the bytes are counted there, whatever card there is
