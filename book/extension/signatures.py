@@ -53,14 +53,24 @@ def definition(item: Any) -> ast.AST | None:
 
 def fields(node: ast.ClassDef) -> ast.arguments:
     """Return the arguments that a dataclass is made of: its annotated names, with their defaults."""
-    annotated = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
-    defaults = [part.value for part in annotated if part.value is not None]
-    names = [ast.arg(part.target.id, part.annotation) for part in annotated]  # type: ignore[union-attr]
+    names, defaults = [], []
+    for part in node.body:
+        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+            default = part.value
+            if isinstance(default, ast.Call) and ast.unparse(default.func) == "field":
+                if any(keyword.arg == "init" for keyword in default.keywords):
+                    continue  # computed, and not given
+                default = ast.Constant(...)  # there is one, which a function makes
+            names.append(ast.arg(part.target.id, part.annotation))
+            defaults += [] if default is None else [default]
     return ast.arguments([], names, None, [], [], None, defaults)
 
 
 def text(arguments: ast.arguments) -> str:
-    """Return arguments as they are written."""
+    """Return arguments as they are written; an annotation in quotes is shown without them."""
+    for argument in arguments.args:
+        if isinstance(argument.annotation, ast.Constant) and isinstance(argument.annotation.value, str):
+            argument.annotation = ast.parse(argument.annotation.value, mode="eval").body
     return f"({plain_quotes(ast.unparse(arguments))})"
 
 
