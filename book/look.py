@@ -24,7 +24,7 @@ from typing import Any
 # One page of each kind.
 PAGES = {
     "index": "book/index.html",
-    "chapter": "refimpl/learn/chapters/ch10_two_gpus.html",
+    "chapter": "refimpl/learn/chapters/ch06_prefix_cache.html",
     "lab": "refimpl/learn/labs/e_bug_hunt.html",
     "reading": "book/reading/1_formulas.html",
     "api": "book/api/python.html",

@@ -22,6 +22,12 @@ def test_the_reading_path_is_that_of_readme_in_its_order() -> None:
     assert pages == table and len(pages) > 20
 
 
+def test_the_reference_has_every_file_of_the_reading_path() -> None:
+    pages = [name for page in READING for name in re.findall(r"^## \[(\w+)\.py\]", page.read_text("utf-8"), re.M)]
+    reference = (BOOK / "api" / "core.md").read_text("utf-8")
+    assert re.findall(r"automodule:: refimpl\.(\w+)", reference) == pages
+
+
 @pytest.mark.parametrize("page", READING, ids=lambda page: page.stem)
 def test_what_a_page_shows_is_in_the_file_of_its_heading(page: Path) -> None:
     sections = re.split(r"^## ", page.read_text("utf-8"), flags=re.M)[1:]
