@@ -197,6 +197,7 @@ def overview(course: Course) -> Table:
     for unit in units():
         progress = course.progress.unit(unit.name)
         outcome = progress.outcome + (f": {progress.mistake}" if progress.mistake else "")
+        outcome = "-" if progress.outcome == NOT_ATTEMPTED else outcome
         table.add_row(
             ">" if unit is current else "",
             Text(unit.name, overflow="fold"),

@@ -16,7 +16,7 @@ from ..streaming import generate
 from .common import BASE, Adapters
 from .demo import show
 
-TOKENS = 48  # per voice: a line or two
+TOKENS = 72  # per voice: two or three lines
 
 
 def engine(args: argparse.Namespace) -> int:

@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from refimpl import cli, learn
+from refimpl.commands import check
+from refimpl.learn import your_engine
 
 UNIT = learn.load("ch06_prefix_key")
 ROOT = Path(__file__).parents[2]
@@ -195,3 +198,26 @@ def line_of(process: "subprocess.Popen[str]") -> str:
 def test_no_other_command_waits_for_hypothesis() -> None:
     script = "import sys; from refimpl import cli; cli.parser(); assert 'hypothesis' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_a_failure_of_a_learners_engine_is_led_back_to_its_chapter(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What finds the chapter is held by tests/learn/test_lab_a.py; here `loracle check` says it, and of no other."""
+    monkeypatch.setattr(your_engine, "led_back", lambda repro: f"ch06 of {repro.name}")
+    monkeypatch.setattr(check, "write", lambda *_: {"repro": ""})
+    for engine, expected in (("learn", {"repro": "", "chapter": "ch06 of kept"}), ("peft", {"repro": ""})):
+        result = Namespace(verdict="fail", interrupted=False)
+        monkeypatch.setattr(check.checking, "replay", lambda *_, engine=engine: (result, engine))  # noqa: B023
+        assert cli.main(["check", "--replay", "kept", "--json"]) == 1
+        assert json.loads(capsys.readouterr().out) == expected
+
+
+def test_engine_serves_the_demo_with_what_passed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "next")
+    code, out, _ = run(capsys, "engine")
+    assert code == 0 and "No step is yours yet" in out and "Judge it" not in out
+    (folder / "ch06_prefix_key.py").write_text(SOLUTION)
+    code, data = body(capsys, "engine")
+    assert code == 0 and data["yours"] == {"ch06_prefix_key": ["prefix_key"]}
+    assert "ch02_lora_delta" in data["ours"] and len({answer["text"] for answer in data["texts"]}) == 5
