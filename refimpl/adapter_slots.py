@@ -35,7 +35,7 @@ class BoundAdapter:
     """All that one adapter changes in one model."""
 
     lora: Mapping[Module, LoraWeights]
-    weights: Mapping[Module, Array]  # whole layers that it brings along: modules_to_save
+    replaced: Mapping[Module, Array]  # whole layers that it brings along: modules_to_save
     biases: Mapping[Module, Array]  # biases of base layers that it brings along: bias="all"
     tokens: Mapping[Module, TokenRows] = field(default_factory=dict)  # rows of some tokens that it brings along
 
@@ -80,7 +80,9 @@ class AdapterSlots:
         """Fill a slot, in the types and on the device of the forward pass; what it held before is gone.
 
         AdapterError for a DoRA that this base makes impossible (dora_gain): the slot is as it was then."""
-        replaced = {module: self._base_with(module, bound) for module in {*bound.weights, *bound.biases, *bound.tokens}}
+        replaced = {
+            module: self._base_with(module, bound) for module in {*bound.replaced, *bound.biases, *bound.tokens}
+        }
         ready = {module: self._ready(lora, module, replaced.get(module)) for module, lora in bound.lora.items()}
         self.remove(slot)
         self.slots.add(slot)
@@ -112,7 +114,7 @@ class AdapterSlots:
         return sum(gains) + sum(x.nbytes for lora in modules for x in (lora.A, lora.B, lora.bias) if x is not None)
 
     def _base_with(self, module: Module, bound: BoundAdapter) -> Linear:
-        base, weight, bias = self.model.linear(module), bound.weights.get(module), bound.biases.get(module)
+        base, weight, bias = self.model.linear(module), bound.replaced.get(module), bound.biases.get(module)
         tokens, device = bound.tokens.get(module), self.model.device
         if tokens is not None:  # held in the type of the table, as in PEFT
             rows = rounded(widen(to_device(tokens.rows, device), self.precision.compute), self.model.dtype)

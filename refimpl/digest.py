@@ -24,8 +24,8 @@ def digest(bound: BoundAdapter) -> bytes:
         add("lora", module, lora.A, lora.B, np.float64(lora.scale).reshape(1), lora.bias)
         if lora.magnitude is not None:
             add("magnitude", module, lora.magnitude)
-    for module in sorted(bound.weights):
-        add("weight", module, bound.weights[module])
+    for module in sorted(bound.replaced):
+        add("weight", module, bound.replaced[module])
     for module in sorted(bound.biases):
         add("bias", module, bound.biases[module])
     for module in sorted(bound.tokens):

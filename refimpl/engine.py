@@ -1,7 +1,12 @@
 """Continuous batching: requests come and go, and every step is one batch of whatever is there.
 
-Prefill, chunked prefill and decode are one path. A request has tokens of which the first `computed` are in the
-cache; a step computes some more of each, and whoever has all of them computed gets one token sampled.
+Prefill (computing a prompt), chunked prefill (some of it now, the rest in later steps) and decode (one token after
+another) are one path. A request has tokens of which the first `computed` are in the cache; a step computes some more
+of each, and whoever has all of them computed gets one token sampled.
+
+    step          1    2    3    4    5          budget: 10 tokens a step
+    pirate       10   10    6    1    1          a prompt of 26: two full steps, the rest, then one token a step
+    robot         .    .    4    9    9          a prompt of 22 has what is left of the budget
 """
 
 import collections

@@ -1,7 +1,8 @@
 """The parts of a transformer layer that know nothing of requests: one function, one formula.
 
-Each takes a Precision and rounds where it says; in float32 and float64 no rounding takes place. Two forms of the same
-step stand one under the other where they differ: the definition, token by token, and the form that runs.
+Each takes a Precision, p, and rounds where it says: `rounded(y, p.linear)` is y itself in float32 and float64. Two
+forms of the same step stand one under the other where they differ: the definition, token by token, and the form that
+runs.
 """
 
 import math

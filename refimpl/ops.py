@@ -34,7 +34,7 @@ class Ops:
     adapter_scale: Callable[[float, int, bool], float]  # alpha, r, use_rslora
     bind_adapter: Callable[[Adapter, ModelConfig, Callable[[float, int, bool], float]], BoundAdapter]
     lora_mapping: Callable[[Sequence[Adapters], Sequence[int]], Pair]  # per request -> per token
-    segments: Callable[[Array, int], Pair]  # adapter_ids, size -> rows sorted by adapter, where each segment starts
+    segments: Callable[[Array, int], Pair]  # adapter_ids, size -> rows sorted by adapter, where each tile starts
     positions: Callable[[Sequence[int], Sequence[int]], Array]  # tokens computed before, tokens now -> positions
     slot_mapping: Callable[[Array, Array, Array, int], Array]  # block_tables, positions, query_start_loc, block_size
     logits_indices: Callable[[Array, bool], Array]  # query_start_loc, every row?

@@ -236,9 +236,10 @@ def lora_mapping(
 def segments_per_adapter(
     adapter_ids: Int[Array, " tokens"], size: int
 ) -> tuple[Int[Array, " rows"], Int[Array, " edges"]]:
-    """Return the rows that have an adapter, sorted by it, and where each segment of them starts, then their number.
+    """Return the rows that have an adapter, sorted by it, and where each tile of them starts, then their number.
 
-    A segment is of one adapter and has at most `size` rows: what one block of an SGMV kernel multiplies.
+    The rows of one adapter are a segment. It is cut in tiles of at most `size` rows: what one block of an SGMV kernel
+    multiplies, so that it reads the adapter once for all of them.
 
         adapter_ids [2, 2, -1, 0, 2], size 2  ->  rows [3, 0, 1, 4], starts [0, 1, 3, 4]: 3 | 0 1 | 4
     """

@@ -9,11 +9,11 @@ from .arrays import Array, Float
 
 @dataclass(frozen=True, eq=False)
 class ScheduledStep:
-    """What one step did for one request.
+    """What one step did for one request. One that was admitted in this step, with blocks of four tokens:
 
-    computed_before   tokens: 4   blocks_found: 2 (of 4 tokens), if it was admitted in this step
-    v                 v
-    t t t t t t t t | t t t t | t t t ...
+    t t t t   t t t t   t t t t t   t t t ...
+    blocks_found: 2     tokens: 5   for later steps
+    computed_before: 8
     """
 
     request_id: int
@@ -23,6 +23,5 @@ class ScheduledStep:
     adapter_slots: tuple[int, ...] = ()
     evicted: tuple[str, ...] = ()  # the adapters that lost their slots to its own, by name
     preempted: bool = False  # its blocks were taken, and it waits again: all that was computed of it is gone
-    logits: Float[Array, " vocab"] = field(
-        default_factory=lambda: np.zeros(0)
-    )  # of the last token that it computed, a view
+    # Of the last token that it computed: a view of the step's rows, and empty if it was preempted.
+    logits: Float[Array, " vocab"] = field(default_factory=lambda: np.zeros(0))

@@ -25,7 +25,7 @@ def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
 
     def one(module: Module) -> Linear:
         base = model.linear(module)
-        weight, bias = bound.weights.get(module, base.weight), bound.biases.get(module, base.bias)
+        weight, bias = bound.replaced.get(module, base.weight), bound.biases.get(module, base.bias)
         if (tokens := bound.tokens.get(module)) is not None:
             weight = held_as(model, wide(model, weight).copy())
             weight[tokens.ids] = held_as(model, wide(model, tokens.rows))

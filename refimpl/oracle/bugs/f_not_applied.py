@@ -98,7 +98,7 @@ def lora_bias_dropped() -> Ops:
 def tied_head_takes_the_embeddings_delta() -> Ops:
     def tied(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
         lora = bound.lora.get(EMBED)
-        if lora is None or not config.tie_word_embeddings or LM_HEAD in bound.lora or LM_HEAD in bound.weights:
+        if lora is None or not config.tie_word_embeddings or LM_HEAD in bound.lora or LM_HEAD in bound.replaced:
             return bound
         head = LoraWeights(lora.B.T, lora.A.T, lora.scale)  # row v of the table gets scale * B A[:, v]
         return dataclasses.replace(bound, lora={**bound.lora, LM_HEAD: head})
@@ -131,8 +131,8 @@ def whole_layers(keep: Callable[[Module], bool]) -> Ops:
     """Only these of the layers that an adapter brings along."""
 
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
-        kept = {module: x for module, x in bound.weights.items() if keep(module)}
-        return dataclasses.replace(bound, weights=kept)
+        kept = {module: x for module, x in bound.replaced.items() if keep(module)}
+        return dataclasses.replace(bound, replaced=kept)
 
     return binding(changed)
 
@@ -145,8 +145,8 @@ def saved_biases_dropped() -> Ops:
 @not_applied.bug("the lm_head and the biases that an adapter brings along are dropped", needs="modules_to_save")
 def saved_lm_head_and_biases_dropped() -> Ops:
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
-        embedding = {module: x for module, x in bound.weights.items() if module == EMBED}
-        return dataclasses.replace(bound, weights=embedding, biases={})
+        embedding = {module: x for module, x in bound.replaced.items() if module == EMBED}
+        return dataclasses.replace(bound, replaced=embedding, biases={})
 
     return binding(changed)
 
@@ -160,8 +160,8 @@ def saved_layers_of_the_first_adapter() -> Ops:
     first: dict[tuple[ModelConfig, Module], Array] = {}
 
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
-        weights = {module: first.setdefault((config, module), x) for module, x in bound.weights.items()}
-        return dataclasses.replace(bound, weights=weights)
+        weights = {module: first.setdefault((config, module), x) for module, x in bound.replaced.items()}
+        return dataclasses.replace(bound, replaced=weights)
 
     return binding(changed)
 
@@ -170,9 +170,9 @@ def saved_layers_of_the_first_adapter() -> Ops:
 def grown_rows_are_zero() -> Ops:
     def changed(bound: BoundAdapter, adapter: Adapter, config: ModelConfig) -> BoundAdapter:
         weights = {}
-        for module, x in bound.weights.items():
+        for module, x in bound.replaced.items():
             of_the_base = np.arange(len(x)) < config.vocab_size
             weights[module] = np.where(of_the_base[:, None], x, np.zeros((), x.dtype))
-        return dataclasses.replace(bound, weights=weights)
+        return dataclasses.replace(bound, replaced=weights)
 
     return binding(changed)

@@ -48,7 +48,7 @@ def another_adapter(name: str) -> Ops:
             return adapters.at(module)
         if adapters not in copies:
             copies[adapters] = AdapterSlots(adapters.model, adapters.precision)
-            copies[adapters].put(0, dataclasses.replace(theirs[name], weights={}, biases={}))
+            copies[adapters].put(0, dataclasses.replace(theirs[name], replaced={}, biases={}))
         return {slot: lora for lora in copies[adapters].at(module).values() for slot in adapters.slots}
 
     return but(bind_adapter=bind, lora_delta=reading(reads))
