@@ -6,10 +6,11 @@ Two forms of `lora_delta`: the definition, one token at a time, and the one that
 
              d_in                rank              d_out
            +--------+          +-------+         +--------+
-    tokens |   x    |  -- A -> |  A x  | -- B -> | B A x  |      A is [rank, d_in], B is [d_out, rank], and rank is
-           +--------+          +-------+         +--------+      small: 8 to 64, where d_in and d_out are thousands
+    tokens |   x    |  -- A -> |  A x  | -- B -> | B A x  |
+           +--------+          +-------+         +--------+
 
-Adapters of one batch may be of any rank: no two of them meet in one product.
+A is [rank, d_in] and B is [d_out, rank]; rank is small, 8 to 64 where d_in and d_out are thousands. Adapters of one
+batch may be of any rank: no two of them meet in one product.
 """
 
 from collections.abc import Callable
