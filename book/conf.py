@@ -22,7 +22,7 @@ copyright = "the authors of Loracle, Apache-2.0"
 version = release = refimpl.__version__
 language = "en"
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "extension.links", "extension.signatures", "extension.drawings"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "extension.links", "extension.signatures", "extension.outputs"]
 root_doc = "book/index"
 include_patterns = [
     "book/**.md",
@@ -55,7 +55,7 @@ nb_execution_raise_on_error = False  # but a warning with the traceback, and -W 
 nb_execution_timeout = 120  # seconds for one cell: a whole chapter takes ten at most
 nb_execution_in_temp = True
 nb_execution_show_tb = True
-nb_merge_streams = True
+nb_merge_streams = False  # it breaks lines where messages end; extension/outputs.py does not
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

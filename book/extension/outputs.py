@@ -1,4 +1,7 @@
-"""A drawing of a chapter stands in the page itself: as a file beside it, it would not know the colour of the text."""
+"""What cells show: printed lines in one piece, and drawings in the page itself.
+
+Lines come from the kernel in pieces of any length; which, depends on the machine. A drawing as a file beside the page
+would not know the colour of the text."""
 
 import html
 import re
@@ -18,8 +21,30 @@ BEFORE_IMAGES = 400  # Sphinx's own collector of images has 500
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
+    app.connect("doctree-read", lines_in_one_piece, priority=BEFORE_IMAGES - 1)
     app.connect("doctree-read", drawings_in_the_page, priority=BEFORE_IMAGES)
     return {"parallel_read_safe": True}
+
+
+def lines_in_one_piece(app: Sphinx, doctree: nodes.document) -> None:
+    """Put together what stands in several blocks only because it came in several messages."""
+    for block in list(doctree.findall(nodes.literal_block)):
+        previous = block.previous_sibling()
+        if is_stream(block) and isinstance(previous, nodes.literal_block) and is_stream(previous):
+            show(block, previous.astext() + block.astext())
+            previous.parent.remove(previous)
+
+
+def is_stream(block: nodes.literal_block) -> bool:
+    """Return whether a block is what a cell printed."""
+    return {"output", "stream"} <= set(block["classes"]) and "stderr" not in block["classes"]
+
+
+def show(block: nodes.literal_block, text: str) -> None:
+    """Let a block have this text."""
+    block.children = []
+    block += nodes.Text(text)
+    block.rawsource = text  # which decides whether it is highlighted
 
 
 def drawings_in_the_page(app: Sphinx, doctree: nodes.document) -> None:
@@ -40,8 +65,7 @@ def without_letters(image: nodes.image, svg: str) -> None:
     for block in list(output.findall(nodes.literal_block)):
         before, line, _ = f"\n{block.astext()}\n".partition(f"\n{first}\n")
         if first and line and before.strip():
-            block.children = [nodes.Text(before.strip("\n"))]
-            block.rawsource = before.strip("\n")
+            show(block, before.strip("\n"))
         elif first and line:
             block.parent.remove(block)
 
