@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .request import Request as Request
     from .request_state import Output as Output
     from .request_state import Token as Token
+    from .step_record import ScheduledStep as ScheduledStep
     from .streaming import generate as generate
     from .streaming import stream as stream
     from .tools.merge import merged as merged
@@ -39,6 +40,7 @@ _HOME = {
     "cuda.table": ("CUDA",),
     "engine": ("Engine",),
     "request_state": ("Output", "Token"),
+    "step_record": ("ScheduledStep",),
     "errors": ("LoracleError",),
     "formats.peft": ("save_adapter",),
     "tools.merge": ("merged",),

@@ -197,10 +197,8 @@ class Scheduler:
 
     def _check_fits(self, request: Request, prompt: int, limit: int) -> None:
         """CacheFull if the blocks that it may hold at once are more than there are."""
-        size, most = (
-            self.cache.block_size,
-            peak_blocks(limit - 1, self.cache.block_size, self.max_batch_tokens, self.model.config.sliding_window),
-        )
+        size = self.cache.block_size
+        most = peak_blocks(limit - 1, size, self.max_batch_tokens, self.cache.window)
         if most > self.cache.num_blocks:
             raise CacheFull(
                 f"a prompt of {prompt} tokens and up to {limit - prompt} new ones need {most} KV blocks of "
