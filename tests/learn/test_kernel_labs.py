@@ -52,8 +52,8 @@ def test_what_is_given_is_not_attempted(lab: Lab, tmp_path: Path) -> None:
 
 
 @every_lab
-def test_what_is_solved_passes(lab: Lab, tmp_path: Path) -> None:
-    verdict = lab.grade(solved(lab, tmp_path))
+def test_what_is_solved_passes(lab: Lab, tmp_path: Path, repairs: Path) -> None:
+    verdict = lab.grade(repairs if lab is lab_c_race.LAB else solved(lab, tmp_path))
     assert verdict.outcome == PASSED, verdict.text()
 
 
@@ -103,7 +103,8 @@ def wrong_file(step: str, mistake: str, folder: Path) -> Verdict:
     return lab_b_shrink.LAB.grade(folder)
 
 
-def test_one_lane_that_does_it_all_shares_nothing(tmp_path: Path) -> None:
+def test_one_lane_that_does_it_all_shares_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab_b_shrink, "STEPS", lab_b_shrink.STEPS[-1:])
     verdict = wrong_file("warp", "one_lane_does_it_all", tmp_path)
     assert (verdict.outcome, verdict.mistake) == (WRONG, "one_lane_does_it_all")
 
@@ -148,6 +149,12 @@ def test_a_loop_without_an_end_is_ended(tmp_path: Path, monkeypatch: pytest.Monk
 
 # ---- C --------------------------------------------------------------------------------------------------------------
 
+@pytest.fixture(scope="module")
+def repairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lab C solved, always in one place, so that each kernel is compiled once."""
+    return solved(lab_c_race.LAB, tmp_path_factory.mktemp("repairs"))
+
+
 ORIGINALS = {
     "k1": "missing_syncthreads_in_loop",
     "k2": "early_return",
@@ -179,11 +186,11 @@ def test_the_checker_says_of_a_given_kernel_what_the_lab_expects(name: str) -> N
 
 
 @pytest.mark.parametrize("file", sorted((TEACHER / "c_race" / "wrong").glob("*.cu")), ids=lambda file: file.stem)
-def test_a_wrong_repair_fails_under_its_own_name(file: Path, tmp_path: Path) -> None:
+def test_a_wrong_repair_fails_under_its_own_name(file: Path, repairs: Path) -> None:
     name, mistake = file.stem.split(".")
-    solved(lab_c_race.LAB, tmp_path)
-    shutil.copy(file, tmp_path / f"{name}.cu")
-    verdict = lab_c_race.LAB.grade(tmp_path)
+    shutil.copy(file, repairs / f"{name}.cu")
+    verdict = lab_c_race.LAB.grade(repairs)
+    shutil.copy(TEACHER / "c_race" / f"{name}.cu", repairs)
     assert (verdict.outcome, verdict.mistake) == (WRONG, mistake), verdict.text()
 
 

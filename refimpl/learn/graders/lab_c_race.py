@@ -1,8 +1,9 @@
 """Lab C: six kernels of the checker's own tests, their marks taken off. Predict, run, put right, with no barrier more
 than needed: each one is taken out of the learner's kernel, and must be missed."""
 
+import hashlib
+import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from ...arrays import Array
 from ...cuda.runner import thread_schedule
+from ...cuda.runner.cpu import cache_folder
 from ...errors import KernelError
 from ..answers_file import read_answers
 from ..exercise import Lab
@@ -95,18 +97,27 @@ def trial(file: Path, given: Given) -> str:
 def needless_barrier(file: Path, given: Given) -> str:
     """Return the first barrier without which nothing changes, as `__syncthreads in line 7`; "" if each is needed."""
     source = without_comments(file.read_text("utf-8"))
-    with tempfile.TemporaryDirectory(prefix="loracle-") as folder:
-        for number, barrier in enumerate(BARRIER.finditer(source)):
-            without = Path(folder) / f"{file.stem}_{number}.cu"
-            without.write_text(source[: barrier.start()] + ";" + source[barrier.end() :], "utf-8")
-            try:
-                missed = bool(trial(without, given))
-            except (KernelError, DoesNotCompile):
-                missed = True
-            if not missed:
-                word = barrier[0].partition("(")[0].strip()
-                return f"{word} in line {source.count(chr(10), 0, barrier.start()) + 1}"
+    for barrier in BARRIER.finditer(source):
+        try:
+            missed = bool(trial(kept(source[: barrier.start()] + ";" + source[barrier.end() :]), given))
+        except (KernelError, DoesNotCompile):
+            missed = True
+        if not missed:
+            word = barrier[0].partition("(")[0].strip()
+            return f"{word} in line {source.count(chr(10), 0, barrier.start()) + 1}"
     return ""
+
+
+def kept(source: str) -> Path:
+    """Return a file of this content beside the builds: the same one each time, so that it is compiled once."""
+    content = source.encode()
+    file = cache_folder() / "barriers" / f"{hashlib.sha256(content).hexdigest()[:24]}.cu"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(content)
+        partial.replace(file)
+    return file
 
 
 def mistake_of(error: KernelError, given: Given) -> str:
