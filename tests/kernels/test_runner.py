@@ -567,6 +567,26 @@ def test_it_compiles_and_links_for_a_mac(target: str, check: bool, tmp_path: Pat
     assert max(line for _, file, line in rows if file.endswith("words.cu")) <= WORDS.read_text().count("\n")
 
 
+EMULATED = ["aarch64-linux-gnu-g++", "qemu-aarch64"]
+
+
+@pytest.mark.parametrize("switch", ["-UCPU_UCONTEXT", "-DCPU_UCONTEXT"])
+@pytest.mark.parametrize("words", [["g++"], EMULATED], ids=["here", "aarch64"])
+def test_the_machine_runs_without_python_and_on_another_processor(
+    words: list[str], switch: str, tmp_path: Path
+) -> None:
+    """The assembly for ARM, which this suite can only emulate: apt-get install g++-aarch64-linux-gnu qemu-user."""
+    compiler, *emulator = words
+    if not all(shutil.which(word) for word in words) or sys.platform == "darwin":
+        pytest.skip(f"no {' or '.join(words)}")
+    cpu, program = runner.kernels_folder() / "cpu", tmp_path / "alone"
+    flags, _ = runner_cpu.compiler_flags(True, "other", "linux")
+    sources = [str(WORDS.parent / "alone.cpp"), str(cpu / "machine.cpp")]
+    subprocess.run([compiler, *flags, switch, f"-I{cpu}", *sources, "-o", str(program)], check=True)
+    command = [*emulator, *["-L", "/usr/aarch64-linux-gnu"] * bool(emulator), str(program)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "0 wrong\n"
+
+
 def test_the_flags_of_each_system() -> None:
     mac, _ = runner_cpu.compiler_flags(False, "arm64", "darwin")
     linux, _ = runner_cpu.compiler_flags(True, "x86_64", "linux")
