@@ -16,7 +16,7 @@ from ..errors import LoracleError
 from ..learn.exercise import Exercise, Lab
 from ..learn.folder import Course, digest, open_course, progress_of, reset
 from ..learn.grade_file import grade_file, grade_files
-from ..learn.units import Unit, units
+from ..learn.units import Unit, opened, units
 from ..learn.verdict import NOT_ATTEMPTED, PASSED, Verdict
 from ..learn.watch import changes
 from . import learn_class, learn_engine
@@ -58,6 +58,7 @@ def about(course: Course, unit: Unit) -> dict[str, Any]:
         "title": unit.title,
         "minutes": unit.minutes,
         "read": str(chapter_file(course, unit)),
+        "opens": [str(file) for file in opened(unit)] if isinstance(unit, Exercise) else [],
         "edit": [str(file) for file in edited(course, unit)],
         "outcome": progress.outcome,
         "mistake": progress.mistake,
@@ -83,16 +84,22 @@ def edited(course: Course, unit: Unit) -> list[Path]:
 def introduction(course: Course, unit: Unit, args: argparse.Namespace) -> list[str]:
     """Return the lines of `next`."""
     chapter = chapter_file(course, unit)
-    how = f"read and run it: python {shlex.quote(str(chapter))}" if isinstance(unit, Exercise) else "read it"
     lines = [f"{unit.name}: {unit.title} ({unit.minutes} minutes)"]
     if chapter.exists():
-        lines.append(f"  read   {chapter}" + (f"   ({how})" if isinstance(unit, Exercise) else ""))
+        lines.append(f"  read   {chapter}")
+        if isinstance(unit, Exercise):
+            lines.append(f"  run    python {shlex.quote(str(chapter))}")
     if isinstance(unit, Exercise) and unit.opens:
-        lines.append(f"  opens  {', '.join(unit.opens)}")
+        lines.append(f"  opens  {', '.join(map(as_seen_from_here, opened(unit)))}")
     for i, file in enumerate(edited(course, unit)):
         missing = "" if file.exists() else f"   (is not there: `loracle learn reset {unit.name}` brings it back)"
         lines.append(f"  {'' if i else 'edit':6} {file}{missing}")
     return [*lines, f"  then   loracle learn check{again(args)}      (and `loracle learn hint{again(args)}`)"]
+
+
+def as_seen_from_here(file: Path) -> str:
+    """Return a file's path, shorter where it lies below the folder that one is in."""
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
 
 
 def again(args: argparse.Namespace) -> str:
@@ -137,7 +144,8 @@ def show_verdict(console: Console, verdict: Verdict, course: Course, unit: Unit)
         show_line(console, line)
     following = course.current()
     if verdict.outcome == NOT_ATTEMPTED:
-        show_line(console, f"  edit {' and '.join(map(str, edited(course, unit)))}", "dim")
+        files = edited(course, unit)
+        show_line(console, f"  edit {files[0] if len(files) == 1 else course.place(unit)}", "dim")
     elif verdict.passed and following is not None:
         show_line(console, f"  next: {following.name}, {following.title} (`loracle learn`)", "dim")
     elif verdict.passed:

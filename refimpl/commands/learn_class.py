@@ -19,6 +19,7 @@ from ..learn.notebooks import write_notebooks
 from ..learn.report import NO_FILE, Report
 from ..learn.report import report as grade_class
 from ..learn.report_files import SIGNS, as_csv, as_html
+from ..learn.units import short_name
 from ..learn.verdict import NOT_ATTEMPTED, PASSED
 
 STYLES = {PASSED: "green", NOT_ATTEMPTED: "dim", NO_FILE: "dim"}  # everything else is red
@@ -78,18 +79,12 @@ def show_report(console: Console, result: Report) -> None:
 
 def matrix(result: Report) -> Table:
     """Return a table with a row for each learner and a column for each unit."""
-    table = Table("", *(short(unit) for unit in result.units), box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table("", *map(short_name, result.units), box=box.SIMPLE, padding=(0, 1, 0, 0))
     for who in result.learners:
         outcomes = [result.row(who, unit).outcome for unit in result.units]
         cells = [Text(SIGNS[outcome], style=STYLES.get(outcome, "red")) for outcome in outcomes]
         table.add_row(Text(who), *cells)
     return table
-
-
-def short(unit: str) -> str:
-    """Return 6 of ch06_prefix_key, B of lab_b_shrink."""
-    prefix, letter = unit.split("_")[:2]
-    return letter.upper() if prefix == "lab" else str(int(prefix.removeprefix("ch")))
 
 
 def notebooks(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ loracle-course/
 
 import hashlib
 import os
+import re
 import sys
 from dataclasses import dataclass
 from itertools import count
@@ -23,6 +24,7 @@ from .units import PACKAGE, Unit, stub, unit_named, units
 
 NAME = "loracle-course"
 VARIABLE = "LORACLE_COURSE"
+LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")  # in Markdown, to a file
 
 
 @dataclass
@@ -97,7 +99,7 @@ def complete(course: Course) -> None:
     before = dict(course.progress.copies)
     for name, (source, editable) in sources().items():
         target = course.folder / name
-        new, copied = source.read_bytes(), before.get(name)
+        new, copied = content_for(source), before.get(name)
         if target.exists():
             present = digest(target)
             if present != hashlib.sha256(new).hexdigest() and present != copied:
@@ -129,6 +131,18 @@ def sources() -> dict[str, tuple[Path, bool]]:
     return {name: source for name, source in files.items() if source[0].exists()}
 
 
+def content_for(source: Path) -> bytes:
+    """Return what a file holds; a page's relative links lead to the files of this installation."""
+    if source.suffix != ".md":
+        return source.read_bytes()
+
+    def absolute(match: re.Match[str]) -> str:
+        file, anchor = (source.parent / match[1]).resolve(), match[2] or ""
+        return f"]({file.as_uri()}{anchor})" if file.exists() else match[0]
+
+    return LINK.sub(absolute, source.read_text("utf-8")).encode()
+
+
 def write(target: Path, content: bytes) -> bool:
     """Write a file beside its place and rename it; return False where it had this content."""
     if target.exists() and target.read_bytes() == content:
@@ -157,8 +171,9 @@ def reset(course: Course, unit: Unit) -> list[tuple[Path, Path | None]]:
     for name, (source, editable) in sources().items():
         if editable and name.startswith(prefix):
             target = course.folder / name
-            kept = keep(target) if target.exists() and target.read_bytes() != source.read_bytes() else None
-            write(target, source.read_bytes())
+            new = content_for(source)
+            kept = keep(target) if target.exists() and target.read_bytes() != new else None
+            write(target, new)
             course.progress.copies[name] = digest(target)
             outcomes.append((target, kept))
     progress = course.progress.unit(unit.name)

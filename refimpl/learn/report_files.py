@@ -5,8 +5,8 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..loading.diagnostics import one_line
 from .report import Report, passed_counts
+from .units import short_name
 
 SIGNS: Mapping[str, str] = {  # in a cell, for the eye; beside them every cell has its words
     "passed": "✓",
@@ -47,5 +47,5 @@ def as_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters["one_line"] = one_line
+    env.filters["short_name"] = short_name
     return env.get_template("report.html.j2").render(report=report, signs=SIGNS, passed=passed_counts(report.rows))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..cuda.runner import kernels_folder
 from ..engines.suggestion import did_you_mean
 from ..errors import LoracleError
 from . import exercise_names, load
@@ -42,3 +43,19 @@ def spellings(unit: Unit) -> set[str]:
 def stub(exercise: Exercise) -> Path:
     """Return the file of the package that a learner starts from."""
     return PACKAGE / "exercises" / f"{exercise.name}.py"
+
+
+def short_name(name: str) -> str:
+    """Return 6 of ch06_prefix_key, B of lab_b_shrink."""
+    prefix, letter = name.split("_")[:2]
+    return letter.upper() if prefix == "lab" else str(int(prefix.removeprefix("ch")))
+
+
+def opened(exercise: Exercise) -> list[Path]:
+    """Return the files that a chapter opens, where they are in this installation."""
+    root = PACKAGE.parents[1]
+    kernels = kernels_folder()  # in the checkout, or in the wheel
+    return [
+        kernels / name.removeprefix("kernels/") if name.startswith("kernels/") else root / name
+        for name in exercise.opens
+    ]

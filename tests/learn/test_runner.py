@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from refimpl import learn
 from refimpl.errors import LoracleError
 from refimpl.learn import grade_file as grading
 from refimpl.learn import load_file
-from refimpl.learn.folder import Course, complete, open_course, place_in, reset
+from refimpl.learn.folder import Course, complete, content_for, open_course, place_in, reset
 from refimpl.learn.grade_file import grade_file, grade_files
 from refimpl.learn.grade_process import TooMuchMemory, grade_exercise
 from refimpl.learn.load_file import DoesNotRun, load_function
@@ -228,6 +229,21 @@ def test_a_folder_of_an_older_version_gets_what_is_new(course: Course) -> None:
     again = open_course(course.folder)
     assert course.place(UNIT).read_bytes() == stub(UNIT).read_bytes()  # nobody had touched it
     assert (course.folder / "AGENTS.md").exists() and again.progress.copies["AGENTS.md"]
+
+
+def test_links_of_a_page_lead_to_files_wherever_the_page_is_copied(tmp_path: Path) -> None:
+    (tmp_path / "a b.md").write_text("")
+    page = tmp_path / "page.md"
+    page.write_text("[1](a b.md) [2](page.md#part) [3](nowhere.md) [4](https://a.b/c) [5](#here)", "utf-8")
+    expected = f"[1](a b.md) [2]({page.as_uri()}#part) [3](nowhere.md) [4](https://a.b/c) [5](#here)"
+    assert content_for(page) == expected.encode()  # a blank is no link in Markdown
+
+
+def test_no_link_of_a_lab_is_dead(course: Course) -> None:
+    pages = [*course.folder.glob("*.md"), *course.folder.glob("labs/*/*.md")]
+    links = [link for page in pages for link in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))]
+    assert len(pages) > 2
+    assert [link for link in links if "://" not in link] == []
 
 
 def test_a_deleted_file_stays_deleted_until_reset(course: Course) -> None:
