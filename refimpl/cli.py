@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from . import __version__
-from .commands.common import say_which_kernels
 from .commands.signals import on_signals
 from .engines.suggestion import did_you_mean
 from .errors import AdapterWarning, KernelError, LoracleError
@@ -97,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with on_signals(lambda *_: os._exit(130), signal.SIGINT):  # in its import, numpy takes it for an ImportError
             args = parse(argv)
         name = f"loracle {args.command}"
+        from .commands.common import say_which_kernels  # numpy comes with it, and its threads are counted by now
+
         with own_warnings_in_one_line():
             say_which_kernels(args)
             return int(args.run(args))

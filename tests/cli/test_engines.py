@@ -60,7 +60,7 @@ def test_what_cannot_be_set_up_is_one_line(argv: list[str], message: str, capsys
 
 ENGINES = (
     "there is no engine 'vlm'; there is peft, vllm, llama_cpp, openai_http, tensorrt_llm, recorded, learn, "
-    "module:function, numpy, reference, cuda, mutant:NAME"
+    "module:function, numpy, reference, cuda, mutant:NAME, blind:KEY"
 )
 MUTANTS = "there is no mutant 'rslora_ignore': `loracle engines --mutants` has them"
 
