@@ -32,7 +32,7 @@ class Verdict:
         headline = {
             PASSED: f"passed: {self.cases} cases, each as the definition says",
             NOT_ATTEMPTED: "not attempted",
-            WRONG: "not yet. The smallest case that was found:",
+            WRONG: "not yet." + " The smallest case that was found:" * (len(self.lines) > 1),
             RAISES: "not yet: it raises." + " The smallest case that was found:" * (len(self.lines) > 1),
             TOO_SLOW: "not yet: it does not come to an end.",
             DOES_NOT_RUN: "your file does not run.",
