@@ -2,7 +2,7 @@
 
     python docs/make_picture.py            both; after the embedded model has changed
 
-tests/docs/test_pictures.py holds the first against the file. The demo's screen has times in it, which change.
+tests/docs/test_docs_pictures.py holds the first against the file. The demo's screen has times in it, which change.
 """
 
 import os
