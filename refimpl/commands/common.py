@@ -85,7 +85,7 @@ def default_device(ops: str) -> str:
 def say_which_kernels(args: argparse.Namespace) -> None:
     """Say on stderr which kernels a command runs, if it does: an edited copy may not be the one."""
     arguments = vars(args)
-    if "cuda" in (arguments.get("ops"), arguments.get("engine")) or arguments.get("what") == "kernels":
+    if "cuda" in (arguments.get("ops"), arguments.get("engine")):
         from ..cuda import runner
 
         print(f"loracle: {runner.about_kernels(arguments.get('check') is True)}", file=sys.stderr)
