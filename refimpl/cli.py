@@ -99,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .commands.common import say_which_kernels  # numpy comes with it, and its threads are counted by now
 
         with own_warnings_in_one_line():
-            say_which_kernels(args)
+            common = importlib.import_module(".commands.common", __package__)  # which imports numpy: not before
+            common.say_which_kernels(args)
             return int(args.run(args))
     except LoracleError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -83,7 +83,7 @@ def test_a_decode_step_uploads_its_plan_once_and_nothing_else(backend: str) -> N
     decode = steps[2:]
     assert len(decode) > 5
     for crossings in decode:
-        assert crossings == [("upload", "plans.py"), ("download", "arrays.py")]
+        assert crossings == [("upload", "plan_copy.py"), ("download", "arrays.py")]
 
 
 @pytest.mark.parametrize("backend", ["numpy", "cuda"])
