@@ -56,8 +56,9 @@ def grade_folder(folder: Path) -> Verdict:
         total += sum(points.values())
         words = ", ".join(f"{key} {'right' if points[key] else 'not yet'}" for key in points)
         lines.append(f"{code}  {sum(points.values())} of {sum(POINTS.values())}   {words or 'no answer yet'}")
-    lines.append(f"{total} of {len(HUNT) * sum(POINTS.values())} points; {ENOUGH} are enough")
-    return Verdict(NAME, PASSED if total >= ENOUGH else WRONG, lines, cases=len(HUNT))
+    outcome, word = (PASSED, "passed") if total >= ENOUGH else (WRONG, "not yet")
+    headline = f"{word}: {total} of {len(HUNT) * sum(POINTS.values())} points; {ENOUGH} are enough"
+    return Verdict(NAME, outcome, lines, cases=len(HUNT), headline=headline)
 
 
 def mistakes_of(code: str, answer: Any) -> list[str]:
