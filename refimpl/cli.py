@@ -65,6 +65,8 @@ def parser() -> Parser:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments; an unknown option is an error of the subcommand that it was given to."""
     args, unknown = parser().parse_known_args(argv)
+    if unknown and "after_options" in args:
+        unknown = args.after_options(args, unknown)
     if unknown:
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return args

@@ -34,6 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=float, metavar="S", help="seconds for one check (default 60; a lab: 600)")
     add("--html", type=Path, metavar="FILE", help="report: write it as one page, too")
     add("--csv", type=Path, metavar="FILE", help="report: write it as a table, too")
+    parser.set_defaults(after_options=after_options)
+
+
+def after_options(args: argparse.Namespace, words: list[str]) -> list[str]:
+    """Take an ACTION or NAMEs that stand behind an option, which argparse leaves over; return what is still unknown."""
+    if any(word.startswith("-") for word in words):
+        return words
+    if words[0] in ACTIONS and args.action == "next" and not args.names:
+        args.action, *words = words
+    args.names += words
+    return []
 
 
 def run(args: argparse.Namespace) -> int:

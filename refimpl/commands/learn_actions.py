@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,13 @@ def show_verdict(console: Console, verdict: Verdict, course: Course, unit: Unit)
 
 
 def show_line(console: Console, line: str, style: str = "") -> None:
-    """Print one line in one piece, so that addresses and names can be copied."""
+    """Print one line: in one piece, so that it can be searched; on a terminal cut between words and never in one, so
+    that addresses and names can be copied."""
+    if console.is_terminal and len(line) > console.width:
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        line = textwrap.fill(
+            line, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
     console.print(Text(line, style=style), soft_wrap=True)
 
 

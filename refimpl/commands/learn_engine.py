@@ -40,6 +40,7 @@ def engine(args: argparse.Namespace) -> int:
     for line in whose(steps):
         console.print(Text(line))
     show(console, model, requests, names, prompt, ops)
+    console.print()
     if steps:
         option = f" --option folder={args.folder}" if args.folder else ""
         line = f"Judge it: loracle check --engine learn{option} --model random --cases 10 --sequences 5 --no-power"

@@ -42,6 +42,8 @@ def check(function: Callable[..., Any], limit: float = NOTEBOOK_LIMIT) -> None:
     """Print the verdict on a function that was written in a notebook; the exercise is known by the function's name.
 
     limit is in seconds. LoracleError for a function of another name than those of the exercises."""
+    if isinstance(function, str):
+        raise LoracleError(f"check takes the function itself: check({function}), without quotes")
     names = {exercise.function: exercise for exercise in exercises()}
     if getattr(function, "__name__", None) not in names:
         name = getattr(function, "__name__", repr(function))

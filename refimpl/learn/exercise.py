@@ -13,6 +13,13 @@ Attempt = Callable[..., Any]  # the learner's function, or a known wrong one
 Case = Any  # what an exercise draws: a small structure that can be compared and printed
 
 
+class ReturnsNothing(Exception):
+    """The attempt returns None where a result is expected."""
+
+    def __init__(self) -> None:
+        super().__init__("Your function returns None: its `return` is missing, or is not reached.")
+
+
 @dataclass(frozen=True)
 class Mistake:
     """A known wrong answer. `says` is one sentence for the learner: what is missing, and never what to type."""

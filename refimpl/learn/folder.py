@@ -23,6 +23,7 @@ from .progress import FILE, Progress, put_aside, read_progress
 from .units import PACKAGE, Unit, stub, unit_named, units
 
 NAME = "loracle-course"
+TESTS = "test_course.py"
 VARIABLE = "LORACLE_COURSE"
 LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")  # in Markdown, to a file
 
@@ -65,8 +66,13 @@ def place_in(folder: Path, unit: Unit) -> Path:
 
 
 def course_folder(option: Path | None) -> Path:
-    """Return the folder that is meant: --folder, LORACLE_COURSE, or loracle-course here."""
-    return option or Path(os.environ.get(VARIABLE) or NAME)
+    """Return the folder that is meant: --folder, LORACLE_COURSE, the one that we are in, or loracle-course here."""
+    if option or os.environ.get(VARIABLE):
+        return option or Path(os.environ[VARIABLE])
+    here = Path.cwd()
+    around = (folder for folder in (here, *here.parents) if (folder / FILE).exists() and (folder / TESTS).exists())
+    course = next(around, None)
+    return Path(NAME) if course is None else Path(os.path.relpath(course))
 
 
 def open_course(option: Path | None) -> Course:
@@ -116,7 +122,7 @@ def sources() -> dict[str, tuple[Path, bool]]:
     """Return for each name in the learner's folder where it comes from, and whether it is to be edited."""
     files = {
         "AGENTS.md": (PACKAGE / "for_learners" / "AGENTS.md", False),
-        "test_course.py": (PACKAGE / "for_learners" / "course_tests.py", False),
+        TESTS: (PACKAGE / "for_learners" / "course_tests.py", False),
     }
     if (PACKAGE / "handout.md").exists():
         files["handout.md"] = (PACKAGE / "handout.md", False)

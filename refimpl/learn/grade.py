@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, find, settings
 from hypothesis.errors import Flaky, NoSuchExample
 
 from .attempt import NotAttempted, TooSlow, WatchedAttempt, line_of, time_limit
-from .exercise import Attempt, Case, Exercise, Mistake
+from .exercise import Attempt, Case, Exercise, Mistake, ReturnsNothing
 from .verdict import NOT_ATTEMPTED, PASSED, RAISES, TOO_SLOW, WRONG, Verdict
 
 UNSTEADY = "Called twice with the same arguments it gives two results: something is kept between calls, or drawn."
@@ -71,6 +71,8 @@ def difference(exercise: Exercise, attempt: Attempt, case: Case) -> str:
     """What is wrong in this case, in one sentence; an exception of the attempt is one, too."""
     try:
         return exercise.difference(attempt, case)
+    except ReturnsNothing as error:
+        return str(error)
     except Exception as error:
         return f"raises {type(error).__name__}: {error} ({line_of(error, attempt)})"
 
@@ -90,7 +92,8 @@ def explain(exercise: Exercise, attempt: WatchedAttempt, case: Case, tried: int)
     mistake = None if attempt.returned_instead else known_mistake(exercise, attempt)
     if mistake:
         verdict.mistake, verdict.says, verdict.links = mistake.name, mistake.says, mistake.links
-    if exercise.consequence and not raises and not attempt.returned_instead:
+    returns_nothing = sentence == str(ReturnsNothing())
+    if exercise.consequence and not (raises or returns_nothing or attempt.returned_instead):
         verdict.consequence = consequence(exercise, attempt, case)
     return verdict
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from refimpl import cli, learn
 from refimpl.commands import check
+from refimpl.commands.learn_actions import show_line
 from refimpl.learn import your_engine
 
 UNIT = learn.load("ch06_prefix_key")
@@ -69,6 +71,36 @@ def test_the_folder_is_where_it_is_wanted(
     _, out, _ = run(capsys, "next", "6", "--folder", "a b")
     assert Path("a b/progress.json").exists() and "loracle learn check 6 --folder 'a b'" in out
     assert not folder.exists()
+
+
+def test_inside_of_the_folder_no_second_one_is_made(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(capsys, "next")
+    for inside, edited in ((folder, "ch06_prefix_key.py"), (folder / "chapters", "../ch06_prefix_key.py")):
+        monkeypatch.chdir(inside)
+        code, data = body(capsys, "next", "6")
+        assert code == 0 and data["edit"] == [str(Path(edited))] and not (inside / "loracle-course").exists()
+
+
+@pytest.mark.parametrize(
+    "argv", ["check --folder mine 6", "--folder mine check 6", "--json check --folder mine 6", "check 6 --folder mine"]
+)
+def test_an_action_and_a_name_may_stand_behind_an_option(
+    argv: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, *argv.split())
+    assert code == 1 and "not attempted" in out and "ch06_prefix_key" in out and Path("mine/progress.json").exists()
+
+
+def test_long_lines_are_cut_between_words_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"  In the engine: {'a word ' * 20}https://github.com/NVIDIA/TensorRT-LLM/issues/{'1' * 60}"
+    show_line(Console(width=80, force_terminal=True, color_system=None), line)
+    first, *others = capsys.readouterr().out.splitlines()
+    assert len(first) <= 80 and all(other.startswith("    ") for other in others)
+    assert others[-1].strip() == line.split()[-1]
+    show_line(Console(width=80, force_terminal=False), line)
+    assert capsys.readouterr().out == line + "\n"
 
 
 def test_a_wrong_answer_is_named_with_what_a_tenant_would_see_and_its_links(
@@ -218,6 +250,8 @@ def test_engine_serves_the_demo_with_what_passed(folder: Path, capsys: pytest.Ca
     code, out, _ = run(capsys, "engine")
     assert code == 0 and "No step is yours yet" in out and "Judge it" not in out
     (folder / "ch06_prefix_key.py").write_text(SOLUTION)
+    lines = run(capsys, "engine")[1].splitlines()
+    assert any(line.startswith("Judge it: ") for line in lines)  # not behind the last line of the table
     code, data = body(capsys, "engine")
     assert code == 0 and data["yours"] == {"ch06_prefix_key": ["prefix_key"]}
     assert "ch02_lora_delta" in data["ours"] and len({answer["text"] for answer in data["texts"]}) == 5

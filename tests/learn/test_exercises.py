@@ -1,5 +1,6 @@
 """The exercises: the stub is not attempted, the solution passes, every known mistake fails, small and by name."""
 
+import hashlib
 import importlib.util
 import re
 from collections.abc import Callable
@@ -108,3 +109,29 @@ def test_no_hint_is_the_solution(exercise: Exercise) -> None:
     lines = [line.strip() for line in source.splitlines() if len(line.strip()) > 20 and "def " not in line]
     texts = [*exercise.hints, *(mistake.says for mistake in exercise.mistakes)]
     assert [line for line in lines for text in texts if line in text] == []
+
+
+@pytest.mark.parametrize("name", [name for name, exercise in EXERCISES.items() if not exercise.in_place])
+def test_a_forgotten_return_is_a_sentence_and_no_exception(name: str) -> None:
+    verdict = grade(EXERCISES[name], lambda *arguments, **more: None)
+    assert verdict.outcome == WRONG and "outside of your file" not in verdict.text()
+
+
+def test_a_forgotten_return_is_said() -> None:
+    for name in ("ch01_linear", "ch03_adapter_rows", "ch04_slots", "ch05_schedule", "ch08_segments"):
+        text = grade(EXERCISES[name], lambda *arguments: None).text()
+        assert "Your function returns None: its `return` is missing" in text and "(raises)" not in text
+
+
+def test_a_prefix_key_that_raises_or_is_text_has_its_case_in_words() -> None:
+    exercise = EXERCISES["ch06_prefix_key"]
+    raises = grade(exercise, lambda *arguments: 1 // 0)
+    text = grade(exercise, lambda parent, *others: hashlib.sha256(parent + repr(others).encode()).hexdigest())
+    assert raises.outcome == RAISES and "your keys: (raises)" in raises.text() and "Prompt(" not in raises.text()
+    assert text.outcome == WRONG and "your key is text, and bytes are expected" in text.text()
+
+
+def test_keys_that_differ_are_both_shown() -> None:
+    fresh = iter(range(10**9))
+    verdict = grade(EXERCISES["ch06_prefix_key"], lambda *arguments: b"%d" % next(fresh))
+    assert "request 1 " in verdict.text() and "request 2 " in verdict.text()

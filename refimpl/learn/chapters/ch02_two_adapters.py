@@ -147,4 +147,6 @@ for line, wrong in zip(second_speaker(requests), second_speaker(requests, mutant
 #
 #     loracle learn check
 #
+# Once the loop has passed, a bare `check` goes on with chapter 3; `loracle learn check 2` grades what you write then.
+#
 # What passes serves the demo in `loracle learn engine`: the patches of all five voices go through it.

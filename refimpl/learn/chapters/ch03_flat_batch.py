@@ -29,7 +29,8 @@ p = loracle.Precision("model", "float64")  # where numbers are rounded: nowhere
 # ## 1. Three requests in one step
 # The pirate's request is new: all of its 3 tokens are computed now. The base's has 4 behind it and writes its next. The
 # merchant's long prompt is read two tokens at a time, and two are done. The keys and values of what is `computed` lie
-# in a cache, in blocks of 4 tokens; `block_table` says which blocks are whose (chapter 4).
+# in a cache, in blocks of 4 tokens; `block_table` says which blocks are whose (chapter 4). 1.0 is how much of the
+# adapter is added: all of it.
 
 # %%
 cache = KVCache(model.config, num_blocks=4, block_size=4, p=p)

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 6. A prefix cache, keyed by adapter
 #
-# You need: chapter 4 (blocks and slots) and chapter 5 (the engine). Time: 45 minutes. This chapter opens
+# You need: chapter 4 (blocks and slots) and chapter 5 (the engine); on the short way, chapter 3 and what `handout.md`
+# says of *block*, *KV cache* and *step*. Time: 45 minutes. This chapter opens
 # `refimpl/kv_cache.py` (`prefix_key`) and `refimpl/scheduler.py`, and ends with a function of yours.
 #
 # Two requests that begin with the same words need the same keys and values for them, so the second can read what the

@@ -150,6 +150,6 @@ for order, formula in (("convert", "T(D(B s))"), ("manager", "T(T(B) s)")):
 # round.
 #
 # ## 5. Your turn
-# `exercises/ch09_linear_q4.py`: write `linear_q4(x, q, steps, A, B, scale)`: the base as four bits have it, the patch
+# `ch09_linear_q4.py`: write `linear_q4(x, q, steps, A, B, scale)`: the base as four bits have it, the patch
 # as it was trained. `loracle learn check` has whole numbers in it, so that every rounding of yours is seen, and then
 # lets the merchant quote his prices through your layer.

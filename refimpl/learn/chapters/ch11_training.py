@@ -156,7 +156,7 @@ for number in (0, 4):
 # Three scenes teach a habit, and not yet whom one speaks for: the voices that come with Loracle saw thousands.
 #
 # ## 6. Your turn
-# `exercises/ch11_backward.py`: write `backward(x, A, B, scale, dy)`, which returns dA, dB and dx; section 2 has one of
+# `ch11_backward.py`: write `backward(x, A, B, scale, dy)`, which returns dA, dB and dx; section 2 has one of
 # them. `loracle learn check` holds it against differences of whole numbers, where they are exact, and then trains a
 # voice with it. Beware: most wrong gradients learn, too. The optimizer (Adam) divides each gradient by its own size, so
 # a forgotten scale only makes it worse, and no error message ever comes.

@@ -136,5 +136,5 @@ assert guilty in suspects
 # bug, the module and the issue; `--engine blind:k7` lets you practise on engines whose bug nobody tells you.
 #
 # ## 5. Your turn
-# `exercises/ch12_requests.py`: write `requests(adapter)`, batches that expose 40 of the 51 with 60 tokens at most.
+# `ch12_requests.py`: write `requests(adapter)`, batches that expose 40 of the 51 with 60 tokens at most.
 # `loracle learn check` says what still passes, and what a tenant gets then.

@@ -17,7 +17,7 @@ from ...adapter_slots import adapter_scale
 from ...arrays import Array, Precision, rounded, widen
 from ...request import Request
 from .. import voices
-from ..exercise import Attempt, Exercise
+from ..exercise import Attempt, Exercise, ReturnsNothing
 from ..mistakes.ch01_linear import MISTAKES
 from ..numbers import Primes, plain, shown
 
@@ -77,7 +77,7 @@ def result(attempt: Attempt, case: Case) -> tuple[Array, list[str]]:
     arguments = case.arguments()
     y = attempt(*arguments.values())
     if y is None:
-        raise TypeError("your function returns None")
+        raise ReturnsNothing
     changed = [name for name, array in case.arguments().items() if not np.array_equal(array, arguments[name])]
     return np.asarray(y, float), changed
 

@@ -13,7 +13,7 @@ from ...arrays import Array
 from ...plans import NO_ADAPTER, Adapters
 from ...request import Request
 from .. import voices
-from ..exercise import Attempt, Exercise
+from ..exercise import Attempt, Exercise, ReturnsNothing
 from ..mistakes.ch03_adapter_rows import MISTAKES
 from ..numbers import columns, plain, shown
 
@@ -47,7 +47,7 @@ def result(attempt: Attempt, case: Case) -> list[Any]:
     """What the attempt returns, as a list, whatever it is that it returns."""
     rows = attempt(*arguments(case))
     if rows is None:
-        raise TypeError("your function returns None")
+        raise ReturnsNothing
     return [np.asarray(row).tolist() for row in rows]
 
 

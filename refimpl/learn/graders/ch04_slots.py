@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ...arrays import Array, ceil_div
 from ...plans import NO_BLOCK
 from .. import voices
-from ..exercise import Attempt, Exercise
+from ..exercise import Attempt, Exercise, ReturnsNothing
 from ..mistakes.ch04_slots import MISTAKES
 from ..numbers import columns, plain, shown
 
@@ -87,7 +87,7 @@ def result(attempt: Attempt, case: Case) -> list[Any]:
     """What the attempt returns, as a list."""
     slots = attempt(*case.arguments().values())
     if slots is None:
-        raise TypeError("your function returns None")
+        raise ReturnsNothing
     numbers: list[Any] = np.asarray(slots).tolist()
     return numbers
 

@@ -16,7 +16,7 @@ from ...errors import LoracleError
 from ...ops import NUMPY
 from ...request import Request
 from .. import voices
-from ..exercise import Attempt, Exercise
+from ..exercise import Attempt, Exercise, ReturnsNothing
 from ..mistakes.ch05_schedule import MISTAKES
 from ..numbers import plain, shown
 
@@ -51,7 +51,7 @@ def result(attempt: Attempt, case: Case) -> list[Any]:
     """The schedule: an array, a tuple or what is yielded are as good as a list."""
     tokens = attempt(list(case.missing), case.budget)
     if tokens is None:
-        raise TypeError("your function returns None")
+        raise ReturnsNothing
     return [n.item() if isinstance(n, np.generic) else n for n in tokens]
 
 

@@ -61,14 +61,13 @@ def digest(name: str) -> bytes:
     return name.encode().ljust(32, b".")
 
 
-def keys(attempt: Attempt, prompt: Prompt) -> list[object]:
-    """The chain of keys, as scheduler.py makes it."""
-    chain: list[object] = []
+def keys(attempt: Attempt, prompt: Prompt) -> Iterator[object]:
+    """Yield the chain of keys, as scheduler.py makes it; so that a first key is seen where the second raises."""
+    key: object = b""
     for block in prompt.blocks():
         adapters = [(digest(name), weight) for name, weight in prompt.adapters]
-        parent = chain[-1] if chain else b""
-        chain.append(attempt(parent, list(block), digest(prompt.base), PRECISION, adapters))
-    return chain
+        key = attempt(key, list(block), digest(prompt.base), PRECISION, adapters)
+        yield key
 
 
 def blocks(attempt: Attempt, case: Case) -> Iterator[Block]:
@@ -144,6 +143,7 @@ FIXED: Sequence[Case] = [
     (Prompt(PIRATE, (1, 2)), Prompt((("robot", 1.0),), (1, 2))),
     (Prompt(PIRATE, (1, 2)), Prompt((("pirate", -1.0),), (1, 2))),
     (Prompt((("pirate", -1.0),), (1, 2)), Prompt((("pirate", -2.0),), (1, 2))),
+    (Prompt((("pirate", 0.5),), (1, 2)), Prompt((("pirate", 0.501),), (1, 2))),
     (Prompt(BOTH, (1, 2)), Prompt(PIRATE, (1, 2))),
     (Prompt(BOTH, (1, 2)), Prompt((("pirate", 1.0), ("robot", -1.0)), (1, 2))),
     (Prompt(PIRATE, (1, 2)), Prompt(PIRATE, (2, 1))),
@@ -164,6 +164,8 @@ def difference(attempt: Attempt, case: Case) -> str:
     for block in blocks(attempt, case):
         if block.key is None:
             return f"{block.name}: your key is None"
+        if isinstance(block.key, str):
+            return f"{block.name}: your key is text, and bytes are expected."
         for other in earlier:
             same = block.computed_from == other.computed_from
             if same and block.key != other.key:
@@ -186,17 +188,19 @@ def reordered(block: Block, other: Block) -> bool:
 
 
 def describe(attempt: Attempt, case: Case) -> list[str]:
-    prompts = dict.fromkeys(case)  # one line for two equal requests
     return columns(
         [
-            {
-                "": f"request {n}",
-                "prompt": prompt,
-                "keys": "your keys: " + " | ".join(map(short, keys(attempt, prompt))),
-            }
-            for n, prompt in enumerate(prompts, 1)
+            {"": f"request {n}", "prompt": prompt, "keys": "your keys: " + shown_keys(attempt, prompt)}
+            for n, prompt in enumerate(case, 1)
         ]
     )
+
+
+def shown_keys(attempt: Attempt, prompt: Prompt) -> str:
+    try:
+        return " | ".join(map(short, keys(attempt, prompt)))
+    except Exception:
+        return "(raises)"
 
 
 def short(key: object) -> str:

@@ -15,7 +15,7 @@ from ...arrays import Array
 from ...ops import NUMPY
 from ...plans import NO_ADAPTER
 from .. import voices
-from ..exercise import Attempt, Exercise
+from ..exercise import Attempt, Exercise, ReturnsNothing
 from ..mistakes.ch08_segments import MISTAKES
 from ..numbers import plain
 
@@ -59,6 +59,8 @@ def result(attempt: Attempt, case: Case) -> tuple[list[int], list[int]]:
     pair = attempt(adapter_ids, size)
     if tuple(adapter_ids) != case.adapter_ids:
         raise ValueError("adapter_ids is changed, and others still have to read it")
+    if pair is None:
+        raise ReturnsNothing
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise TypeError(f"your function returns {type(pair).__name__}, and not a pair: rows, starts")
     rows, starts = pair
@@ -112,6 +114,8 @@ def describe(attempt: Attempt, case: Case) -> list[str]:
         rows, starts = result(attempt, case)
         form = in_segments if rows == expected(case)[0] and well_formed(rows, starts) else in_numbers
         yours = form(rows, starts)
+    except ReturnsNothing:
+        yours = "None"
     except Exception:
         yours = "(raises)"
     return [

@@ -38,6 +38,13 @@ MISTAKES = (
         lambda parent, token_ids, base, p, adapters: sha256(parent, number_bytes(token_ids), base, *dict(adapters)),
     ),
     Mistake(
+        "weight_rounded",
+        "two weights that read alike when they are rounded are still two.",
+        lambda parent, token_ids, base, p, adapters: sha256(
+            parent, number_bytes(token_ids), base, *(digest + f"{weight:.1f}".encode() for digest, weight in adapters)
+        ),
+    ),
+    Mistake(
         "first_adapter_only",
         "a request may sum several adapters.",
         lambda parent, token_ids, base, p, adapters: sha256(
