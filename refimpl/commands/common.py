@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,3 +266,10 @@ def prompt_text(model: Model, text: str) -> str:
     """Return a prompt as the model knows prompts: those of the embedded one end with a new line."""
     embedded = model.tokenizer.file.parent == tiny.base_path()
     return text + "\n" if embedded and not text.endswith("\n") else text
+
+
+def cut_between_words(line: str, width: int) -> str:
+    """Return a line as lines of this width, the later ones indented; a longer word, an address say, stays whole."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return line if len(line) <= width else wrapper.fill(line)

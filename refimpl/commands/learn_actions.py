@@ -3,7 +3,6 @@
 import argparse
 import json
 import shlex
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ..learn.units import Unit, opened, units
 from ..learn.verdict import NOT_ATTEMPTED, PASSED, Verdict
 from ..learn.watch import changes
 from . import learn_class, learn_engine
+from .common import cut_between_words
 
 STYLES = {PASSED: "green", NOT_ATTEMPTED: "dim"}  # everything else is yellow: not yet
 
@@ -154,13 +154,9 @@ def show_verdict(console: Console, verdict: Verdict, course: Course, unit: Unit)
 
 
 def show_line(console: Console, line: str, style: str = "") -> None:
-    """Print one line: in one piece, so that it can be searched; on a terminal cut between words and never in one, so
-    that addresses and names can be copied."""
-    if console.is_terminal and len(line) > console.width:
-        indent = " " * (len(line) - len(line.lstrip()) + 2)
-        line = textwrap.fill(
-            line, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )
+    """Print one line; a terminal cuts it between words, and never in one: addresses and names can be copied."""
+    if console.is_terminal:
+        line = cut_between_words(line, console.width)
     console.print(Text(line, style=style), soft_wrap=True)
 
 
