@@ -98,8 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with on_signals(lambda *_: os._exit(130), signal.SIGINT):  # in its import, numpy takes it for an ImportError
             args = parse(argv)
         name = f"loracle {args.command}"
-        from .commands.common import say_which_kernels  # numpy comes with it, and its threads are counted by now
-
         with own_warnings_in_one_line():
             common = importlib.import_module(".commands.common", __package__)  # which imports numpy: not before
             common.say_which_kernels(args)
