@@ -22,6 +22,7 @@ TOKENS = (1, 2, 11, 12, 44, 300)  # 1|12 and 11|2 read alike without a separator
 NAMES = ("pirate", "robot")
 WEIGHTS = (1.0, -1.0, -2.0)  # hash(-1.0) == hash(-2.0)
 PRECISION = Precision("model", "float32")
+ROUNDING = 1e-3  # of logits up to 26, in float32: what is off by less was found rightly
 
 Adapters = tuple[tuple[str, float], ...]  # their names, and how much of each
 
@@ -225,7 +226,7 @@ def consequence(attempt: Attempt, case: Case) -> str:
     answer = voices.one_after_another(requests, as_ops(attempt), BLOCK_SIZE)[1]
     alone = voices.one_after_another(requests[1:], block_size=BLOCK_SIZE)[0]
     off = float(np.abs(answer.logits - alone.logits).max())
-    if not answer.blocks_found:
+    if not answer.blocks_found or off < ROUNDING:
         return ""
     blocks_found = f"{answer.blocks_found} of {len(case[1].blocks())} blocks"
     return f"request 2 finds {blocks_found}, and its logits are off by {off:.2g}."
