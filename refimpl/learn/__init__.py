@@ -8,6 +8,7 @@ command `loracle learn`, `check` in a notebook, and pytest in the learner's fold
 import importlib
 import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..engines.suggestion import did_you_mean
@@ -15,6 +16,7 @@ from ..errors import LoracleError
 from . import graders
 from .exercise import Exercise, Lab
 from .grade import grade
+from .load_file import DoesNotRun, check_parameters
 
 NOTEBOOK_LIMIT = 30.0  # seconds: larger is more patience with a slow laptop, and with an endless loop
 
@@ -48,4 +50,10 @@ def check(function: Callable[..., Any], limit: float = NOTEBOOK_LIMIT) -> None:
     if getattr(function, "__name__", None) not in names:
         name = getattr(function, "__name__", repr(function))
         raise LoracleError(f"no exercise has a function {name}{did_you_mean(name, list(names))}")
-    print(grade(names[function.__name__], function, limit).text())
+    exercise = names[function.__name__]
+    try:
+        check_parameters(function, exercise.function, Path(__file__).parent / "exercises" / f"{exercise.name}.py")
+    except DoesNotRun as error:
+        print(f"{exercise.name}: not yet. {error}")
+    else:
+        print(grade(exercise, function, limit).text())

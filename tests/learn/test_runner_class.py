@@ -250,3 +250,14 @@ def test_check_in_a_script_is_the_same_grader() -> None:
 
 def test_units_have_a_column_each(result: report.Report) -> None:
     assert result.units == [unit.name for unit in units()]
+
+
+def test_check_in_a_script_says_what_it_cannot_call(capsys: pytest.CaptureFixture[str]) -> None:
+    def linear(x: object) -> object:
+        return x
+
+    learn.check(linear)
+    expected = "ch01_linear: not yet. linear is called with (x, W, A, B, alpha, use_rslora): yours takes "
+    assert capsys.readouterr().out.startswith(expected)
+    with pytest.raises(LoracleError, match=r"the function itself: check\(linear\), without quotes"):
+        learn.check("linear")  # type: ignore[arg-type]
