@@ -32,6 +32,7 @@ from .noise.ensemble import Member, ensemble, wider
 from .noise.measure import Sample
 from .noise.verdict import Thresholds, overall
 from .observer import Observer
+from .repeatable import ask_twice
 from .reports.result import CampaignSettings, Explanation, PlayedCase, Result
 from .second_look import SecondLook
 from .verdicts import judge_all
@@ -93,7 +94,7 @@ class Campaign:
             if precisions.too_noisy(thresholds):
                 thresholds = self._lower_precision(played, thresholds, workers)
             look = SecondLook(self.driver, self.testbed, self._wider_members(), thresholds)
-            self.diagnostics += look.at_all(played)
+            self.diagnostics += look.at_all(played) + ask_twice(self.driver, played, thresholds)
             self._result = result = self._first_result(played, thresholds)
             result.ceiling = self._ceiling(played)
             if self.settings.below and result.verdict != "fail":  # it says what a pass is worth

@@ -149,6 +149,7 @@ def test_a_loop_without_an_end_is_ended(tmp_path: Path, monkeypatch: pytest.Monk
 
 # ---- C --------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def repairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Lab C solved, always in one place, so that each kernel is compiled once."""

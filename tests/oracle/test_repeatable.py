@@ -1,0 +1,57 @@
+"""An engine that answers the same question in two ways is told so."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from support.testbed import small_testbed
+
+from refimpl.engines.interface import EngineResponse
+from refimpl.engines.ours import Ours
+from refimpl.oracle.campaign import Campaign
+from refimpl.oracle.noise.measure import ErrorRatios
+from refimpl.oracle.repeatable import distance
+from refimpl.oracle.reports.result import CampaignSettings
+
+
+def diagnostics(engine: type[Ours], folder: Path) -> list[str]:
+    return Campaign(engine, small_testbed(), CampaignSettings(2, 0, below=False), folder).run().diagnostics
+
+
+class Noisy(Ours):
+    """Another answer each time, as with dropout."""
+
+    calls = 0
+
+    def run(self, requests: Any, forced: Any = None) -> list[EngineResponse]:
+        type(self).calls += 1
+        responses = super().run(requests, forced)
+        factor = 1 + 0.01 * np.random.default_rng(self.calls).standard_normal()
+        return [
+            EngineResponse(one.token_ids, one.first_position, logits=one.logits * factor, error=one.error)
+            for one in responses
+            if one.logits is not None
+        ]
+
+
+def test_an_engine_that_drops_something_each_time_is_not_repeatable(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("refimpl.oracle.explain.search", lambda work: [])
+    (line,) = [line for line in diagnostics(Noisy, tmp_path) if line.startswith("not repeatable")]
+    assert "batch 0 was asked twice, and the answers are" in line and "x noise apart" in line
+
+
+def test_an_honest_engine_is(tmp_path: Path) -> None:
+    assert diagnostics(Ours, tmp_path) == []
+
+
+def test_the_distance_of_two_answers() -> None:
+    unit = np.array([0.5, 0.25])
+    ratios = ErrorRatios("x", 0, 0, None, 0, unit, np.zeros((0, 2)), unit, 0.0, "")
+    rows = np.array([[1.0, 2.0], [3.0, 4.0]])
+    response = EngineResponse((1,), 0, logits=rows)
+    assert distance(response, response, ratios) == 0
+    assert distance(response, EngineResponse((1,), 0, logits=rows + np.array([[0], [1]])), ratios) == 4
+    assert distance(response, EngineResponse(error="gone"), ratios) == np.inf
+    assert distance(EngineResponse((1,)), EngineResponse((2,)), ratios) == np.inf
+    assert distance(EngineResponse((1,)), EngineResponse((1,)), ratios) == 0
+    assert distance(EngineResponse(error="gone"), EngineResponse(error="gone"), ratios) == 0
