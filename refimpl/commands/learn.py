@@ -1,7 +1,10 @@
 """loracle learn: the course. What to read and write next, what is wrong with it, hints, an engine of one's own."""
 
 import argparse
+import os
 from pathlib import Path
+
+from ..errors import LoracleError
 
 HELP = "the course: chapters to run, functions to write, a grader that names the mistake"
 EXAMPLE = """  loracle learn                       what to read and what to write next
@@ -49,6 +52,10 @@ def after_options(args: argparse.Namespace, words: list[str]) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Return 0; of check 1 where something is not passed, of doctor 1 where something is missing."""
+    try:
+        os.getcwd()  # Hypothesis asks for it while it is imported
+    except OSError:
+        raise LoracleError("the folder that you are in was deleted: cd into another one") from None
     from . import learn_actions  # Hypothesis takes 0.3 s to import, which no other command should wait for
 
     return learn_actions.run(args)

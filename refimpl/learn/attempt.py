@@ -2,13 +2,15 @@
 
 import contextlib
 import ctypes
+import functools
+import hashlib
 import inspect
 import io
 import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,8 @@ class TooSlow(BaseException):
 
 
 class WatchedAttempt:
-    """Calls a function; keeps the beginning of what it printed, and sees if it returned what it should have changed."""
+    """Calls a function; keeps the beginning of what it printed, and sees if it returned what it should have changed, or
+    changed what is not its own."""
 
     def __init__(self, function: Attempt, in_place: bool = False, seconds: float = math.inf) -> None:
         self.function, self.in_place = function, in_place
@@ -36,11 +39,14 @@ class WatchedAttempt:
         self.running = False
         self.printed = ""
         self.returned_instead = False
+        self.changed = ""  # the last argument that it changed and should have left
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if time.perf_counter() > self.deadline:
             raise TooSlow
         before = np.array(args[0]) if self.in_place else None
+        arguments = args[self.in_place :]
+        fingerprints = [fingerprint(argument) for argument in arguments]
         output = FirstCharacters(PRINTED)
         self.running = True
         try:
@@ -53,7 +59,30 @@ class WatchedAttempt:
             self.printed = self.printed or output.getvalue()
         if before is not None and result is not None:
             self.returned_instead = np.array_equal(before, args[0])
+        for i, (argument, earlier) in enumerate(zip(arguments, fingerprints, strict=True), int(self.in_place)):
+            if fingerprint(argument) != earlier:
+                self.changed = self.name_of(i)
         return result
+
+    def name_of(self, position: int) -> str:
+        """The name that the function gives to one of its arguments."""
+        with contextlib.suppress(ValueError, TypeError):  # a function in C has no signature that could be seen
+            names = list(inspect.signature(self.function).parameters)
+            if position < len(names):
+                return names[position]
+        return f"argument {position + 1}"
+
+
+def fingerprint(value: Any) -> Hashable:
+    """What is equal as long as arrays, lists and dicts hold the same; of an array no copy is made."""
+    if isinstance(value, np.ndarray):
+        content = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+        return value.shape, value.dtype.str, hashlib.sha256(content).digest()
+    if isinstance(value, list | tuple):
+        return tuple(fingerprint(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((key, fingerprint(item)) for key, item in value.items())
+    return repr(value) if isinstance(value, int | float | str | bytes) else None
 
 
 class FirstCharacters(io.StringIO):
@@ -71,9 +100,20 @@ class FirstCharacters(io.StringIO):
 def line_of(error: Exception, attempt: Attempt) -> str:
     """Say which line of the learner's file was being executed."""
     function = attempt.function if isinstance(attempt, WatchedAttempt) else attempt
-    file = inspect.getsourcefile(inspect.unwrap(function))
+    file = file_of(function)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f"line {lines[-1]} of your file" if lines else "outside of your file"
+
+
+def file_of(function: Attempt) -> str | None:
+    """The file of a function, a method, a partial or an object that can be called; None for what is in C."""
+    function = inspect.unwrap(function)
+    while isinstance(function, functools.partial):
+        function = function.func
+    for source in (function, type(function)):
+        with contextlib.suppress(TypeError):
+            return inspect.getsourcefile(source)
+    return None
 
 
 @contextlib.contextmanager

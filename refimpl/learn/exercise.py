@@ -55,6 +55,7 @@ class Exercise:
     consequence: Callable[[Attempt, Case], str] | None = None  # what a tenant would see; run in the engine
     as_ops: Callable[[Attempt], dict[str, Callable[..., Any]]] | None = None  # fields of Ops, made of the attempt
     in_place: bool = False  # it changes its first argument, and returns nothing
+    may_change: bool = False  # its arguments are its own: elsewhere an answer that changes one is wrong
     summary: Callable[[Attempt], list[str]] | None = (
         None  # what is said of an attempt that passes: a score, for example
     )

@@ -15,6 +15,8 @@ from .exercise import Attempt, Case, Exercise, Mistake, ReturnsNothing
 from .verdict import NOT_ATTEMPTED, PASSED, RAISES, TOO_SLOW, WRONG, Verdict
 
 UNSTEADY = "Called twice with the same arguments it gives two results: something is kept between calls, or drawn."
+AGAIN = 20  # cases that were right are asked once more when one is wrong: more find what is kept for longer
+MESSAGE = 1000  # characters that are kept of what an exception says
 LIMIT = 60.0  # seconds: larger is more patience with a slow machine, and with an endless loop
 
 
@@ -41,11 +43,15 @@ def grade(exercise: Exercise, function: Attempt, limit: float = LIMIT) -> Verdic
 def search(exercise: Exercise, attempt: WatchedAttempt) -> Verdict:
     """Try random cases, then the fixed ones; describe the smallest on which the attempt is wrong."""
     tried = 0
+    right: list[Case] = []  # the first ones
 
     def wrong(case: Case) -> bool:
         nonlocal tried
         tried += 1
-        return bool(difference(exercise, attempt, case))
+        sentence = difference(exercise, attempt, case)
+        if not sentence and len(right) < AGAIN:
+            right.append(case)
+        return bool(sentence)
 
     options = settings(
         max_examples=exercise.examples,
@@ -64,17 +70,32 @@ def search(exercise: Exercise, attempt: WatchedAttempt) -> Verdict:
         if case is None:
             lines = exercise.summary(attempt) if exercise.summary else []
             return Verdict(exercise.name, PASSED, lines, cases=tried)
+    if any(difference(exercise, attempt, earlier) for earlier in right):
+        return Verdict(exercise.name, WRONG, [UNSTEADY], cases=tried)
     return explain(exercise, attempt, case, tried)
 
 
-def difference(exercise: Exercise, attempt: Attempt, case: Case) -> str:
-    """What is wrong in this case, in one sentence; an exception of the attempt is one, too."""
+def difference(exercise: Exercise, attempt: WatchedAttempt, case: Case) -> str:
+    """What is wrong in this case, in one sentence; an exception of the attempt is one, too, and so is an argument that
+    it changed."""
+    attempt.changed = ""
     try:
-        return exercise.difference(attempt, case)
+        sentence = exercise.difference(attempt, case)
     except ReturnsNothing as error:
         return str(error)
     except Exception as error:
-        return f"raises {type(error).__name__}: {error} ({line_of(error, attempt)})"
+        return f"raises {type(error).__name__}: {message_of(error)} ({line_of(error, attempt)})"
+    if sentence or not attempt.changed or exercise.may_change:
+        return sentence
+    return f"What it computes is right, but {attempt.changed} is not what it was before: whoever comes next meets that."
+
+
+def message_of(error: Exception) -> str:
+    """What an exception says, cut; "" where its own __str__ fails."""
+    try:
+        return str(error)[:MESSAGE]
+    except Exception:
+        return ""
 
 
 def explain(exercise: Exercise, attempt: WatchedAttempt, case: Case, tried: int) -> Verdict:

@@ -4,8 +4,10 @@ Nothing of the learner's runs in this process, and what comes back is read as wh
 """
 
 import json
+import math
 import os
 import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,8 +24,15 @@ from .units import Unit, stub
 from .verdict import DOES_NOT_RUN, NOT_ATTEMPTED, PASSED, RAISES, TOO_SLOW, WRONG, Verdict
 
 OUTCOMES = (PASSED, NOT_ATTEMPTED, WRONG, RAISES, TOO_SLOW, DOES_NOT_RUN)
+CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE", "SIGKILL")
 START = 20.0  # seconds on top, for Python and NumPy to start on a busy machine
 MAX_BYTES, MAX_LINES, MAX_WIDTH = 1_000_000, 60, 400  # of a verdict: what a terminal and a page can bear
+
+KINDS: dict[str, type] = dict.fromkeys(("outcome", "consequence", "mistake", "says"), str) | {
+    "lines": list,
+    "links": list,
+}
+KINDS |= {"cases": int, "seconds": float}
 
 
 @dataclass
@@ -34,11 +43,13 @@ class Graders:
 
     def run(self, words: Sequence[str], folder: Path, limit: float) -> int | None:
         """Return the exit code (negative: the signal) of a command, or None if it was not done in time."""
+        work = folder / "work"  # a file may remove the folder that it runs in, and not what it is graded with
+        work.mkdir()
         variables = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
         with open(folder / "stderr", "wb") as errors:
             process = subprocess.Popen(
                 words,
-                cwd=folder,
+                cwd=work,
                 env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -81,40 +92,55 @@ def grade_file(unit: Unit, place: Path, limit: float | None = None, graders: Gra
     with tempfile.TemporaryDirectory(prefix="loracle-", ignore_cleanup_errors=True) as scratch:
         target = Path(scratch) / "verdict.json"
         code = (graders or Graders()).run(command(unit.name, place, limit, target), Path(scratch), limit + START)
-        if target.exists():
+        if os.path.lexists(target):
             return verdict_from(target, unit.name)
         if code is None:
             return Verdict(unit.name, TOO_SLOW, [f"Not done after {limit:.0f} s: is there a loop without an end?"])
-        errors = (Path(scratch) / "stderr").read_text("utf-8", "replace")
-        if code == 1 and "Traceback" in errors:
-            raise RuntimeError(f"the grader of {unit.name} failed: {one_line(errors.strip().splitlines()[-1])}")
-        return Verdict(unit.name, DOES_NOT_RUN, [how_it_ended(code)])
+        return Verdict(unit.name, DOES_NOT_RUN, [how_it_ended(code, last_lines(Path(scratch) / "stderr"))])
 
 
 def is_stub(exercise: Exercise, file: Path) -> bool:
     """Return whether a file is still what the learner was given."""
     try:
-        return file.read_bytes() == stub(exercise).read_bytes()
+        return file.is_file() and file.read_bytes() == stub(exercise).read_bytes()  # a pipe would never end
     except OSError:
         return False
 
 
-def how_it_ended(code: int) -> str:
-    """Say how a process ended that left no verdict."""
+def last_lines(file: Path) -> str:
+    """Return the end of a text, "" where there is none: a stranger may have written it, or taken it away."""
+    try:
+        with open(file, "rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - MAX_BYTES))
+            return stream.read().decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def how_it_ended(code: int, errors: str) -> str:
+    """Say how a process ended that left no verdict; errors is the end of what it wrote to stderr."""
     if code < 0:
         name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
+        if name not in CRASHES:
+            return f"A signal ended the process ({name}): your file, or what it started, has sent it."
         return f"It crashed the process ({name}): recursion without an end, too much memory, or a call into C."
+    if code == 1 and "Traceback" in errors:
+        why = cleaned(next((line for line in reversed(errors.splitlines()) if line[:1].isalpha()), "no reason is said"))
+        return f"The grader stopped: {why}. Your file changes something that it needs, or it is a bug of ours: tell us."
     return f"It ended the process with exit code {code}: os._exit() does that."
 
 
 def verdict_from(file: Path, name: str) -> Verdict:
     """Read a verdict; what has another form than ours counts as no verdict."""
     try:
+        if not stat.S_ISREG(file.lstat().st_mode):
+            raise ValueError("a pipe, which nobody ever fills, or a link to what is none of its business")
         with open(file, "rb") as stream:
             data = json.loads(stream.read(MAX_BYTES))
         values = {each.name: cleaned(data[each.name]) for each in fields(Verdict)}
-        if values["outcome"] not in OUTCOMES:
-            raise ValueError(values["outcome"])
+        alike = all(isinstance(values[name], kind) for name, kind in KINDS.items())
+        if not alike or values["outcome"] not in OUTCOMES or not math.isfinite(values["cases"] + values["seconds"]):
+            raise ValueError("no verdict")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return Verdict(name, DOES_NOT_RUN, ["It wrote over its own verdict."])
     values["links"] = tuple(values["links"])

@@ -24,6 +24,9 @@ MEMORY = (
 )  # bytes that an attempt may take on top of Python, NumPy and the grader; larger lets a laptop swap longer
 
 
+FILE_SIZE = 2**26  # bytes: a loop that writes fills a disk with more
+
+
 def main() -> None:
     """Grade argv: the unit's name, the learner's file or folder, the limit in seconds, where the verdict goes."""
     name, place, limit, target = sys.argv[1:]
@@ -89,10 +92,13 @@ def what_happened(error: BaseException) -> str:
 
 
 def limit_memory(size: int) -> None:
-    """Let this process take so many bytes more than it has, where the system can limit it (Linux)."""
+    """Let this process take so many bytes more than it has, where the system can limit it (Linux); and write no file,
+    stderr among them, that is larger than FILE_SIZE."""
     try:
         import resource
 
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         total = pages * resource.getpagesize() + size
         _, hard = resource.getrlimit(resource.RLIMIT_AS)

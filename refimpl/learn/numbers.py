@@ -4,7 +4,7 @@ They depend on the structure alone, so Hypothesis shrinks the structure and noth
 products of distinct primes says which factors went into it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,16 @@ def plain(array: Any) -> str:
     if isinstance(array, list | tuple):
         return "[" + ", ".join(plain(value) for value in array) + "]"
     return f"{array:.6g}" if isinstance(array, float) else str(array)
+
+
+def listed(value: Any) -> Any:
+    """Return what is yielded, or comes out of map() and zip(), as a list; everything else as it is."""
+    return list(value) if isinstance(value, Iterator) else value
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether it can be an index: NumPy takes 2, and not 2.0."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def shown(compute: Callable[[], Any]) -> str:

@@ -61,8 +61,11 @@ class Progress:
 
 def read_progress(folder: Path) -> Progress | None:
     """Return what progress.json says; an empty Progress where there is none, None where it is damaged."""
+    path = folder / FILE
     try:
-        with open(folder / FILE, "rb") as file:
+        if path.exists() and not path.is_file():  # to open a pipe would be to wait for ever
+            return None
+        with open(path, "rb") as file:
             data = parse_json(file.read(10**7))
         return Progress({name: _unit(value) for name, value in data["units"].items()}, _texts(data["copies"]))
     except FileNotFoundError:

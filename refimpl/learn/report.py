@@ -4,6 +4,7 @@ Nothing that a learner wrote is believed: files are graded in processes with a l
 hints alone.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -92,7 +93,7 @@ def learners_in(folders: Sequence[Path]) -> dict[str, Path]:
     for folder in folders:
         if not folder.is_dir():
             raise LoracleError(f"{folder}: there is no such folder")
-        inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        inside = folders_in(folder)
         class_of = inside if not course_in(folder) and any(map(course_in, inside)) else [folder]
         paths += class_of  # with those who handed nothing in
     learners: dict[str, Path] = {}
@@ -104,10 +105,19 @@ def learners_in(folders: Sequence[Path]) -> dict[str, Path]:
     return learners
 
 
+def folders_in(folder: Path) -> list[Path]:
+    """Return the folders in a folder, but for hidden ones. LoracleError where it may not be read."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        raise LoracleError(f"{folder}: cannot be read ({error.strerror or error})") from None
+    return [folder / name for name in names if os.path.isdir(folder / name)]
+
+
 def course_in(folder: Path) -> Path | None:
     """Return the folder in which exercises lie: this one, or loracle-course in it; None where there are none."""
     candidates = (folder, folder / NAME)
-    return next((path for path in candidates if any(place_in(path, unit).exists() for unit in units())), None)
+    return next((path for path in candidates if any(os.path.exists(place_in(path, unit)) for unit in units())), None)
 
 
 def safe_name(folder: Path) -> str:
@@ -119,7 +129,8 @@ def safe_name(folder: Path) -> str:
 
 def gradable(unit: Unit, place: Path) -> bool:
     """Return whether a learner has a file, or a lab's folder: theirs, and not a link to something else here."""
-    return not place.is_symlink() and (place.is_file() if isinstance(unit, Exercise) else place.is_dir())
+    # os.path and not Path, which raises where a folder may not be entered: one such folder is not to break a class.
+    return not os.path.islink(place) and (os.path.isfile if isinstance(unit, Exercise) else os.path.isdir)(place)
 
 
 def row(who: str, unit: Unit, verdict: Verdict | None, counts: UnitProgress) -> Row:

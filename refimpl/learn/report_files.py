@@ -18,7 +18,7 @@ SIGNS: Mapping[str, str] = {  # in a cell, for the eye; beside them every cell h
     "no file": "–",
 }
 COLUMNS = ("who", "unit", "outcome", "mistake", "says", "tries", "hints")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet computes when a cell begins with it
+FORMULA = tuple("=+-@|%\t\r\n＝＋－＠")  # what some spreadsheet computes when a cell begins with it
 
 
 def as_csv(report: Report) -> str:
@@ -33,7 +33,7 @@ def as_csv(report: Report) -> str:
 
 def plain(value: object) -> object:
     """Return a text with an apostrophe before it where a spreadsheet would compute it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and value.lstrip(" ").startswith(FORMULA) else value
 
 
 def as_html(report: Report) -> str:

@@ -23,7 +23,8 @@ UNIT = learn.load("ch06_prefix_key")
 ROOT = Path(__file__).parents[2]
 SOLUTION = (ROOT / "teacher" / "solutions" / "ch06_prefix_key.py").read_text()
 LEAKY = (
-    "def prefix_key(parent, token_ids, base, p, adapters):\n    return repr((parent, list(token_ids), base)).encode()\n"
+    "def prefix_key(parent, token_ids, base, p, adapters):\n"
+    "    return repr((parent, list(token_ids), base, p)).encode()\n"
 )
 BROKEN = "def prefix_key(:\n"
 HOSTILE = "<script>alert(1)<script>"

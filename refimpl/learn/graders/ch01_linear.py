@@ -19,7 +19,7 @@ from ...request import Request
 from .. import voices
 from ..exercise import Attempt, Exercise, ReturnsNothing
 from ..mistakes.ch01_linear import MISTAKES
-from ..numbers import Primes, plain, shown
+from ..numbers import Primes, listed, plain, shown
 
 LARGE = 128  # d_in and d_out of the case whose memory is watched: a larger one stands out more from Python's own
 SHARE_OF_W = 0.5  # of its bytes, that the right way is far below: it makes what has the size of x and y
@@ -79,7 +79,7 @@ def result(attempt: Attempt, case: Case) -> tuple[Array, list[str]]:
     if y is None:
         raise ReturnsNothing
     changed = [name for name, array in case.arguments().items() if not np.array_equal(array, arguments[name])]
-    return np.asarray(y, float), changed
+    return np.asarray(listed(y), float), changed
 
 
 def makes_something_large(attempt: Attempt, case: Case) -> bool:

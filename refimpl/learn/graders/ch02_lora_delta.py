@@ -1,6 +1,7 @@
 """Chapter 2: does each row get its own adapter's patch, in place, and a row with -1 nothing at all?
 
-A case is the ranks of the adapters and the ids of the tokens. Its numbers are primes.
+A case is the ranks of the adapters and the ids of the tokens. Its numbers are primes, and the scales
+halves of primes.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,7 @@ class Case:
             "x": primes((len(ids), self.d_in)),
             "A": [primes((r, self.d_in)) for r in self.ranks],
             "B": [primes((self.d_out, r)) for r in self.ranks],
-            "scale": [float(primes()) for _ in self.ranks],
+            "scale": [float(primes()) / 2 for _ in self.ranks],
             "adapter_ids": ids,
         }
         if self.nan_without_adapter:
@@ -66,6 +67,7 @@ FIXED = [
     Case((2, 1), (0, 1)),
     Case((1, 2), (1, 0, -1), 2, 2),
     Case((1,), (-1, 0), nan_without_adapter=True),
+    Case((1,) * 9, (8, 3, -1, 5, 8)),  # more adapters than the random cases have
 ]
 
 
@@ -88,7 +90,7 @@ def result(attempt: Attempt, case: Case) -> Array:
 def difference(attempt: Attempt, case: Case) -> str:
     y, right = result(attempt, case), expected(case)
     for t, i in enumerate(case.adapter_ids):
-        if np.array_equal(y[t], right[t]):  # whole numbers: a sum in another order is the same to the bit
+        if np.array_equal(y[t], right[t]):  # whole numbers and halves: a sum in another order is the same to the bit
             continue
         if i == NO_ADAPTER:
             return f"Token {t} has no adapter, and its row of y is changed."

@@ -15,7 +15,7 @@ from ...request import Request
 from .. import voices
 from ..exercise import Attempt, Exercise, ReturnsNothing
 from ..mistakes.ch03_adapter_rows import MISTAKES
-from ..numbers import columns, plain, shown
+from ..numbers import columns, is_whole, plain, shown
 
 Case = tuple[tuple[tuple[int, ...], int], ...]  # (its adapter slots, its tokens) of each request
 
@@ -30,6 +30,7 @@ FIXED: Sequence[Case] = [
     (((0, 1), 1),),
     (((1,), 1), ((0, 2), 1)),
     (((1, 0), 3), ((), 1), ((2,), 2)),
+    (((300, 7, 11), 2), ((5,), 1), ((), 40), ((70_000,), 1), ((7, 5), 3), ((300,), 1)),  # larger than the random ones
 ]
 
 
@@ -54,7 +55,8 @@ def result(attempt: Attempt, case: Case) -> list[Any]:
 def difference(attempt: Attempt, case: Case) -> str:
     rows, right = result(attempt, case), expected(case)
     if rows == right:
-        return ""
+        other = next((value for row in rows for value in row if not is_whole(value)), None)
+        return "" if other is None else f"There is {other!r} in a row: the number of a slot is whole, an int."
     if len(rows) != len(right):
         return f"Each token of the batch needs a row: {len(right)} rows, and your function returns {len(rows)}."
     t = next(t for t in range(len(right)) if rows[t] != right[t])

@@ -16,7 +16,7 @@ from ...plans import NO_BLOCK
 from .. import voices
 from ..exercise import Attempt, Exercise, ReturnsNothing
 from ..mistakes.ch04_slots import MISTAKES
-from ..numbers import columns, plain, shown
+from ..numbers import columns, is_whole, listed, plain, shown
 
 BLOCK_SIZE = 4  # of the engine: a smaller one makes more blocks of the tenants' prompts, which then scatter sooner
 
@@ -73,6 +73,7 @@ FIXED = [
     Case(2, (Part(2, 2, (0, 1)),)),
     Case(2, (Part(2, 3, (2, 0, 3)), Part(1, 1, (1,)))),
     Case(3, (Part(0, 1, (1,)), Part(3, 2, (2, 0)))),
+    Case(16, (Part(90, 3, (5, 1, 3000, 0, 2, 9000)), *(Part(1, 1, (6 + i,)) for i in range(4)))),  # as in an engine
 ]
 
 
@@ -88,14 +89,15 @@ def result(attempt: Attempt, case: Case) -> list[Any]:
     slots = attempt(*case.arguments().values())
     if slots is None:
         raise ReturnsNothing
-    numbers: list[Any] = np.asarray(slots).tolist()
+    numbers: list[Any] = np.asarray(listed(slots)).tolist()
     return numbers
 
 
 def difference(attempt: Attempt, case: Case) -> str:
     slots, right = result(attempt, case), expected(case)
     if slots == right:
-        return ""
+        other = next((slot for slot in slots if not is_whole(slot)), None)
+        return "" if other is None else f"There is a slot {other!r}: the number of a slot is whole, an int."
     if np.shape(slots) != np.shape(right):
         return f"It returns an array {list(np.shape(slots))}, where one {list(np.shape(right))} is expected: [tokens]."
     t = next(t for t in range(len(right)) if slots[t] != right[t])

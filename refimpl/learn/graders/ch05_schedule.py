@@ -44,6 +44,7 @@ FIXED = [
     Case((2, 2), 2),
     Case((2, 2, 1), 3),
     Case((1, 3, 1), 3),
+    Case((1,) * 9 + (5000, 1, 20_000, 7), 8192),  # as in an engine
 ]
 
 
@@ -144,4 +145,5 @@ EXERCISE = Exercise(
     mistakes=MISTAKES,
     consequence=consequence,
     as_ops=as_ops,
+    may_change=True,
 )

@@ -19,9 +19,9 @@ from ..numbers import columns
 
 BLOCK_SIZE = 2  # tokens
 TOKENS = (1, 2, 11, 12, 44, 300)  # 1|12 and 11|2 read alike without a separator; 44 and 300 are one byte modulo 256
+SIXTEEN_BITS_MORE = 2**16 + 44  # another id than 44, for who writes ids in more than two bytes
 NAMES = ("pirate", "robot")
-WEIGHTS = (1.0, -1.0, -2.0)  # hash(-1.0) == hash(-2.0)
-PRECISION = Precision("model", "float32")
+WEIGHTS = (1.0, 0.5, 0.25, -1.0, -2.0)  # int(0.5) == int(0.25), hash(-1.0) == hash(-2.0)
 ROUNDING = 1e-3  # of logits up to 26, in float32: what is off by less was found rightly
 
 Adapters = tuple[tuple[str, float], ...]  # their names, and how much of each
@@ -34,10 +34,12 @@ class Prompt:
     adapters: Adapters
     tokens: tuple[int, ...]
     base: str = "base"
+    dtype: str = "float32"
 
     def __str__(self) -> str:
         names = " + ".join(f"{weight:g} x {name}" if weight != 1 else name for name, weight in self.adapters)
-        return f"{self.base}, {names or 'no adapter'}: " + " | ".join(
+        precision = "" if self.dtype == "float32" else f" in {self.dtype}"
+        return f"{self.base}{precision}, {names or 'no adapter'}: " + " | ".join(
             " ".join(map(str, block)) for block in self.blocks()
         )
 
@@ -53,28 +55,29 @@ class Block:
     """One full block: where it is, everything that its keys and values are computed from, and the attempt's key."""
 
     name: str
-    computed_from: tuple[str, Adapters, tuple[int, ...]]
+    computed_from: tuple[str, str, Adapters, tuple[int, ...]]
     key: object
 
 
 def digest(name: str) -> bytes:
     """In place of the SHA-256 of some weights: 32 bytes, different for different weights."""
-    return name.encode().ljust(32, b".")
+    return f"{name:.^32}".encode()  # begins and ends like every other: who cuts it, loses what tells it apart
 
 
 def keys(attempt: Attempt, prompt: Prompt) -> Iterator[object]:
     """Yield the chain of keys, as scheduler.py makes it; so that a first key is seen where the second raises."""
     key: object = b""
+    p = Precision("model", prompt.dtype)
     for block in prompt.blocks():
         adapters = [(digest(name), weight) for name, weight in prompt.adapters]
-        key = attempt(key, list(block), digest(prompt.base), PRECISION, adapters)
+        key = attempt(key, list(block), digest(prompt.base), p, adapters)
         yield key
 
 
 def blocks(attempt: Attempt, case: Case) -> Iterator[Block]:
     for number, prompt in enumerate(case, 1):
         for i, key in enumerate(keys(attempt, prompt)):
-            computed_from = (prompt.base, prompt.adapters, prompt.tokens[: (i + 1) * BLOCK_SIZE])
+            computed_from = (prompt.base, prompt.dtype, prompt.adapters, prompt.tokens[: (i + 1) * BLOCK_SIZE])
             yield Block(f"block {i} of request {number}", computed_from, key)
 
 
@@ -115,12 +118,13 @@ def other_weight(draw: st.DrawFn, prompt: Prompt) -> Prompt:
 
 
 def other_token(draw: st.DrawFn, prompt: Prompt) -> Prompt:
-    i = draw(st.integers(0, len(prompt.tokens) - 1))
+    i = len(prompt.tokens) - 1 - draw(st.integers(0, len(prompt.tokens) - 1))  # from the end: it shrinks to one block
     return replace(prompt, tokens=(*prompt.tokens[:i], draw(st.sampled_from(TOKENS)), *prompt.tokens[i + 1 :]))
 
 
 def two_other_tokens(draw: st.DrawFn, prompt: Prompt) -> Prompt:
-    i = draw(st.integers(0, len(prompt.tokens) // BLOCK_SIZE - 1)) * BLOCK_SIZE
+    last = len(prompt.tokens) // BLOCK_SIZE - 1
+    i = (last - draw(st.integers(0, last))) * BLOCK_SIZE
     block = prompt.tokens[i : i + BLOCK_SIZE]
     changed = draw(st.permutations(block) | st.tuples(*[st.sampled_from(TOKENS)] * BLOCK_SIZE))
     return replace(prompt, tokens=(*prompt.tokens[:i], *changed, *prompt.tokens[i + BLOCK_SIZE :]))
@@ -130,14 +134,19 @@ def other_base(draw: st.DrawFn, prompt: Prompt) -> Prompt:
     return replace(prompt, base="another base")
 
 
+def other_precision(draw: st.DrawFn, prompt: Prompt) -> Prompt:
+    return replace(prompt, dtype="bfloat16")
+
+
 Change = Callable[[st.DrawFn, Prompt], Prompt]
 CHANGES: list[Change] = [
     *(nothing, one_adapter_less, other_adapters, other_weight),
-    *(other_token, two_other_tokens, other_base),
+    *(other_token, two_other_tokens, other_base, other_precision),
 ]
 
 PIRATE: Adapters = (("pirate", 1.0),)
 BOTH: Adapters = (("pirate", 1.0), ("robot", 1.0))
+THREE: Adapters = (*BOTH, ("merchant", 1.0))
 FIXED: Sequence[Case] = [
     (Prompt(PIRATE, (1, 2)), Prompt(PIRATE, (1, 2))),
     (Prompt(PIRATE, (1, 2)), Prompt((), (1, 2))),
@@ -155,6 +164,12 @@ FIXED: Sequence[Case] = [
     (Prompt(PIRATE, (1, 2)), Prompt(PIRATE, (1, 11))),
     (Prompt(PIRATE, (1, 2, 1, 2)), Prompt(PIRATE, (1, 2, 1, 11))),
     (Prompt(PIRATE, (1, 2)), Prompt(PIRATE, (1, 2), "another base")),
+    (Prompt(PIRATE, (1, 2)), Prompt(PIRATE, (1, 2), dtype="bfloat16")),
+    (Prompt((("pirate", 0.5),), (1, 2)), Prompt((("pirate", 0.25),), (1, 2))),
+    (Prompt((("pirate", 0.25),), (1, 2)), Prompt((("pirate", 0.2501),), (1, 2))),
+    (Prompt((("pirate", 1.0), ("robot", -1.0)), (1, 2)), Prompt((("pirate", -1.0), ("robot", 1.0)), (1, 2))),
+    (Prompt(THREE, (1, 2)), Prompt(BOTH, (1, 2))),
+    (Prompt(PIRATE, (1, 44)), Prompt(PIRATE, (1, SIXTEEN_BITS_MORE))),
 ]
 
 # What is said of a case.
@@ -163,10 +178,11 @@ FIXED: Sequence[Case] = [
 def difference(attempt: Attempt, case: Case) -> str:
     earlier: list[Block] = []
     for block in blocks(attempt, case):
-        if block.key is None:
-            return f"{block.name}: your key is None"
         if isinstance(block.key, str):
             return f"{block.name}: your key is text, and bytes are expected."
+        if not isinstance(block.key, bytes):
+            kind = "None" if block.key is None else f"of type {type(block.key).__name__}"
+            return f"{block.name}: your key is {kind}, and bytes are expected."
         for other in earlier:
             same = block.computed_from == other.computed_from
             if same and block.key != other.key:
@@ -184,8 +200,8 @@ def difference(attempt: Attempt, case: Case) -> str:
 
 def reordered(block: Block, other: Block) -> bool:
     """The same adapters in another order: the sums agree to rounding, so either answer is right."""
-    (base, adapters, tokens), (other_base, other_adapters, other_tokens) = block.computed_from, other.computed_from
-    return (base, sorted(adapters), tokens) == (other_base, sorted(other_adapters), other_tokens)
+    (*rest, adapters, tokens), (*other_rest, other_adapters, other_tokens) = block.computed_from, other.computed_from
+    return (rest, sorted(adapters), tokens) == (other_rest, sorted(other_adapters), other_tokens)
 
 
 def describe(attempt: Attempt, case: Case) -> list[str]:
@@ -217,7 +233,7 @@ def behaviour(attempt: Attempt, case: Case) -> tuple[bool, ...]:
 
 def consequence(attempt: Attempt, case: Case) -> str:
     """Both requests to the real engine, one after the other, with this key in it; the second one alone without."""
-    if case[0].base != case[1].base:
+    if (case[0].base, case[0].dtype) != (case[1].base, case[1].dtype):
         return ""
     requests = [
         Request([*prompt.tokens, 7], adapter=[(voices.voice(name), weight) for name, weight in prompt.adapters] or None)

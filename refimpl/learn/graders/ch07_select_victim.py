@@ -17,7 +17,7 @@ from ...request import Request
 from .. import voices
 from ..exercise import Attempt, Exercise
 from ..mistakes.ch07_select_victim import MISTAKES
-from ..numbers import columns, shown
+from ..numbers import columns, is_whole, shown
 
 TALKING = 16  # tokens that the pirate has said when others come: enough for half a sentence
 DAY = ("pirate", "robot", "pirate", "merchant", "pirate", "merchant", "robot")  # who is asked for, one after the other
@@ -50,6 +50,7 @@ FIXED: list[Case] = [
     (Slot(0, 1), Slot(1, 0)),
     (Slot(0, 1, 1), Slot(1, 0, 2)),
     (Slot(2, 0, 1), Slot(3, 1), Slot(1, 2, 0)),
+    (Slot(2000, 10**9 + 1, 0), Slot(7, 10**9), Slot(0, 10**9 - 1, 300)),  # as in an engine after some weeks
 ]
 
 
@@ -60,28 +61,32 @@ def arguments(case: Case) -> tuple[dict[int, int], dict[int, int]]:
     return {slot.number: slot.last_used for slot in case}, counts
 
 
-def result(attempt: Attempt, case: Case) -> tuple[Any, bool]:
-    """The victim, and whether the arguments are as they were."""
-    last_used, ref_counts = arguments(case)
-    victim = attempt(last_used, ref_counts)
-    return victim, (last_used, ref_counts) == arguments(case)
+def result(attempt: Attempt, case: Case) -> tuple[Any, tuple[dict[int, int], dict[int, int]]]:
+    """The victim, and the arguments as they are then."""
+    tables = arguments(case)
+    victim = attempt(*tables)
+    return int(victim) if is_whole(victim) else victim, tables
 
 
 def difference(attempt: Attempt, case: Case) -> str:
-    victim, unchanged = result(attempt, case)
+    victim, tables = result(attempt, case)
     expected = kv_cache.select_victim(*arguments(case))
     users = {slot.number: slot.users or 0 for slot in case}
     if victim is None and expected is None:
         return ""
     if victim is None:
         return f"Nobody uses slot {expected}, and you empty none: whoever waits for a slot will wait for ever."
-    if victim not in users:
+    if not is_whole(victim) or victim not in users:
         return f"{victim!r} is none of the slots."
     if users[victim]:
         return f"Slot {victim} is in use: a running request goes on with what is loaded there now."
     if victim != expected:
         return f"Slot {victim} was used later than slot {expected}, and nobody uses either."
-    return "" if unchanged else "The victim is right, but the engine's tables are not what they were before."
+    return (
+        ""
+        if tables == arguments(case)
+        else "The victim is right, but the engine's tables are not what they were before."
+    )
 
 
 def describe(attempt: Attempt, case: Case) -> list[str]:
@@ -101,9 +106,9 @@ def describe(attempt: Attempt, case: Case) -> list[str]:
     ]
 
 
-def behaviour(attempt: Attempt, case: Case) -> tuple[str, bool]:
-    victim, unchanged = result(attempt, case)
-    return repr(victim), unchanged
+def behaviour(attempt: Attempt, case: Case) -> tuple[str, str]:
+    victim, tables = result(attempt, case)
+    return repr(victim), repr(tables)
 
 
 def as_ops(attempt: Attempt) -> dict[str, Callable[..., Any]]:

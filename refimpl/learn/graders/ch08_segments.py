@@ -17,7 +17,7 @@ from ...plans import NO_ADAPTER
 from .. import voices
 from ..exercise import Attempt, Exercise, ReturnsNothing
 from ..mistakes.ch08_segments import MISTAKES
-from ..numbers import plain
+from ..numbers import is_whole, listed, plain
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ FIXED = [
     Case((1, 0, 0), 3),
     Case((0, 0, 0), 2),
     Case((2, 2, -1, 0, 2), 2),
+    Case((9, 4000, 9, -1, 7, 4000, 9, 9, 9), 4),  # more adapters than the random cases have
     Case((0, 1) * 12, 16),  # np.argsort keeps the order of so many only if it is told to
 ]
 
@@ -56,15 +57,24 @@ FIXED = [
 def result(attempt: Attempt, case: Case) -> tuple[list[int], list[int]]:
     """rows and starts, as lists: arrays are as good."""
     adapter_ids, size = case.arguments()
-    pair = attempt(adapter_ids, size)
+    pair = listed(attempt(adapter_ids, size))
     if tuple(adapter_ids) != case.adapter_ids:
         raise ValueError("adapter_ids is changed, and others still have to read it")
     if pair is None:
         raise ReturnsNothing
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise TypeError(f"your function returns {type(pair).__name__}, and not a pair: rows, starts")
-    rows, starts = pair
-    return [int(t) for t in rows], [int(start) for start in starts]
+    rows, starts = (whole_numbers(part) for part in pair)
+    return rows, starts
+
+
+def whole_numbers(part: Any) -> list[int]:
+    """rows or starts as a list. TypeError for what is no index."""
+    numbers = list(part)
+    for number in numbers:
+        if not is_whole(number):
+            raise TypeError(f"there is {number!r} in what your function returns, and rows are numbered by an int")
+    return [int(number) for number in numbers]
 
 
 def expected(case: Case) -> tuple[list[int], list[int]]:

@@ -1,6 +1,6 @@
 """Chapter 9: the base exactly as four bits store it, the patch exactly as it was trained.
 
-All numbers are whole, and small enough that no order of summation rounds: an answer is right if it is equal.
+All numbers are whole or halves, and small enough that no order of summation rounds: right is what is equal.
 """
 
 import functools
@@ -47,12 +47,19 @@ def arguments(case: Case) -> dict[str, Array | float]:
     x, A = primes((case.tokens, d_in)), primes((case.r, d_in))
     return {
         "x": x,
-        "q": np.resize(np.array(CODES[: case.size], np.int8), (case.d_out, d_in)),
-        "steps": primes((case.d_out, case.groups)),
+        "q": codes(case),
+        "steps": primes((case.d_out, case.groups)) / 2,
         "A": A,
         "B": primes((case.d_out, case.r)),
         "scale": case.scale,
     }
+
+
+def codes(case: Case) -> Array:
+    """q: CODES turned by one from each group to the next, so that no two neighbours are alike."""
+    groups = range(case.d_out * case.groups)
+    turned = [np.roll(CODES[: case.size], -(number // case.groups + number % case.groups)) for number in groups]
+    return np.array(turned, np.int8).reshape(case.d_out, -1)
 
 
 def definition(x: Array, q: Array, steps: Array, A: Array, B: Array, scale: float) -> Array:
@@ -72,7 +79,7 @@ def without_patch(case: Case) -> dict[str, Array | float]:
 
 def off(attempt: Attempt, values: dict[str, Array | float]) -> str:
     """What is wrong with y in one sentence, or nothing."""
-    result = attempt(**copies(values))
+    result = attempt(*copies(values).values())
     if result is None:
         return "it returns nothing, and y is expected."
     y, right = np.asarray(result, float), definition(**values)  # type: ignore[arg-type]
@@ -81,7 +88,7 @@ def off(attempt: Attempt, values: dict[str, Array | float]) -> str:
     if np.allclose(y, right, rtol=EXACT, atol=0):
         return ""
     largest = plain(float(np.abs(y - right).max()))
-    return f"y is off by {largest}: all of these are whole numbers, and nothing is to be rounded."
+    return f"y is off by {largest}: all of these are whole numbers or halves, and nothing is to be rounded."
 
 
 def copies(values: dict[str, Array | float]) -> dict[str, Array | float]:
@@ -101,7 +108,7 @@ def describe(attempt: Attempt, case: Case) -> list[str]:
     values = without_patch(case) if alone else arguments(case)
     right = definition(**values)  # type: ignore[arg-type]
     given = shown({name: values[name] for name in ("x", "q", "steps")}) if alone else shown(values)
-    return [given, f"yours {plain(attempt(**copies(values)))}  expected {plain(right)}"]
+    return [given, f"yours {plain(attempt(*copies(values).values()))}  expected {plain(right)}"]
 
 
 def shown(values: dict[str, Array | float]) -> str:
@@ -109,7 +116,7 @@ def shown(values: dict[str, Array | float]) -> str:
 
 
 def behaviour(attempt: Attempt, case: Case) -> str:
-    return plain(np.asarray(attempt(**arguments(case)), float))
+    return plain(np.asarray(attempt(*arguments(case).values()), float))
 
 
 def consequence(attempt: Attempt, case: Case) -> str:

@@ -12,7 +12,7 @@ from ...request import Request
 from .. import voices
 from ..exercise import Attempt, Exercise
 from ..mistakes.ch10_shard import MISTAKES
-from ..numbers import Primes, plain
+from ..numbers import Primes, listed, plain
 from ..two_ranks import Ranks
 
 
@@ -49,7 +49,7 @@ def yours(attempt: Attempt, case: Case) -> Array:
     """What the ranks compute with the attempt's parts, joined as the layer joins them. ValueError where they do not
     fit what a rank has."""
     x, A, B = matrices(case)
-    parts = attempt(A, B, case.split, case.ranks)
+    parts = listed(attempt(A, B, case.split, case.ranks))
     pairs = isinstance(parts, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in parts)
     if not pairs or len(parts) != case.ranks:
         raise ValueError(f"a list of {case.ranks} pairs (A, B) is expected, one for each rank")

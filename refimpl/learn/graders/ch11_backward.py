@@ -22,7 +22,7 @@ from ...training.parameters import Key
 from .. import voices
 from ..exercise import Attempt, Exercise
 from ..mistakes.ch11_backward import MISTAKES, gradients
-from ..numbers import Primes, columns, plain
+from ..numbers import Primes, columns, listed, plain
 
 NAMES = ("dA", "dB", "dx")
 STEPS = 8  # of the training that the consequence shows: more take longer, and differ more
@@ -71,7 +71,7 @@ def slopes(case: Case, name: str) -> Array:
 
 def yours(attempt: Attempt, case: Case) -> list[Array] | None:
     """What the attempt returns, as three arrays; None where it is not three."""
-    result = attempt(**arguments(case))
+    result = listed(attempt(*arguments(case).values()))
     if not isinstance(result, tuple | list) or len(result) != 3:
         return None
     return [np.asarray(part, float) for part in result]

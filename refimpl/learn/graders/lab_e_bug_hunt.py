@@ -41,7 +41,7 @@ NOISE = 1e-9  # of logits in float64: above it is no rounding
 def grade_folder(folder: Path) -> Verdict:
     """Return the points of the answers in the folder, engine by engine; passed from ENOUGH points on."""
     try:
-        answers = tomllib.loads((folder / FILE).read_text("utf-8"))
+        answers = tomllib.loads((folder / FILE).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         return Verdict(NAME, DOES_NOT_RUN, [f"{FILE} cannot be read: {error}"])
     mistakes = [line for code, answer in answers.items() for line in mistakes_of(code, answer)]
@@ -66,11 +66,11 @@ def mistakes_of(code: str, answer: Any) -> list[str]:
     if code not in HUNT or not isinstance(answer, dict):
         return [f"[{code}] is none of the eight engines: {', '.join(HUNT)}"]
     lines = [f"[{code}] has {key!r}: an answer has {', '.join(POINTS)}" for key in answer if key not in POINTS]
-    if answer.get("class") and answer["class"] not in CLASSES:
+    if answer.get("class") and answer["class"] not in list(CLASSES):
         lines.append(f"[{code}] class {answer['class']!r}: one of {', '.join(CLASSES)}")
     modules = (*LAYER_MODULES, ALL, NONE)
     lines += [f"[{code}] module {name!r}: {', '.join(modules)}" for name in listed(answer) if name not in modules]
-    if answer.get("cause") and answer["cause"] not in all_mutants():
+    if answer.get("cause") and answer["cause"] not in list(all_mutants()):
         lines.append(f"[{code}] cause {answer['cause']!r}: a name that `loracle engines --mutants` lists")
     return lines
 
@@ -78,7 +78,7 @@ def mistakes_of(code: str, answer: Any) -> list[str]:
 def listed(answer: Mapping[str, Any]) -> list[str]:
     """Return the modules of an answer: one as a text, or several as a list."""
     modules = answer.get("module") or []
-    return [modules] if isinstance(modules, str) else list(map(str, modules))
+    return list(map(str, modules)) if isinstance(modules, list) else [str(modules)]
 
 
 def points_of(mutant: Mutant, answer: Mapping[str, Any]) -> dict[str, int]:

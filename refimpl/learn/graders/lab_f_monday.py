@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from ...formats.trtllm import to_pair
 from .. import voices
+from ..attempt import line_of
 from ..exercise import Attempt, Exercise, Lab
-from ..grade import grade
+from ..grade import grade, message_of
 from ..load_file import DoesNotRun, load_function
 from ..mistakes.lab_f_monday import MISTAKES, Lora, pair_by
 from ..numbers import Primes, plain
@@ -138,6 +139,9 @@ CONVERSION = Exercise(
 
 def grade_folder(folder: Path) -> Verdict:
     """Return the verdict on to_pair.py; the page is for a person to read, and one that is still empty is said."""
+    if not (folder / FILE).exists():
+        line = f"{FILE} is not there: `loracle learn reset {CONVERSION.name}` brings it back."
+        return Verdict(CONVERSION.name, DOES_NOT_RUN, [line])
     try:
         function, printed = load_function(folder / FILE, FUNCTION)
     except DoesNotRun as error:
@@ -158,8 +162,13 @@ def difference_of_a_voice(function: Attempt) -> str:
     adapter = voices.voice("pirate")
     pair, _ = to_pair(adapter, "float32", "peft")
     lora = {key: (tensors.A.astype(np.float32), tensors.B.astype(np.float32)) for key, tensors in adapter.lora.items()}
-    weights, config = function(lora, adapter.config.lora_alpha, adapter.config.use_rslora)
-    if rows((weights, config)) == rows((pair.weights[None], pair.config[None])):
+    try:
+        weights, config = function(lora, adapter.config.lora_alpha, adapter.config.use_rslora)
+        yours = rows((weights, config))
+    except Exception as error:
+        what = f"{type(error).__name__}: {message_of(error)} ({line_of(error, function)})"
+        return f"the small adapters are right, and with the pirate's, which has more modules, it raises {what}"
+    if yours == rows((pair.weights[None], pair.config[None])):
         return ""
     return "the small adapters are right, and the pirate's pair is not what `loracle convert` writes"
 
