@@ -24,7 +24,7 @@ LEAKY = """
 import hashlib
 
 def prefix_key(parent, token_ids, base, p, adapters):
-    return hashlib.sha256(parent + str(list(token_ids)).encode() + base).digest()
+    return hashlib.sha256(parent + str(list(token_ids)).encode() + base + repr(p).encode()).digest()
 """
 
 
