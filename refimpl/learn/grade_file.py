@@ -127,7 +127,7 @@ def how_it_ended(code: int, errors: str) -> str:
     if code == 1 and "Traceback" in errors:
         why = cleaned(next((line for line in reversed(errors.splitlines()) if line[:1].isalpha()), "no reason is said"))
         return f"The grader stopped: {why}. Your file changes something that it needs, or it is a bug of ours: tell us."
-    return f"It ended the process with exit code {code}: os._exit() does that."
+    return f"It ended the process with exit code {code}: os._exit() does that, and sys.exit() in a lab."
 
 
 def verdict_from(file: Path, name: str) -> Verdict:
