@@ -190,9 +190,9 @@ def two_adapters_at_most(parent: Any, token_ids: Any, base: Any, p: Any, adapter
 def in_segments(adapter_ids: Array, size: int) -> tuple[list[int], list[int]]:
     tokens, starts = [], [0]
     for adapter in sorted(set(adapter_ids.tolist()) - {-1}):
-        own = np.flatnonzero(adapter_ids == adapter).tolist()
-        for i in range(0, len(own), size):
-            tokens += own[i : i + size]
+        run = np.flatnonzero(adapter_ids == adapter).tolist()
+        for i in range(0, len(run), size):
+            tokens += run[i : i + size]
             starts.append(len(tokens))
     return tokens, starts
 

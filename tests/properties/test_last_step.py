@@ -27,7 +27,7 @@ ADAPTERS = [random_adapter(CONFIG, PEFT, f"adapter {i}", np.random.default_rng(i
 
 
 @dataclass(frozen=True)
-class Asked:
+class Arrival:
     """One request, and how many steps after the one before it comes."""
 
     prompt: tuple[int, ...]
@@ -41,7 +41,7 @@ class Asked:
 
 pairs = st.tuples(st.integers(0, 2), st.sampled_from((1.0, 0.5)))
 requests = st.builds(
-    Asked,
+    Arrival,
     st.lists(st.sampled_from((1, 2)), min_size=1, max_size=9).map(tuple),
     st.lists(pairs, max_size=2, unique_by=lambda pair: pair[0]).map(tuple),
     st.integers(1, 3),
@@ -54,14 +54,14 @@ class Count:
 
     def __init__(self, engine: Engine, forgets: bool) -> None:
         self.engine, self.forgets = engine, forgets  # whether blocks may be evicted, or passed by a window
-        self.asked: dict[int, Asked] = {}
+        self.arrivals: dict[int, Arrival] = {}
         self.tokens: dict[int, list[int]] = {}
         self.computed: dict[int, int] = {}
         self.prefixes: set[tuple[object, ...]] = set()
 
-    def add(self, asked: Asked) -> None:
-        number = self.engine.add(asked.request(), asked.new_tokens)
-        self.asked[number], self.tokens[number] = asked, list(asked.prompt)
+    def add(self, arrivals: Arrival) -> None:
+        number = self.engine.add(arrivals.request(), arrivals.new_tokens)
+        self.arrivals[number], self.tokens[number] = arrivals, list(arrivals.prompt)
 
     def step(self) -> None:
         """One step of the engine, and what has to be true of it."""
@@ -91,7 +91,7 @@ class Count:
         for number, token in produced.items():
             self.tokens[number].append(token.token_id)
             if token.finish_reason:
-                assert len(self.tokens[number]) == len(self.asked[number].prompt) + self.asked[number].new_tokens
+                assert len(self.tokens[number]) == len(self.arrivals[number].prompt) + self.arrivals[number].new_tokens
                 del self.tokens[number], self.computed[number]
 
     def check_order(self, running: Sequence[int]) -> None:
@@ -107,14 +107,14 @@ class Count:
     def lacks(self, number: int) -> int:
         return len(self.tokens[number]) - self.computed[number]
 
-    def check_hits(self, number: int, found: int) -> None:
+    def check_hits(self, number: int, hits: int) -> None:
         size, tokens = self.engine.cache.block_size, self.tokens[number]
         prefixes = [self.prefix(number, (i + 1) * size) in self.prefixes for i in range((len(tokens) - 1) // size)]
         most = prefixes.index(False) if False in prefixes else len(prefixes)
-        assert found <= most if self.forgets else found == most
+        assert hits <= most if self.forgets else hits == most
 
     def prefix(self, number: int, length: int) -> tuple[object, ...]:
-        return self.asked[number].adapters, tuple(self.tokens[number][:length])
+        return self.arrivals[number].adapters, tuple(self.tokens[number][:length])
 
     def keep(self, number: int, size: int) -> None:
         if number in self.computed:
@@ -123,7 +123,7 @@ class Count:
 
     def check_slots(self, number: int, slots: Sequence[int]) -> None:
         slot_of: dict[Adapter, int] = self.engine.adapters.slot_of
-        assert list(slots) == [slot_of[ADAPTERS[i]] for i, _ in self.asked[number].adapters]
+        assert list(slots) == [slot_of[ADAPTERS[i]] for i, _ in self.arrivals[number].adapters]
         capacity = self.engine.adapters.capacity
         assert capacity is None or len(slot_of) <= capacity
 
@@ -139,7 +139,7 @@ class Count:
     st.sampled_from((1, 3)),
 )
 def test_every_step_is_what_its_record_says_and_everybody_is_served(
-    asked: list[Asked],
+    arrivals: list[Arrival],
     budget: int,
     block_size: int,
     num_blocks: int,
@@ -157,7 +157,7 @@ def test_every_step_is_what_its_record_says_and_everybody_is_served(
         max_running=max_running,
     )
     count = Count(engine, forgets=num_blocks < 60 or windowed)
-    waiting, steps = list(asked), 0
+    waiting, steps = list(arrivals), 0
     while waiting or engine.busy:
         while waiting and (waiting[0].later <= 0 or not engine.busy):
             count.add(waiting.pop(0))
@@ -186,9 +186,9 @@ def test_admit_is_the_longest_beginning_of_the_queue_that_fits(
 
 def test_the_count_sees_a_record_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     count = Count(Engine(MODELS[0], block_size=2), forgets=False)
-    count.add(Asked((1, 2, 1), (), 1, 0))
+    count.add(Arrival((1, 2, 1), (), 1, 0))
     count.step()
-    count.add(Asked((1, 2, 1), (), 1, 0))
+    count.add(Arrival((1, 2, 1), (), 1, 0))
     count.prefixes.clear()
     with pytest.raises(AssertionError):
         count.step()
