@@ -50,11 +50,17 @@ def show(block: nodes.literal_block, text: str) -> None:
 def drawings_in_the_page(app: Sphinx, doctree: nodes.document) -> None:
     """Replace each SVG that a cell has returned by its text, and leave out the same drawing in letters."""
     for node in list(doctree.findall(nodes.image)):
-        file = Path(app.srcdir, app.env.docname).parent / node["uri"]
+        file = file_of(app, node["uri"])
         if file.suffix == ".svg" and "jupyter_execute" in file.parts:
             svg = "<svg" + file.read_text("utf-8").partition("<svg")[2]
             without_letters(node, svg)
             node.replace_self(nodes.raw("", f'<div class="drawing">{svg}</div>', format="html"))
+
+
+def file_of(app: Sphinx, uri: str) -> Path:
+    """Return the file of an image; a leading slash is the source folder, however far away the book is built."""
+    beside = Path(app.srcdir, app.env.docname).parent / uri
+    return beside if beside.exists() else Path(app.srcdir, uri.lstrip("/")).resolve()
 
 
 def without_letters(image: nodes.image, svg: str) -> None:
