@@ -208,6 +208,7 @@ def step(kernel: str, title: str, shape: Shape) -> Step:
         fixed=FIXED,
         mistakes=mistakes_of(how_shared, shape),
         consequence=consequence,
+        may_change=True,  # Ax is what it writes; the others are const
         examples=20,  # each runs in four schedules
     )
     return Step(kernel, title, exercise)
