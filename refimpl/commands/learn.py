@@ -14,7 +14,7 @@ EXAMPLE = """  loracle learn                       what to read and what to writ
   loracle learn watch                 grade whenever the file is saved
   loracle learn reset 6               a new stub; the old file is kept
   loracle learn engine                the demo through every step that you passed
-  loracle learn report ada/ grace/    a class's folders, graded again; --html FILE, --csv FILE
+  loracle learn report ada/ grace/    a class's folders, graded again; --html FILE, --csv FILE, --only 1,2
   loracle learn notebooks DIR         the chapters as notebooks
   loracle learn doctor                what this machine has, and what a chapter or a lab lacks"""
 
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=float, metavar="S", help="seconds for one check (default 60; a lab: 600)")
     add("--html", type=Path, metavar="FILE", help="report: write it as one page, too")
     add("--csv", type=Path, metavar="FILE", help="report: write it as a table, too")
+    add("--only", metavar="NAMES", help="report: grade these alone, with commas: 1,2,lab_b")
     parser.set_defaults(after_options=after_options)
 
 

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Do the action; see commands/learn.py for the exit codes."""
     if args.limit is not None and not 0 < args.limit < 1e6:
         raise LoracleError(f"--limit {args.limit:g}: expected seconds above 0")
-    for option, action in (("all", "check"), ("html", "report"), ("csv", "report")):
+    for option, action in (("all", "check"), ("html", "report"), ("csv", "report"), ("only", "report")):
         if getattr(args, option) and args.action != action:
             raise LoracleError(f"--{option} belongs to `loracle learn {action}`")
     return ACTIONS[args.action](args)

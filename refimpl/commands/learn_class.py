@@ -19,7 +19,7 @@ from ..learn.notebooks import write_notebooks
 from ..learn.report import NO_FILE, Report
 from ..learn.report import report as grade_class
 from ..learn.report_files import SIGNS, as_csv, as_html
-from ..learn.units import short_name
+from ..learn.units import short_name, unit_named
 from ..learn.verdict import NOT_ATTEMPTED, PASSED
 
 STYLES = {PASSED: "green", NOT_ATTEMPTED: "dim", NO_FILE: "dim"}  # everything else is red
@@ -32,8 +32,9 @@ def report(args: argparse.Namespace) -> int:
     for file in filter(None, (args.html, args.csv)):
         if not file.absolute().parent.is_dir():
             raise LoracleError(f"{file}: there is no folder {file.parent}")
+    only = [unit_named(name.strip()) for name in args.only.split(",")] if args.only else []
     with bar(Console(stderr=True)) as progress:
-        result = grade_class([Path(name) for name in args.names], args.limit, progress)
+        result = grade_class([Path(name) for name in args.names], args.limit, progress, only)
     for file, text in ((args.html, as_html), (args.csv, as_csv)):
         if file:
             write(file, text(result))

@@ -73,11 +73,18 @@ class Report:
 
 
 def report(
-    folders: Sequence[Path], limit: float | None = None, progress: Callable[[int, int], None] = lambda *_: None
+    folders: Sequence[Path],
+    limit: float | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+    only: Sequence[Unit] = (),
 ) -> Report:
-    """Grade all folders. LoracleError, before anything is graded, for one that is no folder."""
+    """Grade all folders; only: these units, () for the whole course. LoracleError, before anything is graded, for one
+    that is no folder, and where none of them holds a course."""
     learners = learners_in(folders)
-    course = units()
+    course = [unit for unit in units() if unit in only or not only]
+    if not any(map(course_in, learners.values())):
+        names = ", ".join(map(safe_name, folders))
+        raise LoracleError(f"{names}: no exercise is in there, nor in {NAME} below a learner's folder; unpack archives")
     jobs = [(who, unit, place_in(folder, unit)) for who, folder in learners.items() for unit in course]
     present = [(unit, place) for _, unit, place in jobs if gradable(unit, place)]
     verdicts = dict(zip([place for _, place in present], grade_files(present, limit, progress), strict=True))
@@ -106,17 +113,20 @@ def learners_in(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the folders in a folder, but for hidden ones. LoracleError where it may not be read."""
+    """Return the folders in a folder, but for hidden ones and what a Mac adds to an archive. LoracleError where it may
+    not be read."""
     try:
-        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        names = sorted(name for name in os.listdir(folder) if not name.startswith((".", "__MACOSX")))
     except OSError as error:
         raise LoracleError(f"{folder}: cannot be read ({error.strerror or error})") from None
     return [folder / name for name in names if os.path.isdir(folder / name)]
 
 
 def course_in(folder: Path) -> Path | None:
-    """Return the folder in which exercises lie: this one, or loracle-course in it; None where there are none."""
-    candidates = (folder, folder / NAME)
+    """Return the folder in which exercises lie: this one, or loracle-course in it, each perhaps in one of its own name,
+    as an archive is unpacked; None where there are none."""
+    again = folder / folder.resolve().name
+    candidates = (folder, folder / NAME, again, again / NAME, folder / NAME / NAME)
     return next((path for path in candidates if any(os.path.exists(place_in(path, unit)) for unit in units())), None)
 
 

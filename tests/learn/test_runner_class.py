@@ -115,6 +115,8 @@ WRONG = {
     "no place for the page": (["report", ".", "--html", "nowhere/x.html"], "there is no folder nowhere"),
     "no DIR": (["notebooks"], "notebooks needs a DIR"),
     "a doctor of something": (["doctor", "6"], "doctor takes no NAME (6)"),
+    "an exercise that is none": (["report", ".", "--only", "1,lab_z"], "the course has no 'lab_z'"),
+    "a folder without a course": (["report", "."], "no exercise is in there"),
     "html of something else": (["list", "--html", "x"], "--html belongs to `loracle learn report`"),
 }
 
@@ -135,6 +137,22 @@ def test_names_that_come_twice_are_two_learners(tmp_path: Path) -> None:
     for school in ("a", "b"):
         (tmp_path / school / "ada").mkdir(parents=True)
     assert list(report.learners_in([tmp_path / "a" / "ada", tmp_path / "b" / "ada"])) == ["ada", "ada'"]
+
+
+@pytest.mark.parametrize("inner", ["", "loracle-course", "ada", "ada/loracle-course", "loracle-course/loracle-course"])
+def test_a_learner_is_one_however_the_archive_was_unpacked(tmp_path: Path, inner: str) -> None:
+    course = tmp_path / "ada" / inner
+    course.mkdir(parents=True)
+    (course / f"{UNIT.name}.py").write_text(SOLUTION)
+    (tmp_path / "__MACOSX").mkdir()
+    learners = report.learners_in([tmp_path])
+    assert list(learners) == ["ada"] and learners["ada"].samefile(course)
+
+
+def test_only_some_units_are_graded(school: Path) -> None:
+    result = report.report([school / "ada", school / "stub"], only=[UNIT, learn.load("ch01_linear")])
+    assert result.units == ["ch01_linear", UNIT.name] and len(result.rows) == 4
+    assert result.row("ada", UNIT.name).mistake == "without_adapter"
 
 
 def test_names_that_are_no_text_are_printable(tmp_path: Path) -> None:
