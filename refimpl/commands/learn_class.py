@@ -76,6 +76,9 @@ def show_report(console: Console, result: Report) -> None:
     console.print(Text("What to talk about next", style="bold") if result.topics else Text("Nothing went wrong."))
     for topic in result.topics:
         console.print(Text(f"  {topic.line}"), soft_wrap=True)
+    if result.not_graded:
+        missing = f"Not graded on this machine (`loracle learn doctor` says why): {', '.join(result.not_graded)}"
+        console.print(Text(missing), soft_wrap=True)
 
 
 def matrix(result: Report) -> Table:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import LoracleError
 from ..loading.diagnostics import one_line
+from .doctor import readiness
 from .exercise import Exercise
 from .folder import NAME, place_in
 from .grade_file import grade_files
@@ -62,6 +63,7 @@ class Report:
     units: list[str]
     rows: list[Row]
     topics: list[Topic] = field(default_factory=list)
+    not_graded: list[str] = field(default_factory=list)  # labs that need what this machine lacks: nobody's mistake
 
     def row(self, who: str, unit: str) -> Row:
         """Return one learner's row of one unit."""
@@ -81,7 +83,8 @@ def report(
     """Grade all folders; only: these units, () for the whole course. LoracleError, before anything is graded, for one
     that is no folder, and where none of them holds a course."""
     learners = learners_in(folders)
-    course = [unit for unit in units() if unit in only or not only]
+    chosen = [unit for unit in units() if unit in only or not only]
+    course = [unit for unit in chosen if isinstance(unit, Exercise) or readiness(unit).ok]
     if not any(map(course_in, learners.values())):
         names = ", ".join(map(safe_name, folders))
         raise LoracleError(f"{names}: no exercise is in there, nor in {NAME} below a learner's folder; unpack archives")
@@ -90,7 +93,8 @@ def report(
     verdicts = dict(zip([place for _, place in present], grade_files(present, limit, progress), strict=True))
     counts = {who: read_progress(folder) or Progress() for who, folder in learners.items()}
     rows = [row(who, unit, verdicts.get(place), counts[who].unit(unit.name)) for who, unit, place in jobs]
-    return Report(list(learners), [unit.name for unit in course], rows, topics(rows, course, len(learners)))
+    not_graded = [unit.name for unit in chosen if unit not in course]
+    return Report(list(learners), [unit.name for unit in course], rows, topics(rows, course, len(learners)), not_graded)
 
 
 def learners_in(folders: Sequence[Path]) -> dict[str, Path]:

@@ -149,6 +149,19 @@ def test_a_learner_is_one_however_the_archive_was_unpacked(tmp_path: Path, inner
     assert list(learners) == ["ada"] and learners["ada"].samefile(course)
 
 
+def test_what_the_teachers_machine_lacks_is_no_mistake_of_the_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> tuple[str, ...]:
+        raise DeviceError("no GPU, and no C++ compiler")
+
+    monkeypatch.setattr("refimpl.learn.doctor.cpu.compiler", none)
+    (tmp_path / "ada" / "labs" / "lab_b_shrink").mkdir(parents=True)
+    assert cli.main(["learn", "report", str(tmp_path), "--only", "1,b"]) == 0
+    out = capsys.readouterr().out
+    assert "does not run:" not in out and "Not graded on this machine" in out and "lab_b_shrink" in out
+
+
 def test_only_some_units_are_graded(school: Path) -> None:
     result = report.report([school / "ada", school / "stub"], only=[UNIT, learn.load("ch01_linear")])
     assert result.units == ["ch01_linear", UNIT.name] and len(result.rows) == 4
