@@ -216,7 +216,7 @@ def test_the_pytest_plugin_passes_the_right_one_and_prints_the_cause(pytester: p
             loracle_check(raises, model={BASE[1]!r}, cases=6)
         """
     )
-    result = pytester.runpytest_subprocess(file, "-p", "pytest_loracle", "-p", "no:cacheprovider")
+    result = pytester.runpytest_subprocess(file, "-p", "no:cacheprovider")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*FAIL*raises, in float32", "smallest *one request of *", "symptoms *KeyError*"])
 
