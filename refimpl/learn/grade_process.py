@@ -19,11 +19,7 @@ from .load_file import OUTSIDE, DoesNotRun, check_parameters, line_in, load_func
 from .units import stub
 from .verdict import DOES_NOT_RUN, RAISES, TOO_SLOW, Verdict
 
-MEMORY = (
-    2**30
-)  # bytes that an attempt may take on top of Python, NumPy and the grader; larger lets a laptop swap longer
-
-
+MEMORY = 2**30  # bytes that an attempt may take on top of the grader; larger lets a laptop swap longer
 FILE_SIZE = 2**26  # bytes: a loop that writes fills a disk with more
 
 

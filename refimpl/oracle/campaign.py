@@ -106,7 +106,15 @@ class Campaign:
 
     def _first_result(self, played: list[PlayedCase], thresholds: Thresholds) -> Result:
         verdict = overall([one.verdict for one in played])
-        return Result(self.testbed, verdict, played, thresholds, self.testbed.dtype, self.diagnostics)
+        return Result(
+            self.testbed,
+            verdict,
+            played,
+            thresholds,
+            self.testbed.dtype,
+            self.diagnostics,
+            left_out=list(self.capabilities.left_out),
+        )
 
     def _known_by_now(self) -> Result:
         """Return what was known when Ctrl-C came. That is no pass: not everything was asked, or looked at."""

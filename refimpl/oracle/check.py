@@ -49,9 +49,7 @@ def check(
         raise EngineError(f"the engine does not compute in {dtype}; it does in {', '.join(dtypes)}")
     if model != "random":
         testbed = build(model, dtype, settings.seed, work, engine.capabilities, adapters, adapter_count)
-        only = Campaign(make, testbed, settings, work, observer).run()
-        only.left_out = list(engine.capabilities.left_out)
-        return only
+        return Campaign(make, testbed, settings, work, observer).run()
     result = None
     for turn, share in enumerate(shares(settings)):
         folder = work / f"base-{turn}"
@@ -71,7 +69,6 @@ def check(
         if result.verdict == "fail" or result.interrupted:
             break
     assert result is not None  # there is at least one share
-    result.left_out = list(engine.capabilities.left_out)
     return result
 
 

@@ -32,7 +32,7 @@ def test_the_first_cell_that_runs_pins_the_version() -> None:
 
 
 def test_it_is_what_the_script_makes() -> None:
-    pytest.importorskip("jupytext")
+    pytest.importorskip("jupytext", reason="pip install -e .[learn] nbclient ipykernel")
     sys.path.insert(0, str(NOTEBOOK.parent))
     try:
         import make

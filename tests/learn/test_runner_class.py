@@ -247,7 +247,7 @@ def has_chapter(exercise: Any) -> bool:  # test_exercises.py says that all have
 
 @pytest.mark.parametrize("exercise", [*filter(has_chapter, learn.exercises())], ids=lambda exercise: exercise.name)
 def test_a_notebook_is_the_chapter_with_a_pin_before_and_the_exercise_after_it(exercise: Any) -> None:
-    jupytext = pytest.importorskip("jupytext")
+    jupytext = pytest.importorskip("jupytext", reason="pip install -e .[learn] nbclient ipykernel")
     cells = notebook(jupytext, exercise).cells
     assert f"loracle=={__version__}" in cells[0].source and cells[0].cell_type == "code"
     assert cells[-1].source.endswith(f"check({exercise.function})") and "NotImplementedError" in cells[-2].source
@@ -256,7 +256,7 @@ def test_a_notebook_is_the_chapter_with_a_pin_before_and_the_exercise_after_it(e
 
 
 def test_notebooks_are_never_written_over(tmp_path: Path) -> None:
-    pytest.importorskip("jupytext")
+    pytest.importorskip("jupytext", reason="pip install -e .[learn] nbclient ipykernel")
     files = write_notebooks(tmp_path / "new")
     files[0].write_text("worked on")
     with pytest.raises(LoracleError, match="is there already, and may have been worked on"):
@@ -266,9 +266,9 @@ def test_notebooks_are_never_written_over(tmp_path: Path) -> None:
 
 
 def test_a_notebook_executes_and_its_check_says_not_attempted(tmp_path: Path) -> None:
-    jupytext = pytest.importorskip("jupytext")
-    nbclient = pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
+    jupytext = pytest.importorskip("jupytext", reason="pip install -e .[learn] nbclient ipykernel")
+    nbclient = pytest.importorskip("nbclient", reason="pip install -e .[learn] nbclient ipykernel")
+    pytest.importorskip("ipykernel", reason="pip install -e .[learn] nbclient ipykernel")
     converted = notebook(jupytext, learn.load("ch02_lora_delta"))
     nbclient.NotebookClient(converted, timeout=120, kernel_name="python3").execute(cwd=str(tmp_path))
     assert "not attempted" in converted.cells[-1].outputs[0].text
