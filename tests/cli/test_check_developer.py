@@ -1,7 +1,9 @@
 """What whoever builds an engine meets in `loracle check`: their own exceptions, limits, folders, and Ctrl-C."""
 
+import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,6 +128,13 @@ def test_what_a_function_says_it_cannot_do_is_left_out_and_the_verdict_says_so(
 def test_capabilities_that_are_none_are_refused(said: object, problem: str) -> None:
     with pytest.raises(EngineError, match=problem.replace("?", r"\?")):
         declared(said, CAPABILITIES, "f")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("page", ["docs/check.md", "refimpl/engines/function.py"])
+def test_the_capabilities_that_the_pages_show_are_some(page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text("utf-8")
+    (shown,) = re.findall(r"my_function\.capabilities = (\{.*\})", text)
+    assert declared(ast.literal_eval(shown), CAPABILITIES, "my_function").left_out
 
 
 def test_without_and_declared_leave_out_the_same() -> None:
