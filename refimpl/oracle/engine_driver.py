@@ -20,9 +20,11 @@ class EngineDriver:
         self.capabilities = self.engine.capabilities
         self._state: tuple[Settings, bool] | None = None  # how it was started, and whether adapters are loaded
 
-    def exchanges(self, case: Case, settings: Settings) -> list[Exchange]:
-        """Return the case's requests and responses: those of an earlier run of this campaign, if they were saved."""
-        folder = self.work / "answers"
+    def exchanges(self, case: Case, settings: Settings, kept_in: str = "answers") -> list[Exchange]:
+        """Return the case's requests and responses: those of an earlier run of this campaign, if they were saved.
+
+        What is kept in another folder is another answer to the same case."""
+        folder = self.work / kept_in
         exchanges = archive.saved(folder, case)
         if exchanges is None:
             exchanges = self.run(case, settings)

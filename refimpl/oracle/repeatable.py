@@ -20,7 +20,7 @@ def ask_twice(driver: EngineDriver, played: Sequence[PlayedCase], thresholds: Th
         return []
     before = driver.exchanges(first.case, first.settings)
     try:
-        after = driver.run(first.case, first.settings)
+        after = driver.exchanges(first.case, first.settings, kept_in="second answers")
     except EngineError as error:
         return [f"while {first.case.name} was asked a second time: {error}"]
     distances = [
