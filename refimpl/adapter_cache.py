@@ -19,7 +19,7 @@ class AdapterCache:
     With capacity None every adapter that came stays; `unload` lets one go."""
 
     def __init__(self, model: Model, p: Precision, ops: Ops, capacity: int | None = None) -> None:
-        self.slots = AdapterSlots(model, p)
+        self.slots = AdapterSlots(model, p, ops.dora_gain)
         self.capacity = capacity
         self.ref_counts: dict[int, int] = {}  # slot -> how many running requests use it
         self._slot_of: dict[Adapter, int] = {}
@@ -34,7 +34,7 @@ class AdapterCache:
         if slot is None:
             bound = self._bind(adapter)
             slot = self._free_slot()
-            self.slots.put(slot, bound)
+            self.slots.put(slot, self._ops.shard_adapter(bound))  # the digest is that of the whole
             self._slot_of[adapter] = slot
             self._digests.pop(slot, None)
         self.ref_counts[slot] = self.ref_counts.get(slot, 0) + 1

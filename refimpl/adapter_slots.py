@@ -70,8 +70,8 @@ class AdapterSlots:
     made for: whoever keeps numbers longer must use the digest.
     """
 
-    def __init__(self, model: Model, p: Precision) -> None:
-        self.model, self.precision = model, p
+    def __init__(self, model: Model, p: Precision, gain: Callable[..., Array] = dora_gain) -> None:
+        self.model, self.precision, self._gain = model, p, gain
         self._lora: dict[Module, dict[int, LoraWeights]] = {}
         self._base: dict[Module, dict[int, Linear]] = {}
         self.slots: set[int] = set()  # those that are filled
@@ -132,7 +132,7 @@ class AdapterSlots:
             return ready
         base = replaced or self.model.linear(module)
         weight, magnitude = base.weight.T if module == EMBED else base.weight, self._prepared(lora.magnitude)
-        gain = dora_gain(weight, ready.A, ready.B, lora.scale, magnitude, module)
+        gain = self._gain(weight, ready.A, ready.B, lora.scale, magnitude, module)
         base_bias = None if base.bias is None else widen(base.bias, self.precision.compute)
         return replace(ready, dora=Dora(self._prepared(gain), base_bias))
 

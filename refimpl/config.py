@@ -142,6 +142,12 @@ class ModelConfig:
     unrounded: tuple[str, ...] = ()  # points of Precision at which transformers does not round here, but does in Llama
 
     @property
+    def unsharded(self) -> "ModelConfig":
+        """The config of the model that the checkpoint holds: another one where this is one rank's part of it
+        (parallel/layout.py), and adapters are still checked against the whole."""
+        return self
+
+    @property
     def beyond_llama(self) -> tuple[str, ...]:
         """The fields in which it is no Llama or Mistral: what is written for those alone must refuse it by name."""
         names = [item.name for item in fields(self)]

@@ -36,12 +36,25 @@ def dora_gain(
     """magnitude / ||W + scale B A||, row by row, in float64 (peft/tuners/lora/dora.py, get_weight_norm).
 
     AdapterError for a row of length 0: there is nothing to stretch."""
+    return gain_of(row_lengths(weight, A, B, scale), magnitude, module)
+
+
+def row_lengths(
+    weight: Float[Array, "d_out d_in"], A: Float[Array, "rank d_in"], B: Float[Array, "d_out rank"], scale: float
+) -> Float[Array, " d_out"]:
+    """||W + scale B A||, row by row, in float64."""
     xp, rows = namespace(A), max(1, BLOCK // weight.shape[1])
     A, B = widen(A, "float64"), widen(B, "float64")
     blocks = [slice(start, start + rows) for start in range(0, len(weight), rows)]
-    lengths = xp.concatenate(
+    return xp.concatenate(
         [xp.linalg.norm(widen(weight[block], "float64") + scale * (B[block] @ A), axis=1) for block in blocks]
     )
+
+
+def gain_of(
+    lengths: Float[Array, " d_out"], magnitude: Float[Array, " d_out"], module: Module
+) -> Float[Array, " d_out"]:
+    """magnitude / lengths. AdapterError for a length of 0."""
     if not lengths.all():
         empty = np.flatnonzero(to_host(lengths) == 0)[0]
         raise AdapterError(

@@ -29,6 +29,11 @@ def shrink(x: Array, A: Float[Array, "rank d_in"]) -> Float[Array, "tokens rank"
     return A[:, x].T if x.dtype.kind in "iu" else x @ A.T
 
 
+def expand(low: Float[Array, "tokens rank"], B: Float[Array, "d_out rank"]) -> Float[Array, "tokens d_out"]:
+    """(x A^T) B^T."""
+    return low @ B.T
+
+
 def lora_delta_per_token(
     y: Float[Array, "tokens d_out"],
     x: Array,
@@ -66,6 +71,7 @@ def lora_delta(
     mapping: LoraMapping,
     p: Precision,
     shrink: Callable[[Array, Array], Array] = shrink,
+    expand: Callable[[Array, Array], Array] = expand,
 ) -> None:
     """The same, one segment at a time: gather its rows, shrink, expand, scale, add back.
 
@@ -83,14 +89,14 @@ def lora_delta(
             if segment.slot not in resident:
                 continue
             lora, rows = resident[segment.slot], segment.rows
-            delta = rounded(shrink(x[rows], lora.A), p.lora_rank) @ lora.B.T
+            delta = expand(rounded(shrink(x[rows], lora.A), p.lora_rank), lora.B)
             if lora.bias is not None:
                 delta += lora.bias
             delta *= lora.scale * segment.weight
-            out = y[rows, : lora.B.shape[0]]  # y may be wider: another request's adapter may extend the vocabulary
+            out = y[rows, : delta.shape[1]]  # y may be wider: another request's adapter may extend the vocabulary
             if lora.dora is not None:
                 delta = dora_delta(out, delta, lora.dora, p)
-            y[rows, : lora.B.shape[0]] = rounded(out + rounded(delta, p.lora_delta), p.linear)
+            y[rows, : delta.shape[1]] = rounded(out + rounded(delta, p.lora_delta), p.linear)
 
 
 def added_by(

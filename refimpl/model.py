@@ -18,6 +18,7 @@ from .arrays import Array, Float, Precision, ceil_div, namespace, rounded, to_ho
 from .batch import ScheduledRequest, make_batch
 from .config import EMBED, LM_HEAD, Module, Rope, short_name
 from .kv_cache import KVCache
+from .layers import embed
 from .lora import added_by
 from .ops import NUMPY, Ops
 from .plans import Batch, LoraMapping
@@ -44,7 +45,7 @@ def forward(
             delta = added_by(ops.lora_delta, y, x, module, adapters, mapping, p)
             note(f"{short_name(module)}.", input=x, base=y, lora=delta)
         ops.lora_delta(y, x, module, adapters, mapping, p)
-        return y
+        return ops.all_reduce(y, module, p)
 
     def parts(x: Array, layer: int, names: Sequence[str], widths: Sequence[int]) -> Sequence[Array]:
         if len(names) == len(widths):
@@ -84,7 +85,7 @@ def forward(
         note(f"layers.{i}.", mlp=h, output=x)
 
     h = ops.rms_norm(x[batch.device.logits_indices], model.norm, config.rms_norm_eps, p)
-    logits = rounded(project(h, *LM_HEAD, batch.logits_lora), p.logits)
+    logits = rounded(ops.all_gather(project(h, *LM_HEAD, batch.logits_lora)), p.logits)
     logits = ops.softcap(ops.scaled(logits, 1 / config.logits_scaling, p), config.logits_softcap, p.logits)
     note("", norm=h, logits=logits)
     return logits
@@ -125,7 +126,7 @@ def apply(layer: Linear, x: Array, module: Module, ops: Ops, p: Precision) -> Fl
         y[:, layer.tokens.ids] = ops.linear(x, layer.tokens.rows, None, p)
         return y
     matches = x[:, None] == layer.tokens.ids
-    y[matches.any(axis=1)] = ops.embed(layer.tokens.rows, matches.argmax(axis=1)[matches.any(axis=1)], p)
+    y[matches.any(axis=1)] = embed(layer.tokens.rows, matches.argmax(axis=1)[matches.any(axis=1)], p)
     return y
 
 

@@ -11,8 +11,9 @@ This is the seam of the package (Feathers's word): the place at which behaviour 
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from . import adapter_slots, attention, checks, kv_cache, layers, lora, plans, policies, rope
+from . import adapter_slots, attention, checks, dora, kv_cache, layers, lora, plans, policies, rope
 from .adapter import Adapter
 from .adapter_slots import AdapterSlots, BoundAdapter
 from .arrays import Array, Precision
@@ -53,7 +54,17 @@ class Ops:
     mlp_activation: Callable[[Array, Array, str, Precision], Array]  # gate, up, kind
     scaled: Callable[[Array, Array | float, Precision], Array]  # x, factor
     softcap: Callable[[Array, float | None, str], Array]  # x, cap, dtype
+    # Among the ranks of a tensor-parallel group (parallel/). One rank alone has all of everything.
+    shard_adapter: Callable[[BoundAdapter], BoundAdapter]  # the whole -> this rank's part
+    dora_gain: Callable[[Array, Array, Array, float, Array, Module], Array]  # weight, A, B, scale, magnitude
+    all_reduce: Callable[[Array, Module, Precision], Array]  # y of a module whose sums the ranks share -> their total
+    all_gather: Callable[[Array], Array]  # this rank's logits -> all logits
     precision: str = "model"  # the preset of Precision where a caller names none
+
+
+def alone(part: Any, *_: object) -> Any:
+    """Return the argument itself: where there is one rank, its part is the whole."""
+    return part
 
 
 REFERENCE = Ops(
@@ -81,6 +92,10 @@ REFERENCE = Ops(
     mlp_activation=layers.mlp_activation,
     scaled=layers.scaled,
     softcap=layers.softcap,
+    shard_adapter=alone,
+    dora_gain=dora.dora_gain,
+    all_reduce=alone,
+    all_gather=alone,
 )
 
 # The same steps, vectorised: what a definition and a fast form have in common stands once.

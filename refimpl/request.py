@@ -47,7 +47,7 @@ def check_request(request: Request, config: ModelConfig) -> None:
     """RequestError, in one line, for what can be told from the request alone."""
     _check_adapters(request)
     for adapter, _ in request.adapters:
-        _check_fits(adapter, config)
+        _check_fits(adapter, config.unsharded)
     ids = np.asarray(request.prompt_ids)
     if ids.size == 0:
         raise RequestError("prompt_ids is empty: a request needs at least one token")
