@@ -1,0 +1,57 @@
+"""Rectified flow whose model predicts the clean picture: the loss that trains it, and Euler steps that sample it.
+
+Along the straight path x = (1 - sigma) picture + sigma noise (Liu et al. 2022, "Flow Straight and Fast") the velocity
+towards the picture is picture - noise = (picture - x) / sigma, so that a prediction of the picture is one of the
+velocity. Pixel art is made of flat colours, which are easier to predict than a difference with noise.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+LEAST_SIGMA = 0.05  # velocities are not divided by less: the last steps of a sampler stay bounded
+LEAST_LOSS_SIGMA = 0.1  # larger: less weight on the almost clean pictures
+SIGMA_MEAN, SIGMA_SPREAD = 0.5, 1.2  # of the logit; a larger mean trains more on noise
+
+
+def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
+    """[count] logit-normal noise levels (Esser et al. 2024, section 3.1), one from each count-th of the distribution."""
+    uniform = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    normal = torch.erfinv((2 * uniform - 1).clamp(-0.9999, 0.9999)) * math.sqrt(2)
+    return torch.sigmoid(SIGMA_MEAN + SIGMA_SPREAD * normal)
+
+
+def loss(model: nn.Module, x: Tensor, captions: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
+    """The mean squared error of the predicted pictures x [n, 64, 108], weighted by 1 / sigma^2: that of velocities."""
+    sigmas = draw_sigmas(len(x), generator)
+    noise = torch.randn(x.shape, generator=generator)
+    s = sigmas[:, None, None]
+    predicted = model((1 - s) * x + s * noise, 1 - sigmas, captions, lengths)
+    return ((predicted - x).square() / s.clamp(min=LEAST_LOSS_SIGMA) ** 2).mean()
+
+
+@torch.no_grad()
+def sample(model: nn.Module, captions: Tensor, lengths: Tensor, steps: int = 12, seed: int = 0) -> Tensor:
+    """Pictures [n, 64, 108] from noise, in equal Euler steps from sigma 1 to 0."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(captions), 64, 108, generator=generator)
+    schedule = np.linspace(1, 0, steps + 1)
+    for sigma, following in zip(schedule[:-1], schedule[1:], strict=True):
+        time = torch.full((len(x),), 1 - float(sigma))
+        velocity = (model(x, time, captions, lengths) - x) / max(float(sigma), LEAST_SIGMA)
+        x = x + float(sigma - following) * velocity
+    return x
+
+
+@torch.no_grad()
+def errors(model: nn.Module, x: Tensor, captions: Tensor, lengths: Tensor) -> dict[str, float]:
+    """The mean squared error of the predicted picture (range -1..1) at four noise levels, with fixed noise."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for sigma in (0.98, 0.8, 0.5, 0.2):
+        time = torch.full((len(x),), 1 - sigma)
+        predicted = model((1 - sigma) * x + sigma * noise, time, captions, lengths)
+        found[str(sigma)] = round((predicted - x).square().mean().item(), 4)
+    return found
