@@ -14,7 +14,7 @@ from refimpl import Request, load_model, logits, trace
 from refimpl.tiny import base_path, grammar, lexicon
 from refimpl.tiny.lexicon import bare
 
-from .scene import PLACE, ROLE, Words, draw
+from .drawing.scene import PLACES, ROLES, Words, draw
 
 CAPTION_LAYER = "layers.2.output"  # before the last of four layers: what transformers calls hidden_states[-2]
 CAPTION_TOKENS = 32  # a caption is padded to this; the longest prompt of the grammar has 31
@@ -24,7 +24,7 @@ UNSEEN_SEED, FRESH_SEED = 102, 202  # looked at while the recipe was made; looke
 READ_AT_ONCE = 64  # prompts in one forward pass of the text model
 
 _MOOD_OF = {adjective: mood for mood, adjectives in lexicon.MOODS.items() for adjective in adjectives}
-_PLACES, _ROLES = list(PLACE), list(ROLE)
+_PLACES, _ROLES = list(PLACES), list(ROLES)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def held_out(words: Words) -> bool:
 def draw_scenes(seed: int, count: int, *, from_held_out: bool = False) -> tuple[list[str], list[Words]]:
     """Prompts (each ends with a line break, as the text model expects) and the words of their pictures."""
     rng = random.Random(seed)
-    prompts, words = [], []
+    prompts: list[str] = []
+    words: list[Words] = []
     while len(prompts) < count:
         slots = grammar.draw_slots(rng, from_held_out=from_held_out)
         if held_out(words_of(slots)) == from_held_out:

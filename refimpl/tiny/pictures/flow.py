@@ -6,6 +6,7 @@ velocity. Pixel art is made of flat colours, which are easier to predict than a 
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ SIGMA_MEAN, SIGMA_SPREAD = 0.5, 1.2  # of the logit; a larger mean trains more o
 
 
 def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
-    """[count] logit-normal noise levels (Esser et al. 2024, section 3.1), one from each count-th of the distribution."""
+    """Logit-normal noise levels [count] (Esser et al. 2024, 3.1), one from each count-th of the distribution."""
     uniform = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
     normal = torch.erfinv((2 * uniform - 1).clamp(-0.9999, 0.9999)) * math.sqrt(2)
     return torch.sigmoid(SIGMA_MEAN + SIGMA_SPREAD * normal)
@@ -27,9 +28,9 @@ def loss(model: nn.Module, x: Tensor, captions: Tensor, lengths: Tensor, generat
     """The mean squared error of the predicted pictures x [n, 64, 108], weighted by 1 / sigma^2: that of velocities."""
     sigmas = draw_sigmas(len(x), generator)
     noise = torch.randn(x.shape, generator=generator)
-    s = sigmas[:, None, None]
-    predicted = model((1 - s) * x + s * noise, 1 - sigmas, captions, lengths)
-    return ((predicted - x).square() / s.clamp(min=LEAST_LOSS_SIGMA) ** 2).mean()
+    levels = sigmas[:, None, None]
+    predicted = model((1 - levels) * x + levels * noise, 1 - sigmas, captions, lengths)
+    return ((predicted - x).square() / levels.clamp(min=LEAST_LOSS_SIGMA) ** 2).mean()
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def sample(model: nn.Module, captions: Tensor, lengths: Tensor, steps: int = 12,
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(len(captions), 64, 108, generator=generator)
     schedule = np.linspace(1, 0, steps + 1)
-    for sigma, following in zip(schedule[:-1], schedule[1:], strict=True):
+    for sigma, following in pairwise(schedule):
         time = torch.full((len(x),), 1 - float(sigma))
         velocity = (model(x, time, captions, lengths) - x) / max(float(sigma), LEAST_SIGMA)
         x = x + float(sigma - following) * velocity
@@ -49,9 +50,9 @@ def sample(model: nn.Module, captions: Tensor, lengths: Tensor, steps: int = 12,
 def errors(model: nn.Module, x: Tensor, captions: Tensor, lengths: Tensor) -> dict[str, float]:
     """The mean squared error of the predicted picture (range -1..1) at four noise levels, with fixed noise."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    found = {}
+    by_level = {}
     for sigma in (0.98, 0.8, 0.5, 0.2):
         time = torch.full((len(x),), 1 - sigma)
         predicted = model((1 - sigma) * x + sigma * noise, time, captions, lengths)
-        found[str(sigma)] = round((predicted - x).square().mean().item(), 4)
-    return found
+        by_level[str(sigma)] = round((predicted - x).square().mean().item(), 4)
+    return by_level

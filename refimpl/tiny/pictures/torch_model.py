@@ -94,7 +94,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each with a norm before and behind, a scale before and a gate behind that come from the time."""
+    """Attention and MLP, each between two norms; the time says a scale before and a gate behind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,13 +162,13 @@ class PictureModel(nn.Module):
 
         x [images, 64, 108] noisy patches, time [images] in 0 (noise) .. 1 (picture), captions [images, 32, 256],
         lengths [images] of the captions -> [images, 64, 108]."""
-        c = self.t_embedder(time)
+        time_vectors = self.t_embedder(time)
         padding = torch.arange(CAPTION_TOKENS)[None, :, None] >= lengths[:, None, None]
         text = torch.where(padding, self.cap_pad_token, self.cap_embedder(captions))
         h = torch.cat([self.all_x_embedder["2-1"](x), text], dim=1)
         for layer in self.layers:
-            h = layer(h, c, self.cos, self.sin)
-        return self.all_final_layer["2-1"](h[:, : GRID * GRID], c)
+            h = layer(h, time_vectors, self.cos, self.sin)
+        return self.all_final_layer["2-1"](h[:, : GRID * GRID], time_vectors)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

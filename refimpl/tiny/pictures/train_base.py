@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from . import flow
-from .canvas import PALETTE
 from .corpus import TRAIN_SCENES, TRAIN_SEED, UNSEEN_SEED, Corpus, make_corpus
 from .muon import Muon
 from .pixels import to_latent, to_patches
+from .styles import Redraw, plain
 from .torch_model import PictureModel, new_model, save_base
 
 LOOK_EVERY = 100  # steps between two lines of the log
@@ -111,10 +112,11 @@ class Training:
         self.progress.noise.set_state(state["progress"]["noise"])
 
 
-def batch_of(corpus: Corpus, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Patches [n, 64, 108], captions [n, 32, 256] and their lengths [n]."""
-    x = to_patches(to_latent(PALETTE[corpus.pictures[rows]]))
-    return x, torch.from_numpy(corpus.captions[rows]).float(), torch.from_numpy(corpus.lengths[rows])
+def batch_of(corpus: Corpus, rows: np.ndarray, redraw: Redraw = plain) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches [n, 64, 108] of the redrawn pictures, captions [n, 32, 256] and their lengths [n]."""
+    rgb = np.stack([redraw(picture) for picture in corpus.pictures[rows]])
+    captions, lengths = torch.from_numpy(corpus.captions[rows]).float(), torch.from_numpy(corpus.lengths[rows])
+    return to_patches(to_latent(rgb)), captions, lengths
 
 
 def cpu_seconds() -> float:
