@@ -1,5 +1,6 @@
 """A picture of palette indices, and the few things that can be drawn on it."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,7 +41,8 @@ class Canvas:
 
     def rect(self, x0: float, y0: float, x1: float, y1: float, colour: str) -> None:
         """Fill a rectangle."""
-        self.paint((self.x >= x0) & (self.x <= x1) & (self.y >= y0) & (self.y <= y1), colour)
+        top, start = (max(math.ceil(low), 0) for low in (y0, x0))
+        self.pixels[top : math.floor(y1) + 1, start : math.floor(x1) + 1] = LETTERS[colour]
 
     def disc(self, x: float, y: float, x_radius: float, y_radius: float, colour: str) -> None:
         """Fill an ellipse. The quarter pixel rounds the small ones."""
