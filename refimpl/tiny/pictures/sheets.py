@@ -24,9 +24,10 @@ COLUMNS, ZOOM, GAP = 8, 3, 4  # pictures in a row; pixels a pixel; pixels betwee
 BACKGROUND = (30, 30, 34)
 
 Rgb = Int[Array, "48 48 3"]
+Rgbs = Sequence[Rgb] | Int[Array, "pictures 48 48 3"]
 
 
-def sheet(rows: Sequence[Sequence[Rgb]]) -> Int[Array, "height width 3"]:
+def sheet(rows: Sequence[Rgbs]) -> Int[Array, "height width 3"]:
     """Rows of pictures as one."""
     size = 48 * ZOOM + GAP
     out = np.full((len(rows) * size + GAP, len(rows[0]) * size + GAP, 3), BACKGROUND, np.uint8)
@@ -55,7 +56,7 @@ def main() -> None:
         save([pictures[:COLUMNS] for pictures in by_style.values()], args.out / "one_scene_in_every_style.png")
 
 
-def save(rows: Sequence[Sequence[Rgb]], path: Path) -> None:
+def save(rows: Sequence[Rgbs], path: Path) -> None:
     """Write a sheet as a PNG."""
     Image.fromarray(sheet(rows)).save(path, optimize=True)
 
