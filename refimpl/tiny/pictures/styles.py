@@ -15,23 +15,14 @@ Redraw = Callable[[Picture], Rgb]
 LUMA = PALETTE.astype(np.float64) @ (0.299, 0.587, 0.114)  # brightness of each colour, 0 to 255
 ROWS, COLUMNS = np.mgrid[:SIZE, :SIZE]
 BLACK = LETTERS["k"]
-EDGE = 110  # more, and only stronger contrasts become a line
+TONES = (60, 110, 160, 210)  # brightness at which the ink becomes lighter
+WASHES = (0.72, 0.5, 0.3, 0.14, 0.0)  # how much of the pen's colour, from dark to light
+HATCH_EVERY = (2, 3, 6, 99, 99)  # pixels between two lines; divisors of 6, so that every patch is hatched alike
 
 
 def mix(start: np.ndarray | tuple, end: np.ndarray | tuple, share: np.ndarray | float) -> np.ndarray:
     """`share` of the way from one colour to another; arrays of colours too."""
     return np.asarray(start) * (1 - share) + np.asarray(end) * share
-
-
-def lines(picture: Picture) -> Int[Array, "48 48"]:
-    """A mask, lines one pixel wide: the black outlines, and where two other colours meet."""
-    rgb = PALETTE[picture].astype(int)
-    right = np.abs(np.diff(rgb, axis=1, append=rgb[:, -1:])).sum(-1)
-    below = np.abs(np.diff(rgb, axis=0, append=rgb[-1:])).sum(-1)
-    black = np.pad(picture == BLACK, 1, constant_values=True)
-    inside_black = black[1:-1, :-2] & black[1:-1, 2:] & black[:-2, 1:-1] & black[2:, 1:-1]
-    touches_black = black[1:-1, 1:-1] | black[1:-1, 2:] | black[2:, 1:-1]
-    return (black[1:-1, 1:-1] & ~inside_black) | ((np.maximum(right, below) > EDGE) & ~touches_black)
 
 
 def plain(picture: Picture) -> Rgb:
@@ -40,15 +31,14 @@ def plain(picture: Picture) -> Rgb:
 
 
 def ink(picture: Picture) -> Rgb:
-    """A pen on cream paper: outlines, four densities of hatching, and one red."""
-    paper, pen, red = (244, 232, 204), (52, 38, 34), (190, 52, 44)
-    tone = LUMA[picture]
-    out = np.empty((SIZE, SIZE, 3))
-    out[:] = paper
-    line_every = np.select([tone < 45, tone < 85, tone < 140, tone < 180], [1, 2, 3, 6], 99)
-    out[(COLUMNS + ROWS) % line_every == 0] = mix(pen, paper, 0.35)
+    """A pen on cream paper: black outlines, washes in four tones, hatching that is denser where it is darker, one red."""
+    paper, pen, red = (244, 232, 204), (46, 32, 30), (196, 48, 42)
+    level = np.digitize(LUMA[picture], TONES)  # 0 dark to 4 light
+    out = mix(paper, pen, np.array(WASHES)[level][..., None])
+    hatched = (COLUMNS + ROWS) % np.array(HATCH_EVERY)[level] == 0
+    out[hatched] = mix(out[hatched], pen, 0.35)
     out[picture == LETTERS["r"]] = red
-    out[lines(picture)] = pen
+    out[picture == BLACK] = pen
     return out.astype(np.uint8)
 
 
@@ -81,11 +71,10 @@ def night(picture: Picture) -> Rgb:
 
 
 def blueprint(picture: Picture) -> Rgb:
-    """White lines on blue squared paper."""
-    tone = LUMA[picture] / 255
-    out = mix((20, 58, 132), (64, 116, 196), tone[..., None] * np.ones(3))
-    out[(COLUMNS % 6 == 0) | (ROWS % 6 == 0)] += (14, 16, 18)
-    out[lines(picture)] = (226, 238, 252)
+    """White outlines on blue squared paper, and what they enclose in paler and darker blue."""
+    out = mix((14, 40, 112), (140, 186, 240), (LUMA[picture] / 255)[..., None])
+    out[(COLUMNS % 6 == 0) | (ROWS % 6 == 0)] += (12, 14, 16)
+    out[picture == BLACK] = (236, 244, 255)
     return np.clip(out, 0, 255).astype(np.uint8)
 
 
