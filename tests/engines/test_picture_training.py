@@ -1,4 +1,4 @@
-"""The training of the embedded picture model: its torch form is the model that is shipped, and a run can be repeated."""
+"""The training of the embedded picture model: its torch form reads what it should, and a run can be repeated."""
 
 import dataclasses
 import json
@@ -96,7 +96,7 @@ def test_training_makes_the_error_smaller(corpus: Corpus) -> None:
 
 
 @pytest.mark.parametrize("style", ["blueprint", "watercolour"])
-def test_a_style_is_saved_with_all_that_its_scale_needs(style: str, corpus: Corpus, tmp_path: Path, monkeypatch) -> None:
+def test_a_style_is_saved_with_what_its_scale_needs(style: str, corpus: Corpus, tmp_path: Path, monkeypatch) -> None:
     save_base(moved(new_model()), tmp_path / "base")
     recipe = dataclasses.replace(train_styles.RECIPES[style], steps=2, batch=2)
     monkeypatch.setitem(train_styles.RECIPES, style, recipe)

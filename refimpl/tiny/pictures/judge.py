@@ -46,7 +46,7 @@ class Verdict:
 def judge(rgb: Int[Array, "48 48 3"], words: Words, style: str = "base") -> Verdict:
     """Compare a picture with what its prompt and its adapter asked for; style "base" is that of no adapter."""
     shown = {word: nearest_word(rgb, words, word, style) for word in CHOICES}
-    shown["style"] = nearest_style(rgb, words)
+    shown["style"] = nearest_style(rgb, words, shown)
     return Verdict({**words, "style": style}, shown, nearest_distance(rgb, words, style, SEEDS) ** 0.5)
 
 
@@ -57,9 +57,11 @@ def nearest_word(rgb: Int[Array, "48 48 3"], words: Words, word: str, style: str
     return min(by_value, key=by_value.__getitem__)
 
 
-def nearest_style(rgb: Int[Array, "48 48 3"], words: Words) -> str:
-    """The style ("base" is one) whose drawing of the scene is nearest to the picture."""
-    by_style = {style: nearest_distance(rgb, words, style) for style in ALL_STYLES}
+def nearest_style(rgb: Int[Array, "48 48 3"], *scenes: Words) -> str:
+    """The style ("base" is one) whose drawing of one of the scenes is nearest to the picture.
+
+    Of what it should show, and of what it does: a wrong place alone must not look like a wrong style."""
+    by_style = {style: min(nearest_distance(rgb, words, style) for words in scenes) for style in ALL_STYLES}
     return min(by_style, key=by_style.__getitem__)
 
 

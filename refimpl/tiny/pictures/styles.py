@@ -31,7 +31,7 @@ def plain(picture: Picture) -> Rgb:
 
 
 def ink(picture: Picture) -> Rgb:
-    """A pen on cream paper: black outlines, washes in four tones, hatching that is denser where it is darker, one red."""
+    """A pen on cream paper: black outlines, washes of four tones, hatched the closer the darker, one red."""
     paper, pen, red = (244, 232, 204), (46, 32, 30), (196, 48, 42)
     level = np.digitize(LUMA[picture], TONES)  # 0 dark to 4 light
     out = mix(paper, pen, np.array(WASHES)[level][..., None])
