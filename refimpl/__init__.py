@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from .ops import NUMPY as NUMPY
     from .ops import REFERENCE as REFERENCE
     from .ops import Ops as Ops
+    from .pictures.adapter_file import load_picture_adapter as load_picture_adapter
+    from .pictures.adapter_writer import save_picture_adapter as save_picture_adapter
+    from .pictures.captions import read_captions as read_captions
+    from .pictures.draw import draw as draw
+    from .pictures.folder import load_picture_model as load_picture_model
+    from .pictures.request import PictureRequest as PictureRequest
+    from .pictures.weights import PictureModel as PictureModel
     from .request import Request as Request
     from .request_state import Output as Output
     from .request_state import Token as Token
@@ -46,6 +53,13 @@ _HOME = {
     "tools.merge": ("merged",),
     "model": ("forward", "logits"),
     "ops": ("NUMPY", "REFERENCE", "Ops"),
+    "pictures.adapter_file": ("load_picture_adapter",),
+    "pictures.adapter_writer": ("save_picture_adapter",),
+    "pictures.captions": ("read_captions",),
+    "pictures.draw": ("draw",),
+    "pictures.folder": ("load_picture_model",),
+    "pictures.request": ("PictureRequest",),
+    "pictures.weights": ("PictureModel",),
     "streaming": ("generate", "stream"),
     "tracing": ("trace",),
     "loading.adapter_folder": ("load_adapter",),
@@ -53,7 +67,7 @@ _HOME = {
     "weights": ("Model",),
 }
 
-_ROOMS = ("diagrams", "learn", "tiny", "training")  # whole packages: `loracle.tiny.VOICES`
+_ROOMS = ("diagrams", "learn", "pictures", "tiny", "training")  # whole packages: `loracle.tiny.VOICES`
 
 __all__ = sorted(name for names in _HOME.values() for name in names)
 

@@ -9,7 +9,7 @@ from .arrays import Precision
 from .digest import digest
 from .errors import CacheFull, LoracleError
 from .ops import Ops
-from .weights import Model
+from .weights import Base
 
 
 class AdapterCache:
@@ -18,7 +18,7 @@ class AdapterCache:
 
     With capacity None every adapter that came stays; `unload` lets one go."""
 
-    def __init__(self, model: Model, p: Precision, ops: Ops, capacity: int | None = None) -> None:
+    def __init__(self, model: Base, p: Precision, ops: Ops, capacity: int | None = None) -> None:
         self.slots = AdapterSlots(model, p, ops.dora_gain)
         self.capacity = capacity
         self.ref_counts: dict[int, int] = {}  # slot -> how many running requests use it

@@ -8,6 +8,7 @@ AdapterSlots   slot -> the same in the types and on the device of the forward pa
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from .adapter import Adapter, PeftConfig, TokenRows, lora_alpha_of
 from .arrays import Array, Float, Precision, rounded, to_device, widen
 from .config import EMBED, ModelConfig, Module
 from .dora import Dora, dora_gain
-from .weights import Linear, Model
+from .weights import Base, Linear
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -70,8 +71,9 @@ class AdapterSlots:
     made for: whoever keeps numbers longer must use the digest.
     """
 
-    def __init__(self, model: Model, p: Precision, gain: Callable[..., Array] = dora_gain) -> None:
-        self.model, self.precision, self._gain = model, p, gain
+    def __init__(self, model: Base, p: Precision, gain: Callable[..., Array] = dora_gain) -> None:
+        self.model: Any = model  # of its own class, for whoever knows which
+        self.precision, self._gain = p, gain
         self._lora: dict[Module, dict[int, LoraWeights]] = {}
         self._base: dict[Module, dict[int, Linear]] = {}
         self.slots: set[int] = set()  # those that are filled

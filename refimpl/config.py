@@ -224,6 +224,8 @@ class ModelConfig:
 def module_name(module: Module) -> str:
     """The module's dotted name in the Hugging Face model: (3, 'q_proj') -> model.layers.3.self_attn.q_proj."""
     layer, name = module
+    if "." in name:
+        return short_name(module)  # of a picture model: (0, 'attention.to_q'), (-1, 'cap_embedder.1')
     if module == LM_HEAD:
         return "lm_head"
     if module == EMBED:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import adapter_slots, attention, checks, dora, kv_cache, layers, lora, plans, policies, rope
+from . import adapter_slots, attention, checks, dora, full_attention, kv_cache, layers, lora, plans, policies, rope
 from .adapter import Adapter
 from .adapter_slots import AdapterSlots, BoundAdapter
 from .arrays import Array, Precision
@@ -51,6 +51,7 @@ class Ops:
     rope: Callable[[Array, Array, Array, bool, Precision], Array]  # x, cos, sin, interleaved
     write_kv: Callable[[Array, Array, Array, Array, AttentionMetadata, Precision], None]  # k_cache, v_cache, k, v
     attention: Callable[[Array, Array, Array, AttentionMetadata, View, Precision], Array]  # q, k_cache, v_cache
+    full_attention: Callable[[Array, Array, Array, Sequence[int], Precision], Array]  # q, k, v, starts: of pictures
     mlp_activation: Callable[[Array, Array, str, Precision], Array]  # gate, up, kind
     scaled: Callable[[Array, Array | float, Precision], Array]  # x, factor
     softcap: Callable[[Array, float | None, str], Array]  # x, cap, dtype
@@ -89,6 +90,7 @@ REFERENCE = Ops(
     rope=rope.apply_rope_per_token,
     write_kv=kv_cache.write_kv_per_token,
     attention=attention.attention_per_token,
+    full_attention=full_attention.full_attention_per_token,
     mlp_activation=layers.mlp_activation,
     scaled=layers.scaled,
     softcap=layers.softcap,
@@ -108,4 +110,5 @@ NUMPY = replace(
     rope=rope.apply_rope,
     write_kv=kv_cache.write_kv,
     attention=attention.attention,
+    full_attention=full_attention.full_attention,
 )

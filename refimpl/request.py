@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def check_list(requests: Sequence[Request]) -> None:
 
 def check_request(request: Request, config: ModelConfig) -> None:
     """RequestError, in one line, for what can be told from the request alone."""
-    _check_adapters(request)
+    check_adapters(request.adapter)
     for adapter, _ in request.adapters:
         _check_fits(adapter, config.unsharded)
     ids = np.asarray(request.prompt_ids)
@@ -78,8 +79,8 @@ def check_whole(name: str, value: object, least: int | None = None) -> None:
         raise RequestError(f"{name} {value} must be {least} or more")
 
 
-def _check_adapters(request: Request) -> None:
-    given = request.adapter
+def check_adapters(given: Any) -> None:
+    """RequestError for what is no adapter and no list of (adapter, weight), or names one twice."""
     if given is None or isinstance(given, Adapter):
         return
     pairs = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from .adapter import TokenRows
 from .arrays import Array, Float, Precision
@@ -17,6 +17,25 @@ class Linear:
     weight: Float[Array, "d_out d_in"]
     bias: Float[Array, " d_out"] | None = None
     tokens: TokenRows | None = None  # rows of the embedding or the lm_head that an adapter has in place of the weight's
+
+
+class Base(Protocol):
+    """What adapters are bound to: a model of text, below, or one of pictures (pictures/weights.py)."""
+
+    @property
+    def config(self) -> Any:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> str:
+        """What its weights are held in."""
+
+    @property
+    def device(self) -> str:
+        """Where they lie."""
+
+    def linear(self, module: Module) -> Linear:
+        """Return the base weights of a module."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, dtype: str | None = None,
     if dtype is not None:
         dtype_of(dtype)
     folder = Path(folder)
-    tensors = {name: _converted(folder, name, x, dtype) for name, x in peft_tensors(adapter).items()}
+    tensors = {name: in_dtype(folder, name, x, dtype) for name, x in peft_tensors(adapter).items()}
     with new_folder(folder) as scratch:
         write_safetensors(scratch / WEIGHTS_FILE, tensors)
         (scratch / CONFIG_FILE).write_text(json.dumps(peft_json(adapter.config, base), indent=2) + "\n", "utf-8")
@@ -109,7 +109,8 @@ def _names(names: tuple[str, ...] | str) -> list[str] | str:
     return names if isinstance(names, str) else list(names)
 
 
-def _converted(folder: Path, name: str, x: Array, dtype: str | None) -> Array:
+def in_dtype(folder: Path, name: str, x: Array, dtype: str | None) -> Array:
+    """Return a tensor rounded to the dtype; itself without one. AdapterError for numbers too large for it."""
     if dtype is None or x.dtype.name == dtype:
         return x
     result = converted(x, dtype)

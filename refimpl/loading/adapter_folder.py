@@ -162,21 +162,26 @@ def _adapter(name: str, config: PeftConfig, parts: Parts, base: ModelConfig | No
     """The checked parts, copied out of the map."""
     lora = {
         module: LoraTensors(
-            _owned(tensors["A"].array),
-            _owned(tensors["B"].array),
-            *(_owned(tensors[part].array) if part in tensors else None for part in ("lora_bias", "magnitude")),
+            read_only_copy(tensors["A"].array),
+            read_only_copy(tensors["B"].array),
+            *(read_only_copy(tensors[part].array) if part in tensors else None for part in ("lora_bias", "magnitude")),
         )
         for module, tensors in sorted(parts.items())
         if "A" in tensors
     }
     full_weights = full_weights_of(parts, config, base)
-    copies = {part.name: _owned(part.array) for part in full_weights.values()}  # one tensor may stand for both tables
+    copies = {
+        part.name: read_only_copy(part.array) for part in full_weights.values()
+    }  # one tensor may stand for both tables
     replaced = {module: copies[part.name] for module, part in full_weights.items()}
-    biases = {module: _owned(tensors["bias"].array) for module, tensors in sorted(parts.items()) if "bias" in tensors}
+    biases = {
+        module: read_only_copy(tensors["bias"].array) for module, tensors in sorted(parts.items()) if "bias" in tensors
+    }
     return Adapter(name, config, lora, replaced, biases, token_rows(parts, config, base))
 
 
-def _owned(x: Array) -> Array:
+def read_only_copy(x: Array) -> Array:
+    """Return the array, out of the memory map of its file."""
     copy = np.array(x)
     copy.flags.writeable = False
     return copy

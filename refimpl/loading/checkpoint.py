@@ -133,13 +133,13 @@ def _same_bits(first: Array, second: Array) -> bool:
     return all(np.array_equal(first[i : i + CHUNK], second[i : i + CHUNK]) for i in range(0, first.size, CHUNK))
 
 
-def checkpoint_files(folder: Path, diagnostics: Diagnostics) -> list[Path]:
-    """model.safetensors, or the shards that the index names."""
-    single, index = folder / SINGLE, folder / INDEX
+def checkpoint_files(folder: Path, diagnostics: Diagnostics, name: str = SINGLE) -> list[Path]:
+    """model.safetensors, or what it is called here; or the shards that the index beside it names."""
+    single, index = folder / name, folder / f"{name}.index.json"
     if not os.path.exists(index):
         if os.path.exists(single):
             return [single]
-        diagnostics.problem(folder, f"has no {SINGLE} and no {INDEX}{_what_else(folder)}")
+        diagnostics.problem(folder, f"has no {name} and no {index.name}{_what_else(folder)}")
         return []
     data = read_json(index, diagnostics)
     if data is None:
@@ -149,16 +149,16 @@ def checkpoint_files(folder: Path, diagnostics: Diagnostics) -> list[Path]:
         diagnostics.problem(index, f"weight_map is {shown(weight_map)}: it must map tensors to files")
         return []
     files: dict[str, Path] = {}
-    for name, file in weight_map.items():
+    for tensor, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
             diagnostics.problem(
-                index, f"weight_map puts {name} in {shown(file)}, which is not the name of a file beside it"
+                index, f"weight_map puts {tensor} in {shown(file)}, which is not the name of a file beside it"
             )
         else:
             files.setdefault(file, folder / file)
-    if os.path.exists(single) and SINGLE not in files:
+    if os.path.exists(single) and name not in files:
         diagnostics.problem(
-            folder, f"has both {SINGLE} and {INDEX}, and the index does not name it: remove one of them"
+            folder, f"has both {name} and {index.name}, and the index does not name it: remove one of them"
         )
     for file, path in list(files.items()):
         if not os.path.exists(path):

@@ -9,3 +9,9 @@ BASE = TINY / "base"
 
 VOICES: dict[str, Path] = {name: TINY / name for name in ("pirate", "bard", "robot", "merchant")}
 """The PEFT folder of each voice."""
+
+PICTURE_BASE = TINY / "pictures" / "base"
+"""The folder of the picture model, as diffusers lays it out."""
+
+STYLES: dict[str, Path] = {name: TINY / "pictures" / name for name in ("ink", "night", "blueprint", "watercolour")}
+"""The folder of each of its styles: a LoRA in diffusers' format."""

@@ -39,9 +39,9 @@ def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") ->
     diagnostics = Diagnostics()
     tensors = open_checkpoint(folder, config, diagnostics)
     diagnostics.raise_first(WeightsError, folder)
-    _check_fit(tensors, dtype, device)
+    check_fit(tensors, dtype, device)
     tokenizer = load_tokenizer(folder)
-    return _model(config, lambda name: _load(tensors[name], dtype, device), tokenizer, dtype, device)
+    return _model(config, lambda name: load_tensor(tensors[name], dtype, device), tokenizer, dtype, device)
 
 
 def in_dtype(config: ModelConfig, dtype: str) -> ModelConfig:
@@ -58,7 +58,7 @@ def base_folder(path: str | Path) -> Path:
     return BASE if str(path) == "tiny" and not os.path.isdir(path) else Path(path)
 
 
-def _check_fit(tensors: Mapping[str, Tensor], dtype: str, device: str) -> None:
+def check_fit(tensors: Mapping[str, Tensor], dtype: str, device: str) -> None:
     """Refuse before anything is allocated: what is converted is a copy, what is not is only mapped."""
     sizes = [tensor.size * DTYPES[dtype].itemsize for tensor in tensors.values() if not tensor.is_mapped(dtype)]
     if device == "cpu":
@@ -70,7 +70,7 @@ def _check_fit(tensors: Mapping[str, Tensor], dtype: str, device: str) -> None:
         check_memory(sum(tensor.size * wide for tensor in tensors.values()), "holding the weights on the GPU", free)
 
 
-def _load(tensor: Tensor, dtype: str, device: str) -> Array:
+def load_tensor(tensor: Tensor, dtype: str, device: str) -> Array:
     """One tensor, in the dtype, on the device."""
     stored = tensor.read()
     if tensor.quantised and not all_finite(stored):

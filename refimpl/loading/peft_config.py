@@ -60,7 +60,14 @@ def read_peft_config(folder: Path, diagnostics: Diagnostics) -> PeftConfig | Non
     """The PeftConfig of a folder, or None with every problem noted."""
     file, before = folder / CONFIG_FILE, len(diagnostics.problems)
     data = read_json(file, diagnostics)
-    if data is None or not is_lora(file, data, diagnostics):
+    config = None if data is None else parse_peft_config(file, data, diagnostics)
+    return config if len(diagnostics.problems) == before else None
+
+
+def parse_peft_config(file: Path, data: dict[str, Any], diagnostics: Diagnostics) -> PeftConfig | None:
+    """The PeftConfig of a LoraConfig's JSON, which `file` holds, or None with every problem noted."""
+    before = len(diagnostics.problems)
+    if not is_lora(file, data, diagnostics):
         return None
     keys = Keys(file, data, diagnostics)
     check_other_keys(keys)

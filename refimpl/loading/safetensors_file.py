@@ -34,6 +34,7 @@ class SafetensorsFile:
     raw: Mapping[str, Array] = field(default_factory=dict)  # the bytes of each, whatever its dtype
     stored: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)  # what the writer has said besides
 
 
 def open_safetensors(path: Path, diagnostics: Diagnostics) -> SafetensorsFile | None:
@@ -52,9 +53,10 @@ def open_safetensors(path: Path, diagnostics: Diagnostics) -> SafetensorsFile | 
     except (OSError, ValueError) as error:
         diagnostics.problem(path, f"cannot be read ({error})")
         return None
-    entries = _header(path, header, size - 8 - length, diagnostics)
-    if entries is None:
+    parsed = _header(path, header, size - 8 - length, diagnostics)
+    if parsed is None:
         return None
+    entries, metadata = parsed
     return SafetensorsFile(
         path,
         {
@@ -65,6 +67,7 @@ def open_safetensors(path: Path, diagnostics: Diagnostics) -> SafetensorsFile | 
         {name: _bytes(mapped, 8 + length + begin, end - begin) for name, (_, _, begin, end) in entries.items()},
         {name: entry[0] for name, entry in entries.items()},
         {name: entry[1] for name, entry in entries.items()},
+        metadata,
     )
 
 
@@ -88,8 +91,10 @@ def _not_safetensors(head: bytes, size: int) -> str | None:
 Entry = tuple[str, tuple[int, ...], int, int]  # dtype, shape, begin and end in the data
 
 
-def _header(path: Path, raw: bytes, data_size: int, diagnostics: Diagnostics) -> dict[str, Entry] | None:
-    """The header's entries, or None with its problems noted."""
+def _header(
+    path: Path, raw: bytes, data_size: int, diagnostics: Diagnostics
+) -> tuple[dict[str, Entry], dict[str, str]] | None:
+    """The header's entries and its metadata, or None with its problems noted."""
     try:
         header = parse_json(raw)
     except (ValueError, RecursionError) as error:
@@ -110,7 +115,7 @@ def _header(path: Path, raw: bytes, data_size: int, diagnostics: Diagnostics) ->
             diagnostics.problem(path, f"tensor {name}: {error}")
     if len(diagnostics.problems) == before:
         _check_layout(path, entries, data_size, diagnostics)
-    return entries if len(diagnostics.problems) == before else None
+    return (entries, metadata or {}) if len(diagnostics.problems) == before else None
 
 
 def _is_text_map(value: Any) -> bool:

@@ -13,6 +13,7 @@ ROWS = (
     ("backends",),
     ("tensorrt_llm",),
     ("formats",),
+    ("pictures",),
     ("tools", "training"),
     ("tiny", "published"),
     ("engines",),
