@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import adapter_slots, attention, checks, dora, full_attention, kv_cache, layers, lora, plans, policies, rope
+from . import adapter_slots, attention, checks, dora, kv_cache, layers, lora, plans, policies, rope
 from .adapter import Adapter
 from .adapter_slots import AdapterSlots, BoundAdapter
 from .arrays import Array, Precision
@@ -90,7 +90,7 @@ REFERENCE = Ops(
     rope=rope.apply_rope_per_token,
     write_kv=kv_cache.write_kv_per_token,
     attention=attention.attention_per_token,
-    full_attention=full_attention.full_attention_per_token,
+    full_attention=attention.full_attention_per_token,
     mlp_activation=layers.mlp_activation,
     scaled=layers.scaled,
     softcap=layers.softcap,
@@ -110,5 +110,5 @@ NUMPY = replace(
     rope=rope.apply_rope,
     write_kv=kv_cache.write_kv,
     attention=attention.attention,
-    full_attention=full_attention.full_attention,
+    full_attention=attention.full_attention,
 )

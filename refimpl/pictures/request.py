@@ -11,7 +11,7 @@ from ..config import module_name
 from ..errors import RequestError
 from ..request import check_adapters, check_whole
 from .config import PAD_TO, PictureConfig
-from .pixels import fold_of
+from .pixels import block_side
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class PictureRequest:
 
 def grid_of(request: PictureRequest, config: PictureConfig) -> tuple[int, int]:
     """How many rows and columns of patches the picture has."""
-    side = (fold_of(config) or 1) * config.patch_size
+    side = (block_side(config) or 1) * config.patch_size
     return request.height // side, request.width // side
 
 
@@ -65,7 +65,7 @@ def _check_caption(caption: Array, config: PictureConfig) -> None:
 
 
 def _check_size(request: PictureRequest, config: PictureConfig) -> None:
-    side = (fold_of(config) or 1) * config.patch_size
+    side = (block_side(config) or 1) * config.patch_size
     for name, length, most in zip(
         ("height", "width"), (request.height, request.width), config.axes_lens[1:], strict=True
     ):
