@@ -1,7 +1,7 @@
 """Which adapters are loaded: a bounded set of slots, least recently used out first, never one that is in use."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .adapter import Adapter
 from .adapter_slots import AdapterSlots, BoundAdapter
@@ -16,7 +16,10 @@ class AdapterCache:
     """Adapter -> its slot. An adapter is known by the object: a name or a path can be used again, and a folder can be
     loaded again with other weights, without ever meeting what was there before.
 
-    With capacity None every adapter that came stays; `unload` lets one go."""
+    With capacity None every adapter that came stays; `unload` lets one go. Its memory is its own: an adapter takes no
+    KV blocks, and nothing is loaded before its request is admitted (unified_pool.py does both)."""
+
+    patience: int | None = 0  # how many requests may overtake one whose adapter is not loaded (None: any number)
 
     def __init__(self, model: Base, p: Precision, ops: Ops, capacity: int | None = None) -> None:
         self.slots = AdapterSlots(model, p, ops.dora_gain)
@@ -67,14 +70,21 @@ class AdapterCache:
             raise LoracleError(f"adapter {adapter.name} is not loaded")
         if self.ref_counts.get(slot):
             raise LoracleError(f"adapter {adapter.name} is in use by {self.ref_counts[slot]} running request(s)")
-        self.slots.remove(slot)
         self._evict(slot)
+        self.slots.remove(slot)
 
     def digest(self, slot: int) -> bytes:
         """SHA-256 of what the slot's adapter changes, for prefix keys; computed once per load, when first asked for."""
         if slot not in self._digests:
             self._digests[slot] = digest(self._bind(self._in(slot)))
         return self._digests[slot]
+
+    def prefetch(self, queue: Iterable[Adapter]) -> None:
+        """Load what waiting requests will ask for, in their order. Here: nothing."""
+
+    def blocks_for(self, adapters: Iterable[Adapter]) -> int:
+        """How many KV blocks these adapters take. Here: none."""
+        return 0
 
     @property
     def slot_of(self) -> dict[Adapter, int]:

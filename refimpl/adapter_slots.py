@@ -82,16 +82,24 @@ class AdapterSlots:
         """Fill a slot, in the types and on the device of the forward pass; what it held before is gone.
 
         AdapterError for a DoRA that this base makes impossible (dora_gain): the slot is as it was then."""
-        replaced = {
-            module: self._base_with(module, bound) for module in {*bound.replaced, *bound.biases, *bound.tokens}
-        }
-        ready = {module: self._ready(lora, module, replaced.get(module)) for module, lora in bound.lora.items()}
+        ready, replaced = self.prepared(bound)
         self.remove(slot)
         self.slots.add(slot)
         for module, lora in ready.items():
             self._lora.setdefault(module, {})[slot] = lora
         for module, base in replaced.items():
             self._base.setdefault(module, {})[slot] = base
+
+    def prepared(self, bound: BoundAdapter) -> tuple[dict[Module, LoraWeights], dict[Module, Linear]]:
+        """Return what a slot will hold: LoRA weights as they are multiplied, and the base layers that come along.
+
+        AdapterError as in put."""
+        replaced = {
+            module: self._base_with(module, bound) for module in {*bound.replaced, *bound.biases, *bound.tokens}
+        }
+        return {
+            module: self._ready(lora, module, replaced.get(module)) for module, lora in bound.lora.items()
+        }, replaced
 
     def remove(self, slot: int) -> None:
         """Empty a slot; an empty one stays so."""

@@ -11,6 +11,7 @@ of each, and whoever has all of them computed gets one token sampled.
 
 import collections
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from .request_state import RequestState, Token
 from .sampler import sample
 from .scheduler import Scheduler
 from .step_record import ScheduledStep
+from .unified_pool import UnifiedPool
 from .weights import Model
 
 
@@ -38,7 +40,8 @@ class Engine(Scheduler):
     and nothing that its neighbours do, changes what a request gets, beyond the order in which a product is summed.
 
     max_batch_tokens bounds the tokens of one step, max_running the requests in it, and max_adapters the adapters in
-    memory (None: as many as come). LoracleError for a number below 1."""
+    memory (None: as many as come). pool makes what keys, values and adapters lie in: UnifiedPool (unified_pool.py), or
+    None, a KVCache and an AdapterCache of their own. LoracleError for a number below 1."""
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class Engine(Scheduler):
         max_running: int = 64,
         max_adapters: int | None = None,
         prefix_caching: bool = True,
+        pool: Callable[[Model, Precision, Ops, int, int, int | None], UnifiedPool] | None = None,
     ) -> None:
         sizes = {"num_blocks": num_blocks, "block_size": block_size}
         sizes |= {"max_batch_tokens": max_batch_tokens, "max_running": max_running}
@@ -59,8 +63,14 @@ class Engine(Scheduler):
         if not isinstance(precision, Precision | None):
             raise LoracleError(f"precision must be a Precision, not {type(precision).__name__}")
         p = model.precision(precision or Precision(ops.precision, model.dtype))
-        cache = KVCache(model.config, num_blocks, block_size, p, model.device, ops.select_victim)
-        adapters = AdapterCache(model, p, ops, max_adapters)
+        cache: KVCache
+        adapters: AdapterCache
+        if pool is None:
+            cache = KVCache(model.config, num_blocks, block_size, p, model.device, ops.select_victim)
+            adapters = AdapterCache(model, p, ops, max_adapters)
+        else:
+            shared = pool(model, p, ops, num_blocks, block_size, max_adapters)
+            cache, adapters = shared.cache, shared.adapters
         super().__init__(model, ops, p, cache, adapters, max_batch_tokens, max_running, prefix_caching)
         self.last_step: tuple[ScheduledStep, ...] = ()  # what the last step did, in the order of the batch's rows
         self._ids = itertools.count()

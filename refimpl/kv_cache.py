@@ -98,8 +98,8 @@ class KVCache:
         shape = (config.num_hidden_layers, num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         xp = device_namespace(device)
         # The values are rounded to p.kv when they are written; the array's own type is the one that products use.
-        self.k: Array = xp.zeros(shape, p.compute)
-        self.v: Array = xp.zeros(shape, p.compute)
+        self.memory: Array = xp.zeros((2, *shape), p.compute)
+        self.k, self.v = self.memory[0], self.memory[1]
         self.num_blocks, self.block_size, self.window = num_blocks, block_size, config.sliding_window
         self.ref_counts: dict[int, int] = {}  # block -> how many requests hold it: the blocks in use
         self._free = list(range(num_blocks - 1, -1, -1))
@@ -107,7 +107,7 @@ class KVCache:
         self._block_of_key: dict[bytes, int] = {}  # of the cached blocks, and of full ones that are in use
         self._key_of: dict[int, bytes] = {}  # the same the other way round
         self._last_used: dict[int, int] = {}  # of each block that has a key, in use or not
-        self._select_victim, self._clock = select_victim, itertools.count()
+        self._select_victim, self.clock = select_victim, itertools.count()
 
     @property
     def available(self) -> int:
@@ -121,16 +121,24 @@ class KVCache:
 
     def allocate(self, count: int) -> list[int]:
         """Hand out `count` blocks with one owner each, all or none. CacheFull before anything has changed."""
-        if count > self.available:
-            raise CacheFull(f"KV cache: {count} blocks of {self.block_size} tokens wanted, {self.available} can be had")
-        blocks = [self._free.pop() if self._free else self._evict() for _ in range(count)]
+        blocks = self.take(count)
         for block in blocks:
             self.ref_counts[block] = 1
         return blocks
 
+    def take(self, count: int) -> list[int]:
+        """Hand out `count` blocks without owners, for what is no KV (unified_pool.py). CacheFull as in allocate."""
+        if count > self.available:
+            raise CacheFull(f"KV cache: {count} blocks of {self.block_size} tokens wanted, {self.available} can be had")
+        return [self._free.pop() if self._free else self._evict() for _ in range(count)]
+
+    def give_back(self, blocks: Sequence[int]) -> None:
+        """Make blocks that were taken free again."""
+        self._free += reversed(blocks)
+
     def free(self, blocks: Sequence[int]) -> None:
         """Take one owner away from each. A block without owners stays cached if it has a key, else it is free."""
-        now = next(self._clock)
+        now = next(self.clock)
         # Reversed, because a popped block is the last one pushed: the next table then rises, and attention reads
         # blocks that lie side by side as a view. Cached blocks get one time, and the dict's order decides among them:
         # the last block of a prefix is evicted before the ones that it continues.
@@ -164,12 +172,17 @@ class KVCache:
         if key not in self._block_of_key and block not in self._key_of:
             self._block_of_key[key] = block
             self._key_of[block] = key
-            self._last_used[block] = next(self._clock)
+            self._last_used[block] = next(self.clock)
 
     def _evict(self) -> int:
+        """Make one block free, and return it."""
         block = self._select_victim(self._last_used, self.ref_counts)
         if block is None:
             raise CacheFull("KV cache: no cached block to evict")
+        return self._forget(block)
+
+    def _forget(self, block: int) -> int:
+        """Take a cached block's key from it, and return the block."""
         self._cached.discard(block)
         del self._last_used[block]
         del self._block_of_key[self._key_of.pop(block)]

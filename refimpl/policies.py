@@ -37,3 +37,23 @@ def admit(waiting: Sequence[Collection[Hashable]], in_use: Collection[Hashable],
         if len(used) > capacity:
             return range(i)
     return range(len(waiting))
+
+
+def loaded_first(loaded: Sequence[bool], overtaken: Sequence[int], patience: int | None) -> list[int]:
+    """The order in which waiting requests are tried, as indices, given in the order of arrival whether their adapters
+    are loaded, and how many later ones were admitted before them.
+
+    First those who have been overtaken `patience` times: nobody passes them any more. Then those whose adapters are
+    loaded: none of them waits for a load. Then the others. patience 0 is the order of arrival; with None whoever needs
+    a load can be overtaken for ever.
+
+        loaded [False, True, False, True], overtaken [2, 0, 0, 0], patience 3  ->  [1, 3, 0, 2]
+                                                                   patience 2  ->  [0, 1, 3, 2]
+    """
+
+    def rank(i: int) -> int:
+        if patience is not None and overtaken[i] >= patience:
+            return 0
+        return 1 if loaded[i] else 2
+
+    return sorted(range(len(loaded)), key=rank)

@@ -16,6 +16,7 @@ from .attention import first_visible
 from .errors import CacheFull, LoracleError, RequestError
 from .kv_cache import NO_BLOCK, KVCache
 from .ops import Ops
+from .policies import loaded_first
 from .request import Request
 from .request_state import RequestState
 from .step_record import ScheduledStep
@@ -59,8 +60,11 @@ class Scheduler:
             self._free_passed_blocks(state)
             if self._make_room(state, n):
                 scheduled.append((state, n))
-        # Nobody new in a step that had to preempt.
-        return scheduled if self._preempted else scheduled + self._admit_waiting(scheduled)
+        if self._preempted:  # nobody new in a step that had to preempt
+            return scheduled
+        scheduled += self._admit_waiting(scheduled)
+        self.adapters.prefetch(adapter for state in self._next() for adapter, _ in state.request.adapters)
+        return scheduled
 
     def _admit_waiting(self, scheduled: list[tuple[RequestState, int]]) -> list[tuple[RequestState, int]]:
         """As many waiting ones as fit beside these, in the order of Ops.admit, until one finds no room."""
@@ -71,7 +75,7 @@ class Scheduler:
         for state in self._admissible():
             if budget == 0 or len(self.running) >= self.max_running or not self._admit(state, budget):
                 break
-            self.waiting.remove(state)
+            self._leave_queue(state)
             self.running.append(state)
             [n] = self._tokens_now([state], budget)
             admitted.append((state, n))
@@ -80,13 +84,30 @@ class Scheduler:
 
     def _admissible(self) -> list[RequestState]:
         """The waiting ones that Ops.admit lets in. It sees as many as may run at once, not all of a long queue."""
-        states = list(itertools.islice(self.waiting, self.max_running))
+        states = self._next()
         in_use = {adapter for state in self.running for adapter, _ in state.request.adapters}
         adapters = [[adapter for adapter, _ in state.request.adapters] for state in states]
         order = list(self.ops.admit(adapters, in_use, self.adapters.capacity))
         if len(set(order)) < len(order) or not set(order) <= set(range(len(states))):
             raise LoracleError(f"admit returned {order}: expected different indices of {len(states)} waiting requests")
         return [states[i] for i in order]
+
+    def _next(self) -> list[RequestState]:
+        """The waiting ones that are tried next, as many as may run at once: in the order of arrival, or, where the
+        adapters' patience lets them, those first whose adapters are loaded."""
+        patience = self.adapters.patience
+        if patience == 0:
+            return list(itertools.islice(self.waiting, self.max_running))
+        states = list(self.waiting)
+        loaded = [all(adapter in self.adapters for adapter, _ in state.request.adapters) for state in states]
+        order = loaded_first(loaded, [state.overtaken for state in states], patience)
+        return [states[i] for i in order[: self.max_running]]
+
+    def _leave_queue(self, state: RequestState) -> None:
+        """Take a request out of the queue: those before it have been overtaken."""
+        for earlier in itertools.takewhile(lambda other: other is not state, self.waiting):
+            earlier.overtaken += 1
+        self.waiting.remove(state)
 
     def _tokens_now(self, states: list[RequestState], budget: int) -> Sequence[int]:
         """Ops.schedule for these. LoracleError if it hands out more than there is, or more than somebody lacks."""
@@ -199,10 +220,12 @@ class Scheduler:
         """CacheFull if the blocks that it may hold at once are more than there are."""
         size = self.cache.block_size
         most = peak_blocks(limit - 1, size, self.max_batch_tokens, self.cache.window)
-        if most > self.cache.num_blocks:
+        adapters = self.adapters.blocks_for(adapter for adapter, _ in request.adapters)
+        if most + adapters > self.cache.num_blocks:
+            beside = f", its adapters {adapters}" if adapters else ""
             raise CacheFull(
                 f"a prompt of {prompt} tokens and up to {limit - prompt} new ones need {most} KV blocks of "
-                f"{size} tokens; the cache has {self.cache.num_blocks}"
+                f"{size} tokens{beside}; the cache has {self.cache.num_blocks}"
             )
         capacity = self.adapters.capacity
         if capacity is not None and len(request.adapters) > capacity:

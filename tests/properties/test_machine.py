@@ -3,10 +3,11 @@
 Hypothesis writes the scenario, one rule after another, and looks for the shortest one that goes wrong. The watch around
 the engine (tests/serving.py) asserts at every step that no slot or block has two owners, that nothing is read that
 belongs to another history, and that users are counted right; at the end every request must have got exactly what it
-gets alone.
+gets alone. Separate pools and the unified one go through the same scenarios.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -22,9 +23,12 @@ from support.build import RANKS, random_adapter, random_model, samplings
 from support.serving import Watch, WatchedEngine, assert_as_if_alone, finish
 from support.tables import every_table
 
-from refimpl import Ops, Request
+from refimpl import NUMPY, Ops, Request
 from refimpl.adapter import Adapter
 from refimpl.config import LAYER_MODULES, ModelConfig
+from refimpl.errors import CacheFull
+from refimpl.paged_slots import ALIGN
+from refimpl.unified_pool import UnifiedPool
 
 NAMES = ("first", "second", "third")
 NEW = 5
@@ -54,6 +58,7 @@ class EngineMachine(RuleBasedStateMachine):
     """One engine with little room, and the adapters that are loaded under each name."""
 
     ops: Ops
+    unified = False
 
     @initialize(
         window=st.sampled_from([None, None, 2, 5]),
@@ -62,15 +67,29 @@ class EngineMachine(RuleBasedStateMachine):
         chunk=st.sampled_from([1, 3, 6, 64]),
         max_adapters=st.sampled_from([2, 2, 3, None]),
         loaded=st.tuples(recipes, recipes, recipes),
+        pool=st.builds(
+            partial,
+            st.just(UnifiedPool),
+            host_capacity=st.sampled_from([None, 1]),
+            patience=st.sampled_from([0, 1, 64, None]),
+        ),
         data=st.data(),
     )
-    def start(self, window, block_size, spare, chunk, max_adapters, loaded, data) -> None:
+    def start(self, window, block_size, spare, chunk, max_adapters, loaded, pool, data) -> None:
         config = ModelConfig(11, 5, 7, 2, 4, 2, 2, sliding_window=window, max_position_embeddings=64)
         self.recipes: dict[Adapter, Recipe] = {}
+        num_blocks = -(-min(LONGEST, (window or LONGEST) + chunk + block_size) // block_size) + spare
+        if self.unified:  # room for one adapter besides: whoever asks for more than there is is refused at once
+            numbers = [
+                sum(lora.A.size + lora.B.size + 2 * ALIGN for lora in recipe.adapter(config, "").lora.values())
+                for recipe in loaded
+            ]
+            num_blocks += -(-sorted(numbers)[1] // (8 * config.num_hidden_layers * block_size))
         self.engine = WatchedEngine(
             random_model(config, 3),
             self.ops,
-            num_blocks=-(-min(LONGEST, (window or LONGEST) + chunk + block_size) // block_size) + spare,
+            num_blocks=num_blocks,
+            pool=pool if self.unified else None,
             block_size=block_size,
             max_batch_tokens=chunk,
             max_adapters=max_adapters,
@@ -99,7 +118,10 @@ class EngineMachine(RuleBasedStateMachine):
     def add(self, data: st.DataObject, count: int) -> None:
         for _ in range(count):
             request = data.draw(self.some_request())
-            self.requests[self.engine.add(request)] = request
+            try:
+                self.requests[self.engine.add(request)] = request
+            except CacheFull:
+                assert self.unified and request.adapters
 
     def some_request(self) -> st.SearchStrategy[Request]:
         """A prompt of pieces that others use too, for any adapters loaded now, at any weight."""
@@ -142,6 +164,18 @@ class EngineMachine(RuleBasedStateMachine):
             self.engine.check_adapters()
 
     @invariant()
+    def every_block_has_one_life(self) -> None:
+        """Free, cached, in use, or an adapter's: one of these."""
+        if hasattr(self, "engine") and self.unified:
+            cache, adapters = self.engine.cache, self.engine.adapters
+            paged = [block for adapter in adapters.slots.adapters.values() for block in adapter.blocks]
+            blocks = [*cache._free, *cache._cached, *cache.ref_counts, *paged]
+            assert sorted(blocks) == list(range(cache.num_blocks))
+            assert set(adapters.slot_of.values()) == adapters.slots.adapters.keys() == adapters.slots.slots
+            idle = [slot for slot in adapters.slots.slots if slot not in adapters.ref_counts]
+            assert adapters.idle_blocks == sum(len(adapters.slots.adapters[slot].blocks) for slot in idle)
+
+    @invariant()
     def equal_keys_mean_equal_histories(self) -> None:
         """What is kept under a key is complete: every slot of the block has been written, by one history."""
         if hasattr(self, "engine"):
@@ -161,11 +195,15 @@ class EngineMachine(RuleBasedStateMachine):
             assert_as_if_alone(self.engine, list(self.requests), list(self.requests.values()))
 
 
-def check_an_engine_in_use(ops: Ops, **options: object) -> None:
-    machine = type("EngineMachine", (EngineMachine,), {"ops": ops})
+def check_an_engine_in_use(ops: Ops, unified: bool = False, **options: object) -> None:
+    machine = type("EngineMachine", (EngineMachine,), {"ops": ops, "unified": unified})
     run_state_machine_as_test(machine, settings=settings(stateful_step_count=12, **options))
 
 
 @every_table
 def test_an_engine_in_use(ops: Ops) -> None:
     check_an_engine_in_use(ops, max_examples=30)
+
+
+def test_an_engine_with_a_unified_pool_in_use() -> None:
+    check_an_engine_in_use(NUMPY, unified=True, max_examples=60)

@@ -67,7 +67,9 @@ class WatchedEngine(Engine):
         slots = collections.Counter(slot for g in self.running for slot, _ in g.adapters)
         assert self.cache.ref_counts == blocks, "the users of the blocks are not the running requests"
         assert self.adapters.ref_counts == slots, "the users of the adapter slots are not the running requests"
-        assert self.cache.available + self.cache.in_use == self.cache.num_blocks, "a block was lost, or has two lives"
+        adapters = self.adapters.blocks_for(adapter for g in self.running for adapter, _ in g.request.adapters)
+        blocks_and_adapters = self.cache.available + self.cache.in_use + adapters
+        assert blocks_and_adapters == self.cache.num_blocks, "a block was lost, or has two lives"
 
     def check_adapters(self) -> None:
         """Every slot that a running request names holds exactly the weights of the adapter that it asked for."""
