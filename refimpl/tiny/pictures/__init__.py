@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
+from refimpl.loading.embedded import PICTURE_BASE as BASE
+from refimpl.loading.embedded import STYLES as STYLES
+
 HERE = Path(__file__).parent
 
-BASE = HERE / "base"
-"""The diffusers folder of the base: transformer/ and scheduler/."""
-
-STYLES: dict[str, Path] = {name: HERE / name for name in ("ink", "night", "blueprint", "watercolour")}
-"""The folder of each style's adapter, `pytorch_lora_weights.safetensors`."""
+__all__ = ["BASE", "HERE", "STYLES"]

@@ -6,17 +6,16 @@ One pair of place and character in seven is in no training picture; those are wh
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from refimpl import Request, load_model, logits, trace
+from refimpl import load_model
+from refimpl.pictures import read_captions
 from refimpl.tiny import base_path, grammar, lexicon
 from refimpl.tiny.lexicon import bare
 
 from .drawing.scene import PLACES, ROLES, Words, draw
 
-CAPTION_LAYER = "layers.2.output"  # before the last of four layers: what transformers calls hidden_states[-2]
 CAPTION_TOKENS = 32  # a caption is padded to this; the longest prompt of the grammar has 31
 CAPTION_WIDTH = 256  # the text model's hidden_size
 TRAIN_SEED, TRAIN_SCENES = 1, 24_576
@@ -75,26 +74,21 @@ def draw_scenes(seed: int, count: int, *, from_held_out: bool = False) -> tuple[
     return prompts, words
 
 
-def read_captions(prompts: Sequence[str], text_model: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+def padded_captions(prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The text model's hidden states of each prompt: [prompts, 32, 256] float16 and [prompts] lengths."""
-    model = load_model(text_model or base_path())
-    ids = [model.tokenizer.encode(prompt) for prompt in prompts]
-    lengths = np.array([len(prompt_ids) for prompt_ids in ids])
-    assert lengths.max() <= CAPTION_TOKENS, f"a prompt has {lengths.max()} tokens, more than {CAPTION_TOKENS}"
-    captions = np.zeros((len(ids), CAPTION_TOKENS, CAPTION_WIDTH), np.float16)
-    for start in range(0, len(ids), READ_AT_ONCE):
-        part = ids[start : start + READ_AT_ONCE]
-        with trace(CAPTION_LAYER) as t:
-            logits(model, [Request(prompt_ids) for prompt_ids in part])
-        ends = np.cumsum([len(prompt_ids) for prompt_ids in part])
-        for i, hidden in enumerate(np.split(t[CAPTION_LAYER], ends[:-1])):
-            captions[start + i, : len(hidden)] = hidden
+    model = load_model(base_path())
+    captions = np.zeros((len(prompts), CAPTION_TOKENS, CAPTION_WIDTH), np.float16)
+    lengths = np.zeros(len(prompts), np.int64)
+    for start in range(0, len(prompts), READ_AT_ONCE):
+        for i, hidden in enumerate(read_captions(model, prompts[start : start + READ_AT_ONCE]), start):
+            captions[i, : len(hidden)] = hidden
+            lengths[i] = len(hidden)
     return captions, lengths
 
 
 def make_corpus(seed: int, count: int, *, from_held_out: bool = False) -> Corpus:
     """Draw scenes, read their prompts and draw their pictures. The same seed gives the same corpus."""
     prompts, words = draw_scenes(seed, count, from_held_out=from_held_out)
-    captions, lengths = read_captions(prompts)
+    captions, lengths = padded_captions(prompts)
     pictures = np.stack([draw(scene_words, seed * 1_000_003 + i) for i, scene_words in enumerate(words)])
     return Corpus(tuple(prompts), tuple(words), pictures, captions, lengths)

@@ -1,4 +1,4 @@
-"""Rectified flow whose model predicts the clean picture: the loss that trains it, and Euler steps that sample it.
+"""The loss of a rectified flow whose model predicts the clean picture. (refimpl/pictures/sampler.py follows it.)
 
 Along the straight path x = (1 - sigma) picture + sigma noise (Liu et al. 2022, "Flow Straight and Fast") the velocity
 towards the picture is picture - noise = (picture - x) / sigma, so that a prediction of the picture is one of the
@@ -6,14 +6,11 @@ velocity. Pixel art is made of flat colours, which are easier to predict than a 
 """
 
 import math
-from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-LEAST_SIGMA = 0.05  # velocities are not divided by less: the last steps of a sampler stay bounded
-LEAST_LOSS_SIGMA = 0.1  # larger: less weight on the almost clean pictures
+LEAST_SIGMA = 0.1  # larger: less weight on the almost clean pictures
 SIGMA_MEAN, SIGMA_SPREAD = 0.5, 1.2  # of the logit; a larger mean trains more on noise
 
 
@@ -30,20 +27,7 @@ def loss(model: nn.Module, x: Tensor, captions: Tensor, lengths: Tensor, generat
     noise = torch.randn(x.shape, generator=generator)
     levels = sigmas[:, None, None]
     predicted = model((1 - levels) * x + levels * noise, 1 - sigmas, captions, lengths)
-    return ((predicted - x).square() / levels.clamp(min=LEAST_LOSS_SIGMA) ** 2).mean()
-
-
-@torch.no_grad()
-def sample(model: nn.Module, captions: Tensor, lengths: Tensor, steps: int = 12, seed: int = 0) -> Tensor:
-    """Pictures [n, 64, 108] from noise, in equal Euler steps from sigma 1 to 0."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(len(captions), 64, 108, generator=generator)
-    schedule = np.linspace(1, 0, steps + 1)
-    for sigma, following in pairwise(schedule):
-        time = torch.full((len(x),), 1 - float(sigma))
-        velocity = (model(x, time, captions, lengths) - x) / max(float(sigma), LEAST_SIGMA)
-        x = x + float(sigma - following) * velocity
-    return x
+    return ((predicted - x).square() / levels.clamp(min=LEAST_SIGMA) ** 2).mean()
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     prompts, words = draw_scenes(FRESH_SEED, 2 * COLUMNS, from_held_out=True)
-    by_style = {style: paint(args.model, prompts, style) for style in args.styles}
+    by_style = paint(args.model, prompts, args.styles)
     args.out.mkdir(parents=True, exist_ok=True)
     for style, pictures in by_style.items():
         drawings = [ALL_STYLES[style](draw(scene_words, i)) for i, scene_words in enumerate(words)]

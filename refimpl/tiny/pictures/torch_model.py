@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from .corpus import CAPTION_TOKENS, CAPTION_WIDTH
 
-GRID = 8  # patches per side: 48 pixels, folded 3 x 3 into channels, in patches of 2 x 2
+FOLD, PATCH = 3, 2  # 3 x 3 pixels are the channels of one, and 2 x 2 of those a token
+GRID = 8  # tokens a side: 48 pixels
 PATCH_NUMBERS = 108  # 2 x 2 positions of 27 channels
 TIME_FEATURES = 256
 TIME_HIDDEN = 1024

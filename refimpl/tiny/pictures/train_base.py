@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from refimpl.pictures.pixels import to_latent, to_patches
+
 from . import flow
 from .corpus import TRAIN_SCENES, TRAIN_SEED, UNSEEN_SEED, Corpus, make_corpus
 from .muon import Muon
-from .pixels import to_latent, to_patches
 from .styles import Redraw, plain
-from .torch_model import PictureModel, new_model, save_base
+from .torch_model import FOLD, PATCH, PictureModel, new_model, save_base
 
 LOOK_EVERY = 100  # steps between two lines of the log
 SAVE_EVERY = 50  # steps that are lost at most when a run is interrupted
@@ -114,9 +115,9 @@ class Training:
 
 def batch_of(corpus: Corpus, rows: np.ndarray, redraw: Redraw = plain) -> tuple[Tensor, Tensor, Tensor]:
     """Patches [n, 64, 108] of the redrawn pictures, captions [n, 32, 256] and their lengths [n]."""
-    rgb = np.stack([redraw(picture) for picture in corpus.pictures[rows]])
+    patches = [to_patches(to_latent(redraw(picture), FOLD), PATCH) for picture in corpus.pictures[rows]]
     captions, lengths = torch.from_numpy(corpus.captions[rows]).float(), torch.from_numpy(corpus.lengths[rows])
-    return to_patches(to_latent(rgb)), captions, lengths
+    return torch.from_numpy(np.stack(patches)), captions, lengths
 
 
 def cpu_seconds() -> float:
