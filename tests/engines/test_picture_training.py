@@ -12,10 +12,13 @@ peft = pytest.importorskip("peft")
 
 from safetensors import safe_open  # noqa: E402
 
+from refimpl.pictures.pixels import to_latent, to_patches  # noqa: E402
 from refimpl.tiny.pictures import flow, train_base, train_styles  # noqa: E402
-from refimpl.tiny.pictures.corpus import Corpus, make_corpus  # noqa: E402
+from refimpl.tiny.pictures.corpus import Corpus, draw_scenes, make_corpus  # noqa: E402
+from refimpl.tiny.pictures.drawing.scene import draw  # noqa: E402
 from refimpl.tiny.pictures.muon import orthogonal  # noqa: E402
-from refimpl.tiny.pictures.torch_model import PictureModel, load_base, new_model, save_base  # noqa: E402
+from refimpl.tiny.pictures.styles import plain  # noqa: E402
+from refimpl.tiny.pictures.torch_model import FOLD, PATCH, PictureModel, load_base, new_model, save_base  # noqa: E402
 
 RECIPE = train_base.BaseRecipe(steps=4, falling_steps=2, warmup_steps=2, batch=2)
 
@@ -64,6 +67,31 @@ def test_every_step_of_the_noise_levels_is_hit_once() -> None:
     assert ((levels > 0) & (levels < 1)).all()
     assert logits.mean().item() == pytest.approx(flow.SIGMA_MEAN, abs=0.01)
     assert logits.std().item() == pytest.approx(flow.SIGMA_SPREAD, abs=0.01)
+
+
+def test_the_faces_are_where_moods_differ() -> None:
+    words = draw_scenes(5, 40)[1]
+    x = [
+        to_patches(to_latent(plain(draw(scene_words | {"mood": mood}, i)), FOLD), PATCH)
+        for i, scene_words in enumerate(words)
+        for mood in ("grumpy", "cheerful")
+    ]
+    difference = np.square(np.diff(np.stack(x).reshape(40, 2, 64, 108), axis=1)).sum((0, 1, 3))
+    assert difference[list(train_base.FACES)].sum() > 0.8 * difference.sum()
+    weights = flow.patch_weights(8.0, train_base.FACES)
+    assert weights.shape == (64, 1) and weights.sum() == 61 + 3 * 8
+
+
+def test_an_error_in_a_face_counts_more(corpus: Corpus) -> None:
+    inputs = train_base.batch_of(corpus, np.arange(4))
+    model, generator = new_model(), torch.Generator()
+    plainly, weighted = (
+        flow.loss(model, *inputs, generator.manual_seed(1), weights).item()
+        for weights in (1.0, flow.patch_weights(8.0, train_base.FACES))
+    )
+    only_faces = flow.patch_weights(8.0, train_base.FACES) - 1
+    rest = flow.loss(model, *inputs, generator.manual_seed(1), only_faces).item()
+    assert weighted == pytest.approx(plainly + rest) and rest > 0
 
 
 def test_muon_makes_updates_of_singular_values_near_one() -> None:

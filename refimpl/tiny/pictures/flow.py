@@ -6,6 +6,7 @@ velocity. Pixel art is made of flat colours, which are easier to predict than a 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,29 @@ def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
     return torch.sigmoid(SIGMA_MEAN + SIGMA_SPREAD * normal)
 
 
-def loss(model: nn.Module, x: Tensor, captions: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
-    """The mean squared error of the predicted pictures x [n, 64, 108], weighted by 1 / sigma^2: that of velocities."""
+def patch_weights(weight: float, patches: Sequence[int]) -> Tensor:
+    """[64, 1]: how much an error in each patch counts. `weight` in some patches, 1 elsewhere."""
+    weights = torch.ones(64, 1)
+    weights[list(patches)] = weight
+    return weights
+
+
+def loss(
+    model: nn.Module,
+    x: Tensor,
+    captions: Tensor,
+    lengths: Tensor,
+    generator: torch.Generator,
+    weights: Tensor | float = 1.0,
+) -> Tensor:
+    """The mean squared error of the predicted pictures x [n, 64, 108], weighted by 1 / sigma^2: that of velocities.
+
+    `weights` [64, 1] say how much each patch counts besides."""
     sigmas = draw_sigmas(len(x), generator)
     noise = torch.randn(x.shape, generator=generator)
     levels = sigmas[:, None, None]
     predicted = model((1 - levels) * x + levels * noise, 1 - sigmas, captions, lengths)
-    return ((predicted - x).square() / levels.clamp(min=LEAST_SIGMA) ** 2).mean()
+    return (weights * (predicted - x).square() / levels.clamp(min=LEAST_SIGMA) ** 2).mean()
 
 
 @torch.no_grad()

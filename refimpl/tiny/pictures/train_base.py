@@ -30,6 +30,7 @@ from .torch_model import FOLD, PATCH, PictureModel, new_model, save_base
 LOOK_EVERY = 100  # steps between two lines of the log
 SAVE_EVERY = 50  # steps that are lost at most when a run is interrupted
 TEST_SCENES = 64
+FACES = (44, 45, 46)  # patches that the character's face is in, near or far: row 5, columns 4 to 6
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class BaseRecipe:
     falling_steps: int = 1000
     warmup_steps: int = 40
     batch: int = 32  # pictures
+    face_from_step: int = (
+        2900  # from here on an error in a face counts more: moods are few pixels, and are learned last
+    )
+    face_weight: float = 8.0
     learning_rate: float = 2e-3  # AdamW: embeddings, norms, everything from the time
     muon_learning_rate: float = 8e-3  # the matrices of attention and MLP
 
@@ -76,6 +81,7 @@ class Training:
         ]
         muon_ids = {id(weights) for weights in matrices}
         self.others = [weights for weights in model.parameters() if id(weights) not in muon_ids]
+        self.face_weights = flow.patch_weights(recipe.face_weight, FACES)
         self.muon = Muon(matrices)
         self.adam = torch.optim.AdamW(self.others, betas=(0.9, 0.98), weight_decay=0.0)
 
@@ -85,7 +91,8 @@ class Training:
         rate = min(1, (progress.step + 1) / recipe.warmup_steps)
         rate *= min(1, (recipe.steps - progress.step) / recipe.falling_steps)
         rows = progress.next_rows(len(corpus), recipe.batch)
-        loss = flow.loss(self.model, *batch_of(corpus, rows), progress.noise)
+        weights = self.face_weights if progress.step >= recipe.face_from_step else 1.0
+        loss = flow.loss(self.model, *batch_of(corpus, rows), progress.noise, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.others, 1.0)
         self.adam.param_groups[0]["lr"] = recipe.learning_rate * rate

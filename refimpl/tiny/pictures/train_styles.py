@@ -22,7 +22,7 @@ from . import flow
 from .corpus import TRAIN_SEED, UNSEEN_SEED, Corpus, make_corpus
 from .styles import STYLES
 from .torch_model import LAYERS, load_base
-from .train_base import LOOK_EVERY, TEST_SCENES, batch_of, cpu_seconds
+from .train_base import FACES, LOOK_EVERY, TEST_SCENES, BaseRecipe, batch_of, cpu_seconds
 
 STYLE_SCENES = 8_192  # the first of those that the base was trained on; each is seen once or twice
 ATTENTION = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
@@ -74,12 +74,13 @@ def train_style(base: Path, style: str, train: Corpus, test: Corpus) -> tuple[nn
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adam = torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.0)
     noise, shuffle = torch.Generator().manual_seed(3), np.random.default_rng(4)
+    face_weights = flow.patch_weights(BaseRecipe.face_weight, FACES)
     began, log, losses = cpu_seconds(), [], []
     for step in range(recipe.steps):
         rows = shuffle.choice(len(train), recipe.batch, replace=False)
         rate = min(1, (step + 1) / recipe.warmup_steps)
         rate *= min(1, (recipe.steps - step) / (recipe.steps * recipe.falling_share))
-        loss = flow.loss(model, *batch_of(train, rows, redraw), noise)
+        loss = flow.loss(model, *batch_of(train, rows, redraw), noise, face_weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         adam.param_groups[0]["lr"] = recipe.learning_rate * rate
