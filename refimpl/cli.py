@@ -18,7 +18,7 @@ from .engines.suggestion import did_you_mean
 from .errors import AdapterWarning, KernelError, LoracleError
 
 COMMANDS = (
-    *("bench", "check", "convert", "demo", "engines", "generate"),
+    *("bench", "check", "convert", "cost", "demo", "engines", "generate"),
     *("guide", "inspect", "learn", "logits", "record", "train", "vectors"),
 )
 

@@ -7,3 +7,9 @@ def human_bytes(n: float) -> str:
     """Return a number of bytes with its unit: 1.2 MB."""
     power = min(4, int(math.log(n, 1000))) if n >= 1 else 0
     return f"{n / 1000**power:.{0 if power == 0 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def human_number(n: float) -> str:
+    """Return a large number in words that can be said: 41.9M, 8.03G."""
+    power = min(5, int(math.log(n, 1000))) if n >= 1 else 0
+    return f"{n:.0f}" if power == 0 else f"{n / 1000**power:.3g}{' kMGTP'[power]}"

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from folders import BASE, config_json, lora_tensors, refused, safetensors_bytes, write_adapter
 from support.build import random_adapter, random_model
+from support.counting import counted
 
 from refimpl import Request, load_model, logits
+from refimpl.bench import cost
+from refimpl.bench.cost import Step
 from refimpl.config import LayerKind, ModelConfig, Rope
 from refimpl.cuda.table import CUDA
 from refimpl.errors import AdapterError, ConfigError, LoracleError, WeightsError
@@ -132,6 +135,16 @@ def test_the_fast_form_is_the_definition(tmp_path: Path, name: str) -> None:
     ]
     for fast, slow in zip(logits(model, requests), logits(model, requests, REFERENCE), strict=True):
         np.testing.assert_allclose(fast, slow, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_page_of_cost_counts_what_its_forward_pass_does(tmp_path: Path, name: str) -> None:
+    config = load_config(write_config(tmp_path, name))
+    model, adapters = random_model(config, 3), [random_adapter(config, i, modules=config.layer_modules) for i in (1, 2)]
+    ranks = {module: len(tensors.A) for module, tensors in adapters[0].lora.items()}
+    for step in (Step(3, 1, 7, 2), Step(2, 5, 5, 2), Step(2, 1, 4, 0)):
+        assert cost.work(config, ranks, step, 8) == counted(model, adapters[: step.adapters], step)
+    assert 8 * cost.base_parameters(config) == model.nbytes
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -79,6 +79,20 @@ def recorded() -> Iterator[list]:
         _recorded.reset(token)
 
 
+_planned: ContextVar[list[str] | None] = ContextVar("planned", default=None)
+
+
+@contextlib.contextmanager
+def planned() -> Iterator[list[str]]:
+    """Inside, nothing is launched: what would have been is noted by its kernel's name. It needs no compiler."""
+    names: list[str] = []
+    token = _planned.set(names)
+    try:
+        yield names
+    finally:
+        _planned.reset(token)
+
+
 def launch_kernel(
     file: str | Path,
     dtype: str,
@@ -89,6 +103,9 @@ def launch_kernel(
     smem: int = 0,
 ) -> None:
     """Launch a kernel; each of its parameters gets the argument of the same name. LoracleError where there is none."""
+    if (names := _planned.get()) is not None:
+        names.append(kernel)
+        return
     launches = _checked.get()
     module = runner.load(file, dtype, check=launches is not None or None)
     parameters = module.parameters_of(kernel)
