@@ -16,6 +16,7 @@ from . import __version__
 from .commands.signals import on_signals
 from .engines.suggestion import did_you_mean
 from .errors import AdapterWarning, KernelError, LoracleError
+from .parallel.launch import launch
 
 COMMANDS = (
     *("bench", "check", "convert", "cost", "demo", "engines", "generate"),
@@ -58,7 +59,7 @@ def parser() -> Parser:
         )
         command.add_arguments(subparser)
         subparser.add_argument("--json", action="store_true", help="print JSON for machines instead")
-        subparser.set_defaults(run=command.run, parser=subparser)
+        subparser.set_defaults(run=command.run, parser=subparser, group=None)  # group: the ranks, under mpirun
     return main_parser
 
 
@@ -93,14 +94,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     name = "loracle"
     try:
-        if one_thread_is_faster(argv):
+        rank, ranks = launch()
+        if ranks > 1 or one_thread_is_faster(argv):
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         with on_signals(lambda *_: os._exit(130), signal.SIGINT):  # in its import, numpy takes it for an ImportError
+            if rank:
+                name = f"loracle, rank {rank}"
+                return int(importlib.import_module(".commands.ranks", __package__).serve())
             args = parse(argv)
         name = f"loracle {args.command}"
         with own_warnings_in_one_line():
             common = importlib.import_module(".commands.common", __package__)  # which imports numpy: not before
             common.say_which_kernels(args)
+            if ranks > 1:
+                return int(importlib.import_module(".commands.ranks", __package__).lead(args))
             return int(args.run(args))
     except LoracleError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -8,7 +8,8 @@ from rich.rule import Rule
 from rich.text import Text
 
 from ..streaming import generate
-from .common import add_model_arguments, add_prompt_arguments, backend, load, read_requests
+from .common import add_model_arguments, add_prompt_arguments, load, read_requests
+from .ranks import add_rank_arguments, on_ranks
 
 HELP = "generate text: prompts for any mix of adapters, answered in one batch"
 EXAMPLE = """  loracle generate --temperature 0.8 \\
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of generate."""
     add_model_arguments(parser)
     add_prompt_arguments(parser)
+    add_rank_arguments(parser)
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default 128")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0 (default) is off")
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         seed=args.seed,
     )
-    outputs = generate(model, [prompt.request for prompt in prompts], ops=backend(args.ops))
+    outputs = on_ranks(args, generate, model, [prompt.request for prompt in prompts])
     if args.json:
         texts = [
             {

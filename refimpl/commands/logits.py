@@ -12,8 +12,9 @@ from .. import __version__
 from ..errors import LoracleError, RequestError
 from ..formats.files import write_safetensors
 from ..model import logits
-from ..tracing import trace
-from .common import add_model_arguments, add_prompt_arguments, backend, load, read_requests
+from ..tracing import Trace, trace
+from .common import add_model_arguments, add_prompt_arguments, load, read_requests
+from .ranks import add_rank_arguments, on_ranks
 
 HELP = "write the logits of every prompt token to a safetensors file"
 EXAMPLE = """  loracle logits --prompt 'pirate:Ahoy' --prompt 'base:Ahoy' --dtype float64 --output ahoy.safetensors
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of logits."""
     add_model_arguments(parser)
     add_prompt_arguments(parser)
+    add_rank_arguments(parser)
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="the safetensors file to write, NAME.safetensors"
     )
@@ -46,8 +48,12 @@ def run(args: argparse.Namespace) -> int:
         )
     model, adapters = load(args)
     prompts = read_requests(args, model, adapters)
-    with trace(*(args.trace or ["-"])) as traced:
-        rows = logits(model, [prompt.request for prompt in prompts], backend(args.ops))
+    requests, traced = [prompt.request for prompt in prompts], Trace(())
+    if args.trace:
+        with trace(*args.trace) as traced:
+            rows = on_ranks(args, logits, model, requests)
+    else:
+        rows = on_ranks(args, logits, model, requests)
     for pattern in args.trace:
         if not any(fnmatch(name, pattern) for name in traced):
             raise LoracleError(f"--trace {pattern!r} matches no intermediate of this model")

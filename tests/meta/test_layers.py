@@ -8,7 +8,8 @@ from support.imports import ENTRY, MODULES, PACKAGE, import_graph, imported
 # nothing else beside it.
 ROWS = (
     ("core",),
-    ("synthetic", "families", "diagrams", "parallel"),
+    ("synthetic", "families", "diagrams"),
+    ("parallel",),
     ("loading", "cuda"),
     ("backends",),
     ("tensorrt_llm",),
