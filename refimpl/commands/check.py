@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ..engines import registry
+from ..engines.interface import Engine
 from ..errors import RequestError
 from ..oracle import check as checking
 from ..oracle.bugs import CLASSES, mutants_for
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         leave_out = args.without.split(",") if args.without else []
         with tempfile.TemporaryDirectory() as scratch, Screen() as screen:
             work = args.resume or Path(scratch)
-            make = lambda: checking.narrowed(registry.make(engine, options), leave_out)  # noqa: E731
+            make = lambda: checking.narrowed(make_engine(args, engine, options), leave_out)  # noqa: E731
             if args.resume is not None:
                 about = {"engine": engine, "model": args.model, "dtype": args.precision, "seed": args.seed}
                 archive.describe(work, about, make().capabilities)
@@ -112,6 +113,15 @@ def run(args: argparse.Namespace) -> int:
     if result.interrupted:
         return 130
     return 0 if result.verdict == "pass" else 1
+
+
+def make_engine(args: argparse.Namespace, name: str, options: dict[str, str]) -> Engine:
+    """Return the engine, which under mpirun is one of ours on all ranks."""
+    if args.group is None:
+        return registry.make(name, options)
+    from ..engines.ours_on_ranks import OursOnRanks
+
+    return OursOnRanks(args.group, name, options)
 
 
 def chapter_of(repro: Path) -> str:

@@ -41,19 +41,19 @@ class Group:
             raise LoracleError("a rank has only its part of what is traced: trace it without mpirun")
         if model is not None:
             Layout(model.config, 0, self.mpi.size)  # refused before the others hear of it
-        self.mpi.broadcast((function, arguments))
+        self._send_all((function, arguments))
         return self._finish(function, model, arguments)
 
     def serve(self) -> None:
         """Compute what rank 0 calls until it closes."""
-        while (job := self.mpi.broadcast(None)) is not None:
+        while (job := self.mpi.receive()) is not None:
             function, arguments = job
             with suppress(LoracleError):  # rank 0 says it
                 self._finish(function, None, arguments)
 
     def close(self) -> None:
         """Let the others go. Rank 0's last call."""
-        self.mpi.broadcast(None)
+        self._send_all(None)
 
     def share(self, model: Model | None) -> tuple[Layout, Model]:
         """Return this rank's layout and part of the model that rank 0 has."""
@@ -74,6 +74,10 @@ class Group:
         from .nccl import Nccl
 
         return Nccl(self.mpi)
+
+    def _send_all(self, job: object) -> None:
+        for rank in range(1, self.mpi.size):
+            self.mpi.send(job, rank)
 
     def _choose_gpu(self, device: str) -> None:
         if device == "cuda":

@@ -11,6 +11,8 @@ from ..arrays import Array, namespace, to_host
 from ..errors import DeviceError
 from .launch import launch
 
+NAP = 0.0005  # seconds between two looks at whether something has come: longer, and short jobs wait for it
+
 
 class Mpi:
     """A Communicator between processes, and what rank 0 needs to lead the others. DeviceError without mpi4py."""
@@ -50,7 +52,9 @@ class Mpi:
         self._world.send(value, dest=rank)
 
     def receive(self) -> Any:
-        """Return what rank 0 sent."""
+        """Return what rank 0 sent. To wait costs no time of the processor, which rank 0 may need."""
+        while not self._world.Iprobe(source=0):
+            time.sleep(NAP)
         return self._world.recv(source=0)
 
     def meet(self, seconds: float | None = None) -> bool:
@@ -59,7 +63,7 @@ class Mpi:
         while not arrival.Test():
             if seconds is not None and time.monotonic() - start > seconds:
                 return False
-            time.sleep(0.0005)
+            time.sleep(NAP)
         return True
 
     def abort(self, code: int) -> None:
