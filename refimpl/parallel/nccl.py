@@ -51,7 +51,7 @@ class Nccl:
         shapes = self._mpi.exchange(x.shape)
         most = max(math.prod(shape) for shape in shapes)
         padded = self._cupy.zeros(most, x.dtype)
-        padded[: x.size] = x.ravel()
+        padded[: x.size] = x.reshape(-1)
         parts = self._cupy.empty((self.size, most), x.dtype)
         self._group.allGather(padded.data.ptr, parts.data.ptr, most, self._type(x), self._stream())
         arrays = [part[: math.prod(shape)].reshape(shape) for part, shape in zip(parts, shapes, strict=True)]

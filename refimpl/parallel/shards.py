@@ -50,7 +50,7 @@ def shard_bias(bias: Array | None, name: str, layout: Layout) -> Array | None:
 
 def with_zero_row(x: Array) -> Array:
     """Put a row of zeros before the others: what a token gets on the ranks that do not have it (backend.local_ids)."""
-    return namespace(x).concatenate([namespace(x).zeros_like(x[:1], shape=(1, *x.shape[1:])), x])
+    return namespace(x).concatenate([namespace(x).zeros((1, *x.shape[1:]), x.dtype), x])
 
 
 @dataclass(frozen=True)

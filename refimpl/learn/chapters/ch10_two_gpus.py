@@ -131,4 +131,5 @@ print(f"all eight ranks together: {(gpus + 1) * kB:.0f} kB, for an adapter of {2
 # `ch10_shard.py`: write `shard(A, B, split, ranks)`, for any number of ranks. Nothing of x and W is at hand
 # there: the shapes of A and B say enough. `loracle learn check` joins what your parts compute, and lets the robot talk
 # on two GPUs. Then read how `two_ranks.py` does it, and how TensorRT-LLM's way looks
-# (`refimpl/formats/tensor_parallel.py`): the same, and the fused layers.
+# (`refimpl/formats/tensor_parallel.py`): the same, and the fused layers. `refimpl/parallel/` does it with
+# real processes: `mpirun -n 2 loracle generate ...` (docs/parallel.md).

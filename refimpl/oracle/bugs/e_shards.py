@@ -1,5 +1,6 @@
 """E. Layout, split over `tp` ranks: each has some rows of B (column-parallel: q, k, v, gate, up) or some columns of A
 (row-parallel: o, down), and what one rank loses, or adds twice, is missing, or twice, in the sum.
+They are played in one process; on real ranks: parallel/mutants.py.
 """
 
 import dataclasses
