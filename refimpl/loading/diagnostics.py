@@ -21,11 +21,12 @@ class Diagnostics:
         """Note something that is honoured, but odd."""
         self.warnings.append(one_line(f"{where}: {what}"))
 
-    def raise_first(self, error: type[LoracleError], folder: Path, against: str = "") -> None:
-        """Raise the first problem, if there is one, and say how to see the others."""
+    def raise_first(self, error: type[LoracleError], folder: Path | None = None, against: str = "") -> None:
+        """Raise the first problem, if there is one, and say how to see the others: of a folder that inspect knows."""
         if self.problems:
             others = len(self.problems) - 1
-            more = f" (and {others} more: loracle inspect {folder}{against})" if others else ""
+            how = f": loracle inspect {folder}{against}" if folder else ""
+            more = f" (and {others} more{how})" if others else ""
             raise error(self.problems[0] + more)
 
 

@@ -47,9 +47,7 @@ def load_picture_adapter(path: str | Path, config: PictureConfig, name: str | No
         )
     file, diagnostics = adapter_file(path), Diagnostics()
     adapter = read_picture_adapter(file, config, name or name_of(file), diagnostics)
-    if diagnostics.problems:
-        more = f" (and {len(diagnostics.problems) - 1} more)" if len(diagnostics.problems) > 1 else ""
-        raise AdapterError(diagnostics.problems[0] + more)
+    diagnostics.raise_first(AdapterError)
     assert adapter is not None  # None comes with a problem
     return adapter
 

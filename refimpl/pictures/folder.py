@@ -52,10 +52,10 @@ def load_picture_model(path: str | Path, dtype: str = "float32", device: str = "
     config = read_picture_config(folder / "config.json", diagnostics)
     beside = folder.parent / "scheduler" / "scheduler_config.json"
     flow = read_flow(beside, diagnostics) if folder.name == "transformer" and beside.exists() else Flow()
-    diagnostics.raise_first(ConfigError, folder)
+    diagnostics.raise_first(ConfigError)
     assert config is not None and flow is not None  # None comes with a problem
     tensors = picture_tensors(folder, config, diagnostics)
-    diagnostics.raise_first(WeightsError, folder)
+    diagnostics.raise_first(WeightsError)
     check_fit(tensors, dtype, device)
     arrays = {name: load_tensor(tensor, dtype, device) for name, tensor in tensors.items()}
     linears = {}

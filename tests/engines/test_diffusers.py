@@ -4,9 +4,7 @@ diffusers computes in float32 here and there whatever the model's type is (rotat
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +15,12 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers", minversion="0.42")
 peft = pytest.importorskip("peft")
 
-from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel  # noqa: E402
+from diffusers import ZImagePipeline, ZImageTransformer2DModel  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from peft.utils import get_peft_model_state_dict  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
 
 from refimpl import (  # noqa: E402
-    LoracleError,
     PictureModel,
-    PictureRequest,
     Precision,
     load_picture_adapter,
     load_picture_model,
@@ -33,13 +28,10 @@ from refimpl import (  # noqa: E402
 )
 from refimpl.adapter import Adapter  # noqa: E402
 from refimpl.adapter_cache import AdapterCache  # noqa: E402
-from refimpl.loading.embedded import PICTURE_BASE, STYLES  # noqa: E402
 from refimpl.ops import NUMPY  # noqa: E402
-from refimpl.pictures import draw_latents  # noqa: E402
 from refimpl.pictures.batch import make_picture_batch  # noqa: E402
 from refimpl.pictures.model import forward  # noqa: E402
-from refimpl.pictures.pixels import from_patches, to_patches, to_pixels  # noqa: E402
-from refimpl.pictures.sampler import noise  # noqa: E402
+from refimpl.pictures.pixels import from_patches, to_patches  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of three libraries, about each other
 torch.set_num_threads(1)
