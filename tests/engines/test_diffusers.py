@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hugging_face import torch
 from support.compare import assert_differ
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers", minversion="0.42")
-peft = pytest.importorskip("peft")
+WHY = "needs diffusers: pip install 'diffusers==0.42.*'"
+diffusers = pytest.importorskip("diffusers", "0.42", reason=WHY, exc_type=ImportError)
 
 from diffusers import ZImagePipeline, ZImageTransformer2DModel  # noqa: E402
 from peft import LoraConfig  # noqa: E402
@@ -34,7 +34,6 @@ from refimpl.pictures.model import forward  # noqa: E402
 from refimpl.pictures.pixels import from_patches, to_patches  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of three libraries, about each other
-torch.set_num_threads(1)
 TOLERANCE = 1e-9
 P64 = Precision("model", "float64")
 
