@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..adapter_cache import AdapterCache
 from ..arrays import Array, Float, Int, Precision, device_namespace, to_host
 from ..errors import RequestError
@@ -10,7 +12,7 @@ from .batch import PictureBatch, make_picture_batch
 from .model import forward
 from .pixels import from_patches, to_patches, to_pixels
 from .request import PictureRequest, check_picture_request, grid_of
-from .sampler import noise, sigmas, velocity
+from .sampler import euler_step, noise, sigmas
 from .weights import PictureModel
 
 
@@ -54,12 +56,11 @@ def draw_latents(
             shapes = [grids[i] for i in running], [len(captions[i]) for i in running]
             batch = make_picture_batch(config, *shapes, [slots[i] for i in running], ops, p, model.device)
             caption = xp.concatenate([captions[i] for i in running])
-        sigma, following = (xp.asarray([float(levels[i][j]) for i in running]) for j in (step, step + 1))
+        sigma, following = (np.array([levels[i][j] for i in running], np.float64) for j in (step, step + 1))
         patches = xp.concatenate([x[i] for i in running])
         said = forward(model, patches, 1 - sigma, caption, batch, adapters.slots, ops, p)
-        of_patch = batch.patches.pictures
-        speed = velocity(said, patches, sigma[of_patch, None], model.flow)
-        patches = patches + (sigma - following)[of_patch, None].astype(p.compute) * speed
+        on_patches = [xp.asarray(level.astype(p.compute))[batch.patches.pictures, None] for level in (sigma, following)]
+        patches = euler_step(patches, said, on_patches[0], on_patches[1], model.flow)
         for i, start, stop in zip(running, batch.patches.starts, batch.patches.starts[1:], strict=False):
             x[i] = patches[start:stop]
     return [from_patches(to_host(x[i]), config.patch_size, grid) for i, grid in enumerate(grids)]

@@ -35,7 +35,8 @@ def forward(
 ) -> Float[Array, "patches d_patch"]:
     """What the model says of every patch of every picture: its velocity, or the clean picture (Flow.prediction).
 
-    x: noisy patches, of all pictures one behind the other; times: of each picture, from 0 (noise) to 1 (picture)."""
+    x: noisy patches, of all pictures one behind the other; times: of each picture, from 0 (noise) to 1 (picture), on
+    the host."""
     config, xp = model.config, namespace(x)
 
     def project(x: Array, name: str, rows: Rows) -> Float[Array, "rows d_out"]:
@@ -50,15 +51,14 @@ def forward(
         return ops.rms_norm(x.reshape(-1, weight.size), weight, eps, p).reshape(x.shape)
 
     def silu(x: Array) -> Array:
-        return ops.mlp_activation(x, xp.ones_like(x), "silu", p)
+        return ops.mlp_activation(x, xp.ones(x.shape, x.dtype), "silu", p)
 
     def block(x: Array, name: str, rows: Tokens, time: Array | None) -> Float[Array, "rows dim"]:
         scales: list[Array | float] = [1.0] * 4
         if time is not None:
             modulation = project(time, f"{name}.adaLN_modulation.0", batch.pictures)
-            before, gate, before_mlp, gate_mlp = xp.split(modulation, 4, axis=1)
-            each = (1 + before, xp.tanh(gate), 1 + before_mlp, xp.tanh(gate_mlp))
-            scales = [scale[rows.pictures] for scale in each]  # a picture's row, at each of its tokens
+            modulation = modulation.reshape(-1, 4, config.dim)[rows.pictures]  # a picture's row, at each of its tokens
+            scales = [1 + modulation[:, 0], xp.tanh(modulation[:, 1]), 1 + modulation[:, 2], xp.tanh(modulation[:, 3])]
 
         h = ops.scaled(norm(x, f"{name}.attention_norm1"), scales[0], p)
         q, k, v = (
@@ -77,7 +77,8 @@ def forward(
         y = norm(project(h, f"{name}.feed_forward.w2", rows), f"{name}.ffn_norm2")
         return rounded(x + ops.scaled(y, scales[3], p), p.residual)
 
-    time = project(time_features(times * config.t_scale, p), "t_embedder.mlp.0", batch.pictures)
+    time = xp.asarray(time_features(times * config.t_scale).astype(p.compute))
+    time = project(time, "t_embedder.mlp.0", batch.pictures)
     time = project(silu(time), "t_embedder.mlp.2", batch.pictures)
 
     text = project(norm(captions, "cap_embedder.0"), "cap_embedder.1", batch.words)
@@ -101,9 +102,8 @@ def forward(
     return project(ops.scaled(h, scale[batch.patches.pictures], p), f"{config.final_layer}.linear", batch.patches)
 
 
-def time_features(times: Float[Array, " pictures"], p: Precision) -> Float[Array, "pictures features"]:
-    """cos and sin of the time at 128 frequencies from 1 to 1/10000 (Vaswani et al. 2017), in the type of products."""
-    xp, half = namespace(times), TIME_FEATURES // 2
-    frequency = np.exp(-math.log(10000) * np.arange(half) / half)
-    angle = times[:, None] * xp.asarray(frequency)
-    return xp.concatenate([xp.cos(angle), xp.sin(angle)], 1).astype(p.compute)
+def time_features(times: Float[Array, " pictures"]) -> Float[Array, "pictures features"]:
+    """cos and sin of the time at 128 frequencies from 1 to 1/10000 (Vaswani et al. 2017)."""
+    half = TIME_FEATURES // 2
+    angle = times[:, None] * np.exp(-math.log(10000) * np.arange(half) / half)
+    return np.concatenate([np.cos(angle), np.sin(angle)], 1)

@@ -6,7 +6,7 @@ picture - noise, whatever sigma is. The model is asked for that velocity, or for
 
 import numpy as np
 
-from ..arrays import Array, Float
+from ..arrays import Array, Float, namespace
 from .weights import Flow
 
 LEAST_SIGMA = 0.05  # (picture - x) is divided by no less; larger: the last steps go a shorter way
@@ -38,4 +38,15 @@ def velocity(
     picture - noise = picture - (x - (1 - sigma) * picture) / sigma = (picture - x) / sigma."""
     if flow.prediction == "velocity":
         return said
-    return (said - x) / np.maximum(sigma, LEAST_SIGMA).astype(x.dtype)
+    return (said - x) / namespace(x).maximum(sigma, x.dtype.type(LEAST_SIGMA))
+
+
+def euler_step(
+    x: Float[Array, "patches d_patch"],
+    said: Float[Array, "patches d_patch"],
+    sigma: Float[Array, "patches 1"],
+    following: Float[Array, "patches 1"],
+    flow: Flow,
+) -> Float[Array, "patches d_patch"]:
+    """The patches at their following noise level: straight on along the velocity at this one."""
+    return x + (sigma - following) * velocity(said, x, sigma, flow)
