@@ -19,7 +19,7 @@ from .errors import AdapterWarning, KernelError, LoracleError
 from .parallel.launch import launch
 
 COMMANDS = (
-    *("bench", "check", "convert", "cost", "demo", "engines", "generate"),
+    *("bench", "check", "convert", "cost", "demo", "draw", "engines", "generate"),
     *("guide", "inspect", "learn", "logits", "record", "train", "vectors"),
 )
 
@@ -83,7 +83,10 @@ def one_thread_is_faster(argv: Sequence[str]) -> bool:
     light = argparse.ArgumentParser(add_help=False)
     light.add_argument("command", nargs="?")
     light.add_argument("--model", nargs="?")
+    light.add_argument("--base", nargs="?")  # draw's
     args, _ = light.parse_known_args(argv)
+    if args.command == "draw" and args.base is not None:
+        return args.base == "tiny"
     if args.model is None:
         return not (args.command == "guide" and "LORACLE_MODELS" in os.environ)  # else the guide takes a 7B model
     return args.model in ("tiny", "random")

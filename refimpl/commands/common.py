@@ -3,7 +3,7 @@
 import argparse
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..loading.json_file import read_json_lines
 from ..loading.model_folder import load_model
 from ..ops import Ops
 from ..request import Request, check_request
-from ..weights import Model
+from ..weights import Base, Model
 
 BASE = "base"
 
@@ -131,8 +131,10 @@ def load(args: argparse.Namespace) -> tuple[Model, "Adapters"]:
     return model, adapters
 
 
-def adapter_folders(items: Sequence[str], embedded: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the folder of each --adapter NAME=DIR. No name stands for two adapters; `embedded` are there already."""
+def adapter_folders(items: Sequence[str], embedded: Mapping[str, Path], kind: str = "voice") -> dict[str, Path]:
+    """Return the folder of each --adapter NAME=DIR. No name stands for two adapters; `embedded` are there already.
+
+    kind: what those of the embedded model are called."""
     folders: dict[str, Path] = {}
     for item in items:
         name, equals, folder = item.partition("=")
@@ -143,7 +145,7 @@ def adapter_folders(items: Sequence[str], embedded: Mapping[str, Path]) -> dict[
         if name in folders:
             raise RequestError(f"--adapter {item}: the name {name!r} is given twice, first for {folders[name]}")
         if name in embedded and Path(folder) not in (embedded[name], Path(name)):
-            raise RequestError(f"--adapter {item}: {name!r} is a voice of the embedded model; give yours another name")
+            raise RequestError(f"--adapter {item}: {name!r} is a {kind} of the embedded model; give yours another name")
         folders[name] = Path(folder)
     return folders
 
@@ -151,8 +153,9 @@ def adapter_folders(items: Sequence[str], embedded: Mapping[str, Path]) -> dict[
 class Adapters:
     """Name -> adapter, loaded when it is first looked up, once."""
 
-    def __init__(self, folders: dict[str, Path], model: Model) -> None:
-        self._folders, self._model = folders, model
+    def __init__(self, folders: Mapping[str, Path], model: Base, load: Callable[..., Adapter] = load_adapter) -> None:
+        """load: (folder, config, name=...) -> Adapter; of pictures it is load_picture_adapter."""
+        self._folders, self._model, self._load = folders, model, load
         self._loaded: dict[str, Adapter] = {}
 
     def __getitem__(self, name: str) -> Adapter:
@@ -163,7 +166,7 @@ class Adapters:
                 f"{did_you_mean(name, names)}"
             )
         if name not in self._loaded:
-            self._loaded[name] = load_adapter(self._folders[name], self._model.config, name=name)
+            self._loaded[name] = self._load(self._folders[name], self._model.config, name=name)
         return self._loaded[name]
 
     def chosen(self, spec: str) -> Adapter | list[tuple[Adapter, float]] | None:

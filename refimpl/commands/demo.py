@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -70,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help=f"per voice (default {TOKENS}; kernels on a CPU: {FEW_TOKENS})"
     )
+    parser.add_argument(
+        "--pictures", action="store_true", help="the same scene as a picture in several styles, in one batch as well"
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="with --pictures: one page, stories beside pictures (needs Pillow)"
+    )
     add_device_arguments(parser)
     parser.add_argument(
         "--check",
@@ -82,6 +89,12 @@ def run(args: argparse.Namespace) -> int:
     """Stream, measure, prove."""
     if args.check and args.ops != "cuda":
         raise RequestError("--check watches the kernels: give --ops cuda as well")
+    if args.html and not args.pictures:
+        raise RequestError("--html is a page of stories and pictures: give --pictures as well")
+    if args.pictures:
+        from . import demo_pictures  # the models of pictures, which no other command should wait for
+
+        demo_pictures.check_arguments(args)
     with checked() if args.check else nullcontext():
         return play(args)
 
@@ -95,7 +108,12 @@ def play(args: argparse.Namespace) -> int:
     texts = [output.text for output in generate(model, requests, ops=backend(args.ops))]
     rows = [{"adapter": name, "text": text} for name, text in zip(names, texts, strict=True)]
     figures = measure(model, requests, names, backend(args.ops), rounds(args))
-    print(json.dumps({**vars(figures), "prompt": prompt, "texts": rows}))
+    result = {**vars(figures), "prompt": prompt, "texts": rows}
+    if args.pictures:
+        from . import demo_pictures
+
+        result["pictures"] = demo_pictures.as_json(args, prompt, list(zip(names, texts, strict=True)), figures)
+    print(json.dumps(result))
     return 0
 
 
@@ -105,10 +123,15 @@ def present(console: Console, args: argparse.Namespace) -> None:
     if simulated(args):
         limit = requests[0].max_new_tokens
         console.print(f"No GPU here: the kernels run on this CPU, thread by thread, so {limit} tokens a voice.")
-    show(console, model, requests, names, prompt, backend(args.ops))
+    texts = show(console, model, requests, names, prompt, backend(args.ops))
     console.print()
-    summary(console, measure(model, requests, names, backend(args.ops), rounds(args)), names)
+    figures = measure(model, requests, names, backend(args.ops), rounds(args))
+    show_figures(console, lines_of(figures, names))
     console.print()
+    if args.pictures:
+        from . import demo_pictures
+
+        demo_pictures.present(console, args, prompt, list(zip(names, texts, strict=True)), figures)
     for line in CLOSING:
         console.print(line, highlight=False)
 
@@ -137,8 +160,8 @@ def cast(args: argparse.Namespace) -> tuple[Model, list[Request], list[str], str
 
 def show(
     console: Console, model: Model, requests: Sequence[Request], names: Sequence[str], prompt: str, ops: Ops
-) -> None:
-    """Print all voices at once, each a request of the same batch."""
+) -> list[str]:
+    """Print all voices at once, each a request of the same batch; return what they say."""
     texts = ["" for _ in requests]
     engine = roomy_engine(model, requests, 0, ops, None)
     console.print(Text(prompt.strip(), style="bold"))
@@ -163,6 +186,7 @@ def show(
             row = token.request_id
             texts[row] += token.text
             live.update(table())
+    return texts
 
 
 def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops: Ops, runs: int) -> Figures:
@@ -233,26 +257,40 @@ def largest(left_rows: Sequence[np.ndarray], right_rows: Sequence[np.ndarray]) -
     return float(np.max([np.abs(x - y).max() for x, y in zip(left_rows, right_rows, strict=True)]))
 
 
-def summary(console: Console, n: Figures, names: Sequence[str]) -> None:
-    """Print the figures, for people."""
+def show_figures(console: Console, lines: Sequence[tuple[str, str]]) -> None:
+    """Print (heading, text) of every figure, for people."""
     table = Table(show_header=False, box=None, padding=(0, 2))
-    table.add_row(
-        f"one batch of {len(names)}",
-        f"{n.tokens_per_second:,.0f} tokens/s; one after another {n.sequential_tokens_per_second:,.0f} tokens/s: "
-        f"[bold]{n.speedup:.1f}x[/]",
-    )
-    sizes = ", ".join(f"{name} {human_bytes(size)}" for name, size in n.adapter_bytes.items())
-    total = n.base_bytes + sum(n.adapter_bytes.values())
-    table.add_row(
-        "memory",
-        f"base {human_bytes(n.base_bytes)} + adapters ({sizes}) = {human_bytes(total)}; "
-        f"{len(n.adapter_bytes)} merged copies: {human_bytes(n.merged_copies_bytes)}",
-    )
-    table.add_row("KV cache", f"{n.kv_blocks_in_use} of {n.kv_blocks} blocks in use at the peak")
-    scale = f"(logits up to {n.largest_logit:.0f}; float32)"
-    table.add_row("batched = alone", f"largest difference of any logit {n.batched_vs_alone_max_abs:.1e} {scale}")
-    table.add_row(
-        "unmerged = merged",
-        f"largest difference of any logit {n.merged_vs_unmerged_max_abs:.1e} (merged: B A added into W)",
-    )
+    for heading, line in lines:
+        text = Text(line)
+        text.highlight_regex(r"[\d.]+x$", "bold")  # the speed-up
+        table.add_row(heading, text)
     console.print(table)
+
+
+def lines_of(n: Figures, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the figures as (heading, text)."""
+    scale = f"(logits up to {n.largest_logit:.0f}; float32)"
+    return [
+        (
+            f"one batch of {len(names)}",
+            f"{n.tokens_per_second:,.0f} tokens/s; one after another {n.sequential_tokens_per_second:,.0f} tokens/s: "
+            f"{n.speedup:.1f}x",
+        ),
+        ("memory", memory(n.base_bytes, n.adapter_bytes, n.merged_copies_bytes)),
+        ("KV cache", f"{n.kv_blocks_in_use} of {n.kv_blocks} blocks in use at the peak"),
+        ("batched = alone", f"largest difference of any logit {n.batched_vs_alone_max_abs:.1e} {scale}"),
+        (
+            "unmerged = merged",
+            f"largest difference of any logit {n.merged_vs_unmerged_max_abs:.1e} (merged: B A added into W)",
+        ),
+    ]
+
+
+def memory(base_bytes: int, adapter_bytes: dict[str, int], merged_copies_bytes: int) -> str:
+    """Return what a base takes with its adapters beside it, and as merged copies."""
+    sizes = ", ".join(f"{name} {human_bytes(size)}" for name, size in adapter_bytes.items())
+    total = base_bytes + sum(adapter_bytes.values())
+    return (
+        f"base {human_bytes(base_bytes)} + adapters ({sizes}) = {human_bytes(total)}; "
+        f"{len(adapter_bytes)} merged copies: {human_bytes(merged_copies_bytes)}"
+    )

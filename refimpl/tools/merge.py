@@ -12,7 +12,8 @@ from ..arrays import DTYPES, Array, rounded, to_device, widen
 from ..config import EMBED, LM_HEAD, Module
 from ..dora import dora_gain
 from ..ops import NUMPY, Ops
-from ..weights import Linear, Model
+from ..pictures.weights import PictureModel
+from ..weights import Base, Linear, Model
 
 
 def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
@@ -43,7 +44,18 @@ def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
     return dataclasses.replace(model, embed_tokens=one(EMBED).weight, layers=layers, lm_head=one(LM_HEAD))
 
 
-def merged_weight(model: Model, weight: Array, lora: LoraWeights, module: Module) -> Array:
+def merged_picture_model(model: PictureModel, adapter: Adapter, ops: Ops = NUMPY) -> PictureModel:
+    """The same for a model of pictures: a base of one style, whose every picture has it."""
+    bound = ops.bind_adapter(adapter, model.config, ops.adapter_scale)  # type: ignore[arg-type]  # reads no field of it
+    linears = dict(model.linears)
+    for module, lora in bound.lora.items():
+        base = linears[module]
+        bias = base.bias if lora.bias is None else merged_bias(model, base.bias, lora)
+        linears[module] = Linear(merged_weight(model, base.weight, lora, module), bias)
+    return dataclasses.replace(model, linears=linears)
+
+
+def merged_weight(model: Base, weight: Array, lora: LoraWeights, module: Module) -> Array:
     """W + scale B A; at the embedding, whose rows are looked up, the transpose of it. With DoRA times the gain."""
     A, B, W = wide(model, lora.A), wide(model, lora.B), wide(model, weight)
     delta = lora.scale * (B @ A)
@@ -55,17 +67,17 @@ def merged_weight(model: Model, weight: Array, lora: LoraWeights, module: Module
     return held_as(model, sums)
 
 
-def merged_bias(model: Model, bias: Array | None, lora: LoraWeights) -> Array:
+def merged_bias(model: Base, bias: Array | None, lora: LoraWeights) -> Array:
     """b + scale * (bias of lora_B)."""
     extra = lora.scale * wide(model, lora.bias)  # type: ignore[arg-type]
     return held_as(model, extra if bias is None else wide(model, bias) + extra)
 
 
-def wide(model: Model, x: Array) -> Array:
+def wide(model: Base, x: Array) -> Array:
     """The numbers in the type of sums, on the model's device: no half type is put on a GPU."""
     return to_device(widen(x, "float64" if model.dtype == "float64" else "float32"), model.device)
 
 
-def held_as(model: Model, x: Array) -> Array:
+def held_as(model: Base, x: Array) -> Array:
     """The numbers as the model holds its weights: in its dtype, or on a GPU rounded to it (load_model)."""
     return x.astype(DTYPES[model.dtype]) if model.device == "cpu" else rounded(x, model.dtype)
