@@ -78,18 +78,17 @@ def one_thread_is_faster(argv: Sequence[str]) -> bool:
 
     They are so small that waking a second thread costs more than it computes, and on a busy machine many times more.
     A BLAS asks for the number of its threads when numpy is imported, which importing the commands does. So this parser
-    reads --model alone, and before the others are there.
+    reads --model alone (of draw: --base), and before the others are there.
     """
     light = argparse.ArgumentParser(add_help=False)
     light.add_argument("command", nargs="?")
     light.add_argument("--model", nargs="?")
-    light.add_argument("--base", nargs="?")  # draw's
+    light.add_argument("--base", nargs="?")
     args, _ = light.parse_known_args(argv)
-    if args.command == "draw" and args.base is not None:
-        return args.base == "tiny"
-    if args.model is None:
+    model = args.base if args.command == "draw" else args.model
+    if model is None:
         return not (args.command == "guide" and "LORACLE_MODELS" in os.environ)  # else the guide takes a 7B model
-    return args.model in ("tiny", "random")
+    return model in ("tiny", "random")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
