@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +28,15 @@ from ..ops import Ops
 from ..request import Request
 from ..streaming import generate, roomy_engine, stream
 from ..tools.merge import merged
-from ..tools.units import human_bytes
 from ..weights import Model
 from .common import BASE, Adapters, add_device_arguments, backend, default_device
+from .demo_figures import Figures, largest, lines_of, rounds, show_figures, simulated
 
 HELP = "the embedded model, its voices in one batch, nothing to download"
 EXAMPLE = "  loracle demo --seed 3"
 
 STYLES = {BASE: "white", "pirate": "cyan", "bard": "magenta", "robot": "green", "merchant": "yellow"}
 TOKENS, FEW_TOKENS = 112, 8  # per voice; the few are for kernels that run on a CPU, one fiber per thread
-ROUNDS, FEW_ROUNDS = 2, 1  # of batched, then one after another
 SECONDS_PER_STEP = 0.02  # a person reads along; the speed is measured in a run of its own
 
 CLOSING = (
@@ -45,23 +44,6 @@ CLOSING = (
     "one in the slot adapter_id (-1: none).",
     "Next: loracle learn",
 )
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What the demo measures, and --json prints."""
-
-    tokens_per_second: float
-    sequential_tokens_per_second: float
-    speedup: float
-    base_bytes: int
-    adapter_bytes: dict[str, int]
-    merged_copies_bytes: int
-    kv_blocks_in_use: int
-    kv_blocks: int
-    batched_vs_alone_max_abs: float
-    merged_vs_unmerged_max_abs: float
-    largest_logit: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,16 +116,6 @@ def present(console: Console, args: argparse.Namespace) -> None:
         demo_pictures.present(console, args, prompt, list(zip(names, texts, strict=True)), figures)
     for line in CLOSING:
         console.print(line, highlight=False)
-
-
-def simulated(args: argparse.Namespace) -> bool:
-    """Return whether the kernels run on the CPU runner."""
-    return args.ops == "cuda" and default_device(args.ops) == "cpu"
-
-
-def rounds(args: argparse.Namespace) -> int:
-    """Return how often everything is timed."""
-    return FEW_ROUNDS if simulated(args) else ROUNDS
 
 
 def cast(args: argparse.Namespace) -> tuple[Model, list[Request], list[str], str]:
@@ -250,47 +222,3 @@ def engine_blocks(model: Model, requests: Sequence[Request], ops: Ops) -> int:
     """Return how many blocks the cache of these requests has."""
     engine: Engine = roomy_engine(model, requests, 0, ops, None)
     return engine.cache.num_blocks
-
-
-def largest(left_rows: Sequence[np.ndarray], right_rows: Sequence[np.ndarray]) -> float:
-    """Return the largest absolute difference; NaN stays NaN."""
-    return float(np.max([np.abs(x - y).max() for x, y in zip(left_rows, right_rows, strict=True)]))
-
-
-def show_figures(console: Console, lines: Sequence[tuple[str, str]]) -> None:
-    """Print (heading, text) of every figure, for people."""
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    for heading, line in lines:
-        text = Text(line)
-        text.highlight_regex(r"[\d.]+x$", "bold")  # the speed-up
-        table.add_row(heading, text)
-    console.print(table)
-
-
-def lines_of(n: Figures, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the figures as (heading, text)."""
-    scale = f"(logits up to {n.largest_logit:.0f}; float32)"
-    return [
-        (
-            f"one batch of {len(names)}",
-            f"{n.tokens_per_second:,.0f} tokens/s; one after another {n.sequential_tokens_per_second:,.0f} tokens/s: "
-            f"{n.speedup:.1f}x",
-        ),
-        ("memory", memory(n.base_bytes, n.adapter_bytes, n.merged_copies_bytes)),
-        ("KV cache", f"{n.kv_blocks_in_use} of {n.kv_blocks} blocks in use at the peak"),
-        ("batched = alone", f"largest difference of any logit {n.batched_vs_alone_max_abs:.1e} {scale}"),
-        (
-            "unmerged = merged",
-            f"largest difference of any logit {n.merged_vs_unmerged_max_abs:.1e} (merged: B A added into W)",
-        ),
-    ]
-
-
-def memory(base_bytes: int, adapter_bytes: dict[str, int], merged_copies_bytes: int) -> str:
-    """Return what a base takes with its adapters beside it, and as merged copies."""
-    sizes = ", ".join(f"{name} {human_bytes(size)}" for name, size in adapter_bytes.items())
-    total = base_bytes + sum(adapter_bytes.values())
-    return (
-        f"base {human_bytes(base_bytes)} + adapters ({sizes}) = {human_bytes(total)}; "
-        f"{len(adapter_bytes)} merged copies: {human_bytes(merged_copies_bytes)}"
-    )

@@ -16,8 +16,10 @@ from ..loading.embedded import STYLES
 from ..ops import Ops
 from ..pictures import PictureModel, PictureRequest, draw, draw_latents
 from ..tools.merge import merged_picture_model
-from . import demo, picture_page
+from . import picture_page
 from .common import BASE, backend, default_device
+from .demo_figures import Figures, largest, memory, rounds, show_figures, simulated
+from .demo_figures import lines_of as lines_of_texts
 from .draw import STEPS
 from .picture_output import can_show, import_pillow, show_pictures
 from .scenes import Pixels, Scene, check_page, open_studio, picture_requests
@@ -44,7 +46,7 @@ class PictureFigures:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """RequestError for what the demo cannot do with pictures, before it begins."""
-    if demo.simulated(args):
+    if simulated(args):
         raise RequestError("--pictures with the kernels on this CPU would take hours: give one of the two")
     check_page(args.html)
     if args.html:
@@ -52,17 +54,17 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def as_json(
-    args: argparse.Namespace, prompt: str, texts: list[tuple[str, str]], text_figures: demo.Figures
+    args: argparse.Namespace, prompt: str, texts: list[tuple[str, str]], text_figures: Figures
 ) -> dict[str, object]:
     """Return the figures as JSON prints them; write the page of --html."""
     model, requests, pictures = cast(args, prompt)
-    figures = measure(model, requests, backend(args.ops), demo.rounds(args))
+    figures = measure(model, requests, backend(args.ops), rounds(args))
     write_page(args, Scene(prompt, texts, pictures), text_figures, figures)
     return {**vars(figures), "adapters": [name for name, _ in pictures]}
 
 
 def present(
-    console: Console, args: argparse.Namespace, prompt: str, texts: list[tuple[str, str]], text_figures: demo.Figures
+    console: Console, args: argparse.Namespace, prompt: str, texts: list[tuple[str, str]], text_figures: Figures
 ) -> None:
     """Print the pictures, then their figures, for people; write the page of --html."""
     model, requests, pictures = cast(args, prompt)
@@ -74,9 +76,9 @@ def present(
             "columns with colours shows them; --html FILE is a page of them)",
             highlight=False,
         )
-    figures = measure(model, requests, backend(args.ops), demo.rounds(args))
+    figures = measure(model, requests, backend(args.ops), rounds(args))
     console.print()
-    demo.show_figures(console, lines_of(figures))
+    show_figures(console, lines_of(figures))
     console.print()
     if args.html:
         write_page(args, Scene(prompt, texts, pictures), text_figures, figures)
@@ -121,8 +123,8 @@ def measure(model: PictureModel, requests: Sequence[PictureRequest], ops: Ops, r
         base_bytes=model.nbytes,
         adapter_bytes={style.name: cache.slots.nbytes(cache.acquire(style)) for style in styles},
         merged_copies_bytes=len(styles) * model.nbytes,
-        batched_vs_alone_max_abs=demo.largest(batched, one_by_one),
-        merged_vs_unmerged_max_abs=demo.largest(batched, alone_and_merged),
+        batched_vs_alone_max_abs=largest(batched, one_by_one),
+        merged_vs_unmerged_max_abs=largest(batched, alone_and_merged),
     )
 
 
@@ -134,7 +136,7 @@ def lines_of(n: PictureFigures) -> list[tuple[str, str]]:
             f"{n.seconds_per_picture:.2f} s a picture, {n.steps} steps; one after another "
             f"{n.sequential_seconds_per_picture:.2f} s: {n.speedup:.1f}x",
         ),
-        ("memory", demo.memory(n.base_bytes, n.adapter_bytes, n.merged_copies_bytes)),
+        ("memory", memory(n.base_bytes, n.adapter_bytes, n.merged_copies_bytes)),
         (
             "batched = alone",
             f"largest difference of any channel {n.batched_vs_alone_max_abs:.1e} (channels from -1 to 1; float32)",
@@ -146,12 +148,12 @@ def lines_of(n: PictureFigures) -> list[tuple[str, str]]:
     ]
 
 
-def write_page(args: argparse.Namespace, scene: Scene, text_figures: demo.Figures, figures: PictureFigures) -> None:
+def write_page(args: argparse.Namespace, scene: Scene, text_figures: Figures, figures: PictureFigures) -> None:
     """Write the page of --html, if it is asked for: the scene, and what was measured of both models."""
     if args.html:
         measured = [
             (f"Texts: {heading}", text)
-            for heading, text in demo.lines_of(text_figures, [name for name, _ in scene.texts])
+            for heading, text in lines_of_texts(text_figures, [name for name, _ in scene.texts])
         ]
         measured += [(f"Pictures: {heading}", text) for heading, text in lines_of(figures)]
         picture_page.write(args.html, picture_page.page("One scene, its voices and its styles", [scene], measured))
