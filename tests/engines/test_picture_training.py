@@ -12,7 +12,9 @@ peft = pytest.importorskip("peft")
 
 from safetensors import safe_open  # noqa: E402
 
-from refimpl.pictures.pixels import to_latent, to_patches  # noqa: E402
+from refimpl.pictures import PictureRequest, draw_latents, load_picture_model  # noqa: E402
+from refimpl.pictures.pixels import from_patches, to_latent, to_patches  # noqa: E402
+from refimpl.pictures.sampler import noise  # noqa: E402
 from refimpl.tiny.pictures import flow, train_base, train_styles  # noqa: E402
 from refimpl.tiny.pictures.corpus import Corpus, draw_scenes, make_corpus  # noqa: E402
 from refimpl.tiny.pictures.drawing.scene import draw  # noqa: E402
@@ -43,6 +45,23 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     save_base(model, tmp_path)
     loaded = load_base(tmp_path).state_dict()
     assert all(torch.equal(loaded[name], weight.half().float()) for name, weight in model.state_dict().items())
+
+
+def test_the_torch_form_is_the_model_that_is_served(corpus: Corpus, tmp_path: Path) -> None:
+    model = moved(new_model())
+    save_base(model, tmp_path)
+    model = load_base(tmp_path)
+    captions = [corpus.captions[i, : corpus.lengths[i]].astype(np.float32) for i in range(3)]
+    requests = [PictureRequest(caption, seed=i, steps=1) for i, caption in enumerate(captions)]
+    # One step from pure noise lands on the predicted picture itself.
+    served = np.stack(draw_latents(load_picture_model(tmp_path), requests))
+    x = np.stack([to_patches(noise(i, (27, 16, 16)), PATCH) for i in range(3)])
+    _, captions, lengths = train_base.batch_of(corpus, np.arange(3))
+    with torch.no_grad():
+        predicted = model(torch.from_numpy(x), torch.zeros(3), captions, lengths).numpy()
+    expected = np.stack([from_patches(patches, PATCH, (8, 8)) for patches in predicted])
+    assert np.abs(expected).max() > 0.5
+    np.testing.assert_allclose(served, expected, atol=2e-4)
 
 
 def test_an_untrained_model_says_grey(corpus: Corpus) -> None:

@@ -40,7 +40,7 @@ class StyleRecipe:
     lora_alpha: int
     modules: tuple[str, ...]  # of every layer
     use_rslora: bool = False
-    steps: int = 400
+    steps: int = 500
     batch: int = 24  # pictures
     learning_rate: float = 4e-3
     warmup_steps: int = 20
