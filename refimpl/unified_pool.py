@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from .adapter import Adapter
 from .adapter_cache import AdapterCache
 from .arrays import Precision
-from .errors import CacheFull
+from .errors import CacheFull, LoracleError
 from .kv_cache import KVCache
 from .ops import Ops
 from .paged_slots import PackedAdapter, PagedSlots
@@ -61,7 +61,9 @@ class UnifiedPool:
     """A KV cache and an adapter cache that share their blocks: Engine(model, pool=UnifiedPool, num_blocks=...).
 
     num_blocks counts the blocks for both. capacity bounds the adapters in them (None: as many as fit), host_capacity
-    those in the host tier, and patience how many requests may overtake one whose adapter is not in the pool."""
+    those in the host tier, and patience how many requests may overtake one whose adapter is not in the pool.
+
+    LoracleError for one rank's part of a model."""
 
     def __init__(
         self,
@@ -74,6 +76,10 @@ class UnifiedPool:
         host_capacity: int | None = None,
         patience: int | None = PATIENCE,
     ) -> None:
+        if model.config.unsharded is not model.config:  # the ranks would no longer schedule the same
+            raise LoracleError(
+                "a unified pool is for one rank: an adapter's parts take other numbers of blocks on each"
+            )
         self.cache = SharedKVCache(model.config, num_blocks, block_size, p, model.device, ops.select_victim)
         self.adapters = SharedAdapterCache(model, p, ops, self.cache, capacity, host_capacity, patience)
         self.cache.adapters = self.adapters

@@ -12,8 +12,10 @@ from refimpl import REFERENCE, Engine, LoracleError, Precision, Request, logits
 from refimpl.config import ModelConfig, Rope
 from refimpl.ops import NUMPY, Ops
 from refimpl.parallel.layout import Layout
+from refimpl.parallel.shards import shard_model
 from refimpl.parallel.threads import on_threads
 from refimpl.streaming import generate
+from refimpl.unified_pool import UnifiedPool
 from refimpl.weights import Model
 
 SIZES = {"llama": (1, 2, 4, 6), "three key heads": (3, 12)}  # with 2 key heads, 4 ranks and more share each of them
@@ -166,6 +168,12 @@ def test_a_dora_that_only_one_rank_can_see_to_be_impossible_is_refused_by_all() 
         return str(error.value)
 
     assert len(on_ranks(model, 2, refused)) == 2
+
+
+def test_a_unified_pool_is_refused() -> None:
+    part = shard_model(model_of(small()), Layout(small(), 0, 2))
+    with pytest.raises(LoracleError, match="a unified pool is for one rank"):
+        Engine(part, NUMPY, pool=UnifiedPool)
 
 
 def test_what_one_rank_raises_ends_all() -> None:
