@@ -71,10 +71,9 @@ def night(picture: Picture) -> Rgb:
 
 
 def blueprint(picture: Picture) -> Rgb:
-    """White outlines on blue squared paper, and what they enclose in paler and darker blue."""
-    out = mix((14, 40, 112), (140, 186, 240), (LUMA[picture] / 255)[..., None])
-    out[(COLUMNS % 6 == 0) | (ROWS % 6 == 0)] += (12, 14, 16)
-    out[picture == BLACK] = (236, 244, 255)
+    """A blueprint of the same tones: from deep blue to the white of its lines, on squared paper."""
+    out = mix((10, 32, 100), (226, 238, 255), (LUMA[picture] / 255)[..., None] ** 1.2)
+    out[(COLUMNS % 6 == 0) | (ROWS % 6 == 0)] += (16, 18, 20)
     return np.clip(out, 0, 255).astype(np.uint8)
 
 
