@@ -113,12 +113,26 @@ class AdapterSlots:
         """Return the LoRA weights of each slot that has some in this module."""
         return self._lora.get(module, {})
 
+    def shapes(self, module: Module) -> dict[int, tuple[int, int]]:
+        """Return (d_out, d_in) of each slot that has LoRA weights in this module."""
+        return {slot: (lora.B.shape[0], lora.A.shape[1]) for slot, lora in self.at(module).items()}
+
     def base_at(self, module: Module) -> Mapping[int, Linear]:
         """Return the base layer of each slot that brings its own for this module: all of it, its bias or some rows."""
         return self._base.get(module, {})
 
+    @property
+    def reserved(self) -> int:
+        """The memory of all slots in bytes. Here nothing is reserved: what the adapters take."""
+        return sum(self.nbytes(slot) for slot in self.slots)
+
+    @property
+    def free(self) -> int:
+        """The part of `reserved` in which no adapter is, in bytes."""
+        return 0
+
     def nbytes(self, slot: int) -> int:
-        """The memory of one slot's LoRA weights."""
+        """The size of one slot's LoRA weights in bytes."""
         modules = [lora[slot] for lora in self._lora.values() if slot in lora]
         gains = [lora.dora.gain.nbytes for lora in modules if lora.dora is not None]
         return sum(gains) + sum(x.nbytes for lora in modules for x in (lora.A, lora.B, lora.bias) if x is not None)

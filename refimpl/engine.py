@@ -20,6 +20,7 @@ from .adapter_cache import AdapterCache
 from .arrays import Array, Precision, to_host
 from .batch import ScheduledRequest, make_batch
 from .errors import LogitsError, LoracleError, RequestError
+from .fixed_slots import FixedPool
 from .kv_cache import KVCache
 from .model import forward, logit_width
 from .ops import NUMPY, Ops
@@ -40,8 +41,8 @@ class Engine(Scheduler):
     and nothing that its neighbours do, changes what a request gets, beyond the order in which a product is summed.
 
     max_batch_tokens bounds the tokens of one step, max_running the requests in it, and max_adapters the adapters in
-    memory (None: as many as come). pool makes what keys, values and adapters lie in: UnifiedPool (unified_pool.py), or
-    None, a KVCache and an AdapterCache of their own. LoracleError for a number below 1."""
+    memory (None: as many as come). pool makes what keys, values and adapters lie in: UnifiedPool, FixedPool, or None, a
+    KVCache and an AdapterCache that keeps each adapter at its own rank. LoracleError for a number below 1."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class Engine(Scheduler):
         max_running: int = 64,
         max_adapters: int | None = None,
         prefix_caching: bool = True,
-        pool: Callable[[Model, Precision, Ops, int, int, int | None], UnifiedPool] | None = None,
+        pool: Callable[[Model, Precision, Ops, int, int, int | None], UnifiedPool | FixedPool] | None = None,
     ) -> None:
         sizes = {"num_blocks": num_blocks, "block_size": block_size}
         sizes |= {"max_batch_tokens": max_batch_tokens, "max_running": max_running}

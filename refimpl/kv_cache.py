@@ -119,6 +119,11 @@ class KVCache:
         """How many blocks some request holds."""
         return len(self.ref_counts)
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many blocks are in use, cached, and free."""
+        return len(self.ref_counts), len(self._cached), len(self._free)
+
     def allocate(self, count: int) -> list[int]:
         """Hand out `count` blocks with one owner each, all or none. CacheFull before anything has changed."""
         blocks = self.take(count)
@@ -189,5 +194,5 @@ class KVCache:
         return block
 
     def __repr__(self) -> str:
-        counts = f"{len(self.ref_counts)} in use, {len(self._cached)} cached, {len(self._free)} free"
-        return f"KVCache({self.num_blocks} blocks of {self.block_size}: {counts})"
+        in_use, cached, free = self.counts
+        return f"KVCache({self.num_blocks} blocks of {self.block_size}: {in_use} in use, {cached} cached, {free} free)"

@@ -167,9 +167,20 @@ class PagedSlots(AdapterSlots):
         """Return the LoRA weights of each slot that has some in this module, read from the pages as they are now."""
         return self._weights.get(module, {})
 
+    def shapes(self, module: Module) -> dict[int, tuple[int, int]]:
+        """As in AdapterSlots, and nothing is gathered for it."""
+        arrays = {slot: self.adapters[slot].packed.layout[module].arrays for slot in self.at(module)}
+        return {slot: (each["B"][1][0], each["A"][1][1]) for slot, each in arrays.items()}
+
+    @property
+    def reserved(self) -> int:
+        """No memory besides the KV cache's."""
+        return 0
+
     def nbytes(self, slot: int) -> int:
-        """The memory of one slot's LoRA weights: its blocks, the unused end of the last one included."""
-        return len(self.adapters[slot].blocks) * self.cache.memory.nbytes // self.cache.num_blocks
+        """The size of one slot's LoRA weights in bytes, without the unused end of its last block."""
+        arrays = [each.arrays.values() for each in self.adapters[slot].packed.layout.values()]
+        return sum(math.prod(shape) for each in arrays for _, shape in each) * self.pages.itemsize
 
     def _page_table(self, packed: PackedAdapter, blocks: list[int]) -> Int[Array, " pages"]:
         """Page i is block i % len(blocks) of strip i // len(blocks)."""

@@ -7,7 +7,7 @@ A half-precision number that is stored as float32 becomes a half at the kernel's
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 from .. import adapter_slots
@@ -17,6 +17,7 @@ from ..arrays import Array, Float, Int, Precision, namespace, rounded, widen
 from ..config import EMBED, ModelConfig, Module, View
 from ..errors import LoracleError
 from ..ops import NUMPY
+from ..paged_slots import PagedSlots
 from ..plans import AttentionMetadata, LoraMapping
 from . import launch
 from .launch import PackedLora, stored, widened
@@ -57,7 +58,7 @@ def rounds(p: Precision, point: str) -> bool:
 # What was packed of each set of slots: (module, T) -> the weights and the number of slots it was made of, and the
 # buffers. Packed again when other weights are there; the weights themselves never change.
 Groups = list[tuple[frozenset[int], PackedLora]]  # the slots whose weights lie in each buffer
-Packings = dict[tuple[Module, str], tuple[dict[int, LoraWeights], int, Groups]]
+Packings = dict[tuple[Module, str], tuple[Mapping[int, object], int, Groups]]
 _packed: WeakKeyDictionary[AdapterSlots, Packings] = WeakKeyDictionary()
 
 
@@ -65,11 +66,14 @@ def packed_at(adapters: AdapterSlots, module: Module, dtype: str) -> Groups:
     """Return all adapters of one module, those of one width in one buffer, packed once per change of the slots.
 
     Nearly always that is one buffer. Adapters that extend the vocabulary are wider at the embedding and the lm_head."""
-    packings, weights = _packed.setdefault(adapters, {}), dict(adapters.at(module))
-    count = 1 + max(adapters.slots)
+    packings = _packed.setdefault(adapters, {})
+    weights: Mapping[int, object] = adapters.at(module)
+    if isinstance(adapters, PagedSlots):  # what is read from pages is new at every look-up: compared by where they lie
+        weights = {slot: adapters.adapters[slot] for slot in weights}
+    weights, count = dict(weights), 1 + max(adapters.slots)
     if (module, dtype) not in packings or packings[module, dtype][:2] != (weights, count):
         by_width: dict[tuple[int, int], dict[int, LoraWeights]] = {}
-        for slot, lora in weights.items():
+        for slot, lora in adapters.at(module).items():
             by_width.setdefault((lora.B.shape[0], lora.A.shape[1]), {})[slot] = lora
         groups = [
             (frozenset(group), launch.pack([group], [d_out], dtype, count, xp=namespace(next(iter(group.values())).B)))

@@ -17,9 +17,21 @@ from .canvas import Diagram as Diagram
 from .chains import chains as chains
 from .curves import curves as curves
 from .launch import launch_grid as launch_grid
+from .memory import memory_bars as memory_bars
 from .pool import block_pool as block_pool
 from .schedule import gantt as gantt
 from .shapes import matrices as matrices
 from .tokens import flat_batch as flat_batch
 
-__all__ = ["Diagram", "bars", "block_pool", "chains", "curves", "flat_batch", "gantt", "launch_grid", "matrices"]
+__all__ = [
+    "Diagram",
+    "bars",
+    "block_pool",
+    "chains",
+    "curves",
+    "flat_batch",
+    "gantt",
+    "launch_grid",
+    "matrices",
+    "memory_bars",
+]

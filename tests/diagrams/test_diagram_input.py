@@ -40,6 +40,8 @@ REFUSED: dict[str, Callable[[], object]] = {
     "robot has 1 values, and pirate has 2": lambda: diagrams.gantt({"pirate": [1, 1], "robot": [1]}),
     "tokens of pirate is -1, and must be at least 0": lambda: diagrams.gantt({"pirate": [-1]}),
     "there is a prompt of bard, and no request of that name": lambda: diagrams.gantt({"pirate": [1]}, {"bard": 1}),
+    "wasted of slots is -1, and must be at least 0": lambda: diagrams.memory_bars([("slots", 1, 1, -1, 1)]),
+    "form 0 is ('slots', 1), and must have 5 parts": lambda: diagrams.memory_bars([("slots", 1)]),
     "blocks in y is -2, and must be at least 0": lambda: diagrams.launch_grid((1, -2), 32),
     "threads is 0, and must be at least 1": lambda: diagrams.launch_grid((1, 1), 0),
     "block (4, 0) is not in the grid (4, 2)": lambda: diagrams.launch_grid((4, 2), 32, {(4, 0): "after the end"}),

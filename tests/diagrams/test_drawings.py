@@ -58,6 +58,11 @@ def test_matrices_of_any_size(shapes: list[tuple[str, int, int]], title: str) ->
     check(diagrams.matrices(shapes, title))
 
 
+@given(st.lists(st.tuples(TEXT, *[st.floats(0, 1e15)] * 4), max_size=5), TEXT)
+def test_memory_of_any_size(forms: list[tuple[str, float, float, float, float]], title: str) -> None:
+    check(diagrams.memory_bars(forms, title))
+
+
 @given(st.data())
 def test_a_batch_of_any_size(data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(0, 12), max_size=5))

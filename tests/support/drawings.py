@@ -88,6 +88,16 @@ SAMPLES: dict[str, Callable[[], diagrams.Diagram]] = {
         [("base", 11.5e6), ("KV cache", 3e6), ("adapters", 1.9e6), ("padding", 0.2e6)], "B", "Of one memory", True
     ),
     "bars_empty": lambda: diagrams.bars([], "B", "No bar"),
+    "memory_bars": lambda: diagrams.memory_bars(
+        [
+            ("fixed slots", 24e6, 11e6, 93e6, 20e6),
+            ("separate", 24e6, 11e6, 1e6, 20e6),
+            ("unified", 24e6, 11e6, 1.4e6, 0),
+        ],
+        "Three forms of one memory",
+    ),
+    "memory_bars_nothing": lambda: diagrams.memory_bars([("none", 0, 0, 0, 0), ("one", 0, 0, 0, 5)], "Free <b>"),
+    "memory_bars_empty": lambda: diagrams.memory_bars([], "No form"),
     "curves": lambda: diagrams.curves(
         {"LRU": [(8, 0.77), (32, 0.55), (128, 0.35), (512, 0.18)], "FIFO": [(8, 0.8), (32, 0.61), (512, 0.21)]},
         "adapter slots",

@@ -45,7 +45,7 @@ def test_an_adapter_takes_the_blocks_that_its_rank_needs() -> None:
         slot = shared.adapters.acquire(each)
         assert before - shared.cache.available == count == shared.adapters.blocks_for([each])
         assert np.array_equal(shared.adapters.slots.at(MODULE)[slot].A, each.lora[MODULE].A)
-    assert shared.adapters.slots.nbytes(0) == 32 * 8
+    assert shared.adapters.slots.nbytes(0) == (10 + 16) * 8
 
 
 def test_the_one_used_longest_ago_gives_way_be_it_a_block_or_an_adapter() -> None:
