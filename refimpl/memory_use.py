@@ -19,8 +19,8 @@ class MemoryUse:
     @property
     def wasted_share(self) -> float:
         """What is wasted, as a share of all that is not free; 0 where nothing is."""
-        taken = self.reserved - self.free
-        return self.wasted / taken if taken else 0.0
+        filled = self.reserved - self.free
+        return self.wasted / filled if filled else 0.0
 
 
 def memory_use(engine: Engine) -> MemoryUse:
