@@ -21,7 +21,7 @@ def add_rank_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fully-sharded-loras",
         action="store_true",
-        help="under mpirun: cut both A and B among the ranks (S-LoRA's second form), not one of them",
+        help="under mpirun: cut both A and B among the ranks (S-LoRA), not one of them",
     )
 
 

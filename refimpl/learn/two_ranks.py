@@ -2,8 +2,8 @@
 
 The cuts are Megatron's (Shoeybi et al. 2019). q, k, v, gate and up are cut into outputs ("out", column-parallel): each
 rank has what the next layer needs of it, and nothing is sent. o and down are cut into inputs ("in", row-parallel): each
-rank has a part of every sum, and an all-reduce adds them up. An adapter's delta is cut with its layer (S-LoRA, Sheng et
-al. 2023), and is in the partial sum before that is sent: it needs no collective of its own.
+rank has a part of every sum, and an all-reduce adds them up. An adapter's delta is cut with its layer, as vLLM
+and TensorRT-LLM do it, and is in the partial sum before that is sent: it needs no collective of its own.
 """
 
 from collections import Counter

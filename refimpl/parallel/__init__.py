@@ -8,11 +8,11 @@
        |                every rank has a part of every sum, delta included
     all-reduce          one for W x and B A x together: x, whole on every rank
 
-The cuts of W are Megatron's (Shoeybi et al. 2019), those of A and B S-LoRA's (Sheng et al. 2023), as vLLM has them. The
-embedding is row-parallel (its inputs are one-hot rows over the vocabulary) and the lm_head column-parallel, with an
-all-gather behind it.
+The cuts of W are Megatron's (Shoeybi et al. 2019), those of A and B vLLM's and TensorRT-LLM's; S-LoRA (Sheng et al.
+2023) cuts both, which vLLM calls `fully_sharded_loras` (fully_sharded.py). The embedding is row-parallel (its inputs
+are one-hot rows over the vocabulary) and the lm_head column-parallel, with an all-gather behind it.
 
 model.forward is the same on every rank, over a part of the model (shards.py) and with a backend (backend.py) whose
 `all_reduce` and `all_gather` are real. layout.py says what is cut where; communicator.py, threads.py, mpi.py and
-nccl.py are how ranks talk; fully_sharded.py is S-LoRA's second form, which cuts A and B both; traffic.py counts.
+nccl.py are how ranks talk; traffic.py counts what they send.
 """

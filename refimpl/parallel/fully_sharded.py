@@ -1,4 +1,4 @@
-"""S-LoRA's second form, vLLM's `fully_sharded_loras`: what the first leaves whole on every rank is cut, too.
+"""S-LoRA's cuts (Sheng et al. 2023), vLLM's `fully_sharded_loras`: of A and B, what is whole otherwise is cut, too.
 
     column-parallel   A: r / ranks rows        x A^T is gathered, r numbers a token    then B's rows, as before
     row-parallel      B: d_out / ranks rows    x A^T is summed, r numbers a token      then some outputs on each rank

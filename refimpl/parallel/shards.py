@@ -86,7 +86,7 @@ class AdapterShard:
         return with_zero_row(part.T).T if module == EMBED else part
 
     def part_of(self, x: Array, module: Module) -> Array:
-        """Return what this rank has of the matrix that S-LoRA's first form leaves whole, cut along its first axis.
+        """Return what this rank has of the matrix that is whole unless both are cut, along its first axis.
 
         Equal runs, for the all-gather: the last ones are filled up with zeros, so that they come after all others."""
         if not self.is_fully_sharded(module):

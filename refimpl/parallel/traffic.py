@@ -2,7 +2,7 @@
 
     base            all-reduce   (2 layers + 1) d_model a token     o and down of each layer, and the embedding
                     all-gather   vocab a row of logits
-    adapters        nothing      their delta is in the partial sums (S-LoRA's first form)
+    adapters        nothing      their delta is in the partial sums (cut as in vLLM)
     fully sharded   all-gather   r', for each column-parallel module and adapter of a token; r' = r rounded up to ranks
                     all-reduce   r, for each row-parallel one
     OLMo 2          all-reduce   2 a token and layer: the mean squares of q and k

@@ -24,7 +24,7 @@ def test_counted_and_computed(name: str, fully_sharded: bool) -> None:
         expected = numbers(model.config, size, tokens, rows=6, fully_sharded=fully_sharded)
         assert [counter.numbers for counter in counters] == [expected] * size
     free = numbers(model.config, 4, [[]] * 6, rows=6)
-    assert (expected == free) is not fully_sharded  # S-LoRA's first form sends nothing for an adapter
+    assert (expected == free) is not fully_sharded  # where one of A and B is whole, an adapter sends nothing
 
 
 def test_the_ring() -> None:

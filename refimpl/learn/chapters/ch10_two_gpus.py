@@ -83,7 +83,7 @@ diagram  # noqa: B018
 # ## 3. All layers
 # `Ranks` does that to every layer of the model: q, k, v, gate and up are cut into outputs, o and down into inputs. It
 # counts what has to be sent. Two all-reduces for each layer are what the base costs; the adapter adds none, because its
-# delta is in the partial sums before they are sent (S-LoRA, Sheng et al. 2023).
+# delta is in the partial sums before they are sent, as in vLLM and TensorRT-LLM.
 
 # %%
 print("cut:", "  ".join(f"{name} {split}" for name, split in SPLITS.items()))
@@ -124,8 +124,9 @@ print(f"A {kB:.0f} kB on every rank, B {kB / gpus:.0f} kB of {kB:.0f} kB")
 print(f"all eight ranks together: {(gpus + 1) * kB:.0f} kB, for an adapter of {2 * kB:.0f} kB")
 
 # %% [markdown]
-# That is why vLLM has `fully_sharded_loras`: it cuts A along its rank as well, and pays with one more collective (an
-# *all-gather*, of r numbers a token) in each layer. Cheap at a large rank and many GPUs, dear at a small one.
+# That is why vLLM has `fully_sharded_loras` (S-LoRA's way, Sheng et al. 2023): it cuts A along its rank as well, and
+# pays with one more collective (an *all-gather*, of r numbers a token) in each layer. Cheap at a large rank and many
+# GPUs, dear at a small one.
 #
 # ## 6. Your turn
 # `ch10_shard.py`: write `shard(A, B, split, ranks)`, for any number of ranks. Nothing of x and W is at hand
