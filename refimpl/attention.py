@@ -16,13 +16,7 @@ from .arrays import Array, Float, Precision, namespace, rounded
 from .config import View
 from .layers import softcap, softmax
 from .plans import AttentionMetadata, Span
-
-QUERIES_AT_ONCE = 256  # bounds the score matrix; a causal tile also skips the keys after its last query
-
-
-def first_visible(position: int, window: int | None) -> int:
-    """The first position that a token at `position` sees: 0, or the start of its sliding window (itself included)."""
-    return 0 if window is None else max(0, position - window + 1)
+from .tiles import Tile, first_visible, stacks
 
 
 def visible(metadata: AttentionMetadata, window: int | None) -> Iterator[tuple[int, list[tuple[int, int]]]]:
@@ -66,43 +60,69 @@ def attention(
     view: View,
     p: Precision,
 ) -> Float[Array, "tokens heads*head_dim"]:
-    """The same, one request at a time: its keys are gathered once, and all of its heads are one batched product.
+    """The same, tile by tile (tiles.py): a tile is two batched products, and a stack of tiles shares what lies between.
 
-    The `group` query heads that share a key head are stacked below each other, n tokens each. For one key head of two
-    query heads, three new tokens at the end of five:
+    The `group` query heads that share a key head are rows of one matrix, token by token. One key head of two query
+    heads, and a stack of two tiles: a decode step that sees three keys, and three new tokens at the end of five:
 
-        queries [group * n, head_dim]    keys^T [head_dim, keys]    scores [group * n, keys]
-                                           0  1  2  3  4
-        head 0, token 2   - - - -          |  |  |  |  |            . . . x x     x: the future, -inf (mask)
-        head 0, token 3   - - - -          |  |  |  |  |            . . . . x
-        head 0, token 4   - - - -    x     |  |  |  |  |     =      . . . . .
-        head 1, token 2   - - - -          |  |  |  |  |            . . . x x
-        head 1, token 3   - - - -          |  |  |  |  |            . . . . x
-        head 1, token 4   - - - -          |  |  |  |  |            . . . . .
+        queries [rows, head_dim]    keys^T [head_dim, keys]    scores [rows, widest]
+                                      0  1  2
+        token 2, head 0   - - - -     |  |  |                  . . . o o     o: no key of this request, -inf (hide)
+        token 2, head 1   - - - -     |  |  |                  . . . o o
+                                   x  0  1  2  3  4         =
+        token 2, head 0   - - - -     |  |  |  |  |            . . . x x     x: the future, -inf (mask)
+        token 2, head 1   - - - -     |  |  |  |  |            . . . x x
+        token 3, head 0   - - - -     |  |  |  |  |            . . . . x
+        token 3, head 1   - - - -     |  |  |  |  |            . . . . x
+        token 4, head 0   - - - -     |  |  |  |  |            . . . . .
+        token 4, head 1   - - - -     |  |  |  |  |            . . . . .
 
-    softmax over each row, times values [keys, head_dim]; then heads and tokens change places again."""
-    tokens, heads, head_dim = q.shape
-    kv_heads = k_cache.shape[2]
-    group = heads // kv_heads
-    xp, scale = namespace(q), score_scale(q, view)
-    out = xp.empty((tokens, kv_heads, group, head_dim), q.dtype)
-    for span in metadata.device.spans:
-        offset = span.context - span.stop  # position of token t is t + offset
-        for start in range(span.start, span.stop, QUERIES_AT_ONCE):
-            stop = min(start + QUERIES_AT_ONCE, span.stop)
-            lo, hi = first_visible(start + offset, view.window), stop + offset
-            keys, values = gather(k_cache, span, lo, hi), gather(v_cache, span, lo, hi)
-            n = stop - start
-            queries = q[start:stop].reshape(n, kv_heads, group, head_dim).transpose(1, 2, 0, 3)
-            queries = queries.reshape(kv_heads, group * n, head_dim)
-            scores = rounded(queries @ keys.transpose(1, 2, 0), p.scores)
-            scores = softcap(rounded(scores * scale, p.scores), view.softcap, p.scores)
-            scores = scores.reshape(kv_heads, group, n, hi - lo)
-            if n > 1:  # one query sees all the keys that were gathered for it
-                scores += mask(n, hi - lo, view.window, xp, scores.dtype)
-            mixed = softmax(scores, p).reshape(kv_heads, group * n, hi - lo) @ values.transpose(1, 0, 2)
-            out[start:stop] = mixed.reshape(kv_heads, group, n, head_dim).transpose(2, 0, 1, 3)
-    return rounded(out, p.attention).reshape(tokens, heads * head_dim)
+    Then softmax over each row, and each tile's own columns times its values [keys, head_dim]: a NaN of one request
+    meets no number of another."""
+    (tokens, heads, head_dim), kv_heads = q.shape, k_cache.shape[2]
+    xp, scale, group = namespace(q), score_scale(q, view), heads // kv_heads
+    queries = q.reshape(tokens, kv_heads, group, head_dim).transpose(1, 0, 2, 3).reshape(kv_heads, -1, head_dim)
+    mixed = xp.empty_like(queries)
+    for tiles in stacks(metadata.device.spans, view.window, heads):
+        rows = [slice(group * tile.start, group * tile.stop) for tile in tiles]
+        keys = [gather(k_cache, tile.span, tile.lo, tile.hi).transpose(1, 2, 0) for tile in tiles]
+        scores = below_each_other([queries[:, own_rows] @ k for own_rows, k in zip(rows, keys, strict=True)])
+        scores = rounded(scores, p.scores)
+        scores *= scale
+        scores = softcap(rounded(scores, p.scores), view.softcap, p.scores)
+        hide(scores.reshape(kv_heads, -1, group, scores.shape[2]), tiles, view.window)
+        weights, above = softmax(scores, p), 0
+        for tile, own_rows in zip(tiles, rows, strict=True):
+            below = above + group * tile.queries
+            values = gather(v_cache, tile.span, tile.lo, tile.hi).transpose(1, 0, 2)
+            mixed[:, own_rows] = weights[:, above:below, : tile.keys] @ values
+            above = below
+    mixed = mixed.reshape(kv_heads, tokens, group, head_dim).transpose(1, 0, 2, 3)
+    return rounded(mixed.reshape(tokens, heads * head_dim), p.attention)
+
+
+def below_each_other(parts: Sequence[Float[Array, "kv_heads rows keys"]]) -> Float[Array, "kv_heads all_rows widest"]:
+    """Return one array of all rows, as wide as the last part; 0 where another part is narrower."""
+    if len(parts) == 1:
+        return parts[0]
+    kv_heads, _, widest = parts[-1].shape
+    stack = namespace(parts[0]).zeros((kv_heads, sum(part.shape[1] for part in parts), widest), parts[0].dtype)
+    above = 0
+    for part in parts:
+        stack[:, above : above + part.shape[1], : part.shape[2]] = part
+        above += part.shape[1]
+    return stack
+
+
+def hide(scores: Float[Array, "kv_heads queries group widest"], tiles: Sequence[Tile], window: int | None) -> None:
+    """-inf, in place, where a query does not see the key, and where a column is no key of its request."""
+    xp, above = namespace(scores), 0
+    for tile in tiles:
+        part = scores[:, above : above + tile.queries]
+        part[..., tile.keys :] = -np.inf
+        if tile.queries > 1:  # one query sees all the keys that were gathered for it
+            part[..., : tile.keys] += mask(tile.queries, tile.keys, window, xp, scores.dtype)[:, None]
+        above += tile.queries
 
 
 def score_scale(q: Float[Array, "tokens heads head_dim"], view: View) -> np.floating:

@@ -47,7 +47,9 @@ def rms_norm(
     """x / sqrt(mean(x^2) + eps) * weight, over the last axis (Zhang & Sennrich 2019)."""
     xp = namespace(x)
     mean_square = xp.einsum("td,td->t", x, x)[:, None] / x.shape[1]
-    return rounded(rounded(x / xp.sqrt(mean_square + eps), p.norm_inner) * widen(weight, p.compute), p.norm)
+    y = rounded(x / xp.sqrt(mean_square + eps), p.norm_inner)
+    y *= widen(weight, p.compute)
+    return rounded(y, p.norm)
 
 
 def rms_norm_per_token(
@@ -62,8 +64,10 @@ def rms_norm_per_token(
 
 def softmax(scores: Array, p: Precision) -> Array:
     """exp(s - max) / sum over the last axis. -inf is a key that is not seen."""
-    weights = namespace(scores).exp(scores - scores.max(axis=-1, keepdims=True))
-    return rounded(weights / weights.sum(axis=-1, keepdims=True), p.probabilities)
+    weights = scores - scores.max(axis=-1, keepdims=True)
+    namespace(scores).exp(weights, out=weights)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return rounded(weights, p.probabilities)
 
 
 def mlp_activation(
@@ -73,12 +77,17 @@ def mlp_activation(
     approximation of Hendrycks & Gimpel 2016."""
     xp = namespace(gate)
     if kind == "silu":
+        active = -gate
         with np.errstate(over="ignore"):  # e^-g may be inf: then silu is -0, which is right
-            active = gate / (1 + xp.exp(-gate))
+            xp.exp(active, out=active)
+        active += 1
+        xp.divide(gate, active, out=active)
     else:
         inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
         active = 0.5 * gate * (1 + xp.tanh(inner))
-    return rounded(rounded(active, p.activation_inner) * up, p.activation)
+    active = rounded(active, p.activation_inner)
+    active *= up
+    return rounded(active, p.activation)
 
 
 def scaled(x: Float[Array, "tokens *rest"], factor: Array | float, p: Precision) -> Float[Array, "tokens *rest"]:

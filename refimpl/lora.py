@@ -26,12 +26,12 @@ from .plans import NO_ADAPTER, LoraMapping
 
 def shrink(x: Array, A: Float[Array, "rank d_in"]) -> Float[Array, "tokens rank"]:
     """x A^T. Token ids stand for one-hot rows, so that for the embedding the product is a look-up of A's columns."""
-    return A[:, x].T if x.dtype.kind in "iu" else x @ A.T
+    return A[:, x].T if x.dtype.kind in "iu" else x.dot(A.T)
 
 
 def expand(low: Float[Array, "tokens rank"], B: Float[Array, "d_out rank"]) -> Float[Array, "tokens d_out"]:
     """(x A^T) B^T."""
-    return low @ B.T
+    return low.dot(B.T)
 
 
 def lora_delta_per_token(
@@ -96,7 +96,9 @@ def lora_delta(
             out = y[rows, : delta.shape[1]]  # y may be wider: another request's adapter may extend the vocabulary
             if lora.dora is not None:
                 delta = dora_delta(out, delta, lora.dora, p)
-            y[rows, : delta.shape[1]] = rounded(out + rounded(delta, p.lora_delta), p.linear)
+            delta = rounded(delta, p.lora_delta)
+            delta += out
+            y[rows, : delta.shape[1]] = rounded(delta, p.linear)
 
 
 def added_by(

@@ -99,7 +99,7 @@ def base(
     Rows whose adapter brings its own layer along (modules_to_save, bias="all", trainable tokens) go through that one.
     Such an adapter is alone on its request and unweighted (check_request): column 0 of the mapping has it."""
     replaced = adapters.base_at(module)
-    replacing = mapping.slots & replaced.keys()
+    replacing = mapping.slots & replaced.keys() if replaced else None
     if not replacing:
         return apply(model.linear(module), x, module, ops, p)
     groups = [

@@ -12,7 +12,6 @@ import numpy as np
 
 from .adapter_cache import AdapterCache
 from .arrays import Precision, ceil_div
-from .attention import first_visible
 from .errors import CacheFull, LoracleError, RequestError
 from .kv_cache import NO_BLOCK, KVCache
 from .ops import Ops
@@ -20,6 +19,7 @@ from .policies import loaded_first
 from .request import Request
 from .request_state import RequestState
 from .step_record import ScheduledStep
+from .tiles import first_visible
 from .weights import Model
 
 

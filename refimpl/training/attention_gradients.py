@@ -12,10 +12,11 @@ grows with the square of the length.
 """
 
 from ..arrays import Array, Float, Precision, namespace
-from ..attention import QUERIES_AT_ONCE, first_visible, mask, score_scale
+from ..attention import mask, score_scale
 from ..config import View
 from ..layers import softcap, softmax
 from ..plans import AttentionMetadata
+from ..tiles import QUERIES_AT_ONCE, first_visible
 from .gradients import softcap_vjp
 
 Triple = tuple[Array, Array, Array]

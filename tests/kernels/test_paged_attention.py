@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from support.plans import metadata
 
 from refimpl.arrays import Precision
-from refimpl.attention import first_visible
 from refimpl.config import View
 from refimpl.cuda import launch
 from refimpl.cuda.launch import stored, widened
@@ -19,6 +18,7 @@ from refimpl.cuda.table import CUDA
 from refimpl.errors import LoracleError
 from refimpl.ops import NUMPY
 from refimpl.oracle.vectors.bounds import SUM_FACTOR, UNIT_ROUNDOFF, Near, half_ulp
+from refimpl.tiles import first_visible
 
 pytestmark = needs_cpu
 

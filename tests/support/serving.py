@@ -13,10 +13,10 @@ import numpy as np
 
 from refimpl import Engine, Model, Ops, Request, Token, generate, logits
 from refimpl.adapter import Adapter
-from refimpl.attention import first_visible
 from refimpl.kv_cache import NO_BLOCK
 from refimpl.plans import Batch
 from refimpl.request_state import RequestState
+from refimpl.tiles import first_visible
 from support.compare import assert_equal_to_rounding
 
 MANY_STEPS = 2000

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from support.plans import metadata
 
-from refimpl.attention import first_visible, gather, mask
+from refimpl.attention import gather, mask
+from refimpl.tiles import first_visible
 
 
 def visible(queries: int, keys: int, window: int | None) -> np.ndarray:
