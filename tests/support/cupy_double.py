@@ -94,8 +94,15 @@ def creator(function: Callable) -> Callable:
 
 
 def elementwise(function: Callable) -> Callable:
-    """np.exp -> cupy.exp; of device arrays and scalars."""
-    return lambda *operands: DeviceArray(function(*map(to_operand, operands)))
+    """np.exp -> cupy.exp; of device arrays and scalars, into a new array or `out`."""
+
+    def compute(*operands: Any, out: DeviceArray | None = None) -> DeviceArray:
+        if out is None:
+            return DeviceArray(function(*map(to_operand, operands)))
+        function(*map(to_operand, operands), out=device(out))
+        return out
+
+    return compute
 
 
 def joined(function: Callable) -> Callable:
@@ -227,7 +234,7 @@ def cupy_double() -> ModuleType:
         setattr(cupy, function.__name__, function)
     for name in ("zeros", "ones", "full", "arange"):
         setattr(cupy, name, creator(getattr(np, name)))
-    for name in ("exp", "log", "sqrt", "abs", "isnan", "isfinite", "maximum", "tanh"):
+    for name in ("exp", "log", "sqrt", "abs", "isnan", "isfinite", "maximum", "tanh", "divide"):
         setattr(cupy, name, elementwise(getattr(np, name)))
     for name in ("concatenate", "stack"):
         setattr(cupy, name, joined(getattr(np, name)))

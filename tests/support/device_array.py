@@ -190,6 +190,12 @@ class DeviceArray:
     def __iter__(self) -> Any:
         return iter([DeviceArray(part) for part in self.host])
 
+    def dot(self, other: "DeviceArray") -> "DeviceArray":
+        """The product of two matrices."""
+        if not isinstance(other, DeviceArray):
+            raise TypeError(f"Argument 'b' has incorrect type (expected cupy.ndarray, got {type(other).__name__})")
+        return DeviceArray(self.host.dot(other.host))
+
     # The same numbers in another form.
     def view(self, dtype: Any) -> "DeviceArray":
         """The same bits as another type."""
