@@ -26,8 +26,13 @@ class AdapterCache:
         self.capacity = capacity
         self.ref_counts: dict[int, int] = {}  # slot -> how many running requests use it
         self._slot_of: dict[Adapter, int] = {}
+        self._adapter_at: dict[int, Adapter] = {}  # the same, the other way round
+        self._emptied: set[int] = set()  # slots below the highest that was ever filled, which hold nothing now
         self._last_used: dict[int, int] = {}
         self._digests: dict[int, bytes] = {}
+        self.loads = 0  # adapters that were brought into a slot so far
+        self.misses = 0  # of these, those that a request had to wait for: here all of them
+        self.evicted: list[str] = []  # names of those that lost their slots, since the scheduler emptied the list
         self._model, self._ops, self._clock = model, ops, itertools.count()
 
     def acquire(self, adapter: Adapter) -> int:
@@ -38,8 +43,8 @@ class AdapterCache:
             bound = self._bind(adapter)
             slot = self._free_slot()
             self.slots.put(slot, self._ops.shard_adapter(bound))  # the digest is that of the whole
-            self._slot_of[adapter] = slot
-            self._digests.pop(slot, None)
+            self._assign(slot, adapter)
+            self.misses += 1
         self.ref_counts[slot] = self.ref_counts.get(slot, 0) + 1
         self._touch(slot)
         return slot
@@ -76,7 +81,7 @@ class AdapterCache:
     def digest(self, slot: int) -> bytes:
         """SHA-256 of what the slot's adapter changes, for prefix keys; computed once per load, when first asked for."""
         if slot not in self._digests:
-            self._digests[slot] = digest(self._bind(self._in(slot)))
+            self._digests[slot] = digest(self._bind(self._adapter_at[slot]))
         return self._digests[slot]
 
     def prefetch(self, queue: Iterable[Adapter]) -> None:
@@ -102,21 +107,29 @@ class AdapterCache:
         self._last_used[slot] = next(self._clock)
 
     def _free_slot(self) -> int:
-        if self.capacity is None or len(self._slot_of) < self.capacity:
-            return next(slot for slot in itertools.count() if slot not in self._slot_of.values())
-        slot = self._ops.select_victim(self._last_used, self.ref_counts)
-        if slot is None:
-            raise CacheFull(f"adapter cache: all {self.capacity} slots are in use by running requests")
-        self._evict(slot)
-        return slot
+        """The lowest slot that holds nothing, after an eviction if need be. It is taken by `_assign`, not here: what
+        comes between may fail. Nothing in it grows with the number of slots, but for the policy's own look at them."""
+        if self.capacity is not None and len(self._slot_of) >= self.capacity:
+            slot = self._ops.select_victim(self._last_used, self.ref_counts)
+            if slot is None:
+                raise CacheFull(f"adapter cache: all {self.capacity} slots are in use by running requests")
+            self._evict(slot)
+        return min(self._emptied, default=len(self._slot_of))
+
+    def _assign(self, slot: int, adapter: Adapter) -> None:
+        """Note that an adapter is in a slot now."""
+        self._slot_of[adapter], self._adapter_at[slot] = slot, adapter
+        self._emptied.discard(slot)
+        self._digests.pop(slot, None)
+        self.loads += 1
 
     def _evict(self, slot: int) -> None:
-        del self._slot_of[self._in(slot)]
+        adapter = self._adapter_at.pop(slot)
+        del self._slot_of[adapter]
+        self._emptied.add(slot)
+        self.evicted.append(adapter.name)
         self._last_used.pop(slot, None)
         self._digests.pop(slot, None)
-
-    def _in(self, slot: int) -> Adapter:
-        return next(adapter for adapter, other in self._slot_of.items() if other == slot)
 
     def __repr__(self) -> str:
         by_slot = sorted(self._slot_of.items(), key=lambda item: item[1])

@@ -131,9 +131,9 @@ class Scheduler:
 
     def _admit(self, state: RequestState, budget: int) -> bool:
         """Adapters, whatever prefix is cached, and blocks for the first chunk: all of it or nothing."""
-        loaded = list(self.adapters.slot_of)
+        self.adapters.evicted.clear()
         adapters = self.adapters.acquire_all(state.request.adapters)
-        state.evicted += tuple(adapter.name for adapter in loaded if adapter not in self.adapters)
+        state.evicted += tuple(self.adapters.evicted)
         if adapters is None:
             return False
         state.adapters = adapters

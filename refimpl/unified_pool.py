@@ -138,7 +138,6 @@ class SharedAdapterCache(AdapterCache):
         self.host = HostTier(self.slots, ops, host_capacity)
         self.patience = patience
         self.idle_blocks = 0
-        self.loads = 0  # copies from the host so far
         self.protected: set[int] = set()  # slots that a prefetch must not evict
         self._clock = cache.clock  # one time for blocks and adapters: which of them was used longest ago?
         self._cache = cache
@@ -153,6 +152,7 @@ class SharedAdapterCache(AdapterCache):
         its blocks cannot be had, before anything has changed."""
         if adapter not in self:
             self._load(adapter)
+            self.misses += 1
         slot = self._slot_of[adapter]
         if slot not in self.ref_counts:
             self.idle_blocks -= self._blocks_at(slot)
@@ -217,10 +217,8 @@ class SharedAdapterCache(AdapterCache):
             raise CacheFull(f"unified pool: {adapter.name} takes {count} blocks, {self._cache.available} can be had")
         slot = self._free_slot()
         self.slots.place(slot, packed)
-        self._slot_of[adapter] = slot
-        self._digests.pop(slot, None)
+        self._assign(slot, adapter)
         self.idle_blocks += count
-        self.loads += 1
         self._touch(slot)
         return slot
 

@@ -1,1 +1,1 @@
-"""What `loracle bench` measures: the kernels against the fewest bytes they could move, and serving in one batch."""
+"""What `loracle bench` measures: kernels against the fewest bytes, serving in one batch, thousands of adapters."""

@@ -23,6 +23,8 @@ def draw(report: Result, folder: Path) -> list[Path]:
         figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
         if report["benchmark"] == "serving":
             serving(axes, report)
+        elif report["benchmark"] == "adapters":
+            adapters(axes, report)
         elif "copy_bytes_per_second" in report:
             roofline(axes, report)
         else:
@@ -103,5 +105,25 @@ def serving(axes: Any, report: Result) -> None:
     where = machine.get("gpu", machine["cpu"]) if report["device"] == "cuda" else machine["cpu"]
     axes.set_title(
         f"Decode, {model['layers']} layers of width {model['hidden']}, {report['dtype']}, {where}", fontsize=10
+    )
+    axes.legend(fontsize=8)
+
+
+def adapters(axes: Any, report: Result) -> None:
+    """Tokens per second over the number of adapters, each as a share of the first, and with nothing but more loaded."""
+    rows = report["points"]
+    counts = [row["adapters"] for row in rows]
+    axes.plot(counts, [row["ratio"] for row in rows], "o-", color=OURS, label="so many loaded and asked for")
+    for row in rows:
+        text = f"{row['adapters_in_a_step']:.1f} in a step"
+        axes.annotate(text, (row["adapters"], row["ratio"]), xytext=(0, -14), textcoords="offset points", ha="center")
+    if "resident" in report:
+        resident = report["resident"]
+        label = f"so many loaded, {resident['trace_of']} asked for"
+        axes.plot([resident["loaded"]], [resident["ratio"]], "D", color=OTHERS[0], label=label)
+    axes.set(xscale="log", xlabel="adapters", ylabel=f"throughput, over that with {counts[0]}", ylim=(0, 1.15))
+    axes.set_xticks(counts, [str(n) for n in counts])
+    axes.set_title(
+        f"{report['setup']['base']} base, ranks {', '.join(map(str, report['setup']['ranks']))}", fontsize=10
     )
     axes.legend(fontsize=8)

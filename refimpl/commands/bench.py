@@ -1,4 +1,5 @@
-"""loracle bench: the kernels against the fewest bytes they could move, and serving in one batch against one by one."""
+"""loracle bench: the kernels against the fewest bytes they could move, serving in one batch against one by one, and how
+many adapters can be served."""
 
 import argparse
 import json
@@ -11,28 +12,34 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import DeviceError, RequestError
+from . import bench_adapters
 
-HELP = "measure the kernels, or serving many adapters in one batch"
+HELP = "measure the kernels, serving many adapters in one batch, or thousands of them under arriving requests"
 EXAMPLE = """  loracle bench kernels                            every point verified, then timed, or its bytes counted
   loracle bench kernels --quick --json             a few points, for machines
-  loracle bench serving --output results           1 to 64 adapters: table, JSON, PNG and SVG"""
+  loracle bench serving --output results           1 to 64 adapters: table, JSON, PNG and SVG
+  loracle bench adapters --adapters 5,50 --clock cpu --modules q_proj,v_proj
+  loracle bench adapters --arrivals trace.jsonl --memory 64MB --pool unified"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of bench."""
-    parser.add_argument("what", choices=("kernels", "serving"), help="which benchmark")
+    parser.add_argument("what", choices=("kernels", "serving", "adapters"), help="which benchmark")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a few points only")
     size.add_argument("--full", action="store_true", help="kernels: the whole grid of 468 points instead of about 60")
     parser.add_argument(
-        "--ops", choices=("numpy", "cuda"), help="serving: which backend (default cuda on a GPU, else numpy)"
+        "--ops", choices=("numpy", "cuda"), help="serving, adapters: which backend (default cuda on a GPU, else numpy)"
     )
-    parser.add_argument("--repeats", type=int, metavar="N", help="how often each is timed (default 25; serving 7)")
+    parser.add_argument(
+        "--repeats", type=int, metavar="N", help="how often each is timed (default 25; serving 7, adapters 5)"
+    )
     parser.add_argument(
         "--seconds", type=float, default=math.inf, metavar="S", help="begin no further point after these"
     )
     parser.add_argument("--no-others", action="store_true", help="kernels: without torch and Triton for comparison")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write JSON, PNG and SVG there")
+    bench_adapters.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what does not go together."""
-    if args.what == "serving" and (args.full or args.no_others):
+    if args.what != "kernels" and (args.full or args.no_others):
         raise RequestError("--full and --no-others are for bench kernels")
+    bench_adapters.check(args)
     if args.what == "kernels" and args.ops:
         raise RequestError("--ops is for bench serving: bench kernels runs the kernels")
     if args.repeats is not None and args.repeats < 1:
@@ -84,6 +92,11 @@ def reports(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
         ops = args.ops or ("cuda" if on_gpu else "numpy")
         yield from serving.bench(ops, args.quick, args.repeats or 7, seconds=args.seconds)
+        return
+    if args.what == "adapters":
+        from ..bench import adapters
+
+        yield from adapters.bench(bench_adapters.setup_of(args, on_gpu))
         return
     from ..bench import kernels, workloads
     from ..bench.layer import layer_report
@@ -110,11 +123,13 @@ def write(folder: Path | None, report: dict[str, Any]) -> None:
 
 def show(report: dict[str, Any]) -> None:
     """Print a table and what it comes to."""
-    from ..bench import tables
+    from ..bench import adapters_table, tables
 
     console = Console() if sys.stdout.isatty() else Console(width=200)
     if report["benchmark"] == "kernels":
         table, lines = tables.kernels_table(report), tables.kernels_lines(report)
+    elif report["benchmark"] == "adapters":
+        table, lines = adapters_table.table(report), adapters_table.lines(report)
     else:
         table, lines = tables.serving_table(report), tables.serving_lines(report)
     console.print(table)

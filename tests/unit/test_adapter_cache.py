@@ -1,5 +1,7 @@
 """Adapters in slots: least recently used out first, never one in use, known by the object and not by its name."""
 
+import sys
+
 import numpy as np
 import pytest
 from support.build import random_adapter, random_model
@@ -7,7 +9,7 @@ from support.build import random_adapter, random_model
 from refimpl import NUMPY, Precision
 from refimpl.adapter_cache import AdapterCache
 from refimpl.config import ModelConfig
-from refimpl.errors import CacheFull
+from refimpl.errors import AdapterError, CacheFull
 
 CONFIG = ModelConfig(11, 10, 7, 1, 4, 2, 4)
 MODULE = (0, "q_proj")
@@ -76,3 +78,61 @@ def test_a_load_that_fails_costs_nobody_a_slot() -> None:
     assert holds(c, 0, 0) and holds(c, 1, 1)
     slots = [c.acquire(ADAPTERS[i]) for i in (1, 2)]
     assert len(set(slots)) == 2 and all(holds(c, slot, i) for slot, i in zip(slots, (1, 2), strict=True))
+
+
+def test_slots_that_were_emptied_are_filled_first_the_lowest_before_the_others() -> None:
+    c = cache(None)
+    for adapter in ADAPTERS:
+        c.release(c.acquire(adapter))
+    for i in (2, 0):
+        c.unload(ADAPTERS[i])
+    assert [c.acquire(ADAPTERS[i]) for i in (2, 0)] == [0, 2]
+    assert holds(c, 0, 2) and holds(c, 2, 0) and holds(c, 3, 3)
+    assert c.acquire(random_adapter(CONFIG, 9)) == 4
+
+
+def test_a_slot_whose_adapter_could_not_be_loaded_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = cache(None)
+    for adapter in ADAPTERS[:3]:
+        c.release(c.acquire(adapter))
+    c.unload(ADAPTERS[1])
+    with monkeypatch.context() as patch:
+
+        def put(slot: int, bound: object) -> None:
+            raise AdapterError("this one cannot be loaded")
+
+        patch.setattr(c.slots, "put", put)
+        with pytest.raises(AdapterError):
+            c.acquire(ADAPTERS[3])
+    assert ADAPTERS[3] not in c and c.loads == c.misses == 3
+    assert [c.acquire(adapter) for adapter in (ADAPTERS[3], ADAPTERS[0], ADAPTERS[2], ADAPTERS[1])] == [1, 0, 2, 3]
+
+
+def test_a_load_takes_as_long_with_many_loaded_as_with_few() -> None:
+    """Counted, not timed: calls of Python functions for the loads number 1 to 50, and for those from 451 to 500."""
+    c, adapters = cache(None), [random_adapter(CONFIG, 0) for _ in range(500)]
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    counts = []
+    for adapter in adapters:
+        before = calls
+        sys.setprofile(count)
+        c.release(c.acquire(adapter))
+        sys.setprofile(None)
+        counts.append(calls - before)
+    assert 0 < sum(counts[450:]) <= 1.1 * sum(counts[:50])
+
+
+def test_what_was_evicted_is_noted() -> None:
+    c = cache()
+    for adapter in ADAPTERS[:2]:
+        c.release(c.acquire(adapter))
+    assert c.evicted == []
+    c.release(c.acquire(ADAPTERS[2]))
+    assert c.evicted == [ADAPTERS[0].name] and (c.loads, c.misses) == (3, 3)
+    c.release(c.acquire(ADAPTERS[2]))
+    assert c.evicted == [ADAPTERS[0].name] and (c.loads, c.misses) == (3, 3)

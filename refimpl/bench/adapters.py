@@ -1,0 +1,169 @@
+"""`loracle bench adapters`: what does it cost to serve 5, 50, 500, 2,000 adapters together?
+
+Every number of adapters serves the same trace (arrivals.py): the same times, prompts and lengths, for other adapters.
+
+    saturated     all requests at once: throughput
+    at a rate     requests when the trace has them: latencies, at seven tenths of the throughput by default
+    resident      all adapters loaded, the trace of the smallest number: what it costs that the others are there
+    memory        what the process grew by, against base + sum of the adapters
+
+More adapters are more of them in one batch, too: more segments, and more weights that a step reads
+(`adapters_in_a_step`, `step_bytes`). `resident` is without that.
+
+With a budget of memory, adapters beyond it stay on the host, and are loaded when they are asked for: misses.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from ..backends import BACKENDS
+from ..engine import Engine
+from ..model import logits
+from .adapter_testbed import (
+    Setup,
+    Testbed,
+    adapter_bytes,
+    adapters_bytes,
+    make_testbed,
+    process_memory,
+    random_adapters,
+)
+from .machine import about
+from .replay import preload, replay, requests_of
+from .serving import TOLERANCE
+from .verify import WrongResult
+
+Result = dict[str, Any]
+LOAD = 0.7  # of the saturated throughput: the rate of the run whose latencies are reported; nearer to 1, more wait
+
+
+def bench(setup: Setup) -> Iterator[Result]:
+    """Yield the report, complete after each round of all numbers of adapters. WrongResult before anything is timed."""
+    begun, beside = time.monotonic(), make_testbed(setup)
+    counts = sorted(set(beside.setup.counts))
+    memory = dict(grow(beside))
+    report: Result = {
+        "benchmark": "adapters",
+        "machine": about(),
+        "setup": described(beside.setup),
+        "base_bytes": beside.model.nbytes,
+        "largest_difference": verified(beside),
+        "points": [{"adapters": count, **memory[count]} for count in counts],
+        "left_out": [],
+    }
+    engines = {count: beside.engine(count) for count in counts}
+    runs = [(count, count) for count in counts] + [(counts[-1], counts[0])] * (len(counts) > 1)
+    rounds: dict[tuple[int, int], list[Result]] = {run: [] for run in runs}
+    for turn in range(setup.repeats):
+        if turn and time.monotonic() - begun > setup.seconds:
+            report["left_out"].append({"rounds": setup.repeats - turn, "why": f"{setup.seconds:g} seconds were over"})
+            break
+        for loaded, count in rotated(runs, turn):
+            rounds[loaded, count].append(timed(beside, engines[loaded], loaded, count))
+        first = rounds[runs[0]]
+        for point, run in zip(report["points"], runs, strict=False):
+            point |= {**summary(rounds[run], first), **step_bytes(beside, engines[run[0]], rounds[run])}
+        if len(counts) > 1:
+            loaded, count = runs[-1]
+            report["resident"] = {"loaded": loaded, "trace_of": count, **summary(rounds[runs[-1]], first)}
+        yield report
+    report["rate"] = rate_of(setup, report["points"][0]["requests_per_second"])
+    for point in report["points"]:
+        engine, count = engines[point["adapters"]], point["adapters"]
+        preload(engine, beside.adapters[:count])
+        result = beside.replay(engine, beside.trace_of(count, report["rate"] or 1.0))
+        point |= {"latency_seconds": result.latencies(), "misses_at_the_rate": result.misses}
+    yield report
+
+
+def rate_of(setup: Setup, most: float) -> float | None:
+    """Return the requests a second of the run for latencies, where `most` could be served; None: the trace's own."""
+    return None if setup.trace is not None else setup.rate or LOAD * most
+
+
+def step_bytes(beside: Testbed, engine: Engine, rows: Sequence[Result]) -> Result:
+    """The bytes of weights that a step reads at least: the base once, and each adapter of the batch, of mean size."""
+    each = [adapter_bytes(beside.model.config, rank, beside.setup.modules) for rank in beside.setup.ranks]
+    adapters = statistics.median(row["adapters_in_a_step"] for row in rows) * statistics.fmean(each)
+    return {"slots": engine.adapters.capacity, "step_bytes": beside.model.nbytes + round(adapters)}
+
+
+def described(setup: Setup) -> Result:
+    """The setup as JSON: of a trace only how long it is."""
+    parts = asdict(replace(setup, trace=None)) | {"seconds": None}
+    return parts | ({"workload": None, "trace_requests": len(setup.trace)} if setup.trace else {})
+
+
+def rotated(runs: Sequence[tuple[int, int]], turn: int) -> list[tuple[int, int]]:
+    """The same, beginning elsewhere in each round: what a machine does to the first of them, it does to each."""
+    start = turn % len(runs)
+    return [*runs[start:], *runs[:start]]
+
+
+def timed(beside: Testbed, engine: Engine, loaded: int, count: int) -> Result:
+    """Serve all requests of the trace for so many adapters at once."""
+    preload(engine, beside.adapters[:loaded])
+    result = beside.replay(engine, beside.trace_of(count))
+    return {
+        "tokens_per_second": result.tokens_per_second,
+        "requests_per_second": len(result.served) / sum(result.step_seconds),
+        "adapters_in_a_step": statistics.fmean(result.distinct),
+        "loads": result.loads,
+        "misses": result.misses,
+    }
+
+
+def summary(rows: Sequence[Result], first: Sequence[Result]) -> Result:
+    """Medians over the rounds; the ratio is the median of each round's own, against the first number of adapters."""
+    ratios = [row["tokens_per_second"] / one["tokens_per_second"] for row, one in zip(rows, first, strict=True)]
+    return {key: statistics.median(row[key] for row in rows) for key in rows[0]} | {"ratio": statistics.median(ratios)}
+
+
+def verified(beside: Testbed) -> float:
+    """Serve the first requests of the trace together, and each alone. WrongResult if first tokens' logits differ by
+    more than rounding; otherwise by how much, as a share of the largest logit."""
+    count, setup = max(beside.setup.counts), beside.setup
+    requests = requests_of(beside.trace_of(count)[: setup.max_running], beside.adapters, beside.model.config.vocab_size)
+    engine = beside.engine(count)
+    ids = [engine.add(request) for request in requests]
+    rows: dict[int, Any] = {}
+    while len(rows) < len(ids):
+        engine.step()
+        for record in engine.last_step:
+            done = record.computed_before + record.tokens
+            if record.request_id not in rows and done == len(requests[ids.index(record.request_id)].prompt_ids):
+                rows[record.request_id] = record.logits
+    alone = [logits(beside.model, [request], BACKENDS[setup.ops])[0][-1] for request in requests]
+    largest = max(float(np.abs(row).max()) for row in alone)
+    off = max(float(np.abs(rows[i] - row).max()) for i, row in zip(ids, alone, strict=True)) / largest
+    if not off <= TOLERANCE["float32"]:
+        raise WrongResult(f"{count} adapters: a request's logits change by {off:.3g} in a batch: nothing is timed")
+    return off
+
+
+def grow(beside: Testbed) -> Iterator[tuple[int, Result]]:
+    """Make the adapters, and yield (count, bytes) at each number of them, loaded into one engine that has served.
+
+    grown_bytes is what the process grew by since the first adapter was there and had been served: None where it cannot
+    be known, or where it says nothing of the adapters (on a GPU; with a budget; with copies on the host)."""
+    setup, config = beside.setup, beside.model.config
+    source, engine = random_adapters(beside.model, setup), beside.engine(max(setup.counts))
+    beside.adapters.append(next(source))
+    trace = [replace(arrival, adapter=0, arrival=0.0) for arrival in beside.trace[: setup.max_running]]
+    replay(engine, trace, beside.adapters)  # everything that is not per adapter is there now
+    first, before = adapter_bytes(config, setup.ranks[0], setup.modules), process_memory()
+    alone = setup.device == "cpu" and setup.memory is None and setup.pool == "separate"
+    for count in sorted(set(setup.counts)):
+        while len(beside.adapters) < count:
+            beside.adapters.append(next(source))
+            preload(engine, beside.adapters[-1:])
+        replay(engine, trace, beside.adapters)
+        total = adapters_bytes(config, setup, count)
+        now = process_memory()
+        grown = now - before + first if alone and now is not None and before is not None else None
+        yield count, {"adapter_bytes": total, "kv_bytes": engine.cache.memory.nbytes, "grown_bytes": grown}
