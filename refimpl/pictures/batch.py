@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from ..adapter_slots import AdapterSlots
 from ..arrays import Array, Float, Int, Precision, ceil_div, device_namespace
+from ..checks import check_adapter_ids
 from ..ops import Ops
 from ..plans import Adapters, LoraMapping
 from .config import PAD_TO, PictureConfig
@@ -60,21 +62,23 @@ class PictureBatch:
 
 
 def make_picture_batch(
-    config: PictureConfig,
     grids: Sequence[Grid],
     caption_lengths: Sequence[int],
-    adapters: Sequence[Adapters],
+    per_picture: Sequence[Adapters],
+    adapters: AdapterSlots,
     ops: Ops,
-    p: Precision,
-    device: str = "cpu",
 ) -> PictureBatch:
-    """The plan for pictures of these grids, captions and adapters. There is at least one, and none of it is empty."""
-    xp, counts = device_namespace(device), [rows * columns for rows, columns in grids]
+    """The plan for one or more pictures of these grids, captions and adapters, none of them empty; checked once.
+
+    LoracleError for an adapter slot that is not filled."""
+    config, p, xp = adapters.model.config, adapters.precision, device_namespace(adapters.model.device)
+    counts = [rows * columns for rows, columns in grids]
     image_lengths, text_lengths = padded_lengths(counts), padded_lengths(caption_lengths)
     lengths = [n + words for n, words in zip(image_lengths, text_lengths, strict=True)]
 
     def rows(lengths: Sequence[int]) -> dict[str, Any]:
-        ids, weights = ops.lora_mapping(adapters, lengths)
+        ids, weights = ops.lora_mapping(per_picture, lengths)
+        check_adapter_ids(ids, adapters.slots)
         return {
             "starts": tuple(np.cumsum([0, *lengths]).tolist()),
             "pictures": xp.asarray(np.repeat(np.arange(len(lengths)), lengths)),

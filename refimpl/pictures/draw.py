@@ -54,7 +54,7 @@ def draw_latents(
         if batch is None or unfinished != running:  # the plan is the same at every step, until one of them is done
             running = unfinished
             shapes = [grids[i] for i in running], [len(captions[i]) for i in running]
-            batch = make_picture_batch(config, *shapes, [slots[i] for i in running], ops, p, model.device)
+            batch = make_picture_batch(*shapes, [slots[i] for i in running], adapters.slots, ops)
             caption = xp.concatenate([captions[i] for i in running])
         sigma, following = (np.array([levels[i][j] for i in running], np.float64) for j in (step, step + 1))
         patches = xp.concatenate([x[i] for i in running])

@@ -46,14 +46,11 @@ def load_picture_model(path: str | Path, dtype: str = "float32", device: str = "
     file; nothing is loaded then."""
     dtype_of(dtype)
     device_namespace(device)
-    root = PICTURE_BASE if str(path) == "tiny" and not os.path.isdir(path) else Path(path)
-    folder = root / "transformer" if (root / "transformer").is_dir() else root
-    diagnostics = Diagnostics()
-    config = read_picture_config(folder / "config.json", diagnostics)
+    folder, config, diagnostics = transformer_folder(path), load_picture_config(path), Diagnostics()
     beside = folder.parent / "scheduler" / "scheduler_config.json"
     flow = read_flow(beside, diagnostics) if folder.name == "transformer" and beside.exists() else Flow()
     diagnostics.raise_first(ConfigError)
-    assert config is not None and flow is not None  # None comes with a problem
+    assert flow is not None  # None comes with a problem
     tensors = picture_tensors(folder, config, diagnostics)
     diagnostics.raise_first(WeightsError)
     check_fit(tensors, dtype, device)
@@ -63,6 +60,21 @@ def load_picture_model(path: str | Path, dtype: str = "float32", device: str = "
         name = module_name(module)
         linears[module] = Linear(arrays[f"{name}.weight"], arrays.get(f"{name}.bias"))
     return PictureModel(config, linears, {name: arrays[name] for name in config.vectors}, flow, dtype, device)
+
+
+def transformer_folder(path: str | Path) -> Path:
+    """The folder of the transformer that a model's path means."""
+    root = PICTURE_BASE if str(path) == "tiny" and not os.path.isdir(path) else Path(path)
+    return root / "transformer" if (root / "transformer").is_dir() else root
+
+
+def load_picture_config(path: str | Path) -> PictureConfig:
+    """The PictureConfig of a model's folder, without its weights. ConfigError, one line."""
+    diagnostics = Diagnostics()
+    config = read_picture_config(transformer_folder(path) / "config.json", diagnostics)
+    diagnostics.raise_first(ConfigError)
+    assert config is not None  # None comes with a problem
+    return config
 
 
 def read_picture_config(file: Path, diagnostics: Diagnostics) -> PictureConfig | None:

@@ -93,7 +93,7 @@ def ours(model: PictureModel, adapters: Sequence[Adapter | None]) -> list[np.nda
     cache = AdapterCache(model, P64, NUMPY)
     slots = [[] if adapter is None else [(cache.acquire(adapter), 1.0)] for adapter in adapters]
     grids = [(image.shape[1] // 2, image.shape[2] // 2) for image in IMAGES]
-    batch = make_picture_batch(model.config, grids, [len(caption) for caption in CAPTIONS], slots, NUMPY, P64)
+    batch = make_picture_batch(grids, [len(caption) for caption in CAPTIONS], slots, cache.slots, NUMPY)
     x, captions = np.concatenate([to_patches(image, 2) for image in IMAGES]), np.concatenate(CAPTIONS)
     y = forward(model, x, TIMES, captions, batch, cache.slots, NUMPY, P64)
     pieces = np.split(y, batch.patches.starts[1:-1])

@@ -64,7 +64,7 @@ def ours(adapter: Adapter | None) -> np.ndarray:
     """What we say of it."""
     cache = AdapterCache(MODEL, live.P64, NUMPY)
     slots = [[] if adapter is None else [(cache.acquire(adapter), 1.0)]]
-    batch = make_picture_batch(SMALL, [(3, 4)], [len(CAPTION)], slots, NUMPY, live.P64)
+    batch = make_picture_batch([(3, 4)], [len(CAPTION)], slots, cache.slots, NUMPY)
     y = forward(MODEL, to_patches(IMAGE, 1), TIME, CAPTION, batch, cache.slots, NUMPY, live.P64)
     return from_patches(y, 1, (3, 4))
 
