@@ -75,7 +75,6 @@ def test_a_velocity_model_takes_the_pipelines_steps(shift: float, tmp_path: Path
     assert np.abs(latent - expected).max() <= WITHIN["float64"]
 
 
-@pytest.mark.skipif(not PICTURE_BASE.exists(), reason="the embedded picture model is not there")
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_the_embedded_model_and_its_styles(dtype: str) -> None:
     """One mixed batch of ours against one call of the pipeline for each of its pictures."""
