@@ -15,7 +15,7 @@ from PIL import Image
 from refimpl.arrays import Array, Int
 
 from . import HERE
-from .corpus import FRESH_SEED, draw_scenes
+from .corpus import SHEET_SEED, draw_scenes
 from .drawing.scene import draw
 from .evaluate import paint
 from .judge import ALL_STYLES
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--styles", nargs="+", choices=ALL_STYLES, default=list(ALL_STYLES))
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    prompts, words = draw_scenes(FRESH_SEED, 2 * COLUMNS, from_held_out=True)
+    prompts, words = draw_scenes(SHEET_SEED, 2 * COLUMNS, from_held_out=True)
     by_style = paint(args.model, prompts, args.styles)
     args.out.mkdir(parents=True, exist_ok=True)
     for style, pictures in by_style.items():
