@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .cuda.table import CUDA as CUDA
     from .engine import Engine as Engine
     from .errors import LoracleError as LoracleError
+    from .fixed_slots import FixedPool as FixedPool
     from .formats.peft import save_adapter as save_adapter
     from .loading.adapter_folder import load_adapter as load_adapter
     from .loading.model_folder import load_model as load_model
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .streaming import stream as stream
     from .tools.merge import merged as merged
     from .tracing import trace as trace
+    from .unified_pool import UnifiedPool as UnifiedPool
     from .weights import Model as Model
 
 __version__ = "0.1.0"
@@ -49,6 +51,7 @@ _HOME = {
     "request_state": ("Output", "Token"),
     "step_record": ("ScheduledStep",),
     "errors": ("LoracleError",),
+    "fixed_slots": ("FixedPool",),
     "formats.peft": ("save_adapter",),
     "tools.merge": ("merged",),
     "model": ("forward", "logits"),
@@ -64,6 +67,7 @@ _HOME = {
     "tracing": ("trace",),
     "loading.adapter_folder": ("load_adapter",),
     "loading.model_folder": ("load_model",),
+    "unified_pool": ("UnifiedPool",),
     "weights": ("Model",),
 }
 
