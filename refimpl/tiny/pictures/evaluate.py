@@ -90,6 +90,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="of the sampler")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
+    if args.count < 1 or args.steps < 1:
+        parser.error(f"--count {args.count} and --steps {args.steps} must be 1 or more")
     prompts, words = draw_scenes(PROMPT_SEEDS[args.set], args.count, from_held_out=True)
     began, rows = time.process_time(), {}
     pictures = paint(args.model, prompts, args.styles, args.steps)

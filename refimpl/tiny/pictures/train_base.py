@@ -167,6 +167,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=BaseRecipe.steps, help="in all; more than before goes on longer")
     args = parser.parse_args()
+    if args.steps < 1:
+        parser.error(f"--steps {args.steps} must be 1 or more")
     torch.set_num_threads(1)  # two are slower than one where other programs share the cores
     args.out.mkdir(parents=True, exist_ok=True)
     log = train_base(BaseRecipe(steps=args.steps), args.out)

@@ -131,6 +131,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES))
     args = parser.parse_args()
+    if not (args.out / "base" / "transformer").is_dir():
+        parser.error(f"{args.out}: has no base/transformer; train_base writes it")
     torch.set_num_threads(1)
     train = make_corpus(TRAIN_SEED, STYLE_SCENES)
     test = make_corpus(UNSEEN_SEED, TEST_SCENES, from_held_out=True)
