@@ -39,6 +39,7 @@ include_patterns = [
     "refimpl/oracle/bugs/README.md",
     "refimpl/oracle/vectors/FORMAT.md",
     "refimpl/tiny/README.md",
+    "refimpl/tiny/pictures/README.md",
     "tests/engines/README.md",
 ]
 highlight_language = "none"  # a block without a language is what a terminal shows

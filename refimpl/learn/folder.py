@@ -126,6 +126,8 @@ def sources() -> dict[str, tuple[Path, bool]]:
     }
     if (PACKAGE / "handout.md").exists():
         files["handout.md"] = (PACKAGE / "handout.md", False)
+    appendix = PACKAGE / "chapters" / "appendix_pictures.py"  # has no exercise
+    files[f"chapters/{appendix.name}"] = (appendix, False)
     for unit in units():
         if isinstance(unit, Exercise):
             files[f"{unit.name}.py"] = (stub(unit), True)

@@ -14,7 +14,8 @@ import pytest
 
 from refimpl import learn
 
-CHAPTERS = sorted((Path(learn.__file__).parent / "chapters").glob("ch*.py"))
+FOLDER = Path(learn.__file__).parent / "chapters"
+CHAPTERS = [*sorted(FOLDER.glob("ch*.py")), *sorted(FOLDER.glob("appendix_*.py"))]
 PRINTED = Path(__file__).parent / "printed"
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
 ROUNDING = 1e-9
