@@ -49,8 +49,8 @@ print(f"model: {config.n_layers} layers, {config.n_heads} heads, {config.dim} wi
 
 # %%
 requests = [loracle.PictureRequest(caption, style, seed=0) for style in (None, ink, night, watercolour)]
-drawn = loracle.draw(model, requests)  # one batch
-Image.fromarray(np.hstack(drawn)).resize((4 * 4 * 48, 4 * 48), Image.Resampling.NEAREST)
+expected = loracle.draw(model, requests)  # one batch
+Image.fromarray(np.hstack(expected)).resize((4 * 4 * 48, 4 * 48), Image.Resampling.NEAREST)
 
 # %% [markdown]
 # ## 3. Rows are tokens, or pictures
@@ -108,7 +108,7 @@ Image.fromarray(np.hstack(wrong)).resize((4 * 4 * 48, 4 * 48), Image.Resampling.
 
 # %%
 for name, picture in zip(("no adapter", "ink", "night", "watercolour"), wrong, strict=True):
-    distances = [np.abs(picture.astype(int) - other).mean() for other in drawn]
+    distances = [np.abs(picture.astype(int) - other).mean() for other in expected]
     print(f"asked for {name:11} got picture {int(np.argmin(distances))} of the right ones, off by {min(distances):.0f}")
 
 # %% [markdown]
