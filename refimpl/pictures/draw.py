@@ -6,11 +6,11 @@ import numpy as np
 
 from ..adapter_cache import AdapterCache
 from ..arrays import Array, Float, Int, Precision, device_namespace, to_host
-from ..errors import RequestError
+from ..errors import LoracleError, RequestError
 from ..ops import NUMPY, Ops
 from .batch import PictureBatch, make_picture_batch
 from .model import forward
-from .pixels import from_patches, to_patches, to_pixels
+from .pixels import block_side, from_patches, to_patches, to_pixels
 from .request import PictureRequest, check_picture_request, grid_of
 from .sampler import euler_step, noise, sigmas
 from .weights import PictureModel
@@ -24,13 +24,18 @@ def draw(
     RequestError for a request that this model cannot draw, and for a model whose latent only its VAE turns into
     pixels: draw_latents has that. The same request gives the same picture in any batch, and on every machine, but for
     numbers that lie at the edge between two of the 256 steps of a colour (tests/pictures/test_same_pixels.py)."""
+    if block_side(model.config) is None:
+        channels = model.config.in_channels
+        raise RequestError(f"{channels} channels are of a VAE, not blocks of colours: draw_latents, and decode them")
     return [to_pixels(latent) for latent in draw_latents(model, requests, ops, precision)]
 
 
 def draw_latents(
     model: PictureModel, requests: Sequence[PictureRequest], ops: Ops = NUMPY, precision: Precision | None = None
 ) -> list[Float[Array, "channels height width"]]:
-    """The same before the pixels: what a VAE decodes, in the type that products are taken in."""
+    """The same before the pixels: what a VAE decodes, in the type that products are taken in.
+
+    LoracleError for a picture that is no longer finite numbers: an adapter, or its weight, is too large."""
     p = precision or Precision(ops.precision, model.dtype)
     if isinstance(requests, PictureRequest):
         raise RequestError("expected a list of requests: put the one in brackets")
@@ -63,7 +68,11 @@ def draw_latents(
         patches = euler_step(patches, said, on_patches[0], on_patches[1], model.flow)
         for i, start, stop in zip(running, batch.patches.starts, batch.patches.starts[1:], strict=False):
             x[i] = patches[start:stop]
-    return [from_patches(to_host(x[i]), config.patch_size, grid) for i, grid in enumerate(grids)]
+    finished = [to_host(patches) for patches in x]
+    for i, patches in enumerate(finished):
+        if not np.isfinite(patches).all():
+            raise LoracleError(f"picture {i} holds NaN or inf: an adapter of it, or a weight, is too large")
+    return [from_patches(patches, config.patch_size, grid) for patches, grid in zip(finished, grids, strict=True)]
 
 
 def start_of(

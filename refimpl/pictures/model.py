@@ -59,8 +59,9 @@ def forward(
             modulation = project(time, f"{name}.adaLN_modulation.0", batch.pictures)
             modulation = modulation.reshape(-1, 4, config.dim)[rows.pictures]  # a picture's row, at each of its tokens
             scales = [1 + modulation[:, 0], xp.tanh(modulation[:, 1]), 1 + modulation[:, 2], xp.tanh(modulation[:, 3])]
+        attention_scale, attention_gate, mlp_scale, mlp_gate = scales
 
-        h = ops.scaled(norm(x, f"{name}.attention_norm1"), scales[0], p)
+        h = ops.scaled(norm(x, f"{name}.attention_norm1"), attention_scale, p)
         q, k, v = (
             project(h, f"{name}.attention.{part}", rows).reshape(len(h), config.n_heads, -1)
             for part in ("to_q", "to_k", "to_v")
@@ -69,13 +70,13 @@ def forward(
         k = ops.rope(norm(k, f"{name}.attention.norm_k", HEAD_NORM_EPS), *rows.turns, config.rope.interleaved, p)
         mixed = ops.full_attention(q, k, v, rows.starts, p)
         y = norm(project(mixed, f"{name}.attention.to_out.0", rows), f"{name}.attention_norm2")
-        x = rounded(x + ops.scaled(y, scales[1], p), p.residual)
+        x = rounded(x + ops.scaled(y, attention_gate, p), p.residual)
 
-        h = ops.scaled(norm(x, f"{name}.ffn_norm1"), scales[2], p)
+        h = ops.scaled(norm(x, f"{name}.ffn_norm1"), mlp_scale, p)
         gate, up = (project(h, f"{name}.feed_forward.{part}", rows) for part in ("w1", "w3"))
         h = ops.mlp_activation(gate, up, "silu", p)
         y = norm(project(h, f"{name}.feed_forward.w2", rows), f"{name}.ffn_norm2")
-        return rounded(x + ops.scaled(y, scales[3], p), p.residual)
+        return rounded(x + ops.scaled(y, mlp_gate, p), p.residual)
 
     time = xp.asarray(time_features(times * config.t_scale).astype(p.compute))
     time = project(time, "t_embedder.mlp.0", batch.pictures)

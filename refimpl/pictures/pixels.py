@@ -52,7 +52,7 @@ def to_pixels(latent: Float[Array, "channels rows columns"]) -> Int[Array, "heig
     channels, rows, columns = latent.shape
     block = math.isqrt(channels // COLOURS)
     if not block or COLOURS * block**2 != channels:
-        raise RequestError(f"{channels} channels are of a VAE, not blocks of colours: ask for latents, and decode them")
+        raise RequestError(f"{channels} channels are of a VAE, not blocks of colours: draw_latents, and decode them")
     x = latent.reshape(block, block, COLOURS, rows, columns).transpose(3, 0, 4, 1, 2)
     x = x.reshape(rows * block, columns * block, COLOURS)
     return np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)

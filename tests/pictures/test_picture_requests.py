@@ -12,6 +12,7 @@ from support.pictures import SMALL, random_picture_adapter, random_picture_model
 from refimpl import LoracleError, PictureRequest, Request, draw, load_model, logits, read_captions, trace
 from refimpl.config import ModelConfig, Rope
 from refimpl.errors import RequestError
+from refimpl.pictures.pixels import to_pixels
 
 MODEL, STYLE = random_picture_model(), random_picture_adapter()
 TEXT = ModelConfig(11, 10, 13, 2, 2, 1, 4, rope=Rope())
@@ -57,7 +58,15 @@ def test_what_is_no_list_of_requests() -> None:
 def test_a_latent_of_a_vae_is_no_picture() -> None:
     model = random_picture_model(replace(SMALL, in_channels=5))
     with pytest.raises(RequestError, match="5 channels are of a VAE"):
-        draw(model, [replace(RIGHT, adapter=None)])
+        draw(model, [])  # before anything is computed
+    with pytest.raises(RequestError, match="5 channels are of a VAE"):
+        to_pixels(np.zeros((5, 1, 1)))
+
+
+def test_a_picture_of_nan_is_not_served() -> None:
+    """Its pixels would be numbers like any other."""
+    with np.errstate(all="ignore"), pytest.raises(LoracleError, match="picture 1 holds NaN or inf"):
+        draw(MODEL, [RIGHT, replace(RIGHT, adapter=[(STYLE, 1e300)])])
 
 
 def test_captions_are_what_is_before_the_last_layer() -> None:
