@@ -1,7 +1,9 @@
 """Replaying a trace: all get what they would get alone, at times that follow from the steps; misses are counted."""
 
+import collections
 import dataclasses
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +165,25 @@ def test_an_engine_is_free_again_whatever_happens() -> None:
 def test_latencies_of_single_tokens_have_no_time_between_them() -> None:
     result = Replay([Served(0.0, [1.0], [5])], [1.0], [0])
     assert set(result.latencies()) == {"ttft", "e2el"}
+
+
+@POOLS
+def test_adapters_that_nobody_asks_for_cost_no_call(pool: type[UnifiedPool] | None) -> None:
+    """Counted, not timed: the Python calls of one trace for two adapters, with two loaded and with four hundred."""
+    trace, adapters = draw(WORKLOAD, 2), random_adapters((1,) * 400)
+    counts = []
+    for loaded in (2, 400):
+        one, calls = engine(num_blocks=1024, pool=pool), collections.Counter()
+        preload(one, adapters[:loaded])
+        replay(one, trace, adapters, one_second_a_step)  # whatever is computed once is computed now
+
+        def count(frame: object, event: str, argument: object, calls: collections.Counter = calls) -> None:
+            calls[event] += 1
+
+        sys.setprofile(count)
+        try:
+            replay(one, trace, adapters, one_second_a_step)
+        finally:
+            sys.setprofile(None)
+        counts.append(calls["call"] + calls["c_call"])
+    assert 0 < counts[1] <= 1.01 * counts[0]
