@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..adapter import Adapter, PeftConfig
+from ..adapter import Adapter, LoraTensors, PeftConfig
 from ..arrays import DTYPES, Precision, ceil_div
 from ..backends import BACKENDS
 from ..config import LAYER_MODULES, ModelConfig
@@ -86,7 +86,20 @@ def random_adapters(model: Model, setup: Setup) -> Iterator[Adapter]:
     for i, rank in enumerate(itertools.cycle(setup.ranks)):
         peft = PeftConfig(rank, 2 * rank, target_modules=tuple(setup.modules))
         rng = np.random.default_rng([setup.seed, i])
-        yield random_adapter(model.config, peft, f"adapter-{i}", rng, gains.__getitem__)
+        yield in_one_array(random_adapter(model.config, peft, f"adapter-{i}", rng, gains.__getitem__))
+
+
+def in_one_array(adapter: Adapter) -> Adapter:
+    """Return the adapter with A and B of all modules side by side, as a file of tensors that was read has them: small
+    arrays that were drawn one by one leave holes in a process's memory."""
+    arrays = [x for lora in adapter.lora.values() for x in (lora.A, lora.B)]
+    numbers = np.concatenate([x.reshape(-1) for x in arrays])
+    parts = iter(np.split(numbers, np.cumsum([x.size for x in arrays[:-1]])))
+    lora = {
+        module: LoraTensors(next(parts).reshape(lora.A.shape), next(parts).reshape(lora.B.shape))
+        for module, lora in adapter.lora.items()
+    }
+    return replace(adapter, lora=lora)
 
 
 def adapter_bytes(config: ModelConfig, rank: int, modules: Sequence[str], itemsize: int = 4) -> int:

@@ -149,21 +149,20 @@ def verified(beside: Testbed) -> float:
 def grow(beside: Testbed) -> Iterator[tuple[int, Result]]:
     """Make the adapters, and yield (count, bytes) at each number of them, loaded into one engine that has served.
 
-    grown_bytes is what the process grew by since the first adapter was there and had been served: None where it cannot
-    be known, or where it says nothing of the adapters (on a GPU; with a budget; with copies on the host)."""
+    grown_bytes is what the process grew by since the smallest number was there, and the bytes of those: None at the
+    smallest, where it cannot be known, and where it says nothing of the adapters (on a GPU; with a budget; with copies
+    on the host)."""
     setup, config = beside.setup, beside.model.config
     source, engine = random_adapters(beside.model, setup), beside.engine(max(setup.counts))
-    beside.adapters.append(next(source))
     trace = [replace(arrival, adapter=0, arrival=0.0) for arrival in beside.trace[: setup.max_running]]
-    replay(engine, trace, beside.adapters)  # everything that is not per adapter is there now
-    first, before = adapter_bytes(config, setup.ranks[0], setup.modules), process_memory()
     alone = setup.device == "cpu" and setup.memory is None and setup.pool == "separate"
+    first: int | None = None  # what there was beside the adapters of the smallest number
     for count in sorted(set(setup.counts)):
         while len(beside.adapters) < count:
             beside.adapters.append(next(source))
             preload(engine, beside.adapters[-1:])
         replay(engine, trace, beside.adapters)
-        total = adapters_bytes(config, setup, count)
-        now = process_memory()
-        grown = now - before + first if alone and now is not None and before is not None else None
+        total, now = adapters_bytes(config, setup, count), process_memory()
+        grown = now - first if alone and now is not None and first is not None else None
+        first = now - total if first is None and now is not None else first
         yield count, {"adapter_bytes": total, "kv_bytes": engine.cache.memory.nbytes, "grown_bytes": grown}
