@@ -62,3 +62,19 @@ def test_the_figures_are_those_that_were_measured() -> None:
 
 def test_a_picture_takes_two_seconds_at_most() -> None:
     assert max(RESULTS["cpu_seconds_per_picture"].values()) <= 2
+
+
+def test_the_quality_is_that_of_the_evaluation() -> None:
+    quality = json.loads((ROOT / "refimpl" / "tiny" / "pictures" / "quality.json").read_text("utf-8"))["fresh"]
+    table = PAGE.partition("<!-- quality: ")[2].partition("<!-- end of quality -->")[0]
+    rows = {cells[0]: cells[1:] for cells in (re.split(r" \| ", line.strip("| ")) for line in table.splitlines()[1:])}
+    assert rows["of 100 pictures, the judge sees"] == [*quality]
+    keys = {
+        "place, character and treasure right": "content (all three)",
+        "the style right": "style",
+        "the mood right": "mood",
+        "the weather right": "weather",
+    }
+    for words, key in keys.items():
+        assert rows[words] == [f"{100 * figures[key]:.0f} %" for figures in quality.values()], words
+    assert {figures["pictures"] for figures in quality.values()} == {100}
