@@ -3,8 +3,11 @@
     pip install -e '.[peft]' && python benchmarks/cpu.py [--threads N] [--json FILE]
 
 Same machine, same threads, same weights, same tokens; each figure is a median of pairs taken in turn, ours then PEFT's,
-because a shared machine drifts. "5.0x" means that PEFT takes 5 times as long. Before anything is timed, both must give
-the same logits.
+because a shared machine drifts; on one thread it is the processor's time, which others do not take. "5.0x" means that
+PEFT takes 5 times as long. Before anything is timed, both must give the same logits.
+
+Beside each figure stands its limit: what the bytes and flops of the step need at least (refimpl/bench/cost.py)
+at the bandwidth and the GEMM rate that it had in the same run.
 """
 
 import argparse
@@ -35,6 +38,9 @@ import refimpl  # noqa: E402
 from refimpl.adapter_cache import AdapterCache  # noqa: E402
 from refimpl.arrays import Precision  # noqa: E402
 from refimpl.batch import ScheduledRequest, make_batch  # noqa: E402
+from refimpl.bench.cost import Device, Step, Work, attention_work, base_work, lora_work  # noqa: E402
+from refimpl.bench.devices import COPY_BYTES, GEMM_SIZE, REPEATS  # noqa: E402
+from refimpl.config import LAYER_MODULES, ModelConfig  # noqa: E402
 from refimpl.kv_cache import KVCache  # noqa: E402
 from refimpl.model import forward  # noqa: E402
 
@@ -42,7 +48,7 @@ SMALL = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_at
 LARGE = dict(
     hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=12
 )
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+RANK = 8
 
 
 @dataclass
@@ -55,14 +61,14 @@ class Pair:
     names: list[str]
 
 
-def build(shape: dict[str, int], vocab: int, count: int, folder: Path, rank: int = 8) -> Pair:
+def build(shape: dict[str, int], vocab: int, count: int, folder: Path) -> Pair:
     """Random weights, written by transformers and PEFT, read back by both."""
     torch.manual_seed(0)
     config = LlamaConfig(**shape, vocab_size=vocab, max_position_embeddings=2048, attn_implementation="eager")
     LlamaForCausalLM(config).save_pretrained(folder / "base")
     for i in range(count):
         base = LlamaForCausalLM.from_pretrained(folder / "base")
-        peft = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS))
+        peft = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(LAYER_MODULES)))
         for name, p in peft.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(p, std=0.02)
@@ -173,6 +179,25 @@ def seconds(f: Callable, steps: int) -> float:
     return (clock() - start) / steps
 
 
+def this_machine() -> Device:
+    """What it does at best, by the clock of the steps: a copy (each number is read and written), a square product."""
+    source, square = np.ones(COPY_BYTES // 4, np.float32), np.ones((GEMM_SIZE, GEMM_SIZE), np.float32)
+    target, y = np.empty_like(source), np.empty_like(square)
+    copy = min(seconds(lambda: np.copyto(target, source), 1) for _ in range(REPEATS))
+    product = min(seconds(lambda: np.matmul(square, square, out=y), 1) for _ in range(REPEATS))
+    peak = 2 * GEMM_SIZE**3 / product
+    return Device("this", 0, 2 * source.nbytes / copy, {"float32": peak}, "measured just now")
+
+
+def step_work(config: ModelConfig, choice: list[int | None], contexts: list[int], tokens: int) -> Work:
+    """Bytes and flops of a step: request i computes its last `tokens` of contexts[i] tokens with adapter choice[i]."""
+    ranks = {module: RANK for module in config.modules() if module[1] in LAYER_MODULES}
+    adapted = [adapter for adapter in choice if adapter is not None]
+    base = base_work(config, Step(len(choice), tokens, 0, 0), 4)
+    lora = lora_work(config, ranks, Step(len(adapted), tokens, 0, len(set(adapted))), 4)
+    return sum((attention_work(config, Step(1, tokens, context, 0), 4) for context in contexts), base + lora)
+
+
 def main() -> None:
     """Build, verify, then time."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -191,46 +216,59 @@ def main() -> None:
     def prompts(lengths: list[int], vocab: int) -> list[list[int]]:
         return [rng.integers(1, vocab, n).tolist() for n in lengths]
 
-    def report(
-        name: str, ours: Callable, theirs: Callable, differs: float, repeats: int, steps: int, goal: str
-    ) -> None:
+    def report(name: str, steps: tuple[Callable, Callable, float], work: Work, repeats: int, in_a_row: int) -> None:
+        ours, theirs, differs = steps
         assert differs <= 1e-3, f"{name}: the two differ by {differs}: nothing is timed"
-        results[name] = {**ratio(ours, theirs, repeats, steps), "max_abs_difference": differs}
+        limit = {"bytes": work.bytes, "flops": work.flops, "limit_ms": 1e3 * device.seconds(work, "float32")}
+        results[name] = {**ratio(ours, theirs, repeats, in_a_row), "max_abs_difference": differs, **limit}
         r = results[name]
         print(
-            f"{name:58} {r['ratio']:6.2f}x   ours {r['ours_ms']:8.2f} ms  other {r['other_ms']:8.2f} ms   goal {goal}"
+            f"{name:58} {r['ratio']:6.2f}x   ours {r['ours_ms']:8.2f} ms  other {r['other_ms']:8.2f} ms   "
+            f"limit {r['limit_ms']:8.2f} ms"
         )
+
+    device = this_machine()
+    print(f"{device.source}: {device.bandwidth / 1e9:.1f} GB/s, {device.peaks['float32'] / 1e9:.0f} GFLOP/s")
 
     with tempfile.TemporaryDirectory() as folder:
         small = build(SMALL, 512, 3, Path(folder) / "small")
         lengths = [5, 64, 17, 33, 8, 50, 21, 40]
-        step = prepared(small, prompts(lengths, 512), [None, None, 0, 0, 1, 1, 2, 2])  # in the order of Engine.step
-        report("hidden 256, 4 layers: decode, 8 requests, 3 adapters+base", *step, args.repeats, 20, ">= 5x PEFT")
+        choice: list[int | None] = [None, None, 0, 0, 1, 1, 2, 2]  # in the order of Engine.step
+        step = prepared(small, prompts(lengths, 512), choice)
+        work = step_work(small.ours.config, choice, [n + 1 for n in lengths], 1)
+        report("hidden 256, 4 layers: decode, 8 requests, 3 adapters+base", step, work, args.repeats, 20)
 
         if args.small:
             return
         large = build(LARGE, 32000, 8, Path(folder) / "large")
-        ids = prompts([40 + 3 * i for i in range(16)], 32000)
-        step = prepared(large, ids, [i % 8 for i in range(16)])
-        report("110M: decode, 16 requests, 8 adapters", *step, args.repeats, 3, ">= 1.2x PEFT")
+        config = large.ours.config
+        lengths, choice = [40 + 3 * i for i in range(16)], [i % 8 for i in range(16)]
+        ids = prompts(lengths, 32000)
+        step = prepared(large, ids, choice)
+        work = step_work(config, choice, [n + 1 for n in lengths], 1)
+        report("110M: decode, 16 requests, 8 adapters", step, work, args.repeats, 3)
         distinct, _, _ = step
         identical, _, _ = prepared(large, ids, [0] * 16)
+        fewer = step_work(config, [0] * 16, [n + 1 for n in lengths], 1)
         results["110M: decode, 1 adapter instead of 8"] = r = ratio(distinct, identical, args.repeats, 3)
-        cost = 1 / r["ratio"]
-        print(f"{'110M: cost of 8 distinct adapters over 1, batch 16':58} {cost:6.2f}x   goal <= 1.5x")
-        report(
-            "110M: prefill, 4 x 512 tokens, 4 adapters",
-            *prefill(large, prompts([512] * 4, 32000), [0, 1, 2, 3]),
-            max(3, args.repeats // 4),
-            1,
-            ">= 0.9x PEFT",
+        r["limit_ratio"] = device.seconds(fewer, "float32") / device.seconds(work, "float32")
+        print(
+            f"{'110M: 8 distinct adapters over 1, batch 16':58} {1 / r['ratio']:6.2f}x   "
+            f"limit {1 / r['limit_ratio']:.2f}x"
         )
+        choice = [0, 1, 2, 3]
+        step = prefill(large, prompts([512] * 4, 32000), choice)
+        work = step_work(config, choice, [512] * 4, 512)
+        report("110M: prefill, 4 x 512 tokens, 4 adapters", step, work, max(3, args.repeats // 4), 1)
     about = {
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": int(args.threads),
         "numpy": np.__version__,
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "bandwidth_gb_s": device.bandwidth / 1e9,
+        "gemm_gflop_s": device.peaks["float32"] / 1e9,
     }
     print(about)
     if args.json:
