@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from .. import adapter_slots
 from ..adapter import Adapter
-from ..adapter_slots import AdapterSlots, BoundAdapter, LoraWeights
+from ..adapter_slots import AdapterSlots, BoundAdapter
 from ..arrays import Array, Float, Int, Precision, namespace, rounded, widen
 from ..config import EMBED, ModelConfig, Module, View
 from ..errors import LoracleError
@@ -63,24 +63,33 @@ _packed: WeakKeyDictionary[AdapterSlots, Packings] = WeakKeyDictionary()
 
 
 def packed_at(adapters: AdapterSlots, module: Module, dtype: str) -> Groups:
-    """Return all adapters of one module, those of one width in one buffer, packed once per change of the slots.
-
-    Nearly always that is one buffer. Adapters that extend the vocabulary are wider at the embedding and the lm_head."""
+    """Return all adapters of one module, packed once per change of the slots."""
     packings = _packed.setdefault(adapters, {})
     weights: Mapping[int, object] = adapters.at(module)
-    if isinstance(adapters, PagedSlots):  # what is read from pages is new at every look-up: compared by where they lie
+    if isinstance(adapters, PagedSlots):  # compared by where they lie, without reading them
         weights = {slot: adapters.adapters[slot] for slot in weights}
-    weights, count = dict(weights), 1 + max(adapters.slots)
-    if (module, dtype) not in packings or packings[module, dtype][:2] != (weights, count):
-        by_width: dict[tuple[int, int], dict[int, LoraWeights]] = {}
-        for slot, lora in adapters.at(module).items():
-            by_width.setdefault((lora.B.shape[0], lora.A.shape[1]), {})[slot] = lora
-        groups = [
-            (frozenset(group), launch.pack([group], [d_out], dtype, count, xp=namespace(next(iter(group.values())).B)))
-            for (d_out, _), group in by_width.items()
-        ]
-        packings[module, dtype] = (weights, count, groups)
+    count = 1 + max(adapters.slots)
+    if (module, dtype) not in packings or packings[module, dtype][:2] != (dict(weights), count):
+        packings[module, dtype] = (dict(weights), count, _pack(adapters, module, dtype, count))
     return packings[module, dtype][2]
+
+
+def _pack(adapters: AdapterSlots, module: Module, dtype: str, count: int) -> Groups:
+    """Those of one width in one buffer; those that lie in pages stay there, and only their tables are made.
+
+    Nearly always that is one buffer. Adapters that extend the vocabulary are wider at the embedding and the lm_head."""
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for slot, shape in adapters.shapes(module).items():
+        by_shape.setdefault(shape, []).append(slot)
+    groups: Groups = []
+    for (d_out, _), slots in by_shape.items():
+        if isinstance(adapters, PagedSlots):
+            packed = launch.page(adapters, [module], [d_out], slots, dtype)
+        else:
+            group = {slot: adapters.at(module)[slot] for slot in slots}
+            packed = launch.pack([group], [d_out], dtype, count, xp=namespace(group[slots[0]].B))
+        groups.append((frozenset(slots), packed))
+    return groups
 
 
 def lora_delta(

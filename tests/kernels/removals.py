@@ -33,6 +33,7 @@ sys.path[:0] = [path for path in (str(HERE.parent.parent), str(HERE.parent), str
 import numpy as np  # noqa: E402
 import test_kv_write  # noqa: E402
 import test_lora  # noqa: E402
+import test_lora_paged  # noqa: E402
 import test_model  # noqa: E402
 import test_paged_attention  # noqa: E402
 import test_small  # noqa: E402
@@ -93,6 +94,30 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "if (false) return;",
     ): "the loop over columns does not run either; the block reads Ax for nothing",
     (
+        "lora_paged.cu",
+        "bgmv_expand_paged",
+        "while (lanes < 32 && lanes * VEC < rank) lanes *= 2;",
+        "while (lanes < 32 && true) lanes *= 2;",
+    ): "as in bgmv_expand_v2: more lanes share a row of B than have something to read of it; they add 0",
+    (
+        "lora_paged.cu",
+        "bgmv_expand_paged",
+        "for (int first = blockIdx.y * 128; first < d_out; first += gridDim.y * 128) {",
+        "for (int first = blockIdx.y * 128; first <= d_out; first += gridDim.y * 128) {",
+    ): "one more tile, and none of its columns is one: c < d_out is asked before each access",
+    (
+        "lora_paged.cu",
+        "sgmv_shrink_paged",
+        "if (first >= lora.rank) return;",
+        "if (false) return;",
+    ): "a block beyond the rank: it stages zeros in place of rows of A, and stores nothing. Slower, no more",
+    (
+        "lora_paged.cu",
+        "sgmv_shrink_paged",
+        "for (int k = from; k < to; k += STEP) {",
+        "for (int k = from; k <= to; k += STEP) {",
+    ): "one more step, of zeros",
+    (
         "lora_tensor_cores.cu",
         "sgmv_shrink_v3",
         "if (first >= lora.rank) return;",
@@ -138,8 +163,8 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
 
 # Which .cu files include a header.
 INCLUDED_BY = {
-    "common.cuh": ("lora.cu", "layers.cu", "paged_attention.cu", "lora_tensor_cores.cu"),
-    "lora.cuh": ("lora.cu", "lora_tensor_cores.cu"),
+    "common.cuh": ("lora.cu", "layers.cu", "paged_attention.cu", "lora_tensor_cores.cu", "lora_paged.cu"),
+    "lora.cuh": ("lora.cu", "lora_tensor_cores.cu", "lora_paged.cu"),
 }
 
 
@@ -173,6 +198,14 @@ def properties(file: str) -> Iterator[Property]:
                     yield test(dtype, many_steps, dtype, shrink, expand)
             yield test(dtype, test_lora.test_a_token_id_is_a_one_hot_row, dtype)
             yield test(dtype, test_lora.test_sgmv_reads_the_weights_once_per_adapter_and_launch, dtype, 2)
+        if file == "lora_paged.cu":
+            both = f"{dtype}/float32"
+            for form in test_lora_paged.FORMS:
+                yield test(both, test_lora_paged.test_nothing_is_looked_up_beyond_the_last_number, dtype, form)
+                yield test(both, test_lora_paged.test_all_ranks_in_one_launch, dtype, form, 7)
+                yield test(both, test_lora_paged.test_all_ranks_in_one_launch, dtype, form, 64)
+                yield test(both, test_lora_paged.test_pages_change_no_bit, dtype, form)
+            yield test(both, test_lora_paged.test_a_token_id_is_a_one_hot_row, dtype)
         if file == "layers.cu":
             for function in (
                 test_small.test_embed_copies_rows,

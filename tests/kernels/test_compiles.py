@@ -48,7 +48,11 @@ def test_what_is_left_out_is_left_out_by_name() -> None:
         assert {file for file, dtype in made if dtype == "float16"} == everything
         assert {file for file, dtype in made if dtype == "float32"} == everything - {"lora_tensor_cores.cu"}
         assert {file for file, dtype in made if dtype == "bfloat16"} == (everything if int(arch[3:]) >= 80 else set())
-        assert {file for file, dtype in made if dtype == "float16/float32"} == {"kv_write.cu", "paged_attention.cu"}
+        assert {file for file, dtype in made if dtype == "float16/float32"} == {
+            "kv_write.cu",
+            "lora_paged.cu",
+            "paged_attention.cu",
+        }
 
 
 SPILLING = """

@@ -8,6 +8,7 @@ GPU checks nothing, so whatever a plan could do wrong is an error here, before t
 from .attention import attention, write_kv
 from .layers import embed, mlp_activation, rms_norm, rope
 from .lora import Kernel, LoraLaunch, PackedLora, choose, lora_delta, pack
+from .paged_lora import page
 from .start import STORED, checked, recorded, stored, widened
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "lora_delta",
     "mlp_activation",
     "pack",
+    "page",
     "recorded",
     "rms_norm",
     "rope",

@@ -1,4 +1,4 @@
-"""lora.cu and lora_tensor_cores.cu: adapters packed for the kernels, which of the kernels to use, and their launch."""
+"""lora.cu, lora_tensor_cores.cu, lora_paged.cu: adapters packed for them, which of their kernels, and the launch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,17 @@ FULL = 2048  # resident blocks on an H100-class GPU: enough in flight to hide me
 
 
 @dataclass(frozen=True, eq=False)
+class PageTable:
+    """Where adapters lie that are in pages (paged_lora.py): offsets count an adapter's own numbers then."""
+
+    rows: Int[
+        Array, " rows"
+    ]  # int32, of all adapters one after another: which row of weights [pages, width] comes next
+    starts: Int[Array, " adapters"]  # where each adapter's begin in it
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
 class PackedLora:
     """All adapters of some layers that read the same input, in one buffer, behind tables of where each one begins."""
 
@@ -34,6 +45,7 @@ class PackedLora:
     max_rank: int
     widest: int  # columns of the widest slice
     columns: int  # of all slices
+    page_table: PageTable | None = None  # None: all in one buffer
 
     @property
     def slices(self) -> int:
@@ -114,6 +126,11 @@ KERNELS = {
         Kernel("lora.cu", "bgmv_expand_v2", False, 128, 128),
         Kernel("lora.cu", "sgmv_expand_v2", True, 128, 128),
         Kernel("lora_tensor_cores.cu", "sgmv_expand_v3", True, 64, 128),
+        Kernel("lora_paged.cu", "lookup_paged", False, 32, 32),
+        Kernel("lora_paged.cu", "bgmv_shrink_paged", False, 4, 128, can_split=True),
+        Kernel("lora_paged.cu", "bgmv_expand_paged", False, 128, 128),
+        Kernel("lora_paged.cu", "sgmv_shrink_paged", True, 16, 256, can_split=True),
+        Kernel("lora_paged.cu", "sgmv_expand_paged", True, 128, 128),
     )
 }
 
@@ -137,6 +154,16 @@ def kernel_of(kernel: str | Kernel) -> Kernel:
     if kernel not in KERNELS:
         raise LoracleError(f"there is no kernel {kernel!r}; there are {', '.join(KERNELS)}, and Kernel(file, name)")
     return KERNELS[kernel]
+
+
+def paged_form(kernel: Kernel) -> Kernel:
+    """Return the kernel that does the same for adapters in pages. Tensor cores have none: v2 computes what v3 would.
+
+    LoracleError for v1, and for a reader's own."""
+    form = kernel.name.removeprefix("lora_").removesuffix("_v2").removesuffix("_v3")
+    if f"{form}_paged" not in KERNELS:
+        raise LoracleError(f"{kernel.name} cannot read adapters that lie in pages")
+    return KERNELS[f"{form}_paged"]
 
 
 def choose(tokens: int, adapters: int, rank: int, d_in: int, slices: int, dtype: str, round_rank: bool) -> LoraLaunch:
@@ -184,18 +211,21 @@ def lora_delta(
     if launch.expand == "sgmv_expand_v3" and not round_rank:
         raise LoracleError("sgmv_expand_v3 rounds the rank-r intermediate; where it is to stay float32, v2 must run")
     shrink, expand = kernel_of("lora_lookup" if lookup else launch.shrink), kernel_of(launch.expand)
+    dtype = packed.dtype
+    if packed.page_table is not None:
+        shrink, expand, dtype = paged_form(shrink), paged_form(expand), f"{dtype}/float32"
     splits = launch.splits if shrink.can_split else 1
     arguments = _arguments(y, x, packed, mapping.device.columns[j], splits)
     arguments |= {"round_rank": int(round_rank), "round_delta": int(round_delta)}
     tiles, tokens, stride = len(column.tile_starts) - 1, y.shape[0], packed.max_rank
     grid = (tiles if shrink.by_tile else tokens, ceil_div(stride, shrink.width), packed.slices * splits)
-    start.launch_kernel(shrink.file, packed.dtype, shrink.name, grid, shrink.threads, arguments)
+    start.launch_kernel(shrink.file, dtype, shrink.name, grid, shrink.threads, arguments)
     spread = ceil_div(packed.widest, expand.width)
     if expand.name != "lora_expand_v1":
         spread = min(spread, launch.spread)
     grid = (tiles if expand.by_tile else tokens, spread, packed.slices)
     smem = (TILE + expand.width) * (ceil_div(stride, 16) * 16 + 8) * 2 if expand.name == "sgmv_expand_v3" else 0
-    start.launch_kernel(expand.file, packed.dtype, expand.name, grid, expand.threads, arguments, smem)
+    start.launch_kernel(expand.file, dtype, expand.name, grid, expand.threads, arguments, smem)
 
 
 def _check(y: Array, x: Array, packed: PackedLora, column: LoraColumn) -> None:
@@ -221,12 +251,15 @@ def _check(y: Array, x: Array, packed: PackedLora, column: LoraColumn) -> None:
 def _arguments(y: Array, x: Array, packed: PackedLora, column: LoraColumn, splits: int) -> dict[str, Any]:
     """By the names that the kernels' parameters have. column: the copy that lies where the kernels read."""
     tokens, stride = y.shape[0], packed.max_rank
-    return {
+    table = packed.page_table
+    paging = {} if table is None else {"page_table": table.rows, "page_starts": table.starts, "page_width": table.width}
+    return paging | {
         "y": y,
         "x": x,
         "token_ids": x,
         "Ax": start.empty(namespace(y), (splits, packed.slices, tokens, stride), np.float32),
         "weights": packed.weights,
+        "pages": packed.weights,
         "offsets": packed.offsets,
         "ranks": packed.ranks,
         "scales": packed.scales,
