@@ -94,6 +94,8 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "cases", counts, ""
     if report["smallest_in_words"]:
         yield "smallest", report["smallest_in_words"], "bold"
+    if report["cause"]:
+        yield from cause_rows(report["cause"])
     fails_from = times(report["noise"]["fails_from"])
     yield "worst row", f"{times(report['worst_noise_ratio'])}; a row fails from {fails_from}", ""
     if report["noise"]["ceiling"] is not None:
@@ -115,6 +117,15 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "it is", f"for you to find out; then: loracle check --engine {report['engine']} --reveal", ""
     elif report["power"] or report["verdict"] != "fail":
         yield "power", powerful(report["power"]), ""
+
+
+def cause_rows(cause: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield (label, text, style) of what a fit has found: it leaves noise, or there is none."""
+    yield "cause", cause["sentence"], "bold"
+    yield "", cause["evidence"], ""
+    for change in cause["changes"]:
+        for link in change["links"]:
+            yield "", f"seen in {link}", "dim"
 
 
 def diagnosis_rows(diagnosis: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -43,6 +43,16 @@ class EngineDriver:
             self._state = (settings, case.stateless)
         return play(self.engine, case, self.testbed)
 
+    def run_on(self, testbed: Testbed, case: Case, settings: Settings) -> list[Exchange]:
+        """Run the case now with the same base and other adapters under the same names, from an engine without any."""
+        usual, self.testbed = self.testbed, testbed
+        self._state = None if self._state is None else (self._state[0], False)
+        try:
+            return self.run(case, settings)
+        finally:
+            self.testbed = usual
+            self._state = None if self._state is None else (self._state[0], False)
+
     def _restart(self, settings: Settings) -> None:
         if self._state is not None:
             self.engine.close()

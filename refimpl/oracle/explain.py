@@ -19,6 +19,8 @@ from .cases.case import Case, Exchange, Load, Run
 from .cases.shrink import Budget, shrink
 from .cases.testbed import Testbed
 from .cases.words import in_words
+from .cause import cause_of
+from .causes.statement import CauseReport
 from .diagnosis.candidate import Candidate, evaluate
 from .diagnosis.diagnose import Finding, diagnose
 from .diagnosis.localise import Location, by_ablation, first_off, intermediates
@@ -83,7 +85,9 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
     symptoms += _symptoms(context, close, samples)
     locations, divergence, more = _located(context, failed) if readable else ([], None, [])
     search_bugs = readable and context.settings.name_bug
-    candidates = _candidates(context, small or with_rows[0], with_rows, divergence) if search_bugs else []
+    cause, broken_off = _cause(context, played) if search_bugs else (None, [])
+    first = small or with_rows[0] if search_bugs else None
+    candidates = [] if first is None else _candidates(context, first, with_rows, divergence, cause is None)
     findings = _findings(context, with_rows, candidates, played)
     return Explanation(
         findings,
@@ -93,9 +97,10 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
         _picture(context, with_rows, findings),
         smallest,
         None if smallest is None else shortest.settings,
-        diagnostics + unreadable(played) + more,
+        diagnostics + unreadable(played) + more + broken_off,
         time.monotonic() - began,
         words,
+        cause,
     )
 
 
@@ -186,9 +191,10 @@ def _smallest_sample(context: Context, smallest: Case, settings: Settings) -> Sa
 
 
 def _candidates(
-    context: Context, first: Sample, samples: Sequence[Sample], divergence: Location | None
+    context: Context, first: Sample, samples: Sequence[Sample], divergence: Location | None, scopes: bool
 ) -> list[Candidate]:
-    """Return every bug beside the smallest failure; those that come nearest, beside all of the samples."""
+    """Return every bug beside the smallest failure; those that come nearest, beside all of the samples. scopes: try
+    them in parts of the model as well."""
 
     def applicable(mutant: Mutant) -> bool:
         return is_applicable(mutant, context.testbed, first.case, first.settings)
@@ -197,7 +203,7 @@ def _candidates(
         return _beside(context, some, names)
 
     location = None if divergence is None else (divergence.layer, divergence.module)
-    return search(Search(context.testbed, beside, applicable, first, samples, location))
+    return search(Search(context.testbed, beside, applicable, first, samples, location, scopes))
 
 
 def _beside(context: Context, samples: Sequence[Sample], names: Sequence[str]) -> list[Candidate]:
@@ -216,6 +222,15 @@ def _project(context: Context, sample: Sample, names: Sequence[str]) -> list[Fut
     share = max(1, ceil_div(len(names), max(context.settings.jobs, 1)))
     shares = [names[i : i + share] for i in range(0, len(names), share)]
     return [context.workers.submit(project_bugs, sample, some) for some in shares]
+
+
+def _cause(context: Context, played: Sequence[PlayedCase]) -> tuple[CauseReport | None, list[str]]:
+    """Return the cause by a fit, and what went wrong in looking for it."""
+    context.observer.advance("looking for the cause", 0, 1)
+    try:
+        return cause_of(context.driver, context.testbed, context.members, context.thresholds, played), []
+    except EngineError as error:
+        return None, [f"while the cause was looked for: {error}"]
 
 
 # The place.

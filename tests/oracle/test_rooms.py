@@ -6,7 +6,7 @@ from pathlib import Path
 
 from support.imports import PACKAGE, import_graph
 
-ORDER = ("cases", "bugs", "noise", "diagnosis", "reports")
+ORDER = ("cases", "bugs", "noise", "diagnosis", "causes", "reports")
 ORACLE = "refimpl.oracle."
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from ...engines.interface import Settings
 from ..cases.case import Case
 from ..cases.testbed import Testbed
+from ..causes.statement import CauseReport
 from ..diagnosis.candidate import Candidate
 from ..diagnosis.diagnose import Finding
 from ..diagnosis.localise import Location
@@ -70,6 +71,7 @@ class Explanation:
     diagnostics: list[str] = field(default_factory=list)
     seconds: float = 0.0
     smallest_in_words: str = ""
+    cause: CauseReport | None = None  # by a fit: which delta is wrong where; nothing that leaves more than noise
 
 
 @dataclass

@@ -9,6 +9,7 @@ import numpy as np
 from ... import __version__
 from ...arrays import Array
 from ..cases.case_json import to_json
+from ..causes.statement import CauseReport
 from ..diagnosis.diagnose import Finding
 from ..diagnosis.localise import Location, where_in_words
 from ..diagnosis.projection import limit
@@ -32,6 +33,7 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "undecided": verdicts.count("undecided"),
         "worst_noise_ratio": _number(max(ratios, default=0.0)),
         "precision": result.dtype,
+        "cause": None if result.explanation.cause is None else _cause_json(result.explanation.cause),
         "diagnosis": [_finding_json(finding) for finding in result.explanation.findings],
         "symptoms": [
             {"what": symptom.what, "count": symptom.count, "of": symptom.of} for symptom in result.explanation.symptoms
@@ -58,6 +60,31 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "picture": None if result.explanation.picture is None else _picture_json(result.explanation.picture),
         "batches": [_case(one) for one in result.played],
         "seconds": {name: round(seconds, 3) for name, seconds in result.seconds.items()},
+    }
+
+
+def _cause_json(cause: CauseReport) -> dict[str, Any]:
+    changes = [
+        {
+            "what": change.sentence,
+            "source": change.source,
+            "modules": change.modules,
+            "tokens": change.tokens,
+            "coefficient": None if change.coefficient is None else _number(change.coefficient),
+            "by_adapter": {adapter: _number(coefficient) for adapter, coefficient in change.by_adapter},
+            "bug": change.bug,
+            "links": list(change.links),
+        }
+        for change in cause.changes
+    ]
+    return {
+        "sentence": cause.sentence,
+        "evidence": cause.evidence,
+        "changes": changes,
+        "where": cause.where,
+        "explained": cause.explained,
+        "failed": cause.failed,
+        "residual": _number(cause.residual),
     }
 
 

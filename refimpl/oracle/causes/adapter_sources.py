@@ -1,0 +1,81 @@
+"""Deltas of other adapters; and what a known bug of binding makes of the own one, with its name and its links."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from ...adapter_slots import LoraWeights
+from ...arrays import Array
+from ...config import Module
+from .mix_up import Delta, Point, Source, blended, full_delta
+
+
+def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator[Source]:
+    """other: None where those words mean the base: nothing is added then, and what stands instead is nothing."""
+
+    def added(point: Point) -> Array | None:
+        return None if other is None else point.full_delta(other)
+
+    def instead(point: Point) -> Array | None:
+        own_delta = None if key is None else point.full_delta(key)
+        wrong = added(point)
+        if own_delta is None or wrong is None:
+            return wrong if own_delta is None else -own_delta
+        return wrong - own_delta if wrong.shape == own_delta.shape else None
+
+    def mixed(a_key: str, b_key: str, s_key: str) -> Delta:
+        def delta(point: Point) -> Array | None:
+            A_from, B_from, scale_from = point.of(a_key), point.of(b_key), point.of(s_key)
+            own_delta = None if key is None else point.of(key)
+            if A_from is None or B_from is None or scale_from is None or own_delta is None:
+                return None
+            return blended(point, A_from, B_from, scale_from, own_delta)
+
+        return delta
+
+    def stale(point: Point) -> Array | None:
+        """Ranks of the other one beyond the own ones: the tail of a slot that was not cleared."""
+        own_delta, rest = None if key is None else point.of(key), None if other is None else point.of(other)
+        if own_delta is None or rest is None or rest.A.shape[0] <= own_delta.A.shape[0]:
+            return None
+        r = own_delta.A.shape[0]
+        tail = replace(rest, A=rest.A[r:], B=rest.B[:, r:], bias=None)
+        return blended(point, tail, tail, own_delta, None)
+
+    def untargeted(point: Point) -> Array | None:
+        """Only where the own one has nothing."""
+        return None if key is None or point.of(key) is not None else added(point)
+
+    yield Source(f"added: {called}", f"the delta of {called}", added, "added", 2)
+    yield Source(f"instead: {called}", f"the delta of {called}", instead, "instead", 2)
+    if key is None or other is None:
+        return
+    words = f"the delta of {called} at modules that its own adapter leaves alone"
+    yield Source(f"untargeted: {called}", words, untargeted, "added", 2.5)
+    yield Source(f"A of {called}", f"its own delta with the A of {called}", mixed(other, key, key), "instead", 4)
+    yield Source(f"B of {called}", f"its own delta with the B of {called}", mixed(key, other, key), "instead", 4)
+    words = f"its own delta at the scale of {called}"
+    yield Source(f"scale of {called}", words, mixed(key, key, other), "instead", 3)
+    words = f"the delta of {called} at its own scale"
+    yield Source(f"A and B of {called}", words, mixed(other, other, key), "instead", 4)
+    yield Source(f"stale ranks of {called}", f"the ranks of {called} beyond its own", stale, "added", 4)
+
+
+def registered(
+    key: str, names: Mapping[str, str], bound: Mapping[str, Mapping[Module, LoraWeights]]
+) -> Iterator[Source]:
+    """Yield a source for each known bug of binding. names: what each does, by its name. bound: the adapter then."""
+
+    def instead(wrong: Mapping[Module, LoraWeights]) -> Delta:
+        def delta(point: Point) -> Array | None:
+            right, other = point.of(key), wrong.get(point.module)
+            if right is None:
+                return None if other is None else full_delta(point.x, other)
+            if other is None:
+                return -full_delta(point.x, right)
+            changed, own_delta = full_delta(point.x, other), full_delta(point.x, right)
+            return changed - own_delta if changed.shape == own_delta.shape else None
+
+        return delta
+
+    for name, what in names.items():
+        yield Source(name, what, instead(bound[name]), "bug", 2)

@@ -1,0 +1,142 @@
+"""The own delta of something else: another token, module, layer or input; or in another place of the computation."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ...adapter_slots import LoraWeights
+from ...arrays import Array
+from ...rope import apply_rope
+from .mix_up import EXACT, RESIDUAL, Delta, Point, Source, blended, full_delta
+
+
+def token_sources(key: str) -> Iterator[Source]:
+    """Yield the deltas of other tokens."""
+
+    def shifted(shift: Callable[[int], Array]) -> Delta:
+        def delta(point: Point) -> Array | None:
+            lora = point.of(key)
+            if lora is None:
+                return None
+            own_delta, rows = full_delta(point.x, lora), shift(len(point.x))
+            return np.where(rows[:, None] < 0, 0.0, own_delta[rows]) - own_delta
+
+        return delta
+
+    def mean(point: Point) -> Array | None:
+        lora = point.of(key)
+        return None if lora is None else full_delta(point.x, lora).mean(axis=0) - full_delta(point.x, lora)
+
+    shifts: dict[str, Callable[[int], Array]] = {
+        "the token before": lambda n: np.arange(n) - 1,
+        "the token after": lambda n: np.where(np.arange(n) + 1 < n, np.arange(n) + 1, -1),
+        "the first token": lambda n: np.zeros(n, int),
+        "the last token": lambda n: np.full(n, n - 1),
+        "the mirrored token": lambda n: np.arange(n)[::-1],
+    }
+    for name, shift in shifts.items():
+        yield Source(f"of {name}", f"its own delta of {name}", shifted(shift), "instead", 4)
+    yield Source("of the mean token", "the mean of its own deltas over the tokens", mean, "instead", 6)
+
+
+def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
+    def mixed(
+        A_of: Callable[[Point], LoraWeights | None],
+        B_of: Callable[[Point], LoraWeights | None],
+        scale_of: Callable[[Point], LoraWeights | None],
+        subtract: bool = True,
+    ) -> Delta:
+        def delta(point: Point) -> Array | None:
+            own_lora, A_from, B_from, scale_from = point.of(key), A_of(point), B_of(point), scale_of(point)
+            if A_from is None or B_from is None or scale_from is None:
+                return None
+            if A_from is B_from is scale_from is own_lora:
+                return None
+            return blended(point, A_from, B_from, scale_from, own_lora if subtract else None)
+
+        return delta
+
+    def at(name: str) -> Callable[[Point], LoraWeights | None]:
+        return lambda point: None if point.module[0] < 0 else point.of(key, point.beside(name))
+
+    def here(point: Point) -> LoraWeights | None:
+        return point.of(key)
+
+    def layer(shift: int) -> Callable[[Point], LoraWeights | None]:
+        def of(point: Point) -> LoraWeights | None:
+            number, name = point.module
+            of_module = number + shift
+            return point.of(key, (of_module, name)) if number >= 0 and of_module >= 0 else None
+
+        return of
+
+    def layer_zero(point: Point) -> LoraWeights | None:
+        return point.of(key, (0, point.module[1])) if point.module[0] > 0 else None
+
+    for name in modules:
+        of_module = at(name)
+        yield Source(f"{name}'s", f"{name}'s delta", mixed(of_module, of_module, of_module), "instead", 5)
+        yield Source(f"A of {name}", f"its own delta with {name}'s A", mixed(of_module, here, here), "instead", 6)
+        yield Source(f"B of {name}", f"its own delta with {name}'s B", mixed(here, of_module, here), "instead", 6)
+        yield Source(f"added {name}'s", f"{name}'s delta", mixed(of_module, of_module, of_module, False), "added", 6)
+    for words, of in (
+        ("the layer before", layer(-1)),
+        ("the layer after", layer(1)),
+        ("layer 0", layer_zero),
+    ):
+        yield Source(f"delta of {words}", f"the delta of {words}", mixed(of, of, of), "instead", 4)
+        yield Source(f"A of {words}", f"its own delta with the A of {words}", mixed(of, here, here), "instead", 5)
+        yield Source(f"B of {words}", f"its own delta with the B of {words}", mixed(here, of, here), "instead", 5)
+
+
+def place_sources(key: str) -> Iterator[Source]:
+    def not_turned(point: Point) -> Array | None:
+        """What is added behind the rotation stands before it turned back."""
+        lora = point.of(key)
+        layer, name = point.module
+        rope = None if layer < 0 else point.config.kind(layer).rope
+        if lora is None or name not in ("q_proj", "k_proj") or rope is None:
+            return None
+        own_delta, (cos, sin) = full_delta(point.x, lora), point.turns[rope]
+        heads = own_delta.reshape(len(own_delta), -1, point.config.head_dim)
+        return apply_rope(heads, cos, -sin, rope.interleaved, EXACT).reshape(own_delta.shape) - own_delta
+
+    def turned_twice(point: Point) -> Array | None:
+        lora = point.of(key)
+        layer, name = point.module
+        rope = None if layer < 0 else point.config.kind(layer).rope
+        if lora is None or name not in ("q_proj", "k_proj") or rope is None:
+            return None
+        own_delta, (cos, sin) = full_delta(point.x, lora), point.turns[rope]
+        heads = own_delta.reshape(len(own_delta), -1, point.config.head_dim)
+        return apply_rope(heads, cos, sin, rope.interleaved, EXACT).reshape(own_delta.shape) - own_delta
+
+    yield Source("not turned", "its own delta added behind the rotation, unturned", not_turned, "instead", 4)
+    yield Source("turned twice", "its own delta turned twice", turned_twice, "instead", 6)
+
+
+def input_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
+    """The own delta of what another module was given."""
+
+    def of(name: str) -> Delta:
+        def delta(point: Point) -> Array | None:
+            lora, x = point.of(key), point.inputs.get(name)
+            if lora is None or x is None or x is point.x or point.module[1] == name or x.shape[1] != lora.A.shape[1]:
+                return None
+            return full_delta(x, lora) - full_delta(point.x, lora)
+
+        return delta
+
+    def late(point: Point) -> Array | None:
+        """Nothing at o_proj, and its delta at the MLP's end."""
+        lora = point.of(key, point.beside("o_proj")) if point.module[0] >= 0 else None
+        if lora is None or point.module[1] not in ("o_proj", point.config.down):
+            return None
+        if point.module[1] == "o_proj":
+            return -full_delta(point.x, lora)
+        return full_delta(point.inputs["o_proj"], lora)
+
+    for name in (*modules, RESIDUAL):
+        what = RESIDUAL + ", not normalised" if name == RESIDUAL else f"{name}'s input"
+        yield Source(f"input of {name}", f"its own delta of {what}", of(name), "instead", 4)
+    yield Source("o_proj late", "o_proj's delta behind the MLP", late, "instead", 5)

@@ -1,0 +1,98 @@
+"""What a mix-up would add to a module's output: deltas of the form  s B (A x)  with one of the operands wrong.
+
+    wrong operand     A, B, scale or bias of another adapter, module or layer; x of another token
+    wrong part of it  ranks, rows, heads or inputs left out, swapped, rolled
+    wrong place       before the rotation instead of behind it
+
+A source is *added* with a coefficient c. What stands *instead* of the request's own delta is a source less that one, so
+that c = 1 says so; the own delta with c = -1 is one that is missing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ...adapter_slots import LoraWeights
+from ...arrays import Array, Float, Precision
+from ...config import EMBED, LM_HEAD, ModelConfig, Module
+
+EXACT = Precision("model", "float64")
+RESIDUAL = "the residual stream"
+PARTNERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # those that engines fuse into one product
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One module in one pass over one request: all that a source is computed from."""
+
+    module: Module
+    x: Array  # [tokens, d_in]; token ids at the embedding
+    config: ModelConfig
+    weights: Mapping[str, Mapping[Module, LoraWeights]]  # every adapter that could be mixed up, by its key
+    saved: Mapping[str, Mapping[Module, Array]]  # whole layers that it brings along, less the base's
+    turns: Mapping[object, tuple[Array, Array]]  # rope -> cos and sin of each token's position
+    inputs: Mapping[str, Array]  # of this layer's modules up to this one, by name, and RESIDUAL: what was normalised
+
+    def of(self, key: str, module: Module | None = None) -> LoraWeights | None:
+        """An adapter's weights at this module, or at another one."""
+        return self.weights[key].get(self.module if module is None else module)
+
+    def full_delta(self, key: str) -> Float[Array, "tokens d_out"] | None:
+        """All that an adapter adds to this module: its delta, or what its own layer does beyond the base's."""
+        lora, layer = self.of(key), self.saved[key].get(self.module)
+        if layer is not None:
+            y = layer[self.x] if self.x.dtype.kind in "iu" else self.x @ layer.T
+            return y if lora is None else y + full_delta(self.x, lora)
+        return None if lora is None else full_delta(self.x, lora)
+
+    def beside(self, name: str) -> Module:
+        """A module of the same layer."""
+        return self.module[0], name
+
+
+Delta = Callable[[Point], Array | None]  # [tokens, d_out]; None: it says nothing of this module
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One mix-up. `words` finish a sentence: "... in place of its own delta", "its own delta ... "."""
+
+    key: str
+    words: str
+    delta: Delta
+    kind: str = "part"  # own, part (of own), instead, added
+    cost: float = 1.0  # bits, about: plain sources come before crooked ones where both explain
+
+
+def product(x: Array, A: Array, B: Array, scale: float, bias: Array | None = None) -> Float[Array, "tokens d_out"]:
+    """s (B (A x) + bias)."""
+    low = A[:, x].T if x.dtype.kind in "iu" else x @ A.T
+    y = low @ B.T
+    return (y if bias is None else y + bias) * scale
+
+
+def full_delta(x: Array, lora: LoraWeights) -> Float[Array, "tokens d_out"]:
+    """The whole delta of one adapter."""
+    return product(x, lora.A, lora.B, lora.scale, lora.bias)
+
+
+def blended(
+    point: Point, A_from: LoraWeights, B_from: LoraWeights, scale_from: LoraWeights, less: LoraWeights | None
+) -> Float[Array, "tokens d_out"] | None:
+    """A of one, B of another, at the scale of a third, as far as their ranks go; less the delta of a fourth.
+
+    None where A does not take this input, or B makes no such output."""
+    d_out = point.config.shape(point.module[1])[0]
+    by_id = point.x.dtype.kind in "iu"
+    width = point.config.shape(point.module[1])[0] if by_id else point.x.shape[1]
+    if (A_from.A.shape[1] != width and not by_id) or (
+        B_from.B.shape[0] != d_out and point.module not in (EMBED, LM_HEAD)
+    ):
+        return None
+    if by_id and (A_from.A.shape[1] <= point.x.max() or B_from.B.shape[0] != point.config.hidden_size):
+        return None
+    r = min(A_from.A.shape[0], B_from.B.shape[1])
+    y = product(point.x, A_from.A[:r], B_from.B[:, :r], scale_from.scale, B_from.bias)
+    if less is None:
+        return y
+    own_delta = full_delta(point.x, less)
+    return y - own_delta if own_delta.shape == y.shape else None

@@ -1,0 +1,85 @@
+"""The request's own delta, and other factors before it."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ...adapter_slots import LoraWeights
+from ...arrays import Array
+from .mix_up import PARTNERS, Delta, Point, Source, full_delta
+
+
+def own_sources(key: str) -> Iterator[Source]:
+    """Yield it, the layer that the adapter brings along, and the bias of lora_B."""
+
+    def own_delta(point: Point) -> Array | None:
+        return point.full_delta(key)
+
+    def saved(point: Point) -> Array | None:
+        return None if point.module not in point.saved[key] else point.full_delta(key)
+
+    def bias(point: Point) -> Array | None:
+        lora = point.of(key)
+        if lora is None or lora.bias is None:
+            return None
+        return np.broadcast_to(lora.bias * lora.scale, (len(point.x), len(lora.bias)))
+
+    def unscaled_bias(point: Point) -> Array | None:
+        lora = point.of(key)
+        if lora is None or lora.bias is None:
+            return None
+        return np.broadcast_to(lora.bias * (1 - lora.scale), (len(point.x), len(lora.bias)))
+
+    yield Source("own", "its own delta", own_delta, "own", 0)
+    yield Source("own saved layer", "the layer that it brings along", saved, "own", 1)
+    yield Source("own bias", "the bias of lora_B", bias, "own", 2)
+    yield Source("own bias unscaled", "the bias of lora_B unscaled", unscaled_bias, "instead", 4)
+
+
+def scale_sources(key: str) -> Iterator[Source]:
+    """The own delta at another scale that stands somewhere in the adapter, in the other modules or in the formula."""
+
+    def at(scale: Callable[[Point, LoraWeights], float | None]) -> Delta:
+        def delta(point: Point) -> Array | None:
+            lora = point.of(key)
+            wrong = None if lora is None or not lora.scale else scale(point, lora)
+            if lora is None or wrong is None or np.isclose(wrong, lora.scale, rtol=1e-9):
+                return None
+            return full_delta(point.x, lora) * (wrong / lora.scale - 1)
+
+        return delta
+
+    def root(point: Point, lora: LoraWeights) -> float:
+        return lora.scale * lora.A.shape[0] ** 0.5
+
+    def alpha(point: Point, lora: LoraWeights) -> float:
+        return lora.scale * lora.A.shape[0]
+
+    def alpha_of_root(point: Point, lora: LoraWeights) -> float:
+        return lora.scale / lora.A.shape[0] ** 0.5
+
+    def first_scale(point: Point, lora: LoraWeights) -> float:
+        return next(iter(point.weights[key].values())).scale
+
+    def partner(names: tuple[str, ...], name: str) -> Callable[[Point, LoraWeights], float | None]:
+        def scale(point: Point, lora: LoraWeights) -> float | None:
+            other = point.of(key, point.beside(name)) if point.module[1] in names else None
+            return None if other is None else other.scale
+
+        return scale
+
+    yield Source("scale 1", "its own delta without its scale", at(lambda point, lora: 1.0), "instead", 3)
+    yield Source("scale squared", "its own delta scaled twice", at(lambda point, lora: lora.scale**2), "instead", 3)
+    yield Source(
+        "scale inverse", "its own delta divided by its scale", at(lambda _, lora: 1 / lora.scale), "instead", 4
+    )
+    yield Source("scale times r", "its own delta times alpha, not alpha / r", at(alpha), "instead", 3)
+    yield Source("scale times root r", "its own delta scaled by alpha / sqrt(r), not alpha / r", at(root), "instead", 3)
+    yield Source(
+        "scale over root r", "its own delta scaled by alpha / r, not alpha / sqrt(r)", at(alpha_of_root), "instead", 3
+    )
+    yield Source("scale of first", "its own delta at the scale of its first module", at(first_scale), "instead", 4)
+    for names in PARTNERS:
+        for name in names:
+            words = f"its own delta at the scale of {name}"
+            yield Source(f"scale of {name}", words, at(partner(names, name)), "instead", 4)

@@ -1,0 +1,113 @@
+"""At which modules, and for which tokens: the regions of a request that a bug may be confined to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...arrays import Array
+from ...config import EMBED, LM_HEAD, ModelConfig, Module, short_name
+
+COLUMN_PARALLEL = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "qkv_proj", "gate_up_proj", "input_linear")
+BOUNDARIES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65)  # of tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A set of modules, or of tokens. `words` follow "at" or "for"; "" is everywhere."""
+
+    words: str
+    members: Array  # bool
+    cost: float  # bits, about
+
+
+def module_regions(config: ModelConfig) -> list[Region]:
+    """Return sets of modules, simplest first, over config.modules()."""
+    modules = config.modules()
+    names = list(config.layer_modules)
+
+    def region(words: str, cost: float, chosen: Sequence[Module]) -> Region:
+        return Region(words, np.array([module in chosen for module in modules]), cost)
+
+    inner = [module for module in modules if module[0] >= 0]
+    regions = [region("", 0, modules), region("every module of the layers", 0.5, inner)]
+    groups = {
+        "q_proj, k_proj and v_proj": [name for name in names if name in ("q_proj", "k_proj", "v_proj")],
+        "q_proj and k_proj": [name for name in names if name in ("q_proj", "k_proj")],
+        "k_proj and v_proj": [name for name in names if name in ("k_proj", "v_proj")],
+        "q_proj and v_proj": [name for name in names if name in ("q_proj", "v_proj")],
+        "gate_proj and up_proj": [name for name in names if name in ("gate_proj", "up_proj")],
+        "the attention": [name for name in names if name in (*config.qkv, "o_proj")],
+        "the MLP": [name for name in names if name in (*config.gate_up, config.down)],
+        "the column-parallel modules": [name for name in names if name in COLUMN_PARALLEL],
+        "o_proj and the down projection": [name for name in names if name not in COLUMN_PARALLEL],
+    }
+    regions += [region(name, 1, [module for module in inner if module[1] == name]) for name in names]
+    regions += [
+        region(words, 2, [module for module in inner if module[1] in group])
+        for words, group in groups.items()
+        if len(group) > 1
+    ]
+    regions += [
+        region(f"every module but {name}", 2, [module for module in modules if module[1] != name]) for name in names
+    ]
+    layers = range(config.num_hidden_layers)
+    regions += [region(f"layer {i}", 2, [module for module in inner if module[0] == i]) for i in layers]
+    regions += [
+        region(f"every layer from {i} on", 3, [module for module in inner if module[0] >= i]) for i in layers if i > 0
+    ]
+    regions += [
+        region(f"every layer before {i}", 3, [module for module in inner if module[0] < i]) for i in layers if i > 1
+    ]
+    for parity, words in ((0, "even"), (1, "odd")):
+        chosen = [module for module in inner if module[0] % 2 == parity]
+        regions.append(region(f"the {words} layers", 3, chosen))
+    regions += [region(short_name(module), 2.5 if module[0] >= 0 else 1, [module]) for module in modules]
+    regions += [
+        region(f"{name} from layer {i} on", 4, [module for module in inner if module[1] == name and module[0] >= i])
+        for name in names
+        for i in layers
+        if i > 0
+    ]
+    regions.append(region("embed_tokens and lm_head", 2, [EMBED, LM_HEAD]))
+    return _distinct(regions)
+
+
+def token_regions(tokens: int, prompt: int) -> list[Region]:
+    """Return sets of a request's tokens, simplest first: `prompt` of them are its prompt."""
+    index = np.arange(tokens)
+    regions = [
+        Region("", np.ones(tokens, bool), 0),
+        Region("the prompt's tokens", index < prompt, 1),
+        Region("decode steps", index >= prompt, 1),
+        Region("the last token of the prompt", index == prompt - 1, 1.5),
+        Region("every token of the prompt but the last", index < prompt - 1, 1.5),
+        Region("the last token of the prompt and decode steps", index >= prompt - 1, 2),
+        Region("the first token", index == 0, 2),
+        Region("the first token and decode steps", (index == 0) | (index >= prompt), 2),
+        Region("every token but the first", index > 0, 2),
+        Region("every token of the prompt but the first", (index > 0) & (index < prompt), 2.5),
+        Region("the first decode step", index == prompt, 2.5),
+        Region("decode steps but the first", index > prompt, 2.5),
+        Region("every second token", index % 2 == 1, 3),
+        Region("every other token from the first on", index % 2 == 0, 3),
+        Region("the second half of the prompt", (index >= prompt // 2) & (index < prompt), 3),
+        Region("the first half of the prompt", index < prompt // 2, 3),
+    ]
+    for i in BOUNDARIES:
+        regions.append(Region(f"tokens from place {i} on", index >= i, 3))
+        regions.append(Region(f"tokens before place {i}", index < i, 3))
+        regions.append(Region(f"tokens of the prompt from place {i} on", (index >= i) & (index < prompt), 3.5))
+        regions.append(Region(f"the last {i} tokens of the prompt", (index >= prompt - i) & (index < prompt), 3.5))
+        regions.append(Region(f"all but the last {i} tokens of the prompt", index < prompt - i, 3.5))
+        regions.append(Region(f"the token at place {i}", index == i, 4))
+    return regions
+
+
+def _distinct(regions: Sequence[Region]) -> list[Region]:
+    """Return those that have a member, each set once, under its simplest words."""
+    distinct: dict[bytes, Region] = {}
+    for one in sorted(regions, key=lambda region: region.cost):
+        if one.members.any():
+            distinct.setdefault(one.members.tobytes(), one)
+    return list(distinct.values())

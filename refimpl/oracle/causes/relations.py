@@ -1,0 +1,52 @@
+"""What the other adapters are to a request: its neighbours' in the batch, those of the slots beside its own."""
+
+from ..cases.case import Case, Exchange, Run, keys_of, loaded_before, replay
+from ..cases.testbed import Testbed
+
+
+def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str | None]:
+    """Return adapters by what they are to this request of the case; None where that is the base."""
+    runs = [
+        (step, meaning) for step, meaning in replay(case.steps, loaded_before(case, testbed)) if isinstance(step, Run)
+    ]
+    run, meaning = runs[exchange.run]
+    keys = [first_key(keys_of(request, meaning)) for request in run.requests]
+    n, here = len(keys), exchange.index
+    related: dict[str, str | None] = {}
+    if n > 1:
+        related |= {
+            "the request before": keys[here - 1],
+            "the request after": keys[(here + 1) % n],
+            "the first request": keys[0],
+            "the last request": keys[-1],
+        }
+        numbers = {key: number for number, key in enumerate(meaning.values(), 1)}
+        order = sorted(range(n), key=lambda i: numbers.get(keys[i] or "", 0))  # the base first
+        related |= {
+            "the request before, in the order of adapters": keys[order[order.index(here) - 1]],
+            "the request after, in the order of adapters": keys[order[(order.index(here) + 1) % n]],
+        }
+        used = list(dict.fromkeys(key for key in keys if key is not None))
+        related |= _neighbours(used, keys[here], "in the batch")
+    related |= _neighbours(list(dict.fromkeys(meaning.values())), keys[here], "that is loaded")
+    before = [keys_of(request, names) for step, names in runs[: exchange.run] for request in step.requests]
+    if before:
+        related["the last request of the batch before"] = first_key(before[-1])
+    return related | {key: key for key in testbed.adapters}
+
+
+def first_key(keys: tuple[tuple[str, float], ...]) -> str | None:
+    """The first adapter of a request; None for the base."""
+    return keys[0][0] if keys else None
+
+
+def _neighbours(order: list[str], key: str | None, words: str) -> dict[str, str | None]:
+    """Return the first and the last of some adapters, and those beside one of them."""
+    if not order:
+        return {}
+    related: dict[str, str | None] = {f"the first adapter {words}": order[0], f"the last adapter {words}": order[-1]}
+    if key in order:
+        at = order.index(key)
+        related[f"the adapter before its own {words}"] = order[at - 1]
+        related[f"the adapter after its own {words}"] = order[(at + 1) % len(order)]
+    return related

@@ -1,0 +1,29 @@
+"""Every mix-up that is looked for in a request. A new one is a generator of Sources, and a line here."""
+
+from collections.abc import Iterator, Mapping
+
+from .adapter_sources import adapter_sources
+from .elsewhere_sources import input_sources, module_sources, place_sources, token_sources
+from .mix_up import Source
+from .own_sources import own_sources, scale_sources
+from .rank_sources import rank_sources
+from .row_sources import row_sources
+
+
+def sources_of(key: str | None, others: Mapping[str, str | None], modules: tuple[str, ...]) -> Iterator[Source]:
+    """Yield what could be mixed up in a request of this adapter (None: of the base).
+
+    others: what they are called here ("the request before") -> key, None: the base. modules: the names of a layer's
+    modules."""
+    if key is not None:
+        yield from own_sources(key)
+        yield from scale_sources(key)
+        yield from rank_sources(key)
+        yield from row_sources(key)
+        yield from token_sources(key)
+        yield from module_sources(key, modules)
+        yield from place_sources(key)
+        yield from input_sources(key, modules)
+    for called, other in others.items():
+        if other != key:
+            yield from adapter_sources(key, other, called)

@@ -1,0 +1,65 @@
+"""A cause as it is reported: which delta, at which modules, for which tokens, where; and how much it explains."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Change:
+    """One part of a cause: c times a source is added, at some modules, for some tokens."""
+
+    what: str  # "its own delta is missing"
+    source: str  # its key, or a known bug's name
+    modules: str  # "" is every module
+    tokens: str  # "" is all of them
+    coefficient: float | None  # None: it differs from adapter to adapter
+    by_adapter: tuple[tuple[str, float], ...] = ()  # then these
+    bug: str = ""  # the known bug that does the same
+    links: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """ "its own delta is missing, at o_proj, for decode steps"."""
+        where = f", at {self.modules}" if self.modules else ", at every module"
+        tokens = f", for {self.tokens}" if self.tokens else ""
+        return f"{self.what}{where}{tokens}"
+
+
+@dataclass(frozen=True)
+class CauseReport:
+    """What was found of the cause of a campaign's failures; nothing is said whose residual is more than noise."""
+
+    changes: tuple[Change, ...]
+    where: str  # "where its adapter has rsLoRA"; "" if always
+    exceptions: int  # requests that do not fit the condition
+    explained: int  # failed requests that it explains to the noise, of `failed` that have numbers
+    failed: int
+    residual: float  # the worst row of those, in noise units
+    seconds: float
+
+    @property
+    def sentence(self) -> str:
+        """The whole cause in one sentence."""
+        changes = "; and ".join(change.sentence for change in self.changes)
+        return changes + (f", {self.where}" if self.where else "")
+
+    @property
+    def evidence(self) -> str:
+        """What speaks for it, in numbers."""
+        share = f"{self.explained} of {self.failed} failed requests"
+        exceptions = f", {self.exceptions} requests do not fit the condition" if self.exceptions else ""
+        return f"explains {share}, at most {self.residual:.2g} x noise left{exceptions}"
+
+
+def in_words(words: str, kind: str, coefficient: float | None, by_adapter: tuple[tuple[str, float], ...]) -> str:
+    """Say what c times a source is. kind: as in Source."""
+    if coefficient is None:
+        before = 1 if kind in ("own", "part") else 0
+        factors = ", ".join(f"{key} {before + value:.4g}" for key, value in by_adapter)
+        scaled = "is scaled wrongly" if kind in ("own", "part") else "is added with another factor for each adapter"
+        return f"{words} {scaled} ({factors})"
+    if kind in ("instead", "bug"):
+        return f"{words}" if coefficient == 1 else f"{words} ({coefficient:.4g} times)"
+    if kind == "added":
+        return f"{words} is added" if coefficient == 1 else f"{coefficient:.4g} times {words} is added"
+    plain = {-1.0: "is missing", 1.0: "is counted twice", -2.0: "has the wrong sign"}
+    return f"{words} " + plain.get(coefficient, f"is {1 + coefficient:.4g} times as large as it should be")

@@ -1,0 +1,156 @@
+"""A request that went wrong, with all that its causes are looked for in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from ...adapter_slots import LoraWeights
+from ...arrays import Array, Float
+from ...config import Module
+from ...ops import NUMPY, Ops
+from ...request import Request
+from ..bugs import mutants_for
+from ..bugs.registry import all_bugs
+from ..cases.case import Exchange, teacher_forced
+from ..cases.testbed import Testbed
+from ..noise.measure import Errors
+from .adapter_sources import registered
+from .adjoint import Adjoint, adjoint
+from .mix_up import EXACT, Point, Source
+from .regions import Region, module_regions, token_regions
+from .sources import sources_of
+from .watch import Watch
+
+Weights = Mapping[str, Mapping[Module, LoraWeights]]
+
+BINDING = {"bind_adapter", "adapter_scale"}  # the steps that say what an adapter becomes
+UNCHECKED = {"embed", "lora_delta", "check_batch"}  # those that every mutant replaces, so that nothing stops it
+PARAMETRISED_UP_TO = 200_000  # numbers of an adapter for which bugs are tried at every value of their parameters
+
+
+@dataclass(frozen=True, eq=False)
+class Suspect:
+    """One request of one case, its errors, and the mix-ups that are possible in it."""
+
+    exchange: Exchange
+    raw: Errors
+    testbed: Testbed
+    others: Mapping[str, str | None]  # adapters by what they are to this request: "the request before", ...; None: base
+
+    @property
+    def key(self) -> str | None:
+        """Its adapter; None for the base."""
+        return self.exchange.adapters[0][0] if self.exchange.adapters else None
+
+    @cached_property
+    def request(self) -> Request:
+        """The whole text as a prompt."""
+        return teacher_forced(self.exchange, self.testbed.wide)
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """What could be mixed up, by key. One that has several names here stands under each of them."""
+        names = self.testbed.exact.config.layer_modules
+        sources = list(sources_of(self.key, self.others, names))
+        if self.key is not None:
+            sources += registered(self.key, *bound_by_bugs(self.testbed, self.key))
+        return {source.key: source for source in sources}
+
+    @cached_property
+    def adjoint(self) -> Adjoint:
+        """One backward pass, for all of them."""
+        return adjoint(self.testbed.exact, self.request, self.raw)
+
+    @cached_property
+    def turns(self) -> dict[object, tuple[Array, Array]]:
+        """cos and sin of each token's position."""
+        n = len(self.request.prompt_ids)
+        config, positions = self.testbed.exact.config, np.arange(n, dtype=np.int32)
+        limits = np.full(n, n)
+        return {rope: NUMPY.rope_table(rope, config.head_dim, positions, limits, EXACT) for rope in config.ropes}
+
+    def point(self, module: Module, x: Array, watch: Watch) -> Point:
+        """A module with its input, in a pass that is watched."""
+        saved = saved_layers(self.testbed)
+        return Point(
+            module,
+            x,
+            self.testbed.exact.config,
+            bound_weights(self.testbed),
+            saved,
+            self.turns,
+            watch.layers[module[0]],
+        )
+
+    @cached_property
+    def effects(self) -> dict[str, Float[Array, "modules tokens K"]]:
+        """What each source does along each direction, at each module, for each token. Sources without effect are
+        left out."""
+        modules = self.testbed.exact.config.modules()
+        effects: dict[str, Array] = {}
+        shape = (len(modules), len(self.request.prompt_ids), len(self.adjoint.directions))
+        for i, module in enumerate(modules):
+            point = self.point(module, self.adjoint.watch.inputs[module], self.adjoint.watch)
+            deltas = {key: source.delta(point) for key, source in self.sources.items()}
+            present = {key: delta for key, delta in deltas.items() if delta is not None and delta.any()}
+            if not present:
+                continue
+            width = max(delta.shape[1] for delta in present.values())
+            stacked = np.zeros((shape[1], len(present), width))
+            for j, delta in enumerate(present.values()):
+                stacked[:, j, : delta.shape[1]] = delta
+            along = self.adjoint.effects_of(module, stacked)  # [tokens, K, sources]
+            for j, key in enumerate(present):
+                effects.setdefault(key, np.zeros(shape))[i] = along[:, :, j]
+        return effects
+
+    @cached_property
+    def module_regions(self) -> list[Region]:
+        """Sets of modules."""
+        return module_regions(self.testbed.exact.config)
+
+    @cached_property
+    def token_regions(self) -> list[Region]:
+        """Sets of its tokens."""
+        return token_regions(len(self.request.prompt_ids), len(self.exchange.request.prompt_ids))
+
+
+@lru_cache(maxsize=4)
+def bound_weights(testbed: Testbed) -> Weights:
+    """Return A, B and scale of every module of every adapter, in float64. DoRA is left out: its delta is no product."""
+    return {key: _plain(NUMPY, testbed, key) for key in testbed.wide}
+
+
+@lru_cache(maxsize=4)
+def saved_layers(testbed: Testbed) -> Mapping[str, Mapping[Module, Array]]:
+    """Return the whole layers that each adapter brings along, less the base's; those of another size are left out."""
+    model = testbed.exact
+    return {
+        key: {
+            module: layer - model.linear(module).weight
+            for module, layer in adapter.replaced.items()
+            if layer.shape == model.linear(module).weight.shape
+        }
+        for key, adapter in testbed.wide.items()
+    }
+
+
+@lru_cache(maxsize=16)
+def bound_by_bugs(testbed: Testbed, key: str) -> tuple[dict[str, str], dict[str, Mapping[Module, LoraWeights]]]:
+    """Return what every known bug of binding does, and what it makes of this adapter, both by the bug's name."""
+    numbers = sum(lora.A.size + lora.B.size for lora in testbed.wide[key].lora.values())
+    bugs = all_bugs(testbed) if numbers <= PARAMETRISED_UP_TO else mutants_for(list(testbed.paths))
+    words, bound = {}, {}
+    for name, bug in bugs.items():
+        ops = bug.make()
+        changed = {field.name for field in fields(Ops) if getattr(ops, field.name) is not getattr(NUMPY, field.name)}
+        if bug.needs != "sequence" and not bug.scales and changed & BINDING and changed <= BINDING | UNCHECKED:
+            words[name], bound[name] = bug.what, _plain(ops, testbed, key)
+    return words, bound
+
+
+def _plain(ops: Ops, testbed: Testbed, key: str) -> Mapping[Module, LoraWeights]:
+    bound = ops.bind_adapter(testbed.wide[key], testbed.exact.config, ops.adapter_scale)
+    return {module: lora for module, lora in bound.lora.items() if lora.magnitude is None}
