@@ -357,7 +357,8 @@ def test_the_terminal_has_the_verdict_the_bug_and_the_way_to_repeat_it(failing: 
     assert all(len(line) <= width for line in lines if wide not in line)
     finding = failing["diagnosis"][0]
     assert lines[2].startswith("smallest   one request of ")
-    assert lines[5].startswith("it is      rslora_ignored (class A, scale)")
+    assert lines[3].startswith("cause      alpha / r, although the adapter says rsLoRA")
+    assert any(line.startswith("it is      rslora_ignored (class A, scale)") for line in lines)
     outer = " ".join(" ".join(lines).split())
     assert finding["evidence"] in outer and all(f"seen in {link}" in outer for link in finding["links"])
     assert "findings a\\x1b[31mb\\nc long" in outer and "\x1b" not in file.getvalue()

@@ -50,9 +50,11 @@ def nearest(
     costs = [np.array([one.cost for one in some]) for some in described]
     cost = costs[0][:, None, None] + costs[1][None, :, None] + costs[2][None, None, :]
     order = total + BIT * len(suspects) * cost
-    first = np.argpartition(order, MOST, axis=None)[:MOST] if order.size > MOST else np.arange(order.size)
+    flat = order.ravel()
+    limit = np.partition(flat, MOST)[MOST] if flat.size > MOST else np.inf
+    first = np.flatnonzero(flat <= limit)  # in the order of the sources, so that ties fall the same way each time
     ranked = []
-    for i in first[np.argsort(order.ravel()[first])]:
+    for i in first[np.argsort(flat[first], kind="stable")][:MOST]:
         where = np.unravel_index(i, order.shape)
         atom = Atom(keys[where[0]], modules[where[1]].words, tokens[where[2]].words)
         ranked.append(Ranked(atom, float(cost[where])))
