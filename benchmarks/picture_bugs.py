@@ -69,21 +69,23 @@ def synthetic() -> Batch:
     return model, requests
 
 
-def setups(model: PictureModel, requests: Sequence[PictureRequest]) -> dict[str, tuple[Setup | None, str, str]]:
+def setups(
+    model: PictureModel, requests: Sequence[PictureRequest], names: Sequence[str]
+) -> dict[str, tuple[Setup | None, str, str]]:
     """Bug -> (what its engine draws; None: nothing of a picture can show it), what it is, what it needs."""
-    pictures = all_picture_bugs().items()
-    bugs = {name: (bug.make(model, requests), bug.what, PICTURE_NEEDS[bug.needs]) for name, bug in pictures}
-    mutants = {
+    pictures = {name: bug for name, bug in all_picture_bugs().items() if name in names}
+    mutants = {name: mutant for name, mutant in all_mutants().items() if name in names}
+    return {name: (bug.make(model, requests), bug.what, PICTURE_NEEDS[bug.needs]) for name, bug in pictures.items()} | {
         name: ((model, requests, mutant.make()) if not cannot_show(mutant) else None, mutant.what, NEEDS[mutant.needs])
-        for name, mutant in all_mutants().items()
+        for name, mutant in mutants.items()
     }
-    return bugs | mutants
 
 
-def measure(model: PictureModel, requests: Sequence[PictureRequest]) -> list[dict[str, Any]]:
-    """One row for each bug: the worst picture's velocity, the share of other pixels, their largest difference."""
+def measure(model: PictureModel, requests: Sequence[PictureRequest], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row for each bug of these names: the worst picture's velocity, the share of other pixels, and
+    their largest difference."""
     right, pixels, rows = velocities(model, requests), draw(model, requests, NUMPY, EXACT), []
-    for name, (setup, what, needs) in setups(model, requests).items():
+    for name, (setup, what, needs) in setups(model, requests, names).items():
         row: dict[str, Any] = {"bug": name, "what": what}
         if setup is None:
             rows.append(row | {"why_not": cannot_show(all_mutants()[name])})
@@ -117,8 +119,8 @@ def page(about: str, rows: Sequence[dict[str, Any]]) -> str:
         [
             "# Known bugs in pictures",
             f"Written by `python benchmarks/picture_bugs.py`; {about}.",
-            "*Velocity*: rms error of the worst picture at its first step, of the rms of the right one. *Pixels*: how many",
-            "of all are others when the pictures are done, rounded to bytes; *largest*: by how much, of 255.",
+            "*Velocity*: rms error of the worst picture at its first step, of the rms of the right one. *Pixels*: how",
+            "many of all are others when the pictures are done, rounded to bytes; *largest*: by how much, of 255.",
             "",
             f"{len(shown)} of {len(rows)} show.",
             "",
@@ -143,7 +145,7 @@ def main() -> None:
     args = parser.parse_args()
     model, requests = synthetic() if args.synthetic else embedded()
     which = "synthetic" if args.synthetic else "embedded"
-    rows = measure(model, requests)
+    rows = measure(model, requests, [*all_picture_bugs(), *all_mutants()])
     about = f"{len(requests)} pictures of the {which} model in one batch, float64"
     RESULTS.with_suffix(".json").write_text(json.dumps({"model": which, "about": about, "rows": rows}, indent=1) + "\n")
     RESULTS.with_suffix(".md").write_text(page(about, rows))

@@ -37,6 +37,7 @@ include_patterns = [
     "refimpl/learn/labs/*.md",
     "refimpl/oracle/README.md",
     "refimpl/oracle/bugs/README.md",
+    "refimpl/oracle/pictures/README.md",
     "refimpl/oracle/vectors/FORMAT.md",
     "refimpl/tiny/README.md",
     "refimpl/tiny/pictures/README.md",

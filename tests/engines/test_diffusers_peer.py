@@ -125,10 +125,14 @@ def weights_lost(transformer: Any) -> None:
 
 
 def no_rslora(transformer: Any) -> None:
+    """As PEFT's set_scale was (peft #2733): alpha / r, rsLoRA or not."""
     for layer in lora_layers(transformer):
-        layer.set_scale = lambda adapter, scale, layer=layer: layer.scaling.update(
-            {adapter: scale * layer.lora_alpha[adapter] / layer.r[adapter]}
-        )
+
+        def set_scale(adapter: str, scale: float, layer: Any = layer) -> None:
+            if adapter in layer.scaling:
+                layer.scaling[adapter] = scale * layer.lora_alpha[adapter] / layer.r[adapter]
+
+        layer.set_scale = set_scale
 
 
 def dropped(ending: str) -> Callable[[Any], None]:

@@ -1,5 +1,6 @@
 """Known bugs of LoRA in engines that draw: each shows, is named from velocities alone, and is in the table."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from support.picture_bugs import batch
 
+from benchmarks import picture_bugs
 from refimpl import NUMPY, PictureRequest, draw
 from refimpl.oracle.bugs import all_mutants, mutants_for
 from refimpl.oracle.pictures import all_picture_bugs, judge_pictures, known_bugs, velocities
@@ -138,3 +140,32 @@ def test_an_adapter_is_read_once_for_all_pictures_that_have_it() -> None:
              for (old, _), (new, _) in zip(a.adapters, b.adapters, strict=True)}  # fmt: skip
     assert len(pairs) == len({old for old, _ in pairs}) == 3
     assert velocities(MODEL, [replace(r, adapter=None) for r in changed], NUMPY)
+
+
+# ---- what was measured ----------------------------------------------------------------------------------------------
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def test_the_committed_rows_are_those_of_a_run() -> None:
+    """Every known bug has one; of some, and of one that does not show, the figures are measured again."""
+    measured = json.loads((RESULTS / "picture_bugs.json").read_text("utf-8"))
+    rows = {row["bug"]: row for row in measured["rows"]}
+    assert rows.keys() == {*all_mutants(), *BUGS}
+    model, requests = {"embedded": picture_bugs.embedded, "synthetic": picture_bugs.synthetic}[measured["model"]]()
+    sample = ("scale_is_one", "adapter_of_the_first_request", "out_not_loaded", "key_without_adapter")
+    again = picture_bugs.measure(model, requests, sample)
+    assert [row["bug"] for row in again] == [name for name in rows if name in sample]
+    for row in again:
+        committed = dict(rows[row["bug"]])
+        if "velocity" in row:
+            assert row.pop("velocity") == pytest.approx(committed.pop("velocity"), rel=0.01)
+            assert row.pop("pixels") == pytest.approx(committed.pop("pixels"), abs=0.01)
+            assert row.pop("largest") == pytest.approx(committed.pop("largest"), abs=2)
+        assert row == committed
+
+
+def test_the_page_is_that_of_the_rows() -> None:
+    measured = json.loads((RESULTS / "picture_bugs.json").read_text("utf-8"))
+    page = picture_bugs.page(measured["about"], measured["rows"])
+    assert page == (RESULTS / "picture_bugs.md").read_text("utf-8")

@@ -81,10 +81,10 @@ def judge_pictures(
     shown = {name: wrong for name, wrong in bugs.items() if not distance(wrong, right, right) <= bound}
     residuals = {name: distance(observed, wrong, right) for name, wrong in shown.items()}
     names = sorted(residuals, key=residuals.__getitem__)
-    bug, *others = [name for name in names if residuals[name] <= bound] or [None]
+    same = tuple(name for name in names if residuals[name] <= bound)
     nearest = names[0] if names else None
     residual = residuals[nearest] if nearest else math.inf
-    return PictureVerdict(False, error, noise, bug, tuple(map(str, others)), residual, nearest)
+    return PictureVerdict(False, error, noise, same[0] if same else None, same[1:], residual, nearest)
 
 
 def distance(pictures: Velocities, others: Velocities, right: Velocities) -> float:
