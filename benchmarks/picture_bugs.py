@@ -34,6 +34,7 @@ from refimpl import (
     read_captions,
     tiny,
 )
+from refimpl.errors import LoracleError
 from refimpl.loading.embedded import STYLES
 from refimpl.ops import NUMPY
 from refimpl.oracle.bugs import NEEDS, all_mutants
@@ -90,16 +91,19 @@ def measure(model: PictureModel, requests: Sequence[PictureRequest], names: Sequ
         if setup is None:
             rows.append(row | {"why_not": cannot_show(all_mutants()[name])})
             continue
-        with np.errstate(all="ignore"):
-            error = distance(velocities(*setup), right, right)
-            if error <= SHOWN:
-                rows.append(row | {"why_not": f"this batch does not have what it needs: {needs}"})
-                continue
-            base, asked, ops = setup
-            differences = [
-                np.abs(one.astype(int) - another).max(axis=2)
-                for one, another in zip(draw(base, asked, ops, EXACT), pixels, strict=True)
-            ]
+        try:
+            with np.errstate(all="ignore"):
+                error = distance(velocities(*setup), right, right)
+                base, batch_of_it, ops = setup
+                wrong = draw(base, batch_of_it, ops, EXACT) if error > SHOWN else pixels
+        except LoracleError as refused:
+            rows.append(row | {"why_not": f"it cannot be overlooked: {refused}"})
+            continue
+        if error <= SHOWN:
+            rows.append(row | {"why_not": f"this batch does not have what it needs: {needs}"})
+            continue
+        pairs = zip(wrong, pixels, strict=True)
+        differences = [np.abs(one.astype(int) - another).max(axis=2) for one, another in pairs]
         changed = np.concatenate([difference.ravel() for difference in differences])
         row |= {"velocity": float(f"{error:.3g}"), "pixels": round(float((changed > 0).mean()), 4)}
         rows.append(row | {"largest": int(changed.max())})
