@@ -206,4 +206,4 @@ def test_an_engine_in_use(ops: Ops) -> None:
 
 
 def test_an_engine_with_a_unified_pool_in_use() -> None:
-    check_an_engine_in_use(NUMPY, unified=True, max_examples=60)
+    check_an_engine_in_use(NUMPY, unified=True, max_examples=30)
