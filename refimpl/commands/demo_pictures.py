@@ -22,7 +22,7 @@ from .demo_figures import Figures, largest, memory, rounds, show_figures, simula
 from .demo_figures import lines_of as lines_of_texts
 from .draw import STEPS
 from .picture_output import can_show, import_pillow, show_pictures
-from .scenes import Pixels, Scene, check_page, open_studio, picture_requests
+from .scenes import Pixels, Scene, check_page, open_studio, picture_backend, picture_requests
 
 CLOSING = (
     "A picture's tokens go through the same lora_delta as a text's: scale * B (A x), by the adapter_id of each token."
@@ -89,7 +89,7 @@ def present(
 def cast(args: argparse.Namespace, prompt: str) -> tuple[PictureModel, list[PictureRequest], list[tuple[str, Pixels]]]:
     """Return the model, one request per style for the scene, and the pictures that are one batch of them, by name."""
     studio = open_studio(device=args.device or default_device(args.ops))
-    names, ops = [BASE, *STYLES], backend(args.ops)
+    names, ops = [BASE, *STYLES], picture_backend(args.ops)
     requests = picture_requests(studio, [prompt], names, ops, args.seed, STEPS)
     return studio.picture_model, requests, list(zip(names, draw(studio.picture_model, requests, ops), strict=True))
 

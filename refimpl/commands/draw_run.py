@@ -21,9 +21,9 @@ from ..pictures import draw
 from ..request import check_whole
 from ..streaming import generate
 from . import picture_page
-from .common import BASE, backend, default_device
+from .common import BASE, default_device
 from .picture_output import can_show, import_pillow, png, show_pictures
-from .scenes import Scene, check_page, foreign, grouped, open_studio, picture_requests, text_requests
+from .scenes import Scene, check_page, foreign, grouped, open_studio, picture_backend, picture_requests, text_requests
 
 INDEX = "draw.json"  # in --out: which file is what
 
@@ -74,7 +74,10 @@ def check_arguments(args: argparse.Namespace, visible: bool) -> None:
 
 def scenes_of(args: argparse.Namespace) -> tuple[list[Scene], float]:
     """Return the scene of every prompt, and how many seconds its pictures took, all of them in one batch."""
-    studio, ops = open_studio(args.base, args.adapter, args.device or default_device(args.ops)), backend(args.ops)
+    studio, ops = (
+        open_studio(args.base, args.adapter, args.device or default_device(args.ops)),
+        picture_backend(args.ops),
+    )
     styles = args.style or [BASE]
     requests = picture_requests(studio, args.prompt, styles, ops, args.seed, args.steps)
     asks = text_requests(studio, args.prompt, args.voice, args)

@@ -14,13 +14,15 @@ from ..errors import RequestError
 from ..loading.embedded import STYLES
 from ..loading.model_folder import load_model
 from ..ops import Ops
+from ..oracle.bugs import all_mutants
+from ..oracle.pictures.zoo import cannot_show
 from ..pictures import PictureModel, PictureRequest, load_picture_adapter, load_picture_model, read_captions
 from ..pictures.pixels import block_side
 from ..pictures.request import check_picture_request
 from ..request import Request, check_request
 from ..tiny.grammar import read_prompt
 from ..weights import Model
-from .common import Adapters, adapter_folders, prompt_text
+from .common import Adapters, adapter_folders, backend, prompt_text
 
 Pixels = Int[Array, "height width 3"]
 
@@ -42,6 +44,14 @@ class Studio:
     picture_model: PictureModel
     voices: Adapters
     styles: Adapters
+
+
+def picture_backend(name: str) -> Ops:
+    """Return the backend that --ops names. RequestError for a mutant that no picture can show, with the reason."""
+    mutant = all_mutants().get(name.removeprefix("mutant:")) if name.startswith("mutant:") else None
+    if mutant is not None and (reason := cannot_show(mutant)):
+        raise RequestError(f"--ops {name}: no picture shows it: {reason}")
+    return backend(name)
 
 
 def open_studio(base: str = "tiny", adapters: Sequence[str] = (), device: str = "cpu") -> Studio:

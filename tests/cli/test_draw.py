@@ -107,6 +107,10 @@ def assert_page_holds(page: Path, pictures: list[np.ndarray], texts: list[str]) 
 
 
 MISTAKES = {
+    "a bug of texts": (
+        ["--prompt", SCENE, "--out", "new", "--ops", "mutant:qkv_interleaved"],
+        "no picture shows it: it acts",
+    ),
     "no prompt": (["--out", "new"], "nothing to draw: give --prompt TEXT"),
     "an empty prompt": (["--prompt", " ", "--out", "new"], "--prompt is empty"),
     "a prompt that is too long": (["--prompt", "a toad " * 40, "--out", "new"], "is longer than the 64"),
