@@ -95,7 +95,7 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if report["smallest_in_words"]:
         yield "smallest", report["smallest_in_words"], "bold"
     if report["cause"]:
-        yield from cause_rows(report["cause"])
+        yield from cause_rows(report["cause"], [diagnosis["name"] for diagnosis in report["diagnosis"]])
     fails_from = times(report["noise"]["fails_from"])
     yield "worst row", f"{times(report['worst_noise_ratio'])}; a row fails from {fails_from}", ""
     if report["noise"]["ceiling"] is not None:
@@ -119,12 +119,13 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "power", powerful(report["power"]), ""
 
 
-def cause_rows(cause: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield (label, text, style) of what a fit has found: it leaves noise, or there is none."""
+def cause_rows(cause: dict[str, Any], named: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield (label, text, style) of what a fit has found: it leaves noise, or there is none. named: the bugs whose
+    links follow anyway."""
     yield "cause", cause["sentence"], "bold"
     yield "", cause["evidence"], ""
     for change in cause["changes"]:
-        for link in change["links"]:
+        for link in () if change["bug"] in named else change["links"]:
             yield "", f"seen in {link}", "dim"
 
 

@@ -31,7 +31,7 @@ class CauseReport:
     changes: tuple[Change, ...]
     where: str  # "where its adapter has rsLoRA"; "" if always
     exceptions: int  # requests that do not fit the condition
-    explained: int  # failed requests that it explains to the noise, of `failed` that have numbers
+    explained: int  # failed requests that it explains to the noise, of `failed` that can be fitted: not sums, not DoRA
     failed: int
     residual: float  # the worst row of those, in noise units
     seconds: float
@@ -45,7 +45,7 @@ class CauseReport:
     @property
     def evidence(self) -> str:
         """What speaks for it, in numbers."""
-        share = f"{self.explained} of {self.failed} failed requests"
+        share = f"{self.explained} of {self.failed} failed requests of one adapter or none"
         exceptions = f", {self.exceptions} requests do not fit the condition" if self.exceptions else ""
         return f"explains {share}, at most {self.residual:.2g} x noise left{exceptions}"
 
