@@ -208,7 +208,10 @@ def test_watch_grades_every_save_and_an_interrupt_ends_it_with_130_and_no_word(
         (folder / "ch06_prefix_key.py").write_text("def prefix_key(:")
         assert json.loads(line_of(watching))["outcome"] == "does not run"
         watching.send_signal(signal.SIGINT)
-        _, err = watching.communicate(timeout=30)
+        try:
+            _, err = watching.communicate(timeout=60)
+        finally:
+            watching.kill()
         assert (watching.returncode, err) == (130, "")
 
 
@@ -219,6 +222,7 @@ def start(*argv: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
 
 

@@ -111,16 +111,24 @@ def test_in_order_of_arrival_the_neighbour_is_the_one_who_came_next() -> None:
     assert not same(neighbours, answers(find_bug("adapter_of_the_next_request", testbed).make))
 
 
-def test_a_factor_for_one_adapter_in_one_module_is_found(tmp_path: Path) -> None:
-    def wrong() -> Ops:
-        return rescaling(
-            lambda module, lora, adapter: 1.11 if (module[1], adapter.name) == ("up_proj", "made-2") else 1.0
-        )
+def wrong_in_one_place() -> Ops:
+    return rescaling(lambda module, lora, adapter: 1.11 if (module[1], adapter.name) == ("up_proj", "made-2") else 1.0)
 
-    plan = CampaignSettings(cases=4, sequences=0, below=False)
-    result = Campaign(lambda: Ours(wrong), small_testbed(), plan, tmp_path).run()
-    assert result.verdict == "fail"
-    assert (
-        result.explanation.findings[0].explains
-        and result.explanation.findings[0].name == "scale_times[made-2: 1.11] @ up_proj"
-    )
+
+PLAN = CampaignSettings(cases=4, sequences=0, below=False)
+
+
+def test_a_factor_for_one_adapter_in_one_module_is_found(tmp_path: Path) -> None:
+    result = Campaign(lambda: Ours(wrong_in_one_place), small_testbed(), PLAN, tmp_path).run()
+    cause = result.explanation.cause
+    assert result.verdict == "fail" and cause is not None and cause.explained == cause.failed
+    what = "its own delta is 1.11 times as large as it should be, at up_proj"
+    assert cause.sentence == f"{what}, {cause.where}"
+    assert cause.where in ("where its adapter is made-2", "where its ranks differ")  # no other adapter's do
+
+
+def test_where_no_cause_fits_every_bug_is_tried_in_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refimpl.oracle.explain.cause_of", lambda *arguments: None)
+    result = Campaign(lambda: Ours(wrong_in_one_place), small_testbed(), PLAN, tmp_path).run()
+    finding = result.explanation.findings[0]
+    assert finding.explains and finding.name == "scale_times[made-2: 1.11] @ up_proj"
