@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..engines.suggestion import did_you_mean
 from ..errors import RequestError
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--modules", metavar="NAME,NAME", help="the modules that have LoRA (default: the seven linear layers)")
     add("--base", metavar="embedded|110m|DIR", help="the base: a random Llama of 110M's shape, or a folder")
     add(
-        "--arrivals", metavar="poisson|gamma|FILE", help="gaps between requests, or a trace, one request a line (JSONL)"
+        "--arrivals",
+        metavar="poisson|gamma|FILE",
+        help="gaps between requests, or a trace, one request a line (JSONL): arrival, adapter, prompt_tokens or "
+        "prompt_ids, max_new_tokens",
     )
     add("--cv", type=float, metavar="X", help="gamma: standard deviation over mean of the gaps (default 4: bursts)")
     add("--popularity", choices=("zipf", "uniform"), help="who asks for which adapter (default zipf)")
@@ -63,6 +67,9 @@ def setup_of(args: argparse.Namespace, on_gpu: bool) -> "Setup":
     from ..bench.arrivals import Workload, read_arrivals, write_arrivals
     from ..config import LAYER_MODULES
 
+    if args.arrivals not in ("poisson", "gamma", None) and not Path(args.arrivals).is_file():
+        meant = did_you_mean(str(args.arrivals), ("poisson", "gamma"))
+        raise RequestError(f"--arrivals {args.arrivals}: neither poisson, nor gamma, nor a file{meant}")
     drawn_process = args.arrivals in ("poisson", "gamma", None)
     process = args.arrivals if args.arrivals and drawn_process else "poisson"
     cv = 1.0 if process == "poisson" else 4.0 if args.cv is None else args.cv

@@ -225,7 +225,8 @@ def conclusions(body: dict[str, Any]) -> list[str]:
             f"{'':{len(name)}}  prefill: a merged copy is no slower for prompts from {longer:,} tokens on",
             f"{'':{len(name)}}  beside the keys and values fit {base}, or {copies}",
         ]
-    lines.append(f"{body['as_large_as_the_base']:,} adapters are as large as the base")
+    count = body["as_large_as_the_base"]
+    lines.append(f"{count:,} adapters are as large as the base" if count > 1 else "one adapter is as large as the base")
     if body["no_launches"]:
         return [*lines, f"launches: none ({body['no_launches']})"]
     batched = body["launches"]["batched"]

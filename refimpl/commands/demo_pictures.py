@@ -71,11 +71,12 @@ def present(
     if can_show(console):
         show_pictures(console, pictures)
     else:
-        console.print(
-            f"{len(pictures)} pictures of the scene: {', '.join(name for name, _ in pictures)} (a terminal of 48 "
-            "columns with colours shows them; --html FILE is a page of them)",
-            highlight=False,
+        names = ", ".join(name for name, _ in pictures)
+        page = "" if args.html else "; --html FILE is a page of them"
+        said = (
+            f"{len(pictures)} pictures of the scene: {names} (a terminal of 48 columns with colours shows them{page})"
         )
+        console.print(said, highlight=False)
     figures = measure(model, requests, backend(args.ops), rounds(args))
     console.print()
     show_figures(console, lines_of(figures))

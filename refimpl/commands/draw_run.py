@@ -31,9 +31,9 @@ INDEX = "draw.json"  # in --out: which file is what
 def run(args: argparse.Namespace) -> int:
     """Return 0. LoracleError for whatever cannot be drawn, before anything is; --out appears when it is complete."""
     console = Console()
-    check_arguments(args, visible=not args.json and can_show(console))
+    check_arguments(args)
     with new_folder(args.out) if args.out else nullcontext() as folder:
-        scenes, seconds = scenes_of(args)
+        scenes, seconds = scenes_of(args, visible=not args.json and can_show(console))
         rows = [*described(scenes, args)]
         result = {
             "seed": args.seed,
@@ -55,24 +55,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_arguments(args: argparse.Namespace, visible: bool) -> None:
-    """RequestError for a command line that draws nothing, or for nobody; visible: a terminal shows the pictures."""
+def check_arguments(args: argparse.Namespace) -> None:
+    """RequestError for a command line that draws nothing, or more than anybody waits for."""
     if not args.prompt:
         raise RequestError(f"nothing to draw: give --prompt TEXT, for instance {tiny.DEMO_PROMPTS[0].strip()!r}")
     for prompt in args.prompt:
         if not prompt.strip():
             raise RequestError("--prompt is empty: say what to draw")
+    check_whole("--zoom", args.zoom, 1)
+    for option, value, most in (("--zoom", args.zoom, 64), ("--steps", args.steps, 1000)):
+        if value > most:
+            raise RequestError(f"{option} {value}: at most {most}")
+
+
+def check_output(args: argparse.Namespace, visible: bool) -> None:
+    """RequestError for pictures that nobody would see, or that cannot be written; visible: a terminal shows them."""
     if not (args.out or args.html or visible):
         raise RequestError("nobody would see the pictures: give --out DIR or --html FILE (a wide terminal shows them)")
     check_page(args.html)
     if args.out or args.html:
         import_pillow()
-    check_whole("--zoom", args.zoom, 1)
-    if args.zoom > 64:
-        raise RequestError(f"--zoom {args.zoom}: at most 64")
 
 
-def scenes_of(args: argparse.Namespace) -> tuple[list[Scene], float]:
+def scenes_of(args: argparse.Namespace, visible: bool) -> tuple[list[Scene], float]:
     """Return the scene of every prompt, and how many seconds its pictures took, all of them in one batch."""
     studio, ops = (
         open_studio(args.base, args.adapter, args.device or default_device(args.ops)),
@@ -81,6 +86,7 @@ def scenes_of(args: argparse.Namespace) -> tuple[list[Scene], float]:
     styles = args.style or [BASE]
     requests = picture_requests(studio, args.prompt, styles, ops, args.seed, args.steps)
     asks = text_requests(studio, args.prompt, args.voice, args)
+    check_output(args, visible)  # behind what is wrong with the requests: that is the user's to mend first
     for prompt in args.prompt:
         if foreign(prompt):
             print(f"loracle draw: warning: {warning(prompt)}", file=sys.stderr)

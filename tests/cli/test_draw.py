@@ -128,6 +128,8 @@ MISTAKES = {
     "a style that is not there": (["--prompt", SCENE, "--adapter", "new=no", "--out", "new"], "no: is not there"),
     "no steps": (["--prompt", SCENE, "--steps", "0", "--out", "new"], "steps 0 must be 1 or more"),
     "a negative seed": (["--prompt", SCENE, "--seed", "-1", "--out", "new"], "seed -1 must be 0 or more"),
+    "too many steps": (["--prompt", SCENE, "--steps", "1001", "--out", "new"], "--steps 1001: at most 1000"),
+    "a typo, and nowhere to draw": (["--prompt", SCENE, "--style", "lins"], "did you mean 'lines'?"),
     "no pixels": (["--prompt", SCENE, "--zoom", "0", "--out", "new"], "--zoom 0 must be 1 or more"),
     "a base that is not there": (["--prompt", SCENE, "--base", "no", "--out", "new"], "config.json"),
 }
