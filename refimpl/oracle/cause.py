@@ -3,7 +3,8 @@
     failed cases, asked again with quiet adapters -> find -> does it leave noise in the failures themselves? in which of
     them, and what do they have in common? -> a sentence
 
-Nothing is said of what explains fewer than two failed requests (or the only one), or leaves more than noise.
+Nothing is said of what explains less than half of the failed requests, or a single one of several, or leaves more than
+noise.
 """
 
 import time
@@ -35,6 +36,8 @@ LOUD = 30.0  # noise units; a quiet request that is less wrong is asked less qui
 SUSPECTS = 4  # requests that a cause is looked for in; larger: slower
 CASES = 3  # that are asked quietly; larger: slower
 GRADED = 60  # requests, of those that failed and of those that did not; larger: slower
+SHARE = 0.5  # of the failed requests that a cause must explain; less: it may be a coincidence, or a part of the bug
+EXCEPTIONS = 0.2  # of the explained requests that a condition may have; more: it is a coincidence more often
 LENGTH = 8  # tokens of a request that is long enough to tell tokens apart, and short enough to be quick
 
 
@@ -181,14 +184,19 @@ def _report(
 ) -> CauseReport | None:
     failed = [one for one in graded if one.failed]
     explained = [one for one in failed if one.explained]
-    if len(explained) < min(2, len(failed)) or not explained:
+    if not explained or len(explained) < max(SHARE * len(failed), min(2, len(failed))):
         return None
     facts = {id(one): facts_of(one.case, one.exchange, testbed) for one in graded}
     silent = [one for one in graded if not one.failed and one.visible]
     rule = condition([facts[id(one)] for one in explained], [facts[id(one)] for one in silent])
+    # A rule with that many exceptions is none; then it is only said how often the cause shows.
+    holds = rule.wrong <= EXCEPTIONS * len(explained)
+    where = (
+        rule.words if holds else f"in {len(explained)} of {len(explained) + len(silent)} requests that would show it"
+    )
     changes = tuple(_change(i, cause, suspects, explained, testbed) for i in range(len(cause.atoms)))
     residual = max(one.fit.worst for one in explained)
-    return CauseReport(changes, rule.words, rule.wrong, len(explained), len(failed), residual, seconds)
+    return CauseReport(changes, where, rule.wrong if holds else 0, len(explained), len(failed), residual, seconds)
 
 
 def _change(i: int, cause: Cause, suspects: Sequence[Suspect], explained: Sequence[Graded], testbed: Testbed) -> Change:
