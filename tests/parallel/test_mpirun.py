@@ -126,7 +126,8 @@ def test_our_engine_on_ranks_is_ours_unless_it_has_a_bug() -> None:
 def test_a_mistake_is_one_line_of_rank_0(ranks: int, arguments: list[str], says: str) -> None:
     result = run(ranks, *arguments)
     assert result.returncode == 2
-    ours = [line for line in result.stderr.splitlines() if line.startswith("loracle")]  # the others are mpirun's
+    lines = [line.strip() for line in result.stderr.splitlines()]  # mpirun may put a space before it
+    ours = [line for line in lines if line.startswith("loracle")]  # the others are mpirun's
     assert len(ours) == 1 and says in ours[0]
     assert "Traceback" not in result.stderr
 
@@ -165,7 +166,8 @@ def test_a_rank_that_is_killed_ends_the_others() -> None:
 def test_a_rank_that_fails_says_so_in_one_line_and_ends_the_others() -> None:
     result = run(2, python=FAILING)
     assert result.returncode == 3
-    ours = [line for line in result.stderr.splitlines() if line.startswith("loracle")]
+    lines = [line.strip() for line in result.stderr.splitlines()]  # mpirun may put a space before it
+    ours = [line for line in lines if line.startswith("loracle")]
     assert len(ours) == 1 and ours[0].startswith("loracle, rank 1: a bug of ours (ZeroDivisionError: of rank 1)")
 
 
