@@ -87,7 +87,7 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
     search_bugs = readable and context.settings.name_bug
     cause, broken_off = _cause(context, played) if search_bugs else (None, [])
     first = small or with_rows[0] if search_bugs else None
-    candidates = [] if first is None else _candidates(context, first, with_rows, divergence, cause is None)
+    candidates = [] if first is None else _candidates(context, first, with_rows, divergence)
     findings = _findings(context, with_rows, candidates, played)
     return Explanation(
         findings,
@@ -191,10 +191,9 @@ def _smallest_sample(context: Context, smallest: Case, settings: Settings) -> Sa
 
 
 def _candidates(
-    context: Context, first: Sample, samples: Sequence[Sample], divergence: Location | None, scopes: bool
+    context: Context, first: Sample, samples: Sequence[Sample], divergence: Location | None
 ) -> list[Candidate]:
-    """Return every bug beside the smallest failure; those that come nearest, beside all of the samples. scopes: try
-    them in parts of the model as well."""
+    """Return every bug beside the smallest failure; those that come nearest, beside all of the samples."""
 
     def applicable(mutant: Mutant) -> bool:
         return is_applicable(mutant, context.testbed, first.case, first.settings)
@@ -203,7 +202,7 @@ def _candidates(
         return _beside(context, some, names)
 
     location = None if divergence is None else (divergence.layer, divergence.module)
-    return search(Search(context.testbed, beside, applicable, first, samples, location, scopes))
+    return search(Search(context.testbed, beside, applicable, first, samples, location))
 
 
 def _beside(context: Context, samples: Sequence[Sample], names: Sequence[str]) -> list[Candidate]:

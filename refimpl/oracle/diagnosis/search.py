@@ -37,7 +37,6 @@ class Search:
     first: Sample  # the smallest failure
     samples: Sequence[Sample]  # failures as they came, and other cases
     divergence: tuple[int | None, str] | None = None  # the first layer and module that are off, if that is known
-    scopes: bool = True  # try bugs in parts of the model as well; not where a fit has said which part it is
 
     def near(self, tried: Sequence[Candidate]) -> list[Candidate]:
         """Return the nearest of those that were tried on the smallest failure, beside one whole case."""
@@ -60,7 +59,7 @@ def search(work: Search) -> list[Candidate]:
     near = work.near(tried)
     # A scope keeps the right form of every LoRA beside the wrong one, and has no base there to make a DoRA's gain of.
     dora = any(adapter.use_dora for adapter in work.testbed.adapters.values())
-    for more in () if dora or not work.scopes else (_in_each_scope, _where_it_begins, _in_decode_steps):
+    for more in () if dora else (_in_each_scope, _where_it_begins, _in_decode_steps):
         if any(explains(one) for one in near):
             break
         near += more(work, tried)
