@@ -23,11 +23,10 @@ from .causes.pursuit import Atom
 from .causes.quiet import quiet_testbed
 from .causes.relations import relations
 from .causes.statement import CauseReport, Change, in_words
-from .causes.suspect import Suspect
+from .causes.suspect import Suspect, worst_ratio
 from .engine_driver import EngineDriver
 from .noise.ensemble import Member
 from .noise.measure import Errors, measure
-from .noise.rms import rms_shown
 from .noise.verdict import Thresholds, judge
 from .reports.result import PlayedCase
 
@@ -84,27 +83,26 @@ def _asked_quietly(
     failed: Sequence[PlayedCase],
 ) -> Iterator[list[Suspect]]:
     """Yield wrong requests of these cases, asked quietly; then less quietly; then as they came."""
-    if "load" in driver.capabilities.operations:
-        for factor in FACTORS.get(testbed.dtype, (1 / 4,)):
-            quiet = quiet_testbed(testbed, factor, driver.work / "quiet")
-            answers = []
-            for one in failed:
-                exchanges = driver.run_on(quiet, one.case, one.settings)
-                answers.append((one.case, exchanges, *measure(one.case, exchanges, quiet, members)))
-            suspects = chosen(_suspects(answers, quiet, thresholds))
-            if suspects and np.median([ratio_of(suspect.raw) for suspect in suspects]) > LOUD:
-                yield suspects
-    loud = []
-    for one in failed:
-        exchanges = driver.exchanges(one.case, one.settings)
-        loud.append((one.case, exchanges, *measure(one.case, exchanges, testbed, members)))
-    suspects = chosen(_suspects(loud, testbed, thresholds))
-    if suspects:
+    factors = FACTORS.get(testbed.dtype, (1 / 4,)) if "load" in driver.capabilities.operations else ()
+    for factor in factors:
+        quiet = quiet_testbed(testbed, factor, driver.work / "quiet")
+        asked = [(one.case, driver.run_on(quiet, one.case, one.settings)) for one in failed]
+        suspects = chosen(_suspects(asked, quiet, members, thresholds))
+        if suspects and np.median([suspect.ratio for suspect in suspects]) > LOUD:
+            yield suspects
+    asked = [(one.case, driver.exchanges(one.case, one.settings)) for one in failed]
+    if suspects := chosen(_suspects(asked, testbed, members, thresholds)):
         yield suspects
 
 
-def _suspects(answers: Iterable[tuple], testbed: Testbed, thresholds: Thresholds) -> Iterator[Suspect]:
-    for case, exchanges, ratios, raws in answers:
+def _suspects(
+    asked: Sequence[tuple[Case, list[Exchange]]],
+    testbed: Testbed,
+    members: tuple[Member, ...],
+    thresholds: Thresholds,
+) -> Iterator[Suspect]:
+    for case, exchanges in asked:
+        ratios, raws = measure(case, exchanges, testbed, members)
         counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
         for exchange, ratio, raw in zip(counted, ratios, raws, strict=True):
             if raw is not None and can_be_fitted(exchange, raw, testbed) and judge(ratio, thresholds).verdict == "fail":
@@ -124,11 +122,6 @@ def chosen(suspects: Iterable[Suspect]) -> list[Suspect]:
     first = {suspect.key: suspect for suspect in reversed(ranked)}
     different = [suspect for suspect in ranked if first[suspect.key] is suspect]
     return (different + [suspect for suspect in ranked if suspect not in different])[:SUSPECTS]
-
-
-def ratio_of(raw: Errors) -> float:
-    """How far the worst row is off, in noise units."""
-    return float((rms_shown(raw.error, raw.view.shown) / raw.unit).max())
 
 
 # The failures as they came.
@@ -175,7 +168,7 @@ def _grade(
     if failed and not result.worst < limit and any(value is None for value in common):
         result = fit(suspect, atoms, start)
     effect = result.residual - suspect.raw.error
-    visible = float((rms_shown(effect, suspect.raw.view.shown) / suspect.raw.unit).max(initial=0.0)) > 3 * limit
+    visible = worst_ratio(effect, suspect.raw) > 3 * limit
     return Graded(case, suspect.exchange, failed, result, result.worst < limit and visible, visible)
 
 

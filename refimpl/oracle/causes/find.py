@@ -13,7 +13,6 @@ from functools import cached_property
 import numpy as np
 
 from ...arrays import Array, Float
-from ..noise.rms import rms_shown
 from .exact import ExactFit, at, fit
 from .pursuit import BIT, Atom, nearest, vector
 from .suspect import Suspect
@@ -85,9 +84,7 @@ def _tried(suspects: Sequence[Suspect], atoms: tuple[Atom, ...], limit: float) -
     for suspect in suspects:
         start = _linear(suspect, atoms)
         first = at(suspect, atoms, start)
-        hopeless = (
-            first.worst > HOPELESS * max(limit, 1e-3 * rms_ratio(suspect)) and first.worst > rms_ratio(suspect) / 4
-        )
+        hopeless = first.worst > HOPELESS * max(limit, 1e-3 * suspect.ratio) and first.worst > suspect.ratio / 4
         fits.append(first if hopeless or first.worst < limit / 2 else fit(suspect, atoms, start))
     return Cause(atoms, tuple(fits), tuple(one.worst < limit for one in fits))
 
@@ -96,11 +93,6 @@ def _linear(suspect: Suspect, atoms: Sequence[Atom]) -> Float[Array, " atoms"]:
     """Return the coefficients that the linear picture gives these atoms in one request."""
     columns = np.stack([vector(suspect, atom) for atom in atoms], axis=1)
     return np.linalg.lstsq(columns, suspect.adjoint.along(suspect.raw.error), rcond=None)[0]
-
-
-def rms_ratio(suspect: Suspect) -> float:
-    """How far the worst row of a request is off, in noise units."""
-    return float((rms_shown(suspect.raw.error, suspect.raw.view.shown) / suspect.raw.unit).max())
 
 
 def _score(suspects: Sequence[Suspect], cause: Cause, cost: float) -> tuple[float, ...]:

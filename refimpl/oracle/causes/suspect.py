@@ -16,6 +16,7 @@ from ..bugs.registry import all_bugs
 from ..cases.case import Exchange, teacher_forced
 from ..cases.testbed import Testbed
 from ..noise.measure import Errors
+from ..noise.rms import rms_shown
 from .adapter_sources import registered
 from .adjoint import Adjoint, adjoint
 from .mix_up import EXACT, Point, Source
@@ -43,6 +44,11 @@ class Suspect:
     def key(self) -> str | None:
         """Its adapter; None for the base."""
         return self.exchange.adapters[0][0] if self.exchange.adapters else None
+
+    @property
+    def ratio(self) -> float:
+        """How far its worst row is off, in noise units."""
+        return worst_ratio(self.raw.error, self.raw)
 
     @cached_property
     def request(self) -> Request:
@@ -115,6 +121,11 @@ class Suspect:
     def token_regions(self) -> list[Region]:
         """Sets of its tokens."""
         return token_regions(len(self.request.prompt_ids), len(self.exchange.request.prompt_ids))
+
+
+def worst_ratio(error: Float[Array, "rows vocab"], raw: Errors) -> float:
+    """The row of which an error is most, in noise units of a request."""
+    return float((rms_shown(error, raw.view.shown) / raw.unit).max(initial=0.0))
 
 
 @lru_cache(maxsize=4)
