@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+torch = pytest.importorskip("torch", reason="pip install -e .[peft]")
+peft = pytest.importorskip("peft", reason="pip install -e .[peft]")
 
 from safetensors import safe_open  # noqa: E402
 

@@ -45,7 +45,7 @@ def test_the_table_has_a_column_for_every_style() -> None:
 
 
 def test_a_sheet_has_every_picture_in_its_place() -> None:
-    pytest.importorskip("PIL")
+    pytest.importorskip("PIL", reason="pip install -e .[pictures]")
     from refimpl.tiny.pictures.sheets import BACKGROUND, GAP, ZOOM, sheet
 
     colours = np.arange(6, dtype=np.uint8).reshape(2, 3)
