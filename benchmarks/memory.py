@@ -29,7 +29,7 @@ def write_adapter(folder: Path, config: ModelConfig, seed: int, rank: int = 8) -
     for module in config.modules():
         if module[1] not in LAYER_MODULES:
             continue
-        d_out, d_in = config.shape(module[1])
+        d_out, d_in = config.shape(module)
         name = f"base_model.model.{module_name(module)}.lora_"
         tensors[name + "A.weight"] = rng.standard_normal((rank, d_in), np.float32) / 16
         tensors[name + "B.weight"] = rng.standard_normal((d_out, rank), np.float32) / 16

@@ -57,6 +57,7 @@ class Rope:
     query_growth: float = 0.0  # queries are multiplied by 1 + this * ln(1 + floor(position / original)) (Ministral 3)
     short_factor: tuple[float, ...] = ()  # longrope: each pair's frequency is divided by it in a request that stays
     long_factor: tuple[float, ...] = ()  # within the original context, and by this in one that does not
+    head_dim: int | None = None  # the width of the heads that it turns, where it is not the model's head_dim
 
     def is_long(self, limit: int) -> bool:
         """Whether a request of which up to `limit` tokens will be computed turns by the long factors."""
@@ -78,6 +79,12 @@ class LayerKind:
 
     window: int | None = None
     rope: Rope | None = Rope()  # None: no position at all (SmolLM3)
+    # None: what the model has.
+    head_dim: int | None = None
+    kv_heads: int | None = None
+    mlp_width: int | None = None
+    absent: tuple[str, ...] = ()  # modules that the others have, and this one has not. Without v_proj, k_proj is both
+    kv_from: int | None = None  # it has no keys and values, and reads those of this layer
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Norms:
     attention_in: str | None = "input_layernorm"
     q: str | None = None  # of queries and keys: over each head, or over all of them together, as wide as its weight
     k: str | None = None
+    v: str | None = None  # of values, over each head, without a weight: no tensor of the checkpoint (Gemma 4)
     q_turned: str | None = None  # the same after the rotation (HunYuan)
     k_turned: str | None = None
     attention_out: str | None = None
@@ -174,45 +182,82 @@ class ModelConfig:
         """What the rotations add to a prefix key: keys that were turned by the long factors serve no short request."""
         return b"long" if any(rope.is_long(limit) for rope in self.ropes) else b""
 
+    def head_shape(self, layer: int) -> tuple[int, int]:
+        """(kv_heads, head_dim) of a layer: what one token's key is in the cache."""
+        kind = self.kind(layer)
+        return kind.kv_heads or self.num_key_value_heads, kind.head_dim or self.head_dim
+
     @property
-    def head_widths(self) -> tuple[int, int, int]:
+    def kv_layers(self) -> list[int]:
+        """The layers that have keys and values of their own."""
+        return [i for i in range(self.num_hidden_layers) if self.kind(i).kv_from is None]
+
+    @property
+    def uniform_kv(self) -> bool:
+        """Whether each layer has keys and values of its own, and all are of one width."""
+        layers = range(self.num_hidden_layers)
+        return self.kv_layers == [*layers] and len({self.head_shape(i) for i in layers}) <= 1
+
+    def head_widths(self, layer: int = 0) -> tuple[int, int, int]:
         """How wide queries, keys and values are, all heads together."""
-        kv = self.num_key_value_heads * self.head_dim
-        return self.num_attention_heads * self.head_dim, kv, kv
+        kv_heads, head_dim = self.head_shape(layer)
+        return self.num_attention_heads * head_dim, kv_heads * head_dim, kv_heads * head_dim
+
+    def mlp_width(self, layer: int = 0) -> int:
+        """The width of a layer's MLP."""
+        return self.kind(layer).mlp_width or self.intermediate_size
 
     @property
     def layer_modules(self) -> tuple[str, ...]:
-        """The linear layers of each transformer layer, in the order of the forward pass."""
+        """The linear layers of a transformer layer, in the order of the forward pass: all that any layer has."""
         return (*self.qkv, "o_proj", *self.gate_up, self.down)
 
-    def shape(self, module: str) -> tuple[int, int]:
-        """(d_out, d_in) of a module's weight, as it lies in the checkpoint. For embed_tokens: (vocab, d_model)."""
-        q, kv, _ = self.head_widths
+    def modules_of(self, layer: int) -> tuple[str, ...]:
+        """Those of one layer."""
+        absent = self.kind(layer).absent
+        return tuple(name for name in self.layer_modules if name not in absent)
+
+    def qkv_of(self, layer: int) -> tuple[str, ...]:
+        """The modules of one layer that make queries, keys and values."""
+        absent = self.kind(layer).absent
+        return tuple(name for name in self.qkv if name not in absent) if absent else self.qkv
+
+    def shape(self, module: Module | str) -> tuple[int, int]:
+        """(d_out, d_in) of a module's weight, as it lies in the checkpoint. For embed_tokens: (vocab, d_model).
+
+        A name alone is that of layer 0, for what is only used where all layers are alike."""
+        layer, name = (0, module) if isinstance(module, str) else module
+        (q, kv, _), mlp = self.head_widths(layer), self.mlp_width(layer)
         d_out = {
             "q_proj": q,
             "k_proj": kv,
             "v_proj": kv,
             "qkv_proj": q + 2 * kv,
-            "gate_proj": self.intermediate_size,
-            "up_proj": self.intermediate_size,
-            "gate_up_proj": 2 * self.intermediate_size,
-            "input_linear": 2 * self.intermediate_size,
+            "gate_proj": mlp,
+            "up_proj": mlp,
+            "gate_up_proj": 2 * mlp,
+            "input_linear": 2 * mlp,
             "embed_tokens": self.vocab_size,
             "lm_head": self.vocab_size,
         }
-        d_in = {"o_proj": q, self.down: self.intermediate_size}
-        return d_out.get(module, self.hidden_size), d_in.get(module, self.hidden_size)
+        d_in = {"o_proj": q, self.down: mlp}
+        return d_out.get(name, self.hidden_size), d_in.get(name, self.hidden_size)
 
-    def norm_width(self, name: str) -> int:
+    def norms_of(self, layer: int) -> tuple[str, ...]:
+        """The norms of one layer, by name."""
+        absent = self.kind(layer).absent
+        return tuple(name for name in self.norms.names if name not in absent)
+
+    def norm_width(self, name: str, layer: int = 0) -> int:
         """How many weights a layer's norm of this name has."""
-        q, kv, _ = self.head_widths
+        q, kv, _ = self.head_widths(layer)
         projections = {self.norms.q: q, self.norms.k: kv} if self.norms.whole_projection else {}
-        heads = (self.norms.q, self.norms.k, self.norms.q_turned, self.norms.k_turned)
-        return projections.get(name, self.head_dim if name in heads else self.hidden_size)
+        heads = (self.norms.q, self.norms.k, self.norms.v, self.norms.q_turned, self.norms.k_turned)
+        return projections.get(name, self.head_shape(layer)[1] if name in heads else self.hidden_size)
 
     def modules(self) -> list[Module]:
         """Every module that LoRA can target, in the order of the forward pass."""
-        inner = [(i, name) for i in range(self.num_hidden_layers) for name in self.layer_modules]
+        inner = [(i, name) for i in range(self.num_hidden_layers) for name in self.modules_of(i)]
         return [EMBED, *inner, LM_HEAD]
 
     def has_bias(self, module: str) -> bool:

@@ -34,7 +34,7 @@ class FixedSlots(AdapterSlots):
         for module in model.config.modules():
             if modules is not None and module[1] not in modules:
                 continue
-            d_out, d_in = model.config.shape(module[1])[:: -1 if module == EMBED else 1]  # A looks up token ids there
+            d_out, d_in = model.config.shape(module)[:: -1 if module == EMBED else 1]  # A looks up token ids there
             self.stacked[module] = (
                 xp.zeros((capacity, max_rank, d_in), p.compute),
                 xp.zeros((capacity, d_out, max_rank), p.compute),

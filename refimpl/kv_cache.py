@@ -12,6 +12,7 @@ share a block only if the keys are equal, so nothing that a caller renames, relo
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -73,6 +74,23 @@ def write_kv_per_token(
         v_cache[slot // block_size, slot % block_size] = rounded(v[t], p.kv)
 
 
+def layer_views(
+    memory: Float[Array, " numbers"], config: ModelConfig, num_blocks: int, block_size: int
+) -> Array | list[Float[Array, "blocks block_size kv_heads head_dim"]]:
+    """Each layer's part of the keys or of the values: one array [layers, blocks, block_size, kv_heads, head_dim] where
+    all layers are alike. A layer that has no keys of its own (LayerKind.kv_from) has the part of that one."""
+    if config.uniform_kv:
+        return memory.reshape(config.num_hidden_layers, num_blocks, block_size, *config.head_shape(0))
+    views: list[Array] = []
+    start = 0
+    for i in range(config.num_hidden_layers):
+        source, shape = config.kind(i).kv_from, (num_blocks, block_size, *config.head_shape(i))
+        size = math.prod(shape) if source is None else 0
+        views.append(memory[start : start + size].reshape(shape) if source is None else views[source])
+        start += size
+    return views
+
+
 class KVCache:
     """Keys and values of every layer, and who uses which block.
 
@@ -95,11 +113,11 @@ class KVCache:
         select_victim: SelectVictim = select_victim,
     ) -> None:
         p = p or Precision()
-        shape = (config.num_hidden_layers, num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         xp = device_namespace(device)
         # The values are rounded to p.kv when they are written; the array's own type is the one that products use.
-        self.memory: Array = xp.zeros((2, *shape), p.compute)
-        self.k, self.v = self.memory[0], self.memory[1]
+        widths = [math.prod(config.head_shape(i)) for i in config.kv_layers]
+        self.memory: Array = xp.zeros((2, num_blocks * block_size * sum(widths)), p.compute)
+        self.k, self.v = (layer_views(half, config, num_blocks, block_size) for half in self.memory)
         self.num_blocks, self.block_size, self.window = num_blocks, block_size, config.sliding_window
         self.ref_counts: dict[int, int] = {}  # block -> how many requests hold it: the blocks in use
         self._free = list(range(num_blocks - 1, -1, -1))

@@ -16,7 +16,7 @@ from .adapter_cache import AdapterCache
 from .adapter_slots import AdapterSlots
 from .arrays import Array, Float, Precision, ceil_div, namespace, rounded, to_host
 from .batch import ScheduledRequest, make_batch
-from .config import EMBED, LM_HEAD, Module, Rope, short_name
+from .config import EMBED, LM_HEAD, Module, short_name
 from .kv_cache import KVCache
 from .layers import embed
 from .lora import added_by
@@ -48,10 +48,10 @@ def forward(
         return ops.all_reduce(y, module, p)
 
     def parts(x: Array, layer: int, names: Sequence[str], widths: Sequence[int]) -> Sequence[Array]:
-        if len(names) == len(widths):
-            return [project(x, layer, name) for name in names]
-        y = project(x, layer, names[0])  # one module for all of them
-        return namespace(y).split(y, np.cumsum(widths[:-1]), axis=1)
+        each = [project(x, layer, name) for name in names]
+        if each[0].shape[1] == widths[0]:
+            return each
+        return namespace(x).split(each[0], np.cumsum(widths[:-1]), axis=1)  # one module for all of them
 
     def norm(x: Array, layer: int, name: str | None) -> Array:
         if name is None:
@@ -59,8 +59,9 @@ def forward(
         weight = model.layers[layer].norms[name]  # as wide as the model, as one head, or as all heads together
         return ops.rms_norm(x.reshape(-1, weight.size), weight, config.rms_norm_eps, p).reshape(x.shape)
 
-    def turned(x: Array, rope: Rope | None) -> Float[Array, "tokens heads head_dim"]:
-        x = x.reshape(x.shape[0], -1, config.head_dim)
+    def turned(x: Array, layer: int) -> Float[Array, "tokens heads head_dim"]:
+        rope, (_, head_dim) = config.kind(layer).rope, config.head_shape(layer)
+        x = x.reshape(x.shape[0], -1, head_dim)
         return x if rope is None else ops.rope(x, *turns[rope], rope.interleaved, p)
 
     def added(x: Array, y: Array) -> Float[Array, "tokens d_model"]:
@@ -68,18 +69,21 @@ def forward(
 
     x = ops.scaled(project(batch.device.token_ids, *EMBED), config.embedding_multiplier, p)
     for i in range(config.num_hidden_layers):
-        h, rope = norm(x, i, norms.attention_in), config.kind(i).rope
-        q, k, v = parts(h, i, config.qkv, config.head_widths)
-        q = norm(turned(norm(q, i, norms.q), rope), i, norms.q_turned)
+        h = norm(x, i, norms.attention_in)
+        q, *kv = parts(h, i, config.qkv_of(i), config.head_widths(i))
+        q = norm(turned(norm(q, i, norms.q), i), i, norms.q_turned)
         q = ops.scaled(q, batch.device.query_growth, p)
-        k = norm(turned(norm(k, i, norms.k), rope), i, norms.k_turned)
-        ops.write_kv(cache.k[i], cache.v[i], k, v.reshape(k.shape), batch.attention, p)
+        if kv:  # or else it reads an earlier layer's; where there is one for both, k is v
+            k = norm(turned(norm(kv[0], i, norms.k), i), i, norms.k_turned)
+            v = norm(kv[-1], i, norms.v).reshape(k.shape)
+            ops.write_kv(cache.k[i], cache.v[i], k, v, batch.attention, p)
+            note(f"layers.{i}.", k_rope=k)
         mixed = ops.attention(q, cache.k[i], cache.v[i], batch.attention, config.view(i), p)
         x = added(x, norm(project(mixed, i, "o_proj"), i, norms.attention_out))
-        note(f"layers.{i}.", q_rope=q, k_rope=k, attention=mixed)
+        note(f"layers.{i}.", q_rope=q, attention=mixed)
 
         h = norm(x, i, norms.mlp_in)
-        gate, up = parts(h, i, config.gate_up, [config.intermediate_size] * 2)
+        gate, up = parts(h, i, config.gate_up, [config.mlp_width(i)] * 2)
         h = ops.mlp_activation(gate, up, config.activation, p)
         x = added(x, norm(project(h, i, config.down), i, norms.mlp_out))
         note(f"layers.{i}.", mlp=h, output=x)

@@ -122,7 +122,7 @@ class PagedSlots(AdapterSlots):
     def __init__(self, model: Model, p: Precision, cache: KVCache) -> None:
         super().__init__(model, p)
         self.cache = cache
-        width = cache.memory[0, 0, 0].size  # block_size * key heads * head_dim
+        width = cache.k[0][0].size  # block_size * key heads * head_dim
         self.pages: Float[Array, "pages width"] = cache.memory.reshape(-1, width)  # a view
         self.adapters: dict[int, PagedAdapter] = {}
         self._weights: dict[Module, PagedWeights] = {}

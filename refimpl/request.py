@@ -120,7 +120,7 @@ def _shape(adapter: Adapter, module: Module, config: ModelConfig) -> tuple[int, 
     """What the module's weight must be [d_out, d_in]: the base's, or with the rows of a vocabulary that is extended."""
     if module not in config.modules():
         raise RequestError(f"adapter {adapter.name} is for another model: this one has no {module_name(module)}")
-    d_out, d_in = config.shape(module[1])
+    d_out, d_in = config.shape(module)
     if module in (EMBED, LM_HEAD):
         return max([d_out, *(len(weight) for weight in adapter.replaced.values())]), d_in
     return d_out, d_in

@@ -44,7 +44,7 @@ def rope_frequencies(rope: Rope, head_dim: int, dtype: str = "float64", is_long:
 
 def rotated_channels(rope: Rope, head_dim: int) -> int:
     """How many channels of a head turn: its first ones."""
-    return int(head_dim * rope.partial_rotary_factor)
+    return int((rope.head_dim or head_dim) * rope.partial_rotary_factor)
 
 
 def yarn_bounds(rope: Rope, n: int) -> tuple[float, float]:

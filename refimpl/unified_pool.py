@@ -63,7 +63,7 @@ class UnifiedPool:
     num_blocks counts the blocks for both. capacity bounds the adapters in them (None: as many as fit), host_capacity
     those in the host tier, and patience how many requests may overtake one whose adapter is not in the pool.
 
-    LoracleError for one rank's part of a model."""
+    LoracleError for one rank's part of a model, and for layers of different head_dim."""
 
     def __init__(
         self,
@@ -79,6 +79,10 @@ class UnifiedPool:
         if model.config.unsharded is not model.config:  # the ranks would no longer schedule the same
             raise LoracleError(
                 "a unified pool is for one rank: an adapter's parts take other numbers of blocks on each"
+            )
+        if not model.config.uniform_kv:
+            raise LoracleError(
+                "a unified pool needs layers that are alike: here the keys of a block are of several widths"
             )
         self.cache = SharedKVCache(model.config, num_blocks, block_size, p, model.device, ops.select_victim)
         self.adapters = SharedAdapterCache(model, p, ops, self.cache, capacity, host_capacity, patience)

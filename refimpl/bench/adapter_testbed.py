@@ -27,6 +27,7 @@ from ..tools.units import human_bytes
 from ..unified_pool import UnifiedPool
 from ..weights import Model
 from .arrivals import Arrival, Workload, draw
+from .cost import kv_parameters
 from .replay import Replay, replay
 
 COUNTS, RANKS = (5, 50, 500, 2000), (8, 16, 32, 64)
@@ -104,7 +105,7 @@ def in_one_array(adapter: Adapter) -> Adapter:
 
 def adapter_bytes(config: ModelConfig, rank: int, modules: Sequence[str], itemsize: int = 4) -> int:
     """Return the bytes of one adapter's A and B: itemsize * rank * sum of (d_in + d_out) over its modules."""
-    return itemsize * rank * sum(sum(config.shape(name)) for _, name in config.modules() if name in modules)
+    return itemsize * rank * sum(sum(config.shape(module)) for module in config.modules() if module[1] in modules)
 
 
 def adapters_bytes(config: ModelConfig, setup: Setup, count: int) -> int:
@@ -131,10 +132,7 @@ class Testbed:
     @property
     def block_bytes(self) -> int:
         """Keys and values of one block: 2 * layers * block_size * kv_heads * head_dim * itemsize."""
-        config = self.model.config
-        width = config.num_key_value_heads * config.head_dim * config.num_hidden_layers
-        itemsize = np.dtype(DTYPES[self.precision.compute]).itemsize
-        return 2 * width * BLOCK_SIZE * itemsize
+        return kv_parameters(self.model.config) * BLOCK_SIZE * np.dtype(DTYPES[self.precision.compute]).itemsize
 
     @property
     def precision(self) -> Precision:

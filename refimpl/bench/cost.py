@@ -90,13 +90,14 @@ class Device:
 
 def parameters(config: ModelConfig, module: Module) -> int:
     """Numbers of one module of the base: its weight, and its bias if it has one."""
-    d_out, d_in = config.shape(module[1])
+    d_out, d_in = config.shape(module)
     return d_out * d_in + (d_out if config.has_bias(module[1]) else 0)
 
 
 def norm_parameters(config: ModelConfig) -> int:
     """Numbers of all norms, the last one included."""
-    return config.num_hidden_layers * sum(map(config.norm_width, config.norms.names)) + config.hidden_size
+    layers = range(config.num_hidden_layers)
+    return sum(config.norm_width(name, i) for i in layers for name in config.norms_of(i)) + config.hidden_size
 
 
 def base_parameters(config: ModelConfig) -> int:
@@ -107,12 +108,12 @@ def base_parameters(config: ModelConfig) -> int:
 
 def adapter_parameters(config: ModelConfig, ranks: Ranks) -> int:
     """Numbers of one adapter: A [r, d_in] and B [d_out, r] of each module."""
-    return sum(r * sum(config.shape(name)) for (_, name), r in ranks.items())
+    return sum(r * sum(config.shape(module)) for module, r in ranks.items())
 
 
 def kv_parameters(config: ModelConfig) -> int:
     """Numbers that one token keeps in the KV cache: a key and a value for each head of each layer."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return 2 * sum(math.prod(config.head_shape(layer)) for layer in config.kv_layers)
 
 
 def memory(config: ModelConfig, ranks: Ranks, way: str, loaded: int, cached_tokens: int, size: int) -> int:
@@ -139,7 +140,7 @@ def base_work(config: ModelConfig, step: Step, size: int) -> Work:
     """Each weight once; of the embedding one row for each token. A product of n rows is 2 n d_out d_in flops."""
     products = [module for module in config.modules() if module != EMBED]
     read = sum(parameters(config, module) for module in products) + norm_parameters(config)
-    flops = sum(2 * rows_of(module, step) * math.prod(config.shape(module[1])) for module in products)
+    flops = sum(2 * rows_of(module, step) * math.prod(config.shape(module)) for module in products)
     return Work(base_bytes=size * (read + step.rows * config.hidden_size), base_flops=flops)
 
 
@@ -147,7 +148,7 @@ def lora_work(config: ModelConfig, ranks: Ranks, step: Step, size: int) -> Work:
     """A and B of each adapter once, and 2 n r (d_in + d_out) flops. At the embedding A's columns are looked up."""
     read = flops = 0
     for module, r in ranks.items() if step.adapters else ():
-        d_out, d_in = config.shape(module[1])
+        d_out, d_in = config.shape(module)
         if module == EMBED:  # its table is [vocab, d_model]: what comes in is as wide as the vocabulary
             read += r * step.rows + step.adapters * r * d_in
             flops += 2 * step.rows * r * d_in
@@ -159,13 +160,14 @@ def lora_work(config: ModelConfig, ranks: Ranks, step: Step, size: int) -> Work:
 
 def attention_work(config: ModelConfig, step: Step, size: int) -> Work:
     """Keys and values written once and read once for each request; q k^T and p v are 4 head_dim flops a pair."""
-    width, moved, pairs = 2 * config.num_key_value_heads * config.head_dim, 0, 0
+    moved = flops = 0
     for layer in range(config.num_hidden_layers):
-        window = config.kind(layer).window or step.context
-        moved += step.tokens + min(step.context, step.tokens + window - 1)
-        pairs += visible(step.tokens, step.context, window)
-    flops = 4 * step.requests * config.num_attention_heads * config.head_dim * pairs
-    return Work(kv_bytes=size * step.requests * width * moved, attention_flops=flops)
+        (kv_heads, head_dim), kind = config.head_shape(layer), config.kind(layer)
+        window = kind.window or step.context
+        written = step.tokens if kind.kv_from is None else 0
+        moved += 2 * kv_heads * head_dim * (written + min(step.context, step.tokens + window - 1))
+        flops += 4 * config.num_attention_heads * head_dim * visible(step.tokens, step.context, window)
+    return Work(kv_bytes=size * step.requests * moved, attention_flops=step.requests * flops)
 
 
 def visible(tokens: int, context: int, window: int) -> int:

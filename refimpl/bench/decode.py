@@ -99,8 +99,7 @@ def decoding_with(model: Model, slots: AdapterSlots, adapters: int, context: int
     p, blocks = Precision(ops.precision, model.dtype), ceil_div(context + 1, BLOCK_SIZE)
     cache = KVCache(model.config, adapters * blocks, BLOCK_SIZE, p, model.device, ops.select_victim)
     rng: Any = device_namespace(model.device).random.default_rng(2)
-    for x in (cache.k, cache.v):
-        x[...] = rng.standard_normal(x.shape, dtype=np.float32)
+    cache.memory[...] = rng.standard_normal(cache.memory.shape, dtype=np.float32)
     work = [
         ScheduledRequest([7 + adapter % 100], context, cache.allocate(blocks), [(adapter, 1.0)])
         for adapter in range(adapters)

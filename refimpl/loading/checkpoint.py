@@ -38,11 +38,12 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "model.norm.weight": (config.hidden_size,),
     }
     for i in range(config.num_hidden_layers):
-        shapes |= {f"model.layers.{i}.{norm}.weight": (config.norm_width(norm),) for norm in config.norms.names}
-        for module in config.layer_modules:
-            shapes[f"{module_name((i, module))}.weight"] = config.shape(module)
-            if config.has_bias(module):
-                shapes[f"{module_name((i, module))}.bias"] = config.shape(module)[:1]
+        shapes |= {f"model.layers.{i}.{norm}.weight": (config.norm_width(norm, i),) for norm in config.norms_of(i)}
+        for name in config.modules_of(i):
+            module = (i, name)
+            shapes[f"{module_name(module)}.weight"] = config.shape(module)
+            if config.has_bias(name):
+                shapes[f"{module_name(module)}.bias"] = config.shape(module)[:1]
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = config.shape("lm_head")
     return shapes

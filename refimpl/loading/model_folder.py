@@ -99,8 +99,8 @@ def _model(config: ModelConfig, load: Callable[[str], Array], tokenizer: Any, dt
 
     def layer(i: int) -> Layer:
         return Layer(
-            {name: norm(f"model.layers.{i}.{name}.weight") for name in config.norms.names},
-            {name: linear((i, name)) for name in config.layer_modules},
+            {name: norm(f"model.layers.{i}.{name}.weight") for name in config.norms_of(i)},
+            {name: linear((i, name)) for name in config.modules_of(i)},
         )
 
     embed_tokens = load("model.embed_tokens.weight")

@@ -99,6 +99,6 @@ def all_modules(base: ModelConfig) -> list[str]:
     """The dotted name of every module of the base that has weights, in or below it."""
     names = {"model.norm"} | {module_name(module) for module in base.modules()}
     for i in range(base.num_hidden_layers):
-        names |= {f"model.layers.{i}.{norm}" for norm in base.norms.names}
+        names |= {f"model.layers.{i}.{norm}" for norm in base.norms_of(i)}
     parents = {name.rsplit(".", n)[0] for name in names for n in range(1, name.count(".") + 1)}
     return sorted(names | parents)

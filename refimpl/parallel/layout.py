@@ -63,7 +63,7 @@ class Layout:
             return parts[name]
         if name == LM_HEAD[1]:
             return [self.vocabulary]
-        q_width, kv_width, _ = self.config.head_widths
+        q_width, kv_width, _ = self.config.head_widths()
         if name in self.config.qkv:
             return [q, shifted(kv, q_width), shifted(kv, q_width + kv_width)]
         assert name in self.config.gate_up

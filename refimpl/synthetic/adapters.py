@@ -58,7 +58,7 @@ def random_adapter(
     for module in config.modules():
         if module[1] not in peft.target_modules:
             continue
-        d_out, d_in = config.shape(module[1])[::-1] if module == EMBED else config.shape(module[1])
+        d_out, d_in = config.shape(module)[::-1] if module == EMBED else config.shape(module)
         r = pattern_value(peft.rank_pattern, module_name(module), peft.r)
         scale, size = abs(scale_of(peft, module, r)), gain(module)
         A = rng.standard_normal((r, d_in)) / (1 if module == EMBED else math.sqrt(d_in))
@@ -101,7 +101,7 @@ def with_own_layers(
 def own_biases(base: Model, draw: Callable[[int], Array]) -> dict[Module, Array]:
     """Return another bias, draw(d_out), for every module of the base that has one (bias="all")."""
     modules = [module for module in base.config.modules() if base.config.has_bias(module[1])]
-    return {module: draw(base.config.shape(module[1])[0]) for module in modules}
+    return {module: draw(base.config.shape(module)[0]) for module in modules}
 
 
 def with_own_biases(base: Model, adapter: Adapter, rng: np.random.Generator) -> Adapter:

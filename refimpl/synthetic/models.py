@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import DTYPES, Array
-from ..config import ModelConfig
+from ..config import LM_HEAD, ModelConfig, Module
 from ..weights import Layer, Linear, Model
 
 # What becomes of drawn numbers before they are stored: rounded to a grid, or left as they are.
@@ -59,32 +59,32 @@ def random_model(
     def store(x: Array) -> Array:
         return snap(x).astype(DTYPES[dtype], copy=False)
 
-    def weight(module: str, gain: float = 1.0) -> Array:
+    def weight(module: Module, gain: float = 1.0) -> Array:
         d_out, d_in = config.shape(module)
         return store(gain * normal(d_out, d_in) / math.sqrt(d_in))
 
     def norm(width: int = config.hidden_size) -> Array:
         return store(1 + NORM_SPREAD * normal(width))
 
-    def linear(module: str) -> Linear:
+    def linear(module: Module) -> Linear:
         values = weight(module)
-        bias = store(recipe.bias * normal(len(values))) if config.has_bias(module) else None
+        bias = store(recipe.bias * normal(len(values))) if config.has_bias(module[1]) else None
         return Linear(values, bias)
 
-    def layer() -> Layer:
+    def layer(i: int) -> Layer:
         norms, linears = {}, {}
         for name in order:
-            if name in config.norms.names:
-                norms[name] = norm(config.norm_width(name))
-            else:
-                linears[name] = linear(name)
+            if name in config.norms_of(i):
+                norms[name] = norm(config.norm_width(name, i))
+            elif name in config.modules_of(i):
+                linears[name] = linear((i, name))
         return Layer(norms, linears)
 
     def end(module: str) -> Array:
-        return weight(module, HEAD_GAIN) if module == "lm_head" else store(normal(*config.shape(module)))
+        return weight(LM_HEAD, HEAD_GAIN) if module == "lm_head" else store(normal(*config.shape(module)))
 
     order = (*config.norms.names, *config.layer_modules) if recipe.norms_first else forward_order(config)
-    layers = tuple(layer() for _ in range(config.num_hidden_layers))
+    layers = tuple(layer(i) for i in range(config.num_hidden_layers))
     first = end(recipe.ends[0])
     second = first if config.tie_word_embeddings else end(recipe.ends[1])
     ends = dict(zip(recipe.ends, (first, second), strict=True))

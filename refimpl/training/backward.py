@@ -133,7 +133,7 @@ def forward_layer(run: Pass, x: Float[Array, "tokens d_model"], i: int) -> tuple
         return x + ops.scaled(y, config.residual_multiplier, p)
 
     h = norm(x, norms.attention_in)
-    q, k, v = parts(h, config.qkv, config.head_widths)
+    q, k, v = parts(h, config.qkv, config.head_widths(i))
     q = ops.scaled(norm(turned(norm(q, norms.q)), norms.q_turned), batch.device.query_growth, p)
     k = norm(turned(norm(k, norms.k)), norms.k_turned)
     v = v.reshape(k.shape)
@@ -142,7 +142,7 @@ def forward_layer(run: Pass, x: Float[Array, "tokens d_model"], i: int) -> tuple
     x = added(x, norm(project(run, mixed, (i, "o_proj"), batch.lora), norms.attention_out))
 
     h_mlp = norm(x, norms.mlp_in)
-    gate, up = parts(h_mlp, config.gate_up, [config.intermediate_size] * 2)
+    gate, up = parts(h_mlp, config.gate_up, [config.mlp_width(i)] * 2)
     activated = ops.mlp_activation(gate, up, config.activation, p)
     x = added(x, norm(project(run, activated, (i, config.down), batch.lora), norms.mlp_out))
     return x, Activations(h, q, k, v, mixed, h_mlp, gate, up, activated, normed)

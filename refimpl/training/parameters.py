@@ -43,7 +43,7 @@ def parameter_shapes(config: LoraConfig, model: Model) -> dict[Key, tuple[int, .
     A [r, d_in], B [d_out, r], bias and magnitude [d_out]. The embedding, which is looked up, is [d_model, vocab]."""
     shapes: dict[Key, tuple[int, ...]] = {}
     for module in lora_modules(config, model.config):
-        d_out, d_in = model.config.shape(module[1])[:: -1 if module == EMBED else 1]
+        d_out, d_in = model.config.shape(module)[:: -1 if module == EMBED else 1]
         rank = config.rank(module)
         shapes |= {Key(module, "A"): (rank, d_in), Key(module, "B"): (d_out, rank)}
         if config.lora_bias:
@@ -51,7 +51,7 @@ def parameter_shapes(config: LoraConfig, model: Model) -> dict[Key, tuple[int, .
         if config.use_dora:
             shapes[Key(module, "magnitude")] = (d_out,)
     for module in saved_modules(config, model.config):
-        shapes[Key(module, "weight")] = model.config.shape(module[1])
+        shapes[Key(module, "weight")] = model.config.shape(module)
     return shapes
 
 

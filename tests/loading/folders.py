@@ -106,7 +106,7 @@ def lora_tensors(
     tensors = {}
     for seed, module in enumerate(config.modules()):
         if module[1] in modules:
-            d_out, d_in = config.shape(module[1])[::-1] if module == EMBED else config.shape(module[1])
+            d_out, d_in = config.shape(module)[::-1] if module == EMBED else config.shape(module)
             a, b = ("lora_embedding_A", "lora_embedding_B") if module == EMBED else ("lora_A.weight", "lora_B.weight")
             tensors[lora_name(module, a)] = random((rank, d_in), seed, dtype)
             tensors[lora_name(module, b)] = random((d_out, rank), seed + 100, dtype)

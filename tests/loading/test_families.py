@@ -158,7 +158,7 @@ def test_its_tensors_load_and_no_others(tmp_path: Path, name: str) -> None:
         stored = tensors[f"model.layers.1.{norm}.weight"]
         np.testing.assert_array_equal(weight, stored + 1 if config.norms.plus_one else stored)
     for module in config.modules()[1:-1]:
-        assert model.linear(module).weight.shape == config.shape(module[1])
+        assert model.linear(module).weight.shape == config.shape(module)
     foreign = tensors | {"model.layers.0.self_attn.sinks": np.zeros(4, np.float32)}
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(foreign))
     with refused(WeightsError, "model.layers.0.self_attn.sinks [4] is not one of the model's"):

@@ -117,7 +117,7 @@ def test_the_adjoint_is_the_derivative() -> None:
         back = adjoint(model, request, raw, count=5)
         rng = np.random.default_rng(0)
         for module in model.config.modules():
-            delta = 1e-6 * rng.standard_normal((5, model.config.shape(module[1])[0] if module[0] >= 0 else 20))
+            delta = 1e-6 * rng.standard_normal((5, model.config.shape(module)[0] if module[0] >= 0 else 20))
             if module[1] == "lm_head":
                 delta = 1e-6 * rng.standard_normal((5, model.config.vocab_size))
 

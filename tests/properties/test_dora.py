@@ -34,9 +34,9 @@ def doras(draw: st.DrawFn, model: Model, seed: int) -> Adapter:
     config, rng = model.config, np.random.default_rng([seed, 79])
     dora = as_dora(draw(adapters(config, 1))[0], model, seed)
     biased = draw(st.lists(st.sampled_from(config.modules()[1:-1]), unique=True, max_size=3))
-    biases = {module: 0.5 * rng.standard_normal(config.shape(module[1])[0]) for module in biased}
+    biases = {module: 0.5 * rng.standard_normal(config.shape(module)[0]) for module in biased}
     tables = [module for module in (EMBED, LM_HEAD) if module in dora.lora and draw(st.booleans())]
-    replaced = {module: rng.standard_normal(config.shape(module[1])) for module in tables}
+    replaced = {module: rng.standard_normal(config.shape(module)) for module in tables}
     return replace(dora, name=f"dora-{seed}", biases=biases, replaced=replaced)
 
 

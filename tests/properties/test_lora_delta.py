@@ -51,7 +51,7 @@ class Call(NamedTuple):
         ops.lora_delta(y, self.x, self.module, slots, mapping(self.adapter_ids, weights), P)
 
     def y(self, seed: int) -> np.ndarray:
-        d_out, d_in = self.model.config.shape(self.module[1])
+        d_out, d_in = self.model.config.shape(self.module)
         return np.random.default_rng(seed).standard_normal((len(self.x), d_in if self.module == EMBED else d_out))
 
 
@@ -69,7 +69,7 @@ def calls(draw: st.DrawFn) -> Call:
         others = rng.permutation([s for s in range(len(pool)) if s != slot])[: rng.integers(0, len(row))]
         row[: 1 + len(others) * (slot >= 0)] = [slot, *others][: 1 + len(others) * (slot >= 0)]
     weights = np.where(ids >= 0, rng.choice([1.0, -0.5, 0.75, 2.0], ids.shape), 0)
-    tokens, d_in = len(ids), config.shape(module[1])[1]
+    tokens, d_in = len(ids), config.shape(module)[1]
     x = rng.integers(0, config.vocab_size, tokens) if module == EMBED else rng.standard_normal((tokens, d_in))
     return Call(random_model(config), pool, module, x, ids, weights)
 
@@ -132,9 +132,7 @@ def check_weights_are_linear(ops: Ops, call: Call, a: float, b: float) -> None:
 def check_modules_are_kept_apart(ops: Ops, call: Call) -> None:
     """A module that none of the row's adapters changes is left alone, whatever they do in others."""
     for module in call.model.config.modules():
-        d_out, d_in = (
-            call.model.config.shape(module[1])[::-1] if module == EMBED else call.model.config.shape(module[1])
-        )
+        d_out, d_in = call.model.config.shape(module)[::-1] if module == EMBED else call.model.config.shape(module)
         y = np.random.default_rng(4).standard_normal((len(call.adapter_ids), d_out))
         before = y.copy()
         x = np.zeros(len(y), int) if module == EMBED else np.ones((len(y), d_in))

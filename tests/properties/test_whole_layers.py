@@ -32,7 +32,7 @@ def replacing_adapters(draw: st.DrawFn, config: ModelConfig, seed: int) -> Adapt
     biased = draw(
         st.lists(st.sampled_from(config.modules()[1:-1]), unique=True, min_size=0 if which else 1, max_size=4)
     )
-    biases = {module: 0.5 * rng.standard_normal(config.shape(module[1])[0]) for module in biased}
+    biases = {module: 0.5 * rng.standard_normal(config.shape(module)[0]) for module in biased}
     lora = random_adapter(config, seed, r=3, alpha=4.0, use_rslora=draw(st.booleans()), modules=LAYER_MODULES[::2])
     return replace(lora, replaced=saved, biases=biases, tokens=draw(token_rows(config, which, seed)))
 

@@ -76,7 +76,7 @@ def with_own_layers(adapter: Adapter, dtype: str) -> Adapter:
     shape = (CONFIG.vocab_size + 3, CONFIG.hidden_size)
     replaced = {module: rng.standard_normal(shape).astype(DTYPES[dtype]) for module in (EMBED, LM_HEAD)}
     biases = {
-        module: rng.standard_normal(CONFIG.shape(module[1])[0]).astype(DTYPES[dtype])
+        module: rng.standard_normal(CONFIG.shape(module)[0]).astype(DTYPES[dtype])
         for module in CONFIG.modules()
         if CONFIG.has_bias(module[1])
     }

@@ -38,7 +38,7 @@ def test_each_form_is_what_a_hand_counts() -> None:
     assert separate == MemoryUse(10 * BLOCK + WEIGHTS, 3 * BLOCK // 2, WEIGHTS, 8 * BLOCK, BLOCK // 2)
     ends = BLOCK // 2 + 3 * BLOCK - WEIGHTS
     assert unified == MemoryUse(10 * BLOCK, 3 * BLOCK // 2, WEIGHTS, 5 * BLOCK, ends)
-    shapes = [CONFIG.shape(module[1]) for module in CONFIG.modules()]
+    shapes = [CONFIG.shape(module) for module in CONFIG.modules()]
     slot = 8 * sum(4 * (d_in + d_out) + d_out for d_out, d_in in shapes)
     slot += 8 * (CONFIG.hidden_size - CONFIG.vocab_size)  # the bias of the embedding is as wide as the model
     assert fixed.reserved == 10 * BLOCK + 2 * slot

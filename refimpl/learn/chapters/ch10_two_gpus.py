@@ -103,7 +103,7 @@ print(f"the robot on two ranks against one: {difference:.1e}, on logits up to {n
 # 8063).
 
 # %%
-q, k, v = model.config.head_widths
+q, k, v = model.config.head_widths()
 rows = np.array(["q"] * q + ["k"] * k + ["v"] * v)
 by_part = [np.split(rows[rows == name], 2) for name in "qkv"]
 for how, ranks in (

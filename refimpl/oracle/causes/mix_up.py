@@ -81,9 +81,9 @@ def blended(
     """A of one, B of another, at the scale of a third, as far as their ranks go; less the delta of a fourth.
 
     None where A does not take this input, or B makes no such output."""
-    d_out = point.config.shape(point.module[1])[0]
+    d_out = point.config.shape(point.module)[0]
     by_id = point.x.dtype.kind in "iu"
-    width = point.config.shape(point.module[1])[0] if by_id else point.x.shape[1]
+    width = point.config.shape(point.module)[0] if by_id else point.x.shape[1]
     if (A_from.A.shape[1] != width and not by_id) or (
         B_from.B.shape[0] != d_out and point.module not in (EMBED, LM_HEAD)
     ):
