@@ -20,7 +20,7 @@ from .parallel.launch import launch
 
 COMMANDS = (
     *("bench", "check", "convert", "cost", "demo", "draw", "engines", "generate"),
-    *("guide", "inspect", "learn", "logits", "record", "train", "vectors"),
+    *("guide", "inspect", "learn", "logits", "merge", "record", "train", "vectors"),
 )
 
 

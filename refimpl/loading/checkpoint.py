@@ -54,7 +54,7 @@ def open_checkpoint(path: Path, config: ModelConfig | None, diagnostics: Diagnos
 
     Tensors of a quantised type are not looked into: whoever reads one sees whether it holds NaN."""
     before = len(diagnostics.problems)
-    stored = gguf_tensors(path, config, diagnostics) if is_gguf(path) else _folder_tensors(path, diagnostics)
+    stored = gguf_tensors(path, config, diagnostics) if is_gguf(path) else folder_tensors(path, diagnostics)
     if config and config.wrapped:
         stored = [(text, tensor) for name, tensor in stored if (text := text_name(name)) is not None]
     complete = len(diagnostics.problems) == before
@@ -78,7 +78,7 @@ def open_checkpoint(path: Path, config: ModelConfig | None, diagnostics: Diagnos
     return tensors
 
 
-def _folder_tensors(folder: Path, diagnostics: Diagnostics) -> list[tuple[str, Tensor]]:
+def folder_tensors(folder: Path, diagnostics: Diagnostics) -> list[tuple[str, Tensor]]:
     """Every tensor of the folder's safetensors files, by its name."""
     files = [file for path in checkpoint_files(folder, diagnostics) if (file := open_safetensors(path, diagnostics))]
     tensors: list[tuple[str, Tensor]] = []

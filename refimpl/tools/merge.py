@@ -41,7 +41,9 @@ def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
         dataclasses.replace(layer, linears={name: one((i, name)) for name in layer.linears})
         for i, layer in enumerate(model.layers)
     )
-    return dataclasses.replace(model, embed_tokens=one(EMBED).weight, layers=layers, lm_head=one(LM_HEAD))
+    embed_tokens = one(EMBED).weight
+    config = dataclasses.replace(model.config, vocab_size=len(embed_tokens))  # a vocabulary may have grown
+    return dataclasses.replace(model, config=config, embed_tokens=embed_tokens, layers=layers, lm_head=one(LM_HEAD))
 
 
 def merged_picture_model(model: PictureModel, adapter: Adapter, ops: Ops = NUMPY) -> PictureModel:

@@ -14,7 +14,15 @@ from refimpl.config import EMBED, LAYER_MODULES, ModelConfig, module_name
 from refimpl.errors import LoracleError
 from refimpl.loading.checkpoint import expected_tensors
 
-SPELLED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8", "int64": "I64"}
+SPELLED = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int8": "I8",
+    "uint8": "U8",
+    "int64": "I64",
+}
 
 # Nothing square, head_dim not hidden/heads, fewer key heads than query heads.
 BASE = ModelConfig(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loading.folders import BASE, SPELLED, model_tensors, refused, safetensors_bytes, write_model
+from loading.folders import BASE, model_tensors, refused, safetensors_bytes, write_model
 from loading.nf4_writer import CONFIG, checkpoint, nf4_tensors, state_bytes
 from loading.test_weights import arrays_of
 from support.build import random_adapter
@@ -22,7 +22,6 @@ from refimpl.loading.model_folder import load_model
 from refimpl.tools.inspect import inspect
 from refimpl.tools.merge import merged
 
-SPELLED["uint8"] = "U8"
 Q = "model.layers.0.self_attn.q_proj.weight"
 STATE = f"{Q}.quant_state.bitsandbytes__nf4"
 

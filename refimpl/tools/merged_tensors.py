@@ -1,0 +1,155 @@
+"""Every tensor of a merged checkpoint: copied, changed, or new, as an entry of the file in which it will lie."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from ..arrays import Array, widen
+from ..config import EMBED, LM_HEAD, ModelConfig, Module, module_name, short_name
+from ..errors import WeightsError
+from ..formats.stream import Entry, pieces
+from ..loading.checkpoint import EMBED_WEIGHT, SINGLE, TIED
+from ..loading.conversion import all_finite, converted
+from ..loading.tensor import Tensor
+from .merged_weights import Change, Losses, Rounding, merged_bias, merged_blocks
+
+NORM = "model.norm.weight"
+
+
+class MergedTensors:
+    """The tensors of a base with the changes of adapters in them."""
+
+    def __init__(
+        self,
+        stored: Sequence[tuple[str, Tensor]],
+        text_name: Callable[[str], str | None],
+        config: ModelConfig,
+        changes: Mapping[Module, Change],
+        dtype: str | None,
+    ) -> None:
+        """stored: name in the file and tensor; text_name: from that name to the one in the text model.
+
+        WeightsError for a change of a module whose weight is in no tensor of its own."""
+        self.config, self.changes, self.dtype = config, changes, dtype
+        self.losses = Losses()
+        self.files: dict[str, list[Entry]] = {}
+        self.changed = 0
+        self._names: dict[str, str] = {}  # in the text model -> in the file
+        self._tensors: dict[str, Tensor] = {}  # by the name in the text model
+        for name, tensor in stored:
+            if (text := text_name(name)) is not None:
+                self._names[text], self._tensors[text] = name, tensor
+        for module in changes:
+            if self._weight(module) is None:
+                raise WeightsError(f"{module_name(module)}: its weight is in no tensor of its own, and is not merged")
+        targets = {f"{module_name(module)}.{part}": (module, part) for module in config.modules() for part in PARTS}
+        for name, tensor in stored:
+            target = targets.get(text_name(name) or "")
+            change, part = (changes.get(target[0]), target[1]) if target else (None, "")
+            self._add(file_of(tensor), name, tensor, change, part)
+
+    @property
+    def dtypes(self) -> set[str]:
+        """The types that weights are written in: what the config says, if it is one alone."""
+        return {entry.dtype for entries in self.files.values() for entry in entries if len(entry.shape) > 1}
+
+    @property
+    def nbytes(self) -> int:
+        """What all tensors take."""
+        return sum(entry.nbytes for entries in self.files.values() for entry in entries)
+
+    def index(self) -> dict[str, dict[str, object]]:
+        """What model.safetensors.index.json says."""
+        weight_map = {entry.name: file for file, entries in self.files.items() for entry in entries}
+        return {"metadata": {"total_size": self.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
+
+    def dtype_of(self, module: Module) -> str:
+        """The type in which a module's weight is written."""
+        tensor = self._weight(module)
+        assert tensor is not None  # or the constructor had refused it
+        return self.dtype or tensor.dtype
+
+    def add_missing(self, tied: bool, biased: Iterable[str]) -> None:
+        """The second table where the two are no longer tied, and a bias for each of these modules that has none."""
+        if self.config.tie_word_embeddings and not tied:
+            for module, name in ((EMBED, self._sibling("embed_tokens.weight")), (LM_HEAD, self._head())):
+                if f"{module_name(module)}.weight" not in self._names:
+                    tensor = self._weight(module)
+                    assert tensor is not None
+                    self._add(file_of(tensor), name, tensor, self.changes.get(module), "weight")
+        for module in self.config.modules():
+            if module[1] in biased and f"{module_name(module)}.bias" not in self._names:
+                self._add_bias(module)
+
+    def _weight(self, module: Module) -> Tensor | None:
+        """The tensor that holds a module's weight; that of the other table where the two are tied."""
+        tensor = self._tensors.get(f"{module_name(module)}.weight")
+        if tensor is None and module in (EMBED, LM_HEAD) and self.config.tie_word_embeddings:
+            return self._tensors.get(TIED if module == EMBED else EMBED_WEIGHT)
+        return tensor
+
+    def _sibling(self, name: str) -> str:
+        """The name in the file of what lies beside the last norm."""
+        return self._names[NORM].removesuffix("norm.weight") + name
+
+    def _head(self) -> str:
+        """The name of lm_head.weight in the file: outside of the text model, which transformers 4 calls so."""
+        return f"language_model.{TIED}" if self._names[NORM].startswith("language_model.") else TIED
+
+    def _add(self, file: str, name: str, tensor: Tensor, change: Change | None, part: str) -> None:
+        dtype = self.dtype or tensor.dtype
+        if change is not None and part == "weight" and change.of_weight:
+            shape = (change.rows(tensor.shape[0]), *tensor.shape[1:])
+            self._put(file, Entry(name, shape, dtype, lambda: self._merged(tensor, change, dtype)))
+            self.changed += 1
+        elif change is not None and part == "bias" and change.of_bias:
+            self._put_bias(file, name, merged_bias(tensor.read(), change), dtype)
+        else:
+            self._put(file, Entry(name, tensor.shape, dtype, lambda: copied(tensor, dtype)))
+
+    def _add_bias(self, module: Module) -> None:
+        tensor = self._weight(module)
+        assert tensor is not None
+        bias = merged_bias(np.zeros(tensor.shape[0]), self.changes.get(module, Change(module)))
+        name = self._names[f"{module_name(module)}.weight"].removesuffix("weight") + "bias"
+        self._put_bias(file_of(tensor), name, bias, self.dtype or tensor.dtype)
+
+    def _put_bias(self, file: str, name: str, bias: Array, dtype: str) -> None:
+        numbers = in_type(bias, dtype, name)
+        self._put(file, Entry(name, bias.shape, dtype, lambda: [numbers]))
+        self.changed += 1
+
+    def _put(self, file: str, entry: Entry) -> None:
+        self.files.setdefault(file, []).append(entry)
+
+    def _merged(self, tensor: Tensor, change: Change, dtype: str) -> Iterator[Array]:
+        """The rows of one weight in the type; what rounding takes is noted at the end."""
+        one = Rounding()
+        for before, after in merged_blocks(tensor.read(), change):
+            rows = in_type(after, dtype, short_name(change.module))
+            if change.loras:
+                one.lost += float(np.sum((widen(rows, "float64") - after) ** 2))
+                one.added += float(np.sum((after - before) ** 2))
+            yield rows
+        self.losses.note(change.module, one)
+
+
+PARTS = ("weight", "bias")
+
+
+def file_of(tensor: Tensor) -> str:
+    """The file of a tensor in the merged folder: as in the base's, or the only one of a GGUF."""
+    return tensor.file.name if tensor.file.suffix == ".safetensors" else SINGLE
+
+
+def copied(tensor: Tensor, dtype: str) -> Iterator[Array]:
+    """The numbers as they are, or in another type."""
+    return (in_type(piece, dtype, tensor.name) for piece in pieces(tensor.read()))
+
+
+def in_type(x: Array, dtype: str, name: str) -> Array:
+    """The numbers in the type, to nearest and ties to even. WeightsError for one that is too large for it."""
+    result = converted(x, dtype)
+    if result is not x and not all_finite(result):
+        raise WeightsError(f"{name} has values too large for {dtype}")
+    return result
