@@ -85,6 +85,8 @@ def one_thread_is_faster(argv: Sequence[str]) -> bool:
     light.add_argument("--model", nargs="?")
     light.add_argument("--base", nargs="?")
     args, _ = light.parse_known_args(argv)
+    if args.command == "merge":
+        return False
     model = args.base if args.command == "draw" else args.model
     if model is None:
         return not (args.command == "guide" and "LORACLE_MODELS" in os.environ)  # else the guide takes a 7B model
