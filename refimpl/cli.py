@@ -19,7 +19,7 @@ from .errors import AdapterWarning, KernelError, LoracleError
 from .parallel.launch import launch
 
 COMMANDS = (
-    *("bench", "check", "convert", "cost", "demo", "draw", "engines", "generate"),
+    *("bench", "check", "combine", "convert", "cost", "demo", "draw", "engines", "generate"),
     *("guide", "inspect", "learn", "logits", "merge", "record", "train", "vectors"),
 )
 
@@ -85,7 +85,7 @@ def one_thread_is_faster(argv: Sequence[str]) -> bool:
     light.add_argument("--model", nargs="?")
     light.add_argument("--base", nargs="?")
     args, _ = light.parse_known_args(argv)
-    if args.command == "merge":
+    if args.command in ("combine", "merge"):
         return False
     model = args.base if args.command == "draw" else args.model
     if model is None:

@@ -3,20 +3,13 @@
 import argparse
 import dataclasses
 import json
-import math
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from .. import tiny
-from ..adapter import Adapter
 from ..arrays import DTYPES
-from ..config import ModelConfig
-from ..errors import RequestError
-from ..loading.adapter_folder import adapter_folder, load_adapter
 from ..loading.model_folder import base_folder
 from ..tools.merge_folder import Merged, merge_folder, open_base
 from ..tools.units import human_bytes
+from .terms import read_terms
 
 HELP = "write a base with adapters in its weights, as a folder that transformers and Loracle load"
 EXAMPLE = """  loracle merge ./llama ./sql-lora --out ./llama-sql
@@ -61,28 +54,3 @@ def show(merged: Merged) -> None:
     print(f"{merged.target}: {merged.base} + {parts}, {merged.changed} of {merged.tensors} tensors changed, {size}")
     for note in merged.notes:
         print(f"note: {note}")
-
-
-def read_terms(specs: Sequence[str], base: ModelConfig | None) -> list[tuple[Adapter, float, Path]]:
-    """Return each ADAPTER[:WEIGHT] as adapter, weight and folder. LoracleError, one line, for what is not one."""
-    parsed = [adapter_and_weight(spec) for spec in specs]
-    names = [os.path.basename(os.path.abspath(folder)) for folder, _ in parsed]
-    terms = []
-    for (folder, weight), name in zip(parsed, names, strict=True):
-        unique = name if names.count(name) == 1 else str(folder)
-        terms.append((load_adapter(folder, base, name=unique), weight, folder))  # type: ignore[arg-type]
-    return terms
-
-
-def adapter_and_weight(spec: str) -> tuple[Path, float]:
-    """Return what ADAPTER:0.5 means: a path, which may have a colon in it, and a number, 1 without one."""
-    path, colon, number = spec.rpartition(":")
-    if not colon or os.path.exists(spec) or spec in tiny.VOICES:
-        return adapter_folder(spec), 1.0
-    try:
-        weight = float(number)
-    except ValueError:
-        raise RequestError(f"{spec}: there is no such adapter, and {number!r} is not a weight") from None
-    if not path or not math.isfinite(weight):
-        raise RequestError(f"{spec}: expected ADAPTER:WEIGHT with a finite number, for instance ./my-adapter:0.5")
-    return adapter_folder(path), weight
