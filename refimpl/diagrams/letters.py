@@ -32,12 +32,19 @@ def aligned(words: str, width: int, right: bool = False) -> str:
 
 def titled(title: str, lines: Sequence[str]) -> str:
     """Return the title and the drawing below it; of an empty one, that it is empty."""
-    return "\n".join([*textwrap.wrap(printable(title), WIDTH), *(lines if any(lines) else ["(empty)"])])
+    return "\n".join([*_wrapped(title), *(lines if any(lines) else ["(empty)"])])
 
 
 def wrapped(words: str) -> list[str]:
     """Return a line as several, the later ones indented, where it is too long."""
-    return textwrap.wrap(printable(words), WIDTH, subsequent_indent="    ", break_long_words=True) or [""]
+    return _wrapped(words, "    ") or [""]
+
+
+def _wrapped(words: str, indent: str = "") -> list[str]:
+    """Return lines of at most WIDTH columns. Of letters that fill two columns (Chinese), half as many surely fit."""
+    words = printable(words)
+    width = WIDTH if cell_len(words) <= len(words) else WIDTH // 2
+    return textwrap.wrap(words, width, subsequent_indent=indent)
 
 
 def table(rows: Sequence[tuple[str, Sequence[str]]], spans: Sequence[Span] = (), span_name: str = "") -> list[str]:

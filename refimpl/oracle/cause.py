@@ -86,22 +86,22 @@ def _asked_quietly(
     factors = FACTORS.get(testbed.dtype, (1 / 4,)) if "load" in driver.capabilities.operations else ()
     for factor in factors:
         quiet = quiet_testbed(testbed, factor, driver.work / "quiet")
-        asked = [(one.case, driver.run_on(quiet, one.case, one.settings)) for one in failed]
-        suspects = chosen(_suspects(asked, quiet, members, thresholds))
+        responses = [(one.case, driver.run_on(quiet, one.case, one.settings)) for one in failed]
+        suspects = chosen(_suspects(responses, quiet, members, thresholds))
         if suspects and np.median([suspect.ratio for suspect in suspects]) > LOUD:
             yield suspects
-    asked = [(one.case, driver.exchanges(one.case, one.settings)) for one in failed]
-    if suspects := chosen(_suspects(asked, testbed, members, thresholds)):
+    responses = [(one.case, driver.exchanges(one.case, one.settings)) for one in failed]
+    if suspects := chosen(_suspects(responses, testbed, members, thresholds)):
         yield suspects
 
 
 def _suspects(
-    asked: Sequence[tuple[Case, list[Exchange]]],
+    responses: Sequence[tuple[Case, list[Exchange]]],
     testbed: Testbed,
     members: tuple[Member, ...],
     thresholds: Thresholds,
 ) -> Iterator[Suspect]:
-    for case, exchanges in asked:
+    for case, exchanges in responses:
         ratios, raws = measure(case, exchanges, testbed, members)
         counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
         for exchange, ratio, raw in zip(counted, ratios, raws, strict=True):

@@ -3,10 +3,10 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties.test_lora_delta import Call, P, calls
 from support.build import as_dora
 from support.compare import assert_same_bits
 from support.tables import every_table
-from test_lora_delta import Call, P, calls
 
 from refimpl import Ops
 from refimpl.adapter_slots import AdapterSlots
