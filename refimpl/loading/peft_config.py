@@ -199,12 +199,11 @@ def _check_together(keys: Keys, config: PeftConfig) -> None:
         keys.diagnostics.problem(keys.file, "layers_pattern is given, but layers_to_transform is not")
     if config.use_dora and config.lora_bias:
         keys.diagnostics.problem(keys.file, "use_dora and lora_bias are both true, which PEFT does not support")
-    if config.alora_invocation_tokens:
-        whole = [key for key in ("modules_to_save", "trainable_token_indices") if getattr(config, key)]
-        others = ["bias"] * (config.bias != "none") + ["use_dora"] * config.use_dora
-        for key in whole + others:
-            why = "change the rows before the invocation, too" if key != "use_dora" else "are no pair that PEFT supports"
-            keys.diagnostics.problem(keys.file, f"alora_invocation_tokens and {key} are both given: they {why}")
+    others = ("modules_to_save", "trainable_token_indices", "use_dora")
+    given = [key for key in others if getattr(config, key)] + ["bias"] * (config.bias != "none")
+    for key in given if config.alora_invocation_tokens else ():
+        why = "change the rows before the invocation, too" if key != "use_dora" else "are no pair that PEFT supports"
+        keys.diagnostics.problem(keys.file, f"alora_invocation_tokens and {key} are both given: they {why}")
     if keys.data.get("target_modules") is None:
         keys.diagnostics.problem(
             keys.file, "target_modules is missing: it must be a list of names or a regular expression"

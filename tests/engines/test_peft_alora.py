@@ -8,7 +8,7 @@ import hugging_face as hf
 import numpy as np
 import pytest
 from examples import TOP, Example, examples, on_disk, worst
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_saved_folders import same
 
@@ -51,6 +51,8 @@ def test_each_request_of_a_mixed_batch_gets_what_peft_computes_for_it_alone(exam
 @given(alora_examples())
 def test_every_step_of_its_decoding_is_pefts(example: Example) -> None:
     """A token at a time with PEFT's own cache and offsets: in chunks and with shared blocks ours are the same."""
+    # Of a window of one token transformers' cache keeps all; without a cache PEFT counts back from an end that moves.
+    assume(example.config.sliding_window != 1)
     new = 4
     with on_disk(example) as testbed:
         model = hf.load_exact(testbed.base, {"a": testbed.adapters["a"]})

@@ -58,7 +58,10 @@ def test_rows_before_the_start_are_the_bases_bit_for_bit(case: Case) -> None:
     base = logits(model, [replace(request, adapter=None) for request in batch])
     for request, rows, plain in zip(batch, ours, base, strict=True):
         start = min(
-            (activation_start(request.prompt_ids, a.config.alora_invocation_tokens) for a, _ in request.adapters),
+            (
+                activation_start(request.prompt_ids, adapter.config.alora_invocation_tokens)
+                for adapter, _ in request.adapters
+            ),
             default=NEVER,
         )
         assert np.array_equal(rows[:start], plain[:start])
@@ -96,8 +99,8 @@ def test_chunks_preemption_and_decoding_cannot_be_seen(ops: Ops, case: Case, chu
     for i, request in zip(ids, batch, strict=True):
         n = len(request.prompt_ids)
         at_prompt = replace(ops, activation_start=lambda ids, tokens, n=n: activation_start(ids[:n], tokens))
-        whole = replace(request, prompt_ids=[*request.prompt_ids, *engine.watch.tokens[i][:-1]])
-        expected = logits(model, [whole], at_prompt)[0]
+        longer = replace(request, prompt_ids=[*request.prompt_ids, *engine.watch.tokens[i][:-1]])
+        expected = logits(model, [longer], at_prompt)[0]
         positions = [position for position, _ in engine.watch.rows[i]]
         assert positions[-1] == len(expected) - 1
         assert_equal_to_rounding(np.stack([row for _, row in engine.watch.rows[i]]), expected[positions])
