@@ -39,7 +39,6 @@ class PeftConfig:
     use_dora: bool = False
     trainable_token_indices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by the table's name
     ensure_weight_tying: bool = False
-    alora_invocation_tokens: tuple[int, ...] = ()  # the adapter acts from their last occurrence on (alora.py)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

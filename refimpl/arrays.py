@@ -161,6 +161,9 @@ class Precision:
     attention: str = ""  # probabilities @ v
     activation_inner: str = ""  # silu(gate)
     activation: str = ""  # silu(gate) * up
+    router: str = ""  # the logits of experts
+    router_weights: str = ""  # what the outputs of the chosen experts are multiplied by
+    expert_sum: str = ""  # these products, and their sum after each addition
     scaled: str = ""  # a vector times one of the multipliers that Granite and Gemma have
     residual: str = ""  # the residual stream after each addition
     logits: str = ""

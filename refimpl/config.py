@@ -17,22 +17,23 @@ The legend of axis names. Every public signature of the package uses these and n
 
 from dataclasses import dataclass, fields
 
-# A module that LoRA can target, a linear layer or the embedding: (layer, name). Those outside the layers have layer -1.
-Module = tuple[int, str]
+from .module_names import (
+    ATTENTION_MODULES,
+    EMBED,
+    LAYER_MODULES,
+    LM_HEAD,
+    MLP_MODULES,
+    PARENTS,
+    ROOTS,
+    Module,
+    module_name,
+    short_name,
+)
+from .moe_config import Groups, Mlp, Moe, Stacked
 
-# Llama's; a family may have others (ModelConfig.layer_modules).
-ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
-LAYER_MODULES = ATTENTION_MODULES + MLP_MODULES
-EMBED: Module = (-1, "embed_tokens")
-LM_HEAD: Module = (-1, "lm_head")
-
-# Under which part of a layer each module of any family lies.
-PARENTS = {
-    **dict.fromkeys((*ATTENTION_MODULES, "qkv_proj"), "self_attn"),
-    **dict.fromkeys((*MLP_MODULES, "gate_up_proj"), "mlp"),
-    **dict.fromkeys(("input_linear", "output_linear"), "shared_mlp"),  # Granite 4
-}
+# What is imported from here although it stands in a file of its own.
+__all__ = ["ATTENTION_MODULES", "LAYER_MODULES", "MLP_MODULES", "ROOTS", "Groups", "Mlp", "Moe", "Stacked"]
+__all__ += ["EMBED", "LM_HEAD", "PARENTS", "Module", "module_name", "short_name"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class LayerKind:
     mlp_width: int | None = None
     absent: tuple[str, ...] = ()  # modules that the others have, and this one has not. Without v_proj, k_proj is both
     kv_from: int | None = None  # it has no keys and values, and reads those of this layer
+    sparse: bool = False  # it has experts (ModelConfig.moe), and no MLP of its own
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class ModelConfig:
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # or one module for the three
     gate_up: tuple[str, ...] = ("gate_proj", "up_proj")
     down: str = "down_proj"
+    moe: Moe | None = None  # the experts of each layer, or of those whose kind says so
     biased: tuple[str, ...] = ()  # further modules that have a bias
     activation: str = "silu"  # or gelu_tanh
     attention_scale: float | None = None  # None: 1/sqrt(head_dim)
@@ -166,7 +169,9 @@ class ModelConfig:
 
     def kind(self, layer: int) -> LayerKind:
         """What is particular to one layer."""
-        return self.layers[layer] if self.layers else LayerKind(self.sliding_window, self.rope)
+        if self.layers:
+            return self.layers[layer]
+        return LayerKind(self.sliding_window, self.rope, sparse=self.moe is not None)
 
     def view(self, layer: int) -> View:
         """How one layer's queries see the keys before them."""
@@ -207,26 +212,39 @@ class ModelConfig:
         """The width of a layer's MLP."""
         return self.kind(layer).mlp_width or self.intermediate_size
 
+    def mlp(self, layer: int) -> Mlp:
+        """The MLP of a layer without experts."""
+        return Mlp(self.gate_up, self.down, self.mlp_width(layer))
+
     @property
     def layer_modules(self) -> tuple[str, ...]:
-        """The linear layers of a transformer layer, in the order of the forward pass: all that any layer has."""
-        return (*self.qkv, "o_proj", *self.gate_up, self.down)
+        """The linear layers that some transformer layer has, in the order of the forward pass."""
+        return tuple(dict.fromkeys(name for i in range(self.num_hidden_layers) for name in self.modules_of(i)))
 
     def modules_of(self, layer: int) -> tuple[str, ...]:
         """Those of one layer."""
-        absent = self.kind(layer).absent
-        return tuple(name for name in self.layer_modules if name not in absent)
+        kind = self.kind(layer)
+        block = self.moe.modules if self.moe and kind.sparse else self.mlp(layer).modules
+        modules = (*self.qkv, "o_proj", *block)
+        return tuple(name for name in modules if name not in kind.absent) if kind.absent else modules
 
     def qkv_of(self, layer: int) -> tuple[str, ...]:
         """The modules of one layer that make queries, keys and values."""
         absent = self.kind(layer).absent
         return tuple(name for name in self.qkv if name not in absent) if absent else self.qkv
 
+    def vectors_of(self, layer: int) -> dict[str, int]:
+        """What one layer has besides norms and linear layers, by its name in the checkpoint, and its width."""
+        sparse = self.moe is not None and self.kind(layer).sparse
+        return {self.moe.correction: self.moe.experts} if sparse and self.moe and self.moe.correction else {}
+
     def shape(self, module: Module | str) -> tuple[int, int]:
         """(d_out, d_in) of a module's weight, as it lies in the checkpoint. For embed_tokens: (vocab, d_model).
 
         A name alone is that of layer 0, for what is only used where all layers are alike."""
         layer, name = (0, module) if isinstance(module, str) else module
+        if self.moe and (shape := self.moe.shape(name, self.hidden_size)):
+            return shape
         (q, kv, _), mlp = self.head_widths(layer), self.mlp_width(layer)
         d_out = {
             "q_proj": q,
@@ -263,22 +281,6 @@ class ModelConfig:
     def has_bias(self, module: str) -> bool:
         """Whether the checkpoint holds a bias for this module."""
         flags = {"self_attn": self.attention_bias, "mlp": self.mlp_bias}
+        if self.moe and self.moe.has_bias(module):
+            return True
         return flags.get(PARENTS.get(module, ""), False) or module in self.biased
-
-
-def module_name(module: Module) -> str:
-    """The module's dotted name in the Hugging Face model: (3, 'q_proj') -> model.layers.3.self_attn.q_proj."""
-    layer, name = module
-    if "." in name:
-        return short_name(module)  # of a picture model: (0, 'attention.to_q'), (-1, 'cap_embedder.1')
-    if module == LM_HEAD:
-        return "lm_head"
-    if module == EMBED:
-        return "model.embed_tokens"
-    return f"model.layers.{layer}.{PARENTS[name]}.{name}"
-
-
-def short_name(module: Module) -> str:
-    """The module's name in a trace: (3, 'q_proj') -> layers.3.q_proj."""
-    layer, name = module
-    return name if layer < 0 else f"layers.{layer}.{name}"

@@ -14,13 +14,13 @@ import numpy as np
 
 from .adapter_cache import AdapterCache
 from .adapter_slots import AdapterSlots
-from .alora import starts_of
 from .arrays import Array, Float, Precision, ceil_div, namespace, rounded, to_host
 from .batch import ScheduledRequest, make_batch
-from .config import EMBED, LM_HEAD, Module, short_name
+from .config import EMBED, LM_HEAD, Mlp, Module, short_name
 from .kv_cache import KVCache
 from .layers import embed
 from .lora import added_by
+from .moe import experts
 from .ops import NUMPY, Ops
 from .plans import Batch, LoraMapping
 from .request import Request, check_list, check_request
@@ -39,7 +39,9 @@ def forward(
     note = trace.note if trace is not None else ignore
     turns = dict(zip(config.ropes, batch.device.ropes, strict=True))
 
-    def project(x: Array, layer: int, name: str, mapping: LoraMapping = batch.lora) -> Float[Array, "tokens d_out"]:
+    def project(
+        x: Array, layer: int, name: str, mapping: LoraMapping = batch.lora, p: Precision = p
+    ) -> Float[Array, "tokens d_out"]:
         module = (layer, name)
         y = base(model, x, module, adapters, mapping, ops, p)
         if trace is not None:
@@ -48,8 +50,10 @@ def forward(
         ops.lora_delta(y, x, module, adapters, mapping, p)
         return ops.all_reduce(y, module, p)
 
-    def parts(x: Array, layer: int, names: Sequence[str], widths: Sequence[int]) -> Sequence[Array]:
-        each = [project(x, layer, name) for name in names]
+    def parts(
+        x: Array, layer: int, names: Sequence[str], widths: Sequence[int], mapping: LoraMapping = batch.lora
+    ) -> Sequence[Array]:
+        each = [project(x, layer, name, mapping) for name in names]
         if each[0].shape[1] == widths[0]:
             return each
         return namespace(x).split(each[0], np.cumsum(widths[:-1]), axis=1)  # one module for all of them
@@ -68,6 +72,12 @@ def forward(
     def added(x: Array, y: Array) -> Float[Array, "tokens d_model"]:
         return rounded(x + ops.scaled(y, config.residual_multiplier, p), p.residual)
 
+    def mlp(x: Array, layer: int, names: Mlp, mapping: LoraMapping = batch.lora) -> Float[Array, "tokens d_model"]:
+        gate, up = parts(x, layer, names.gate_up, [names.width] * 2, mapping)
+        x = ops.mlp_activation(gate, up, config.activation, p)
+        note(f"layers.{layer}.{names.scope}", mlp=x)
+        return project(x, layer, names.down, mapping)
+
     x = ops.scaled(project(batch.device.token_ids, *EMBED), config.embedding_multiplier, p)
     for i in range(config.num_hidden_layers):
         h = norm(x, i, norms.attention_in)
@@ -84,10 +94,10 @@ def forward(
         note(f"layers.{i}.", q_rope=q, attention=mixed)
 
         h = norm(x, i, norms.mlp_in)
-        gate, up = parts(h, i, config.gate_up, [config.mlp_width(i)] * 2)
-        h = ops.mlp_activation(gate, up, config.activation, p)
-        x = added(x, norm(project(h, i, config.down), i, norms.mlp_out))
-        note(f"layers.{i}.", mlp=h, output=x)
+        sparse = config.kind(i).sparse
+        h = experts(model, h, i, project, mlp, batch.lora, ops, p) if sparse else mlp(h, i, config.mlp(i))
+        x = added(x, norm(h, i, norms.mlp_out))
+        note(f"layers.{i}.", output=x)
 
     h = ops.rms_norm(x[batch.device.logits_indices], model.norm, config.rms_norm_eps, p)
     logits = rounded(ops.all_gather(project(h, *LM_HEAD, batch.logits_lora)), p.logits)
@@ -159,11 +169,7 @@ def logits(
     adapters = AdapterCache(model, p, ops)
     scheduled = [
         ScheduledRequest(
-            r.prompt_ids,
-            0,
-            cache.allocate(n),
-            [(adapters.acquire(adapter), weight) for adapter, weight in r.adapters],
-            starts=starts_of(r, ops.activation_start),
+            r.prompt_ids, 0, cache.allocate(n), [(adapters.acquire(adapter), weight) for adapter, weight in r.adapters]
         )
         for r, n in zip(requests, blocks, strict=True)
     ]

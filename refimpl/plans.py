@@ -84,6 +84,14 @@ class LoraMapping:
         mapping = cls(adapter_ids, adapter_weights, columns, slots)
         return mapping if xp is np else dataclasses.replace(mapping, device=on_device(mapping, xp))
 
+    def of_rows(self, rows: Int[Array, " rows"], form: Segments | None = None) -> "LoraMapping":
+        """The mapping of these rows alone, which are counted anew: what an expert sees of the batch. Rows: on the
+        host."""
+        ids, weights = self.adapter_ids[rows], self.adapter_weights[rows]
+        if not self.slots:
+            return LoraMapping(ids, weights, (), self.slots)
+        return LoraMapping.of(ids, weights, namespace(self.device.columns[0].adapter_ids), form)
+
     def rows_without(self, slots: frozenset[int]) -> Index:
         """The rows whose first adapter is none of these, as an index on the device. Copied there once."""
         if slots not in self._others:

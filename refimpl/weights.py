@@ -46,6 +46,7 @@ class Layer:
 
     norms: Mapping[str, Float[Array, " d_norm"]]
     linears: Mapping[str, Linear]
+    vectors: Mapping[str, Array] = field(default_factory=dict)  # whatever else it has (ModelConfig.vectors_of)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,6 +90,7 @@ class Model:
         arrays = [self.norm, self.embed_tokens] if tied else [self.norm, self.embed_tokens, self.lm_head.weight]
         for layer in self.layers:
             arrays += layer.norms.values()
+            arrays += layer.vectors.values()
             for linear in layer.linears.values():
                 arrays += [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
         return arrays

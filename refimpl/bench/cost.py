@@ -21,6 +21,7 @@ from dataclasses import astuple, dataclass
 
 from ..arrays import ceil_div
 from ..config import EMBED, LM_HEAD, ModelConfig, Module
+from ..errors import LoracleError
 
 Ranks = Mapping[Module, int]  # the modules that an adapter changes, and its rank in each
 LONGEST = 1 << 24  # tokens of a prompt: longer ones are not looked at
@@ -127,7 +128,12 @@ def memory(config: ModelConfig, ranks: Ranks, way: str, loaded: int, cached_toke
 
 
 def work(config: ModelConfig, ranks: Ranks, step: Step, size: int) -> Work:
-    """Bytes and flops of one pass over all requests of a step; `size` is that of a number in memory."""
+    """Bytes and flops of one pass over all requests of a step; `size` is that of a number in memory.
+
+    LoracleError for a model with experts: which of them a pass reads, its tokens decide."""
+    if config.moe is not None:
+        experts = f"{config.moe.experts} experts, and tokens decide which of them a pass reads"
+        raise LoracleError(f"the cost of a step is not counted for this model: its layers have {experts}")
     return base_work(config, step, size) + lora_work(config, ranks, step, size) + attention_work(config, step, size)
 
 

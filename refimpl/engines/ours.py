@@ -60,11 +60,7 @@ class Observed(Server):
     def _rows_in_order(self, scheduled: list[tuple[RequestState, int]]) -> Array:
         work = [
             ScheduledRequest(
-                state.tokens[state.computed : state.computed + n],
-                state.computed,
-                state.table,
-                state.adapters,
-                starts=state.starts,
+                state.tokens[state.computed : state.computed + n], state.computed, state.table, state.adapters
             )
             for state, n in scheduled
         ]

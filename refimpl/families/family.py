@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..config import ATTENTION_MODULES, MLP_MODULES, Rope
+from ..config import ATTENTION_MODULES, MLP_MODULES, Moe, Rope
 
 QKV = ("q_proj", "k_proj", "v_proj")
 
@@ -54,6 +54,8 @@ class Family:
     slides: Callable[[Keys, int], bool] | None = None
     windowed: bool = False  # one sliding_window for all layers, where it is given
     turns: Callable[[Keys, int], bool] = lambda keys, layer: True
+    moe: Callable[[Keys], Moe] | None = None  # the experts of its layers, of those that are sparse
+    sparse: Callable[[Keys, int], bool] = lambda keys, layer: True
     rope: Mapping[str, Any] = field(default_factory=dict)  # fields of Rope that are the same in every model
     rope_numbers: Mapping[str, str] = field(default_factory=dict)  # key of rope_parameters -> a field of Rope
     default_theta: float = 10000.0

@@ -16,6 +16,7 @@ from .gguf_file import is_gguf
 from .gguf_tensors import gguf_spelling, gguf_tensors
 from .json_file import read_json
 from .safetensors_file import open_safetensors
+from .stacked_experts import by_expert
 from .tensor import Tensor, stored_tensor
 from .wrapped_names import text_name
 
@@ -39,6 +40,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
     for i in range(config.num_hidden_layers):
         shapes |= {f"model.layers.{i}.{norm}.weight": (config.norm_width(norm, i),) for norm in config.norms_of(i)}
+        shapes |= {f"model.layers.{i}.{name}": (width,) for name, width in config.vectors_of(i).items()}
         for name in config.modules_of(i):
             module = (i, name)
             shapes[f"{module_name(module)}.weight"] = config.shape(module)
@@ -57,6 +59,8 @@ def open_checkpoint(path: Path, config: ModelConfig | None, diagnostics: Diagnos
     stored = gguf_tensors(path, config, diagnostics) if is_gguf(path) else folder_tensors(path, diagnostics)
     if config and config.wrapped:
         stored = [(text, tensor) for name, tensor in stored if (text := text_name(name)) is not None]
+    if config and config.moe:
+        stored = by_expert(stored, config)
     complete = len(diagnostics.problems) == before
     expected = expected_tensors(config) if config else None
     tensors: dict[str, Tensor] = {}

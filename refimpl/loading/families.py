@@ -32,6 +32,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "no_rope_layers": ([],),
     "num_local_experts": (0, 1),
     "num_experts": (0, 1),
+    "n_routed_experts": (0, 1),
+    "moe_intermediate_size": (),
     "clip_qkv": (),
     "alibi": (False,),
 }

@@ -1,4 +1,5 @@
-"""What differs from layer to layer, out of config.json: windows, and which rope, if any, turns a layer."""
+"""What differs from layer to layer, out of config.json: windows, which rope, if any, turns a layer, and
+which layers have experts."""
 
 from typing import Any
 
@@ -12,21 +13,23 @@ TYPES = ("full_attention", "sliding_attention")
 
 
 def read_layers(keys: Keys, family: Family, count: int) -> dict[str, Any]:
-    """The fields `rope`, `sliding_window` and `layers` of a ModelConfig; problems are noted.
+    """The fields `rope`, `sliding_window`, `layers` and `moe` of a ModelConfig; problems are noted.
 
-    Where all layers are alike, the first two say it, and `layers` is empty."""
+    Where all layers are alike, the others say it, and `layers` is empty."""
     slides = read_slides(keys, family, count)
     window = keys.integer("sliding_window") if any(slides) else None
     full, local = read_ropes(keys, family)
     turns = [family.turns(keys, layer) for layer in range(count)]
+    sparse = [family.moe is not None and family.sparse(keys, layer) for layer in range(count)]
     layers = tuple(
-        LayerKind(window if sliding else None, (local if sliding else full) if turning else None)
-        for sliding, turning in zip(slides, turns, strict=True)
+        LayerKind(window if sliding else None, (local if sliding else full) if turning else None, sparse=experts)
+        for sliding, turning, experts in zip(slides, turns, sparse, strict=True)
     )
+    moe = {"moe": family.moe(keys)} if family.moe and any(sparse) else {}
     first = layers[0]
     if len(set(layers)) == 1 and first.rope is not None:
-        return {"rope": first.rope, "sliding_window": first.window}
-    return {"rope": full, "sliding_window": None, "layers": layers}
+        return {"rope": first.rope, "sliding_window": first.window, **moe}
+    return {"rope": full, "sliding_window": None, "layers": layers, **moe}
 
 
 def read_slides(keys: Keys, family: Family, count: int) -> list[bool]:

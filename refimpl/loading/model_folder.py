@@ -41,7 +41,7 @@ def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") ->
     diagnostics.raise_first(WeightsError, folder)
     check_fit(tensors, dtype, device)
     tokenizer = load_tokenizer(folder)
-    return _model(config, lambda name: load_tensor(tensors[name], dtype, device), tokenizer, dtype, device)
+    return _model(config, lambda name, kept=dtype: load_tensor(tensors[name], kept, device), tokenizer, dtype, device)
 
 
 def in_dtype(config: ModelConfig, dtype: str) -> ModelConfig:
@@ -84,8 +84,10 @@ def load_tensor(tensor: Tensor, dtype: str, device: str) -> Array:
     return array
 
 
-def _model(config: ModelConfig, load: Callable[[str], Array], tokenizer: Any, dtype: str, device: str) -> Model:
+def _model(config: ModelConfig, load: Callable[..., Array], tokenizer: Any, dtype: str, device: str) -> Model:
     """The fields of the model, by the names of the checkpoint (transformers, modeling_llama.py)."""
+
+    wide = "float64" if dtype == "float64" else "float32"  # whatever the model's type, as transformers does
 
     def linear(module: Module) -> Linear:
         name = module_name(module)
@@ -93,14 +95,15 @@ def _model(config: ModelConfig, load: Callable[[str], Array], tokenizer: Any, dt
 
     def norm(name: str) -> Array:
         weight = load(name)
-        if config.norms.plus_one:  # in float32 whatever the model's type, as transformers does
-            weight = widen(weight, "float64" if dtype == "float64" else "float32") + 1
+        if config.norms.plus_one:
+            weight = widen(weight, wide) + 1
         return weight
 
     def layer(i: int) -> Layer:
         return Layer(
             {name: norm(f"model.layers.{i}.{name}.weight") for name in config.norms_of(i)},
             {name: linear((i, name)) for name in config.modules_of(i)},
+            {name: load(f"model.layers.{i}.{name}", wide) for name in config.vectors_of(i)},
         )
 
     embed_tokens = load("model.embed_tokens.weight")

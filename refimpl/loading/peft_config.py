@@ -88,7 +88,6 @@ def parse_peft_config(file: Path, data: dict[str, Any], diagnostics: Diagnostics
         use_dora=keys.flag("use_dora"),
         trainable_token_indices=_token_indices(keys),
         ensure_weight_tying=keys.flag("ensure_weight_tying"),
-        alora_invocation_tokens=_invocation(keys),
     )
     _check_together(keys, config)
     return config if len(diagnostics.problems) == before else None
@@ -179,16 +178,6 @@ def _token_indices(keys: Keys) -> dict[str, tuple[int, ...]]:
     return {name: tuple(ids) for name, ids in tables.items()}
 
 
-def _invocation(keys: Keys) -> tuple[int, ...]:
-    """alora_invocation_tokens; an empty list is none, as in PEFT."""
-    key = "alora_invocation_tokens"
-    value = keys.data.get(key) or []
-    if not isinstance(value, list) or not all(is_integer(i) and i >= 0 for i in value):
-        keys.diagnostics.problem(keys.file, f"{key} is {shown(value)}: it must be a list of token ids")
-        return ()
-    return tuple(value)
-
-
 def _check_together(keys: Keys, config: PeftConfig) -> None:
     """Keys that PEFT refuses in combination (peft/tuners/lora/config.py, __post_init__)."""
     if isinstance(config.target_modules, str) and (config.layers_to_transform is not None or config.layers_pattern):
@@ -199,11 +188,6 @@ def _check_together(keys: Keys, config: PeftConfig) -> None:
         keys.diagnostics.problem(keys.file, "layers_pattern is given, but layers_to_transform is not")
     if config.use_dora and config.lora_bias:
         keys.diagnostics.problem(keys.file, "use_dora and lora_bias are both true, which PEFT does not support")
-    others = ("modules_to_save", "trainable_token_indices", "use_dora")
-    given = [key for key in others if getattr(config, key)] + ["bias"] * (config.bias != "none")
-    for key in given if config.alora_invocation_tokens else ():
-        why = "change the rows before the invocation, too" if key != "use_dora" else "are no pair that PEFT supports"
-        keys.diagnostics.problem(keys.file, f"alora_invocation_tokens and {key} are both given: they {why}")
     if keys.data.get("target_modules") is None:
         keys.diagnostics.problem(
             keys.file, "target_modules is missing: it must be a list of names or a regular expression"

@@ -44,6 +44,8 @@ class Layout:
 
     def __post_init__(self) -> None:
         config, size = self.config, self.size
+        if config.moe is not None and size > 1:
+            raise LoracleError("a model with experts is not cut: it runs on one rank")
         heads = (config.num_attention_heads, config.num_key_value_heads)
         choices = [n for n in range(1, heads[0] + 1) if not _sourcetable(config, n)]
         if wrong := _sourcetable(config, size):

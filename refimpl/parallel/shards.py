@@ -27,6 +27,7 @@ def shard_layer(layer: Layer, layout: Layout) -> Layer:
     return Layer(
         {name: cut(x, layout.norm(name), 0) if name in shared else x for name, x in layer.norms.items()},
         {name: shard_linear(linear, name, layout) for name, linear in layer.linears.items()},
+        layer.vectors,
     )
 
 

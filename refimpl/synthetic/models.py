@@ -73,17 +73,17 @@ def random_model(
 
     def layer(i: int) -> Layer:
         norms, linears = {}, {}
+        order = (*config.norms.names, *config.modules_of(i)) if recipe.norms_first else forward_order(config, i)
         for name in order:
             if name in config.norms_of(i):
                 norms[name] = norm(config.norm_width(name, i))
             elif name in config.modules_of(i):
                 linears[name] = linear((i, name))
-        return Layer(norms, linears)
+        return Layer(norms, linears, {name: store(normal(width)) for name, width in config.vectors_of(i).items()})
 
     def end(module: str) -> Array:
         return weight(LM_HEAD, HEAD_GAIN) if module == "lm_head" else store(normal(*config.shape(module)))
 
-    order = (*config.norms.names, *config.layer_modules) if recipe.norms_first else forward_order(config)
     layers = tuple(layer(i) for i in range(config.num_hidden_layers))
     first = end(recipe.ends[0])
     second = first if config.tie_word_embeddings else end(recipe.ends[1])
@@ -91,9 +91,9 @@ def random_model(
     return Model(config, ends["embed_tokens"], layers, norm(), Linear(ends["lm_head"]), dtype=dtype, device=device)
 
 
-def forward_order(config: ModelConfig) -> list[str]:
+def forward_order(config: ModelConfig, layer: int) -> list[str]:
     """The names of one layer's arrays, each where the forward pass meets it."""
-    norms = config.norms
+    norms, block = config.norms, [name for name in config.modules_of(layer) if name not in (*config.qkv, "o_proj")]
     before = (norms.attention_in, *config.qkv, norms.q, norms.k, norms.q_turned, norms.k_turned, "o_proj")
-    after = (norms.attention_out, norms.mlp_in, *config.gate_up, config.down, norms.mlp_out)
+    after = (norms.attention_out, norms.mlp_in, *block, norms.mlp_out)
     return [name for name in (*before, *after) if name is not None]

@@ -103,10 +103,10 @@ def fill(parameter: "torch.Tensor", rng: np.random.Generator, size: float) -> No
 
 
 def load(base: Path, adapters: Mapping[str, Path], dtype: str) -> "peft.PeftModel":
-    """What a user of transformers and PEFT would load, with eager attention."""
+    """What a user of transformers and PEFT would load, with eager attention and experts."""
     with quiet():
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            base, dtype=getattr(torch, dtype), attn_implementation="eager"
+            base, dtype=getattr(torch, dtype), attn_implementation="eager", experts_implementation="eager"
         )
         for name, folder in adapters.items():
             if isinstance(model, peft.PeftModel):

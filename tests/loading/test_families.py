@@ -15,7 +15,7 @@ from support.counting import counted
 from refimpl import Request, load_model, logits
 from refimpl.bench import cost
 from refimpl.bench.cost import Step
-from refimpl.config import LayerKind, ModelConfig, Rope
+from refimpl.config import LayerKind, ModelConfig, Rope, module_name
 from refimpl.cuda.table import CUDA
 from refimpl.errors import AdapterError, ConfigError, LoracleError, WeightsError
 from refimpl.families import FAMILIES
@@ -106,6 +106,37 @@ SMALL: dict[str, dict[str, Any]] = {
     "Glm4ForCausalLM": {"model_type": "glm4", "partial_rotary_factor": 0.5, "attention_bias": True},
     "SeedOssForCausalLM": {"model_type": "seed_oss", "attention_bias": True, "attention_out_bias": False},
     "Ernie4_5ForCausalLM": {"model_type": "ernie4_5", "use_bias": True},
+    "MixtralForCausalLM": {
+        "model_type": "mixtral",
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "sliding_window": None,
+        "router_aux_loss_coef": 0.02,
+    },
+    "Qwen2MoeForCausalLM": {
+        "model_type": "qwen2_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 7,
+        "shared_expert_intermediate_size": 9,
+        "norm_topk_prob": False,
+        "mlp_only_layers": [],
+        "head_dim": ...,
+        "hidden_size": 32,
+        "use_sliding_window": False,
+        "sliding_window": 32768,
+        "max_window_layers": 28,
+    },
+    "Qwen3MoeForCausalLM": {
+        "model_type": "qwen3_moe",
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 7,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [0],
+        "attention_bias": False,
+    },
     "HunYuanDenseV1ForCausalLM": {
         "model_type": "hunyuan_v1_dense",
         "use_qk_norm": True,
@@ -143,6 +174,10 @@ def test_the_page_of_cost_counts_what_its_forward_pass_does(tmp_path: Path, name
     model, adapters = random_model(config, 3), [random_adapter(config, i, modules=config.layer_modules) for i in (1, 2)]
     ranks = {module: len(tensors.A) for module, tensors in adapters[0].lora.items()}
     for step in (Step(3, 1, 7, 2), Step(2, 5, 5, 2), Step(2, 1, 4, 0)):
+        if config.moe is not None:
+            with refused(LoracleError, "the cost of a step is not counted", f"{config.moe.experts} experts"):
+                cost.work(config, ranks, step, 8)
+            continue
         assert cost.work(config, ranks, step, 8) == counted(model, adapters[: step.adapters], step)
     assert 8 * cost.base_parameters(config) == model.nbytes
 
@@ -215,6 +250,70 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path, name: str) -> N
     (tmp_path / "config.json").write_text(json.dumps(config_json(architectures=[name], model_type="other")))
     with refused(ConfigError, name, "supported are"):
         load_config(tmp_path)
+
+
+EXPERTS: list[tuple[str, dict[str, Any], str]] = [
+    ("MixtralForCausalLM", {"num_experts": 4}, "num_experts is 4 and num_local_experts is 5: they mean the same"),
+    ("Qwen3MoeForCausalLM", {"num_local_experts": 7}, "num_experts is 6 and num_local_experts is 7"),
+    ("MixtralForCausalLM", {"num_experts_per_tok": 6}, "num_experts_per_tok 6 is more than the 5 experts"),
+    ("Qwen3MoeForCausalLM", {"mlp_only_layers": "first"}, "mlp_only_layers is 'first': it must be a list"),
+    ("Qwen2MoeForCausalLM", {"use_sliding_window": True}, "versions of transformers differ on which layers"),
+    ("Qwen2MoeForCausalLM", {"moe_intermediate_size": 0}, "moe_intermediate_size is 0"),
+    ("LlamaForCausalLM", {"n_routed_experts": 8}, "n_routed_experts is 8"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "says"), EXPERTS)
+def test_experts_that_contradict_themselves_are_refused(
+    tmp_path: Path, name: str, changes: dict[str, Any], says: str
+) -> None:
+    with refused(ConfigError, str(tmp_path), says):
+        load_config(write_config(tmp_path, name, **changes))
+
+
+def test_which_layers_have_experts(tmp_path: Path) -> None:
+    def sparse(name: str, **changes: Any) -> list[bool]:
+        config = load_config(write_config(tmp_path, name, num_hidden_layers=4, **changes))
+        return [config.moe is not None and kind.sparse for kind in kinds(config)]
+
+    assert sparse("MixtralForCausalLM") == [True] * 4
+    assert sparse("Qwen3MoeForCausalLM") == [False, True, True, True]
+    assert sparse("Qwen3MoeForCausalLM", decoder_sparse_step=2, mlp_only_layers=None) == [False, True, False, True]
+    assert sparse("Qwen2MoeForCausalLM", mlp_only_layers=[0, 1, 2, 3]) == [False] * 4
+    both = load_config(write_config(tmp_path, "Qwen3MoeForCausalLM", num_local_experts=6))
+    assert both.moe and both.moe.experts == 6
+
+
+@pytest.mark.parametrize("spelling", ["one by one", "stacked"])
+def test_experts_are_read_one_by_one_or_stacked(tmp_path: Path, spelling: str) -> None:
+    """As transformers 4 writes them, and as transformers 5 holds them."""
+    config = load_config(write_config(tmp_path, "MixtralForCausalLM"))
+    rng = np.random.default_rng(0)
+    tensors = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in expected_tensors(config).items()}
+    stored = dict(tensors) if spelling == "one by one" else stacked(tensors, 5)
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(stored))
+    model = load_model(tmp_path)
+    for module in config.modules()[1:-1]:
+        np.testing.assert_array_equal(model.linear(module).weight, tensors[f"{module_name(module)}.weight"])
+        assert model.linear(module).weight.base is not None  # of the map of the file
+    if spelling == "stacked":
+        name = "model.layers.0.mlp.experts.down_proj"
+        (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(stored | {name: stored[name][1:]}))
+        with refused(WeightsError, f"tensor {name} has shape [4, 12, 20], config.json makes it [5, 12, 20]"):
+            load_model(tmp_path)
+
+
+def stacked(tensors: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """The tensors of a Mixtral as transformers 5 holds them."""
+    stored = {key: x for key, x in tensors.items() if "block_sparse_moe" not in key}
+    for layer in range(2):
+        old, new = f"model.layers.{layer}.block_sparse_moe", f"model.layers.{layer}.mlp"
+        w1, w2, w3 = (
+            np.stack([tensors[f"{old}.experts.{i}.{name}.weight"] for i in range(count)]) for name in ("w1", "w2", "w3")
+        )
+        stored |= {f"{new}.gate.weight": tensors[f"{old}.gate.weight"], f"{new}.experts.down_proj": w2}
+        stored[f"{new}.experts.gate_up_proj"] = np.concatenate([w1, w3], axis=1)
+    return stored
 
 
 def kinds(config: ModelConfig) -> list[LayerKind]:

@@ -21,7 +21,7 @@ from support.tables import every_table
 from refimpl import NUMPY, REFERENCE, Model, Ops, Precision, Request, logits, trace
 from refimpl.adapter_slots import AdapterSlots, BoundAdapter, LoraWeights
 from refimpl.arrays import DTYPES, rounded
-from refimpl.config import ModelConfig, Rope, View
+from refimpl.config import ModelConfig, Moe, Rope, View
 
 HALF = ("bfloat16", "float16")
 POINTS = [f.name for f in fields(Precision)[3:]]
@@ -128,9 +128,9 @@ def rms(x: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(x.astype(np.float64)))))
 
 
-def rich_case() -> Case:
-    """A model and a batch in which every rounding point is passed."""
-    config = ModelConfig(23, 10, 13, 2, 4, 2, 6, rope=Rope(50.0), attention_bias=True, residual_multiplier=0.7)
+def rich_case(moe: Moe | None = None) -> Case:
+    """A model and a batch in which every rounding point is passed, those of experts if it has some."""
+    config = ModelConfig(23, 10, 13, 2, 4, 2, 6, rope=Rope(50.0), attention_bias=True, residual_multiplier=0.7, moe=moe)
     everywhere = random_adapter(config, 1, r=5, alpha=8.0, modules=EVERYWHERE, lora_bias=True)
     half = random_adapter(config, 2, r=3, alpha=7.0, use_rslora=True)
     requests = [
@@ -145,7 +145,7 @@ def rich_case() -> Case:
 def check_every_point_is_applied(ops: Ops, point: str) -> None:
     """One point rounded in a model that rounds nowhere else changes what comes out; and the float16 it is rounded to
     is not the bfloat16."""
-    model, _, requests = rich_case()
+    model, _, requests = rich_case(Moe(3, 2, 7) if point in ("router", "router_weights", "expert_sum") else None)
     plain = Precision("model", "float32")
     rows = [
         np.concatenate(logits(model, requests, ops, q))

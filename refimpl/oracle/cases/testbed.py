@@ -143,6 +143,7 @@ def in_float64(model: Model) -> Model:
         Layer(
             {name: wide(weight) for name, weight in layer.norms.items()},
             {name: wide(linear) for name, linear in layer.linears.items()},
+            {name: wide(vector) for name, vector in layer.vectors.items()},
         )
         for layer in model.layers
     )

@@ -1,0 +1,55 @@
+"""Mixture of experts: in place of one MLP a layer has many, and each token goes through a few of them.
+
+    logits = W_router h                        [experts]: one number for each expert
+    chosen, weights = route(logits)            the top_k of them, and how much each counts (routing.py)
+    y = sum over the chosen of weight * mlp_e(h), + mlp_shared(h) where a layer has one for every token
+
+(Shazeer et al. 2017; Mixtral: Jiang et al. 2024; shared experts: DeepSeekMoE, Dai et al. 2024.)
+
+An adapter on experts is nothing of its own. An expert's linear layers are modules, (3, "mlp.experts.7.up_proj"), as
+the router is one, (3, "mlp.gate"), and what all tokens share is some more, (3, "mlp.shared_expert.up_proj"). Each goes
+through the same `project`, with the rows of the tokens that chose the expert and the LoRA mapping of these rows: so
+requests with different adapters meet in one expert, and each gets what it would get alone. LoRA on the router, or on
+anything before it, may change which experts a token goes through. That is a jump, not noise: whoever compares two
+engines compares the choice first, and then numbers.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from .arrays import Array, Float, Precision, namespace, rounded, to_host
+from .ops import Ops
+from .plans import LoraMapping
+from .routing import sigmoid
+from .weights import Model
+
+
+def experts(
+    model: Model,
+    h: Float[Array, "tokens d_model"],
+    layer: int,
+    project: Callable[..., Array],
+    mlp: Callable[..., Array],
+    mapping: LoraMapping,
+    ops: Ops,
+    p: Precision,
+) -> Float[Array, "tokens d_model"]:
+    """What a layer of experts computes. project and mlp are those of the forward pass, over some rows of it."""
+    moe, xp = model.config.moe, namespace(h)
+    assert moe is not None
+    at_router = p if p.router == p.linear else replace(p, linear=p.router)
+    logits = project(h, layer, moe.router, mapping, at_router)
+    chosen, weights = ops.route(logits, model.layers[layer].vectors.get(moe.correction or ""), moe, p)
+    ids, y = to_host(chosen), xp.zeros_like(h)
+    for expert in np.unique(ids).tolist():
+        rows, places = np.nonzero(ids == expert)
+        out = mlp(h[xp.asarray(rows)], layer, moe.mlp(expert), mapping.of_rows(rows, ops.segments))
+        ops.expert_sum(y, xp.asarray(rows), out, weights[xp.asarray(rows), xp.asarray(places)], p)
+    if moe.shared is not None:
+        gate = xp.ones(len(h), h.dtype)
+        if moe.shared_gate is not None:
+            gate = rounded(sigmoid(project(h, layer, moe.shared_gate, mapping)[:, 0]), p.router_weights)
+        ops.expert_sum(y, slice(None), mlp(h, layer, moe.shared, mapping), gate, p)
+    return y
