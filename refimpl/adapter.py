@@ -39,6 +39,7 @@ class PeftConfig:
     use_dora: bool = False
     trainable_token_indices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by the table's name
     ensure_weight_tying: bool = False
+    base_model_name_or_path: str | None = field(default=None, compare=False)  # changes no number: which base that was
 
 
 @dataclass(frozen=True, eq=False, slots=True)

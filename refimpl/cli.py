@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .commands.signals import on_signals
-from .engines.suggestion import did_you_mean
 from .errors import AdapterWarning, KernelError, LoracleError
+from .loading.suggestion import did_you_mean
 from .parallel.launch import launch
 
 COMMANDS = (

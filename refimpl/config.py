@@ -15,7 +15,7 @@ The legend of axis names. Every public signature of the package uses these and n
     blocks      blocks of the paged cache;  block_size: tokens per block;  table: blocks of the longest request
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from .module_names import (
     ATTENTION_MODULES,
@@ -150,6 +150,7 @@ class ModelConfig:
     tensor_multiplier: bool = False  # that factor is a tensor of the model's type, and so rounded to it (Gemma)
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0  # logits are divided by it
+    name_or_path: str = field(default="", compare=False)  # what the checkpoint calls itself, if anything
     unrounded: tuple[str, ...] = ()  # points of Precision at which transformers does not round here, but does in Llama
 
     @property
@@ -163,7 +164,7 @@ class ModelConfig:
         """The fields in which it is no Llama or Mistral: what is written for those alone must refuse it by name."""
         names = [item.name for item in fields(self)]
         later = fields(self)[names.index("eos_token_ids") + 1 :]
-        differences = [item.name for item in later if getattr(self, item.name) != item.default]
+        differences = [item.name for item in later if item.compare and getattr(self, item.name) != item.default]
         turning = ("partial_rotary_factor", "interleaved", "query_growth")
         return (*differences, *(name for name in turning if getattr(self.rope, name) != getattr(Rope(), name)))
 

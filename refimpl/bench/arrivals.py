@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array, Float
-from ..engines.suggestion import did_you_mean
 from ..errors import DataError, RequestError
 from ..loading.json_file import is_integer, is_number, read_json_lines
+from ..loading.suggestion import did_you_mean
 
 PROCESSES = ("poisson", "gamma")
 POPULARITIES = ("zipf", "uniform")

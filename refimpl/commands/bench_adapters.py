@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..engines.suggestion import did_you_mean
 from ..errors import RequestError
+from ..loading.suggestion import did_you_mean
 
 if TYPE_CHECKING:
     from ..bench.adapter_testbed import Setup

@@ -14,11 +14,11 @@ from ..backends import BACKENDS
 from ..engines import registry
 from ..engines.ours import Ours
 from ..engines.registry import BLIND, MUTANT
-from ..engines.suggestion import did_you_mean
 from ..errors import DataError, RequestError
 from ..loading.adapter_folder import load_adapter
 from ..loading.json_file import read_json_lines
 from ..loading.model_folder import load_model
+from ..loading.suggestion import did_you_mean
 from ..ops import Ops
 from ..request import Request, check_request
 from ..weights import Base, Model

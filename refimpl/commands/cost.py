@@ -11,10 +11,10 @@ from ..bench.cost import Device, Ranks, Step
 from ..bench.devices import GPUS, THIS, this_device
 from ..bench.launches import PRODUCT, launches
 from ..config import EMBED, LM_HEAD, ModelConfig
-from ..engines.suggestion import did_you_mean
 from ..errors import LoracleError, RequestError
 from ..loading.config_file import load_config
 from ..loading.model_folder import base_folder
+from ..loading.suggestion import did_you_mean
 from ..tools.units import human_bytes, human_number
 
 HELP = "say what many adapters cost: bytes, flops, launches, and the least time on a GPU"

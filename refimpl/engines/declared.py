@@ -5,8 +5,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 from ..config import LAYER_MODULES
+from ..loading.suggestion import did_you_mean
 from .interface import FEATURES, OPERATIONS, READOUTS, Capabilities, EngineError
-from .suggestion import did_you_mean
 
 NAMES = {
     "features": FEATURES,

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..config import LAYER_MODULES
+from ..loading.suggestion import did_you_mean
 from .declared import declared
 from .interface import (
     FEATURES,
@@ -36,7 +37,6 @@ from .interface import (
     Settings,
     infer_first_position,
 )
-from .suggestion import did_you_mean
 
 CAPABILITIES = Capabilities(
     readout="logits",

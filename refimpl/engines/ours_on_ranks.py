@@ -8,6 +8,7 @@ from typing import Any
 from ..adapter import Adapter
 from ..loading.adapter_folder import load_adapter
 from ..loading.model_folder import load_model
+from ..loading.suggestion import did_you_mean
 from ..ops import Ops
 from ..parallel.backend import parallel
 from ..parallel.group import Group
@@ -16,7 +17,6 @@ from ..weights import Model
 from . import registry
 from .interface import EngineError, EngineRequest, EngineResponse, Settings
 from .ours import CAPABILITIES, Ours
-from .suggestion import did_you_mean
 
 KEYS = itertools.count()
 BUGS = {name: mutant.ops for name, mutant in MUTANTS.items() if mutant.ops is not None}  # the others are in weights

@@ -11,8 +11,8 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
+from ..loading.suggestion import did_you_mean
 from .interface import Engine, EngineError, Entry
-from .suggestion import did_you_mean
 
 # One engine each: entry() and make(options).
 MODULES = {

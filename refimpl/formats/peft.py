@@ -49,7 +49,7 @@ def peft_json(config: PeftConfig, base: str | None = None) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": base or config.base_model_name_or_path,
         "inference_mode": True,
         "r": config.r,
         "lora_alpha": _plain(config.lora_alpha),
@@ -85,7 +85,8 @@ def peft_tensors(adapter: Adapter) -> dict[str, Array]:
         if module == EMBED or tokens is not adapter.tokens.get(EMBED):  # tied tables share one tensor
             tensors[_name(module, "token_adapter.trainable_tokens_delta")] = tokens.rows
     for module, weight in adapter.replaced.items():
-        tensors[_name(module, _within(adapter.config, adapter.lora, module, "weight"))] = weight
+        inner = "token_adapter.base_layer.weight" if module in adapter.tokens else None
+        tensors[_name(module, inner or _within(adapter.config, adapter.lora, module, "weight"))] = weight
     for module, bias in adapter.biases.items():
         tensors[_name(module, _within(adapter.config, adapter.lora, module, "bias"))] = bias
     return tensors

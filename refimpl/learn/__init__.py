@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..engines.suggestion import did_you_mean
 from ..errors import LoracleError
+from ..loading.suggestion import did_you_mean
 from . import graders
 from .exercise import Exercise, Lab
 from .grade import grade

@@ -15,8 +15,8 @@ from ..adapter import Adapter, PeftConfig
 from ..arrays import Array
 from ..config import LAYER_MODULES, ModelConfig
 from ..engines.ours import Observed
-from ..engines.suggestion import did_you_mean
 from ..errors import LoracleError
+from ..loading.suggestion import did_you_mean
 from ..model import logits
 from ..ops import NUMPY, Ops
 from ..oracle.bugs import Mutant, all_mutants

@@ -9,7 +9,7 @@ import traceback
 import types
 from pathlib import Path
 
-from ..engines.suggestion import did_you_mean
+from ..loading.suggestion import did_you_mean
 from .attempt import PRINTED, FirstCharacters
 from .exercise import Attempt
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..cuda.runner import kernels_folder
-from ..engines.suggestion import did_you_mean
 from ..errors import LoracleError
+from ..loading.suggestion import did_you_mean
 from . import exercise_names, load
 from .exercise import Exercise, Lab
 

@@ -19,8 +19,14 @@ from ..adapter import Adapter, LoraTensors, PeftConfig
 from ..arrays import Array
 from ..config import ModelConfig
 from ..errors import AdapterError, AdapterWarning
+from .adapter_file import open_adapter
+from .adapter_place import WEIGHTS_FILE as WEIGHTS_FILE
+from .adapter_place import not_an_adapter
+from .base_names import check_base_name
 from .diagnostics import Diagnostics
 from .embedded import VOICES
+from .files_beside import check_files_beside
+from .foreign_names import common_cause, wrapper_note
 from .gguf_adapter import read_gguf_adapter
 from .gguf_file import is_gguf
 from .mlx_adapter import is_mlx, read_mlx_adapter
@@ -28,9 +34,7 @@ from .peft_config import CONFIG_FILE, read_peft_config
 from .peft_selection import check_selected, check_vocabulary, check_whole
 from .peft_tensors import LAYER, Parts, check_lora, full_weights_of, sort_parts
 from .peft_tokens import check_tokens, token_rows
-from .safetensors_file import SafetensorsFile, open_safetensors
-
-WEIGHTS_FILE = "adapter_model.safetensors"
+from .safetensors_file import SafetensorsFile
 
 
 def load_adapter(path: str | Path, config: ModelConfig, name: str | None = None) -> Adapter:
@@ -73,11 +77,11 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
         return _warned(folder, *read_gguf_adapter(folder, base, diagnostics), diagnostics)
     if is_mlx(folder):
         return _warned(folder, *read_mlx_adapter(folder, base, diagnostics), diagnostics)
-    if problem := _not_an_adapter(folder):
+    if problem := not_an_adapter(folder):
         diagnostics.problem(folder, problem)
         return None, {}
-    config = read_peft_config(folder, diagnostics)
-    file = open_safetensors(folder / WEIGHTS_FILE, diagnostics)
+    config, after_config = read_peft_config(folder, diagnostics), len(diagnostics.problems)
+    file = open_adapter(folder, diagnostics)
     parts = sort_parts(file, base, diagnostics) if file else {}
     if config and file:
         check_lora(parts, config, base, file.path, diagnostics)
@@ -86,10 +90,25 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
         if base:
             check_vocabulary(parts, config, base, file.path, diagnostics)
             check_selected(parts, config, base, folder, diagnostics)
+        check_base_name(config, base, folder / CONFIG_FILE, diagnostics)
         _warned(file.path, config, parts, diagnostics)
-    if base and file and len(diagnostics.problems) > 2 and (other := _other_base(file, base)):
-        diagnostics.problems.insert(0, f"{file.path}: {other}")
+    if file:
+        if note := wrapper_note(file.stored, base):
+            diagnostics.warn(file.path, note)
+        if len(diagnostics.problems) > after_config + 2 and (cause := _cause(file, base, diagnostics)):
+            diagnostics.problems.insert(after_config, f"{file.path}: {cause}")
+    check_files_beside(folder, parts, base, diagnostics)
     return config, parts
+
+
+def _cause(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Diagnostics) -> str | None:
+    """What is behind many problems at once: names in another form, or another base."""
+    if cause := common_cause(file, base):
+        return cause
+    if base is None or not (other := _other_base(file, base)):
+        return None
+    first = next((text for text in diagnostics.problems if text.startswith(str(file.path))), "")
+    return f"{other} ({first.removeprefix(f'{file.path}: ')})" if first else other
 
 
 def _warned(
@@ -111,51 +130,6 @@ def _other_base(file: SafetensorsFile, base: ModelConfig) -> str | None:
         return None
     made_for = f"made for a base with {layers} layers and hidden size {hidden}"
     return f"{made_for}; this one has {base.num_hidden_layers} and {base.hidden_size}"
-
-
-def _not_an_adapter(folder: Path) -> str | None:
-    """Why a path cannot be a PEFT folder, if it cannot."""
-    if not os.path.isdir(folder):
-        if os.path.isfile(folder):
-            return "is a file; give the folder, because the scale is in the adapter_config.json beside it"
-        return f"is not there; the embedded voices are {', '.join(VOICES)}"
-    pickles = sorted(file.name for file in folder.glob("adapter_*.pt"))  # adapter_0.pt, adapter_model.pt
-    if pickles and not os.path.exists(folder / WEIGHTS_FILE):
-        return f"has {pickles[0]} of torchtune but no {WEIGHTS_FILE}: {CONVERT_TORCHTUNE}"
-    if not os.path.exists(folder / CONFIG_FILE):
-        inside = [file.parent.name for file in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
-        if inside:
-            return f"has no {CONFIG_FILE}, but these folders in it have: {', '.join(inside[:5])}"
-        if files := sorted(file.name for file in folder.glob("*.gguf")):
-            return f"has no {CONFIG_FILE}; {files[0]}: give the file itself, a GGUF is a whole adapter"
-        files = [file.name for file in sorted(folder.glob("*.safetensors"))]
-        if files:
-            return f"has {files[0]} but no {CONFIG_FILE}: without it the scale (lora_alpha) is unknown"
-        return f"has no {CONFIG_FILE}"
-    if not os.path.exists(folder / WEIGHTS_FILE):
-        if os.path.exists(folder / "adapters.npz"):
-            return f"has adapters.npz of an old mlx-lm but no {WEIGHTS_FILE}: {CONVERT_MLX}"
-        if os.path.exists(folder / "adapter_model.bin"):
-            return f"has adapter_model.bin but no {WEIGHTS_FILE}: {CONVERT}"
-        return f"has no {WEIGHTS_FILE}"
-    return None
-
-
-CONVERT = (
-    "it is a pickle, which can run code, and is not read; convert it where you trust it: "
-    "peft.PeftModel.from_pretrained(base, DIR).save_pretrained(NEW)"
-)
-
-
-CONVERT_MLX = (
-    "only adapters.safetensors is read; on a Mac, "
-    "mlx.core.save_safetensors('adapters.safetensors', mlx.core.load('adapters.npz')) writes it"
-)
-
-CONVERT_TORCHTUNE = (
-    "it is a pickle, which can run code, and is not read; with checkpointer FullModelHFCheckpointer and "
-    "safe_serialization: True torchtune writes what PEFT reads beside it"
-)
 
 
 def _adapter(name: str, config: PeftConfig, parts: Parts, base: ModelConfig | None) -> Adapter:

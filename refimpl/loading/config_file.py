@@ -2,7 +2,6 @@
 end a text."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from .diagnostics import Diagnostics, shown
 from .families import SUPPORTED, check_neutral, family_of
 from .gguf_config import gguf_config
 from .gguf_file import SUFFIX, is_gguf
+from .hub import cached_name, hub_id, hub_snapshots
 from .json_file import LARGEST, Keys, is_integer, read_json
 from .layer_kinds import read_layers
 
@@ -37,14 +37,15 @@ def read_config(folder: Path, diagnostics: Diagnostics) -> ModelConfig | None:
     elif os.path.exists(file):
         data = read_json(file, diagnostics)
     else:
-        adapter = ": it is an adapter, not a base model" if os.path.exists(folder / "adapter_config.json") else ""
         diagnostics.problem(
-            folder, f"has no config.json{adapter}{_gguf_in(folder)}" if os.path.isdir(folder) else not_a_folder(folder)
+            folder, f"has no config.json{instead(folder)}" if os.path.isdir(folder) else not_a_folder(folder)
         )
         return None
     if data is None or (match := family_of(file, data, diagnostics)) is None:
         return None
     family, wrapped = match
+    named = data.get("_name_or_path")
+    name = named if isinstance(named, str) and named else cached_name(folder)
     check_quantization(file, data, diagnostics)
     if wrapped:
         check_neutral(file, data, family, diagnostics)
@@ -55,7 +56,7 @@ def read_config(folder: Path, diagnostics: Diagnostics) -> ModelConfig | None:
     fields = read_fields(keys, family) | {"wrapped": wrapped, "eos_token_ids": _eos_token_ids(folder, keys)}
     if len(diagnostics.problems) > before:
         return None
-    config = ModelConfig(**fields)
+    config = ModelConfig(**fields, name_or_path=name)
     check_fit(keys, config)
     return config if len(diagnostics.problems) == before else None
 
@@ -135,16 +136,22 @@ def check_fit(keys: Keys, config: ModelConfig) -> None:
 
 
 def not_a_folder(path: Path) -> str:
-    """What to say of a path that is no folder. It may be the name of a repository: nothing is ever downloaded."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not os.path.exists(path):
-        return f"is not a folder; nothing is downloaded here: hf download {path} --local-dir DIR, and give DIR"
+    """What to say of a path that is no folder."""
+    if hint := hub_id(path):
+        return f"is not a folder; {hint}"
     return "is not there" if str(path).endswith(SUFFIX) else "is not a folder"
 
 
-def _gguf_in(folder: Path) -> str:
-    """Return what to give instead of a folder that holds GGUF files."""
-    names = sorted(file.name for file in folder.glob(f"*{SUFFIX}"))
-    return f"; {names[0]}: give the file itself, a GGUF is a whole model" if names else ""
+def instead(folder: Path) -> str:
+    """Return what to give instead of a folder that has no config.json."""
+    if os.path.exists(folder / "adapter_config.json"):
+        return ": it is an adapter, not a base model"
+    if snapshots := hub_snapshots(folder):
+        return f": it is a folder of the Hub's cache; give the snapshot in it, {snapshots[-1]}"
+    if names := sorted(file.name for file in folder.glob(f"*{SUFFIX}")):
+        return f"; {names[0]}: give the file itself, a GGUF is a whole model"
+    inside = [file.parent.name for file in sorted(folder.glob("*/config.json"))]
+    return f"; these folders in it have one: {', '.join(inside[:5])}" if inside else ""
 
 
 def _eos_token_ids(folder: Path, keys: Keys) -> tuple[int, ...]:

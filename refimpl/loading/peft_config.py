@@ -88,6 +88,7 @@ def parse_peft_config(file: Path, data: dict[str, Any], diagnostics: Diagnostics
         use_dora=keys.flag("use_dora"),
         trainable_token_indices=_token_indices(keys),
         ensure_weight_tying=keys.flag("ensure_weight_tying"),
+        base_model_name_or_path=name if isinstance(name := data.get("base_model_name_or_path"), str) else None,
     )
     _check_together(keys, config)
     return config if len(diagnostics.problems) == before else None

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .base_names import quantisation_in
 from .diagnostics import Diagnostics, shown
 from .json_file import Keys
 
@@ -95,7 +96,7 @@ def note_oddities(keys: Keys) -> None:
     if isinstance(base, str):
         if not base:
             warn("base_model_name_or_path is empty: nothing says which base it was trained on")
-        elif "bnb-4bit" in base:
-            warn(f"base_model_name_or_path is {shown(base)}: it was trained on a quantised base")
+        elif kind := quantisation_in(base):
+            warn(f"base_model_name_or_path is {shown(base)}: it was trained on a quantised base ({kind})")
         elif (base.startswith(("/", ".", "~")) or "\\" in base) and not os.path.exists(base):
             warn(f"base_model_name_or_path is the local path {shown(base)}, which is not here: which base was that?")

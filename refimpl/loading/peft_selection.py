@@ -17,7 +17,7 @@ def check_whole(
     """Weights and biases that the adapter brings along in place of the base's."""
     for module, tensors in parts.items():
         name = module_name(module)
-        if "copy" in tensors and ("saved" in tensors or "A" not in tensors):
+        if "copy" in tensors and ("saved" in tensors or not tensors.keys() & {"A", "tokens"}):
             diagnostics.problem(file, f"tensor {tensors['copy'].name} is the base of a LoRA that is not there")
         if bias := tensors.get("bias"):
             if config.bias == "none":

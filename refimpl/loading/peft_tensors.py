@@ -5,16 +5,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..adapter import PeftConfig, pattern_value
 from ..arrays import Array
 from ..config import EMBED, LM_HEAD, PARENTS, ModelConfig, Module, module_name
 from .conversion import all_finite
 from .diagnostics import Diagnostics
+from .foreign_names import PREFIX, why_unplaced
 from .peft_config import CONFIG_FILE, is_saved, selects
 from .safetensors_file import FLOATS, SafetensorsFile
 from .wrapped_names import text_name
-
-PREFIX = "base_model.model."
 
 # The parts of a module that PEFT saves, by the end of the tensor's name.
 PARTS = {
@@ -32,24 +33,14 @@ PARTS = {
     "base_layer.weight": "copy",  # save_embedding_layers: PEFT saves the base of a targeted embedding with it
     "bias": "bias",  # bias="all"; also "lora_only" before PEFT 0.6
     "base_layer.bias": "bias",
+    # What save_embedding_layers="auto" writes beside them where the vocabulary was resized: the module's whole state.
+    "modules_to_save.weight": "saved again",
+    "original_module.weight": "untrained",
+    "token_adapter.base_layer.weight": "copy",
 }
+TABLE_PARTS = ("weight", "base_layer.weight", "modules_to_save.weight", "original_module.weight")
 NAME = re.compile(rf"{re.escape(PREFIX)}(.+?)\.({'|'.join(map(re.escape, PARTS))})")
 LAYER = re.compile(rf"model\.layers\.(\d+)\.(?:{'|'.join(rf'{parent}.{name}' for name, parent in PARENTS.items())})\b")
-
-# What else is found in such files, by a piece of the name.
-FOREIGN = {
-    "original_module": "a module that PEFT replaced and should not have saved",
-    "modules_to_save": "saved with the adapter's name left in; use save_pretrained",
-    ".default": "saved with the adapter's name left in; use save_pretrained",
-    "score.": "a classification head",
-    "classifier.": "a classification head",
-    "vision": "a vision tower",
-    ".experts.": "a mixture of experts",
-    "lora_unet_": "a kohya (sd-scripts) file",
-    "lora_te": "a kohya (sd-scripts) file",
-    "lora.down": "a diffusers file",
-    "lora.up": "a diffusers file",
-}
 
 
 @dataclass
@@ -72,7 +63,7 @@ def sort_parts(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Dia
         module = names.get(text_name(match.group(1)) or "") if match else None
         if not match or module is None or not _belongs(module, match.group(2)):
             diagnostics.problem(
-                file.path, f"tensor {name} {list(file.shapes[name])} is not supported: {_what(name, base)}"
+                file.path, f"tensor {name} {list(file.shapes[name])} is not supported: {why_unplaced(name, base)}"
             )
             continue
         part = PARTS[match.group(2)]
@@ -86,12 +77,29 @@ def sort_parts(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Dia
             parts.setdefault(module, {})[part] = Part(name, file.tensors[name])
             if not all_finite(file.tensors[name]):
                 diagnostics.problem(file.path, f"tensor {name} holds NaN or inf")
+    _leave_copies_out(parts, file.path, diagnostics)
     return parts
+
+
+def _leave_copies_out(parts: Parts, file: Path, diagnostics: Diagnostics) -> None:
+    """Take out the table that modules_to_save replaces, and its second name, where the first one is there and equal."""
+    for module in (EMBED, LM_HEAD):
+        tensors = parts.get(module, {})
+        for kind in ("saved again", "untrained"):
+            if (part := tensors.pop(kind, None)) is None:
+                continue
+            if "saved" not in tensors:
+                why = why_unplaced(part.name, None)
+                diagnostics.problem(file, f"tensor {part.name} {list(part.array.shape)} is not supported: {why}")
+            elif kind == "saved again" and not np.array_equal(part.array, tensors["saved"].array):
+                diagnostics.problem(file, f"tensors {part.name} and {tensors['saved'].name} differ: which was trained?")
+        if module in parts and not tensors:
+            del parts[module]
 
 
 def modules_in(tensors: Iterable[str]) -> list[Module]:
     """Without a base: every module of any family, in as many layers as the file names."""
-    matches = (LAYER.match(name.removeprefix(PREFIX)) for name in tensors)
+    matches = (LAYER.match(text_name(name.removeprefix(PREFIX)) or "") for name in tensors)
     layers = {int(match.group(1)) for match in matches if match and len(match.group(1)) < 5}
     return [EMBED, *((i, module) for i in sorted(layers) for module in PARENTS), LM_HEAD]
 
@@ -100,21 +108,10 @@ def _belongs(module: Module, ending: str) -> bool:
     """Whether a part of this name can be saved for this module."""
     embedding = ending.startswith("lora_embedding")
     if module == EMBED:
-        return embedding or ending.startswith(("lora_magnitude", "token_")) or ending in ("weight", "base_layer.weight")
+        return embedding or ending.startswith(("lora_magnitude", "token_")) or ending in TABLE_PARTS
     if module == LM_HEAD:
         return not embedding and not ending.endswith("layer.bias") and ending != "bias"
-    return not embedding and not ending.startswith("token_") and ending not in ("weight", "base_layer.weight")
-
-
-def _what(name: str, base: ModelConfig | None) -> str:
-    """What a tensor that cannot be placed probably is."""
-    if not name.startswith(PREFIX):
-        origin = next((what for piece, what in FOREIGN.items() if piece in name), "PEFT writes no such name")
-        return f"it does not begin with {PREFIX} ({origin})"
-    layer = LAYER.match(name.removeprefix(PREFIX))
-    if layer and base and int(layer.group(1)[:9]) >= base.num_hidden_layers:
-        return f"it is of layer {layer.group(1)}, the base has {base.num_hidden_layers}"
-    return next((what for piece, what in FOREIGN.items() if piece in name), "the base has no such module or parameter")
+    return not embedding and not ending.startswith("token_") and ending not in TABLE_PARTS
 
 
 def full_weights_of(parts: Parts, config: PeftConfig, base: ModelConfig | None) -> dict[Module, Part]:

@@ -29,6 +29,7 @@ def check_tokens(
     for name in config.trainable_token_indices:
         if not any(f".{module_name(module)}".endswith(f".{name}") for module in (EMBED, LM_HEAD)):
             diagnostics.problem(file, f"{KEY} names {name}, which is neither embed_tokens nor lm_head")
+    _leave_tied_rows_out(parts, config, base)
     for module in (EMBED, LM_HEAD):
         ids, part = ids_of(config, module), parts.get(module, {}).get("tokens")
         if ids is None or part is None:
@@ -43,12 +44,24 @@ def check_tokens(
         if part.array.shape != (len(ids), width):
             expected = f"{len(ids)} tokens and the base make it {[len(ids), width]}"
             diagnostics.problem(file, f"tensor {part.name} has shape {list(part.array.shape)}, {expected}")
-        if base and max(ids) >= base.vocab_size:
-            outside = f"{KEY} names token {max(ids)}, outside of the vocabulary of {base.vocab_size}"
+        rows = len(table.array) if (table := parts[module].get("copy")) else base.vocab_size if base else None
+        if rows is not None and max(ids) >= rows:
+            outside = f"{KEY} names token {max(ids)}, outside of the vocabulary of {rows}"
             diagnostics.problem(file, f"{outside}: the base was given more tokens first")
-        if others := parts[module].keys() & {"A", "saved", "copy"}:
+        if others := parts[module].keys() & {"A", "saved"}:
             other = parts[module][min(others)].name
             diagnostics.problem(file, f"{part.name} and {other} are both of one table, which is not supported")
+
+
+def _leave_tied_rows_out(parts: Parts, config: PeftConfig, base: ModelConfig | None) -> None:
+    """Take out the rows of a tied lm_head that the config does not name, where they are those of embed_tokens: PEFT
+    writes the one parameter under both names when the vocabulary was resized."""
+    embed, head = (parts.get(module, {}).get("tokens") for module in (EMBED, LM_HEAD))
+    tied = base is None or base.tie_word_embeddings
+    if embed and head and tied and ids_of(config, LM_HEAD) is None and np.array_equal(embed.array, head.array):
+        del parts[LM_HEAD]["tokens"]
+        if copy := parts[LM_HEAD].pop("copy", None):  # no table of a LoRA, but a whole one that was saved
+            parts[LM_HEAD]["saved"] = copy
 
 
 def token_rows(parts: Parts, config: PeftConfig, base: ModelConfig | None) -> dict[Module, TokenRows]:

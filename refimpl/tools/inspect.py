@@ -16,8 +16,9 @@ from ..formats.trtllm_inspect import look
 from ..formats.trtllm_pair import is_pair, pair_folders
 from ..formats.trtllm_report import MAX_RANK, about_peft
 from ..loading.adapter_folder import WEIGHTS_FILE, adapter_folder, read_parts
+from ..loading.adapter_place import not_an_adapter
 from ..loading.checkpoint import INDEX, SINGLE, open_checkpoint
-from ..loading.config_file import read_config
+from ..loading.config_file import instead, read_config
 from ..loading.conversion import all_finite
 from ..loading.diagnostics import Diagnostics
 from ..loading.gguf_adapter import is_gguf_adapter
@@ -96,11 +97,7 @@ def inspect(
         except ConfigError as error:
             diagnostics.problems.append(str(error))
     else:
-        neither = f"has neither config.json and {SINGLE} nor {CONFIG_FILE} and {WEIGHTS_FILE}"
-        files = sorted(file.name for file in folder.glob("*.gguf")) if os.path.isdir(folder) else []
-        if files:
-            neither = f"{neither}; {files[0]}: give the file itself, a GGUF is a whole model or adapter"
-        diagnostics.problem(folder, find_nemo(folder) or (neither if os.path.isdir(folder) else "is not a folder"))
+        diagnostics.problem(folder, find_nemo(folder) or what_instead(folder))
         config, modules = {}, []
     return Inspection(
         str(folder),
@@ -119,13 +116,29 @@ def inspect(
     )
 
 
+def what_instead(path: Path) -> str:
+    """What to say of a path that is neither a model nor an adapter: what to give instead, if that can be seen."""
+    reason = not_an_adapter(path) or ""
+    if not os.path.isdir(path):
+        return reason
+    model = instead(path) if reason == f"has no {CONFIG_FILE}" else ""
+    neither = f"has neither config.json and {SINGLE} nor {CONFIG_FILE} and {WEIGHTS_FILE}"
+    return f"{neither}{model or '; ' + reason if model or reason != f'has no {CONFIG_FILE}' else ''}"
+
+
 def _resolve(path: str | Path) -> tuple[Path, str]:
     """The folder that a path or an embedded name means, and what it seems to be."""
     folder = base_folder(path)
     if not os.path.exists(folder):
         folder = adapter_folder(path)
     names = {file.name for file in folder.glob("*")} if os.path.isdir(folder) else set()
-    if names & {CONFIG_FILE, WEIGHTS_FILE, MLX_FILE, "adapter_model.bin"} or is_gguf_adapter(folder):
+    if names & {
+        CONFIG_FILE,
+        WEIGHTS_FILE,
+        f"{WEIGHTS_FILE}.index.json",
+        MLX_FILE,
+        "adapter_model.bin",
+    } or is_gguf_adapter(folder):
         return folder, "adapter"
     if names & {"config.json", SINGLE, INDEX} or is_gguf(folder):
         return folder, "model"

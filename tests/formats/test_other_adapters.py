@@ -288,9 +288,9 @@ def as_float32(adapter: Adapter) -> Adapter:
 
 def test_a_folder_with_a_gguf_in_it(tmp_path: Path) -> None:
     gguf_adapter(tmp_path / "adapter.gguf", PAIR)
-    with refused(AdapterError, "has no adapter_config.json; adapter.gguf: give the file itself"):
+    with refused(AdapterError, "has adapter.gguf but no adapter_config.json: give the file itself"):
         load_adapter(tmp_path, SHAPE)
-    assert "adapter.gguf: give the file itself" in inspect(tmp_path).problems[0]
+    assert "give the file itself" in inspect(tmp_path).problems[0]
 
 
 def test_an_old_folder_of_mlx_lm(tmp_path: Path) -> None:

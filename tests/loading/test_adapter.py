@@ -319,7 +319,7 @@ WITH_NAN[QB][0, 0] = np.nan
             "target_modules selects model.layers.0.self_attn.q_proj, but there are no",
         ),
         (without(lora_tensors(), "layers.1"), {}, "target_modules selects model.layers.1.self_attn.q_proj"),
-        ({}, {}, "target_modules selects model.layers.0.self_attn.q_proj"),
+        ({}, {}, "has no tensors at all: a process of ZeRO-3"),
         ({}, {"target_modules": []}, "has no tensors at all"),
         (
             lora_tensors(),
@@ -344,12 +344,12 @@ WITH_NAN[QB][0, 0] = np.nan
         (
             lora_tensors(dataclasses.replace(BASE, num_hidden_layers=3)),
             {},
-            "made for a base with 3 layers and hidden size 12; this one has 2 and 12 (and 14 more: ",
+            "made for a base with 3 layers and hidden size 12; this one has 2 and 12 (tensor base_model.",
         ),
         (
             lora_tensors(dataclasses.replace(BASE, hidden_size=16)),
             {},
-            "made for a base with 2 layers and hidden size 16; this one has 2 and 12 (and ",
+            "made for a base with 2 layers and hidden size 16; this one has 2 and 12 (tensor base_model.",
         ),
         (lora_tensors(), {"modules_to_save": ["lm_head"]}, "modules_to_save 'lm_head': there is no tensor for lm_head"),
         (
@@ -422,7 +422,7 @@ def test_two_values_for_one_tied_table(tmp_path: Path) -> None:
         ("base_model.model.score.weight", "a classification head"),
         ("base_model.model.vision_tower.layers.0.self_attn.q_proj.lora_A.weight", "a vision tower"),
         ("base_model.model.model.layers.0.mlp.experts.0.up_proj.lora_A.weight", "a mixture of experts"),
-        ("base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.weight", "no such module"),
+        ("base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.weight", "fused into one"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_C.weight", "no such module or parameter"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_embedding_A", "no such module or parameter"),
         ("base_model.model.model.embed_tokens.lora_A.weight", "no such module or parameter"),

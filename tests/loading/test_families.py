@@ -17,7 +17,7 @@ from refimpl.bench import cost
 from refimpl.bench.cost import Step
 from refimpl.config import LayerKind, ModelConfig, Rope, module_name
 from refimpl.cuda.table import CUDA
-from refimpl.errors import AdapterError, ConfigError, LoracleError, WeightsError
+from refimpl.errors import AdapterError, AdapterWarning, ConfigError, LoracleError, WeightsError
 from refimpl.families import FAMILIES
 from refimpl.formats.hf import save_model
 from refimpl.loading.adapter_folder import load_adapter
@@ -371,10 +371,13 @@ def test_the_text_part_of_a_model_of_images_and_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
 def test_adapters_of_the_text_part_under_both_prefixes(tmp_path: Path, prefix: str) -> None:
     tensors = {name.replace(".model.model.", f".model.{prefix}", 1): x for name, x in lora_tensors().items()}
-    assert load_adapter(write_adapter(tmp_path, tensors), BASE).lora.keys() == set(BASE.modules()[1:-1])
+    inside = dataclasses.replace(BASE, wrapped=True)
+    assert load_adapter(write_adapter(tmp_path, tensors), inside).lora.keys() == set(BASE.modules()[1:-1])
+    with pytest.warns(AdapterWarning, match="those inside a model of vision and text"):
+        load_adapter(tmp_path, BASE)
     image = {"base_model.model.model.vision_tower.layers.0.q_proj.lora_A.weight": np.ones((3, 2), np.float32)}
     with refused(AdapterError, "a vision tower"):
-        load_adapter(write_adapter(tmp_path, tensors | image), BASE)
+        load_adapter(write_adapter(tmp_path, tensors | image), inside)
 
 
 def test_the_embedding_factor_of_gemma_has_the_models_type(tmp_path: Path) -> None:

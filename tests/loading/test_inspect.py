@@ -70,5 +70,5 @@ def test_a_damaged_model(tmp_path: Path) -> None:
 
 def test_what_is_neither(tmp_path: Path) -> None:
     assert "neither config.json" in inspect(tmp_path).problems[0]
-    assert inspect(tmp_path / "nowhere").problems == [f"{tmp_path / 'nowhere'}: is not a folder"]
+    assert inspect(tmp_path / "nowhere").problems[0].startswith(f"{tmp_path / 'nowhere'}: is not there")
     assert inspect(tmp_path).kind == "unknown"
