@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refimpl import Request, logits
 from refimpl.adapter import Adapter
 from refimpl.config import ATTENTION_MODULES, EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
 from refimpl.errors import AdapterError, AdapterWarning
@@ -237,3 +238,36 @@ def test_a_base_that_transformers_saves(tmp_path: Path) -> None:
             assert layer.linears["k_proj"].bias is not None
             assert np.array_equal(layer.linears["k_proj"].bias, weights[f"{name}.bias"].numpy())
         assert np.array_equal(ours.lm_head.weight, weights["lm_head.weight"].numpy())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+        {"trainable_token_indices": [13, 15]},
+        {"trainable_token_indices": {"embed_tokens": [13], "lm_head": [14]}},
+        {},
+    ],
+)
+def test_a_vocabulary_that_peft_sees_has_grown(tmp_path: Path, tied: bool, changes: dict[str, Any]) -> None:
+    """Of a base in a folder, plain save_pretrained() writes both tables, some of them under three names."""
+    base(tied=tied).save_pretrained(tmp_path / "base")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    theirs.resize_token_embeddings(16)
+    wrapped = save(tmp_path / "adapter", theirs, target_modules=["q_proj"], save_embeddings="auto", **changes)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "modules_to_save" in name or "trainable_tokens" in name:
+                parameter.normal_()
+    wrapped.save_pretrained(tmp_path / "adapter")
+    wrapped.eval()
+    adapter = load(tmp_path / "adapter", tie_word_embeddings=tied)
+    assert adapter.replaced.keys() == {EMBED, LM_HEAD} and len(adapter.replaced[EMBED]) == 16
+    ours = logits(load_model(tmp_path / "base", "float64"), [Request([1, 13, 14, 15], adapter)])[0]
+    with torch.no_grad():
+        expected = wrapped.double()(torch.tensor([[1, 13, 14, 15]])).logits[0].numpy()
+    assert np.allclose(ours, expected, rtol=0, atol=2e-6 * abs(expected).max())  # their norms compute in float32
