@@ -40,6 +40,7 @@ class PeftConfig:
     trainable_token_indices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by the table's name
     ensure_weight_tying: bool = False
     base_model_name_or_path: str | None = field(default=None, compare=False)  # changes no number: which base that was
+    alora_invocation_tokens: tuple[int, ...] = ()  # the adapter acts from their last occurrence on (alora.py)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .adapter_slots import AdapterSlots
+from .alora import activated
 from .arrays import device_namespace
 from .errors import RequestError
 from .kv_cache import KVCache
@@ -32,6 +33,7 @@ class ScheduledRequest:
     block_table: Sequence[int]
     adapters: Adapters = ()
     limit: int = 0  # the tokens that will be computed for it at most: a rotation may depend on it (Rope.is_long)
+    starts: Sequence[int] = ()  # the position from which each adapter acts (alora.py); empty: all from the first on
 
 
 def make_batch(
@@ -53,6 +55,7 @@ def make_batch(
     contexts = np.add(computed, lengths).astype(np.int32)
     limits = np.maximum(contexts, [request.limit for request in scheduled]).repeat(lengths)
     ids, weights = ops.lora_mapping([request.adapters for request in scheduled], lengths)
+    ids, weights = activated(ids, weights, [request.starts for request in scheduled], lengths, positions)
     rows = ops.logits_indices(query_start_loc, every_row)
     mapping = LoraMapping.of(ids, weights, segments=ops.segments)
     batch = Batch(

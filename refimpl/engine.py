@@ -17,6 +17,7 @@ import numpy as np
 
 from .adapter import Adapter
 from .adapter_cache import AdapterCache
+from .alora import starts_of
 from .arrays import Array, Precision, to_host
 from .batch import ScheduledRequest, make_batch
 from .errors import LogitsError, LoracleError, RequestError
@@ -79,7 +80,8 @@ class Engine(Scheduler):
     def add(self, request: Request, max_new_tokens: int = 16) -> int:
         """Queue a request and return its id. RequestError or CacheFull if it could never be served."""
         limit = self.check(request, max_new_tokens)
-        state = RequestState(next(self._ids), request, [int(i) for i in request.prompt_ids], limit)
+        starts = starts_of(request, self.ops.activation_start)
+        state = RequestState(next(self._ids), request, [int(i) for i in request.prompt_ids], limit, starts=starts)
         self.waiting.append(state)
         return state.id
 
@@ -189,6 +191,7 @@ class Engine(Scheduler):
                 state.table,
                 state.adapters,
                 state.limit - 1,  # the last token that it produces is never computed
+                state.starts,
             )
             for state, n in scheduled
         ]

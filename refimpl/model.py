@@ -14,6 +14,7 @@ import numpy as np
 
 from .adapter_cache import AdapterCache
 from .adapter_slots import AdapterSlots
+from .alora import starts_of
 from .arrays import Array, Float, Precision, ceil_div, namespace, rounded, to_host
 from .batch import ScheduledRequest, make_batch
 from .config import EMBED, LM_HEAD, Mlp, Module, short_name
@@ -169,7 +170,11 @@ def logits(
     adapters = AdapterCache(model, p, ops)
     scheduled = [
         ScheduledRequest(
-            r.prompt_ids, 0, cache.allocate(n), [(adapters.acquire(adapter), weight) for adapter, weight in r.adapters]
+            r.prompt_ids,
+            0,
+            cache.allocate(n),
+            [(adapters.acquire(adapter), weight) for adapter, weight in r.adapters],
+            starts=starts_of(r, ops.activation_start),
         )
         for r, n in zip(requests, blocks, strict=True)
     ]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import adapter_slots, attention, checks, dora, kv_cache, layers, lora, plans, policies, rope, routing
+from . import adapter_slots, alora, attention, checks, dora, kv_cache, layers, lora, plans, policies, rope, routing
 from .adapter import Adapter
 from .adapter_slots import AdapterSlots, BoundAdapter
 from .arrays import Array, Precision
@@ -33,6 +33,7 @@ class Ops:
     select_victim: Callable[[Mapping[int, int], Mapping[int, int]], int | None]  # last_used, ref_counts
     # The plan, on the host.
     adapter_scale: Callable[[float, int, bool], float]  # alpha, r, use_rslora
+    activation_start: Callable[[Sequence[int], Sequence[int]], int]  # prompt_ids, invocation tokens
     bind_adapter: Callable[[Adapter, ModelConfig, Callable[[float, int, bool], float]], BoundAdapter]
     lora_mapping: Callable[[Sequence[Adapters], Sequence[int]], Pair]  # per request -> per token
     segments: Callable[[Array, int], Pair]  # adapter_ids, size -> rows sorted by adapter, where each tile starts
@@ -40,6 +41,7 @@ class Ops:
     slot_mapping: Callable[[Array, Array, Array, int], Array]  # block_tables, positions, query_start_loc, block_size
     logits_indices: Callable[[Array, bool], Array]  # query_start_loc, every row?
     check_batch: Callable[[Batch, AdapterSlots, int | None], None]  # batch, adapters, window
+    keyed_adapters: Callable[[Sequence[tuple[bytes, float]], Sequence[int], int], list[tuple[bytes, float]]]
     prefix_key: Callable[[bytes, Sequence[int], bytes, Precision, Sequence[tuple[bytes, float]]], bytes]
     rope_table: Callable[[Rope, int, Array, Array, Precision], Pair]  # rope, head_dim, positions, lengths -> cos, sin
     query_growth: Callable[[Rope, Array, Precision], Array | float]  # rope, positions
@@ -75,12 +77,14 @@ REFERENCE = Ops(
     admit=policies.admit,
     select_victim=kv_cache.select_victim,
     adapter_scale=adapter_slots.adapter_scale,
+    activation_start=alora.activation_start,
     bind_adapter=adapter_slots.bind_adapter,
     lora_mapping=plans.lora_mapping,
     segments=plans.segments_per_adapter,
     positions=plans.positions,
     slot_mapping=plans.slot_mapping,
     check_batch=checks.check_batch,
+    keyed_adapters=alora.keyed_adapters,
     prefix_key=kv_cache.prefix_key,
     logits_indices=plans.logits_indices,
     rope_table=rope.rope_table,

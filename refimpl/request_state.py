@@ -36,6 +36,7 @@ class RequestState:
     computed: int = 0  # how many of the tokens are in the cache
     table: list[int] = field(default_factory=list)  # its blocks; NO_BLOCK where the sliding window has passed
     adapters: Sequence[tuple[int, float]] = ()
+    starts: Sequence[int] = ()  # the position from which each adapter acts (alora.py)
     keys: list[bytes] = field(default_factory=list)  # prefix keys of its full blocks
     overtaken: int = 0  # how many later ones were admitted while it waited
     blocks_found: int = 0  # when it was admitted, until the step's record has it (step_record.py)

@@ -197,7 +197,8 @@ class Scheduler:
             base = self.model.identity + self.model.config.rope_key(state.limit - 1)
             for i in range(len(state.keys), count):
                 parent, block = state.keys[-1] if state.keys else b"", state.tokens[i * size : (i + 1) * size]
-                state.keys.append(self.ops.prefix_key(parent, block, base, self.precision, adapters))
+                acting = self.ops.keyed_adapters(adapters, state.starts, (i + 1) * size)
+                state.keys.append(self.ops.prefix_key(parent, block, base, self.precision, acting))
         return state.keys[:count]
 
     def _cache_blocks(self, state: RequestState) -> None:

@@ -60,7 +60,11 @@ class Observed(Server):
     def _rows_in_order(self, scheduled: list[tuple[RequestState, int]]) -> Array:
         work = [
             ScheduledRequest(
-                state.tokens[state.computed : state.computed + n], state.computed, state.table, state.adapters
+                state.tokens[state.computed : state.computed + n],
+                state.computed,
+                state.table,
+                state.adapters,
+                starts=state.starts,
             )
             for state, n in scheduled
         ]

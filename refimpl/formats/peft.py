@@ -45,6 +45,7 @@ def peft_json(config: PeftConfig, base: str | None = None) -> dict[str, Any]:
         "use_dora": config.use_dora,
         "trainable_token_indices": {name: list(ids) for name, ids in config.trainable_token_indices.items()},
         "ensure_weight_tying": config.ensure_weight_tying,
+        "alora_invocation_tokens": list(config.alora_invocation_tokens),
     }
     return {
         "peft_type": "LORA",

@@ -89,6 +89,7 @@ def parse_peft_config(file: Path, data: dict[str, Any], diagnostics: Diagnostics
         trainable_token_indices=_token_indices(keys),
         ensure_weight_tying=keys.flag("ensure_weight_tying"),
         base_model_name_or_path=name if isinstance(name := data.get("base_model_name_or_path"), str) else None,
+        alora_invocation_tokens=_invocation(keys),
     )
     _check_together(keys, config)
     return config if len(diagnostics.problems) == before else None
@@ -179,6 +180,16 @@ def _token_indices(keys: Keys) -> dict[str, tuple[int, ...]]:
     return {name: tuple(ids) for name, ids in tables.items()}
 
 
+def _invocation(keys: Keys) -> tuple[int, ...]:
+    """alora_invocation_tokens; an empty list is none, as in PEFT."""
+    key = "alora_invocation_tokens"
+    value = keys.data.get(key) or []
+    if not isinstance(value, list) or not all(is_integer(i) and i >= 0 for i in value):
+        keys.diagnostics.problem(keys.file, f"{key} is {shown(value)}: it must be a list of token ids")
+        return ()
+    return tuple(value)
+
+
 def _check_together(keys: Keys, config: PeftConfig) -> None:
     """Keys that PEFT refuses in combination (peft/tuners/lora/config.py, __post_init__)."""
     if isinstance(config.target_modules, str) and (config.layers_to_transform is not None or config.layers_pattern):
@@ -189,6 +200,11 @@ def _check_together(keys: Keys, config: PeftConfig) -> None:
         keys.diagnostics.problem(keys.file, "layers_pattern is given, but layers_to_transform is not")
     if config.use_dora and config.lora_bias:
         keys.diagnostics.problem(keys.file, "use_dora and lora_bias are both true, which PEFT does not support")
+    others = ("modules_to_save", "trainable_token_indices", "use_dora")
+    given = [key for key in others if getattr(config, key)] + ["bias"] * (config.bias != "none")
+    for key in given if config.alora_invocation_tokens else ():
+        why = "change the rows before the invocation, too" if key != "use_dora" else "are no pair that PEFT supports"
+        keys.diagnostics.problem(keys.file, f"alora_invocation_tokens and {key} are both given: they {why}")
     if keys.data.get("target_modules") is None:
         keys.diagnostics.problem(
             keys.file, "target_modules is missing: it must be a list of names or a regular expression"

@@ -16,7 +16,7 @@ from .json_file import Keys
 HONOURED = {
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
     "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "lora_bias", "use_dora",
-    "trainable_token_indices", "ensure_weight_tying",
+    "trainable_token_indices", "ensure_weight_tying", "alora_invocation_tokens",
     "peft_type", "init_lora_weights", "fan_in_fan_out",
 }  # fmt: skip
 

@@ -69,6 +69,7 @@ def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: 
     if config.ensure_weight_tying and base.tie_word_embeddings and tables:
         tied = "the base ties the two tables: one LoRA for both is not supported"
         diagnostics.problem(file, f"ensure_weight_tying is True, target_modules selects {tables[0]}, and {tied}")
+    _check_invocation(config, base, file, diagnostics)
     for module in base.modules():
         full_name = module_name(module)
         if selects(config, full_name) and "A" not in parts.get(module, {}) and "B" not in parts.get(module, {}):
@@ -93,6 +94,17 @@ def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: 
     covered = {layer for layer, _ in parts if layer >= 0}
     if covered and len(covered) < base.num_hidden_layers:
         diagnostics.warn(file, f"the adapter covers {len(covered)} of the base's {base.num_hidden_layers} layers")
+
+
+def _check_invocation(config: PeftConfig, base: ModelConfig, file: Path, diagnostics: Diagnostics) -> None:
+    """An aLoRA is on no embedding, where PEFT refuses it, and its invocation can stand in a prompt."""
+    invocation = config.alora_invocation_tokens
+    if invocation and selects(config, module_name(EMBED)):
+        why = "which PEFT does not support: the rows of the base would have to change before the invocation is read"
+        diagnostics.problem(file, f"alora_invocation_tokens and a LoRA on {module_name(EMBED)}, {why}")
+    if invocation and max(invocation) >= base.vocab_size:
+        outside = f"names token {max(invocation)}, outside of the vocabulary of {base.vocab_size}"
+        diagnostics.problem(file, f"alora_invocation_tokens {outside}: it would never act")
 
 
 def all_modules(base: ModelConfig) -> list[str]:

@@ -105,6 +105,7 @@ def check_plain(terms: Terms) -> None:
             "whole layers (modules_to_save)": bool(adapter.replaced),
             "biases": bool(adapter.biases),
             "rows of tokens (trainable_token_indices)": bool(adapter.tokens),
+            "an invocation (alora_invocation_tokens)": bool(adapter.config.alora_invocation_tokens),
             "lora_bias": any(lora.bias is not None for lora in adapter.lora.values()),
         }
         if kinds := [what for what, has_it in more.items() if has_it]:

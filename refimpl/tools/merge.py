@@ -11,6 +11,7 @@ from ..adapter_slots import LoraWeights
 from ..arrays import DTYPES, Array, rounded, to_device, widen
 from ..config import EMBED, LM_HEAD, Module
 from ..dora import dora_gain
+from ..errors import AdapterError
 from ..ops import NUMPY, Ops
 from ..pictures.weights import PictureModel
 from ..weights import Base, Linear, Model
@@ -22,6 +23,7 @@ def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
     A quantised base (GGUF, nf4) is merged as the numbers that it stands for, and the result is not quantised. Whoever
     quantises it again, as merging in 4 bits does, rounds W + scale B A to the steps of a block: what is less than half
     of one is lost."""
+    check_mergeable(adapter)
     bound = ops.bind_adapter(adapter, model.config, ops.adapter_scale)
 
     def one(module: Module) -> Linear:
@@ -44,6 +46,13 @@ def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
     embed_tokens = one(EMBED).weight
     config = dataclasses.replace(model.config, vocab_size=len(embed_tokens))  # a vocabulary may have grown
     return dataclasses.replace(model, config=config, embed_tokens=embed_tokens, layers=layers, lm_head=one(LM_HEAD))
+
+
+def check_mergeable(adapter: Adapter) -> None:
+    """AdapterError for an adapter that acts on some tokens only: weights act on all."""
+    if adapter.config.alora_invocation_tokens:
+        why = "acts only from its invocation on (alora_invocation_tokens), and merged weights act on every token"
+        raise AdapterError(f"adapter {adapter.name} {why}")
 
 
 def merged_picture_model(model: PictureModel, adapter: Adapter, ops: Ops = NUMPY) -> PictureModel:

@@ -18,6 +18,7 @@ from ..arrays import Array, widen
 from ..config import EMBED, LM_HEAD, ModelConfig, Module
 from ..dora import dora_gain
 from ..errors import AdapterError
+from .merge import check_mergeable
 
 BLOCK = 1 << 22  # numbers in memory at a time, in float64; more costs memory and saves nothing
 
@@ -92,6 +93,8 @@ def changes_of(terms: Terms, config: ModelConfig) -> dict[Module, Change]:
                     f"adapter {adapter.name!r} brings whole weights, biases, tokens or DoRA along: alone it can be "
                     "merged, with weight 1, and neither weighted nor summed"
                 )
+    for adapter, _ in terms:
+        check_mergeable(adapter)
     bound = [(bind_adapter(adapter, config), weight) for adapter, weight in terms]
     modules = [{*one.lora, *one.replaced, *one.biases, *one.tokens} for one, _ in bound]
     return {

@@ -202,7 +202,6 @@ def test_biases(tmp_path: Path, bias: str, count: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),

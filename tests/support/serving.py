@@ -101,7 +101,11 @@ class WatchedEngine(Engine):
                 assert holds.get(slot) == self._history(g, position), f"slot {slot} holds another request's history"
 
     def _history(self, g: RequestState, position: int) -> History:
-        adapters = tuple((self.watch.same(adapter), weight) for adapter, weight in g.request.adapters)
+        adapters = tuple(
+            (self.watch.same(adapter), weight, start)
+            for (adapter, weight), start in zip(g.request.adapters, g.starts, strict=True)
+            if start <= position
+        )
         return (*g.tokens[: position + 1], adapters)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...adapter_slots import AdapterSlots
+from ...alora import starts_of
 from ...arrays import Array, Float, Precision, ceil_div
 from ...batch import ScheduledRequest, make_batch
 from ...config import Module
@@ -91,7 +92,8 @@ def _back(model: Model, request: Request, dlogits: Float[Array, "K tokens vocab"
         slots.append((slot, weight))
     blocks = ceil_div(tokens, BLOCK_SIZE)
     cache = KVCache(replace(model.config, num_hidden_layers=1), k * blocks, BLOCK_SIZE, p)
-    copies = [ScheduledRequest(request.prompt_ids, 0, cache.allocate(blocks), slots, tokens) for _ in range(k)]
+    starts = starts_of(request)
+    copies = [ScheduledRequest(request.prompt_ids, 0, cache.allocate(blocks), slots, tokens, starts) for _ in range(k)]
     batch = make_batch(copies, cache, adapters, NUMPY, every_row=True)
     gradients: dict[Module, Array] = {}
 
