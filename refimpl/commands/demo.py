@@ -4,9 +4,9 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,8 @@ from ..loading.model_folder import load_model
 from ..model import logits
 from ..ops import Ops
 from ..request import Request
-from ..streaming import generate, roomy_engine, stream
+from ..request_state import Output, Token
+from ..streaming import roomy_engine, stream
 from ..tools.merge import merged
 from ..weights import Model
 from .common import BASE, Adapters, add_device_arguments, backend, default_device
@@ -37,6 +38,7 @@ EXAMPLE = "  loracle demo --seed 3"
 
 STYLES = {BASE: "white", "pirate": "cyan", "bard": "magenta", "robot": "green", "merchant": "yellow"}
 TOKENS, FEW_TOKENS = 112, 8  # per voice; the few are for kernels that run on a CPU, one fiber per thread
+TIMED_TOKENS = 24  # per voice, of the runs that measure the speed; more: a longer demo, the same figure
 SECONDS_PER_STEP = 0.02  # a person reads along; the speed is measured in a run of its own
 
 CLOSING = (
@@ -87,9 +89,10 @@ def play(args: argparse.Namespace) -> int:
         present(Console(), args)
         return 0
     model, requests, names, prompt = cast(args)
-    texts = [output.text for output in generate(model, requests, ops=backend(args.ops))]
+    spoken = speak(roomy_engine(model, requests, 0, backend(args.ops), None), requests)
+    texts = [output.text for output in spoken.outputs]
     rows = [{"adapter": name, "text": text} for name, text in zip(names, texts, strict=True)]
-    figures = measure(model, requests, names, backend(args.ops), rounds(args))
+    figures = measure(model, requests, names, spoken, backend(args.ops), rounds(args))
     result = {**vars(figures), "prompt": prompt, "texts": rows}
     if args.pictures:
         from . import demo_pictures
@@ -105,9 +108,10 @@ def present(console: Console, args: argparse.Namespace) -> None:
     if simulated(args):
         limit = requests[0].max_new_tokens
         console.print(f"No GPU here: the kernels run on this CPU, thread by thread, so {limit} tokens a voice.")
-    texts = show(console, model, requests, names, prompt, backend(args.ops))
+    spoken = show(console, model, requests, names, prompt, backend(args.ops))
+    texts = [output.text for output in spoken.outputs]
     console.print()
-    figures = measure(model, requests, names, backend(args.ops), rounds(args))
+    figures = measure(model, requests, names, spoken, backend(args.ops), rounds(args))
     show_figures(console, lines_of(figures, names))
     console.print()
     if args.pictures:
@@ -130,15 +134,39 @@ def cast(args: argparse.Namespace) -> tuple[Model, list[Request], list[str], str
     return model, requests, names, prompt
 
 
+@dataclass(frozen=True)
+class Spoken:
+    """What the voices said, each a request of the same batch."""
+
+    outputs: list[Output]
+    blocks: int  # of the KV cache, in use at the peak
+    of_blocks: int
+
+
+def speak(
+    engine: Engine, requests: Sequence[Request], watch: Callable[[Token, list[str]], None] = lambda token, texts: None
+) -> Spoken:
+    """Serve all requests in one batch; `watch` gets each token, and all that was said so far."""
+    ids: list[list[int]] = [[] for _ in requests]
+    texts, reasons, blocks = ["" for _ in requests], ["" for _ in requests], 0
+    for token in stream(engine.model, requests, engine=engine):
+        ids[token.request_id].append(token.token_id)
+        texts[token.request_id] += token.text
+        reasons[token.request_id] = token.finish_reason or ""
+        blocks = max(blocks, engine.cache.in_use)
+        watch(token, texts)
+    outputs = [Output(*each) for each in zip(ids, texts, reasons, strict=True)]
+    return Spoken(outputs, blocks, engine.cache.num_blocks)
+
+
 def show(
     console: Console, model: Model, requests: Sequence[Request], names: Sequence[str], prompt: str, ops: Ops
-) -> list[str]:
-    """Print all voices at once, each a request of the same batch; return what they say."""
-    texts = ["" for _ in requests]
+) -> Spoken:
+    """Print all voices at once, as they speak."""
     engine = roomy_engine(model, requests, 0, ops, None)
     console.print(Text(prompt.strip(), style="bold"))
 
-    def table() -> Table:
+    def table(texts: Sequence[str]) -> Table:
         slots = {id(adapter): slot for adapter, slot in engine.adapters.slot_of.items()}
         view = Table(expand=True, show_lines=True)
         view.add_column("request", justify="right")
@@ -150,32 +178,33 @@ def show(
             view.add_row(str(row), Text(name, style=STYLES[name]), str(slot), Text(text.rstrip(), style=STYLES[name]))
         return view
 
-    with Live(table(), console=console, refresh_per_second=20, auto_refresh=console.is_terminal) as live:
-        row = -1
-        for token in stream(model, requests, ops=ops, engine=engine):
-            if token.request_id <= row and console.is_terminal:  # the next step of the batch has begun
+    empty = table(["" for _ in requests])
+    with Live(empty, console=console, refresh_per_second=20, auto_refresh=console.is_terminal) as live:
+        last = -1
+
+        def watch(token: Token, texts: list[str]) -> None:
+            nonlocal last
+            if token.request_id <= last and console.is_terminal:  # the next step of the batch has begun
                 time.sleep(SECONDS_PER_STEP)
-            row = token.request_id
-            texts[row] += token.text
-            live.update(table())
-    return texts
+            last = token.request_id
+            live.update(table(texts))
+
+        return speak(engine, requests, watch)
 
 
-def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops: Ops, runs: int) -> Figures:
+def measure(
+    model: Model, requests: Sequence[Request], names: Sequence[str], spoken: Spoken, ops: Ops, runs: int
+) -> Figures:
     """Return speed (the median of so many runs), memory, and the two proofs."""
-    blocks: list[int] = []
-    timed = [
-        (timed_run(model, requests, ops, blocks), sum(timed_run(model, [r], ops) for r in requests))
-        for _ in range(runs)
-    ]
-    outputs = generate(model, requests, ops=ops)
-    tokens = sum(len(output.token_ids) for output in outputs)
-    together, alone = (statistics.median(times) for times in zip(*timed, strict=True))
+    timed = [replace(r, max_new_tokens=min(int(r.max_new_tokens or 0), TIMED_TOKENS)) for r in requests]
+    times = [(seconds(model, timed, ops), sum(seconds(model, [r], ops) for r in timed)) for _ in range(runs)]
+    tokens = sum(min(len(output.token_ids), TIMED_TOKENS) for output in spoken.outputs)
+    together, alone = (statistics.median(each) for each in zip(*times, strict=True))
 
     # The whole scenes, prompt and answer, read once more: the largest difference of any logit of any token.
     scenes = [
         replace(request, prompt_ids=[*request.prompt_ids, *output.token_ids])
-        for request, output in zip(requests, outputs, strict=True)
+        for request, output in zip(requests, spoken.outputs, strict=True)
     ]
     batched = logits(model, scenes, ops)
     one_by_one = [logits(model, [scene], ops)[0] for scene in scenes]
@@ -197,28 +226,20 @@ def measure(model: Model, requests: Sequence[Request], names: Sequence[str], ops
         base_bytes=base_bytes,
         adapter_bytes={name: cache.slots.nbytes(cache.acquire(adapter)) for name, adapter in voices.items()},
         merged_copies_bytes=len(voices) * base_bytes,
-        kv_blocks_in_use=max(blocks),
-        kv_blocks=engine_blocks(model, requests, ops),
+        kv_blocks_in_use=spoken.blocks,
+        kv_blocks=spoken.of_blocks,
         batched_vs_alone_max_abs=largest(batched, one_by_one),
         merged_vs_unmerged_max_abs=largest(batched, alone_and_merged),
         largest_logit=max(float(np.abs(x).max()) for x in batched),
     )
 
 
-def timed_run(model: Model, requests: Sequence[Request], ops: Ops, blocks: list[int] | None = None) -> float:
-    """Return the seconds until the last of these requests is done; the blocks in use are noted at every step."""
+def seconds(model: Model, requests: Sequence[Request], ops: Ops) -> float:
+    """Return the seconds until the last of these requests is done."""
     engine = roomy_engine(model, requests, 0, ops, None)
     start = time.perf_counter()
     for request in requests:
         engine.add(request)
     while engine.busy:
         engine.step()
-        if blocks is not None:
-            blocks.append(engine.cache.in_use)
     return time.perf_counter() - start
-
-
-def engine_blocks(model: Model, requests: Sequence[Request], ops: Ops) -> int:
-    """Return how many blocks the cache of these requests has."""
-    engine: Engine = roomy_engine(model, requests, 0, ops, None)
-    return engine.cache.num_blocks
