@@ -33,15 +33,15 @@ def visible(metadata: AttentionMetadata, window: int | None) -> Iterator[tuple[i
 def attention_per_token(
     q: Float[Array, "tokens heads head_dim"],
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
-    v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
+    v_cache: Float[Array, "blocks block_size kv_heads value_dim"],
     metadata: AttentionMetadata,
     view: View,
     p: Precision,
-) -> Float[Array, "tokens heads*head_dim"]:
+) -> Float[Array, "tokens heads*value_dim"]:
     """The definition: one token, one head at a time, each key read from (block, offset)."""
-    tokens, heads, head_dim = q.shape
-    xp, kv_heads, scale = namespace(q), k_cache.shape[2], score_scale(q, view)
-    out = xp.empty((tokens, heads, head_dim), q.dtype)
+    tokens, heads, _ = q.shape
+    xp, (_, _, kv_heads, value_dim), scale = namespace(q), v_cache.shape, score_scale(q, view)
+    out = xp.empty((tokens, heads, value_dim), q.dtype)
     for t, slots in visible(metadata, view.window):
         for h in range(heads):
             kv_head = h // (heads // kv_heads)  # grouped queries (GQA): neighbours share a key head
@@ -49,17 +49,17 @@ def attention_per_token(
             values = xp.stack([v_cache[block, offset, kv_head] for block, offset in slots])
             scores = rounded(rounded(keys @ q[t, h], p.scores) * scale, p.scores)
             out[t, h] = softmax(softcap(scores, view.softcap, p.scores), p) @ values
-    return rounded(out, p.attention).reshape(tokens, heads * head_dim)
+    return rounded(out, p.attention).reshape(tokens, heads * value_dim)
 
 
 def attention(
     q: Float[Array, "tokens heads head_dim"],
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
-    v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
+    v_cache: Float[Array, "blocks block_size kv_heads value_dim"],
     metadata: AttentionMetadata,
     view: View,
     p: Precision,
-) -> Float[Array, "tokens heads*head_dim"]:
+) -> Float[Array, "tokens heads*value_dim"]:
     """The same, tile by tile (tiles.py): a tile is two batched products, and a stack of tiles shares what lies between.
 
     The `group` query heads that share a key head are rows of one matrix, token by token. One key head of two query
@@ -79,10 +79,10 @@ def attention(
 
     Then softmax over each row, and each tile's own columns times its values [keys, head_dim]: a NaN of one request
     meets no number of another."""
-    (tokens, heads, head_dim), kv_heads = q.shape, k_cache.shape[2]
+    (tokens, heads, head_dim), (_, _, kv_heads, value_dim) = q.shape, v_cache.shape
     xp, scale, group = namespace(q), score_scale(q, view), heads // kv_heads
     queries = q.reshape(tokens, kv_heads, group, head_dim).transpose(1, 0, 2, 3).reshape(kv_heads, -1, head_dim)
-    mixed = xp.empty_like(queries)
+    mixed = xp.empty((*queries.shape[:2], value_dim), q.dtype)
     for tiles in stacks(metadata.device.spans, view.window, heads):
         rows = [slice(group * tile.start, group * tile.stop) for tile in tiles]
         keys = [gather(k_cache, tile.span, tile.lo, tile.hi).transpose(1, 2, 0) for tile in tiles]
@@ -97,8 +97,8 @@ def attention(
             values = gather(v_cache, tile.span, tile.lo, tile.hi).transpose(1, 0, 2)
             mixed[:, own_rows] = weights[:, above:below, : tile.keys] @ values
             above = below
-    mixed = mixed.reshape(kv_heads, tokens, group, head_dim).transpose(1, 0, 2, 3)
-    return rounded(mixed.reshape(tokens, heads * head_dim), p.attention)
+    mixed = mixed.reshape(kv_heads, tokens, group, value_dim).transpose(1, 0, 2, 3)
+    return rounded(mixed.reshape(tokens, heads * value_dim), p.attention)
 
 
 def below_each_other(parts: Sequence[Float[Array, "kv_heads rows keys"]]) -> Float[Array, "kv_heads all_rows widest"]:

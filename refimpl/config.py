@@ -8,7 +8,7 @@ The legend of axis names. Every public signature of the package uses these and n
     d_model     hidden_size, the width of the residual stream
     d_in d_out  the two widths of one linear layer
     d_mlp       intermediate_size
-    heads       query heads;  kv_heads: key and value heads;  head_dim: the width of one head
+    heads       query heads;  kv_heads: key and value heads;  head_dim: the width of one head;  value_dim: of its value
     rank        r of one adapter in one module
     k           the most adapters that any request of the batch sums (usually 1)
     vocab       rows of the embedding table
@@ -17,6 +17,7 @@ The legend of axis names. Every public signature of the package uses these and n
 
 from dataclasses import dataclass, field, fields
 
+from .mla_config import KVShape, Mla
 from .module_names import (
     ATTENTION_MODULES,
     EMBED,
@@ -33,7 +34,7 @@ from .moe_config import Groups, Mlp, Moe, Stacked
 
 # What is imported from here although it stands in a file of its own.
 __all__ = ["ATTENTION_MODULES", "LAYER_MODULES", "MLP_MODULES", "ROOTS", "Groups", "Mlp", "Moe", "Stacked"]
-__all__ += ["EMBED", "LM_HEAD", "PARENTS", "Module", "module_name", "short_name"]
+__all__ += ["EMBED", "LM_HEAD", "PARENTS", "KVShape", "Mla", "Module", "module_name", "short_name"]
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class ModelConfig:
     layers: tuple[LayerKind, ...] = ()  # where layers differ; empty: each has `sliding_window` and `rope`
     norms: Norms = Norms()
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # or one module for the three
+    mla: Mla | None = None  # keys and values are made of a latent (mla.py); head_dim is then q's and k's
     gate_up: tuple[str, ...] = ("gate_proj", "up_proj")
     down: str = "down_proj"
     moe: Moe | None = None  # the experts of each layer, or of those whose kind says so
@@ -193,6 +195,11 @@ class ModelConfig:
         kind = self.kind(layer)
         return kind.kv_heads or self.num_key_value_heads, kind.head_dim or self.head_dim
 
+    def kv_shape(self, layer: int) -> KVShape:
+        """What one token keeps in the cache of a layer."""
+        kv_heads, head_dim = self.head_shape(layer)
+        return KVShape(kv_heads, head_dim, head_dim if self.mla is None else self.mla.v_head_dim)
+
     @property
     def kv_layers(self) -> list[int]:
         """The layers that have keys and values of their own."""
@@ -202,7 +209,7 @@ class ModelConfig:
     def uniform_kv(self) -> bool:
         """Whether each layer has keys and values of its own, and all are of one width."""
         layers = range(self.num_hidden_layers)
-        return self.kv_layers == [*layers] and len({self.head_shape(i) for i in layers}) <= 1
+        return self.mla is None and self.kv_layers == [*layers] and len({self.head_shape(i) for i in layers}) <= 1
 
     def head_widths(self, layer: int = 0) -> tuple[int, int, int]:
         """How wide queries, keys and values are, all heads together."""
@@ -244,8 +251,9 @@ class ModelConfig:
 
         A name alone is that of layer 0, for what is only used where all layers are alike."""
         layer, name = (0, module) if isinstance(module, str) else module
-        if self.moe and (shape := self.moe.shape(name, self.hidden_size)):
-            return shape
+        for part in (self.mla, self.moe):
+            if part is not None and (shape := part.shape(name, self.hidden_size)):
+                return shape
         (q, kv, _), mlp = self.head_widths(layer), self.mlp_width(layer)
         d_out = {
             "q_proj": q,
@@ -265,10 +273,13 @@ class ModelConfig:
     def norms_of(self, layer: int) -> tuple[str, ...]:
         """The norms of one layer, by name."""
         absent = self.kind(layer).absent
-        return tuple(name for name in self.norms.names if name not in absent)
+        latent = self.mla.norms if self.mla else ()
+        return tuple(name for name in (*self.norms.names, *latent) if name not in absent)
 
     def norm_width(self, name: str, layer: int = 0) -> int:
         """How many weights a layer's norm of this name has."""
+        if self.mla and name in self.mla.norms:
+            return self.mla.norms[name]
         q, kv, _ = self.head_widths(layer)
         projections = {self.norms.q: q, self.norms.k: kv} if self.norms.whole_projection else {}
         heads = (self.norms.q, self.norms.k, self.norms.v, self.norms.q_turned, self.norms.k_turned)

@@ -68,7 +68,9 @@ class Engine(Scheduler):
         cache: KVCache
         adapters: AdapterCache
         if pool is None:
-            cache = KVCache(model.config, num_blocks, block_size, p, model.device, ops.select_victim)
+            cache = KVCache(
+                model.config, num_blocks, block_size, p, model.device, ops.select_victim, ops.latent.kv_shape
+            )
             adapters = AdapterCache(model, p, ops, max_adapters)
         else:
             shared = pool(model, p, ops, num_blocks, block_size, max_adapters)

@@ -98,6 +98,8 @@ class FixedPool:
             raise LoracleError(
                 "fixed slots are reserved before the first adapter comes: max_adapters must say how many"
             )
-        self.cache = KVCache(model.config, num_blocks, block_size, p, model.device, ops.select_victim)
+        self.cache = KVCache(
+            model.config, num_blocks, block_size, p, model.device, ops.select_victim, ops.latent.kv_shape
+        )
         self.adapters = AdapterCache(model, p, ops, capacity)
         self.adapters.slots = FixedSlots(model, p, capacity, max_rank, modules)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from .arrays import Array, Float, Precision, device_namespace, rounded
-from .config import ModelConfig
+from .config import KVShape, ModelConfig
 from .errors import CacheFull
 from .plans import NO_BLOCK, AttentionMetadata
 
@@ -47,9 +47,9 @@ def select_victim(last_used: Mapping[int, int], ref_counts: Mapping[int, int]) -
 
 def write_kv(
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
-    v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
+    v_cache: Float[Array, "blocks block_size kv_heads value_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads value_dim"],
     metadata: AttentionMetadata,
     p: Precision,
 ) -> None:
@@ -61,9 +61,9 @@ def write_kv(
 
 def write_kv_per_token(
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
-    v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
+    v_cache: Float[Array, "blocks block_size kv_heads value_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads value_dim"],
     metadata: AttentionMetadata,
     p: Precision,
 ) -> None:
@@ -75,16 +75,17 @@ def write_kv_per_token(
 
 
 def layer_views(
-    memory: Float[Array, " numbers"], config: ModelConfig, num_blocks: int, block_size: int
+    memory: Float[Array, " numbers"], shapes: Sequence[tuple[int, ...]], config: ModelConfig
 ) -> Array | list[Float[Array, "blocks block_size kv_heads head_dim"]]:
-    """Each layer's part of the keys or of the values: one array [layers, blocks, block_size, kv_heads, head_dim] where
-    all layers are alike. A layer that has no keys of its own (LayerKind.kv_from) has the part of that one."""
+    """Each layer's part, of this shape, of the keys or of the values: one array [layers, blocks, block_size, kv_heads,
+    head_dim] where all layers are alike. A layer that has no keys of its own (LayerKind.kv_from) has the part of that
+    one."""
     if config.uniform_kv:
-        return memory.reshape(config.num_hidden_layers, num_blocks, block_size, *config.head_shape(0))
+        return memory.reshape(len(shapes), *shapes[0])
     views: list[Array] = []
     start = 0
-    for i in range(config.num_hidden_layers):
-        source, shape = config.kind(i).kv_from, (num_blocks, block_size, *config.head_shape(i))
+    for i, shape in enumerate(shapes):
+        source = config.kind(i).kv_from
         size = math.prod(shape) if source is None else 0
         views.append(memory[start : start + size].reshape(shape) if source is None else views[source])
         start += size
@@ -111,13 +112,22 @@ class KVCache:
         p: Precision | None = None,
         device: str = "cpu",
         select_victim: SelectVictim = select_victim,
+        kv_shape: Callable[[ModelConfig, int], KVShape] = ModelConfig.kv_shape,
     ) -> None:
         p = p or Precision()
         xp = device_namespace(device)
         # The values are rounded to p.kv when they are written; the array's own type is the one that products use.
-        widths = [math.prod(config.head_shape(i)) for i in config.kv_layers]
-        self.memory: Array = xp.zeros((2, num_blocks * block_size * sum(widths)), p.compute)
-        self.k, self.v = (layer_views(half, config, num_blocks, block_size) for half in self.memory)
+        shapes = [kv_shape(config, i) for i in range(config.num_hidden_layers)]
+        sizes = [num_blocks * block_size * sum(shapes[i].numbers[j] for i in config.kv_layers) for j in (0, 1)]
+        self.memory: Array = xp.zeros(sum(sizes), p.compute)
+        room = (num_blocks, block_size)
+        self.v: Array | list[Array]
+        self.k = layer_views(self.memory[: sizes[0]], [(*room, shape.heads, shape.key) for shape in shapes], config)
+        if any(shape.shared for shape in shapes):
+            self.v = [k[..., -shape.value :] for k, shape in zip(self.k, shapes, strict=True)]
+        else:
+            values = [(*room, shape.heads, shape.value) for shape in shapes]
+            self.v = layer_views(self.memory[sizes[0] :], values, config)
         self.num_blocks, self.block_size, self.window = num_blocks, block_size, config.sliding_window
         self.ref_counts: dict[int, int] = {}  # block -> how many requests hold it: the blocks in use
         self._free = list(range(num_blocks - 1, -1, -1))

@@ -59,15 +59,20 @@ def forward(
             return each
         return namespace(x).split(each[0], np.cumsum(widths[:-1]), axis=1)  # one module for all of them
 
-    def norm(x: Array, layer: int, name: str | None) -> Array:
+    def norm(x: Array, layer: int, name: str | None, eps: float = config.rms_norm_eps) -> Array:
         if name is None:
             return x
         weight = model.layers[layer].norms[name]  # as wide as the model, as one head, or as all heads together
-        return ops.rms_norm(x.reshape(-1, weight.size), weight, config.rms_norm_eps, p).reshape(x.shape)
+        return ops.rms_norm(x.reshape(-1, weight.size), weight, eps, p).reshape(x.shape)
+
+    def heads(x: Array, layer: int) -> Sequence[Float[Array, "tokens heads head_dim"]]:
+        if config.mla is not None:
+            return ops.latent.heads(model, x, layer, project, norm, adapters, batch.lora, p)
+        each = parts(x, layer, config.qkv_of(layer), config.head_widths(layer))
+        return [y.reshape(y.shape[0], -1, config.head_shape(layer)[1]) for y in each]
 
     def turned(x: Array, layer: int) -> Float[Array, "tokens heads head_dim"]:
-        rope, (_, head_dim) = config.kind(layer).rope, config.head_shape(layer)
-        x = x.reshape(x.shape[0], -1, head_dim)
+        rope = config.kind(layer).rope
         return x if rope is None else ops.rope(x, *turns[rope], rope.interleaved, p)
 
     def added(x: Array, y: Array) -> Float[Array, "tokens d_model"]:
@@ -82,15 +87,17 @@ def forward(
     x = ops.scaled(project(batch.device.token_ids, *EMBED), config.embedding_multiplier, p)
     for i in range(config.num_hidden_layers):
         h = norm(x, i, norms.attention_in)
-        q, *kv = parts(h, i, config.qkv_of(i), config.head_widths(i))
+        q, *kv = heads(h, i)
         q = norm(turned(norm(q, i, norms.q), i), i, norms.q_turned)
         q = ops.scaled(q, batch.device.query_growth, p)
         if kv:  # or else it reads an earlier layer's; where there is one for both, k is v
             k = norm(turned(norm(kv[0], i, norms.k), i), i, norms.k_turned)
-            v = norm(kv[-1], i, norms.v).reshape(k.shape)
+            v = norm(kv[-1], i, norms.v)
             ops.write_kv(cache.k[i], cache.v[i], k, v, batch.attention, p)
             note(f"layers.{i}.", k_rope=k)
         mixed = ops.attention(q, cache.k[i], cache.v[i], batch.attention, config.view(i), p)
+        if config.mla is not None:
+            mixed = ops.latent.values(model, mixed, i, adapters, batch.lora, p)
         x = added(x, norm(project(mixed, i, "o_proj"), i, norms.attention_out))
         note(f"layers.{i}.", q_rope=q, attention=mixed)
 
@@ -166,7 +173,7 @@ def logits(
     block_size = 16
     lengths = [len(r.prompt_ids) for r in requests]
     blocks = [ceil_div(n, block_size) for n in lengths]
-    cache = KVCache(model.config, sum(blocks), block_size, p, model.device, ops.select_victim)
+    cache = KVCache(model.config, sum(blocks), block_size, p, model.device, ops.select_victim, ops.latent.kv_shape)
     adapters = AdapterCache(model, p, ops)
     scheduled = [
         ScheduledRequest(

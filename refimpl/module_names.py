@@ -18,6 +18,7 @@ ROOTS = ("self_attn", "mlp", "shared_mlp", "block_sparse_moe")
 # Under which part of a layer each module of any family lies, whose name is one word.
 PARENTS = {
     **dict.fromkeys((*ATTENTION_MODULES, "qkv_proj"), "self_attn"),
+    **dict.fromkeys(("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"), "self_attn"),  # DeepSeek
     **dict.fromkeys((*MLP_MODULES, "gate_up_proj"), "mlp"),
     **dict.fromkeys(("input_linear", "output_linear"), "shared_mlp"),  # Granite 4
 }

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import adapter_slots, alora, attention, checks, dora, kv_cache, layers, lora, plans, policies, rope, routing
+from . import adapter_slots, alora, attention, checks, dora, kv_cache, layers, lora, mla, plans, policies, rope, routing
 from .adapter import Adapter
 from .adapter_slots import AdapterSlots, BoundAdapter
 from .arrays import Array, Precision
@@ -53,6 +53,7 @@ class Ops:
     rope: Callable[[Array, Array, Array, bool, Precision], Array]  # x, cos, sin, interleaved
     write_kv: Callable[[Array, Array, Array, Array, AttentionMetadata, Precision], None]  # k_cache, v_cache, k, v
     attention: Callable[[Array, Array, Array, AttentionMetadata, View, Precision], Array]  # q, k_cache, v_cache
+    latent: mla.LatentForm  # what is cached and what is multiplied, in a model with multi-head latent attention
     full_attention: Callable[[Array, Array, Array, Sequence[int], Precision], Array]  # q, k, v, starts: of pictures
     mlp_activation: Callable[[Array, Array, str, Precision], Array]  # gate, up, kind
     route: Callable[[Array, Array | None, Moe, Precision], Pair]  # logits, correction -> experts of a token, weights
@@ -96,6 +97,7 @@ REFERENCE = Ops(
     rope=rope.apply_rope_per_token,
     write_kv=kv_cache.write_kv_per_token,
     attention=attention.attention_per_token,
+    latent=mla.EXPANDED,
     full_attention=attention.full_attention_per_token,
     mlp_activation=layers.mlp_activation,
     route=routing.route_per_token,
@@ -122,3 +124,6 @@ NUMPY = replace(
     route=routing.route,
     expert_sum=routing.expert_sum,
 )
+
+# The same with multi-head latent attention as engines decode it: for models that have it.
+ABSORBED = replace(NUMPY, latent=mla.ABSORBED)

@@ -82,7 +82,7 @@ class UnifiedPool:
             )
         if not model.config.uniform_kv:
             raise LoracleError(
-                "a unified pool needs layers that are alike: here the keys of a block are of several widths"
+                "a unified pool needs layers that are alike: here the keys and values of a block are of several widths"
             )
         self.cache = SharedKVCache(model.config, num_blocks, block_size, p, model.device, ops.select_victim)
         self.adapters = SharedAdapterCache(model, p, ops, self.cache, capacity, host_capacity, patience)

@@ -114,7 +114,7 @@ def adapter_parameters(config: ModelConfig, ranks: Ranks) -> int:
 
 def kv_parameters(config: ModelConfig) -> int:
     """Numbers that one token keeps in the KV cache: a key and a value for each head of each layer."""
-    return 2 * sum(math.prod(config.head_shape(layer)) for layer in config.kv_layers)
+    return sum(sum(config.kv_shape(layer).numbers) for layer in config.kv_layers)
 
 
 def memory(config: ModelConfig, ranks: Ranks, way: str, loaded: int, cached_tokens: int, size: int) -> int:
@@ -165,14 +165,15 @@ def lora_work(config: ModelConfig, ranks: Ranks, step: Step, size: int) -> Work:
 
 
 def attention_work(config: ModelConfig, step: Step, size: int) -> Work:
-    """Keys and values written once and read once for each request; q k^T and p v are 4 head_dim flops a pair."""
+    """Keys and values written once and read once for each request; q k^T and p v are 2 flops a pair for each
+    channel of a key and of a value."""
     moved = flops = 0
     for layer in range(config.num_hidden_layers):
-        (kv_heads, head_dim), kind = config.head_shape(layer), config.kind(layer)
+        shape, kind = config.kv_shape(layer), config.kind(layer)
         window = kind.window or step.context
         written = step.tokens if kind.kv_from is None else 0
-        moved += 2 * kv_heads * head_dim * (written + min(step.context, step.tokens + window - 1))
-        flops += 4 * config.num_attention_heads * head_dim * visible(step.tokens, step.context, window)
+        moved += sum(shape.numbers) * (written + min(step.context, step.tokens + window - 1))
+        flops += 2 * config.num_attention_heads * (shape.key + shape.value) * visible(step.tokens, step.context, window)
     return Work(kv_bytes=size * step.requests * moved, attention_flops=step.requests * flops)
 
 

@@ -97,7 +97,8 @@ def decoding(model: Model, adapters: int, rank: int, context: int, ops: Ops) -> 
 def decoding_with(model: Model, slots: AdapterSlots, adapters: int, context: int, ops: Ops) -> Decoding:
     """The same with the first so many adapters of slots that are filled already."""
     p, blocks = Precision(ops.precision, model.dtype), ceil_div(context + 1, BLOCK_SIZE)
-    cache = KVCache(model.config, adapters * blocks, BLOCK_SIZE, p, model.device, ops.select_victim)
+    steps = ops.select_victim, ops.latent.kv_shape
+    cache = KVCache(model.config, adapters * blocks, BLOCK_SIZE, p, model.device, *steps)
     rng: Any = device_namespace(model.device).random.default_rng(2)
     cache.memory[...] = rng.standard_normal(cache.memory.shape, dtype=np.float32)
     work = [

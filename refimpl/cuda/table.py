@@ -8,6 +8,7 @@ A half-precision number that is stored as float32 becomes a half at the kernel's
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from .. import adapter_slots
@@ -16,9 +17,11 @@ from ..adapter_slots import AdapterSlots, BoundAdapter
 from ..arrays import Array, Float, Int, Precision, namespace, rounded, widen
 from ..config import EMBED, ModelConfig, Module, View
 from ..errors import LoracleError
+from ..mla import LatentForm
 from ..ops import NUMPY
 from ..paged_slots import PagedSlots
 from ..plans import AttentionMetadata, LoraMapping
+from ..weights import Model
 from . import launch
 from .launch import PackedLora, stored, widened
 
@@ -219,8 +222,14 @@ def as_stored(weight: Array, dtype: str) -> Array:
     return weight.view(launch.STORED[dtype])
 
 
+def no_latents(model: Model, *rest: object) -> Any:
+    """LoracleError: what no kernel does is not quietly done by NumPy."""
+    raise LoracleError("ops cuda: no kernel does multi-head latent attention, which this model has; use ops numpy")
+
+
 CUDA = dataclasses.replace(
     NUMPY,
+    latent=LatentForm(ModelConfig.kv_shape, no_latents, no_latents),
     bind_adapter=bind_adapter,
     lora_delta=lora_delta,
     write_kv=write_kv,

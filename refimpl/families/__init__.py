@@ -4,11 +4,27 @@ A new one is such a file, its name here, and its config in tests/engines/test_fa
 transformers in float64.
 """
 
-from . import ernie, gemma, glm, granite, hunyuan, llama, ministral, mixtral, olmo, phi, qwen, qwen_moe, seed, smollm
+from . import (
+    deepseek,
+    ernie,
+    gemma,
+    glm,
+    granite,
+    hunyuan,
+    llama,
+    ministral,
+    mixtral,
+    olmo,
+    phi,
+    qwen,
+    qwen_moe,
+    seed,
+    smollm,
+)
 from .family import Family
 
 MODULES = (
     *(llama, qwen, phi, gemma, granite, smollm, olmo, ministral, glm, seed, ernie, hunyuan),
-    *(mixtral, qwen_moe),
+    *(mixtral, qwen_moe, deepseek),
 )
 FAMILIES: dict[str, Family] = {family.architecture: family for module in MODULES for family in module.FAMILIES}

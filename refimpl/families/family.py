@@ -57,6 +57,7 @@ class Family:
     moe: Callable[[Keys], Moe] | None = None  # the experts of its layers, of those that are sparse
     sparse: Callable[[Keys, int], bool] = lambda keys, layer: True
     rope: Mapping[str, Any] = field(default_factory=dict)  # fields of Rope that are the same in every model
+    read_rope: Callable[[Keys], dict[str, Any]] = lambda keys: {}  # fields of Rope that keys beside it say
     rope_numbers: Mapping[str, str] = field(default_factory=dict)  # key of rope_parameters -> a field of Rope
     default_theta: float = 10000.0
     partial: bool = False  # partial_rotary_factor is obeyed

@@ -81,7 +81,7 @@ def read_rope(keys: Keys, family: Family, name: str, data: Mapping[str, Any]) ->
         if key not in understood and not family.understands(key) and not is_neutral(key, data[key]):
             keys.problem(f"{name}: {key} {shown(data[key])} is not supported with rope_type {kind!r}")
     values: dict[str, Any] = {"theta": read_theta(keys, inner, family, name), "type": kind, **family.rope}
-    values |= read_partial(keys, inner, family)
+    values |= family.read_rope(keys) | read_partial(keys, inner, family)
     values |= {field: inner.positive(key) for key, field in family.rope_numbers.items() if inner.data.get(key)}
     if kind in ("linear", "llama3"):
         values |= {key: inner.positive(key) for key in KINDS[kind]}

@@ -46,6 +46,8 @@ class Layout:
         config, size = self.config, self.size
         if config.moe is not None and size > 1:
             raise LoracleError("a model with experts is not cut: it runs on one rank")
+        if config.mla is not None and size > 1:
+            raise LoracleError("multi-head latent attention is not shared among ranks: this model runs on 1")
         heads = (config.num_attention_heads, config.num_key_value_heads)
         choices = [n for n in range(1, heads[0] + 1) if not _sourcetable(config, n)]
         if wrong := _sourcetable(config, size):

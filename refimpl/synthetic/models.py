@@ -73,7 +73,7 @@ def random_model(
 
     def layer(i: int) -> Layer:
         norms, linears = {}, {}
-        order = (*config.norms.names, *config.modules_of(i)) if recipe.norms_first else forward_order(config, i)
+        order = (*config.norms_of(i), *config.modules_of(i)) if recipe.norms_first else forward_order(config, i)
         for name in order:
             if name in config.norms_of(i):
                 norms[name] = norm(config.norm_width(name, i))
@@ -94,6 +94,7 @@ def random_model(
 def forward_order(config: ModelConfig, layer: int) -> list[str]:
     """The names of one layer's arrays, each where the forward pass meets it."""
     norms, block = config.norms, [name for name in config.modules_of(layer) if name not in (*config.qkv, "o_proj")]
-    before = (norms.attention_in, *config.qkv, norms.q, norms.k, norms.q_turned, norms.k_turned, "o_proj")
+    latent = config.mla.norms if config.mla else ()
+    before = (norms.attention_in, *config.qkv, *latent, norms.q, norms.k, norms.q_turned, norms.k_turned, "o_proj")
     after = (norms.attention_out, norms.mlp_in, *block, norms.mlp_out)
     return [name for name in (*before, *after) if name is not None]

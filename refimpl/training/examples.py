@@ -57,6 +57,8 @@ def check_name(name: object, where: str) -> None:
 
 def check_task(task: Task, base: ModelConfig) -> None:
     """LoracleError that names the task and the example, for data that this base cannot be trained on."""
+    if base.mla is not None:
+        raise LoracleError(f"{task.name}: multi-head latent attention has no way back here, and cannot be trained")
     if not task.examples:
         raise LoracleError(f"{task.name}: there are no examples")
     for kind, examples in (("example", task.examples), ("held-out example", task.held_out)):

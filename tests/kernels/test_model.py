@@ -269,4 +269,4 @@ def test_one_point_that_is_not_rounded_makes_no_difference_elsewhere(point: str)
 
 
 def test_the_table_is_known_by_name() -> None:
-    assert BACKENDS["cuda"] is CUDA and list(BACKENDS) == ["reference", "numpy", "cuda"]
+    assert BACKENDS["cuda"] is CUDA and list(BACKENDS) == ["reference", "numpy", "absorbed", "cuda"]

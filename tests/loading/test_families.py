@@ -25,6 +25,25 @@ from refimpl.loading.checkpoint import expected_tensors
 from refimpl.loading.config_file import load_config
 from refimpl.ops import NUMPY, REFERENCE
 
+# The attention of DeepSeek, and its rope.
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 2,
+    "num_attention_heads": 2,
+    "kv_lora_rank": 5,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 3,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 40,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 0.707,
+        "mscale_all_dim": 0.707,
+    },
+}
+
 # As in the Hub's files, but small. ... removes a key that Llama's config.json has.
 SMALL: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"model_type": "llama"},
@@ -142,6 +161,20 @@ SMALL: dict[str, dict[str, Any]] = {
         "use_qk_norm": True,
         "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0},
     },
+    "DeepseekV2ForCausalLM": {
+        "model_type": "deepseek_v2",
+        "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV2Config"},
+        **LATENT,
+        "q_lora_rank": None,
+        "first_k_dense_replace": 2,
+    },
+    "DeepseekV3ForCausalLM": {
+        "model_type": "deepseek_v3",
+        "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+        **LATENT,
+        "q_lora_rank": 7,
+        "first_k_dense_replace": 2,
+    },
 }
 
 
@@ -232,6 +265,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("Glm4ForCausalLM", {"rope_parameters": {"full_attention": {}}}, "a rope for each layer type"),
     ("SeedOssForCausalLM", {"use_bias": True}, "SeedOssForCausalLM has none"),
     ("Ernie4_5ForCausalLM", {"num_experts": 64}, "num_experts is 64"),
+    ("DeepseekV3ForCausalLM", {"kv_lora_rank": 0}, "kv_lora_rank is 0: it must be an integer"),
+    ("DeepseekV3ForCausalLM", {"num_key_value_heads": 1}, "num_key_value_heads is 1: with a latent it must be 2"),
+    ("DeepseekV3ForCausalLM", {"first_k_dense_replace": 1}, "first_k_dense_replace is 1: experts are not supported"),
+    ("DeepseekV2ForCausalLM", {"qk_rope_head_dim": 3}, "of which 3 channels turn"),
     ("HunYuanDenseV1ForCausalLM", {"use_qk_norm": False}, "use_qk_norm is false"),
     ("HunYuanDenseV1ForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
 ]
@@ -244,7 +281,7 @@ def test_what_would_be_another_model_is_refused(tmp_path: Path, name: str, chang
 
 
 @pytest.mark.parametrize(
-    "name", ["DeepseekV3ForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM", "Qwen3NextForCausalLM"]
+    "name", ["DeepseekV4ForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM", "Qwen3NextForCausalLM"]
 )
 def test_other_architectures_are_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_json(architectures=[name], model_type="other")))
@@ -346,6 +383,16 @@ def test_ropes_are_where_each_class_has_them(tmp_path: Path) -> None:
     assert ropes("GraniteMoeHybridForCausalLM", position_embedding_type="nope") == [None, None]
     (alpha, _) = ropes("HunYuanDenseV1ForCausalLM")
     assert alpha == Rope(10000.0 * 1000.0 ** (8 / 6))
+
+
+def test_the_scale_of_deepseeks_scores(tmp_path: Path) -> None:
+    """1/sqrt(head_dim) of keys, not of values or of what turns, times mscale squared; that of cos and sin is 1 then."""
+    config = load_config(write_config(tmp_path, "DeepseekV3ForCausalLM"))
+    assert config.attention_scale == pytest.approx(10**-0.5 * (0.0707 * np.log(40) + 1) ** 2, rel=1e-15)
+    assert config.rope.attention_factor == 1 and config.rope.head_dim == 4 and config.rope.interleaved
+    half_split = load_config(write_config(tmp_path, "DeepseekV3ForCausalLM", rope_interleave=False, rope_scaling=None))
+    assert not half_split.rope.interleaved and half_split.attention_scale == 10**-0.5
+    assert config.norm_width("self_attn.kv_a_layernorm") == 5 and config.norm_width("self_attn.q_a_layernorm") == 7
 
 
 def test_the_text_part_of_a_model_of_images_and_text(tmp_path: Path) -> None:

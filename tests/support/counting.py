@@ -78,7 +78,7 @@ class Tally:
             ]
             self.add(
                 kv_bytes=len({key for _, key in pairs}) * one_token,
-                attention_flops=len(pairs) * heads * (2 * head_dim + 2 * head_dim),
+                attention_flops=len(pairs) * heads * (2 * head_dim + 2 * v_cache.shape[3]),
             )
         return NUMPY.attention(q, k_cache, v_cache, metadata, view, p)
 

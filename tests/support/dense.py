@@ -13,6 +13,7 @@ from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, Module, Rope
 from refimpl.weights import Linear
 
 PARENT = {m: "mlp" if m in ("gate_proj", "up_proj", "down_proj") else "self_attn" for m in LAYER_MODULES}
+PARENT |= dict.fromkeys(("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"), "self_attn")
 
 
 def dense_logits(model: Model, token_ids: list[int]) -> np.ndarray:
