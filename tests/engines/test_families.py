@@ -51,6 +51,15 @@ MULTIPLIERS = {
     "residual_multiplier": 0.4,
     "logits_scaling": 6.0,
 }
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 10,
+    "q_lora_rank": 9,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
+    "first_k_dense_replace": 4,
+}
 
 # A name, the class of its config, and what differs from SIZES. Each rule of a family is in one of them at least.
 CASES: dict[str, tuple[type, dict[str, Any]]] = {
@@ -163,6 +172,13 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
         T.HunYuanDenseV1Config,
         {"head_dim": 8, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}},
     ),
+    "deepseek_v2": (T.DeepseekV2Config, LATENT | {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.7}}),
+    "deepseek_v2 biases": (T.DeepseekV2Config, LATENT | {"attention_bias": True, "mlp_bias": True}),
+    "deepseek_v3": (T.DeepseekV3Config, LATENT | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.2}}),
+    "deepseek_v3 without q latent": (
+        T.DeepseekV3Config,
+        LATENT | {"q_lora_rank": None, "attention_bias": True, "rope_interleave": False},
+    ),
 }
 PROMPTS = [[7, 1, 33, 9, 60, 2, 2, 15, 48, 3, 11, 5], [4, 8, 15, 16, 23], [42], list(range(3, 25)), [9, 9, 1]]
 NAMES = ["first", hf.BASE, "second", "second", "first"]
@@ -192,8 +208,9 @@ def write(folder: Path, case: str) -> dict[str, Path]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_mixed_batch_equals_transformers_and_peft(tmp_path: Path, case: str) -> None:
-    adapters = write(tmp_path, case)
-    theirs = hf.alone(tmp_path / "base", adapters, PROMPTS, NAMES)
+    with hf.dense_layers():
+        adapters = write(tmp_path, case)
+        theirs = hf.alone(tmp_path / "base", adapters, PROMPTS, NAMES)
     model = refimpl.load_model(tmp_path / "base", "float64")
     ours = {name: refimpl.load_adapter(path, model.config) for name, path in adapters.items()}
     rows = refimpl.logits(model, [refimpl.Request(p, ours.get(name)) for p, name in zip(PROMPTS, NAMES, strict=True)])
@@ -208,7 +225,19 @@ def test_every_family_is_here() -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["qwen3", "gemma3", "gemma2", "granite", "olmo2", "ernie", "ministral3", "phi3 longrope"]
+    "case",
+    [
+        "qwen3",
+        "gemma3",
+        "gemma2",
+        "granite",
+        "olmo2",
+        "ernie",
+        "ministral3",
+        "phi3 longrope",
+        "deepseek_v2",
+        "deepseek_v3",
+    ],
 )
 def test_bfloat16_lies_in_the_noise_of_its_own_precision(tmp_path: Path, case: str) -> None:
     """transformers' error in bfloat16 is as large as ours with the points of its class, and nearer to it than to the

@@ -133,7 +133,7 @@ def test_what_cannot_be_done_is_refused_in_one_line() -> None:
     model = random_model(latent_config(4, WIDE), 0, "float32")
     with pytest.raises(LoracleError, match="ops cuda: no kernel does multi-head latent attention"):
         logits(model, [Request([1, 2])], replace(NUMPY, latent=CUDA.latent))
-    with pytest.raises(LoracleError, match="multi-head latent attention is not shared among ranks: .* runs on 1"):
+    with pytest.raises(LoracleError, match=r"multi-head latent attention is not shared among ranks: .* runs on 1"):
         Layout(model.config, 0, 2)
     assert Layout(model.config, 0, 1).size == 1
     with pytest.raises(LoracleError, match="mine: multi-head latent attention has no way back here"):
