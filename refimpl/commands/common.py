@@ -21,7 +21,9 @@ from ..loading.model_folder import load_model
 from ..loading.suggestion import did_you_mean
 from ..ops import Ops
 from ..request import Request, check_request
+from ..tokenizer import Tokenizer
 from ..weights import Base, Model
+from .texts import Texts, prompt_text
 
 BASE = "base"
 
@@ -93,7 +95,7 @@ def say_which_kernels(args: argparse.Namespace) -> None:
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --prompt and --prompts."""
+    """Add --prompt, --prompts and --chat."""
     parser.add_argument(
         "--prompt",
         action="append",
@@ -109,6 +111,11 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
         help="one request a line: adapter, one of prompt, prompt_ids and messages (a chat, for the template), "
         "and optionally max_new_tokens, seed, temperature",
     )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="a prompt is what a user says: put it into the chat template, the adapter's own or the base's",
+    )
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ class Prompt:
     adapter: str
     text: str | None
     request: Request
+    tokenizer: Tokenizer  # the base's, or its adapter's own
 
 
 def load(args: argparse.Namespace) -> tuple[Model, "Adapters"]:
@@ -169,6 +177,11 @@ class Adapters:
             self._loaded[name] = self._load(self._folders[name], self._model.config, name=name)
         return self._loaded[name]
 
+    def folders(self, spec: str) -> dict[str, Path]:
+        """Return the folder of each adapter that is named in it."""
+        names = [] if spec == BASE else [term.partition("*")[0].strip() for term in spec.split("+")]
+        return {name: self._folders[name] for name in names if name in self._folders}
+
     def chosen(self, spec: str) -> Adapter | list[tuple[Adapter, float]] | None:
         """Return what `base`, NAME, or NAME*0.5+OTHER*1.0 stands for."""
         if spec == BASE:
@@ -195,7 +208,8 @@ def read_requests(args: argparse.Namespace, model: Model, adapters: Adapters, **
         rows += read_lines(args.prompts)
     if not rows:
         raise RequestError(f"nothing to do: give --prompt NAME:TEXT (NAME may be {BASE}) or --prompts FILE.jsonl")
-    return [one_request(where, row, model, adapters, sampling) for where, row in rows]
+    texts = Texts(model, args.chat)
+    return [one_request(where, row, texts, adapters, sampling) for where, row in rows]
 
 
 PROMPTS = ("prompt", "prompt_ids", "messages")
@@ -224,7 +238,7 @@ def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
     return rows
 
 
-def one_request(where: str, row: dict[str, Any], model: Model, adapters: Adapters, sampling: dict[str, Any]) -> Prompt:
+def one_request(where: str, row: dict[str, Any], texts: Texts, adapters: Adapters, sampling: dict[str, Any]) -> Prompt:
     """Return one row as a checked Request; a row's own fields win over the command line's."""
     if sum(key in row for key in PROMPTS) != 1:
         raise RequestError(f"{where}: give one of {', '.join(PROMPTS)}")
@@ -234,41 +248,18 @@ def one_request(where: str, row: dict[str, Any], model: Model, adapters: Adapter
         **{key: row[key] for key in ("max_new_tokens", "seed", "temperature") if key in row},
     }
     try:
-        text, ids = text_and_ids(model, row)
-        request = Request(ids, adapters.chosen(spec), **options)
-        check_request(request, model.config)
+        chosen, folders = adapters.chosen(spec), adapters.folders(spec)
+        text, ids = texts.ids(row, folders)
+        request = Request(ids, chosen, **options)
+        check_request(request, texts.model.config)
     except (DataError, RequestError) as error:
         raise RequestError(f"{where}: {error}") from None
-    return Prompt(spec, text, request)
-
-
-def text_and_ids(model: Model, row: dict[str, Any]) -> tuple[str | None, Sequence[int]]:
-    """Return what one of PROMPTS stands for: its text, if it has one, and its ids."""
-    if "messages" in row:
-        return chat_prompt(model, row["messages"])
-    return (row["prompt"], prompt_ids(model, row["prompt"])) if "prompt" in row else (None, row["prompt_ids"])
+    return Prompt(spec, text, request, texts.tokenizer(folders) if "prompt_ids" not in row else texts.model.tokenizer)
 
 
 def prompt_ids(model: Model, text: str) -> Sequence[int]:
     """Return the ids of a prompt."""
     return model.tokenizer.encode(prompt_text(model, text))
-
-
-def chat_prompt(model: Model, messages: list[Any]) -> tuple[str, list[int]]:
-    """Return a chat as the model's template renders it up to the answer, and its ids, as they were in training."""
-    from ..training.chat import template_of
-
-    template = template_of(model.tokenizer)
-    if template is None:
-        raise DataError(f"messages need a chat template, and {model.tokenizer.file.parent} has none")
-    text = template.prompt(messages)
-    return text, model.tokenizer.encode_with_offsets(text)[0]
-
-
-def prompt_text(model: Model, text: str) -> str:
-    """Return a prompt as the model knows prompts: those of the embedded one end with a new line."""
-    embedded = model.tokenizer.file.parent == tiny.base_path()
-    return text + "\n" if embedded and not text.endswith("\n") else text
 
 
 def cut_between_words(line: str, width: int) -> str:

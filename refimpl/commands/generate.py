@@ -2,13 +2,16 @@
 
 import argparse
 import json
+from dataclasses import replace
 
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from ..request_state import Output
 from ..streaming import generate
-from .common import add_model_arguments, add_prompt_arguments, load, read_requests
+from ..weights import Model
+from .common import Prompt, add_model_arguments, add_prompt_arguments, load, read_requests
 from .ranks import add_rank_arguments, on_ranks
 
 HELP = "generate text: prompts for any mix of adapters, answered in one batch"
@@ -44,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     outputs = on_ranks(args, generate, model, [prompt.request for prompt in prompts])
+    outputs = [in_own_words(prompt, output, model) for prompt, output in zip(prompts, outputs, strict=True)]
     if args.json:
         texts = [
             {
@@ -66,3 +70,11 @@ def run(args: argparse.Namespace) -> int:
         if output.finish_reason == "length":
             console.print(Text(f"[stopped at {len(output.token_ids)} tokens: --max-new-tokens]", style="dim italic"))
     return 0
+
+
+def in_own_words(prompt: Prompt, output: Output, model: Model) -> Output:
+    """Return the output with the text that its adapter's own tokenizer makes of the ids."""
+    if prompt.tokenizer is model.tokenizer:
+        return output
+    ids = output.token_ids[:-1] if output.finish_reason == "stop" else output.token_ids
+    return replace(output, text=prompt.tokenizer.decode(ids))

@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 from rich import box
@@ -17,12 +19,15 @@ from ..errors import RequestError
 from ..formats.trtllm_report import MAX_RANK
 from ..loading.adapter_folder import load_adapter
 from ..loading.config_file import load_config
+from ..loading.files_beside import ADDED
 from ..loading.model_folder import base_folder, load_model
+from ..loading.tokenizer_file import load_tokenizer
 from ..tools.effect import effect
 from ..tools.inspect import Inspection, ModuleReport, inspect
 from ..tools.units import human_bytes
 from ..weights import Model
 from .common import prompt_ids
+from .texts import about_tokenizer, own_tokenizer
 
 HELP = "show what is in a model or adapter folder, and everything that is wrong with it"
 EXAMPLE = """  loracle inspect ./my-adapter --model ./llama            does it fit this base?
@@ -59,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError(f"--max-rank {args.max_rank}: it must be above 0")
     base = load_config(base_folder(model)) if model else None
     inspection = inspect(args.folder, base, args.engine, args.max_rank)
+    if model and inspection.kind == "adapter":
+        inspection.warnings.extend(about_texts(Path(inspection.path), base_folder(model)))
     effects: dict[Module, float] | None = None
     if args.effect and inspection.ok:
         effects = measure_effects(args, inspection, model)
@@ -70,6 +77,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         show(Console(), inspection, effects, against_base=model is not None)
     return 0 if inspection.ok else 2
+
+
+def about_texts(folder: Path, base: Path) -> list[str]:
+    """Return what is remarkable about the tokenizer and the template that an adapter brings along."""
+    if not any(os.path.exists(folder / name) for name in ("tokenizer.json", ADDED)):
+        return []
+    tokenizer = load_tokenizer(base)
+    notes = about_tokenizer(folder, own_tokenizer(folder, tokenizer), tokenizer)
+    return [f"{folder}: {note}" for note in notes]
 
 
 def measure_effects(args: argparse.Namespace, inspection: Inspection, model: str | None) -> dict[Module, float]:

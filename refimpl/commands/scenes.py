@@ -22,7 +22,8 @@ from ..pictures.request import check_picture_request
 from ..request import Request, check_request
 from ..tiny.grammar import read_prompt
 from ..weights import Model
-from .common import Adapters, adapter_folders, backend, prompt_text
+from .common import Adapters, adapter_folders, backend
+from .texts import prompt_text
 
 Pixels = Int[Array, "height width 3"]
 

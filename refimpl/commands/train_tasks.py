@@ -14,7 +14,8 @@ from ..training.data import Encoder, read_dataset, split
 from ..training.examples import Task, check_name
 from ..training.lora_config import LoraConfig, lora_modules
 from ..weights import Model
-from .common import BASE, prompt_text
+from .common import BASE
+from .texts import prompt_text
 
 ALL_LINEAR = "all-linear"  # PEFT's name for every linear layer but the lm_head
 T = TypeVar("T")

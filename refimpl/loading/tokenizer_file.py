@@ -32,6 +32,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         inner = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception for anything that is wrong with the file
         raise ConfigError(one_line(f"{file}: the tokenizers library does not accept it ({error})")) from None
+    inner.no_truncation()  # what a training left in the file cuts no prompt, as in transformers
+    inner.no_padding()
     return Tokenizer(file, inner)
 
 
