@@ -27,6 +27,13 @@ COMMANDS = (
 class Parser(argparse.ArgumentParser):
     """argparse, with a mistake told in one line that names what may have been meant."""
 
+    given: Sequence[str] = ()  # what is being parsed
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Remember the arguments, so that an error can be about one of them."""
+        self.given = sys.argv[1:] if args is None else args
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Exit 2."""
         self.exit(2, f"{self.prog}: {' '.join(message.split())}{self._suggestion(message)} (see {self.prog} --help)\n")
@@ -34,11 +41,21 @@ class Parser(argparse.ArgumentParser):
     def _suggestion(self, message: str) -> str:
         if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             return did_you_mean(choice[1], re.findall(r"[\w.-]+", choice[2]))
+        options = [option.removeprefix("--") for action in self._actions for option in action.option_strings]
+        if re.search("arguments are required: .*--", message):
+            required = [option for option in options if f"--{option}" in message]
+            typed = [word.removeprefix("--").partition("=")[0] for word in self.given if word.startswith("--")]
+            nearest = [near for word in typed if word not in options for near in close(word, required)]
+            return f"; did you mean --{nearest[0]}?" if nearest else ""
         if unknown := re.match(r"unrecognized arguments:.*?--([\w-]+)", message):
-            options = [option.removeprefix("--") for action in self._actions for option in action.option_strings]
-            nearest = difflib.get_close_matches(unknown[1], options, n=1, cutoff=0.7)
+            nearest = close(unknown[1], options)
             return f"; did you mean --{nearest[0]}?" if nearest else ""
         return ""
+
+
+def close(option: str, options: Sequence[str]) -> list[str]:
+    """Return the nearest of the options, if one is near."""
+    return difflib.get_close_matches(option, options, n=1, cutoff=0.7)
 
 
 def parser() -> Parser:

@@ -14,6 +14,7 @@ from ..engines import registry
 from ..engines.environments import RECIPES, set_up
 from ..engines.interface import Entry
 from ..errors import LoracleError
+from ..loading.suggestion import did_you_mean
 
 HELP = "list the engines that can be checked, or set one up in an environment of its own"
 EXAMPLE = """  loracle engines                 what is here, and what each can show
@@ -43,7 +44,7 @@ def setup(args: argparse.Namespace) -> int:
     """Make an environment, with a line for each step on stdout, for people."""
     if args.name not in RECIPES:
         mistake = "setup needs a NAME" if args.name is None else f"{args.name!r} has no environment to set up"
-        raise LoracleError(f"{mistake}; these have one: {', '.join(RECIPES)}")
+        raise LoracleError(f"{mistake}; these have one: {', '.join(RECIPES)}{did_you_mean(args.name or '', RECIPES)}")
     folder = set_up(RECIPES[args.name], (lambda line: None) if args.json else (lambda line: print(line, flush=True)))
     if args.json:
         print(json.dumps({"name": args.name, "folder": str(folder)}))

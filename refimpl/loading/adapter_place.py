@@ -85,7 +85,7 @@ def _no_folder(path: Path) -> str:
         return f"is a file; give the folder, because the scale is in the {CONFIG_FILE} beside it"
     if hint := hub_id(path):
         return f"is not there; {hint}"
-    return f"is not there; the embedded voices are {', '.join(VOICES)}{did_you_mean(str(path), VOICES)}"
+    return f"is not there; the embedded voices are {', '.join(VOICES)}{did_you_mean(str(path), [*VOICES, 'tiny'])}"
 
 
 def _without_weights(folder: Path) -> str | None:

@@ -18,6 +18,7 @@ from .gguf_file import SUFFIX, is_gguf
 from .hub import cached_name, hub_id, hub_snapshots
 from .json_file import LARGEST, Keys, is_integer, read_json
 from .layer_kinds import read_layers
+from .suggestion import did_you_mean
 
 
 def load_config(folder: str | Path) -> ModelConfig:
@@ -139,7 +140,7 @@ def not_a_folder(path: Path) -> str:
     """What to say of a path that is no folder."""
     if hint := hub_id(path):
         return f"is not a folder; {hint}"
-    return "is not there" if str(path).endswith(SUFFIX) else "is not a folder"
+    return "is not there" if str(path).endswith(SUFFIX) else f"is not a folder{did_you_mean(str(path), ['tiny'])}"
 
 
 def instead(folder: Path) -> str:
