@@ -30,6 +30,7 @@ class PeftConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     target_modules: tuple[str, ...] | str = ()  # names (equal, or a suffix after a dot), or one regular expression
+    target_parameters: tuple[str, ...] = ()  # names likewise, of weights that are no layers: those of all experts
     exclude_modules: tuple[str, ...] | str = ()
     layers_to_transform: tuple[int, ...] | None = None
     layers_pattern: tuple[str, ...] = ()
@@ -41,6 +42,7 @@ class PeftConfig:
     ensure_weight_tying: bool = False
     base_model_name_or_path: str | None = field(default=None, compare=False)  # changes no number: which base that was
     alora_invocation_tokens: tuple[int, ...] = ()  # the adapter acts from their last occurrence on (alora.py)
+    peft_version: str = ""  # of a file with target_parameters, as long as it is being read: how they lie in it
 
 
 @dataclass(frozen=True, eq=False, slots=True)

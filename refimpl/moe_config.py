@@ -34,10 +34,19 @@ class Groups:
 @dataclass(frozen=True)
 class Stacked:
     """A tensor of the checkpoint that holds modules of all experts: [experts, d_out, d_in], one behind the other on
-    the axis d_out."""
+    the axis d_out. Its name ends as the parameter's does; of one Python module's parameters they are in its order."""
 
     name: str  # below the layer: mlp.experts.gate_up_proj
     modules: tuple[str, ...]  # of one expert: gate_proj, up_proj
+    interleaved: bool = False  # not behind each other: the rows of the modules take turns (gpt-oss)
+    transposed: bool = False  # it is [experts, d_in, d_out] (gpt-oss)
+
+    def rows(self, number: int, d_out: int) -> slice:
+        """Where the rows of one of its modules are, among those of all."""
+        if self.interleaved:
+            return slice(number, None, len(self.modules))
+        width = d_out // len(self.modules)
+        return slice(number * width, (number + 1) * width)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def _checked_pair(source: Path, base: ModelConfig | None) -> Pair:
 
 
 def _to_peft(adapter: Adapter, target: Path, options: Options) -> list[str]:
-    save_adapter(adapter, target, options.dtype)
+    save_adapter(adapter, target, options.dtype, config=options.base)
     return []
 
 

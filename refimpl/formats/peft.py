@@ -7,7 +7,7 @@ from typing import Any
 
 from ..adapter import Adapter, PeftConfig
 from ..arrays import Array, dtype_of
-from ..config import EMBED, Module, module_name
+from ..config import EMBED, ModelConfig, Module, module_name
 from ..errors import AdapterError
 from ..loading.adapter_folder import WEIGHTS_FILE, read_parts
 from ..loading.conversion import all_finite, converted
@@ -15,9 +15,16 @@ from ..loading.diagnostics import Diagnostics
 from ..loading.peft_config import CONFIG_FILE, is_saved
 from ..loading.peft_tensors import PREFIX
 from .files import new_folder, write_safetensors
+from .peft_experts import of_experts, with_parameters
 
 
-def save_adapter(adapter: Adapter, folder: str | Path, dtype: str | None = None, base: str | None = None) -> None:
+def save_adapter(
+    adapter: Adapter,
+    folder: str | Path,
+    dtype: str | None = None,
+    base: str | None = None,
+    config: ModelConfig | None = None,
+) -> None:
     """Write a new PEFT folder: adapter_config.json and adapter_model.safetensors.
 
     Without a dtype every tensor keeps its own, and `load_adapter` gives back the same bits and the same config. With
@@ -25,11 +32,19 @@ def save_adapter(adapter: Adapter, folder: str | Path, dtype: str | None = None,
     itself (a rank that its config denies), or holds a number that the dtype cannot.
 
     base: the model that it belongs to, a folder or a name on the Hub. It is PEFT's base_model_name_or_path, by which
-    AutoPeftModelForCausalLM loads both at once."""
+    AutoPeftModelForCausalLM loads both at once. config: of that base, which an adapter on experts needs: it is written
+    as PEFT has it, one pair for all experts of a layer (peft_experts.py)."""
     if dtype is not None:
         dtype_of(dtype)
     folder = Path(folder)
-    tensors = {name: in_dtype(folder, name, x, dtype) for name, x in peft_tensors(adapter).items()}
+    stacked: dict[str, Array] = {}
+    if (names := of_experts(adapter)) or adapter.config.target_parameters or (config and config.moe):
+        if config is None:
+            where = f"LoRA on {names[0]}" if names else f"target_parameters {list(adapter.config.target_parameters)}"
+            lacking = "which experts and parameters there are, only the base knows: give its config (--model DIR)"
+            raise AdapterError(f"{folder}: adapter {adapter.name} has {where}; {lacking}")
+        adapter, stacked = with_parameters(adapter, config)
+    tensors = {name: in_dtype(folder, name, x, dtype) for name, x in (peft_tensors(adapter) | stacked).items()}
     with new_folder(folder) as scratch:
         write_safetensors(scratch / WEIGHTS_FILE, tensors)
         (scratch / CONFIG_FILE).write_text(json.dumps(peft_json(adapter.config, base), indent=2) + "\n", "utf-8")
@@ -46,6 +61,8 @@ def peft_json(config: PeftConfig, base: str | None = None) -> dict[str, Any]:
         "trainable_token_indices": {name: list(ids) for name, ids in config.trainable_token_indices.items()},
         "ensure_weight_tying": config.ensure_weight_tying,
         "alora_invocation_tokens": list(config.alora_invocation_tokens),
+        "target_parameters": list(config.target_parameters),
+        "peft_version": config.peft_version,
     }
     return {
         "peft_type": "LORA",

@@ -31,6 +31,8 @@ from .gguf_adapter import read_gguf_adapter
 from .gguf_file import is_gguf
 from .mlx_adapter import is_mlx, read_mlx_adapter
 from .peft_config import CONFIG_FILE, read_peft_config
+from .peft_experts import expand_experts
+from .peft_parameters import UNPLACED
 from .peft_selection import check_selected, check_vocabulary, check_whole
 from .peft_tensors import LAYER, Parts, check_lora, full_weights_of, sort_parts
 from .peft_tokens import check_tokens, token_rows
@@ -66,6 +68,10 @@ def adapter_folder(path: str | Path) -> Path:
 def read_adapter(folder: Path, base: ModelConfig | None, name: str, diagnostics: Diagnostics) -> Adapter | None:
     """As load_adapter, with every problem and warning noted; without a base, its shapes and layers are not compared."""
     config, parts = read_parts(folder, base, diagnostics)
+    if base is None and any(UNPLACED.fullmatch(name) for _, name in parts):
+        diagnostics.problem(
+            folder, "has LoRA on all experts in one, and how it lies, only the base knows: give --model DIR"
+        )
     return None if config is None or diagnostics.problems else _adapter(name, config, parts, base)
 
 
@@ -83,7 +89,10 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
     config, after_config = read_peft_config(folder, diagnostics), len(diagnostics.problems)
     file = open_adapter(folder, diagnostics)
     parts = sort_parts(file, base, diagnostics) if file else {}
+    sorted_out = len(diagnostics.problems)
     if config and file:
+        config, parts = expand_experts(parts, config, base, file.path, diagnostics)
+    if config and file and len(diagnostics.problems) == sorted_out:
         check_lora(parts, config, base, file.path, diagnostics)
         check_whole(parts, config, base, file.path, diagnostics)
         check_tokens(parts, config, base, file.path, diagnostics)
@@ -133,10 +142,11 @@ def _other_base(file: SafetensorsFile, base: ModelConfig) -> str | None:
 
 
 def _adapter(name: str, config: PeftConfig, parts: Parts, base: ModelConfig | None) -> Adapter:
-    """The checked parts, copied out of the map."""
+    """The checked parts, copied out of the map. Halves of an expert that share A share the copy of it."""
+    As = {id(tensors["A"].array): read_only_copy(tensors["A"].array) for tensors in parts.values() if "A" in tensors}
     lora = {
         module: LoraTensors(
-            read_only_copy(tensors["A"].array),
+            As[id(tensors["A"].array)],
             read_only_copy(tensors["B"].array),
             *(read_only_copy(tensors[part].array) if part in tensors else None for part in ("lora_bias", "magnitude")),
         )

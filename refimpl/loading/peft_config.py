@@ -79,6 +79,7 @@ def parse_peft_config(file: Path, data: dict[str, Any], diagnostics: Diagnostics
         rank_pattern=_pattern(keys, "rank_pattern", lambda n: is_integer(n) and 1 <= n <= LARGEST, "ranks"),
         alpha_pattern=_pattern(keys, "alpha_pattern", is_number, "finite numbers"),
         target_modules=_names(keys, "target_modules", WHOLE),
+        target_parameters=_as_tuple(_names(keys, "target_parameters")),
         exclude_modules=_names(keys, "exclude_modules", WHOLE),
         layers_to_transform=_layers(keys),
         layers_pattern=_as_tuple(_names(keys, "layers_pattern", LAYER, LAYER)),
@@ -90,6 +91,7 @@ def parse_peft_config(file: Path, data: dict[str, Any], diagnostics: Diagnostics
         ensure_weight_tying=keys.flag("ensure_weight_tying"),
         base_model_name_or_path=name if isinstance(name := data.get("base_model_name_or_path"), str) else None,
         alora_invocation_tokens=_invocation(keys),
+        peft_version=str(data.get("peft_version") or "") if data.get("target_parameters") else "",
     )
     _check_together(keys, config)
     return config if len(diagnostics.problems) == before else None
@@ -200,12 +202,12 @@ def _check_together(keys: Keys, config: PeftConfig) -> None:
         keys.diagnostics.problem(keys.file, "layers_pattern is given, but layers_to_transform is not")
     if config.use_dora and config.lora_bias:
         keys.diagnostics.problem(keys.file, "use_dora and lora_bias are both true, which PEFT does not support")
-    others = ("modules_to_save", "trainable_token_indices", "use_dora")
+    others = ("modules_to_save", "trainable_token_indices", "target_parameters", "use_dora")
     given = [key for key in others if getattr(config, key)] + ["bias"] * (config.bias != "none")
     for key in given if config.alora_invocation_tokens else ():
         why = "change the rows before the invocation, too" if key != "use_dora" else "are no pair that PEFT supports"
         keys.diagnostics.problem(keys.file, f"alora_invocation_tokens and {key} are both given: they {why}")
-    if keys.data.get("target_modules") is None:
+    if keys.data.get("target_modules") is None and not config.target_parameters:
         keys.diagnostics.problem(
             keys.file, "target_modules is missing: it must be a list of names or a regular expression"
         )

@@ -14,8 +14,8 @@ from .diagnostics import Diagnostics, shown
 from .json_file import Keys
 
 HONOURED = {
-    "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
-    "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "lora_bias", "use_dora",
+    "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "target_parameters",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "lora_bias", "use_dora",
     "trainable_token_indices", "ensure_weight_tying", "alora_invocation_tokens",
     "peft_type", "init_lora_weights", "fan_in_fan_out",
 }  # fmt: skip
@@ -28,7 +28,7 @@ HARMLESS = {
     "auto_mapping": "which class to load the base with",
     "base_model_name_or_path": "the base is given; its shapes are compared",
     "revision": "of the base",
-    "peft_version": "who wrote the file",
+    "peft_version": "who wrote the file; it says how experts lie in it (peft_experts.py)",
     "megatron_core": "the name of a Python module; megatron_config says whether it is used",
     "qalora_group_size": "always 16; use_qalora says whether it is used",
     "merge_weights": "PEFT before 0.4: whether eval() merges",

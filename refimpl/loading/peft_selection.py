@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from ..adapter import PeftConfig
-from ..config import EMBED, LM_HEAD, ModelConfig, module_name
+from ..config import EMBED, LM_HEAD, ModelConfig, Module, module_name
 from .diagnostics import Diagnostics, shown
 from .peft_config import CONFIG_FILE, is_saved, selects
+from .peft_parameters import is_targeted, parameters_of, selects_module, stack_of, targeted_parameter
 from .peft_tensors import Parts, full_weights_of
 
 
@@ -70,10 +71,11 @@ def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: 
         tied = "the base ties the two tables: one LoRA for both is not supported"
         diagnostics.problem(file, f"ensure_weight_tying is True, target_modules selects {tables[0]}, and {tied}")
     _check_invocation(config, base, file, diagnostics)
-    for module in base.modules():
-        full_name = module_name(module)
-        if selects(config, full_name) and "A" not in parts.get(module, {}) and "B" not in parts.get(module, {}):
-            diagnostics.problem(file, f"target_modules selects {full_name}, but there are no tensors for it")
+    selected = [module for module in base.modules() if selects_module(config, module, base)]
+    missing = [module for module in selected if not parts.get(module, {}).keys() & {"A", "B"}]
+    for module in without_untrained(missing, parts, config, base, file, diagnostics):
+        by = "target_parameters" if targeted_parameter(config, module, base) else "target_modules"
+        diagnostics.problem(file, f"{by} selects {module_name(module)}, but there are no tensors for it")
     for name in config.modules_to_save:
         hit = [full_name for full_name in all_modules(base) if full_name.endswith(name)]
         for full_name in hit:
@@ -85,10 +87,7 @@ def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: 
         for module in (EMBED, LM_HEAD):
             if module_name(module) in hit and "saved" not in parts.get(module, {}):
                 diagnostics.problem(file, f"modules_to_save {name!r}: there is no tensor for {module_name(module)}")
-    names = config.target_modules if isinstance(config.target_modules, tuple) else ()
-    nothing = [n for n in names if not any(f".{module_name(module)}".endswith(f".{n}") for module in base.modules())]
-    if nothing:
-        diagnostics.warn(file, f"target_modules: {shown(nothing)} name no linear layer of the base")
+    note_names_of_nothing(config, base, file, diagnostics)
     if not parts:
         diagnostics.problem(folder, "has no tensors at all")
     covered = {layer for layer, _ in parts if layer >= 0}
@@ -105,6 +104,39 @@ def _check_invocation(config: PeftConfig, base: ModelConfig, file: Path, diagnos
     if invocation and max(invocation) >= base.vocab_size:
         outside = f"names token {max(invocation)}, outside of the vocabulary of {base.vocab_size}"
         diagnostics.problem(file, f"alora_invocation_tokens {outside}: it would never act")
+
+
+def note_names_of_nothing(config: PeftConfig, base: ModelConfig, file: Path, diagnostics: Diagnostics) -> None:
+    """A warning of targets that the base has not."""
+    names = config.target_modules if isinstance(config.target_modules, tuple) else ()
+    nothing = [n for n in names if not any(f".{module_name(module)}".endswith(f".{n}") for module in base.modules())]
+    if nothing:
+        diagnostics.warn(file, f"target_modules: {shown(nothing)} name no linear layer of the base")
+    weights = [name for module in base.modules() for name in parameters_of(module, base)]
+    nothing = [n for n in config.target_parameters if not any(is_targeted((n,), weight) for weight in weights)]
+    if nothing:
+        diagnostics.warn(file, f"target_parameters: {shown(nothing)} name no weight of a linear layer of the base")
+
+
+def without_untrained(
+    missing: list[Module], parts: Parts, config: PeftConfig, base: ModelConfig, file: Path, diagnostics: Diagnostics
+) -> list[Module]:
+    """The selected modules that have no tensors, without experts and routers if not one of these has any: a warning.
+
+    In transformers 5 these are no linear layers, so that the usual target_modules name them and do not reach them."""
+    moe = base.moe
+    if moe is None:
+        return missing
+    for what, of_it in (
+        ("the experts", [module for module in base.modules() if stack_of(module, base)]),
+        ("the routers", [module for module in base.modules() if module[1] == moe.router]),
+    ):
+        lost = [module for module in missing if module in {*of_it}]
+        if lost and not any(module in parts or targeted_parameter(config, module, base) for module in of_it):
+            trained = "right if it was trained with transformers 5, where these are no layers"
+            diagnostics.warn(file, f"target_modules selects {what}, but there are no tensors for any: {trained}")
+            missing = [module for module in missing if module not in {*lost}]
+    return missing
 
 
 def all_modules(base: ModelConfig) -> list[str]:

@@ -13,7 +13,8 @@ from ..config import EMBED, LM_HEAD, PARENTS, ModelConfig, Module, module_name
 from .conversion import all_finite
 from .diagnostics import Diagnostics
 from .foreign_names import PREFIX, why_unplaced
-from .peft_config import CONFIG_FILE, is_saved, selects
+from .peft_config import CONFIG_FILE, is_saved
+from .peft_parameters import UNPLACED, packed_names, selects_module, unplaced
 from .safetensors_file import FLOATS, SafetensorsFile
 from .wrapped_names import text_name
 
@@ -58,9 +59,11 @@ def sort_parts(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Dia
     """Every tensor under its module and part. Without a base, layers and widths are taken as the file has them."""
     parts: Parts = {}
     names = {module_name(module): module for module in (base.modules() if base else modules_in(file.stored))}
+    names |= packed_names(base) if base else {}
     for name in file.stored:
         match = NAME.fullmatch(name)
-        module = names.get(text_name(match.group(1)) or "") if match else None
+        plain = (text_name(match.group(1)) or "") if match else ""
+        module = names.get(plain) or (None if base else unplaced(plain))
         if not match or module is None or not _belongs(module, match.group(2)):
             diagnostics.problem(
                 file.path, f"tensor {name} {list(file.shapes[name])} is not supported: {why_unplaced(name, base)}"
@@ -135,13 +138,16 @@ def check_lora(
     """Every module's A and B are both there, selected, of the config's rank and the base's widths."""
     full_weights = full_weights_of(parts, config, base)
     for module, tensors in parts.items():
+        if base is None and UNPLACED.fullmatch(module[1]):
+            continue  # of all experts in one: peft_experts.py has checked it
         if tensors.keys() & {"A", "B", "lora_bias", "magnitude"}:
             rows = (
                 full_weights[module].array.shape[0]
                 if module in full_weights and full_weights[module].array.ndim
                 else None
             )
-            _check_module(module, tensors, config, _shape(module, base, rows), file, diagnostics)
+            selected = selects_module(config, module, base)
+            _check_module(module, tensors, config, _shape(module, base, rows), selected, file, diagnostics)
 
 
 Shape = tuple[int, int]
@@ -162,6 +168,7 @@ def _check_module(
     tensors: Mapping[str, Part],
     config: PeftConfig,
     shape: Shape | None,
+    selected: bool,
     file: Path,
     diagnostics: Diagnostics,
 ) -> None:
@@ -187,7 +194,7 @@ def _check_module(
         magnitude = "lora_magnitude_vector is " + ("there" if "magnitude" in tensors else "not there")
         says = "true" if config.use_dora else "false"
         diagnostics.problem(file, f"module {full_name}: use_dora is {says}, but {magnitude}")
-    if not selects(config, full_name):
+    if not selected:
         why = "modules_to_save replaces it" if is_saved(config, full_name) else "target_modules does not select it"
         diagnostics.problem(file, f"tensor {A.name} is not for use: {why} ({CONFIG_FILE})")
 
