@@ -159,7 +159,7 @@ def _adapter_reports(module: Module, parts: Parts, config: PeftConfig | None) ->
     lora = {part: tensors[part].array for part in tensors if part in ("A", "B", "lora_bias", "magnitude")}
     if lora:
         A = lora.get("A")
-        rank = A.shape[0] if A is not None and A.ndim else None
+        rank = A.shape[-2] if A is not None and A.ndim > 1 else None
         alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha) if config else None
         scale = adapter_scale(alpha, rank, config.use_rslora) if config and alpha is not None and rank else None
         yield _report(name, "dora" if "magnitude" in lora else "lora", lora, rank, alpha, scale)
