@@ -33,7 +33,7 @@ from .mlx_adapter import is_mlx, read_mlx_adapter
 from .peft_config import CONFIG_FILE, read_peft_config
 from .peft_experts import expand_experts
 from .peft_parameters import UNPLACED
-from .peft_selection import check_selected, check_vocabulary, check_whole
+from .peft_selection import check_parameters, check_selected, check_vocabulary, check_whole
 from .peft_tensors import LAYER, Parts, check_lora, full_weights_of, sort_parts
 from .peft_tokens import check_tokens, token_rows
 from .safetensors_file import SafetensorsFile
@@ -99,20 +99,22 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
         if base:
             check_vocabulary(parts, config, base, file.path, diagnostics)
             check_selected(parts, config, base, folder, diagnostics)
+        else:
+            check_parameters(parts, config, file.path, diagnostics)
         check_base_name(config, base, folder / CONFIG_FILE, diagnostics)
         _warned(file.path, config, parts, diagnostics)
     if file:
         if note := wrapper_note(file.stored, base):
             diagnostics.warn(file.path, note)
-        if len(diagnostics.problems) > after_config + 2 and (cause := _cause(file, base, diagnostics)):
+        if len(diagnostics.problems) > after_config + 2 and (cause := _cause(file, parts, base, diagnostics)):
             diagnostics.problems.insert(after_config, f"{file.path}: {cause}")
     check_files_beside(folder, parts, base, diagnostics)
     return config, parts
 
 
-def _cause(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Diagnostics) -> str | None:
+def _cause(file: SafetensorsFile, parts: Parts, base: ModelConfig | None, diagnostics: Diagnostics) -> str | None:
     """What is behind many problems at once: names in another form, or another base."""
-    if cause := common_cause(file, base):
+    if not parts and (cause := common_cause(file, base)):
         return cause
     if base is None or not (other := _other_base(file, base)):
         return None

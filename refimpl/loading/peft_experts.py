@@ -81,7 +81,7 @@ def expand_experts(
     version = layout_of(pairs.sound, config, base.moe, file, diagnostics)
     for pair in pairs.sound if version else ():
         add(plain, by_expert(pair, base.moe, version == OLD), file, diagnostics)
-    return by_module(config, plain, base), plain
+    return (config, parts) if len(diagnostics.problems) > before else (by_module(config, plain, base), plain)
 
 
 def is_packed(module: Module, modules: set[Module], base: ModelConfig | None) -> bool:

@@ -106,16 +106,26 @@ def _check_invocation(config: PeftConfig, base: ModelConfig, file: Path, diagnos
         diagnostics.problem(file, f"alora_invocation_tokens {outside}: it would never act")
 
 
+def check_parameters(parts: Parts, config: PeftConfig, file: Path, diagnostics: Diagnostics) -> None:
+    """Without a base: every one of target_parameters has tensors."""
+    adapted = [module_name(module) for module, tensors in parts.items() if "A" in tensors]
+    names = [*adapted, *(f"{name}.weight" for name in adapted)]
+    for name in config.target_parameters:
+        if not any(is_targeted((name,), other) for other in names):
+            diagnostics.problem(file, f"target_parameters names {name}, but there are no tensors for it")
+
+
 def note_names_of_nothing(config: PeftConfig, base: ModelConfig, file: Path, diagnostics: Diagnostics) -> None:
-    """A warning of targets that the base has not."""
+    """Targets that the base has not: a warning, or a problem if no target_parameters is there."""
     names = config.target_modules if isinstance(config.target_modules, tuple) else ()
     nothing = [n for n in names if not any(f".{module_name(module)}".endswith(f".{n}") for module in base.modules())]
     if nothing:
         diagnostics.warn(file, f"target_modules: {shown(nothing)} name no linear layer of the base")
     weights = [name for module in base.modules() for name in parameters_of(module, base)]
     nothing = [n for n in config.target_parameters if not any(is_targeted((n,), weight) for weight in weights)]
-    if nothing:
-        diagnostics.warn(file, f"target_parameters: {shown(nothing)} name no weight of a linear layer of the base")
+    if nothing:  # PEFT targets them where they are: without any, it was trained on another base
+        note = diagnostics.problem if len(nothing) == len(config.target_parameters) else diagnostics.warn
+        note(file, f"target_parameters: {shown(nothing)} name no weight of a linear layer of the base")
 
 
 def without_untrained(

@@ -78,11 +78,11 @@ def member(base: ModelConfig, expert: int, name: str) -> str:
 
 
 @st.composite
-def drawn(draw: st.DrawFn) -> Drawn:
+def examples(draw: st.DrawFn) -> Drawn:
     """Any number of experts, ranks and widths; square ones too; halves behind each other and in turn."""
     interleaved, stored_in_out, mixtral = draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
     base = base_of(draw(st.integers(1, 4)), 12, draw(st.sampled_from([1, 5, 6, 12])), **(MIXTRAL if mixtral else {}))
-    stacks = tuple(replace(s, interleaved=interleaved, transposed=stored_in_out) for s in base.moe.stacked)
+    stacks = tuple(replace(stack, interleaved=interleaved, transposed=stored_in_out) for stack in base.moe.stacked)
     base = replace(base, moe=replace(base.moe, stacked=stacks))
     rank = draw(st.integers(1, 4))
     return Drawn(base, rank, pairs_of(base, rank, draw(st.integers(0, 999))))
@@ -167,7 +167,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("experts")
 
 
-@given(drawn())
+@given(examples())
 def test_all_layouts_are_one_adapter(folder: Path, example: Drawn) -> None:
     files = (
         (layout_1(example), EXPERTS),
@@ -182,7 +182,7 @@ def test_all_layouts_are_one_adapter(folder: Path, example: Drawn) -> None:
         assert scales == {7 / example.rank}
 
 
-@given(drawn(), st.data())
+@given(examples(), st.data())
 def test_every_number_of_a_file_counts(folder: Path, example: Drawn, data: st.DataObject) -> None:
     """One number of one tensor changed is another adapter."""
     tensors, config = data.draw(
@@ -333,7 +333,7 @@ def test_a_third_axis_that_is_no_expert_is_refused(tmp_path: Path) -> None:
 def test_experts_on_a_base_without_any(tmp_path: Path) -> None:
     base = base_of()
     for tensors in (layout_1(Drawn(base, 2, pairs_of(base, 2, 1))), layout_2(Drawn(base, 2, pairs_of(base, 2, 1)))):
-        with refused(AdapterError, "mlp.experts", "LoRA on experts, which the base has not"):
+        with refused(AdapterError, "all of its", "LoRA on experts, which the base has not"):
             load_adapter(write_adapter(tmp_path, tensors, r=2, **TARGETS), BASE)
 
 
@@ -417,7 +417,7 @@ def test_only_some_experts(tmp_path: Path) -> None:
 
 
 @settings(max_examples=20)
-@given(drawn(), st.booleans())
+@given(examples(), st.booleans())
 def test_what_is_saved_is_layout_2(folder: Path, example: Drawn, use_rslora: bool) -> None:
     """As it lay in the file; from layout 1 the same, with one A for both halves; and once more the same bytes."""
     config = {"r": example.rank, "use_rslora": use_rslora}
@@ -491,7 +491,7 @@ def test_what_has_no_form_in_peft_is_refused(tmp_path: Path) -> None:
         "DoRA on .*experts": Adapter(
             "a",
             PeftConfig(2, 7.0, target_modules=targets, use_dora=True),
-            {m: replace(one, magnitude=np.ones(len(one.B), np.float32)) for m, one in lora.items()},
+            {module: replace(one, magnitude=np.ones(len(one.B), np.float32)) for module, one in lora.items()},
         ),
         "float32 and float64": Adapter(
             "a",

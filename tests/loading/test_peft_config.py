@@ -79,7 +79,7 @@ def test_harmless_keys_may_say_anything(tmp_path: Path, key: str, value: object)
 
 
 UNSUPPORTED = """layer_replication megatron_config corda_config use_qalora enable_lora
-    target_parameters arrow_config lora_ga_config use_bdlora velora_config
+    arrow_config lora_ga_config use_bdlora velora_config
     monteclora_config kasa_config not_yet_invented task domain"""
 
 
