@@ -143,6 +143,7 @@ class ModelConfig:
     gate_up: tuple[str, ...] = ("gate_proj", "up_proj")
     down: str = "down_proj"
     moe: Moe | None = None  # the experts of each layer, or of those whose kind says so
+    unread_layers: int = 0  # of the checkpoint, after the last: they predict further tokens (multi-token prediction)
     biased: tuple[str, ...] = ()  # further modules that have a bias
     activation: str = "silu"  # or gelu_tanh
     attention_scale: float | None = None  # None: 1/sqrt(head_dim)

@@ -23,9 +23,11 @@ Here a head begins with the channels that turn, as `Ops.rope` has it: q k is the
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .adapter_slots import AdapterSlots, LoraWeights
+from .adapter import Adapter
+from .adapter_slots import AdapterSlots, BoundAdapter, LoraWeights, adapter_scale, bind_adapter
 from .arrays import Array, Float, Precision, namespace, rounded, widen
 from .config import KVShape, ModelConfig
+from .errors import LoracleError
 from .mla_config import KV_NORM, Q_NORM, Mla
 from .plans import LoraMapping, Segment
 from .weights import Model
@@ -162,6 +164,19 @@ def lora_rows(layer: int, adapters: AdapterSlots, mapping: LoraMapping) -> Itera
         for segment in column.segments:
             if segment.slot in resident:
                 yield segment, resident[segment.slot]
+
+
+def bind_absorbed(
+    adapter: Adapter, config: ModelConfig, scale: Callable[[float, int, bool], float] = adapter_scale
+) -> BoundAdapter:
+    """adapter_slots.bind_adapter. LoracleError for an aLoRA on kv_b_proj: the latents before its invocation are the
+    base's, and a query that has gone through one W_k meets them all."""
+    if adapter.config.alora_invocation_tokens and any(name == KV_B for _, name in adapter.lora):
+        raise LoracleError(
+            f"ops absorbed: adapter {adapter.name} is an aLoRA with LoRA on {KV_B}, which is two matrices in one "
+            "context; use ops numpy"
+        )
+    return bind_adapter(adapter, config, scale)
 
 
 EXPANDED = LatentForm(ModelConfig.kv_shape, expanded_heads, expanded_values)

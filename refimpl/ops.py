@@ -126,4 +126,4 @@ NUMPY = replace(
 )
 
 # The same with multi-head latent attention as engines decode it: for models that have it.
-ABSORBED = replace(NUMPY, latent=mla.ABSORBED)
+ABSORBED = replace(NUMPY, latent=mla.ABSORBED, bind_adapter=mla.bind_absorbed)

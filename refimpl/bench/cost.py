@@ -104,7 +104,8 @@ def norm_parameters(config: ModelConfig) -> int:
 def base_parameters(config: ModelConfig) -> int:
     """Numbers of the base. A head that is tied to the embedding lies in memory once."""
     tied = parameters(config, LM_HEAD) if config.tie_word_embeddings else 0
-    return sum(parameters(config, module) for module in config.modules()) + norm_parameters(config) - tied
+    vectors = sum(sum(config.vectors_of(i).values()) for i in range(config.num_hidden_layers))
+    return sum(parameters(config, module) for module in config.modules()) + norm_parameters(config) + vectors - tied
 
 
 def adapter_parameters(config: ModelConfig, ranks: Ranks) -> int:

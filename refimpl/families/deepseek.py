@@ -1,54 +1,76 @@
-"""DeepSeek V2 and V3 (transformers, modeling_deepseek_v2.py and modeling_deepseek_v3.py): multi-head latent attention.
-R1 is a V3."""
+"""DeepSeek V2 and V3, of which R1 and Kimi K2 are models, and GLM-4.7-Flash (transformers, modeling_deepseek_v2.py,
+modeling_deepseek_v3.py and modeling_glm4_moe_lite.py): multi-head latent attention, and experts in groups beside an MLP
+for every token."""
 
-import math
 from typing import Any
 
-from ..config import Mla
+from ..config import Moe
+from .experts import OBEYS, STACKED, after_the_dense, chosen_experts, count_experts, expert_groups, shared_experts
 from .family import LLAMA_BIASES, Family, Keys
-
-MLA_KEYS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-
-
-def read_mla(keys: Keys) -> dict[str, Any]:
-    """The widths of the attention, and the scale of its scores: 1/sqrt(head_dim), times mscale^2 with YaRN."""
-    heads = keys.integer("num_attention_heads")
-    if keys.integer("num_key_value_heads", default=heads) != heads:
-        keys.problem(f"num_key_value_heads is {keys.data['num_key_value_heads']}: with a latent it must be {heads}")
-    rank = keys.integer("q_lora_rank") if keys.given("q_lora_rank") else None
-    latent, nope, turning, value = (keys.integer(name) for name in MLA_KEYS)
-    mla = Mla(heads, latent, nope, turning, value, rank)
-    scale = mla.qk_head_dim**-0.5 * mscale(keys) ** 2
-    return {"mla": mla, "qkv": mla.modules, "head_dim": mla.qk_head_dim, "attention_scale": scale}
-
-
-def mscale(keys: Keys) -> float:
-    """0.1 mscale_all_dim ln(factor) + 1 where both are given, as yarn_apply_mscale has it; else 1."""
-    name = "rope_parameters" if keys.given("rope_parameters") else "rope_scaling"
-    rope = keys.data.get(name)
-    rope = rope if isinstance(rope, dict) else {}
-    factor, all_dim = rope.get("factor") or 1, rope.get("mscale_all_dim") or 0
-    numbers = all(isinstance(x, int | float) for x in (factor, all_dim))  # rope_scaling.py notes what is no number
-    is_scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
-    return 0.1 * all_dim * math.log(factor) + 1 if numbers and is_scaled and factor > 1 else 1.0
-
-
-def read_rope(keys: Keys) -> dict[str, Any]:
-    """The fields of Rope that keys outside of the rope's own say."""
-    return {"head_dim": keys.integer("qk_rope_head_dim"), "interleaved": keys.flag("rope_interleave", True)}
-
-
-def read_dense(keys: Keys) -> dict[str, Any]:
-    """The attention, and the modules of it that attention_bias gives a bias."""
-    if keys.integer("first_k_dense_replace", least=0) < keys.integer("num_hidden_layers"):
-        keys.problem(f"first_k_dense_replace is {keys.data['first_k_dense_replace']}: experts are not supported")
-    fields = read_mla(keys)
-    biased = ("q_a_proj", "kv_a_proj_with_mqa", "o_proj") if keys.flag("attention_bias") else ()
-    return fields | {"biased": tuple(name for name in biased if name in (*fields["qkv"], "o_proj"))}
-
+from .latent import read_latent, read_rope
 
 WIDTHS = {"kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
-OBEYS = ("attention_bias", "auto_map")  # the code that the repositories bring along is that of these classes
+KEYS = (*OBEYS, "attention_bias")
+OWN_CODE = "auto_map"  # the repositories bring their code along, which is what transformers has for these classes
+
+
+def routed(keys: Keys, expected: dict[str, str]) -> dict[str, Any]:
+    """The fields of Moe that both versions have. Another rule of choice than the class's is refused."""
+    for key, value in expected.items():
+        if keys.given(key) and keys.data[key] != value:
+            keys.problem(f"{key} is {keys.data[key]!r}: this class has {value!r}")
+    if keys.integer("moe_layer_freq", default=1) != 1:
+        keys.problem(f"moe_layer_freq is {keys.data['moe_layer_freq']}: the class has experts in every layer")
+    experts = count_experts(keys, 1)
+    return {
+        "experts": experts,
+        "top_k": chosen_experts(keys, experts),
+        "width": keys.integer("moe_intermediate_size"),
+        "scale": keys.positive("routed_scaling_factor"),
+        "shared": shared_experts(keys),
+        "stacked": STACKED,
+    }
+
+
+def v2_experts(keys: Keys) -> Moe:
+    """Softmax of all; the best, or the best in the groups that hold the best ones."""
+    fields = routed(keys, {"scoring_func": "softmax"})
+    if keys.flag("norm_topk_prob"):
+        keys.problem("norm_topk_prob is true: transformers does not read it in this class, and DeepSeek's code does")
+    if keys.flag("mlp_bias"):
+        keys.problem("mlp_bias is true: with experts it is not supported")
+    method = keys.data.get("topk_method")
+    if method == "group_limited_greedy":
+        return Moe(**fields, groups=expert_groups(keys, fields["experts"], best=1))
+    if method != "greedy":
+        keys.problem(f"topk_method is {method!r}: it must be 'greedy' or 'group_limited_greedy'")
+    return Moe(**fields)
+
+
+def v3_experts(keys: Keys) -> Moe:
+    """A sigmoid of each, and a correction for the choice alone."""
+    fields = routed(keys, {"scoring_func": "sigmoid", "topk_method": "noaux_tc"})
+    return Moe(
+        **fields,
+        scores="sigmoid",
+        renormalise=keys.flag("norm_topk_prob"),
+        groups=expert_groups(keys, fields["experts"], best=2),
+        correction="mlp.gate.e_score_correction_bias",
+    )
+
+
+def mlp_type(keys: Keys, layer: int) -> bool:
+    """Whether a layer of a GLM has experts, by its list; without one, all but the first."""
+    kinds, count = keys.data.get("mlp_layer_types"), keys.integer("num_hidden_layers")
+    if kinds is None:
+        return layer > 0
+    if not isinstance(kinds, list) or len(kinds) != count or any(kind not in ("dense", "sparse") for kind in kinds):
+        if layer == 0:
+            keys.problem(f"mlp_layer_types is {kinds!r}: it must be a list of {count} of dense, sparse")
+        return False
+    return kinds[layer] == "sparse"
+
+
 V2 = Family(
     "DeepseekV2ForCausalLM",
     "deepseek_v2",
@@ -59,26 +81,68 @@ V2 = Family(
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 2048,
         "first_k_dense_replace": 0,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 1407,
+        "routed_scaling_factor": 1.0,
+        "topk_method": "greedy",
     },
-    {"unrounded": ("rope_table", "rope_product")},
+    {"unrounded": ("rope_table", "rope_product", "router", "router_weights")},
     biases={"mlp_bias": LLAMA_BIASES["mlp_bias"]},
-    read=read_dense,
-    obeys=OBEYS,
+    read=read_latent,
+    obeys=(*KEYS, OWN_CODE),
     read_rope=read_rope,
+    moe=v2_experts,
+    sparse=after_the_dense,
 )
+V3_DEFAULTS = {**WIDTHS, "bos_token_id": 0, "eos_token_id": 1, "n_shared_experts": 1, "norm_topk_prob": True}
 V3 = Family(
     "DeepseekV3ForCausalLM",
     "deepseek_v3",
     {
-        **WIDTHS,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
+        **V3_DEFAULTS,
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 4096,
         "first_k_dense_replace": 3,
+        "n_routed_experts": 256,
+        "moe_intermediate_size": 2048,
+        "num_experts_per_tok": 8,
+        "routed_scaling_factor": 2.5,
+        "n_group": 8,
+        "topk_group": 4,
     },
-    read=read_dense,
-    obeys=(*OBEYS, "rope_interleave"),
+    {"unrounded": ("router", "router_weights")},
+    read=read_latent,
+    obeys=(*KEYS, OWN_CODE, "rope_interleave"),
     read_rope=read_rope,
+    moe=v3_experts,
+    sparse=after_the_dense,
+    other_types=("kimi_k2",),
 )
-FAMILIES = (V2, V3)
+GLM_FLASH = Family(
+    "Glm4MoeLiteForCausalLM",
+    "glm4_moe_lite",
+    {
+        **V3_DEFAULTS,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 192,
+        "v_head_dim": 256,
+        "head_dim": 64,  # of what turns: hidden_size need not be a multiple of the heads
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 202752,
+        "n_routed_experts": 64,
+        "moe_intermediate_size": 1536,
+        "num_experts_per_tok": 4,
+        "routed_scaling_factor": 1.8,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    {"unrounded": ("router", "router_weights")},
+    read=read_latent,
+    obeys=(*KEYS, "rope_interleave"),
+    read_rope=read_rope,
+    partial=True,
+    moe=v3_experts,
+    sparse=mlp_type,
+)
+FAMILIES = (V2, V3, GLM_FLASH)

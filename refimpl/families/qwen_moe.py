@@ -5,14 +5,10 @@ Qwen3-MoE is Qwen3 with experts alone. Some layers of both may have neither."""
 
 from typing import Any
 
-from ..config import ATTENTION_MODULES, Mlp, Moe, Norms, Stacked
-from .experts import OBEYS, chosen_experts, count_experts, every_nth_layer
+from ..config import ATTENTION_MODULES, Mlp, Moe, Norms
+from .experts import OBEYS, STACKED, chosen_experts, count_experts, every_nth_layer
 from .family import QKV, Family, Keys
 
-STACKED = (
-    Stacked("mlp.experts.gate_up_proj", ("gate_proj", "up_proj")),
-    Stacked("mlp.experts.down_proj", ("down_proj",)),
-)
 DEFAULTS: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "max_position_embeddings": 32768,

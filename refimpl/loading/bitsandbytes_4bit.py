@@ -24,6 +24,7 @@ import numpy as np
 from ..arrays import DTYPES, Array, Float, Int
 from .conversion import converted
 from .diagnostics import Diagnostics, shown
+from .fp8_blocks import check_fp8
 from .json_file import is_integer, is_number, parse_json
 from .safetensors_file import SafetensorsFile
 from .tensor import Tensor
@@ -52,10 +53,11 @@ def check_quantization(file: Path, data: Mapping[str, Any], diagnostics: Diagnos
         diagnostics.problem(file, f"quantization_config is {shown(given)}: it must be an object")
         return
     method = given.get("quant_method", "bitsandbytes" if "load_in_4bit" in given else None)
-    if method != "bitsandbytes":
-        diagnostics.problem(
-            file, f"quantization_config has quant_method {shown(method)}: only bitsandbytes' 4-bit nf4 is supported"
-        )
+    if method == "fp8":
+        check_fp8(file, given, diagnostics)
+    elif method != "bitsandbytes":
+        what = f"quantization_config has quant_method {shown(method)}"
+        diagnostics.problem(file, f"{what}: only bitsandbytes' 4-bit nf4 is supported, and fp8 in blocks")
     elif not given.get("load_in_4bit") or given.get("load_in_8bit"):
         diagnostics.problem(file, "quantization_config is of 8 bits: only bitsandbytes' 4-bit nf4 is supported")
     elif given.get("bnb_4bit_quant_type", "fp4") != "nf4":

@@ -12,6 +12,7 @@ from ..config import ModelConfig, module_name
 from .bitsandbytes_4bit import quantised_tensors
 from .conversion import CHUNK, all_finite
 from .diagnostics import Diagnostics, shown
+from .fp8_blocks import fp8_tensors
 from .gguf_file import is_gguf
 from .gguf_tensors import gguf_spelling, gguf_tensors
 from .json_file import read_json
@@ -59,6 +60,8 @@ def open_checkpoint(path: Path, config: ModelConfig | None, diagnostics: Diagnos
     stored = gguf_tensors(path, config, diagnostics) if is_gguf(path) else folder_tensors(path, diagnostics)
     if config and config.wrapped:
         stored = [(text, tensor) for name, tensor in stored if (text := text_name(name)) is not None]
+    if config and config.unread_layers:
+        stored = without_unread(stored, config, path, diagnostics)
     if config and config.moe:
         stored = by_expert(stored, config)
     complete = len(diagnostics.problems) == before
@@ -82,14 +85,30 @@ def open_checkpoint(path: Path, config: ModelConfig | None, diagnostics: Diagnos
     return tensors
 
 
+def without_unread(
+    stored: list[tuple[str, Tensor]], config: ModelConfig, path: Path, diagnostics: Diagnostics
+) -> list[tuple[str, Tensor]]:
+    """The tensors but those of the layers that predict further tokens, which are named in a warning: the model answers
+    the same without them (transformers, modeling_deepseek_v3.py, _keys_to_ignore_on_load_unexpected)."""
+    first, past = config.num_hidden_layers, config.num_hidden_layers + config.unread_layers
+    prefixes = tuple(f"model.layers.{i}." for i in range(first, past))
+    kept = [(name, tensor) for name, tensor in stored if not name.startswith(prefixes)]
+    if len(kept) < len(stored):
+        layers = ", ".join(prefix.rstrip(".") for prefix in prefixes)
+        diagnostics.warn(path, f"{layers}: {len(stored) - len(kept)} tensors that predict further tokens are not read")
+    return kept
+
+
 def folder_tensors(folder: Path, diagnostics: Diagnostics) -> list[tuple[str, Tensor]]:
     """Every tensor of the folder's safetensors files, by its name."""
     files = [file for path in checkpoint_files(folder, diagnostics) if (file := open_safetensors(path, diagnostics))]
     tensors: list[tuple[str, Tensor]] = []
     for file in files:
-        quantised, used = quantised_tensors(file)
-        tensors += quantised.items()
-        tensors += [(name, stored_tensor(file, name)) for name in file.stored if name not in used]
+        plain = set(file.stored)
+        for quantised, used in (quantised_tensors(file), fp8_tensors(file)):
+            tensors += quantised.items()
+            plain -= used
+        tensors += [(name, stored_tensor(file, name)) for name in file.stored if name in plain]
     return [(name, tensor) for name, tensor in tensors if not HARMLESS.fullmatch(name)]
 
 

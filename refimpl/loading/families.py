@@ -50,12 +50,13 @@ def family_of(file: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> 
         named = data.get("architectures")
         diagnostics.problem(file, f"architectures {shown(named)} (model_type {shown(model_type)}): {SUPPORTED}")
         return None
-    if model_type is not None and model_type != _model_types()[name]:
+    family = WRAPPERS.get(name) or FAMILIES[name]
+    if model_type is not None and model_type not in (_model_types()[name], *family.other_types):
         diagnostics.problem(
             file, f"architectures {shown(named)} contradicts model_type {shown(model_type)}: {SUPPORTED}"
         )
         return None
-    return WRAPPERS.get(name) or FAMILIES[name], name in WRAPPERS
+    return family, name in WRAPPERS
 
 
 def _model_types() -> dict[str, str]:

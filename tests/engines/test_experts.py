@@ -71,6 +71,31 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
         {**QWEN, "num_experts_per_tok": 4, "use_sliding_window": True, "sliding_window": 6, "mlp_only_layers": [0]},
     ),
 }
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 10,
+    "q_lora_rank": 9,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 6,
+    "first_k_dense_replace": 1,
+}
+CASES |= {
+    "deepseek_v2": (T.DeepseekV2Config, LATENT | {"n_shared_experts": 2}),
+    "deepseek_v2 groups": (
+        T.DeepseekV2Config,
+        LATENT | {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 4.0},
+    ),
+    "deepseek_v3": (T.DeepseekV3Config, LATENT | {"n_group": 4, "topk_group": 2}),
+    "deepseek_v3 one group": (
+        T.DeepseekV3Config,
+        LATENT | {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "n_shared_experts": 2, "q_lora_rank": None},
+    ),
+    "glm_flash": (T.Glm4MoeLiteConfig, LATENT | {"mlp_layer_types": ["sparse", "dense", "sparse"]}),
+}
 PROMPTS = [[7, 1, 33, 9, 60, 2, 2, 15, 48, 3, 11, 5], [4, 8, 15, 16, 23], [42], list(range(3, 25)), [9, 9, 1]]
 
 
@@ -83,6 +108,12 @@ def config_of(case: str) -> hf.Config:
 def write(folder: Path, case: str, dtype: str = "float32") -> Path:
     """Write the base of a case, with corrections of the choice that are not 0."""
     hf.write_model(config_of(case), folder, seed=len(case), dtype=dtype)
+    tensors = load_file(folder / "model.safetensors")
+    rng = np.random.default_rng(len(case))
+    for name, x in tensors.items():
+        if name.endswith("e_score_correction_bias"):
+            x[:] = rng.standard_normal(x.shape) / 3
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
@@ -115,6 +146,10 @@ def merge(tensors: dict[str, np.ndarray], name: str, delta: np.ndarray) -> None:
 def theirs(base: Path, prompts: hf.Prompts, dtype: str = "") -> tuple[hf.Logits, list[list[np.ndarray]]]:
     """(logits, the experts of each layer with experts, sorted, [tokens, top_k]) of each prompt alone."""
     model = hf.load(base, {}, dtype) if dtype else hf.load_exact(base, {})
+    stored = load_file(base / "model.safetensors")
+    for name, parameter in model.named_parameters():
+        if not dtype and name in stored:  # routers of some classes are loaded as float32, whatever is asked for
+            parameter.data = hf.torch.as_tensor(stored[name]).double()
     choices: list[np.ndarray] = []
     for name, module in model.named_modules():
         if name.endswith((".mlp.gate", ".block_sparse_moe.router")):

@@ -21,8 +21,9 @@ from refimpl.errors import AdapterError, AdapterWarning, ConfigError, LoracleErr
 from refimpl.families import FAMILIES
 from refimpl.formats.hf import save_model
 from refimpl.loading.adapter_folder import load_adapter
-from refimpl.loading.checkpoint import expected_tensors
+from refimpl.loading.checkpoint import expected_tensors, open_checkpoint
 from refimpl.loading.config_file import load_config
+from refimpl.loading.diagnostics import Diagnostics
 from refimpl.ops import NUMPY, REFERENCE
 
 # The attention of DeepSeek, and its rope.
@@ -42,6 +43,17 @@ LATENT: dict[str, Any] = {
         "mscale": 0.707,
         "mscale_all_dim": 0.707,
     },
+}
+
+ROUTED: dict[str, Any] = {
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 4,
+    "n_group": 4,
+    "topk_group": 2,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
 }
 
 # As in the Hub's files, but small. ... removes a key that Llama's config.json has.
@@ -166,15 +178,30 @@ SMALL: dict[str, dict[str, Any]] = {
         "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV2Config"},
         **LATENT,
         "q_lora_rank": None,
-        "first_k_dense_replace": 2,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 6,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 4,
+        "topk_method": "group_limited_greedy",
+        "n_group": 3,
+        "topk_group": 2,
+        "routed_scaling_factor": 16.0,
+        "scoring_func": "softmax",
+        "norm_topk_prob": False,
     },
     "DeepseekV3ForCausalLM": {
         "model_type": "deepseek_v3",
         "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
         **LATENT,
         "q_lora_rank": 7,
-        "first_k_dense_replace": 2,
+        **ROUTED,
+        "first_k_dense_replace": 1,
+        "num_nextn_predict_layers": 1,
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
     },
+    "Glm4MoeLiteForCausalLM": {"model_type": "glm4_moe_lite", **LATENT, "q_lora_rank": 5, **ROUTED, "hidden_size": 13},
 }
 
 
@@ -267,7 +294,19 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("Ernie4_5ForCausalLM", {"num_experts": 64}, "num_experts is 64"),
     ("DeepseekV3ForCausalLM", {"kv_lora_rank": 0}, "kv_lora_rank is 0: it must be an integer"),
     ("DeepseekV3ForCausalLM", {"num_key_value_heads": 1}, "num_key_value_heads is 1: with a latent it must be 2"),
-    ("DeepseekV3ForCausalLM", {"first_k_dense_replace": 1}, "first_k_dense_replace is 1: experts are not supported"),
+    ("DeepseekV3ForCausalLM", {"n_group": 3}, "n_group 3 and topk_group 2: 8 experts are in no such groups"),
+    (
+        "DeepseekV3ForCausalLM",
+        {"num_experts_per_tok": 5},
+        "topk_group 2 of n_group 4 hold fewer experts than num_experts_per_tok",
+    ),
+    ("DeepseekV3ForCausalLM", {"scoring_func": "softmax"}, "scoring_func is 'softmax': this class has 'sigmoid'"),
+    ("DeepseekV3ForCausalLM", {"moe_layer_freq": 2}, "moe_layer_freq is 2: the class has experts in every layer"),
+    ("DeepseekV3ForCausalLM", {"model_type": "deepseek_v2"}, "contradicts model_type 'deepseek_v2'"),
+    ("DeepseekV2ForCausalLM", {"norm_topk_prob": True}, "norm_topk_prob is true: transformers does not read it"),
+    ("DeepseekV2ForCausalLM", {"topk_method": "noaux_tc"}, "topk_method is 'noaux_tc': it must be 'greedy' or"),
+    ("DeepseekV2ForCausalLM", {"mlp_bias": True}, "mlp_bias is true: with experts it is not supported"),
+    ("Glm4MoeLiteForCausalLM", {"mlp_layer_types": ["moe", "dense"]}, "it must be a list of 2 of dense, sparse"),
     ("DeepseekV2ForCausalLM", {"qk_rope_head_dim": 3}, "of which 3 channels turn"),
     ("HunYuanDenseV1ForCausalLM", {"use_qk_norm": False}, "use_qk_norm is false"),
     ("HunYuanDenseV1ForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
@@ -393,6 +432,25 @@ def test_the_scale_of_deepseeks_scores(tmp_path: Path) -> None:
     half_split = load_config(write_config(tmp_path, "DeepseekV3ForCausalLM", rope_interleave=False, rope_scaling=None))
     assert not half_split.rope.interleaved and half_split.attention_scale == 10**-0.5
     assert config.norm_width("self_attn.kv_a_layernorm") == 5 and config.norm_width("self_attn.q_a_layernorm") == 7
+
+
+def test_kimi_k2_is_a_deepseek_v3(tmp_path: Path) -> None:
+    same = load_config(write_config(tmp_path, "DeepseekV3ForCausalLM"))
+    assert load_config(write_config(tmp_path, "DeepseekV3ForCausalLM", model_type="kimi_k2")) == same
+
+
+def test_layers_that_predict_further_tokens_are_named_and_not_read(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, "DeepseekV3ForCausalLM"))
+    tensors = {name: np.ones(shape, np.float32) for name, shape in expected_tensors(config).items()}
+    drafts = {f"model.layers.2.{name}": np.ones(2, np.float32) for name in ("eh_proj.weight", "enorm.weight")}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors | drafts))
+    diagnostics = Diagnostics()
+    assert open_checkpoint(tmp_path, config, diagnostics).keys() == tensors.keys() and not diagnostics.problems
+    assert diagnostics.warnings == [f"{tmp_path}: model.layers.2: 2 tensors that predict further tokens are not read"]
+    beyond = {"model.layers.3.eh_proj.weight": np.ones(2, np.float32)}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors | beyond))
+    with refused(WeightsError, "model.layers.3.eh_proj.weight", "is not one of the model's"):
+        load_model(tmp_path)
 
 
 def test_the_text_part_of_a_model_of_images_and_text(tmp_path: Path) -> None:

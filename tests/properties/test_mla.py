@@ -129,6 +129,23 @@ def test_a_dora_of_kv_b_proj_is_stretched_on_both_sides() -> None:
         assert_equal_to_rounding(got, dense_latent_logits(merged(model, request), request.prompt_ids))
 
 
+def test_an_alora_of_kv_b_proj_is_expanded_or_refused() -> None:
+    """Its keys and values before the invocation are the base's, after it the adapter's."""
+    model = random_model(latent_config(4, WIDE), 2)
+    plain = random_adapter(model.config, 3, modules=("kv_b_proj", "o_proj"))
+    adapter = replace(plain, config=replace(plain.config, alora_invocation_tokens=(3, 4)))
+    prompt = [1, 2, 3, 4, 5]
+    got, base, whole = (logits(model, [Request(prompt, one)])[0] for one in (adapter, None, plain))
+    assert_equal_to_rounding(got[:2], base[:2])
+    assert_differ(got[2:], whole[2:])
+    with pytest.raises(LoracleError, match="ops absorbed: adapter adapter-3 is an aLoRA with LoRA on kv_b_proj"):
+        logits(model, [Request(prompt, adapter)], ABSORBED)
+    others = without(adapter, "kv_b_proj")
+    requests = [Request(prompt, others), Request(prompt, plain)]
+    for one, other in zip(logits(model, requests, ABSORBED), logits(model, requests), strict=True):
+        assert_equal_to_rounding(one, other)
+
+
 def test_what_cannot_be_done_is_refused_in_one_line() -> None:
     model = random_model(latent_config(4, WIDE), 0, "float32")
     with pytest.raises(LoracleError, match="ops cuda: no kernel does multi-head latent attention"):
