@@ -162,7 +162,7 @@ class Adapters:
     """Name -> adapter, loaded when it is first looked up, once."""
 
     def __init__(self, folders: Mapping[str, Path], model: Base, load: Callable[..., Adapter] = load_adapter) -> None:
-        """load: (folder, config, name=...) -> Adapter; of pictures it is load_picture_adapter."""
+        """load: (folder, base, name=...) -> Adapter; of pictures, load_picture_adapter, it takes the base's config."""
         self._folders, self._model, self._load = folders, model, load
         self._loaded: dict[str, Adapter] = {}
 
@@ -174,7 +174,8 @@ class Adapters:
                 f"{did_you_mean(name, names)}"
             )
         if name not in self._loaded:
-            self._loaded[name] = self._load(self._folders[name], self._model.config, name=name)
+            base = self._model if isinstance(self._model, Model) else self._model.config
+            self._loaded[name] = self._load(self._folders[name], base, name=name)
         return self._loaded[name]
 
     def folders(self, spec: str) -> dict[str, Path]:

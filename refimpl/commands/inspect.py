@@ -93,7 +93,7 @@ def measure_effects(args: argparse.Namespace, inspection: Inspection, model: str
     if inspection.kind != "adapter" or model is None:
         raise RequestError("--effect needs an adapter folder and the base that it is for: --model DIR")
     base = load_model(model)
-    adapter = load_adapter(args.folder, base.config)
+    adapter = load_adapter(args.folder, base)
     return effect(base, adapter, some_prompt(base, args.prompt))
 
 

@@ -141,7 +141,7 @@ class Ours:
         requests name later."""
         assert self.model is not None
         if folder not in self.loaded:
-            self.loaded[folder] = load_adapter(folder, self.model.config)
+            self.loaded[folder] = load_adapter(folder, self.model)
         self.names[name] = replace(self.loaded[folder], name=name)
         slots = self.server.adapters
         if (acquired := slots.acquire_all([(self.names[name], 1.0)])) is not None:

@@ -83,7 +83,7 @@ def peft_json(config: PeftConfig, base: str | None = None) -> dict[str, Any]:
         "lora_bias": config.lora_bias,
         "lora_dropout": 0.0,
         "fan_in_fan_out": False,
-        "init_lora_weights": True,
+        "init_lora_weights": config.init_lora_weights or True,
         **{key: value for key, value in later.items() if value},
     }
 

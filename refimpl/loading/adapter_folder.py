@@ -19,38 +19,48 @@ from ..adapter import Adapter, LoraTensors, PeftConfig
 from ..arrays import Array
 from ..config import ModelConfig
 from ..errors import AdapterError, AdapterWarning
+from ..weights import Model
 from .adapter_file import open_adapter
 from .adapter_place import WEIGHTS_FILE as WEIGHTS_FILE
 from .adapter_place import not_an_adapter
 from .base_names import check_base_name
+from .blocks import written_out
+from .changed_base import NEEDS_BASE, with_base_restored
 from .diagnostics import Diagnostics
 from .embedded import VOICES
 from .files_beside import check_files_beside
 from .foreign_names import common_cause, wrapper_note
 from .gguf_adapter import read_gguf_adapter
 from .gguf_file import is_gguf
+from .json_file import read_json
 from .mlx_adapter import is_mlx, read_mlx_adapter
 from .peft_config import CONFIG_FILE, read_peft_config
 from .peft_experts import expand_experts
+from .peft_keys import is_vera
 from .peft_parameters import UNPLACED
 from .peft_selection import check_parameters, check_selected, check_vocabulary, check_whole
 from .peft_tensors import LAYER, Parts, check_lora, full_weights_of, sort_parts
 from .peft_tokens import check_tokens, token_rows
 from .safetensors_file import SafetensorsFile
+from .vera_adapter import sort_vera
 
 
-def load_adapter(path: str | Path, config: ModelConfig, name: str | None = None) -> Adapter:
-    """A PEFT LoRA folder for a base of this config, an mlx-lm folder, a GGUF file; or one of the embedded voices, by
-    its name.
+def load_adapter(path: str | Path, base: ModelConfig | Model, name: str | None = None) -> Adapter:
+    """A PEFT LoRA folder for this base, an mlx-lm folder, a GGUF file; or one of the embedded voices, by its name.
+
+    base: a model, or its config: that is enough for all adapters but those that took a part out of the base when they
+    were trained (PiSSA, OLoRA: changed_base.py).
 
     AdapterError, one line, if anything in it would not be honoured: nothing is loaded then. AdapterWarning, once each,
     for what is honoured but odd. The arrays are read-only copies in the file's own type: they do not change if the file
     does, so that a digest of them stays true. Raw tensors: alpha and the patterns are in `.config`, not applied.
     """
+    model = base if isinstance(base, Model) else None
+    config = base.config if isinstance(base, Model) else base
     if not isinstance(config, ModelConfig):
-        raise AdapterError(f"load_adapter needs the base's config, as model.config; not {type(config).__name__}")
+        raise AdapterError(f"load_adapter needs the base: a model, or its config; not {type(config).__name__}")
     folder, diagnostics = adapter_folder(path), Diagnostics()
-    adapter = read_adapter(folder, config, name or os.path.basename(os.path.abspath(folder)), diagnostics)
+    adapter = read_adapter(folder, config, name or os.path.basename(os.path.abspath(folder)), diagnostics, model)
     diagnostics.raise_first(AdapterError, folder, " --model BASE")
     assert adapter is not None  # None comes with a problem
     for warning in diagnostics.warnings:
@@ -65,14 +75,24 @@ def adapter_folder(path: str | Path) -> Path:
     return Path(path)
 
 
-def read_adapter(folder: Path, base: ModelConfig | None, name: str, diagnostics: Diagnostics) -> Adapter | None:
+def read_adapter(
+    folder: Path, base: ModelConfig | None, name: str, diagnostics: Diagnostics, model: Model | None = None
+) -> Adapter | None:
     """As load_adapter, with every problem and warning noted; without a base, its shapes and layers are not compared."""
     config, parts = read_parts(folder, base, diagnostics)
     if base is None and any(UNPLACED.fullmatch(name) for _, name in parts):
         diagnostics.problem(
             folder, "has LoRA on all experts in one, and how it lies, only the base knows: give --model DIR"
         )
-    return None if config is None or diagnostics.problems else _adapter(name, config, parts, base)
+    if config is None or diagnostics.problems:
+        return None
+    adapter = _adapter(name, config, parts, base)
+    if config.init_lora_weights is None:
+        return adapter
+    if model is None:
+        diagnostics.problem(folder / CONFIG_FILE, f"init_lora_weights is {config.init_lora_weights!r}: {NEEDS_BASE}")
+        return None
+    return with_base_restored(adapter, model)
 
 
 def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics) -> tuple[PeftConfig | None, Parts]:
@@ -88,9 +108,11 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
         return None, {}
     config, after_config = read_peft_config(folder, diagnostics), len(diagnostics.problems)
     file = open_adapter(folder, diagnostics)
-    parts = sort_parts(file, base, diagnostics) if file else {}
+    data = read_json(folder / CONFIG_FILE, Diagnostics()) or {}  # once more, for what no PeftConfig holds
+    parts = (sort_vera if is_vera(data) else sort_parts)(file, base, diagnostics) if file else {}
     sorted_out = len(diagnostics.problems)
     if config and file:
+        parts = written_out(parts, data, base, folder, diagnostics)
         config, parts = expand_experts(parts, config, base, file.path, diagnostics)
     if config and file and len(diagnostics.problems) == sorted_out:
         check_lora(parts, config, base, file.path, diagnostics)

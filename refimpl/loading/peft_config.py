@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ..adapter import ENDING, PeftConfig
 from .diagnostics import Diagnostics, shown
 from .json_file import LARGEST, Keys, is_integer, is_number, read_json
-from .peft_keys import check_other_keys, is_lora, note_oddities
+from .peft_keys import RESTORED_INIT, as_lora, check_other_keys, is_lora, note_oddities
 
 T = TypeVar("T")
 CONFIG_FILE = "adapter_config.json"
@@ -60,7 +60,7 @@ def read_peft_config(folder: Path, diagnostics: Diagnostics) -> PeftConfig | Non
     """The PeftConfig of a folder, or None with every problem noted."""
     file, before = folder / CONFIG_FILE, len(diagnostics.problems)
     data = read_json(file, diagnostics)
-    config = None if data is None else parse_peft_config(file, data, diagnostics)
+    config = None if data is None else parse_peft_config(file, as_lora(data), diagnostics)
     return config if len(diagnostics.problems) == before else None
 
 
@@ -90,6 +90,7 @@ def parse_peft_config(file: Path, data: dict[str, Any], diagnostics: Diagnostics
         trainable_token_indices=_token_indices(keys),
         ensure_weight_tying=keys.flag("ensure_weight_tying"),
         base_model_name_or_path=name if isinstance(name := data.get("base_model_name_or_path"), str) else None,
+        init_lora_weights=_restored_init(keys),
         alora_invocation_tokens=_invocation(keys),
         peft_version=str(data.get("peft_version") or "") if data.get("target_parameters") else "",
     )
@@ -182,6 +183,12 @@ def _token_indices(keys: Keys) -> dict[str, tuple[int, ...]]:
     return {name: tuple(ids) for name, ids in tables.items()}
 
 
+def _restored_init(keys: Keys) -> str | None:
+    """init_lora_weights where it took a part out of the base."""
+    init = keys.data.get("init_lora_weights")
+    return init if init in RESTORED_INIT else None
+
+
 def _invocation(keys: Keys) -> tuple[int, ...]:
     """alora_invocation_tokens; an empty list is none, as in PEFT."""
     key = "alora_invocation_tokens"
@@ -200,6 +207,10 @@ def _check_together(keys: Keys, config: PeftConfig) -> None:
         )
     if config.layers_pattern and not config.layers_to_transform:
         keys.diagnostics.problem(keys.file, "layers_pattern is given, but layers_to_transform is not")
+    for key in ("lora_bias", "alora_invocation_tokens", "target_parameters"):
+        if config.init_lora_weights and getattr(config, key):
+            both = f"init_lora_weights {config.init_lora_weights!r} and {key} are both given"
+            keys.diagnostics.problem(keys.file, f"{both}: PEFT does not support the one with the other")
     if config.use_dora and config.lora_bias:
         keys.diagnostics.problem(keys.file, "use_dora and lora_bias are both true, which PEFT does not support")
     others = ("modules_to_save", "trainable_token_indices", "target_parameters", "use_dora")

@@ -17,7 +17,7 @@ HONOURED = {
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "target_parameters",
     "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "lora_bias", "use_dora",
     "trainable_token_indices", "ensure_weight_tying", "alora_invocation_tokens",
-    "peft_type", "init_lora_weights", "fan_in_fan_out",
+    "use_bdlora", "use_qalora", "peft_type", "init_lora_weights", "fan_in_fan_out",
 }  # fmt: skip
 
 # Keys that do not change what a trained adapter computes, whatever their value.
@@ -33,6 +33,7 @@ HARMLESS = {
     "qalora_group_size": "always 16; use_qalora says whether it is used",
     "merge_weights": "PEFT before 0.4: whether eval() merges",
     "eva_config": "how A was initialised; the base is unchanged by it",
+    "velora_config": "only in training: how gradients are kept; the base and A are what they are",
     "loftq_config": "how A and B were initialised; init_lora_weights says whether the base was changed",
     "runtime_config": "how a process runs; PEFT drops it when it reads a config, and verl writes it",
     "lora_dtype": "ms-swift: the type of A and B in training; the file has its own",
@@ -42,7 +43,15 @@ HARMLESS = {
 
 # The initialisations that leave the base's weights alone. The others (pissa, olora, corda, loftq, lora_ga, ...) take
 # something away from the base, so that A and B are a correction to a base that is not on disk.
-PLAIN_INIT = (True, False, "gaussian", "orthogonal", "eva")
+PLAIN_INIT = (True, False, "gaussian", "orthogonal", "eva", "mica")
+
+# Those of which it is known what they took, given the base (changed_base.py).
+RESTORED_INIT = ("pissa", "olora")
+
+WAY_OUT = "with PEFT's path_initial_model_for_weight_conversion, which makes plain LoRA of it"
+
+# What the config of a VeRA has that LoRA's has not: how it was made and trained.
+VERA_KEYS = {"peft_type", "vera_dropout", "d_initial", "projection_prng_key", "save_projection", "init_weights"}
 
 # What else is found under the name adapter_config.json, and the key that gives it away.
 FOREIGN = {
@@ -55,6 +64,19 @@ FOREIGN = {
 }
 
 
+def is_vera(data: Mapping[str, Any]) -> bool:
+    """Whether an adapter_config.json is of VeRA."""
+    return data.get("peft_type") == "VERA"
+
+
+def as_lora(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of the LoRA that a VeRA is, whose scale is 1; any other config as it is."""
+    if not is_vera(data):
+        return data
+    inherited = {key: value for key, value in data.items() if key not in VERA_KEYS}
+    return inherited | {"peft_type": "LORA", "lora_alpha": data.get("r")}
+
+
 def is_lora(file: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> bool:
     """Whether the file is what PEFT writes for LoRA; if not, say what it is."""
     kind = data.get("peft_type")
@@ -65,7 +87,7 @@ def is_lora(file: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> bo
     if kind is None:
         diagnostics.warn(file, "peft_type is missing; taken as LORA")
     elif kind != "LORA":
-        diagnostics.problem(file, f"peft_type is {shown(kind)}; only LORA is supported")
+        diagnostics.problem(file, f"peft_type is {shown(kind)}; only LORA and VERA are supported")
     return kind in (None, "LORA")
 
 
@@ -77,10 +99,13 @@ def check_other_keys(keys: Keys) -> None:
                 keys.file, f"{key} is {shown(value)}, which is not supported (it would have to be null)"
             )
     init = keys.data.get("init_lora_weights")
-    if init is not None and not any(init == plain and type(init) is type(plain) for plain in PLAIN_INIT):
-        why = "may change the base's weights, and A and B only fit the changed ones: save it with PEFT's"
-        way_out = "path_initial_model_for_weight_conversion, which makes plain LoRA of it"
-        keys.diagnostics.problem(keys.file, f"init_lora_weights is {shown(init)}, which {why} {way_out}")
+    plain = (*PLAIN_INIT, *RESTORED_INIT)
+    if isinstance(init, str) and init.startswith("pissa_niter_"):
+        why = "took singular vectors out of the base that random numbers led to, which nobody can repeat: save it"
+        keys.diagnostics.problem(keys.file, f"init_lora_weights is {shown(init)}, which {why} {WAY_OUT}")
+    elif init is not None and not any(init == value and type(init) is type(value) for value in plain):
+        why = "may change the base's weights, and A and B only fit the changed ones: save it"
+        keys.diagnostics.problem(keys.file, f"init_lora_weights is {shown(init)}, which {why} {WAY_OUT}")
 
 
 def note_oddities(keys: Keys) -> None:

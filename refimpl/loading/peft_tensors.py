@@ -40,6 +40,8 @@ PARTS = {
     "token_adapter.base_layer.weight": "copy",
 }
 TABLE_PARTS = ("weight", "base_layer.weight", "modules_to_save.weight", "original_module.weight")
+# Buffers of a training, which PEFT saves with the rest: VeLoRA projects gradients with it.
+OF_TRAINING = ".lora_velora_embed"
 NAME = re.compile(rf"{re.escape(PREFIX)}(.+?)\.({'|'.join(map(re.escape, PARTS))})")
 LAYER = re.compile(rf"model\.layers\.(\d+)\.(?:{'|'.join(rf'{parent}.{name}' for name, parent in PARENTS.items())})\b")
 
@@ -61,6 +63,8 @@ def sort_parts(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Dia
     names = {module_name(module): module for module in (base.modules() if base else modules_in(file.stored))}
     names |= packed_names(base) if base else {}
     for name in file.stored:
+        if name.endswith(OF_TRAINING):
+            continue
         match = NAME.fullmatch(name)
         plain = (text_name(match.group(1)) or "") if match else ""
         module = names.get(plain) or (None if base else unplaced(plain))

@@ -73,7 +73,8 @@ def on_disk(example: Example, dtype: str = "float32") -> Iterator[SavedExample]:
             lora = hf.peft.LoraConfig(**spec.lora)
             hf.write_adapter(folder / "base", lora, folder / adapter, spec.seed, spec.dtype, spec.copies)
         paths = {adapter: folder / adapter for adapter in example.specs}
-        ours = {adapter: refimpl.load_adapter(path, example.config) for adapter, path in paths.items()}
+        model = refimpl.load_model(folder / "base", "float64")
+        ours = {adapter: refimpl.load_adapter(path, model) for adapter, path in paths.items()}
         yield SavedExample(example, folder / "base", paths, ours)
 
 

@@ -1,14 +1,20 @@
 """Kinds of adapters that are more than a pair with a scale: what is honoured, and what is refused, in one line."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from folders import BASE, refused, write_adapter
+from folders import BASE, lora_name, lora_tensors, random, refused, write_adapter
+from hypothesis import given
+from hypothesis import strategies as st
+from support.build import random_model
 
 import refimpl
-from refimpl.errors import AdapterError
+from refimpl.errors import AdapterError, AdapterWarning
 from refimpl.formats.peft import save_adapter
+from refimpl.loading.changed_base import olora, padded, pissa
 from refimpl.tools.inspect import inspect
 
 
@@ -34,3 +40,124 @@ def test_alora_comes_back_from_its_own_folder(tmp_path: Path) -> None:
     save_adapter(adapter, tmp_path / "saved")
     assert refimpl.load_adapter(tmp_path / "saved", BASE).config == adapter.config
     assert inspect(folder, BASE).config["alora_invocation_tokens"] == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"init_lora_weights": "pissa"}, "its weights are needed to tell which: load_adapter(path, model)"),
+        ({"init_lora_weights": "pissa_niter_16"}, "that random numbers led to, which nobody can repeat"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda', which may change the base's weights"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga', which may change the base's weights"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq', which may change the base's weights"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config is {'beta': 1}, which is not supported"),
+        ({"init_lora_weights": "olora", "lora_bias": True}, "init_lora_weights 'olora' and lora_bias are both given"),
+        ({"init_lora_weights": "pissa", "alora_invocation_tokens": [1]}, "and alora_invocation_tokens are both given"),
+    ],
+)
+def test_what_was_taken_out_of_the_base(tmp_path: Path, keys: dict[str, Any], says: str) -> None:
+    with refused(AdapterError, says):
+        refimpl.load_adapter(write_adapter(tmp_path / "adapter", **keys), BASE)
+
+
+def test_inspect_shows_what_was_taken_out_of_the_base(tmp_path: Path) -> None:
+    report = inspect(write_adapter(tmp_path / "adapter", init_lora_weights="olora"), BASE)
+    assert report.ok and report.config["init_lora_weights"] == "olora"
+
+
+def test_pissa_on_a_tied_head_has_changed_the_embedding_too(tmp_path: Path) -> None:
+    tied = random_model(replace(BASE, tie_word_embeddings=True))
+    tensors = lora_tensors(modules=("lm_head", "q_proj"))
+    folder = write_adapter(tmp_path, tensors, init_lora_weights="pissa", target_modules=["lm_head", "q_proj"])
+    with refused(AdapterError, "lm_head: init_lora_weights is 'pissa', and the base ties it to the embedding"):
+        refimpl.load_adapter(folder, tied)
+
+
+@pytest.mark.filterwarnings("ignore:.*switched off")
+def test_pissa_of_a_scale_of_zero(tmp_path: Path) -> None:
+    with refused(AdapterError, "init_lora_weights is 'pissa', and its scale 0: PEFT divides by it"):
+        refimpl.load_adapter(write_adapter(tmp_path, init_lora_weights="pissa", lora_alpha=0), random_model(BASE))
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 8), st.sampled_from([0.5, 2.0, -3.0]))
+def test_what_is_taken_out_is_the_best_of_that_rank_and_no_more_than_there_is(
+    d_out: int, d_in: int, r: int, scale: float
+) -> None:
+    W = random((d_out, d_in), dtype="float64")
+    for taken_out in (pissa, olora):
+        A, B = padded(taken_out(W, r, scale), r)
+        assert (A.shape, B.shape) == ((r, d_in), (d_out, r))
+        rest = np.linalg.norm(W - scale * (B @ A))
+        if taken_out is pissa:
+            assert rest == pytest.approx(np.linalg.norm(np.linalg.svd(W)[1][r:]), abs=1e-12)
+        elif r >= min(d_out, d_in):
+            assert pytest.approx(W, abs=1e-12) == B @ A
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"use_bdlora": {"nblocks": 0}}, "it must be an object with nblocks, a number of 1 or more"),
+        ({"use_bdlora": {"nblocks": 2, "target_modules_bd_a": "q"}}, "target_modules_bd_a and _b must be lists of"),
+        (
+            {"use_bdlora": {"nblocks": 2, "target_modules_bd_a": ["q_proj"]}},
+            "nblocks 2, which does not divide its rows",
+        ),
+        ({"use_bdlora": {"nblocks": 3, "target_modules_bd_a": ["q_proj"]}}, "has shape [3, 36]"),
+    ],
+)
+def test_bd_lora_that_is_not_whole(tmp_path: Path, keys: dict[str, Any], says: str) -> None:
+    with refused(AdapterError, says):
+        refimpl.load_adapter(write_adapter(tmp_path, **keys), BASE)
+
+
+def test_qa_lora_is_written_out_for_its_base(tmp_path: Path) -> None:
+    tensors = lora_tensors(modules=("q_proj",))
+    for name in [name for name in tensors if "lora_A" in name]:
+        tensors[name] = tensors[name][:, :3]
+    folder = write_adapter(tmp_path, tensors, use_qalora=True, qalora_group_size=4, target_modules=["q_proj"])
+    with pytest.warns(AdapterWarning, match="use_qalora: A is stored for groups of inputs, and written out"):
+        adapter = refimpl.load_adapter(folder, BASE)
+    stored = tensors[lora_name((0, "q_proj"), "lora_A.weight")]
+    assert np.array_equal(adapter.lora[0, "q_proj"].A, stored.astype("float64").repeat(4, axis=1) * (3 / 4))
+    assert inspect(folder, BASE).ok
+
+
+VERA = {"peft_type": "VERA", "lora_alpha": ..., "r": 2, "target_modules": ["q_proj"], "save_projection": True}
+
+
+def vera_tensors() -> dict[str, np.ndarray]:
+    """VeRA of rank 2 on the q_proj of BASE."""
+    shared = {"base_model.vera_A": random((2, 12)), "base_model.vera_B": random((32, 2))}
+    vectors = {lora_name((i, "q_proj"), "vera_lambda_b"): random((32,), i) for i in range(2)}
+    return shared | vectors | {lora_name((i, "q_proj"), "vera_lambda_d"): random((2,), i) for i in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"base_model.vera_B": ...}, "vera_A and vera_B are not both there: save_projection was false"),
+        ({"base_model.vera_A": random((2, 11))}, "are too narrow for model.layers.0.self_attn.q_proj [32, 12]"),
+        ({"base_model.vera_A": random((2,))}, "has shape [2]; it must have 2 axes"),
+        ({lora_name((0, "q_proj"), "vera_lambda_b"): random((31,))}, "and the base make it [32]"),
+        ({lora_name((0, "q_proj"), "vera_lambda_d"): ...}, "q_proj: vera_lambda_d is missing"),
+        ({lora_name((2, "q_proj"), "vera_lambda_d"): random((2,))}, "is of no module of the base"),
+        ({lora_name((0, "q_proj"), "vera_lambda_d"): np.full(2, np.nan, np.float32)}, "holds NaN or inf"),
+        (dict.fromkeys([lora_name((1, "q_proj"), f"vera_lambda_{half}") for half in "bd"], ...), "no tensors for it"),
+    ],
+)
+def test_vera_that_is_not_whole(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    tensors = {name: x for name, x in (vera_tensors() | change).items() if x is not ...}
+    with refused(AdapterError, says):
+        refimpl.load_adapter(write_adapter(tmp_path, tensors, **VERA), BASE)
+
+
+def test_vera_is_a_pair_for_each_module(tmp_path: Path) -> None:
+    tensors = vera_tensors()
+    adapter = refimpl.load_adapter(write_adapter(tmp_path, tensors, **VERA), BASE)
+    wide = {name: x.astype("float64") for name, x in tensors.items()}
+    for i in range(2):
+        b, d = (wide[lora_name((i, "q_proj"), f"vera_lambda_{half}")] for half in "bd")
+        delta = np.diag(b) @ wide["base_model.vera_B"] @ np.diag(d) @ wide["base_model.vera_A"]
+        assert pytest.approx(delta, abs=1e-12) == adapter.lora[i, "q_proj"].B @ adapter.lora[i, "q_proj"].A
+    assert inspect(tmp_path).ok

@@ -205,6 +205,7 @@ def test_biases(tmp_path: Path, bias: str, count: int) -> None:
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
+        ({"init_lora_weights": "pissa_niter_2"}, "nobody can repeat"),
     ],
 )
 def test_what_is_not_supported(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -220,7 +221,7 @@ def test_other_kinds_of_adapter(tmp_path: Path) -> None:
         peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
     ):
         peft.get_peft_model(base(), config).save_pretrained(tmp_path)
-        with pytest.raises(AdapterError, match="only LORA is supported"):
+        with pytest.raises(AdapterError, match="only LORA and VERA are supported"):
             load(tmp_path)
 
 

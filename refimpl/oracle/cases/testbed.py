@@ -38,7 +38,7 @@ class Testbed:
     @classmethod
     def load(cls, folder: Path, model: Model, paths: Mapping[str, Path]) -> "Testbed":
         """Return the testbed of a base, loaded from `folder`, and of the adapters in these folders, by key."""
-        adapters = {key: load_adapter(path, model.config, key) for key, path in paths.items()}
+        adapters = {key: load_adapter(path, model, key) for key, path in paths.items()}
         return cls(folder, model, in_float64(model), paths, adapters)
 
     @classmethod
