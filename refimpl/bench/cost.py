@@ -96,9 +96,10 @@ def parameters(config: ModelConfig, module: Module) -> int:
 
 
 def norm_parameters(config: ModelConfig) -> int:
-    """Numbers of all norms, the last one included."""
+    """Numbers of all norms, the last one included, and of what else layers have besides products."""
     layers = range(config.num_hidden_layers)
-    return sum(config.norm_width(name, i) for i in layers for name in config.norms_of(i)) + config.hidden_size
+    vectors = sum(sum(config.vectors_of(i).values()) for i in layers)
+    return sum(config.norm_width(name, i) for i in layers for name in config.norms_of(i)) + config.hidden_size + vectors
 
 
 def base_parameters(config: ModelConfig) -> int:

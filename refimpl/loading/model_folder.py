@@ -91,7 +91,8 @@ def _model(config: ModelConfig, load: Callable[..., Array], tokenizer: Any, dtyp
 
     def linear(module: Module) -> Linear:
         name = module_name(module)
-        return Linear(load(f"{name}.weight"), load(f"{name}.bias") if config.has_bias(module[1]) else None)
+        kept = wide if config.moe and module[1] == config.moe.router and "router" in config.unrounded else dtype
+        return Linear(load(f"{name}.weight", kept), load(f"{name}.bias") if config.has_bias(module[1]) else None)
 
     def norm(name: str) -> Array:
         weight = load(name)

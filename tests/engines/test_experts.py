@@ -5,6 +5,7 @@ models, each run alone."""
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ SIZES = {
     "pad_token_id": 0,
 }
 QWEN = {"num_experts": 5, "moe_intermediate_size": 10, "num_experts_per_tok": 2}
+GRANITE = {
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 2.5,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 6.0,
+}
+HYBRID = {**GRANITE, "layer_types": ["full_attention"] * 3, "mamba_n_heads": 6}
+GLM = {"n_routed_experts": 6, "moe_intermediate_size": 10, "num_experts_per_tok": 3, "head_dim": 8}
 
 # A name, the class of its config, and what differs from SIZES. Each rule of a family is in one of them at least.
 CASES: dict[str, tuple[type, dict[str, Any]]] = {
@@ -96,6 +105,26 @@ CASES |= {
     ),
     "glm_flash": (T.Glm4MoeLiteConfig, LATENT | {"mlp_layer_types": ["sparse", "dense", "sparse"]}),
 }
+CASES |= {
+    "granite": (T.GraniteMoeConfig, {"num_local_experts": 4, **GRANITE}),
+    "granite biases": (T.GraniteMoeConfig, {"num_local_experts": 3, "num_experts_per_tok": 3, "attention_bias": True}),
+    "granite_shared": (T.GraniteMoeSharedConfig, {"num_local_experts": 4, "shared_intermediate_size": 14, **GRANITE}),
+    "granite_shared alone": (T.GraniteMoeSharedConfig, {"num_local_experts": 4, "shared_intermediate_size": 0}),
+    "granite4": (
+        T.GraniteMoeHybridConfig,
+        {"num_local_experts": 4, "shared_intermediate_size": 14, "position_embedding_type": "rope", **HYBRID},
+    ),
+    "granite4 without rope": (
+        T.GraniteMoeHybridConfig,
+        {"num_local_experts": 3, "shared_intermediate_size": 14, "position_embedding_type": None, **HYBRID},
+    ),
+    "glm": (T.Glm4MoeConfig, {**GLM, "routed_scaling_factor": 1.8}),
+    "glm groups": (
+        T.Glm4MoeConfig,
+        {**GLM, "n_group": 3, "topk_group": 2, "n_shared_experts": 2, "use_qk_norm": True, "attention_bias": True},
+    ),
+    "glm plain": (T.Glm4MoeConfig, {**GLM, "norm_topk_prob": False, "first_k_dense_replace": 0, "head_dim": 12}),
+}
 PROMPTS = [[7, 1, 33, 9, 60, 2, 2, 15, 48, 3, 11, 5], [4, 8, 15, 16, 23], [42], list(range(3, 25)), [9, 9, 1]]
 
 
@@ -139,7 +168,13 @@ def write_merged(base: Path, adapter: Adapter, folder: Path) -> Path:
 
 
 def merge(tensors: dict[str, np.ndarray], name: str, delta: np.ndarray) -> None:
-    """Add a delta to a module's weight, by its name in the checkpoint."""
+    """Add a delta to a module's weight, by its name in the checkpoint, or in the stack of all experts."""
+    expert = re.fullmatch(r"(.+\.block_sparse_moe)\.experts\.(\d+)\.(gate|up|down)_proj", name)
+    if expert:  # of a Granite
+        stack = tensors[f"{expert[1]}.{'output' if expert[3] == 'down' else 'input'}_linear.weight"][int(expert[2])]
+        half = len(stack) // 2
+        stack[{"gate": slice(half), "up": slice(half, None), "down": slice(None)}[expert[3]]] += delta
+        return
     tensors[f"{name}.weight"] += delta
 
 

@@ -137,6 +137,33 @@ SMALL: dict[str, dict[str, Any]] = {
     "Glm4ForCausalLM": {"model_type": "glm4", "partial_rotary_factor": 0.5, "attention_bias": True},
     "SeedOssForCausalLM": {"model_type": "seed_oss", "attention_bias": True, "attention_out_bias": False},
     "Ernie4_5ForCausalLM": {"model_type": "ernie4_5", "use_bias": True},
+    "GraniteMoeForCausalLM": {
+        "model_type": "granitemoe",
+        "attention_multiplier": 0.3,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+    },
+    "GraniteMoeSharedForCausalLM": {
+        "model_type": "granitemoeshared",
+        "residual_multiplier": 0.22,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 9,
+    },
+    "Glm4MoeForCausalLM": {
+        "model_type": "glm4_moe",
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 3,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 7,
+        "n_group": 3,
+        "topk_group": 2,
+        "routed_scaling_factor": 1.5,
+        "first_k_dense_replace": 1,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "num_nextn_predict_layers": 1,
+    },
     "MixtralForCausalLM": {
         "model_type": "mixtral",
         "num_local_experts": 5,
@@ -278,7 +305,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
     ("Gemma3ForCausalLM", {"sliding_window": None}, "sliding_window is missing"),
     ("GraniteForCausalLM", {"residual_multiplier": "half"}, "residual_multiplier is 'half'"),
-    ("GraniteMoeHybridForCausalLM", {"num_local_experts": 8}, "num_local_experts is 8: a mixture of experts"),
+    ("GraniteMoeHybridForCausalLM", {"num_local_experts": -1}, "num_local_experts is -1"),
     ("GraniteMoeHybridForCausalLM", {"layer_types": ["mamba", "attention"]}, "layer_types holds 'mamba'"),
     ("GraniteMoeHybridForCausalLM", {"layer_types": ...}, "layer_types holds 'mamba'"),
     ("SmolLM3ForCausalLM", {"no_rope_layers": [1]}, "no_rope_layers has no 0 or 1 for layer 1"),
@@ -336,6 +363,10 @@ EXPERTS: list[tuple[str, dict[str, Any], str]] = [
     ("Qwen2MoeForCausalLM", {"use_sliding_window": True}, "versions of transformers differ on which layers"),
     ("Qwen2MoeForCausalLM", {"moe_intermediate_size": 0}, "moe_intermediate_size is 0"),
     ("LlamaForCausalLM", {"n_routed_experts": 8}, "n_routed_experts is 8"),
+    ("Glm4MoeForCausalLM", {"n_group": 4}, "n_group 4 and topk_group 2: 6 experts are in no such groups"),
+    ("Glm4MoeForCausalLM", {"topk_group": 1}, "fewer experts than num_experts_per_tok"),
+    ("Glm4MoeForCausalLM", {"n_group": 6, "topk_group": 3}, "a group of 1 has no 2 best experts"),
+    ("Glm4MoeForCausalLM", {"norm_topk_prob": "yes"}, "norm_topk_prob is 'yes'"),
 ]
 
 
@@ -355,6 +386,10 @@ def test_which_layers_have_experts(tmp_path: Path) -> None:
     assert sparse("MixtralForCausalLM") == [True] * 4
     assert sparse("Qwen3MoeForCausalLM") == [False, True, True, True]
     assert sparse("Qwen3MoeForCausalLM", decoder_sparse_step=2, mlp_only_layers=None) == [False, True, False, True]
+    assert sparse("Glm4MoeForCausalLM", first_k_dense_replace=2) == [False, False, True, True]
+    hybrid = {"layer_types": ["attention"] * 4, "num_experts_per_tok": 2}
+    assert sparse("GraniteMoeHybridForCausalLM", **hybrid, num_local_experts=3) == [True] * 4
+    assert sparse("GraniteMoeHybridForCausalLM", **hybrid) == [False] * 4
     assert sparse("Qwen2MoeForCausalLM", mlp_only_layers=[0, 1, 2, 3]) == [False] * 4
     both = load_config(write_config(tmp_path, "Qwen3MoeForCausalLM", num_local_experts=6))
     assert both.moe and both.moe.experts == 6
@@ -377,6 +412,31 @@ def test_experts_are_read_one_by_one_or_stacked(tmp_path: Path, spelling: str) -
         (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(stored | {name: stored[name][1:]}))
         with refused(WeightsError, f"tensor {name} has shape [4, 12, 20], config.json makes it [5, 12, 20]"):
             load_model(tmp_path)
+
+
+def test_layers_that_predict_further_tokens_are_not_read(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, "Glm4MoeForCausalLM"))
+    tensors = {name: np.ones(shape, np.float32) for name, shape in expected_tensors(config).items()}
+    further = {"model.layers.2.eh_proj.weight": np.ones((12, 24), np.float32)}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors | further))
+    assert len(load_model(tmp_path).layers) == 2
+    beyond = {"model.layers.3.eh_proj.weight": np.ones((12, 24), np.float32)}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors | beyond))
+    with refused(WeightsError, "model.layers.3.eh_proj.weight"):
+        load_model(tmp_path)
+
+
+def test_a_router_that_stays_float32_in_a_half_model(tmp_path: Path) -> None:
+    """GLM-4.5 keeps its routers and their corrections in float32, whatever the model's type."""
+    config = load_config(write_config(tmp_path, "Glm4MoeForCausalLM"))
+    rng = np.random.default_rng(0)
+    tensors = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in expected_tensors(config).items()}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    layer = load_model(tmp_path, "bfloat16").layers[1]
+    np.testing.assert_array_equal(layer.linears["mlp.gate"].weight, tensors["model.layers.1.mlp.gate.weight"])
+    (correction,) = layer.vectors.values()
+    np.testing.assert_array_equal(correction, tensors["model.layers.1.mlp.gate.e_score_correction_bias"])
+    assert layer.linears["mlp.experts.0.up_proj"].weight.dtype == "bfloat16"
 
 
 def stacked(tensors: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
