@@ -96,10 +96,9 @@ def parameters(config: ModelConfig, module: Module) -> int:
 
 
 def norm_parameters(config: ModelConfig) -> int:
-    """Numbers of all norms, the last one included, and of what else layers have besides products."""
+    """Numbers of all norms, the last one included."""
     layers = range(config.num_hidden_layers)
-    vectors = sum(sum(config.vectors_of(i).values()) for i in layers)
-    return sum(config.norm_width(name, i) for i in layers for name in config.norms_of(i)) + config.hidden_size + vectors
+    return sum(config.norm_width(name, i) for i in layers for name in config.norms_of(i)) + config.hidden_size
 
 
 def base_parameters(config: ModelConfig) -> int:

@@ -5,6 +5,7 @@ that no mistake can be made twice.
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import warnings
@@ -151,7 +152,8 @@ def float64_throughout() -> Iterator[None]:
 def dense_layers() -> Iterator[None]:
     """PEFT moves LoRA from gate_proj, up_proj and down_proj to the experts in every model of a class that may have
     some: what is meant for dense layers and shared experts is lost there (peft #3711). In here it stays."""
-    with mock.patch.object(peft.utils.transformers_weight_conversion, "_MOE_TARGET_MODULE_MAPPING", {}):
+    conversion = importlib.import_module("peft.utils.transformers_weight_conversion")
+    with mock.patch.object(conversion, "_MOE_TARGET_MODULE_MAPPING", {}):
         yield
 
 
