@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import tiny
-from ..config import Module, module_name
+from ..config import ModelConfig, Module, module_name
+from ..engines import adapter_limits
+from ..engines.adapter_limits import Hit
 from ..errors import RequestError
 from ..formats.trtllm_report import MAX_RANK
 from ..loading.adapter_folder import load_adapter
@@ -31,6 +33,7 @@ from .texts import about_tokenizer, own_tokenizer
 
 HELP = "show what is in a model or adapter folder, and everything that is wrong with it"
 EXAMPLE = """  loracle inspect ./my-adapter --model ./llama            does it fit this base?
+  loracle inspect ./my-adapter --model ./llama --for vllm      will vLLM take it, and all of it?
   loracle inspect pirate --model tiny --effect            is it applied at all, and where?"""
 
 
@@ -48,24 +51,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for",
         dest="engine",
-        choices=("trtllm",),
-        help="also what this engine would reject of a PEFT folder, or ignore (said of its own arrays in any case)",
+        choices=("trtllm", *adapter_limits.names()),
+        help="also what this engine rejects or ignores of an adapter, with the version and how that is known; exit 1 "
+        "if there is anything",
     )
-    parser.add_argument(
-        "--max-rank", type=int, default=MAX_RANK, metavar="N", help=f"its max_lora_rank (default {MAX_RANK}, its own)"
-    )
+    parser.add_argument("--max-rank", type=int, metavar="N", help="its max_lora_rank (default: its own)")
     parser.add_argument("--prompt", metavar="TEXT", help="the text that --effect runs (default: a fixed one)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Return 0 if the folder can be used, 2 if it cannot."""
+    """Return 0 if the folder can be used, 2 if it cannot, 1 if the engine of --for does not take all of it."""
     model = args.model or ("tiny" if args.folder in tiny.VOICES else None)
-    if args.max_rank < 1:
+    if args.max_rank is not None and args.max_rank < 1:
         raise RequestError(f"--max-rank {args.max_rank}: it must be above 0")
     base = load_config(base_folder(model)) if model else None
-    inspection = inspect(args.folder, base, args.engine, args.max_rank)
+    inspection = inspect(args.folder, base, args.engine, args.max_rank or MAX_RANK)
     if model and inspection.kind == "adapter":
         inspection.warnings.extend(about_texts(Path(inspection.path), base_folder(model)))
+    hits = limits(args, inspection, base)
     effects: dict[Module, float] | None = None
     if args.effect and inspection.ok:
         effects = measure_effects(args, inspection, model)
@@ -73,10 +76,42 @@ def run(args: argparse.Namespace) -> int:
         body = dataclasses.asdict(inspection)
         if effects is not None:
             body["effect"] = {module_name(module): value for module, value in effects.items()}
+        if hits is not None:
+            body["limits"] = [dataclasses.asdict(hit) for hit in hits]
         print(json.dumps(body))
     else:
         show(Console(), inspection, effects, against_base=model is not None)
-    return 0 if inspection.ok else 2
+        show_limits(Console(), args.engine, hits)
+    if not inspection.ok:
+        return 2
+    return 1 if hits or (args.engine == "trtllm" and any(map(is_limit, inspection.tensorrt_llm))) else 0
+
+
+def limits(args: argparse.Namespace, inspection: Inspection, base: ModelConfig | None) -> list[Hit] | None:
+    """Return what the engine of --for does not take; None where nothing was asked, or of TensorRT-LLM, of which
+    `inspect` has said it."""
+    if args.engine is None or args.engine == "trtllm":
+        return None
+    if inspection.kind not in ("adapter", "unknown"):
+        raise RequestError(f"--for {args.engine} is about adapters, and {args.folder} is a {inspection.kind}")
+    return adapter_limits.limits_of(Path(inspection.path), args.engine, base, args.max_rank)
+
+
+def is_limit(line: str) -> bool:
+    """Whether a line about TensorRT-LLM says that it does not take all of the adapter."""
+    return line.removeprefix("(").split(") ")[-1].startswith(("rejects", "ignores", "cuts", "takes", "skips"))
+
+
+def show_limits(console: Console, engine: str | None, hits: list[Hit] | None) -> None:
+    """Print what the engine does not take, or that nothing is known against it."""
+    for hit in hits or []:
+        colour = "bold red" if hit.does == "rejects" else "yellow"
+        words = f"{hit.does} {hit.subject}: {hit.what} "
+        source = f"({adapter_limits.EVIDENCE[hit.evidence]}: {hit.versions}; {hit.link})"
+        console.print(Text(f"{hit.engine} ", style="cyan") + Text(words, style=colour) + Text(source, style="dim"))
+    if hits == [] and engine:
+        table = adapter_limits.read_engine(engine)
+        console.print(Text(f"{table.name}: nothing of it is in the table ({table.versions})", style="green"))
 
 
 def about_texts(folder: Path, base: Path) -> list[str]:

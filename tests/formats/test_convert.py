@@ -280,7 +280,7 @@ def test_what_the_engine_makes_of_a_peft_folder(tmp_path: Path, capsys: pytest.C
     assert "ignores the magnitude of DoRA in its PyTorch backend" in inspect(folder, BASE, "trtllm").tensorrt_llm
     with refused(AdapterError, "cannot hold", "the DoRA magnitude of model.layers.0.self_attn.o_proj"):
         convert(folder, tmp_path / "lost", "trtllm")
-    assert cli.main(["inspect", "bard", "--for", "trtllm", "--max-rank", "8"]) == 0
+    assert cli.main(["inspect", "bard", "--for", "trtllm", "--max-rank", "8"]) == 1
     assert "TensorRT-LLM rejects rank 16: it is above max_lora_rank 8" in capsys.readouterr().out
 
 
