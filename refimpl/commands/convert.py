@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SRC",
-        help="a PEFT or mlx-lm folder, one with model.lora_weights.npy, or a GGUF file; of pictures, a folder of "
-        "diffusers or a .safetensors file; recognised",
+        help="a PEFT, mlx-lm or torchtune folder, one with model.lora_weights.npy, a GGUF or .nemo file; of pictures, "
+        "a folder of diffusers or a .safetensors file; recognised",
     )
     parser.add_argument(
         "target", metavar="OUT", type=Path, help="a folder, or with gguf and kohya a file, that is not there yet"

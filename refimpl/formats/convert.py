@@ -17,16 +17,24 @@ from ..loading.conversion import all_finite
 from ..loading.diagnostics import Diagnostics, one_line
 from ..loading.gguf_file import is_gguf
 from ..loading.mlx_adapter import is_mlx
+from ..loading.nemo_file import find_nemo, is_nemo
+from ..loading.torchtune_adapter import holds_torchtune
 from ..tensorrt_llm.prescale import cast
 from .files import new_folder
 from .gguf import write_gguf_adapter
 from .mlx import write_mlx_adapter
-from .nemo import find_nemo
 from .peft import save_adapter
 from .trtllm import from_pair, to_pair
 from .trtllm_pair import STORED, WEIGHTS_FILE, Pair, check_pair, is_pair, pair_folders, read_pair, write_pair
 
 FORMATS = ("trtllm", "peft", "gguf", "mlx")
+READ_ONLY = ("nemo", "torchtune")
+# Formats in which rows lie by the heads of the base, and what to say without one.
+BY_HEADS = {
+    "gguf": "rows of q and k are interleaved, and in how many heads",
+    "torchtune": "rows of q and k are interleaved, and in how many heads",
+    "nemo": "rows of q, k and v lie in one matrix, and in how many heads",
+}
 
 
 @dataclass(frozen=True)
@@ -45,26 +53,30 @@ class Conversion:
 
     source: str
     target: str
-    was: str  # one of FORMATS
+    was: str  # one of FORMATS or READ_ONLY
     to: str
     files: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def recognise(path: Path) -> str:
-    """Which of FORMATS lies there. AdapterError for what is neither, and for what is known and not read."""
+    """Which of FORMATS or READ_ONLY lies there. AdapterError for what is none of them, and not read."""
     if is_gguf(path):
         return "gguf"  # its reader says so if it is a base model
     if is_mlx(path):
         return "mlx"
     if is_pair(path):
         return "trtllm"
+    if is_nemo(path):
+        return "nemo"
     if nemo := find_nemo(path):
         raise AdapterError(one_line(f"{path}: {nemo}"))
     if tasks := pair_folders(path):
         raise AdapterError(
             one_line(f"{path}: has a pair for each of several task ids; give one of them, as {tasks[0]}")
         )
+    if holds_torchtune(path):
+        return "torchtune"
     return "peft"  # the PEFT reader says what is wrong with anything else
 
 
@@ -109,10 +121,8 @@ def _read(source: Path, was: str, base: ModelConfig | None) -> tuple[Adapter, li
                 f"{source}: A and B lie in one row, and where A ends, only the base knows: give --model DIR"
             )
         return from_pair(pair, base, source.name)
-    if was == "gguf" and base is None:
-        raise AdapterError(
-            f"{source}: rows of q and k are interleaved, and in how many heads, only the base knows: give --model DIR"
-        )
+    if was in BY_HEADS and base is None:
+        raise AdapterError(f"{source}: {BY_HEADS[was]}, only the base knows: give --model DIR")
     diagnostics = Diagnostics()
     adapter = read_adapter(source, base, os.path.basename(os.path.abspath(source)), diagnostics)
     diagnostics.raise_first(AdapterError, source)

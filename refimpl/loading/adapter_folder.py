@@ -34,6 +34,8 @@ from .gguf_adapter import read_gguf_adapter
 from .gguf_file import is_gguf
 from .json_file import read_json
 from .mlx_adapter import is_mlx, read_mlx_adapter
+from .nemo_adapter import read_nemo_adapter
+from .nemo_file import find_nemo, is_nemo
 from .peft_config import CONFIG_FILE, read_peft_config
 from .peft_experts import expand_experts
 from .peft_keys import is_vera
@@ -42,6 +44,7 @@ from .peft_selection import check_parameters, check_selected, check_vocabulary, 
 from .peft_tensors import LAYER, Parts, check_lora, full_weights_of, sort_parts
 from .peft_tokens import check_tokens, token_rows
 from .safetensors_file import SafetensorsFile
+from .torchtune_adapter import in_pefts_names, is_torchtune, with_pefts_targets
 from .vera_adapter import sort_vera
 
 
@@ -103,11 +106,15 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
         return _warned(folder, *read_gguf_adapter(folder, base, diagnostics), diagnostics)
     if is_mlx(folder):
         return _warned(folder, *read_mlx_adapter(folder, base, diagnostics), diagnostics)
-    if problem := not_an_adapter(folder):
+    if is_nemo(folder):
+        return _warned(folder, *read_nemo_adapter(folder, base, diagnostics), diagnostics)
+    if problem := find_nemo(folder) or not_an_adapter(folder):
         diagnostics.problem(folder, problem)
         return None, {}
     config, after_config = read_peft_config(folder, diagnostics), len(diagnostics.problems)
     file = open_adapter(folder, diagnostics)
+    if file and is_torchtune(file):
+        file, config = in_pefts_names(file, base, diagnostics), config and with_pefts_targets(config)
     data = read_json(folder / CONFIG_FILE, Diagnostics()) or {}  # once more, for what no PeftConfig holds
     parts = (sort_vera if is_vera(data) else sort_parts)(file, base, diagnostics) if file else {}
     sorted_out = len(diagnostics.problems)

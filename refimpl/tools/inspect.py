@@ -11,7 +11,6 @@ from ..adapter_slots import adapter_scale
 from ..arrays import Array
 from ..config import ModelConfig, Module, module_name
 from ..errors import ConfigError
-from ..formats.nemo import find_nemo
 from ..formats.trtllm_inspect import look
 from ..formats.trtllm_pair import is_pair, pair_folders
 from ..formats.trtllm_report import MAX_RANK, about_peft
@@ -25,6 +24,7 @@ from ..loading.gguf_adapter import is_gguf_adapter
 from ..loading.gguf_file import is_gguf
 from ..loading.mlx_adapter import MLX_FILE
 from ..loading.model_folder import base_folder
+from ..loading.nemo_file import find_nemo, is_nemo
 from ..loading.peft_config import CONFIG_FILE
 from ..loading.peft_tensors import Parts
 from ..loading.tensor import Tensor
@@ -139,6 +139,8 @@ def _resolve(path: str | Path) -> tuple[Path, str]:
         MLX_FILE,
         "adapter_model.bin",
     } or is_gguf_adapter(folder):
+        return folder, "adapter"
+    if is_nemo(folder):
         return folder, "adapter"
     if names & {"config.json", SINGLE, INDEX} or is_gguf(folder):
         return folder, "model"
