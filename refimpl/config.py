@@ -15,12 +15,13 @@ The legend of axis names. Every public signature of the package uses these and n
     blocks      blocks of the paged cache;  block_size: tokens per block;  table: blocks of the longest request
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from .mla_config import KVShape, Mla
 from .module_names import (
     ATTENTION_MODULES,
     EMBED,
+    LAYER_INPUTS,
     LAYER_MODULES,
     LM_HEAD,
     MLP_MODULES,
@@ -31,18 +32,19 @@ from .module_names import (
     short_name,
 )
 from .moe_config import Groups, Mlp, Moe, Stacked
+from .norms import LLAMA_NORMS, Norms
 
 # What is imported from here although it stands in a file of its own.
-__all__ = ["ATTENTION_MODULES", "LAYER_MODULES", "MLP_MODULES", "ROOTS", "Groups", "Mlp", "Moe", "Stacked"]
-__all__ += ["EMBED", "LM_HEAD", "PARENTS", "KVShape", "Mla", "Module", "module_name", "short_name"]
+__all__ = ["ATTENTION_MODULES", "LAYER_MODULES", "MLP_MODULES", "ROOTS", "Groups", "Mlp", "Moe", "Norms", "Stacked"]
+__all__ += ["EMBED", "LAYER_INPUTS", "LM_HEAD", "PARENTS", "KVShape", "Mla", "Module", "module_name", "short_name"]
 
 
 @dataclass(frozen=True)
 class Rope:
     """Rotary position embedding, in the names of rope_parameters; rope.py has the formulas.
 
-    `type` is default, linear (Chen et al. 2023), llama3 (Llama 3.1), yarn (Peng et al. 2023) or longrope (Ding et al.
-    2024)."""
+    `type` is default, linear (Chen et al. 2023), llama3 (Llama 3.1), yarn (Peng et al. 2023), longrope (Ding et al.
+    2024) or proportional (Gemma 4)."""
 
     theta: float = 10000.0
     type: str = "default"
@@ -50,7 +52,7 @@ class Rope:
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192  # llama3, yarn, longrope
-    partial_rotary_factor: float = 1.0  # the share of each head's channels that turns: its first ones
+    partial_rotary_factor: float = 1.0  # the share of each head's channels that turns: its first; or of its pairs
     interleaved: bool = False  # pairs are (2i, 2i + 1), not (i, i + half)
     attention_factor: float = 1.0  # yarn, longrope: cos and sin are multiplied by it
     beta_fast: float = 32.0  # yarn: turns over the original context from which on a pair keeps its frequency,
@@ -91,30 +93,6 @@ class LayerKind:
 
 
 @dataclass(frozen=True)
-class Norms:
-    """Where a layer has norms, by their names in the checkpoint below the layer. None: it has none there."""
-
-    attention_in: str | None = "input_layernorm"
-    q: str | None = None  # of queries and keys: over each head, or over all of them together, as wide as its weight
-    k: str | None = None
-    v: str | None = None  # of values, over each head, without a weight: no tensor of the checkpoint (Gemma 4)
-    q_turned: str | None = None  # the same after the rotation (HunYuan)
-    k_turned: str | None = None
-    attention_out: str | None = None
-    mlp_in: str | None = "post_attention_layernorm"
-    mlp_out: str | None = None
-    whole_projection: bool = False  # q and k are normalised over all heads together (OLMo 2)
-    plus_one: bool = False  # the checkpoint holds what is added to 1 (Gemma)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Those that a layer has, in the order of the forward pass."""
-        q_and_k = (self.q, self.k, self.q_turned, self.k_turned)
-        placed = (self.attention_in, *q_and_k, self.attention_out, self.mlp_in, self.mlp_out)
-        return tuple(name for name in placed if name is not None)
-
-
-@dataclass(frozen=True)
 class ModelConfig:
     """The shape of a decoder, in the names of its config.json. What follows eos_token_ids is as Llama has it, unless
     the family says otherwise (families/)."""
@@ -137,15 +115,16 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     wrapped: bool = False  # it is the text part of a model of images and text: its tensors have a prefix
     layers: tuple[LayerKind, ...] = ()  # where layers differ; empty: each has `sliding_window` and `rope`
-    norms: Norms = Norms()
+    norms: Norms = LLAMA_NORMS
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # or one module for the three
     mla: Mla | None = None  # keys and values are made of a latent (mla.py); head_dim is then q's and k's
-    gate_up: tuple[str, ...] = ("gate_proj", "up_proj")
+    gate_up: tuple[str, ...] = ("gate_proj", "up_proj")  # one for both, or a single one: an MLP without a gate
     down: str = "down_proj"
+    parallel: bool = False  # the MLP reads what attention reads, and both are added to x (Cohere)
     moe: Moe | None = None  # the experts of each layer, or of those whose kind says so
     unread_layers: int = 0  # of the checkpoint, after the last: they predict further tokens (multi-token prediction)
     biased: tuple[str, ...] = ()  # further modules that have a bias
-    activation: str = "silu"  # or gelu_tanh
+    activation: str = "silu"  # or gelu_tanh, relu2
     attention_scale: float | None = None  # None: 1/sqrt(head_dim)
     attention_softcap: float | None = None
     logits_softcap: float | None = None
@@ -154,6 +133,9 @@ class ModelConfig:
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0  # logits are divided by it
     name_or_path: str = field(default="", compare=False)  # what the checkpoint calls itself, if anything
+    layer_scalar: bool = False  # each layer's x is multiplied by a number of the checkpoint (Gemma 4)
+    hidden_size_per_layer_input: int = 0  # each layer has an input of this width for each token (layer_inputs.py)
+    vocab_size_per_layer_input: int = 0
     unrounded: tuple[str, ...] = ()  # points of Precision at which transformers does not round here, but does in Llama
 
     @property
@@ -202,6 +184,11 @@ class ModelConfig:
         return KVShape(kv_heads, head_dim, head_dim if self.mla is None else self.mla.v_head_dim)
 
     @property
+    def uneven(self) -> bool:
+        """Whether layers differ in their heads, in their modules, or in the width of their MLP."""
+        return any(replace(kind, window=None, rope=Rope(), sparse=False) != LayerKind() for kind in self.layers)
+
+    @property
     def kv_layers(self) -> list[int]:
         """The layers that have keys and values of their own."""
         return [i for i in range(self.num_hidden_layers) if self.kind(i).kv_from is None]
@@ -230,11 +217,17 @@ class ModelConfig:
         """The linear layers that some transformer layer has, in the order of the forward pass."""
         return tuple(dict.fromkeys(name for i in range(self.num_hidden_layers) for name in self.modules_of(i)))
 
+    @property
+    def layer_inputs_width(self) -> int:
+        """How wide the inputs of all layers are together."""
+        return self.num_hidden_layers * self.hidden_size_per_layer_input
+
     def modules_of(self, layer: int) -> tuple[str, ...]:
         """Those of one layer."""
         kind = self.kind(layer)
         block = self.moe.modules if self.moe and kind.sparse else self.mlp(layer).modules
-        modules = (*self.qkv, "o_proj", *block)
+        inputs = ("per_layer_input_gate", "per_layer_projection") if self.hidden_size_per_layer_input else ()
+        modules = (*self.qkv, "o_proj", *block, *inputs)
         return tuple(name for name in modules if name not in kind.absent) if kind.absent else modules
 
     def qkv_of(self, layer: int) -> tuple[str, ...]:
@@ -245,7 +238,8 @@ class ModelConfig:
     def vectors_of(self, layer: int) -> dict[str, int]:
         """What one layer has besides norms and linear layers, by its name in the checkpoint, and its width."""
         sparse = self.moe is not None and self.kind(layer).sparse
-        return {self.moe.correction: self.moe.experts} if sparse and self.moe and self.moe.correction else {}
+        correction = {self.moe.correction: self.moe.experts} if sparse and self.moe and self.moe.correction else {}
+        return correction | ({"layer_scalar": 1} if self.layer_scalar else {})
 
     def shape(self, module: Module | str) -> tuple[int, int]:
         """(d_out, d_in) of a module's weight, as it lies in the checkpoint. For embed_tokens: (vocab, d_model).
@@ -263,12 +257,15 @@ class ModelConfig:
             "qkv_proj": q + 2 * kv,
             "gate_proj": mlp,
             "up_proj": mlp,
+            "c_fc": mlp,
             "gate_up_proj": 2 * mlp,
             "input_linear": 2 * mlp,
+            "per_layer_input_gate": self.hidden_size_per_layer_input,
+            "per_layer_model_projection": self.layer_inputs_width,
             "embed_tokens": self.vocab_size,
             "lm_head": self.vocab_size,
         }
-        d_in = {"o_proj": q, self.down: mlp}
+        d_in = {"o_proj": q, self.down: mlp, "per_layer_projection": self.hidden_size_per_layer_input}
         return d_out.get(name, self.hidden_size), d_in.get(name, self.hidden_size)
 
     def norms_of(self, layer: int) -> tuple[str, ...]:
@@ -289,7 +286,7 @@ class ModelConfig:
     def modules(self) -> list[Module]:
         """Every module that LoRA can target, in the order of the forward pass."""
         inner = [(i, name) for i in range(self.num_hidden_layers) for name in self.modules_of(i)]
-        return [EMBED, *inner, LM_HEAD]
+        return [EMBED, *([LAYER_INPUTS] if self.hidden_size_per_layer_input else []), *inner, LM_HEAD]
 
     def has_bias(self, module: str) -> bool:
         """Whether the checkpoint holds a bias for this module."""

@@ -62,6 +62,33 @@ def rms_norm_per_token(
     return rounded(y, p.norm)
 
 
+def layer_norm(
+    x: Float[Array, "tokens d_model"], weight: Float[Array, "parts d_model"], eps: float, p: Precision
+) -> Float[Array, "tokens d_model"]:
+    """(x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias, over the last axis (Ba et al. 2016).
+
+    weight: the weight and, where there is one, the bias below it."""
+    xp = namespace(x)
+    centred = x - x.mean(axis=1, keepdims=True)
+    variance = xp.einsum("td,td->t", centred, centred)[:, None] / x.shape[1]
+    y = rounded(centred / xp.sqrt(variance + eps), p.norm_inner)
+    y *= widen(weight[0], p.compute)
+    if len(weight) > 1:
+        y += widen(weight[1], p.compute)
+    return rounded(y, p.norm)
+
+
+def layer_norm_per_token(
+    x: Float[Array, "tokens d_model"], weight: Float[Array, "parts d_model"], eps: float, p: Precision
+) -> Float[Array, "tokens d_model"]:
+    """The definition, one token at a time."""
+    xp, y, gain, *bias = namespace(x), namespace(x).empty_like(x), *widen(weight, p.compute)
+    for t in range(x.shape[0]):
+        centred = x[t] - x[t].mean()
+        y[t] = rounded(centred / xp.sqrt((centred * centred).mean() + eps), p.norm_inner) * gain + sum(bias)
+    return rounded(y, p.norm)
+
+
 def softmax(scores: Array, p: Precision) -> Array:
     """exp(s - max) / sum over the last axis. -inf is a key that is not seen."""
     weights = scores - scores.max(axis=-1, keepdims=True)
@@ -71,10 +98,10 @@ def softmax(scores: Array, p: Precision) -> Array:
 
 
 def mlp_activation(
-    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"], kind: str, p: Precision
+    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"] | None, kind: str, p: Precision
 ) -> Float[Array, "tokens d_mlp"]:
-    """act(gate) * up (Shazeer 2020). kind names act: silu is g / (1 + e^-g), gelu_tanh is g/2 (1 + tanh(...)), the
-    approximation of Hendrycks & Gimpel 2016."""
+    """act(gate) * up (Shazeer 2020), or act(gate) alone. kind names act: silu is g / (1 + e^-g), gelu_tanh is
+    g/2 (1 + tanh(...)), the approximation of Hendrycks & Gimpel 2016, and relu2 is max(g, 0)^2 (So et al. 2021)."""
     xp = namespace(gate)
     if kind == "silu":
         active = -gate
@@ -82,11 +109,14 @@ def mlp_activation(
             xp.exp(active, out=active)
         active += 1
         xp.divide(gate, active, out=active)
+    elif kind == "relu2":
+        active = xp.square(xp.maximum(gate, 0))
     else:
         inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
         active = 0.5 * gate * (1 + xp.tanh(inner))
     active = rounded(active, p.activation_inner)
-    active *= up
+    if up is not None:
+        active *= up
     return rounded(active, p.activation)
 
 

@@ -19,6 +19,7 @@ from .arrays import Array, Float, Precision, ceil_div, namespace, rounded, to_ho
 from .batch import ScheduledRequest, make_batch
 from .config import EMBED, LM_HEAD, Mlp, Module, short_name
 from .kv_cache import KVCache
+from .layer_inputs import end_of_layer
 from .layers import embed
 from .lora import added_by
 from .moe import experts
@@ -38,6 +39,7 @@ def forward(
     rows of the others are filled up with -inf."""
     config, norms, trace = model.config, model.config.norms, active_trace()
     note = trace.note if trace is not None else ignore
+    normalised = ops.layer_norm if norms.centred else ops.rms_norm
     turns = dict(zip(config.ropes, batch.device.ropes, strict=True))
 
     def project(
@@ -63,7 +65,7 @@ def forward(
         if name is None:
             return x
         weight = model.layers[layer].norms[name]  # as wide as the model, as one head, or as all heads together
-        return ops.rms_norm(x.reshape(-1, weight.size), weight, eps, p).reshape(x.shape)
+        return normalised(x.reshape(-1, weight.shape[-1]), weight, eps, p).reshape(x.shape)
 
     def heads(x: Array, layer: int) -> Sequence[Float[Array, "tokens heads head_dim"]]:
         if config.mla is not None:
@@ -79,12 +81,13 @@ def forward(
         return rounded(x + ops.scaled(y, config.residual_multiplier, p), p.residual)
 
     def mlp(x: Array, layer: int, names: Mlp, mapping: LoraMapping = batch.lora) -> Float[Array, "tokens d_model"]:
-        gate, up = parts(x, layer, names.gate_up, [names.width] * 2, mapping)
-        x = ops.mlp_activation(gate, up, config.activation, p)
+        gate, *up = parts(x, layer, names.gate_up, [names.width] * 2, mapping)
+        x = ops.mlp_activation(gate, up[0] if up else None, config.activation, p)
         note(f"layers.{layer}.{names.scope}", mlp=x)
         return project(x, layer, names.down, mapping)
 
     x = ops.scaled(project(batch.device.token_ids, *EMBED), config.embedding_multiplier, p)
+    finish = end_of_layer(model, x, batch.device.token_ids, project, norm, ops, p)
     for i in range(config.num_hidden_layers):
         h = norm(x, i, norms.attention_in)
         q, *kv = heads(h, i)
@@ -101,13 +104,13 @@ def forward(
         x = added(x, norm(project(mixed, i, "o_proj"), i, norms.attention_out))
         note(f"layers.{i}.", q_rope=q, attention=mixed)
 
-        h = norm(x, i, norms.mlp_in)
+        h = h if config.parallel else norm(x, i, norms.mlp_in)
         sparse = config.kind(i).sparse
         h = experts(model, h, i, project, mlp, batch.lora, ops, p) if sparse else mlp(h, i, config.mlp(i))
-        x = added(x, norm(h, i, norms.mlp_out))
+        x = finish(added(x, norm(h, i, norms.mlp_out)), i)
         note(f"layers.{i}.", output=x)
 
-    h = ops.rms_norm(x[batch.device.logits_indices], model.norm, config.rms_norm_eps, p)
+    h = normalised(x[batch.device.logits_indices], model.norm, config.rms_norm_eps, p)
     logits = rounded(ops.all_gather(project(h, *LM_HEAD, batch.logits_lora)), p.logits)
     logits = ops.softcap(ops.scaled(logits, 1 / config.logits_scaling, p), config.logits_softcap, p.logits)
     note("", norm=h, logits=logits)

@@ -11,6 +11,7 @@ MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 LAYER_MODULES = ATTENTION_MODULES + MLP_MODULES
 EMBED: Module = (-1, "embed_tokens")
 LM_HEAD: Module = (-1, "lm_head")
+LAYER_INPUTS: Module = (-1, "per_layer_model_projection")  # Gemma 4 (layer_inputs.py)
 
 # The parts of a layer of text, with which a name begins that is all of it. Picture models have others.
 ROOTS = ("self_attn", "mlp", "shared_mlp", "block_sparse_moe")
@@ -19,8 +20,9 @@ ROOTS = ("self_attn", "mlp", "shared_mlp", "block_sparse_moe")
 PARENTS = {
     **dict.fromkeys((*ATTENTION_MODULES, "qkv_proj"), "self_attn"),
     **dict.fromkeys(("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"), "self_attn"),  # DeepSeek
-    **dict.fromkeys((*MLP_MODULES, "gate_up_proj"), "mlp"),
+    **dict.fromkeys((*MLP_MODULES, "gate_up_proj", "c_fc", "c_proj"), "mlp"),
     **dict.fromkeys(("input_linear", "output_linear"), "shared_mlp"),  # Granite 4
+    **dict.fromkeys(("per_layer_input_gate", "per_layer_projection"), ""),  # Gemma 4: below the layer itself
 }
 
 
@@ -33,9 +35,9 @@ def module_name(module: Module) -> str:
         return short_name(module)  # of a picture model: (0, 'attention.to_q'), (-1, 'cap_embedder.1')
     if module == LM_HEAD:
         return "lm_head"
-    if module == EMBED:
-        return "model.embed_tokens"
-    return f"model.layers.{layer}.{PARENTS[name]}.{name}"
+    if layer < 0:
+        return f"model.{name}"
+    return ".".join(part for part in ("model.layers", str(layer), PARENTS[name], name) if part)
 
 
 def short_name(module: Module) -> str:

@@ -50,12 +50,13 @@ class Ops:
     linear: Callable[[Array, Array, Array | None, Precision], Array]  # x, weight, bias
     lora_delta: Callable[[Array, Array, Module, AdapterSlots, LoraMapping, Precision], None]  # y += ..., in place; x
     rms_norm: Callable[[Array, Array, float, Precision], Array]  # x, weight, eps
+    layer_norm: Callable[[Array, Array, float, Precision], Array]  # x, weight and bias, eps
     rope: Callable[[Array, Array, Array, bool, Precision], Array]  # x, cos, sin, interleaved
     write_kv: Callable[[Array, Array, Array, Array, AttentionMetadata, Precision], None]  # k_cache, v_cache, k, v
     attention: Callable[[Array, Array, Array, AttentionMetadata, View, Precision], Array]  # q, k_cache, v_cache
     latent: mla.LatentForm  # what is cached and what is multiplied, in a model with multi-head latent attention
     full_attention: Callable[[Array, Array, Array, Sequence[int], Precision], Array]  # q, k, v, starts: of pictures
-    mlp_activation: Callable[[Array, Array, str, Precision], Array]  # gate, up, kind
+    mlp_activation: Callable[[Array, Array | None, str, Precision], Array]  # gate, up, kind
     route: Callable[[Array, Array | None, Moe, Precision], Pair]  # logits, correction -> experts of a token, weights
     expert_sum: Callable[[Array, Index, Array, Array, Precision], None]  # y, rows, out, weights; y += ..., in place
     scaled: Callable[[Array, Array | float, Precision], Array]  # x, factor
@@ -94,6 +95,7 @@ REFERENCE = Ops(
     linear=layers.linear_per_token,
     lora_delta=lora.lora_delta_per_token,
     rms_norm=layers.rms_norm_per_token,
+    layer_norm=layers.layer_norm_per_token,
     rope=rope.apply_rope_per_token,
     write_kv=kv_cache.write_kv_per_token,
     attention=attention.attention_per_token,
@@ -117,6 +119,7 @@ NUMPY = replace(
     linear=layers.linear,
     lora_delta=lora.lora_delta,
     rms_norm=layers.rms_norm,
+    layer_norm=layers.layer_norm,
     rope=rope.apply_rope,
     write_kv=kv_cache.write_kv,
     attention=attention.attention,

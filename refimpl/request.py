@@ -107,6 +107,11 @@ def _check_fits(adapter: Adapter, config: ModelConfig) -> None:
         if module == EMBED:  # its rows are looked up: A is [rank, vocab]
             d_out, d_in = d_in, d_out
         _check_shape(adapter, module, (d_out, d_in), (lora.B.shape[0], lora.A.shape[1]))
+    vocabulary, inputs = max([0, *map(len, adapter.replaced.values())]), config.vocab_size_per_layer_input
+    if inputs and vocabulary > inputs:
+        raise RequestError(
+            f"adapter {adapter.name} extends the vocabulary to {vocabulary} ids; embed_tokens_per_layer has {inputs}"
+        )
     for module, weight in adapter.replaced.items():
         _check_shape(adapter, module, _shape(adapter, module, config), weight.shape)
     for module, bias in adapter.biases.items():

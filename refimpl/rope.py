@@ -17,17 +17,20 @@ def rope_frequencies(rope: Rope, head_dim: int, dtype: str = "float64", is_long:
 
     n is the number of channels that turn: head_dim, or the share of it that partial_rotary_factor says.
 
-    default   theta^(-2i/n)                                                     (Su et al. 2021)
-    linear    default / factor
-    llama3    long waves / factor, short ones kept, a ramp between the two      (Llama 3.1)
-    yarn      the same with a ramp over i, between two numbers of turns         (Peng et al. 2023)
-    longrope  default / short_factor[i], in a long request / long_factor[i]     (Ding et al. 2024)
+    default       theta^(-2i/n)                                                     (Su et al. 2021)
+    linear        default / factor
+    llama3        long waves / factor, short ones kept, a ramp between the two      (Llama 3.1)
+    yarn          the same with a ramp over i, between two numbers of turns         (Peng et al. 2023)
+    longrope      default / short_factor[i], in a long request / long_factor[i]     (Ding et al. 2024)
+    proportional  linear with n = head_dim, and 0 beyond that share of the pairs    (Gemma 4)
 
     As in transformers, modeling_rope_utils.py."""
     n = rotated_channels(rope, head_dim)
     frequency = 1.0 / np.asarray(rope.theta, dtype) ** (np.arange(0, n, 2).astype(dtype) / n)
-    if rope.type == "linear":
-        return frequency / rope.factor
+    if rope.type in ("linear", "proportional"):
+        frequency = frequency / rope.factor
+    if rope.type == "proportional":
+        frequency[int(rope.partial_rotary_factor * n // 2) :] = 0
     if rope.type == "llama3":
         turns = rope.original_max_position_embeddings * frequency / (2 * math.pi)  # over the original context
         ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
@@ -43,8 +46,9 @@ def rope_frequencies(rope: Rope, head_dim: int, dtype: str = "float64", is_long:
 
 
 def rotated_channels(rope: Rope, head_dim: int) -> int:
-    """How many channels of a head turn: its first ones."""
-    return int((rope.head_dim or head_dim) * rope.partial_rotary_factor)
+    """How many channels of a head turn: its first ones. All of them, if proportional: some turn by 0."""
+    share = 1 if rope.type == "proportional" else rope.partial_rotary_factor
+    return int((rope.head_dim or head_dim) * share)
 
 
 def yarn_bounds(rope: Rope, n: int) -> tuple[float, float]:

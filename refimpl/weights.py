@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from .adapter import TokenRows
 from .arrays import Array, Float, Precision
-from .config import EMBED, LM_HEAD, ModelConfig, Module
+from .config import EMBED, LAYER_INPUTS, LM_HEAD, ModelConfig, Module
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,15 @@ class Layer:
     vectors: Mapping[str, Array] = field(default_factory=dict)  # whatever else it has (ModelConfig.vectors_of)
 
 
+@dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """What makes the inputs that each layer has beside x in Gemma 4's small models (layer_inputs.py)."""
+
+    embed_tokens: Float[Array, "vocab d_inputs"]  # of all layers, one behind the other
+    projection: Linear
+    norm: Float[Array, " d_input"]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A loaded base model: read-only arrays, and nothing that changes while it runs."""
@@ -61,6 +70,7 @@ class Model:
     tokenizer: Any = None
     dtype: str = "float32"
     device: str = "cpu"
+    layer_inputs: LayerInputs | None = None
     # What prefix keys call this base: no other model has it, not even another load of the same folder. A digest of the
     # weights would say the same to the one engine that asks, after reading all of them.
     identity: bytes = field(init=False, default_factory=lambda: os.urandom(16))
@@ -70,6 +80,8 @@ class Model:
         layer, name = module
         if module == EMBED:
             return Linear(self.embed_tokens)
+        if module == LAYER_INPUTS and self.layer_inputs is not None:
+            return self.layer_inputs.projection
         return self.lm_head if module == LM_HEAD else self.layers[layer].linears[name]
 
     def precision(self, p: Precision) -> Precision:
@@ -88,6 +100,9 @@ class Model:
         """Every array, once, in a fixed order."""
         tied = self.lm_head.weight is self.embed_tokens
         arrays = [self.norm, self.embed_tokens] if tied else [self.norm, self.embed_tokens, self.lm_head.weight]
+        if self.layer_inputs is not None:
+            inputs = self.layer_inputs
+            arrays += [inputs.embed_tokens, inputs.projection.weight, inputs.norm]
         for layer in self.layers:
             arrays += layer.norms.values()
             arrays += layer.vectors.values()

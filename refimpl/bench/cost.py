@@ -98,14 +98,17 @@ def parameters(config: ModelConfig, module: Module) -> int:
 def norm_parameters(config: ModelConfig) -> int:
     """Numbers of all norms, the last one included."""
     layers = range(config.num_hidden_layers)
-    return sum(config.norm_width(name, i) for i in layers for name in config.norms_of(i)) + config.hidden_size
+    ends = config.hidden_size + config.hidden_size_per_layer_input
+    widths = ends + sum(config.norm_width(name, i) for i in layers for name in config.norms_of(i))
+    return 2 * widths if config.norms.bias else widths
 
 
 def base_parameters(config: ModelConfig) -> int:
     """Numbers of the base. A head that is tied to the embedding lies in memory once."""
     tied = parameters(config, LM_HEAD) if config.tie_word_embeddings else 0
     vectors = sum(sum(config.vectors_of(i).values()) for i in range(config.num_hidden_layers))
-    return sum(parameters(config, module) for module in config.modules()) + norm_parameters(config) + vectors - tied
+    rest = norm_parameters(config) + vectors + config.vocab_size_per_layer_input * config.layer_inputs_width
+    return sum(parameters(config, module) for module in config.modules()) + rest - tied
 
 
 def adapter_parameters(config: ModelConfig, ranks: Ranks) -> int:
@@ -148,7 +151,8 @@ def base_work(config: ModelConfig, step: Step, size: int) -> Work:
     products = [module for module in config.modules() if module != EMBED]
     read = sum(parameters(config, module) for module in products) + norm_parameters(config)
     flops = sum(2 * rows_of(module, step) * math.prod(config.shape(module)) for module in products)
-    return Work(base_bytes=size * (read + step.rows * config.hidden_size), base_flops=flops)
+    looked_up = config.hidden_size + config.layer_inputs_width
+    return Work(base_bytes=size * (read + step.rows * looked_up), base_flops=flops)
 
 
 def lora_work(config: ModelConfig, ranks: Ranks, step: Step, size: int) -> Work:

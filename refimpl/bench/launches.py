@@ -38,6 +38,8 @@ def launches(config: ModelConfig, ranks: Ranks, step: Step, dtype: str, ops: Ops
     compute: a family of which they lack a step, a rank above their largest."""
     if step.adapters and max(ranks.values()) > MAX_RANK:
         raise LoracleError(f"ops cuda: rank {max(ranks.values())}; the kernels take ranks from 1 to {MAX_RANK}")
+    if config.hidden_size_per_layer_input or len(config.kv_layers) < config.num_hidden_layers:
+        raise LoracleError("launches: layers that read another's keys, or have inputs of their own, are not counted")
     kinds = Counter(config.kind(layer) for layer in range(config.num_hidden_layers))
     outside = counted(config, ranks, step, dtype, ops, ())
     result = Counter(outside)

@@ -195,10 +195,10 @@ def rope(
 
 
 def mlp_activation(
-    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"], kind: str, p: Precision
+    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"] | None, kind: str, p: Precision
 ) -> Float[Array, "tokens d_mlp"]:
     """silu(gate) * up."""
-    if kind != "silu":
+    if kind != "silu" or up is None:
         raise LoracleError(f"ops cuda: mlp_activation knows silu, and this model has {kind}; use ops numpy")
     dtype = kernel_type("mlp_activation", p, ["linear", "activation"], ["activation_inner"])
     y = launch.mlp_activation(stored(gate, dtype), stored(up, dtype), dtype, rounds(p, "activation_inner"))

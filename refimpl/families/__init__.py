@@ -5,26 +5,32 @@ transformers in float64.
 """
 
 from . import (
+    cohere,
     deepseek,
     ernie,
+    exaone,
     gemma,
+    gemma4,
     glm,
     granite,
     hunyuan,
     llama,
     ministral,
     mixtral,
+    nemotron,
     olmo,
     phi,
     qwen,
     qwen_moe,
     seed,
     smollm,
+    starcoder,
 )
 from .family import Family
 
 MODULES = (
-    *(llama, qwen, phi, gemma, granite, smollm, olmo, ministral, glm, seed, ernie, hunyuan),
+    *(llama, qwen, phi, gemma, gemma4, granite, smollm, olmo, ministral, glm, seed, ernie, hunyuan),
     *(mixtral, qwen_moe, deepseek),
+    *(exaone, cohere, starcoder, nemotron),
 )
 FAMILIES: dict[str, Family] = {family.architecture: family for module in MODULES for family in module.FAMILIES}

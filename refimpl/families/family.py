@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..config import ATTENTION_MODULES, MLP_MODULES, Moe, Rope
+from ..config import ATTENTION_MODULES, MLP_MODULES, LayerKind, Moe, Rope
 
 QKV = ("q_proj", "k_proj", "v_proj")
+Kinds = tuple[LayerKind, ...]  # of all layers
 
 
 class Keys(Protocol):
@@ -47,6 +48,7 @@ class Family:
     fields: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[str, str] = field(default_factory=dict)  # key, a number above 0 or null -> the field that it is
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key, a flag -> the modules that have one
+    eps: str = "rms_norm_eps"  # how the class calls it
     read: Callable[[Keys], dict[str, Any]] = lambda keys: {}
     obeys: tuple[str, ...] = ()  # keys that `read` and the functions below understand, and other classes do not have
     activations: Mapping[str, str] = field(default_factory=lambda: {"silu": "silu"})  # hidden_act -> the field
@@ -56,6 +58,8 @@ class Family:
     turns: Callable[[Keys, int], bool] = lambda keys, layer: True
     moe: Callable[[Keys], Moe] | None = None  # the experts of its layers, of those that are sparse
     sparse: Callable[[Keys, int], bool] = lambda keys, layer: True
+    # What else differs from layer to layer: from the kinds that the keys above have made.
+    kinds: Callable[[Keys, Kinds], Kinds] = lambda keys, kinds: kinds
     rope: Mapping[str, Any] = field(default_factory=dict)  # fields of Rope that are the same in every model
     read_rope: Callable[[Keys], dict[str, Any]] = lambda keys: {}  # fields of Rope that keys beside it say
     rope_numbers: Mapping[str, str] = field(default_factory=dict)  # key of rope_parameters -> a field of Rope

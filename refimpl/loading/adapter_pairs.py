@@ -71,7 +71,7 @@ def _check_shapes(
     elif base and module not in base.modules():
         diagnostics.problem(path, f"{A.name}: the base has {base.num_hidden_layers} layers")
     elif base:
-        expected = base.shape(module[1])[::-1] if module == EMBED else base.shape(module[1])
+        expected = base.shape(module)[::-1] if module == EMBED else base.shape(module)
         shape = (B.array.shape[0], d_in)
         if shape != expected:
             diagnostics.problem(

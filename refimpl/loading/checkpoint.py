@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..arrays import Array
-from ..config import ModelConfig, module_name
+from ..config import LAYER_INPUTS, ModelConfig, module_name
 from .bitsandbytes_4bit import quantised_tensors
 from .conversion import CHUNK, all_finite
 from .diagnostics import Diagnostics, shown
@@ -37,10 +37,16 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a checkpoint of this config has."""
     shapes: dict[str, tuple[int, ...]] = {
         EMBED_WEIGHT: config.shape("embed_tokens"),
-        "model.norm.weight": (config.hidden_size,),
     }
+    parts = ("weight", "bias") if config.norms.bias else ("weight",)
+    shapes |= {f"model.norm.{part}": (config.hidden_size,) for part in parts}
+    if config.hidden_size_per_layer_input:
+        shapes["model.embed_tokens_per_layer.weight"] = (config.vocab_size_per_layer_input, config.layer_inputs_width)
+        shapes["model.per_layer_model_projection.weight"] = config.shape(LAYER_INPUTS)
+        shapes["model.per_layer_projection_norm.weight"] = (config.hidden_size_per_layer_input,)
     for i in range(config.num_hidden_layers):
-        shapes |= {f"model.layers.{i}.{norm}.weight": (config.norm_width(norm, i),) for norm in config.norms_of(i)}
+        norms = [name for name in config.norms_of(i) if name != config.norms.v]
+        shapes |= {f"model.layers.{i}.{name}.{part}": (config.norm_width(name, i),) for name in norms for part in parts}
         shapes |= {f"model.layers.{i}.{name}": (width,) for name, width in config.vectors_of(i).items()}
         for name in config.modules_of(i):
             module = (i, name)
@@ -62,6 +68,8 @@ def open_checkpoint(path: Path, config: ModelConfig | None, diagnostics: Diagnos
         stored = [(text, tensor) for name, tensor in stored if (text := text_name(name)) is not None]
     if config and config.unread_layers:
         stored = without_unread(stored, config, path, diagnostics)
+    if config and len(config.kv_layers) < config.num_hidden_layers:
+        stored = without_shared_keys(stored, config, path, diagnostics)
     if config and config.moe:
         stored = by_expert(stored, config)
     complete = len(diagnostics.problems) == before
@@ -97,6 +105,21 @@ def without_unread(
         layers = ", ".join(prefix.rstrip(".") for prefix in prefixes)
         diagnostics.warn(path, f"{layers}: {len(stored) - len(kept)} tensors that predict further tokens are not read")
     return kept
+
+
+def without_shared_keys(
+    stored: list[tuple[str, Tensor]], config: ModelConfig, path: Path, diagnostics: Diagnostics
+) -> list[tuple[str, Tensor]]:
+    """The tensors but the keys and values of layers that read an earlier one's, which some files have all the same
+    (transformers, modeling_gemma4.py, _keys_to_ignore_on_load_unexpected)."""
+    shared = [i for i in range(config.num_hidden_layers) if config.kind(i).kv_from is not None]
+    layers = re.compile(rf"model\.layers\.({'|'.join(map(str, shared))})\.self_attn\.[kv]_(proj|norm)\.(weight|bias)")
+    read = [(name, tensor) for name, tensor in stored if not layers.fullmatch(name)]
+    if len(read) < len(stored):
+        diagnostics.warn(
+            path, f"{len(stored) - len(read)} tensors of layers that read an earlier one's keys are not read"
+        )
+    return read
 
 
 def folder_tensors(folder: Path, diagnostics: Diagnostics) -> list[tuple[str, Tensor]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import ATTENTION_MODULES, LAYER_MODULES, MLP_MODULES, ModelConfig
+from ..config import ATTENTION_MODULES, MLP_MODULES, ModelConfig
 from ..errors import ConfigError
 from ..families import Family
 from ..rope import rotated_channels
@@ -88,7 +88,7 @@ def read_fields(keys: Keys, family: Family) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("num_key_value_heads", default=heads),
         "head_dim": keys.integer("head_dim", default=max(hidden // heads, 1)),
-        "rms_norm_eps": keys.positive("rms_norm_eps"),
+        "rms_norm_eps": keys.positive(family.eps),
         "tie_word_embeddings": keys.flag("tie_word_embeddings"),
         "max_position_embeddings": keys.integer("max_position_embeddings"),
         "bos_token_id": keys.integer("bos_token_id", least=0) if keys.given("bos_token_id") else None,
@@ -112,24 +112,26 @@ def read_activation(keys: Keys, family: Family) -> str:
 
 def read_biases(keys: Keys, family: Family) -> dict[str, Any]:
     """Which modules have a bias: Llama's two flags, and what those of another family say beyond them."""
-    biased = {module for key, modules in family.biases.items() if keys.flag(key) for module in modules}
+    biased = dict.fromkeys(module for key, modules in family.biases.items() if keys.flag(key) for module in modules)
     flags = {"attention_bias": ATTENTION_MODULES, "mlp_bias": MLP_MODULES}
-    fields: dict[str, Any] = {flag: biased.issuperset(modules) for flag, modules in flags.items()}
+    fields: dict[str, Any] = {flag: biased.keys() >= set(modules) for flag, modules in flags.items()}
     covered = {module for flag, modules in flags.items() if fields[flag] for module in modules}
-    return fields | {"biased": tuple(module for module in LAYER_MODULES if module in biased - covered)}
+    return fields | {"biased": tuple(module for module in biased if module not in covered)}
 
 
 def check_fit(keys: Keys, config: ModelConfig) -> None:
     """Heads come in whole groups, and channels in pairs."""
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    if heads % kv_heads:
-        keys.problem(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    heads = config.num_attention_heads
+    for kv_heads in {config.head_shape(i)[0] for i in range(config.num_hidden_layers)}:
+        if heads % kv_heads:
+            keys.problem(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     for rope in config.ropes:
-        n = rotated_channels(rope, config.head_dim)
-        if n % 2 or n > config.head_dim:
-            share = "" if n == config.head_dim else f", of which {n} channels turn"
-            odd = "is odd" if n == config.head_dim else "is wrong"
-            keys.problem(f"head_dim {config.head_dim}{share} {odd}: rotary embedding turns pairs")
+        head_dim = max(config.head_dim, rope.head_dim or 0)
+        n = rotated_channels(rope, head_dim)
+        if n % 2 or n > head_dim:
+            share = "" if n == head_dim else f", of which {n} channels turn"
+            odd = "is odd" if n == head_dim else "is wrong"
+            keys.problem(f"head_dim {head_dim}{share} {odd}: rotary embedding turns pairs")
         for name in ("short_factor", "long_factor"):
             factors = getattr(rope, name)
             if rope.type == "longrope" and len(factors) != n // 2:

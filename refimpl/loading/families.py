@@ -35,6 +35,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n_routed_experts": (0, 1),
     "moe_intermediate_size": (),
     "clip_qkv": (),
+    "per_layer_config": ({},),
     "alibi": (False,),
 }
 

@@ -92,7 +92,7 @@ def _part(name: str, module: Module, half: str, stored: GgufTensor, base: ModelC
     if half == "a":
         return Part(name, array.T if module == EMBED else array)
     heads = rotary_heads(module[1], base) if base else None
-    fits = heads and array.ndim == 2 and array.shape[0] == base.shape(module[1])[0]  # type: ignore[union-attr]
+    fits = heads and array.ndim == 2 and array.shape[0] == base.shape(module)[0]  # type: ignore[union-attr]
     return Part(name, half_split(array, heads) if fits else array)
 
 

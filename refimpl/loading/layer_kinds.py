@@ -26,8 +26,9 @@ def read_layers(keys: Keys, family: Family, count: int) -> dict[str, Any]:
         for sliding, turning, experts in zip(slides, turns, sparse, strict=True)
     )
     moe = {"moe": family.moe(keys)} if family.moe and any(sparse) else {}
+    layers = family.kinds(keys, layers)
     first = layers[0]
-    if len(set(layers)) == 1 and first.rope is not None:
+    if set(layers) == {LayerKind(first.window, first.rope, sparse=first.sparse)} and first.rope is not None:
         return {"rope": first.rope, "sliding_window": first.window, **moe}
     return {"rope": full, "sliding_window": None, "layers": layers, **moe}
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import DTYPES, Array, device_namespace, dtype_of, to_device, widen
-from ..config import LM_HEAD, ModelConfig, Module, module_name
+from ..arrays import DTYPES, Array, device_namespace, dtype_of, namespace, rounded, to_device, widen
+from ..config import LAYER_INPUTS, LM_HEAD, ModelConfig, Module, module_name
 from ..errors import WeightsError
-from ..weights import Layer, Linear, Model
+from ..weights import Layer, LayerInputs, Linear, Model
 from .checkpoint import open_checkpoint
 from .config_file import load_config
 from .conversion import all_finite, available_memory, check_memory, converted
@@ -95,14 +95,22 @@ def _model(config: ModelConfig, load: Callable[..., Array], tokenizer: Any, dtyp
         return Linear(load(f"{name}.weight", kept), load(f"{name}.bias") if config.has_bias(module[1]) else None)
 
     def norm(name: str) -> Array:
-        weight = load(name)
+        weight = load(f"{name}.weight")
         if config.norms.plus_one:
             weight = widen(weight, wide) + 1
-        return weight
+        if not config.norms.centred:
+            return weight
+        parts = [rounded(weight, dtype), load(f"{name}.bias")] if config.norms.bias else [rounded(weight, dtype)]
+        return namespace(weight).stack([widen(part, wide) for part in parts])
+
+    def norm_of_layer(i: int, name: str) -> Array:
+        if name == config.norms.v:
+            return to_device(np.ones(config.norm_width(name, i), wide), device)
+        return norm(f"model.layers.{i}.{name}")
 
     def layer(i: int) -> Layer:
         return Layer(
-            {name: norm(f"model.layers.{i}.{name}.weight") for name in config.norms_of(i)},
+            {name: norm_of_layer(i, name) for name in config.norms_of(i)},
             {name: linear((i, name)) for name in config.modules_of(i)},
             {name: load(f"model.layers.{i}.{name}", wide) for name in config.vectors_of(i)},
         )
@@ -110,4 +118,8 @@ def _model(config: ModelConfig, load: Callable[..., Array], tokenizer: Any, dtyp
     embed_tokens = load("model.embed_tokens.weight")
     layers = tuple(layer(i) for i in range(config.num_hidden_layers))
     lm_head = Linear(embed_tokens) if config.tie_word_embeddings else linear(LM_HEAD)
-    return Model(config, embed_tokens, layers, norm("model.norm.weight"), lm_head, tokenizer, dtype, device)
+    inputs = None
+    if config.hidden_size_per_layer_input:
+        table, weight = load("model.embed_tokens_per_layer.weight"), norm("model.per_layer_projection_norm")
+        inputs = LayerInputs(table, linear(LAYER_INPUTS), weight)
+    return Model(config, embed_tokens, layers, norm("model.norm"), lm_head, tokenizer, dtype, device, inputs)

@@ -25,8 +25,8 @@ def check_whole(
                 diagnostics.problem(file, f"tensor {bias.name} is there, but bias is 'none' in {CONFIG_FILE}")
             elif base and not base.has_bias(module[1]):
                 diagnostics.problem(file, f"tensor {bias.name}: {name} of the base has no bias")
-            elif base and bias.array.shape != base.shape(module[1])[:1]:
-                expected = list(base.shape(module[1])[:1])
+            elif base and bias.array.shape != base.shape(module)[:1]:
+                expected = list(base.shape(module)[:1])
                 diagnostics.problem(
                     file, f"tensor {bias.name} has shape {list(bias.array.shape)}, the base's is {expected}"
                 )
@@ -47,6 +47,9 @@ def check_vocabulary(parts: Parts, config: PeftConfig, base: ModelConfig, file: 
             expected = f"[{base.vocab_size} or more, {base.hidden_size}]"
             diagnostics.problem(file, f"tensor {part.name} has shape {list(shape)}, the base makes it {expected}")
             return
+        if base.vocab_size_per_layer_input and shape[0] > base.vocab_size_per_layer_input:
+            most = f"embed_tokens_per_layer of the base has {base.vocab_size_per_layer_input} rows"
+            diagnostics.problem(file, f"tensor {part.name} has shape {list(shape)}, and {most}")
         rows[module] = shape[0]
     if rows[EMBED] != rows[LM_HEAD]:
         counts = f"embed_tokens has {rows[EMBED]} rows and lm_head {rows[LM_HEAD]}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..adapter import PeftConfig, pattern_value
 from ..arrays import Array
-from ..config import EMBED, LM_HEAD, PARENTS, ModelConfig, Module, module_name
+from ..config import EMBED, LAYER_INPUTS, LM_HEAD, PARENTS, ModelConfig, Module, module_name
 from .conversion import all_finite
 from .diagnostics import Diagnostics
 from .foreign_names import PREFIX, why_unplaced
@@ -43,7 +43,8 @@ TABLE_PARTS = ("weight", "base_layer.weight", "modules_to_save.weight", "origina
 # Buffers of a training, which PEFT saves with the rest: VeLoRA projects gradients with it.
 OF_TRAINING = ".lora_velora_embed"
 NAME = re.compile(rf"{re.escape(PREFIX)}(.+?)\.({'|'.join(map(re.escape, PARTS))})")
-LAYER = re.compile(rf"model\.layers\.(\d+)\.(?:{'|'.join(rf'{parent}.{name}' for name, parent in PARENTS.items())})\b")
+BELOW_LAYER = "|".join(f"{parent}.{name}".lstrip(".") for name, parent in PARENTS.items())
+LAYER = re.compile(rf"model\.layers\.(\d+)\.(?:{BELOW_LAYER})\b")
 
 
 @dataclass
@@ -108,7 +109,7 @@ def modules_in(tensors: Iterable[str]) -> list[Module]:
     """Without a base: every module of any family, in as many layers as the file names."""
     matches = (LAYER.match(text_name(name.removeprefix(PREFIX)) or "") for name in tensors)
     layers = {int(match.group(1)) for match in matches if match and len(match.group(1)) < 5}
-    return [EMBED, *((i, module) for i in sorted(layers) for module in PARENTS), LM_HEAD]
+    return [EMBED, LAYER_INPUTS, *((i, module) for i in sorted(layers) for module in PARENTS), LM_HEAD]
 
 
 def _belongs(module: Module, ending: str) -> bool:
@@ -161,7 +162,7 @@ def _shape(module: Module, base: ModelConfig | None, rows: int | None) -> Shape 
     """(d_out, d_in) of the module that the LoRA is added to. The embedding is looked up: d_in is its vocabulary."""
     if base is None:
         return None
-    d_out, d_in = base.shape(module[1])
+    d_out, d_in = base.shape(module)
     if module == EMBED:
         return d_in, rows or d_out
     return rows or d_out, d_in

@@ -17,10 +17,12 @@ KINDS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": (),
     "longrope": ("short_factor", "long_factor"),
+    "proportional": (),
 }
 OPTIONAL = {
     "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim"),
     "longrope": ("factor", "attention_factor"),
+    "proportional": ("factor", "partial_rotary_factor"),
 }
 BESIDE = ("rope_type", "type", "rope_theta", "original_max_position_embeddings", "max_position_embeddings")
 BY_LAYER_TYPE = ("full_attention", "sliding_attention")
@@ -83,6 +85,8 @@ def read_rope(keys: Keys, family: Family, name: str, data: Mapping[str, Any]) ->
     values: dict[str, Any] = {"theta": read_theta(keys, inner, family, name), "type": kind, **family.rope}
     values |= family.read_rope(keys) | read_partial(keys, inner, family)
     values |= {field: inner.positive(key) for key, field in family.rope_numbers.items() if inner.data.get(key)}
+    if kind == "proportional":
+        values |= {key: inner.positive(key, 1.0) for key in OPTIONAL[kind]}
     if kind in ("linear", "llama3"):
         values |= {key: inner.positive(key) for key in KINDS[kind]}
     if kind == "llama3":

@@ -6,7 +6,8 @@ import re
 # SmolVLM, Qwen-Omni): model.language_model.layers..., language_model.model.layers..., llm.lm_head...
 TEXT = re.compile(
     r"(?:model\.)?(?:thinker\.)?(?:language_model|text_model|language_decoder|llm|thinker)\."
-    r"(?:(?:model\.)?(?P<inner>(?:layers|embed_tokens|norm)\..+)|(?P<head>lm_head\..+|lm_head))"
+    r"(?:(?:model\.)?(?P<inner>layers\..+|(?:embed_tokens\w*|norm|per_layer_\w+)(?:\..+)?)|"
+    r"(?P<head>lm_head\..+|lm_head))"
 )
 
 # The parts that see or hear, wherever one of these names stands between dots.

@@ -48,6 +48,8 @@ class Layout:
             raise LoracleError("a model with experts is not cut: it runs on one rank")
         if config.mla is not None and size > 1:
             raise LoracleError("multi-head latent attention is not shared among ranks: this model runs on 1")
+        if (config.uneven or config.hidden_size_per_layer_input) and size > 1:
+            raise LoracleError("layers that differ in their heads are not cut: such a model runs on one rank")
         heads = (config.num_attention_heads, config.num_key_value_heads)
         choices = [n for n in range(1, heads[0] + 1) if not _sourcetable(config, n)]
         if wrong := _sourcetable(config, size):
@@ -62,7 +64,8 @@ class Layout:
         """The rows of W, of B and of the bias of a column-parallel module, of each of its parts if it is fused."""
         q, kv = self._heads
         mlp = self._share(self.config.intermediate_size)
-        parts = {"q_proj": [q], "k_proj": [kv], "v_proj": [kv], "gate_proj": [mlp], "up_proj": [mlp]}
+        parts = {"q_proj": [q], "k_proj": [kv], "v_proj": [kv]}
+        parts |= {"gate_proj": [mlp], "up_proj": [mlp], "c_fc": [mlp]}
         if name in parts:
             return parts[name]
         if name == LM_HEAD[1]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..arrays import DTYPES, Array
-from ..config import LM_HEAD, ModelConfig, Module
-from ..weights import Layer, Linear, Model
+from ..arrays import DTYPES, Array, namespace
+from ..config import LAYER_INPUTS, LM_HEAD, ModelConfig, Module
+from ..weights import Layer, LayerInputs, Linear, Model
 
 # What becomes of drawn numbers before they are stored: rounded to a grid, or left as they are.
 Snap = Callable[[Array], Array]
@@ -64,7 +64,11 @@ def random_model(
         return store(gain * normal(d_out, d_in) / math.sqrt(d_in))
 
     def norm(width: int = config.hidden_size) -> Array:
-        return store(1 + NORM_SPREAD * normal(width))
+        weight = store(1 + NORM_SPREAD * normal(width))
+        if not config.norms.centred:
+            return weight
+        parts = [weight, store(recipe.bias * normal(width))] if config.norms.bias else [weight]
+        return namespace(weight).stack(parts)
 
     def linear(module: Module) -> Linear:
         values = weight(module)
@@ -76,7 +80,8 @@ def random_model(
         order = (*config.norms_of(i), *config.modules_of(i)) if recipe.norms_first else forward_order(config, i)
         for name in order:
             if name in config.norms_of(i):
-                norms[name] = norm(config.norm_width(name, i))
+                weight = norm(config.norm_width(name, i))
+                norms[name] = namespace(weight).ones_like(weight) if name == config.norms.v else weight
             elif name in config.modules_of(i):
                 linears[name] = linear((i, name))
         return Layer(norms, linears, {name: store(normal(width)) for name, width in config.vectors_of(i).items()})
@@ -88,13 +93,29 @@ def random_model(
     first = end(recipe.ends[0])
     second = first if config.tie_word_embeddings else end(recipe.ends[1])
     ends = dict(zip(recipe.ends, (first, second), strict=True))
-    return Model(config, ends["embed_tokens"], layers, norm(), Linear(ends["lm_head"]), dtype=dtype, device=device)
+    inputs = None
+    if config.hidden_size_per_layer_input:
+        table = store(normal(config.vocab_size_per_layer_input, config.layer_inputs_width))
+        inputs = LayerInputs(table, linear(LAYER_INPUTS), norm(config.hidden_size_per_layer_input))
+    return Model(
+        config,
+        ends["embed_tokens"],
+        layers,
+        norm(),
+        Linear(ends["lm_head"]),
+        dtype=dtype,
+        device=device,
+        layer_inputs=inputs,
+    )
 
 
 def forward_order(config: ModelConfig, layer: int) -> list[str]:
     """The names of one layer's arrays, each where the forward pass meets it."""
     norms, block = config.norms, [name for name in config.modules_of(layer) if name not in (*config.qkv, "o_proj")]
-    latent = config.mla.norms if config.mla else ()
-    before = (norms.attention_in, *config.qkv, *latent, norms.q, norms.k, norms.q_turned, norms.k_turned, "o_proj")
-    after = (norms.attention_out, norms.mlp_in, *block, norms.mlp_out)
+    latent, of_heads = (
+        config.mla.norms if config.mla else (),
+        (norms.q, norms.k, norms.v, norms.q_turned, norms.k_turned),
+    )
+    before = (norms.attention_in, *config.qkv, *latent, *of_heads, "o_proj")
+    after = (norms.attention_out, norms.mlp_in, *block, norms.mlp_out, norms.layer_input)
     return [name for name in (*before, *after) if name is not None]

@@ -13,6 +13,8 @@ import numpy as np
 from ..adapter_slots import AdapterSlots
 from ..arrays import Array, Float, Int, ceil_div, namespace
 from ..batch import ScheduledRequest, make_batch
+from ..config import ModelConfig
+from ..errors import LoracleError
 from ..kv_cache import KVCache
 from ..model import forward as serve
 from ..ops import Ops
@@ -48,9 +50,25 @@ class TrainingBatch:
     edges: list[int]  # share i owns rows edges[i] to edges[i + 1]
 
 
+def check_trainable(config: ModelConfig) -> None:
+    """LoracleError for a base whose forward pass has no way back here."""
+    missing = {
+        "layers that differ in their heads or modules": config.uneven,
+        "an input of its own for each layer": bool(config.hidden_size_per_layer_input),
+        "a factor at the end of each layer": config.layer_scalar,
+        "LayerNorm": config.norms.centred,
+        "attention and MLP beside each other": config.parallel,
+        "an MLP without a gate": config.gate_up in (("c_fc",), ("up_proj",)),
+        "a norm of values": config.norms.v is not None,
+    }
+    if reasons := [reason for reason, present in missing.items() if present]:
+        raise LoracleError(f"training: there are no gradients for a base with {', '.join(reasons)}")
+
+
 def training_batch(shares: Sequence[Share], adapters: AdapterSlots, ops: Ops, layers: int = 1) -> TrainingBatch:
     """The plan of these shares, with a cache of so many layers; logits only where a target comes next."""
     model, p = adapters.model, adapters.precision
+    check_trainable(model.config)
     sequences = [(share, example) for share in shares for example in share.examples]
     lengths = [len(example.token_ids) - 1 for _, example in sequences]
     masks = [np.asarray(example.loss_mask, bool)[1:] for _, example in sequences]

@@ -38,6 +38,12 @@ BASE = "__base__"  # what PEFT calls a row without adapter
 def write_model(config: Config, folder: Path, seed: int, dtype: str = "float32") -> None:
     """A model with signed random weights that keep activations near 1, saved by transformers."""
     model = transformers.AutoModelForCausalLM.from_config(config)
+    randomise_base(model, seed)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+
+
+def randomise_base(model: "torch.nn.Module", seed: int) -> None:
+    """Signed random weights that keep activations near 1."""
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -49,7 +55,9 @@ def write_model(config: Config, folder: Path, seed: int, dtype: str = "float32")
             elif parameter.ndim == 1:
                 noise *= 0.3
             parameter.copy_(torch.as_tensor(noise))
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):  # of Gemma 4, which writes it into the checkpoint
+                buffer.copy_(torch.as_tensor(1 + 0.2 * rng.standard_normal(buffer.shape)))
 
 
 def write_adapter(
@@ -127,9 +135,10 @@ def load_exact(base: Path, adapters: Mapping[str, Path]) -> "peft.PeftModel":
             if name.endswith(".mlp.gate.weight") and name in file.keys():  # noqa: SIM118
                 tensor.copy_(file.get_tensor(name))
     inner = model.get_base_model() if adapters else model
-    if getattr(inner.model, "rotary_emb", None) is not None:  # a model without positions has none
+    text = getattr(inner.model, "language_model", inner.model)  # of a model of images and text
+    if getattr(text, "rotary_emb", None) is not None:  # a model without positions has none
         with float64_throughout():
-            inner.model.rotary_emb = type(inner.model.rotary_emb)(inner.config)
+            text.rotary_emb = type(text.rotary_emb)(text.config)
     return model
 
 

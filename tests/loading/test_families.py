@@ -98,6 +98,58 @@ SMALL: dict[str, dict[str, Any]] = {
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         "tie_word_embeddings": ...,
     },
+    "Gemma4ForCausalLM": {
+        "model_type": "gemma4_text",
+        "hidden_act": ...,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "sliding_window": 3,
+        "rope_theta": ...,
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+        "hidden_size_per_layer_input": 6,
+        "vocab_size_per_layer_input": 13,
+        "tie_word_embeddings": ...,
+        "use_bidirectional_attention": "vision",
+    },
+    "Exaone4ForCausalLM": {
+        "model_type": "exaone4",
+        "sliding_window": 3,
+        "sliding_window_pattern": "LG",
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "Cohere2ForCausalLM": {
+        "model_type": "cohere2",
+        "rms_norm_eps": ...,
+        "layer_norm_eps": 1e-5,
+        "head_dim": ...,
+        "hidden_size": 32,
+        "logit_scale": 0.25,
+        "sliding_window": 3,
+        "sliding_window_pattern": 2,
+        "tie_word_embeddings": ...,
+    },
+    "Starcoder2ForCausalLM": {
+        "model_type": "starcoder2",
+        "rms_norm_eps": ...,
+        "norm_epsilon": 1e-5,
+        "hidden_act": "gelu_pytorch_tanh",
+        "use_bias": True,
+        "sliding_window": 3,
+        "attention_bias": ...,
+        "mlp_bias": ...,
+    },
+    "NemotronForCausalLM": {
+        "model_type": "nemotron",
+        "rms_norm_eps": ...,
+        "norm_eps": 1e-5,
+        "hidden_act": "relu2",
+        "partial_rotary_factor": 0.5,
+    },
     "GraniteForCausalLM": {
         "model_type": "granite",
         "attention_multiplier": 0.3,
@@ -277,8 +329,11 @@ def test_its_tensors_load_and_no_others(tmp_path: Path, name: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
     model = load_model(tmp_path)
     for norm, weight in model.layers[1].norms.items():
-        stored = tensors[f"model.layers.1.{norm}.weight"]
-        np.testing.assert_array_equal(weight, stored + 1 if config.norms.plus_one else stored)
+        stored = np.ones(16) if norm == config.norms.v else tensors[f"model.layers.1.{norm}.weight"]
+        stored = stored + 1 if config.norms.plus_one else stored
+        if config.norms.centred:  # the weight, and the bias below it
+            stored = np.stack([stored, tensors[f"model.layers.1.{norm}.bias"]] if config.norms.bias else [stored])
+        np.testing.assert_array_equal(weight, stored)
     for module in config.modules()[1:-1]:
         assert model.linear(module).weight.shape == config.shape(module)
     foreign = tensors | {"model.layers.0.self_attn.sinks": np.zeros(4, np.float32)}
@@ -304,6 +359,29 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("Gemma2ForCausalLM", {"attn_logit_softcapping": 0}, "attn_logit_softcapping is 0: it must be a number above 0"),
     ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
     ("Gemma3ForCausalLM", {"sliding_window": None}, "sliding_window is missing"),
+    ("Gemma4ForCausalLM", {"enable_moe_block": True}, "enable_moe_block is true: experts beside the MLP"),
+    ("Gemma4ForCausalLM", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention is 'all'"),
+    ("Gemma4ForCausalLM", {"layer_types": ["full_attention", "sliding_attention"] * 2}, "makes the last layer full"),
+    ("Gemma4ForCausalLM", {"num_kv_shared_layers": 3}, "no layer of its kind before layer 1 has keys and values"),
+    ("Gemma4ForCausalLM", {"num_kv_shared_layers": 5}, "no layer of its kind before layer 0 has keys and values"),
+    ("Gemma4ForCausalLM", {"vocab_size_per_layer_input": 12}, "vocab_size_per_layer_input 12 is below vocab_size 13"),
+    ("Gemma4ForCausalLM", {"per_layer_config": {"1": {"head_dim": 10}}}, "per_layer_config and global_head_dim 16"),
+    ("Gemma4ForCausalLM", {"per_layer_config": {"1": {"sliding_window": 9}}}, "per_layer_config says '1': {'sliding_w"),
+    ("Gemma4ForCausalLM", {"per_layer_config": {"4": {"head_dim": 10}}}, "of which only head_dim and num_key_value"),
+    ("Gemma4ForCausalLM", {"per_layer_config": 3}, "per_layer_config says '': 3"),
+    ("Gemma4ForCausalLM", {"num_global_key_value_heads": 3}, "not a multiple of num_key_value_heads 3"),
+    ("Gemma4ForCausalLM", {"global_head_dim": 15}, "head_dim 15 is odd"),
+    ("Gemma4ForCausalLM", {"rope_parameters": {"rope_theta": 1e4}}, "one object for full_attention and one for"),
+    ("Gemma4ForCausalLM", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping is 5.0, which is not supported"),
+    ("LlamaForCausalLM", {"per_layer_config": {"1": {"num_key_value_heads": 1}}}, "per_layer_config is {'1'"),
+    ("Exaone4ForCausalLM", {"layer_types": ...}, "sliding_window_pattern is 'LG': it must be an integer"),
+    ("Exaone4ForCausalLM", {"attention_bias": True}, "attention_bias is True: Exaone4ForCausalLM has none"),
+    ("Cohere2ForCausalLM", {"head_dim": 16}, "head_dim is 16, and transformers makes it 8 whatever it says"),
+    ("Cohere2ForCausalLM", {"layer_norm_eps": 0}, "layer_norm_eps is 0: it must be a number above 0"),
+    ("Cohere2ForCausalLM", {"logit_scale": 0}, "logit_scale is 0: it must be a number above 0"),
+    ("Starcoder2ForCausalLM", {"hidden_act": "gelu"}, "hidden_act is 'gelu', which must be 'gelu_pytorch_tanh'"),
+    ("NemotronForCausalLM", {"hidden_act": "silu"}, "hidden_act is 'silu', which must be 'relu2'"),
+    ("NemotronForCausalLM", {"partial_rotary_factor": 0.4}, "of which 3 channels turn is wrong"),
     ("GraniteForCausalLM", {"residual_multiplier": "half"}, "residual_multiplier is 'half'"),
     ("GraniteMoeHybridForCausalLM", {"num_local_experts": -1}, "num_local_experts is -1"),
     ("GraniteMoeHybridForCausalLM", {"layer_types": ["mamba", "attention"]}, "layer_types holds 'mamba'"),
@@ -533,6 +611,32 @@ def test_the_text_part_of_a_model_of_images_and_text(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
+def test_gemma_4_as_google_and_as_transformers_spell_the_widths_of_its_layers(tmp_path: Path) -> None:
+    google = load_config(write_config(tmp_path, "Gemma4ForCausalLM"))
+    by_layer = {i: {"head_dim": 16, "num_key_value_heads": 1} for i in ("1", "3")}
+    changes = {"global_head_dim": ..., "num_global_key_value_heads": ..., "per_layer_config": by_layer}
+    assert load_config(write_config(tmp_path, "Gemma4ForCausalLM", **changes)) == google
+    assert [google.head_shape(i) for i in range(4)] == [(2, 8), (1, 16)] * 2
+    assert [kind.kv_from for kind in kinds(google)] == [None, None, 0, 1]
+    full = Rope(1e6, "proportional", partial_rotary_factor=0.25, head_dim=16)
+    assert [kind.rope for kind in kinds(google)] == [Rope(1e4), full] * 2
+    unshared = {"attention_k_eq_v": False, "num_kv_shared_layers": 0, "global_head_dim": ...}
+    plain = load_config(write_config(tmp_path, "Gemma4ForCausalLM", **unshared))  # the other heads come with k as v
+    assert [plain.head_shape(i) for i in range(4)] == [(2, 8), (2, 512)] * 2
+
+
+def test_keys_that_a_layer_of_gemma_4_does_not_read_may_be_in_the_file(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, "Gemma4ForCausalLM"))
+    tensors = {name: np.ones(shape, np.float32) for name, shape in expected_tensors(config).items()}
+    unread = {f"model.layers.2.self_attn.{name}.weight": np.ones((16, 12), np.float32) for name in ("k_proj", "v_proj")}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors | unread))
+    assert set(load_model(tmp_path).layers[2].linears).isdisjoint(("k_proj", "v_proj"))
+    read = {"model.layers.1.self_attn.v_proj.weight": np.ones((16, 12), np.float32)}  # k_proj makes its values
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors | read))
+    with refused(WeightsError, "model.layers.1.self_attn.v_proj.weight [16, 12] is not one of the model's"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
 def test_adapters_of_the_text_part_under_both_prefixes(tmp_path: Path, prefix: str) -> None:
     tensors = {name.replace(".model.model.", f".model.{prefix}", 1): x for name, x in lora_tensors().items()}
@@ -561,6 +665,8 @@ def test_the_embedding_factor_of_gemma_has_the_models_type(tmp_path: Path) -> No
         ("Glm4ForCausalLM", "ops cuda: rope turns whole heads in halves, and this model interleaved pairs"),
         ("Phi3ForCausalLM", "ops cuda: rope turns whole heads in halves, and this model 6 of 8 channels"),
         ("GemmaForCausalLM", "ops cuda: mlp_activation knows silu, and this model has gelu_tanh"),
+        ("NemotronForCausalLM", "ops cuda: mlp_activation knows silu, and this model has relu2"),
+        ("Cohere2ForCausalLM", "ops cuda: rope turns whole heads in halves, and this model interleaved pairs"),
     ],
 )
 def test_what_the_kernels_do_not_do_is_refused_by_name(tmp_path: Path, name: str, says: str) -> None:

@@ -43,6 +43,10 @@ class Tally:
         self.add(base_bytes=weight.nbytes)
         return NUMPY.rms_norm(x, weight, eps, p)
 
+    def layer_norm(self, x: Array, weight: Array, eps: float, p: Precision) -> Array:
+        self.add(base_bytes=weight.nbytes)
+        return NUMPY.layer_norm(x, weight, eps, p)
+
     def lora_delta(self, *arguments: object) -> None:
         """Each segment reads its adapter once: there are as many of them as different adapters."""
         lora.lora_delta(*arguments, shrink=self.shrink, expand=self.expand)
@@ -84,7 +88,7 @@ class Tally:
 
     def ops(self) -> Ops:
         """The table."""
-        names = ("linear", "embed", "rms_norm", "lora_delta", "write_kv", "attention")
+        names = ("linear", "embed", "rms_norm", "layer_norm", "lora_delta", "write_kv", "attention")
         return dataclasses.replace(NUMPY, **{name: getattr(self, name) for name in names})
 
 

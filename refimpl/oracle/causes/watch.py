@@ -1,5 +1,6 @@
 """What the modules of one forward pass were given: a source may need the input of another module than its own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -7,6 +8,10 @@ from ...arrays import Array, Precision
 from ...config import Module
 from ...ops import Ops
 from .mix_up import RESIDUAL
+
+Norm = Callable[[Array, Array, float, Precision], Array]
+# The modules whose input is the norm before the MLP.
+FIRST_OF_MLP = ("gate_proj", "up_proj", "gate_up_proj", "input_linear", "c_fc")
 
 
 @dataclass(eq=False)
@@ -21,15 +26,19 @@ class Watch:
     def over(self, ops: Ops) -> Ops:
         """The same steps, watched."""
 
-        def rms_norm(x: Array, weight: Array, eps: float, p: Precision) -> Array:
-            self._normed = x
-            return ops.rms_norm(x, weight, eps, p)
+        def watched(norm: Norm) -> Norm:
+            def step(x: Array, weight: Array, eps: float, p: Precision) -> Array:
+                self._normed = x
+                return norm(x, weight, eps, p)
+
+            return step
 
         def lora_delta(y: Array, x: Array, module: Module, *rest: Any) -> None:
             self.see(x, module)
             ops.lora_delta(y, x, module, *rest)
 
-        return replace(ops, rms_norm=rms_norm, lora_delta=lora_delta)
+        norms = watched(ops.rms_norm), watched(ops.layer_norm)
+        return replace(ops, rms_norm=norms[0], layer_norm=norms[1], lora_delta=lora_delta)
 
     def see(self, x: Array, module: Module) -> None:
         """Keep a module's input."""
@@ -39,5 +48,5 @@ class Watch:
         of_layer[name] = x[: self.tokens]
         if self._normed is not None and layer >= 0 and self._normed.shape == x.shape:
             of_layer.setdefault(RESIDUAL, self._normed[: self.tokens])
-            if name in ("gate_proj", "gate_up_proj", "input_linear"):  # the MLP has a norm of its own
+            if name in FIRST_OF_MLP:  # the MLP has a norm of its own
                 of_layer[RESIDUAL] = self._normed[: self.tokens]

@@ -70,6 +70,11 @@ class Moved:
             y = NUMPY.rms_norm(self.by(x, unit * np.abs(x)), *rest)  # the residual stream was rounded as well
             return self.by(y, (2 * unit + x.shape[1] * SINGLE) * np.abs(y))
 
+        def layer_norm(x: Array, weight: Array, *rest: Any) -> Array:
+            x = self.by(x, unit * np.abs(x))
+            y, sums = NUMPY.layer_norm(x, weight, *rest), np.abs(NUMPY.layer_norm(x, weight[:1], *rest))
+            return self.by(y, (2 * unit + x.shape[1] * SINGLE) * (sums + np.abs(weight[1:]).sum(axis=0)))
+
         def after(step: Callable, times: int) -> Callable:
             def moved(*call: Any) -> Array:
                 y = step(*call)
@@ -83,6 +88,7 @@ class Moved:
             lora_delta=delta,
             attention=attention,
             rms_norm=rms_norm,
+            layer_norm=layer_norm,
             rope=after(NUMPY.rope, 3),
             mlp_activation=after(NUMPY.mlp_activation, 3),
         )

@@ -68,7 +68,7 @@ def stochastic(dtype: str, seed: int) -> Ops:
     def after(step: Callable) -> Callable:
         return lambda *call: round_by_chance(step(*call))
 
-    names = ("linear", "rms_norm", "rope", "attention", "mlp_activation")
+    names = ("linear", "rms_norm", "layer_norm", "rope", "attention", "mlp_activation")
     steps: dict[str, Any] = {name: after(getattr(NUMPY, name)) for name in names}
     return replace(NUMPY, **steps)
 
