@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     base = load_config(base_folder(args.model)) if args.model else None
     terms = [(adapter, weight) for adapter, weight, _ in read_terms(args.adapters, base)]
     result = combine(terms, recipe, args.out.name)
-    save_adapter(result.adapter, args.out, args.dtype)
+    save_adapter(result.adapter, args.out, args.dtype, config=base)
     body = body_of(args, result, terms)
     if args.json:
         print(json.dumps(body))

@@ -189,23 +189,37 @@ def modules_table(modules: list[ModuleReport]) -> Table:
         numbers = (
             [kind, *("" if values[name] is None else f"{values[name]:.3g}" for name in columns)] if adapter else []
         )
-        layers = str(len(same)) if ".layers." in same[0].module else ""
+        layers = in_layers(same) if ".layers." in same[0].module else ""
         table.add_row(name, layers, shapes, *numbers, dtype, human_bytes(sum(report.bytes for report in same)))
     return table
 
 
+def in_layers(reports: list[ModuleReport]) -> str:
+    """Return in how many layers modules of one name are, and of experts in how many of each: 2 x 8."""
+    layers = {report.module.partition(".layers.")[2].partition(".")[0] for report in reports}
+    each = len(reports) // len(layers)
+    return f"{len(layers)} x {each}" if each > 1 and ".experts." in reports[0].module else str(len(reports))
+
+
 def short_name(module: str) -> str:
-    """Shorten model.layers.3.self_attn.q_proj.weight to q_proj, model.norm.weight to norm; of task 7: 7: q_proj."""
+    """Shorten model.layers.3.self_attn.q_proj.weight to q_proj, model.norm.weight to norm; of task 7: 7: q_proj.
+
+    Of experts, and what is beside them: experts.up_proj, shared_expert.up_proj."""
     parts = [part for part in module.split(".") if part not in ("weight", "bias")]
+    if around := [part for part in parts if "expert" in part and part != parts[-1]]:
+        return f"{around[-1]}.{parts[-1]}"
     return f"{parts[0]}: {parts[-1]}" if parts[0].isdigit() else parts[-1]
 
 
 def effect_table(effects: dict[Module, float]) -> Table:
-    """Return a table whose rows are layers and whose columns are modules."""
-    modules = list(dict.fromkeys(module[1] for module in effects))
-    table = Table("layer", *modules, title="||scale B A x|| / ||W x||", box=box.SIMPLE)
+    """Return a table whose rows are layers and whose columns are modules; of all experts of a layer the largest."""
+    grouped: dict[str, dict[int, float]] = {}
+    for (layer, name), value in effects.items():
+        of_layers = grouped.setdefault(short_name(name) if "." in name else name, {})
+        of_layers[layer] = max(value, of_layers.get(layer, value))
+    table = Table("layer", *grouped, title="||scale B A x|| / ||W x||", box=box.SIMPLE)
     for layer in sorted({module[0] for module in effects}):
-        cells = [effects.get((layer, name)) for name in modules]
+        cells = [of_layers.get(layer) for of_layers in grouped.values()]
         shown = ["" if x is None else "inf" if math.isinf(x) else f"{x:.3f}" for x in cells]
         table.add_row(str(layer) if layer >= 0 else "", *shown)
     return table

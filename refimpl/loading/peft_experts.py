@@ -213,10 +213,9 @@ def by_axis(module: Module, tensors: dict[str, Part], base: ModelConfig, file: P
             expected = f"[{moe.experts} experts or 1 for all, ...] and three axes"
             diagnostics.problem(file, f"tensor {part.name} has shape {list(part.array.shape)}; it must have {expected}")
             return {}
+    halves = {half: [Part(part.name, x) for x in part.array] for half, part in tensors.items()}
     return {
-        (module[0], f"{moe.expert}.{expert}.{name}"): {
-            half: Part(part.name, part.array[expert % len(part.array)]) for half, part in tensors.items()
-        }
+        (module[0], f"{moe.expert}.{expert}.{name}"): {half: each[expert % len(each)] for half, each in halves.items()}
         for expert in range(moe.experts)
     }
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,8 @@ def inspect(
     if kind == "adapter":
         peft, parts = read_parts(folder, base, diagnostics)
         config = asdict(peft) if peft else {}
-        modules = [report for module in sorted(parts) for report in _adapter_reports(module, parts, peft)]
+        counted: set[int] = set()
+        modules = [report for module in sorted(parts) for report in _adapter_reports(module, parts, peft, counted)]
         if peft and engine == "trtllm" and not diagnostics.problems:
             notes = about_peft(parts, peft, base, max_rank)
     elif kind == "trtllm":
@@ -155,8 +156,10 @@ def _base_report(name: str, tensor: Tensor, diagnostics: Diagnostics) -> ModuleR
     return ModuleReport(name, "base", shapes, tensor.stored, tensor.size, tensor.nbytes)
 
 
-def _adapter_reports(module: Module, parts: Parts, config: PeftConfig | None) -> Iterable[ModuleReport]:
-    """A module's LoRA, and what else the adapter brings along for it."""
+def _adapter_reports(
+    module: Module, parts: Parts, config: PeftConfig | None, counted: set[int]
+) -> Iterable[ModuleReport]:
+    """A module's LoRA, and what else the adapter brings along for it. Arrays that modules share are counted once."""
     name, tensors = module_name(module), parts[module]
     lora = {part: tensors[part].array for part in tensors if part in ("A", "B", "lora_bias", "magnitude")}
     if lora:
@@ -164,7 +167,14 @@ def _adapter_reports(module: Module, parts: Parts, config: PeftConfig | None) ->
         rank = A.shape[-2] if A is not None and A.ndim > 1 else None
         alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha) if config else None
         scale = adapter_scale(alpha, rank, config.use_rslora) if config and alpha is not None and rank else None
-        yield _report(name, "dora" if "magnitude" in lora else "lora", lora, rank, alpha, scale)
+        report = _report(name, "dora" if "magnitude" in lora else "lora", lora, rank, alpha, scale)
+        again = [x for x in lora.values() if id(x) in counted]
+        counted |= {id(x) for x in lora.values()}
+        yield replace(
+            report,
+            parameters=report.parameters - sum(x.size for x in again),
+            bytes=report.bytes - sum(x.nbytes for x in again),
+        )
     for part, kind in (("saved", "replaced"), ("copy", "replaced"), ("bias", "bias"), ("tokens", "tokens")):
         if part in tensors:
             shown = {"bias": "bias", "tokens": "rows"}.get(kind, "weight")

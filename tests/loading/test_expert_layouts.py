@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from refimpl import load_adapter
 from refimpl.adapter import Adapter, LoraTensors, PeftConfig
 from refimpl.adapter_slots import bind_adapter
+from refimpl.commands.inspect import in_layers, short_name
 from refimpl.config import Mlp, ModelConfig, Module, Moe, Stacked, module_name
 from refimpl.digest import digest
 from refimpl.errors import AdapterError, AdapterWarning
@@ -548,6 +549,13 @@ def test_inspect_shows_experts_with_and_without_the_base(tmp_path: Path) -> None
     assert against.ok
     assert {report.module for report in against.modules} == {module_name(module) for module in pairs_of(base, 2, 1)}
     assert {(report.rank, report.scale) for report in against.modules} == {(2, 3.5)}
+    assert against.parameters == alone.parameters  # gate and up share A
+    assert in_layers([report for report in against.modules if report.module.endswith("up_proj")]) == "2 x 3"
+    assert {short_name(report.module) for report in against.modules} == {
+        "experts.gate_proj",
+        "experts.up_proj",
+        "experts.down_proj",
+    }
 
 
 def test_convert_needs_the_base(tmp_path: Path) -> None:

@@ -131,7 +131,14 @@ def _part(adapter: Adapter, modules: Collection[Module], suffix: str) -> Adapter
     """Return the adapter with these modules alone."""
     kept = {module: lora for module, lora in adapter.lora.items() if module in modules}
     targets = tuple(sorted(module_name(module).removeprefix("model.") for module in kept))
-    config = replace(adapter.config, target_modules=targets, modules_to_save=(), layers_to_transform=None, bias="none")
+    config = replace(
+        adapter.config,
+        target_modules=targets,
+        target_parameters=(),
+        modules_to_save=(),
+        layers_to_transform=None,
+        bias="none",
+    )
     return Adapter(f"{adapter.name}-{suffix}", config, kept)
 
 
@@ -141,7 +148,7 @@ def _worst_ratio(
     """Return the worst ratio if the engine gets this adapter wrong, else None."""
     path = work / adapter.name
     if not path.exists():
-        save_adapter(adapter, path, testbed.dtype)
+        save_adapter(adapter, path, testbed.dtype, config=testbed.model.config)
     with_part = replace(
         testbed, paths={**testbed.paths, adapter.name: path}, adapters={**testbed.adapters, adapter.name: adapter}
     )
