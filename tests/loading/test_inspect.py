@@ -54,7 +54,7 @@ def test_every_problem_and_every_module_that_can_be_read(tmp_path: Path) -> None
         assert any(piece in problem for problem in seen.problems), piece
     assert len(seen.warnings) == 2
     assert len(seen.modules) == 14
-    damaged = inspect(write_adapter(tmp_path, r=0, use_bdlora=True), BASE)
+    damaged = inspect(write_adapter(tmp_path, r=0, kasa_config={"beta": 1}), BASE)
     assert len(damaged.problems) == 2
     assert len(damaged.modules) == 14
     assert damaged.modules[0].scale is None
