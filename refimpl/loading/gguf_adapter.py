@@ -17,8 +17,9 @@ from .adapter_pairs import Scaled, checked_pairs, config_and_parts
 from .dequantise import is_readable, missing_package, numbers
 from .diagnostics import Diagnostics, shown
 from .gguf_config import ARCHITECTURE
-from .gguf_file import GgufFile, GgufTensor, is_gguf, open_gguf
+from .gguf_file import GgufFile, GgufTensor, is_gguf
 from .gguf_names import half_split, module_named, rotary_heads
+from .gguf_parts import open_gguf
 from .json_file import is_number
 from .peft_tensors import Part, Parts
 

@@ -14,8 +14,9 @@ import numpy as np
 from ..arrays import Array, Float
 from .dequantise import numbers
 from .diagnostics import Diagnostics, shown
-from .gguf_file import GgufFile, open_gguf
+from .gguf_file import GgufFile
 from .gguf_names import OUTER
+from .gguf_parts import open_gguf
 from .json_file import Keys
 
 ARCHITECTURE = "llama"  # llama.cpp's name for Llama, Mistral, TinyLlama, SmolLM: src/models/llama.cpp
@@ -93,9 +94,6 @@ def not_a_base(file: GgufFile) -> str | None:
         return f"general.architecture is {shown(architecture)}; {ADVICE}"
     if kind != "model":
         return f"general.type is {shown(kind)}, not 'model'"
-    parts = file.metadata.get("split.count", 1)
-    if parts not in (0, 1):
-        return f"is one of {shown(parts)} parts of a model; join them first: llama-gguf-split --merge FIRST WHOLE"
     return None
 
 

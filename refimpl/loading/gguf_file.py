@@ -87,8 +87,8 @@ def is_gguf(path: str | Path) -> bool:
         return str(path).endswith(SUFFIX)
 
 
-def open_gguf(path: Path, diagnostics: Diagnostics) -> GgufFile | None:
-    """Map a file, or None with the first problem of its header noted. The arrays are read-only and hold the map."""
+def open_part(path: Path, diagnostics: Diagnostics) -> GgufFile | None:
+    """Map one file, or None with the first problem of its header noted. The arrays are read-only and hold the map."""
     try:
         with open(path, "rb") as file:
             head = file.read(200)

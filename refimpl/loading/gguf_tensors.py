@@ -8,8 +8,9 @@ from ..config import LAYER_MODULES, ModelConfig, Module, module_name
 from .dequantise import BLOCKS, FLOATS, dtype_of_type, is_readable, missing_package, numbers
 from .diagnostics import Diagnostics
 from .gguf_config import ROPE_FACTORS
-from .gguf_file import GgufTensor, open_gguf
+from .gguf_file import GgufTensor
 from .gguf_names import NORM, gguf_name, half_split, module_named, rotary_heads
+from .gguf_parts import open_gguf
 from .tensor import Tensor
 
 PART = re.compile(r"(.+)\.(weight|bias)")

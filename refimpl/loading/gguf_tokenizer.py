@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from ..tokenizer import Tokenizer
 from .diagnostics import Diagnostics, one_line, shown
 from .gguf_config import vocabulary
-from .gguf_file import open_gguf
+from .gguf_parts import open_gguf
 
 CONTROL, USER_DEFINED = 3, 4
 SPACE = "▁"

@@ -7,7 +7,8 @@ from ..errors import ConfigError
 from ..tokenizer import Tokenizer
 from .diagnostics import Diagnostics, one_line
 from .gguf_config import vocabulary
-from .gguf_file import is_gguf, open_gguf
+from .gguf_file import is_gguf
+from .gguf_parts import open_gguf
 from .gguf_tokenizer import gguf_tokenizer
 from .json_file import lfs_pointer
 

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 from ..errors import ConfigError, DataError
 from ..loading.diagnostics import Diagnostics, one_line, shown
 from ..loading.gguf_config import vocabulary
-from ..loading.gguf_file import is_gguf, open_gguf
+from ..loading.gguf_file import is_gguf
+from ..loading.gguf_parts import open_gguf
 from ..loading.json_file import read_json
 from ..tokenizer import Tokenizer
 

@@ -84,12 +84,14 @@ def write_gguf(
     tensors: Mapping[str, np.ndarray],
     kind: str = "F32",
     extra: Mapping[str, np.ndarray] | None = None,
+    split: int = 0,
     **changes: Any,
 ) -> dict[str, np.ndarray]:
     """Write a base whose matrices have this type, and return each tensor's blocks under its name in the file.
 
+    split: how many tensors a part has at most; 0 is one file.
     A change to ... leaves a metadata key out; `_` in its name stands for a dot where it is doubled."""
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split)
     writer.kv_data[0].pop("general.architecture")
     given = metadata(config) | {key.replace("__", "."): value for key, value in changes.items()}
     for key, value in given.items():

@@ -29,8 +29,9 @@ from refimpl.loading.config_file import load_config
 from refimpl.loading.dequantise import BLOCKS, numbers
 from refimpl.loading.diagnostics import Diagnostics
 from refimpl.loading.gguf_config import llama3_factors
-from refimpl.loading.gguf_file import TYPES, open_gguf
+from refimpl.loading.gguf_file import TYPES
 from refimpl.loading.gguf_names import half_split, interleaved
+from refimpl.loading.gguf_parts import open_gguf
 from refimpl.loading.gguf_tensors import gguf_spelling
 from refimpl.loading.model_folder import load_model
 from refimpl.oracle.cases.case import Case, Load, Run, play, truth
@@ -212,7 +213,6 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
             {"general__architecture": "qwen2"},
             "general.architecture is 'qwen2'; only models of the architecture 'llama'",
         ),
-        ({"split__count": 3}, "is one of 3 parts of a model; join them first"),
         ({"llama__embedding_length": ...}, "llama.embedding_length is missing: it must be an integer"),
         ({"llama__block_count": "two"}, "llama.block_count is 'two': it must be an integer"),
         ({"llama__expert_count": 8}, "llama.expert_count is 8, which is not supported"),
@@ -322,3 +322,55 @@ def test_merging_into_it_and_quantising_again(tmp_path: Path) -> None:
         for x in (model, merged(model, small), merged(model, adapter))
     ]
     assert np.mean(blocks[0] == blocks[1]) > 0.999 and np.mean(blocks[0] == blocks[2]) < 0.5
+
+
+def split_gguf(folder: Path) -> list[Path]:
+    """A base in parts of three tensors at most, as the package splits it."""
+    folder.mkdir()
+    write_gguf(folder / "base.gguf", WIDE, model_tensors(WIDE), "Q8_0", split=3)
+    return sorted(folder.iterdir())
+
+
+def test_a_split_file_is_the_whole_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_gguf(tmp_path / "whole.gguf", WIDE, model_tensors(WIDE), "Q8_0")
+    parts = split_gguf(tmp_path / "parts")
+    assert [part.name for part in parts] == [f"base-0000{i + 1}-of-00004.gguf" for i in range(4)]
+    ours, theirs = (load_model(path, "float64") for path in (parts[0], tmp_path / "whole.gguf"))
+    assert arrays_of(ours).keys() == arrays_of(theirs).keys()
+    for name, x in arrays_of(theirs).items():
+        assert np.array_equal(arrays_of(ours)[name], x), name
+    assert cli.main(["inspect", str(parts[0])]) == 0
+    capsys.readouterr()
+    with refused(ConfigError, "is part 3 of 4: give the first, base-00001-of-00004.gguf"):
+        load_model(parts[2])
+    with refused(ConfigError, "base-00001-of-00004.gguf: give the file itself"):
+        load_model(tmp_path / "parts")
+
+
+def test_a_split_file_with_a_part_that_is_wrong(tmp_path: Path) -> None:
+    parts = split_gguf(tmp_path / "missing")
+    parts[1].unlink()
+    with refused(ConfigError, "is the first of 4 parts, and base-00002-of-00004.gguf is not there"):
+        load_model(parts[0])
+    parts = split_gguf(tmp_path / "swapped")
+    parts[2].write_bytes(parts[1].read_bytes())
+    with refused(ConfigError, f"{parts[2]}: has split.no 1 and split.count 4; the first part makes them 2 and 4"):
+        load_model(parts[0])
+    parts = split_gguf(tmp_path / "renamed")
+    with refused(ConfigError, "must be called NAME-00001-of-00004.gguf to find the others"):
+        load_model(parts[0].rename(tmp_path / "base.gguf"))
+    parts = split_gguf(tmp_path / "damaged")
+    parts[3].write_bytes(parts[3].read_bytes()[:-40])
+    with refused(ConfigError, f"{parts[3]}: is truncated"):
+        load_model(parts[0])
+    write_gguf(tmp_path / "one-00001-of-00002.gguf", WIDE, model_tensors(WIDE), split__no=0, split__count=2)
+    write_gguf(tmp_path / "one-00002-of-00002.gguf", WIDE, model_tensors(WIDE), split__no=1, split__count=2)
+    with refused(ConfigError, "one-00002-of-00002.gguf: tensor blk.0.attn_k.weight is in another part, too"):
+        load_model(tmp_path / "one-00001-of-00002.gguf")
+    write_gguf(tmp_path / "two-00001-of-00002.gguf", WIDE, {}, split__no=0, split__count=2, split__tensors__count=9)
+    write_gguf(tmp_path / "two-00002-of-00002.gguf", WIDE, model_tensors(WIDE), split__no=1, split__count=2)
+    with refused(ConfigError, "split.tensors.count is 9, and the 2 parts have 12 tensors"):
+        load_model(tmp_path / "two-00001-of-00002.gguf")
+    write_gguf(tmp_path / "three.gguf", WIDE, model_tensors(WIDE), split__count=3)
+    with refused(ConfigError, "split.no is None and split.count 3: they must be numbers of parts"):
+        load_model(tmp_path / "three.gguf")
