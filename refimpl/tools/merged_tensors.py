@@ -10,6 +10,7 @@ from ..errors import WeightsError
 from ..formats.stream import Entry, pieces
 from ..loading.checkpoint import EMBED_WEIGHT, SINGLE, TIED
 from ..loading.conversion import all_finite, converted
+from ..loading.stacked_experts import by_expert
 from ..loading.tensor import Tensor
 from .merged_weights import Change, Losses, Rounding, merged_bias, merged_blocks
 
@@ -34,19 +35,36 @@ class MergedTensors:
         self.losses = Losses()
         self.files: dict[str, list[Entry]] = {}
         self.changed = 0
-        self._names: dict[str, str] = {}  # in the text model -> in the file
-        self._tensors: dict[str, Tensor] = {}  # by the name in the text model
-        for name, tensor in stored:
-            if (text := text_name(name)) is not None:
-                self._names[text], self._tensors[text] = name, tensor
+        self._names: dict[str, str] = {}  # here -> in the file
+        self._tensors: dict[str, Tensor] = {}  # by the name here; of one in which all experts lie, a view
+        parts = [(name, tensor, self._parts(text_name(name), tensor)) for name, tensor in stored]
+        for name, _, inside in parts:
+            self._names |= dict.fromkeys((here for here, _ in inside), name)
+            self._tensors |= dict(inside)
         for module in changes:
             if self._weight(module) is None:
                 raise WeightsError(f"{module_name(module)}: its weight is in no tensor of its own, and is not merged")
         targets = {f"{module_name(module)}.{part}": (module, part) for module in config.modules() for part in PARTS}
-        for name, tensor in stored:
-            target = targets.get(text_name(name) or "")
+        for name, tensor, inside in parts:
+            if len(inside) > 1:
+                self._add_stack(name, tensor, [changes.get(targets[here][0]) for here, _ in inside], inside)
+                continue
+            target = targets.get(inside[0][0]) if inside else None
             change, part = (changes.get(target[0]), target[1]) if target else (None, "")
             self._add(file_of(tensor), name, tensor, change, part)
+
+    def _parts(self, text: str | None, tensor: Tensor) -> list[tuple[str, Tensor]]:
+        """The name here and the tensor; of one that holds all experts, each module's view, in the order of the memory.
+
+        Nothing of a part that sees images."""
+        if text is None:
+            return []
+        if self.config.moe is None:
+            return [(text, tensor)]
+        inside = by_expert([(text, tensor)], self.config)
+        experts = tensor.shape[0] if len(inside) > 1 else 1
+        modules = len(inside) // experts
+        return [inside[i * experts + expert] for expert in range(experts) for i in range(modules)]
 
     @property
     def dtypes(self) -> set[str]:
@@ -93,19 +111,44 @@ class MergedTensors:
         return self._names[NORM].removesuffix("norm.weight") + name
 
     def _head(self) -> str:
-        """The name of lm_head.weight in the file: outside of the text model, which transformers 4 calls so."""
-        return f"language_model.{TIED}" if self._names[NORM].startswith("language_model.") else TIED
+        """The name of lm_head.weight in the file: beside `model`, under whatever both are."""
+        name = self._names[NORM]
+        return name.removesuffix(NORM) + TIED if name == NORM or name.endswith(f".{NORM}") else TIED
 
     def _add(self, file: str, name: str, tensor: Tensor, change: Change | None, part: str) -> None:
         dtype = self.dtype or tensor.dtype
         if change is not None and part == "weight" and change.of_weight:
             shape = (change.rows(tensor.shape[0]), *tensor.shape[1:])
-            self._put(file, Entry(name, shape, dtype, lambda: self._merged(tensor, change, dtype)))
+            self._put(file, Entry(name, shape, dtype, lambda: self._merged(tensor.read(), change, dtype)))
             self.changed += 1
         elif change is not None and part == "bias" and change.of_bias:
             self._put_bias(file, name, merged_bias(tensor.read(), change), dtype)
         else:
             self._put(file, Entry(name, tensor.shape, dtype, lambda: copied(tensor, dtype)))
+
+    def _add_stack(
+        self, name: str, tensor: Tensor, changes: Sequence[Change | None], inside: Sequence[tuple[str, Tensor]]
+    ) -> None:
+        """A tensor in which the modules of all experts lie one behind the other."""
+        dtype = self.dtype or tensor.dtype
+        shapes = [view.shape for _, view in inside]
+        if not any(changes):
+            self._put(file_of(tensor), Entry(name, tensor.shape, dtype, lambda: copied(tensor, dtype)))
+            return
+        if any(change and (change.of_bias or not change.of_weight) for change in changes) or not lies_flat(
+            inside, tensor
+        ):
+            raise WeightsError(f"{tensor.file}: what the adapter changes in {name} is not merged")
+
+        def rows() -> Iterator[Array]:
+            weights, start = tensor.read().reshape(-1, tensor.shape[-1]), 0
+            for shape, change in zip(shapes, changes, strict=True):
+                weight = weights[start : start + shape[0]]
+                start += shape[0]
+                yield from self._merged(weight, change, dtype) if change else [in_type(weight, dtype, name)]
+
+        self._put(file_of(tensor), Entry(name, tensor.shape, dtype, rows))
+        self.changed += 1
 
     def _add_bias(self, module: Module) -> None:
         tensor = self._weight(module)
@@ -122,10 +165,10 @@ class MergedTensors:
     def _put(self, file: str, entry: Entry) -> None:
         self.files.setdefault(file, []).append(entry)
 
-    def _merged(self, tensor: Tensor, change: Change, dtype: str) -> Iterator[Array]:
+    def _merged(self, weight: Array, change: Change, dtype: str) -> Iterator[Array]:
         """The rows of one weight in the type; what rounding takes is noted at the end."""
         one = Rounding()
-        for before, after in merged_blocks(tensor.read(), change):
+        for before, after in merged_blocks(weight, change):
             rows = in_type(after, dtype, short_name(change.module))
             if change.loras:
                 one.lost += float(np.sum((widen(rows, "float64") - after) ** 2))
@@ -140,6 +183,16 @@ PARTS = ("weight", "bias")
 def file_of(tensor: Tensor) -> str:
     """The file of a tensor in the merged folder: as in the base's, or the only one of a GGUF."""
     return tensor.file.name if tensor.file.suffix == ".safetensors" else SINGLE
+
+
+def lies_flat(inside: Sequence[tuple[str, Tensor]], tensor: Tensor) -> bool:
+    """Whether the modules' rows, one behind the other, are the tensor: compared on its last expert."""
+    flat = tensor.read().reshape(-1, tensor.shape[-1])
+    last = inside[-(len(inside) // tensor.shape[0]) :]
+    rows = sum(view.shape[0] for _, view in last)
+    return rows * tensor.shape[0] == len(flat) and np.array_equal(
+        np.concatenate([view.read() for _, view in last]), flat[-rows:]
+    )
 
 
 def copied(tensor: Tensor, dtype: str) -> Iterator[Array]:

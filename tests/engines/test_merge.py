@@ -9,9 +9,13 @@ from typing import Any
 import hugging_face as hf
 import numpy as np
 import pytest
+import test_experts
+from safetensors.numpy import load_file
 from test_families import CASES, PROMPTS, SIZES, write
 
+import refimpl
 from refimpl import cli
+from refimpl.tools.merge_folder import merge_folder, open_base
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is the local path")  # PEFT saves where the base was
 
@@ -148,3 +152,39 @@ def test_the_type_of_the_base_is_kept_and_loaded(tmp_path: Path, dtype: str) -> 
         nearest = theirs[name].to(x.dtype)
         apart = (x.double() - theirs[name]).abs()
         assert bool((apart <= (nearest.double() - theirs[name]).abs() * (1 + 1e-6)).all())
+
+
+@pytest.mark.parametrize("case", test_experts.CASES)
+def test_experts_by_their_own_names(tmp_path: Path, case: str) -> None:
+    """LoRA on everything: each tensor of the folder is the one that test_experts.py, whose folders transformers reads,
+    makes of it. Routers, shared experts and stacks of all experts among them."""
+    base = test_experts.write(tmp_path / "base", case)
+    opened = open_base(base)
+    adapter = test_experts.random_adapter(opened.config, 1, test_experts.lora_kinds(opened.config)["everything"])
+    merge_folder(opened, [(adapter, 1.0)], tmp_path / "out", "float64")
+    expected = load_file(test_experts.write_merged(base, adapter, tmp_path / "expected") / "model.safetensors")
+    written = load_file(tmp_path / "out/model.safetensors")
+    assert written.keys() == expected.keys()
+    for name, x in expected.items():
+        assert np.abs(written[name] - x).max() <= 1e-12 * np.abs(x).max(), name
+
+
+@pytest.mark.parametrize("case", [case for case in test_experts.CASES if " " not in case])
+def test_experts_as_transformers_5_holds_them(tmp_path: Path, case: str) -> None:
+    """All experts of a layer in two tensors, of which an adapter has some: transformers reads the folder again."""
+    base = test_experts.write(tmp_path / "base", case)
+    T.AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path / "stacked", save_original_format=False)
+    opened = open_base(tmp_path / "stacked")
+    kinds = test_experts.lora_kinds(opened.config)
+    adapter = test_experts.random_adapter(opened.config, 1, [*kinds["experts"][1::2], *kinds["attention"][::3]])
+    merged = merge_folder(opened, [(adapter, 1.0)], tmp_path / "out", "float64")
+    assert merged.changed < merged.tensors and merged.rounding < 1e-12
+    expected = refimpl.logits(
+        refimpl.load_model(tmp_path / "stacked", "float64"), [refimpl.Request(PROMPTS[0], adapter)]
+    )[0]
+    again = refimpl.load_model(tmp_path / "out", "float64")
+    for row in (
+        refimpl.logits(again, [refimpl.Request(PROMPTS[0])])[0],
+        test_experts.theirs(tmp_path / "out", PROMPTS[:1])[0][0],
+    ):
+        assert np.abs(row - expected).max() <= 1e-9 * np.abs(expected).max()
