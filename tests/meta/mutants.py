@@ -19,6 +19,7 @@ from refimpl.lora import lora_delta
 from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.bugs.d_prefix import keyed_without
 from refimpl.oracle.bugs.steps import Slots, reading
+from refimpl.routing import route
 
 
 def table(name: str) -> Ops:
@@ -75,6 +76,37 @@ def _wrong_half_type(x: Array, weight: Array, bias: Array | None, p: Precision) 
 
 bfloat16_read_as_float16 = but(linear=_wrong_half_type)
 
+
+# Experts.
+
+
+def _not_at_experts(y: Array, x: Array, module: Module, *rest) -> None:
+    if ".experts." not in module[1]:
+        lora_delta(y, x, module, *rest)
+
+
+no_lora_on_experts = but(lora_delta=_not_at_experts)
+
+
+def _last_instead_of_sum(y: Array, rows: Array, out: Array, weights: Array, p: Precision) -> None:
+    y[rows] = weights[:, None] * out
+
+
+only_the_last_expert = but(expert_sum=_last_instead_of_sum)
+
+renormalised_the_other_way = but(
+    route=lambda logits, correction, moe, p: route(
+        logits, correction, dataclasses.replace(moe, renormalise=not moe.renormalise), p
+    )
+)
+
+
+def _over_all_tokens(logits: Array, *rest) -> tuple[Array, Array]:
+    ids, weights = route(logits, *rest)
+    return ids[:1].repeat(len(ids), axis=0), weights
+
+
+everyone_goes_where_the_first_does = but(route=_over_all_tokens)
 
 # DoRA.
 

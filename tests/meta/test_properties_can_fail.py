@@ -64,10 +64,12 @@ from properties.test_whole_layers import (
     replacing_cases,
 )
 from support.build import cases, configs
+from support.experts import expert_cases
 
 from refimpl import Ops
 
 CASE = {"case": cases()}
+EXPERTS = {"case": expert_cases()}
 REUSE = {"case": reuses()}
 DORA = {"case": dora_cases()}
 WHOLE = {"case": replacing_cases()}
@@ -108,6 +110,12 @@ TABLE: list[Row] = [
         CASE,
         ("ids_not_repeated_per_token", "sorted_and_never_put_back", "scale_of_the_last_adapter"),
     ),
+    (
+        check_unmerged_equals_merged,
+        EXPERTS,
+        ("no_lora_on_experts", "only_the_last_expert", "renormalised_the_other_way", "rslora_ignored"),
+    ),
+    (check_batch_equals_alone, EXPERTS, ("everyone_goes_where_the_first_does", "sorted_and_never_put_back")),
     (check_order_does_not_matter, CASE | SEED, ("scale_of_the_last_adapter", "last_slot_skipped")),
     (check_base_rows_do_not_feel_adapters, CASE, ("no_adapter_is_the_last_one", "sums_in_float32")),
     (

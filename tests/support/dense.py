@@ -12,6 +12,8 @@ from refimpl.adapter import Adapter
 from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, Module, Rope
 from refimpl.weights import Linear
 
+from .experts import mixed
+
 PARENT = {m: "mlp" if m in ("gate_proj", "up_proj", "down_proj") else "self_attn" for m in LAYER_MODULES}
 PARENT |= dict.fromkeys(("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"), "self_attn")
 
@@ -35,6 +37,9 @@ def dense_logits(model: Model, token_ids: list[int]) -> np.ndarray:
             heads.append(e / e.sum(1, keepdims=True) @ v[:, j])
         x = x + apply(linears["o_proj"], np.concatenate(heads, axis=1))
         h = normed(x, layer.norms["post_attention_layernorm"], c.rms_norm_eps)
+        if "gate_proj" not in linears:
+            x = x + mixed(c, layer, h)
+            continue
         gate = apply(linears["gate_proj"], h)
         x = x + apply(linears["down_proj"], gate / (1 + np.exp(-gate)) * apply(linears["up_proj"], h))
     return apply(model.lm_head, normed(x, model.norm, c.rms_norm_eps))
@@ -113,7 +118,7 @@ def stretched(weight: np.ndarray, magnitude: np.ndarray, axis: int) -> np.ndarra
 def scale_of(adapter: Adapter, module: Module) -> float:
     """alpha / r, or alpha / sqrt(r); alpha is the pattern's where one names the module."""
     layer, leaf = module
-    name = leaf if layer < 0 else f"model.layers.{layer}.{PARENT[leaf]}.{leaf}"
+    name = leaf if layer < 0 else f"model.layers.{layer}.{leaf if '.' in leaf else f'{PARENT[leaf]}.{leaf}'}"
     alpha, r = adapter.config.lora_alpha, adapter.lora[module].A.shape[0]
     for pattern, value in adapter.config.alpha_pattern.items():
         alpha = value if name == pattern or name.endswith("." + pattern) else alpha

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.experts import mixtures
 
 from refimpl.arrays import Precision
 from refimpl.config import Groups, Moe
@@ -11,25 +12,6 @@ from refimpl.plans import LoraMapping
 from refimpl.routing import expert_sum, expert_sum_per_token, margin, route, route_per_token
 
 P64 = Precision("model", "float64")
-
-
-@st.composite
-def mixtures(draw: st.DrawFn) -> Moe:
-    """Any mixture of experts, in groups or not; top_k up to all that may be chosen."""
-    number, size = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    kept = draw(st.integers(1, number))
-    groups = draw(st.sampled_from([None, Groups(number, kept, draw(st.integers(1, size)))]))
-    top_k = draw(st.integers(1, size * (kept if groups else number)))
-    scores = draw(st.sampled_from(["softmax", "softmax_of_chosen", "sigmoid"]))
-    return Moe(
-        number * size,
-        top_k,
-        3,
-        scores,
-        renormalise=draw(st.booleans()),
-        scale=draw(st.sampled_from([1.0, 2.5])),
-        groups=groups,
-    )
 
 
 @st.composite
