@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, Float, Precision, namespace, rounded
+from .arrays import Array, Float, Precision, namespace, rounded, widen
 from .config import View
-from .layers import softcap, softmax
+from .layers import softcap, softmax, softmax_with_sinks
 from .plans import AttentionMetadata, Span
 from .tiles import Tile, first_visible, stacks
 
@@ -38,7 +38,10 @@ def attention_per_token(
     view: View,
     p: Precision,
 ) -> Float[Array, "tokens heads*value_dim"]:
-    """The definition: one token, one head at a time, each key read from (block, offset)."""
+    """The definition: one token, one head at a time, each key read from (block, offset).
+
+    A sink is one score more, behind those of the keys, and its probability is then dropped: what a token gets sums to
+    less than 1. The scores minus their largest are then rounded once more, as modeling_gpt_oss.py does."""
     tokens, heads, _ = q.shape
     xp, (_, _, kv_heads, value_dim), scale = namespace(q), v_cache.shape, score_scale(q, view)
     out = xp.empty((tokens, heads, value_dim), q.dtype)
@@ -48,7 +51,11 @@ def attention_per_token(
             keys = xp.stack([k_cache[block, offset, kv_head] for block, offset in slots])
             values = xp.stack([v_cache[block, offset, kv_head] for block, offset in slots])
             scores = rounded(rounded(keys @ q[t, h], p.scores) * scale, p.scores)
-            out[t, h] = softmax(softcap(scores, view.softcap, p.scores), p) @ values
+            scores = softcap(scores, view.softcap, p.scores)
+            if view.sinks is not None:
+                scores = xp.append(scores, widen(view.sinks[h : h + 1], p.compute))
+                scores = rounded(scores - scores.max(), p.scores)
+            out[t, h] = softmax(scores, p)[: len(slots)] @ values
     return rounded(out, p.attention).reshape(tokens, heads * value_dim)
 
 
@@ -91,7 +98,7 @@ def attention(
         scores *= scale
         scores = softcap(rounded(scores, p.scores), view.softcap, p.scores)
         hide(scores.reshape(kv_heads, -1, group, scores.shape[2]), tiles, view.window)
-        weights, above = softmax(scores, p), 0
+        weights, above = probabilities(scores, view, p), 0
         for tile, own_rows in zip(tiles, rows, strict=True):
             below = above + group * tile.queries
             values = gather(v_cache, tile.span, tile.lo, tile.hi).transpose(1, 0, 2)
@@ -99,6 +106,17 @@ def attention(
             above = below
     mixed = mixed.reshape(kv_heads, tokens, group, value_dim).transpose(1, 0, 2, 3)
     return rounded(mixed.reshape(tokens, heads * value_dim), p.attention)
+
+
+def probabilities(scores: Float[Array, "kv_heads rows keys"], view: View, p: Precision) -> Array:
+    """Softmax over each row, beside the sink of its query head where there are sinks. Rows: token by token, in each of
+    them the query heads that share the key head."""
+    if view.sinks is None:
+        return softmax(scores, p)
+    kv_heads, rows, _ = scores.shape
+    sinks = widen(view.sinks, p.compute).reshape(kv_heads, 1, -1)
+    sinks = namespace(scores).broadcast_to(sinks, (kv_heads, rows // sinks.shape[2], sinks.shape[2]))
+    return softmax_with_sinks(scores, sinks.reshape(kv_heads, rows, 1), p)
 
 
 def below_each_other(parts: Sequence[Float[Array, "kv_heads rows keys"]]) -> Float[Array, "kv_heads all_rows widest"]:

@@ -27,16 +27,19 @@ from .module_names import (
     MLP_MODULES,
     PARENTS,
     ROOTS,
+    SINKS,
     Module,
     module_name,
     short_name,
 )
-from .moe_config import Groups, Mlp, Moe, Stacked
+from .moe_config import ClampedGate, Groups, Mlp, Moe, Stacked
 from .norms import LLAMA_NORMS, Norms
+from .view import View
 
 # What is imported from here although it stands in a file of its own.
 __all__ = ["ATTENTION_MODULES", "LAYER_MODULES", "MLP_MODULES", "ROOTS", "Groups", "Mlp", "Moe", "Norms", "Stacked"]
-__all__ += ["EMBED", "LAYER_INPUTS", "LM_HEAD", "PARENTS", "KVShape", "Mla", "Module", "module_name", "short_name"]
+__all__ += ["EMBED", "LAYER_INPUTS", "LM_HEAD", "PARENTS", "SINKS", "ClampedGate", "KVShape", "Mla", "Module", "View"]
+__all__ += ["module_name", "short_name"]
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,6 @@ class Rope:
     def is_long(self, limit: int) -> bool:
         """Whether a request of which up to `limit` tokens will be computed turns by the long factors."""
         return self.type == "longrope" and limit > self.original_max_position_embeddings
-
-
-@dataclass(frozen=True)
-class View:
-    """What a query sees of the keys before it, and how it is scored: the arguments of the attention step."""
-
-    window: int | None = None  # a token sees itself and the window-1 tokens before it
-    scale: float | None = None  # what q k is multiplied by; None: 1/sqrt(head_dim)
-    softcap: float | None = None  # scores become cap * tanh(score / cap) (Gemma 2)
 
 
 @dataclass(frozen=True)
@@ -124,9 +118,10 @@ class ModelConfig:
     moe: Moe | None = None  # the experts of each layer, or of those whose kind says so
     unread_layers: int = 0  # of the checkpoint, after the last: they predict further tokens (multi-token prediction)
     biased: tuple[str, ...] = ()  # further modules that have a bias
-    activation: str = "silu"  # or gelu_tanh, relu2
+    activation: str | ClampedGate = "silu"  # or gelu_tanh, relu2
     attention_scale: float | None = None  # None: 1/sqrt(head_dim)
     attention_softcap: float | None = None
+    sinks: bool = False  # each query head of each layer has one (View.sinks)
     logits_softcap: float | None = None
     embedding_multiplier: float = 1.0
     tensor_multiplier: bool = False  # that factor is a tensor of the model's type, and so rounded to it (Gemma)
@@ -237,9 +232,13 @@ class ModelConfig:
 
     def vectors_of(self, layer: int) -> dict[str, int]:
         """What one layer has besides norms and linear layers, by its name in the checkpoint, and its width."""
+        vectors = {SINKS: self.num_attention_heads} if self.sinks else {}
         sparse = self.moe is not None and self.kind(layer).sparse
-        correction = {self.moe.correction: self.moe.experts} if sparse and self.moe and self.moe.correction else {}
-        return correction | ({"layer_scalar": 1} if self.layer_scalar else {})
+        if sparse and self.moe and self.moe.correction:
+            vectors[self.moe.correction] = self.moe.experts
+        if self.layer_scalar:
+            vectors["layer_scalar"] = 1
+        return vectors
 
     def shape(self, module: Module | str) -> tuple[int, int]:
         """(d_out, d_in) of a module's weight, as it lies in the checkpoint. For embed_tokens: (vocab, d_model).

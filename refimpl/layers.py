@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from .arrays import Array, Float, Int, Precision, namespace, rounded, widen
+from .config import ClampedGate
 from .matmul import matmul
 
 
@@ -97,11 +98,27 @@ def softmax(scores: Array, p: Precision) -> Array:
     return rounded(weights, p.probabilities)
 
 
+def softmax_with_sinks(scores: Float[Array, "*rows keys"], sinks: Float[Array, "*rows 1"], p: Precision) -> Array:
+    """exp(s) / (exp(sink) + sum exp(s)): softmax over the keys and one more score that has no column in the result.
+
+    A row of nothing but -inf is 0: all of it is the sink's."""
+    xp = namespace(scores)
+    most = xp.maximum(scores.max(axis=-1, keepdims=True), sinks)
+    weights = rounded(scores - most, p.scores)
+    xp.exp(weights, out=weights)
+    weights /= weights.sum(axis=-1, keepdims=True) + xp.exp(rounded(sinks - most, p.scores))
+    return rounded(weights, p.probabilities)
+
+
 def mlp_activation(
-    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"] | None, kind: str, p: Precision
+    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"] | None, kind: str | ClampedGate, p: Precision
 ) -> Float[Array, "tokens d_mlp"]:
     """act(gate) * up (Shazeer 2020), or act(gate) alone. kind names act: silu is g / (1 + e^-g), gelu_tanh is
-    g/2 (1 + tanh(...)), the approximation of Hendrycks & Gimpel 2016, and relu2 is max(g, 0)^2 (So et al. 2021)."""
+    g/2 (1 + tanh(...)), the approximation of Hendrycks & Gimpel 2016, and relu2 is max(g, 0)^2 (So et al. 2021);
+    gpt-oss has a form of its own (clamped_gate)."""
+    if isinstance(kind, ClampedGate):
+        assert up is not None
+        return clamped_gate(gate, up, kind, p)
     xp = namespace(gate)
     if kind == "silu":
         active = -gate
@@ -118,6 +135,18 @@ def mlp_activation(
     if up is not None:
         active *= up
     return rounded(active, p.activation)
+
+
+def clamped_gate(
+    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"], kind: ClampedGate, p: Precision
+) -> Float[Array, "tokens d_mlp"]:
+    """(up + 1) gate / (1 + e^(-alpha gate)), both clamped first, rounded after each operation, as modeling_gpt_oss.py
+    has it."""
+    xp, inner = namespace(gate), p.activation_inner
+    gate, up = xp.minimum(gate, kind.limit), xp.clip(up, -kind.limit, kind.limit)
+    with np.errstate(over="ignore"):  # e^-g may be inf: then the gate is -0, which is right
+        sigmoid = rounded(1 / (1 + xp.exp(-rounded(kind.alpha * gate, inner))), inner)
+    return rounded(rounded(up + 1, inner) * rounded(gate * sigmoid, inner), p.activation)
 
 
 def scaled(x: Float[Array, "tokens *rest"], factor: Array | float, p: Precision) -> Float[Array, "tokens *rest"]:

@@ -98,7 +98,7 @@ def forward(
             v = norm(kv[-1], i, norms.v)
             ops.write_kv(cache.k[i], cache.v[i], k, v, batch.attention, p)
             note(f"layers.{i}.", k_rope=k)
-        mixed = ops.attention(q, cache.k[i], cache.v[i], batch.attention, config.view(i), p)
+        mixed = ops.attention(q, cache.k[i], cache.v[i], batch.attention, model.view(i), p)
         if config.mla is not None:
             mixed = ops.latent.values(model, mixed, i, adapters, batch.lora, p)
         x = added(x, norm(project(mixed, i, "o_proj"), i, norms.attention_out))

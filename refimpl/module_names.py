@@ -13,6 +13,9 @@ EMBED: Module = (-1, "embed_tokens")
 LM_HEAD: Module = (-1, "lm_head")
 LAYER_INPUTS: Module = (-1, "per_layer_model_projection")  # Gemma 4 (layer_inputs.py)
 
+# What each query head's sink is called below the layer (View.sinks).
+SINKS = "self_attn.sinks"
+
 # The parts of a layer of text, with which a name begins that is all of it. Picture models have others.
 ROOTS = ("self_attn", "mlp", "shared_mlp", "block_sparse_moe")
 

@@ -23,6 +23,18 @@ class Mlp:
 
 
 @dataclass(frozen=True)
+class ClampedGate:
+    """An activation: (up + 1) gate sigmoid(alpha gate), with gate at most `limit`, and up between -limit and limit
+    (gpt-oss)."""
+
+    alpha: float = 1.702
+    limit: float = 7.0
+
+    def __str__(self) -> str:
+        return f"a gate that is clamped at {self.limit:g}"
+
+
+@dataclass(frozen=True)
 class Groups:
     """Experts in groups, of which each token takes only the best (DeepSeek-V2, section 2.2.2)."""
 
@@ -34,7 +46,8 @@ class Groups:
 @dataclass(frozen=True)
 class Stacked:
     """A tensor of the checkpoint that holds modules of all experts: [experts, d_out, d_in], one behind the other on
-    the axis d_out. Its name ends as the parameter's does; of one Python module's parameters they are in its order."""
+    the axis d_out. Where experts have biases, NAME_bias holds those, [experts, d_out]. Its name ends as the parameter's
+    does; of one Python module's parameters they are in its order."""
 
     name: str  # below the layer: mlp.experts.gate_up_proj
     modules: tuple[str, ...]  # of one expert: gate_proj, up_proj

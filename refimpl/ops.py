@@ -17,7 +17,7 @@ from . import adapter_slots, alora, attention, checks, dora, kv_cache, layers, l
 from .adapter import Adapter
 from .adapter_slots import AdapterSlots, BoundAdapter
 from .arrays import Array, Precision
-from .config import ModelConfig, Module, Moe, Rope, View
+from .config import ClampedGate, ModelConfig, Module, Moe, Rope, View
 from .plans import Adapters, AttentionMetadata, Batch, Index, LoraMapping
 
 Pair = tuple[Array, Array]
@@ -56,7 +56,7 @@ class Ops:
     attention: Callable[[Array, Array, Array, AttentionMetadata, View, Precision], Array]  # q, k_cache, v_cache
     latent: mla.LatentForm  # what is cached and what is multiplied, in a model with multi-head latent attention
     full_attention: Callable[[Array, Array, Array, Sequence[int], Precision], Array]  # q, k, v, starts: of pictures
-    mlp_activation: Callable[[Array, Array | None, str, Precision], Array]  # gate, up, kind
+    mlp_activation: Callable[[Array, Array | None, str | ClampedGate, Precision], Array]  # gate, up, kind
     route: Callable[[Array, Array | None, Moe, Precision], Pair]  # logits, correction -> experts of a token, weights
     expert_sum: Callable[[Array, Index, Array, Array, Precision], None]  # y, rows, out, weights; y += ..., in place
     scaled: Callable[[Array, Array | float, Precision], Array]  # x, factor

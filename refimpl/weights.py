@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from .adapter import TokenRows
 from .arrays import Array, Float, Precision
-from .config import EMBED, LAYER_INPUTS, LM_HEAD, ModelConfig, Module
+from .config import EMBED, LAYER_INPUTS, LM_HEAD, SINKS, ModelConfig, Module, View
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +83,11 @@ class Model:
         if module == LAYER_INPUTS and self.layer_inputs is not None:
             return self.layer_inputs.projection
         return self.lm_head if module == LM_HEAD else self.layers[layer].linears[name]
+
+    def view(self, layer: int) -> View:
+        """How one layer's queries see the keys before them: the config's view, and the layer's sinks if it has some."""
+        view, sinks = self.config.view(layer), self.layers[layer].vectors.get(SINKS)
+        return view if sinks is None else replace(view, sinks=sinks)
 
     def precision(self, p: Precision) -> Precision:
         """The points at which this model rounds. Of the preset "transformers", which says Llama's, those at which the

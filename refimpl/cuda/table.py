@@ -15,7 +15,7 @@ from .. import adapter_slots
 from ..adapter import Adapter
 from ..adapter_slots import AdapterSlots, BoundAdapter
 from ..arrays import Array, Float, Int, Precision, namespace, rounded, widen
-from ..config import EMBED, ModelConfig, Module, View
+from ..config import EMBED, ClampedGate, ModelConfig, Module, View
 from ..errors import LoracleError
 from ..mla import LatentForm
 from ..ops import NUMPY
@@ -155,6 +155,8 @@ def attention(
     """softmax(scale * q k^T) v, keys and values read from float32 whatever T is."""
     if view.softcap is not None:
         raise LoracleError(f"ops cuda: attention has no soft-cap, and this model's is {view.softcap:g}; use ops numpy")
+    if view.sinks is not None:
+        raise LoracleError("ops cuda: attention has no sinks, and this model has some; use ops numpy")
     dtype = kernel_type("attention", p, ["rope", "attention"], ["scores", "probabilities"])
     out = launch.attention(
         stored(q, dtype),
@@ -195,7 +197,7 @@ def rope(
 
 
 def mlp_activation(
-    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"] | None, kind: str, p: Precision
+    gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"] | None, kind: str | ClampedGate, p: Precision
 ) -> Float[Array, "tokens d_mlp"]:
     """silu(gate) * up."""
     if kind != "silu" or up is None:

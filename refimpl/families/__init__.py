@@ -12,6 +12,7 @@ from . import (
     gemma,
     gemma4,
     glm,
+    gpt_oss,
     granite,
     hunyuan,
     llama,
@@ -30,7 +31,7 @@ from .family import Family
 
 MODULES = (
     *(llama, qwen, phi, gemma, gemma4, granite, smollm, olmo, ministral, glm, seed, ernie, hunyuan),
-    *(mixtral, qwen_moe, deepseek),
+    *(mixtral, qwen_moe, deepseek, gpt_oss),
     *(exaone, cohere, starcoder, nemotron),
 )
 FAMILIES: dict[str, Family] = {family.architecture: family for module in MODULES for family in module.FAMILIES}

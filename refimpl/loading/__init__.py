@@ -4,9 +4,11 @@ diagnostics, json_file, safetensors_file    any bytes -> values, or one line tha
 families, rope_scaling                   which config.json is supported, and what is refused by name
 checkpoint, conversion                   the tensors of a base model, mapped or converted
 tensor                                   one of them: mapped, or quantised and made into numbers when it is read
-gguf_file, gguf_parts, gguf_config, gguf_names, gguf_tensors, gguf_tokenizer, dequantise    a GGUF base, as if it were a folder
+quantization                             which quantised checkpoints load: bitsandbytes_4bit, mxfp4, fp8_blocks
+stacked_experts                          tensors of all experts as one for each module, views
+gguf_file, gguf_parts, gguf_config, gguf_names, gguf_tensors, gguf_tokenizer, dequantise    a GGUF base, as a folder
 peft_config, peft_keys, peft_selection, peft_tensors    the same for a PEFT folder
 adapter_place, adapter_file, files_beside, base_names, hub    what people give for one, and what lies beside it
 foreign_names, wrapped_names             names of tensors that other programs make of PEFT's
-gguf_adapter, mlx_adapter, nemo_adapter, torchtune_adapter, adapter_pairs    other adapters, as what PEFT's folder would be for the same numbers
+gguf_adapter, mlx_adapter, nemo_adapter, torchtune_adapter, adapter_pairs    other adapters, as PEFT's
 """

@@ -16,15 +16,13 @@ multiplies with (csrc/kernels.cu, kDequantizeBlockwise; Dettmers et al. 2023).
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..arrays import DTYPES, Array, Float, Int
 from .conversion import converted
-from .diagnostics import Diagnostics, shown
-from .fp8_blocks import check_fp8
+from .diagnostics import shown
 from .json_file import is_integer, is_number, parse_json
 from .safetensors_file import SafetensorsFile
 from .tensor import Tensor
@@ -44,25 +42,12 @@ NF4 = np.array(
 )
 
 
-def check_quantization(file: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> None:
-    """Of the quantization_config in a config.json, only what says NF4 is read; any other is refused by its name."""
-    given = data.get("quantization_config")
-    if given is None:
-        return
-    if not isinstance(given, dict):
-        diagnostics.problem(file, f"quantization_config is {shown(given)}: it must be an object")
-        return
-    method = given.get("quant_method", "bitsandbytes" if "load_in_4bit" in given else None)
-    if method == "fp8":
-        check_fp8(file, given, diagnostics)
-    elif method != "bitsandbytes":
-        what = f"quantization_config has quant_method {shown(method)}"
-        diagnostics.problem(file, f"{what}: only bitsandbytes' 4-bit nf4 is supported, and fp8 in blocks")
-    elif not given.get("load_in_4bit") or given.get("load_in_8bit"):
-        diagnostics.problem(file, "quantization_config is of 8 bits: only bitsandbytes' 4-bit nf4 is supported")
-    elif given.get("bnb_4bit_quant_type", "fp4") != "nf4":
-        kind = shown(given.get("bnb_4bit_quant_type", "fp4"))
-        diagnostics.problem(file, f"quantization_config has bnb_4bit_quant_type {kind}: only 'nf4' is supported")
+def unsupported(given: Mapping[str, Any]) -> str | None:
+    """What of a quantization_config is not read, if something is not: all but nf4."""
+    if not given.get("load_in_4bit") or given.get("load_in_8bit"):
+        return "is of 8 bits: only bitsandbytes' 4-bit nf4 is supported"
+    kind = given.get("bnb_4bit_quant_type", "fp4")
+    return None if kind == "nf4" else f"has bnb_4bit_quant_type {shown(kind)}: only 'nf4' is supported"
 
 
 def quantised_tensors(file: SafetensorsFile) -> tuple[dict[str, Tensor], set[str]]:

@@ -9,16 +9,15 @@ import numpy as np
 
 from ..arrays import Array
 from ..config import LAYER_INPUTS, ModelConfig, module_name
-from .bitsandbytes_4bit import quantised_tensors
 from .conversion import CHUNK, all_finite
 from .diagnostics import Diagnostics, shown
-from .fp8_blocks import fp8_tensors
 from .gguf_file import is_gguf
 from .gguf_tensors import gguf_spelling, gguf_tensors
 from .json_file import read_json
+from .quantization import tensors_of
 from .safetensors_file import open_safetensors
 from .stacked_experts import by_expert
-from .tensor import Tensor, stored_tensor
+from .tensor import Tensor
 from .wrapped_names import text_name
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -125,14 +124,7 @@ def without_shared_keys(
 def folder_tensors(folder: Path, diagnostics: Diagnostics) -> list[tuple[str, Tensor]]:
     """Every tensor of the folder's safetensors files, by its name."""
     files = [file for path in checkpoint_files(folder, diagnostics) if (file := open_safetensors(path, diagnostics))]
-    tensors: list[tuple[str, Tensor]] = []
-    for file in files:
-        plain = set(file.stored)
-        for quantised, used in (quantised_tensors(file), fp8_tensors(file)):
-            tensors += quantised.items()
-            plain -= used
-        tensors += [(name, stored_tensor(file, name)) for name in file.stored if name in plain]
-    return [(name, tensor) for name, tensor in tensors if not HARMLESS.fullmatch(name)]
+    return [(name, tensor) for name, tensor in tensors_of(files) if not HARMLESS.fullmatch(name)]
 
 
 def _tensor_problem(

@@ -10,7 +10,6 @@ from ..config import ATTENTION_MODULES, MLP_MODULES, ModelConfig
 from ..errors import ConfigError
 from ..families import Family
 from ..rope import rotated_channels
-from .bitsandbytes_4bit import check_quantization
 from .diagnostics import Diagnostics, shown
 from .families import SUPPORTED, check_neutral, family_of
 from .gguf_config import gguf_config
@@ -18,6 +17,7 @@ from .gguf_file import SUFFIX, is_gguf
 from .hub import cached_name, hub_id, hub_snapshots
 from .json_file import LARGEST, Keys, is_integer, read_json
 from .layer_kinds import read_layers
+from .quantization import check_quantization
 from .suggestion import did_you_mean
 
 

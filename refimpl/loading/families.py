@@ -9,7 +9,7 @@ from ..families import FAMILIES, Family
 from .diagnostics import Diagnostics, shown
 
 WRAPPERS = {family.wrapper[0]: family for family in FAMILIES.values() if family.wrapper}
-SUPPORTED = f"supported are {', '.join(sorted(FAMILIES))}, unquantised or in bitsandbytes' nf4"
+SUPPORTED = f"supported are {', '.join(sorted(FAMILIES))}, unquantised, in bitsandbytes' nf4, in mxfp4 or in fp8 blocks"
 
 # Keys that change the numbers in some engine or fork, and the values with which they do not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from ..arrays import Array, Float
-from .diagnostics import Diagnostics, shown
+from .diagnostics import shown
 from .json_file import is_integer
 from .safetensors_file import SafetensorsFile
 from .tensor import Tensor
@@ -25,13 +25,13 @@ from .tensor import Tensor
 KIND, SCALES = "F8_E4M3", "_scale_inv"
 
 
-def check_fp8(file: Path, given: Mapping[str, Any], diagnostics: Diagnostics) -> None:
-    """Note a quantization_config of quant_method fp8 whose numbers or blocks are of another kind."""
+def unsupported_fp8(given: Mapping[str, Any]) -> str | None:
+    """What of a quantization_config of quant_method fp8 is not read, if something is not: numbers or blocks of another
+    kind."""
     if given.get("fmt", "e4m3") != "e4m3":
-        diagnostics.problem(file, f"quantization_config has fmt {shown(given['fmt'])}: only 'e4m3' is supported")
-    if not _is_block(given.get("weight_block_size")):
-        size = shown(given.get("weight_block_size"))
-        diagnostics.problem(file, f"quantization_config has weight_block_size {size}: it must be two sizes")
+        return f"has fmt {shown(given['fmt'])}: only 'e4m3' is supported"
+    size = given.get("weight_block_size")
+    return None if _is_block(size) else f"has weight_block_size {shown(size)}: it must be two sizes"
 
 
 def _is_block(size: object) -> bool:

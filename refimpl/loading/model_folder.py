@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import DTYPES, Array, device_namespace, dtype_of, namespace, rounded, to_device, widen
-from ..config import LAYER_INPUTS, LM_HEAD, ModelConfig, Module, module_name
+from ..config import LAYER_INPUTS, LM_HEAD, SINKS, ModelConfig, Module, module_name
 from ..errors import WeightsError
 from ..weights import Layer, LayerInputs, Linear, Model
 from .checkpoint import open_checkpoint
@@ -108,11 +108,14 @@ def _model(config: ModelConfig, load: Callable[..., Array], tokenizer: Any, dtyp
             return to_device(np.ones(config.norm_width(name, i), wide), device)
         return norm(f"model.layers.{i}.{name}")
 
+    def vector(name: str) -> Array:
+        return load(name, dtype if name.endswith(SINKS) else wide)
+
     def layer(i: int) -> Layer:
         return Layer(
             {name: norm_of_layer(i, name) for name in config.norms_of(i)},
             {name: linear((i, name)) for name in config.modules_of(i)},
-            {name: load(f"model.layers.{i}.{name}", wide) for name in config.vectors_of(i)},
+            {name: vector(f"model.layers.{i}.{name}") for name in config.vectors_of(i)},
         )
 
     embed_tokens = load("model.embed_tokens.weight")

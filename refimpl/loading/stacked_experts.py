@@ -1,6 +1,7 @@
 """Tensors that hold modules of all experts -> one tensor for each module, a view.
 
 model.layers.3.mlp.experts.gate_up_proj [experts, 2 d_mlp, d_model]     as transformers 5 holds them
+model.layers.3.mlp.experts.gate_up_proj [experts, d_model, 2 d_mlp]     of gpt-oss, where gate and up take turns
 model.layers.3.mlp.experts.7.gate_proj.weight [d_mlp, d_model]          as transformers 4 does, and most files
 """
 
@@ -16,6 +17,9 @@ from .tensor import Tensor
 LAYER = re.compile(r"(model\.layers\.\d+\.)(.+)")
 
 
+BIAS = "_bias"  # behind the name of a stacked tensor: that of its modules' biases
+
+
 def by_expert(stored: Iterable[tuple[str, Tensor]], config: ModelConfig) -> list[tuple[str, Tensor]]:
     """The tensors of a checkpoint by the names that the model's modules have here."""
     moe = config.moe
@@ -26,36 +30,40 @@ def by_expert(stored: Iterable[tuple[str, Tensor]], config: ModelConfig) -> list
     for name, tensor in stored:
         match = LAYER.fullmatch(name)
         below = spellings.get(match[2], match[2]) if match else name
-        if match and below in stacks:
-            tensors += views(match[1], tensor, stacks[below], config)
+        of_biases = moe.bias and below.endswith(BIAS)
+        stack = stacks.get(below.removesuffix(BIAS) if of_biases else below)
+        if match and stack:
+            tensors += views(match[1], tensor, stack, config, of_biases)
         else:
             tensors.append((match[1] + below if match else name, tensor))
     return tensors
 
 
-def views(layer: str, tensor: Tensor, stack: Stacked, config: ModelConfig) -> Iterable[tuple[str, Tensor]]:
+def views(
+    layer: str, tensor: Tensor, stack: Stacked, config: ModelConfig, of_biases: bool
+) -> Iterable[tuple[str, Tensor]]:
     """Each module's part of a stacked tensor. A tensor of another shape is in every one of them a problem."""
     moe = config.moe
     assert moe is not None
     shapes = [config.shape(f"{moe.expert}.0.{name}") for name in stack.modules]
-    expected = (moe.experts, sum(d_out for d_out, _ in shapes), shapes[0][1])
+    d_out, d_in = sum(rows for rows, _ in shapes), shapes[0][1]
+    axes = (d_out,) if of_biases else (d_in, d_out) if stack.transposed else (d_out, d_in)
     problem = tensor.problem
-    if tensor.shape != expected and not problem:
-        problem = f"has shape {list(tensor.shape)}, config.json makes it {list(expected)}"
-    start = 0
-    for name, shape in zip(stack.modules, shapes, strict=True):
+    if tensor.shape != (moe.experts, *axes) and not problem:
+        problem = f"has shape {list(tensor.shape)}, config.json makes it {[moe.experts, *axes]}"
+    for number, (name, shape) in enumerate(zip(stack.modules, shapes, strict=True)):
         for expert in range(moe.experts):
             part = replace(
                 tensor,
-                shape=shape,
+                shape=shape[: len(axes)],
                 nbytes=tensor.nbytes // moe.experts // len(stack.modules),
-                read=partial(_part, tensor, expert, slice(start, start + shape[0])),
+                read=partial(_part, tensor, expert, stack.rows(number, d_out), stack.transposed and not of_biases),
                 problem=problem,
+                part=None,
             )
-            yield f"{layer}{moe.expert}.{expert}.{name}.weight", part
-        start += shape[0]
+            yield f"{layer}{moe.expert}.{expert}.{name}.{'bias' if of_biases else 'weight'}", part
 
 
-def _part(tensor: Tensor, expert: int, rows: slice) -> Array:
+def _part(tensor: Tensor, expert: int, rows: slice, transposed: bool) -> Array:
     """These rows of one expert: a view, where the tensor is one."""
-    return tensor.read()[expert, rows]
+    return tensor.at((expert, slice(None), rows)).T if transposed else tensor.at((expert, rows))

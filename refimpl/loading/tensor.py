@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..arrays import Array
 from .families import SUPPORTED
@@ -22,6 +23,7 @@ class Tensor:
     dtype: str  # of the numbers that `read` returns
     read: Callable[[], Array]  # the memory map itself, or a new array
     problem: str | None = None  # why it cannot be read, if it cannot
+    part: Callable[[tuple[Any, ...]], Array] | None = None  # read()[index] without making all the rest
 
     @property
     def size(self) -> int:
@@ -32,6 +34,10 @@ class Tensor:
     def quantised(self) -> bool:
         """Whether the file holds something else than the numbers themselves."""
         return self.stored != self.dtype
+
+    def at(self, index: tuple[Any, ...]) -> Array:
+        """read()[index]."""
+        return self.read()[index] if self.part is None else self.part(index)
 
     def is_mapped(self, dtype: str) -> bool:
         """Whether holding it in this type takes no memory."""

@@ -179,6 +179,7 @@ def backward_layer(
 
     dy = norm(ops.scaled(dx, config.residual_multiplier, p), norms.mlp_out)
     dactivated = project(dy, kept.activated, config.down)
+    assert isinstance(config.activation, str)  # a clamped gate is of experts, and check_task refuses these
     dgate, dup = vjp.mlp_activation(dactivated, kept.gate, kept.up, config.activation, p)
     dx = dx + norm(parts((dgate, dup), kept.h_mlp, config.gate_up), norms.mlp_in)
 

@@ -125,6 +125,27 @@ CASES |= {
     ),
     "glm plain": (T.Glm4MoeConfig, {**GLM, "norm_topk_prob": False, "first_k_dense_replace": 0, "head_dim": 12}),
 }
+GPT = {"num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 6, "sliding_window": 5}
+CASES |= {
+    "gptoss": (T.GptOssConfig, GPT),
+    "gptoss all full": (
+        T.GptOssConfig,
+        {**GPT, "layer_types": ["full_attention"] * 3, "attention_bias": False, "num_experts_per_tok": 5},
+    ),
+    "gptoss layers": (
+        T.GptOssConfig,
+        {
+            **GPT,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "num_experts_per_tok": 1,
+            "sliding_window": 1,
+            "swiglu_alpha": 0.9,
+            "swiglu_limit": 1.5,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+}
 PROMPTS = [[7, 1, 33, 9, 60, 2, 2, 15, 48, 3, 11, 5], [4, 8, 15, 16, 23], [42], list(range(3, 25)), [9, 9, 1]]
 
 
@@ -175,7 +196,13 @@ def merge(tensors: dict[str, np.ndarray], name: str, delta: np.ndarray) -> None:
         half = len(stack) // 2
         stack[{"gate": slice(half), "up": slice(half, None), "down": slice(None)}[expert[3]]] += delta
         return
-    tensors[f"{name}.weight"] += delta
+    if f"{name}.weight" in tensors:
+        tensors[f"{name}.weight"] += delta
+        return
+    experts, number, module = name.rsplit(".", 2)  # of gpt-oss, whose stacks are transposed
+    columns = {"gate_proj": slice(0, None, 2), "up_proj": slice(1, None, 2)}.get(module, slice(None))
+    stack = tensors[f"{experts}.{'down_proj' if module == 'down_proj' else 'gate_up_proj'}"]
+    stack[int(number), :, columns] += delta.T
 
 
 def theirs(base: Path, prompts: hf.Prompts, dtype: str = "") -> tuple[hf.Logits, list[list[np.ndarray]]]:
@@ -187,7 +214,7 @@ def theirs(base: Path, prompts: hf.Prompts, dtype: str = "") -> tuple[hf.Logits,
             parameter.data = hf.torch.as_tensor(stored[name]).double()
     choices: list[np.ndarray] = []
     for name, module in model.named_modules():
-        if name.endswith((".mlp.gate", ".block_sparse_moe.router")):
+        if name.endswith((".mlp.gate", ".mlp.router", ".block_sparse_moe.router")):
             module.register_forward_hook(lambda *call: choices.append(np.sort(call[2][2].numpy(), axis=-1)))
     logits, chosen = [], []
     for prompt in prompts:

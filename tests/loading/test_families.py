@@ -247,6 +247,28 @@ SMALL: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [0],
         "attention_bias": False,
     },
+    "GptOssForCausalLM": {
+        "model_type": "gpt_oss",
+        "attention_bias": True,
+        "experts_per_token": 2,
+        "num_experts_per_tok": 2,
+        "num_local_experts": 5,
+        "sliding_window": 3,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_theta": 150000,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "original_max_position_embeddings": 4096,
+            "truncate": False,
+        },
+        "router_aux_loss_coef": 0.9,
+        "initial_context_length": 4096,
+        "swiglu_limit": 7.0,
+        "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
+    },
     "HunYuanDenseV1ForCausalLM": {
         "model_type": "hunyuan_v1_dense",
         "use_qk_norm": True,
@@ -336,9 +358,9 @@ def test_its_tensors_load_and_no_others(tmp_path: Path, name: str) -> None:
         np.testing.assert_array_equal(weight, stored)
     for module in config.modules()[1:-1]:
         assert model.linear(module).weight.shape == config.shape(module)
-    foreign = tensors | {"model.layers.0.self_attn.sinks": np.zeros(4, np.float32)}
+    foreign = tensors | {"model.layers.0.self_attn.tanks": np.zeros(4, np.float32)}
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(foreign))
-    with refused(WeightsError, "model.layers.0.self_attn.sinks [4] is not one of the model's"):
+    with refused(WeightsError, "model.layers.0.self_attn.tanks [4] is not one of the model's"):
         load_model(tmp_path)
 
 
@@ -424,9 +446,7 @@ def test_what_would_be_another_model_is_refused(tmp_path: Path, name: str, chang
         load_config(write_config(tmp_path, name, **changes))
 
 
-@pytest.mark.parametrize(
-    "name", ["DeepseekV4ForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM", "Qwen3NextForCausalLM"]
-)
+@pytest.mark.parametrize("name", ["DeepseekV4ForCausalLM", "Llama4ForCausalLM", "Qwen3NextForCausalLM"])
 def test_other_architectures_are_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_json(architectures=[name], model_type="other")))
     with refused(ConfigError, name, "supported are"):
@@ -445,6 +465,9 @@ EXPERTS: list[tuple[str, dict[str, Any], str]] = [
     ("Glm4MoeForCausalLM", {"topk_group": 1}, "fewer experts than num_experts_per_tok"),
     ("Glm4MoeForCausalLM", {"n_group": 6, "topk_group": 3}, "a group of 1 has no 2 best experts"),
     ("Glm4MoeForCausalLM", {"norm_topk_prob": "yes"}, "norm_topk_prob is 'yes'"),
+    ("GptOssForCausalLM", {"experts_per_token": 4}, "experts_per_token is 4 and num_experts_per_tok is 2"),
+    ("GptOssForCausalLM", {"swiglu_limit": 0}, "swiglu_limit is 0: it must be a number above 0"),
+    ("GptOssForCausalLM", {"sliding_window": None}, "sliding_window is missing"),
 ]
 
 
@@ -667,6 +690,8 @@ def test_the_embedding_factor_of_gemma_has_the_models_type(tmp_path: Path) -> No
         ("GemmaForCausalLM", "ops cuda: mlp_activation knows silu, and this model has gelu_tanh"),
         ("NemotronForCausalLM", "ops cuda: mlp_activation knows silu, and this model has relu2"),
         ("Cohere2ForCausalLM", "ops cuda: rope turns whole heads in halves, and this model interleaved pairs"),
+        ("GptOssForCausalLM", "ops cuda: mlp_activation knows silu, and this model has a gate that is clamped at 7"),
+        ("GptOssForCausalLM", "ops cuda: attention has no sinks, and this model has some"),
     ],
 )
 def test_what_the_kernels_do_not_do_is_refused_by_name(tmp_path: Path, name: str, says: str) -> None:

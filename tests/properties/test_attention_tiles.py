@@ -3,6 +3,7 @@ another one's, not even a NaN."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,10 @@ from support.compare import assert_equal_to_rounding, assert_same_bits
 from support.plans import metadata
 
 from refimpl import NUMPY, Precision, tiles
+from refimpl.arrays import DTYPES, rounded
 from refimpl.attention import attention_per_token
 from refimpl.config import View
+from refimpl.layers import softmax_with_sinks
 from refimpl.plans import AttentionMetadata
 
 P = Precision("model", "float64")
@@ -71,7 +74,12 @@ def calls(draw: st.DrawFn, at_least: int = 1) -> Call:
         k,
         v,
         metadata(starts, np.array(contexts, np.int32), tables, k),
-        View(draw(st.sampled_from([None, 1, 3, 8])), None, draw(st.sampled_from([None, 1.5]))),
+        View(
+            draw(st.sampled_from([None, 1, 3, 8])),
+            None,
+            draw(st.sampled_from([None, 1.5])),
+            draw(st.sampled_from([None, 3 * rng.standard_normal(kv_heads * group)])),
+        ),
         draw(st.sampled_from([1, 2, 5, 64])),
         draw(st.sampled_from([1, 60, 300, 1 << 18])),
     )
@@ -118,6 +126,37 @@ def test_what_is_not_finite_in_one_request_stays_there(call: Call, bad: float, f
     assert_same_bits(after[others], before[others])
     if np.isnan(bad):  # an infinite score may be capped, or have no weight
         assert np.isnan(after[~others]).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("preset", ["model", "transformers"])
+@settings(max_examples=20)
+@given(call=calls())
+def test_sinks_in_half_types_are_the_definition(call: Call, preset: str, dtype: str) -> None:
+    """Up to a rounding that falls to the other side: one unit of each probability, and one of the result."""
+    p, heads = Precision(preset, dtype), call.q.shape[1]
+    q, k, v = (rounded(x.astype(np.float32), dtype) for x in (call.q, call.k_cache, call.v_cache))
+    view = replace(call.view, sinks=np.linspace(-2, 4, heads).astype(DTYPES[dtype]))
+    actual, expected = (step(q, k, v, call.plan, view, p) for step in (NUMPY.attention, attention_per_token))
+    unit = 2.0**-7 if dtype == "bfloat16" else 2.0**-10
+    assert (np.abs(actual - expected) <= 2 * unit * (np.abs(v).max() + np.abs(expected))).all()
+    assert_same_bits(actual, rounded(actual, dtype))
+
+
+def test_a_sink_takes_its_share_whatever_scale_cap_and_window_are() -> None:
+    """One key of score s: its value counts e^s / (e^s + e^sink), and that sink is the number itself."""
+    q, k, v = np.full((1, 1, 1), 2.0), np.full((1, BLOCK, 1, 1), 3.0), np.ones((1, BLOCK, 1, 1))
+    plan = metadata(np.array([0, 1], np.int32), np.array([2], np.int32), np.array([[0]], np.int32), k)
+    for scale, cap, score in ((0.5, None, 3.0), (0.5, 1.5, 1.5 * np.tanh(2.0))):
+        for sink in (-1.0, 0.0, 5.0, 600.0):
+            view = View(1, scale, cap, np.array([sink]))
+            for step in (NUMPY.attention, attention_per_token):
+                assert step(q, k, v, plan, view, P)[0, 0] == pytest.approx(1 / (1 + np.exp(sink - score)), rel=1e-14)
+
+
+def test_a_row_that_sees_nothing_is_all_the_sink() -> None:
+    scores = np.array([[-np.inf, -np.inf], [0.0, -np.inf]])
+    np.testing.assert_array_equal(softmax_with_sinks(scores, np.zeros((2, 1)), P), [[0, 0], [0.5, 0]])
 
 
 def test_unwritten_slots_behind_the_last_key_of_a_request_are_not_read() -> None:
