@@ -89,6 +89,6 @@ GEMMA3 = Family(
     slides=lambda keys, layer: (layer + 1) % keys.integer("sliding_window_pattern") != 0,
     default_theta=1e6,
     local_rope=lambda keys, rope: Rope(keys.positive("rope_local_base_freq")),
-    wrapper=("Gemma3ForConditionalGeneration", "gemma3"),
+    wrappers=(("Gemma3ForConditionalGeneration", "gemma3"),),
 )
 FAMILIES = (GEMMA, GEMMA2, GEMMA3)

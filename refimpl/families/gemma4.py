@@ -132,6 +132,6 @@ GEMMA4 = Family(
     slides=lambda keys, layer: (layer + 1) % 6 != 0 and layer + 1 != keys.integer("num_hidden_layers"),
     kinds=kinds,
     local_rope=local_rope,
-    wrapper=("Gemma4ForConditionalGeneration", "gemma4"),
+    wrappers=(("Gemma4ForConditionalGeneration", "gemma4"),),
 )
 FAMILIES = (GEMMA4,)

@@ -31,6 +31,6 @@ MINISTRAL3 = Family(
     windowed=True,
     rope_numbers={"llama_4_scaling_beta": "query_growth"},
     respelt=respelt,
-    wrapper=("Mistral3ForConditionalGeneration", "mistral3"),
+    wrappers=(("Mistral3ForConditionalGeneration", "mistral3"),),
 )
 FAMILIES = (MINISTRAL3,)

@@ -23,7 +23,8 @@ def slides(keys: Keys, layer: int) -> bool:
     return keys.flag("use_sliding_window") and keys.given("sliding_window") and layer >= first
 
 
-QWEN2 = Family("Qwen2ForCausalLM", "qwen2", DEFAULTS, {"biased": QKV}, obeys=OBEYS, slides=slides)
+ONEVISION = (("LlavaOnevisionForConditionalGeneration", "llava_onevision"),)
+QWEN2 = Family("Qwen2ForCausalLM", "qwen2", DEFAULTS, {"biased": QKV}, obeys=OBEYS, slides=slides, wrappers=ONEVISION)
 QWEN3 = Family(
     "Qwen3ForCausalLM",
     "qwen3",

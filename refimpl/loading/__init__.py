@@ -10,5 +10,5 @@ gguf_file, gguf_parts, gguf_config, gguf_names, gguf_tensors, gguf_tokenizer, de
 peft_config, peft_keys, peft_selection, peft_tensors    the same for a PEFT folder
 adapter_place, adapter_file, files_beside, base_names, hub    what people give for one, and what lies beside it
 foreign_names, wrapped_names             names of tensors that other programs make of PEFT's
-gguf_adapter, mlx_adapter, nemo_adapter, torchtune_adapter, adapter_pairs    other adapters, as PEFT's
+gguf_adapter, mlx_adapter, nemo_file, nemo_adapter, torchtune_adapter, adapter_pairs    other adapters, as PEFT's folder
 """

@@ -8,7 +8,9 @@ from typing import Any
 from ..families import FAMILIES, Family
 from .diagnostics import Diagnostics, shown
 
-WRAPPERS = {family.wrapper[0]: family for family in FAMILIES.values() if family.wrapper}
+# The classes of models of images and text: their model_type, and the families that their text_config can be of.
+WRAPPERS = {name: model_type for family in FAMILIES.values() for name, model_type in family.wrappers}
+INSIDE = {name: [family for family in FAMILIES.values() if name in dict(family.wrappers)] for name in WRAPPERS}
 SUPPORTED = f"supported are {', '.join(sorted(FAMILIES))}, unquantised, in bitsandbytes' nf4, in mxfp4 or in fp8 blocks"
 
 # Keys that change the numbers in some engine or fork, and the values with which they do not.
@@ -51,7 +53,7 @@ def family_of(file: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> 
         named = data.get("architectures")
         diagnostics.problem(file, f"architectures {shown(named)} (model_type {shown(model_type)}): {SUPPORTED}")
         return None
-    family = WRAPPERS.get(name) or FAMILIES[name]
+    family = _inside(name, data) if name in WRAPPERS else FAMILIES[name]
     if model_type is not None and model_type not in (_model_types()[name], *family.other_types):
         diagnostics.problem(
             file, f"architectures {shown(named)} contradicts model_type {shown(model_type)}: {SUPPORTED}"
@@ -62,8 +64,14 @@ def family_of(file: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> 
 
 def _model_types() -> dict[str, str]:
     """The model_type of each class that loads."""
-    wrappers = dict(family.wrapper for family in WRAPPERS.values() if family.wrapper)
-    return {name: family.model_type for name, family in FAMILIES.items()} | wrappers
+    return {name: family.model_type for name, family in FAMILIES.items()} | WRAPPERS
+
+
+def _inside(name: str, data: Mapping[str, Any]) -> Family:
+    """The family of the text_config in a model of images and text: the first that it can be, if it says no other."""
+    inner = data.get("text_config")
+    model_type = inner.get("model_type") if isinstance(inner, dict) else None
+    return next((family for family in INSIDE[name] if family.model_type == model_type), INSIDE[name][0])
 
 
 def check_neutral(file: Path, data: Mapping[str, Any], family: Family, diagnostics: Diagnostics) -> None:

@@ -56,7 +56,7 @@ MARKS = {
     r"modules_to_save|\.default(\.|$)": "saved with the adapter's name left in; use save_pretrained",
     r"(^|\.)(score|classifier|pre_classifier|qa_outputs|reward_head|regression_head)\.": "a classification head",
     r"(^|\.)(v_head|value_head)\.": "a value head, of training alone",
-    r"\.experts?\.": "LoRA on experts, which the base has not, or calls otherwise",
+    r"\.experts?\.": "LoRA on experts (target_parameters), which the base has not, or calls otherwise",
     r"(^|\.)(prompt_encoder|prompt_embeddings)": "a prompt tuning, no LoRA",
 }
 
