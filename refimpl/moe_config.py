@@ -104,6 +104,11 @@ class Moe:
             return self.shared.shape(name, d_model)
         return self.mlp(0).shape(self._of_first(name), d_model) if name.startswith(f"{self.expert}.") else None
 
+    def expert_of(self, name: str) -> int | None:
+        """Which expert a module is of; None for the router, and for what all tokens go through."""
+        inside = name.removeprefix(f"{self.expert}.")
+        return None if inside == name else int(inside.partition(".")[0])
+
     def has_bias(self, name: str) -> bool:
         """Whether the checkpoint holds a bias for one of these modules."""
         return self.bias and (name == self.router or name.startswith(f"{self.expert}."))

@@ -21,7 +21,6 @@ from dataclasses import astuple, dataclass
 
 from ..arrays import ceil_div
 from ..config import EMBED, LM_HEAD, ModelConfig, Module
-from ..errors import LoracleError
 
 Ranks = Mapping[Module, int]  # the modules that an adapter changes, and its rank in each
 LONGEST = 1 << 24  # tokens of a prompt: longer ones are not looked at
@@ -134,29 +133,34 @@ def memory(config: ModelConfig, ranks: Ranks, way: str, loaded: int, cached_toke
 def work(config: ModelConfig, ranks: Ranks, step: Step, size: int) -> Work:
     """Bytes and flops of one pass over all requests of a step; `size` is that of a number in memory.
 
-    LoracleError for a model with experts: which of them a pass reads, its tokens decide."""
-    if config.moe is not None:
-        experts = f"{config.moe.experts} experts, and tokens decide which of them a pass reads"
-        raise LoracleError(f"the cost of a step is not counted for this model: its layers have {experts}")
+    Of experts, tokens are taken to be spread evenly, in the order of the adapters: all are as busy as can be."""
     return base_work(config, step, size) + lora_work(config, ranks, step, size) + attention_work(config, step, size)
 
 
-def rows_of(module: Module, step: Step) -> int:
-    """How many rows a module is applied to: all new tokens; at the head only each request's last."""
-    return step.requests if module == LM_HEAD else step.rows
+def rows_of(config: ModelConfig, module: Module, step: Step) -> int:
+    """How many rows a module is applied to: all new tokens; at the head each request's last, and in an expert its
+    share of the tokens, each of which goes through top_k."""
+    if module == LM_HEAD:
+        return step.requests
+    if config.moe is None or (expert := config.moe.expert_of(module[1])) is None:
+        return step.rows
+    few, more = divmod(step.rows * config.moe.top_k, config.moe.experts)
+    return few + (expert < more)
 
 
 def base_work(config: ModelConfig, step: Step, size: int) -> Work:
     """Each weight once; of the embedding one row for each token. A product of n rows is 2 n d_out d_in flops."""
-    products = [module for module in config.modules() if module != EMBED]
+    products = [module for module in config.modules() if module != EMBED and rows_of(config, module, step)]
     read = sum(parameters(config, module) for module in products) + norm_parameters(config)
-    flops = sum(2 * rows_of(module, step) * math.prod(config.shape(module)) for module in products)
+    flops = sum(2 * rows_of(config, module, step) * math.prod(config.shape(module)) for module in products)
     looked_up = config.hidden_size + config.layer_inputs_width
     return Work(base_bytes=size * (read + step.rows * looked_up), base_flops=flops)
 
 
 def lora_work(config: ModelConfig, ranks: Ranks, step: Step, size: int) -> Work:
-    """A and B of each adapter once, and 2 n r (d_in + d_out) flops. At the embedding A's columns are looked up."""
+    """A and B of each adapter once, and 2 n r (d_in + d_out) flops. At the embedding A's columns are looked up.
+
+    Experts of one layer are taken to have one rank: which of them an adapter's tokens go through is not said."""
     read = flops = 0
     for module, r in ranks.items() if step.adapters else ():
         d_out, d_in = config.shape(module)
@@ -164,9 +168,21 @@ def lora_work(config: ModelConfig, ranks: Ranks, step: Step, size: int) -> Work:
             read += r * step.rows + step.adapters * r * d_in
             flops += 2 * step.rows * r * d_in
         else:
-            read += step.adapters * r * (d_in + d_out)
-            flops += 2 * rows_of(module, step) * r * (d_in + d_out)
+            read += readers(config, module, step) * r * (d_in + d_out)
+            flops += 2 * rows_of(config, module, step) * r * (d_in + d_out)
     return Work(adapter_bytes=size * read, lora_flops=flops)
+
+
+def readers(config: ModelConfig, module: Module, step: Step) -> int:
+    """How many adapters a module's rows have: all of a step's, and in an expert its share of all pairs of an adapter
+    and an expert, of which each of the adapter's tokens makes top_k at most."""
+    if config.moe is None or (expert := config.moe.expert_of(module[1])) is None:
+        return step.adapters
+    few, more = divmod(step.requests, step.adapters)
+    counts = [more, step.adapters - more]
+    reached = [min(config.moe.experts, rows * step.tokens * config.moe.top_k) for rows in (few + 1, few)]
+    pairs = sum(count * each for count, each in zip(counts, reached, strict=True))
+    return pairs // config.moe.experts + (expert < pairs % config.moe.experts)
 
 
 def attention_work(config: ModelConfig, step: Step, size: int) -> Work:

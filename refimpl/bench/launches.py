@@ -40,6 +40,8 @@ def launches(config: ModelConfig, ranks: Ranks, step: Step, dtype: str, ops: Ops
         raise LoracleError(f"ops cuda: rank {max(ranks.values())}; the kernels take ranks from 1 to {MAX_RANK}")
     if config.hidden_size_per_layer_input or len(config.kv_layers) < config.num_hidden_layers:
         raise LoracleError("launches: layers that read another's keys, or have inputs of their own, are not counted")
+    if config.moe is not None:
+        raise LoracleError("launches: which experts the tokens of a step go through is not known: they are not counted")
     kinds = Counter(config.kind(layer) for layer in range(config.num_hidden_layers))
     outside = counted(config, ranks, step, dtype, ops, ())
     result = Counter(outside)

@@ -79,12 +79,13 @@ def check(args: argparse.Namespace, config: ModelConfig) -> None:
 
 def ranks_of(config: ModelConfig, rank: int, targets: str | None) -> Ranks:
     """Return the rank of each module that an adapter changes. RequestError for a module that the model has not."""
-    names = config.layer_modules if targets is None else targets.split(",")
-    modules = (*config.layer_modules, EMBED[1], LM_HEAD[1])
+    inner = {name: name.rpartition(".")[2] for name in config.layer_modules}  # of all experts at once
+    modules = tuple(dict.fromkeys((*inner.values(), EMBED[1], LM_HEAD[1])))
+    names = tuple(inner.values()) if targets is None else targets.split(",")
     for name in names:
         if name not in modules:
             raise RequestError(f"--targets {name}: this model has {', '.join(modules)}{did_you_mean(name, modules)}")
-    return {module: rank for module in config.modules() if module[1] in names}
+    return {module: rank for module in config.modules() if module[1].rpartition(".")[2] in names}
 
 
 def devices_of(names: Sequence[str], dtype: str) -> list[Device]:

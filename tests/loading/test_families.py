@@ -335,10 +335,6 @@ def test_the_page_of_cost_counts_what_its_forward_pass_does(tmp_path: Path, name
     model, adapters = random_model(config, 3), [random_adapter(config, i, modules=config.layer_modules) for i in (1, 2)]
     ranks = {module: len(tensors.A) for module, tensors in adapters[0].lora.items()}
     for step in (Step(3, 1, 7, 2), Step(2, 5, 5, 2), Step(2, 1, 4, 0)):
-        if config.moe is not None:
-            with refused(LoracleError, "the cost of a step is not counted", f"{config.moe.experts} experts"):
-                cost.work(config, ranks, step, 8)
-            continue
         assert cost.work(config, ranks, step, 8) == counted(model, adapters[: step.adapters], step)
     assert 8 * cost.base_parameters(config) == model.nbytes
 

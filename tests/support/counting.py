@@ -11,7 +11,7 @@ from refimpl.adapter_slots import AdapterSlots
 from refimpl.arrays import Array, Precision
 from refimpl.batch import ScheduledRequest, make_batch
 from refimpl.bench.cost import Step, Work
-from refimpl.config import View
+from refimpl.config import Moe, View
 from refimpl.kv_cache import KVCache
 from refimpl.model import forward
 from refimpl.ops import NUMPY, Ops
@@ -24,6 +24,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.work = Work()
+        self.adapter_ids = np.zeros(0, np.int32)  # of each token of the batch
 
     def add(self, **counts: int) -> None:
         self.work = self.work + Work(**counts)
@@ -86,9 +87,16 @@ class Tally:
             )
         return NUMPY.attention(q, k_cache, v_cache, metadata, view, p)
 
+    def route(self, logits: Array, correction: Array | None, moe: Moe, p: Precision) -> tuple[Array, Array]:
+        """Tokens spread evenly over the experts, in the order of their adapters, as the page of cost takes them."""
+        ids, weights = NUMPY.route(logits, correction, moe, p)
+        places = np.argsort(np.argsort(self.adapter_ids, kind="stable"))
+        even = (moe.top_k * places[:, None] + np.arange(moe.top_k)) % moe.experts
+        return even.astype(ids.dtype), weights
+
     def ops(self) -> Ops:
         """The table."""
-        names = ("linear", "embed", "rms_norm", "layer_norm", "lora_delta", "write_kv", "attention")
+        names = ("linear", "embed", "rms_norm", "layer_norm", "lora_delta", "write_kv", "attention", "route")
         return dataclasses.replace(NUMPY, **{name: getattr(self, name) for name in names})
 
 
@@ -119,6 +127,7 @@ def counted(model: Model, adapters: Sequence[Adapter], step: Step) -> Work:
     tally = Tally()
     ops = tally.ops()
     batch, cache, slots = scheduled_step(model, adapters, step, ops)
+    tally.adapter_ids = batch.lora.adapter_ids[:, 0]
     p = model.precision(Precision(ops.precision, model.dtype))
     logits = forward(model, batch, cache, slots, ops, p)
     assert np.isfinite(logits).all() and len(logits) == step.requests
