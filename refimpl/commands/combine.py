@@ -131,11 +131,8 @@ def notes_of(args: argparse.Namespace, result: Combined, count: int) -> list[str
 def show(body: dict[str, Any]) -> None:
     """Print what was written."""
     parts = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in body["adapters"])
-    ranks = (
-        " and ".join(map(str, body["ranks"]))
-        if len(body["ranks"]) < 4
-        else f"{body['ranks'][0]} to {body['ranks'][-1]}"
-    )
+    *others, last = map(str, body["ranks"])
+    ranks = f"{', '.join(others)} and {last}" if others else last
     print(f"{body['target']}: {parts} by {body['how']}, {body['modules']} modules of rank {ranks}")
     for note in body["notes"]:
         print(f"note: {note}")
