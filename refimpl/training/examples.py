@@ -57,6 +57,10 @@ def check_name(name: object, where: str) -> None:
 
 def check_task(task: Task, base: ModelConfig) -> None:
     """LoracleError that names the task and the example, for data that this base cannot be trained on."""
+    if base.moe is not None:
+        raise LoracleError(
+            f"{task.name}: the base has experts in its layers, and adapters are not trained through these"
+        )
     if base.mla is not None:
         raise LoracleError(f"{task.name}: multi-head latent attention has no way back here, and cannot be trained")
     if not task.examples:

@@ -145,3 +145,41 @@ def test_drawn_configurations(tmp_path_factory: Any, changes: dict[str, Any], se
     first, second = theirs(folder / "base", PROMPTS[:2]), theirs(merged, PROMPTS[:2])
     requests = [refimpl.Request(prompt, lora) for lora in (None, adapter) for prompt in PROMPTS[:2]]
     assert_same((first[0] + second[0], first[1] + second[1]), ours(folder / "base", requests))
+
+
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "some layers": {
+        "target_modules": "all-linear",
+        "target_parameters": [
+            "0.mlp.experts.gate_up_proj",
+            "0.mlp.experts.down_proj",
+            "1.mlp.experts.gate_up_proj",
+        ],
+    },
+    "down alone": {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]},
+    "router": {"target_modules": ["o_proj"], "target_parameters": ["mlp.router.weight"]},
+    "rslora": {"target_modules": ["v_proj"], "target_parameters": ["mlp.experts.gate_up_proj"], "use_rslora": True},
+}
+
+
+@pytest.mark.parametrize("targets", PARAMETERS)
+def test_adapters_of_peft_on_experts(tmp_path: Path, targets: str) -> None:
+    """As people train gpt-oss: target_parameters, gate and up in one pair, saved and run by PEFT itself."""
+    sizes = SIZES | {"num_hidden_layers": 2, "num_local_experts": 3, "num_experts_per_tok": 2, "head_dim": 8}
+    hf.write_model(T.GptOssConfig(**sizes, sliding_window=4), tmp_path / "base", 3)
+    config = hf.peft.LoraConfig(r=2, lora_alpha=3, task_type="CAUSAL_LM", **PARAMETERS[targets])
+    with hf.quiet():
+        model = hf.peft.get_peft_model(T.AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config)
+    rng = np.random.default_rng(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                hf.fill(parameter, rng, 0.3)
+    with hf.quiet():
+        model.save_pretrained(tmp_path / "adapter")
+    expected = hf.alone(tmp_path / "base", {"it": tmp_path / "adapter"}, PROMPTS[:2] * 2, ["it", "it", *[hf.BASE] * 2])
+    base = refimpl.load_model(tmp_path / "base", "float64")
+    adapter = refimpl.load_adapter(tmp_path / "adapter", base.config)
+    requests = [refimpl.Request(prompt, lora) for lora in (adapter, None) for prompt in PROMPTS[:2]]
+    for actual, row in zip(refimpl.logits(base, requests), expected, strict=True):
+        assert np.abs(actual - row).max() <= 1e-9 * np.abs(row).max()

@@ -25,6 +25,8 @@ from refimpl.loading.checkpoint import expected_tensors, open_checkpoint
 from refimpl.loading.config_file import load_config
 from refimpl.loading.diagnostics import Diagnostics
 from refimpl.ops import NUMPY, REFERENCE
+from refimpl.training.examples import Task, check_task
+from refimpl.training.lora_config import LoraConfig
 
 # The attention of DeepSeek, and its rope.
 LATENT: dict[str, Any] = {
@@ -473,6 +475,12 @@ def test_experts_that_contradict_themselves_are_refused(
 ) -> None:
     with refused(ConfigError, str(tmp_path), says):
         load_config(write_config(tmp_path, name, **changes))
+
+
+@pytest.mark.parametrize("name", ["MixtralForCausalLM", "GptOssForCausalLM"])
+def test_training_through_experts_is_refused(tmp_path: Path, name: str) -> None:
+    with refused(LoracleError, "mine: the base has experts in its layers"):
+        check_task(Task("mine", LoraConfig(), ()), load_config(write_config(tmp_path, name)))
 
 
 def test_which_layers_have_experts(tmp_path: Path) -> None:
