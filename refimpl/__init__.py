@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapter import Adapter as Adapter
     from .arrays import Precision as Precision
+    from .classification import scores as scores
     from .cuda.table import CUDA as CUDA
     from .engine import Engine as Engine
     from .errors import LoracleError as LoracleError
@@ -55,6 +56,7 @@ _HOME = {
     "formats.peft": ("save_adapter",),
     "tools.merge": ("merged",),
     "model": ("forward", "logits"),
+    "classification": ("scores",),
     "ops": ("NUMPY", "REFERENCE", "Ops"),
     "pictures.adapter_file": ("load_picture_adapter",),
     "pictures.adapter_writer": ("save_picture_adapter",),

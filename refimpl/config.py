@@ -27,6 +27,7 @@ from .module_names import (
     MLP_MODULES,
     PARENTS,
     ROOTS,
+    SCORE,
     SINKS,
     Module,
     module_name,
@@ -38,8 +39,8 @@ from .view import View
 
 # What is imported from here although it stands in a file of its own.
 __all__ = ["ATTENTION_MODULES", "LAYER_MODULES", "MLP_MODULES", "ROOTS", "Groups", "Mlp", "Moe", "Norms", "Stacked"]
-__all__ += ["EMBED", "LAYER_INPUTS", "LM_HEAD", "PARENTS", "SINKS", "ClampedGate", "KVShape", "Mla", "Module", "View"]
-__all__ += ["module_name", "short_name"]
+__all__ += ["EMBED", "LAYER_INPUTS", "LM_HEAD", "PARENTS", "SCORE", "SINKS", "ClampedGate", "KVShape", "Mla", "Module"]
+__all__ += ["View", "module_name", "short_name"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class ModelConfig:
     tensor_multiplier: bool = False  # that factor is a tensor of the model's type, and so rounded to it (Gemma)
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0  # logits are divided by it
+    labels: int = 0  # it has a classification head (score) of so many, and no lm_head
+    pad_token_id: int | None = field(default=None, compare=False)  # never scored (classification.py)
     name_or_path: str = field(default="", compare=False)  # what the checkpoint calls itself, if anything
     layer_scalar: bool = False  # each layer's x is multiplied by a number of the checkpoint (Gemma 4)
     hidden_size_per_layer_input: int = 0  # each layer has an input of this width for each token (layer_inputs.py)
@@ -285,7 +288,8 @@ class ModelConfig:
     def modules(self) -> list[Module]:
         """Every module that LoRA can target, in the order of the forward pass."""
         inner = [(i, name) for i in range(self.num_hidden_layers) for name in self.modules_of(i)]
-        return [EMBED, *([LAYER_INPUTS] if self.hidden_size_per_layer_input else []), *inner, LM_HEAD]
+        inputs = [LAYER_INPUTS] if self.hidden_size_per_layer_input else []
+        return [EMBED, *inputs, *inner, *([] if self.labels else [LM_HEAD])]
 
     def has_bias(self, module: str) -> bool:
         """Whether the checkpoint holds a bias for this module."""

@@ -31,7 +31,13 @@ from .weights import Linear, Model
 
 
 def forward(
-    model: Model, batch: Batch, cache: KVCache, adapters: AdapterSlots, ops: Ops, p: Precision
+    model: Model,
+    batch: Batch,
+    cache: KVCache,
+    adapters: AdapterSlots,
+    ops: Ops,
+    p: Precision,
+    head: Module = LM_HEAD,
 ) -> Float[Array, "rows vocab"]:
     """One forward pass over all scheduled tokens of all requests: the logits of `batch.logits_indices`.
 
@@ -111,9 +117,12 @@ def forward(
         note(f"layers.{i}.", output=x)
 
     h = normalised(x[batch.device.logits_indices], model.norm, config.rms_norm_eps, p)
+    note("", norm=h)
+    if head != LM_HEAD:  # of a classification (classification.py)
+        return project(h, *head, batch.logits_lora)
     logits = rounded(ops.all_gather(project(h, *LM_HEAD, batch.logits_lora)), p.logits)
     logits = ops.softcap(ops.scaled(logits, 1 / config.logits_scaling, p), config.logits_softcap, p.logits)
-    note("", norm=h, logits=logits)
+    note("", logits=logits)
     return logits
 
 
@@ -173,6 +182,18 @@ def logits(
         check_request(request, model.config)
     if not requests:
         return []
+    batch, cache, adapters = whole_prompts(model, requests, ops, p, every_row=True)
+    rows = to_host(forward(model, batch, cache, adapters.slots, ops, p))
+    starts = batch.attention.query_start_loc
+    return [
+        rows[start:stop, : logit_width(r, model)] for r, start, stop in zip(requests, starts, starts[1:], strict=False)
+    ]
+
+
+def whole_prompts(
+    model: Model, requests: Sequence[Request], ops: Ops, p: Precision, every_row: bool
+) -> tuple[Batch, KVCache, AdapterCache]:
+    """Return the batch that computes the prompts of all requests at once, with a cache and slots for it alone."""
     block_size = 16
     lengths = [len(r.prompt_ids) for r in requests]
     blocks = [ceil_div(n, block_size) for n in lengths]
@@ -188,12 +209,7 @@ def logits(
         )
         for r, n in zip(requests, blocks, strict=True)
     ]
-    batch = make_batch(scheduled, cache, adapters.slots, ops, every_row=True)
-    rows = to_host(forward(model, batch, cache, adapters.slots, ops, p))
-    starts = batch.attention.query_start_loc
-    return [
-        rows[start:stop, : logit_width(r, model)] for r, start, stop in zip(requests, starts, starts[1:], strict=False)
-    ]
+    return make_batch(scheduled, cache, adapters.slots, ops, every_row), cache, adapters
 
 
 def logit_width(request: Request, model: Model) -> int:

@@ -12,6 +12,7 @@ LAYER_MODULES = ATTENTION_MODULES + MLP_MODULES
 EMBED: Module = (-1, "embed_tokens")
 LM_HEAD: Module = (-1, "lm_head")
 LAYER_INPUTS: Module = (-1, "per_layer_model_projection")  # Gemma 4 (layer_inputs.py)
+SCORE: Module = (-1, "score")  # a classification head; LoRA cannot target it, an adapter may bring its own
 
 # What each query head's sink is called below the layer (View.sinks).
 SINKS = "self_attn.sinks"
@@ -36,8 +37,8 @@ def module_name(module: Module) -> str:
         if layer >= 0 and name.partition(".")[0] in ROOTS:
             return f"model.layers.{layer}.{name}"
         return short_name(module)  # of a picture model: (0, 'attention.to_q'), (-1, 'cap_embedder.1')
-    if module == LM_HEAD:
-        return "lm_head"
+    if module in (LM_HEAD, SCORE):
+        return name
     if layer < 0:
         return f"model.{name}"
     return ".".join(part for part in ("model.layers", str(layer), PARENTS[name], name) if part)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .adapter import Adapter
-from .config import EMBED, LM_HEAD, ModelConfig, Module, module_name
+from .config import EMBED, LM_HEAD, SCORE, ModelConfig, Module, module_name
 from .errors import RequestError
 
 
@@ -44,9 +44,11 @@ def check_list(requests: Sequence[Request]) -> None:
         raise RequestError("expected a list of requests: put the one in brackets")
 
 
-def check_request(request: Request, config: ModelConfig) -> None:
-    """RequestError, in one line, for what can be told from the request alone."""
+def check_request(request: Request, config: ModelConfig, head: Module = LM_HEAD) -> None:
+    """RequestError, in one line, for what can be told from the request alone. `head`: what is read out."""
     check_adapters(request.adapter)
+    if head == LM_HEAD:
+        _check_generates(request, config)
     for adapter, _ in request.adapters:
         _check_fits(adapter, config.unsharded)
     ids = np.asarray(request.prompt_ids)
@@ -69,6 +71,13 @@ def check_request(request: Request, config: ModelConfig) -> None:
         raise RequestError(f"top_p {request.top_p} must be above 0 and at most 1")
     if request.max_new_tokens is not None:
         check_whole("max_new_tokens", request.max_new_tokens, 1)
+
+
+def _check_generates(request: Request, config: ModelConfig) -> None:
+    """A text goes on by an lm_head: a classification head is read by refimpl.scores."""
+    heads = [f"adapter {adapter.name} has" for adapter, _ in request.adapters if SCORE in adapter.replaced]
+    for owner in ["the base has"] * (config.labels > 0) + heads:
+        raise RequestError(f"{owner} a classification head (score): ask refimpl.scores, not for text or logits")
 
 
 def check_whole(name: str, value: object, least: int | None = None) -> None:
@@ -123,11 +132,14 @@ def _check_fits(adapter: Adapter, config: ModelConfig) -> None:
 
 def _shape(adapter: Adapter, module: Module, config: ModelConfig) -> tuple[int, int]:
     """What the module's weight must be [d_out, d_in]: the base's, or with the rows of a vocabulary that is extended."""
+    if module == SCORE:
+        return len(adapter.replaced[SCORE]), config.hidden_size
     if module not in config.modules():
         raise RequestError(f"adapter {adapter.name} is for another model: this one has no {module_name(module)}")
     d_out, d_in = config.shape(module)
     if module in (EMBED, LM_HEAD):
-        return max([d_out, *(len(weight) for weight in adapter.replaced.values())]), d_in
+        tables = [weight for table, weight in adapter.replaced.items() if table != SCORE]
+        return max([d_out, *map(len, tables)]), d_in
     return d_out, d_in
 
 

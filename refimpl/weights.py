@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from .adapter import TokenRows
 from .arrays import Array, Float, Precision
-from .config import EMBED, LAYER_INPUTS, LM_HEAD, SINKS, ModelConfig, Module, View
+from .config import EMBED, LAYER_INPUTS, LM_HEAD, SCORE, SINKS, ModelConfig, Module, View
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,7 @@ class Model:
     dtype: str = "float32"
     device: str = "cpu"
     layer_inputs: LayerInputs | None = None
+    score: Linear | None = None  # a classification head, in place of the lm_head
     # What prefix keys call this base: no other model has it, not even another load of the same folder. A digest of the
     # weights would say the same to the one engine that asks, after reading all of them.
     identity: bytes = field(init=False, default_factory=lambda: os.urandom(16))
@@ -78,6 +79,8 @@ class Model:
     def linear(self, module: Module) -> Linear:
         """Return the base weights of a module."""
         layer, name = module
+        if module == SCORE:  # without one, a head of no labels
+            return self.score or Linear(self.embed_tokens[:0])
         if module == EMBED:
             return Linear(self.embed_tokens)
         if module == LAYER_INPUTS and self.layer_inputs is not None:
@@ -108,6 +111,7 @@ class Model:
         if self.layer_inputs is not None:
             inputs = self.layer_inputs
             arrays += [inputs.embed_tokens, inputs.projection.weight, inputs.norm]
+        arrays += [self.score.weight] if self.score else []
         for layer in self.layers:
             arrays += layer.norms.values()
             arrays += layer.vectors.values()

@@ -66,7 +66,7 @@ def peft_json(config: PeftConfig, base: str | None = None) -> dict[str, Any]:
     }
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if "score" in config.modules_to_save else "CAUSAL_LM",
         "base_model_name_or_path": base or config.base_model_name_or_path,
         "inference_mode": True,
         "r": config.r,

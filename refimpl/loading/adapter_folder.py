@@ -17,7 +17,7 @@ import numpy as np
 
 from ..adapter import Adapter, LoraTensors, PeftConfig
 from ..arrays import Array
-from ..config import ModelConfig
+from ..config import SCORE, ModelConfig
 from ..errors import AdapterError, AdapterWarning
 from ..weights import Model
 from .adapter_file import open_adapter
@@ -189,6 +189,8 @@ def _adapter(name: str, config: PeftConfig, parts: Parts, base: ModelConfig | No
         part.name: read_only_copy(part.array) for part in full_weights.values()
     }  # one tensor may stand for both tables
     replaced = {module: copies[part.name] for module, part in full_weights.items()}
+    if SCORE in parts:
+        replaced[SCORE] = read_only_copy(parts[SCORE]["saved"].array)
     biases = {
         module: read_only_copy(tensors["bias"].array) for module, tensors in sorted(parts.items()) if "bias" in tensors
     }

@@ -52,7 +52,9 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"{module_name(module)}.weight"] = config.shape(module)
             if config.has_bias(name):
                 shapes[f"{module_name(module)}.bias"] = config.shape(module)[:1]
-    if not config.tie_word_embeddings:
+    if config.labels:
+        shapes["score.weight"] = (config.labels, config.hidden_size)
+    elif not config.tie_word_embeddings:
         shapes["lm_head.weight"] = config.shape("lm_head")
     return shapes
 

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..families import Family
 from ..rope import rotated_channels
 from .diagnostics import Diagnostics, shown
-from .families import SUPPORTED, check_neutral, family_of
+from .families import CLASSIFIER, SUPPORTED, check_neutral, family_of
 from .gguf_config import gguf_config
 from .gguf_file import SUFFIX, is_gguf
 from .hub import cached_name, hub_id, hub_snapshots
@@ -92,6 +92,8 @@ def read_fields(keys: Keys, family: Family) -> dict[str, Any]:
         "tie_word_embeddings": keys.flag("tie_word_embeddings"),
         "max_position_embeddings": keys.integer("max_position_embeddings"),
         "bos_token_id": keys.integer("bos_token_id", least=0) if keys.given("bos_token_id") else None,
+        "labels": read_labels(keys),
+        "pad_token_id": pad if is_integer(pad := keys.data.get("pad_token_id")) and pad >= 0 else None,
         "activation": read_activation(keys, family),
         **read_biases(keys, family),
         **family.fields,
@@ -108,6 +110,16 @@ def read_activation(keys: Keys, family: Family) -> str:
             expected = " or ".join(map(repr, family.activations))
             keys.problem(f"{key} is {shown(keys.data[key])}, which must be {expected}; {SUPPORTED}")
     return next(iter(family.activations.values()))
+
+
+def read_labels(keys: Keys) -> int:
+    """How many labels a classification head has: id2label's, num_labels, or 2, transformers' default. 0: no head."""
+    if not str((keys.data.get("architectures") or [""])[0]).endswith(CLASSIFIER):
+        return 0
+    names = keys.data.get("id2label")
+    if isinstance(names, dict) and names:
+        return len(names)
+    return keys.integer("num_labels", default=2)
 
 
 def read_biases(keys: Keys, family: Family) -> dict[str, Any]:

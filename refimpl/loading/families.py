@@ -8,6 +8,7 @@ from typing import Any
 from ..families import FAMILIES, Family
 from .diagnostics import Diagnostics, shown
 
+CLASSIFIER = "ForSequenceClassification"  # the same model with another head
 # The classes of models of images and text: their model_type, and the families that their text_config can be of.
 WRAPPERS = {name: model_type for family in FAMILIES.values() for name, model_type in family.wrappers}
 INSIDE = {name: [family for family in FAMILIES.values() if name in dict(family.wrappers)] for name in WRAPPERS}
@@ -49,6 +50,7 @@ def family_of(file: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> 
     if not named and isinstance(model_type, str):  # written by something that did not know the class
         named = [name for name, expected in _model_types().items() if expected == model_type]
     name = named[0] if isinstance(named, list) and len(named) == 1 and isinstance(named[0], str) else None
+    name = name.replace(CLASSIFIER, "ForCausalLM") if name else None
     if name is None or name not in _model_types():
         named = data.get("architectures")
         diagnostics.problem(file, f"architectures {shown(named)} (model_type {shown(model_type)}): {SUPPORTED}")

@@ -120,9 +120,10 @@ def _model(config: ModelConfig, load: Callable[..., Array], tokenizer: Any, dtyp
 
     embed_tokens = load("model.embed_tokens.weight")
     layers = tuple(layer(i) for i in range(config.num_hidden_layers))
-    lm_head = Linear(embed_tokens) if config.tie_word_embeddings else linear(LM_HEAD)
+    score = Linear(load("score.weight")) if config.labels else None
+    lm_head = Linear(embed_tokens) if config.tie_word_embeddings or score else linear(LM_HEAD)
     inputs = None
     if config.hidden_size_per_layer_input:
         table, weight = load("model.embed_tokens_per_layer.weight"), norm("model.per_layer_projection_norm")
         inputs = LayerInputs(table, linear(LAYER_INPUTS), weight)
-    return Model(config, embed_tokens, layers, norm("model.norm"), lm_head, tokenizer, dtype, device, inputs)
+    return Model(config, embed_tokens, layers, norm("model.norm"), lm_head, tokenizer, dtype, device, inputs, score)

@@ -13,6 +13,7 @@ from .peft_keys import RESTORED_INIT, as_lora, check_other_keys, is_lora, note_o
 
 T = TypeVar("T")
 CONFIG_FILE = "adapter_config.json"
+HEADS = ("classifier", "score")  # peft/peft_model.py, PeftModelForSequenceClassification
 
 
 # PEFT puts the names of a config into these regular expressions.
@@ -83,7 +84,7 @@ def parse_peft_config(file: Path, data: dict[str, Any], diagnostics: Diagnostics
         exclude_modules=_names(keys, "exclude_modules", WHOLE),
         layers_to_transform=_layers(keys),
         layers_pattern=_as_tuple(_names(keys, "layers_pattern", LAYER, LAYER)),
-        modules_to_save=_as_tuple(_names(keys, "modules_to_save", in_list=AROUND)),
+        modules_to_save=_saved(keys),
         bias=_bias(keys),
         lora_bias=keys.flag("lora_bias"),
         use_dora=keys.flag("use_dora"),
@@ -157,6 +158,13 @@ def _layers(keys: Keys) -> tuple[int, ...] | None:
         keys.diagnostics.problem(keys.file, f"layers_to_transform is {shown(value)}: it must be layer numbers")
         return None
     return tuple(layers)
+
+
+def _saved(keys: Keys) -> tuple[str, ...]:
+    """modules_to_save; of a classifier with the heads that PEFT adds, though it did not always write them down."""
+    names = _as_tuple(_names(keys, "modules_to_save", in_list=AROUND))
+    added = HEADS if keys.data.get("task_type") == "SEQ_CLS" else ()
+    return tuple(dict.fromkeys([*names, *added]))
 
 
 def _bias(keys: Keys) -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..adapter import PeftConfig, pattern_value
-from ..config import ModelConfig, Module, Moe, Stacked, module_name
+from ..config import SCORE, ModelConfig, Module, Moe, Stacked, module_name
 from .diagnostics import Diagnostics, shown
 from .peft_config import CONFIG_FILE
 from .peft_parameters import AXES, UNPLACED, group_of, is_targeted, patterns_with, targeted_parameter
@@ -59,7 +59,7 @@ def expand_experts(
 
     All problems of a pair for many experts are noted here, in one line each. Without a base, which alone knows how many
     experts there are and how their rows lie, such a pair stays one, with the expert as its first axis."""
-    modules = set(base.modules()) if base else set()
+    modules = {*base.modules(), SCORE} if base else set()
     packed = {module: tensors for module, tensors in parts.items() if is_packed(module, modules, base)}
     if not packed and not config.target_parameters:
         return config, parts

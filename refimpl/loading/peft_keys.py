@@ -115,7 +115,7 @@ def note_oddities(keys: Keys) -> None:
         warn("fan_in_fan_out is set, but the base's layers are Linear, so it has no effect")
     if data.get("inference_mode") is False:
         warn("inference_mode is false: saved in the middle of a training?")
-    if data.get("task_type") not in (None, "CAUSAL_LM"):
+    if data.get("task_type") not in (None, "CAUSAL_LM", "SEQ_CLS"):
         warn(f"task_type is {shown(data['task_type'])}, not 'CAUSAL_LM'")
     base = data.get("base_model_name_or_path")
     if isinstance(base, str):

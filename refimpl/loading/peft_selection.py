@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from ..adapter import PeftConfig
-from ..config import EMBED, LM_HEAD, ModelConfig, Module, module_name
+from ..config import EMBED, LM_HEAD, SCORE, ModelConfig, Module, module_name
 from .diagnostics import Diagnostics, shown
 from .peft_config import CONFIG_FILE, is_saved, selects
 from .peft_parameters import is_targeted, parameters_of, selects_module, stack_of, targeted_parameter
-from .peft_tensors import Parts, full_weights_of
+from .peft_tensors import Part, Parts, full_weights_of
 
 
 def check_whole(
@@ -30,10 +30,29 @@ def check_whole(
                 diagnostics.problem(
                     file, f"tensor {bias.name} has shape {list(bias.array.shape)}, the base's is {expected}"
                 )
+    if SCORE in parts:
+        _check_score(parts[SCORE]["saved"], config, base, file, diagnostics)
     if config.bias != "none" and not any("bias" in tensors for tensors in parts.values()):
         # PEFT up to 0.20 looked for them under a wrong name when saving, and found none.
         diagnostics.warn(
             file, f"bias is {config.bias!r}, but there is no bias tensor: if biases were trained, they are lost"
+        )
+
+
+def _check_score(
+    head: Part, config: PeftConfig, base: ModelConfig | None, file: Path, diagnostics: Diagnostics
+) -> None:
+    """A classification head is [labels, the base's width], and what modules_to_save names."""
+    shape = head.array.shape
+    width = base.hidden_size if base else shape[-1]
+    labels = base.labels if base and base.labels else shape[0]
+    if len(shape) != 2 or list(shape) != [labels, width]:
+        makes = "the base makes it" if base else "it must be"
+        expected = f"{makes} [{base.labels if base and base.labels else 'labels'}, {width if base else 'hidden_size'}]"
+        diagnostics.problem(file, f"tensor {head.name} has shape {list(shape)}, {expected}")
+    if not is_saved(config, module_name(SCORE)):
+        diagnostics.problem(
+            file, f"tensor {head.name} is not for use: modules_to_save does not name it ({CONFIG_FILE})"
         )
 
 
@@ -82,12 +101,12 @@ def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: 
     for name in config.modules_to_save:
         hit = [full_name for full_name in all_modules(base) if full_name.endswith(name)]
         for full_name in hit:
-            if full_name not in (module_name(EMBED), module_name(LM_HEAD)):
+            if full_name not in (module_name(EMBED), module_name(LM_HEAD), module_name(SCORE)):
                 diagnostics.problem(
                     file, f"modules_to_save {name!r}: {full_name} cannot be replaced, only embed_tokens and lm_head"
                 )
                 break
-        for module in (EMBED, LM_HEAD):
+        for module in (EMBED, LM_HEAD, *((SCORE,) if base.labels else ())):
             if module_name(module) in hit and "saved" not in parts.get(module, {}):
                 diagnostics.problem(file, f"modules_to_save {name!r}: there is no tensor for {module_name(module)}")
     note_names_of_nothing(config, base, file, diagnostics)
@@ -157,5 +176,6 @@ def all_modules(base: ModelConfig) -> list[str]:
     names = {"model.norm"} | {module_name(module) for module in base.modules()}
     for i in range(base.num_hidden_layers):
         names |= {f"model.layers.{i}.{norm}" for norm in base.norms_of(i)}
+    names |= {module_name(SCORE)} if base.labels else set()
     parents = {name.rsplit(".", n)[0] for name in names for n in range(1, name.count(".") + 1)}
     return sorted(names | parents)

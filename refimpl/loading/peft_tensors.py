@@ -9,7 +9,7 @@ import numpy as np
 
 from ..adapter import PeftConfig, pattern_value
 from ..arrays import Array
-from ..config import EMBED, LAYER_INPUTS, LM_HEAD, PARENTS, ModelConfig, Module, module_name
+from ..config import EMBED, LAYER_INPUTS, LM_HEAD, PARENTS, SCORE, ModelConfig, Module, module_name
 from .conversion import all_finite
 from .diagnostics import Diagnostics
 from .foreign_names import PREFIX, why_unplaced
@@ -62,7 +62,7 @@ def sort_parts(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Dia
     """Every tensor under its module and part. Without a base, layers and widths are taken as the file has them."""
     parts: Parts = {}
     names = {module_name(module): module for module in (base.modules() if base else modules_in(file.stored))}
-    names |= packed_names(base) if base else {}
+    names |= {module_name(SCORE): SCORE} | (packed_names(base) if base else {})
     for name in file.stored:
         if name.endswith(OF_TRAINING):
             continue
@@ -119,6 +119,8 @@ def _belongs(module: Module, ending: str) -> bool:
         return embedding or ending.startswith(("lora_magnitude", "token_")) or ending in TABLE_PARTS
     if module == LM_HEAD:
         return not embedding and not ending.endswith("layer.bias") and ending != "bias"
+    if module == SCORE:
+        return ending == "weight"
     return not embedding and not ending.startswith("token_") and ending not in TABLE_PARTS
 
 

@@ -9,7 +9,7 @@ import dataclasses
 from ..adapter import Adapter
 from ..adapter_slots import LoraWeights
 from ..arrays import DTYPES, Array, rounded, to_device, widen
-from ..config import EMBED, LM_HEAD, Module
+from ..config import EMBED, LM_HEAD, SCORE, Module
 from ..dora import dora_gain
 from ..errors import AdapterError
 from ..ops import NUMPY, Ops
@@ -49,7 +49,9 @@ def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
 
 
 def check_mergeable(adapter: Adapter) -> None:
-    """AdapterError for an adapter that acts on some tokens only: weights act on all."""
+    """AdapterError for an adapter that acts on some tokens only, or has a head that the base has not."""
+    if SCORE in adapter.replaced:
+        raise AdapterError(f"adapter {adapter.name} brings a classification head (score) along: it is not merged")
     if adapter.config.alora_invocation_tokens:
         why = "acts only from its invocation on (alora_invocation_tokens), and merged weights act on every token"
         raise AdapterError(f"adapter {adapter.name} {why}")
