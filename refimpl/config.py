@@ -294,6 +294,5 @@ class ModelConfig:
     def has_bias(self, module: str) -> bool:
         """Whether the checkpoint holds a bias for this module."""
         flags = {"self_attn": self.attention_bias, "mlp": self.mlp_bias}
-        if self.moe and self.moe.has_bias(module):
-            return True
-        return flags.get(PARENTS.get(module, ""), False) or module in self.biased
+        routed = self.moe is not None and self.moe.has_bias(module)
+        return routed or flags.get(PARENTS.get(module, ""), False) or module in self.biased

@@ -93,7 +93,7 @@ def read_fields(keys: Keys, family: Family) -> dict[str, Any]:
         "max_position_embeddings": keys.integer("max_position_embeddings"),
         "bos_token_id": keys.integer("bos_token_id", least=0) if keys.given("bos_token_id") else None,
         "labels": read_labels(keys),
-        "pad_token_id": pad if is_integer(pad := keys.data.get("pad_token_id")) and pad >= 0 else None,
+        "pad_token_id": read_padding(keys),
         "activation": read_activation(keys, family),
         **read_biases(keys, family),
         **family.fields,
@@ -110,6 +110,12 @@ def read_activation(keys: Keys, family: Family) -> str:
             expected = " or ".join(map(repr, family.activations))
             keys.problem(f"{key} is {shown(keys.data[key])}, which must be {expected}; {SUPPORTED}")
     return next(iter(family.activations.values()))
+
+
+def read_padding(keys: Keys) -> int | None:
+    """The padding token; -1 stands for none in old files."""
+    value: Any = keys.data.get("pad_token_id")
+    return value if is_integer(value) and value >= 0 else None
 
 
 def read_labels(keys: Keys) -> int:

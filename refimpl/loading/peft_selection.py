@@ -43,6 +43,11 @@ def _check_score(
     head: Part, config: PeftConfig, base: ModelConfig | None, file: Path, diagnostics: Diagnostics
 ) -> None:
     """A classification head is [labels, the base's width], and what modules_to_save names."""
+    if not is_saved(config, module_name(SCORE)):
+        diagnostics.problem(
+            file, f"tensor {head.name} is not for use: modules_to_save does not name it ({CONFIG_FILE})"
+        )
+        return
     shape = head.array.shape
     width = base.hidden_size if base else shape[-1]
     labels = base.labels if base and base.labels else shape[0]
@@ -50,10 +55,6 @@ def _check_score(
         makes = "the base makes it" if base else "it must be"
         expected = f"{makes} [{base.labels if base and base.labels else 'labels'}, {width if base else 'hidden_size'}]"
         diagnostics.problem(file, f"tensor {head.name} has shape {list(shape)}, {expected}")
-    if not is_saved(config, module_name(SCORE)):
-        diagnostics.problem(
-            file, f"tensor {head.name} is not for use: modules_to_save does not name it ({CONFIG_FILE})"
-        )
 
 
 def check_vocabulary(parts: Parts, config: PeftConfig, base: ModelConfig, file: Path, diagnostics: Diagnostics) -> None:

@@ -419,7 +419,6 @@ def test_two_values_for_one_tied_table(tmp_path: Path) -> None:
         ("base_model.model.model.layers.0.mlp.up_proj.token_adapter.trainable_tokens_delta", "no such module"),
         ("base_model.model.lm_head.modules_to_save.weight", "use save_pretrained"),
         ("base_model.model.lm_head.original_module.weight", "should not have saved"),
-        ("base_model.model.score.weight", "modules_to_save does not name it"),
         ("base_model.model.vision_tower.layers.0.self_attn.q_proj.lora_A.weight", "a vision tower"),
         (
             "base_model.model.model.layers.0.mlp.experts.0.up_proj.lora_A.weight",
