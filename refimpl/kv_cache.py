@@ -80,7 +80,7 @@ def layer_views(
     """Each layer's part, of this shape, of the keys or of the values: one array [layers, blocks, block_size, kv_heads,
     head_dim] where all layers are alike. A layer that has no keys of its own (LayerKind.kv_from) has the part of that
     one."""
-    if config.uniform_kv:
+    if shapes and config.uniform_kv:
         return memory.reshape(len(shapes), *shapes[0])
     views: list[Array] = []
     start = 0

@@ -55,6 +55,11 @@ FAMILIES = {
     "granite 4: names of its own": small(gate_up=("input_linear",), down="output_linear", logits_scaling=3.0),
     "qwen 3: a norm over each head": small(norms=Norms(q="self_attn.q_norm", k="self_attn.k_norm")),
     "olmo 2: a norm over all heads": small(norms=OLMO2),
+    "starcoder 2: LayerNorm, and no gate": small(
+        norms=Norms(centred=True, bias=True), gate_up=("c_fc",), down="c_proj", biased=("c_fc", "c_proj")
+    ),
+    "nemotron: no gate": small(gate_up=("up_proj",), activation="relu2"),
+    "cohere 2: attention and MLP beside each other": small(parallel=True, norms=Norms(centred=True, mlp_in=None)),
     "gemma 2: soft-caps, tied": small(tie_word_embeddings=True, attention_softcap=2.0, logits_softcap=3.0),
 }
 
