@@ -162,8 +162,9 @@ def show(console: Console, inspection: Inspection, effects: dict[Module, float] 
         console.print(Text("TensorRT-LLM ", style="cyan") + Text(text))
     if inspection.ok:
         unchecked = inspection.kind in ("adapter", "trtllm") and not against_base
+        alone = "loads, with what is said above" if inspection.warnings else "sound in itself"
         console.print(
-            Text("sound in itself; add --model DIR to check it against its base", style="yellow")
+            Text(f"{alone}; add --model DIR to check it against its base", style="yellow")
             if unchecked
             else Text("can be used", style="green")
         )

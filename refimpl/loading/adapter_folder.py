@@ -28,7 +28,7 @@ from .blocks import written_out
 from .changed_base import NEEDS_BASE, with_base_restored
 from .diagnostics import Diagnostics
 from .embedded import VOICES
-from .files_beside import check_files_beside
+from .files_beside import check_files_beside, check_new_rows
 from .foreign_names import common_cause, wrapper_note
 from .gguf_adapter import read_gguf_adapter
 from .gguf_file import is_gguf
@@ -111,7 +111,9 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
     if problem := find_nemo(folder) or not_an_adapter(folder):
         diagnostics.problem(folder, problem)
         return None, {}
-    config, after_config = read_peft_config(folder, diagnostics), len(diagnostics.problems)
+    config = read_peft_config(folder, diagnostics)
+    check_new_rows(folder, diagnostics)
+    after_config = len(diagnostics.problems)
     file = open_adapter(folder, diagnostics)
     if file and is_torchtune(file):
         file, config = in_pefts_names(file, base, diagnostics), config and with_pefts_targets(config)

@@ -38,6 +38,7 @@ SIGNS = {
     "adapter_*.pt": (" of torchtune", CONVERT_TORCHTUNE),
     "lora.safetensors": (" of mistral-finetune", CONVERT_MISTRAL),
     "lora.*.safetensors": (" of mistral-finetune", CONVERT_MISTRAL),
+    "consolidated/lora*.safetensors": (" of mistral-finetune", CONVERT_MISTRAL),
     "adapter_model.bin": ("", CONVERT),
     "*.onnx_adapter": (" of ONNX Runtime", "it keeps no scale; convert the folder that it was made from"),
     f"*{SUFFIX}": ("", "give the file itself, a GGUF is a whole adapter"),

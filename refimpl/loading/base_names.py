@@ -11,15 +11,15 @@ from .diagnostics import Diagnostics, shown
 # How quantised checkpoints are called: GPTQ, AWQ, FP8, bnb-4bit, 4bit, int8, w4a16, nf4, 4.0bpw, Q4_K_M, ...
 QUANTISED = re.compile(
     r"(?:^|[-_./ ])(?:(?:auto)?gptq\w*|awq\w*|autoround|auto-round|gguf|ggml|bnb\w*|bitsandbytes|exl[23]|eetq|hqq|aqlm|"
-    r"quip\w*|squeezellm|torchao|quark|nvfp\d|mxfp\d|fp[468]\w*|nf4|(?:u?int|i)[2-8]|[2-8][-_]?bits?|w\d+a\d+\w*|"
-    r"q[2-8]_\w+|iq[1-4]_\w+|[\d.]+bpw|dynamic-fp8|quantized|quantised|qat|marlin)(?=$|[-_./ ])",
+    r"quip\w*|squeezellm|spqr|spinquant\w*|torchao|quark|nvfp\d|mxfp\d|fp[468]\w*|nf4|(?:u?int|i)[2-8](?:w[oa]\w*)?|[2-8][-_]?bits?|w\d+a\d+\w*|"
+    r"q[2-8](?:_\w+|f\d+_\d)?|iq[1-4]_\w+|[\d.]+bpw|dynamic-fp8|quantized|quantised|qat|marlin)(?=$|[-_./ ])",
     re.IGNORECASE,
 )
 
 
 def quantisation_in(name: str) -> str | None:
     """The piece of a base's name that says it is quantised, if one does: "GPTQ" of "someone/Llama-3-8B-GPTQ"."""
-    match = QUANTISED.search(name)
+    match = None if "unquanti" in name.lower() else QUANTISED.search(name)
     return match[0].strip("-_./ ") if match else None
 
 

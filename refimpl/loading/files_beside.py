@@ -12,15 +12,17 @@ NEW_ROWS = "new_embeddings.safetensors"
 ADDED = "added_tokens.json"
 
 
-def check_files_beside(folder: Path, parts: Parts, base: ModelConfig | None, diagnostics: Diagnostics) -> None:
-    """Refuse rows of new words that no reader of PEFT adds, and tokens that have no row at all.
-
-    A pad token without a row is only remarkable: it stands in no prompt."""
+def check_new_rows(folder: Path, diagnostics: Diagnostics) -> None:
+    """Refuse rows of new words that no reader of PEFT adds."""
     for name in (NEW_ROWS, "new_embeddings.bin"):
         if os.path.exists(folder / name):
             what = "the rows of new tokens, in the form that vLLM once read; no engine reads them today"
             way_out = "resize the base, put them into embed_tokens and lm_head, and save with modules_to_save"
             diagnostics.problem(folder / name, f"has {what}: {way_out}")
+
+
+def check_files_beside(folder: Path, parts: Parts, base: ModelConfig | None, diagnostics: Diagnostics) -> None:
+    """Refuse tokens that have no row at all. A pad token without one is only remarkable: it stands in no prompt."""
     file = folder / ADDED
     data = read_json(file, diagnostics) if os.path.exists(file) else None
     tokens = {token: i for token, i in (data or {}).items() if is_integer(i)}

@@ -35,6 +35,8 @@ HARMLESS = {
     "eva_config": "how A was initialised; the base is unchanged by it",
     "velora_config": "only in training: how gradients are kept; the base and A are what they are",
     "loftq_config": "how A and B were initialised; init_lora_weights says whether the base was changed",
+    "corda_config": "likewise",
+    "lora_ga_config": "likewise",
     "runtime_config": "how a process runs; PEFT drops it when it reads a config, and verl writes it",
     "lora_dtype": "ms-swift: the type of A and B in training; the file has its own",
     "lorap_lr_ratio": "ms-swift: LoRA+, the learning rate of B over that of A",

@@ -422,7 +422,7 @@ def test_two_values_for_one_tied_table(tmp_path: Path) -> None:
         ("base_model.model.vision_tower.layers.0.self_attn.q_proj.lora_A.weight", "a vision tower"),
         (
             "base_model.model.model.layers.0.mlp.experts.0.up_proj.lora_A.weight",
-            "LoRA on experts, which the base has not",
+            "LoRA on experts (target_parameters), which",
         ),
         ("base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.weight", "fused into one"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_C.weight", "no such module or parameter"),

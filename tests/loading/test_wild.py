@@ -7,6 +7,7 @@ import pytest
 from loading.wild_cases import CASES
 
 from refimpl import cli
+from refimpl.loading.base_names import plain_name, quantisation_in
 
 REQUESTS = '{"adapter": "a", "prompt_ids": [5, 6]}\n{"adapter": "base", "prompt_ids": [5, 6]}\n'
 
@@ -43,3 +44,35 @@ def test_what_people_have_on_disk(
     else:
         for words in case.words[:1]:
             assert words in text
+
+
+def test_what_is_remarkable_is_not_called_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("added_tokens_without_rows", "null_alpha", "axolotl_nulls"):
+        CASES[name].write(tmp_path / name)
+        _, text = said(["inspect", str(tmp_path / name / "adapter")], capsys)
+        assert ("sound in itself" in text) == (name == "axolotl_nulls")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a/Meta-Llama-3-8B.Q4_0", "Q4_0"),
+        ("a/Llama-3-8B-W8A8", "W8A8"),
+        ("a/llama-3-8b_4bit", "4bit"),
+        ("a/Llama-q4f16_1-MLC", "q4f16_1"),
+        ("a/Llama-3-8B-SpinQuant_INT4_EO8", "SpinQuant_INT4_EO8"),
+        ("Qwen/Qwen2.5-7B", None),
+        ("meta-llama/Llama-3.2-1B-fp16", None),
+        ("google/gemma-3-4b-it-qat-q4_0-unquantized", None),
+        ("a/model-4b-32k", None),
+        ("mistralai/Mixtral-8x7B-v0.1", None),
+    ],
+)
+def test_which_names_are_of_quantised_bases(name: str, kind: str | None) -> None:
+    assert quantisation_in(name) == kind
+
+
+def test_two_names_of_one_base() -> None:
+    names = ["unsloth/Llama-3.2-1B-unsloth-bnb-4bit", "meta-llama/Llama-3.2-1B", "/models/Llama-3.2-1B/"]
+    assert {plain_name(name) for name in names} == {"llama-3.2-1b"}
+    assert plain_name("meta-llama/Llama-3.2-1B-Instruct") != "llama-3.2-1b"

@@ -390,6 +390,18 @@ NEW_ROWS = {
 }
 WORDS = {"added_tokens.json": {"[user]": 13, "[/user]": 14}}
 case("extra_vocabulary_file", folder(files=NEW_ROWS | WORDS), False, "new_embeddings.safetensors")
+TABLE = {
+    lora_name(EMBED, "lora_embedding_A"): random((3, 15)),
+    lora_name(EMBED, "lora_embedding_B"): random((12, 3)),
+}
+case(
+    "extra_vocabulary_with_lora_on_the_tables",
+    folder(lora_tensors() | TABLE, files=NEW_ROWS | WORDS, target_modules=[*LAYER_MODULES, "embed_tokens"]),
+    False,
+    "new_embeddings.safetensors",
+)
+case("mistral_checkpoint", only("consolidated/lora.safetensors"), False, "mistral-finetune")
+case("corda_converted", folder(corda_config={"corda_method": "kpm"}, lora_ga_config={"scale": 1}), True)
 case(
     "added_tokens_without_rows",
     folder(files=WORDS),
