@@ -38,6 +38,7 @@ class Case:
     alone: tuple[str, ...] | None = None
     inspected: str = "adapter"
     sound_alone: bool | None = None  # None: as with the base
+    generates: bool | None = None  # None: as inspect says
 
 
 CASES: dict[str, Case] = {}
@@ -419,8 +420,9 @@ case(
 case(
     "classification_head",
     folder(lora_tensors() | {f"{OUTSIDE}score.weight": table(3)}, task_type="SEQ_CLS"),
-    False,
-    "classification head",
+    True,
+    "score",
+    generates=False,
 )
 BIASES = {
     lora_name((i, name), "base_layer.bias"): random(BASE.shape((i, name))[:1])
