@@ -9,7 +9,7 @@ from ..config import short_name
 from ..errors import RequestError
 from ..formats.peft import save_adapter
 from ..loading.config_file import load_config
-from ..loading.model_folder import base_folder
+from ..loading.model_folder import base_folder, load_model
 from ..tools.combine import HOWS, PRUNING, Combined, Recipe, combine
 from ..tools.task_arithmetic import SIGNS
 from .terms import read_terms
@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     """Return 0, and the folder is there."""
     recipe = read_recipe(args)
     base = load_config(base_folder(args.model)) if args.model else None
-    terms = [(adapter, weight) for adapter, weight, _ in read_terms(args.adapters, base)]
+    model = (lambda: load_model(args.model)) if base else None
+    terms = [(adapter, weight) for adapter, weight, _ in read_terms(args.adapters, base, model)]
     result = combine(terms, recipe, args.out.name)
     save_adapter(result.adapter, args.out, args.dtype, config=base)
     body = body_of(args, result, terms)

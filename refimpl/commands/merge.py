@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..arrays import DTYPES
-from ..loading.model_folder import base_folder
+from ..loading.model_folder import base_folder, load_model
 from ..tools.merge_folder import Merged, merge_folder, open_base
 from ..tools.units import human_bytes
 from .terms import read_terms
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Return 0, and the folder is there."""
     base = open_base(base_folder(args.base))
-    terms = read_terms(args.adapters, base.config)
+    terms = read_terms(args.adapters, base.config, lambda: load_model(args.base, base.dtype))
     folders = {adapter.name: folder for adapter, _, folder in terms}
     merged = merge_folder(base, [(adapter, weight) for adapter, weight, _ in terms], args.out, args.dtype, folders)
     if args.json:

@@ -3,37 +3,41 @@
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .. import tiny
 from ..adapter import Adapter
 from ..config import ModelConfig
 from ..errors import AdapterError, AdapterWarning, RequestError
-from ..loading.adapter_folder import adapter_folder, load_adapter, read_adapter
+from ..loading.adapter_folder import adapter_folder, read_adapter
+from ..loading.changed_base import NEEDS_BASE
 from ..loading.diagnostics import Diagnostics
+from ..weights import Model
 
 
-def read_terms(specs: Sequence[str], base: ModelConfig | None) -> list[tuple[Adapter, float, Path]]:
-    """Return each ADAPTER[:WEIGHT] as adapter, weight and folder. LoracleError, one line, for what is not one."""
+def read_terms(
+    specs: Sequence[str], base: ModelConfig | None, model: Callable[[], Model] | None = None
+) -> list[tuple[Adapter, float, Path]]:
+    """Return each ADAPTER[:WEIGHT] as adapter, weight and folder. LoracleError, one line, for what is not one.
+
+    model: loads the base, for an adapter into which a part of its weights went (PiSSA, OLoRA)."""
     parsed = [adapter_and_weight(spec) for spec in specs]
     names = [os.path.basename(os.path.abspath(folder)) for folder, _ in parsed]
     terms = []
     for (folder, weight), name in zip(parsed, names, strict=True):
         unique = name if names.count(name) == 1 else str(folder)
-        terms.append((load_adapter(folder, base, unique) if base else alone(folder, unique), weight, folder))
+        diagnostics = Diagnostics()
+        adapter = read_adapter(folder, base, unique, diagnostics)
+        if model is not None and any(NEEDS_BASE in problem for problem in diagnostics.problems):
+            diagnostics = Diagnostics()
+            adapter = read_adapter(folder, base, unique, diagnostics, model())
+        diagnostics.raise_first(AdapterError, folder, " --model BASE" if base else "")
+        assert adapter is not None  # None comes with a problem
+        for warning in diagnostics.warnings:
+            warnings.warn(warning, AdapterWarning, stacklevel=2)
+        terms.append((adapter, weight, folder))
     return terms
-
-
-def alone(folder: Path, name: str) -> Adapter:
-    """Load an adapter without its base, as far as that can be checked."""
-    diagnostics = Diagnostics()
-    adapter = read_adapter(folder, None, name, diagnostics)
-    diagnostics.raise_first(AdapterError, folder)
-    assert adapter is not None  # None comes with a problem
-    for warning in diagnostics.warnings:
-        warnings.warn(warning, AdapterWarning, stacklevel=2)
-    return adapter
 
 
 def adapter_and_weight(spec: str) -> tuple[Path, float]:

@@ -22,21 +22,26 @@ BIAS = "_bias"  # behind the name of a stacked tensor: that of its modules' bias
 
 def by_expert(stored: Iterable[tuple[str, Tensor]], config: ModelConfig) -> list[tuple[str, Tensor]]:
     """The tensors of a checkpoint by the names that the model's modules have here."""
-    moe = config.moe
-    assert moe is not None
-    spellings = dict(moe.spellings)
-    stacks = {stack.name: stack for stack in moe.stacked}
     tensors: list[tuple[str, Tensor]] = []
     for name, tensor in stored:
-        match = LAYER.fullmatch(name)
-        below = spellings.get(match[2], match[2]) if match else name
-        of_biases = moe.bias and below.endswith(BIAS)
-        stack = stacks.get(below.removesuffix(BIAS) if of_biases else below)
-        if match and stack:
-            tensors += views(match[1], tensor, stack, config, of_biases)
+        layer, below, stack = placed(name, config)
+        if stack:
+            tensors += views(layer, tensor, stack, config, of_biases=below != stack.name)
         else:
-            tensors.append((match[1] + below if match else name, tensor))
+            tensors.append((layer + below, tensor))
     return tensors
+
+
+def placed(name: str, config: ModelConfig) -> tuple[str, str, Stacked | None]:
+    """A tensor's layer, its name below it as it is spelt here, and what it stacks, if it does; of one outside of the
+    layers, no layer and all of its name."""
+    moe, match = config.moe, LAYER.fullmatch(name)
+    assert moe is not None
+    if match is None:
+        return "", name, None
+    below = dict(moe.spellings).get(match[2], match[2])
+    weight = below.removesuffix(BIAS) if moe.bias and below.endswith(BIAS) else below
+    return match[1], below, next((stack for stack in moe.stacked if stack.name == weight), None)
 
 
 def views(

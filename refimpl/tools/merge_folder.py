@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,14 @@ class Base:
     family: Family
     data: Mapping[str, Any]  # its config.json
     tensors: tuple[tuple[str, Tensor], ...]  # name in the file and tensor, in the order of the files
+
+    @property
+    def dtype(self) -> str:
+        """The type that most of its numbers have: a model in it is a map of the files."""
+        sizes: Counter[str] = Counter()
+        for _, tensor in self.tensors:
+            sizes[tensor.dtype] += tensor.size
+        return sizes.most_common(1)[0][0]
 
     def text_name(self, name: str) -> str | None:
         """The name in the text model alone; None for a part that sees images."""

@@ -1,16 +1,17 @@
 """Every tensor of a merged checkpoint: copied, changed, or new, as an entry of the file in which it will lie."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ..arrays import Array, widen
-from ..config import EMBED, LM_HEAD, ModelConfig, Module, module_name, short_name
+from ..config import EMBED, LM_HEAD, ModelConfig, Module, Stacked, module_name, short_name
 from ..errors import WeightsError
 from ..formats.stream import Entry, pieces
 from ..loading.checkpoint import EMBED_WEIGHT, SINGLE, TIED
 from ..loading.conversion import all_finite, converted
-from ..loading.stacked_experts import by_expert
+from ..loading.stacked_experts import by_expert, placed
 from ..loading.tensor import Tensor
 from .merged_weights import Change, Losses, Rounding, merged_bias, merged_blocks
 
@@ -46,12 +47,23 @@ class MergedTensors:
                 raise WeightsError(f"{module_name(module)}: its weight is in no tensor of its own, and is not merged")
         targets = {f"{module_name(module)}.{part}": (module, part) for module in config.modules() for part in PARTS}
         for name, tensor, inside in parts:
-            if len(inside) > 1:
-                self._add_stack(name, tensor, [changes.get(targets[here][0]) for here, _ in inside], inside)
-                continue
-            target = targets.get(inside[0][0]) if inside else None
-            change, part = (changes.get(target[0]), target[1]) if target else (None, "")
-            self._add(file_of(tensor), name, tensor, change, part)
+            places = [targets.get(here) for here, _ in inside]
+            stack = placed(text_name(name) or "", config)[2] if config.moe else None
+            if stack:
+                self._add_stack(name, tensor, [self._change_in_stack(target, name) for target in places], stack)
+            else:
+                target = places[0] if places else None
+                change, part = (changes.get(target[0]), target[1]) if target else (None, "")
+                self._add(file_of(tensor), name, tensor, change, part)
+
+    def _change_in_stack(self, target: tuple[Module, str] | None, name: str) -> Change | None:
+        """What becomes of one expert's module in a tensor of all. WeightsError for its bias."""
+        change = self.changes.get(target[0]) if target else None
+        if target is None or change is None or target[1] == "weight":
+            return change
+        if change.of_bias:
+            raise WeightsError(f"{name}: lora_bias of experts is not merged")
+        return None
 
     def _parts(self, text: str | None, tensor: Tensor) -> list[tuple[str, Tensor]]:
         """The name here and the tensor; of one that holds all experts, each module's view, in the order of the memory.
@@ -62,7 +74,7 @@ class MergedTensors:
         if self.config.moe is None:
             return [(text, tensor)]
         inside = by_expert([(text, tensor)], self.config)
-        experts = tensor.shape[0] if len(inside) > 1 else 1
+        experts = tensor.shape[0] if placed(text, self.config)[2] else 1
         modules = len(inside) // experts
         return [inside[i * experts + expert] for expert in range(experts) for i in range(modules)]
 
@@ -126,28 +138,28 @@ class MergedTensors:
         else:
             self._put(file, Entry(name, tensor.shape, dtype, lambda: copied(tensor, dtype)))
 
-    def _add_stack(
-        self, name: str, tensor: Tensor, changes: Sequence[Change | None], inside: Sequence[tuple[str, Tensor]]
-    ) -> None:
-        """A tensor in which the modules of all experts lie one behind the other."""
+    def _add_stack(self, name: str, tensor: Tensor, changes: Sequence[Change | None], stack: Stacked) -> None:
+        """A tensor in which modules of all experts lie; their changes one expert after another."""
         dtype = self.dtype or tensor.dtype
-        shapes = [view.shape for _, view in inside]
         if not any(changes):
             self._put(file_of(tensor), Entry(name, tensor.shape, dtype, lambda: copied(tensor, dtype)))
             return
-        if any(change and (change.of_bias or not change.of_weight) for change in changes) or not lies_flat(
-            inside, tensor
-        ):
-            raise WeightsError(f"{tensor.file}: what the adapter changes in {name} is not merged")
+        axis = 1 if stack.transposed else 0
+        places = [stack.rows(number, tensor.shape[1 + axis]) for number in range(len(stack.modules))]
 
-        def rows() -> Iterator[Array]:
-            weights, start = tensor.read().reshape(-1, tensor.shape[-1]), 0
-            for shape, change in zip(shapes, changes, strict=True):
-                weight = weights[start : start + shape[0]]
-                start += shape[0]
-                yield from self._merged(weight, change, dtype) if change else [in_type(weight, dtype, name)]
+        def experts() -> Iterator[Array]:
+            queue = iter(changes)
+            for expert in range(tensor.shape[0]):
+                stored = tensor.at((expert, slice(None), slice(None)))
+                block = np.array(in_type(stored, dtype, name))
+                for rows, change in zip(places, itertools.islice(queue, len(places)), strict=True):
+                    if change:
+                        weight = stored[:, rows].T if axis else stored[rows]
+                        merged = np.concatenate(list(self._merged(weight, change, dtype)))
+                        block[(slice(None), rows) if axis else rows] = merged.T if axis else merged
+                yield block
 
-        self._put(file_of(tensor), Entry(name, tensor.shape, dtype, rows))
+        self._put(file_of(tensor), Entry(name, tensor.shape, dtype, experts))
         self.changed += 1
 
     def _add_bias(self, module: Module) -> None:
@@ -183,16 +195,6 @@ PARTS = ("weight", "bias")
 def file_of(tensor: Tensor) -> str:
     """The file of a tensor in the merged folder: as in the base's, or the only one of a GGUF."""
     return tensor.file.name if tensor.file.suffix == ".safetensors" else SINGLE
-
-
-def lies_flat(inside: Sequence[tuple[str, Tensor]], tensor: Tensor) -> bool:
-    """Whether the modules' rows, one behind the other, are the tensor: compared on its last expert."""
-    flat = tensor.read().reshape(-1, tensor.shape[-1])
-    last = inside[-(len(inside) // tensor.shape[0]) :]
-    rows = sum(view.shape[0] for _, view in last)
-    return rows * tensor.shape[0] == len(flat) and np.array_equal(
-        np.concatenate([view.read() for _, view in last]), flat[-rows:]
-    )
 
 
 def copied(tensor: Tensor, dtype: str) -> Iterator[Array]:

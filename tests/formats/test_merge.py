@@ -247,6 +247,21 @@ def test_biases_that_the_base_has_and_has_not(tmp_path: Path) -> None:
     assert "mlp_bias is true now: modules of it without a bias have one of zeros" in merged.notes
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_adapter_that_took_a_part_out_of_the_base(tmp_path: Path, init: str) -> None:
+    """The command loads the base for it; combine does with --model, and says so without."""
+    base = write_model(tmp_path / "base")
+    adapter = write_adapter(tmp_path / "a", init_lora_weights=init)
+    argv = ["merge", str(base), str(adapter), "--out", str(tmp_path / "out"), "--dtype", "float64"]
+    assert cli.main(argv) == 0
+    terms = [(refimpl.load_adapter(adapter, refimpl.load_model(base)), 1.0)]
+    same_answers(base, terms, tmp_path / "out", 1e-11)
+    assert cli.main(["combine", f"{adapter}:0.5", "--how", "sum", "--out", str(tmp_path / "sum")]) == 2
+    with_base = ["combine", f"{adapter}:0.5", "--how", "sum", "--out", str(tmp_path / "sum"), "--model", str(base)]
+    assert cli.main(with_base) == 0
+    assert len(refimpl.load_adapter(tmp_path / "sum", BASE).lora[0, "q_proj"].A) == 6
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_base_in_nf4_is_written_as_its_numbers(tmp_path: Path, nested: bool) -> None:
     tensors = nf4_checkpoint(model_tensors(dtype="bfloat16"), nested, "bfloat16")
