@@ -4,7 +4,7 @@ diagnostics, json_file, safetensors_file    any bytes -> values, or one line tha
 families, rope_scaling                   which config.json is supported, and what is refused by name
 checkpoint, conversion                   the tensors of a base model, mapped or converted
 tensor                                   one of them: mapped, or quantised and made into numbers when it is read
-quantization                             which quantised checkpoints load: bitsandbytes_4bit, mxfp4, fp8_blocks
+quantization    which quantised checkpoints load: bitsandbytes_4bit, mxfp4, fp8_blocks, gptq_awq
 stacked_experts                          tensors of all experts as one for each module, views
 gguf_file, gguf_parts, gguf_config, gguf_names, gguf_tensors, gguf_tokenizer, dequantise    a GGUF base, as a folder
 peft_config, peft_keys, peft_selection, peft_tensors    the same for a PEFT folder

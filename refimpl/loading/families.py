@@ -12,7 +12,9 @@ CLASSIFIER = "ForSequenceClassification"  # the same model with another head
 # The classes of models of images and text: their model_type, and the families that their text_config can be of.
 WRAPPERS = {name: model_type for family in FAMILIES.values() for name, model_type in family.wrappers}
 INSIDE = {name: [family for family in FAMILIES.values() if name in dict(family.wrappers)] for name in WRAPPERS}
-SUPPORTED = f"supported are {', '.join(sorted(FAMILIES))}, unquantised, in bitsandbytes' nf4, in mxfp4 or in fp8 blocks"
+SUPPORTED = (
+    f"supported are {', '.join(sorted(FAMILIES))}, unquantised, in bitsandbytes' nf4, mxfp4, fp8 blocks, gptq or awq"
+)
 
 # Keys that change the numbers in some engine or fork, and the values with which they do not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {

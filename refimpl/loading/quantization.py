@@ -7,6 +7,7 @@ from typing import Any
 from .bitsandbytes_4bit import quantised_tensors, unsupported
 from .diagnostics import Diagnostics, shown
 from .fp8_blocks import fp8_tensors, unsupported_fp8
+from .gptq_awq import packed_tensors, unsupported_awq, unsupported_gptq
 from .mxfp4 import mxfp4_tensors
 from .safetensors_file import SafetensorsFile
 from .tensor import Tensor, stored_tensor
@@ -16,8 +17,10 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "bitsandbytes": unsupported,
     "mxfp4": lambda given: None,
     "fp8": unsupported_fp8,
+    "gptq": unsupported_gptq,
+    "awq": unsupported_awq,
 }
-READ = "bitsandbytes' 4-bit nf4, mxfp4 and fp8 in blocks"
+READ = "bitsandbytes' 4-bit nf4, mxfp4, fp8 in blocks, gptq and awq"
 
 
 def check_quantization(file: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> None:
@@ -41,7 +44,7 @@ def tensors_of(files: Sequence[SafetensorsFile]) -> list[tuple[str, Tensor]]:
     by_name = list(tensors.items())
     for file in files:
         plain = file.stored.keys() - used
-        for weights, parts in (quantised_tensors(file), fp8_tensors(file)):
+        for weights, parts in (quantised_tensors(file), fp8_tensors(file), packed_tensors(file)):
             by_name += weights.items()
             plain -= parts
         by_name += [(name, stored_tensor(file, name)) for name in file.stored if name in plain]

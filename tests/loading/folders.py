@@ -21,6 +21,7 @@ SPELLED = {
     "bfloat16": "BF16",
     "int8": "I8",
     "uint8": "U8",
+    "int32": "I32",
     "int64": "I64",
 }
 
