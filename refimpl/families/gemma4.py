@@ -6,6 +6,7 @@ are not scaled, and each layer ends in a factor. E2B and E4B: the last layers re
 layer of their kind before them, and each layer has an input of its own (layer_inputs.py). Experts are refused.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from .gemma import read as read_embedding
 # What a layer that reads another's keys and values does not have.
 OF_KEYS = ("k_proj", "v_proj", "self_attn.k_norm", "self_attn.v_norm")
 WIDTHS = ("head_dim", "num_key_value_heads")
+Widths = dict[str, int]  # these of one layer
 NORMS = Norms(
     q="self_attn.q_norm",
     k="self_attn.k_norm",
@@ -43,31 +45,30 @@ def read(keys: Keys) -> dict[str, Any]:
 
 
 def kinds(keys: Keys, layers: Kinds) -> Kinds:
-    """The heads of the layers that see everything, and of the last layers whose keys and values they read."""
+    """The heads of each layer, which have a v_proj, and whose keys and values the last ones read."""
     if layers[-1].window is not None:
-        keys.problem(
-            "layer_types ends in 'sliding_attention', and transformers makes the last layer full whatever it says"
-        )
-    first_shared = len(layers) - keys.integer("num_kv_shared_layers", least=0)
-    widths, double = widths_of_layers(keys, layers), keys.flag("use_double_wide_mlp")
-    result: list[LayerKind] = []
-    for i, kind in enumerate(layers):
-        head_dim, kv_heads = (
-            number if number != keys.data.get(name) else None for name, number in zip(WIDTHS, widths[i], strict=True)
-        )
-        kind = replace(
-            kind, head_dim=head_dim, kv_heads=kv_heads, rope=kind.rope and replace(kind.rope, head_dim=head_dim)
-        )
-        if kind.window is None and keys.flag("attention_k_eq_v"):
-            kind = replace(kind, absent=("v_proj",))
-        if i >= first_shared:
-            before = [j for j in range(max(first_shared, 0)) if layers[j].window == kind.window]
-            if not before:
-                keys.problem(f"num_kv_shared_layers: no layer of its kind before layer {i} has keys and values")
-            wide = 2 * keys.integer("intermediate_size") if double else None
-            kind = replace(kind, absent=OF_KEYS, kv_from=before[-1] if before else None, mlp_width=wide)
-        result.append(kind)
-    return tuple(result)
+        keys.problem("layer_types ends in 'sliding_attention', and transformers makes the last layer full all the same")
+    full = ("v_proj",) if keys.flag("attention_k_eq_v") else ()
+    plain = [replace(kind, absent=() if kind.window else full) for kind in layers]
+    wide = [with_heads(keys, *pair) for pair in zip(plain, widths_of_layers(keys, layers), strict=True)]
+    first = max(len(layers) - keys.integer("num_kv_shared_layers", least=0), 0)
+    return (*wide[:first], *(sharing(keys, kind, wide[:first]) for kind in wide[first:]))
+
+
+def with_heads(keys: Keys, kind: LayerKind, widths: Widths) -> LayerKind:
+    """A layer with heads of this width and number, where they are not the model's."""
+    head_dim, kv_heads = (None if widths[name] == keys.data[name] else widths[name] for name in WIDTHS)
+    rope = None if kind.rope is None else replace(kind.rope, head_dim=head_dim)
+    return replace(kind, head_dim=head_dim, kv_heads=kv_heads, rope=rope)
+
+
+def sharing(keys: Keys, kind: LayerKind, before: Sequence[LayerKind]) -> LayerKind:
+    """A layer that reads the keys and values of the last one of its kind among those before."""
+    sources = [i for i, other in enumerate(before) if other.window == kind.window]
+    if not sources:
+        keys.problem("num_kv_shared_layers: a layer has none of its kind before it whose keys and values it could read")
+    width = 2 * keys.integer("intermediate_size") if keys.flag("use_double_wide_mlp") else None
+    return replace(kind, absent=OF_KEYS, kv_from=sources[-1] if sources else None, mlp_width=width)
 
 
 def local_rope(keys: Keys, rope: Rope) -> Rope:
@@ -76,30 +77,35 @@ def local_rope(keys: Keys, rope: Rope) -> Rope:
     return rope
 
 
-def widths_of_layers(keys: Keys, layers: Kinds) -> list[tuple[int, int]]:
-    """(head_dim, kv_heads) of each layer: by global_head_dim and num_global_key_value_heads, as Google writes them, or
-    by per_layer_config, as transformers 5.24 does."""
-    given: Any = keys.data.get("per_layer_config")
+def widths_of_layers(keys: Keys, layers: Kinds) -> list[Widths]:
+    """head_dim and num_key_value_heads of each layer: of those that see everything by keys of their own, as Google
+    writes them, or by per_layer_config, as transformers 5.24 does."""
     alike = {name: keys.integer(name) for name in WIDTHS}
-    of_full = alike | {"head_dim": keys.integer("global_head_dim", 512)}
-    if keys.flag("attention_k_eq_v") and keys.given("num_global_key_value_heads"):
-        of_full["num_key_value_heads"] = keys.integer("num_global_key_value_heads")
-    by_kind = [of_full if kind.window is None else alike for kind in layers]
-    if given is None:
-        return [(widths["head_dim"], widths["num_key_value_heads"]) for widths in by_kind]
-    changes = given if isinstance(given, dict) else {"": given}
-    for layer, values in changes.items():
-        understood = isinstance(values, dict) and values.keys() <= set(WIDTHS) and layer in map(str, range(len(layers)))
-        if not understood or not all(type(number) is int and number > 0 for number in values.values()):
-            keys.problem(
-                f"per_layer_config says {layer!r}: {values!r}, of which only {' and '.join(WIDTHS)} are understood"
-            )
-            return [(1, 1)] * len(layers)
-    by_layer = [alike | changes.get(str(i), {}) for i in range(len(layers))]
+    full = alike | {"head_dim": keys.integer("global_head_dim", 512)}
+    if keys.flag("attention_k_eq_v"):
+        full["num_key_value_heads"] = keys.integer("num_global_key_value_heads", alike["num_key_value_heads"])
+    by_kind = [alike if kind.window else full for kind in layers]
+    if not keys.given("per_layer_config"):
+        return by_kind
+    by_layer = [alike | changes for changes in changes_of_layers(keys, len(layers))]
     named = [key for key in ("global_head_dim", "num_global_key_value_heads") if keys.given(key)]
     if named and by_layer != by_kind:
         keys.problem(f"per_layer_config and {named[0]} {keys.data[named[0]]} are both given and differ")
-    return [(widths["head_dim"], widths["num_key_value_heads"]) for widths in by_layer]
+    return by_layer
+
+
+def changes_of_layers(keys: Keys, count: int) -> list[Widths]:
+    """What per_layer_config says of each layer; problems are noted."""
+    given: Any = keys.data["per_layer_config"]
+    changes: list[Widths] = [{} for _ in range(count)]
+    for layer, values in given.items() if isinstance(given, dict) else [("", given)]:
+        sound = isinstance(values, dict) and values.keys() <= set(WIDTHS) and layer in map(str, range(count))
+        if not sound or not all(type(number) is int and number > 0 for number in values.values()):
+            only = " and ".join(WIDTHS)
+            keys.problem(f"per_layer_config says {layer!r}: {values!r}, of which only {only} are understood")
+        else:
+            changes[int(layer)] = values
+    return changes
 
 
 GEMMA4 = Family(
