@@ -25,6 +25,7 @@ from ..loading.peft_parameters import (
     is_targeted,
     parameters_of,
     patterns_with,
+    spellings_of,
     stack_of,
     targeted_parameter,
     unplaced,
@@ -137,7 +138,7 @@ def shares_A(halves: list[LoraTensors | None]) -> bool:
 def named(written: Mapping[str, Written], base: ModelConfig) -> dict[str, Array]:
     """The pairs under PEFT's names. Of two parameters of one module the first is inside the other: base_layer."""
     tensors = {}
-    order = [stack.name for stack in base.moe.stacked] if base.moe else []
+    order = [name for stack in base.moe.stacked for name in spellings_of(stack.name, base)] if base.moe else []
     of_modules: dict[str, list[str]] = {}
     for parameter in written:
         of_modules.setdefault(parameter.rpartition(".")[0], []).append(parameter)

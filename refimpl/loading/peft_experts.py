@@ -27,7 +27,7 @@ from ..adapter import PeftConfig, pattern_value
 from ..config import SCORE, ModelConfig, Module, Moe, Stacked, module_name
 from .diagnostics import Diagnostics, shown
 from .peft_config import CONFIG_FILE
-from .peft_parameters import AXES, UNPLACED, group_of, is_targeted, patterns_with, targeted_parameter
+from .peft_parameters import AXES, UNPLACED, group_of, is_targeted, patterns_with, spellings_of, targeted_parameter
 from .peft_tensors import Part, Parts
 
 NEW, OLD = "0.19 and later", "0.17 and 0.18"
@@ -113,23 +113,26 @@ def stacked_pairs(packed: Parts, config: PeftConfig, base: ModelConfig) -> Pairs
     moe = base.moe
     assert moe is not None
     for layer, parent in sorted({(layer, name.removesuffix(".base_layer")) for layer, name in packed}):
-        stacks = [stack for stack in moe.stacked if stack.name.rpartition(".")[0] == parent]
+        named = [(stack, name) for stack in moe.stacked for name in spellings_of(stack.name, base)]
+        stacks = [(stack, name) for stack, name in named if name.rpartition(".")[0] == parent]
         selected = [
-            stack for stack in stacks if is_targeted(config.target_parameters, f"model.layers.{layer}.{stack.name}")
+            (stack, f"model.layers.{layer}.{name}")
+            for stack, name in stacks
+            if is_targeted(config.target_parameters, f"model.layers.{layer}.{name}")
         ]
         names = [f"{parent}.base_layer", parent][-len(selected) :] if selected else []
         present = [name for at, name in packed if at == layer and name.removesuffix(".base_layer") == parent]
         if sorted(names) != sorted(present):
             name = packed[layer, present[0]]["A"].name
-            parameters = ", ".join(stack.name for stack in selected) or "none"
+            parameters = ", ".join(parameter for _, parameter in selected) or "none"
             pairs.problems.append(
                 f"tensor {name} and its like are {len(present)} of {'the 2 pairs' if len(present) == 2 else 'a pair'}, "
                 f"but of model.layers.{layer}.{parent} target_parameters {shown(list(config.target_parameters))} in "
                 f"{CONFIG_FILE} names {parameters}"
             )
             continue
-        for stack, name in zip(selected, names, strict=True):
-            parameter, tensors = f"model.layers.{layer}.{stack.name}", packed[layer, name]
+        for (stack, parameter), name in zip(selected, names, strict=True):
+            tensors = packed[layer, name]
             rank = pattern_value(config.rank_pattern, parameter, config.r)
             shapes = [base.shape((layer, f"{moe.expert}.0.{part}")) for part in stack.modules]
             shape = (sum(d_out for d_out, _ in shapes), shapes[0][1])

@@ -45,9 +45,11 @@ def packed_names(base: ModelConfig) -> dict[str, Module]:
         assert moe is not None
         if not base.kind(layer).sparse:
             continue
-        below = {stack.name.rpartition(".")[0] for stack in moe.stacked}
+        stacked = [name for stack in moe.stacked for name in spellings_of(stack.name, base)]
+        below = {name.rpartition(".")[0] for name in stacked}
         below |= {f"{name}.base_layer" for name in below} | {f"{name}.{leaf}" for name in below for leaf in AXES}
-        spelled = {other.removesuffix(".weight"): ours.removesuffix(".weight") for other, ours in moe.spellings}
+        routers = [(other, ours) for other, ours in moe.spellings if ours not in stacked]
+        spelled = {other.removesuffix(".weight"): ours.removesuffix(".weight") for other, ours in routers}
         names |= {f"model.layers.{layer}.{name}": (layer, name) for name in below}
         names |= {f"model.layers.{layer}.{other}": (layer, ours) for other, ours in spelled.items()}
     return names
@@ -59,6 +61,12 @@ def unplaced(name: str) -> Module | None:
     return (int(match[1]), match[2]) if match else None
 
 
+def spellings_of(name: str, base: ModelConfig) -> tuple[str, ...]:
+    """What a weight is called below a layer: in transformers 5, if that has another name for it, and as we do."""
+    others = [other for other, ours in base.moe.spellings if ours == name] if base.moe else []
+    return (*others, name)
+
+
 def parameters_of(module: Module, base: ModelConfig | None) -> tuple[str, ...]:
     """The dotted names of the parameter that this module's weight is, or is in: as transformers 5 calls it first."""
     weight = f"{module_name(module)}.weight"
@@ -66,9 +74,8 @@ def parameters_of(module: Module, base: ModelConfig | None) -> tuple[str, ...]:
         return (weight,)
     layer = f"model.layers.{module[0]}."
     if stack := stack_of(module, base):
-        return (layer + stack.name,)
-    spelled = [layer + other for other, ours in base.moe.spellings if layer + ours == weight]
-    return (*spelled, weight)
+        return tuple(layer + name for name in spellings_of(stack.name, base))
+    return tuple(layer + name for name in spellings_of(weight.removeprefix(layer), base))
 
 
 def is_targeted(names: Iterable[str], parameter: str) -> bool:

@@ -130,12 +130,12 @@ def _check_invocation(config: PeftConfig, base: ModelConfig, file: Path, diagnos
 
 
 def check_parameters(parts: Parts, config: PeftConfig, file: Path, diagnostics: Diagnostics) -> None:
-    """Without a base: every one of target_parameters has tensors."""
+    """Without a base: some of target_parameters have tensors. Names that select nothing are normal."""
     adapted = [module_name(module) for module, tensors in parts.items() if "A" in tensors]
     names = [*adapted, *(f"{name}.weight" for name in adapted)]
-    for name in config.target_parameters:
-        if not any(is_targeted((name,), other) for other in names):
-            diagnostics.problem(file, f"target_parameters names {name}, but there are no tensors for it")
+    targets = config.target_parameters
+    if targets and not any(is_targeted(targets, name) for name in names):
+        diagnostics.problem(file, f"target_parameters names {shown(list(targets))}, but there are no tensors for any")
 
 
 def note_names_of_nothing(config: PeftConfig, base: ModelConfig, file: Path, diagnostics: Diagnostics) -> None:
