@@ -126,9 +126,8 @@ def stacked_pairs(packed: Parts, config: PeftConfig, base: ModelConfig) -> Pairs
             name = packed[layer, present[0]]["A"].name
             parameters = ", ".join(parameter for _, parameter in selected) or "none"
             pairs.problems.append(
-                f"tensor {name} and its like are {len(present)} of {'the 2 pairs' if len(present) == 2 else 'a pair'}, "
-                f"but of model.layers.{layer}.{parent} target_parameters {shown(list(config.target_parameters))} in "
-                f"{CONFIG_FILE} names {parameters}"
+                f"tensor {name} is of one of {len(present)} pairs for all experts of a layer, but target_parameters "
+                f"{shown(list(config.target_parameters))} in {CONFIG_FILE} names {parameters}"
             )
             continue
         for (stack, parameter), name in zip(selected, names, strict=True):

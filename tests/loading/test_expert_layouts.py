@@ -280,7 +280,11 @@ def without(name: str) -> dict[str, Any]:
         (without(f"{DOWN}B.weight"), {}, ("lora_B is missing", f"{DOWN}A.weight")),
         (without(f"{GATE_UP}A.weight"), {}, ("lora_A is missing", f"{GATE_UP}B.weight")),
         ({}, {"target_parameters": None, "target_modules": ["q_proj"]}, ("target_parameters", "names none")),
-        ({}, {"target_parameters": ["mlp.experts.down_proj"]}, ("2 pairs", "names mlp.experts.down_proj")),
+        (
+            {},
+            {"target_parameters": ["mlp.experts.down_proj"]},
+            ("one of 2 pairs", "names model.layers.0.mlp.experts.down_proj"),
+        ),
         ({}, {"target_parameters": ["model.layers.0.mlp.experts.gate_up_proj", "down_proj"]}, ("model.layers.1.mlp",)),
         ({f"{GATE_UP}A.weight": np.full((6, 12), np.nan, np.float32)}, {}, ("NaN", f"{GATE_UP}A.weight")),
         ({f"{GATE_UP}B.bias": np.ones(10, np.float32)}, {}, ("lora_B.bias", "alone")),
@@ -334,7 +338,7 @@ def test_a_third_axis_that_is_no_expert_is_refused(tmp_path: Path) -> None:
 def test_experts_on_a_base_without_any(tmp_path: Path) -> None:
     base = base_of()
     for tensors in (layout_1(Drawn(base, 2, pairs_of(base, 2, 1))), layout_2(Drawn(base, 2, pairs_of(base, 2, 1)))):
-        with refused(AdapterError, "all of its", "LoRA on experts, which the base has not"):
+        with refused(AdapterError, "all of its", "LoRA on experts (target_parameters), which the base has not"):
             load_adapter(write_adapter(tmp_path, tensors, r=2, **TARGETS), BASE)
 
 
