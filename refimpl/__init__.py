@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .pictures.folder import load_picture_model as load_picture_model
     from .pictures.request import PictureRequest as PictureRequest
     from .pictures.weights import PictureModel as PictureModel
+    from .replication import replicated as replicated
     from .request import Request as Request
     from .request_state import Output as Output
     from .request_state import Token as Token
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 _HOME = {
     "adapter": ("Adapter",),
     "arrays": ("Precision",),
+    "replication": ("replicated",),
     "request": ("Request",),
     "cuda.table": ("CUDA",),
     "engine": ("Engine",),

@@ -41,6 +41,7 @@ class PeftConfig:
     trainable_token_indices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by the table's name
     ensure_weight_tying: bool = False
     base_model_name_or_path: str | None = field(default=None, compare=False)  # changes no number: which base that was
+    layer_replication: tuple[tuple[int, int], ...] = ()  # its layers are these of the base (replication.py)
     init_lora_weights: str | None = None  # pissa or olora: A and B hold a part of the base (loading/changed_base.py)
     alora_invocation_tokens: tuple[int, ...] = ()  # the adapter acts from their last occurrence on (alora.py)
     peft_version: str = ""  # of a file with target_parameters, as long as it is being read: how they lie in it

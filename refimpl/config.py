@@ -128,6 +128,7 @@ class ModelConfig:
     tensor_multiplier: bool = False  # that factor is a tensor of the model's type, and so rounded to it (Gemma)
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0  # logits are divided by it
+    layer_replication: tuple[tuple[int, int], ...] = ()  # its layers are these of a base (replication.py)
     labels: int = 0  # it has a classification head (score) of so many, and no lm_head
     pad_token_id: int | None = field(default=None, compare=False)  # never scored (classification.py)
     name_or_path: str = field(default="", compare=False)  # what the checkpoint calls itself, if anything

@@ -112,7 +112,7 @@ class Model:
             inputs = self.layer_inputs
             arrays += [inputs.embed_tokens, inputs.projection.weight, inputs.norm]
         arrays += [self.score.weight] if self.score else []
-        for layer in self.layers:
+        for layer in dict.fromkeys(self.layers):  # one may be there several times (replication.py)
             arrays += layer.norms.values()
             arrays += layer.vectors.values()
             for linear in layer.linears.values():

@@ -18,8 +18,10 @@ from ..errors import DataError, RequestError
 from ..loading.adapter_folder import load_adapter
 from ..loading.json_file import read_json_lines
 from ..loading.model_folder import load_model
+from ..loading.peft_config import replication_of
 from ..loading.suggestion import did_you_mean
 from ..ops import Ops
+from ..replication import replicated
 from ..request import Request, check_request
 from ..tokenizer import Tokenizer
 from ..weights import Base, Model
@@ -133,6 +135,8 @@ def load(args: argparse.Namespace) -> tuple[Model, "Adapters"]:
     model = load_model(args.model, args.dtype, args.device or default_device(args.ops))
     embedded = tiny.VOICES if args.model == "tiny" else {}
     folders = adapter_folders(args.adapter, embedded)
+    if runs := next(filter(None, map(replication_of, folders.values())), ()):
+        model = replicated(model, runs)  # adapters without these runs are refused when they are loaded
     adapters = Adapters({**embedded, **folders}, model)
     for name in folders:  # what was named on the command line is checked even if no prompt uses it
         adapters[name]

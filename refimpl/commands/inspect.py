@@ -19,11 +19,13 @@ from ..engines import adapter_limits
 from ..engines.adapter_limits import Hit
 from ..errors import RequestError
 from ..formats.trtllm_report import MAX_RANK
-from ..loading.adapter_folder import load_adapter
+from ..loading.adapter_folder import adapter_folder, load_adapter
 from ..loading.config_file import load_config
 from ..loading.files_beside import ADDED
 from ..loading.model_folder import base_folder, load_model
+from ..loading.peft_config import replication_of
 from ..loading.tokenizer_file import load_tokenizer
+from ..replication import replicated, replicated_config
 from ..tools.effect import effect
 from ..tools.inspect import Inspection, ModuleReport, inspect
 from ..tools.units import human_bytes
@@ -65,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     if args.max_rank is not None and args.max_rank < 1:
         raise RequestError(f"--max-rank {args.max_rank}: it must be above 0")
     base = load_config(base_folder(model)) if model else None
+    if base and (runs := replication_of(adapter_folder(args.folder))):
+        base = replicated_config(base, runs)
     inspection = inspect(args.folder, base, args.engine, args.max_rank or MAX_RANK)
     if model and inspection.kind == "adapter":
         inspection.warnings.extend(about_texts(Path(inspection.path), base_folder(model)))
@@ -128,6 +132,8 @@ def measure_effects(args: argparse.Namespace, inspection: Inspection, model: str
     if inspection.kind != "adapter" or model is None:
         raise RequestError("--effect needs an adapter folder and the base that it is for: --model DIR")
     base = load_model(model)
+    if runs := replication_of(adapter_folder(args.folder)):
+        base = replicated(base, runs)
     adapter = load_adapter(args.folder, base)
     return effect(base, adapter, some_prompt(base, args.prompt))
 

@@ -60,6 +60,7 @@ def peft_json(config: PeftConfig, base: str | None = None) -> dict[str, Any]:
         "use_dora": config.use_dora,
         "trainable_token_indices": {name: list(ids) for name, ids in config.trainable_token_indices.items()},
         "ensure_weight_tying": config.ensure_weight_tying,
+        "layer_replication": [list(run) for run in config.layer_replication],
         "alora_invocation_tokens": list(config.alora_invocation_tokens),
         "target_parameters": list(config.target_parameters),
         "peft_version": config.peft_version,

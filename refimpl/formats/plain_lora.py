@@ -34,6 +34,8 @@ def cannot_hold(adapter: Adapter, modules: Collection[str], dora: bool = False) 
         for module, tensors in adapter.lora.items()
         if tensors.magnitude is not None and not dora
     ]
+    if adapter.config.layer_replication:
+        inner += ["that layers of the base are read again (layer_replication)"]
     if adapter.config.alora_invocation_tokens:
         inner += ["that it acts from its invocation on (alora_invocation_tokens)"]
     return lora + tables + inner + [f"the bias of {module_name(module)}" for module in adapter.biases]

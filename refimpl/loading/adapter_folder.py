@@ -40,7 +40,7 @@ from .peft_config import CONFIG_FILE, read_peft_config
 from .peft_experts import expand_experts
 from .peft_keys import is_vera
 from .peft_parameters import UNPLACED
-from .peft_selection import check_parameters, check_selected, check_vocabulary, check_whole
+from .peft_selection import check_parameters, check_selected, check_vocabulary, check_whole, is_as_deep
 from .peft_tensors import LAYER, Parts, check_lora, full_weights_of, sort_parts
 from .peft_tokens import check_tokens, token_rows
 from .safetensors_file import SafetensorsFile
@@ -114,6 +114,8 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
     config = read_peft_config(folder, diagnostics)
     check_new_rows(folder, diagnostics)
     after_config = len(diagnostics.problems)
+    if config and base and not is_as_deep(config, base, folder / CONFIG_FILE, diagnostics):
+        return None, {}
     file = open_adapter(folder, diagnostics)
     if file and is_torchtune(file):
         file, config = in_pefts_names(file, base, diagnostics), config and with_pefts_targets(config)

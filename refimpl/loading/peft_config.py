@@ -1,5 +1,6 @@
 """adapter_config.json -> a PeftConfig; and which modules and values its patterns mean, exactly as in PEFT."""
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -91,6 +92,7 @@ def parse_peft_config(file: Path, data: dict[str, Any], diagnostics: Diagnostics
         trainable_token_indices=_token_indices(keys),
         ensure_weight_tying=keys.flag("ensure_weight_tying"),
         base_model_name_or_path=name if isinstance(name := data.get("base_model_name_or_path"), str) else None,
+        layer_replication=_runs(keys),
         init_lora_weights=_restored_init(keys),
         alora_invocation_tokens=_invocation(keys),
         peft_version=str(data.get("peft_version") or "") if data.get("target_parameters") else "",
@@ -189,6 +191,23 @@ def _token_indices(keys: Keys) -> dict[str, tuple[int, ...]]:
             keys.diagnostics.problem(keys.file, f"{key} names a token twice: {shown(ids)}")
             return {}
     return {name: tuple(ids) for name, ids in tables.items()}
+
+
+def _runs(keys: Keys) -> tuple[tuple[int, int], ...]:
+    """layer_replication: runs of layers, each a pair of the first and one past the last."""
+    value = keys.data.get("layer_replication") or []
+    pairs = isinstance(value, list) and all(isinstance(run, list) and len(run) == 2 for run in value)
+    if not pairs or not all(is_integer(i) and 0 <= i <= LARGEST for run in value for i in run):
+        keys.diagnostics.problem(keys.file, f"layer_replication is {shown(value)}: it must be pairs of layer numbers")
+        return ()
+    return tuple((start, stop) for start, stop in value)
+
+
+def replication_of(folder: Path) -> tuple[tuple[int, int], ...]:
+    """Return layer_replication of an adapter's folder; () where there is none, or nothing that can be read."""
+    file, unheard = folder / CONFIG_FILE, Diagnostics()
+    data = read_json(file, unheard) if os.path.isfile(file) else None
+    return _runs(Keys(file, data, unheard)) if data else ()
 
 
 def _restored_init(keys: Keys) -> str | None:

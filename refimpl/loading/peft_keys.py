@@ -17,7 +17,7 @@ HONOURED = {
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "target_parameters",
     "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "lora_bias", "use_dora",
     "trainable_token_indices", "ensure_weight_tying", "alora_invocation_tokens",
-    "use_bdlora", "use_qalora", "peft_type", "init_lora_weights", "fan_in_fan_out",
+    "use_bdlora", "use_qalora", "layer_replication", "peft_type", "init_lora_weights", "fan_in_fan_out",
 }  # fmt: skip
 
 # Keys that do not change what a trained adapter computes, whatever their value.

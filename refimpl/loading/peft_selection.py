@@ -118,6 +118,19 @@ def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: 
         diagnostics.warn(file, f"the adapter covers {len(covered)} of the base's {base.num_hidden_layers} layers")
 
 
+def is_as_deep(config: PeftConfig, base: ModelConfig, file: Path, diagnostics: Diagnostics) -> bool:
+    """Whether the base's layers are read as often as the adapter's were; if not, that is noted."""
+    if config.layer_replication != base.layer_replication:
+        runs, others = (list(map(list, one.layer_replication)) or "null" for one in (config, base))
+        how = (
+            f"refimpl.replicated(model, {runs}) makes that model"
+            if config.layer_replication
+            else "take the base itself"
+        )
+        diagnostics.problem(file, f"layer_replication is {runs}, and the base's {others}: {how}")
+    return config.layer_replication == base.layer_replication
+
+
 def _check_invocation(config: PeftConfig, base: ModelConfig, file: Path, diagnostics: Diagnostics) -> None:
     """An aLoRA is on no embedding, where PEFT refuses it, and its invocation can stand in a prompt."""
     invocation = config.alora_invocation_tokens

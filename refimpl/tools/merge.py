@@ -44,7 +44,8 @@ def merged(model: Model, adapter: Adapter, ops: Ops = NUMPY) -> Model:
         for i, layer in enumerate(model.layers)
     )
     embed_tokens = one(EMBED).weight
-    config = dataclasses.replace(model.config, vocab_size=len(embed_tokens))  # a vocabulary may have grown
+    # A vocabulary may have grown; and layers that are read again are layers of their own now.
+    config = dataclasses.replace(model.config, vocab_size=len(embed_tokens), layer_replication=())
     return dataclasses.replace(model, config=config, embed_tokens=embed_tokens, layers=layers, lm_head=one(LM_HEAD))
 
 

@@ -6,15 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import BASE, lora_name, lora_tensors, random, refused, write_adapter
+from folders import BASE, lora_name, lora_tensors, random, refused, write_adapter, write_model
 from hypothesis import given
 from hypothesis import strategies as st
 from support.build import random_model
 
 import refimpl
-from refimpl.errors import AdapterError, AdapterWarning
+from refimpl import Request, logits
+from refimpl.cli import main
+from refimpl.config import LayerKind
+from refimpl.errors import AdapterError, AdapterWarning, ConfigError
 from refimpl.formats.peft import save_adapter
 from refimpl.loading.changed_base import olora, padded, pissa
+from refimpl.replication import replicated_config
 from refimpl.tools.inspect import inspect
 
 
@@ -161,3 +165,59 @@ def test_vera_is_a_pair_for_each_module(tmp_path: Path) -> None:
         delta = np.diag(b) @ wide["base_model.vera_B"] @ np.diag(d) @ wide["base_model.vera_A"]
         assert pytest.approx(delta, abs=1e-12) == adapter.lora[i, "q_proj"].B @ adapter.lora[i, "q_proj"].A
     assert inspect(tmp_path).ok
+
+
+def test_replicated_layers_are_the_bases_own_and_take_no_memory() -> None:
+    kinds = tuple(LayerKind(window=window) for window in (None, 3))
+    model = random_model(replace(BASE, layers=kinds))
+    deeper = refimpl.replicated(model, [[0, 2], [1, 2], [0, 1]])
+    assert [layer is model.layers[i] for layer, i in zip(deeper.layers, (0, 1, 1, 0), strict=True)] == [True] * 4
+    assert [deeper.config.kind(i).window for i in range(4)] == [None, 3, 3, None]
+    assert deeper.nbytes == model.nbytes and deeper.identity != model.identity
+    rows = logits(refimpl.replicated(model, [[0, 2]]), [Request([3, 1, 4])])[0]
+    assert np.array_equal(rows, logits(model, [Request([3, 1, 4])])[0])
+
+
+@pytest.mark.parametrize("runs", [[[0, 3]], [[1, 1]], [[-1, 2]], [[0]]])
+def test_runs_that_are_not_the_bases(runs: list[list[int]]) -> None:
+    with refused(ConfigError, f"layer_replication: {runs[0]} is no run of layers of a base that has 2"):
+        refimpl.replicated(random_model(BASE), runs)
+
+
+def test_layers_that_know_their_place_are_not_read_again() -> None:
+    kinds = (LayerKind(), LayerKind(kv_from=0))
+    with refused(ConfigError, "layers of this base know their place"):
+        replicated_config(replace(BASE, layers=kinds), [[0, 1]])
+    with refused(ConfigError, "replicated already"):
+        replicated_config(replicated_config(BASE, [[0, 1]]), [[0, 1]])
+
+
+@pytest.mark.parametrize("value", ["0-2", [[0, 1, 2]], [[0, -1]], [0, 2], [["0", 2]]])
+def test_layer_replication_that_is_no_list_of_runs(tmp_path: Path, value: object) -> None:
+    with refused(AdapterError, "layer_replication is", "it must be pairs of layer numbers"):
+        refimpl.load_adapter(write_adapter(tmp_path, layer_replication=value), BASE)
+
+
+def test_an_adapter_and_its_base_are_equally_deep(tmp_path: Path) -> None:
+    deeper = replicated_config(BASE, [[0, 2], [1, 2]])
+    folder = write_adapter(tmp_path / "deep", lora_tensors(deeper), layer_replication=[[0, 2], [1, 2]])
+    assert len(refimpl.load_adapter(folder, deeper).lora) == 21
+    says = (
+        "layer_replication is [[0, 2], [1, 2]], and the base's null: refimpl.replicated(model, [[0, 2], [1, 2]]) makes"
+    )
+    with refused(AdapterError, says):
+        refimpl.load_adapter(folder, BASE)
+    with refused(AdapterError, "layer_replication is null, and the base's [[0, 2], [1, 2]]: take the base itself"):
+        refimpl.load_adapter(write_adapter(tmp_path / "plain"), deeper)
+
+
+def test_the_command_line_makes_the_deeper_model_itself(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base")
+    deeper = replicated_config(BASE, [[0, 2], [1, 2]])
+    folder = write_adapter(tmp_path / "deep", lora_tensors(deeper), layer_replication=[[0, 2], [1, 2]])
+    assert main(["inspect", str(folder), "--model", str(base)]) == 0
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"adapter": "deep", "prompt_ids": [3, 1, 4]}\n')
+    arguments = ["--model", str(base), "--adapter", f"deep={folder}", "--prompts", str(prompts)]
+    assert main(["generate", *arguments, "--max-new-tokens", "2"]) == 0
+    assert main(["generate", *arguments, "--adapter", f"plain={write_adapter(tmp_path / 'plain')}"]) == 2

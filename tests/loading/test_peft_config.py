@@ -78,7 +78,7 @@ def test_harmless_keys_may_say_anything(tmp_path: Path, key: str, value: object)
     assert not found.problems
 
 
-UNSUPPORTED = """layer_replication megatron_config enable_lora
+UNSUPPORTED = """megatron_config enable_lora
     arrow_config
     monteclora_config kasa_config not_yet_invented task domain"""
 

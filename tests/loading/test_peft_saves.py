@@ -202,7 +202,10 @@ def test_biases(tmp_path: Path, bias: str, count: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
+        (
+            {"layer_replication": [[0, 2], [1, 2]]},
+            r"refimpl.replicated\(model, \[\[0, 2\], \[1, 2\]\]\) makes that model",
+        ),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
         ({"init_lora_weights": "pissa_niter_2"}, "nobody can repeat"),
