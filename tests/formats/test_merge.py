@@ -24,8 +24,10 @@ from loading.folders import (
 )
 from loading.gguf_writer import model_tensors as gguf_model_tensors
 from loading.gguf_writer import write_gguf
+from loading.mxfp4_writer import write_gpt_oss
 from loading.nf4_writer import CONFIG as NF4_CONFIG
 from loading.nf4_writer import checkpoint as nf4_checkpoint
+from loading.test_fp8 import write as write_fp8
 from safetensors.numpy import load_file
 from support.build import Case, as_dora, cases, random_adapter, random_model
 
@@ -275,6 +277,26 @@ def test_a_base_in_nf4_is_written_as_its_numbers(tmp_path: Path, nested: bool) -
     assert np.array_equal(stored.layers[1].linears["k_proj"].weight, written.layers[1].linears["k_proj"].weight)
     merge(base, [(adapter, 1.0)], tmp_path / "exact", "float64")
     same_answers(base, terms, tmp_path / "exact", 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "mxfp4"])
+def test_bases_of_other_blocks_are_written_as_their_numbers(tmp_path: Path, kind: str) -> None:
+    """FP8 as DeepSeek-V3 has it, and the experts of gpt-oss, on some of which there is LoRA."""
+    base = tmp_path / "base"
+    base.mkdir()
+    if kind == "F8_E4M3":
+        write_fp8(base)
+        modules = ["q_proj", "down_proj"]
+    else:
+        write_gpt_oss(base, 1)
+        modules = ["q_proj", "mlp.experts.1.gate_proj", "mlp.experts.2.down_proj"]
+    opened = open_base(base)
+    adapter = random_adapter(opened.config, 3, modules=modules)
+    assert {name for _, name in adapter.lora} == {*modules}
+    merged = merge_folder(opened, [(adapter, 0.5)], tmp_path / "out", "float64")
+    assert merged.notes[0].startswith(f"the base is quantised ({kind}")
+    assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
+    same_answers(base, [(adapter, 0.5)], tmp_path / "out", 1e-12)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("F32", "float32"), ("F16", "float16"), ("Q8_0", "float32")])

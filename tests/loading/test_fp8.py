@@ -7,9 +7,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from folders import config_json, refused
 from hypothesis import given
 from hypothesis import strategies as st
+from loading.folders import config_json, refused
 from safetensors.numpy import save
 
 from refimpl import load_model
