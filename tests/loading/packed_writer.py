@@ -32,8 +32,8 @@ def random_weight(
     scales = (rng.uniform(0.02, 0.2, (count, d_out)) * 8 / 2**bits).astype(dtype)
     groups = np.repeat(np.arange(count), config["group_size"]) if awq else rng.permutation(np.arange(d_in) % count)
     weight = np.zeros((d_out, d_in), dtype)
-    for o, i in np.ndindex(weight.shape):
-        weight[o, i] = (np.float64(q[i, o]) - zeros[groups[i], o]) * np.float64(scales[groups[i], o])
+    for j, i in np.ndindex(weight.shape):
+        weight[j, i] = (np.float64(q[i, j]) - zeros[groups[i], j]) * np.float64(scales[groups[i], j])
     stored = zeros - (config.get("checkpoint_format") == "gptq")
     order = AWQ_ORDER if awq else None
     tensors = {

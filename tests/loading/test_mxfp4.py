@@ -1,5 +1,6 @@
 """MXFP4 checkpoints: the numbers that their blocks stand for, and what damages them."""
 
+import json
 import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loading.folders import refused, safetensors_bytes
 from loading.mxfp4_writer import quantised, write_gpt_oss
+from support.build import random_adapter
 
 from refimpl import Request, cli, load_model, logits
 from refimpl.errors import WeightsError
+from refimpl.formats.peft import save_adapter
 from refimpl.loading.checkpoint import open_checkpoint
 from refimpl.loading.config_file import load_config
 from refimpl.loading.diagnostics import Diagnostics
@@ -98,6 +101,23 @@ def test_reading_a_module_makes_no_other_expert(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 40 * weight.nbytes / 2  # of 40 experts with two such modules
+
+
+def test_a_merged_folder_answers_as_the_base_with_the_adapter(tmp_path: Path) -> None:
+    """LoRA on every module, routers and experts too, in weights that were packed: written as they are multiplied."""
+    for name in ("base", "adapter"):
+        (tmp_path / name).mkdir()
+    write_gpt_oss(tmp_path / "base", 3)
+    model = load_model(tmp_path / "base", "float64")
+    adapter = random_adapter(model.config, 1, modules=model.config.layer_modules)
+    save_adapter(adapter, tmp_path / "adapter/it", config=model.config)
+    arguments = [str(tmp_path / "base"), str(tmp_path / "adapter/it"), "--out", str(tmp_path / "merged")]
+    assert cli.main(["merge", *arguments, "--dtype", "float64"]) == 0
+    config = json.loads((tmp_path / "merged/config.json").read_text())
+    assert "quantization_config" not in config
+    expected = logits(model, [Request([3, 1, 4], adapter)])[0]
+    actual = logits(load_model(tmp_path / "merged", "float64"), [Request([3, 1, 4])])[0]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
 GATE_UP = f"{EXPERTS}.gate_up_proj"
