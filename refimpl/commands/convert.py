@@ -9,9 +9,10 @@ from .. import tiny
 from ..errors import AdapterError
 from ..formats.convert import FORMATS, Conversion, convert
 from ..formats.trtllm import ORDERS
+from ..loading.adapter_folder import needs_weights
 from ..loading.config_file import load_config
 from ..loading.embedded import STYLES
-from ..loading.model_folder import base_folder
+from ..loading.model_folder import base_folder, load_model
 from ..pictures.adapter_writer import PICTURE_FORMATS
 from ..pictures.convert import convert_picture_adapter
 from ..pictures.folder import load_picture_config
@@ -69,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
 def converted(args: argparse.Namespace) -> Conversion:
     """An adapter of text."""
     model = args.model or ("tiny" if args.source in tiny.VOICES else None)
-    base = load_config(base_folder(model)) if model else None
+    load = load_model if needs_weights(args.source) else load_config
+    base = load(base_folder(model)) if model else None
     return convert(args.source, args.target, args.to, args.dtype, args.scale_order, base, args.leave_out)
 
 

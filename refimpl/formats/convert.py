@@ -20,6 +20,7 @@ from ..loading.mlx_adapter import is_mlx
 from ..loading.nemo_file import find_nemo, is_nemo
 from ..loading.torchtune_adapter import holds_torchtune
 from ..tensorrt_llm.prescale import cast
+from ..weights import Model
 from .files import new_folder
 from .gguf import write_gguf_adapter
 from .mlx import write_mlx_adapter
@@ -86,15 +87,18 @@ def convert(
     to: str,
     dtype: str | None = None,
     order: str = "convert",
-    base: ModelConfig | None = None,
+    base: ModelConfig | Model | None = None,
     leave_out: bool = False,
 ) -> Conversion:
     """Read source, write the new `target`, a folder or a GGUF file, in the format `to`.
+
+    base: its config is enough, but for adapters that took a part out of it (PiSSA, OLoRA): those need the model.
 
     LoracleError, one line, and nothing new, if anything would be lost that was not asked to be left out; or where the
     base is missing: TensorRT-LLM's arrays have no widths, and GGUF's rows are ordered by its heads."""
     if to not in FORMATS:
         raise AdapterError(f"format {to!r} is not known; choose one of {', '.join(FORMATS)}")
+    model, base = (base, base.config) if isinstance(base, Model) else (None, base)
     source, target, options = adapter_folder(source), Path(target), Options(dtype, order, base, leave_out)
     was = recognise(source)
     done = Conversion(str(source), str(target), was, to)
@@ -103,7 +107,7 @@ def convert(
         with new_folder(target) as scratch:
             write_pair(_cast_pair(pair, dtype, done), scratch)
     else:
-        adapter, done.notes = _read(source, was, base)
+        adapter, done.notes = _read(source, was, base, model)
         try:
             done.notes += WRITERS[to](adapter, target, options)
         except AdapterError as error:
@@ -112,7 +116,7 @@ def convert(
     return done
 
 
-def _read(source: Path, was: str, base: ModelConfig | None) -> tuple[Adapter, list[str]]:
+def _read(source: Path, was: str, base: ModelConfig | None, model: Model | None) -> tuple[Adapter, list[str]]:
     """The adapter, and what its owner should know of how it was read."""
     if was == "trtllm":
         pair = _checked_pair(source, base)
@@ -124,7 +128,7 @@ def _read(source: Path, was: str, base: ModelConfig | None) -> tuple[Adapter, li
     if was in BY_HEADS and base is None:
         raise AdapterError(f"{source}: {BY_HEADS[was]}, only the base knows: give --model DIR")
     diagnostics = Diagnostics()
-    adapter = read_adapter(source, base, os.path.basename(os.path.abspath(source)), diagnostics)
+    adapter = read_adapter(source, base, os.path.basename(os.path.abspath(source)), diagnostics, model)
     diagnostics.raise_first(AdapterError, source)
     assert adapter is not None  # None comes with a problem
     return adapter, diagnostics.warnings

@@ -78,6 +78,13 @@ def adapter_folder(path: str | Path) -> Path:
     return Path(path)
 
 
+def needs_weights(path: str | Path) -> bool:
+    """Whether an adapter can only be read with its base's weights, as those of PiSSA and OLoRA (changed_base.py)."""
+    folder = adapter_folder(path)
+    config = read_peft_config(folder, Diagnostics()) if os.path.isfile(folder / CONFIG_FILE) else None
+    return config is not None and config.init_lora_weights is not None
+
+
 def read_adapter(
     folder: Path, base: ModelConfig | None, name: str, diagnostics: Diagnostics, model: Model | None = None
 ) -> Adapter | None:

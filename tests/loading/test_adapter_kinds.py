@@ -49,7 +49,10 @@ def test_alora_comes_back_from_its_own_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"init_lora_weights": "pissa"}, "its weights are needed to tell which: load_adapter(path, model)"),
+        (
+            {"init_lora_weights": "pissa"},
+            "its weights are needed to tell which: --model DIR, in Python load_adapter(path, model)",
+        ),
         ({"init_lora_weights": "pissa_niter_16"}, "that random numbers led to, which nobody can repeat"),
         ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda', which may change the base's weights"),
         ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga', which may change the base's weights"),
