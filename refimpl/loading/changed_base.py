@@ -26,7 +26,8 @@ from ..weights import Base
 Pair = tuple[Array, Array]
 NEEDS_BASE = (
     "a part of the base went into A and B, and its weights are needed to tell which: --model DIR, in Python "
-    "load_adapter(path, model), not model.config; or save it with PEFT's path_initial_model_for_weight_conversion, which makes plain LoRA of it"
+    "load_adapter(path, model), not model.config; or save it with PEFT's path_initial_model_for_weight_conversion, "
+    "which makes plain LoRA of it"
 )
 
 

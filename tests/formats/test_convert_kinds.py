@@ -50,7 +50,7 @@ def test_every_kind_into_every_format(tmp_path: Path, kind: str, to: str) -> Non
         assert not target.exists()
         return
     dtype = "float32" if kind in ("pissa", "olora") and to == "trtllm" else None  # made in float64
-    done = convert(tmp_path / "adapter", target, to, dtype, base=model)
+    done = convert(tmp_path / "adapter", target, to, dtype, "peft", base=model)
     if to == "trtllm":
         assert any("multiplied into B" in note for note in done.notes)
         convert(target, tmp_path / "again", "peft", base=model)
