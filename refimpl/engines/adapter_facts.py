@@ -19,9 +19,11 @@ from ..loading.json_file import read_json
 from ..loading.mlx_adapter import is_mlx
 from ..loading.peft_config import CONFIG_FILE
 from ..loading.peft_keys import HARMLESS, HONOURED, PLAIN_INIT
+from ..loading.peft_parameters import UNPLACED
 from ..loading.safetensors_file import open_safetensors
 
 LORA = re.compile(r"(.+?)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
+OF_ALL_EXPERTS = re.compile(rf"\.({UNPLACED.pattern})(\.base_layer)?$")
 TABLES = ("embed_tokens", "lm_head")
 OTHER_FILES = ("new_embeddings.safetensors", "added_tokens.json")
 # Keys that mean something to PEFT and are no plain LoRA: each of the first has a condition of its own.
@@ -44,7 +46,17 @@ class Facts:
     def ranks(self) -> dict[str, int]:
         """The rank of each module, by the name that its lora_A has in the file."""
         matches = ((LORA.fullmatch(name), shape) for name, shape in self.shapes.items())
-        return {match[1]: shape[0] for match, shape in matches if match and match[2] == "A" and shape}
+        return {match[1]: self.rank(match[1], shape) for match, shape in matches if match and match[2] == "A" and shape}
+
+    def rank(self, name: str, shape: tuple[int, ...]) -> int:
+        """The rank of an A of this shape; of one for all experts (peft_experts.py) that of each."""
+        if not OF_ALL_EXPERTS.search(name):
+            return shape[0]
+        if len(shape) == 3:
+            return shape[1]
+        r = self.config.get("r")
+        experts = self.base.moe.experts if self.base and self.base.moe else 1
+        return shape[0] // experts if experts > 1 else r if isinstance(r, int) else shape[0]
 
     def ending(self, *endings: str) -> list[str]:
         """The tensors whose names end so."""

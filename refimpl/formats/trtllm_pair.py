@@ -185,7 +185,8 @@ def _check_row(
         diagnostics.problem(file, f"{row}: the base has {config.num_hidden_layers} layers")
     size = row.size(config)
     if size is None:
-        diagnostics.problem(file, f"{row}: the base has no {row.module.name}")
+        why = "LoRA on experts is not read from arrays" if row.module.name.startswith("moe_") and config.moe else ""
+        diagnostics.problem(file, f"{row}: {why or f'the base has no {row.module.name}'}")
     elif size > len(values):
         d_in, d_out = row.module.widths(config) or (0, 0)
         needs = f"rank {row.rank} of [{d_out}, {d_in}] needs {size}"

@@ -23,6 +23,7 @@ from refimpl.adapter_slots import bind_adapter
 from refimpl.commands.inspect import in_layers, short_name
 from refimpl.config import Mlp, ModelConfig, Module, Moe, Stacked, module_name
 from refimpl.digest import digest
+from refimpl.engines.adapter_facts import read_facts
 from refimpl.errors import AdapterError, AdapterWarning
 from refimpl.formats.convert import convert
 from refimpl.formats.peft import save_adapter
@@ -575,3 +576,22 @@ def test_convert_needs_the_base(tmp_path: Path) -> None:
             with refused(AdapterError, "LoRA on model.layers.0.mlp.experts.0."):
                 convert(path, tmp_path / "never", form, base=base)
     assert not (tmp_path / "never").exists()
+
+
+def test_the_rank_that_an_engine_must_allow_is_that_of_an_expert(tmp_path: Path) -> None:
+    base = base_of()
+    example = Drawn(base, 2, pairs_of(base, 2, 1))
+    for number, (tensors, config) in enumerate(
+        ((layout_1(example), EXPERTS), (layout_2(example), TARGETS), (layout_4(example), EXPERTS))
+    ):
+        path = write_adapter(tmp_path / str(number), tensors, r=2, **config)
+        for against in (None, base):
+            assert {*read_facts(path, against, 8).ranks.values()} == {2}
+
+
+@pytest.mark.parametrize("module", [13, 14, 15, 16])  # moe_h_to_4h, moe_4h_to_h, moe_gate, moe_router
+def test_experts_in_tensorrt_llms_arrays_are_refused_by_name(tmp_path: Path, module: int) -> None:
+    np.save(tmp_path / "model.lora_weights.npy", np.ones((1, 1, 100), np.float32))
+    np.save(tmp_path / "model.lora_config.npy", np.array([[[module, 0, 2]]], np.int32))
+    with refused(AdapterError, "moe_", "LoRA on experts is not read from arrays"):
+        convert(tmp_path, tmp_path / "never", "peft", base=base_of())
