@@ -27,6 +27,7 @@ from refimpl.loading.diagnostics import Diagnostics
 from refimpl.ops import NUMPY, REFERENCE
 from refimpl.training.examples import Task, check_task
 from refimpl.training.lora_config import LoraConfig
+from refimpl.training.loss import check_trainable
 
 # The attention of DeepSeek, and its rope.
 LATENT: dict[str, Any] = {
@@ -707,6 +708,25 @@ def test_what_the_kernels_do_not_do_is_refused_by_name(tmp_path: Path, name: str
     step = {"softcap": "attention", "rope": "rope"}.get(says.split()[2], says.split()[2].removesuffix(":"))
     with refused(LoracleError, says):
         logits(model, [Request([1, 2, 3])], dataclasses.replace(NUMPY, **{step: getattr(CUDA, step)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Cohere2ForCausalLM", "LayerNorm, attention and MLP beside each other"),
+        ("Starcoder2ForCausalLM", "LayerNorm, an MLP without a gate"),
+        ("NemotronForCausalLM", "LayerNorm, an MLP without a gate"),
+        ("Gemma4ForCausalLM", "layers that differ in their heads or modules, an input of its own for each layer"),
+    ],
+)
+def test_a_family_without_gradients_is_refused_by_what_it_has(tmp_path: Path, name: str, says: str) -> None:
+    with refused(LoracleError, f"training: there are no gradients for a base with {says}"):
+        check_trainable(load_config(write_config(tmp_path, name)))
+
+
+@pytest.mark.parametrize("name", ["Exaone4ForCausalLM", "LlamaForCausalLM", "Gemma3ForCausalLM"])
+def test_a_family_with_gradients_is_not(tmp_path: Path, name: str) -> None:
+    check_trainable(load_config(write_config(tmp_path, name)))
 
 
 @pytest.mark.parametrize("name", ["Qwen3ForCausalLM", "Phi3ForCausalLM"])
