@@ -37,7 +37,7 @@ from refimpl import (
 from refimpl.errors import LoracleError
 from refimpl.loading.embedded import STYLES
 from refimpl.ops import NUMPY
-from refimpl.oracle.bugs import NEEDS, all_mutants
+from refimpl.oracle.bugs import NEEDS, all_mutants, llama_mutants
 from refimpl.oracle.pictures import all_picture_bugs
 from refimpl.oracle.pictures.bugs import NEEDS as PICTURE_NEEDS
 from refimpl.oracle.pictures.bugs import Setup
@@ -149,7 +149,7 @@ def main() -> None:
     args = parser.parse_args()
     model, requests = synthetic() if args.synthetic else embedded()
     which = "synthetic" if args.synthetic else "embedded"
-    rows = measure(model, requests, [*all_picture_bugs(), *all_mutants()])
+    rows = measure(model, requests, [*all_picture_bugs(), *llama_mutants()])
     about = f"{len(requests)} pictures of the {which} model in one batch, float64"
     RESULTS.with_suffix(".json").write_text(json.dumps({"model": which, "about": about, "rows": rows}, indent=1) + "\n")
     RESULTS.with_suffix(".md").write_text(page(about, rows))

@@ -15,7 +15,7 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small
 
 from refimpl.ops import NUMPY, REFERENCE
-from refimpl.oracle.bugs import all_mutants
+from refimpl.oracle.bugs import llama_mutants
 from refimpl.oracle.vectors.bugs import BUGS
 from refimpl.oracle.vectors.read import read_set
 from refimpl.oracle.vectors.systems import LoadedModels, OpsUnderTest
@@ -44,7 +44,7 @@ def main() -> None:
         for name, ops in (("reference", REFERENCE), ("numpy", NUMPY))
     }
     mutants = {}
-    for name, m in all_mutants().items():
+    for name, m in llama_mutants().items():
         found = {dtype: killed_by(OpsUnderTest(m.make, loaded), vectors, dtype) for dtype in VECTOR_DTYPES}
         mutants[name] = {
             "class": m.family,

@@ -17,7 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small
 
 from benchmarks import recipes, standard
 from refimpl.ops import NUMPY, REFERENCE
-from refimpl.oracle.bugs import all_mutants
+from refimpl.oracle.bugs import llama_mutants
 from refimpl.oracle.cases.variety import TURNS
 from refimpl.oracle.noise.verdict import Thresholds
 
@@ -69,7 +69,7 @@ def by_recipes(kept: Kept) -> None:
         for table, ops in (("numpy", NUMPY), ("reference", REFERENCE)):
             if kept.get(f"clean {table}, {name}", lambda r=recipe, o=ops: r(lambda: o)):
                 raise SystemExit(f"{name} fails the clean table {table}")
-    for mutant in all_mutants().values():
+    for mutant in llama_mutants().values():
         kept.get(
             f"recipes {mutant.name}",
             lambda m=mutant: {name: recipe(m.make) for name, recipe in recipes.RECIPES.items()},
@@ -86,7 +86,7 @@ def by_us(kept: Kept, dtype: str) -> None:
 
     learnt = [kept.get(f"limits {dtype} {i}", lambda i=i: clean(i)) for i in range(TURNS)]
     known = [Thresholds(**x["limits"]) for x in learnt]
-    for mutant in all_mutants().values():
+    for mutant in llama_mutants().values():
         kept.get(f"ours {dtype} {mutant.name}", lambda m=mutant: found_as_json(standard.search(stages, known, m.make)))
     # The limits were learnt from NUMPY: they say which cases it does not pass. REFERENCE sums in another order.
     kept.get(f"clean numpy, ours, {dtype}", lambda: [case for x in learnt for case in x["not passed"]])
@@ -113,7 +113,7 @@ REASONS = {
 def write(kept: Kept) -> None:
     """All three files."""
     mutants = {}
-    for name, m in all_mutants().items():
+    for name, m in llama_mutants().items():
         ours = {dtype: kept.read(f"ours {dtype} {name}") for dtype in DTYPES}
         caught = kept.read(f"recipes {name}")
         mutants[name] = {"class": m.family, "what": m.what, "needs": m.needs, "ours": ours, "recipes": caught}

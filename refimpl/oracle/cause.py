@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..training.loss import without_gradients
 from .bugs.registry import all_bugs
 from .cases.case import Case, Exchange
 from .cases.testbed import Testbed
@@ -59,7 +60,11 @@ def cause_of(
     thresholds: Thresholds,
     played: Sequence[PlayedCase],
 ) -> CauseReport | None:
-    """Return the cause of these failures; None if none leaves noise. EngineError if the engine breaks off."""
+    """Return the cause of these failures; None if none leaves noise, and for a base that has no gradients here.
+
+    EngineError if the engine breaks off."""
+    if without_gradients(testbed.model.config):
+        return None
     began = time.monotonic()
     failed = sorted(
         (one for one in played if one.has_wrong_numbers), key=lambda one: (not one.case.stateless, _size(one))

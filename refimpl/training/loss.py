@@ -50,9 +50,11 @@ class TrainingBatch:
     edges: list[int]  # share i owns rows edges[i] to edges[i + 1]
 
 
-def check_trainable(config: ModelConfig) -> None:
-    """LoracleError for a base whose forward pass has no way back here."""
+def without_gradients(config: ModelConfig) -> list[str]:
+    """What of a base's forward pass has no way back here."""
     missing = {
+        "multi-head latent attention": config.mla is not None,
+        "experts": config.moe is not None,
         "layers that differ in their heads or modules": config.uneven,
         "an input of its own for each layer": bool(config.hidden_size_per_layer_input),
         "a factor at the end of each layer": config.layer_scalar,
@@ -61,7 +63,12 @@ def check_trainable(config: ModelConfig) -> None:
         "an MLP without a gate": config.gate_up in (("c_fc",), ("up_proj",)),
         "a norm of values": config.norms.v is not None,
     }
-    if reasons := [reason for reason, present in missing.items() if present]:
+    return [reason for reason, present in missing.items() if present]
+
+
+def check_trainable(config: ModelConfig) -> None:
+    """LoracleError for a base whose forward pass has no way back here."""
+    if reasons := without_gradients(config):
         raise LoracleError(f"training: there are no gradients for a base with {', '.join(reasons)}")
 
 

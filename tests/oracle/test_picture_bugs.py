@@ -12,7 +12,7 @@ from support.picture_bugs import batch
 
 from benchmarks import picture_bugs
 from refimpl import NUMPY, PictureRequest, draw
-from refimpl.oracle.bugs import all_mutants, mutants_for
+from refimpl.oracle.bugs import all_mutants, llama_mutants, mutants_for
 from refimpl.oracle.pictures import all_picture_bugs, judge_pictures, known_bugs, velocities
 from refimpl.oracle.pictures.bugs import NEEDS, with_lora, without
 from refimpl.oracle.pictures.verdict import TIMES_THE_NOISE, Velocities, distance
@@ -151,7 +151,7 @@ def test_the_committed_rows_are_those_of_a_run() -> None:
     """Every known bug has one; of some, and of one that does not show, the figures are measured again."""
     measured = json.loads((RESULTS / "picture_bugs.json").read_text("utf-8"))
     rows = {row["bug"]: row for row in measured["rows"]}
-    assert rows.keys() == {*all_mutants(), *BUGS}
+    assert rows.keys() == {*llama_mutants(), *BUGS}
     model, requests = {"embedded": picture_bugs.embedded, "synthetic": picture_bugs.synthetic}[measured["model"]]()
     sample = ("scale_is_one", "adapter_of_the_first_request", "out_not_loaded", "key_without_adapter")
     again = picture_bugs.measure(model, requests, sample)

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import recipes, standard
 from refimpl.ops import NUMPY
-from refimpl.oracle.bugs import all_mutants
+from refimpl.oracle.bugs import llama_mutants
 from refimpl.oracle.noise.ensemble import ensemble
 from refimpl.oracle.noise.measure import measure
 from refimpl.oracle.noise.verdict import Thresholds
@@ -19,7 +19,7 @@ from refimpl.oracle.noise.verdict import Thresholds
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TABLE = json.loads((RESULTS / "zoo.json").read_text("utf-8"))
 PAGE = (RESULTS / "zoo.md").read_text("utf-8")
-MUTANTS = all_mutants()
+MUTANTS = llama_mutants()
 AGAIN = "python -m benchmarks.zoo measures it again"
 
 # Every so many of those that one case finds, over all types.

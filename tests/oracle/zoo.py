@@ -13,7 +13,7 @@ from support.build import random_adapter, random_model
 
 from refimpl import NUMPY, Engine, Model, Ops, Request, logits, trace
 from refimpl.adapter import Adapter
-from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
+from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, Mla, ModelConfig, Rope
 
 Rows = list[np.ndarray]
 EMBEDDING, HEAD = (*LAYER_MODULES, "embed_tokens"), (*LAYER_MODULES, "lm_head")
@@ -172,6 +172,22 @@ def tied() -> Case:
     return plain(config, pool_of(config, modules=EMBEDDING))
 
 
+def latent(**options: object) -> Case:
+    """Multi-head latent attention; whole prompts, or served with these options of an Engine."""
+    mla = Mla(2, kv_lora_rank=6, qk_nope_head_dim=3, qk_rope_head_dim=2, v_head_dim=4)
+    config = replace(
+        CONFIG,
+        mla=mla,
+        qkv=mla.modules,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=5,
+        rope=Rope(head_dim=2, interleaved=True),
+    )
+    case = plain(config, pool_of(config, modules=config.layer_modules))
+    return replace(case, options={"num_blocks": 64, "prefix_caching": False, **options}) if options else case
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "batch": plain,
     "sum": lambda: summing(0.5, -2.0),
@@ -198,6 +214,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "GQA": lambda: with_(num_attention_heads=4, num_key_value_heads=2),
     "square layers": lambda: with_(head_dim=14),
     "window": lambda: with_(sliding_window=3),
+    "kv_b_proj LoRA": latent,
+    "kv_b_proj LoRA in steps": lambda: latent(max_batch_tokens=4),
     "decode": in_an_engine,
     "chunks": lambda: in_an_engine(max_batch_tokens=4),
     "another block size": lambda: in_an_engine(block_size=4),

@@ -6,8 +6,9 @@ which engine each one stands for.
 
 from collections.abc import Sequence
 
-from . import a_scale, b_identity, c_memory, d_prefix, e_shards, f_not_applied, g_kernels, h_cache, i_merge, named
+from . import a_scale, b_identity, c_memory, d_prefix, e_shards, f_latent, g_kernels, h_cache, i_merge, named
 from .mutant import NEEDS as NEEDS
+from .mutant import NEEDS_OF_FAMILIES
 from .mutant import Mutant as Mutant
 
 FAMILIES = (
@@ -16,7 +17,7 @@ FAMILIES = (
     c_memory.memory,
     d_prefix.prefix,
     e_shards.layout,  # and e_layout's: one family in two files
-    f_not_applied.not_applied,
+    f_latent.not_applied,  # and f_not_applied's: one family in two files
     g_kernels.kernels,
     h_cache.cache,
     i_merge.merge,
@@ -28,6 +29,11 @@ CLASSES = {family.letter: family.title for family in FAMILIES}
 def all_mutants() -> dict[str, Mutant]:
     """Every mutant by its name, in the order of the classes."""
     return {name: mutant for family in FAMILIES for name, mutant in family.mutants.items()}
+
+
+def llama_mutants() -> dict[str, Mutant]:
+    """Those that a Llama with LoRA can show: what the tables in benchmarks/results are about."""
+    return {name: mutant for name, mutant in all_mutants().items() if mutant.needs not in NEEDS_OF_FAMILIES}
 
 
 def mutants_for(adapter_names: Sequence[str] = ()) -> dict[str, Mutant]:

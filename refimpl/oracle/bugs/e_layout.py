@@ -163,7 +163,7 @@ def up_at_a_wrong_offset() -> Ops:
 @layout.bug("the rows of q and k are reordered for a rotary embedding of neighbouring pairs, as the base's were not")
 def qk_rows_as_pairs() -> Ops:
     def paired(module: Module, lora: LoraWeights, config: ModelConfig) -> LoraWeights:
-        if module[1] not in ("q_proj", "k_proj"):
+        if module[1] not in ("q_proj", "k_proj") or config.mla is not None:  # whose heads turn in part
             return lora
         heads = np.arange(len(lora.B)).reshape(-1, 2, config.head_dim // 2)
         return row_subset(lora, heads.swapaxes(1, 2).ravel())

@@ -146,7 +146,12 @@ def attending(change: Callable[[AttentionMetadata], AttentionMetadata]) -> Ops:
 
 @cache.bug("keys are cached where values belong, and values where keys belong")
 def k_and_v_swapped() -> Ops:
-    return but(write_kv=lambda k_cache, v_cache, k, v, *rest: write_kv(k_cache, v_cache, v, k, *rest))
+    def swapped(k_cache: Array, v_cache: Array, k: Array, v: Array, metadata: AttentionMetadata, p: Precision) -> None:
+        if k.shape == v.shape:  # or else no engine would have noticed nothing
+            k, v = v, k
+        write_kv(k_cache, v_cache, k, v, metadata, p)
+
+    return but(write_kv=swapped)
 
 
 @cache.bug("keys are cached before the rotary embedding: queries are turned, keys are not")
@@ -269,11 +274,11 @@ def looking_back(change: Callable[[int], int | None]) -> Ops:
 
 @cache.bug("query heads are dealt to the key heads in turn, not in groups that lie together", needs="GQA")
 def query_heads_interleaved() -> Ops:
-    def mixed(q: Array, k: Array, *rest: object) -> Array:
+    def mixed(q: Array, k: Array, v: Array, *rest: object) -> Array:
         (tokens, heads, head_dim), kv_heads = q.shape, k.shape[2]
         in_turn = q.reshape(tokens, heads // kv_heads, kv_heads, head_dim).swapaxes(1, 2)
-        out = attention(np.ascontiguousarray(in_turn).reshape(q.shape), k, *rest)  # type: ignore[arg-type]
-        out = out.reshape(tokens, kv_heads, heads // kv_heads, head_dim).swapaxes(1, 2)
+        out = attention(np.ascontiguousarray(in_turn).reshape(q.shape), k, v, *rest)  # type: ignore[arg-type]
+        out = out.reshape(tokens, kv_heads, heads // kv_heads, v.shape[3]).swapaxes(1, 2)
         return np.ascontiguousarray(out).reshape(tokens, -1)
 
     return but(attention=mixed)

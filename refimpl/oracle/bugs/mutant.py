@@ -45,12 +45,17 @@ NEEDS = {
     "GQA": "several key heads, and more query heads than key heads",
     "square layers": "a module whose d_out equals its d_in",
     "window": "a sliding window shorter than the prompt",
+    "kv_b_proj LoRA": "multi-head latent attention, and an adapter with LoRA on kv_b_proj",
+    "kv_b_proj LoRA in steps": "the same, and produced tokens that are read back in",
     "decode": "produced tokens that are read back in, one at a time",
     "chunks": "prompts that are computed in several steps",
     "another block size": "blocks of another size than 16 tokens, and prompts that have several",
     "scattered blocks": "requests whose blocks do not lie side by side: decode steps of several requests",
     "sequence": "one engine that serves for a while: prefixes found again, adapters evicted, names used again",
 }
+
+# Those that no Llama has. What was measured of the zoo on Llamas, or of pictures, says nothing of their mutants.
+NEEDS_OF_FAMILIES = ("kv_b_proj LoRA", "kv_b_proj LoRA in steps")
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,12 @@ def is_applicable(mutant: Mutant, testbed: Testbed, case: Case, settings: Settin
     if not case.stateless and mutant.needs not in HISTORY:
         return False
     adapters = testbed.adapters.values()
+    has_latent_lora = any(name == "kv_b_proj" for adapter in adapters for _, name in adapter.lora)
     present = {
         "sequence": not case.stateless,
         "chunks": settings.chunk is not None,
+        "kv_b_proj LoRA": has_latent_lora,
+        "kv_b_proj LoRA in steps": has_latent_lora,
         "window": testbed.model.config.sliding_window is not None,
         "embed_tokens LoRA": any(EMBED in adapter.lora for adapter in adapters),
         "lm_head LoRA": any(LM_HEAD in adapter.lora for adapter in adapters),

@@ -32,7 +32,7 @@ TEXT_NEEDS = frozenset(
     (
         *("embed_tokens LoRA", "lm_head LoRA", "tied embedding", "modules_to_save", "base biases", "decode", "chunks"),
         *("grown vocabulary", "several key heads", "GQA", "window", "another block size", "scattered blocks"),
-        "sequence",
+        *("sequence", "kv_b_proj LoRA", "kv_b_proj LoRA in steps"),
     )
 )
 
