@@ -44,6 +44,7 @@ from .peft_selection import check_parameters, check_selected, check_vocabulary, 
 from .peft_tensors import LAYER, Parts, check_lora, full_weights_of, sort_parts
 from .peft_tokens import check_tokens, token_rows
 from .safetensors_file import SafetensorsFile
+from .table_copies import without_copies
 from .torchtune_adapter import in_pefts_names, is_torchtune, with_pefts_targets
 from .vera_adapter import sort_vera
 
@@ -52,7 +53,7 @@ def load_adapter(path: str | Path, base: ModelConfig | Model, name: str | None =
     """A PEFT LoRA folder for this base, an mlx-lm folder, a GGUF file; or one of the embedded voices, by its name.
 
     base: a model, or its config: that is enough for all adapters but those that took a part out of the base when they
-    were trained (PiSSA, OLoRA: changed_base.py).
+    were trained (PiSSA, OLoRA: changed_base.py), and leaves copies of its tables in them (table_copies.py).
 
     AdapterError, one line, if anything in it would not be honoured: nothing is loaded then. AdapterWarning, once each,
     for what is honoured but odd. The arrays are read-only copies in the file's own type: they do not change if the file
@@ -97,6 +98,8 @@ def read_adapter(
     if config is None or diagnostics.problems:
         return None
     adapter = _adapter(name, config, parts, base)
+    if model is not None:
+        adapter = without_copies(adapter, model)
     if config.init_lora_weights is None:
         return adapter
     if model is None:

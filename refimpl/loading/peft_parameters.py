@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from ..adapter import ENDING, PeftConfig, pattern_value
-from ..config import ModelConfig, Module, Stacked, module_name
+from ..config import EMBED, LM_HEAD, ModelConfig, Module, Stacked, module_name
 from .peft_config import selects
 
 Value = TypeVar("Value", int, float)
@@ -91,7 +91,12 @@ def targeted_parameter(config: PeftConfig, module: Module, base: ModelConfig | N
 
 
 def selects_module(config: PeftConfig, module: Module, base: ModelConfig | None) -> bool:
-    """Whether PEFT puts a LoRA on a module, as a layer or as a parameter."""
+    """Whether PEFT puts a LoRA on a module, as a layer or as a parameter.
+
+    With ensure_weight_tying, of two tied tables on both where target_modules names one."""
+    tables = (EMBED, LM_HEAD)
+    if config.ensure_weight_tying and module in tables and (base is None or base.tie_word_embeddings):
+        return any(selects(config, module_name(table)) for table in tables)
     return selects(config, module_name(module)) or targeted_parameter(config, module, base) is not None
 
 

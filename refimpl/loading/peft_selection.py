@@ -89,10 +89,7 @@ def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: 
     Names that select nothing are normal (one list for a text and a vision model), and only worth a warning.
     """
     file = folder / CONFIG_FILE
-    tables = [module_name(module) for module in (EMBED, LM_HEAD) if selects(config, module_name(module))]
-    if config.ensure_weight_tying and base.tie_word_embeddings and tables:
-        tied = "the base ties the two tables: one LoRA for both is not supported"
-        diagnostics.problem(file, f"ensure_weight_tying is True, target_modules selects {tables[0]}, and {tied}")
+    _check_tied_pairs(parts, config, base, file, diagnostics)
     _check_invocation(config, base, file, diagnostics)
     selected = [module for module in base.modules() if selects_module(config, module, base)]
     missing = [module for module in selected if not parts.get(module, {}).keys() & {"A", "B"}]
@@ -129,6 +126,20 @@ def is_as_deep(config: PeftConfig, base: ModelConfig, file: Path, diagnostics: D
         )
         diagnostics.problem(file, f"layer_replication is {runs}, and the base's {others}: {how}")
     return config.layer_replication == base.layer_replication
+
+
+def _check_tied_pairs(
+    parts: Parts, config: PeftConfig, base: ModelConfig, file: Path, diagnostics: Diagnostics
+) -> None:
+    """With ensure_weight_tying, tied tables have one LoRA, in the file twice: B of the one is A of the other."""
+    embed, head = parts.get(EMBED, {}), parts.get(LM_HEAD, {})
+    if not (config.ensure_weight_tying and base.tie_word_embeddings and embed.keys() & head.keys() >= {"A", "B"}):
+        return
+    for half, other in ("AB", "BA"):
+        if not np.array_equal(embed[half].array.T, head[other].array):
+            names = f"{embed[half].name} and {head[other].name}"
+            diagnostics.problem(file, f"ensure_weight_tying makes one LoRA of {names}, and they differ")
+            return
 
 
 def _check_invocation(config: PeftConfig, base: ModelConfig, file: Path, diagnostics: Diagnostics) -> None:

@@ -175,8 +175,39 @@ def test_ensure_weight_tying_is_honoured_where_it_does_nothing(tmp_path: Path) -
     assert load(tmp_path, base=TIED, ensure_weight_tying=True).lora
     top = lora_tensors(modules=tuple(EVERYTHING))
     assert load(tmp_path, top, BASE, target_modules=EVERYTHING, ensure_weight_tying=True).lora
-    with refused(AdapterError, "ensure_weight_tying is True, target_modules selects model.embed_tokens"):
+    with refused(AdapterError, "ensure_weight_tying makes one LoRA of", "and they differ"):
         load(tmp_path, top, TIED, target_modules=EVERYTHING, ensure_weight_tying=True)
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["embed_tokens", "model.embed_tokens"]])
+def test_ensure_weight_tying_is_one_lora_for_both_tables(tmp_path: Path, targets: list[str]) -> None:
+    """Both pairs are in the file, and target_modules names one of the tables, as PEFT writes it."""
+    pairs = lora_tensors(modules=("embed_tokens", "lm_head"))
+    A, B = (pairs[lora_name(EMBED, f"lora_embedding_{half}")] for half in "AB")
+    pairs |= {lora_name(LM_HEAD, "lora_A.weight"): B.T.copy(), lora_name(LM_HEAD, "lora_B.weight"): A.T.copy()}
+    adapter = load(tmp_path, pairs, TIED, target_modules=targets, ensure_weight_tying=True)
+    assert adapter.lora.keys() == {EMBED, LM_HEAD}
+    with refused(AdapterError, "target_modules does not select it"):
+        load(tmp_path, pairs, BASE, target_modules=targets, ensure_weight_tying=True)
+
+
+def test_a_copy_of_the_bases_tables_is_no_change(tmp_path: Path) -> None:
+    """PEFT saves it beside a LoRA on them. Not the base's, or of modules_to_save, it stays a layer of its own."""
+    model = random_model(BASE, dtype="float32")
+    pairs = lora_tensors(modules=("embed_tokens", "q_proj"))
+    copies = {lora_name(EMBED, "base_layer.weight"): model.embed_tokens}
+    copies[lora_name(LM_HEAD, "weight")] = model.lm_head.weight
+    targets = ["embed_tokens", "q_proj"]
+    folder = write_adapter(tmp_path / "same", pairs | copies, target_modules=targets)
+    same, by_config = load_adapter(folder, model), load_adapter(folder, BASE)
+    assert same.can_be_summed and not same.replaced and set(by_config.replaced) == {EMBED, LM_HEAD}
+    one, half = (logits(model, [Request([1, 2], [(same, weight)])])[0] for weight in (1.0, 0.5))
+    assert np.array_equal(one, logits(model, [Request([1, 2], by_config)])[0]) and not np.array_equal(one, half)
+    other = copies | {lora_name(EMBED, "base_layer.weight"): np.nextafter(model.embed_tokens, np.float32(9))}
+    assert load_adapter(write_adapter(tmp_path / "other", pairs | other, target_modules=targets), model).replaced
+    own = lora_tensors(modules=("q_proj",)) | {lora_name(EMBED, "weight"): model.embed_tokens}
+    saved = write_adapter(tmp_path / "saved", own, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    assert set(load_adapter(saved, model).replaced) == {EMBED}
 
 
 def test_the_name_is_the_callers_or_the_folders(tmp_path: Path) -> None:
