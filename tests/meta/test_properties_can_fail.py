@@ -45,6 +45,7 @@ from properties.test_lora_delta import (
     check_weights_are_linear,
 )
 from properties.test_machine import check_an_engine_in_use
+from properties.test_mla import check_merged
 from properties.test_paging import (
     check_block_size_does_not_matter,
     check_chunks_do_not_matter,
@@ -65,11 +66,13 @@ from properties.test_whole_layers import (
 )
 from support.build import cases, configs
 from support.experts import expert_cases
+from support.latent import latent_cases
 
 from refimpl import Ops
 
 CASE = {"case": cases()}
 EXPERTS = {"case": expert_cases()}
+LATENT = {"case": latent_cases()}
 REUSE = {"case": reuses()}
 DORA = {"case": dora_cases()}
 WHOLE = {"case": replacing_cases()}
@@ -103,6 +106,7 @@ TABLE: list[Row] = [
         CASE,
         ("window_off_by[1]", "query_heads_interleaved", "k_and_v_swapped"),
     ),
+    (check_merged, LATENT, ("rslora_ignored", "alpha_for_alpha_over_r")),
     (check_adapters_differ, CASE, ("adapters_ignored",)),
     (check_zero_b_is_the_base, CASE, ("sums_in_float32",)),
     (

@@ -6,11 +6,11 @@ what the neighbours choose, and with it the order in which a BLAS adds."""
 
 import numpy as np
 from hypothesis import given, settings
+from properties.test_batching import check_batch_equals_alone
+from properties.test_definition import check_unmerged_equals_merged
 from support.build import Case
 from support.experts import expert_cases
 from support.tables import every_table
-from test_batching import check_batch_equals_alone
-from test_definition import check_unmerged_equals_merged
 
 from refimpl import Ops, logits
 from refimpl.ops import REFERENCE

@@ -20,7 +20,7 @@ from refimpl.errors import LoracleError
 from refimpl.kv_cache import KVCache
 from refimpl.ops import ABSORBED
 from refimpl.parallel.layout import Layout
-from refimpl.training.examples import Task, check_task
+from refimpl.training import examples
 from refimpl.training.lora_config import LoraConfig
 from refimpl.unified_pool import UnifiedPool
 
@@ -154,6 +154,6 @@ def test_what_cannot_be_done_is_refused_in_one_line() -> None:
         Layout(model.config, 0, 2)
     assert Layout(model.config, 0, 1).size == 1
     with pytest.raises(LoracleError, match="mine: multi-head latent attention has no way back here"):
-        check_task(Task("mine", LoraConfig(), ()), model.config)
+        examples.check_task(examples.Task("mine", LoraConfig(), ()), model.config)
     with pytest.raises(LoracleError, match="keys and values of a block are of several widths"):
         Engine(model, pool=UnifiedPool)
