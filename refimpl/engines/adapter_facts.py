@@ -24,6 +24,7 @@ from ..loading.safetensors_file import open_safetensors
 
 LORA = re.compile(r"(.+?)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
 OF_ALL_EXPERTS = re.compile(rf"\.({UNPLACED.pattern})(\.base_layer)?$")
+EXPERT_LAYER = re.compile(r"\.experts\.\d+\.")
 TABLES = ("embed_tokens", "lm_head")
 OTHER_FILES = ("new_embeddings.safetensors", "added_tokens.json")
 # Keys that mean something to PEFT and are no plain LoRA: each of the first has a condition of its own.
@@ -153,6 +154,22 @@ def without(module: str, others: tuple[str, ...]) -> Condition:
     return condition
 
 
+def on_expert_layers(facts: Facts) -> str:
+    """LoRA on each expert by itself, as transformers 4 has experts."""
+    return counted([name for name in sorted(facts.ranks) if EXPERT_LAYER.search(name)], "LoRAs on an expert by itself")
+
+
+def rslora_on_expert_layers(facts: Facts) -> str:
+    """The same with rsLoRA."""
+    return f"rsLoRA, {layers}" if facts.config.get("use_rslora") and (layers := on_expert_layers(facts)) else ""
+
+
+def experts_beside_a_gated_one(facts: Facts) -> str:
+    """The same on a base with one more expert for every token, multiplied by a gate (Qwen2-MoE)."""
+    moe = facts.base.moe if facts.base else None
+    return on_expert_layers(facts) if moe and moe.shared_gate else ""
+
+
 CONDITIONS: dict[str, Condition] = {
     "not_peft": lambda facts: "" if facts.kind == "peft" else f"a {facts.kind} adapter",
     "any_peft": lambda facts: "a PEFT folder" if facts.kind == "peft" else "",
@@ -174,6 +191,9 @@ CONDITIONS: dict[str, Condition] = {
     "lora_on_a_tied_head": tied_head,
     "base_changed": base_changed,
     **{key: of_key(key) for key in KEYS},
+    "on_expert_layers": on_expert_layers,
+    "rslora_on_expert_layers": rslora_on_expert_layers,
+    "experts_beside_a_gated_one": experts_beside_a_gated_one,
     "other_prefix": other_prefix,
     "other_keys": other_keys,
     "other_files": lambda facts: " and ".join(name for name in OTHER_FILES if name in facts.files),

@@ -24,6 +24,7 @@ from refimpl.commands.inspect import in_layers, short_name
 from refimpl.config import Mlp, ModelConfig, Module, Moe, Stacked, module_name
 from refimpl.digest import digest
 from refimpl.engines.adapter_facts import read_facts
+from refimpl.engines.adapter_limits import limits_of
 from refimpl.errors import AdapterError, AdapterWarning
 from refimpl.formats.convert import convert
 from refimpl.formats.peft import save_adapter
@@ -587,6 +588,24 @@ def test_the_rank_that_an_engine_must_allow_is_that_of_an_expert(tmp_path: Path)
         path = write_adapter(tmp_path / str(number), tensors, r=2, **config)
         for against in (None, base):
             assert {*read_facts(path, against, 8).ranks.values()} == {2}
+
+
+def test_what_peft_does_with_them_is_in_its_table(tmp_path: Path) -> None:
+    """tests/engines/test_expert_adapters.py sees each of it."""
+    gated = Mlp(("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"), "mlp.shared_expert.down_proj", 7)
+    plain, beside = base_of(), base_of(shared=gated, shared_gate="mlp.shared_expert_gate")
+    example = Drawn(plain, 2, pairs_of(plain, 2, 1))
+    layers = write_adapter(tmp_path / "layers", layout_1(example), r=2, **EXPERTS)
+    stable = write_adapter(tmp_path / "stable", layout_1(example), r=2, use_rslora=True, **EXPERTS)
+    packed = write_adapter(tmp_path / "packed", layout_2(example), r=2, use_rslora=True, **TARGETS)
+    for path, base, expected in (
+        (layers, plain, []),
+        (layers, beside, ["ignores"]),
+        (stable, plain, ["changes"]),
+        (stable, beside, ["changes", "ignores"]),
+        (packed, beside, ["rejects"]),
+    ):
+        assert [hit.does for hit in limits_of(path, "peft", base)] == expected
 
 
 @pytest.mark.parametrize("module", [13, 14, 15, 16])  # moe_h_to_4h, moe_4h_to_h, moe_gate, moe_router
