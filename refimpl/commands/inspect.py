@@ -150,7 +150,8 @@ def some_prompt(model: Model, text: str | None) -> list[int]:
 def show(console: Console, inspection: Inspection, effects: dict[Module, float] | None, against_base: bool) -> None:
     """Print tables and diagnostics for people."""
     if inspection.kind != "unknown":  # else the first problem says what it is not
-        console.print(Text(f"{inspection.path}: {inspection.kind}", style="bold"))
+        of_format = f" of {inspection.format}" if inspection.format else ""
+        console.print(Text(f"{inspection.path}: {inspection.kind}{of_format}", style="bold"))
     keys = {key: value for key, value in inspection.config.items() if value not in (None, {}, (), [], "")}
     if keys:
         console.print(Text("  ".join(f"{key}={value}" for key, value in keys.items()), style="dim"))

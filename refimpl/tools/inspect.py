@@ -22,13 +22,14 @@ from ..loading.conversion import all_finite
 from ..loading.diagnostics import Diagnostics
 from ..loading.gguf_adapter import is_gguf_adapter
 from ..loading.gguf_file import is_gguf
-from ..loading.mlx_adapter import MLX_FILE
+from ..loading.mlx_adapter import MLX_FILE, is_mlx
 from ..loading.model_folder import base_folder
 from ..loading.nemo_file import find_nemo, is_nemo
 from ..loading.peft_config import CONFIG_FILE
 from ..loading.peft_tensors import Parts
 from ..loading.tensor import Tensor
 from ..loading.tokenizer_file import load_tokenizer
+from ..loading.torchtune_adapter import holds_torchtune
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Inspection:
     parameters: int = 0
     bytes: int = 0
     tensorrt_llm: list[str] = field(default_factory=list)  # what that engine rejects, ignores or does, where asked for
+    format: str = ""  # of an adapter, where it is not PEFT's: mlx-lm (MLX), GGUF, NeMo, torchtune
 
     @property
     def ok(self) -> bool:
@@ -114,7 +116,14 @@ def inspect(
         sum(report.parameters for report in modules),
         sum(report.bytes for report in modules),
         notes,
+        format_of(folder) if kind == "adapter" else "",
     )
+
+
+def format_of(folder: Path) -> str:
+    """Whose format an adapter is in, if it is not PEFT's."""
+    kinds = {"GGUF": is_gguf, "mlx-lm (MLX)": is_mlx, "NeMo": is_nemo, "torchtune": holds_torchtune}
+    return next((name for name, is_one in kinds.items() if is_one(folder)), "")
 
 
 def what_instead(path: Path) -> str:

@@ -156,7 +156,7 @@ TINKER = {
     PREFIX + f"unembed_tokens.lora_{side}.weight": random(shape) for side, shape in (("A", (3, 12)), ("B", (13, 3)))
 }
 
-case("mlx_lm", mlx, True)
+case("mlx_lm", mlx, True, "mlx-lm (MLX)")
 case("torchtune_minimal_config", folder(lora_dropout=..., bias=..., init_lora_weights=..., task_type=...), True)
 case("gguf_lora", only("adapter.gguf", b"GGUF\x03\0\0\0"), False, "adapter.gguf", "GGUF", "give the file itself")
 case("mlx_npz", only("adapters.npz"), False, "MLX", "save_safetensors")
