@@ -16,6 +16,7 @@ The legend of axis names. Every public signature of the package uses these and n
 """
 
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 from .mla_config import KVShape, Mla
 from .module_names import (
@@ -154,8 +155,11 @@ class ModelConfig:
 
     def kind(self, layer: int) -> LayerKind:
         """What is particular to one layer."""
-        if self.layers:
-            return self.layers[layer]
+        return self.layers[layer] if self.layers else self._alike
+
+    @cached_property
+    def _alike(self) -> LayerKind:
+        """What is particular to every layer, where all are alike: asked for many times in each step."""
         return LayerKind(self.sliding_window, self.rope, sparse=self.moe is not None)
 
     def view(self, layer: int) -> View:
