@@ -82,10 +82,8 @@ def build(shape: dict[str, int], vocab: int, count: int, folder: Path) -> Pair:
     return Pair(ours, [refimpl.load_adapter(folder / n, ours.config, name=n) for n in names], peft.eval(), names)
 
 
-def prepared(pair: Pair, prompts: list[list[int]], choice: list[int | None]) -> tuple[Callable, Callable, float]:
-    """(our decode step, PEFT's decode step, largest difference of their logits), after a prefill of the prompts.
-
-    A step is always the same one, on top of the same cache, so that it can be timed many times."""
+def our_decode(pair: Pair, prompts: list[list[int]], choice: list[int | None]) -> Callable[[], np.ndarray]:
+    """Our decode step, after a prefill of the prompts: always the same one, on top of the same cache."""
     model, p = pair.ours, Precision()
     blocks = [-(-(len(ids) + 1) // 16) for ids in prompts]
     cache, adapters = KVCache(model.config, sum(blocks), 16, p), AdapterCache(model, p, refimpl.NUMPY)
@@ -100,6 +98,14 @@ def prepared(pair: Pair, prompts: list[list[int]], choice: list[int | None]) -> 
             model, make_batch(step, cache, adapters.slots, refimpl.NUMPY), cache, adapters.slots, refimpl.NUMPY, p
         )
 
+    return our_step
+
+
+def prepared(pair: Pair, prompts: list[list[int]], choice: list[int | None]) -> tuple[Callable, Callable, float]:
+    """(our decode step, PEFT's decode step, largest difference of their logits), after a prefill of the prompts.
+
+    A step is always the same one, on top of the same cache, so that it can be timed many times."""
+    our_step = our_decode(pair, prompts, choice)
     longest = max(map(len, prompts))
     padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts])
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
