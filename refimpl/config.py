@@ -36,41 +36,13 @@ from .module_names import (
 )
 from .moe_config import ClampedGate, Groups, Mlp, Moe, Stacked
 from .norms import LLAMA_NORMS, Norms
+from .rope import DEFAULT_ROPE, Rope
 from .view import View
 
 # What is imported from here although it stands in a file of its own.
 __all__ = ["ATTENTION_MODULES", "LAYER_MODULES", "MLP_MODULES", "ROOTS", "Groups", "Mlp", "Moe", "Norms", "Stacked"]
 __all__ += ["EMBED", "LAYER_INPUTS", "LM_HEAD", "PARENTS", "SCORE", "SINKS", "ClampedGate", "KVShape", "Mla", "Module"]
-__all__ += ["View", "module_name", "short_name"]
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary position embedding, in the names of rope_parameters; rope.py has the formulas.
-
-    `type` is default, linear (Chen et al. 2023), llama3 (Llama 3.1), yarn (Peng et al. 2023), longrope (Ding et al.
-    2024) or proportional (Gemma 4)."""
-
-    theta: float = 10000.0
-    type: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0  # llama3
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192  # llama3, yarn, longrope
-    partial_rotary_factor: float = 1.0  # the share of each head's channels that turns: its first; or of its pairs
-    interleaved: bool = False  # pairs are (2i, 2i + 1), not (i, i + half)
-    attention_factor: float = 1.0  # yarn, longrope: cos and sin are multiplied by it
-    beta_fast: float = 32.0  # yarn: turns over the original context from which on a pair keeps its frequency,
-    beta_slow: float = 1.0  # and up to which it is stretched by the whole factor
-    truncate: bool = True  # yarn: the two bounds are rounded to whole pairs
-    query_growth: float = 0.0  # queries are multiplied by 1 + this * ln(1 + floor(position / original)) (Ministral 3)
-    short_factor: tuple[float, ...] = ()  # longrope: each pair's frequency is divided by it in a request that stays
-    long_factor: tuple[float, ...] = ()  # within the original context, and by this in one that does not
-    head_dim: int | None = None  # the width of the heads that it turns, where it is not the model's head_dim
-
-    def is_long(self, limit: int) -> bool:
-        """Whether a request of which up to `limit` tokens will be computed turns by the long factors."""
-        return self.type == "longrope" and limit > self.original_max_position_embeddings
+__all__ += ["Rope", "View", "module_name", "short_name"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +50,7 @@ class LayerKind:
     """What differs from layer to layer in one model."""
 
     window: int | None = None
-    rope: Rope | None = Rope()  # None: no position at all (SmolLM3)
+    rope: Rope | None = DEFAULT_ROPE  # None: no position at all (SmolLM3)
     # None: what the model has.
     head_dim: int | None = None
     kv_heads: int | None = None
@@ -101,7 +73,7 @@ class ModelConfig:
     num_key_value_heads: int
     head_dim: int
     rms_norm_eps: float = 1e-5
-    rope: Rope = Rope()
+    rope: Rope = DEFAULT_ROPE
     sliding_window: int | None = None  # a token sees itself and the window-1 tokens before it
     tie_word_embeddings: bool = False
     attention_bias: bool = False  # on q, k, v and o

@@ -5,11 +5,43 @@ a plan, made on the host once a batch for all layers; the turning has two forms,
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from .arrays import Array, Float, Int, Precision, namespace, rounded
-from .config import Rope
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding, in the names of rope_parameters; rope.py has the formulas.
+
+    `type` is default, linear (Chen et al. 2023), llama3 (Llama 3.1), yarn (Peng et al. 2023), longrope (Ding et al.
+    2024) or proportional (Gemma 4)."""
+
+    theta: float = 10000.0
+    type: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192  # llama3, yarn, longrope
+    partial_rotary_factor: float = 1.0  # the share of each head's channels that turns: its first; or of its pairs
+    interleaved: bool = False  # pairs are (2i, 2i + 1), not (i, i + half)
+    attention_factor: float = 1.0  # yarn, longrope: cos and sin are multiplied by it
+    beta_fast: float = 32.0  # yarn: turns over the original context from which on a pair keeps its frequency,
+    beta_slow: float = 1.0  # and up to which it is stretched by the whole factor
+    truncate: bool = True  # yarn: the two bounds are rounded to whole pairs
+    query_growth: float = 0.0  # queries are multiplied by 1 + this * ln(1 + floor(position / original)) (Ministral 3)
+    short_factor: tuple[float, ...] = ()  # longrope: each pair's frequency is divided by it in a request that stays
+    long_factor: tuple[float, ...] = ()  # within the original context, and by this in one that does not
+    head_dim: int | None = None  # the width of the heads that it turns, where it is not the model's head_dim
+
+    def is_long(self, limit: int) -> bool:
+        """Whether a request of which up to `limit` tokens will be computed turns by the long factors."""
+        return self.type == "longrope" and limit > self.original_max_position_embeddings
+
+
+DEFAULT_ROPE = Rope()
 
 
 def rope_frequencies(rope: Rope, head_dim: int, dtype: str = "float64", is_long: bool = False) -> Float[Array, " half"]:
