@@ -11,6 +11,7 @@ from ..adapter import ENDING, PeftConfig
 from .diagnostics import Diagnostics, shown
 from .json_file import LARGEST, Keys, is_integer, is_number, read_json
 from .peft_keys import RESTORED_INIT, as_lora, check_other_keys, is_lora, note_oddities
+from .wrapped_names import spellings
 
 T = TypeVar("T")
 CONFIG_FILE = "adapter_config.json"
@@ -29,12 +30,16 @@ def selects(config: PeftConfig, module: str) -> bool:
 
     peft/tuners/tuners_utils.py, check_target_module_exists and _maybe_include_all_linear_layers.
     """
-    if _named(config.exclude_modules, module) or is_saved(config, module):
+    if any(_named(config.exclude_modules, name) for name in spellings(module)) or is_saved(config, module):
         return False
+    return any(_targets(config, name) for name in spellings(module))
+
+
+def _targets(config: PeftConfig, module: str) -> bool:
     target = config.target_modules
     if isinstance(target, str):
         if target.lower() == "all-linear":
-            return module not in ("lm_head", "model.embed_tokens")
+            return not module.endswith(("lm_head", "embed_tokens"))
         return re.fullmatch(target, module) is not None
     if module in target:
         return True  # a full name is not restricted by layers_to_transform

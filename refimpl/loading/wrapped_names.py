@@ -27,6 +27,12 @@ def text_name(name: str) -> str | None:
     return match["head"] or f"model.{match['inner']}"
 
 
+def spellings(name: str) -> tuple[str, ...]:
+    """A module's name in the text model alone, and in models of images and text of transformers 5 and 4: what a
+    pattern of target_modules may have been written for."""
+    return (name, name.replace("model.", "model.language_model.", 1), f"language_model.{name}")
+
+
 def wrapper_of(name: str) -> str | None:
     """The prefix of such a class on a name of the text model, if it has one: "model.language_model."."""
     match = TEXT.fullmatch(name)

@@ -3,6 +3,7 @@ of the forward pass is the definition for each. (tests/engines/test_families.py 
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -679,6 +680,21 @@ def test_adapters_of_the_text_part_under_both_prefixes(tmp_path: Path, prefix: s
     image = {"base_model.model.model.vision_tower.layers.0.q_proj.lora_A.weight": np.ones((3, 2), np.float32)}
     with refused(AdapterError, "a vision tower"):
         load_adapter(write_adapter(tmp_path, tensors | image), inside)
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
+def test_a_pattern_of_modules_may_be_written_for_a_model_of_images_and_text(tmp_path: Path, prefix: str) -> None:
+    """As it must be for Gemma 4, whose vision tower has modules of the same names that PEFT cannot target."""
+    base = dataclasses.replace(BASE, wrapped=True)
+    tensors = lora_tensors(modules=("q_proj", "down_proj"))
+    stored = {name.replace(".model.model.", f".model.{prefix}", 1): x for name, x in tensors.items()}
+    pattern = rf"{re.escape(prefix)}layers\.\d+\.(self_attn\.q_proj|mlp\.down_proj)"
+    adapter = load_adapter(write_adapter(tmp_path, stored, target_modules=pattern), base)
+    assert {name for _, name in adapter.lora} == {"q_proj", "down_proj"}
+    with refused(AdapterError, "target_modules does not select it"):
+        load_adapter(write_adapter(tmp_path, stored, target_modules=pattern, exclude_modules=rf"{prefix}.*"), base)
+    with refused(AdapterError, "target_modules does not select it"):
+        load_adapter(write_adapter(tmp_path, stored, target_modules=pattern.replace("q_proj", "k_proj")), base)
 
 
 def test_the_embedding_factor_of_gemma_has_the_models_type(tmp_path: Path) -> None:
