@@ -71,6 +71,8 @@ def not_an_adapter(path: Path) -> str | None:
         return f"has no {CONFIG_FILE}, but these folders in it have: {', '.join(inside[:5])}"
     if sign := _sign(path, CONFIG_FILE):
         return sign
+    if os.path.exists(path / "config.json") and not os.path.exists(path / WEIGHTS_FILE):
+        return f"has no {CONFIG_FILE}: it has a config.json, and is a whole model; a merged adapter is one, too"
     files = [file.name for file in sorted(path.glob("*.safetensors"))]
     if files:
         return f"has {files[0]} but no {CONFIG_FILE}: without it the scale (lora_alpha) is unknown"
@@ -83,7 +85,7 @@ def _no_folder(path: Path) -> str:
     if os.path.isfile(path):
         if sign := FILE_SIGNS.get(path.suffix):
             return sign
-        return f"is a file; give the folder, because the scale is in the {CONFIG_FILE} beside it"
+        return f"is a file; give the folder, {path.parent}, because the scale is in the {CONFIG_FILE} beside it"
     if hint := hub_id(path):
         return f"is not there; {hint}"
     return f"is not there; the embedded voices are {', '.join(VOICES)}{did_you_mean(str(path), [*VOICES, 'tiny'])}"

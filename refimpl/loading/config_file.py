@@ -160,6 +160,8 @@ def not_a_folder(path: Path) -> str:
     """What to say of a path that is no folder."""
     if hint := hub_id(path):
         return f"is not a folder; {hint}"
+    if os.path.isfile(path):
+        return f"is a file; give the folder, {path.parent}"
     return "is not there" if str(path).endswith(SUFFIX) else f"is not a folder{did_you_mean(str(path), ['tiny'])}"
 
 

@@ -4,16 +4,16 @@ import os
 import re
 from pathlib import Path
 
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+REPOSITORY = re.compile(
+    r"(?:(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/)?([\w-][\w.-]*/[\w.-]+)(?:/tree/.*)?/?"
+)
 CACHED = re.compile(r"models--(.+)")
 
 
 def hub_id(path: Path) -> str | None:
     """What to do, if a path that is not there may be the name of a repository."""
-    name = str(path)
-    if os.path.exists(path) or not REPOSITORY.fullmatch(name) or name.startswith("."):
-        return None
-    return f"nothing is downloaded here: hf download {path} --local-dir DIR, and give DIR"
+    match = None if os.path.exists(path) else REPOSITORY.fullmatch(str(path))
+    return f"nothing is downloaded here: hf download {match[1]} --local-dir DIR, and give DIR" if match else None
 
 
 def hub_snapshots(folder: Path) -> list[str]:

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from loading.folders import BASE
 from loading.wild_cases import CASES
 
 from refimpl import cli
+from refimpl.errors import AdapterError
+from refimpl.loading.adapter_folder import load_adapter
 from refimpl.loading.base_names import plain_name, quantisation_in
 
 REQUESTS = '{"adapter": "a", "prompt_ids": [5, 6]}\n{"adapter": "base", "prompt_ids": [5, 6]}\n'
@@ -77,3 +80,50 @@ def test_two_names_of_one_base() -> None:
     names = ["unsloth/Llama-3.2-1B-unsloth-bnb-4bit", "meta-llama/Llama-3.2-1B", "/models/Llama-3.2-1B/"]
     assert {plain_name(name) for name in names} == {"llama-3.2-1b"}
     assert plain_name("meta-llama/Llama-3.2-1B-Instruct") != "llama-3.2-1b"
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("someone/sql-lora", "hf download someone/sql-lora --local-dir"),
+        ("https://huggingface.co/someone/sql-lora", "hf download someone/sql-lora --local-dir"),
+        ("https://huggingface.co/someone/sql-lora/tree/main", "hf download someone/sql-lora --local-dir"),
+        ("adapter/adapter_model.safetensors", "is a file; give the folder, adapter,"),
+        ("nowhere", "is not there"),
+    ],
+)
+def test_what_is_no_folder(
+    path: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CASES["axolotl_nulls"].write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    generate = ["generate", "--model", "model", "--adapter", f"a={path}", "--prompt", "a:x"]
+    for argv in (["inspect", path], generate):
+        code, text = said(argv, capsys)
+        assert code == 2 and says in text
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("someone/llama", "hf download someone/llama --local-dir"),
+        ("adapter", "it is an adapter, not a base model"),
+        ("model/model.safetensors", "is a file; give the folder, model"),
+        ("models--someone--sql-lora", "give the snapshot in it, models--someone--sql-lora/snapshots/0123456789"),
+        (".", "these folders in it have one: model"),
+    ],
+)
+def test_what_is_no_base(
+    path: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CASES["hub_cache_layout"].write(tmp_path)
+    CASES["axolotl_nulls"].write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code, text = said(["generate", "--model", path, "--prompt", "base:x"], capsys)
+    assert code == 2 and says in text
+
+
+def test_a_whole_model_is_no_adapter(tmp_path: Path) -> None:
+    CASES["axolotl_nulls"].write(tmp_path)
+    with pytest.raises(AdapterError, match=r"has no adapter_config\.json: it has a config\.json, and is a whole model"):
+        load_adapter(tmp_path / "model", BASE)
