@@ -130,10 +130,11 @@ def load_exact(base: Path, adapters: Mapping[str, Path]) -> "peft.PeftModel":
     """The same in float64, to be run inside `float64_throughout`. Routers of some classes are
     float32 whatever is asked for: they get their numbers once more."""
     model = load(base, adapters, "float64").double()
-    with safetensors.safe_open(base / "model.safetensors", "pt") as file, torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if name.endswith(".mlp.gate.weight") and name in file.keys():  # noqa: SIM118
-                tensor.copy_(file.get_tensor(name))
+    routers = {name: tensor for name, tensor in model.named_parameters() if name.endswith(".mlp.gate.weight")}
+    for shard in base.glob("*.safetensors") if routers else ():
+        with safetensors.safe_open(shard, "pt") as file, torch.no_grad():
+            for name in routers.keys() & set(file.keys()):
+                routers[name].copy_(file.get_tensor(name))
     inner = model.get_base_model() if adapters else model
     text = getattr(inner.model, "language_model", inner.model)  # of a model of images and text
     if getattr(text, "rotary_emb", None) is not None:  # a model without positions has none

@@ -102,7 +102,7 @@ def in_our_order(model: Any, masks: list[np.ndarray], svd: bool) -> Callable[[tu
     for module, layer in layers(model):
         count = sum(name in layer.lora_A or name in layer.lora_embedding_A for name in WEIGHTS)
         draws = [next(queue) for _ in range(count if svd else 2 * count)]
-        by_module[module] = [mask.T for mask in drawn] if svd and module == EMBED else draws
+        by_module[module] = [mask.T for mask in draws] if svd and module == EMBED else draws
     assert next(queue, None) is None
     ordered = iter([mask for module in sorted(by_module) for mask in by_module[module]])
 
