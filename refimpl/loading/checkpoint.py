@@ -11,6 +11,7 @@ from ..arrays import Array
 from ..config import LAYER_INPUTS, ModelConfig, module_name
 from .conversion import CHUNK, all_finite
 from .diagnostics import Diagnostics, shown
+from .foreign_names import wrapping_of
 from .gguf_file import is_gguf
 from .gguf_tensors import gguf_spelling, gguf_tensors
 from .json_file import read_json
@@ -152,6 +153,8 @@ def _tensor_problem(
 
 
 def _why_unexpected(name: str) -> str:
+    if wrapping := wrapping_of(name):
+        return wrapping
     if name.endswith(".bias"):
         return "config.json has no attention_bias or mlp_bias for it"
     if layer := re.match(r"model\.layers\.(\d+)\.", name):

@@ -27,8 +27,8 @@ PARTS_OF = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "g
     "up_proj": "gate_up_proj"
 }
 
-# A piece of a name, as a regular expression -> what put it there, and the way out. The first that is found counts.
-MARKS = {
+# What is put around a model to train it, and stays in the names of its tensors: of an adapter, or of a whole model.
+WRAPPINGS = {
     r"(^|\.)_orig_mod\.": "torch.compile's prefix _orig_mod. is in it: save the module that was compiled, "
     "model._orig_mod.save_pretrained(DIR), or take the prefix out of the names",
     r"(^|\.)_fsdp_wrapped_module\.|(^|\.)_flat_param|(^|\.)_fpw_module\.": "FSDP's wrapper is in it: gather a full "
@@ -38,6 +38,11 @@ MARKS = {
     r"(^|\.)_forward_module\.": "the wrapper of Lightning Fabric is in it: save the module inside",
     r"^module\.": "the prefix module. of DataParallel, DDP or DeepSpeed is before it: save the module inside, "
     "model.module.save_pretrained(DIR), or take the prefix out of the names",
+}
+
+# A piece of a name, as a regular expression -> what put it there, and the way out. The first that is found counts.
+MARKS = {
+    **WRAPPINGS,
     r"base_model\.model\.base_model\.model\.": "it is wrapped twice, a PEFT model inside a PEFT model: save the inner "
     "one, or take the second base_model.model. out of the names",
     r"(^|\.)pretrained_model\.": "TRL's model with a value head is around it: save its pretrained_model",
@@ -59,6 +64,11 @@ MARKS = {
     r"\.experts?\.": "LoRA on experts (target_parameters), which the base has not, or calls otherwise",
     r"(^|\.)(prompt_encoder|prompt_embeddings)": "a prompt tuning, no LoRA",
 }
+
+
+def wrapping_of(name: str) -> str | None:
+    """What was put around the model that this name is of, and the way out, if something was."""
+    return next((what for pattern, what in WRAPPINGS.items() if re.search(pattern, name)), None)
 
 
 def why_unplaced(name: str, base: ModelConfig | None) -> str:

@@ -95,7 +95,7 @@ def test_what_may_be_left_out_or_differ(tmp_path: Path, changes: dict[str, Any],
     ("changes", "says"),
     [
         ({"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"}, "Qwen3NextForCausalLM"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"architectures": ["LlamaForTokenClassification"]}, "LlamaForTokenClassification"),
         ({"architectures": ..., "model_type": "mamba"}, "mamba"),
         ({"architectures": ..., "model_type": ...}, "LlamaForCausalLM, Ministral3ForCausalLM, MistralForCausalLM"),
         ({"architectures": "LlamaForCausalLM"}, "architectures"),

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from loading.folders import BASE
+from loading.folders import BASE, model_tensors, write_model
 from loading.wild_cases import CASES
 
 from refimpl import cli
-from refimpl.errors import AdapterError
+from refimpl.errors import AdapterError, WeightsError
 from refimpl.loading.adapter_folder import load_adapter
 from refimpl.loading.base_names import plain_name, quantisation_in
+from refimpl.loading.model_folder import load_model
 
 REQUESTS = '{"adapter": "a", "prompt_ids": [5, 6]}\n{"adapter": "base", "prompt_ids": [5, 6]}\n'
 
@@ -127,3 +128,13 @@ def test_a_whole_model_is_no_adapter(tmp_path: Path) -> None:
     CASES["axolotl_nulls"].write(tmp_path)
     with pytest.raises(AdapterError, match=r"has no adapter_config\.json: it has a config\.json, and is a whole model"):
         load_adapter(tmp_path / "model", BASE)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "says"),
+    [("_orig_mod.", "torch.compile"), ("_fsdp_wrapped_module.", "FSDP"), ("module.", "DataParallel, DDP or DeepSpeed")],
+)
+def test_a_base_that_was_saved_in_its_wrapping(tmp_path: Path, prefix: str, says: str) -> None:
+    write_model(tmp_path, {prefix + name: x for name, x in model_tensors().items()})
+    with pytest.raises(WeightsError, match=f"{prefix}.* is not one of the model's; .*{says}"):
+        load_model(tmp_path)
