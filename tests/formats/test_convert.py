@@ -119,7 +119,7 @@ def test_nothing_is_left_behind(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_neither_one_nor_the_other(tmp_path: Path) -> None:
     with refused(AdapterError, "is not there"):
         convert(tmp_path / "nowhere", tmp_path / "out", "peft")
-    with refused(AdapterError, "has model.safetensors but no adapter_config.json"):
+    with refused(AdapterError, "has no adapter_config.json: it has a config.json, and is a whole model"):
         convert(write_model(tmp_path / "model"), tmp_path / "out", "peft")
     write(tmp_path / "tasks" / "7")
     with refused(AdapterError, f"several task ids; give one of them, as {tmp_path / 'tasks' / '7'}"):

@@ -395,7 +395,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: pytest.
         (mistral, tmp_path / "biased", "--out", out): "a MistralForCausalLM has no key in config.json that says so",
         (base, plain, "--out", base): "is there already; give the name of a new folder",
         (tmp_path / "no-base", plain, "--out", out): "no-base: is not a folder",
-        (base, base, "--out", out): "has model.safetensors but no adapter_config.json",
+        (base, base, "--out", out): "has no adapter_config.json: it has a config.json, and is a whole model",
         (plain, plain, "--out", out): "it is an adapter, not a base model",
         (base, plain, "--out", out, "--dtype", "int8"): "invalid choice: 'int8'",
         (base, plain): "the following arguments are required: --out",
