@@ -175,6 +175,26 @@ def test_a_broken_base_is_no_excuse() -> None:
     assert {judge(m, spoilt).verdict for m in broken if m.adapter is None} == {"fail"}
 
 
+def ratios_of(rng: np.random.Generator, adapter: str | None, rows: int, level: float) -> ErrorRatios:
+    """What honest runs of five levels leave, and an engine of this level."""
+    levels = np.array([1.34, 1.35, 0.72, 0.85, 0.71])
+    honest = levels[:, None] * np.exp(rng.normal(0, 0.15, (5, rows)))
+    ratio = level * np.exp(rng.normal(0, 0.15, rows))
+    return ErrorRatios("case", 0, 0, adapter, 0, ratio, honest, np.ones(rows), np.inf)
+
+
+def test_an_engine_is_as_noisy_as_its_products_are_long() -> None:
+    """One request at a time in NumPy: 0.65 x noise after few tokens (another product of one row), 1.15 after twenty,
+    both less than the noisiest honest run. Most base rows were short; the requests of adapters are not."""
+    rng = np.random.default_rng(0)
+    control = [ratios_of(rng, None, rows, 0.65 if rows < 10 else 1.15) for rows in (2, 4, 4, 6, 4, 2, 21, 23)]
+    others = [ratios_of(rng, f"made-{i}", 20, 1.15) for i in range(40)]
+    thresholds = learn_thresholds([*control, *others])
+    assert {judge(ratios, thresholds).verdict for ratios in (*control, *others)} == {"pass"}
+    wrong = judge(ratios_of(rng, "made-0", 20, 2.4), thresholds)
+    assert wrong.verdict == "fail" and "over its 20 rows" in wrong.why
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_ensemble_is_made_of_different_honest_runs(dtype: str) -> None:
     """No two members give the same bits, none is the truth, and the wider one has more of them."""

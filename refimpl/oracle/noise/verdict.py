@@ -2,9 +2,11 @@
 
 The logarithm of a row's ratio is spread around a level. The spread is that of the honest runs about their own levels.
 The level is the engine's own, read off its base rows, which have its rounding and no LoRA; but no higher than that of
-the noisiest honest run, or a broken base would excuse everything. Against these a row, and a request as a whole, is as
-many spreads too far off as its score says. How rare a score is, the honest runs say as well: a normal distribution, as
-wide as their largest scores make it. No tolerance is written down anywhere: only the two odds are.
+the noisiest honest run, or a broken base would excuse everything, and no lower than that of the median honest run. An
+engine has no single level: the product of one row is summed in another order than that of twenty, and few base rows do
+not show every shape; so it is the upper end of the base rows that counts. Against these a row, and a request as a
+whole, is as many spreads too far off as its score says. How rare a score is, the honest runs say as well: a normal
+distribution, as wide as their largest scores make it. No tolerance is written down anywhere: only the two odds are.
 """
 
 import math
@@ -95,7 +97,6 @@ class Honest:
     """Logarithms of ratios of the honest runs: where they lie, how they are spread, and the extremes of both."""
 
     level: float
-    lowest: float
     highest: float
     spread: float
     widest: float
@@ -105,20 +106,17 @@ def _learn(x: Array) -> Honest:
     """From [members, n]."""
     levels, spreads = x.mean(axis=1), x.std(axis=1)
     pooled = float(rms(spreads))
-    return Honest(
-        float(np.median(levels)), float(levels.min()), float(levels.max()), max(pooled, 1e-3), float(spreads.max())
-    )
+    return Honest(float(np.median(levels)), float(levels.max()), max(pooled, 1e-3), float(spreads.max()))
 
 
 def _as_seen(honest: Honest, control: Array) -> tuple[Honest, float]:
-    """With the engine's own level and spread, as far as an honest run has them; and its level whatever it is."""
-    base = float(np.median(control))
+    """With the engine's own level and spread, as far as an honest run has them; and its median whatever it is."""
+    base, n = float(np.median(control)), len(control)
     deviation = 1.4826 * float(np.median(np.abs(control - base)))  # as a standard deviation (Hampel 1974)
-    return replace(
-        honest,
-        level=min(max(base, honest.lowest), honest.highest),
-        spread=max(min(deviation, honest.widest), honest.spread),
-    ), base
+    spread = max(min(deviation, honest.widest), honest.spread)
+    by_chance = spread * statistics.NormalDist().inv_cdf(n / (n + 1))  # how far the largest of n lies above the level
+    upper = max(base, float(np.max(control)) - by_chance)
+    return replace(honest, level=min(max(upper, honest.level), honest.highest), spread=spread), base
 
 
 def _log(x: Array) -> Array:
@@ -147,10 +145,13 @@ def judge(ratios: ErrorRatios, thresholds: Thresholds) -> Verdict:
     overall_score = float((_log(np.array([ratios.overall]))[0] - thresholds.whole_level) / whole_spread)
     score = max(float(scores[worst]), overall_score)
     ratio, place = float(ratios.ratio[worst]), ratios.first + worst
+    why = f"{ratio:.3g} x noise at place {place}"
+    if overall_score > scores[worst]:  # no row is, but all of them together are
+        why = f"{ratios.overall:.3g} x noise over its {len(scores)} rows"
     if not score < thresholds.fail_score:
-        return Verdict("fail", score, ratio, place, f"{ratio:.3g} x noise at place {place}")
+        return Verdict("fail", score, ratio, place, why)
     if not score <= thresholds.pass_score:
-        return Verdict("undecided", score, ratio, place, f"{ratio:.3g} x noise at place {place}: rare, not impossible")
+        return Verdict("undecided", score, ratio, place, f"{why}: rare, not impossible")
     return Verdict("pass", score, ratio, place)
 
 
