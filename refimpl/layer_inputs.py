@@ -11,56 +11,40 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .arrays import DTYPES, Array, Float, Int, Precision, rounded
+from .arrays import DTYPES, Array, Float, rounded
 from .config import LAYER_INPUTS
-from .ops import Ops
-from .weights import Model
+from .forward_context import ForwardContext
 
-Project = Callable[[Array, int, str], Array]  # x, layer, name: the base, plus what the adapters add
-Norm = Callable[[Array, int, str | None], Array]
 EndOfLayer = Callable[[Array, int], Array]  # x, layer
 
 
-def end_of_layer(
-    model: Model,
-    x: Float[Array, "tokens d_model"],
-    token_ids: Int[Array, " tokens"],
-    project: Project,
-    norm: Norm,
-    ops: Ops,
-    p: Precision,
-) -> EndOfLayer:
+def end_of_layer(run: ForwardContext, x: Float[Array, "tokens d_model"]) -> EndOfLayer:
     """Return what is done to x at the end of each layer. x here: the embedding, as the first layer gets it."""
+    model, ops, p = run.model, run.ops, run.p
     if not model.config.layer_scalar:
         return lambda x, layer: x
     width = model.config.hidden_size_per_layer_input
-    inputs = layer_inputs(model, x, token_ids, project, ops, p) if width else None
+    inputs = layer_inputs(run, x) if width else None
 
     def end(x: Array, layer: int) -> Float[Array, "tokens d_model"]:
         if inputs is not None:
-            gate = project(x, layer, "per_layer_input_gate")
+            gate = run.project(x, layer, "per_layer_input_gate")
             h = ops.mlp_activation(gate, inputs[:, layer], model.config.activation, p)
-            h = norm(project(h, layer, "per_layer_projection"), layer, model.config.norms.layer_input)
+            h = run.norm(run.project(h, layer, "per_layer_projection"), layer, model.config.norms.layer_input)
             x = rounded(x + h, p.residual)
         return ops.scaled(x, model.layers[layer].vectors["layer_scalar"], p)
 
     return end
 
 
-def layer_inputs(
-    model: Model,
-    x: Float[Array, "tokens d_model"],
-    token_ids: Int[Array, " tokens"],
-    project: Project,
-    ops: Ops,
-    p: Precision,
-) -> Float[Array, "tokens layers width"]:
+def layer_inputs(run: ForwardContext, x: Float[Array, "tokens d_model"]) -> Float[Array, "tokens layers width"]:
     """What each layer gets beside x, from the embedding and from the ids alone."""
+    model, ops, p = run.model, run.ops, run.p
     config, tables = model.config, model.layer_inputs
     assert tables is not None
     width = config.hidden_size_per_layer_input
-    y = ops.scaled(project(x, *LAYER_INPUTS), config.hidden_size**-0.5, p)
+    y = ops.scaled(run.project(x, *LAYER_INPUTS), config.hidden_size**-0.5, p)
     y = ops.rms_norm(y.reshape(-1, width), tables.norm, config.rms_norm_eps, p).reshape(y.shape)
     factor = float(np.sqrt(width).astype(DTYPES[model.dtype]))  # a tensor of the model's type there
-    rows = ops.scaled(ops.embed(tables.embed_tokens, token_ids, p), factor, p)
+    rows = ops.scaled(ops.embed(tables.embed_tokens, run.batch.device.token_ids, p), factor, p)
     return ops.scaled(rounded(y + rows, p.residual), 0.5**0.5, p).reshape(len(x), -1, width)

@@ -22,6 +22,7 @@ Here a head begins with the channels that turn, as `Ops.rope` has it: q k is the
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from .adapter import Adapter
 from .adapter_slots import AdapterSlots, BoundAdapter, LoraWeights, adapter_scale, bind_adapter
@@ -29,11 +30,27 @@ from .arrays import Array, Float, Precision, namespace, rounded, widen
 from .config import KVShape, ModelConfig
 from .errors import LoracleError
 from .mla_config import KV_NORM, Q_NORM, Mla
-from .plans import LoraMapping, Segment
+from .plans import Batch, Segment
 from .weights import Model
 
 KV_B = "kv_b_proj"
 Heads = tuple[Array, Array, Array]  # q [tokens, heads, head_dim], k and v [tokens, kv_heads, ...], not yet turned
+
+
+class Context(Protocol):
+    """What is used here of a ForwardContext, of which Ops is a part, of which this is one."""
+
+    project: Callable[..., Array]
+    norm: Callable[..., Array]
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def batch(self) -> Batch: ...
+    @property
+    def adapters(self) -> AdapterSlots: ...
+    @property
+    def p(self) -> Precision: ...
 
 
 @dataclass(frozen=True)
@@ -45,10 +62,10 @@ class LatentForm:
     values: Callable[..., Array]  # what attention returned -> the heads' values
 
 
-def queries_and_latents(
-    mla: Mla, h: Array, layer: int, project: Callable[..., Array], norm: Callable[..., Array]
-) -> tuple[Array, Array, Array]:
+def queries_and_latents(run: Context, h: Array, layer: int) -> tuple[Array, Array, Array]:
     """q [tokens, heads, rope + nope], r [tokens, 1, rope] and the latent [tokens, kv_lora_rank] of some tokens."""
+    mla, project, norm = run.model.config.mla, run.project, run.norm
+    assert mla is not None
     if mla.q_lora_rank is None:
         q = project(h, layer, "q_proj")
     else:
@@ -60,29 +77,18 @@ def queries_and_latents(
     return q, both[:, None, mla.kv_lora_rank :], norm(latent, layer, KV_NORM, mla.eps)
 
 
-def expanded_heads(
-    model: Model,
-    h: Float[Array, "tokens d_model"],
-    layer: int,
-    project: Callable[..., Array],
-    norm: Callable[..., Array],
-    adapters: AdapterSlots,
-    mapping: LoraMapping,
-    p: Precision,
-) -> Heads:
-    """The definition: kv_b_proj is a module like all others, LoRA included. project and norm: the forward pass's."""
-    mla = model.config.mla
+def expanded_heads(run: Context, h: Float[Array, "tokens d_model"], layer: int) -> Heads:
+    """The definition: kv_b_proj is a module like all others, LoRA included."""
+    mla = run.model.config.mla
     assert mla is not None
-    q, r, latent = queries_and_latents(mla, h, layer, project, norm)
-    kv = project(latent, layer, KV_B).reshape(-1, mla.heads, mla.qk_nope_head_dim + mla.v_head_dim)
+    q, r, latent = queries_and_latents(run, h, layer)
+    kv = run.project(latent, layer, KV_B).reshape(-1, mla.heads, mla.qk_nope_head_dim + mla.v_head_dim)
     xp = namespace(q)
     k = xp.concatenate([r.repeat(mla.heads, axis=1), kv[..., : mla.qk_nope_head_dim]], axis=2)
     return q, k, kv[..., mla.qk_nope_head_dim :]
 
 
-def expanded_values(
-    model: Model, mixed: Array, layer: int, adapters: AdapterSlots, mapping: LoraMapping, p: Precision
-) -> Float[Array, "tokens heads*value_dim"]:
+def expanded_values(run: Context, mixed: Array, layer: int) -> Float[Array, "tokens heads*value_dim"]:
     """What attention returned: it has read values."""
     return mixed
 
@@ -95,24 +101,16 @@ def absorbed_shape(config: ModelConfig, layer: int) -> KVShape:
     return KVShape(1, mla.qk_rope_head_dim + mla.kv_lora_rank, mla.kv_lora_rank, shared=True)
 
 
-def absorbed_heads(
-    model: Model,
-    h: Float[Array, "tokens d_model"],
-    layer: int,
-    project: Callable[..., Array],
-    norm: Callable[..., Array],
-    adapters: AdapterSlots,
-    mapping: LoraMapping,
-    p: Precision,
-) -> Heads:
+def absorbed_heads(run: Context, h: Float[Array, "tokens d_model"], layer: int) -> Heads:
     """[turning part of q | W_k^T q], and the latents as keys and values: LoRA as in the text above.
 
     A bias of lora_B adds the same number to all scores of a query, which softmax does not see."""
+    model, p = run.model, run.p
     mla, xp = model.config.mla, namespace(h)
     assert mla is not None
-    q, r, latent = queries_and_latents(mla, h, layer, project, norm)
+    q, r, latent = queries_and_latents(run, h, layer)
     turning, q = q[..., : mla.qk_rope_head_dim], q[..., mla.qk_rope_head_dim :].transpose(1, 0, 2)
-    changes = list(lora_rows(layer, adapters, mapping))
+    changes = list(lora_rows(run, layer))
     for segment, lora in changes:
         if lora.dora is not None:
             gain, _ = key_and_value_rows(lora.dora.gain, mla)
@@ -127,16 +125,15 @@ def absorbed_heads(
     return q, xp.concatenate([r, latent[:, None]], axis=2), latent[:, None]
 
 
-def absorbed_values(
-    model: Model, mixed: Array, layer: int, adapters: AdapterSlots, mapping: LoraMapping, p: Precision
-) -> Float[Array, "tokens heads*value_dim"]:
+def absorbed_values(run: Context, mixed: Array, layer: int) -> Float[Array, "tokens heads*value_dim"]:
     """W_v of each head's mixture of latents, with each row's own LoRA."""
+    model, p = run.model, run.p
     mla = model.config.mla
     assert mla is not None
     latent = mixed.reshape(-1, mla.heads, mla.kv_lora_rank).transpose(1, 0, 2)
     _, W_v = key_and_value_rows(widen(model.linear((layer, KV_B)).weight, p.compute), mla)
     y = latent @ W_v.swapaxes(1, 2)
-    for segment, lora in lora_rows(layer, adapters, mapping):
+    for segment, lora in lora_rows(run, layer):
         _, B_v = key_and_value_rows(lora.B, mla)
         delta = rounded(latent[:, segment.rows] @ lora.A.T, p.lora_rank) @ B_v.swapaxes(1, 2)
         if lora.bias is not None:
@@ -157,10 +154,10 @@ def key_and_value_rows(
     return rows[:, : mla.qk_nope_head_dim], rows[:, mla.qk_nope_head_dim :]
 
 
-def lora_rows(layer: int, adapters: AdapterSlots, mapping: LoraMapping) -> Iterator[tuple[Segment, LoraWeights]]:
+def lora_rows(run: Context, layer: int) -> Iterator[tuple[Segment, LoraWeights]]:
     """Which rows of the batch have which LoRA on kv_b_proj."""
-    resident = adapters.at((layer, KV_B))
-    for column in mapping.device.columns:
+    resident = run.adapters.at((layer, KV_B))
+    for column in run.batch.lora.device.columns:
         for segment in column.segments:
             if segment.slot in resident:
                 yield segment, resident[segment.slot]

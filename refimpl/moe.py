@@ -14,42 +14,31 @@ anything before it, may change which experts a token goes through. That is a jum
 engines compares the choice first, and then numbers.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from .arrays import Array, Float, Precision, namespace, rounded, to_host
-from .ops import Ops
-from .plans import LoraMapping
+from .arrays import Array, Float, namespace, rounded, to_host
+from .forward_context import ForwardContext
 from .routing import sigmoid
-from .weights import Model
 
 
-def experts(
-    model: Model,
-    h: Float[Array, "tokens d_model"],
-    layer: int,
-    project: Callable[..., Array],
-    mlp: Callable[..., Array],
-    mapping: LoraMapping,
-    ops: Ops,
-    p: Precision,
-) -> Float[Array, "tokens d_model"]:
-    """What a layer of experts computes. project and mlp are those of the forward pass, over some rows of it."""
+def experts(run: ForwardContext, h: Float[Array, "tokens d_model"], layer: int) -> Float[Array, "tokens d_model"]:
+    """What a layer of experts computes."""
+    model, ops, p, mapping = run.model, run.ops, run.p, run.batch.lora
     moe, xp = model.config.moe, namespace(h)
     assert moe is not None
     at_router = p if p.router == p.linear else replace(p, linear=p.router)
-    logits = project(h, layer, moe.router, mapping, at_router)
+    logits = run.project(h, layer, moe.router, mapping, at_router)
     chosen, weights = ops.route(logits, model.layers[layer].vectors.get(moe.correction or ""), moe, p)
     ids, y = to_host(chosen), xp.zeros_like(h)
     for expert in np.unique(ids).tolist():
         rows, places = np.nonzero(ids == expert)
-        out = mlp(h[xp.asarray(rows)], layer, moe.mlp(expert), mapping.of_rows(rows, ops.segments))
+        out = run.mlp(h[xp.asarray(rows)], layer, moe.mlp(expert), mapping.of_rows(rows, ops.segments))
         ops.expert_sum(y, xp.asarray(rows), out, weights[xp.asarray(rows), xp.asarray(places)], p)
     if moe.shared is not None:
         gate = xp.ones(len(h), h.dtype)
         if moe.shared_gate is not None:
-            gate = rounded(sigmoid(project(h, layer, moe.shared_gate, mapping)[:, 0]), p.router_weights)
-        ops.expert_sum(y, slice(None), mlp(h, layer, moe.shared, mapping), gate, p)
+            gate = rounded(sigmoid(run.project(h, layer, moe.shared_gate)[:, 0]), p.router_weights)
+        ops.expert_sum(y, slice(None), run.mlp(h, layer, moe.shared), gate, p)
     return y

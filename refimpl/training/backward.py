@@ -17,9 +17,9 @@ import numpy as np
 from ..adapter_slots import AdapterSlots
 from ..arrays import Array, Float, Precision, namespace
 from ..config import EMBED, LM_HEAD, Module
+from ..forward_context import base
 from ..kv_cache import KVCache
 from ..lora import added_by
-from ..model import base
 from ..ops import Ops
 from ..plans import Batch, LoraMapping
 from ..weights import Model
@@ -227,7 +227,7 @@ def backward_project(
 def backward_base(
     run: Pass, dy: Float[Array, "tokens d_out"], x: Array, module: Module, mapping: LoraMapping, gradients: Gradients
 ) -> Float[Array, "tokens d_in"]:
-    """The way back through model.base: rows whose adapter trains a whole weight (modules_to_save) go through that."""
+    """The way back through forward_context.base: rows whose adapter trains a whole weight (modules_to_save) go through that."""
     vjp, replaced = run.gradient_ops, run.adapters.base_at(module)
     if module == EMBED:
         dx = namespace(dy).zeros((dy.shape[0], 0), dy.dtype)
