@@ -227,7 +227,7 @@ def backward_project(
 def backward_base(
     run: Pass, dy: Float[Array, "tokens d_out"], x: Array, module: Module, mapping: LoraMapping, gradients: Gradients
 ) -> Float[Array, "tokens d_in"]:
-    """The way back through forward_context.base: rows whose adapter trains a whole weight (modules_to_save) go through that."""
+    """The way back through forward_context.base: rows whose adapter trains a whole weight go through that one."""
     vjp, replaced = run.gradient_ops, run.adapters.base_at(module)
     if module == EMBED:
         dx = namespace(dy).zeros((dy.shape[0], 0), dy.dtype)
