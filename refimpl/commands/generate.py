@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from ..alora import NEVER, starts_of
 from ..request_state import Output
 from ..streaming import generate
 from ..weights import Model
@@ -46,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         seed=args.seed,
     )
+    warn_of_inactive(prompts)
     outputs = on_ranks(args, generate, model, [prompt.request for prompt in prompts])
     outputs = [in_own_words(prompt, output, model) for prompt, output in zip(prompts, outputs, strict=True)]
     if args.json:
@@ -78,3 +82,13 @@ def in_own_words(prompt: Prompt, output: Output, model: Model) -> Output:
         return output
     ids = output.token_ids[:-1] if output.finish_reason == "stop" else output.token_ids
     return replace(output, text=prompt.tokenizer.decode(ids))
+
+
+def warn_of_inactive(prompts: Sequence[Prompt]) -> None:
+    """Say on stderr which aLoRA will not act: its invocation is not in the prompt, and the base alone answers."""
+    for prompt in prompts:
+        for (adapter, _), start in zip(prompt.request.adapters, starts_of(prompt.request), strict=True):
+            if start == NEVER:
+                tokens = list(adapter.config.alora_invocation_tokens)
+                why = f"its alora_invocation_tokens {tokens} are not in the prompt"
+                print(f"loracle: warning: adapter {adapter.name} does not act: {why}", file=sys.stderr)

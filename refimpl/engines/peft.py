@@ -85,8 +85,8 @@ class Peft:
             self.unload(name)
         with _quiet():
             try:
-                if getattr(peft.PeftConfig.from_pretrained(folder), "use_dora", False):
-                    raise EngineError(f"PEFT cannot serve {folder} beside other requests: it is DoRA")
+                if why := why_alone(peft.PeftConfig.from_pretrained(folder)):
+                    raise EngineError(f"PEFT cannot serve {folder} beside other requests: {why}")
                 if self.model is None:
                     self.model = peft.PeftModel.from_pretrained(self.base, folder, name).eval()
                 else:
@@ -223,6 +223,20 @@ def _listening(model: Any) -> Iterator[dict[str, Any]]:
 def _numpy(x: Any) -> Array:
     """A copy in float64: PEFT adds to the base's output in place, which would change what was collected."""
     return x.detach().double().numpy().copy()
+
+
+def why_alone(config: Any) -> str | None:
+    """Why PEFT cannot have an adapter of this config in a mixed batch, or would change the others, if that is so."""
+    if getattr(config, "use_dora", False):
+        return "it is DoRA"
+    if getattr(config, "alora_invocation_tokens", None):
+        return "it is aLoRA, whose start PEFT looks for in the produced tokens, too, if they are given as a prompt"
+    if getattr(config, "layer_replication", None):
+        return "its layer_replication makes another base for all"
+    init = getattr(config, "init_lora_weights", None)
+    if isinstance(init, str) and init.startswith(("pissa", "olora")):
+        return f"init_lora_weights {init!r} takes a part out of the base for all"
+    return None
 
 
 def _one_line(error: Exception) -> str:

@@ -55,6 +55,8 @@ def train(
 
     Numbers are those of the model's type: float64 for a float64 model, else float32. LoracleError for tasks that do not
     fit the base, or a state that does not fit the tasks; TrainingError for a loss or a gradient that is no number."""
+    if model.config.labels:
+        raise LoracleError("the base has a classification head (score): training is of models that write text")
     if not isinstance(tasks, Sequence) or not all(isinstance(task, Task) for task in tasks):
         raise LoracleError(f"train needs a list of tasks, not {type(tasks).__name__}")
     names = [task.name for task in tasks]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from test_saved_folders import same
 
 import refimpl
+from refimpl.engines.peft import why_alone
 from refimpl.formats.peft import save_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
@@ -115,3 +116,12 @@ def test_peft_refuses_it_on_the_embedding_as_we_do(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="variant"):
         hf.write_adapter(tmp_path / "base", lora, tmp_path / "adapter", 0)
+
+
+@pytest.mark.parametrize("key", ["alora", "pissa", "layer_replication"])
+def test_our_peft_engine_serves_none_that_would_not_be_itself_beside_others(tmp_path: Path, key: str) -> None:
+    keys = {"alora": {"alora_invocation_tokens": [1]}, "pissa": {"init_lora_weights": "pissa"}}
+    config = hf.peft.LoraConfig(
+        r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **keys.get(key, {"layer_replication": [[0, 1]]})
+    )
+    assert why_alone(config) and not why_alone(hf.peft.LoraConfig(r=2, target_modules=["q_proj"]))

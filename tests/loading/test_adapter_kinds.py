@@ -224,3 +224,14 @@ def test_the_command_line_makes_the_deeper_model_itself(tmp_path: Path) -> None:
     arguments = ["--model", str(base), "--adapter", f"deep={folder}", "--prompts", str(prompts)]
     assert main(["generate", *arguments, "--max-new-tokens", "2"]) == 0
     assert main(["generate", *arguments, "--adapter", f"plain={write_adapter(tmp_path / 'plain')}"]) == 2
+
+
+def test_generate_says_which_alora_does_not_act(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, folder = write_model(tmp_path / "base"), write_adapter(tmp_path / "judge", alora_invocation_tokens=[4, 5])
+    for ids, acts in (([3, 4, 5], True), ([3, 5, 4], False)):
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text(f'{{"adapter": "judge", "prompt_ids": {ids}}}\n')
+        arguments = ["--model", str(base), "--adapter", f"judge={folder}", "--prompts", str(prompts)]
+        assert main(["generate", *arguments, "--max-new-tokens", "1"]) == 0
+        said = "adapter judge does not act: its alora_invocation_tokens [4, 5] are not in the prompt"
+        assert (said in capsys.readouterr().err) is not acts

@@ -15,9 +15,10 @@ import refimpl
 from refimpl import Adapter, Engine, Ops, Request, logits, scores, trace
 from refimpl.classification import scored_prompt
 from refimpl.config import SCORE
-from refimpl.errors import AdapterError, RequestError, WeightsError
+from refimpl.errors import AdapterError, LoracleError, RequestError, WeightsError
 from refimpl.tools.inspect import inspect
 from refimpl.tools.merge import merged
+from refimpl.training import TrainingArguments, train
 
 HEAD = "base_model.model.score.weight"
 PROMPT = [3, 1, 4, 1, 5]
@@ -110,3 +111,9 @@ def test_a_head_that_does_not_fit(
 ) -> None:
     with refused(AdapterError, says):
         refimpl.load_adapter(write_adapter(tmp_path, lora_tensors() | tensors, **keys), base)
+
+
+def test_a_base_with_a_head_is_not_trained() -> None:
+    model = replace(random_model(BASE), config=replace(BASE, labels=2))
+    with refused(LoracleError, "the base has a classification head (score): training is of models that write text"):
+        train(model, [], TrainingArguments())
