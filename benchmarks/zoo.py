@@ -151,7 +151,8 @@ def page(report: Table) -> list[str]:
     return [
         "# Who would have caught which bug",
         "",
-        f"Written by `python -m benchmarks.zoo`: {len(mutants)} mutants of the zoo (all that a Llama can have), each a real",
+        f"Written by `python -m benchmarks.zoo`: {len(mutants)} mutants of the zoo (all that a Llama can have), "
+        "each a real",
         "bug of an engine",
         "or a synthetic one, run as the engine in other engines' tests (made again from what they published:",
         "[recipes.py](../recipes.py)) and in our standard campaign ([standard.py](../standard.py)): "
