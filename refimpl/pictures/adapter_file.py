@@ -197,9 +197,12 @@ def read_metadata(file: SafetensorsFile, diagnostics: Diagnostics) -> PeftConfig
     plain = {key.removeprefix("transformer."): value for key, value in data.items()}
     where = Path(f"{file.path}: {METADATA}")
     config = parse_peft_config(where, {"peft_type": "LORA", **plain}, diagnostics)
-    if config is not None and (config.use_dora or config.modules_to_save or config.bias != "none"):
-        what = "use_dora" if config.use_dora else "modules_to_save" if config.modules_to_save else "bias"
-        diagnostics.problem(where, f"{what} is {shown(plain[what])}, which is not supported for pictures")
+    if config is None:
+        return None
+    of_text = ("use_dora", "modules_to_save", "layer_replication", "init_lora_weights", "alora_invocation_tokens")
+    given = [key for key in of_text if getattr(config, key)] + (["bias"] if config.bias != "none" else [])
+    for key in given:
+        diagnostics.problem(where, f"{key} is {shown(plain[key])}, which is not supported for pictures")
     return config
 
 

@@ -80,7 +80,7 @@ assert (stops - 1 == batch.logits_indices).all()
 
 # %%
 source = inspect.getsource(loracle.forward)
-print({word: source.count(word) for word in ("prefill", "decode", "chunk", "lora_delta")})
+print({word: source.count(word) for word in ("prefill", "decode", "chunk", "attention")})
 
 # %% [markdown]
 # So a prompt can be cut anywhere. We read it whole, in pieces of 7, and token by token, and look at the logits of its

@@ -5,20 +5,19 @@ was loaded. Whatever is computed with the halves has no LoRA, and nothing compla
 """
 
 import dataclasses
-from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from ...adapter_slots import AdapterSlots, LoraWeights
+from ...adapter_slots import LoraWeights
 from ...arrays import Array, Precision, rounded
 from ...attention import attention
 from ...config import ModelConfig, Module, View
 from ...layers import linear
-from ...mla import EXPANDED, KV_B, Heads, key_and_value_rows
+from ...mla import EXPANDED, KV_B, Context, Heads, key_and_value_rows
 from ...ops import Ops
-from ...plans import AttentionMetadata, LoraMapping
-from ...weights import Model
+from ...plans import AttentionMetadata
 from .f_not_applied import not_applied, without
 from .steps import but, loading
 
@@ -78,27 +77,19 @@ class ForgettingDelta:
     def __init__(self) -> None:
         self.keys_and_values: tuple[Array, Array] | None = None  # of the base, of the layer that is computed now
 
-    def heads(
-        self,
-        model: Model,
-        h: Array,
-        layer: int,
-        project: Callable[..., Array],
-        norm: Callable[..., Array],
-        adapters: AdapterSlots,
-        mapping: LoraMapping,
-        p: Precision,
-    ) -> Heads:
+    def heads(self, run: Context, h: Array, layer: int) -> Heads:
         """expanded_heads, and what they were without LoRA on kv_b_proj."""
+        model, p = run.model, run.p
 
         def noted(x: Array, layer: int, name: str) -> Array:
             if name == KV_B and model.config.mla is not None:
                 base = linear(x, model.linear((layer, name)).weight, None, p)
                 keys, values = key_and_value_rows(base.T, model.config.mla)
                 self.keys_and_values = keys.transpose(2, 0, 1), values.transpose(2, 0, 1)
-            return project(x, layer, name)
+            return run.project(x, layer, name)
 
-        return EXPANDED.heads(model, h, layer, noted, norm, adapters, mapping, p)
+        noting = SimpleNamespace(model=model, batch=run.batch, adapters=run.adapters, p=p, norm=run.norm, project=noted)
+        return EXPANDED.heads(noting, h, layer)
 
     def attention(
         self, q: Array, k_cache: Array, v_cache: Array, metadata: AttentionMetadata, view: View, p: Precision

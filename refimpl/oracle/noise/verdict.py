@@ -146,7 +146,7 @@ def judge(ratios: ErrorRatios, thresholds: Thresholds) -> Verdict:
     score = max(float(scores[worst]), overall_score)
     ratio, place = float(ratios.ratio[worst]), ratios.first + worst
     why = f"{ratio:.3g} x noise at place {place}"
-    if overall_score > scores[worst]:  # no row is, but all of them together are
+    if scores[worst] <= thresholds.pass_score < overall_score:  # no row is, but all of them together are
         why = f"{ratios.overall:.3g} x noise over its {len(scores)} rows"
     if not score < thresholds.fail_score:
         return Verdict("fail", score, ratio, place, why)
