@@ -4,6 +4,7 @@ modeling_granitemoeshared.py, modeling_granitemoehybrid.py): a Llama with four m
 Experts are chosen by their logits, of which the chosen ones' softmax is taken. Granite 4 has an MLP for every token
 beside them, which is all that its dense models have, and turns only where position_embedding_type says rope."""
 
+from dataclasses import replace
 from typing import Any
 
 from ..config import ATTENTION_MODULES, Mlp, Moe, Stacked
@@ -66,15 +67,7 @@ GRANITE_MOE = Family(
     obeys=OBEYS,
     moe=moe,
 )
-GRANITE_SHARED = Family(
-    "GraniteMoeSharedForCausalLM",
-    "granitemoeshared",
-    EXPERTS,
-    numbers=NUMBERS,
-    biases={"attention_bias": ATTENTION_MODULES},
-    obeys=OBEYS,
-    moe=moe,
-)
+GRANITE_SHARED = replace(GRANITE_MOE, architecture="GraniteMoeSharedForCausalLM", model_type="granitemoeshared")
 GRANITE4 = Family(
     "GraniteMoeHybridForCausalLM",
     "granitemoehybrid",

@@ -105,6 +105,7 @@ def mutants() -> dict[str, Mutant]:
 
 
 def new_tokens(request: Request) -> int:
+    """How many tokens a request of the learner produces: its own limit, or NEW_TOKENS."""
     return request.max_new_tokens or NEW_TOKENS
 
 

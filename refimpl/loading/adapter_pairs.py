@@ -34,7 +34,10 @@ def checked_pairs(
     base: ModelConfig | None,
     diagnostics: Diagnostics,
 ) -> list[Module]:
-    """The modules whose A and B are both there, of one rank, finite, and of the base's widths; the others are noted."""
+    """The modules whose A and B are both there, of one rank, finite, and of the base's widths; the others are noted,
+    and so is a file without any."""
+    if not halves and not diagnostics.problems:
+        diagnostics.problem(path, "has no tensors at all")
     sound = []
     for module, parts in sorted(halves.items()):
         before = len(diagnostics.problems)

@@ -59,9 +59,6 @@ def read_gguf_adapter(
     sound = checked_pairs(path, halves, base, diagnostics)
     if len(diagnostics.problems) > before:
         return None, {}
-    if not sound:
-        diagnostics.problem(path, "has no tensors at all")
-        return None, {}
     alpha = float(file.metadata.get(ALPHA, 0.0))
     pairs = {
         module: Scaled(halves[module]["A"], halves[module]["B"], alpha or float(halves[module]["A"].array.shape[0]))

@@ -71,8 +71,6 @@ def read_mlx_adapter(
             kind = "dora, and it has no m" if dora else "lora, and it has an m"
             diagnostics.problem(file.path, f"module {module_name(module)}: fine_tune_type is {kind}")
     sound = checked_pairs(file.path, halves, base, diagnostics)
-    if not sound and len(diagnostics.problems) == before:
-        diagnostics.problem(file.path, "has no tensors at all")
     if len(diagnostics.problems) > before:
         return None, {}
     pairs = {}

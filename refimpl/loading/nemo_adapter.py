@@ -82,8 +82,6 @@ def read_nemo_adapter(
             for part, piece in pieces.items():
                 halves.setdefault((int(match[1]), part), {})[half] = Part(name, piece)
     sound = checked_pairs(file.path, halves, base, diagnostics)
-    if not sound and len(diagnostics.problems) == before:
-        diagnostics.problem(file.path, "has no tensors at all")
     if len(diagnostics.problems) > before:
         return None, {}
     pairs = {}

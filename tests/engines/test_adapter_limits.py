@@ -68,7 +68,7 @@ def test_a_row_that_claims_a_test_has_a_case(cases: dict[str, Case], engine: str
 @pytest.mark.parametrize("name", CASES)
 def test_peft(cases: dict[str, Case], name: str) -> None:
     """Alone, and in a mixed batch, in which there may be no DoRA."""
-    hf = pytest.importorskip("hugging_face")
+    hf = pytest.importorskip("hugging_face", reason="pip install -e .[peft]")
     case, expected = cases[name], said("peft", cases[name])
 
     def run(case: Case, mixed: bool) -> np.ndarray:

@@ -19,7 +19,7 @@ from test_experts import PROMPTS, SIZES, assert_same, lora_kinds, ours, random_a
 import refimpl
 from refimpl.loading.mxfp4 import NAN, numbers
 
-mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")
+mxfp4 = pytest.importorskip("transformers.integrations.mxfp4", reason="pip install -e .[peft]")
 T, torch = hf.transformers, hf.torch
 
 
