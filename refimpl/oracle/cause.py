@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..training.loss import without_gradients
+from ..training.trainable import without_gradients
 from .bugs.registry import all_bugs
 from .cases.case import Case, Exchange
 from .cases.testbed import Testbed

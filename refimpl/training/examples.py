@@ -10,6 +10,7 @@ from ..config import ModelConfig
 from ..errors import LoracleError
 from .arguments import TrainingArguments
 from .lora_config import LoraConfig
+from .trainable import check_trainable
 
 SHUFFLE, DROPOUT = 1, 2  # what the generators of a run are for: the second number of their seeds
 
@@ -57,12 +58,7 @@ def check_name(name: object, where: str) -> None:
 
 def check_task(task: Task, base: ModelConfig) -> None:
     """LoracleError that names the task and the example, for data that this base cannot be trained on."""
-    if base.moe is not None:
-        raise LoracleError(
-            f"{task.name}: the base has experts in its layers, and adapters are not trained through these"
-        )
-    if base.mla is not None:
-        raise LoracleError(f"{task.name}: multi-head latent attention has no way back here, and cannot be trained")
+    check_trainable(base, task.name)
     if not task.examples:
         raise LoracleError(f"{task.name}: there are no examples")
     for kind, examples in (("example", task.examples), ("held-out example", task.held_out)):

@@ -13,8 +13,6 @@ import numpy as np
 from ..adapter_slots import AdapterSlots
 from ..arrays import Array, Float, Int, ceil_div, namespace
 from ..batch import ScheduledRequest, make_batch
-from ..config import ModelConfig
-from ..errors import LoracleError
 from ..kv_cache import KVCache
 from ..model import forward as serve
 from ..ops import Ops
@@ -24,6 +22,7 @@ from .dropout import Dropout
 from .examples import Example
 from .gradient_ops import GradientOps
 from .lora_gradients import Gradients
+from .trainable import check_trainable
 
 BLOCK_SIZE = 16
 
@@ -48,28 +47,6 @@ class TrainingBatch:
     targets: Int[Array, " rows"]
     weights: Float[Array, " rows"]
     edges: list[int]  # share i owns rows edges[i] to edges[i + 1]
-
-
-def without_gradients(config: ModelConfig) -> list[str]:
-    """What of a base's forward pass has no way back here."""
-    missing = {
-        "multi-head latent attention": config.mla is not None,
-        "experts": config.moe is not None,
-        "layers that differ in their heads or modules": config.uneven,
-        "an input of its own for each layer": bool(config.hidden_size_per_layer_input),
-        "a factor at the end of each layer": config.layer_scalar,
-        "LayerNorm": config.norms.centred,
-        "attention and MLP beside each other": config.parallel,
-        "an MLP without a gate": config.gate_up in (("c_fc",), ("up_proj",)),
-        "a norm of values": config.norms.v is not None,
-    }
-    return [reason for reason, present in missing.items() if present]
-
-
-def check_trainable(config: ModelConfig) -> None:
-    """LoracleError for a base whose forward pass has no way back here."""
-    if reasons := without_gradients(config):
-        raise LoracleError(f"training: there are no gradients for a base with {', '.join(reasons)}")
 
 
 def training_batch(shares: Sequence[Share], adapters: AdapterSlots, ops: Ops, layers: int = 1) -> TrainingBatch:

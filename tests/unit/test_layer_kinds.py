@@ -14,7 +14,7 @@ from refimpl.errors import LoracleError, RequestError
 from refimpl.kv_cache import KVCache
 from refimpl.ops import NUMPY, REFERENCE, Ops
 from refimpl.parallel.layout import Layout
-from refimpl.training.loss import check_trainable
+from refimpl.training.trainable import check_trainable
 from refimpl.unified_pool import UnifiedPool
 
 WIDE = Rope(50.0, "proportional", partial_rotary_factor=0.5, head_dim=8)
