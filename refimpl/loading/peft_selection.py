@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..adapter import PeftConfig
+from ..adapter import PeftConfig, pattern_value
 from ..config import EMBED, LM_HEAD, SCORE, ModelConfig, Module, module_name
 from .diagnostics import Diagnostics, shown
 from .peft_config import CONFIG_FILE, is_saved, selects
@@ -163,11 +163,18 @@ def check_parameters(parts: Parts, config: PeftConfig, file: Path, diagnostics: 
 
 
 def note_names_of_nothing(config: PeftConfig, base: ModelConfig, file: Path, diagnostics: Diagnostics) -> None:
-    """Targets that the base has not: a warning, or a problem if no target_parameters is there."""
+    """Targets and patterns that the base has not: a warning, or a problem if no target_parameters is there."""
     names = config.target_modules if isinstance(config.target_modules, tuple) else ()
     nothing = [n for n in names if not any(f".{module_name(module)}".endswith(f".{n}") for module in base.modules())]
     if nothing:
         diagnostics.warn(file, f"target_modules: {shown(nothing)} name no linear layer of the base")
+    modules = [module_name(module) for module in base.modules()]
+    for key in ("rank_pattern", "alpha_pattern") if base.moe is None else ():  # of experts: names of parameters
+        nothing = [
+            n for n in getattr(config, key) if not any(pattern_value({n: True}, name, False) for name in modules)
+        ]
+        if nothing:
+            diagnostics.warn(file, f"{key}: {shown(nothing)} match no linear layer of the base")
     weights = [name for module in base.modules() for name in parameters_of(module, base)]
     nothing = [n for n in config.target_parameters if not any(is_targeted((n,), weight) for weight in weights)]
     if nothing:  # PEFT targets them where they are: without any, it was trained on another base

@@ -6,6 +6,7 @@ backward     the page: each layer's forward pass, and below it its backward pass
 gradients, lora_gradients, attention_gradients    the vector-Jacobian product of each step, beside its formula
 loss         one batch of sequences of all tasks -> each task's loss and gradients
 optimizer    AdamW, the learning rate's schedule, clipping
+trainable    which bases have a way back at all
 loop         steps, until every task has had its epochs
 data, chat   JSONL rows, messages by the model's chat template -> token ids, and which of them have a loss
 session, checkpoint    one run, and its last state on disk: it goes on from there to the same bits

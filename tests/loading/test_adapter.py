@@ -321,6 +321,7 @@ def test_a_choice_of_modules(tmp_path: Path, changes: dict[str, Any], modules: s
             {"target_modules": [*LAYER_MODULES, "c_attn", "proj"]},
             r"\['c_attn', 'proj'\] name no linear layer",
         ),
+        (lora_tensors(), {"alpha_pattern": {"c_attn": 3}}, r"alpha_pattern: \['c_attn'\] match no linear layer"),
         (lora_tensors(), {"bias": "lora_only"}, "bias is 'lora_only', but there is no bias tensor"),
         ({n: 0 * x if "lora_B" in n else x for n, x in lora_tensors().items()}, {}, "every B is zero"),
         (lora_tensors(), {"inference_mode": False}, "inference_mode is false"),
