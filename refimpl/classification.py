@@ -11,10 +11,9 @@ from dataclasses import replace
 
 from .arrays import Array, Float, Precision, to_host
 from .config import SCORE, ModelConfig
-from .errors import RequestError
 from .model import forward, whole_prompts
 from .ops import NUMPY, Ops
-from .request import Request, check_list, check_request
+from .request import Request, check_list, check_request, labels_of
 from .weights import Model
 
 
@@ -29,8 +28,6 @@ def scores(
     check_list(requests)
     for request in requests:
         check_request(request, model.config, SCORE)
-        if labels_of(request, model.config) == 0:
-            raise RequestError("neither the base nor an adapter of the request has a classification head (score)")
     if not requests:
         return []
     read = [replace(request, prompt_ids=scored_prompt(request.prompt_ids, model.config)) for request in requests]
@@ -46,9 +43,3 @@ def scored_prompt(prompt_ids: Sequence[int], config: ModelConfig) -> Sequence[in
     GenericForSequenceClassification). Where padding is the end of text, that is not the prompt's last token."""
     last = (i for i in reversed(range(len(prompt_ids))) if prompt_ids[i] != config.pad_token_id)
     return prompt_ids[: next(last, 0) + 1]
-
-
-def labels_of(request: Request, config: ModelConfig) -> int:
-    """How many scores this request gets; 0 where there is no head."""
-    heads = (len(adapter.replaced[SCORE]) for adapter, _ in request.adapters if SCORE in adapter.replaced)
-    return next(heads, config.labels)

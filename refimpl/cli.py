@@ -20,7 +20,7 @@ from .parallel.launch import launch
 
 COMMANDS = (
     *("bench", "check", "combine", "convert", "cost", "demo", "draw", "engines", "generate"),
-    *("guide", "inspect", "learn", "logits", "merge", "record", "train", "vectors"),
+    *("guide", "inspect", "learn", "logits", "merge", "record", "scores", "train", "vectors"),
 )
 
 

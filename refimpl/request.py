@@ -49,6 +49,8 @@ def check_request(request: Request, config: ModelConfig, head: Module = LM_HEAD)
     check_adapters(request.adapter)
     if head == LM_HEAD:
         _check_generates(request, config)
+    elif labels_of(request, config) == 0:
+        raise RequestError("neither the base nor an adapter of the request has a classification head (score)")
     for adapter, _ in request.adapters:
         _check_fits(adapter, config.unsharded)
     ids = np.asarray(request.prompt_ids)
@@ -77,7 +79,15 @@ def _check_generates(request: Request, config: ModelConfig) -> None:
     """A text goes on by an lm_head: a classification head is read by refimpl.scores."""
     heads = [f"adapter {adapter.name} has" for adapter, _ in request.adapters if SCORE in adapter.replaced]
     for owner in ["the base has"] * (config.labels > 0) + heads:
-        raise RequestError(f"{owner} a classification head (score): ask refimpl.scores, not for text or logits")
+        raise RequestError(
+            f"{owner} a classification head (score): ask refimpl.scores (loracle scores), not for text or logits"
+        )
+
+
+def labels_of(request: Request, config: ModelConfig) -> int:
+    """How many scores this request gets; 0 where there is no head."""
+    heads = (len(adapter.replaced[SCORE]) for adapter, _ in request.adapters if SCORE in adapter.replaced)
+    return next(heads, config.labels)
 
 
 def check_whole(name: str, value: object, least: int | None = None) -> None:

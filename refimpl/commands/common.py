@@ -11,6 +11,7 @@ from typing import Any
 from .. import tiny
 from ..adapter import Adapter
 from ..backends import BACKENDS
+from ..config import LM_HEAD, Module
 from ..engines import registry
 from ..engines.ours import Ours
 from ..engines.registry import BLIND, MUTANT
@@ -201,8 +202,12 @@ class Adapters:
         return parts[0][0] if len(parts) == 1 and parts[0][1] == 1 else parts
 
 
-def read_requests(args: argparse.Namespace, model: Model, adapters: Adapters, **sampling: Any) -> list[Prompt]:
-    """Return every --prompt, then every line of --prompts; all of them are checked before anything runs."""
+def read_requests(
+    args: argparse.Namespace, model: Model, adapters: Adapters, head: Module = LM_HEAD, **sampling: Any
+) -> list[Prompt]:
+    """Return every --prompt, then every line of --prompts; all of them are checked before anything runs.
+
+    head: what is read out of the forward pass, LM_HEAD or SCORE."""
     rows: list[tuple[str, dict[str, Any]]] = []
     for item in args.prompt:
         name, colon, text = item.partition(":")
@@ -214,7 +219,7 @@ def read_requests(args: argparse.Namespace, model: Model, adapters: Adapters, **
     if not rows:
         raise RequestError(f"nothing to do: give --prompt NAME:TEXT (NAME may be {BASE}) or --prompts FILE.jsonl")
     texts = Texts(model, args.chat)
-    return [one_request(where, row, texts, adapters, sampling) for where, row in rows]
+    return [one_request(where, row, texts, adapters, sampling, head) for where, row in rows]
 
 
 PROMPTS = ("prompt", "prompt_ids", "messages")
@@ -243,7 +248,9 @@ def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
     return rows
 
 
-def one_request(where: str, row: dict[str, Any], texts: Texts, adapters: Adapters, sampling: dict[str, Any]) -> Prompt:
+def one_request(
+    where: str, row: dict[str, Any], texts: Texts, adapters: Adapters, sampling: dict[str, Any], head: Module
+) -> Prompt:
     """Return one row as a checked Request; a row's own fields win over the command line's."""
     if sum(key in row for key in PROMPTS) != 1:
         raise RequestError(f"{where}: give one of {', '.join(PROMPTS)}")
@@ -256,7 +263,7 @@ def one_request(where: str, row: dict[str, Any], texts: Texts, adapters: Adapter
         chosen, folders = adapters.chosen(spec), adapters.folders(spec)
         text, ids = texts.ids(row, folders)
         request = Request(ids, chosen, **options)
-        check_request(request, texts.model.config)
+        check_request(request, texts.model.config, head)
     except (DataError, RequestError) as error:
         raise RequestError(f"{where}: {error}") from None
     return Prompt(spec, text, request, texts.tokenizer(folders) if "prompt_ids" not in row else texts.model.tokenizer)

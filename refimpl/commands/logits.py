@@ -3,8 +3,10 @@
 import argparse
 import json
 import os
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from ..errors import LoracleError, RequestError
 from ..formats.files import write_safetensors
 from ..model import logits
 from ..tracing import Trace, trace
-from .common import add_model_arguments, add_prompt_arguments, load, read_requests
+from .common import Prompt, add_model_arguments, add_prompt_arguments, load, read_requests
 from .ranks import add_rank_arguments, on_ranks
 
 HELP = "write the logits of every prompt token to a safetensors file"
@@ -28,8 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_prompt_arguments(parser)
     add_rank_arguments(parser)
+    add_file_arguments(parser, required=True)
+
+
+def add_file_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
+    """Add --output and --trace."""
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="the safetensors file to write, NAME.safetensors"
+        "--output", type=Path, required=required, metavar="FILE", help="the safetensors file to write, NAME.safetensors"
     )
     parser.add_argument(
         "--trace",
@@ -42,25 +49,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run one batch and write one file."""
-    if args.output.suffix != SUFFIX:
-        raise RequestError(
-            f"--output {args.output}: what is written is a safetensors file; let its name end in {SUFFIX}"
-        )
+    check_output(args.output)
     model, adapters = load(args)
     prompts = read_requests(args, model, adapters)
-    requests, traced = [prompt.request for prompt in prompts], Trace(())
-    if args.trace:
-        with trace(*args.trace) as traced:
-            rows = on_ranks(args, logits, model, requests)
+    requests = [prompt.request for prompt in prompts]
+    rows, traced = with_trace(args.trace, lambda: on_ranks(args, logits, model, requests))
+    shapes = write_rows(args, prompts, "logits", rows, traced)
+    if args.json:
+        print(json.dumps({"output": str(args.output), "tensors": shapes}))
     else:
-        rows = on_ranks(args, logits, model, requests)
-    for pattern in args.trace:
+        count = sum(len(x) for x in rows)
+        print(f"{args.output}: {len(prompts)} prompts, {count} rows of logits, {len(traced)} traced arrays")
+    return 0
+
+
+def check_output(file: Path) -> None:
+    """Raise RequestError for a file that would not be called what it is."""
+    if file.suffix != SUFFIX:
+        raise RequestError(f"--output {file}: what is written is a safetensors file; let its name end in {SUFFIX}")
+
+
+def with_trace(patterns: Sequence[str], compute: Callable[[], Any]) -> tuple[Any, Trace]:
+    """Return what the call returns, and the intermediates that the patterns name: each must name one."""
+    traced = Trace(())
+    if patterns:
+        with trace(*patterns) as traced:
+            result = compute()
+    else:
+        result = compute()
+    for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in traced):
             raise LoracleError(f"--trace {pattern!r} matches no intermediate of this model")
+    return result, traced
+
+
+def write_rows(
+    args: argparse.Namespace, prompts: Sequence[Prompt], kind: str, rows: Sequence[np.ndarray], traced: Trace
+) -> dict[str, list[int]]:
+    """Write N.prompt_ids and N.KIND of every prompt, and the trace, to --output; return the shapes by name."""
     tensors = {f"trace.{name}": traced[name] for name in traced}
     for i, (prompt, x) in enumerate(zip(prompts, rows, strict=True)):
         tensors[f"{i}.prompt_ids"] = np.asarray(prompt.request.prompt_ids, np.int32)
-        tensors[f"{i}.logits"] = x
+        tensors[f"{i}.{kind}"] = x
     about = {
         "loracle": __version__,
         "model": str(args.model),
@@ -69,12 +99,7 @@ def run(args: argparse.Namespace) -> int:
         "adapters": json.dumps([prompt.adapter for prompt in prompts]),
     }
     write(args.output, tensors, about)
-    if args.json:
-        print(json.dumps({"output": str(args.output), "tensors": {name: list(x.shape) for name, x in tensors.items()}}))
-    else:
-        count = sum(len(x) for x in rows)
-        print(f"{args.output}: {len(prompts)} prompts, {count} rows of logits, {len(traced)} traced arrays")
-    return 0
+    return {name: list(x.shape) for name, x in tensors.items()}
 
 
 def write(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:

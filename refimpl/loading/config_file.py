@@ -128,6 +128,15 @@ def read_labels(keys: Keys) -> int:
     return keys.integer("num_labels", default=2)
 
 
+def label_names(folder: Path) -> tuple[str, ...]:
+    """What a base's labels are called, in order: id2label of its config.json; () where it has none."""
+    data = read_json(folder / "config.json", Diagnostics()) if os.path.isfile(folder / "config.json") else None
+    names = (data or {}).get("id2label")
+    if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
+        return ()
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
 def read_biases(keys: Keys, family: Family) -> dict[str, Any]:
     """Which modules have a bias: Llama's two flags, and what those of another family say beyond them."""
     biased = dict.fromkeys(module for key, modules in family.biases.items() if keys.flag(key) for module in modules)
