@@ -105,6 +105,7 @@ class ModelConfig:
     labels: int = 0  # it has a classification head (score) of so many, and no lm_head
     pad_token_id: int | None = field(default=None, compare=False)  # never scored (classification.py)
     name_or_path: str = field(default="", compare=False)  # what the checkpoint calls itself, if anything
+    model_type: str = field(default="", compare=False)  # its family's, as transformers calls it
     layer_scalar: bool = False  # each layer's x is multiplied by a number of the checkpoint (Gemma 4)
     hidden_size_per_layer_input: int = 0  # each layer has an input of this width for each token (layer_inputs.py)
     vocab_size_per_layer_input: int = 0

@@ -8,6 +8,7 @@ LLAMA = Family(
     "llama",
     {**EOS, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
     biases=LLAMA_BIASES,
+    called=("smollm", "deepseek", "granite"),
     wrappers=(*LLAVA, ("Idefics3ForConditionalGeneration", "idefics3"), ("SmolVLMForConditionalGeneration", "smolvlm")),
 )
 MISTRAL = Family(
@@ -15,6 +16,7 @@ MISTRAL = Family(
     "mistral",
     {**EOS, "rms_norm_eps": 1e-6, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
     windowed=True,
+    called=("ministral",),
     wrappers=(*LLAVA, ("Mistral3ForConditionalGeneration", "mistral3")),
 )
 FAMILIES = (LLAMA, MISTRAL)

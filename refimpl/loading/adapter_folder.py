@@ -144,7 +144,7 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
             check_selected(parts, config, base, folder, diagnostics)
         else:
             check_parameters(parts, config, file.path, diagnostics)
-        check_base_name(config, base, folder / CONFIG_FILE, diagnostics)
+        check_base_name(config, data, base, folder / CONFIG_FILE, diagnostics)
         _warned(file.path, config, parts, diagnostics)
     if file:
         if note := wrapper_note(file.stored, base):

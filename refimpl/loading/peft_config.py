@@ -222,9 +222,11 @@ def _restored_init(keys: Keys) -> str | None:
 
 
 def _invocation(keys: Keys) -> tuple[int, ...]:
-    """alora_invocation_tokens; an empty list is none, as in PEFT."""
+    """alora_invocation_tokens; an empty list is none, as in PEFT (tuners/lora/variants.py)."""
     key = "alora_invocation_tokens"
     value = keys.data.get(key) or []
+    if value == [] and keys.data.get(key) is not None:
+        keys.diagnostics.warn(keys.file, f"{key} is empty: it acts on every token, as plain LoRA does")
     if not isinstance(value, list) or not all(is_integer(i) and i >= 0 for i in value):
         keys.diagnostics.problem(keys.file, f"{key} is {shown(value)}: it must be a list of token ids")
         return ()
