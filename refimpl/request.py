@@ -10,6 +10,8 @@ from .adapter import Adapter
 from .config import EMBED, LM_HEAD, SCORE, ModelConfig, Module, module_name
 from .errors import RequestError
 
+LARGEST_WEIGHT = float(np.finfo(np.float32).max)  # plans hold weights in float32
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
@@ -111,6 +113,8 @@ def check_adapters(given: Any) -> None:
         adapter, weight = pair
         if not np.isfinite(weight):
             raise RequestError(f"adapter {adapter.name}: weight {weight} is not a finite number")
+        if abs(weight) > LARGEST_WEIGHT:
+            raise RequestError(f"adapter {adapter.name}: weight {weight:g} is more than float32 holds")
         if not adapter.can_be_summed and (len(pairs) > 1 or weight != 1):
             layers = "rows of tokens" if adapter.tokens else "whole layers"
             why = "is DoRA" if adapter.use_dora else f"replaces {layers}"

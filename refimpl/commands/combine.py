@@ -5,20 +5,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..config import short_name
-from ..errors import RequestError
+import numpy as np
+
+from ..config import module_name, short_name
+from ..errors import AdapterError, RequestError
 from ..formats.peft import save_adapter
 from ..loading.config_file import load_config
+from ..loading.conversion import all_finite, converted
 from ..loading.model_folder import base_folder, load_model
-from ..tools.combine import HOWS, PRUNING, Combined, Recipe, combine
+from ..tools.combine import HOWS, PRUNING, Combined, Recipe, combine, too_large
+from ..tools.merged_weights import Terms
 from ..tools.task_arithmetic import SIGNS
-from .terms import read_terms
+from .terms import read_terms, warn_of_weights
 
 HELP = "write one adapter that is a weighted sum of others, exactly or as PEFT's add_weighted_adapter mixes them"
 EXAMPLE = """  loracle combine ./a:0.7 ./b:0.3 --how sum --out ./a-b      exact: its rank is the sum of the ranks
   loracle combine ./a:0.7 ./b:0.3 --how svd --svd-rank 16 --out ./a-b
   loracle combine ./a:1 ./b:1 ./c:1 --how ties --density 0.2 --out ./abc"""
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+LARGEST_SCALE = float(np.finfo(np.float32).max)  # engines multiply by it in float32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,13 +68,25 @@ def run(args: argparse.Namespace) -> int:
     model = (lambda: load_model(args.model)) if base else None
     terms = [(adapter, weight) for adapter, weight, _ in read_terms(args.adapters, base, model)]
     result = combine(terms, recipe, args.out.name)
+    check_dtype(result, terms, args.dtype)
     save_adapter(result.adapter, args.out, args.dtype, config=base)
+    warn_of_weights(terms)
     body = body_of(args, result, terms)
     if args.json:
         print(json.dumps(body))
     else:
         show(body)
     return 0
+
+
+def check_dtype(result: Combined, terms: Terms, dtype: str) -> None:
+    """Raise AdapterError for a sum with numbers that the dtype, or scales that float32, cannot hold."""
+    for module, lora in result.adapter.lora.items():
+        if not all(all_finite(converted(x, dtype)) for x in (lora.A, lora.B)):
+            raise AdapterError(f"{too_large(terms)}: {module_name(module)} has numbers that {dtype} cannot hold")
+    alphas = (result.adapter.config.lora_alpha, *result.adapter.config.alpha_pattern.values())
+    if dtype != "float64" and not all(abs(alpha) <= LARGEST_SCALE for alpha in alphas):
+        raise AdapterError(f"{too_large(terms)}: it makes a lora_alpha of {max(alphas, key=abs):g}, beyond float32")
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:

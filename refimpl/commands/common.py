@@ -26,6 +26,7 @@ from ..replication import replicated
 from ..request import Request, check_request
 from ..tokenizer import Tokenizer
 from ..weights import Base, Model
+from .terms import warn_of_weights
 from .texts import Texts, prompt_text
 
 BASE = "base"
@@ -264,6 +265,7 @@ def one_request(
         text, ids = texts.ids(row, folders)
         request = Request(ids, chosen, **options)
         check_request(request, texts.model.config, head)
+        warn_of_weights(request.adapters)
     except (DataError, RequestError) as error:
         raise RequestError(f"{where}: {error}") from None
     return Prompt(spec, text, request, texts.tokenizer(folders) if "prompt_ids" not in row else texts.model.tokenizer)

@@ -15,7 +15,7 @@ from ..errors import LoracleError, RequestError
 from ..loading.config_file import load_config
 from ..loading.model_folder import base_folder
 from ..loading.suggestion import did_you_mean
-from ..tools.units import human_bytes, human_number
+from ..tools.units import human_bytes, human_number, human_seconds
 
 HELP = "say what many adapters cost: bytes, flops, launches, and the least time on a GPU"
 EXAMPLE = """  loracle cost --model ./llama --adapters 50 --rank 16 --requests 64 --gpu h100 --gpu l4
@@ -206,7 +206,7 @@ def table(body: dict[str, Any]) -> list[str]:
             human_number(row["flops"]),
             f"{sum(kernels.values()):,}" if kernels else "",
         )
-        times = "".join(f"{milliseconds(row['seconds'][name]):>11}" for name in names)
+        times = "".join(f"{human_seconds(row['seconds'][name]):>11}" for name in names)
         lines.append(f"{row['step']:8}{row['way']:18}" + "".join(f"{cell:>10}" for cell in cells) + times)
     return lines
 
@@ -244,8 +244,3 @@ def sources(body: dict[str, Any]) -> list[str]:
             for name, device in body["devices"].items()
         ),
     ]
-
-
-def milliseconds(seconds: float) -> str:
-    """Return a time with three digits."""
-    return f"{1e3 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"

@@ -59,7 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pictures", action="store_true", help="the same scene as a picture in several styles, in one batch as well"
     )
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="with --pictures: one page, stories beside pictures (needs Pillow)"
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="with --pictures: one page, stories beside pictures (needs Pillow); a file of that name is replaced",
     )
     add_device_arguments(parser)
     parser.add_argument(

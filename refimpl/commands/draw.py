@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--out", type=Path, metavar="DIR", help="a new folder: a PNG for each picture, a text for each story")
     add("--zoom", type=int, default=ZOOM, metavar="N", help=f"a pixel is N x N of the PNG (default {ZOOM})")
-    add("--html", type=Path, metavar="FILE", help="one page: stories beside pictures")
+    add("--html", type=Path, metavar="FILE", help="one page: stories beside pictures; a file of that name is replaced")
     add_device_arguments(parser)
 
 

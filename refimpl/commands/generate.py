@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
@@ -50,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     warn_of_inactive(prompts)
-    outputs = on_ranks(args, generate, model, [prompt.request for prompt in prompts])
+    with np.errstate(over="ignore", invalid="ignore"):  # no token is chosen of NaN: that is said in one line
+        outputs = on_ranks(args, generate, model, [prompt.request for prompt in prompts])
     outputs = [in_own_words(prompt, output, model) for prompt, output in zip(prompts, outputs, strict=True)]
     if args.json:
         texts = [

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from .. import __version__
 from ..errors import LoracleError, RequestError
 from ..formats.files import write_safetensors
+from ..loading.conversion import all_finite
 from ..model import logits
 from ..tracing import Trace, trace
 from .common import Prompt, add_model_arguments, add_prompt_arguments, load, read_requests
@@ -36,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_file_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
     """Add --output and --trace."""
     parser.add_argument(
-        "--output", type=Path, required=required, metavar="FILE", help="the safetensors file to write, NAME.safetensors"
+        "--output",
+        type=Path,
+        required=required,
+        metavar="FILE",
+        help="the safetensors file to write, NAME.safetensors; one that is there is replaced",
     )
     parser.add_argument(
         "--trace",
@@ -54,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = read_requests(args, model, adapters)
     requests = [prompt.request for prompt in prompts]
     rows, traced = with_trace(args.trace, lambda: on_ranks(args, logits, model, requests))
+    warn_of_nan(prompts, rows)
     shapes = write_rows(args, prompts, "logits", rows, traced)
     if args.json:
         print(json.dumps({"output": str(args.output), "tensors": shapes}))
@@ -72,15 +79,24 @@ def check_output(file: Path) -> None:
 def with_trace(patterns: Sequence[str], compute: Callable[[], Any]) -> tuple[Any, Trace]:
     """Return what the call returns, and the intermediates that the patterns name: each must name one."""
     traced = Trace(())
-    if patterns:
-        with trace(*patterns) as traced:
+    with np.errstate(over="ignore", invalid="ignore"):  # warn_of_nan says what comes of it
+        if patterns:
+            with trace(*patterns) as traced:
+                result = compute()
+        else:
             result = compute()
-    else:
-        result = compute()
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in traced):
             raise LoracleError(f"--trace {pattern!r} matches no intermediate of this model")
     return result, traced
+
+
+def warn_of_nan(prompts: Sequence[Prompt], rows: Sequence[np.ndarray]) -> None:
+    """Say which prompts have numbers that are none."""
+    for i, (prompt, x) in enumerate(zip(prompts, rows, strict=True)):
+        if not all_finite(x):
+            what = f"prompt {i} ({prompt.adapter}): what was computed holds NaN or inf"
+            print(f"loracle: warning: {what}", file=sys.stderr)
 
 
 def write_rows(

@@ -9,7 +9,7 @@ from ..arrays import DTYPES
 from ..loading.model_folder import base_folder, load_model
 from ..tools.merge_folder import Merged, merge_folder, open_base
 from ..tools.units import human_bytes
-from .terms import read_terms
+from .terms import read_terms, warn_of_weights
 
 HELP = "write a base with adapters in its weights, as a folder that transformers and Loracle load"
 EXAMPLE = """  loracle merge ./llama ./sql-lora --out ./llama-sql
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     terms = read_terms(args.adapters, base.config, lambda: load_model(args.base, base.dtype))
     folders = {adapter.name: folder for adapter, _, folder in terms}
     merged = merge_folder(base, [(adapter, weight) for adapter, weight, _ in terms], args.out, args.dtype, folders)
+    warn_of_weights([(adapter, weight) for adapter, weight, _ in terms])
     if args.json:
         print(json.dumps(dataclasses.asdict(merged)))
     else:

@@ -16,7 +16,7 @@ from ..errors import RequestError
 from ..loading.config_file import label_names
 from ..loading.model_folder import base_folder
 from .common import Prompt, add_model_arguments, add_prompt_arguments, backend, load, read_requests
-from .logits import add_file_arguments, check_output, with_trace, write_rows
+from .logits import add_file_arguments, check_output, warn_of_nan, with_trace, write_rows
 
 HELP = "score prompts by classification heads (score), the base's or its adapters' own, in one batch"
 EXAMPLE = """  loracle scores --model ./llama --adapter spam=./spam-lora --adapter mood=./mood-lora \\
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = read_requests(args, model, adapters, SCORE)
     requests = [prompt.request for prompt in prompts]
     rows, traced = with_trace(args.trace, lambda: scores(model, requests, ops=backend(args.ops)))
+    warn_of_nan(prompts, rows)
     names = label_names(base_folder(args.model)) if model.config.labels else ()
     if args.output:
         write_rows(args, prompts, "scores", rows, traced)

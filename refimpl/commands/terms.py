@@ -15,6 +15,8 @@ from ..loading.changed_base import NEEDS_BASE
 from ..loading.diagnostics import Diagnostics
 from ..weights import Model
 
+LARGEST_USUAL = 100  # larger: fewer weights are warned of
+
 
 def read_terms(
     specs: Sequence[str], base: ModelConfig | None, model: Callable[[], Model] | None = None
@@ -38,6 +40,14 @@ def read_terms(
             warnings.warn(warning, AdapterWarning, stacklevel=2)
         terms.append((adapter, weight, folder))
     return terms
+
+
+def warn_of_weights(terms: Sequence[tuple[Adapter, float]]) -> None:
+    """Warn of weights that nobody means: sums of adapters have weights about 1."""
+    for adapter, weight in terms:
+        if abs(weight) > LARGEST_USUAL:
+            what = f"the weight {weight:g} of {adapter.name} is far from 1: no model was trained for so large a change"
+            warnings.warn(what, AdapterWarning, stacklevel=2)
 
 
 def adapter_and_weight(spec: str) -> tuple[Path, float]:

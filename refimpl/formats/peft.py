@@ -121,8 +121,8 @@ def _name(module: Module, part: str) -> str:
 
 
 def _plain(x: float) -> int | float:
-    """32.0 -> 32, as people write it."""
-    return int(x) if float(x).is_integer() else float(x)
+    """32.0 -> 32, as people write it; of large numbers not every digit."""
+    return int(x) if float(x).is_integer() and abs(x) < 2**53 else float(x)
 
 
 def _names(names: tuple[str, ...] | str) -> list[str] | str:

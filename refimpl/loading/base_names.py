@@ -53,15 +53,15 @@ def key_of_another_family(trained_on: str | None, data: Mapping[str, Any], base:
     """Return "KEY is VALUE" of the key by which the adapter was trained on another family's model, if one says so:
     the base's folder, where it is here, the base's name, or the class that PEFT saw."""
     mapping = data.get("auto_mapping")
-    seen = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    base_class = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     here = model_type_of(trained_on) if trained_on else None
     wrappers = {name for family in families_of(base.model_type) for _, name in family.wrappers}
     if here and here not in wrappers and (not words_in(here) or is_of_another_family(here, base.model_type)):
         return f"base_model_name_or_path is {shown(trained_on)}, whose model_type is {shown(here)}"
     if trained_on and not here and is_of_another_family(trained_on, base.model_type):
         return f"base_model_name_or_path is {shown(trained_on)}"
-    if isinstance(seen, str) and is_of_another_family(seen, base.model_type):
-        return f"auto_mapping is of the class {shown(seen)}"
+    if isinstance(base_class, str) and is_of_another_family(base_class, base.model_type):
+        return f"auto_mapping is of the class {shown(base_class)}"
     return None
 
 

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..families import Family
 from ..rope import rotated_channels
 from .diagnostics import Diagnostics, shown
-from .families import CLASSIFIER, SUPPORTED, check_neutral, family_of
+from .families import CLASSIFIER, check_neutral, family_of
 from .gguf_config import gguf_config
 from .gguf_file import SUFFIX, is_gguf
 from .hub import cached_name, hub_id, hub_snapshots
@@ -108,7 +108,7 @@ def read_activation(keys: Keys, family: Family) -> str:
     for key in names:
         if not isinstance(keys.data[key], str) or keys.data[key] not in family.activations:
             expected = " or ".join(map(repr, family.activations))
-            keys.problem(f"{key} is {shown(keys.data[key])}, which must be {expected}; {SUPPORTED}")
+            keys.problem(f"{key} is {shown(keys.data[key])}, which must be {expected} for {family.architecture}")
     return next(iter(family.activations.values()))
 
 

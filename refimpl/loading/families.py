@@ -7,14 +7,13 @@ from typing import Any
 
 from ..families import FAMILIES, Family
 from .diagnostics import Diagnostics, shown
+from .suggestion import did_you_mean
 
 CLASSIFIER = "ForSequenceClassification"  # the same model with another head
 # The classes of models of images and text: their model_type, and the families that their text_config can be of.
 WRAPPERS = {name: model_type for family in FAMILIES.values() for name, model_type in family.wrappers}
 INSIDE = {name: [family for family in FAMILIES.values() if name in dict(family.wrappers)] for name in WRAPPERS}
-SUPPORTED = (
-    f"supported are {', '.join(sorted(FAMILIES))}, unquantised, in bitsandbytes' nf4, mxfp4, fp8 blocks, gptq or awq"
-)
+WEIGHTS = "supported are weights unquantised, in bitsandbytes' nf4, mxfp4, fp8 blocks, gptq or awq"
 
 # Keys that change the numbers in some engine or fork, and the values with which they do not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -55,15 +54,31 @@ def family_of(file: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> 
     name = name.replace(CLASSIFIER, "ForCausalLM") if name else None
     if name is None or name not in _model_types():
         named = data.get("architectures")
-        diagnostics.problem(file, f"architectures {shown(named)} (model_type {shown(model_type)}): {SUPPORTED}")
+        what = f"architectures {shown(named)} (model_type {shown(model_type)}) is none of the {len(FAMILIES)} that load"
+        diagnostics.problem(file, what + meant(named, model_type))
         return None
     family = _inside(name, data) if name in WRAPPERS else FAMILIES[name]
     if model_type is not None and model_type not in (_model_types()[name], *family.other_types):
         diagnostics.problem(
-            file, f"architectures {shown(named)} contradicts model_type {shown(model_type)}: {SUPPORTED}"
+            file,
+            f"architectures {shown(named)} contradicts model_type {shown(model_type)}: it has {_model_types()[name]!r}",
         )
         return None
     return family, name in WRAPPERS
+
+
+def meant(named: object, model_type: object) -> str:
+    """Return '; did you mean NAME?' for a misspelt class, or model_type: one with another number is another model."""
+    given = (named[0] if isinstance(named, list) else None) if named else model_type
+    names, cutoff = (_model_types(), 0.93) if named else (set(_model_types().values()), 0.85)
+    if not isinstance(given, str):
+        return ""
+    return did_you_mean(given, [name for name in names if digits(name) == digits(given)], cutoff)
+
+
+def digits(name: str) -> str:
+    """Return the digits of a name."""
+    return "".join(filter(str.isdigit, name))
 
 
 def _model_types() -> dict[str, str]:
@@ -83,7 +98,7 @@ def check_neutral(file: Path, data: Mapping[str, Any], family: Family, diagnosti
     for key, values in NEUTRAL.items():
         if not family.understands(key) and not is_neutral(key, data.get(key)):
             instead = f"must be {' or '.join(map(repr, values))}" if values else "is not supported"
-            diagnostics.problem(file, f"{key} is {shown(data[key])}, which {instead}; {SUPPORTED}")
+            diagnostics.problem(file, f"{key} is {shown(data[key])}, which {instead} for {family.architecture}")
     for key in OF_OTHERS:
         if not family.understands(key) and data.get(key) not in (None, False):
             diagnostics.problem(

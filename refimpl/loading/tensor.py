@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arrays import Array
-from .families import SUPPORTED
+from .families import WEIGHTS
 from .safetensors_file import BITS, FLOATS, SafetensorsFile
 
 
@@ -49,7 +49,7 @@ def stored_tensor(file: SafetensorsFile, name: str) -> Tensor:
     kind, shape = file.stored[name], file.shapes[name]
     nbytes = (math.prod(shape) * BITS[kind] + 7) // 8
     if kind not in FLOATS:
-        problem = f"has dtype {kind}; supported are {', '.join(FLOATS)} ({SUPPORTED})"
+        problem = f"has dtype {kind}; supported are {', '.join(FLOATS)} ({WEIGHTS})"
         return Tensor(file.path, name, shape, kind, nbytes, kind, _unreadable, problem)
     array = file.tensors[name]
     return Tensor(file.path, name, shape, FLOATS[kind], nbytes, FLOATS[kind], lambda: array)

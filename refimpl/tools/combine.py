@@ -86,13 +86,16 @@ def combine(terms: Terms, recipe: Recipe, name: str, keep: Keep | None = None) -
     lora, scales, sizes = {}, {}, {}
     for module, parts in terms_by_module(terms).items():
         check_shapes(module, parts, recipe.how)
-        if recipe.how == "sum":
-            A, B, scale = summed(parts)
-        else:
-            A, B = product_of(parts, recipe, total_rank if recipe.how == "cat" else rank, keep)
-            scale = 1.0
+        with np.errstate(all="ignore"):  # what is too large is refused below, in one line
+            if recipe.how == "sum":
+                A, B, scale = summed(parts)
+            else:
+                check_finite(terms, module, *(part.factor * part.A for part in parts))
+                A, B = product_of(parts, recipe, total_rank if recipe.how == "cat" else rank, keep)
+                scale = 1.0
+            sizes[module] = squares(parts, A, B, scale)
+        check_finite(terms, module, A, B, sizes[module])
         lora[module], scales[module] = LoraTensors(A, B), scale
-        sizes[module] = squares(parts, A, B, scale)
     config = combined_config(terms, {module: (len(pair.A), scales[module]) for module, pair in lora.items()})
     return Combined(Adapter(name, config, lora), *distances(sizes))
 
@@ -110,6 +113,18 @@ def check_plain(terms: Terms) -> None:
         }
         if kinds := [what for what, has_it in more.items() if has_it]:
             raise AdapterError(f"adapter {adapter.name!r} has {' and '.join(kinds)}: only plain A and B are combined")
+
+
+def check_finite(terms: Terms, module: Module, *arrays: Array | tuple[float, float]) -> None:
+    """Refuse a sum that float64 cannot hold, by the largest weight in it."""
+    if not all(np.isfinite(x).all() for x in arrays):
+        raise AdapterError(f"{too_large(terms)}: {module_name(module)} has numbers that float64 cannot hold")
+
+
+def too_large(terms: Terms) -> str:
+    """Say which weight is the largest."""
+    adapter, weight = max(terms, key=lambda term: abs(term[1]))
+    return f"the weight {weight:g} of {adapter.name} is too large"
 
 
 def terms_by_module(terms: Terms) -> dict[Module, list[Term]]:
@@ -181,8 +196,8 @@ def concatenated(parts: Sequence[Term]) -> tuple[Array, Array]:
 
 
 def summed(parts: Sequence[Term]) -> tuple[Array, Array, float]:
-    """D as one product times the first factor: of adapters with one factor not a bit of A and B is changed."""
-    scale = parts[0].factor or 1.0
+    """D as one product times the largest factor: of adapters with one factor not a bit of A and B is changed."""
+    scale = max((part.factor for part in parts), key=abs) or 1.0
     A = np.vstack([part.A if part.factor == scale else part.factor / scale * part.A for part in parts])
     return A, np.hstack([part.B for part in parts]), scale
 

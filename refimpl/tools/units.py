@@ -9,6 +9,14 @@ def human_bytes(n: float) -> str:
     return f"{n / 1000**power:.{0 if power == 0 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
+def human_seconds(seconds: float) -> str:
+    """Return a time with three digits and its unit: 0.52 ms, 12.3 s, 4.2 min, 1.5 h, 3.1 days."""
+    for unit, name in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:,.1f} {name}"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
 def human_number(n: float) -> str:
     """Return a large number in words that can be said: 41.9M, 8.03G."""
     power = min(5, int(math.log(n, 1000))) if n >= 1 else 0

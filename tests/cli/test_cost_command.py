@@ -12,6 +12,7 @@ from refimpl.bench.cost import WAYS, Device, Step
 from refimpl.bench.devices import GPUS
 from refimpl.loading.config_file import load_config
 from refimpl.tiny import base_path
+from refimpl.tools.units import human_seconds
 
 
 def body(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
@@ -49,6 +50,22 @@ def test_this_machine_is_measured_unless_a_gpu_is_named(
     assert "1 GB/s" in said and "a pencil" in said and "256 tokens" in said
     decode = next(line for line in said.splitlines() if line.startswith("decode  batched"))
     assert decode.endswith("ms")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0 ms"),
+        (5.2e-4, "0.52 ms"),
+        (0.45, "450 ms"),
+        (12.34, "12.3 s"),
+        (150, "2.5 min"),
+        (9e3, "2.5 h"),
+        (3e5, "3.5 days"),
+    ],
+)
+def test_times_are_in_units_that_people_read(seconds: float, shown: str) -> None:
+    assert human_seconds(seconds) == shown
 
 
 def test_what_is_too_large_for_a_device_is_said(

@@ -252,11 +252,35 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: pytest.
         (tmp_path / "none", second, "--how", "sum", *out): "none: is not there",
         (first, second, "--how", "sum", "--out", second): "is there already",
         (first, second, "--how", "sum", "--model", tmp_path / "no-base", *out): "no-base: is not a folder",
-        (f"{first}:1e30", second, "--how", "cat", "--dtype", "float16", *out): "has values too large for float16",
+        (f"{first}:1e30", second, "--how", "cat", "--dtype", "float16", *out): "has numbers that float16 cannot hold",
+        (f"{first}:1e300", second, "--how", "svd", *out): "the weight 1e+300 of a is too large: model.layers.0.",
+        (f"{first}:1e300", second, "--how", "sum", *out): "the weight 1e+300 of a is too large: ",
+        (f"{first}:-1e300", second, "--how", "linear", *out): "the weight -1e+300 of a is too large: ",
+        (f"{first}:1e40", second, "--how", "sum", *out): "the weight 1e+40 of a is too large: it makes a lora_alpha",
+        (
+            first,
+            f"{second}:1e40",
+            "--how",
+            "cat",
+            *out,
+        ): "of b is too large: model.layers.0.",
     }
     for argv, says in mistakes.items():
         assert says in line_of(capsys, "combine", *argv)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_far_from_1_are_written_and_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 1e-300 and 1 the larger is the common scale: the other is 0 in every type of a file, and no error."""
+    first, second = write_adapter(tmp_path / "a"), write_adapter(tmp_path / "b")
+    for weight, warned in (("1e9", True), ("1e-300", False)):
+        out = tmp_path / weight
+        assert cli.main(["combine", f"{first}:{weight}", str(second), "--how", "sum", "--out", str(out)]) == 0
+        errors = capsys.readouterr().err
+        assert errors.count("\n") == warned and ("the weight 1e+09 of a is far from 1" in errors) == warned
+    expected = deltas(refimpl.load_adapter(second, BASE))
+    written = deltas(refimpl.load_adapter(tmp_path / "1e-300", BASE))
+    assert all(np.allclose(delta, expected[module], rtol=1e-6) for module, delta in written.items())
 
 
 def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -453,8 +453,29 @@ def test_what_would_be_another_model_is_refused(tmp_path: Path, name: str, chang
 @pytest.mark.parametrize("name", ["DeepseekV4ForCausalLM", "Llama4ForCausalLM", "Qwen3NextForCausalLM"])
 def test_other_architectures_are_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_json(architectures=[name], model_type="other")))
-    with refused(ConfigError, name, "supported are"):
+    with pytest.raises(ConfigError, match=rf"{name}.*'other'\) is none of the {len(FAMILIES)} that load$"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("named", "model_type", "nearest"),
+    [
+        (["LamaForCausalLM"], "llama", "LlamaForCausalLM"),
+        (["Qwen3MoEForCausalLM"], "qwen3_moe", "Qwen3MoeForCausalLM"),
+        (None, "lama", "llama"),
+        (["Qwen4ForCausalLM"], "qwen4", None),
+        ("LlamaForCausalLM", "llama", None),
+        (None, 4, None),
+    ],
+)
+def test_a_misspelt_architecture(tmp_path: Path, named: Any, model_type: Any, nearest: str | None) -> None:
+    """The line is short; a class with another number in its name is another model, and not meant."""
+    (tmp_path / "config.json").write_text(json.dumps(config_json(architectures=named, model_type=model_type)))
+    with pytest.raises(ConfigError, match=f"is none of the {len(FAMILIES)} that load") as error:
+        load_config(tmp_path)
+    line = str(error.value).removeprefix(str(tmp_path))
+    assert len(line) < 150
+    assert line.endswith(f"; did you mean {nearest!r}?") if nearest else "did you mean" not in line
 
 
 EXPERTS: list[tuple[str, dict[str, Any], str]] = [
