@@ -11,6 +11,7 @@ adapter_model.safetensors    base_model.model.model.layers.3.self_attn.q_proj.lo
 import os
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ from .safetensors_file import SafetensorsFile
 from .table_copies import without_copies
 from .torchtune_adapter import in_pefts_names, is_torchtune, with_pefts_targets
 from .vera_adapter import sort_vera
+from .vera_projection import drawn_projection
 
 
 def load_adapter(path: str | Path, base: ModelConfig | Model, name: str | None = None) -> Adapter:
@@ -130,7 +132,10 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
     if file and is_torchtune(file):
         file, config = in_pefts_names(file, base, diagnostics), config and with_pefts_targets(config)
     data = read_json(folder / CONFIG_FILE, Diagnostics()) or {}  # once more, for what no PeftConfig holds
-    parts = (sort_vera if is_vera(data) else sort_parts)(file, base, diagnostics) if file else {}
+    if file and config and is_vera(data):
+        parts = sort_vera(file, base, partial(drawn_projection, data, config, base, folder, diagnostics), diagnostics)
+    else:
+        parts = sort_parts(file, base, diagnostics) if file else {}
     sorted_out = len(diagnostics.problems)
     if config and file:
         parts = written_out(parts, data, base, folder, diagnostics)

@@ -4,36 +4,47 @@
       = W x + (diag(b) B) (diag(d) A) x
 
 adapter_model.safetensors has vera_lambda_b [d_out] and vera_lambda_d [rank] of every module, and once base_model.vera_A
-and vera_B, unless save_projection is false: then PEFT draws them again at every load, from projection_prng_key
-(peft/tuners/vera/). Written out, every module has a pair of its own: what VeRA saves is space on disk.
+and vera_B, unless save_projection is false: then they are drawn again, as PEFT does at every load (vera_projection.py).
+Written out, every module has a pair of its own: what VeRA saves is space on disk.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from ..arrays import Array
 from ..config import ModelConfig, Module, module_name
 from .conversion import all_finite
 from .diagnostics import Diagnostics
 from .peft_tensors import PREFIX, Part, Parts, modules_in, sort_parts
 from .safetensors_file import FLOATS, SafetensorsFile
+from .vera_projection import KEY, WAY_OUT
 from .wrapped_names import text_name
 
 SHARED = {"base_model.vera_A": "A", "base_model.vera_B": "B"}
 LAMBDA = re.compile(rf"{re.escape(PREFIX)}(.+)\.vera_lambda_([bd])")
 
 
-def sort_vera(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Diagnostics) -> Parts:
-    """Return A and B of every module, in float64, in which the products of the file's numbers are exact."""
+def sort_vera(
+    file: SafetensorsFile,
+    base: ModelConfig | None,
+    draw: Callable[[], Mapping[str, Array]],
+    diagnostics: Diagnostics,
+) -> Parts:
+    """Return A and B of every module, in float64, in which the products of the file's numbers are exact.
+
+    draw: makes the shared matrices that were not saved, or notes why it cannot."""
     matches = {name: match for name in file.stored if (match := LAMBDA.fullmatch(name))}
     names = matches.keys() | SHARED.keys()
     parts = sort_parts(replace(file, stored=_without(file.stored, names)), base, diagnostics)
     shared = {kind: _part(file, name, 2, diagnostics) for name, kind in SHARED.items() if name in file.stored}
+    if not shared:
+        shared = {kind: Part(KEY, x) for kind, x in draw().items()}
+    elif shared.keys() != {"A", "B"}:
+        diagnostics.problem(file.path, f"base_model.vera_A and vera_B are not both there: {WAY_OUT}")
     if shared.keys() != {"A", "B"}:
-        why = "save_projection was false, and PEFT draws them again; save it with save_projection=True"
-        diagnostics.problem(file.path, f"base_model.vera_A and vera_B are not both there: {why}")
         return parts
     modules = {module_name(module): module for module in (base.modules() if base else modules_in(file.stored))}
     lambdas: dict[Module, dict[str, Part | None]] = {}

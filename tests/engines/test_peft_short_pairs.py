@@ -77,6 +77,16 @@ def test_vera(base: Path, tmp_path: Path, targets: Any) -> None:
     assert report.ok and {module.scale for module in report.modules} == {1.0}
 
 
+@pytest.mark.parametrize("targets", [INNER, ["k_proj"], r".*\.1\..*(up|k)_proj", "all-linear"])
+@pytest.mark.parametrize("seed", [0, 12345, 2**32 + 3])
+@pytest.mark.filterwarnings("ignore:Specified to not save vera_A")
+def test_vera_without_its_matrices(base: Path, tmp_path: Path, targets: Any, seed: int) -> None:
+    config = peft.VeraConfig(
+        r=5, target_modules=targets, task_type="CAUSAL_LM", save_projection=False, projection_prng_key=seed
+    )
+    assert_as_peft(base, saved(base, config, tmp_path / "vera"))
+
+
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_bd_lora(base: Path, tmp_path: Path, use_rslora: bool) -> None:
     blocks = peft.tuners.lora.config.BdLoraConfig(

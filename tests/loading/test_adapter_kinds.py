@@ -18,6 +18,7 @@ from refimpl.config import LayerKind
 from refimpl.errors import AdapterError, AdapterWarning, ConfigError
 from refimpl.formats.peft import save_adapter
 from refimpl.loading.changed_base import olora, padded, pissa
+from refimpl.loading.vera_projection import kaiming_uniform
 from refimpl.replication import replicated_config
 from refimpl.tools.inspect import inspect
 
@@ -143,7 +144,11 @@ def vera_tensors() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"base_model.vera_B": ...}, "vera_A and vera_B are not both there: save_projection was false"),
+        ({"base_model.vera_B": ...}, "vera_A and vera_B are not both there: save it with save_projection=True"),
+        (
+            {"base_model.vera_A": ..., "base_model.vera_B": ...},
+            "vera_A and vera_B are not there, and save_projection is True and projection_prng_key None: save it with",
+        ),
         ({"base_model.vera_A": random((2, 11))}, "are too narrow for model.layers.0.self_attn.q_proj [32, 12]"),
         ({"base_model.vera_A": random((2,))}, "has shape [2]; it must have 2 axes"),
         ({lora_name((0, "q_proj"), "vera_lambda_b"): random((31,))}, "and the base make it [32]"),
@@ -157,6 +162,47 @@ def test_vera_that_is_not_whole(tmp_path: Path, change: dict[str, Any], says: st
     tensors = {name: x for name, x in (vera_tensors() | change).items() if x is not ...}
     with refused(AdapterError, says):
         refimpl.load_adapter(write_adapter(tmp_path, tensors, **VERA), BASE)
+
+
+# From torch 2.13 (AVX-512): _kaiming_init of peft 0.21.2, generator of this seed, shape (2, 3) and then (3, 2).
+DRAWN = {
+    0: (
+        [[-0.010587962344288826, 0.75864577293396, -1.1639615297317505],
+         [-1.040774941444397, -0.5446904897689819, 0.3792317807674408]],
+        [[-0.03431743383407593, 1.3733248710632324], [-0.15370918810367584, 0.4583223760128021],
+         [-0.5234484076499939, -0.34046122431755066]],
+    ),
+    2**32 - 1: (
+        [[1.3966755867004395, 0.20168480277061462, 0.19801263511180878],
+         [-1.2741957902908325, 1.3945205211639404, 0.6738855838775635]],
+        [[0.6267285943031311, -0.7711994051933289], [0.3206285536289215, 0.3179474472999573],
+         [-1.061679482460022, -1.3065185546875]],
+    ),
+}  # fmt: skip
+
+
+def test_vera_without_its_matrices_gets_those_that_peft_draws(tmp_path: Path) -> None:
+    """As if they were in the file, the widest of its modules' widths; tests/engines compares more of them with PEFT."""
+    for seed, (A, B) in DRAWN.items():
+        generator = np.random.RandomState(seed)
+        assert np.array_equal(kaiming_uniform((2, 3), generator), np.array(A, np.float32))
+        assert np.array_equal(kaiming_uniform((3, 2), generator), np.array(B, np.float32))
+    generator = np.random.RandomState(7)
+    matrices = {
+        "base_model.vera_A": kaiming_uniform((2, 12), generator),
+        "base_model.vera_B": kaiming_uniform((32, 2), generator),
+    }
+    saved = refimpl.load_adapter(write_adapter(tmp_path / "saved", vera_tensors() | matrices, **VERA), BASE)
+    vectors = {name: x for name, x in vera_tensors().items() if "lambda" in name}
+    keys = VERA | {"save_projection": False, "projection_prng_key": 7}
+    drawn_again = refimpl.load_adapter(write_adapter(tmp_path / "drawn", vectors, **keys), BASE)
+    for module, lora in saved.lora.items():
+        assert np.array_equal(lora.A, drawn_again.lora[module].A) and np.array_equal(lora.B, drawn_again.lora[module].B)
+    assert "only the base knows: give --model DIR" in "".join(inspect(tmp_path / "drawn").problems)
+    with refused(AdapterError, "projection_prng_key 'seven'"):
+        refimpl.load_adapter(write_adapter(tmp_path / "no", vectors, **keys | {"projection_prng_key": "seven"}), BASE)
+    with refused(AdapterError, "depends on the version of transformers: save it with save_projection=True"):
+        refimpl.load_adapter(tmp_path / "drawn", replace(BASE, wrapped=True))
 
 
 def test_vera_is_a_pair_for_each_module(tmp_path: Path) -> None:
