@@ -12,4 +12,5 @@ blocks, vera_adapter, vera_projection, changed_base, table_copies    kinds of ad
 adapter_place, adapter_file, files_beside, base_names, hub    what people give for one, and what lies beside it
 foreign_names, wrapped_names             names of tensors that other programs make of PEFT's
 gguf_adapter, mlx_adapter, nemo_file, nemo_adapter, torchtune_adapter, adapter_pairs    other adapters, as PEFT's folder
+tinker_adapter                           names and targets of one of them
 """

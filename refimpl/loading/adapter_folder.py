@@ -21,6 +21,7 @@ from ..arrays import Array
 from ..config import SCORE, ModelConfig
 from ..errors import AdapterError, AdapterWarning
 from ..weights import Model
+from . import tinker_adapter, torchtune_adapter
 from .adapter_file import open_adapter
 from .adapter_place import WEIGHTS_FILE as WEIGHTS_FILE
 from .adapter_place import not_an_adapter
@@ -46,7 +47,8 @@ from .peft_tensors import LAYER, Parts, check_lora, full_weights_of, sort_parts
 from .peft_tokens import check_tokens, token_rows
 from .safetensors_file import SafetensorsFile
 from .table_copies import without_copies
-from .torchtune_adapter import in_pefts_names, is_torchtune, with_pefts_targets
+from .tinker_adapter import is_tinker, with_trained_targets
+from .torchtune_adapter import is_torchtune, with_pefts_targets
 from .vera_adapter import sort_vera
 from .vera_projection import drawn_projection
 
@@ -130,7 +132,9 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
         return None, {}
     file = open_adapter(folder, diagnostics)
     if file and is_torchtune(file):
-        file, config = in_pefts_names(file, base, diagnostics), config and with_pefts_targets(config)
+        file, config = torchtune_adapter.in_pefts_names(file, base, diagnostics), config and with_pefts_targets(config)
+    elif file and is_tinker(file):
+        file, config = tinker_adapter.in_pefts_names(file), config and with_trained_targets(config, file)
     data = read_json(folder / CONFIG_FILE, Diagnostics()) or {}  # once more, for what no PeftConfig holds
     if file and config and is_vera(data):
         parts = sort_vera(file, base, partial(drawn_projection, data, config, base, folder, diagnostics), diagnostics)

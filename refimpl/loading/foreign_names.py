@@ -48,8 +48,8 @@ MARKS = {
     r"(^|\.)pretrained_model\.": "TRL's model with a value head is around it: save its pretrained_model",
     r"^lora_unet_|^lora_te|\.lora_down\.|\.lora_up\.": "a kohya (sd-scripts) file",
     r"\.lora\.(down|up)\.": "a diffusers file",
-    r"\.unembed_tokens\.|\.experts\.w[123]\.": "a Tinker adapter, whose unembed_tokens is lm_head: convert it with "
-    "tinker_cookbook.weights, which writes a merged model (build_hf_model) or PEFT's names",
+    r"\.unembed_tokens\.|\.experts\.w[123]\.": "a name of Tinker's, of a base that this one is not: another, or "
+    "tinker_cookbook.weights, which writes a merged model (build_hf_model)",
     r"^(model\.)?layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123])\.": "a mistral-finetune "
     "adapter: mistral_inference merges it (load_lora); as PEFT it needs other names, the rows of q and k in halves, "
     "and lora_alpha = scaling * rank",
