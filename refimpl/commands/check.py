@@ -4,6 +4,8 @@ import argparse
 import json
 import shlex
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--budget", type=float, metavar="SECONDS", help="ask no more after two thirds of this")
     add("--precision", default="float32", choices=[*TYPES, "auto"], help="what the engine is asked to compute in")
     add("--jobs", type=int, default=2, metavar="J", help="processes that make the numbers (default 2)")
+    add("--ray", metavar="ADDRESS|local", help="run engines and numbers on a Ray cluster; local: a new one, here")
+    add(
+        "--ray-engines", type=int, default=1, metavar="N", help="--ray: engines that are asked side by side (default 1)"
+    )
+    add(
+        "--ray-resources",
+        default="",
+        metavar="NAME=X,NAME=X",
+        help="--ray: what each engine is given, like CPU=4,GPU=1 (default CPU=1)",
+    )
     add("--no-power", action="store_true", help="do not look below the noise, nor at which bugs would have been seen")
     add("--reveal", action="store_true", help="blind:KEY: say which bug it is, and run nothing")
     add("--resume", type=Path, metavar="DIR", help="keep the answers here; go on with those that are there")
@@ -75,6 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=SERVED",
         help="openai_http: what it calls an adapter",
+    )
+    add(
+        "--clients",
+        type=int,
+        metavar="N",
+        help="openai_http: so many requests at once, strangers' beside the batch's own",
     )
     add("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the engine; again for more")
 
@@ -90,20 +108,23 @@ def run(args: argparse.Namespace) -> int:
         make_writable(args.report)
     if args.replay is not None:
         result, engine = checking.replay(args.replay, registry.make, args.engine, engine_options(args))
-        report = write(result, engine, {}, args)
+        report = write(result, engine, {}, args, None)
     else:
         settings = campaign_settings(args)
         engine, options = args.engine, engine_options(args)
         leave_out = args.without.split(",") if args.without else []
-        with tempfile.TemporaryDirectory() as scratch, Screen() as screen:
+        with ExitStack() as stack:
+            scratch, screen = stack.enter_context(tempfile.TemporaryDirectory()), stack.enter_context(Screen())
             work = args.resume or Path(scratch)
             make = lambda: checking.narrowed(make_engine(args, engine, options), leave_out)  # noqa: E731
+            if args.ray is not None:
+                make = stack.enter_context(on_ray(args, make))
             if args.resume is not None:
                 about = {"engine": engine, "model": args.model, "dtype": args.precision, "seed": args.seed}
                 archive.describe(work, about, make().capabilities)
             result = checking.check(make, args.model, adapters(args.adapter), settings, work, screen)
             checking.expect(result, engine, options)
-            report = write(result, engine, options, args)
+            report = write(result, engine, options, args, make)
     if engine == "learn" and result.verdict == "fail":
         report["chapter"] = chapter_of(args.replay or Path(report["repro"]))
     if args.json:
@@ -122,6 +143,22 @@ def make_engine(args: argparse.Namespace, name: str, options: dict[str, str]) ->
     from ..engines.ours_on_ranks import OursOnRanks
 
     return OursOnRanks(args.group, name, options)
+
+
+@contextmanager
+def on_ray(args: argparse.Namespace, make: Callable[[], Engine]) -> Iterator[Callable[[], Engine]]:
+    """Connect to the cluster; give what makes the engine there. RequestError for resources that are none."""
+    from ..oracle.ray_cluster import Engines, connected
+
+    resources: dict[str, float] = {}
+    for name, text in pairs("--ray-resources", "NAME=X", list(filter(None, args.ray_resources.split(",")))).items():
+        try:
+            resources[name] = float(text)
+        except ValueError:
+            raise RequestError(f"--ray-resources {name}={text}: {text} is no number") from None
+    engines = Engines(args.ray_engines, resources)
+    with connected(args.ray, engines, checking.folder_of_module(args.engine)):
+        yield engines.on_the_cluster(make)
 
 
 def chapter_of(repro: Path) -> str:
@@ -149,9 +186,11 @@ def campaign_settings(args: argparse.Namespace) -> CampaignSettings:
         args.cases = QUICK_CASES if args.quick else 50
     if args.sequences is None:
         args.sequences = QUICK_SEQUENCES if args.quick else 30
-    for name, least in (("cases", 0), ("sequences", 0), ("jobs", 1)):
+    for name, least in (("cases", 0), ("sequences", 0), ("jobs", 1), ("ray_engines", 1)):
         if getattr(args, name) < least:
-            raise RequestError(f"--{name} {getattr(args, name)} must be {least} or more")
+            raise RequestError(f"--{name.replace('_', '-')} {getattr(args, name)} must be {least} or more")
+    if args.ray is None and (args.ray_engines > 1 or args.ray_resources):
+        raise RequestError("--ray-engines and --ray-resources are for --ray ADDRESS|local")
     if args.cases + args.sequences == 0:
         raise RequestError("--cases 0 and --sequences 0: nothing would be asked")
     if args.budget is not None and not args.budget > 0:
@@ -164,6 +203,8 @@ def campaign_settings(args: argparse.Namespace) -> CampaignSettings:
         args.budget,
         args.precision,
         args.jobs,
+        args.ray_engines,
+        args.ray is not None,
         below=not (args.no_power or args.quick or blind),  # the power is a list of names, which has this one
         name_bug=not blind,
     )
@@ -194,9 +235,9 @@ def adapters(items: list[str]) -> dict[str, Path]:
 def engine_options(args: argparse.Namespace) -> dict[str, str]:
     """Return everything that is the engine's own concern."""
     options = pairs("--option", "KEY=VALUE", args.option)
-    for key, value in (("url", args.url), ("model-name", args.model_name)):
+    for key, value in (("url", args.url), ("model-name", args.model_name), ("clients", args.clients)):
         if value is not None:
-            options[key] = value
+            options[key] = str(value)
     if args.adapter_name:
         names = pairs("--adapter-name", "NAME=SERVED", args.adapter_name)
         options["adapters"] = ",".join(f"{name}={served}" for name, served in names.items())
@@ -216,14 +257,16 @@ def pairs(flag: str, form: str, items: list[str]) -> dict[str, str]:
     return values
 
 
-def write(result: Result, engine: str, options: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
+def write(
+    result: Result, engine: str, options: dict[str, str], args: argparse.Namespace, make: Callable[[], Engine] | None
+) -> dict[str, Any]:
     """Return the JSON; where a report is wanted, write the page as well.
 
     A failure is kept in any case, beside the report or in a temporary folder that stays."""
     repro = ""
     if result.explanation.smallest is not None:
         beside = args.report or Path(tempfile.mkdtemp(prefix="loracle-"))
-        repro = str(checking.keep(result, beside / "repro", engine, options, args.seed))
+        repro = str(checking.keep(result, beside / "repro", engine, options, args.seed, make))
     everything = summary(result, engine, repro)
     by_mutant = {key: everything[key] for key in ("power", "seen_from")}  # names of ours, some of which end in "token"
     report = without_secrets(everything) | by_mutant

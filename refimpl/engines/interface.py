@@ -47,6 +47,10 @@ class EngineError(LoracleError):
     """The engine could not be run at all: not installed, not reachable, refused the model. Exit 2, no verdict."""
 
 
+class EngineLost(EngineError):
+    """The machine that the engine ran on went away, which says nothing of the engine: ask a new one again."""
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What an engine can show, and which requests it can serve."""

@@ -9,9 +9,10 @@ both must see the same disk. Options, all of them text:
 
 url            http://host:port, or with /v1 behind
 model-name     what the server calls the base, if it has several
-adapters       NAME=SERVED,...: adapters that the server has already, by what it calls them
+adapters       NAME=SERVED,...: adapters that the server has already, by what it calls them; then it loads no other
 dialect        vllm, llama_server, sglang, trtllm; auto asks the server
 timeout        seconds that one try may take (120)
+clients        requests in flight while a batch is served: those of the batch, and strangers' (servers/strangers.py)
 retries        after a broken connection, a 429 or a 5xx (2)
 top-k          tokens per row, or all; by default all of up to 40,000, else the 1,000 greatest, or what is granted
 max-rank       of adapters, as the server was started; none of them reports it
@@ -34,12 +35,24 @@ from .servers.dialect import Dialect, models
 from .servers.llama_server import LlamaServer
 from .servers.reading import checked
 from .servers.sglang import SGLang
+from .servers.strangers import strangers
 from .servers.trtllm import TensorRTLLM
 from .servers.vllm import VLLM
 
 DIALECTS: dict[str, type[Dialect]] = {dialect.name: dialect for dialect in (VLLM, LlamaServer, SGLang, TensorRTLLM)}
 OWNERS = {"vllm": "vllm", "llamacpp": "llama_server", "sglang": "sglang", "tensorrt_llm": "trtllm"}  # in /v1/models
-OPTIONS = ("url", "model-name", "adapters", "dialect", "timeout", "retries", "top-k", "max-rank", "api-key-env")
+OPTIONS = (
+    "url",
+    "model-name",
+    "adapters",
+    "dialect",
+    "clients",
+    "timeout",
+    "retries",
+    "top-k",
+    "max-rank",
+    "api-key-env",
+)
 WHOLE = 40_000  # the largest vocabulary of which whole rows are requested: above, hundreds of megabytes of JSON each
 WIDTHS = (1000, 20, 5, 1)  # tokens per row to try else; 20 is vLLM's default limit, 5 is OpenAI's
 FORBIDDEN = (401, 403)
@@ -82,6 +95,7 @@ class OpenAIHTTP:
         )
         self.top_k = None if options.get("top-k") == "all" else _count("top-k", options)
         self.max_rank = _count("max-rank", options)
+        self.clients = _count("clients", options) or 0
 
     def start(self, settings: Settings) -> None:
         """Find out which server it is and what it can show, with requests for one token."""
@@ -94,7 +108,7 @@ class OpenAIHTTP:
         self.dialect = DIALECTS[name](self.client, self.options.get("model-name", ""), listed, self.vocab)
         if settings.prefix_caching and not self.dialect.caches():
             raise EngineError("prefix caching was asked for, and the server does not say that it has it")
-        self.dynamic = self.dialect.loads()
+        self.dynamic = not self.mapped and self.dialect.loads()
         self.width, prompt_rows, readout = self._readout()
         self.capabilities = replace(
             CAPABILITIES,
@@ -139,7 +153,9 @@ class OpenAIHTTP:
             self._adapters(request)
         if not requests:
             return []
-        with ThreadPoolExecutor(min(len(requests), self.settings.max_requests)) as threads:
+        count = min(len(requests), self.settings.max_requests)
+        beside = strangers(self.clients - count, requests, list(self.names), self._run)
+        with beside, ThreadPoolExecutor(count) as threads:
             return list(threads.map(self._run, requests))
 
     def reset(self) -> None:

@@ -21,10 +21,10 @@ from .cases import scenarios
 from .cases.case import Case, draw_batch, teacher_forced
 from .cases.testbed import Testbed
 from .cases.testbed import settings as testbed_settings
-from .diagnosis.candidate import Candidate, evaluate, suspicious
+from .diagnosis.candidate import Candidate, evaluate, in_words, suspicious
 from .diagnosis.power import power
-from .diagnosis.workers import error_ratios, measure_and_project, pool
-from .engine_driver import EngineDriver
+from .diagnosis.workers import error_ratios, measure_and_project
+from .engine_driver import EngineDriver, ask_all
 from .explain import CLOSELY, Context, explain, explain_below, locate_layers
 from .noise import precision as precisions
 from .noise.ceiling import ceilings
@@ -32,6 +32,7 @@ from .noise.ensemble import Member, ensemble, wider
 from .noise.measure import Sample
 from .noise.verdict import Thresholds, overall
 from .observer import Observer
+from .ray_cluster import executor
 from .repeatable import ask_twice
 from .reports.result import CampaignSettings, Explanation, PlayedCase, Result
 from .second_look import SecondLook
@@ -62,7 +63,7 @@ class Campaign:
         work: Path,
         observer: Observer | None = None,
     ) -> None:
-        self.driver = EngineDriver(make, testbed, work)
+        self.drivers = [EngineDriver(make, testbed, work) for _ in range(settings.engines)]
         self.testbed, self.settings, self.observer = testbed, settings, observer or Observer()
         self.capabilities = self.driver.capabilities
         self.members: tuple[Member, ...] = ensemble(testbed.dtype)
@@ -82,12 +83,13 @@ class Campaign:
         except KeyboardInterrupt:
             return self._known_by_now()
         finally:
-            self.driver.close()
+            for driver in self.drivers:
+                driver.close()
 
     def _run(self) -> Result:
         if self.settings.precision == "auto":
             self._infer()
-        with pool(self.testbed, self.settings.jobs) as workers:
+        with executor(self.testbed, self.settings) as workers:
             played = self._run_all(workers)
             thresholds = judge_all(played)
             self.observer.judge(played, thresholds)
@@ -137,8 +139,7 @@ class Campaign:
     def _run_all(self, workers: Executor) -> list[PlayedCase]:
         began = time.monotonic()
         total = self.settings.cases + self._sequences
-        for case, settings in self._cases():
-            exchanges = self.driver.exchanges(case, settings)
+        for case, settings, exchanges in ask_all(self.drivers, self._cases()):
             self._pending.append(Asked(case, settings, workers.submit(error_ratios, case, exchanges, self.members)))
             self.observer.advance("asking", len(self._pending), total)
             if len(self._pending) == 1 and total > 1 and all(exchange.response.error for exchange in exchanges):
@@ -173,6 +174,11 @@ class Campaign:
         return draw_batch(self.testbed, self.capabilities, rng, f"batch {i}")
 
     @property
+    def driver(self) -> EngineDriver:
+        """The one that is asked whatever is asked after the cases."""
+        return next((driver for driver in self.drivers if not driver.lost), self.drivers[0])
+
+    @property
     def _sequences(self) -> int:
         return self.settings.sequences if {"load", "prefix_cache"} & self.capabilities.operations else 0
 
@@ -189,7 +195,8 @@ class Campaign:
         cases = [self._batch(i) for i in range(INFERRED_FROM)]
         dtype = precisions.infer([(case, self.driver.exchanges(case, settings)) for case in cases], self.testbed)
         self.testbed, self.members = self.testbed.in_dtype(dtype), ensemble(dtype)
-        self.driver.testbed = self.testbed
+        for driver in self.drivers:
+            driver.testbed = self.testbed
         self.diagnostics.append(f"precision: the engine computes in {dtype}")
 
     def _lower_precision(self, played: Sequence[PlayedCase], thresholds: Thresholds, workers: Executor) -> Thresholds:
@@ -243,7 +250,7 @@ class Campaign:
         hidden = suspicious(result.candidates)
         if hidden and result.verdict != "fail":
             result.verdict = "fail"
-            self.diagnostics.append(_below_in_words(hidden, len(chosen)))
+            self.diagnostics.append(in_words(hidden, len(chosen)))
         self.seconds["below the noise"] = time.monotonic() - began
 
     def _project_all(self, chosen: Sequence[PlayedCase], noisier: float, workers: Executor) -> list[Candidate]:
@@ -288,12 +295,3 @@ class Campaign:
         if any(one.verdict == "fail" for one in result.played):
             return explain(context, result.played)
         return explain_below(context, result.played, self._chosen(result.played), result.candidates)
-
-
-def _below_in_words(hidden: Sequence[Candidate], cases: int) -> str:
-    worst = max(hidden, key=lambda one: abs(one.projection.score))
-    projection = worst.projection
-    return (
-        f"below the noise: {worst.mutant.name} with c = {projection.coefficient:.3g} ± {projection.sigma:.1g} "
-        f"({abs(projection.score):.0f} sigma) in {cases} cases"
-    )

@@ -1,9 +1,12 @@
 """The engine's life cycle in a campaign: started as each case needs it, restarted when that changes, asked, closed."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
-from ..engines.interface import Engine, Settings
+from ..engines.interface import Engine, EngineLost, Settings
 from .cases import archive
 from .cases.case import Case, Exchange, play, prepare
 from .cases.testbed import Testbed
@@ -18,6 +21,7 @@ class EngineDriver:
         self.make, self.testbed, self.work = make, testbed, work
         self.engine = make()
         self.capabilities = self.engine.capabilities
+        self.lost = False  # is there no machine left for its engine?
         self._state: tuple[Settings, bool] | None = None  # how it was started, and whether adapters are loaded
 
     def exchanges(self, case: Case, settings: Settings, kept_in: str = "answers") -> list[Exchange]:
@@ -33,6 +37,13 @@ class EngineDriver:
 
     def run(self, case: Case, settings: Settings) -> list[Exchange]:
         """Run the case now. A batch finds every adapter of the testbed loaded, a sequence none."""
+        try:
+            return self._run(case, settings)
+        except EngineLost:
+            self.engine, self._state = self.make(), None
+            return self._run(case, settings)
+
+    def _run(self, case: Case, settings: Settings) -> list[Exchange]:
         if self._state is None or self._state[0] != settings:
             self._restart(settings)
         fresh = case.stateless and getattr(self.engine, "new_for_each_batch", False)
@@ -67,3 +78,44 @@ class EngineDriver:
     def close(self) -> None:
         """Stop the engine."""
         self.engine.close()
+
+
+def ask_all(
+    drivers: Sequence[EngineDriver], cases: Iterable[tuple[Case, Settings]]
+) -> Iterator[tuple[Case, Settings, list[Exchange]]]:
+    """Yield each case with its requests and responses, in order. Several drivers work side by side, each on a case.
+
+    A driver whose engine is lost for good leaves its case to another, and is not asked again."""
+    if len(drivers) == 1:
+        yield from ((case, settings, drivers[0].exchanges(case, settings)) for case, settings in cases)
+        return
+    idle: SimpleQueue[EngineDriver | None] = SimpleQueue()
+    for driver in drivers:
+        idle.put(driver)
+
+    def ask(case: Case, settings: Settings) -> list[Exchange]:
+        while (driver := idle.get()) is not None:
+            try:
+                exchanges = driver.exchanges(case, settings)
+            except EngineLost:
+                driver.lost = True
+                if all(one.lost for one in drivers):  # let those that wait for one go on, and say the same
+                    idle.put(None)
+            except BaseException:
+                idle.put(driver)
+                raise
+            else:
+                idle.put(driver)
+                return exchanges
+        idle.put(None)
+        raise EngineLost("every engine is lost, and no machine has place for another")
+
+    begun: deque[tuple[Case, Settings, Future[list[Exchange]]]] = deque()
+    with ThreadPoolExecutor(len(drivers)) as threads:
+        for case, settings in cases:
+            begun.append((case, settings, threads.submit(ask, case, settings)))
+            if len(begun) > len(drivers):  # one case ahead of those that are being asked
+                case, settings, exchanges = begun.popleft()
+                yield case, settings, exchanges.result()
+        for case, settings, exchanges in begun:
+            yield case, settings, exchanges.result()

@@ -35,6 +35,16 @@ def suspicious(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [one for one in candidates if not abs(one.projection.score) <= limit(tested)]
 
 
+def in_words(hidden: Sequence[Candidate], cases: int) -> str:
+    """Return the line that says which of the suspicious ones is clearest, and how clear."""
+    worst = max(hidden, key=lambda one: abs(one.projection.score))
+    projection = worst.projection
+    return (
+        f"below the noise: {worst.mutant.name} with c = {projection.coefficient:.3g} ± {projection.sigma:.1g} "
+        f"({abs(projection.score):.0f} sigma) in {cases} cases"
+    )
+
+
 def explains(candidate: Candidate) -> bool:
     """Is what it leaves about noise, and far less than there was?
 

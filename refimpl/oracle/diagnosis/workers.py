@@ -41,11 +41,11 @@ def pool(testbed: Testbed, jobs: int) -> Iterator[Executor]:
     """Give as many processes, or this one. An exception in the block (Ctrl-C is one) ends them at once: nobody waits
     for what is queued."""
     if jobs <= 1:
-        _adopt(testbed)
+        adopt(testbed)
         yield InProcess()
         return
     others = set(multiprocessing.active_children())
-    workers = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _adopt, (testbed,))
+    workers = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), adopt, (testbed,))
     try:
         with _deaf_to_ctrl_c():
             for _ in range(jobs):  # each submission starts a process
@@ -74,7 +74,8 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _adopt(testbed: Testbed) -> None:
+def adopt(testbed: Testbed) -> None:
+    """Let the functions below work on this testbed, in this process."""
     global _testbed
     _testbed = testbed
 
