@@ -68,6 +68,10 @@ class Family:
     local_rope: Callable[[Keys, Rope], Rope] | None = None  # of sliding layers, from the keys and the others' rope
     respelt: Callable[[dict[str, Any]], dict[str, Any]] = lambda data: data  # old spellings of config.json -> new ones
     other_types: tuple[str, ...] = ()  # further names of model_type under which models of the class are published
+    # How other programs hold rows of q and k: torchtune turns halves of a head or neighbours; Megatron (NeMo) has
+    # q, k and v together, group by group. "" and False: not known, and its adapters are refused by name.
+    torchtune: str = ""
+    megatron: bool = False
     called: tuple[str, ...] = ()  # words in the names of its checkpoints that are of another model_type
     wrappers: tuple[tuple[str, str], ...] = ()  # class and model_type of models of images whose text_config this can be
 

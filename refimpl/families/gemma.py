@@ -42,6 +42,8 @@ GEMMA = Family(
     biases=BIASES,
     read=read,
     activations={**TANH, "gelu": "gelu_tanh"},  # what "gelu" means in the first checkpoints
+    torchtune="neighbours",
+    megatron=True,
 )
 GEMMA2 = Family(
     "Gemma2ForCausalLM",
@@ -62,6 +64,8 @@ GEMMA2 = Family(
     obeys=OBEYS,
     activations=TANH,
     slides=lambda keys, layer: layer % 2 == 0,
+    torchtune="neighbours",
+    megatron=True,
 )
 GEMMA3 = Family(
     "Gemma3ForCausalLM",

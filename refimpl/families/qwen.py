@@ -4,6 +4,8 @@ Qwen2: q, k and v have a bias, which no key says. Qwen3: no such bias, but a nor
 rotation. Both have a window only behind the flag use_sliding_window, and only in the layers from max_window_layers on.
 """
 
+from typing import Any
+
 from ..config import ATTENTION_MODULES, Norms
 from .family import QKV, Family, Keys
 
@@ -24,7 +26,17 @@ def slides(keys: Keys, layer: int) -> bool:
 
 
 ONEVISION = (("LlavaOnevisionForConditionalGeneration", "llava_onevision"),)
-QWEN2 = Family("Qwen2ForCausalLM", "qwen2", DEFAULTS, {"biased": QKV}, obeys=OBEYS, slides=slides, wrappers=ONEVISION)
+ELSEWHERE: dict[str, Any] = {"torchtune": "halves", "megatron": True}
+QWEN2 = Family(
+    "Qwen2ForCausalLM",
+    "qwen2",
+    DEFAULTS,
+    {"biased": QKV},
+    obeys=OBEYS,
+    slides=slides,
+    **ELSEWHERE,
+    wrappers=ONEVISION,
+)
 QWEN3 = Family(
     "Qwen3ForCausalLM",
     "qwen3",
@@ -33,5 +45,6 @@ QWEN3 = Family(
     biases={"attention_bias": ATTENTION_MODULES},
     obeys=OBEYS,
     slides=slides,
+    **ELSEWHERE,
 )
 FAMILIES = (QWEN2, QWEN3)

@@ -10,8 +10,9 @@ from typing import Any
 
 from ..adapter import PeftConfig
 from ..config import ModelConfig
-from ..families import FAMILIES, Family
+from ..families import FAMILIES
 from .diagnostics import Diagnostics, shown
+from .families import families_of
 from .json_file import read_json
 
 # How quantised checkpoints are called: GPTQ, AWQ, FP8, bnb-4bit, 4bit, int8, w4a16, nf4, 4.0bpw, Q4_K_M, ...
@@ -87,11 +88,6 @@ def is_of_another_family(name: str, model_type: str) -> bool:
     numbers = {words[word] for word in near} - {None}
     others = {word_of(family.model_type)[1] for family in FAMILIES.values() if word_of(family.model_type)[0] in near}
     return number is not None and bool(numbers) and number not in numbers and numbers <= others
-
-
-def families_of(model_type: str) -> list[Family]:
-    """Return the families of this model_type: of some there are several classes."""
-    return [family for family in FAMILIES.values() if family.model_type == model_type]
 
 
 def word_of(model_type: str) -> tuple[str, str | None]:

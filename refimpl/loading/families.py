@@ -67,6 +67,11 @@ def family_of(file: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> 
     return family, name in WRAPPERS
 
 
+def families_of(model_type: str) -> list[Family]:
+    """Return the families of this model_type: of some there are several classes."""
+    return [family for family in FAMILIES.values() if family.model_type == model_type]
+
+
 def meant(named: object, model_type: object) -> str:
     """Return '; did you mean NAME?' for a misspelt class, or model_type: one with another number is another model."""
     given = (named[0] if isinstance(named, list) else None) if named else model_type

@@ -20,8 +20,10 @@ import numpy as np
 from ..adapter import PeftConfig
 from ..arrays import Array
 from ..config import ModelConfig, Module
+from ..families import FAMILIES
 from .adapter_pairs import Scaled, checked_pairs, config_and_parts
 from .diagnostics import Diagnostics, shown
+from .families import families_of
 from .json_file import is_integer, is_number
 from .nemo_file import CONFIG, open_nemo
 from .peft_tensors import Part, Parts
@@ -60,10 +62,10 @@ def read_nemo_adapter(
         return None, {}
     file = opened.tensors
     alpha = _alpha(file.path, opened.config, diagnostics)
-    if base is not None and base.beyond_llama:
-        diagnostics.problem(
-            file.path, f"NeMo's names are known here for Llama and Mistral; the base has {base.beyond_llama[0]}"
-        )
+    if base is not None and not has_megatrons_rows(base):
+        names = ", ".join(sorted({family.model_type for family in FAMILIES.values() if family.megatron}))
+        what = f"the base is {base.model_type}" if base.model_type else f"the base has {base.beyond_llama[0]}"
+        diagnostics.problem(file.path, f"NeMo's names are known here for {names}; {what}")
     halves: dict[Module, dict[str, Part]] = {}
     for name, kind in file.stored.items() if len(diagnostics.problems) == before else ():
         match = NAME.fullmatch(name)
@@ -89,6 +91,14 @@ def read_nemo_adapter(
         A, B = halves[module]["A"], halves[module]["B"]
         pairs[module] = Scaled(A, B, A.array.shape[0] if alpha is None else alpha)
     return config_and_parts(pairs, base.num_hidden_layers if base else 1 + max(layer for layer, _ in sound))
+
+
+def has_megatrons_rows(base: ModelConfig) -> bool:
+    """Whether linear_qkv of this base is known: Megatron-Bridge's QKVMapping is one for all of these families. A base
+    that does not say of which it is, is a Llama where it is like one."""
+    families = families_of(base.model_type)
+    alike = families[0].megatron if families else not base.beyond_llama
+    return alike and not base.moe and not base.wrapped
 
 
 def _alpha(file: Path, config: dict[str, Any], diagnostics: Diagnostics) -> float | None:

@@ -4,10 +4,11 @@
     layers.3.mlp.w1.lora_b.weight             ....mlp.gate_proj.lora_B.weight
     output.magnitude                          lm_head.lora_magnitude_vector
 
-torchtune turns neighbouring channels of a head, where transformers turns channel i and channel i + head_dim / 2. So
-rows of q and k, and with them those of lora_b and of magnitudes, are interleaved (models/convert_weights.py,
-tune_to_peft_adapter_weights), as they are in GGUF files (gguf_names.py). Its checkpointer writes these names as a
-pickle, adapter_0.pt; here they are what somebody has made safetensors of.
+Of Llama and Gemma torchtune turns neighbouring channels of a head, where transformers turns channel i and channel i +
+head_dim / 2. So rows of q and k, and with them those of lora_b and of magnitudes, are interleaved
+(models/convert_weights.py, tune_to_peft_adapter_weights), as they are in GGUF files (gguf_names.py). Of Qwen it turns
+what transformers does (models/qwen2/_convert_weights.py). Phi-3 has q, k and v apart there, and fused here: refused.
+Its checkpointer writes these names as a pickle, adapter_0.pt; here they are what somebody has made safetensors of.
 """
 
 import os
@@ -18,12 +19,15 @@ from pathlib import Path
 from ..adapter import PeftConfig
 from ..arrays import Array
 from ..config import ModelConfig
+from ..families import FAMILIES
 from .adapter_place import WEIGHTS_FILE
 from .diagnostics import Diagnostics
+from .families import families_of
 from .foreign_names import PREFIX
 from .gguf_names import half_split, rotary_heads
 from .safetensors_file import SafetensorsFile, open_safetensors
 
+NEIGHBOURS = "neighbours"
 MODULES = {
     "attn.q_proj": "self_attn.q_proj",
     "attn.k_proj": "self_attn.k_proj",
@@ -48,19 +52,29 @@ def is_torchtune(file: SafetensorsFile) -> bool:
 
 def in_pefts_names(file: SafetensorsFile, base: ModelConfig | None, diagnostics: Diagnostics) -> SafetensorsFile:
     """The file under PEFT's names, with the rows of q and k in PEFT's order; without a base, as they lie."""
-    if base is not None and base.beyond_llama:
-        field = base.beyond_llama[0]
-        diagnostics.problem(
-            file.path, f"torchtune's order of rows is known here for Llama and Mistral; the base has {field}"
-        )
+    order = order_of_rows(base) if base else NEIGHBOURS
+    if base and not order:
+        known_for = ", ".join(sorted({family.model_type for family in FAMILIES.values() if family.torchtune}))
+        what = f"the base is {base.model_type}" if base.model_type else f"the base has {base.beyond_llama[0]}"
+        diagnostics.problem(file.path, f"torchtune's order of rows is known here for {known_for}; {what}")
     names = {name: _peft_name(name) for name in file.stored}
     return SafetensorsFile(
         file.path,
-        {names[name]: _in_order(name, x, base) for name, x in file.tensors.items()},
+        {names[name]: _in_order(name, x, base if order == NEIGHBOURS else None) for name, x in file.tensors.items()},
         {},
         {names[name]: kind for name, kind in file.stored.items()},
         {names[name]: shape for name, shape in file.shapes.items()},
     )
+
+
+def order_of_rows(base: ModelConfig) -> str:
+    """Return which channels of a head torchtune turns together, "neighbours" or "halves"; "" where that is not known.
+
+    A base that does not say of which family it is, is a Llama where it is like one."""
+    if base.moe or base.wrapped:
+        return ""
+    families = families_of(base.model_type)
+    return families[0].torchtune if families else "" if base.beyond_llama else NEIGHBOURS
 
 
 def holds_torchtune(folder: Path) -> bool:

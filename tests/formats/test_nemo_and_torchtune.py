@@ -102,6 +102,17 @@ def test_a_nemo_file_is_the_same_adapter(tmp_path: Path, nemo2: bool, mode: str)
     same(load_adapter(folder, SHAPE), adapter)
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "gemma", "gemma2"])
+def test_nemo_on_other_families(tmp_path: Path, model_type: str) -> None:
+    base = dataclasses.replace(SHAPE, model_type=model_type, norms=Norms(q="q_norm", k="k_norm"))
+    adapter = plain()
+    for i, nemo2 in enumerate((False, True)):
+        adapter_read = load_adapter(nemo(tmp_path / f"{i}.nemo", nemo_tensors(adapter, nemo2)), base)
+        for module, lora in adapter.lora.items():
+            read = adapter_read.lora[module]
+            assert np.array_equal(read.A, lora.A) and np.array_equal(read.B, lora.B)
+
+
 def test_the_canonical_form_of_nemo(tmp_path: Path) -> None:
     """q, k and v apart, and no alpha: the scale is 1."""
     adapter = plain(("q_proj", "k_proj", "v_proj"))
@@ -152,7 +163,7 @@ def test_nemo_needs_the_base(tmp_path: Path) -> None:
     assert "give --model DIR" in inspect(path).problems[0]
     with refused(AdapterError, "only the base knows: give --model DIR"):
         convert(path, tmp_path / "out", "peft")
-    with refused(AdapterError, "known here for Llama and Mistral; the base has norms"):
+    with refused(AdapterError, "known here for gemma, gemma2, llama, mistral, qwen2, qwen3; the base has norms"):
         load_adapter(path, dataclasses.replace(SHAPE, norms=Norms(q="q_norm")))
 
 
@@ -162,12 +173,12 @@ NAMES = {
 }  # fmt: skip
 
 
-def torchtune(folder: Path, adapter: Adapter, **changes: Any) -> Path:
+def torchtune(folder: Path, adapter: Adapter, interleaved: bool = True, **changes: Any) -> Path:
     """The folder with torchtune's names, and the rows of q and k as its rope has the channels: 0, 4, 1, 5, ..."""
     tensors = {}
     for (layer, name), lora in adapter.lora.items():
         B, magnitude = lora.B, lora.magnitude
-        if name in ("q_proj", "k_proj"):
+        if interleaved and name in ("q_proj", "k_proj"):
             order = [8 * (row // 8) + row % 8 // 2 + 4 * (row % 2) for row in range(len(B))]
             B, magnitude = B[order], None if magnitude is None else magnitude[order]
         prefix = f"layers.{layer}.{NAMES[name]}"
@@ -195,8 +206,23 @@ def test_torchtunes_own_names_are_the_same_adapter(tmp_path: Path, dora: bool) -
     folder = torchtune(tmp_path / "tune", adapter, use_dora=dora)
     same(load_adapter(folder, SHAPE), adapter)
     assert inspect(folder, SHAPE).ok
-    with refused(AdapterError, "order of rows is known here for Llama and Mistral; the base has norms"):
+    with refused(AdapterError, "order of rows is known here for gemma, gemma2, llama, mistral", "the base has norms"):
         load_adapter(folder, dataclasses.replace(SHAPE, norms=Norms(q="q_norm")))
+    with refused(AdapterError, "qwen2, qwen3; the base is phi3"):
+        load_adapter(folder, dataclasses.replace(SHAPE, model_type="phi3"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "interleaved"), [("gemma", True), ("gemma2", True), ("qwen2", False), ("qwen3", False)]
+)
+def test_torchtunes_rows_of_other_families(tmp_path: Path, model_type: str, interleaved: bool) -> None:
+    """Of Qwen torchtune turns halves, as transformers does: nothing is put in another order."""
+    adapter, base = plain(), dataclasses.replace(SHAPE, model_type=model_type, norms=Norms(q="q_norm", k="k_norm"))
+    adapter_read = load_adapter(torchtune(tmp_path / "tune", adapter, interleaved), base)
+    for module, lora in adapter.lora.items():
+        assert np.array_equal(adapter_read.lora[module].A, lora.A) and np.array_equal(
+            adapter_read.lora[module].B, lora.B
+        )
 
 
 @pytest.mark.parametrize("to", FORMATS)
