@@ -13,7 +13,7 @@ says by how much a choice was made.
 import numpy as np
 
 from .arrays import Array, Float, Int, Precision, namespace, rounded
-from .config import Moe
+from .config import Groups, Moe
 from .plans import Index
 
 TINY = 1e-20  # added to a sum of scores that may all be 0: what transformers adds
@@ -85,12 +85,16 @@ def within_groups(choice: Float[Array, "tokens experts"], moe: Moe) -> Float[Arr
     if moe.groups is None:
         return choice
     xp, tokens = namespace(choice), choice.shape[0]
-    grouped = choice.reshape(tokens, moe.groups.number, -1)
-    goodness = xp.sort(grouped, axis=2)[:, :, ::-1][:, :, : moe.groups.best].sum(axis=2)
-    dropped = best_first(goodness)[:, moe.groups.kept :]
-    grouped = grouped.copy()
+    dropped = best_first(group_scores(choice, moe.groups))[:, moe.groups.kept :]
+    grouped = choice.reshape(tokens, moe.groups.number, -1).copy()
     grouped[xp.arange(tokens)[:, None], dropped] = -np.inf
     return grouped.reshape(choice.shape)
+
+
+def group_scores(choice: Float[Array, "tokens experts"], groups: Groups) -> Float[Array, "tokens groups"]:
+    """How good each group is: the sum of its best scores."""
+    grouped = choice.reshape(choice.shape[0], groups.number, -1)
+    return namespace(choice).sort(grouped, axis=2)[:, :, ::-1][:, :, : groups.best].sum(axis=2)
 
 
 def best_first(x: Float[Array, "tokens n"]) -> Int[Array, "tokens n"]:
@@ -101,14 +105,22 @@ def best_first(x: Float[Array, "tokens n"]) -> Int[Array, "tokens n"]:
 def margin(
     logits: Float[Array, "tokens experts"], correction: Float[Array, " experts"] | None, moe: Moe
 ) -> Float[Array, " tokens"]:
-    """By how much the last expert that a token chose was better than the best that it did not: 0 is a tie, and inf
-    where all are chosen. In units of the scores that are chosen by."""
+    """By how much the last expert that a token chose was better than the best that it did not, or the last group, if
+    that is less: 0 is a tie, and inf where all are chosen. In units of the scores that are chosen by."""
     scores = scores_of(logits, moe)
-    choice = within_groups(scores if correction is None else scores + correction, moe)
-    if moe.top_k == moe.experts:
-        return namespace(logits).full(len(logits), np.inf)
-    ordered = -namespace(logits).sort(-choice, axis=1)
-    return ordered[:, moe.top_k - 1] - ordered[:, moe.top_k]
+    choice = scores if correction is None else scores + correction
+    of_experts = lead(within_groups(choice, moe), moe.top_k)
+    if moe.groups is None:
+        return of_experts
+    return namespace(logits).minimum(of_experts, lead(group_scores(choice, moe.groups), moe.groups.kept))
+
+
+def lead(x: Float[Array, "tokens n"], kept: int) -> Float[Array, " tokens"]:
+    """By how much the last of each row's best is above the next; inf where there is none."""
+    if kept == x.shape[1]:
+        return namespace(x).full(len(x), np.inf)
+    ordered = -namespace(x).sort(-x, axis=1)
+    return ordered[:, kept - 1] - ordered[:, kept]
 
 
 def expert_sum_per_token(

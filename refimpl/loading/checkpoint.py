@@ -78,6 +78,8 @@ def open_checkpoint(path: Path, config: ModelConfig | None, diagnostics: Diagnos
     expected = expected_tensors(config) if config else None
     tensors: dict[str, Tensor] = {}
     for name, tensor in stored:
+        if expected and not tensor.size and name not in expected:
+            continue  # transformers writes an MLP of width 0 where there are no shared experts
         if problem := _tensor_problem(name, tensor, expected, tensors):
             diagnostics.problem(tensor.file, f"tensor {tensor.name} {problem}")
         else:

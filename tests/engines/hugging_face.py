@@ -51,7 +51,7 @@ def randomise_base(model: "torch.nn.Module", seed: int) -> None:
             if "norm" in name:
                 noise = 1 + 0.2 * noise
             elif parameter.ndim == 2 and "embed_tokens" not in name:
-                noise *= (3 if "lm_head" in name else 1) / np.sqrt(parameter.shape[1])
+                noise *= (3 if "lm_head" in name else 1) / np.sqrt(max(parameter.shape[1], 1))
             elif parameter.ndim == 1:
                 noise *= 0.3
             parameter.copy_(torch.as_tensor(noise))

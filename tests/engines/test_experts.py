@@ -156,10 +156,15 @@ def config_of(case: str) -> hf.Config:
 
 
 def write(folder: Path, case: str, dtype: str = "float32") -> Path:
-    """Write the base of a case, with corrections of the choice that are not 0."""
-    hf.write_model(config_of(case), folder, seed=len(case), dtype=dtype)
+    """Write the base of a case."""
+    return write_base(folder, config_of(case), len(case), dtype)
+
+
+def write_base(folder: Path, config: hf.Config, seed: int, dtype: str = "float32") -> Path:
+    """Write a random base, with corrections of the choice that are not 0."""
+    hf.write_model(config, folder, seed, dtype)
     tensors = load_file(folder / "model.safetensors")
-    rng = np.random.default_rng(len(case))
+    rng = np.random.default_rng(seed)
     for name, x in tensors.items():
         if name.endswith("e_score_correction_bias"):
             x[:] = rng.standard_normal(x.shape) / 3

@@ -546,6 +546,18 @@ def test_experts_are_read_one_by_one_or_stacked(tmp_path: Path, spelling: str) -
             load_model(tmp_path)
 
 
+def test_no_shared_experts_are_an_mlp_of_width_0(tmp_path: Path) -> None:
+    """What transformers writes for n_shared_experts 0. A tensor that holds numbers is refused all the same."""
+    config = load_config(write_config(tmp_path, "Glm4MoeForCausalLM", n_shared_experts=0))
+    tensors = {name: np.ones(shape, np.float32) for name, shape in expected_tensors(config).items()}
+    name = "model.layers.1.mlp.shared_experts.up_proj.weight"
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors | {name: np.ones((0, 12), np.float32)}))
+    assert load_model(tmp_path).config.moe == config.moe and config.moe and config.moe.shared is None
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors | {name: np.ones((1, 12), np.float32)}))
+    with refused(WeightsError, f"tensor {name} [1, 12] is not one of the model's"):
+        load_model(tmp_path)
+
+
 def test_layers_that_predict_further_tokens_are_not_read(tmp_path: Path) -> None:
     config = load_config(write_config(tmp_path, "Glm4MoeForCausalLM"))
     tensors = {name: np.ones(shape, np.float32) for name, shape in expected_tensors(config).items()}

@@ -75,6 +75,26 @@ def test_the_margin_of_a_choice() -> None:
     assert np.isinf(margin(logits, None, Moe(4, 4, 1))).all()
 
 
+def test_two_groups_may_tie_where_no_experts_do() -> None:
+    moe = Moe(4, 1, 1, "softmax_of_chosen", groups=Groups(2, 1, 2))
+    np.testing.assert_allclose(margin(np.array([[5.0, 0.0, 4.0, 1.0], [5.0, 0.0, 4.0, 0.5]]), None, moe), [0.0, 0.5])
+
+
+@given(router_outputs(), st.integers(0, 99))
+def test_no_smaller_change_of_the_scores_changes_the_choice(
+    example: tuple[Moe, np.ndarray, np.ndarray | None], seed: int
+) -> None:
+    """A score may fall and another rise, those of a group together."""
+    moe, logits, correction = example
+    correction = np.zeros(moe.experts) if correction is None else correction
+    change = np.random.default_rng(seed).choice([-0.49, 0.49], moe.experts) / (moe.groups.best if moe.groups else 1)
+    margins = margin(logits, correction, moe)
+    chosen = np.sort(route(logits, correction, moe, P64)[0])
+    for i in np.flatnonzero(margins > 1e-9):
+        moved = correction + change * min(margins[i], 1.0)
+        np.testing.assert_array_equal(np.sort(route(logits, moved, moe, P64)[0])[i], chosen[i])
+
+
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99), st.sampled_from(["float64", "bfloat16"]))
 def test_expert_sum_is_its_definition(tokens: int, chosen: int, seed: int, dtype: str) -> None:
     rng, p = np.random.default_rng(seed), Precision("model", dtype)
