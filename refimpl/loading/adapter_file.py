@@ -1,5 +1,6 @@
 """The tensors of a PEFT folder: one file, or shards of it, which transformers can write and PEFT does not read."""
 
+import os
 from pathlib import Path
 
 from .adapter_place import WEIGHTS_FILE
@@ -18,7 +19,7 @@ def open_adapter(folder: Path, diagnostics: Diagnostics) -> SafetensorsFile | No
     """Map the folder's tensors, or return None with what is wrong noted: nothing in it counts as wrong."""
     before = len(diagnostics.problems)
     paths = [folder / WEIGHTS_FILE]
-    if not paths[0].exists():
+    if not os.path.lexists(paths[0]):
         paths = checkpoint_files(folder, diagnostics, WEIGHTS_FILE)
     files = [file for path in paths if (file := open_safetensors(path, diagnostics))]
     if len(diagnostics.problems) > before or not files:

@@ -168,7 +168,7 @@ def _cause(file: SafetensorsFile, parts: Parts, base: ModelConfig | None, diagno
     """What is behind many problems at once: names in another form, or another base."""
     if not parts and (cause := common_cause(file, base)):
         return cause
-    if base is None or not (other := _other_base(file, base)):
+    if base is None or not (other := _turned(file) or _other_base(file, base)):
         return None
     first = next((text for text in diagnostics.problems if text.startswith(str(file.path))), "")
     return f"{other} ({first.removeprefix(f'{file.path}: ')})" if first else other
@@ -181,6 +181,19 @@ def _warned(
     if parts and all(tensors.keys() == {"A", "B"} and not tensors["B"].array.any() for tensors in parts.values()):
         diagnostics.warn(path, "every B is zero: the adapter changes nothing")
     return config, parts
+
+
+def _turned(file: SafetensorsFile) -> str | None:
+    """A sentence, if every A is [d, r] and every B [r, d], where they should be [r, d] and [d, r]."""
+    shapes = [
+        (A, file.shapes.get(name.replace("lora_A", "lora_B"), ()))
+        for name, A in file.shapes.items()
+        if "lora_A" in name
+    ]
+    pairs = [(A, B) for A, B in shapes if len(A) == len(B) == 2]
+    if all(A[0] == B[1] for A, B in pairs) or any(A[1] != B[0] for A, B in pairs):
+        return None
+    return f"lora_A is {list(pairs[0][0])} and lora_B {list(pairs[0][1])}: they are transposed, or each is the other"
 
 
 def _other_base(file: SafetensorsFile, base: ModelConfig) -> str | None:

@@ -75,7 +75,9 @@ def not_an_adapter(path: Path) -> str | None:
         return f"has no {CONFIG_FILE}: it has a config.json, and is a whole model; a merged adapter is one, too"
     files = [file.name for file in sorted(path.glob("*.safetensors"))]
     if files:
-        return f"has {files[0]} but no {CONFIG_FILE}: without it the scale (lora_alpha) is unknown"
+        near = [file.name for file in sorted(path.glob("*config*")) if file.is_file()]
+        hint = f" ({near[0]} is there: is it that?)" if near else ""
+        return f"has {files[0]} but no {CONFIG_FILE}{hint}: without it the scale (lora_alpha) is unknown"
     if os.path.exists(path / "trainer_state.json"):
         return f"has no {CONFIG_FILE}; trainer_state.json is of a training that has saved no adapter here"
     return f"has no {CONFIG_FILE}"
@@ -93,7 +95,7 @@ def _no_folder(path: Path) -> str:
 
 def _without_weights(folder: Path) -> str | None:
     """What a folder has in place of the weights, if they are not there."""
-    if os.path.exists(folder / WEIGHTS_FILE) or os.path.exists(folder / f"{WEIGHTS_FILE}.index.json"):
+    if os.path.lexists(folder / WEIGHTS_FILE) or os.path.exists(folder / f"{WEIGHTS_FILE}.index.json"):
         return None
     if sign := _sign(folder, WEIGHTS_FILE):
         return sign

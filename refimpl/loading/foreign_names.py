@@ -58,10 +58,13 @@ MARKS = {
     r"\.adapter_layer\.|\.linear_(in|out)\.weight$|\.adapter\.linear_": "a NeMo or Megatron name: give the .nemo file",
     r"^transformer\.|^unet\.|^text_encoder": "an adapter of a picture model: loracle draw",
     r"original_module": "a module that PEFT replaced and should not have saved",
-    r"modules_to_save|\.default(\.|$)": "saved with the adapter's name left in; use save_pretrained",
+    r"modules_to_save|\.default(\.|$)|\.lora_[AB]\.(?!weight$|bias$)\w+(\.weight|\.bias)?$": "saved with the adapter's "
+    "name left in; use save_pretrained",
+    r"\.lora_[AB]$": "the end .weight is missing, which PEFT's names have",
+    r"\.lora_[ab]\.weight$": "PEFT spells it lora_A and lora_B; lora_a is torchtune's, whose other names differ, too",
     r"(^|\.)(score|classifier|pre_classifier|qa_outputs|reward_head|regression_head)\.": "a classification head",
     r"(^|\.)(v_head|value_head)\.": "a value head, of training alone",
-    r"\.experts?\.": "LoRA on experts (target_parameters), which the base has not, or calls otherwise",
+    r"\.experts?\..*lora_": "LoRA on experts (target_parameters), which the base has not, or calls otherwise",
     r"(^|\.)(prompt_encoder|prompt_embeddings)": "a prompt tuning, no LoRA",
 }
 
@@ -77,9 +80,9 @@ def why_unplaced(name: str, base: ModelConfig | None) -> str:
         return "it is of the part that sees or hears (a vision tower, a projector, audio), and only text runs here"
     mark = next((what for pattern, what in MARKS.items() if re.search(pattern, name)), None)
     if not name.startswith(PREFIX):
-        return f"it does not begin with {PREFIX} ({mark or 'PEFT writes no such name'})"
+        return f"it does not begin with {PREFIX} ({mark or _injected(name) or 'PEFT writes no such name'})"
     inner = name.removeprefix(PREFIX)
-    return mark or _depth(inner) or _fused(inner, base) or _layer(inner, base) or NOTHING
+    return _layer(inner, base) or mark or _depth(inner) or _fused(inner, base) or _parameter(inner) or NOTHING
 
 
 NOTHING = "the base has no such module or parameter"
@@ -93,6 +96,22 @@ def common_cause(file: SafetensorsFile, base: ModelConfig | None) -> str | None:
     cause = max(set(causes), key=causes.count)
     general = cause != NOTHING and "PEFT writes no such name" not in cause and "is of layer" not in cause
     return f"all of its {len(causes)} tensors: {cause}" if general and causes.count(cause) == len(causes) > 1 else None
+
+
+def _injected(name: str) -> str | None:
+    """What the names of the model itself, with LoRA in them, mean."""
+    if not re.match(r"(model|lm_head)\.(.*\.)?lora_", name):
+        return None
+    return f"its names are those of a model with LoRA put into it, inject_adapter_in_model: put {PREFIX} before them"
+
+
+def _parameter(inner: str) -> str | None:
+    """What a parameter of the base is that the adapter brings along in whole: a norm, sinks, a linear layer."""
+    if "lora_" in inner or not re.match(
+        r"model\.(layers\.\d+|norm|embed_tokens)\.(.*[._])?(weight|bias|sinks)$", inner
+    ):
+        return None
+    return "it is a whole parameter, and of those only embed_tokens, lm_head, score and biases can come from an adapter"
 
 
 def _depth(inner: str) -> str | None:

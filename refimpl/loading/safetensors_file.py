@@ -10,6 +10,7 @@ strictly as the library does (safetensors/src/tensor.rs, `Metadata::validate`); 
 
 import math
 import mmap
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,10 @@ def open_safetensors(path: Path, diagnostics: Diagnostics) -> SafetensorsFile | 
             header = file.read(length)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        diagnostics.problem(path, f"cannot be read ({error})")
+        if os.path.islink(path) and not os.path.exists(path):
+            diagnostics.problem(path, f"is a link to {os.readlink(path)}, which is not there")
+        else:
+            diagnostics.problem(path, f"cannot be read ({getattr(error, 'strerror', None) or error})")
         return None
     parsed = _header(path, header, size - 8 - length, diagnostics)
     if parsed is None:
@@ -80,6 +84,8 @@ def _not_safetensors(head: bytes, size: int) -> str | None:
     # The header's length may spell the same bytes (640 is 80 02); what follows it is JSON.
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")) and head[8:9] != b"{":
         return "is a PyTorch pickle under another name; it is not read, because a pickle can run code"
+    if head.lstrip()[:1] in (b"<", b"{"):
+        return f"is not a safetensors file: it is text, {shown(head[:40].decode('utf-8', 'replace'))}"
     length = int.from_bytes(head[:8], "little")
     if length > MAX_HEADER:
         return f"is not a safetensors file: its header claims {length} bytes, more than {MAX_HEADER}"

@@ -1,7 +1,7 @@
 """Tinker's names of an adapter -> PEFT's, in a folder that is PEFT's otherwise.
 
     base_model.model.model.unembed_tokens.lora_A.weight            base_model.model.lm_head.lora_A.weight
-    base_model.model.model.layers.3.attn.q_proj.lora_A.weight      ....self_attn.q_proj....    (of gpt-oss)
+    base_model.model.model.layers.3.attn.q_proj.lora_A.weight      ....self_attn.q_proj.lora_A.weight
     base_model.model.model.layers.3.mlp.experts.w1.lora_A.weight   as it is: all experts in one (peft_experts.py)
 
 Its config says all-linear, whatever was trained, and means lm_head as well, which PEFT's all-linear leaves out. The
@@ -16,7 +16,7 @@ from .foreign_names import PREFIX
 from .safetensors_file import SafetensorsFile
 
 UNEMBED = re.compile(rf"{re.escape(PREFIX)}(?:model\.)?unembed_tokens\.")
-ATTENTION = re.compile(r"(\.layers\.\d+)\.attn\.")
+ATTENTION = re.compile(rf"({re.escape(PREFIX)}model\.layers\.\d+)\.attn\.(?=(?:[qkvo]|qkv)_proj\.lora_)")  # of gpt-oss
 EXPERTS = re.compile(r"\.experts\.w[123]\.lora_[AB]\.weight")
 UNEMBEDDING = "unembed_tokens"
 # What a name of the file is called in bases: Mixtral's experts have its own names.
@@ -26,7 +26,7 @@ LEAF = re.compile(r"\.(\w+)\.lora_[AB]\.weight")
 
 def is_tinker(file: SafetensorsFile) -> bool:
     """Whether there are names that only Tinker gives."""
-    return any(UNEMBED.match(name) or EXPERTS.search(name) for name in file.stored)
+    return any(UNEMBED.match(name) or ATTENTION.match(name) or EXPERTS.search(name) for name in file.stored)
 
 
 def in_pefts_names(file: SafetensorsFile) -> SafetensorsFile:
