@@ -314,40 +314,26 @@ def test_every_family_is_here() -> None:
     assert dense | experts == {family.model_type for family in FAMILIES.values()}
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "qwen3",
-        "gemma3",
-        "gemma2",
-        "gemma4 k is v",
-        "gemma4 inputs",
-        "exaone4",
-        "cohere2",
-        "starcoder2",
-        "nemotron",
-        "granite",
-        "olmo2",
-        "ernie",
-        "ministral3",
-        "phi3 longrope",
-        "deepseek_v2",
-        "deepseek_v3",
-    ],
-)
-def test_bfloat16_lies_in_the_noise_of_its_own_precision(tmp_path: Path, case: str) -> None:
-    """transformers' error in bfloat16 is as large as ours with the points of its class, and nearer to it than to the
-    exact logits."""
-    hf.write_model(config_of(case), tmp_path / "base", seed=1, dtype="bfloat16")
+# One of each class, and those whose variants round elsewhere.
+HALF = ["llama yarn", "mistral", *(case for case in CASES if " " not in case), "gemma4 k is v", "gemma4 inputs", "phi3 longrope"]
+
+
+@pytest.mark.parametrize("case", HALF)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_types_lie_in_the_noise_of_their_own_precision(tmp_path: Path, case: str, dtype: str) -> None:
+    """transformers' error is as large as ours with the points of its class, and of the same signs: where only orders of
+    summation differ, which bfloat16 hardly shows, the two are much nearer to each other than to the exact logits."""
+    config = T.MistralConfig(**SIZES, sliding_window=6) if case == "mistral" else config_of(case)
+    hf.write_model(config, tmp_path / "base", seed=1, dtype=dtype)
     prompts = [list(range(3, 25)), list(range(59, 20, -2)), [9, 9, 1]]
-    theirs = hf.alone(tmp_path / "base", {}, prompts, [hf.BASE] * 3, "bfloat16")
+    theirs = hf.alone(tmp_path / "base", {}, prompts, [hf.BASE] * 3, dtype)
     requests = [refimpl.Request(prompt) for prompt in prompts]
-    half = refimpl.load_model(tmp_path / "base", "bfloat16")
-    ours = refimpl.logits(half, requests, precision=refimpl.Precision("transformers", "bfloat16"))
+    half = refimpl.load_model(tmp_path / "base", dtype)
+    ours = refimpl.logits(half, requests, precision=refimpl.Precision("transformers", dtype))
     exact = refimpl.logits(refimpl.load_model(tmp_path / "base", "float64"), requests)
     error, noise, apart = (
         np.sqrt(np.mean([np.mean((x - y) ** 2) for x, y in zip(one, other, strict=True)]))
         for one, other in ((theirs, exact), (ours, exact), (theirs, ours))
     )
-    assert 0.6 < error / noise < 1.6
-    assert apart < error
+    assert 0.8 < error / noise < 1.25
+    assert apart < (0.3 if dtype == "bfloat16" else 0.9) * error
