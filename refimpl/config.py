@@ -15,8 +15,10 @@ The legend of axis names. Every public signature of the package uses these and n
     blocks      blocks of the paged cache;  block_size: tokens per block;  table: blocks of the longest request
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from typing import Any
 
 from .mla_config import KVShape, Mla
 from .module_names import (
@@ -106,6 +108,8 @@ class ModelConfig:
     pad_token_id: int | None = field(default=None, compare=False)  # never scored (classification.py)
     name_or_path: str = field(default="", compare=False)  # what the checkpoint calls itself, if anything
     model_type: str = field(default="", compare=False)  # its family's, as transformers calls it
+    # config.json as it was read, the text model's part of it: what save_model writes again.
+    keys: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     layer_scalar: bool = False  # each layer's x is multiplied by a number of the checkpoint (Gemma 4)
     hidden_size_per_layer_input: int = 0  # each layer has an input of this width for each token (layer_inputs.py)
     vocab_size_per_layer_input: int = 0

@@ -82,6 +82,7 @@ class Moe:
     shared: Mlp | None = None  # an MLP for every token beside them
     shared_gate: str | None = None  # whose output is multiplied by the sigmoid of this one
     stacked: tuple[Stacked, ...] = ()
+    in_stacks: bool = False  # files hold these and no tensors of one expert
     spellings: tuple[tuple[str, str], ...] = ()  # what a tensor is also called below a layer, and its name here
 
     def mlp(self, expert: int) -> Mlp:

@@ -39,6 +39,7 @@ def moe(keys: Keys) -> Moe:
         scores="softmax_of_chosen",
         bias=True,
         router="mlp.router",
+        in_stacks=True,
         stacked=(
             Stacked("mlp.experts.gate_up_proj", ("gate_proj", "up_proj"), interleaved=True, transposed=True),
             Stacked("mlp.experts.down_proj", ("down_proj",), transposed=True),

@@ -36,6 +36,7 @@ def moe(keys: Keys) -> Moe:
         router=f"{PARENT}.router.layer",
         expert=f"{PARENT}.experts",
         shared=Mlp(("input_linear",), "output_linear", shared, "shared_mlp.") if shared else None,
+        in_stacks=True,
         stacked=(
             Stacked(f"{PARENT}.input_linear.weight", ("gate_proj", "up_proj")),
             Stacked(f"{PARENT}.output_linear.weight", ("down_proj",)),

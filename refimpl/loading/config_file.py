@@ -57,7 +57,7 @@ def read_config(folder: Path, diagnostics: Diagnostics) -> ModelConfig | None:
     fields = read_fields(keys, family) | {"wrapped": wrapped, "eos_token_ids": _eos_token_ids(folder, keys)}
     if len(diagnostics.problems) > before:
         return None
-    config = ModelConfig(**fields, name_or_path=name, model_type=family.model_type)
+    config = ModelConfig(**fields, name_or_path=name, model_type=family.model_type, keys=data)
     check_fit(keys, config)
     return config if len(diagnostics.problems) == before else None
 

@@ -6,9 +6,12 @@ model.layers.3.mlp.experts.7.gate_proj.weight [d_mlp, d_model]          as trans
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import product
+
+import numpy as np
 
 from ..arrays import Array
 from ..config import ModelConfig, Stacked
@@ -67,6 +70,31 @@ def views(
                 part=None,
             )
             yield f"{layer}{moe.expert}.{expert}.{name}.{'bias' if of_biases else 'weight'}", part
+
+
+def stacked(tensors: Mapping[str, Array], config: ModelConfig) -> dict[str, Array]:
+    """The way back: the tensors of a checkpoint whose files hold stacks, from those of every module."""
+    moe, result = config.moe, dict(tensors)
+    if moe is None or not moe.in_stacks:
+        return result
+    layers = [f"model.layers.{i}." for i in range(config.num_hidden_layers) if config.kind(i).sparse]
+    parts = {"weight": "", "bias": BIAS} if moe.bias else {"weight": ""}
+    for layer, stack, part in product(layers, moe.stacked, parts):
+        experts = [f"{layer}{moe.expert}.{expert}." for expert in range(moe.experts)]
+        rows = np.stack(
+            [joined([result.pop(f"{expert}{name}.{part}") for name in stack.modules], stack) for expert in experts]
+        )
+        turned = stack.transposed and part == "weight"
+        result[f"{layer}{stack.name}{parts[part]}"] = rows.swapaxes(1, 2) if turned else rows
+    return result
+
+
+def joined(parts: list[Array], stack: Stacked) -> Array:
+    """The rows of one expert's modules, one behind the other or in turns."""
+    rows = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    for number, part in enumerate(parts):
+        rows[stack.rows(number, len(rows))] = part
+    return rows
 
 
 def _part(tensor: Tensor, expert: int, rows: slice, transposed: bool) -> Array:

@@ -21,8 +21,9 @@ from refimpl.config import ModelConfig, Rope
 from refimpl.engines.interface import EngineRequest
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.errors import AdapterError, ConfigError, LoracleError, WeightsError
+from refimpl.formats.config_json import config_json
 from refimpl.formats.gguf import write_gguf_adapter
-from refimpl.formats.hf import config_json, save_model
+from refimpl.formats.hf import save_model
 from refimpl.loading import dequantise
 from refimpl.loading.adapter_folder import load_adapter
 from refimpl.loading.config_file import load_config
