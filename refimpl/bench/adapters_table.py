@@ -5,39 +5,47 @@ from typing import Any
 
 from rich.table import Table
 
-from ..tools.units import human_bytes
-from .tables import numeric
+from ..tools.units import human_bytes, human_seconds
 
 Result = dict[str, Any]
-COLUMNS = (
-    *("adapters", "tokens/s", "of the first", "in a step", "weights read", "misses"),
-    *("ttft p50", "p99", "tpot p50", "e2el p50", "p99", "sum of adapters", "over base + sum"),
+ROWS = (
+    *("tokens/s", "of the first", "adapters in a step", "weights read", "misses"),
+    *("ttft p50", "ttft p99", "tpot p50", "e2el p50", "e2el p99", "sum of adapters", "over base + sum"),
+)
+WORDS = (
+    "tokens/s: all requests at once, medians over the rounds",
+    "of the first: the median of each round's own ratio",
+    "adapters in a step: different ones in one batch, the mean; weights read: by one step; misses: all at once",
+    "ttft, tpot, e2el: latencies at the rate below; over base + sum: what the process has beyond these in memory",
 )
 
 
 def table(report: Result) -> Table:
-    """Return one row for each number of adapters."""
-    result = numeric(*COLUMNS)
-    result.caption = (
-        "tokens/s: all requests at once, medians over the rounds; of the first: the median of each round's own ratio; "
-        "in a step: different adapters in one batch, the mean; weights read: by one step; misses: all at once; "
-        "latencies in milliseconds, at the rate below; over base + sum: what the process has beyond these in memory"
-    )
+    """Return one column for each number of adapters, so that it is no wider than a terminal."""
+    columns = [cells(report, row) for row in report["points"]]
+    result = Table(pad_edge=False)
+    result.add_column("adapters", justify="left", no_wrap=True)
     for row in report["points"]:
-        latencies = row.get("latency_seconds", {})
-        cells = [(name, p) for name, p in (("ttft", 50), ("ttft", 99), ("tpot", 50), ("e2el", 50), ("e2el", 99))]
-        result.add_row(
-            str(row["adapters"]),
-            f"{row['tokens_per_second']:,.0f}",
-            f"{row['ratio']:.3f}",
-            f"{row['adapters_in_a_step']:.1f}",
-            human_bytes(row["step_bytes"]),
-            f"{row['misses']:g}",
-            *(f"{1e3 * latencies[name][f'p{p}']:,.1f}" if name in latencies else "-" for name, p in cells),
-            human_bytes(row["adapter_bytes"]),
-            "-" if row["grown_bytes"] is None else f"{100 * overhead(report, row):+.1f} %",
-        )
+        result.add_column(f"{row['adapters']:,}", justify="right", no_wrap=True)
+    for name, *values in zip(ROWS, *columns, strict=True):
+        result.add_row(name, *values)
     return result
+
+
+def cells(report: Result, row: Result) -> list[str]:
+    """Return what was measured with one number of adapters, in the order of ROWS."""
+    latencies = row.get("latency_seconds", {})
+    shown = [("ttft", 50), ("ttft", 99), ("tpot", 50), ("e2el", 50), ("e2el", 99)]
+    return [
+        f"{row['tokens_per_second']:,.0f}",
+        f"{row['ratio']:.3f}",
+        f"{row['adapters_in_a_step']:.1f}",
+        human_bytes(row["step_bytes"]),
+        f"{row['misses']:g}",
+        *(human_seconds(latencies[name][f"p{p}"]) if name in latencies else "-" for name, p in shown),
+        human_bytes(row["adapter_bytes"]),
+        "-" if row["grown_bytes"] is None else f"{100 * overhead(report, row):+.1f} %",
+    ]
 
 
 def overhead(report: Result, row: Result) -> float:
@@ -47,12 +55,16 @@ def overhead(report: Result, row: Result) -> float:
 
 
 def lines(report: Result) -> Iterator[str]:
-    """Yield what was run, and what it comes to."""
+    """Yield what the rows mean, what was run, and what it comes to."""
     setup = report["setup"]
+    yield from WORDS
     yield (
         f"base {setup['base']} ({human_bytes(report['base_bytes'])}), ranks {', '.join(map(str, setup['ranks']))} on "
-        f"{', '.join(setup['modules'])}; at most {setup['max_running']} requests in a step; {setup['pool']} pool; "
-        f"ops {setup['ops']} on {setup['device']}; seconds of the {setup['clock']} clock"
+        f"{', '.join(setup['modules'])}"
+    )
+    yield (
+        f"at most {setup['max_running']} requests in a step; {setup['pool']} pool; ops {setup['ops']} on "
+        f"{setup['device']}; seconds of the {setup['clock']} clock"
     )
     if report.get("rate"):
         yield f"latencies at {report['rate']:.2f} requests a second"

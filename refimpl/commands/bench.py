@@ -5,6 +5,7 @@ import argparse
 import json
 import math
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import DeviceError, RequestError
+from ..tools.units import human_seconds
 from . import bench_adapters
 
 HELP = "measure the kernels, serving many adapters in one batch, or thousands of them under arriving requests"
@@ -50,8 +52,10 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     report: dict[str, Any] = {}
     try:
+        say = Progress(args.what)
         for report in reports(args):
             write(args.output, report)
+            say(report)
     except (WrongResult, KernelError) as error:
         print(f"loracle bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -62,6 +66,28 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         picture(report, args.output)
     return 0
+
+
+class Progress:
+    """Says on stderr how far a benchmark is, at most once in EVERY seconds."""
+
+    EVERY = 5.0
+
+    def __init__(self, what: str) -> None:
+        self.what, self.begun, self.reports = what, time.monotonic(), 0
+        self.last = self.begun
+
+    def __call__(self, report: dict[str, Any]) -> None:
+        """Say how many points there are, of adapters how many rounds, unless that was said just now."""
+        self.reports, now = self.reports + 1, time.monotonic()
+        if now - self.last >= self.EVERY:
+            part = f"{len(report['points'])} points"
+            if self.what == "adapters":
+                repeats = report["setup"]["repeats"]
+                part = "latencies" if self.reports > repeats else f"round {self.reports} of {repeats}"
+            text = f"{part} after {human_seconds(now - self.begun)}"
+            print(f"loracle bench {self.what}: {text}", file=sys.stderr, flush=True)
+            self.last = now
 
 
 def check(args: argparse.Namespace) -> None:

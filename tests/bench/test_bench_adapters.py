@@ -60,6 +60,25 @@ def test_people_get_a_table_of_a_trace_from_a_file(tmp_path: Path, capsys: pytes
     assert "tokens/s" in printed and "ranks 1, 4 on q_proj, v_proj" in printed and "cpu clock" in printed
 
 
+def test_the_table_is_no_wider_than_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pipe, too, with the default four numbers of adapters; and how far it is goes to stderr."""
+    monkeypatch.setattr("refimpl.commands.bench.Progress.EVERY", 0.0)
+    options = ["--adapters", "2,3,4,5", "--requests", "4", "--repeats", "2", "--rate", "50"]
+    assert cli.main(["bench", "adapters", *OPTIONS, *options]) == 0
+    captured = capsys.readouterr()
+    table = [line for line in captured.out.splitlines() if line.startswith(("│", "┃", "┏", "└"))]
+    assert len(table) > 10 and max(map(len, table)) <= 80
+    assert max(map(len, captured.out.splitlines())) <= 120
+    progress = captured.err.splitlines()
+    assert [line.partition(" after ")[0].removeprefix("loracle bench adapters: ") for line in progress] == [
+        "round 1 of 2",
+        "round 2 of 2",
+        "latencies",
+    ]
+
+
 def test_adapters_are_all_different_and_the_same_every_time() -> None:
     first, again = (list(itertools.islice(random_adapters(BASE.model, SMALL), 4)) for _ in range(2))
     assert [adapter.config.r for adapter in first] == [1, 4, 1, 4]
