@@ -72,6 +72,7 @@ class Family:
     # q, k and v together, group by group. "" and False: not known, and its adapters are refused by name.
     torchtune: str = ""
     megatron: bool = False
+    gguf: str = ""  # llama.cpp's name of the architecture, where its converter leaves the names of a Llama's modules
     called: tuple[str, ...] = ()  # words in the names of its checkpoints that are of another model_type
     wrappers: tuple[tuple[str, str], ...] = ()  # class and model_type of models of images whose text_config this can be
 

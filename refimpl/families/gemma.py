@@ -44,6 +44,7 @@ GEMMA = Family(
     activations={**TANH, "gelu": "gelu_tanh"},  # what "gelu" means in the first checkpoints
     torchtune="neighbours",
     megatron=True,
+    gguf="gemma",
 )
 GEMMA2 = Family(
     "Gemma2ForCausalLM",
@@ -66,6 +67,7 @@ GEMMA2 = Family(
     slides=lambda keys, layer: layer % 2 == 0,
     torchtune="neighbours",
     megatron=True,
+    gguf="gemma2",
 )
 GEMMA3 = Family(
     "Gemma3ForCausalLM",
@@ -93,6 +95,7 @@ GEMMA3 = Family(
     slides=lambda keys, layer: (layer + 1) % keys.integer("sliding_window_pattern") != 0,
     default_theta=1e6,
     local_rope=lambda keys, rope: Rope(keys.positive("rope_local_base_freq")),
+    gguf="gemma3",
     wrappers=(("Gemma3ForConditionalGeneration", "gemma3"),),
 )
 FAMILIES = (GEMMA, GEMMA2, GEMMA3)

@@ -5,7 +5,7 @@ from typing import Any
 from .family import EOS, LLAMA_BIASES, Family
 
 LLAVA = (("LlavaForConditionalGeneration", "llava"), ("LlavaNextForConditionalGeneration", "llava_next"))
-ELSEWHERE: dict[str, Any] = {"torchtune": "neighbours", "megatron": True}
+ELSEWHERE: dict[str, Any] = {"torchtune": "neighbours", "megatron": True, "gguf": "llama"}
 LLAMA = Family(
     "LlamaForCausalLM",
     "llama",

@@ -35,6 +35,7 @@ QWEN2 = Family(
     obeys=OBEYS,
     slides=slides,
     **ELSEWHERE,
+    gguf="qwen2",
     wrappers=ONEVISION,
 )
 QWEN3 = Family(
@@ -46,5 +47,6 @@ QWEN3 = Family(
     obeys=OBEYS,
     slides=slides,
     **ELSEWHERE,
+    gguf="qwen3",
 )
 FAMILIES = (QWEN2, QWEN3)

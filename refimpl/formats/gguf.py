@@ -14,8 +14,14 @@ from ..config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Module
 from ..errors import AdapterError
 from ..loading.dequantise import INSTALL
 from ..loading.gguf_adapter import ALPHA
-from ..loading.gguf_config import ARCHITECTURE
-from ..loading.gguf_names import gguf_name, interleaved, rotary_heads
+from ..loading.gguf_names import (
+    INTERLEAVED,
+    architecture_of,
+    gguf_name,
+    interleaved,
+    known_architectures,
+    rotary_heads,
+)
 from .files import new_file
 from .plain_lora import one_for_all, peft_scales, plain_modules, rounding_note, written
 
@@ -33,6 +39,12 @@ def write_gguf_adapter(
         import gguf
     except ImportError:
         raise AdapterError(f"GGUF is written by the gguf package, which is not here: {INSTALL}") from None
+    architecture = architecture_of(base)
+    if not architecture:
+        names = ", ".join(known_architectures())
+        raise AdapterError(
+            f"GGUF's names and rows are known here for {names}; the base is {base.model_type or 'another'}"
+        )
     modules, notes = plain_modules(adapter, "GGUF", MODULES, leave_out)
     tied = base.tie_word_embeddings and LM_HEAD in modules
     if tied:
@@ -49,7 +61,7 @@ def write_gguf_adapter(
         A, B = _pair(adapter, module, base, dtype, factors.get(module, 1.0))
         tensors[f"{gguf_name(module)}.weight.lora_a"], tensors[f"{gguf_name(module)}.weight.lora_b"] = A, B
     with new_file(target) as scratch:
-        writer = gguf.GGUFWriter(scratch, ARCHITECTURE)
+        writer = gguf.GGUFWriter(scratch, architecture)
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(ALPHA, alpha)
@@ -71,4 +83,5 @@ def _pair(
     """A and B as they lie in the file."""
     tensors, name = adapter.lora[module], gguf_name(module)
     A = written(tensors.A.T if module == EMBED else tensors.A, f"A of {name}", dtype)
-    return A, interleaved(written(tensors.B, f"B of {name}", dtype, factor), rotary_heads(module[1], base))
+    heads = rotary_heads(module[1], base) if architecture_of(base) == INTERLEAVED else None
+    return A, interleaved(written(tensors.B, f"B of {name}", dtype, factor), heads)

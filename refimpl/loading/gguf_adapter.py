@@ -16,9 +16,8 @@ from ..config import EMBED, ModelConfig, Module
 from .adapter_pairs import Scaled, checked_pairs, config_and_parts
 from .dequantise import is_readable, missing_package, numbers
 from .diagnostics import Diagnostics, shown
-from .gguf_config import ARCHITECTURE
 from .gguf_file import GgufFile, GgufTensor, is_gguf
-from .gguf_names import half_split, module_named, rotary_heads
+from .gguf_names import INTERLEAVED, architecture_of, half_split, known_architectures, module_named, rotary_heads
 from .gguf_parts import open_gguf
 from .json_file import is_number
 from .peft_tensors import Part, Parts
@@ -41,7 +40,7 @@ def read_gguf_adapter(
     file, before = open_gguf(path, diagnostics), len(diagnostics.problems)
     if file is None:
         return None, {}
-    if problem := _not_an_adapter(file):
+    if problem := _not_an_adapter(file, base):
         diagnostics.problem(path, problem)
         return None, {}
     halves: dict[Module, dict[str, Part]] = {}
@@ -55,7 +54,8 @@ def read_gguf_adapter(
                 path, f"tensor {name} has type {stored.type}, which {missing_package() or 'is not read'}"
             )
         else:
-            halves.setdefault(module, {})[match[2].upper()] = _part(name, module, match[2], stored, base)
+            by_heads = base if file.metadata.get("general.architecture") == INTERLEAVED else None
+            halves.setdefault(module, {})[match[2].upper()] = _part(name, module, match[2], stored, by_heads)
     sound = checked_pairs(path, halves, base, diagnostics)
     if len(diagnostics.problems) > before:
         return None, {}
@@ -68,15 +68,20 @@ def read_gguf_adapter(
     return config_and_parts(pairs, layers)
 
 
-def _not_an_adapter(file: GgufFile) -> str | None:
+def _not_an_adapter(file: GgufFile, base: ModelConfig | None) -> str | None:
     """Why the file is no adapter that is read here, if it is none."""
     said = file.metadata
     if said.get("general.type") != "adapter":
         return f"general.type is {shown(said.get('general.type'))}, not 'adapter': it is a base model"
     if said.get("adapter.type") != "lora":
         return f"adapter.type is {shown(said.get('adapter.type'))}; only 'lora' is supported"
-    if said.get("general.architecture") != ARCHITECTURE:
-        return f"general.architecture is {shown(said.get('general.architecture'))}; only {ARCHITECTURE!r} is supported"
+    architecture, expected = said.get("general.architecture"), architecture_of(base) if base else None
+    if architecture not in known_architectures() or expected == "":
+        of_base = f", and the base is {base.model_type or 'another'}" if base and expected == "" else ""
+        names = ", ".join(known_architectures())
+        return f"general.architecture is {shown(architecture)}{of_base}; supported are {names}"
+    if expected not in (None, architecture):
+        return f"general.architecture is {shown(architecture)}, and the base's is {expected!r}: it is of another family"
     if said.get(INVOCATION):
         return f"{INVOCATION} is {shown(said[INVOCATION])}: activated LoRA is not supported"
     if not is_number(said.get(ALPHA, 0.0)):

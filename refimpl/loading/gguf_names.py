@@ -5,6 +5,7 @@
 llama.cpp turns neighbouring channels of a head where transformers turns channel i and channel i + head_dim / 2 (rope).
 So its converter interleaves the rows of q and k, those of lora_B and of biases with them: in the file, each head's rows
 are 0, half, 1, half + 1, ... (conversion/llama.py, permute). `half_split` puts them back, `interleaved` does it again.
+Of Qwen and Gemma it turns what transformers does, and their rows stay (conversion/qwen.py, gemma.py).
 """
 
 import re
@@ -13,7 +14,10 @@ import numpy as np
 
 from ..arrays import Array
 from ..config import EMBED, LM_HEAD, ModelConfig, Module
+from ..families import FAMILIES
+from .families import families_of
 
+INTERLEAVED = "llama"  # the architecture whose rows of q and k are
 OUTER = {EMBED: "token_embd", LM_HEAD: "output"}
 NORM = "output_norm"
 INNER = {
@@ -28,6 +32,20 @@ INNER = {
     "down_proj": "ffn_down",
 }
 LAYER = re.compile(r"blk\.(\d{1,5})\.(\w+)")
+
+
+def architecture_of(config: ModelConfig) -> str:
+    """Return what llama.cpp calls the architecture of a base whose adapters have these names; "" for others. One that
+    does not say of which family it is, is a Llama where it is like one."""
+    if config.moe or config.wrapped:
+        return ""
+    families = families_of(config.model_type)
+    return families[0].gguf if families else "" if config.beyond_llama else INTERLEAVED
+
+
+def known_architectures() -> list[str]:
+    """Return all of them."""
+    return sorted({family.gguf for family in FAMILIES.values() if family.gguf})
 
 
 def gguf_name(module: Module) -> str:

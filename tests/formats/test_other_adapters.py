@@ -201,7 +201,12 @@ PAIR = {A: np.ones((3, 12)), B: np.ones((32, 3))}
 @pytest.mark.parametrize(
     "tensors, changes, says",
     [
-        (PAIR, {"architecture": "gemma"}, "general.architecture is 'gemma'; only 'llama' is supported"),
+        (
+            PAIR,
+            {"architecture": "gemma"},
+            "general.architecture is 'gemma', and the base's is 'llama': it is of another",
+        ),
+        (PAIR, {"architecture": "gptneox"}, "'gptneox'; supported are gemma, gemma2, gemma3, llama, qwen2, qwen3"),
         (PAIR, {"adapter.type": "dora"}, "adapter.type is 'dora'; only 'lora' is supported"),
         (PAIR, {"general.type": "model"}, "general.type is 'model', not 'adapter': it is a base model"),
         (PAIR, {"adapter.alora.invocation_tokens": [1, 2]}, "activated LoRA is not supported"),
@@ -229,6 +234,35 @@ def test_a_gguf_file_that_is_not_honoured_is_named(
     with refused(AdapterError, str(path), says):
         convert(path, tmp_path / "out", "peft", base=SHAPE)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture"),
+    [("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3"), ("gemma2", "gemma2"), ("gemma3_text", "gemma3")],
+)
+def test_gguf_says_the_architecture_of_the_base(tmp_path: Path, model_type: str, architecture: str) -> None:
+    """llama.cpp interleaves the rows of q and k of its own architecture llama, and of no other."""
+    base = dataclasses.replace(SHAPE, model_type=model_type)
+    adapter = as_float32(random_adapter(base, 4, modules=("q_proj", "v_proj")))
+    path = tmp_path / "a.gguf"
+    write_gguf_adapter(adapter, path, base)
+    file = gguf.GGUFReader(path)
+    assert file.fields["general.architecture"].contents() == architecture
+    stored = {tensor.name: tensor.data for tensor in file.tensors}["blk.0.attn_q.weight.lora_b"]
+    assert np.array_equal(stored, adapter.lora[0, "q_proj"].B) == (architecture != "llama")
+    same(load_adapter(path, base), adapter, 0)
+    other = dataclasses.replace(SHAPE, model_type="llama" if architecture != "llama" else "qwen2")
+    with refused(AdapterError, f"general.architecture is {architecture!r}, and the base's is", "of another family"):
+        load_adapter(path, other)
+
+
+@pytest.mark.parametrize("model_type", ["phi3", "glm4", "nemotron"])
+def test_gguf_of_a_base_whose_rows_are_not_known_is_refused(tmp_path: Path, model_type: str) -> None:
+    base = dataclasses.replace(SHAPE, model_type=model_type)
+    with refused(AdapterError, f"gemma, gemma2, gemma3, llama, qwen2, qwen3; the base is {model_type}"):
+        write_gguf_adapter(random_adapter(base, 4, modules=("q_proj",)), tmp_path / "a.gguf", base)
+    with refused(AdapterError, f"general.architecture is 'llama', and the base is {model_type}; supported are gemma"):
+        load_adapter(gguf_adapter(tmp_path / "b.gguf", PAIR), base)
 
 
 def test_alpha_0_is_a_scale_of_1_as_in_llama_cpp(tmp_path: Path) -> None:
