@@ -247,6 +247,8 @@ def _check_together(keys: Keys, config: PeftConfig) -> None:
             keys.diagnostics.problem(keys.file, f"{both}: PEFT does not support the one with the other")
     if config.use_dora and config.lora_bias:
         keys.diagnostics.problem(keys.file, "use_dora and lora_bias are both true, which PEFT does not support")
+    if config.use_dora and config.target_parameters:
+        keys.diagnostics.problem(keys.file, "use_dora with target_parameters: PEFT has DoRA on layers alone")
     others = ("modules_to_save", "trainable_token_indices", "target_parameters", "use_dora")
     given = [key for key in others if getattr(config, key)] + ["bias"] * (config.bias != "none")
     for key in given if config.alora_invocation_tokens else ():

@@ -27,6 +27,7 @@ from refimpl.config import ModelConfig, Module, module_name
 from refimpl.digest import digest
 from refimpl.errors import AdapterWarning
 from refimpl.formats.peft import peft_json, peft_tensors, save_adapter
+from refimpl.tools.merge_folder import merge_folder, open_base
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 
@@ -188,3 +189,52 @@ def test_what_peft_makes_of_an_adapter_of_transformers_4(tmp_path: Path, case: s
     if use_rslora or case == "qwen2":
         assert worst(defect, right) > 1e-3
     assert min(worst(theirs, right), worst(theirs, defect)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", BASES)
+def test_dora_on_the_layers_of_each_expert(tmp_path: Path, case: str) -> None:
+    """As transformers 4 has experts: W becomes the rows of W + scale B A, each of its own length. One batch holds the
+    base and two such adapters, one on experts alone; merged, each is a base that answers the same."""
+    model = write_base(case, tmp_path / "base")
+    adapters: list[Adapter | None] = [None]
+    truth, _ = test_experts.theirs(tmp_path / "base", PROMPTS[:1])
+    for seed, kind in ((1, "all"), (2, "experts")):
+        modules, rng = kinds_of_modules(model.config)[kind], np.random.default_rng(seed)
+        plain = layers_adapter(model.config, modules, seed, use_dora=True)
+        lengths = {module: 1 + rng.random(model.config.shape(module)[0], np.float32) for module in modules}
+        adapter = dataclasses.replace(
+            plain,
+            lora={module: dataclasses.replace(one, magnitude=lengths[module]) for module, one in plain.lora.items()},
+        )
+        write_layers(adapter, tmp_path / kind)
+        adapters += [refimpl.load_adapter(tmp_path / kind, model.config)] * 2
+        folder = stretched(model, tmp_path / "base", adapter, tmp_path / f"{kind} merged")
+        truth += test_experts.theirs(folder, PROMPTS[len(truth) : len(truth) + 2])[0]
+        with pytest.raises(refimpl.errors.AdapterError, match=r"has DoRA on model\.layers"):
+            save_adapter(adapter, tmp_path / f"{kind} again", config=model.config)
+        merge_folder(open_base(tmp_path / "base"), [(adapters[-1], 1.0)], tmp_path / f"{kind} tool", dtype="float64")
+        alone = refimpl.load_model(tmp_path / f"{kind} tool", "float64")
+        requests = [refimpl.Request(prompt) for prompt in PROMPTS[len(truth) - 2 : len(truth)]]
+        assert worst(refimpl.logits(alone, requests), truth[-2:]) <= TOLERANCE
+    assert worst(ours(model, adapters), truth) <= TOLERANCE
+
+
+def stretched(model: refimpl.Model, base: Path, adapter: Adapter, folder: Path) -> Path:
+    """The base with magnitude (W + scale B A) / |W + scale B A|, row by row, in the place of W."""
+    tensors = {name: x.astype(np.float64) for name, x in load_file(base / "model.safetensors").items()}
+    for module, lora in adapter.lora.items():
+        W, A, B = model.linear(module).weight, lora.A.astype(np.float64), lora.B.astype(np.float64)
+        total = W + scale_of(adapter.config, module, len(A)) * B @ A
+        rows = lora.magnitude[:, None] / np.linalg.norm(total, axis=1, keepdims=True) * total
+        test_experts.merge(tensors, module_name(module), rows - W)
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text((base / "config.json").read_text())
+    return folder
+
+
+def test_peft_has_no_dora_on_parameters(tmp_path: Path) -> None:
+    """Why a file with both is refused. If this fails, it can be read."""
+    write_base("mixtral", tmp_path / "base")
+    with pytest.raises(ValueError, match="does not work with use_dora=True"):
+        hf.write_adapter(tmp_path / "base", hf.peft.LoraConfig(**SPECS["both"], use_dora=True), tmp_path / "one", 0)

@@ -283,6 +283,29 @@ def test_a_mixed_batch_equals_transformers_and_peft(tmp_path: Path, case: str) -
         assert np.abs(row - expected).max() <= 1e-9 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize(
+    "case",
+    ["phi3", "glm4", "granite4", "starcoder2", "nemotron biases", "gemma3", "gemma4 inputs", "ernie biases", "olmo2"],
+)
+def test_dora_and_lora_on_modules_that_hold_several(tmp_path: Path, case: str) -> None:
+    """Fused modules have one pair and one magnitude for all of their rows; biases and norms of q and k come after."""
+    base = tmp_path / "base"
+    with hf.dense_layers():
+        hf.write_model(config_of(case), base, seed=len(case))
+        linear = list(refimpl.load_model(base).config.layer_modules)
+        specs = {"first": {"r": 3, "lora_alpha": 7}, "second": {"r": 2, "lora_alpha": 5, "use_rslora": True}}
+        for seed, (name, spec) in enumerate(specs.items()):
+            config = hf.peft.LoraConfig(**spec, target_modules=linear, use_dora=name == "first")
+            hf.write_adapter(base, config, tmp_path / name, seed)
+        theirs = hf.alone(base, {name: tmp_path / name for name in specs}, PROMPTS, NAMES)
+    model = refimpl.load_model(base, "float64")
+    ours = {name: refimpl.load_adapter(tmp_path / name, model.config) for name in specs}
+    assert ours["first"].use_dora
+    rows = refimpl.logits(model, [refimpl.Request(p, ours.get(name)) for p, name in zip(PROMPTS, NAMES, strict=True)])
+    for row, expected in zip(rows, theirs, strict=True):
+        assert np.abs(row - expected).max() <= 1e-9 * np.abs(expected).max()
+
+
 def test_gemma_4_inside_a_model_of_images_and_text(tmp_path: Path) -> None:
     """Its text_config, its tensors and the names of PEFT's adapters have the wrapper's prefix; the parts that see
     are passed by."""

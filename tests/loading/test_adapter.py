@@ -114,6 +114,11 @@ def test_dora_with_lora_bias_is_refused_as_in_peft(tmp_path: Path) -> None:
         load(tmp_path, use_dora=True, lora_bias=True)
 
 
+def test_dora_on_parameters_is_refused_as_in_peft(tmp_path: Path) -> None:
+    with refused(AdapterError, "use_dora with target_parameters: PEFT has DoRA on layers alone"):
+        load(tmp_path, use_dora=True, target_parameters=["mlp.experts.gate_up_proj"])
+
+
 TABLE_ROWS, HEAD_ROWS = (lora_name(m, "token_adapter.trainable_tokens_delta") for m in (EMBED, LM_HEAD))
 
 
@@ -460,7 +465,10 @@ def test_two_values_for_one_tied_table(tmp_path: Path) -> None:
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_C.weight", "no such module or parameter"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_embedding_A", "no such module or parameter"),
         ("base_model.model.model.embed_tokens.lora_A.weight", "no such module or parameter"),
-        ("base_model.model.model.layers.0.self_attn.q_proj.weight", "it is a whole parameter, and of those only embed_tokens"),
+        (
+            "base_model.model.model.layers.0.self_attn.q_proj.weight",
+            "it is a whole parameter, and of those only embed_tokens",
+        ),
         ("base_model.model.model.norm.weight", "it is a whole parameter, and of those only embed_tokens"),
         ("base_model.model.model.layers.00.self_attn.q_proj.lora_A.weight", "no such module or parameter"),
         ("base_model.model.model.layers.99999999999999999999.mlp.up_proj.lora_A.weight", "the base has 2"),
