@@ -2,22 +2,28 @@
 loaded and run, and what is seen is what the table says, no row more and no row less.
 
 PEFT runs where it is installed; llama.cpp (its own converter, then its library) and vLLM with LORACLE_LIVE=1, after
-`loracle engines setup llama_cpp` and `... vllm`, whose torch the converter takes."""
+`loracle engines setup llama_cpp` and `... vllm`, whose torch the converter takes; mlx-lm with LORACLE_MLX_PYTHON, as in
+test_live_mlx.py."""
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from adapter_cases import CASES, CONFIG, PROMPT, TIED, Builder, Case, observed
 
+import refimpl
 from refimpl.config import ModelConfig
 from refimpl.engines import registry
 from refimpl.engines.adapter_limits import limits_of, names, read_engine
 from refimpl.engines.environments import LLAMA_CPP, VLLM, folder
 from refimpl.engines.interface import EngineRequest, Settings
+from refimpl.errors import LoracleError
+from refimpl.formats.convert import convert
 
 Run = Callable[[Case], np.ndarray]
 live = pytest.mark.skipif(
@@ -60,7 +66,7 @@ def check(expected: set[str], case: Case, verdict: str) -> None:
 def test_a_row_that_claims_a_test_has_a_case(cases: dict[str, Case], engine: str) -> None:
     """Of an engine that is run here."""
     tested = {row.when for row in read_engine(engine).limits if row.evidence == "test"}
-    assert not tested or engine in ("peft", "llama_cpp", "vllm")
+    assert not tested or engine in ("peft", "llama_cpp", "vllm", "mlx")
     shown = {hit.what for case in cases.values() for hit in limits_of(case.folder, engine, config_of(case))}
     assert {row.when for row in read_engine(engine).limits if row.what in shown} >= tested
 
@@ -139,3 +145,52 @@ def vllm(cases: dict[str, Case]) -> Iterator[Run]:
 @pytest.mark.parametrize("name", [name for name in CASES if name not in NOT_OF_VLLM])
 def test_vllm(cases: dict[str, Case], vllm: Run, name: str) -> None:
     check(said("vllm", cases[name]), cases[name], observed(cases[name], vllm))
+
+
+MLX_JOB = Path(__file__).parent / "job_mlx_limits.py"
+MLX_PYTHON = os.environ.get("LORACLE_MLX_PYTHON")
+with_mlx = pytest.mark.skipif(MLX_PYTHON is None, reason="LORACLE_MLX_PYTHON names no python with mlx-lm")
+
+
+@pytest.fixture(scope="module")
+def mlx(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+    """mlx-lm on the folders as they are, and on what `loracle convert --to mlx` makes of them."""
+    runs = []
+    for converted in (False, True):
+        out = tmp_path_factory.mktemp(f"mlx-{'converted' if converted else 'as-they-are'}")
+        for base in {case.base for case in cases.values()}:
+            folders = []
+            for case in (case for case in cases.values() if case.base == base):
+                try:
+                    folders.append(as_mlx(case, out / "folders") if converted else case.folder)
+                except LoracleError as error:
+                    (out / f"{case.folder.name}.error").write_text(str(error))
+            words = [MLX_PYTHON, MLX_JOB, base, out, json.dumps(PROMPT), *folders]
+            subprocess.run([str(word) for word in words], check=True, timeout=600, capture_output=True)
+        runs.append(partial(read_rows, out))
+    return runs[0], runs[1]
+
+
+def as_mlx(case: Case, folders: Path) -> Path:
+    """The folder that convert writes for mlx-lm."""
+    folders.mkdir(exist_ok=True)
+    convert(case.folder, folders / case.folder.name, "mlx", base=refimpl.load_model(case.base, "float64"))
+    return folders / case.folder.name
+
+
+def read_rows(out: Path, case: Case) -> np.ndarray:
+    """What the job has written of a case."""
+    if (error := out / f"{case.folder.name}.error").exists():
+        raise ValueError(error.read_text()[-300:])
+    return np.load(out / f"{case.folder.name}.npy")
+
+
+@with_mlx
+@pytest.mark.parametrize("name", CASES)
+def test_mlx(cases: dict[str, Case], mlx: tuple[Run, Run], name: str) -> None:
+    """As they are, none loads (any_peft). Converted, each does what the other rows say."""
+    as_they_are, converted = mlx
+    assert observed(cases[name], as_they_are) == "rejects"
+    (as_it_is,) = [row.what for row in read_engine("mlx").limits if row.when == "any_peft"]
+    rows = [hit for hit in limits_of(cases[name].folder, "mlx", config_of(cases[name])) if hit.what != as_it_is]
+    check({hit.does for hit in rows} or {"takes"}, cases[name], observed(cases[name], converted))
