@@ -39,13 +39,13 @@ def write_gguf_adapter(
         import gguf
     except ImportError:
         raise AdapterError(f"GGUF is written by the gguf package, which is not here: {INSTALL}") from None
+    modules, notes = plain_modules(adapter, "GGUF", MODULES, leave_out)
     architecture = architecture_of(base)
     if not architecture:
         names = ", ".join(known_architectures())
         raise AdapterError(
             f"GGUF's names and rows are known here for {names}; the base is {base.model_type or 'another'}"
         )
-    modules, notes = plain_modules(adapter, "GGUF", MODULES, leave_out)
     tied = base.tie_word_embeddings and LM_HEAD in modules
     if tied:
         raise AdapterError("LoRA on lm_head: llama.cpp has no output matrix of its own where embeddings are tied")

@@ -35,9 +35,10 @@ LAYER = re.compile(r"blk\.(\d{1,5})\.(\w+)")
 
 
 def architecture_of(config: ModelConfig) -> str:
-    """Return what llama.cpp calls the architecture of a base whose adapters have these names; "" for others. One that
-    does not say of which family it is, is a Llama where it is like one."""
-    if config.moe or config.wrapped:
+    """Return what llama.cpp calls the architecture of a base whose adapters have these names; "" for others. The text
+    part of a model of images is one of its own there. One that does not say of which family it is, is a Llama where it
+    is like one."""
+    if config.moe:
         return ""
     families = families_of(config.model_type)
     return families[0].gguf if families else "" if config.beyond_llama else INTERLEAVED

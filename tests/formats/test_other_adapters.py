@@ -251,6 +251,7 @@ def test_gguf_says_the_architecture_of_the_base(tmp_path: Path, model_type: str,
     stored = {tensor.name: tensor.data for tensor in file.tensors}["blk.0.attn_q.weight.lora_b"]
     assert np.array_equal(stored, adapter.lora[0, "q_proj"].B) == (architecture != "llama")
     same(load_adapter(path, base), adapter, 0)
+    same(load_adapter(path, dataclasses.replace(base, wrapped=True)), adapter, 0)  # inside a model of images
     other = dataclasses.replace(SHAPE, model_type="llama" if architecture != "llama" else "qwen2")
     with refused(AdapterError, f"general.architecture is {architecture!r}, and the base's is", "of another family"):
         load_adapter(path, other)

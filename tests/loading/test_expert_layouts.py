@@ -306,7 +306,7 @@ def without(name: str) -> dict[str, Any]:
             ("experts.3.up_proj", "not supported"),
         ),
         ({}, {"target_parameters": "mlp.experts.down_proj"}, ("target_parameters", "list of names")),
-        ({}, {"use_dora": True}, ("use_dora is true", "not there")),
+        ({}, {"use_dora": True}, ("use_dora with target_parameters: PEFT has DoRA on layers alone",)),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[0],
 )
