@@ -14,6 +14,8 @@ from rich.console import Console
 from ..engines import registry
 from ..engines.interface import Engine
 from ..errors import RequestError
+from ..families import MODEL_TYPES
+from ..loading.suggestion import did_you_mean
 from ..oracle import check as checking
 from ..oracle.bugs import CLASSES, mutants_for
 from ..oracle.bugs.blind import revealed
@@ -41,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--engine", metavar="NAME", help="a name of `loracle engines`, mutant:NAME, blind:KEY, or module:function")
     add("--model", default="tiny", metavar="DIR|tiny|random", help="the base (default: tiny)")
+    add(
+        "--families",
+        metavar="all|NAME,NAME",
+        help="--model random: bases of these model_types, like qwen3,gpt_oss, each as much (default: Llamas, and "
+        "others that the engine says it has)",
+    )
     add(
         "--adapter",
         action="append",
@@ -204,10 +212,26 @@ def campaign_settings(args: argparse.Namespace) -> CampaignSettings:
         args.precision,
         args.jobs,
         args.ray_engines,
+        families(args),
         args.ray is not None,
         below=not (args.no_power or args.quick or blind),  # the power is a list of names, which has this one
         name_bug=not blind,
     )
+
+
+def families(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the families of --families; RequestError for an unknown one, or where no base is drawn."""
+    if args.families is None:
+        return ()
+    if args.model != "random":
+        raise RequestError("--families is for --model random: every other base has its own family")
+    if args.families == "all":
+        return MODEL_TYPES
+    names = tuple(dict.fromkeys(args.families.split(",")))
+    for name in names:
+        if name not in MODEL_TYPES:
+            raise RequestError(f"--families {name}: there is {', '.join(MODEL_TYPES)}{did_you_mean(name, MODEL_TYPES)}")
+    return names
 
 
 def reveal(args: argparse.Namespace) -> int:

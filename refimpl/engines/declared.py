@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from ..config import LAYER_MODULES
+from ..families import MODEL_TYPES
 from ..loading.suggestion import did_you_mean
 from .interface import FEATURES, OPERATIONS, READOUTS, Capabilities, EngineError
 
@@ -13,6 +14,7 @@ NAMES = {
     "operations": OPERATIONS,
     "modules": (*LAYER_MODULES, "embed_tokens", "lm_head"),
     "dtypes": ("float32", "bfloat16", "float16"),
+    "families": MODEL_TYPES,
 }
 
 

@@ -65,6 +65,7 @@ class Capabilities:
     operations: frozenset[str] = frozenset()
     trace: bool = False  # can intermediates of the prompt's tokens be had?
     max_rank: int | None = None
+    families: tuple[str, ...] = ("llama", "mistral")  # of random bases, by model_type
     left_out: tuple[str, ...] = ()  # what its user says that it does not do, of what an engine of its kind is asked
 
 

@@ -16,6 +16,7 @@ from ..arrays import DTYPES, Array, Precision, ceil_div, to_host
 from ..batch import ScheduledRequest, make_batch
 from ..config import EMBED, LAYER_MODULES, LM_HEAD
 from ..engine import Engine as Server
+from ..families import MODEL_TYPES
 from ..loading.adapter_folder import load_adapter
 from ..loading.model_folder import load_model
 from ..model import forward, logit_width
@@ -35,6 +36,7 @@ CAPABILITIES = Capabilities(
     modules=(*LAYER_MODULES, EMBED[1], LM_HEAD[1]),
     features=frozenset(FEATURES),
     operations=frozenset(OPERATIONS),
+    families=MODEL_TYPES,
 )
 
 
@@ -64,6 +66,7 @@ class Observed(Server):
                 state.computed,
                 state.table,
                 state.adapters,
+                state.limit - 1,  # the last token that it produces is never computed
                 starts=state.starts,
             )
             for state, n in scheduled

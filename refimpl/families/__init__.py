@@ -35,3 +35,4 @@ MODULES = (
     *(exaone, cohere, starcoder, nemotron),
 )
 FAMILIES: dict[str, Family] = {family.architecture: family for module in MODULES for family in module.FAMILIES}
+MODEL_TYPES = tuple(dict.fromkeys(family.model_type for family in FAMILIES.values()))

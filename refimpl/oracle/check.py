@@ -28,6 +28,8 @@ from .reports.repro_write import Repro
 from .reports.result import CampaignSettings, PlayedCase, Result
 
 BATCHES, SEQUENCES = 17, 8  # on one random base, before it gives way to the next: 100 cases on all of them
+OTHER_BATCHES, OTHER_SEQUENCES = 3, 1  # of these on a base of another family, if the engine has any
+LLAMAS = ("llama", "mistral")
 
 
 def check(
@@ -51,20 +53,23 @@ def check(
         testbed = build(model, dtype, settings.seed, work, engine.capabilities, adapters, adapter_count)
         return Campaign(make, testbed, settings, work, observer).run()
     result = None
-    for turn, share in enumerate(shares(settings)):
-        folder = work / f"base-{turn}"
-        testbed = build(model, dtype, share.seed, folder, engine.capabilities, adapters, max(adapter_count, KINDS))
+    for share, family in shares(settings, engine.capabilities.families):
+        base = f"base {share.seed - settings.seed}" + (f", a {family}" if family else "")
+        folder = work / base.replace(", a ", "-").replace(" ", "-")
+        count = max(adapter_count, KINDS)
+        testbed = build(model, dtype, share.seed, folder, engine.capabilities, adapters, count, family)
         try:
-            of_turn = Campaign(make, testbed, share, work, observer).run()
+            # The same seed asks two bases the same: what they answered is kept apart.
+            of_turn = Campaign(make, testbed, share, folder if family else work, observer).run()
         except KeyboardInterrupt:  # before this base has an answer: the ones before it have some
             if result is None:
                 raise
             result.interrupted = True
             result.verdict = overall([result.verdict, "undecided"])
-            result.diagnostics.append(f"stopped by Ctrl-C, before base {turn} was asked")
+            result.diagnostics.append(f"stopped by Ctrl-C, before {base} was asked")
             break
         for played in of_turn.played:
-            played.case = replace(played.case, name=f"base {turn}, {played.case.name}")
+            played.case = replace(played.case, name=f"{base}, {played.case.name}")
         result = of_turn if result is None else together(result, of_turn)
         if result.verdict == "fail" or result.interrupted:
             break
@@ -80,24 +85,44 @@ def _check_recording(engine: Engine, model: str, settings: CampaignSettings) -> 
             raise EngineError(f"these answers were recorded with {key} {about[key]}, not {value}")
 
 
-def shares(settings: CampaignSettings) -> list[CampaignSettings]:
-    """Return what each base is asked, each under a seed of its own; the last gets the rest. A shorter campaign is a
-    prefix of a longer one, so recorded answers can be reused."""
-    parts: list[CampaignSettings] = []
-    cases, sequences = settings.cases, settings.sequences
-    while cases + sequences > 0 and len(parts) < TURNS:
-        last = len(parts) == TURNS - 1
-        share = replace(
-            settings,
-            cases=cases if last else min(cases, BATCHES),
-            sequences=sequences if last else min(sequences, SEQUENCES),
-            seed=settings.seed + len(parts),
-        )
-        parts.append(share)
-        cases, sequences = cases - share.cases, sequences - share.sequences
+def shares(settings: CampaignSettings, families: Sequence[str] = ()) -> list[tuple[CampaignSettings, str]]:
+    """Return what each base is asked, each under a seed of its own, and of which family it is ("": a Llama or Mistral).
+
+    Where settings name families, each gets as much. Otherwise Llamas take turns with bases of the other families that
+    the engine has, which get less; the last gets the rest. A shorter campaign is a prefix of a longer one, so recorded
+    answers can be reused."""
+    parts = _of_families(settings) if settings.families else _of_llamas(settings, families)
     if settings.budget is None:
         return parts
-    return [replace(share, budget=settings.budget / len(parts)) for share in parts]
+    return [(replace(share, budget=settings.budget / len(parts)), family) for share, family in parts]
+
+
+def _of_families(settings: CampaignSettings) -> list[tuple[CampaignSettings, str]]:
+    """Return an equal share for each family, as far as there are cases."""
+    number, parts = len(settings.families), []
+    for i, family in enumerate(settings.families):
+        cases, sequences = ((n + number - 1 - i) // number for n in (settings.cases, settings.sequences))
+        if cases + sequences:
+            parts.append((replace(settings, cases=cases, sequences=sequences, seed=settings.seed + i), family))
+    return parts
+
+
+def _of_llamas(settings: CampaignSettings, families: Sequence[str]) -> list[tuple[CampaignSettings, str]]:
+    """Return the shares of TURNS Llamas, and after each that of a base of another family, if there are any."""
+    others = [family for family in families if family not in LLAMAS]
+    less = (OTHER_BATCHES, OTHER_SEQUENCES) if others else (0, 0)
+    parts: list[tuple[CampaignSettings, str]] = []
+    cases, sequences = settings.cases, settings.sequences
+    for turn in range(TURNS):
+        seed, last = settings.seed + turn, turn == TURNS - 1
+        llama = ("", BATCHES - less[0], SEQUENCES - less[1]) if not last else ("", cases, sequences)
+        other = (others[seed % len(others)] if others else "", *less)
+        for family, batches, scenarios in (other, llama) if last else (llama, other):
+            share = replace(settings, cases=min(cases, batches), sequences=min(sequences, scenarios), seed=seed)
+            if share.cases + share.sequences:
+                parts.append((share, family))
+            cases, sequences = cases - share.cases, sequences - share.sequences
+    return parts
 
 
 def together(before: Result, now: Result) -> Result:

@@ -15,7 +15,7 @@ from ..engines.interface import EngineError, Settings
 from .bugs import Mutant
 from .bugs.preconditions import is_applicable, spread
 from .bugs.registry import find_bug
-from .cases.case import Case, Exchange, Load, Run
+from .cases.case import Case, Exchange, Load, Run, tokens_exist
 from .cases.shrink import Budget, shrink
 from .cases.testbed import Testbed
 from .cases.words import in_words
@@ -58,7 +58,9 @@ class Context:
         return replace(self.driver.sample(played.case, played.settings, self.members), terms=played.terms)
 
     def failures(self, case: Case, settings: Settings) -> list[tuple[Exchange, Verdict]]:
-        """Ask the engine again; return the requests that it gets wrong."""
+        """Ask the engine again; return the requests that it gets wrong. With tokens that nobody has, it is no case."""
+        if not tokens_exist(case, self.testbed):
+            return []
         exchanges = self.driver.run(case, settings)
         ratios, _ = measure(case, exchanges, self.testbed, self.members)
         counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]

@@ -104,6 +104,14 @@ def requests_of(
             yield run, i, request, now
 
 
+def tokens_exist(case: Case, testbed: Testbed) -> bool:
+    """Return whether every request's tokens are in its vocabulary: an adapter may have more of them than the base."""
+    return all(
+        max(request.prompt_ids) < vocab_size_of(keys_of(request, now), testbed)
+        for _, _, request, now in requests_of(case, loaded_before(case, testbed))
+    )
+
+
 def loaded_before(case: Case, testbed: Testbed) -> dict[str, str]:
     """Return what the names mean when a case begins: a batch finds each adapter under its own name, a sequence none."""
     return {key: key for key in testbed.paths} if case.stateless else {}

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...adapter import Adapter, LoraTensors
 from ...arrays import Array
+from ...config import ModelConfig
 from ...engines.interface import Capabilities, Settings
 from ...formats.hf import save_model
 from ...formats.peft import save_adapter
@@ -17,6 +18,7 @@ from ...loading.adapter_folder import load_adapter
 from ...loading.model_folder import base_folder, load_model
 from ...synthetic.models import random_model
 from ...weights import Layer, Linear, Model
+from .family_base import save_family_base
 from .near_duplicates import near_duplicates_of
 from .variety import random_adapters, random_config
 
@@ -46,7 +48,7 @@ class Testbed:
         """Return the testbed of a base and adapters that are in no folder yet: they are written to root/model and
         root/adapters/NAME in the type of the base, so that no engine rounds them."""
         folder = save_once(save_model, model, root / "model")
-        paths = save_adapters(adapters, root / "adapters", model.dtype)
+        paths = save_adapters(adapters, root / "adapters", model.dtype, model.config)
         return cls.load(folder, load_model(folder, model.dtype), paths)
 
     @property
@@ -75,15 +77,22 @@ def build(
     capabilities: Capabilities,
     adapters: Mapping[str, Path] | None = None,
     count: int = 5,
+    family: str = "",
 ) -> Testbed:
     """Return the testbed of a campaign.
 
-    model: "tiny", "random", or a folder. adapters: the user's own; without them `count` are drawn, beside two of the
+    model: "tiny", "random", or a folder. family: of a random base, by its model_type; else it is a Llama or, for an
+    engine that has a window, a Mistral. adapters: the user's own; without them `count` are drawn, beside two of the
     embedded model's voices, and with two near-duplicates where an engine can exchange adapters. What is drawn is
     written under `work`, in `dtype`, so that no engine rounds it."""
     rng = np.random.default_rng([seed, 4])
-    work = work / "testbeds" / f"{Path(model).name}-{dtype}-{seed}-{count}"  # a campaign that is resumed finds its own
-    if model == "random":
+    work = (
+        work / "testbeds" / "-".join([Path(model).name, *filter(None, [family]), dtype, f"{seed}-{count}"])
+    )  # a campaign that is resumed finds its own
+    if model == "random" and family:
+        save = partial(save_family_base, family, np.random.default_rng([seed, 5]), dtype)
+        folder = save_once(lambda _, path: save(path), None, work / "model")
+    elif model == "random":
         base = random_model(random_config(rng, capabilities, turn=seed), rng, dtype)
         folder = save_once(save_model, base, work / "model")
     else:
@@ -98,13 +107,17 @@ def build(
         synthetic = random_adapters(ours, rng, capabilities, count)
         if "load" in capabilities.operations:
             synthetic += near_duplicates_of(synthetic[0], rng)
-        paths |= save_adapters(synthetic, work / "adapters", dtype)
+        paths |= save_adapters(synthetic, work / "adapters", dtype, ours.config)
     return Testbed.load(folder, ours, paths)
 
 
-def save_adapters(adapters: Sequence[Adapter], root: Path, dtype: str) -> dict[str, Path]:
-    """Write each adapter into a folder of its name under `root`, in this type. Return the folders by the names."""
-    save = partial(save_adapter, dtype=dtype)
+def save_adapters(
+    adapters: Sequence[Adapter], root: Path, dtype: str, config: ModelConfig | None = None
+) -> dict[str, Path]:
+    """Write each adapter into a folder of its name under `root`, in this type. Return the folders by the names.
+
+    config: of the base, which adapters on experts need."""
+    save = partial(save_adapter, dtype=dtype, config=config)
     return {adapter.name: save_once(save, adapter, root / adapter.name) for adapter in adapters}
 
 

@@ -19,6 +19,7 @@ from ...weights import Model
 RANKS = (6, 3, 20, 5, 8, 12)
 TURNS = 4  # of random_config
 KINDS = 8  # of adapters that random_adapters makes before it begins anew
+FUSED = (("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj"), ("q_a_proj", "kv_a_proj_with_mqa"))
 EXTRA_TOKENS = 3  # that a grown vocabulary has more than the base's
 
 
@@ -67,7 +68,9 @@ def random_adapters(
 
     LoracleError for an engine that takes an adapter on no module of a layer."""
     can, most = capabilities.features, capabilities.max_rank or 64
-    modules = [name for name in LAYER_MODULES if name in capabilities.modules]
+    # What a family has beside a Llama's modules (experts, a latent) an engine takes that takes the family.
+    denied = [name for name in LAYER_MODULES if name not in capabilities.modules]
+    modules = [name for name in base.config.layer_modules if name not in denied]
     if not modules:
         raise LoracleError(f"no module of the model's layers is among {', '.join(capabilities.modules)}")
     # Where the head is the embedding, LoRA on the embedding alone shows whether the head is left as it is.
@@ -80,16 +83,16 @@ def random_adapters(
         config = PeftConfig(
             r,
             lora_alpha=float(r * rng.choice([0.5, 1.7, 2.0, 3.0])),
-            use_rslora="rslora" in can and i % 4 == 1,
-            rank_pattern={"v_proj": r + 3} if "rank_pattern" in can and i % 4 == 2 else {},
-            alpha_pattern={"down_proj": 2.5 * r} if "alpha_pattern" in can and i % 4 == 2 else {},
+            use_rslora="rslora" in can and (i % 4 == 1 or i % 8 == 6),
+            rank_pattern=_ranks(r, most, base.config) if "rank_pattern" in can and i % 4 == 2 else {},
+            alpha_pattern=_alphas(r, base.config) if "alpha_pattern" in can and i % 4 == 2 else {},
             target_modules=(*targets, *(top if i % 4 == 1 and i > 3 else ())),
-            lora_bias="lora_bias" in can and i % 4 == 0,
+            lora_bias="lora_bias" in can and i % 4 == 0 and base.config.moe is None,  # PEFT has none beside experts
         )
         adapter = random_adapter(base.config, config, f"{prefix}-{i}", rng, gain_of(base))
         if "modules_to_save" in can and i % 8 == 4:
             adapter = with_own_layers(base, adapter, (LM_HEAD,), rng)
-        if "grown_vocabulary" in can and i % 8 == 6:
+        if "grown_vocabulary" in can and i % 8 == 6 and not base.config.hidden_size_per_layer_input:
             adapter = with_own_layers(base, adapter, (EMBED, LM_HEAD), rng, EXTRA_TOKENS)
         if "biases" in can and i % 8 == 7 and base.config.attention_bias:
             adapter = with_own_biases(base, adapter, rng)
@@ -97,8 +100,32 @@ def random_adapters(
     return adapters
 
 
+def _ranks(r: int, most: int, config: ModelConfig) -> dict[str, int]:
+    """Return other ranks for the second and the third of what is fused, where they are no more than `most`."""
+    later = {name: r + step for group in _fused(config) for name, step in zip(group[1:], (1, 3), strict=False)}
+    return {name: rank for name, rank in later.items() if rank <= most and _has(config, name)}
+
+
+def _alphas(r: int, config: ModelConfig) -> dict[str, float]:
+    """Return another alpha for the second of what is fused, and for what is in no group."""
+    factors = {group[1]: 0.7 for group in _fused(config)} | {"down_proj": 2.5, "o_proj": 1.3}
+    return {name: factor * r for name, factor in factors.items() if _has(config, name)}
+
+
+def _fused(config: ModelConfig) -> Sequence[tuple[str, ...]]:
+    """Return the groups of modules that engines fuse, in which one rank or scale for all must show.
+
+    Two halves of one expert are one parameter for PEFT, with one rank and one scale."""
+    return FUSED if config.moe is None else FUSED[1:]
+
+
+def _has(config: ModelConfig, name: str) -> bool:
+    return any(module.rpartition(".")[2] == name for module in config.layer_modules)
+
+
 def _some(modules: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """v_proj, which shows in any prompt, and two others."""
-    others = [name for name in modules if name != "v_proj"]
-    chosen = {"v_proj", *rng.choice(others, size=min(2, len(others)), replace=False)}
+    """v_proj, which shows in any prompt, or the first of those that there are, and two others."""
+    first = "v_proj" if "v_proj" in modules else modules[0]
+    others = [name for name in modules if name != first]
+    chosen = {first, *rng.choice(others, size=min(2, len(others)), replace=False)}
     return [name for name in modules if name in chosen]

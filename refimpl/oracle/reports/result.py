@@ -28,6 +28,7 @@ class CampaignSettings:
     precision: str = "float32"  # declared, or "auto"
     jobs: int = 1  # worker processes
     engines: int = 1  # that are asked side by side
+    families: tuple[str, ...] = ()  # of random bases, by model_type: these, each alike; none: those of the engine
     ray: bool = False  # the numbers are made by tasks of the Ray cluster (ray_cluster.py), not by worker processes
     below: bool = True  # look below the noise, and state the power
     name_bug: bool = True  # of a failure, look for the bug that does the same; without, the symptoms are all
