@@ -12,8 +12,8 @@ import numpy as np
 from support.build import random_adapter, random_model
 
 from refimpl import NUMPY, Engine, Model, Ops, Request, logits, trace
-from refimpl.adapter import Adapter
-from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, Mla, ModelConfig, Rope
+from refimpl.adapter import Adapter, LoraTensors
+from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, LayerKind, Mla, Mlp, ModelConfig, Moe, Norms, Rope
 
 Rows = list[np.ndarray]
 EMBEDDING, HEAD = (*LAYER_MODULES, "embed_tokens"), (*LAYER_MODULES, "lm_head")
@@ -91,6 +91,12 @@ def plain(config: ModelConfig = CONFIG, pool: Sequence[Adapter] | None = None, m
 def with_(**changes: object) -> Case:
     """The plain case in a model of another shape."""
     return plain(replace(CONFIG, **changes))
+
+
+def with_modules(modules: Sequence[str], **changes: object) -> Case:
+    """The same, with adapters on these modules."""
+    config = replace(CONFIG, **changes)
+    return plain(config, pool_of(config, modules=modules))
 
 
 def ranks(*ranks: int, **options: object) -> Case:
@@ -188,6 +194,67 @@ def latent(**options: object) -> Case:
     return replace(case, options={"num_blocks": 64, "prefix_caching": False, **options}) if options else case
 
 
+# What other families have, and other kinds of adapters.
+
+
+def experts(
+    modules: Callable[[ModelConfig], Sequence[str]] = lambda config: LAYER_MODULES,
+    scores: str = "softmax",
+    **options: object,
+) -> Case:
+    """A layer of experts, with one that all tokens share, as in Qwen2-MoE: not renormalised."""
+    shared = Mlp(("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"), "mlp.shared_expert.down_proj", 6)
+    config = replace(CONFIG, moe=Moe(4, 2, 5, scores, shared=shared, shared_gate="mlp.shared_expert_gate"))
+    return plain(config, pool_of(config, modules=(*modules(config), "o_proj"), **options))
+
+
+def of_experts(config: ModelConfig) -> list[str]:
+    return [name for i in range(config.moe.experts) for name in config.moe.mlp(i).modules]
+
+
+def two_layers_one_slides() -> Case:
+    kinds = LayerKind(window=3), LayerKind()
+    return with_(num_hidden_layers=2, layers=kinds)
+
+
+def longrope() -> Case:
+    """Prompts of up to 7 tokens beside one of 40, around a boundary of 8; then the short ones without it."""
+    rope = Rope(type="longrope", original_max_position_embeddings=8, short_factor=(1.0, 1.0), long_factor=(1.5, 7.0))
+    case = with_(rope=rope)
+    return replace(case, rounds=[*case.rounds, case.rounds[0][1:]])
+
+
+def dora(**changes: object) -> Case:
+    """Adapters whose every magnitude is near what the base's rows have."""
+    config = replace(CONFIG, **changes)
+    return plain(config, [with_dora(config, adapter) for adapter in pool_of(config)])
+
+
+def with_dora(config: ModelConfig, adapter: Adapter) -> Adapter:
+    lora = {module: LoraTensors(x.A, x.B, x.bias, np.linspace(0.5, 2, len(x.B))) for module, x in adapter.lora.items()}
+    return replace(adapter, config=replace(adapter.config, use_dora=True), lora=lora)
+
+
+def alora_pool() -> list[Adapter]:
+    return [
+        replace(adapter, config=replace(adapter.config, alora_invocation_tokens=(21, 22)))
+        for adapter in pool_of(CONFIG)
+    ]
+
+
+def alora() -> Case:
+    """A prompt that has the invocation twice."""
+    pool = alora_pool()
+    return plain(pool=pool, more=[Request([3, 21, 22, 5, 6, 21, 22, 7, 8], pool[0])])
+
+
+def alora_in_sequence() -> Case:
+    """The invocation stands in the middle of a block of four; the adapter comes first, then the base."""
+    pool, ids = alora_pool(), [3, 4, 5, 6, 7, 21, 22, 8, 9, 10, 11, 12, 13]
+    turns = [[Request(ids, pool[0])], [Request(ids)]]
+    return Case(random_model(CONFIG, 1), pool, turns, {"num_blocks": 64, "block_size": 4})
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "batch": plain,
     "sum": lambda: summing(0.5, -2.0),
@@ -216,6 +283,23 @@ CASES: dict[str, Callable[[], Case]] = {
     "window": lambda: with_(sliding_window=3),
     "kv_b_proj LoRA": latent,
     "kv_b_proj LoRA in steps": lambda: latent(max_batch_tokens=4),
+    "experts": experts,
+    "experts LoRA": lambda: experts(of_experts),
+    "experts rsLoRA": lambda: experts(of_experts, use_rslora=True),
+    "router LoRA": lambda: experts(lambda config: [config.moe.router], "sigmoid"),
+    "shared expert LoRA": lambda: experts(lambda config: config.moe.shared.modules),
+    "gated shared expert LoRA": lambda: experts(lambda config: config.moe.shared.modules),
+    "multiplied embedding LoRA": lambda: with_modules(EMBEDDING, embedding_multiplier=3.7),
+    "capped logits LoRA": lambda: with_modules(HEAD, logits_softcap=5.0),
+    "norms of q and k": lambda: with_(norms=Norms(q="self_attn.q_norm", k="self_attn.k_norm")),
+    "sinks": lambda: with_(sinks=True),
+    "sliding and full layers": two_layers_one_slides,
+    "longrope": longrope,
+    "DoRA": dora,
+    "DoRA on a bias": lambda: dora(attention_bias=True),
+    "aLoRA": alora,
+    "aLoRA in sequence": alora_in_sequence,
+    "lm_head LoRA on a prompt": lambda: ranks(2, 2, modules=HEAD),
     "decode": in_an_engine,
     "chunks": lambda: in_an_engine(max_batch_tokens=4),
     "another block size": lambda: in_an_engine(block_size=4),

@@ -1,14 +1,30 @@
 """The zoo: real bugs of multi-LoRA engines, each an Ops with one step wrong; nothing is patched.
 
-The oracle asks which of them explains an engine that is off. One file per class, A to I; README.md says which bug of
-which engine each one stands for.
+The oracle asks which of them explains an engine that is off. One file per class, A to I, and one for each thing that
+not every base or adapter has, with bugs of several classes; README.md says which bug of which engine each stands for.
 """
 
 from collections.abc import Sequence
 
-from . import a_scale, b_identity, c_memory, d_prefix, e_shards, f_latent, g_kernels, h_cache, i_merge, named
+from . import (
+    a_scale,
+    alora,
+    b_identity,
+    c_memory,
+    d_prefix,
+    dora,
+    e_shards,
+    experts,
+    f_latent,
+    g_kernels,
+    h_cache,
+    i_merge,
+    named,
+    other_families,
+    routing,
+)
 from .mutant import NEEDS as NEEDS
-from .mutant import NEEDS_OF_FAMILIES
+from .mutant import NEEDS_OF_FAMILIES as NEEDS_OF_FAMILIES
 from .mutant import Mutant as Mutant
 
 FAMILIES = (
@@ -23,6 +39,9 @@ FAMILIES = (
     i_merge.merge,
 )
 
+# The files whose bugs are in the classes above: importing them lists theirs.
+OF_SEVERAL_CLASSES = (experts, routing, dora, alora, other_families)
+
 CLASSES = {family.letter: family.title for family in FAMILIES}
 
 
@@ -32,7 +51,7 @@ def all_mutants() -> dict[str, Mutant]:
 
 
 def llama_mutants() -> dict[str, Mutant]:
-    """Those that a Llama with LoRA can show: what the tables in benchmarks/results are about."""
+    """Those that a Llama with plain LoRA can show: what the tables in benchmarks/results are about."""
     return {name: mutant for name, mutant in all_mutants().items() if mutant.needs not in NEEDS_OF_FAMILIES}
 
 

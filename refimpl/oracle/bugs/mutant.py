@@ -47,6 +47,23 @@ NEEDS = {
     "window": "a sliding window shorter than the prompt",
     "kv_b_proj LoRA": "multi-head latent attention, and an adapter with LoRA on kv_b_proj",
     "kv_b_proj LoRA in steps": "the same, and produced tokens that are read back in",
+    "experts": "a layer of experts",
+    "experts LoRA": "experts, and an adapter with LoRA on them",
+    "experts rsLoRA": "experts, and an adapter with rsLoRA and a rank above 1 on them",
+    "router LoRA": "experts, and an adapter with LoRA on their router",
+    "shared expert LoRA": "an MLP that all tokens share beside the experts, and an adapter with LoRA on it",
+    "gated shared expert LoRA": "the same, multiplied by a gate of its own",
+    "multiplied embedding LoRA": "an embedding that is multiplied by a factor, and an adapter with LoRA on it",
+    "capped logits LoRA": "logits that are capped, and an adapter with LoRA on the lm_head",
+    "norms of q and k": "norms of q and k, and an adapter with LoRA on these",
+    "sinks": "attention with sinks",
+    "sliding and full layers": "layers with a window shorter than the prompt, and layers without",
+    "longrope": "a rotation with short and long factors, and requests on both sides of the boundary",
+    "DoRA": "adapters with DoRA",
+    "DoRA on a bias": "an adapter with DoRA on a layer that has a bias",
+    "aLoRA": "an aLoRA, and a prompt that has its invocation twice",
+    "aLoRA in sequence": "an aLoRA and the base, with the same prompt, one after another",
+    "lm_head LoRA on a prompt": "an adapter with LoRA on the lm_head, and logits of a whole prompt",
     "decode": "produced tokens that are read back in, one at a time",
     "chunks": "prompts that are computed in several steps",
     "another block size": "blocks of another size than 16 tokens, and prompts that have several",
@@ -54,8 +71,14 @@ NEEDS = {
     "sequence": "one engine that serves for a while: prefixes found again, adapters evicted, names used again",
 }
 
-# Those that no Llama has. What was measured of the zoo on Llamas, or of pictures, says nothing of their mutants.
-NEEDS_OF_FAMILIES = ("kv_b_proj LoRA", "kv_b_proj LoRA in steps")
+# Those of other families and other kinds of adapters, which the campaigns of benchmarks/results do not draw: what was
+# measured there, or of pictures, says nothing of their mutants.
+NEEDS_OF_FAMILIES = (
+    *("kv_b_proj LoRA", "kv_b_proj LoRA in steps", "experts", "experts LoRA", "experts rsLoRA", "router LoRA"),
+    *("shared expert LoRA", "gated shared expert LoRA", "multiplied embedding LoRA", "capped logits LoRA"),
+    *("norms of q and k", "sinks", "sliding and full layers", "longrope"),
+    *("DoRA", "DoRA on a bias", "aLoRA", "aLoRA in sequence", "lm_head LoRA on a prompt"),
+)
 
 
 @dataclass(frozen=True)
