@@ -80,25 +80,11 @@ bfloat16_read_as_float16 = but(linear=_wrong_half_type)
 # Experts.
 
 
-def _not_at_experts(y: Array, x: Array, module: Module, *rest) -> None:
-    if ".experts." not in module[1]:
-        lora_delta(y, x, module, *rest)
-
-
-no_lora_on_experts = but(lora_delta=_not_at_experts)
-
-
 def _last_instead_of_sum(y: Array, rows: Array, out: Array, weights: Array, p: Precision) -> None:
     y[rows] = weights[:, None] * out
 
 
 only_the_last_expert = but(expert_sum=_last_instead_of_sum)
-
-renormalised_the_other_way = but(
-    route=lambda logits, correction, moe, p: route(
-        logits, correction, dataclasses.replace(moe, renormalise=not moe.renormalise), p
-    )
-)
 
 
 def _over_all_tokens(logits: Array, *rest) -> tuple[Array, Array]:
@@ -119,15 +105,6 @@ def with_dora(change: Callable[[LoraWeights, Dora, AdapterSlots, Module], LoraWe
         return {slot: one if one.dora is None else change(one, one.dora, adapters, module) for slot, one in at}
 
     return but(lora_delta=reading(reads))
-
-
-magnitude_ignored = with_dora(lambda lora, *_: dataclasses.replace(lora, dora=None))
-
-bias_stretched = with_dora(lambda lora, dora, *_: dataclasses.replace(lora, dora=Dora(dora.gain, None)))
-
-only_the_delta_stretched = with_dora(
-    lambda lora, dora, *_: dataclasses.replace(lora, B=dora.gain[:, None] * lora.B, dora=None)
-)
 
 
 def _gain_of_the_base(lora: LoraWeights, dora: Dora, adapters: AdapterSlots, module: Module) -> LoraWeights:

@@ -117,7 +117,7 @@ TABLE: list[Row] = [
     (
         check_unmerged_equals_merged,
         EXPERTS,
-        ("no_lora_on_experts", "only_the_last_expert", "renormalised_the_other_way", "rslora_ignored"),
+        ("experts_lora_dropped", "only_the_last_expert", "renormalised_the_other_way", "rslora_ignored"),
     ),
     (check_batch_equals_alone, EXPERTS, ("everyone_goes_where_the_first_does", "sorted_and_never_put_back")),
     (check_order_does_not_matter, CASE | SEED, ("scale_of_the_last_adapter", "last_slot_skipped")),
@@ -168,7 +168,12 @@ TABLE: list[Row] = [
     (
         check_dora_is_the_stretched_base,
         DORA,
-        ("magnitude_ignored", "bias_stretched", "only_the_delta_stretched", "length_of_the_base_alone"),
+        (
+            "dora_magnitude_dropped",
+            "dora_stretches_the_bias",
+            "dora_stretches_the_delta_alone",
+            "length_of_the_base_alone",
+        ),
     ),
     (check_dora_does_not_leak, DORA, ("no_adapter_is_the_last_one",)),
     (check_dora_while_serving, DORA, ("key_without_magnitude", "slots_off_by_one_block")),

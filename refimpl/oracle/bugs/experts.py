@@ -92,7 +92,8 @@ def rslora_of_the_doubled_rank_at_experts() -> Ops:
 )
 def expert_B_read_expert_slow() -> Ops:
     def reread(bound: BoundAdapter, adapter: Adapter, config: Any) -> BoundAdapter:
-        lora, of_layer = dict(bound.lora), {}
+        lora = dict(bound.lora)
+        of_layer: dict[tuple[int, str], list[Module]] = {}
         for module in filter(lambda module: in_expert(module, config), lora):
             of_layer.setdefault((module[0], module[1].rpartition(".")[2]), []).append(module)
         for modules in of_layer.values():
@@ -163,12 +164,12 @@ def at_module(inside: Callable[..., None], among: Callable[[Module, Any], bool])
 
 
 @kernels.bug(
-    "an expert's tokens without an adapter get that of its first token: base requests change once there is LoRA",
+    "tokens without an adapter get one of those that chose the same expert: base requests change once there is LoRA",
     "https://github.com/vllm-project/vllm/issues/49063",
     needs=LORA,
 )
 def base_rows_of_experts_disturbed() -> Ops:
-    changed = remapped(lambda ids, weights: (np.where(only_base(ids), ids[:1], ids), np.where(ids < 0, 1.0, weights)))
+    changed = remapped(lambda ids, weights: (np.where(only_base(ids), ids.max(), ids), np.where(ids < 0, 1.0, weights)))
 
     def delta(y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision) -> None:
         add(y, x, adapters.at(module), changed(mapping), p)
