@@ -53,6 +53,12 @@ class Graded:
     visible: bool  # would the cause show in it?
 
 
+def why_not_fitted(testbed: Testbed) -> list[str]:
+    """Return one line that says why no cause is looked for on this base; none where one is."""
+    missing = ", ".join(without_gradients(testbed.model.config))
+    return [f"no cause was fitted: that needs gradients, and here a base with {missing} has none"] if missing else []
+
+
 def cause_of(
     driver: EngineDriver,
     testbed: Testbed,
@@ -63,7 +69,7 @@ def cause_of(
     """Return the cause of these failures; None if none leaves noise, and for a base that has no gradients here.
 
     EngineError if the engine breaks off."""
-    if without_gradients(testbed.model.config):
+    if why_not_fitted(testbed):
         return None
     began = time.monotonic()
     failed = sorted(

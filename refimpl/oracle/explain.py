@@ -19,7 +19,7 @@ from .cases.case import Case, Exchange, Load, Run, tokens_exist
 from .cases.shrink import Budget, shrink
 from .cases.testbed import Testbed
 from .cases.words import in_words
-from .cause import cause_of
+from .cause import cause_of, why_not_fitted
 from .causes.statement import CauseReport
 from .diagnosis.candidate import Candidate, evaluate
 from .diagnosis.diagnose import Finding, diagnose
@@ -226,10 +226,11 @@ def _project(context: Context, sample: Sample, names: Sequence[str]) -> list[Fut
 
 
 def _cause(context: Context, played: Sequence[PlayedCase]) -> tuple[CauseReport | None, list[str]]:
-    """Return the cause by a fit, and what went wrong in looking for it."""
+    """Return the cause by a fit, and what went wrong in looking for it, or why nobody looked."""
     context.observer.advance("looking for the cause", 0, 1)
     try:
-        return cause_of(context.driver, context.testbed, context.members, context.thresholds, played), []
+        cause = cause_of(context.driver, context.testbed, context.members, context.thresholds, played)
+        return cause, why_not_fitted(context.testbed)
     except EngineError as error:
         return None, [f"while the cause was looked for: {error}"]
 
