@@ -19,7 +19,7 @@ from ..errors import LoracleError
 from ..loading.suggestion import did_you_mean
 from ..model import logits
 from ..ops import NUMPY, Ops
-from ..oracle.bugs import Mutant, all_mutants
+from ..oracle.bugs import Mutant, llama_mutants
 from ..request import Request
 from ..synthetic.adapters import random_adapter
 from ..synthetic.models import random_model
@@ -101,7 +101,7 @@ class Score:
 
 def mutants() -> dict[str, Mutant]:
     """Those that are counted, by name."""
-    return {name: mutant for name, mutant in all_mutants().items() if mutant.family in CLASSES}
+    return {name: mutant for name, mutant in llama_mutants().items() if mutant.family in CLASSES}
 
 
 def new_tokens(request: Request) -> int:
