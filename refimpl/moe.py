@@ -19,6 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from .arrays import Array, Float, namespace, rounded, to_host
+from .config import Mlp
 from .forward_context import ForwardContext
 from .routing import sigmoid
 
@@ -34,7 +35,9 @@ def experts(run: ForwardContext, h: Float[Array, "tokens d_model"], layer: int) 
     ids, y = to_host(chosen), xp.zeros_like(h)
     for expert in np.unique(ids).tolist():
         rows, places = np.nonzero(ids == expert)
-        out = run.mlp(h[xp.asarray(rows)], layer, moe.mlp(expert), mapping.of_rows(rows, ops.segments))
+        names = moe.mlp(expert)
+        part = mapping.of_rows(rows, ops.segments, slots_on(run, layer, names))
+        out = run.mlp(h[xp.asarray(rows)], layer, names, part)
         ops.expert_sum(y, xp.asarray(rows), out, weights[xp.asarray(rows), xp.asarray(places)], p)
     if moe.shared is not None:
         gate = xp.ones(len(h), h.dtype)
@@ -42,3 +45,9 @@ def experts(run: ForwardContext, h: Float[Array, "tokens d_model"], layer: int) 
             gate = rounded(sigmoid(run.project(h, layer, moe.shared_gate)[:, 0]), p.router_weights)
         ops.expert_sum(y, slice(None), run.mlp(h, layer, moe.shared), gate, p)
     return y
+
+
+def slots_on(run: ForwardContext, layer: int, names: Mlp) -> set[int]:
+    """The adapter slots that have something on one expert: LoRA, or a bias of its own."""
+    modules, adapters = [(layer, name) for name in names.modules], run.adapters
+    return {slot for module in modules for filled in (adapters.at, adapters.base_at) for slot in filled(module)}

@@ -10,7 +10,7 @@ plan where the numbers live, all of its arrays in one transfer, and the plan its
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,12 +84,14 @@ class LoraMapping:
         mapping = cls(adapter_ids, adapter_weights, columns, slots)
         return mapping if xp is np else dataclasses.replace(mapping, device=on_device(mapping, xp))
 
-    def of_rows(self, rows: Int[Array, " rows"], form: Segments | None = None) -> "LoraMapping":
+    def of_rows(
+        self, rows: Int[Array, " rows"], form: Segments | None = None, among: Collection[int] | None = None
+    ) -> "LoraMapping":
         """The mapping of these rows alone, which are counted anew: what an expert sees of the batch. Rows: on the
-        host."""
+        host. among: the slots that have something there, if that is known: without them there is nothing to count."""
         ids, weights = self.adapter_ids[rows], self.adapter_weights[rows]
-        if not self.slots:
-            return LoraMapping(ids, weights, (), self.slots)
+        if not self.slots or (among is not None and self.slots.isdisjoint(among)):
+            return LoraMapping(ids, weights, (), frozenset())
         return LoraMapping.of(ids, weights, namespace(self.device.columns[0].adapter_ids), form)
 
     def rows_without(self, slots: frozenset[int]) -> Index:
