@@ -21,11 +21,13 @@ from .cases import scenarios
 from .cases.case import Case, draw_batch, teacher_forced
 from .cases.testbed import Testbed
 from .cases.testbed import settings as testbed_settings
+from .context import Context
 from .diagnosis.candidate import Candidate, evaluate, in_words, suspicious
 from .diagnosis.power import power
 from .diagnosis.workers import error_ratios, measure_and_project
 from .engine_driver import EngineDriver, ask_all
-from .explain import CLOSELY, Context, explain, explain_below, locate_layers
+from .explain import CLOSELY, explain, explain_below
+from .location import locate_layers
 from .noise import precision as precisions
 from .noise.ceiling import ceilings
 from .noise.ensemble import Member, ensemble, wider

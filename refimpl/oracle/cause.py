@@ -1,56 +1,61 @@
 """The cause of a campaign's failures: asked quietly, fitted, and then held against every failure as it came.
 
-    failed cases, asked again with quiet adapters -> find -> does it leave noise in the failures themselves? in which of
-    them, and what do they have in common? -> a sentence
+    failed cases, asked again with quiet adapters -> find -> which of the possible causes says the most requests, failed
+    and right, in the fewest bits? -> what does it leave over? -> a sentence
 
-Nothing is said of what explains less than half of the failed requests, or a single one of several, or leaves more than
-noise.
+Bits are those of the minimum description length (Rissanen 1978): of the changes, of the condition under which each
+holds, of its exceptions, and of every failure that is not explained. Nothing is said of what explains less than half of
+the failed requests, or a single one of several, or leaves more than noise.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..training.trainable import without_gradients
 from .bugs.registry import all_bugs
-from .cases.case import Case, Exchange
 from .cases.testbed import Testbed
-from .causes.condition import condition, facts_of
-from .causes.exact import ExactFit, at, fit
-from .causes.find import Cause, find
-from .causes.pursuit import Atom
-from .causes.quiet import quiet_testbed
-from .causes.relations import relations
+from .causes.condition import Condition, condition
+from .causes.facts import facts_of
+from .causes.find import ALIKE, TERMS, Cause, find
+from .causes.grade import Grade, grade, same_for_each_adapter
 from .causes.statement import CauseReport, Change, in_words
-from .causes.suspect import Suspect, worst_ratio
+from .causes.suspect import suspect_of
 from .engine_driver import EngineDriver
+from .failures import Failures, Place
 from .noise.ensemble import Member
-from .noise.measure import Errors, measure
-from .noise.verdict import Thresholds, judge
+from .noise.verdict import Thresholds
 from .reports.result import PlayedCase
 
-FACTORS = {"float32": (1 / 64, 1 / 8), "float64": (1 / 64, 1 / 8), "float16": (1 / 8, 1 / 2), "bfloat16": (1 / 4,)}
-LOUD = 30.0  # noise units; a quiet request that is less wrong is asked less quietly
-SUSPECTS = 4  # requests that a cause is looked for in; larger: slower
 CASES = 3  # that are asked quietly; larger: slower
 GRADED = 60  # requests, of those that failed and of those that did not; larger: slower
 SHARE = 0.5  # of the failed requests that a cause must explain; less: it may be a coincidence, or a part of the bug
 EXCEPTIONS = 0.2  # of the explained requests that a condition may have; more: it is a coincidence more often
-LENGTH = 8  # tokens of a request that is long enough to tell tokens apart, and short enough to be quick
+UNEXPLAINED = 10.0  # bits of a failure that is left over; larger: more changes are taken in to explain a few more
+DECISIVE = 10.0  # times the limit: an error of that size comes down to noise by no coincidence
+TIE = 1.0  # bits; causes that differ by less are not told apart
 
 
 @dataclass(frozen=True, eq=False)
-class Graded:
-    """One request of the campaign: does the cause explain it?"""
+class Judged:
+    """A cause with what it is to every request, and how many bits it takes to say all of them with it."""
 
-    case: Case
-    exchange: Exchange
-    failed: bool
-    fit: ExactFit
-    explained: bool
-    visible: bool  # would the cause show in it?
+    cause: Cause
+    grades: tuple[Grade, ...]
+    conditions: tuple[Condition, ...]  # of each of its changes
+    bits: float
+
+    @property
+    def failed(self) -> list[Grade]:
+        """The requests that failed."""
+        return [one for one in self.grades if one.failed]
+
+    @property
+    def explained(self) -> list[Grade]:
+        """Those that it explains to the noise."""
+        return [one for one in self.grades if one.explained]
 
 
 def why_not_fitted(testbed: Testbed) -> list[str]:
@@ -72,146 +77,142 @@ def cause_of(
     if why_not_fitted(testbed):
         return None
     began = time.monotonic()
+    failures = Failures(driver, testbed, members, thresholds, played)
     failed = sorted(
         (one for one in played if one.has_wrong_numbers), key=lambda one: (not one.case.stateless, _size(one))
     )
-    for suspects in _asked_quietly(driver, testbed, members, thresholds, failed[:CASES]):
-        cause = find(suspects, thresholds.ratio)
-        if cause is None:
-            continue
-        graded = list(_graded(driver, testbed, members, thresholds, played, cause))
-        report = _report(cause, suspects, graded, testbed, time.monotonic() - began)
-        if report is not None:
-            return report
-    return None
+    judged = _best(failures, failed[:CASES])
+    if judged and len(judged[0].cause.atoms) < TERMS and len(judged[0].explained) < len(judged[0].failed):
+        judged = _with_the_rest(failures, failed, judged)
+    return _report(judged, testbed, time.monotonic() - began) if judged else None
 
 
-def _asked_quietly(
-    driver: EngineDriver,
-    testbed: Testbed,
-    members: tuple[Member, ...],
-    thresholds: Thresholds,
-    failed: Sequence[PlayedCase],
-) -> Iterator[list[Suspect]]:
-    """Yield wrong requests of these cases, asked quietly; then less quietly; then as they came."""
-    factors = FACTORS.get(testbed.dtype, (1 / 4,)) if "load" in driver.capabilities.operations else ()
-    for factor in factors:
-        quiet = quiet_testbed(testbed, factor, driver.work / "quiet")
-        responses = [(one.case, driver.run_on(quiet, one.case, one.settings)) for one in failed]
-        suspects = chosen(_suspects(responses, quiet, members, thresholds))
-        if suspects and np.median([suspect.ratio for suspect in suspects]) > LOUD:
-            yield suspects
-    responses = [(one.case, driver.exchanges(one.case, one.settings)) for one in failed]
-    if suspects := chosen(_suspects(responses, testbed, members, thresholds)):
-        yield suspects
+def _best(
+    failures: Failures,
+    cases: Sequence[PlayedCase],
+    but: frozenset[Place] = frozenset(),
+    start: Cause | None = None,
+) -> list[Judged]:
+    """Return the cause that says most in fewest bits, and those that say as much in as few; [] if none may be said.
+
+    but: requests that it is not looked for in. start: what explains those."""
+    for suspects in failures.asked_quietly(cases, but):
+        causes = find(suspects, failures.thresholds.ratio, start)
+        judged = [one for one in _judged(failures, causes) if is_cause(one, failures.thresholds.ratio)]
+        if judged:
+            judged.sort(key=lambda one: one.bits)
+            return [one for one in judged if one.bits <= judged[0].bits + TIE]
+    return []
 
 
-def _suspects(
-    responses: Sequence[tuple[Case, list[Exchange]]],
-    testbed: Testbed,
-    members: tuple[Member, ...],
-    thresholds: Thresholds,
-) -> Iterator[Suspect]:
-    for case, exchanges in responses:
-        ratios, raws = measure(case, exchanges, testbed, members)
-        counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
-        for exchange, ratio, raw in zip(counted, ratios, raws, strict=True):
-            if raw is not None and can_be_fitted(exchange, raw, testbed) and judge(ratio, thresholds).verdict == "fail":
-                yield Suspect(exchange, raw, testbed, relations(case, exchange, testbed))
-
-
-def can_be_fitted(exchange: Exchange, raw: Errors, testbed: Testbed) -> bool:
-    """Is it a request of at most one adapter, without DoRA, whose numbers the engine showed?"""
-    plain = not exchange.adapters or not testbed.adapters[exchange.adapters[0][0]].use_dora
-    single = len(exchange.adapters) <= 1 and not exchange.request.adapter_weights
-    return plain and single and raw.error.shape[1] > 1
-
-
-def chosen(suspects: Iterable[Suspect]) -> list[Suspect]:
-    """Return a few requests of different adapters, neither long nor too short to tell their tokens apart."""
-    ranked = sorted(suspects, key=lambda one: abs(len(one.request.prompt_ids) - LENGTH))
-    first = {suspect.key: suspect for suspect in reversed(ranked)}
-    different = [suspect for suspect in ranked if first[suspect.key] is suspect]
-    return (different + [suspect for suspect in ranked if suspect not in different])[:SUSPECTS]
+def _with_the_rest(failures: Failures, failed: Sequence[PlayedCase], judged: list[Judged]) -> list[Judged]:
+    """Look for one more change in what a cause leaves over; return whichever takes fewer bits."""
+    places = {one.place for one in judged[0].failed if not one.explained}
+    cases = [one for one in failed if any(name == one.case.name for name, _, _ in places)]
+    explained = frozenset(one.place for one in judged[0].explained)
+    more = _best(failures, cases[:CASES], explained, judged[0].cause)
+    return more if more and more[0].bits < judged[0].bits else judged
 
 
 # The failures as they came.
 
 
-def _graded(
-    driver: EngineDriver,
-    testbed: Testbed,
-    members: tuple[Member, ...],
-    thresholds: Thresholds,
-    played: Sequence[PlayedCase],
-    cause: Cause,
-) -> Iterator[Graded]:
-    """Yield every request that failed, and as many that did not, with what the cause leaves of it."""
+def _judged(failures: Failures, causes: Sequence[Cause]) -> list[Judged]:
+    """Hold causes against every request that failed, and as many that did not: GRADED of each."""
+    if not causes:
+        return []
+    grades: list[list[Grade]] = [[] for _ in causes]
     count = {"fail": 0, "pass": 0}
-    common = cause.common
-    for one in played:
+    earlier: list[str | None] = []  # what was asked of one engine before
+    for one in failures.played:
         if all(n >= GRADED for n in count.values()):
-            return
-        exchanges = driver.exchanges(one.case, one.settings)
-        ratios, raws = measure(one.case, exchanges, testbed, members)
-        counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
-        for exchange, ratio, raw in zip(counted, ratios, raws, strict=True):
-            verdict = judge(ratio, thresholds).verdict
-            if raw is None or verdict not in count or count[verdict] >= GRADED:
-                continue
-            if not can_be_fitted(exchange, raw, testbed):
+            break
+        exchanges = failures.driver.exchanges(one.case, one.settings)
+        for exchange, raw, verdict in failures.measured(one.case, exchanges, failures.testbed):
+            if verdict not in count or count[verdict] >= GRADED:
                 continue
             count[verdict] += 1
-            suspect = Suspect(exchange, raw, testbed, relations(one.case, exchange, testbed))
-            yield _grade(suspect, one.case, verdict == "fail", cause.atoms, common, thresholds.ratio)
+            suspect = suspect_of(one.case, exchange, raw, failures.testbed)
+            facts = facts_of(one.case, exchange, failures.testbed, earlier)
+            place = (one.case.name, exchange.run, exchange.index)
+            for of_cause, cause in zip(grades, causes, strict=True):
+                of_cause.append(grade(suspect, place, facts, verdict == "fail", cause, failures.thresholds.ratio))
+        earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
+    return [in_bits(cause, of_cause) for cause, of_cause in zip(causes, grades, strict=True)]
 
 
-def _grade(
-    suspect: Suspect,
-    case: Case,
-    failed: bool,
-    atoms: Sequence[Atom],
-    common: Sequence[float | None],
-    limit: float,
-) -> Graded:
-    start = np.array([1.0 if value is None else value for value in common])
-    result = at(suspect, atoms, start)
-    if failed and not result.worst < limit and any(value is None for value in common):
-        result = fit(suspect, atoms, start)
-    effect = result.residual - suspect.raw.error
-    visible = worst_ratio(effect, suspect.raw) > 3 * limit
-    return Graded(case, suspect.exchange, failed, result, result.worst < limit and visible, visible)
+def in_bits(cause: Cause, grades: Sequence[Grade]) -> Judged:
+    """Return a cause with the condition of each of its changes, and the bits that all of it takes."""
+    conditions = []
+    for i in range(len(cause.atoms)):
+        there = [one.facts for one in grades if one.explained and one.present[i]]
+        absent = [one.facts for one in grades if _is_absent(one, i)]
+        conditions.append(condition(there, absent))
+    missed = sum(one.failed and not one.explained for one in grades)
+    bits = sum(cause.costs) + UNEXPLAINED * missed + sum(one.bits for one in conditions)
+    return Judged(cause, tuple(grades), tuple(conditions), bits)
 
 
-def _report(
-    cause: Cause, suspects: Sequence[Suspect], graded: Sequence[Graded], testbed: Testbed, seconds: float
-) -> CauseReport | None:
-    failed = [one for one in graded if one.failed]
-    explained = [one for one in failed if one.explained]
-    if not explained or len(explained) < max(SHARE * len(failed), min(2, len(failed))):
-        return None
-    facts = {id(one): facts_of(one.case, one.exchange, testbed) for one in graded}
-    silent = [one for one in graded if not one.failed and one.visible]
-    rule = condition([facts[id(one)] for one in explained], [facts[id(one)] for one in silent])
-    # A rule with that many exceptions is none; then it is only said how often the cause shows.
-    holds = rule.wrong <= EXCEPTIONS * len(explained)
-    where = (
-        rule.words if holds else f"in {len(explained)} of {len(explained) + len(silent)} requests that would show it"
-    )
-    changes = tuple(_change(i, cause, suspects, explained, testbed) for i in range(len(cause.atoms)))
-    residual = max(one.fit.worst for one in explained)
-    return CauseReport(changes, where, rule.wrong if holds else 0, len(explained), len(failed), residual, seconds)
+def _is_absent(grade: Grade, i: int) -> bool:
+    """Would a change show in this request, and is it not there? Nothing is known of failures that are not explained."""
+    return grade.visible[i] and not grade.present[i] and (grade.explained or not grade.failed)
 
 
-def _change(i: int, cause: Cause, suspects: Sequence[Suspect], explained: Sequence[Graded], testbed: Testbed) -> Change:
-    atom, coefficient = cause.atoms[i], cause.common[i]
-    source = next(one.sources[atom.source] for one in suspects if atom.source in one.sources)
+def is_cause(judged: Judged, limit: float) -> bool:
+    """Does it explain enough, each of its changes in enough requests, and is that no coincidence?
+
+    Where no condition tells the requests that it explains from those that are right, it may be one: then the errors
+    must be so large that they come down to noise by nothing else."""
+    explained, failed = judged.explained, judged.failed
+    several = min(2, len(failed))
+    if not explained or len(explained) < max(SHARE * len(failed), several):
+        return False
+    if any(sum(one.present[i] for one in explained) < several for i in range(len(judged.cause.atoms))):
+        return False
+    if not same_for_each_adapter(judged.cause, explained, ALIKE):
+        return False
+    large = np.median([one.error for one in explained]) > DECISIVE * limit
+    plain = large and len(explained) >= min(3, len(failed)) and all(one is not None for one in judged.cause.common)
+    return bool(plain) or all(_holds(rule, i, explained) for i, rule in enumerate(judged.conditions))
+
+
+def _holds(rule: Condition, i: int, explained: Sequence[Grade]) -> bool:
+    """Has the condition of a change few exceptions?"""
+    return rule.wrong <= EXCEPTIONS * sum(one.present[i] for one in explained)
+
+
+# In words.
+
+
+def _report(judged: Sequence[Judged], testbed: Testbed, seconds: float) -> CauseReport:
+    """Say the first of these causes, and with what others it could be confused."""
+    best = judged[0]
+    changes = tuple(_change(i, best, testbed) for i in range(len(best.cause.atoms)))
+    exceptions = sum(rule.wrong for i, rule in enumerate(best.conditions) if _holds(rule, i, best.explained))
+    residual = max(one.residual for one in best.explained)
+    others = [
+        "; and ".join(_change(i, one, testbed).sentence for i in range(len(one.cause.atoms)))
+        for one in judged[1:]
+        if {atom.source for atom in one.cause.atoms} != {atom.source for atom in best.cause.atoms}
+    ]
+    also = tuple(dict.fromkeys(others))
+    return CauseReport(changes, exceptions, len(best.explained), len(best.failed), residual, seconds, also)
+
+
+def _change(i: int, judged: Judged, testbed: Testbed) -> Change:
+    cause = judged.cause
+    atom, coefficient, source = cause.atoms[i], cause.common[i], cause.sources[i]
+    there = [one for one in judged.explained if one.present[i]]
     by_adapter: dict[str, float] = {}
-    for one in explained:
-        by_adapter.setdefault(one.exchange.adapter or "the base", float(one.fit.coefficients[i]))
+    for one in there:
+        by_adapter.setdefault(one.adapter or "the base", float(one.coefficients[i]))
     pairs = tuple(sorted(by_adapter.items())) if coefficient is None else ()
     bug = all_bugs(testbed).get(atom.source)
     named = bug if bug is not None and coefficient == 1 and not atom.modules and not atom.tokens else None
+    rule = judged.conditions[i]
+    # A rule with many exceptions is none; then it is only said how often the change is there.
+    absent = sum(_is_absent(one, i) for one in judged.grades)
+    often = f"in {len(there)} of {len(there) + absent} requests that would show it"
     return Change(
         in_words(source.words, source.kind, coefficient, pairs),
         atom.source,
@@ -221,6 +222,7 @@ def _change(i: int, cause: Cause, suspects: Sequence[Suspect], explained: Sequen
         pairs,
         "" if named is None else named.name,
         () if named is None else named.links,
+        rule.words if _holds(rule, i, judged.explained) else often,
     )
 
 

@@ -6,70 +6,31 @@ Explanation is put together in explain().
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
-from typing import Any
+from concurrent.futures import Future
 
 from ..arrays import ceil_div
-from ..engines.interface import EngineError, Settings
+from ..engines.interface import EngineError
 from .bugs import Mutant
 from .bugs.preconditions import is_applicable, spread
 from .bugs.registry import find_bug
-from .cases.case import Case, Exchange, Load, Run, tokens_exist
-from .cases.shrink import Budget, shrink
-from .cases.testbed import Testbed
-from .cases.words import in_words
 from .cause import cause_of, why_not_fitted
 from .causes.statement import CauseReport
+from .context import Context
 from .diagnosis.candidate import Candidate, evaluate
 from .diagnosis.diagnose import Finding, diagnose
-from .diagnosis.localise import Location, by_ablation, first_off, intermediates
+from .diagnosis.localise import Location
 from .diagnosis.search import Search, search
-from .diagnosis.symptoms import Symptom, company, symptoms_of, tally
+from .diagnosis.symptoms import Symptom, symptoms_of, tally
 from .diagnosis.workers import project_bugs
-from .engine_driver import EngineDriver
-from .noise.ensemble import Member
-from .noise.measure import Sample, measure
-from .noise.verdict import Thresholds, Verdict, judge
-from .observer import Observer
+from .location import located
+from .noise.measure import Sample
 from .reports.pictures import Picture, picture
-from .reports.result import CampaignSettings, Explanation, PlayedCase, unreadable
+from .reports.result import Explanation, PlayedCase, unreadable
+from .smallest import said_of_smallest, smaller, smallest_sample
 
 CLOSELY = 6  # failed cases that a bug is looked for in; larger: slower, and bugs that show rarely are named more often
 PASSED = 2  # cases that passed, beside them: a bug must do nothing there; larger: slower
 ELSEWHERE = 12  # cases in which mutants that do the same may differ; larger: slower where they never do
-SHRINKING = Budget(calls=200, seconds=45.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Context:
-    """What every part of an explanation needs: the engine, still running, and what the campaign has learnt of it."""
-
-    driver: EngineDriver
-    testbed: Testbed
-    members: tuple[Member, ...]
-    thresholds: Thresholds
-    workers: Executor
-    settings: CampaignSettings
-    observer: Observer
-
-    def sample(self, played: PlayedCase) -> Sample:
-        """Return a case with its errors, and with what the campaign has projected on them."""
-        return replace(self.driver.sample(played.case, played.settings, self.members), terms=played.terms)
-
-    def failures(self, case: Case, settings: Settings) -> list[tuple[Exchange, Verdict]]:
-        """Ask the engine again; return the requests that it gets wrong. With tokens that nobody has, it is no case."""
-        if not tokens_exist(case, self.testbed):
-            return []
-        exchanges = self.driver.run(case, settings)
-        ratios, _ = measure(case, exchanges, self.testbed, self.members)
-        counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
-        verdicts = [judge(one, self.thresholds) for one in ratios]
-        return [
-            (exchange, verdict)
-            for exchange, verdict in zip(counted, verdicts, strict=True)
-            if verdict.verdict == "fail"
-        ]
 
 
 def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
@@ -78,14 +39,14 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
     failed = [one for one in played if one.verdict == "fail"]
     readable = any(one.has_wrong_numbers for one in failed)
     shortest = min(failed, key=_size)
-    smallest, diagnostics = _smaller(context, shortest)
-    words, symptoms = ("", []) if smallest is None else _said_of_smallest(context, smallest, shortest.settings)
+    smallest, diagnostics = smaller(context, shortest)
+    words, symptoms = ("", []) if smallest is None else said_of_smallest(context, smallest, shortest.settings)
     close = _close_cases(played, failed)
     samples = [context.sample(one) for one in close]
     with_rows = [sample for sample in samples if any(raw is not None for raw in sample.raws)]
-    small = _smallest_sample(context, smallest, shortest.settings) if smallest is not None and readable else None
+    small = smallest_sample(context, smallest, shortest.settings) if smallest is not None and readable else None
     symptoms += _symptoms(context, close, samples)
-    locations, divergence, more = _located(context, failed) if readable else ([], None, [])
+    locations, divergence, more = located(context, failed) if readable else ([], None, [])
     search_bugs = readable and context.settings.name_bug
     cause, broken_off = _cause(context, played) if search_bugs else (None, [])
     first = small or with_rows[0] if search_bugs else None
@@ -151,44 +112,6 @@ def _picture(context: Context, samples: Sequence[Sample], findings: Sequence[Fin
     return picture(samples, context.testbed, context.thresholds, bug, only)
 
 
-# The smallest failure.
-
-
-def _smaller(context: Context, failed: PlayedCase) -> tuple[Case | None, list[str]]:
-    """Return the failed case, made small; None, and why, if the engine broke off."""
-    try:
-        return shrink(failed.case, lambda case: bool(context.failures(case, failed.settings)), SHRINKING), []
-    except EngineError as error:
-        return None, [f"while the failure was made smaller: {error}"]
-
-
-def _said_of_smallest(context: Context, smallest: Case, settings: Settings) -> tuple[str, list[Symptom]]:
-    """Return the smallest failure in words, and what it takes for it to go wrong, if its request is answered well
-    alone."""
-    again = context.failures(smallest, settings)
-    words = in_words(smallest, [(exchange.run, exchange.index) for exchange, _ in again])
-    context.observer.shrink(words)
-    if not again or not _is_right_alone(context, again[0][0], settings):
-        return words, []
-    return words, [Symptom(line) for line in company(smallest, again[0][0])]
-
-
-def _is_right_alone(context: Context, exchange: Exchange, settings: Settings) -> bool:
-    """Is the same request answered well by an engine that has done nothing else?"""
-    request = exchange.request
-    names = [name for name, _ in request.adapter_weights] or ([request.adapter] if request.adapter else [])
-    loads = [Load(name, key) for name, (key, _) in zip(names, exchange.adapters, strict=True)]
-    alone = Case("alone", (*loads, Run((replace(request, arrival_step=0),))), stateless=False)
-    return not context.failures(alone, settings)
-
-
-def _smallest_sample(context: Context, smallest: Case, settings: Settings) -> Sample | None:
-    """Return the smallest failure with its errors; None if it has no number."""
-    exchanges = context.driver.run(smallest, settings)
-    raws = measure(smallest, exchanges, context.testbed, context.members)[1]
-    return Sample(smallest, exchanges, raws, settings) if any(raws) else None
-
-
 # The bug.
 
 
@@ -233,67 +156,6 @@ def _cause(context: Context, played: Sequence[PlayedCase]) -> tuple[CauseReport 
         return cause, why_not_fitted(context.testbed)
     except EngineError as error:
         return None, [f"while the cause was looked for: {error}"]
-
-
-# The place.
-
-
-def _located(context: Context, failed: Sequence[PlayedCase]) -> tuple[list[Location], Location | None, list[str]]:
-    """Return how far off each layer and module is, the first that is off, and what went wrong in finding out: from
-    intermediates, if the engine shows them; else from adapters cut to size."""
-    batch = next((one for one in failed if one.case.stateless), None)
-    if batch is None:
-        return [], None, []
-    context.observer.advance("locating", 0, 1)
-    failures = context.failures(batch.case, batch.settings)
-    wrong = [exchange for exchange, _ in failures if exchange.adapter is not None]
-    locations: list[Location] = []
-    divergence: Location | None = None
-    try:
-        if wrong:
-            locations = _traced(context, batch.case, wrong[0])
-            divergence = first_off(locations, context.thresholds)
-        if wrong and divergence is None and (ablated := _ablated(context, wrong)) is not None:
-            locations, divergence = ablated, next(iter(ablated), None)
-    except EngineError as error:
-        return locations, divergence, [f"while the failure was located: {error}"]
-    context.observer.advance("locating", 1, 1)
-    return locations, divergence, []
-
-
-def _traced(context: Context, case: Case, exchange: Exchange) -> list[Location]:
-    """Return what the engine's intermediates say of a request; [] if it shows none."""
-    traced: Any = getattr(context.driver.engine, "traced", None)
-    if not context.driver.capabilities.trace or traced is None:
-        return []
-    responses = traced(case.runs[exchange.run].requests)
-    return intermediates(exchange, responses[exchange.index], context.testbed, context.members)
-
-
-def _ablated(context: Context, wrong: Sequence[Exchange]) -> list[Location] | None:
-    """Return what adapters cut to one module, then one layer, say; None if they cannot be loaded, or cut."""
-    one = next((exchange for exchange in wrong if len(exchange.adapters) == 1), None)
-    if one is None or "load" not in context.driver.capabilities.operations:
-        return None
-    adapter = context.testbed.adapters[one.adapters[0][0]]
-    if adapter.replaced or adapter.biases or adapter.tokens:
-        return None
-    work = context.driver.work / "ablation"
-    return by_ablation(context.driver.engine, adapter, context.testbed, context.members, context.thresholds, work)
-
-
-def locate_layers(context: Context, played: Sequence[PlayedCase]) -> tuple[list[Location], list[str]]:
-    """Return how far off each module is in a batch where nothing failed, if the engine shows its intermediates; and
-    what went wrong in finding out."""
-    batch = next((one for one in played if one.case.stateless), None)
-    if not context.driver.capabilities.trace or batch is None:
-        return [], []
-    try:
-        exchanges = context.driver.run(batch.case, batch.settings)
-        exchange = next((one for one in exchanges if one.adapter is not None and not one.response.error), None)
-        return ([] if exchange is None else _traced(context, batch.case, exchange)), []
-    except EngineError as error:
-        return [], [f"while the layers were looked at: {error}"]
 
 
 def _size(played: PlayedCase) -> tuple[bool, int]:

@@ -96,10 +96,12 @@ def _changed(verdict: Verdict, to: str, doubtful: Sequence[Verdict]) -> Verdict:
 
 
 def with_other_tokens(case: Case, vocab: int, seed: int) -> Case:
-    """Return the same case with every token exchanged for another: what was a common prefix still is one."""
+    """Return the same case with every token exchanged for another: what was a common prefix still is one. Tokens that
+    only an adapter's grown vocabulary has stay."""
     other = np.random.default_rng([seed, 11]).permutation(vocab)
 
     def exchanged(request: EngineRequest) -> EngineRequest:
-        return replace(request, prompt_ids=tuple(int(other[token]) for token in request.prompt_ids))
+        ids = (int(other[token]) if token < vocab else token for token in request.prompt_ids)
+        return replace(request, prompt_ids=tuple(ids))
 
     return replace(case, name=f"{case.name}, retold {seed}", steps=with_requests(case.steps, exchanged))

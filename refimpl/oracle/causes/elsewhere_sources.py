@@ -1,6 +1,6 @@
 """The own delta of something else: another token, module, layer or input; or in another place of the computation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -39,6 +39,15 @@ def token_sources(key: str) -> Iterator[Source]:
     yield Source("of the mean token", "the mean of its own deltas over the tokens", mean, "instead", 6)
 
 
+# The slices of a fused product in another order: a module -> the one whose delta it gets.
+SLICES: dict[str, Mapping[str, str]] = {
+    "k_proj and v_proj swapped": {"k_proj": "v_proj", "v_proj": "k_proj"},
+    "q_proj and k_proj swapped": {"q_proj": "k_proj", "k_proj": "q_proj"},
+    "q_proj and v_proj swapped": {"q_proj": "v_proj", "v_proj": "q_proj"},
+    "gate_proj and up_proj swapped": {"gate_proj": "up_proj", "up_proj": "gate_proj"},
+}
+
+
 def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
     def mixed(
         A_of: Callable[[Point], LoraWeights | None],
@@ -62,11 +71,28 @@ def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
     def here(point: Point) -> LoraWeights | None:
         return point.of(key)
 
+    def slice_of(order: Mapping[str, str]) -> Callable[[Point], LoraWeights | None]:
+        def of(point: Point) -> LoraWeights | None:
+            name = order.get(point.module[1])
+            return None if name is None else point.of(key, point.beside(name))
+
+        return of
+
     def layer(shift: int) -> Callable[[Point], LoraWeights | None]:
         def of(point: Point) -> LoraWeights | None:
             number, name = point.module
             of_module = number + shift
             return point.of(key, (of_module, name)) if number >= 0 and of_module >= 0 else None
+
+        return of
+
+    def around(shift: int) -> Callable[[Point], LoraWeights | None]:
+        """The same, where the first layer follows the last."""
+
+        def of(point: Point) -> LoraWeights | None:
+            number, name = point.module
+            layers = point.config.num_hidden_layers
+            return point.of(key, ((number + shift) % layers, name)) if number >= 0 else None
 
         return of
 
@@ -79,12 +105,18 @@ def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
         yield Source(f"A of {name}", f"its own delta with {name}'s A", mixed(of_module, here, here), "instead", 6)
         yield Source(f"B of {name}", f"its own delta with {name}'s B", mixed(here, of_module, here), "instead", 6)
         yield Source(f"added {name}'s", f"{name}'s delta", mixed(of_module, of_module, of_module, False), "added", 6)
+    for words, order in SLICES.items():
+        of_slice = slice_of(order)
+        yield Source(words, f"the delta of {words}", mixed(of_slice, of_slice, of_slice), "instead", 4)
     for words, of in (
         ("the layer before", layer(-1)),
         ("the layer after", layer(1)),
         ("layer 0", layer_zero),
+        ("the layer before, of the first the last", around(-1)),
+        ("the layer after, of the last the first", around(1)),
     ):
-        yield Source(f"delta of {words}", f"the delta of {words}", mixed(of, of, of), "instead", 4)
+        bits = 4.5 if "first" in words else 4.0
+        yield Source(f"delta of {words}", f"the delta of {words}", mixed(of, of, of), "instead", bits)
         yield Source(f"A of {words}", f"its own delta with the A of {words}", mixed(of, here, here), "instead", 5)
         yield Source(f"B of {words}", f"its own delta with the B of {words}", mixed(here, of, here), "instead", 5)
 

@@ -1,27 +1,35 @@
-"""The cause: the fewest changes after which nothing but noise is left, in as many of the wrong requests as can be.
+"""The causes that are possible: the fewest changes after which nothing but noise is left, in as many of the wrong
+requests as can be.
 
-    nearest atoms, by the linear picture -> each of them exactly -> the simplest that leaves noise in most requests
+    nearest atoms, by the linear picture -> each of them exactly -> those that leave noise in some of the requests
 
-If one change is not enough a second is looked for in what it leaves, and a third. Whatever leaves more than noise is no
-cause: it has no name, only a share.
+One request seldom tells two causes apart, so all that explain it as well are returned; grade.py holds each against
+every request of the campaign. If one change is not enough a second is looked for in what it leaves, and a third: two
+bugs may meet in one request, or each have requests of its own, where the other's coefficient is 0. Whatever leaves more
+than noise is no cause.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from ...arrays import Array, Float
 from .exact import ExactFit, at, fit
+from .mix_up import Source
 from .pursuit import BIT, Atom, nearest, vector
 from .suspect import Suspect
 
 TERMS = 3  # of one cause; more: anything can be explained by enough of them
 ROUND = (-1.0, 1.0, -0.5, 0.5, 2.0, -2.0)  # coefficients that speak for themselves
 ALIKE = 0.02  # relative; coefficients that differ by less are one
+NEAR_ONE = 0.1  # what stands instead of the own delta does so whole: such a coefficient is 1, and must explain as 1
+ABSENT = 0.02  # a smaller coefficient is of a change that this request does not have
 HOPELESS = 20.0  # times the limit: what leaves more, and a quarter of the error, is not fitted further
 FEWER = 8.0  # times less must be left by each further change
+CANDIDATES = 6  # causes that are held against every request; larger: slower
+AS_NEAR = 1.0  # per request, of the logarithm of the variance that is left; larger: more rivals of a cause are tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +37,15 @@ class Cause:
     """Changes that explain some requests."""
 
     atoms: tuple[Atom, ...]
+    sources: tuple[Source, ...]  # of the atoms
+    costs: tuple[float, ...]  # bits that it takes to say each of them
     fits: tuple[ExactFit, ...]  # of each suspect
     explained: tuple[bool, ...]  # does it leave noise there?
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """As in Source."""
+        return tuple(source.kind for source in self.sources)
 
     @property
     def coefficients(self) -> np.ndarray:
@@ -40,45 +55,91 @@ class Cause:
 
     @cached_property
     def common(self) -> tuple[float | None, ...]:
-        """Each atom's coefficient, if all explained requests have the same; else None."""
-        common = []
-        for column in self.coefficients.T:
-            middle = float(np.median(column))
-            agree = bool((np.abs(column - middle) <= ALIKE * max(abs(middle), 0.1)).all())
-            nice = next((value for value in ROUND if abs(value - middle) <= ALIKE), middle)
-            common.append(nice if agree else None)
-        return tuple(common)
+        """Each atom's coefficient, if all explained requests that have the change have the same; else None."""
+        return tuple(common_value(column, kind) for column, kind in zip(self.coefficients.T, self.kinds, strict=True))
+
+    @property
+    def crooked(self) -> float:
+        """Bits of coefficients that do not speak for themselves."""
+        return sum(_crooked(kind, value) for kind, value in zip(self.kinds, self.common, strict=True))
+
+    def without_first(self) -> "Cause":
+        """Return it with its first change left out; its fits are still those of all."""
+        return replace(self, atoms=self.atoms[1:], sources=self.sources[1:], costs=self.costs[1:])
+
+    @property
+    def may_be_said(self) -> bool:
+        """Do its coefficients say something? The own delta may be there in any measure, and what is added, too; what
+        stands in its place does so whole."""
+        return all(
+            kind in ("own", "part") or (value is not None and (kind == "added" or value == 1))
+            for kind, value in zip(self.kinds, self.common, strict=True)
+        )
 
 
-def find(suspects: Sequence[Suspect], limit: float) -> Cause | None:
-    """Return the cause of most of these requests, or None. limit: the ratio from which on a row is no noise."""
-    atoms: tuple[Atom, ...] = ()
-    errors = [suspect.adjoint.along(suspect.raw.error) for suspect in suspects]
+def common_value(coefficients: Float[Array, " requests"], kind: str) -> float | None:
+    """Return the one value of these coefficients, those of absent changes left out; None if they differ."""
+    present = coefficients[np.abs(coefficients) > ABSENT]
+    if not len(present):
+        return 0.0
+    if kind in ("instead", "bug") and (np.abs(present - 1) < NEAR_ONE).all():
+        return 1.0
+    middle = float(np.median(present))
+    agree = bool((np.abs(present - middle) <= ALIKE * max(abs(middle), 0.1)).all())
+    nice = next((value for value in ROUND if abs(value - middle) <= ALIKE), middle)
+    return nice if agree else None
+
+
+def find(suspects: Sequence[Suspect], limit: float, start: Cause | None = None) -> list[Cause]:
+    """Return causes of some of these requests, those of most of them first. limit: the ratio from which on a row is no
+    noise. start: what explains other requests already, to which more is added."""
+    raw_errors = [suspect.adjoint.along(suspect.raw.error) for suspect in suspects]
+    best = None if start is None else _tried(suspects, start.atoms, start.costs, limit)
+    causes: list[Cause] = []
     before = float("inf")
-    for _ in range(TERMS):
-        best: tuple[tuple[float, ...], Cause] | None = None
-        for ranked in nearest(suspects, errors, atoms):
-            tried = (*atoms, ranked.atom)
-            cause = _tried(suspects, tried, limit)
-            score = _score(suspects, cause, ranked.cost)
-            if best is None or score < best[0]:
-                best = (score, cause)
-            if all(cause.explained) and score[1] <= ranked.cost:
-                break  # they come in the order of what they leave and cost
-        if best is None:
-            return None
-        cause = best[1]
-        if any(cause.explained):
-            return cause
-        residual = float(np.median([one.worst for one in cause.fits]))
-        if not residual * FEWER < before:
-            return None
-        before, atoms = residual, cause.atoms
-        errors = [suspect.adjoint.along(one.residual) for suspect, one in zip(suspects, cause.fits, strict=True)]
-    return None
+    for _ in range(TERMS - (0 if best is None else len(best.atoms))):
+        tried = _with_one_more(suspects, _left(suspects, best) or raw_errors, best, limit)
+        if not tried:
+            break
+        if len(tried[0].atoms) > 1 and not any(tried[0].explained):
+            # The first was chosen while the others were not known: is there a better one beside them?
+            tried += _with_one_more(suspects, raw_errors, tried[0].without_first(), limit)
+            tried.sort(key=_score)
+        causes += [cause for cause in tried if any(cause.explained)]
+        best = tried[0]
+        if all(best.explained):
+            break
+        residual = float(np.median([one.worst for one in best.fits if not one.worst < limit]))
+        if not any(best.explained) and not residual * FEWER < before:
+            break
+        before = residual
+    return sorted((cause for cause in causes if cause.may_be_said), key=_score)[:CANDIDATES]
 
 
-def _tried(suspects: Sequence[Suspect], atoms: tuple[Atom, ...], limit: float) -> Cause:
+def _left(suspects: Sequence[Suspect], cause: Cause | None) -> list[Float[Array, " K"]]:
+    """Return what a cause leaves of each error, along each direction; [] if there is none."""
+    fits = [] if cause is None else cause.fits
+    return [suspect.adjoint.along(one.residual) for suspect, one in zip(suspects, fits, strict=bool(fits))]
+
+
+def _with_one_more(
+    suspects: Sequence[Suspect], errors: Sequence[Float[Array, " K"]], cause: Cause | None, limit: float
+) -> list[Cause]:
+    """Return a cause with each of the nearest atoms beside its own, best first."""
+    atoms, costs = ((), ()) if cause is None else (cause.atoms, cause.costs)
+    tried: list[Cause] = []
+    near_enough = float("inf")
+    for ranked in nearest(suspects, errors, atoms):
+        if ranked.left > near_enough:
+            continue
+        one = _tried(suspects, (*atoms, ranked.atom), (*costs, ranked.cost), limit)
+        tried.append(one)
+        if all(one.explained) and not one.crooked:  # nothing is better; but some may be as good
+            near_enough = min(near_enough, ranked.left + AS_NEAR * len(suspects))
+    return sorted(tried, key=_score)
+
+
+def _tried(suspects: Sequence[Suspect], atoms: tuple[Atom, ...], costs: tuple[float, ...], limit: float) -> Cause:
     """Fit the atoms in every request, from where the linear picture sees them; where that is far off, look once."""
     fits = []
     for suspect in suspects:
@@ -86,7 +147,8 @@ def _tried(suspects: Sequence[Suspect], atoms: tuple[Atom, ...], limit: float) -
         first = at(suspect, atoms, start)
         hopeless = first.worst > HOPELESS * max(limit, 1e-3 * suspect.ratio) and first.worst > suspect.ratio / 4
         fits.append(first if hopeless or first.worst < limit / 2 else fit(suspect, atoms, start))
-    return Cause(atoms, tuple(fits), tuple(one.worst < limit for one in fits))
+    sources = tuple(_source(suspects, atom) for atom in atoms)
+    return Cause(atoms, sources, costs, tuple(fits), tuple(one.worst < limit for one in fits))
 
 
 def _linear(suspect: Suspect, atoms: Sequence[Atom]) -> Float[Array, " atoms"]:
@@ -95,14 +157,14 @@ def _linear(suspect: Suspect, atoms: Sequence[Atom]) -> Float[Array, " atoms"]:
     return np.linalg.lstsq(columns, suspect.adjoint.along(suspect.raw.error), rcond=None)[0]
 
 
-def _score(suspects: Sequence[Suspect], cause: Cause, cost: float) -> tuple[float, ...]:
+def _score(cause: Cause) -> tuple[float, ...]:
     """Fewer unexplained requests first, then coefficients that say something, then what is simple."""
     explained = sum(cause.explained)
-    crooked = sum(_crooked(_kind(suspects, atom), value) for atom, value in zip(cause.atoms, cause.common, strict=True))
+    bits = sum(cause.costs) + cause.crooked
     if not explained:
         residual = float(np.median([np.log(one.worst) for one in cause.fits]))
-        return 0.0, residual + BIT * (cost + crooked)
-    return -float(explained), cost + crooked
+        return 0.0, residual + BIT * bits
+    return -float(explained), bits
 
 
 def _crooked(kind: str, coefficient: float | None) -> float:
@@ -112,5 +174,5 @@ def _crooked(kind: str, coefficient: float | None) -> float:
     return 0.0 if coefficient == 1 else 12.0
 
 
-def _kind(suspects: Sequence[Suspect], atom: Atom) -> str:
-    return next(one.sources[atom.source].kind for one in suspects if atom.source in one.sources)
+def _source(suspects: Sequence[Suspect], atom: Atom) -> Source:
+    return next(one.sources[atom.source] for one in suspects if atom.source in one.sources)

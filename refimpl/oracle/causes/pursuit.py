@@ -14,7 +14,7 @@ from ...arrays import Array, Float
 from .suspect import Suspect
 
 BIT = 0.25  # what a bit of an atom's description weighs, in the logarithm of what it leaves of each request
-MOST = 24  # atoms that are tried exactly; larger: slower
+MOST = 16  # atoms that are tried exactly; larger: slower
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Ranked:
 
     atom: Atom
     cost: float
+    left: float  # the logarithm of the variance that it leaves, added up over the requests
 
 
 def nearest(
@@ -57,7 +58,7 @@ def nearest(
     for i in first[np.argsort(flat[first], kind="stable")][:MOST]:
         where = np.unravel_index(i, order.shape)
         atom = Atom(keys[where[0]], modules[where[1]].words, tokens[where[2]].words)
-        ranked.append(Ranked(atom, float(cost[where])))
+        ranked.append(Ranked(atom, float(cost[where]), float(total[where])))
     return ranked
 
 

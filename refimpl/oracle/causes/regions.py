@@ -9,6 +9,8 @@ from ...arrays import Array
 from ...config import EMBED, LM_HEAD, ModelConfig, Module, short_name
 
 COLUMN_PARALLEL = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "qkv_proj", "gate_up_proj", "input_linear")
+BLOCKS = (4, 8, 16, 32)  # tokens that kernels and caches take together
+IN_BATCH = (8, 16, 32, 48, 64, 128)  # tokens of a batch after which a buffer may end
 BOUNDARIES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65)  # of tokens
 
 
@@ -73,8 +75,9 @@ def module_regions(config: ModelConfig) -> list[Region]:
     return _distinct(regions)
 
 
-def token_regions(tokens: int, prompt: int) -> list[Region]:
-    """Return sets of a request's tokens, simplest first: `prompt` of them are its prompt."""
+def token_regions(tokens: int, prompt: int, offset: int = 0) -> list[Region]:
+    """Return sets of a request's tokens, simplest first: `prompt` of them are its prompt, which begins `offset` tokens
+    after its batch does."""
     index = np.arange(tokens)
     regions = [
         Region("", np.ones(tokens, bool), 0),
@@ -101,6 +104,22 @@ def token_regions(tokens: int, prompt: int) -> list[Region]:
         regions.append(Region(f"the last {i} tokens of the prompt", (index >= prompt - i) & (index < prompt), 3.5))
         regions.append(Region(f"all but the last {i} tokens of the prompt", index < prompt - i, 3.5))
         regions.append(Region(f"the token at place {i}", index == i, 4))
+    return regions + _block_regions(index, prompt, offset)
+
+
+def _block_regions(index: Array, prompt: int, offset: int) -> list[Region]:
+    """Return the parts of a prompt that blocks of tokens cut off it: at its end, and where blocks run on through the
+    batch, at its beginning; and what lies beyond so many tokens of the batch."""
+    regions = []
+    in_prompt = index < prompt
+    for n in BLOCKS:
+        tail = in_prompt & (index >= prompt - prompt % n)
+        regions.append(Region(f"the tokens of the prompt beyond the last whole {n}", tail, 3.5))
+        words = f"the tokens of the prompt before the next whole {n} of the batch"
+        regions.append(Region(words, in_prompt & (index < -offset % n), 4))
+    for n in IN_BATCH:
+        regions.append(Region(f"tokens of the batch's prompts from place {n} on", in_prompt & (offset + index >= n), 4))
+        regions.append(Region(f"tokens of the batch's prompts before place {n}", in_prompt & (offset + index < n), 4))
     return regions
 
 

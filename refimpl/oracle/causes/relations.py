@@ -2,6 +2,9 @@
 
 from ..cases.case import Case, Exchange, Run, keys_of, loaded_before, replay
 from ..cases.testbed import Testbed
+from .history import former_adapters
+
+SAME = 4  # tokens that two prompts share, so that a cache may take one for the other
 
 
 def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str | None]:
@@ -28,11 +31,23 @@ def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str
         }
         used = list(dict.fromkeys(key for key in keys if key is not None))
         related |= _neighbours(used, keys[here], "in the batch")
+        if earlier := [key for key in keys[:here] if key is not None]:
+            related["the earlier request of the highest rank"] = max(earlier, key=lambda key: _rank(testbed, key))
     related |= _neighbours(list(dict.fromkeys(meaning.values())), keys[here], "that is loaded")
+    prompt = run.requests[here].prompt_ids[:SAME]
+    asked = [(request, names) for step, names in runs[: exchange.run] for request in step.requests]
+    asked += [(request, meaning) for request in run.requests[:here]]
+    if alike := [keys_of(request, names) for request, names in asked if request.prompt_ids[:SAME] == prompt]:
+        related["the first request with the same first tokens"] = first_key(alike[0])
+        related["the last request with the same first tokens"] = first_key(alike[-1])
     before = [keys_of(request, names) for step, names in runs[: exchange.run] for request in step.requests]
     if before:
         related["the last request of the batch before"] = first_key(before[-1])
-    return related | {key: key for key in testbed.adapters}
+    return related | former_adapters(case, exchange, testbed) | {key: key for key in testbed.adapters}
+
+
+def _rank(testbed: Testbed, key: str) -> int:
+    return max((lora.A.shape[0] for lora in testbed.adapters[key].lora.values()), default=0)
 
 
 def first_key(keys: tuple[tuple[str, float], ...]) -> str | None:

@@ -58,41 +58,80 @@ def row_sources(key: str) -> Iterator[Source]:
         words = f"what its own delta makes of {name} of the inputs"
         yield Source(f"inputs: {name}", words, part(key, inputs(first, stop)), "part", 5)
     yield from order_sources(key)
+    yield from head_sources(key)
+
+
+def head_sources(key: str) -> Iterator[Source]:
+    """Yield the part of the own delta in some heads, of outputs that are whole heads."""
+
+    def heads(first: int, stop: int | None) -> Delta:
+        def delta(point: Point) -> Array | None:
+            lora, head = point.of(key), point.config.head_dim
+            if lora is None or point.module[1] not in ("q_proj", "k_proj", "v_proj") or lora.B.shape[0] <= head:
+                return None
+            chosen = np.zeros(lora.B.shape[0] // head, bool)
+            chosen[first:stop] = True
+            return None if chosen.all() else full_delta(point.x, lora) * np.repeat(chosen, head)
+
+        return delta
+
+    parts = {
+        "the first head": heads(0, 1),
+        "the last head": heads(-1, None),
+        "the last two heads": heads(-2, None),
+        "every head but the first": heads(1, None),
+    }
+    for name, delta in parts.items():
+        yield Source(f"heads: {name}", f"its own delta in {name}", delta, "part", 5)
+
+
+def _interleaved(head: int) -> Array:
+    return np.concatenate([np.arange(0, head, 2), np.arange(1, head, 2)])
+
+
+# What an output, or an input, gets: index[i] is where it comes from. Some are of any width, some of an even one, some
+# of whole heads.
+ANY: dict[str, Callable[[Array], Array]] = {
+    "rolled by one": lambda index: np.roll(index, 1),
+    "rolled back by one": lambda index: np.roll(index, -1),
+    "reversed": lambda index: index[::-1],
+}
+EVEN: dict[str, Callable[[Array], Array]] = {
+    "halves swapped": lambda index: np.roll(index, len(index) // 2),
+    "first half repeated": lambda index: index % (len(index) // 2),
+    "neighbours swapped": lambda index: index ^ 1,
+    "in interleaved order": lambda index: _interleaved(len(index)),
+    "in de-interleaved order": lambda index: np.argsort(_interleaved(len(index))),
+}
+ONE_HEAD: dict[str, Callable[[Array], Array]] = {  # [heads, head]
+    "each head's halves interleaved": lambda heads: heads[:, _interleaved(heads.shape[1])],
+    "each head's pairs split": lambda heads: heads[:, np.argsort(_interleaved(heads.shape[1]))],
+}
+HEADS: dict[str, Callable[[Array], Array]] = {  # of more than one
+    "rolled by one head": lambda heads: np.roll(heads, 1, axis=0),
+    "rolled back by one head": lambda heads: np.roll(heads, -1, axis=0),
+    "first head repeated": lambda heads: np.repeat(heads[:1], len(heads), axis=0),
+    "heads reversed": lambda heads: heads[::-1],
+    "heads and channels exchanged": lambda heads: heads.T,
+    "channels and heads exchanged": lambda heads: np.arange(heads.size).reshape(heads.shape[1], -1).T,
+}
+
+
+def order_of(name: str, width: int, head: int) -> Array | None:
+    """Return where each of `width` channels comes from in this order; None if there is no such order of so many."""
+    index = np.arange(width)
+    if name in ANY:
+        return ANY[name](index)
+    if name in EVEN:
+        return EVEN[name](index) if width % 2 == 0 else None
+    if width % head or (name in HEADS and width <= head):
+        return None
+    order = (ONE_HEAD | HEADS)[name]
+    return order(index.reshape(-1, head)).reshape(-1)
 
 
 def order_sources(key: str) -> Iterator[Source]:
-    """The own delta with its outputs, or its inputs, in another order."""
-
-    def order_of(name: str, width: int, head: int) -> Array | None:
-        index = np.arange(width)
-        whole_heads = width % head == 0 and width > head
-        if name == "rolled by one":
-            return np.roll(index, 1)
-        if name == "rolled back by one":
-            return np.roll(index, -1)
-        if name == "reversed":
-            return index[::-1]
-        if name == "halves swapped":
-            return np.roll(index, width // 2) if width % 2 == 0 else None
-        if name == "rolled by one head":
-            return np.roll(index, head) if whole_heads else None
-        if name == "rolled back by one head":
-            return np.roll(index, -head) if whole_heads else None
-        if name == "first half repeated":
-            return index % (width // 2) if width % 2 == 0 else None
-        if name == "first head repeated":
-            return index % head if whole_heads else None
-        if name == "each head's halves interleaved" and width % head == 0:
-            pairs = np.concatenate([np.arange(0, head, 2), np.arange(1, head, 2)])
-            return (index.reshape(-1, head)[:, pairs]).reshape(-1)
-        if name == "each head's pairs split" and width % head == 0:
-            pairs = np.argsort(np.concatenate([np.arange(0, head, 2), np.arange(1, head, 2)]))
-            return (index.reshape(-1, head)[:, pairs]).reshape(-1)
-        if name == "heads and channels exchanged" and whole_heads:
-            return index.reshape(-1, head).T.reshape(-1)
-        if name == "channels and heads exchanged" and whole_heads:
-            return index.reshape(head, -1).T.reshape(-1)
-        return None
+    """Yield the own delta with its outputs, or its inputs, in another order."""
 
     def outputs(name: str) -> Delta:
         def delta(point: Point) -> Array | None:
@@ -115,20 +154,6 @@ def order_sources(key: str) -> Iterator[Source]:
 
         return delta
 
-    names = (
-        "rolled by one",
-        "rolled back by one",
-        "reversed",
-        "halves swapped",
-        "rolled by one head",
-        "rolled back by one head",
-        "first half repeated",
-        "first head repeated",
-        "each head's halves interleaved",
-        "each head's pairs split",
-        "heads and channels exchanged",
-        "channels and heads exchanged",
-    )
-    for name in names:
+    for name in (*ANY, *EVEN, *ONE_HEAD, *HEADS):
         yield Source(f"outputs {name}", f"its own delta with its outputs {name}", outputs(name), "instead", 6)
         yield Source(f"inputs {name}", f"its own delta of inputs {name}", inputs(name), "instead", 6)

@@ -15,6 +15,7 @@ class Change:
     by_adapter: tuple[tuple[str, float], ...] = ()  # then these
     bug: str = ""  # the known bug that does the same
     links: tuple[str, ...] = ()
+    when: str = ""  # "where its adapter has rsLoRA"; "" if always
 
     @property
     def sentence(self) -> str:
@@ -29,18 +30,29 @@ class CauseReport:
     """What was found of the cause of a campaign's failures; nothing is said whose residual is more than noise."""
 
     changes: tuple[Change, ...]
-    where: str  # "where its adapter has rsLoRA"; "" if always
-    exceptions: int  # requests that do not fit the condition
+    exceptions: int  # requests that do not fit the conditions
     explained: int  # failed requests that it explains to the noise, of `failed` that can be fitted: not sums, not DoRA
     failed: int
     residual: float  # the worst row of those, in noise units
     seconds: float
+    also: tuple[str, ...] = ()  # other causes, from which these requests cannot tell it
+
+    @property
+    def where(self) -> str:
+        """The condition under which all of its changes hold; "" if always, or if each has another one."""
+        conditions = {change.when for change in self.changes}
+        return conditions.pop() if len(conditions) == 1 else ""
 
     @property
     def sentence(self) -> str:
         """The whole cause in one sentence."""
-        changes = "; and ".join(change.sentence for change in self.changes)
-        return changes + (f", {self.where}" if self.where else "")
+        if self.where or not any(change.when for change in self.changes):
+            sentence = "; and ".join(change.sentence for change in self.changes)
+            sentence += f", {self.where}" if self.where else ""
+        else:
+            parts = [change.sentence + (f", {change.when}" if change.when else "") for change in self.changes]
+            sentence = "; and ".join(parts)
+        return sentence + "".join(f"; or, which cannot be told apart here: {other}" for other in self.also)
 
     @property
     def evidence(self) -> str:

@@ -13,7 +13,7 @@ from ...ops import NUMPY, Ops
 from ...request import Request
 from ..bugs import mutants_for
 from ..bugs.registry import all_bugs
-from ..cases.case import Exchange, teacher_forced
+from ..cases.case import Case, Exchange, teacher_forced
 from ..cases.testbed import Testbed
 from ..noise.measure import Errors
 from ..noise.rms import rms_shown
@@ -21,6 +21,7 @@ from .adapter_sources import registered
 from .adjoint import Adjoint, adjoint
 from .mix_up import EXACT, Point, Source
 from .regions import Region, module_regions, token_regions
+from .relations import relations
 from .sources import sources_of
 from .watch import Watch
 
@@ -31,6 +32,13 @@ UNCHECKED = {"embed", "lora_delta", "check_batch"}  # those that every mutant re
 PARAMETRISED_UP_TO = 200_000  # numbers of an adapter for which bugs are tried at every value of their parameters
 
 
+def suspect_of(case: Case, exchange: Exchange, raw: Errors, testbed: Testbed) -> "Suspect":
+    """Return a request of a case with what the others there are to it."""
+    before = case.runs[exchange.run].requests[: exchange.index]
+    offset = sum(len(request.prompt_ids) for request in before)
+    return Suspect(exchange, raw, testbed, relations(case, exchange, testbed), offset)
+
+
 @dataclass(frozen=True, eq=False)
 class Suspect:
     """One request of one case, its errors, and the mix-ups that are possible in it."""
@@ -39,6 +47,7 @@ class Suspect:
     raw: Errors
     testbed: Testbed
     others: Mapping[str, str | None]  # adapters by what they are to this request: "the request before", ...; None: base
+    offset: int = 0  # tokens of prompts that stand before its own in its batch
 
     @property
     def key(self) -> str | None:
@@ -120,7 +129,7 @@ class Suspect:
     @cached_property
     def token_regions(self) -> list[Region]:
         """Sets of its tokens."""
-        return token_regions(len(self.request.prompt_ids), len(self.exchange.request.prompt_ids))
+        return token_regions(len(self.request.prompt_ids), len(self.exchange.request.prompt_ids), self.offset)
 
 
 def worst_ratio(error: Float[Array, "rows vocab"], raw: Errors) -> float:

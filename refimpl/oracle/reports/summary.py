@@ -74,6 +74,7 @@ def _cause_json(cause: CauseReport) -> dict[str, Any]:
             "by_adapter": {adapter: _number(coefficient) for adapter, coefficient in change.by_adapter},
             "bug": change.bug,
             "links": list(change.links),
+            "when": change.when,
         }
         for change in cause.changes
     ]
@@ -82,6 +83,7 @@ def _cause_json(cause: CauseReport) -> dict[str, Any]:
         "evidence": cause.evidence,
         "changes": changes,
         "where": cause.where,
+        "also": list(cause.also),
         "explained": cause.explained,
         "failed": cause.failed,
         "residual": _number(cause.residual),

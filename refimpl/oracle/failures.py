@@ -1,0 +1,96 @@
+"""The failures of a campaign, asked again: with quiet adapters, then less quiet ones, then as they came."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .cases.case import Case, Exchange
+from .cases.testbed import Testbed
+from .causes.quiet import quiet_testbed
+from .causes.suspect import Suspect, suspect_of
+from .engine_driver import EngineDriver
+from .noise.ensemble import Member
+from .noise.measure import Errors, measure
+from .noise.verdict import Thresholds, judge
+from .reports.result import PlayedCase
+from .second_look import with_other_tokens
+
+FACTORS = {"float32": (1 / 64, 1 / 8), "float64": (1 / 64, 1 / 8), "float16": (1 / 8, 1 / 2), "bfloat16": (1 / 4,)}
+LOUD = 30.0  # noise units; a quiet request that is less wrong is asked less quietly
+SUSPECTS = 4  # requests that a cause is looked for in; larger: slower
+LENGTH = 8  # tokens of a request that is long enough to tell tokens apart, and short enough to be quick
+
+Place = tuple[str, int, int]  # the name of a request's case, its run and its index in that
+
+
+@dataclass(frozen=True, eq=False)
+class Failures:
+    """An engine, still running, and what a campaign has learnt of it."""
+
+    driver: EngineDriver
+    testbed: Testbed
+    members: tuple[Member, ...]
+    thresholds: Thresholds
+    played: Sequence[PlayedCase]
+
+    def measured(
+        self, case: Case, exchanges: Sequence[Exchange], testbed: Testbed
+    ) -> Iterator[tuple[Exchange, Errors, str]]:
+        """Yield the requests of a case that can be fitted, with their errors and their verdicts."""
+        ratios, raws = measure(case, exchanges, testbed, self.members)
+        counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
+        for exchange, ratio, raw in zip(counted, ratios, raws, strict=True):
+            if raw is not None and can_be_fitted(exchange, raw, testbed):
+                yield exchange, raw, judge(ratio, self.thresholds).verdict
+
+    def asked_quietly(
+        self, cases: Sequence[PlayedCase], but: frozenset[Place] = frozenset()
+    ) -> Iterator[list[Suspect]]:
+        """Yield some wrong requests of these cases, asked quietly; then less quietly; then as they came.
+
+        but: requests that are left out. Other tokens each time: an engine that keeps keys and values would find
+        those of the louder adapters."""
+        can_load = "load" in self.driver.capabilities.operations
+        vocab = self.testbed.model.config.vocab_size
+        for number, factor in enumerate(FACTORS.get(self.testbed.dtype, (1 / 4,)) if can_load else ()):
+            quiet = quiet_testbed(self.testbed, factor, self.driver.work / "quiet")
+            suspects: list[Suspect] = []
+            for one in cases:
+                case = with_other_tokens(one.case, vocab, number)
+                exchanges = self.driver.run_on(quiet, case, one.settings)
+                suspects += self._suspects(quiet, case, exchanges, one.case.name, but)
+            suspects = chosen(suspects)
+            if suspects and np.median([suspect.ratio for suspect in suspects]) > LOUD:
+                yield suspects
+        suspects = []
+        for one in cases:
+            exchanges = self.driver.exchanges(one.case, one.settings)
+            suspects += self._suspects(self.testbed, one.case, exchanges, one.case.name, but)
+        if suspects:
+            yield chosen(suspects)
+
+    def _suspects(
+        self, testbed: Testbed, case: Case, exchanges: Sequence[Exchange], name: str, but: frozenset[Place]
+    ) -> list[Suspect]:
+        """Return the wrong ones of these requests. name: of the case as it came."""
+        return [
+            suspect_of(case, exchange, raw, testbed)
+            for exchange, raw, verdict in self.measured(case, exchanges, testbed)
+            if verdict == "fail" and (name, exchange.run, exchange.index) not in but
+        ]
+
+
+def can_be_fitted(exchange: Exchange, raw: Errors, testbed: Testbed) -> bool:
+    """Is it a request of at most one adapter, without DoRA, whose numbers the engine showed?"""
+    plain = not exchange.adapters or not testbed.adapters[exchange.adapters[0][0]].use_dora
+    single = len(exchange.adapters) <= 1 and not exchange.request.adapter_weights
+    return plain and single and raw.error.shape[1] > 1
+
+
+def chosen(suspects: Sequence[Suspect]) -> list[Suspect]:
+    """Return a few requests of different adapters, neither long nor too short to tell their tokens apart."""
+    ranked = sorted(suspects, key=lambda one: abs(len(one.request.prompt_ids) - LENGTH))
+    first = {suspect.key: suspect for suspect in reversed(ranked)}
+    different = [suspect for suspect in ranked if first[suspect.key] is suspect]
+    return (different + [suspect for suspect in ranked if suspect not in different])[:SUSPECTS]
