@@ -194,6 +194,7 @@ def _report(judged: Sequence[Judged], testbed: Testbed, seconds: float) -> Cause
         "; and ".join(_change(i, one, testbed).sentence for i in range(len(one.cause.atoms)))
         for one in judged[1:]
         if {atom.source for atom in one.cause.atoms} != {atom.source for atom in best.cause.atoms}
+        and "bug" not in one.cause.kinds  # a known bug of the same effect is another name, not another cause
     ]
     also = tuple(dict.fromkeys(others))
     return CauseReport(changes, exceptions, len(best.explained), len(best.failed), residual, seconds, also)

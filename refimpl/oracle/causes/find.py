@@ -41,6 +41,7 @@ class Cause:
     costs: tuple[float, ...]  # bits that it takes to say each of them
     fits: tuple[ExactFit, ...]  # of each suspect
     explained: tuple[bool, ...]  # does it leave noise there?
+    given: tuple[float | None, ...] = ()  # coefficients of its first changes, if other requests have told them
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -56,7 +57,8 @@ class Cause:
     @cached_property
     def common(self) -> tuple[float | None, ...]:
         """Each atom's coefficient, if all explained requests that have the change have the same; else None."""
-        return tuple(common_value(column, kind) for column, kind in zip(self.coefficients.T, self.kinds, strict=True))
+        columns = list(zip(self.coefficients.T, self.kinds, strict=True))[len(self.given) :]
+        return (*self.given, *(common_value(column, kind) for column, kind in columns))
 
     @property
     def crooked(self) -> float:
@@ -94,14 +96,14 @@ def find(suspects: Sequence[Suspect], limit: float, start: Cause | None = None) 
     """Return causes of some of these requests, those of most of them first. limit: the ratio from which on a row is no
     noise. start: what explains other requests already, to which more is added."""
     raw_errors = [suspect.adjoint.along(suspect.raw.error) for suspect in suspects]
-    best = None if start is None else _tried(suspects, start.atoms, start.costs, limit)
+    best = None if start is None else _tried(suspects, start.atoms, start.costs, limit, start.common)
     causes: list[Cause] = []
     before = float("inf")
     for _ in range(TERMS - (0 if best is None else len(best.atoms))):
         tried = _with_one_more(suspects, _left(suspects, best) or raw_errors, best, limit)
         if not tried:
             break
-        if len(tried[0].atoms) > 1 and not any(tried[0].explained):
+        if start is None and len(tried[0].atoms) > 1 and not any(tried[0].explained):
             # The first was chosen while the others were not known: is there a better one beside them?
             tried += _with_one_more(suspects, raw_errors, tried[0].without_first(), limit)
             tried.sort(key=_score)
@@ -126,20 +128,26 @@ def _with_one_more(
     suspects: Sequence[Suspect], errors: Sequence[Float[Array, " K"]], cause: Cause | None, limit: float
 ) -> list[Cause]:
     """Return a cause with each of the nearest atoms beside its own, best first."""
-    atoms, costs = ((), ()) if cause is None else (cause.atoms, cause.costs)
+    atoms, costs, given = ((), (), ()) if cause is None else (cause.atoms, cause.costs, cause.given)
     tried: list[Cause] = []
     near_enough = float("inf")
     for ranked in nearest(suspects, errors, atoms):
         if ranked.left > near_enough:
             continue
-        one = _tried(suspects, (*atoms, ranked.atom), (*costs, ranked.cost), limit)
+        one = _tried(suspects, (*atoms, ranked.atom), (*costs, ranked.cost), limit, given)
         tried.append(one)
         if all(one.explained) and not one.crooked:  # nothing is better; but some may be as good
             near_enough = min(near_enough, ranked.left + AS_NEAR * len(suspects))
     return sorted(tried, key=_score)
 
 
-def _tried(suspects: Sequence[Suspect], atoms: tuple[Atom, ...], costs: tuple[float, ...], limit: float) -> Cause:
+def _tried(
+    suspects: Sequence[Suspect],
+    atoms: tuple[Atom, ...],
+    costs: tuple[float, ...],
+    limit: float,
+    given: tuple[float | None, ...] = (),
+) -> Cause:
     """Fit the atoms in every request, from where the linear picture sees them; where that is far off, look once."""
     fits = []
     for suspect in suspects:
@@ -148,7 +156,7 @@ def _tried(suspects: Sequence[Suspect], atoms: tuple[Atom, ...], costs: tuple[fl
         hopeless = first.worst > HOPELESS * max(limit, 1e-3 * suspect.ratio) and first.worst > suspect.ratio / 4
         fits.append(first if hopeless or first.worst < limit / 2 else fit(suspect, atoms, start))
     sources = tuple(_source(suspects, atom) for atom in atoms)
-    return Cause(atoms, sources, costs, tuple(fits), tuple(one.worst < limit for one in fits))
+    return Cause(atoms, sources, costs, tuple(fits), tuple(one.worst < limit for one in fits), given)
 
 
 def _linear(suspect: Suspect, atoms: Sequence[Atom]) -> Float[Array, " atoms"]:
