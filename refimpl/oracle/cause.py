@@ -39,7 +39,7 @@ TIE = 1.0  # bits; causes that differ by less are not told apart
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class Description:
     """A cause with what it is to every request, and how many bits it takes to say all of them with it."""
 
     cause: Cause
@@ -81,10 +81,10 @@ def cause_of(
     failed = sorted(
         (one for one in played if one.has_wrong_numbers), key=lambda one: (not one.case.stateless, _size(one))
     )
-    judged = _best(failures, failed[:CASES])
-    if judged and len(judged[0].cause.atoms) < TERMS and len(judged[0].explained) < len(judged[0].failed):
-        judged = _with_the_rest(failures, failed, judged)
-    return _report(judged, testbed, time.monotonic() - began) if judged else None
+    rivals = _best(failures, failed[:CASES])
+    if rivals and len(rivals[0].cause.atoms) < TERMS and len(rivals[0].explained) < len(rivals[0].failed):
+        rivals = _with_the_rest(failures, failed, rivals)
+    return _report(rivals, testbed, time.monotonic() - began) if rivals else None
 
 
 def _best(
@@ -92,32 +92,32 @@ def _best(
     cases: Sequence[PlayedCase],
     but: frozenset[Place] = frozenset(),
     start: Cause | None = None,
-) -> list[Judged]:
+) -> list[Description]:
     """Return the cause that says most in fewest bits, and those that say as much in as few; [] if none may be said.
 
     but: requests that it is not looked for in. start: what explains those."""
     for suspects in failures.asked_quietly(cases, but):
         causes = find(suspects, failures.thresholds.ratio, start)
-        judged = [one for one in _judged(failures, causes) if is_cause(one, failures.thresholds.ratio)]
-        if judged:
-            judged.sort(key=lambda one: one.bits)
-            return [one for one in judged if one.bits <= judged[0].bits + TIE]
+        rivals = [one for one in _descriptions(failures, causes) if is_cause(one, failures.thresholds.ratio)]
+        if rivals:
+            rivals.sort(key=lambda one: one.bits)
+            return [one for one in rivals if one.bits <= rivals[0].bits + TIE]
     return []
 
 
-def _with_the_rest(failures: Failures, failed: Sequence[PlayedCase], judged: list[Judged]) -> list[Judged]:
+def _with_the_rest(failures: Failures, failed: Sequence[PlayedCase], rivals: list[Description]) -> list[Description]:
     """Look for one more change in what a cause leaves over; return whichever takes fewer bits."""
-    places = {one.place for one in judged[0].failed if not one.explained}
+    places = {one.place for one in rivals[0].failed if not one.explained}
     cases = [one for one in failed if any(name == one.case.name for name, _, _ in places)]
-    explained = frozenset(one.place for one in judged[0].explained)
-    more = _best(failures, cases[:CASES], explained, judged[0].cause)
-    return more if more and more[0].bits < judged[0].bits else judged
+    explained = frozenset(one.place for one in rivals[0].explained)
+    more = _best(failures, cases[:CASES], explained, rivals[0].cause)
+    return more if more and more[0].bits < rivals[0].bits else rivals
 
 
 # The failures as they came.
 
 
-def _judged(failures: Failures, causes: Sequence[Cause]) -> list[Judged]:
+def _descriptions(failures: Failures, causes: Sequence[Cause]) -> list[Description]:
     """Hold causes against every request that failed, and as many that did not: GRADED of each."""
     if not causes:
         return []
@@ -141,16 +141,16 @@ def _judged(failures: Failures, causes: Sequence[Cause]) -> list[Judged]:
     return [in_bits(cause, of_cause) for cause, of_cause in zip(causes, grades, strict=True)]
 
 
-def in_bits(cause: Cause, grades: Sequence[Grade]) -> Judged:
+def in_bits(cause: Cause, grades: Sequence[Grade]) -> Description:
     """Return a cause with the condition of each of its changes, and the bits that all of it takes."""
     conditions = []
     for i in range(len(cause.atoms)):
-        there = [one.facts for one in grades if one.explained and one.present[i]]
+        having = [one.facts for one in grades if one.explained and one.present[i]]
         absent = [one.facts for one in grades if _is_absent(one, i)]
-        conditions.append(condition(there, absent))
+        conditions.append(condition(having, absent))
     missed = sum(one.failed and not one.explained for one in grades)
     bits = sum(cause.costs) + UNEXPLAINED * missed + sum(one.bits for one in conditions)
-    return Judged(cause, tuple(grades), tuple(conditions), bits)
+    return Description(cause, tuple(grades), tuple(conditions), bits)
 
 
 def _is_absent(grade: Grade, i: int) -> bool:
@@ -158,22 +158,22 @@ def _is_absent(grade: Grade, i: int) -> bool:
     return grade.visible[i] and not grade.present[i] and (grade.explained or not grade.failed)
 
 
-def is_cause(judged: Judged, limit: float) -> bool:
+def is_cause(description: Description, limit: float) -> bool:
     """Does it explain enough, each of its changes in enough requests, and is that no coincidence?
 
     Where no condition tells the requests that it explains from those that are right, it may be one: then the errors
     must be so large that they come down to noise by nothing else."""
-    explained, failed = judged.explained, judged.failed
+    explained, failed = description.explained, description.failed
     several = min(2, len(failed))
     if not explained or len(explained) < max(SHARE * len(failed), several):
         return False
-    if any(sum(one.present[i] for one in explained) < several for i in range(len(judged.cause.atoms))):
+    if any(sum(one.present[i] for one in explained) < several for i in range(len(description.cause.atoms))):
         return False
-    if not same_for_each_adapter(judged.cause, explained, ALIKE):
+    if not same_for_each_adapter(description.cause, explained, ALIKE):
         return False
     large = np.median([one.error for one in explained]) > DECISIVE * limit
-    plain = large and len(explained) >= min(3, len(failed)) and all(one is not None for one in judged.cause.common)
-    return bool(plain) or all(_holds(rule, i, explained) for i, rule in enumerate(judged.conditions))
+    plain = large and len(explained) >= min(3, len(failed)) and all(one is not None for one in description.cause.common)
+    return bool(plain) or all(_holds(rule, i, explained) for i, rule in enumerate(description.conditions))
 
 
 def _holds(rule: Condition, i: int, explained: Sequence[Grade]) -> bool:
@@ -184,15 +184,15 @@ def _holds(rule: Condition, i: int, explained: Sequence[Grade]) -> bool:
 # In words.
 
 
-def _report(judged: Sequence[Judged], testbed: Testbed, seconds: float) -> CauseReport:
+def _report(rivals: Sequence[Description], testbed: Testbed, seconds: float) -> CauseReport:
     """Say the first of these causes, and with what others it could be confused."""
-    best = judged[0]
+    best = rivals[0]
     changes = tuple(_change(i, best, testbed) for i in range(len(best.cause.atoms)))
     exceptions = sum(rule.wrong for i, rule in enumerate(best.conditions) if _holds(rule, i, best.explained))
     residual = max(one.residual for one in best.explained)
     others = [
         "; and ".join(_change(i, one, testbed).sentence for i in range(len(one.cause.atoms)))
-        for one in judged[1:]
+        for one in rivals[1:]
         if {atom.source for atom in one.cause.atoms} != {atom.source for atom in best.cause.atoms}
         and "bug" not in one.cause.kinds  # a known bug of the same effect is another name, not another cause
     ]
@@ -200,20 +200,20 @@ def _report(judged: Sequence[Judged], testbed: Testbed, seconds: float) -> Cause
     return CauseReport(changes, exceptions, len(best.explained), len(best.failed), residual, seconds, also)
 
 
-def _change(i: int, judged: Judged, testbed: Testbed) -> Change:
-    cause = judged.cause
+def _change(i: int, description: Description, testbed: Testbed) -> Change:
+    cause = description.cause
     atom, coefficient, source = cause.atoms[i], cause.common[i], cause.sources[i]
-    there = [one for one in judged.explained if one.present[i]]
+    having = [one for one in description.explained if one.present[i]]
     by_adapter: dict[str, float] = {}
-    for one in there:
+    for one in having:
         by_adapter.setdefault(one.adapter or "the base", float(one.coefficients[i]))
     pairs = tuple(sorted(by_adapter.items())) if coefficient is None else ()
     bug = all_bugs(testbed).get(atom.source)
     named = bug if bug is not None and coefficient == 1 and not atom.modules and not atom.tokens else None
-    rule = judged.conditions[i]
+    rule = description.conditions[i]
     # A rule with many exceptions is none; then it is only said how often the change is there.
-    absent = sum(_is_absent(one, i) for one in judged.grades)
-    often = f"in {len(there)} of {len(there) + absent} requests that would show it"
+    absent = sum(_is_absent(one, i) for one in description.grades)
+    often = f"in {len(having)} of {len(having) + absent} requests that would show it"
     return Change(
         in_words(source.words, source.kind, coefficient, pairs),
         atom.source,
@@ -223,7 +223,7 @@ def _change(i: int, judged: Judged, testbed: Testbed) -> Change:
         pairs,
         "" if named is None else named.name,
         () if named is None else named.links,
-        rule.words if _holds(rule, i, judged.explained) else often,
+        rule.words if _holds(rule, i, description.explained) else often,
     )
 
 

@@ -44,8 +44,8 @@ def graded(
     """Return a request that a cause explains if it has one of its changes, and that is right if it has none."""
     failed = any(present)
     values = -np.array(present, float)
-    seen = tuple(present) if visible is None else tuple(visible)
-    return Grade(("case", 0, 0), key, failed, {LATE: late}, error, 1.0, failed, values, tuple(present), seen)
+    shown = tuple(present) if visible is None else tuple(visible)
+    return Grade(("case", 0, 0), key, failed, {LATE: late}, error, 1.0, failed, values, tuple(present), shown)
 
 
 def test_a_rival_that_would_show_where_requests_are_right_takes_more_bits() -> None:
@@ -61,12 +61,12 @@ def test_a_rival_that_would_show_where_requests_are_right_takes_more_bits() -> N
 def test_each_change_has_requests_and_a_condition_of_its_own() -> None:
     first = [graded(1000, [True, False], late=True, visible=[True, True]) for _ in range(4)]
     second = [graded(1000, [False, True], late=False, visible=[True, True]) for _ in range(4)]
-    judged = in_bits(cause_with([[-1.0, 0.0], [0.0, -1.0]]), [*first, *second])
-    assert is_cause(judged, LIMIT)
+    description = in_bits(cause_with([[-1.0, 0.0], [0.0, -1.0]]), [*first, *second])
+    assert is_cause(description, LIMIT)
     assert (
-        judged.conditions[0].words == "where it is late" and judged.conditions[1].wrong == 4
+        description.conditions[0].words == "where it is late" and description.conditions[1].wrong == 4
     )  # there is no other fact
-    assert judged.cause.common == (-1.0, -1.0)
+    assert description.cause.common == (-1.0, -1.0)
 
 
 def test_what_predicts_failures_that_are_none_is_a_cause_only_if_no_coincidence_is_left() -> None:
@@ -105,17 +105,17 @@ def test_coefficients() -> None:
 def test_what_came_before_a_request() -> None:
     """Uses, loads over a name, and what was thrown out since; a batch has the batches before it in its past."""
     testbed = small_testbed()
-    x, y, z = list(testbed.adapters)[:3]
+    x, y, other = list(testbed.adapters)[:3]
 
     def ask(*names: str) -> Run:
         return Run(tuple(EngineRequest((1, 2, 3, 4, 5), name) for name in names))
 
-    steps = (Load("n", x), ask("n"), Load("n", y), Load("m", z), ask("m"), Unload("m"), ask("n", "n"))
+    steps = (Load("n", x), ask("n"), Load("n", y), Load("m", other), ask("m"), Unload("m"), ask("n", "n"))
     case = Case("sequence", steps, stateless=False)
     answer = EngineResponse()
     second = Exchange(EngineRequest((1, 2, 3, 4, 5), "n"), ((y, 1.0),), answer, 2, 1)
     past = history(case, second, testbed)
-    assert past.used == (x, z, y) and (past.before, past.unloaded, past.loaded) == (x, z, z)
+    assert past.used == (x, other, y) and (past.before, past.unloaded, past.loaded) == (x, other, other)
     facts = {fact.words: holds for fact, holds in facts_of(case, second, testbed).items()}
     assert facts["its name stood for another adapter before"] and facts["its adapter was used before"]
     others = relations(case, second, testbed)
@@ -123,9 +123,9 @@ def test_what_came_before_a_request() -> None:
     assert others["the first request with the same first tokens"] == x
 
     batch = Case("batch", (ask(x),))
-    asked = Exchange(EngineRequest((1, 2, 3, 4, 5), x), ((x, 1.0),), answer, 0, 0)
-    for earlier, uses, others_since in (((), 0, 0), ((x, y, None, z), 1, 2), ((y,), 0, 0)):
-        past = history(batch, asked, testbed, earlier)
+    exchange = Exchange(EngineRequest((1, 2, 3, 4, 5), x), ((x, 1.0),), answer, 0, 0)
+    for earlier, uses, others_since in (((), 0, 0), ((x, y, None, other), 1, 2), ((y,), 0, 0)):
+        past = history(batch, exchange, testbed, earlier)
         assert (past.uses(x), past.others_since(x)) == (uses, others_since)
 
 

@@ -100,7 +100,7 @@ def find(suspects: Sequence[Suspect], limit: float, start: Cause | None = None) 
     causes: list[Cause] = []
     before = float("inf")
     for _ in range(TERMS - (0 if best is None else len(best.atoms))):
-        tried = _with_one_more(suspects, _left(suspects, best) or raw_errors, best, limit)
+        tried = _with_one_more(suspects, _remaining(suspects, best) or raw_errors, best, limit)
         if not tried:
             break
         if start is None and len(tried[0].atoms) > 1 and not any(tried[0].explained):
@@ -118,7 +118,7 @@ def find(suspects: Sequence[Suspect], limit: float, start: Cause | None = None) 
     return sorted((cause for cause in causes if cause.may_be_said), key=_score)[:CANDIDATES]
 
 
-def _left(suspects: Sequence[Suspect], cause: Cause | None) -> list[Float[Array, " K"]]:
+def _remaining(suspects: Sequence[Suspect], cause: Cause | None) -> list[Float[Array, " K"]]:
     """Return what a cause leaves of each error, along each direction; [] if there is none."""
     fits = [] if cause is None else cause.fits
     return [suspect.adjoint.along(one.residual) for suspect, one in zip(suspects, fits, strict=bool(fits))]
@@ -132,12 +132,12 @@ def _with_one_more(
     tried: list[Cause] = []
     near_enough = float("inf")
     for ranked in nearest(suspects, errors, atoms):
-        if ranked.left > near_enough:
+        if ranked.variance > near_enough:
             continue
         one = _tried(suspects, (*atoms, ranked.atom), (*costs, ranked.cost), limit, given)
         tried.append(one)
         if all(one.explained) and not one.crooked:  # nothing is better; but some may be as good
-            near_enough = min(near_enough, ranked.left + AS_NEAR * len(suspects))
+            near_enough = min(near_enough, ranked.variance + AS_NEAR * len(suspects))
     return sorted(tried, key=_score)
 
 

@@ -32,7 +32,7 @@ class Ranked:
 
     atom: Atom
     cost: float
-    left: float  # the logarithm of the variance that it leaves, added up over the requests
+    variance: float  # the logarithm of the variance that it leaves, added up over the requests
 
 
 def nearest(

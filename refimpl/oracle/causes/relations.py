@@ -35,9 +35,9 @@ def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str
             related["the earlier request of the highest rank"] = max(earlier, key=lambda key: _rank(testbed, key))
     related |= _neighbours(list(dict.fromkeys(meaning.values())), keys[here], "that is loaded")
     prompt = run.requests[here].prompt_ids[:SAME]
-    asked = [(request, names) for step, names in runs[: exchange.run] for request in step.requests]
-    asked += [(request, meaning) for request in run.requests[:here]]
-    if alike := [keys_of(request, names) for request, names in asked if request.prompt_ids[:SAME] == prompt]:
+    earlier_requests = [(request, names) for step, names in runs[: exchange.run] for request in step.requests]
+    earlier_requests += [(request, meaning) for request in run.requests[:here]]
+    if alike := [keys_of(request, names) for request, names in earlier_requests if request.prompt_ids[:SAME] == prompt]:
         related["the first request with the same first tokens"] = first_key(alike[0])
         related["the last request with the same first tokens"] = first_key(alike[-1])
     before = [keys_of(request, names) for step, names in runs[: exchange.run] for request in step.requests]
