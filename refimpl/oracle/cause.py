@@ -100,8 +100,9 @@ def _best(
         causes = find(suspects, failures.thresholds.ratio, start)
         rivals = [one for one in _descriptions(failures, causes) if is_cause(one, failures.thresholds.ratio)]
         if rivals:
-            rivals.sort(key=lambda one: one.bits)
-            return [one for one in rivals if one.bits <= rivals[0].bits + TIE]
+            least = min(one.bits for one in rivals)
+            ties = [one for one in rivals if one.bits <= least + TIE]
+            return sorted(ties, key=lambda one: (one.cause.is_part_of_a_bug, one.bits))
     return []
 
 

@@ -65,6 +65,12 @@ class Cause:
         """Bits of coefficients that do not speak for themselves."""
         return sum(_crooked(kind, value) for kind, value in zip(self.kinds, self.common, strict=True))
 
+    @property
+    def is_part_of_a_bug(self) -> bool:
+        """Is a known bug in it, at some modules or for some tokens? Then it is another one that does the same there."""
+        parts = zip(self.kinds, self.atoms, strict=True)
+        return any(kind == "bug" and bool(atom.modules or atom.tokens) for kind, atom in parts)
+
     def without_first(self) -> "Cause":
         """Return it with its first change left out; its fits are still those of all."""
         return replace(self, atoms=self.atoms[1:], sources=self.sources[1:], costs=self.costs[1:])
