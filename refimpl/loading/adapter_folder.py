@@ -13,6 +13,7 @@ import re
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -214,7 +215,7 @@ def _adapter(name: str, config: PeftConfig, parts: Parts, base: ModelConfig | No
     lora = {
         module: LoraTensors(
             As[id(tensors["A"].array)],
-            read_only_copy(tensors["B"].array),
+            read_only_copy(tensors["B"].array, order="F"),  # as slots have it, which do not copy it again then
             *(read_only_copy(tensors[part].array) if part in tensors else None for part in ("lora_bias", "magnitude")),
         )
         for module, tensors in sorted(parts.items())
@@ -233,8 +234,8 @@ def _adapter(name: str, config: PeftConfig, parts: Parts, base: ModelConfig | No
     return Adapter(name, config, lora, replaced, biases, token_rows(parts, config, base))
 
 
-def read_only_copy(x: Array) -> Array:
-    """Return the array, out of the memory map of its file."""
-    copy = np.array(x)
+def read_only_copy(x: Array, order: Literal["K", "F"] = "K") -> Array:
+    """Return the array, out of the memory map of its file. order "F": it lies column by column from now on."""
+    copy = np.array(x, order=order)
     copy.flags.writeable = False
     return copy

@@ -141,7 +141,7 @@ def tensors_of(parts: Parts, base: PictureConfig, file: Path, diagnostics: Diagn
             if module in lora:
                 diagnostics.problem(file, f"module {name} is there twice: alone, and as a part of another")
             bias_copy = None if bias_part is None else read_only_copy(bias_part)
-            lora[module] = LoraTensors(shared, read_only_copy(B_part), bias_copy)
+            lora[module] = LoraTensors(shared, read_only_copy(B_part, order="F"), bias_copy)
     return lora
 
 

@@ -12,6 +12,8 @@ from support.build import random_model
 
 from refimpl import Request, logits
 from refimpl.adapter import Adapter
+from refimpl.adapter_slots import AdapterSlots, bind_adapter
+from refimpl.arrays import Precision
 from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
 from refimpl.errors import AdapterError, AdapterWarning, RequestError
 from refimpl.loading.adapter_folder import load_adapter
@@ -57,6 +59,18 @@ def test_every_linear_layer(tmp_path: Path, dtype: str) -> None:
             assert not x.flags.writeable
             assert x.flags.owndata  # a copy: what is digested stays what it was, whatever becomes of the file
     assert (adapter.replaced, adapter.biases) == ({}, {})
+
+
+@pytest.mark.parametrize(("dtype", "shared"), [("float32", True), ("float16", False)])
+def test_slots_hold_a_loaded_adapter_once(tmp_path: Path, dtype: str, shared: bool) -> None:
+    """A in rows and B in columns, as products read them: what was loaded itself, or the float32 of a half type."""
+    adapter, slots = load(tmp_path / "pirate", lora_tensors(dtype=dtype)), AdapterSlots(random_model(BASE), Precision())
+    slots.put(0, bind_adapter(adapter, BASE))
+    for module, tensors in adapter.lora.items():
+        lora = slots.at(module)[0]
+        assert lora.A.flags.c_contiguous and lora.B.flags.f_contiguous
+        assert not lora.A.flags.writeable and not lora.B.flags.writeable
+        assert (np.shares_memory(lora.A, tensors.A), np.shares_memory(lora.B, tensors.B)) == (shared, shared)
 
 
 def magnitudes(tensors: dict[str, np.ndarray], ending: str = "") -> dict[str, np.ndarray]:
