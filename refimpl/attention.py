@@ -93,7 +93,7 @@ def attention(
     for tiles in stacks(metadata.device.spans, view.window, heads):
         rows = [slice(group * tile.start, group * tile.stop) for tile in tiles]
         keys = [gather(k_cache, tile.span, tile.lo, tile.hi).transpose(1, 2, 0) for tile in tiles]
-        scores = below_each_other([queries[:, own_rows] @ k for own_rows, k in zip(rows, keys, strict=True)])
+        scores = products([queries[:, own_rows] for own_rows in rows], keys)
         scores = rounded(scores, p.scores)
         scores *= scale
         scores = softcap(rounded(scores, p.scores), view.softcap, p.scores)
@@ -102,7 +102,7 @@ def attention(
         for tile, own_rows in zip(tiles, rows, strict=True):
             below = above + group * tile.queries
             values = gather(v_cache, tile.span, tile.lo, tile.hi).transpose(1, 0, 2)
-            mixed[:, own_rows] = weights[:, above:below, : tile.keys] @ values
+            xp.matmul(weights[:, above:below, : tile.keys], values, out=mixed[:, own_rows])
             above = below
     mixed = mixed.reshape(kv_heads, tokens, group, value_dim).transpose(1, 0, 2, 3)
     return rounded(mixed.reshape(tokens, heads * value_dim), p.attention)
@@ -119,16 +119,17 @@ def probabilities(scores: Float[Array, "kv_heads rows keys"], view: View, p: Pre
     return softmax_with_sinks(scores, sinks.reshape(kv_heads, rows, 1), p)
 
 
-def below_each_other(parts: Sequence[Float[Array, "kv_heads rows keys"]]) -> Float[Array, "kv_heads all_rows widest"]:
-    """Return one array of all rows, as wide as the last part; 0 where another part is narrower."""
-    if len(parts) == 1:
-        return parts[0]
-    kv_heads, _, widest = parts[-1].shape
-    stack = namespace(parts[0]).zeros((kv_heads, sum(part.shape[1] for part in parts), widest), parts[0].dtype)
+def products(
+    queries: Sequence[Float[Array, "kv_heads rows head_dim"]], keys: Sequence[Float[Array, "kv_heads head_dim keys"]]
+) -> Float[Array, "kv_heads all_rows widest"]:
+    """Return each tile's product, one below the other, as wide as the last of them; 0 where another is narrower."""
+    xp, kv_heads, widest = namespace(queries[0]), len(queries[0]), keys[-1].shape[2]
+    stack = xp.zeros((kv_heads, sum(part.shape[1] for part in queries), widest), queries[0].dtype)
     above = 0
-    for part in parts:
-        stack[:, above : above + part.shape[1], : part.shape[2]] = part
-        above += part.shape[1]
+    for q, k in zip(queries, keys, strict=True):
+        below = above + q.shape[1]
+        xp.matmul(q, k, out=stack[:, above:below, : k.shape[2]])
+        above = below
     return stack
 
 
@@ -165,12 +166,11 @@ def gather(
 ) -> Float[Array, "keys kv_heads head_dim"]:
     """Positions lo to hi of one request, in order. Blocks that lie side by side are a view, not a copy."""
     _, block_size, kv_heads, head_dim = cache.shape
-    first, past = lo // block_size, -(-hi // block_size)
     if isinstance(span.blocks, slice):
-        shift = span.blocks.start - span.first
-        blocks = cache[first + shift : past + shift]
-    else:
-        blocks = cache[span.blocks[first - span.first : past - span.first]]
+        start = (span.blocks.start - span.first) * block_size
+        return cache.reshape(-1, kv_heads, head_dim)[start + lo : start + hi]
+    first, past = lo // block_size, -(-hi // block_size)
+    blocks = cache[span.blocks[first - span.first : past - span.first]]
     return blocks.reshape(-1, kv_heads, head_dim)[lo - first * block_size : hi - first * block_size]
 
 

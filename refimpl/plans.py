@@ -180,7 +180,7 @@ class AttentionMetadata:
             Span(start, stop, context, *blocks_of(table[: -(-context // block_size)]))
             for start, stop, context, table in zip(starts, starts[1:], contexts, tables.tolist(), strict=False)
         )
-        requests = np.repeat(np.arange(len(contexts), dtype=np.int32), np.diff(query_start_loc))
+        requests = np.arange(len(contexts), dtype=np.int32).repeat(query_start_loc[1:] - query_start_loc[:-1])
         metadata = cls(query_start_loc, context_lens, tables, slot_mapping, requests, spans, num_blocks, block_size)
         return metadata if xp is np else dataclasses.replace(metadata, device=on_device(metadata, xp))
 
@@ -286,7 +286,7 @@ def slot_mapping(
     block_size: int,
 ) -> Int[Array, " tokens"]:
     """Where each token's key and value go: block * block_size + offset, through its request's block table."""
-    request = np.repeat(np.arange(len(query_start_loc) - 1), np.diff(query_start_loc))
+    request = np.arange(len(query_start_loc) - 1).repeat(query_start_loc[1:] - query_start_loc[:-1])
     block = block_tables[request, positions // block_size]
     return (block * block_size + positions % block_size).astype(np.int32)
 

@@ -9,7 +9,7 @@ dozen NumPy calls for each, and the scores of a long prompt do not leave the cac
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .plans import Span
 
@@ -17,8 +17,7 @@ QUERIES_AT_ONCE = 64  # of a tile: more are fewer products, and more scores of k
 SCORES_AT_ONCE = 1 << 18  # of a stack, all heads: more are fewer steps, and more than a cache holds
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Tile:
+class Tile(NamedTuple):
     """Some tokens of one request, start to stop in the batch, and the positions of the keys that they see."""
 
     span: Span
