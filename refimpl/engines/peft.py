@@ -16,6 +16,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..config import LAYER_MODULES
+from ..families import DENSE
 from .interface import Capabilities, EngineError, EngineRequest, EngineResponse, Entry, Settings
 
 BASE = "__base__"  # what PEFT calls a row without adapter
@@ -30,6 +31,8 @@ CAPABILITIES = Capabilities(
     features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "lora_bias", "partial", "mixed_ranks", "window")),
     operations=frozenset(("load", "unload", "reload")),
     trace=True,
+    # Adapters on experts must all be on the same parameters; and the longrope of a Phi-3 is chosen by the batch.
+    families=tuple(name for name in DENSE if name != "phi3"),
 )
 
 

@@ -36,3 +36,4 @@ MODULES = (
 )
 FAMILIES: dict[str, Family] = {family.architecture: family for module in MODULES for family in module.FAMILIES}
 MODEL_TYPES = tuple(dict.fromkeys(family.model_type for family in FAMILIES.values()))
+DENSE = tuple(dict.fromkeys(family.model_type for family in FAMILIES.values() if family.moe is None))

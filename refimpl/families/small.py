@@ -112,6 +112,7 @@ RULES: dict[str, Rule] = {
             "shared_intermediate_size": sizes["intermediate_size"],
             "layer_types": ["attention"] * sizes["num_hidden_layers"],
             "position_embedding_type": "rope",
+            "mamba_n_heads": 2,  # of layers that it has none of, and that transformers checks all the same
         }
     ),
     "smollm3": lambda sizes: {"no_rope_layers": [i % 2 for i in range(sizes["num_hidden_layers"])]},
@@ -201,6 +202,7 @@ def small_config(model_type: str, rng: np.random.Generator) -> dict[str, Any]:
         "max_position_embeddings": 256,
         "bos_token_id": 0,
         "eos_token_id": 1,
+        "pad_token_id": 0,
     }
     keys = sizes | RULES[model_type](sizes)
     keys |= {"architectures": [ARCHITECTURES[model_type]], "model_type": model_type}

@@ -3,6 +3,7 @@ activations stay near 1."""
 
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from ...arrays import DTYPES, Array
 from ...config import ModelConfig
 from ...families.small import small_config
-from ...formats.files import new_folder, write_safetensors
+from ...formats.files import write_safetensors
+from ...formats.hf import save_model
 from ...loading.checkpoint import EMBED_WEIGHT, SINGLE, expected_tensors
 from ...loading.config_file import load_config
 from ...loading.model_folder import load_model
@@ -19,12 +21,14 @@ from ...weights import Model
 
 
 def save_family_base(model_type: str, rng: np.random.Generator, dtype: str, folder: Path) -> None:
-    """Write a new folder with a base of this family, its tensors in `dtype`."""
-    with new_folder(folder) as scratch:
-        (scratch / "config.json").write_text(json.dumps(small_config(model_type, rng), indent=1) + "\n", "utf-8")
-        config = load_config(scratch)
+    """Write a new folder with a base of this family, its tensors in `dtype`, as transformers has it."""
+    with tempfile.TemporaryDirectory() as name:
+        plain = Path(name)  # each expert by itself: what load_model reads, and save_model stacks where the family does
+        (plain / "config.json").write_text(json.dumps(small_config(model_type, rng), indent=1) + "\n", "utf-8")
+        config = load_config(plain)
         tensors = {name: tensor(name, shape, config, rng) for name, shape in expected_tensors(config).items()}
-        write_safetensors(scratch / SINGLE, {name: x.astype(DTYPES[dtype]) for name, x in tensors.items()})
+        write_safetensors(plain / SINGLE, {name: x.astype(DTYPES[dtype]) for name, x in tensors.items()})
+        save_model(load_model(plain, dtype), folder)
 
 
 def family_base(model_type: str, seed: int, dtype: str, folder: Path) -> Model:
