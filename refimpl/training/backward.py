@@ -232,7 +232,8 @@ def backward_base(
     if module == EMBED:
         dx = namespace(dy).zeros((dy.shape[0], 0), dy.dtype)
     else:
-        dx = vjp.linear(dy, run.model.linear(module).weight, run.p)
+        weight = run.model.linear(module).weight
+        dx = vjp.linear(dy[:, : len(weight)], weight, run.p)  # what is wider goes through an adapter's own layer, below
     for segment in mapping.device.columns[0].segments:
         if segment.slot not in replaced:
             continue
