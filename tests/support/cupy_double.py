@@ -110,6 +110,14 @@ def joined(function: Callable) -> Callable:
     return lambda arrays, axis=0: DeviceArray(function([device(x) for x in arrays], axis))
 
 
+def matmul(x: DeviceArray, y: DeviceArray, out: DeviceArray | None = None) -> DeviceArray:
+    """np.matmul; out may be a view, as of CuPy's generalised ufuncs."""
+    if out is None:
+        return DeviceArray(np.matmul(device(x), device(y)))
+    np.matmul(device(x), device(y), out=device(out))
+    return out
+
+
 def einsum(subscripts: str, *arrays: DeviceArray) -> DeviceArray:
     """np.einsum."""
     return DeviceArray(np.einsum(subscripts, *map(device, arrays)))
@@ -230,7 +238,7 @@ def cupy_double() -> ModuleType:
     cupy.random = SimpleNamespace(default_rng=Generator)
     cupy.linalg = SimpleNamespace(norm=norm)
     cupy.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
-    for function in (asarray, ascontiguousarray, empty, empty_like, zeros_like, where, einsum, copyto):
+    for function in (asarray, ascontiguousarray, empty, empty_like, zeros_like, where, matmul, einsum, copyto):
         setattr(cupy, function.__name__, function)
     for name in ("zeros", "ones", "full", "arange"):
         setattr(cupy, name, creator(getattr(np, name)))
