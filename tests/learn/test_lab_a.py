@@ -13,7 +13,7 @@ from refimpl.learn.graders.lab_a_engine import LAB, grade
 from refimpl.learn.verdict import NOT_ATTEMPTED, PASSED, WRONG
 from refimpl.learn.your_engine import fillable, ops_of, passed_steps
 from refimpl.ops import NUMPY
-from refimpl.oracle import explain
+from refimpl.oracle import smallest
 from refimpl.oracle.cases.shrink import Budget
 
 TEACHER = Path(__file__).parents[2] / "teacher"
@@ -32,7 +32,7 @@ def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A course's folder with one solution in it, and a short campaign."""
     monkeypatch.setattr(lab_a_engine, "CASES", 0)
     monkeypatch.setattr(lab_a_engine, "SEQUENCES", 2)
-    monkeypatch.setattr(explain, "SHRINKING", Budget(calls=3))
+    monkeypatch.setattr(smallest, "SHRINKING", Budget(calls=3))
     add_solution(tmp_path, "ch06_prefix_key")
     (tmp_path / "labs" / LAB.name).mkdir(parents=True)
     return tmp_path
