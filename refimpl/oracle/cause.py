@@ -96,8 +96,7 @@ def _best(
 ) -> list[Description]:
     """Return the cause that says most in fewest bits, and those that say as much in as few; [] if none may be said.
 
-    but: requests that it is not looked for in. start: what explains those; then only one loudness is tried, because what
-    is left over was too faint, or of another kind, at the others as well."""
+    but: requests that it is not looked for in. start: what explains those; then it is asked at one loudness only."""
     for suspects in islice(failures.asked_quietly(cases, but), None if start is None else 1):
         causes = find(suspects, failures.thresholds.ratio, start)
         rivals = [one for one in _descriptions(failures, causes) if is_cause(one, failures.thresholds.ratio)]
