@@ -97,8 +97,9 @@ def _brackets(spans: Sequence[Span], widths: Sequence[int], start: int, stop: in
             i += 1
             continue
         end = min(span[2], stop)
-        name = shorten(span[0], max(3, _width(widths[i:end]) - 2))
+        width = _width(widths[i:end])
+        name = shorten(span[0], width - 2) if width >= 5 else ""  # a narrow piece has only ends
         opening, closing = "[" if span[1] == i else "-", "]" if span[2] == end else "-"
-        line += "  " + opening + name + "-" * (_width(widths[i:end]) - 2 - cell_len(name)) + closing
+        line += "  " + (opening + name + "-" * (width - 2 - cell_len(name)) + closing)[-width:]
         i = end
     return line

@@ -16,6 +16,7 @@ from support.drawings import SAMPLES, extents
 
 from refimpl import diagrams
 from refimpl.diagrams.canvas import COLOURS, GREY
+from refimpl.diagrams.letters import table
 
 GOLDEN = Path(__file__).parent / "golden"
 TEXT = st.text(max_size=30)
@@ -123,3 +124,12 @@ def test_curves_of_any_length(lines: dict[str, list[tuple[float, float]]], log_x
 if __name__ == "__main__":
     for name in SAMPLES:
         (GOLDEN / f"{name}.txt").write_text(f"{SAMPLES[name]().text}\n", "utf-8")
+
+
+def test_a_piece_of_a_request_that_is_one_narrow_column_is_no_wider() -> None:
+    """The last token of a request in a line of its own: its name has no room there."""
+    for words in ("", "\x1f", "a long name"):
+        for count in range(28, 40):
+            spans = [(words, i, min(i + 7, count)) for i in range(0, count, 7)]
+            for line in table([("slot", ["1"] * count)], spans, "request"):
+                assert cell_len(line) <= 100, line
