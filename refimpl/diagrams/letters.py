@@ -98,7 +98,8 @@ def _brackets(spans: Sequence[Span], widths: Sequence[int], start: int, stop: in
             continue
         end = min(span[2], stop)
         width = _width(widths[i:end])
-        name = shorten(span[0], width - 2) if width >= 5 else ""  # a narrow piece has only ends
+        name = shorten(span[0], max(3, width - 2))
+        name = name if cell_len(name) <= width - 2 else ""  # a narrow piece has only ends
         opening, closing = "[" if span[1] == i else "-", "]" if span[2] == end else "-"
         line += "  " + (opening + name + "-" * (width - 2 - cell_len(name)) + closing)[-width:]
         i = end
