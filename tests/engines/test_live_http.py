@@ -110,12 +110,12 @@ def llama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_vllm_serves_base_and_voices_together_and_alone(vllm: str) -> None:
-    engine = OpenAIHTTP({"url": vllm, "adapters": f"{VOICES[0]}=served-{VOICES[0]}"})
+    engine = OpenAIHTTP({"url": vllm})
     engine.start(SETTINGS)
     able = engine.capabilities
     assert (able.readout, able.prompt_rows) == ("logprobs", True)
     assert {"load", "unload", "reload"} <= able.operations
-    for name in VOICES:  # the first is there, the others are loaded
+    for name in VOICES:
         engine.load(name, tiny.VOICES[name])
     requests = [*requests_for(None, *VOICES, None, VOICES[-1])]
     check("vLLM", engine.run(requests), requests)
@@ -123,6 +123,19 @@ def test_vllm_serves_base_and_voices_together_and_alone(vllm: str) -> None:
     check("vLLM alone", [engine.run([request])[0] for request in alone], alone)
     print(engine.versions())
     engine.close()
+
+
+def test_vllm_as_it_is_deployed_is_asked_for_what_it_serves_and_loads_nothing(vllm: str) -> None:
+    engine = OpenAIHTTP({"url": vllm, "adapters": f"{VOICES[0]}=served-{VOICES[0]}"})
+    engine.start(SETTINGS)
+    assert engine.capabilities.operations <= {"prefix_cache"}
+    engine.load(VOICES[0], tiny.VOICES[VOICES[0]])
+    with pytest.raises(EngineError, match=f"--adapter-name {VOICES[1]}=SERVED"):
+        engine.load(VOICES[1], tiny.VOICES[VOICES[1]])
+    requests = requests_for(None, VOICES[0])
+    check("vLLM, what it serves", engine.run(requests), requests)
+    engine.close()
+    assert engine.dialect.served().keys() == {f"served-{VOICES[0]}"}
 
 
 def test_vllm_forgets_and_replaces(vllm: str) -> None:
