@@ -1,7 +1,8 @@
 // Semantics: cache[slot_mapping[t]] = k[t], v[t]
 //
 // That is write_kv in refimpl/kv_cache.py. A slot is block * block_size + offset, so that the paged cache
-// [blocks, block_size, kv_heads, head_dim] is one long list of rows of kv_heads * head_dim numbers.
+// [blocks, block_size, kv_heads, head_dim] is one long list of rows of kv_heads * head_dim numbers. Rows of v may be of
+// another width than those of k (multi-head latent attention).
 //
 // version          who computes what                      what it buys
 // v1  write_kv_v1  one thread per number                  nothing but clarity
@@ -11,14 +12,13 @@
 // another type than k and v (-DCACHE_DTYPE): a number is rounded to T first and then widened, which changes nothing.
 #include "common.cuh"
 
-// grid (tokens, width / 128), block 128
+// grid (tokens, the greater width / 128), block 128
 extern "C" __global__ void write_kv_v1(CACHE_DTYPE* k_cache, CACHE_DTYPE* v_cache, const DTYPE* k, const DTYPE* v,
-                                       const int* slot_mapping, int width) {
+                                       const int* slot_mapping, int k_width, int v_width) {
     const int t = blockIdx.x, i = blockIdx.y * blockDim.x + threadIdx.x;
-    if (i >= width) return;
-    const long long from = (long long)t * width + i, to = (long long)slot_mapping[t] * width + i;
-    k_cache[to] = (Cache)(float)k[from];
-    v_cache[to] = (Cache)(float)v[from];
+    const long long slot = slot_mapping[t];
+    if (i < k_width) k_cache[slot * k_width + i] = (Cache)(float)k[(long long)t * k_width + i];
+    if (i < v_width) v_cache[slot * v_width + i] = (Cache)(float)v[(long long)t * v_width + i];
 }
 
 // Up to VEC numbers of a row that has `count` left (past its end: 0 or less). Whole if they can be moved as they are,
@@ -31,11 +31,11 @@ __device__ inline void store(Cache* to, const T* from, int count) {
     }
 }
 
-// grid (tokens, width / VEC / 128), block 128
+// grid (tokens, the greater width / VEC / 128), block 128
 extern "C" __global__ void write_kv_v2(CACHE_DTYPE* k_cache, CACHE_DTYPE* v_cache, const DTYPE* k, const DTYPE* v,
-                                       const int* slot_mapping, int width) {
+                                       const int* slot_mapping, int k_width, int v_width) {
     const int t = blockIdx.x, i = (blockIdx.y * blockDim.x + threadIdx.x) * VEC;
-    const long long from = (long long)t * width + i, to = (long long)slot_mapping[t] * width + i;
-    store(k_cache + to, k + from, width - i);
-    store(v_cache + to, v + from, width - i);
+    const long long slot = slot_mapping[t];
+    store(k_cache + slot * k_width + i, k + (long long)t * k_width + i, k_width - i);
+    store(v_cache + slot * v_width + i, v + (long long)t * v_width + i, v_width - i);
 }

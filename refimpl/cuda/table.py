@@ -8,7 +8,6 @@ A half-precision number that is stored as float32 becomes a half at the kernel's
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from .. import adapter_slots
@@ -17,11 +16,9 @@ from ..adapter_slots import AdapterSlots, BoundAdapter
 from ..arrays import Array, Float, Int, Precision, namespace, rounded, widen
 from ..config import EMBED, ClampedGate, ModelConfig, Module, View
 from ..errors import LoracleError
-from ..mla import LatentForm
 from ..ops import NUMPY
 from ..paged_slots import PagedSlots
 from ..plans import AttentionMetadata, LoraMapping
-from ..weights import Model
 from . import launch
 from .launch import PackedLora, stored, widened
 
@@ -133,9 +130,9 @@ def bind_adapter(adapter: Adapter, config: ModelConfig, scale: Callable[[float, 
 
 def write_kv(
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
-    v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
+    v_cache: Float[Array, "blocks block_size kv_heads value_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads value_dim"],
     metadata: AttentionMetadata,
     p: Precision,
 ) -> None:
@@ -147,28 +144,17 @@ def write_kv(
 def attention(
     q: Float[Array, "tokens heads head_dim"],
     k_cache: Float[Array, "blocks block_size kv_heads head_dim"],
-    v_cache: Float[Array, "blocks block_size kv_heads head_dim"],
+    v_cache: Float[Array, "blocks block_size kv_heads value_dim"],
     metadata: AttentionMetadata,
     view: View,
     p: Precision,
-) -> Float[Array, "tokens heads*head_dim"]:
+) -> Float[Array, "tokens heads*value_dim"]:
     """softmax(scale * q k^T) v, keys and values read from float32 whatever T is."""
-    if view.softcap is not None:
-        raise LoracleError(f"ops cuda: attention has no soft-cap, and this model's is {view.softcap:g}; use ops numpy")
-    if view.sinks is not None:
-        raise LoracleError("ops cuda: attention has no sinks, and this model has some; use ops numpy")
     dtype = kernel_type("attention", p, ["rope", "attention"], ["scores", "probabilities"])
-    out = launch.attention(
-        stored(q, dtype),
-        k_cache,
-        v_cache,
-        metadata,
-        view.window,
-        dtype,
-        rounds(p, "scores"),
-        rounds(p, "probabilities"),
-        scale=view.scale,
-    )
+    if view.sinks is not None:
+        view = dataclasses.replace(view, sinks=widen(view.sinks, "float32"))
+    flags = rounds(p, "scores"), rounds(p, "probabilities")
+    out = launch.attention(stored(q, dtype), k_cache, v_cache, metadata, view, dtype, *flags)
     return rounded(widened(out, dtype), p.attention)
 
 
@@ -181,6 +167,15 @@ def rms_norm(
     return rounded(widened(y, dtype), p.norm)
 
 
+def layer_norm(
+    x: Float[Array, "tokens d_model"], weight: Float[Array, "parts d_model"], eps: float, p: Precision
+) -> Float[Array, "tokens d_model"]:
+    """(x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias."""
+    dtype = kernel_type("layer_norm", p, ["embedding", "linear", "residual", "norm"], ["norm_inner"])
+    y = launch.layer_norm(stored(x, dtype), widen(weight, "float32"), eps, dtype, rounds(p, "norm_inner"))
+    return rounded(widened(y, dtype), p.norm)
+
+
 def rope(
     x: Float[Array, "tokens heads head_dim"],
     cos: Float[Array, "tokens half"],
@@ -188,22 +183,19 @@ def rope(
     interleaved: bool,
     p: Precision,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """Each pair (x[i], x[i + head_dim/2]) turned by its angle."""
-    if interleaved or 2 * cos.shape[-1] != x.shape[-1]:
-        layout = "interleaved pairs" if interleaved else f"{2 * cos.shape[-1]} of {x.shape[-1]} channels"
-        raise LoracleError(f"ops cuda: rope turns whole heads in halves, and this model {layout}; use ops numpy")
+    """Each pair of channels turned by its angle."""
     dtype = kernel_type("rope", p, ["linear", "rope"], ["rope_product"])
-    return rounded(widened(launch.rope(stored(x, dtype), cos, sin, dtype, rounds(p, "rope_product")), dtype), p.rope)
+    y = launch.rope(stored(x, dtype), cos, sin, interleaved, dtype, rounds(p, "rope_product"))
+    return rounded(widened(y, dtype), p.rope)
 
 
 def mlp_activation(
     gate: Float[Array, "tokens d_mlp"], up: Float[Array, "tokens d_mlp"] | None, kind: str | ClampedGate, p: Precision
 ) -> Float[Array, "tokens d_mlp"]:
-    """silu(gate) * up."""
-    if kind != "silu" or up is None:
-        raise LoracleError(f"ops cuda: mlp_activation knows silu, and this model has {kind}; use ops numpy")
+    """act(gate) * up, or act(gate) alone."""
     dtype = kernel_type("mlp_activation", p, ["linear", "activation"], ["activation_inner"])
-    y = launch.mlp_activation(stored(gate, dtype), stored(up, dtype), dtype, rounds(p, "activation_inner"))
+    up = None if up is None else stored(up, dtype)
+    y = launch.mlp_activation(stored(gate, dtype), up, kind, dtype, rounds(p, "activation_inner"))
     return rounded(widened(y, dtype), p.activation)
 
 
@@ -224,19 +216,14 @@ def as_stored(weight: Array, dtype: str) -> Array:
     return weight.view(launch.STORED[dtype])
 
 
-def no_latents(model: Model, *rest: object) -> Any:
-    """LoracleError: what no kernel does is not quietly done by NumPy."""
-    raise LoracleError("ops cuda: no kernel does multi-head latent attention, which this model has; use ops numpy")
-
-
 CUDA = dataclasses.replace(
     NUMPY,
-    latent=LatentForm(ModelConfig.kv_shape, no_latents, no_latents),
     bind_adapter=bind_adapter,
     lora_delta=lora_delta,
     write_kv=write_kv,
     attention=attention,
     rms_norm=rms_norm,
+    layer_norm=layer_norm,
     rope=rope,
     mlp_activation=mlp_activation,
     embed=embed,

@@ -210,8 +210,10 @@ def properties(file: str) -> Iterator[Property]:
             for function in (
                 test_small.test_embed_copies_rows,
                 test_small.test_rms_norm,
+                test_small.test_layer_norm,
                 test_small.test_rope,
                 test_small.test_mlp_activation,
+                test_small.test_clamped_gate,
             ):
                 yield test(dtype, function, dtype, True)
             if dtype == "float16":

@@ -12,7 +12,7 @@ from support.counting import scheduled_step
 from refimpl.arrays import Array, Precision
 from refimpl.bench.cost import Step
 from refimpl.bench.launches import PRODUCT, launches
-from refimpl.config import LayerKind, ModelConfig, Rope
+from refimpl.config import LayerKind, ModelConfig
 from refimpl.cuda.launch import recorded
 from refimpl.cuda.table import CUDA
 from refimpl.errors import LoracleError
@@ -65,9 +65,8 @@ def test_a_batch_launches_two_kernels_for_each_module_with_lora() -> None:
 def test_what_the_kernels_do_not_compute_is_named() -> None:
     with pytest.raises(LoracleError, match="ops cuda: rank 300; the kernels take ranks from 1 to 256"):
         launches(LLAMA, {(0, "q_proj"): 300}, Step(1, 1, 9, 1), "float32")
-    turning = dataclasses.replace(LLAMA, rope=Rope(interleaved=True))
-    with pytest.raises(LoracleError, match="interleaved pairs"):
-        launches(turning, {}, Step(1, 1, 9, 0), "float32")
+    with pytest.raises(LoracleError, match="ops cuda: head_dim 264; the kernels take up to 256"):
+        launches(dataclasses.replace(LLAMA, head_dim=264), {}, Step(1, 1, 9, 0), "float32")
 
 
 def test_nothing_is_launched_while_it_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from refimpl import Request, load_model, logits
 from refimpl.bench import cost
 from refimpl.bench.cost import Step
 from refimpl.config import LayerKind, ModelConfig, Rope, module_name
-from refimpl.cuda.table import CUDA
 from refimpl.errors import AdapterError, AdapterWarning, ConfigError, LoracleError, WeightsError
 from refimpl.families import FAMILIES
 from refimpl.formats.hf import save_model
@@ -25,7 +24,7 @@ from refimpl.loading.adapter_folder import load_adapter
 from refimpl.loading.checkpoint import expected_tensors, open_checkpoint
 from refimpl.loading.config_file import load_config
 from refimpl.loading.diagnostics import Diagnostics
-from refimpl.ops import NUMPY, REFERENCE
+from refimpl.ops import REFERENCE
 from refimpl.training.examples import Task, check_task
 from refimpl.training.lora_config import LoraConfig
 from refimpl.training.trainable import check_trainable
@@ -737,26 +736,6 @@ def test_the_embedding_factor_of_gemma_has_the_models_type(tmp_path: Path) -> No
     tensors = {name: np.ones(shape, np.float32) for name, shape in expected_tensors(small).items()}
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
     assert load_model(tmp_path, "bfloat16").config.embedding_multiplier == 3.46875  # of sqrt(12) = 3.4641
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("Gemma2ForCausalLM", "ops cuda: attention has no soft-cap, and this model's is 2"),
-        ("Glm4ForCausalLM", "ops cuda: rope turns whole heads in halves, and this model interleaved pairs"),
-        ("Phi3ForCausalLM", "ops cuda: rope turns whole heads in halves, and this model 6 of 8 channels"),
-        ("GemmaForCausalLM", "ops cuda: mlp_activation knows silu, and this model has gelu_tanh"),
-        ("NemotronForCausalLM", "ops cuda: mlp_activation knows silu, and this model has relu2"),
-        ("Cohere2ForCausalLM", "ops cuda: rope turns whole heads in halves, and this model interleaved pairs"),
-        ("GptOssForCausalLM", "ops cuda: mlp_activation knows silu, and this model has a gate that is clamped at 7"),
-        ("GptOssForCausalLM", "ops cuda: attention has no sinks, and this model has some"),
-    ],
-)
-def test_what_the_kernels_do_not_do_is_refused_by_name(tmp_path: Path, name: str, says: str) -> None:
-    model = random_model(load_config(write_config(tmp_path, name)), 0, "float32")
-    step = {"softcap": "attention", "rope": "rope"}.get(says.split()[2], says.split()[2].removesuffix(":"))
-    with refused(LoracleError, says):
-        logits(model, [Request([1, 2, 3])], dataclasses.replace(NUMPY, **{step: getattr(CUDA, step)}))
 
 
 @pytest.mark.parametrize(

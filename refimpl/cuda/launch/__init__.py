@@ -6,7 +6,7 @@ GPU checks nothing, so whatever a plan could do wrong is an error here, before t
 """
 
 from .attention import attention, write_kv
-from .layers import embed, mlp_activation, rms_norm, rope
+from .layers import embed, layer_norm, mlp_activation, rms_norm, rope
 from .lora import Kernel, LoraLaunch, PackedLora, choose, lora_delta, pack
 from .paged_lora import page
 from .start import STORED, checked, recorded, stored, widened
@@ -20,6 +20,7 @@ __all__ = [
     "checked",
     "choose",
     "embed",
+    "layer_norm",
     "lora_delta",
     "mlp_activation",
     "pack",

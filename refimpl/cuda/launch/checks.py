@@ -31,7 +31,7 @@ def check_adapter_ids(adapter_ids: Array, adapters: int) -> None:
 def check_cache(metadata: AttentionMetadata, k_cache: Array, v_cache: Array) -> None:
     """The metadata was made for a cache of this many blocks of this size."""
     made_for = (metadata.num_blocks, metadata.block_size)
-    if k_cache.shape != v_cache.shape or k_cache.shape[:2] != made_for:
+    if k_cache.shape[:3] != v_cache.shape[:3] or k_cache.shape[:2] != made_for:
         raise LoracleError(
             f"caches {k_cache.shape} and {v_cache.shape}: the plan is of {made_for[0]} blocks of {made_for[1]}"
         )
