@@ -50,7 +50,8 @@ extern "C" __global__ void lora_lookup(float* Ax, const int* token_ids, const DT
 
 // grid (tokens, widest slice / 128, slices), block 128
 extern "C" __global__ void lora_expand_v1(DTYPE* y, const float* Ax, const DTYPE* weights, const long long* offsets,
-                                          const int* ranks, const float* scales, const int* adapter_ids,
+                                          const int* ranks, const float* scales, const float* gains,
+                                          const long long* gain_starts, const int* adapter_ids,
                                           const float* adapter_weights, const int* slice_starts, int tokens,
                                           int adapters, int y_stride, int Ax_stride, int splits, int round_rank,
                                           int round_delta) {
@@ -66,8 +67,9 @@ extern "C" __global__ void lora_expand_v1(DTYPE* y, const float* Ax, const DTYPE
     for (int j = 0; j < lora.rank; j++)
         sum += (float)lora.B[(long long)c * lora.rank + j] * sum_splits(Ax, row + j, split_stride, splits, round_rank);
     if (lora.bias) sum += (float)lora.bias[c];
-    add(y + (long long)t * y_stride + slice_starts[s] + c, sum, scales[s * adapters + a] * adapter_weights[t],
-        round_delta);
+    T* cell = y + (long long)t * y_stride + slice_starts[s] + c;
+    *cell = scaled_add((float)*cell, sum, scales[s * adapters + a] * adapter_weights[t],
+                       gain_at(gains, gain_starts, s * adapters + a), c, d_out, round_delta);
 }
 
 // ---- v2, BGMV: every token its own adapter ----------------------------------------------------------------------
@@ -107,7 +109,8 @@ extern "C" __global__ void bgmv_shrink_v2(float* Ax, const DTYPE* x, const DTYPE
 // grid (tokens, at most widest slice / 128, slices), block 128: 128 columns, then those gridDim.y * 128 further on, so
 // that with many tokens a block reads its plan and its Ax once for several of them
 extern "C" __global__ void bgmv_expand_v2(DTYPE* y, const float* Ax, const DTYPE* weights, const long long* offsets,
-                                          const int* ranks, const float* scales, const int* adapter_ids,
+                                          const int* ranks, const float* scales, const float* gains,
+                                          const long long* gain_starts, const int* adapter_ids,
                                           const float* adapter_weights, const int* slice_starts, int tokens,
                                           int adapters, int y_stride, int Ax_stride, int splits, int round_rank,
                                           int round_delta) {
@@ -130,6 +133,7 @@ extern "C" __global__ void bgmv_expand_v2(DTYPE* y, const float* Ax, const DTYPE
     while (lanes < 32 && lanes * VEC < rank) lanes *= 2;
     const int lane = threadIdx.x % lanes;
     const float scale = scales[s * adapters + a] * adapter_weights[t];
+    const float* gain = gain_at(gains, gain_starts, s * adapters + a);
     for (int first = blockIdx.y * 128; first < d_out; first += gridDim.y * 128) {
         for (int pass = 0; pass < lanes; pass++) {  // 128 / lanes columns a pass
             const int c = first + pass * (128 / lanes) + threadIdx.x / lanes;
@@ -144,7 +148,8 @@ extern "C" __global__ void bgmv_expand_v2(DTYPE* y, const float* Ax, const DTYPE
             sum = lanes_sum(sum, lanes);
             if (c < d_out && lane == 0) {
                 if (lora.bias) sum += (float)lora.bias[c];
-                add(y + (long long)t * y_stride + slice_starts[s] + c, sum, scale, round_delta);
+                T* cell = y + (long long)t * y_stride + slice_starts[s] + c;
+                *cell = scaled_add((float)*cell, sum, scale, gain, c, d_out, round_delta);
             }
         }
     }
@@ -198,7 +203,8 @@ extern "C" __global__ void sgmv_shrink_v2(float* Ax, const DTYPE* x, const DTYPE
 
 // grid (chunks, at most widest slice / 128, slices), block 128: one thread per column, and those gridDim.y * 128 on
 extern "C" __global__ void sgmv_expand_v2(DTYPE* y, const float* Ax, const DTYPE* weights, const long long* offsets,
-                                          const int* ranks, const float* scales, const int* adapter_ids,
+                                          const int* ranks, const float* scales, const float* gains,
+                                          const long long* gain_starts, const int* adapter_ids,
                                           const float* adapter_weights, const int* slice_starts, const int* rows,
                                           const int* chunk_starts, int tokens, int adapters, int y_stride,
                                           int Ax_stride, int splits, int round_rank, int round_delta) {
@@ -223,6 +229,7 @@ extern "C" __global__ void sgmv_expand_v2(DTYPE* y, const float* Ax, const DTYPE
     }
     __syncthreads();
 
+    const float* gain = gain_at(gains, gain_starts, entry);
     for (int c = blockIdx.y * 128 + threadIdx.x; c < d_out; c += gridDim.y * 128) {
         float sum[TILE] = {};
         for (int j = 0; j < rank; j += VEC) {
@@ -233,9 +240,12 @@ extern "C" __global__ void sgmv_expand_v2(DTYPE* y, const float* Ax, const DTYPE
         }
         const float bias = lora.bias ? (float)lora.bias[c] : 0.0f;
 #pragma unroll
-        for (int i = 0; i < TILE; i++)
-            if (i < count)
-                add(y + (long long)chunk[i] * y_stride + slice_starts[s] + c, sum[i] + bias,
-                    scales[entry] * adapter_weights[chunk[i]], round_delta);
+        for (int i = 0; i < TILE; i++) {
+            if (i < count) {
+                T* cell = y + (long long)chunk[i] * y_stride + slice_starts[s] + c;
+                const float scale = scales[entry] * adapter_weights[chunk[i]];
+                *cell = scaled_add((float)*cell, sum[i] + bias, scale, gain, c, d_out, round_delta);
+            }
+        }
     }
 }

@@ -5,6 +5,8 @@
 //   offsets      [slices, adapters, 3]: where A, B and the bias begin in it; -1: no bias
 //   ranks        [slices, adapters]: each adapter has its own rank, nothing is padded; 0: it leaves this slice alone
 //   scales       [slices, adapters]: alpha / r
+//   gains, gain_starts   for DoRA: gain_starts [slices, adapters] says where in gains an adapter's part of a slice begins,
+//                -1: it is none. There lie its gain [d_out] and, after it, the base's bias [d_out], as floats
 //   adapter_ids  [tokens]: -1 is a token without an adapter, and its row of y is not touched
 //   adapter_weights [tokens]: what the request multiplied its adapter by
 //   Ax          [splits, slices, tokens, Ax_stride] float: the parts of A x[t], one per split of K. Expand adds the
@@ -37,13 +39,18 @@ __device__ inline float sum_splits(const float* Ax, long long at, long long spli
     return rounded(sum, round_rank);
 }
 
-// The last line of every expand.
-__device__ inline T scaled_add(float y, float delta, float scale, int round_delta) {
-    return (T)(y + rounded(delta * scale, round_delta));
+// What DoRA does with the columns of a slice (refimpl/dora.py): gain[c], and gain[d_out + c], the base's bias, which is
+// in y already and is not stretched. Null for plain LoRA.
+__device__ inline const float* gain_at(const float* gains, const long long* gain_starts, int entry) {
+    return gain_starts && gain_starts[entry] >= 0 ? gains + gain_starts[entry] : nullptr;
 }
 
-__device__ inline void add(T* y, float delta, float scale, int round_delta) {
-    *y = scaled_add((float)*y, delta, scale, round_delta);
+// The last line of every expand: column c of d_out.
+__device__ inline T scaled_add(float y, float delta, float scale, const float* gain, int c, int d_out,
+                               int round_delta) {
+    delta *= scale;
+    if (gain) delta = gain[c] * delta + (gain[c] - 1) * (float)(T)(y - gain[d_out + c]);
+    return (T)(y + rounded(delta, round_delta));
 }
 
 // Where split number `split` of K = d_in begins. A multiple of VEC, so that an aligned row stays aligned.

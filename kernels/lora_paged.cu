@@ -77,10 +77,10 @@ __device__ inline float lane_dot(const Paged& lora, long long n, const T* x, int
 }
 
 // grid (tokens, Ax_stride / 4, slices * splits), block 128: four warps, four rows of A
-extern "C" __global__ void bgmv_shrink_paged(float* Ax, const DTYPE* x, const CACHE_DTYPE* pages,
-                                             const int* page_table, const int* page_starts, int page_width,
-                                             const long long* offsets, const int* ranks, const int* adapter_ids,
-                                             int tokens, int adapters, int d_in, int Ax_stride, int splits) {
+extern "C" __global__ void bgmv_shrink_paged(float* Ax, const DTYPE* x, const CACHE_DTYPE* pages, const int* page_table,
+                                             const int* page_starts, int page_width, const long long* offsets,
+                                             const int* ranks, const int* adapter_ids, int tokens, int adapters,
+                                             int d_in, int Ax_stride, int splits) {
     const int t = blockIdx.x, s = blockIdx.z / splits, split = blockIdx.z % splits;
     const int j = blockIdx.y * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
     const int a = adapter_ids[t];
@@ -95,12 +95,13 @@ extern "C" __global__ void bgmv_shrink_paged(float* Ax, const DTYPE* x, const CA
 }
 
 // grid (tokens, at most widest slice / 128, slices), block 128: 128 columns, then those gridDim.y * 128 further on
-extern "C" __global__ void bgmv_expand_paged(DTYPE* y, const float* Ax, const CACHE_DTYPE* pages,
-                                             const int* page_table, const int* page_starts, int page_width,
-                                             const long long* offsets, const int* ranks, const float* scales,
-                                             const int* adapter_ids, const float* adapter_weights,
-                                             const int* slice_starts, int tokens, int adapters, int y_stride,
-                                             int Ax_stride, int splits, int round_rank, int round_delta) {
+extern "C" __global__ void bgmv_expand_paged(DTYPE* y, const float* Ax, const CACHE_DTYPE* pages, const int* page_table,
+                                             const int* page_starts, int page_width, const long long* offsets,
+                                             const int* ranks, const float* scales, const float* gains,
+                                             const long long* gain_starts, const int* adapter_ids,
+                                             const float* adapter_weights, const int* slice_starts, int tokens,
+                                             int adapters, int y_stride, int Ax_stride, int splits, int round_rank,
+                                             int round_delta) {
     const int t = blockIdx.x, s = blockIdx.z, slices = gridDim.z;
     const int d_out = slice_starts[s + 1] - slice_starts[s];
     const int a = adapter_ids[t];
@@ -120,6 +121,7 @@ extern "C" __global__ void bgmv_expand_paged(DTYPE* y, const float* Ax, const CA
     while (lanes < 32 && lanes * VEC < rank) lanes *= 2;
     const int lane = threadIdx.x % lanes;
     const float scale = scales[s * adapters + a] * adapter_weights[t];
+    const float* gain = gain_at(gains, gain_starts, s * adapters + a);
     for (int first = blockIdx.y * 128; first < d_out; first += gridDim.y * 128) {
         for (int pass = 0; pass < lanes; pass++) {  // 128 / lanes columns a pass
             const int c = first + pass * (128 / lanes) + threadIdx.x / lanes;
@@ -134,7 +136,8 @@ extern "C" __global__ void bgmv_expand_paged(DTYPE* y, const float* Ax, const CA
             sum = lanes_sum(sum, lanes);
             if (c < d_out && lane == 0) {
                 if (lora.bias >= 0) sum += number(lora, lora.bias + c);
-                add(y + (long long)t * y_stride + slice_starts[s] + c, sum, scale, round_delta);
+                T* cell = y + (long long)t * y_stride + slice_starts[s] + c;
+                *cell = scaled_add((float)*cell, sum, scale, gain, c, d_out, round_delta);
             }
         }
     }
@@ -144,11 +147,11 @@ extern "C" __global__ void bgmv_expand_paged(DTYPE* y, const float* Ax, const CA
 #define PAD 1    // one more number a row: else the 16 rows of A that a warp reads at once would all lie in one bank
 
 // grid (chunks, Ax_stride / 16, slices * splits), block 256: one thread per (token, rank) of the tile
-extern "C" __global__ void sgmv_shrink_paged(float* Ax, const DTYPE* x, const CACHE_DTYPE* pages,
-                                             const int* page_table, const int* page_starts, int page_width,
-                                             const long long* offsets, const int* ranks, const int* adapter_ids,
-                                             const int* rows, const int* chunk_starts, int tokens, int adapters,
-                                             int d_in, int Ax_stride, int splits) {
+extern "C" __global__ void sgmv_shrink_paged(float* Ax, const DTYPE* x, const CACHE_DTYPE* pages, const int* page_table,
+                                             const int* page_starts, int page_width, const long long* offsets,
+                                             const int* ranks, const int* adapter_ids, const int* rows,
+                                             const int* chunk_starts, int tokens, int adapters, int d_in, int Ax_stride,
+                                             int splits) {
     const int s = blockIdx.z / splits, split = blockIdx.z % splits;
     const int* chunk = rows + chunk_starts[blockIdx.x];
     const int count = chunk_starts[blockIdx.x + 1] - chunk_starts[blockIdx.x];
@@ -182,13 +185,13 @@ extern "C" __global__ void sgmv_shrink_paged(float* Ax, const DTYPE* x, const CA
 }
 
 // grid (chunks, at most widest slice / 128, slices), block 128: one thread per column, and those gridDim.y * 128 on
-extern "C" __global__ void sgmv_expand_paged(DTYPE* y, const float* Ax, const CACHE_DTYPE* pages,
-                                             const int* page_table, const int* page_starts, int page_width,
-                                             const long long* offsets, const int* ranks, const float* scales,
-                                             const int* adapter_ids, const float* adapter_weights,
-                                             const int* slice_starts, const int* rows, const int* chunk_starts,
-                                             int tokens, int adapters, int y_stride, int Ax_stride, int splits,
-                                             int round_rank, int round_delta) {
+extern "C" __global__ void sgmv_expand_paged(DTYPE* y, const float* Ax, const CACHE_DTYPE* pages, const int* page_table,
+                                             const int* page_starts, int page_width, const long long* offsets,
+                                             const int* ranks, const float* scales, const float* gains,
+                                             const long long* gain_starts, const int* adapter_ids,
+                                             const float* adapter_weights, const int* slice_starts, const int* rows,
+                                             const int* chunk_starts, int tokens, int adapters, int y_stride,
+                                             int Ax_stride, int splits, int round_rank, int round_delta) {
     const int s = blockIdx.z, slices = gridDim.z, d_out = slice_starts[s + 1] - slice_starts[s];
     const int* chunk = rows + chunk_starts[blockIdx.x];
     const int count = chunk_starts[blockIdx.x + 1] - chunk_starts[blockIdx.x];
@@ -209,6 +212,7 @@ extern "C" __global__ void sgmv_expand_paged(DTYPE* y, const float* Ax, const CA
     }
     __syncthreads();
 
+    const float* gain = gain_at(gains, gain_starts, entry);
     for (int c = blockIdx.y * 128 + threadIdx.x; c < d_out; c += gridDim.y * 128) {
         float sum[TILE] = {};
         for (int j = 0; j < rank; j += VEC) {
@@ -219,9 +223,12 @@ extern "C" __global__ void sgmv_expand_paged(DTYPE* y, const float* Ax, const CA
         }
         const float bias = lora.bias >= 0 ? number(lora, lora.bias + c) : 0.0f;
 #pragma unroll
-        for (int i = 0; i < TILE; i++)
-            if (i < count)
-                add(y + (long long)chunk[i] * y_stride + slice_starts[s] + c, sum[i] + bias,
-                    scales[entry] * adapter_weights[chunk[i]], round_delta);
+        for (int i = 0; i < TILE; i++) {
+            if (i < count) {
+                T* cell = y + (long long)chunk[i] * y_stride + slice_starts[s] + c;
+                const float scale = scales[entry] * adapter_weights[chunk[i]];
+                *cell = scaled_add((float)*cell, sum[i] + bias, scale, gain, c, d_out, round_delta);
+            }
+        }
     }
 }

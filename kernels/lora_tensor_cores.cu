@@ -85,7 +85,8 @@ extern "C" __global__ void sgmv_shrink_v3(float* Ax, const DTYPE* x, const DTYPE
 // grid (chunks, at most widest slice / 64, slices), block 128: 64 columns, then those gridDim.y * 64 further on
 // shared memory: (16 + 64) * (rank up to a multiple of 16, + 8) numbers of type T
 extern "C" __global__ void sgmv_expand_v3(DTYPE* y, const float* Ax, const DTYPE* weights, const long long* offsets,
-                                          const int* ranks, const float* scales, const int* adapter_ids,
+                                          const int* ranks, const float* scales, const float* gains,
+                                          const long long* gain_starts, const int* adapter_ids,
                                           const float* adapter_weights, const int* slice_starts, const int* rows,
                                           const int* chunk_starts, int tokens, int adapters, int y_stride,
                                           int Ax_stride, int splits, int round_delta) {
@@ -114,6 +115,7 @@ extern "C" __global__ void sgmv_expand_v3(DTYPE* y, const float* Ax, const DTYPE
 
     const int i = threadIdx.x / (COLUMNS / VEC), token = chunk[i < count ? i : 0];  // of 16 tokens, whose VEC columns
     const float scale = scales[entry] * adapter_weights[token];                     // of y this thread will write
+    const float* gain = gain_at(gains, gain_starts, entry);
     for (int first = blockIdx.y * COLUMNS; first < d_out; first += gridDim.y * COLUMNS) {
         const int c = first + threadIdx.x % (COLUMNS / VEC) * VEC, columns = i < count ? d_out - c : 0;
         T* cell = y + (long long)token * y_stride + slice_starts[s] + c;
@@ -138,7 +140,7 @@ extern "C" __global__ void sgmv_expand_v3(DTYPE* y, const float* Ax, const DTYPE
         Vec out;
         for (int e = 0; e < VEC && e < columns; e++) {
             const float bias = lora.bias ? (float)lora.bias[c + e] : 0.0f;
-            out.e[e] = scaled_add(old[e], sums[i][c - first + e] + bias, scale, round_delta);
+            out.e[e] = scaled_add(old[e], sums[i][c - first + e] + bias, scale, gain, c + e, d_out, round_delta);
         }
         if (columns >= VEC && is_aligned(cell)) {
             *(Vec*)cell = out;

@@ -7,14 +7,12 @@ A half-precision number that is stored as float32 becomes a half at the kernel's
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
-from .. import adapter_slots
-from ..adapter import Adapter
-from ..adapter_slots import AdapterSlots, BoundAdapter
+from ..adapter_slots import AdapterSlots
 from ..arrays import Array, Float, Int, Precision, namespace, rounded, widen
-from ..config import EMBED, ClampedGate, ModelConfig, Module, View
+from ..config import EMBED, ClampedGate, Module, View
 from ..errors import LoracleError
 from ..ops import NUMPY
 from ..paged_slots import PagedSlots
@@ -100,7 +98,8 @@ def lora_delta(
     mapping: LoraMapping,
     p: Precision,
 ) -> None:
-    """y[t] += weight * scale * B (A x[t]), one launch for each of the k adapters that a request may sum.
+    """y[t] += weight * scale * B (A x[t]), and what DoRA does with it: one launch for each of the k adapters that a
+    request may sum.
 
     (And for each width, where adapters of the batch differ in theirs.)"""
     if not mapping.slots & adapters.at(module).keys():
@@ -111,18 +110,13 @@ def lora_delta(
     inputs = x if module == EMBED else stored(x, dtype)
     for j, column in enumerate(mapping.device.columns):
         for packed in groups:
+            if packed.gains is not None and packed.gains.biased:  # y less the base's bias is rounded to what y is
+                kernel_type("lora_delta", p, ["adapter", "linear", *source, *before], ["linear"])
             result = stored(y, dtype)  # y itself if it is float32 and contiguous
             launch.lora_delta(result, inputs, packed, mapping, j, rounds(p, "lora_rank"), rounds(p, "lora_delta"))
             if result is not y or p.linear != "float32":
                 rows = column.sorted_rows
                 y[rows, : packed.columns] = rounded(widened(result[rows, : packed.columns], dtype), p.linear)
-
-
-def bind_adapter(adapter: Adapter, config: ModelConfig, scale: Callable[[float, int, bool], float]) -> BoundAdapter:
-    """adapter_slots.bind_adapter. LoracleError for DoRA: no kernel stretches the rows of y."""
-    if adapter.use_dora:
-        raise LoracleError(f"ops cuda: adapter {adapter.name} is DoRA, which the kernels do not compute; use ops numpy")
-    return adapter_slots.bind_adapter(adapter, config, scale)
 
 
 # ---- the others -----------------------------------------------------------------------------------------------------
@@ -218,7 +212,6 @@ def as_stored(weight: Array, dtype: str) -> Array:
 
 CUDA = dataclasses.replace(
     NUMPY,
-    bind_adapter=bind_adapter,
     lora_delta=lora_delta,
     write_kv=write_kv,
     attention=attention,

@@ -13,6 +13,7 @@ from support.plans import mapping
 from refimpl.adapter_slots import LoraWeights
 from refimpl.cuda import launch
 from refimpl.cuda.launch import LoraLaunch, PackedLora, stored, widened
+from refimpl.dora import Dora
 from refimpl.errors import LoracleError
 from refimpl.oracle.vectors.bounds import Near, exact, product
 
@@ -62,7 +63,7 @@ def make_case(
     spread: int = 9,
     shift: int = 0,
 ) -> Case:
-    """Random weights; the first slice has all of the adapters, the others may lack some; some have a bias."""
+    """Random weights; the first slice has all of the adapters, the others may lack some; some have a bias, or DoRA."""
     slices = [
         {
             a: LoraWeights(
@@ -70,6 +71,7 @@ def make_case(
                 numbers(rng, (d_out, r), dtype),
                 float(rng.uniform(-2, 2)),
                 numbers(rng, (d_out,), dtype) if rng.random() < 0.3 else None,
+                dora=random_dora(rng, d_out, dtype) if rng.random() < 0.3 else None,
             )
             for a, r in enumerate(ranks)
             if s == 0 or rng.random() < 0.8
@@ -94,6 +96,12 @@ def make_case(
     weights = np.where(rng.random(tokens) < 0.5, 1.0, rng.uniform(-2, 2, tokens))
     ids = ids.astype(np.int32)
     return Case(y, x, slices, d_outs, len(ranks), ids, weights, splits, round_rank, round_delta, spread, shift)
+
+
+def random_dora(rng: np.random.Generator, d_out: int, dtype: str) -> Dora:
+    """Gains around 1, of a base that has a bias or none."""
+    bias = numbers(rng, (d_out,), dtype) if rng.random() < 0.5 else None
+    return Dora(rng.uniform(0.5, 1.5, d_out).astype(np.float32), bias)
 
 
 @st.composite
@@ -130,12 +138,30 @@ def expected(case: Case, dtype: str) -> Near:
             one_more = Near(np.append(low.value, 1), np.append(low.off, 0))  # the bias is one more product
             delta = product(one_more, exact(np.column_stack([w.B, bias])))
             scale = float(np.float32(w.scale)) * float(np.float32(case.adapter_weights[t]))
-            delta = rounded_if(case.round_delta, delta.times(scale).times(1), dtype)
+            delta = delta.times(scale)
+            if w.dora is not None:
+                delta = stretched(delta, case.y[t, start : start + d_out], w.dora, dtype)
+            delta = rounded_if(case.round_delta, delta.times(1), dtype)
             columns = slice(start, start + d_out)
             value[t, columns] += delta.value
             off[t, columns] = delta.off + 2.0**-24 * np.abs(value[t, columns])
         start += d_out
     return Near(value, off)
+
+
+def stretched(delta: Near, y: np.ndarray, dora: Dora, dtype: str) -> Near:
+    """gain * delta + (gain - 1) * (y - bias), the difference in the type of y."""
+    gain, y = dora.gain.astype(np.float64), y.astype(np.float64)
+    product = exact(y)
+    if dora.base_bias is not None:
+        value = y - dora.base_bias.astype(np.float64)
+        product = Near(value, 2.0**-24 * np.abs(value)).rounded(dtype)
+    less = Near(gain - 1, 2.0**-24 * np.abs(gain - 1))
+    rest = less.value * product.value
+    off = np.abs(less.value) * product.off + less.off * np.abs(product.value) + 2.0**-24 * np.abs(rest)
+    scaled = delta.times(gain)
+    total = scaled.value + rest
+    return Near(total, scaled.off + off + 2.0**-24 * np.abs(total))
 
 
 def pack(case: Case, dtype: str) -> PackedLora:

@@ -247,12 +247,21 @@ def test_what_the_kernels_cannot_round_is_refused_by_name(p: Precision, message:
         logits(model, [request], CUDA, p)
 
 
-def test_dora_is_refused_by_name() -> None:
-    config = small_config()
-    model = build.random_model(config, 0, "float32")
-    dora = build.as_dora(build.as_dtype(build.random_adapter(config, 0), "float32"), model, 0)
-    with pytest.raises(LoracleError, match="ops cuda: adapter adapter-0 is DoRA, which the kernels do not compute"):
-        logits(model, [Request([1, 2, 3], dora)], CUDA)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dora_beside_plain_lora(dtype: str) -> None:
+    """A base with biases, which DoRA does not stretch; the same adapter with and without, and the base alone."""
+    config = replace(small_config(), attention_bias=True)
+    model = build.random_model(config, 0, dtype)
+    plain = build.as_dtype(build.random_adapter(config, 0), dtype)
+    dora = build.as_dora(plain, model, 0)
+    requests = [Request(list(range(i, i + 4)), adapter) for i, adapter in enumerate((dora, None, plain, dora))]
+    p = Precision("model", dtype)
+    right, found = (np.concatenate(logits(model, requests, ops, p)) for ops in (NUMPY, CUDA))
+    np.testing.assert_allclose(found, right, rtol=0, atol=1e-4 if dtype == "float32" else 0.06)
+    assert np.abs(right[:4] - logits(model, [replace(requests[0], adapter=plain)], NUMPY, p)[0]).max() > 0.2
+    if dtype == "bfloat16":  # there the adapter is float32: so are the kernel's numbers, and one of them is not to be
+        with pytest.raises(LoracleError, match="lora_delta cannot round linear to bfloat16"):
+            logits(model, requests, CUDA, Precision("transformers", dtype))
 
 
 @pytest.mark.parametrize("point", ["kv", "norm_inner", "rope_product", "activation_inner", "scores", "probabilities"])

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...adapter_slots import LoraWeights
 from ...arrays import Array, Float, Int, namespace
+from ...dora import Dora
 from ...errors import LoracleError
 from ...plans import TILE, LoraColumn, LoraMapping
 from . import start
@@ -31,6 +32,15 @@ class PageTable:
 
 
 @dataclass(frozen=True, eq=False)
+class Gains:
+    """What DoRA does with the outputs (dora.py), for the last line of an expand."""
+
+    numbers: Float[Array, " n"]  # float32: of each adapter of each slice, its gain [d_out] and the base's bias [d_out]
+    starts: Int[Array, "slices adapters"]  # int64: where each begins; -1: no DoRA
+    biased: bool  # does any base have a bias?
+
+
+@dataclass(frozen=True, eq=False)
 class PackedLora:
     """All adapters of some layers that read the same input, in one buffer, behind tables of where each one begins."""
 
@@ -46,6 +56,7 @@ class PackedLora:
     widest: int  # columns of the widest slice
     columns: int  # of all slices
     page_table: PageTable | None = None  # None: all in one buffer
+    gains: Gains | None = None  # None: no DoRA
 
     @property
     def slices(self) -> int:
@@ -96,7 +107,23 @@ def pack(
         int(ranks.max(initial=0)),
         max(d_outs),
         sum(d_outs),
+        gains=pack_gains(
+            [{slot: lora.dora for slot, lora in held.items() if lora.dora is not None} for held in slices], adapters, xp
+        ),
     )
+
+
+def pack_gains(slices: Sequence[Mapping[int, Dora]], adapters: int, xp: Any) -> Gains | None:
+    """Lay what DoRA does with each slice (slot -> gain and bias) into one buffer; None where there is none."""
+    starts, parts, size = np.full((len(slices), adapters), -1, np.int64), [], 0
+    for index, held in enumerate(slices):
+        for slot, dora in held.items():
+            starts[index, slot] = size
+            bias = xp.zeros_like(dora.gain) if dora.base_bias is None else dora.base_bias
+            parts += [dora.gain.astype(np.float32), bias.astype(np.float32)]
+            size += dora.gain.size + bias.size
+    biased = any(dora.base_bias is not None for held in slices for dora in held.values())
+    return Gains(xp.concatenate(parts), xp.asarray(starts), biased) if parts else None
 
 
 @dataclass(frozen=True)
@@ -251,7 +278,7 @@ def _check(y: Array, x: Array, packed: PackedLora, column: LoraColumn) -> None:
 def _arguments(y: Array, x: Array, packed: PackedLora, column: LoraColumn, splits: int) -> dict[str, Any]:
     """By the names that the kernels' parameters have. column: the copy that lies where the kernels read."""
     tokens, stride = y.shape[0], packed.max_rank
-    table = packed.page_table
+    table, gains = packed.page_table, packed.gains
     paging = {} if table is None else {"page_table": table.rows, "page_starts": table.starts, "page_width": table.width}
     return paging | {
         "y": y,
@@ -263,6 +290,8 @@ def _arguments(y: Array, x: Array, packed: PackedLora, column: LoraColumn, split
         "offsets": packed.offsets,
         "ranks": packed.ranks,
         "scales": packed.scales,
+        "gains": gains and gains.numbers,
+        "gain_starts": gains and gains.starts,
         "slice_starts": packed.slice_starts,
         "adapter_ids": column.adapter_ids,
         "adapter_weights": column.adapter_weights,

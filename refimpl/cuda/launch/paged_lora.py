@@ -6,15 +6,16 @@ import numpy as np
 
 from ...arrays import namespace
 from ...config import Module
+from ...dora import Dora
 from ...errors import LoracleError
 from ...paged_slots import PagedSlots
-from .lora import MAX_RANK, PackedLora, PageTable
+from .lora import MAX_RANK, PackedLora, PageTable, pack_gains
 
 
 def page(
     adapters: PagedSlots, modules: Sequence[Module], d_outs: Sequence[int], slots: Collection[int], dtype: str
 ) -> PackedLora:
-    """Return the tables of some slots in layers that read the same input. Nothing of the weights is copied.
+    """Return the tables of some slots in layers that read the same input. Nothing of A and B is copied.
 
     dtype: of x and y; the pages are float32, and their numbers exact in that type. LoracleError for a rank that the
     kernels do not take, and for layers whose inputs differ in width."""
@@ -35,6 +36,11 @@ def page(
         ranks[index, slot], scales[index, slot] = rank, adapters.adapters[slot].packed.layout[modules[index]].scale
         for i, name in enumerate(("A", "B", "bias")):
             offsets[index, slot, i] = arrays[name][0] if name in arrays else -1
+    gains: list[dict[int, Dora]] = [{} for _ in modules]  # copied: few numbers, and the base's bias is in no page
+    for index, slot, arrays in layouts:
+        dora = adapters.at(modules[index])[slot].dora if "gain" in arrays else None
+        if dora is not None:
+            gains[index][slot] = dora
     widths = {arrays["A"][1][1] for _, _, arrays in layouts}
     if len(widths) > 1:
         raise LoracleError(f"layers that share a launch must share their input; these read {sorted(widths)} columns")
@@ -56,4 +62,5 @@ def page(
         max(d_outs),
         sum(d_outs),
         PageTable(xp.asarray(np.concatenate(rows)), xp.asarray(starts), adapters.pages.shape[1]),
+        pack_gains(gains, count, xp),
     )
