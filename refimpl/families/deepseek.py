@@ -14,11 +14,8 @@ KEYS = (*OBEYS, "attention_bias")
 OWN_CODE = "auto_map"  # the repositories bring their code along, which is what transformers has for these classes
 
 
-def routed(keys: Keys, expected: dict[str, str]) -> dict[str, Any]:
-    """The fields of Moe that both versions have. Another rule of choice than the class's is refused."""
-    for key, value in expected.items():
-        if keys.given(key) and keys.data[key] != value:
-            keys.problem(f"{key} is {keys.data[key]!r}: this class has {value!r}")
+def routed(keys: Keys) -> dict[str, Any]:
+    """The fields of Moe that both versions have."""
     if keys.integer("moe_layer_freq", default=1) != 1:
         keys.problem(f"moe_layer_freq is {keys.data['moe_layer_freq']}: the class has experts in every layer")
     experts = count_experts(keys, 1)
@@ -34,22 +31,17 @@ def routed(keys: Keys, expected: dict[str, str]) -> dict[str, Any]:
 
 def v2_experts(keys: Keys) -> Moe:
     """Softmax of all; the best, or the best in the groups that hold the best ones."""
-    fields = routed(keys, {"scoring_func": "softmax"})
-    if keys.flag("norm_topk_prob"):
-        keys.problem("norm_topk_prob is true: transformers does not read it in this class, and DeepSeek's code does")
+    fields = routed(keys)
     if keys.flag("mlp_bias"):
         keys.problem("mlp_bias is true: with experts it is not supported")
-    method = keys.data.get("topk_method")
-    if method == "group_limited_greedy":
+    if keys.data.get("topk_method") == "group_limited_greedy":
         return Moe(**fields, groups=expert_groups(keys, fields["experts"], best=1))
-    if method != "greedy":
-        keys.problem(f"topk_method is {method!r}: it must be 'greedy' or 'group_limited_greedy'")
     return Moe(**fields)
 
 
 def v3_experts(keys: Keys) -> Moe:
     """A sigmoid of each, and a correction for the choice alone."""
-    fields = routed(keys, {"scoring_func": "sigmoid", "topk_method": "noaux_tc"})
+    fields = routed(keys)
     return Moe(
         **fields,
         scores="sigmoid",

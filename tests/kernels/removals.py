@@ -150,9 +150,9 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
     (
         "paged_attention.cu",
         "attend_range",
-        "if (lane + 32 * i < head_dim) warp_acc[warp][lane + 32 * i] = acc[i];",
+        "if (lane + 32 * i < value_dim) warp_acc[warp][lane + 32 * i] = acc[i];",
         "if (true) warp_acc[warp][lane + 32 * i] = acc[i];",
-    ): "the row has room for MAX_HEAD_DIM numbers, and nobody reads those beyond head_dim",
+    ): "the row has room for MAX_HEAD_DIM numbers, and nobody reads those beyond value_dim",
     (
         "paged_attention.cu",
         "attention_v3",
