@@ -9,11 +9,11 @@ import numpy as np
 
 from ...adapter_slots import LoraWeights
 from ...arrays import Array, Float, Int, namespace
-from ...dora import Dora
 from ...errors import LoracleError
 from ...plans import TILE, LoraColumn, LoraMapping
 from . import start
 from .checks import check_adapter_ids, check_array
+from .gains import Gains, pack_gains
 from .start import ENOUGH_BLOCKS, STORED, ceil_div, stored
 
 MAX_RANK = 256  # of lora.cu: what one block holds in shared memory
@@ -29,15 +29,6 @@ class PageTable:
     ]  # int32, of all adapters one after another: which row of weights [pages, width] comes next
     starts: Int[Array, " adapters"]  # where each adapter's begin in it
     width: int
-
-
-@dataclass(frozen=True, eq=False)
-class Gains:
-    """What DoRA does with the outputs (dora.py), for the last line of an expand."""
-
-    numbers: Float[Array, " n"]  # float32: of each adapter of each slice, its gain [d_out] and the base's bias [d_out]
-    starts: Int[Array, "slices adapters"]  # int64: where each begins; -1: no DoRA
-    biased: bool  # does any base have a bias?
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,22 +99,9 @@ def pack(
         max(d_outs),
         sum(d_outs),
         gains=pack_gains(
-            [{slot: lora.dora for slot, lora in held.items() if lora.dora is not None} for held in slices], adapters, xp
+            [{slot: lora.dora for slot, lora in of.items() if lora.dora is not None} for of in slices], adapters, xp
         ),
     )
-
-
-def pack_gains(slices: Sequence[Mapping[int, Dora]], adapters: int, xp: Any) -> Gains | None:
-    """Lay what DoRA does with each slice (slot -> gain and bias) into one buffer; None where there is none."""
-    starts, parts, size = np.full((len(slices), adapters), -1, np.int64), [], 0
-    for index, held in enumerate(slices):
-        for slot, dora in held.items():
-            starts[index, slot] = size
-            bias = xp.zeros_like(dora.gain) if dora.base_bias is None else dora.base_bias
-            parts += [dora.gain.astype(np.float32), bias.astype(np.float32)]
-            size += dora.gain.size + bias.size
-    biased = any(dora.base_bias is not None for held in slices for dora in held.values())
-    return Gains(xp.concatenate(parts), xp.asarray(starts), biased) if parts else None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from ...config import Module
 from ...dora import Dora
 from ...errors import LoracleError
 from ...paged_slots import PagedSlots
-from .lora import MAX_RANK, PackedLora, PageTable, pack_gains
+from .gains import pack_gains
+from .lora import MAX_RANK, PackedLora, PageTable
 
 
 def page(
