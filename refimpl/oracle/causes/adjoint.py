@@ -75,8 +75,6 @@ def adjoint(model: Model, request: Request, raw: Errors, seed: int = 0, count: i
 
 def view_transposed(view: View, weights: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
     """The transpose of View.of, which is linear: log-probabilities less their mean are logits less theirs."""
-    if not view.logprobs:
-        return np.where(view.shown, weights, 0.0)
     count = view.shown.sum(axis=-1, keepdims=True)
     mean = np.sum(np.where(view.shown, weights, 0.0), axis=-1, keepdims=True) / np.maximum(count, 1)
     return np.where(view.shown, weights - mean, 0.0)

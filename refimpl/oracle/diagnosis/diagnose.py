@@ -28,6 +28,7 @@ SCOPES = 2  # in which a scale is fitted; larger: slower, and factors of scopes 
 FARTHER = 1e3  # a candidate whose residual exceeds the best one's by this factor is not re-evaluated with its own noise
 SIMPLER = 1.1  # prefer one factor for all adapters unless one for each reduces the residual by more than 10 %
 NEAR = 0.5  # a bug that explains nothing is reported as the nearest if it leaves at most this share of the error
+ABOUT_ONE = (0.3, 3.0)  # and if this is where its coefficient lies: 35 times a bug is not that bug
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Finding:
     what: str
     links: tuple[str, ...]
     projection: Projection
-    residual: float  # what is left of the error, in units of noise
+    residual: float  # what is left of the error, in units of noise: its own where it explains all, else the truth's
     explains: bool  # coefficient 1, and nothing but noise is left
     only: str = ""  # the adapter that it is confined to, if it is
     also: tuple[str, ...] = ()  # mutants that do the same on these cases
@@ -86,7 +87,7 @@ def diagnose(
     needed = limit(len(ranked))
     explaining = [one for one in graded if _explains_all(one, thresholds, needed)]
     if not explaining:
-        return [_finding(one, False) for one in graded[:3] if one.residual < NEAR * error]
+        return [_finding(one, False) for one in graded if _is_near(one.candidate, error)][:3]
     best, *same = _simplest_first(explaining)
     same = [one for one in same if not (one.candidate.mutant.scales and best.candidate.mutant.scales)]
     mutants = [one.candidate.mutant for one in (best, *same)]
@@ -125,6 +126,13 @@ def _explains_all(one: Graded, thresholds: Thresholds, needed: float) -> bool:
     )
 
 
+def _is_near(candidate: Candidate, error: float) -> bool:
+    """Does it leave less than half of the error, about as large as the bug itself? Both are in units of the truth's
+    noise. In units of its own, a bug that rounds, whose noise is thousands of times larger, would be near to all."""
+    low, high = ABOUT_ONE
+    return candidate.residual < NEAR * error and low < candidate.projection.coefficient < high
+
+
 def _simplest_first(explaining: Sequence[Graded]) -> list[Graded]:
     """Sort by: leaves at most 10 % more than the best, and is no factor.
 
@@ -153,7 +161,7 @@ def _finding(one: Graded, explains_all: bool) -> Finding:
         mutant.what,
         mutant.links,
         candidate.projection,
-        one.residual,
+        one.residual if explains_all else candidate.residual,
         explains_all,
         candidate.only,
         mutant=mutant,

@@ -1,8 +1,9 @@
 """The comparison space: truth, honest runs and mutants are all mapped to what the engine shows.
 
-Full logits are compared as they are. Log-probabilities are compared with log_softmax of the truth, each row less its
-mean. Of the top k only the tokens count that are in the reference's top k as well: the engine chose its set with its
-own error.
+Every row is compared less its mean: what is added to all logits alike, softmax takes away again. (Of a trained model's
+rounding a third can lie along that one direction, which makes its rows three times as unsteady as a random model's.)
+Log-probabilities are compared with log_softmax of the truth. Of the top k only the tokens count that are in the
+reference's top k as well: the engine chose its set with its own error.
 """
 
 from dataclasses import dataclass, field
@@ -23,11 +24,11 @@ class View:
 
     values: Array  # [rows, shown numbers], 0 where the engine shows nothing
     shown: Array  # the same shape, of bool
-    logprobs: bool = True  # log-probabilities, or logits as they are
+    logprobs: bool = True  # log-probabilities, or logits
 
     def of(self, logits: Array) -> Array:
         """logits [rows, vocab] -> what an engine with these logits would show."""
-        return centred(log_softmax(logits), self.shown) if self.logprobs else np.where(self.shown, logits, 0.0)
+        return centred(log_softmax(logits) if self.logprobs else logits, self.shown)
 
     def error(self, logits: Array, exact: Array) -> Array:
         """What an engine with these logits would be off by. exact: the true logits of the same rows."""
@@ -52,13 +53,14 @@ class Gap(View):
         return (exact[at, logits.argmax(axis=1)] - exact[at, self.best])[:, None]
 
 
-def centred(logprobs: Array, shown: Array) -> Array:
-    """Log-probabilities less the mean of those that are shown. One number of a row, the logarithm of its sum, is as
-    much as all others together of what an engine rounds: it says nothing of the model, and is the same for all tokens.
-    A single token is left as it is."""
+def centred(scores: Array, shown: Array) -> Array:
+    """Logits or log-probabilities less the mean of those that are shown. One number of a row, which is the same for all
+    tokens, can be as much as all others together of what an engine rounds: the logarithm of the sum of probabilities, or
+    how far all logits moved along the mean row of the head. It says nothing of the model. A single token is left as it
+    is."""
     count = shown.sum(axis=-1, keepdims=True)
-    mean = np.sum(np.where(shown, logprobs, 0.0), axis=-1, keepdims=True) / np.maximum(count, 1)
-    return np.where(shown, logprobs - np.where(count > 1, mean, 0.0), 0.0)
+    mean = np.sum(np.where(shown, scores, 0.0), axis=-1, keepdims=True) / np.maximum(count, 1)
+    return np.where(shown, scores - np.where(count > 1, mean, 0.0), 0.0)
 
 
 def log_softmax(x: Array) -> Array:
@@ -88,9 +90,7 @@ def view(response: EngineResponse, exact: Array) -> View:
     values = np.asarray(values, np.float64)
     _check_finite(values, exact)
     shown = np.isfinite(exact)
-    if response.logits is None:
-        return View(centred(values, shown), shown)
-    return View(np.where(shown, values, 0.0), shown, logprobs=False)
+    return View(centred(values, shown), shown, logprobs=response.logits is None)
 
 
 def _check_finite(values: Array, exact: Array) -> None:
