@@ -78,6 +78,8 @@ def make(options: Mapping[str, str]) -> "Function":
 class Function:
     """An Engine (interface.py)."""
 
+    lives_here = True  # what it keeps, its module keeps: only another process has nothing of it
+
     def __init__(self, function: Callable[[str, list[dict[str, Any]]], Sequence[Mapping[str, Any]]]) -> None:
         self.function, self.name = function, getattr(function, "__name__", "the function")
         self.capabilities = declared(getattr(function, "capabilities", {}), CAPABILITIES, self.name)

@@ -77,6 +77,7 @@ class OpenAIHTTP:
     """An Engine (interface.py)."""
 
     capabilities = CAPABILITIES
+    runs_on = True  # whatever is asked: it is somebody else's, and not started from here
 
     def __init__(self, options: Mapping[str, str]) -> None:
         for name in options:

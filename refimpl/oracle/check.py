@@ -12,6 +12,7 @@ from ..engines import registry
 from ..engines.declared import without
 from ..engines.interface import Engine, EngineError
 from ..engines.known_defects import applicable, match, read_failures, unexpectedly_passing
+from .anew import NotAnew, exchanges_anew
 from .campaign import Campaign
 from .cases.case import Exchange, truth
 from .cases.testbed import build
@@ -205,6 +206,8 @@ def _run_once_more(result: Result, make: Callable[[], Engine]) -> list[Exchange]
     with tempfile.TemporaryDirectory() as scratch:
         driver = EngineDriver(make, result.testbed, Path(scratch))
         try:
+            return exchanges_anew(driver, explanation.smallest, explanation.small_settings)
+        except NotAnew:
             return driver.run(explanation.smallest, explanation.small_settings)
         finally:
             driver.close()

@@ -1,5 +1,6 @@
 """What every part of an explanation needs: the engine, still running, and what the campaign has learnt of it."""
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -30,11 +31,15 @@ class Context:
         """Return a case with its errors, and with what the campaign has projected on them."""
         return replace(self.driver.sample(played.case, played.settings, self.members), terms=played.terms)
 
-    def failures(self, case: Case, settings: Settings) -> list[tuple[Exchange, Verdict]]:
-        """Ask the engine again; return the requests that it gets wrong. With tokens that nobody has, it is no case."""
+    def failures(
+        self, case: Case, settings: Settings, ask: Callable[[], list[Exchange]] | None = None
+    ) -> list[tuple[Exchange, Verdict]]:
+        """Ask the engine again; return the requests that it gets wrong. With tokens that nobody has, it is no case.
+
+        ask: how, if not by asking the engine that is running."""
         if not tokens_exist(case, self.testbed):
             return []
-        exchanges = self.driver.run(case, settings)
+        exchanges = self.driver.run(case, settings) if ask is None else ask()
         ratios, _ = measure(case, exchanges, self.testbed, self.members)
         counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
         verdicts = [judge(one, self.thresholds) for one in ratios]

@@ -64,6 +64,13 @@ class EngineDriver:
             self.testbed = usual
             self._state = None if self._state is None else (self._state[0], False)
 
+    def run_anew(self, case: Case, settings: Settings) -> list[Exchange]:
+        """Run the case now on an engine that is made and started for it."""
+        if self._state is not None:
+            self.engine.close()
+            self.engine, self._state = self.make(), None
+        return self.run(case, settings)
+
     def _restart(self, settings: Settings) -> None:
         if self._state is not None:
             self.engine.close()

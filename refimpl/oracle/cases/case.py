@@ -7,6 +7,7 @@ alone, with whatever weights its adapter's name meant when it was asked.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -57,6 +58,14 @@ class Case:
     def runs(self) -> list[Run]:
         """The batches of it."""
         return [step for step in self.steps if isinstance(step, Run)]
+
+
+class HasFolders(Protocol):
+    """What a case is played with: a testbed, or its adapters' folders alone."""
+
+    @property
+    def paths(self) -> Mapping[str, Path]:
+        """Of every adapter that may be loaded, by its key."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +121,7 @@ def tokens_exist(case: Case, testbed: Testbed) -> bool:
     )
 
 
-def loaded_before(case: Case, testbed: Testbed) -> dict[str, str]:
+def loaded_before(case: Case, testbed: HasFolders) -> dict[str, str]:
     """Return what the names mean when a case begins: a batch finds each adapter under its own name, a sequence none."""
     return {key: key for key in testbed.paths} if case.stateless else {}
 
@@ -147,7 +156,7 @@ def do_step(
 class Player:
     """Does steps to an engine as they come. meaning: what its names mean now, name -> the testbed's key."""
 
-    def __init__(self, engine: Engine, testbed: Testbed, meaning: Mapping[str, str] | None = None) -> None:
+    def __init__(self, engine: Engine, testbed: HasFolders, meaning: Mapping[str, str] | None = None) -> None:
         self.engine, self.testbed = engine, testbed
         self.meaning = dict(meaning or {})
         self.runs = 0
@@ -171,7 +180,7 @@ def keys_of(request: EngineRequest, meaning: Mapping[str, str]) -> tuple[tuple[s
 
 
 def play(
-    engine: Engine, case: Case, testbed: Testbed, forced: Mapping[int, Sequence[Sequence[int]]] | None = None
+    engine: Engine, case: Case, testbed: HasFolders, forced: Mapping[int, Sequence[Sequence[int]]] | None = None
 ) -> list[Exchange]:
     """Do what the case says. forced: for each run, the tokens that each request must produce (our own engine only)."""
     if not case.stateless:
@@ -183,7 +192,7 @@ def play(
     return collected
 
 
-def prepare(engine: Engine, testbed: Testbed) -> None:
+def prepare(engine: Engine, testbed: HasFolders) -> None:
     """Load every adapter of the testbed under its own name, for stateless cases."""
     for name, path in testbed.paths.items():
         engine.load(name, path)

@@ -31,7 +31,13 @@ class _Spent(Exception):
 
 
 def shrink(case: Case, fails: Callable[[Case], bool], budget: Budget | None = None) -> Case:
-    """The smallest case found that still fails. `fails` plays a case to the engine; the given one is known to fail.
+    """The smallest case found that still fails: the last of `ever_smaller`."""
+    return ever_smaller(case, fails, budget)[-1]
+
+
+def ever_smaller(case: Case, fails: Callable[[Case], bool], budget: Budget | None = None) -> list[Case]:
+    """The given case, and after it each smaller one that was kept on the way to the smallest. `fails` plays a case to
+    the engine; the given one is known to fail.
 
     A candidate does nothing that the case did not do: it asks only names that are loaded then, knows no more names at
     once, and loads in place only if the case did."""
@@ -49,19 +55,24 @@ def shrink(case: Case, fails: Callable[[Case], bool], budget: Budget | None = No
             ):
                 simpler(search)
             if search.best == before:
-                return search.best
+                return search.kept
     except _Spent:
-        return search.best
+        return search.kept
 
 
 class _Search:
-    """The smallest failing case so far."""
+    """The smallest failing case so far, and those before it."""
 
     def __init__(self, case: Case, fails: Callable[[Case], bool], budget: Budget) -> None:
-        self.best, self._fails = case, fails
+        self.kept, self._fails = [case], fails
         self._calls, self._end = budget.calls, time.monotonic() + budget.seconds
         self._most_names, self._in_place = _needs(case.steps)
         self._tried: set[tuple[Step, ...]] = {case.steps}
+
+    @property
+    def best(self) -> Case:
+        """The smallest so far."""
+        return self.kept[-1]
 
     def keep(self, steps: Sequence[Step]) -> bool:
         """Is this a case, and does it fail as well? Then it is the best one from now on."""
@@ -77,7 +88,7 @@ class _Search:
         candidate = replace(self.best, steps=new)
         if not self._fails(candidate):
             return False
-        self.best = candidate
+        self.kept.append(candidate)
         return True
 
     def keep_requests(self, change: Callable[[EngineRequest], EngineRequest]) -> bool:

@@ -55,9 +55,9 @@ class Gap(View):
 
 def centred(scores: Array, shown: Array) -> Array:
     """Logits or log-probabilities less the mean of those that are shown. One number of a row, which is the same for all
-    tokens, can be as much as all others together of what an engine rounds: the logarithm of the sum of probabilities, or
-    how far all logits moved along the mean row of the head. It says nothing of the model. A single token is left as it
-    is."""
+    tokens, can be as much as all others together of what an engine rounds: the logarithm of the sum of probabilities,
+    or how far all logits moved along the mean row of the head. It says nothing of the model. A single token is left as
+    it is."""
     count = shown.sum(axis=-1, keepdims=True)
     mean = np.sum(np.where(shown, scores, 0.0), axis=-1, keepdims=True) / np.maximum(count, 1)
     return np.where(shown, scores - np.where(count > 1, mean, 0.0), 0.0)
