@@ -76,8 +76,7 @@ def make(options: Mapping[str, str]) -> Engine:
 class OpenAIHTTP:
     """An Engine (interface.py)."""
 
-    capabilities = CAPABILITIES
-    runs_on = True  # whatever is asked: it is somebody else's, and not started from here
+    capabilities, runs_on = CAPABILITIES, True  # it runs on, whatever is asked: it is not started from here
 
     def __init__(self, options: Mapping[str, str]) -> None:
         for name in options:
