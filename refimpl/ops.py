@@ -18,6 +18,7 @@ from .adapter import Adapter
 from .adapter_slots import AdapterSlots, BoundAdapter
 from .arrays import Array, Precision
 from .config import ClampedGate, ModelConfig, Module, Moe, Rope, View
+from .moe import experts_in_turn
 from .plans import Adapters, AttentionMetadata, Batch, Index, LoraMapping
 
 Pair = tuple[Array, Array]
@@ -58,6 +59,7 @@ class Ops:
     full_attention: Callable[[Array, Array, Array, Sequence[int], Precision], Array]  # q, k, v, starts: of pictures
     mlp_activation: Callable[[Array, Array | None, str | ClampedGate, Precision], Array]  # gate, up, kind
     route: Callable[[Array, Array | None, Moe, Precision], Pair]  # logits, correction -> experts of a token, weights
+    routed_experts: Callable[..., Array]  # run, h, layer, experts of a token, weights -> the sum over its experts
     expert_sum: Callable[[Array, Index, Array, Array, Precision], None]  # y, rows, out, weights; y += ..., in place
     scaled: Callable[[Array, Array | float, Precision], Array]  # x, factor
     softcap: Callable[[Array, float | None, str], Array]  # x, cap, dtype
@@ -103,6 +105,7 @@ REFERENCE = Ops(
     full_attention=attention.full_attention_per_token,
     mlp_activation=layers.mlp_activation,
     route=routing.route_per_token,
+    routed_experts=experts_in_turn,
     expert_sum=routing.expert_sum_per_token,
     scaled=layers.scaled,
     softcap=layers.softcap,

@@ -3,14 +3,17 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from support import build
 from support.device_array import DeviceArray, transfers
-from support.device_testbed import model_of, requests_of
+from support.device_testbed import CONFIG, model_of, requests_of
 
 from refimpl import Engine, Request, cli, generate, load_adapter, load_model, logits, tiny, trace
 from refimpl.backends import BACKENDS
+from refimpl.config import Mlp, Moe
 
 pytestmark = pytest.mark.usefixtures("cupy")
 
@@ -53,6 +56,20 @@ def test_logits_and_trace(backend: str, dtype: str) -> None:
         np.testing.assert_allclose(
             actual_trace[name], x, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * max(1, np.abs(x).max())
         )
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [("numpy", "float32"), ("cuda", "float32"), ("cuda", "bfloat16")])
+def test_experts(backend: str, dtype: str) -> None:
+    """The router's choice comes to the host; what it makes of it goes back. DoRA and plain LoRA on all modules."""
+    config = replace(CONFIG, moe=Moe(5, 2, 7, bias=True, shared=Mlp(("shared.gate", "shared.up"), "shared.down", 6)))
+    model, ops = model_of(dtype, config=config), BACKENDS[backend]
+    plain, other = (build.random_adapter(config, seed, modules=config.layer_modules) for seed in (0, 1))
+    pool = [build.as_dtype(x, dtype) for x in (plain, build.as_dora(other, build.random_model(config, 5), 1))]
+    requests = [Request([1, 5, 2, 7 + i], adapter) for i, adapter in enumerate([None, *pool, pool[0]])]
+    with kernels_on_the_host():
+        expected = np.concatenate(logits(model, requests, ops))
+    actual = np.concatenate(logits(model_of(dtype, "cuda", config), requests, ops))
+    np.testing.assert_allclose(actual, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * np.abs(expected).max())
 
 
 @every_backend

@@ -20,7 +20,8 @@ from refimpl.adapter_slots import AdapterSlots, bind_adapter
 from refimpl.arrays import Precision, rounded
 from refimpl.backends import BACKENDS
 from refimpl.config import EMBED, LM_HEAD
-from refimpl.cuda.table import CUDA, packed_at
+from refimpl.cuda.lora import packed_at
+from refimpl.cuda.table import CUDA
 from refimpl.errors import LoracleError
 from refimpl.ops import NUMPY, REFERENCE, Ops
 from refimpl.oracle.noise.ensemble import ensemble, honest_runs
@@ -214,7 +215,7 @@ def test_serving_step_by_step_equals_one_prefill(data: st.DataObject) -> None:
 def test_slots_are_packed_once_per_change() -> None:
     config = small_config()
     model = build.random_model(config, 0, "float32")
-    slots, module = AdapterSlots(model, Precision()), (0, "q_proj")
+    slots, module = AdapterSlots(model, Precision()), ((0, "q_proj"),)
     slots.put(0, bind_adapter(build.as_dtype(build.random_adapter(config, 0), "float32"), config))
     first = packed_at(slots, module, "float32")
     assert len(first) == 1 and packed_at(slots, module, "float32") is first

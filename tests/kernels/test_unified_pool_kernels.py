@@ -7,20 +7,24 @@ from cases import needs_cpu
 from support.build import as_dtype, random_adapter, random_model
 
 from refimpl import Engine, Request
-from refimpl.config import LAYER_MODULES, ModelConfig
+from refimpl.config import ModelConfig, Moe
 from refimpl.cuda.table import CUDA
 from refimpl.unified_pool import UnifiedPool
 
 pytestmark = needs_cpu
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_the_backend_reads_the_pool(dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "moe"),
+    [("float32", None), ("float16", None), ("float32", Moe(3, 2, 8))],
+    ids=["float32", "float16", "experts"],
+)
+def test_the_backend_reads_the_pool(dtype: str, moe: Moe | None) -> None:
     """One engine with a unified pool and one with separate ones, both on the kernels: every logit has the same bits,
     while adapters come and go, in one slot and in another."""
-    config = ModelConfig(11, 20, 24, 2, 4, 2, 8, max_position_embeddings=64)
+    config = ModelConfig(11, 20, 24, 2, 4, 2, 8, max_position_embeddings=64, moe=moe)
     model = random_model(config, 3, dtype)
-    modules = (*LAYER_MODULES, "embed_tokens", "lm_head")
+    modules = (*config.layer_modules, "embed_tokens", "lm_head")
     adapters = [
         as_dtype(random_adapter(config, seed, r, modules=modules, lora_bias=seed == 1), dtype)
         for seed, r in enumerate((1, 3, 8, 17))

@@ -133,6 +133,18 @@ def copyto(target: DeviceArray, source: DeviceArray) -> None:
     target.host[...] = device(source)
 
 
+def argsort(x: DeviceArray, axis: int = -1, kind: str | None = None) -> DeviceArray:
+    """np.argsort, which is always stable here."""
+    if kind not in (None, "stable"):
+        raise ValueError("kind can only be None or 'stable'")
+    return DeviceArray(np.argsort(device(x), axis, "stable"))
+
+
+def take_along_axis(x: DeviceArray, ids: DeviceArray, axis: int) -> DeviceArray:
+    """np.take_along_axis."""
+    return DeviceArray(np.take_along_axis(device(x), device(ids), axis))
+
+
 class Generator:
     """cupy.random.default_rng."""
 
@@ -238,7 +250,8 @@ def cupy_double() -> ModuleType:
     cupy.random = SimpleNamespace(default_rng=Generator)
     cupy.linalg = SimpleNamespace(norm=norm)
     cupy.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
-    for function in (asarray, ascontiguousarray, empty, empty_like, zeros_like, where, matmul, einsum, copyto):
+    of_arrays = (matmul, einsum, argsort, take_along_axis)
+    for function in (asarray, ascontiguousarray, empty, empty_like, zeros_like, where, copyto, *of_arrays):
         setattr(cupy, function.__name__, function)
     for name in ("zeros", "ones", "full", "arange"):
         setattr(cupy, name, creator(getattr(np, name)))

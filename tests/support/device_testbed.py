@@ -43,9 +43,9 @@ def map_arrays(value: Any, change: Any) -> Any:
     return value
 
 
-def model_of(dtype: str, device: str = "cpu") -> Model:
+def model_of(dtype: str, device: str = "cpu", config: ModelConfig = CONFIG) -> Model:
     """The model in a type, on the host or on the device, where halves are float32 (refimpl/arrays.py, to_device)."""
-    model = build.random_model(CONFIG, 5)
+    model = build.random_model(config, 5)
     names = ("embed_tokens", "layers", "norm", "lm_head")
     parts = {
         name: map_arrays(getattr(model, name), lambda x: to_device(x.astype(DTYPES[dtype]), device)) for name in names
