@@ -73,17 +73,18 @@ class Pairs:
 
         Nothing is summed over ranks: a model with experts runs on one."""
         run, ops, p = self.run, self.run.ops, self.run.p
-        module = [(self.layer, name(expert)) for expert in range(self.moe.experts)]
+        modules = [(self.layer, name(expert)) for expert in range(self.moe.experts)]
         each = [
-            base(run.model, x[rows], module[expert], run.adapters, mapping, ops, p)
+            base(run.model, x[rows], modules[expert], run.adapters, mapping, ops, p)
             for expert, rows, mapping in self.parts
         ]
         if run.trace is not None:
             for (expert, rows, mapping), y in zip(self.parts, each, strict=True):
-                delta = added_by(ops.lora_delta, y, x[rows], module[expert], run.adapters, mapping, p)
-                run.note(f"{short_name(module[expert])}.", input=x[rows], base=y, lora=delta)
+                delta = added_by(ops.lora_delta, y, x[rows], modules[expert], run.adapters, mapping, p)
+                run.note(f"{short_name(modules[expert])}.", input=x[rows], base=y, lora=delta)
         y = namespace(x).concatenate(each)
-        add_lora(y, x, tuple(module), run.adapters, self.mapping, p, [source])
+        if any(not run.batch.lora.slots.isdisjoint(run.adapters.at(one)) for one in modules):  # or no plan is made
+            add_lora(y, x, tuple(modules), run.adapters, self.mapping, p, [source])
         return y
 
     def mlp(self, x: Float[Array, "rows d_model"]) -> Float[Array, "rows d_model"]:

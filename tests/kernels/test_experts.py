@@ -161,13 +161,19 @@ def test_a_layer_launches_two_kernels_for_each_module_of_an_expert() -> None:
     assert counts[0] == 2 * 3 and counts[1] > 2 * counts[0]
 
 
-def test_the_base_alone_launches_no_lora() -> None:
+@pytest.mark.parametrize("which", ["no adapter", "adapters on other modules"])
+def test_without_lora_on_experts_none_is_planned(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(MIXTURE, 3, 5, dora=False)
-    case.ids[:] = -1
+    if which == "no adapter":
+        case.ids[:] = -1
+    else:
+        case.adapters = [build.random_adapter(MIXTURE, 0, modules=["o_proj"])] * 3
+    right, truth = case.run(REFERENCE), case.run(NUMPY, "float64")
+    monkeypatch.setattr("refimpl.cuda.experts.Pairs.mapping", property(lambda self: pytest.fail("a plan was made")))
     with launch.recorded() as noted:
         found = case.run(CUDA)
     assert [name for name, _ in noted] == ["mlp_activation"]
-    assert_near(found, case.run(REFERENCE), case.run(NUMPY, "float64"))
+    assert_near(found, right, truth)
 
 
 def test_a_trace_has_every_expert_that_was_reached() -> None:
