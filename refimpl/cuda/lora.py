@@ -10,7 +10,8 @@ from weakref import WeakKeyDictionary
 
 from ..adapter_slots import AdapterSlots
 from ..arrays import Array, Float, Precision, namespace, rounded
-from ..config import EMBED, Module
+from ..config import EMBED, Module, module_name
+from ..errors import LoracleError
 from ..paged_slots import PagedSlots
 from ..plans import LoraMapping
 from . import launch
@@ -57,6 +58,7 @@ def packed_at(adapters: AdapterSlots, modules: Modules, dtype: str) -> Groups:
 
 def _pack(adapters: AdapterSlots, resident: Mapping[int, tuple[int, Module]], dtype: str, ids: int) -> Groups:
     """Those of one width in one buffer; those that lie in pages stay there, and only their tables are made.
+    LoracleError for a rank that the kernels do not take.
 
     Nearly always that is one buffer. Adapters that extend the vocabulary are wider at the embedding and the lm_head."""
     shapes = {module: adapters.shapes(module) for _, module in resident.values()}
@@ -69,6 +71,12 @@ def _pack(adapters: AdapterSlots, resident: Mapping[int, tuple[int, Module]], dt
             packed = launch.page(adapters, [alike], [d_out], dtype, ids)
         else:
             group = {number: adapters.at(module)[slot] for number, (slot, module) in alike.items()}
+            for number, (slot, module) in alike.items():  # by the names that the user knows
+                if (rank := len(group[number].A)) > launch.MAX_RANK:
+                    what = f"adapter slot {slot}: {module_name(module)} has rank {rank}"
+                    raise LoracleError(
+                        f"ops cuda: {what}; the kernels take ranks up to {launch.MAX_RANK}; use ops numpy"
+                    )
             packed = launch.pack([group], [d_out], dtype, ids, xp=namespace(next(iter(group.values())).B))
         groups.append((frozenset(alike), packed))
     return groups

@@ -16,6 +16,7 @@ from refimpl.arrays import DTYPES, Array, Precision, rounded
 from refimpl.config import ModelConfig, Moe
 from refimpl.cuda import launch
 from refimpl.cuda.table import CUDA
+from refimpl.errors import LoracleError
 from refimpl.forward_context import ForwardContext
 from refimpl.ops import NUMPY, REFERENCE, Ops
 from refimpl.plans import LoraMapping
@@ -174,6 +175,16 @@ def test_without_lora_on_experts_none_is_planned(which: str, monkeypatch: pytest
         found = case.run(CUDA)
     assert [name for name, _ in noted] == ["mlp_activation"]
     assert_near(found, right, truth)
+
+
+def test_a_rank_that_is_too_large_is_named_with_its_module() -> None:
+    case = Case(MIXTURE, 3, 5, dora=False)
+    case.ids[:] = [1, -1]
+    case.adapters[1] = build.random_adapter(MIXTURE, 1, 257, modules=["mlp.experts.6.up_proj"])
+    with pytest.raises(
+        LoracleError, match=r"ops cuda: adapter slot 1: .*mlp\.experts\.6\.up_proj has rank 257; .* 256"
+    ):
+        case.run(CUDA)
 
 
 def test_a_trace_has_every_expert_that_was_reached() -> None:

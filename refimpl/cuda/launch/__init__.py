@@ -7,11 +7,12 @@ GPU checks nothing, so whatever a plan could do wrong is an error here, before t
 
 from .attention import attention, write_kv
 from .layers import embed, layer_norm, mlp_activation, rms_norm, rope
-from .lora import Kernel, LoraLaunch, PackedLora, choose, lora_delta, pack
+from .lora import MAX_RANK, Kernel, LoraLaunch, PackedLora, choose, lora_delta, pack
 from .paged_lora import page
 from .start import STORED, checked, recorded, stored, widened
 
 __all__ = [
+    "MAX_RANK",
     "STORED",
     "Kernel",
     "LoraLaunch",
