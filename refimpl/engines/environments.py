@@ -94,7 +94,18 @@ LLAMA_CPP = Recipe(
     compiles=True,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (VLLM, LLAMA_CPP)}
+MISTRALRS = Recipe(
+    "mistralrs",
+    "LORACLE_MISTRALRS_PYTHON",
+    "about 0.2 GB and a minute",
+    (
+        Step("mistral.rs", "{python} -m pip install -r {here}/requirements/mistralrs.txt"),
+        Step("does it import?", "{python} -c 'import mistralrs'"),
+    ),
+    ("requirements/mistralrs.txt",),
+)
+
+RECIPES = {recipe.name: recipe for recipe in (VLLM, LLAMA_CPP, MISTRALRS)}
 
 
 def cache_folder() -> Path:

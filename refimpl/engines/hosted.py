@@ -44,7 +44,6 @@ class Hosted:
         self.recipe, self.script, self.capabilities, self.options = recipe, script, capabilities, dict(options)
         self.variables = variables
         self.timeout = seconds(recipe.name, self.options.pop("timeout", str(TIMEOUT)))
-        self.shows_logits = capabilities.readout == "logits"
         self.worker: Worker | None = None
         self.max_length = 0
         self.names: set[str] = set()
@@ -156,22 +155,31 @@ class Hosted:
         if rows.ndim == 2 and rows.dtype.kind == "f" and rows.shape[1] == self.vocab_size:
             first_position = 0 if len(rows) > produced else prompt - 1
             response = replace(response, first_position=first_position)
-            response = replace(response, logits=rows) if self.shows_logits else replace(response, logprobs=rows)
+            response = replace(response, **self._shown(rows))
         if wrong := self._what_is_wrong(request, response, rows):
             return replace(response, error=f"{self.recipe.name}: {wrong}", raw=rows)
         return response
+
+    def _shown(self, rows: Array) -> dict[str, Any]:
+        """The field of an EngineResponse that the rows are. Where an engine shows a part of a row, the rest is NaN."""
+        if self.capabilities.readout != "top":
+            return {self.capabilities.readout: rows}
+        tokens = [np.flatnonzero(~np.isnan(row)) for row in rows]
+        pairs = zip(tokens, rows, strict=True)
+        return {"top": [dict(zip(shown.tolist(), row[shown].tolist(), strict=True)) for shown, row in pairs]}
 
     def _what_is_wrong(self, request: EngineRequest, response: EngineResponse, rows: Array) -> str:
         """ "" if there are as many tokens and rows as there must be, and all of their numbers are finite."""
         prompt, produced = len(request.prompt_ids), len(response.token_ids)
         whole_text = request.cancel_after is None
-        if response.logits is None and response.logprobs is None:
+        if response.logits is None and response.logprobs is None and response.top is None:
             return f"rows of {rows.dtype} {list(rows.shape)} for a vocabulary of {self.vocab_size}"
         if whole_text and produced != request.max_new_tokens:
             return f"{produced} of {request.max_new_tokens} tokens"
         if whole_text and response.first_position + len(rows) != prompt + produced - 1:
             return f"{len(rows)} rows for a prompt of {prompt} tokens and {produced} produced ones"
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        values = np.where(np.isnan(rows), 0, rows) if response.top is not None else rows
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             return f"{len(bad)} of {len(rows)} rows have values that are not finite, the first is row {bad[0]}"
         return ""

@@ -19,6 +19,7 @@ MODULES = {
     "peft": ".peft",
     "vllm": ".vllm",
     "llama_cpp": ".llama_cpp",
+    "mistralrs": ".mistralrs",
     "openai_http": ".openai_http",
     "tensorrt_llm": ".tensorrt_llm",
     "recorded": "..oracle.recordings.recorded",

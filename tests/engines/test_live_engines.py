@@ -1,6 +1,7 @@
-"""vLLM on a CPU and llama.cpp, live: their responses for the embedded model and drawn ones, whatever was done before.
+"""vLLM on a CPU, llama.cpp and mistral.rs, live: their responses for the embedded model and drawn ones, whatever was
+done before.
 
-They live in environments of their own, and take minutes: `loracle engines setup vllm` and `... setup llama_cpp`, then
+They live in environments of their own, and take minutes: `loracle engines setup NAME` makes each, then
 LORACLE_LIVE=1 pytest tests/engines/test_live_engines.py -s, which prints every distance. Truth is our float64 result on
 the tokens that the engine produced. The unit is the rms error of our own result in the engine's type, over all rows and
 the whole vocabulary.
@@ -95,15 +96,13 @@ class Driven:
         ids = (*request.prompt_ids, *response.token_ids)[:-1]
         adapters = tuple((self.folders[name], weight) for name, weight in request.adapters)
         truth, honest = (rows(self.settings.model, dtype, ids, adapters) for dtype in ("float64", self.settings.dtype))
-        got = response.logits if response.logits is not None else response.logprobs
-        assert got is not None and response.first_position + len(got) == len(ids)
-        if response.logits is not None:
-            got = log_softmax(got)
+        got = shown(response, truth.shape[1])
+        assert response.first_position + len(got) == len(ids)
         error, noise = (
             got - truth[response.first_position :],
             honest[response.first_position :] - truth[response.first_position :],
         )
-        return float(np.sqrt(np.mean(error**2) / np.mean(noise**2)))
+        return float(np.sqrt(np.nanmean(error**2) / np.mean(noise**2)))
 
 
 @cache
@@ -119,6 +118,16 @@ def rows(folder: Path, dtype: str, ids: tuple[int, ...], adapters: tuple[tuple[P
     return log_softmax(refimpl.logits(base, [refimpl.Request(ids, chosen)])[0])
 
 
+def shown(response: EngineResponse, vocab: int) -> np.ndarray:
+    """The log-probabilities of a response; NaN where it shows none."""
+    if response.top is None:
+        return log_softmax(response.logits) if response.logits is not None else response.logprobs
+    got = np.full((len(response.top), vocab), np.nan)
+    for row, top in zip(got, response.top, strict=True):
+        row[list(top)] = list(top.values())
+    return got
+
+
 def log_softmax(x: np.ndarray) -> np.ndarray:
     """In float64."""
     x = x.astype(np.float64)
@@ -126,7 +135,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
-@pytest.fixture(params=["vllm", "llama_cpp"])
+@pytest.fixture(params=["vllm", "llama_cpp", "mistralrs"])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -328,20 +337,26 @@ CONFIG = ModelConfig(
 def test_drawn_adapters_of_every_kind_in_one_batch(
     name: str, changes: dict[str, Any], start: Start, tmp_path: Path
 ) -> None:
-    base = build.random_model(replace(CONFIG, **changes), 5, "float32")
+    config = replace(CONFIG, **changes)
+    if name == "mistralrs" and "sliding_window" not in changes:  # its Llama knows no head_dim of its own
+        save_model(build.random_model(config, 5, "float32"), tmp_path / "wide")
+        with pytest.raises(EngineError, match=r"shape mismatch for model.layers.0.self_attn.q_proj.weight"):
+            start(name, model=tmp_path / "wide")
+        config = replace(config, head_dim=16)
+    base = build.random_model(config, 5, "float32")
     save_model(base, tmp_path / "base")
     if name == "llama_cpp" and "sliding_window" in changes:
         with pytest.raises(EngineError, match=r"sliding_window 16: llama.cpp's llama has none"):
             start(name, model=tmp_path / "base")
         return
-    more = build.random_adapter(CONFIG, 5, 10, 11.0, use_rslora=True, modules=("q_proj",))
-    ranks = build.random_adapter(CONFIG, 6, 6, 11.0, use_rslora=True)
+    more = build.random_adapter(config, 5, 10, 11.0, use_rslora=True, modules=("q_proj",))
+    ranks = build.random_adapter(config, 6, 6, 11.0, use_rslora=True)
     ranks = replace(ranks, config=replace(ranks.config, rank_pattern={"q_proj": 10}), lora={**ranks.lora, **more.lora})
     kinds = {
-        "plain": build.random_adapter(CONFIG, 1, 3, 7.0),
-        "rslora": build.random_adapter(CONFIG, 2, 24, 5.0, use_rslora=True),
-        "partial": build.random_adapter(CONFIG, 3, 9, 12.0, modules=("k_proj", "down_proj")),
-        "alphas": build.random_adapter(CONFIG, 4, 6, 11.0, alpha_pattern={"q_proj": 3.0, "layers.1.mlp.up_proj": 29.0}),
+        "plain": build.random_adapter(config, 1, 3, 7.0),
+        "rslora": build.random_adapter(config, 2, 24, 5.0, use_rslora=True),
+        "partial": build.random_adapter(config, 3, 9, 12.0, modules=("k_proj", "down_proj")),
+        "alphas": build.random_adapter(config, 4, 6, 11.0, alpha_pattern={"q_proj": 3.0, "layers.1.mlp.up_proj": 29.0}),
         "ranks": ranks,
     }
     driven = start(name, model=tmp_path / "base", max_rank=24, max_adapters=len(kinds), modules=LAYER_MODULES)
