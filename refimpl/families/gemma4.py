@@ -133,7 +133,7 @@ GEMMA4 = Family(
     numbers={"final_logit_softcapping": "logits_softcap"},
     biases=BIASES,
     read=read,
-    obeys=("use_bidirectional_attention", "per_layer_config"),
+    obeys=("use_bidirectional_attention", "per_layer_config", "num_kv_shared_layers", "attention_k_eq_v"),
     activations=TANH,
     slides=lambda keys, layer: (layer + 1) % 6 != 0 and layer + 1 != keys.integer("num_hidden_layers"),
     kinds=kinds,

@@ -26,12 +26,7 @@ def respelt(data: dict[str, Any]) -> dict[str, Any]:
 
 def moe(keys: Keys) -> Moe:
     """The experts: [experts, d_in, d_out], gate and up in turns."""
-    experts, twice = count_experts(keys, 128), keys.data.get("experts_per_token")  # of the files on the Hub
-    if twice not in (None, keys.integer("num_experts_per_tok")):
-        keys.problem(
-            f"experts_per_token is {twice!r} and num_experts_per_tok is {keys.integer('num_experts_per_tok')}: "
-            "they mean the same number"
-        )
+    experts = count_experts(keys, 128)
     return Moe(
         experts,
         chosen_experts(keys, experts),
@@ -70,7 +65,7 @@ GPT_OSS = Family(
     {"sinks": True, "unrounded": ("norm_inner",)},
     biases={"attention_bias": ATTENTION_MODULES},
     read=read,
-    obeys=("num_local_experts", "num_experts", "num_experts_per_tok"),
+    obeys=("num_local_experts", "num_experts", "num_experts_per_tok", "swiglu_alpha", "swiglu_limit"),
     slides=lambda keys, layer: layer % 2 == 0,
     moe=moe,
     respelt=respelt,

@@ -77,7 +77,7 @@ GRANITE4 = Family(
     numbers=NUMBERS,
     biases={"attention_bias": ATTENTION_MODULES},
     read=read_hybrid,
-    obeys=(*OBEYS, "layer_types", "layers_block_type"),
+    obeys=(*OBEYS, "layer_types", "layers_block_type", "position_embedding_type"),
     turns=lambda keys, layer: keys.data.get("position_embedding_type") == "rope",
     moe=moe,
     sparse=lambda keys, layer: count_experts(keys, 8, least=0) > 0,

@@ -11,12 +11,13 @@ from ..errors import ConfigError
 from ..families import Family
 from ..rope import rotated_channels
 from .diagnostics import Diagnostics, shown
-from .families import CLASSIFIER, check_neutral, family_of
+from .families import CLASSIFIER, family_of
 from .gguf_config import gguf_config
 from .gguf_file import SUFFIX, is_gguf
 from .hub import cached_name, hub_id, hub_snapshots
 from .json_file import LARGEST, Keys, is_integer, read_json
 from .layer_kinds import read_layers
+from .neutral_keys import check_computed, check_neutral
 from .quantization import check_quantization
 from .suggestion import did_you_mean
 
@@ -55,6 +56,7 @@ def read_config(folder: Path, diagnostics: Diagnostics) -> ModelConfig | None:
     keys = Keys(file, family.respelt({**family.defaults, **data}), diagnostics)
     check_neutral(file, keys.data, family, diagnostics)
     fields = read_fields(keys, family) | {"wrapped": wrapped, "eos_token_ids": _eos_token_ids(folder, keys)}
+    check_computed(keys, data, family, fields.get("moe"))
     if len(diagnostics.problems) > before:
         return None
     config = ModelConfig(**fields, name_or_path=name, model_type=family.model_type, keys=data)

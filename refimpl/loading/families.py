@@ -15,34 +15,6 @@ WRAPPERS = {name: model_type for family in FAMILIES.values() for name, model_typ
 INSIDE = {name: [family for family in FAMILIES.values() if name in dict(family.wrappers)] for name in WRAPPERS}
 WEIGHTS = "supported are weights unquantised, in bitsandbytes' nf4, mxfp4, fp8 blocks, gptq or awq"
 
-# Keys that change the numbers in some engine or fork, and the values with which they do not.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "partial_rotary_factor": (1, 1.0),
-    "factor": (1, 1.0),  # of rope_scaling
-    "compression_config": (),
-    "auto_map": ({},),  # the repository brings its own code
-    "use_sliding_window": (False,),
-    "use_bidirectional_attention": (False,),
-    "dual_chunk_attention_config": (),
-    "attn_logit_softcapping": (),
-    "final_logit_softcapping": (),
-    "attention_multiplier": (),
-    "embedding_multiplier": (1, 1.0),
-    "residual_multiplier": (1, 1.0),
-    "logits_scaling": (1, 1.0),
-    "logit_scale": (1, 1.0),
-    "qk_layernorm": (False,),
-    "use_qk_norm": (False,),
-    "no_rope_layers": ([],),
-    "num_local_experts": (0, 1),
-    "num_experts": (0, 1),
-    "n_routed_experts": (0, 1),
-    "moe_intermediate_size": (),
-    "clip_qkv": (),
-    "per_layer_config": ({},),
-    "alibi": (False,),
-}
-
 
 def family_of(file: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> tuple[Family, bool] | None:
     """The family of the architecture, of which there must be one that is supported, and whether it is the text part of
@@ -96,25 +68,3 @@ def _inside(name: str, data: Mapping[str, Any]) -> Family:
     inner = data.get("text_config")
     model_type = inner.get("model_type") if isinstance(inner, dict) else None
     return next((family for family in INSIDE[name] if family.model_type == model_type), INSIDE[name][0])
-
-
-def check_neutral(file: Path, data: Mapping[str, Any], family: Family, diagnostics: Diagnostics) -> None:
-    """Keys that mean a different model are refused by name, unless their value makes no difference."""
-    for key, values in NEUTRAL.items():
-        if not family.understands(key) and not is_neutral(key, data.get(key)):
-            instead = f"must be {' or '.join(map(repr, values))}" if values else "is not supported"
-            diagnostics.problem(file, f"{key} is {shown(data[key])}, which {instead} for {family.architecture}")
-    for key in OF_OTHERS:
-        if not family.understands(key) and data.get(key) not in (None, False):
-            diagnostics.problem(
-                file, f"{key} is {shown(data[key])}: {family.architecture} has none, and engines differ on obeying it"
-            )
-
-
-def is_neutral(key: str, value: Any) -> bool:
-    """Whether a key's value makes no difference: null always, and what the table says (1 is not true)."""
-    return value is None or any(value == neutral and type(value) is type(neutral) for neutral in NEUTRAL.get(key, ()))
-
-
-# Keys that some classes have, and others do not.
-OF_OTHERS = ("sliding_window", "attention_bias", "mlp_bias", "use_bias", "attention_out_bias")

@@ -7,8 +7,8 @@ from typing import Any
 from ..config import Rope
 from ..families import Family
 from .diagnostics import shown
-from .families import is_neutral
 from .json_file import Keys, is_number
+from .neutral_keys import is_neutral
 
 # What each supported kind needs, and what it may have.
 KINDS = {

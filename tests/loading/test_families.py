@@ -449,6 +449,75 @@ def test_what_would_be_another_model_is_refused(tmp_path: Path, name: str, chang
         load_config(write_config(tmp_path, name, **changes))
 
 
+# What another class of transformers 5.24 reads by a key of this name, so that this value makes another model of it.
+OF_OTHER_CLASSES: dict[str, Any] = {
+    "attention_chunk_size": 4,
+    "attention_k_eq_v": True,
+    "attention_multiplier": 0.3,
+    "attn_logit_softcapping": 2.5,
+    "attn_temperature_tuning": True,
+    "embedding_multiplier": 2.5,
+    "final_logit_softcapping": 2.5,
+    "layer_norm_eps": 1e-3,
+    "logit_scale": 0.3,
+    "logits_scaling": 2.5,
+    "no_rope_layer_interval": 2,
+    "no_rope_layers": [0, 1, 0, 1],
+    "norm_eps": 1e-3,
+    "norm_epsilon": 1e-3,
+    "num_kv_shared_layers": 1,
+    "partial_rotary_factor": 0.25,
+    "per_layer_config": {"0": {"head_dim": 4}},
+    "position_embedding_type": "nope",
+    "query_pre_attn_scalar": 7,
+    "residual_multiplier": 2.5,
+    "rms_norm_eps": 1e-3,
+    "rope_interleave": "turned",  # the other way round than the class does
+    "rope_local_base_freq": 7.0,
+    "router_logit_softcapping": 30.0,
+    "swiglu_alpha": 2.5,
+    "swiglu_limit": 2.5,
+    "use_bidirectional_attention": True,
+    "use_sliding_window": True,
+}
+OF_OTHER_ROUTERS: dict[str, Any] = {
+    "experts_per_token": 1,
+    "n_group": 7,
+    "n_routed_experts": 12,
+    "norm_topk_prob": "turned",
+    "num_experts": 12,
+    "num_experts_per_tok": 0,
+    "num_local_experts": 12,
+    "routed_scaling_factor": 3.5,
+    "router_bias": "turned",
+    "scoring_func": "tanh",
+    "top_k_experts": 1,
+    "topk_group": 7,
+    "topk_method": "best",
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_key_of_another_class_is_read_past(tmp_path: Path, name: str) -> None:
+    """It is refused by name, or makes another model of it."""
+    config = load_config(write_config(tmp_path, name))
+    moe = config.moe
+    now = {
+        "rope_interleave": config.rope.interleaved,
+        "norm_topk_prob": moe is not None and (moe.renormalise or moe.scores == "softmax_of_chosen"),
+        "router_bias": moe is not None and moe.bias,
+    }
+    others = {key: value for key, value in OF_OTHER_CLASSES.items() if not FAMILIES[name].understands(key)}
+    for key, value in (others | (OF_OTHER_ROUTERS if moe else {})).items():
+        own = ("rms_norm_eps", FAMILIES[name].eps) if "eps" in key else ()  # without which it would have another
+        write_config(tmp_path, name, **{**dict.fromkeys(own, ...), key: not now[key] if value == "turned" else value})
+        try:
+            changed = dataclasses.replace(load_config(tmp_path), keys={}) != dataclasses.replace(config, keys={})
+        except ConfigError as error:
+            changed = key in str(error)
+        assert changed, key
+
+
 @pytest.mark.parametrize("name", ["DeepseekV4ForCausalLM", "Llama4ForCausalLM", "Qwen3NextForCausalLM"])
 def test_other_architectures_are_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_json(architectures=[name], model_type="other")))
