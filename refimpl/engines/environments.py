@@ -105,7 +105,19 @@ MISTRALRS = Recipe(
     ("requirements/mistralrs.txt",),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (VLLM, LLAMA_CPP, MISTRALRS)}
+MLX_LM = Recipe(
+    "mlx_lm",
+    "LORACLE_MLX_PYTHON",
+    "about 0.4 GB and a minute",
+    (
+        Step("MLX for a CPU", "{python} -m pip install --no-deps mlx==0.32.4 mlx-cpu==0.32.4 mlx-lm==0.32.2"),
+        Step("what it requires", "{python} -m pip install -r {here}/requirements/mlx_lm.txt"),
+        Step("does it import?", "{python} -c 'import mlx_lm'"),
+    ),
+    ("requirements/mlx_lm.txt",),
+)
+
+RECIPES = {recipe.name: recipe for recipe in (VLLM, LLAMA_CPP, MISTRALRS, MLX_LM)}
 
 
 def cache_folder() -> Path:

@@ -20,6 +20,7 @@ MODULES = {
     "vllm": ".vllm",
     "llama_cpp": ".llama_cpp",
     "mistralrs": ".mistralrs",
+    "mlx_lm": ".mlx_lm",
     "openai_http": ".openai_http",
     "tensorrt_llm": ".tensorrt_llm",
     "recorded": "..oracle.recordings.recorded",

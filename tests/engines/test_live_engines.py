@@ -1,5 +1,5 @@
-"""vLLM on a CPU, llama.cpp and mistral.rs, live: their responses for the embedded model and drawn ones, whatever was
-done before.
+"""vLLM on a CPU, llama.cpp, mistral.rs and mlx-lm, live: their responses for the embedded model and drawn ones, whatever
+was done before.
 
 They live in environments of their own, and take minutes: `loracle engines setup NAME` makes each, then
 LORACLE_LIVE=1 pytest tests/engines/test_live_engines.py -s, which prints every distance. Truth is our float64 result on
@@ -135,7 +135,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
-@pytest.fixture(params=["vllm", "llama_cpp", "mistralrs"])
+@pytest.fixture(params=["vllm", "llama_cpp", "mistralrs", "mlx_lm"])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -345,8 +345,8 @@ def test_drawn_adapters_of_every_kind_in_one_batch(
         config = replace(config, head_dim=16)
     base = build.random_model(config, 5, "float32")
     save_model(base, tmp_path / "base")
-    if name == "llama_cpp" and "sliding_window" in changes:
-        with pytest.raises(EngineError, match=r"sliding_window 16: llama.cpp's llama has none"):
+    if name in ("llama_cpp", "mlx_lm") and "sliding_window" in changes:
+        with pytest.raises(EngineError, match=r"sliding_window 16: (llama.cpp's llama|mlx-lm's mistral) has none"):
             start(name, model=tmp_path / "base")
         return
     more = build.random_adapter(config, 5, 10, 11.0, use_rslora=True, modules=("q_proj",))
