@@ -1,5 +1,5 @@
-"""vLLM on a CPU, llama.cpp, mistral.rs and mlx-lm, live: their responses for the embedded model and drawn ones, whatever
-was done before.
+"""vLLM on a CPU, llama.cpp, mistral.rs and mlx-lm, live: their responses for the embedded model and drawn ones,
+whatever was done before.
 
 They live in environments of their own, and take minutes: `loracle engines setup NAME` makes each, then
 LORACLE_LIVE=1 pytest tests/engines/test_live_engines.py -s, which prints every distance. Truth is our float64 result on
