@@ -21,7 +21,7 @@ from .cases.testbed import Testbed
 from .causes.condition import Condition, condition
 from .causes.facts import facts_of
 from .causes.find import ALIKE, TERMS, Cause, find
-from .causes.grade import Grade, grade, same_for_each_adapter
+from .causes.grade import Grade, grades, same_for_each_adapter
 from .causes.statement import CauseReport, Change, in_words
 from .causes.suspect import suspect_of
 from .engine_driver import EngineDriver
@@ -123,24 +123,25 @@ def _descriptions(failures: Failures, causes: Sequence[Cause]) -> list[Descripti
     """Hold causes against every request that failed, and as many that did not: GRADED of each."""
     if not causes:
         return []
-    grades: list[list[Grade]] = [[] for _ in causes]
+    of_causes: list[list[Grade]] = [[] for _ in causes]
     count = {"fail": 0, "pass": 0}
     earlier: list[str | None] = []  # what was asked of one engine before
     for one in failures.played:
         if all(n >= GRADED for n in count.values()):
             break
         exchanges = failures.driver.exchanges(one.case, one.settings)
-        for exchange, raw, verdict in failures.measured(one.case, exchanges, failures.testbed):
+        for exchange, raw, verdict in failures.as_they_came(one):
             if verdict not in count or count[verdict] >= GRADED:
                 continue
             count[verdict] += 1
             suspect = suspect_of(one.case, exchange, raw, failures.testbed)
             facts = facts_of(one.case, exchange, failures.testbed, earlier)
             place = (one.case.name, exchange.run, exchange.index)
-            for of_cause, cause in zip(grades, causes, strict=True):
-                of_cause.append(grade(suspect, place, facts, verdict == "fail", cause, failures.thresholds.ratio))
+            now = grades(suspect, place, facts, verdict == "fail", causes, failures.thresholds.ratio)
+            for of_cause, one_grade in zip(of_causes, now, strict=True):
+                of_cause.append(one_grade)
         earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
-    return [in_bits(cause, of_cause) for cause, of_cause in zip(causes, grades, strict=True)]
+    return [in_bits(cause, of_cause) for cause, of_cause in zip(causes, of_causes, strict=True)]
 
 
 def in_bits(cause: Cause, grades: Sequence[Grade]) -> Description:

@@ -1,6 +1,6 @@
 """The failures of a campaign, asked again: with quiet adapters, then less quiet ones, then as they came."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from .causes.quiet import quiet_testbed
 from .causes.suspect import Suspect, suspect_of
 from .engine_driver import EngineDriver
 from .noise.ensemble import Member
-from .noise.measure import Errors, measure
+from .noise.measure import Errors, errors_again, measure
 from .noise.verdict import Thresholds, judge
 from .reports.result import PlayedCase
 from .second_look import with_other_tokens
@@ -44,6 +44,15 @@ class Failures:
             if raw is not None and can_be_fitted(exchange, raw, testbed):
                 yield exchange, raw, judge(ratio, self.thresholds).verdict
 
+    def as_they_came(self, one: PlayedCase) -> Iterator[tuple[Exchange, Errors, str]]:
+        """Yield the requests of a played case that can be fitted, with their errors and their verdicts."""
+        exchanges = self.driver.exchanges(one.case, one.settings)
+        counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
+        raws = errors_again(counted, one.ratios, self.testbed)
+        for exchange, raw, verdict in zip(counted, raws, one.verdicts, strict=True):
+            if raw is not None and can_be_fitted(exchange, raw, self.testbed):
+                yield exchange, raw, verdict.verdict
+
     def asked_quietly(
         self, cases: Sequence[PlayedCase], but: frozenset[Place] = frozenset()
     ) -> Iterator[list[Suspect]]:
@@ -59,26 +68,30 @@ class Failures:
             for one in cases:
                 case = with_other_tokens(one.case, vocab, number)
                 exchanges = self.driver.run_on(quiet, case, one.settings)
-                suspects += self._suspects(quiet, case, exchanges, one.case.name, but)
+                suspects += _suspects(quiet, case, self.measured(case, exchanges, quiet), one.case.name, but)
             suspects = chosen(suspects)
             if suspects and np.median([suspect.ratio for suspect in suspects]) > LOUD:
                 yield suspects
         suspects = []
         for one in cases:
-            exchanges = self.driver.exchanges(one.case, one.settings)
-            suspects += self._suspects(self.testbed, one.case, exchanges, one.case.name, but)
+            suspects += _suspects(self.testbed, one.case, self.as_they_came(one), one.case.name, but)
         if suspects:
             yield chosen(suspects)
 
-    def _suspects(
-        self, testbed: Testbed, case: Case, exchanges: Sequence[Exchange], name: str, but: frozenset[Place]
-    ) -> list[Suspect]:
-        """Return the wrong ones of these requests. name: of the case as it came."""
-        return [
-            suspect_of(case, exchange, raw, testbed)
-            for exchange, raw, verdict in self.measured(case, exchanges, testbed)
-            if verdict == "fail" and (name, exchange.run, exchange.index) not in but
-        ]
+
+def _suspects(
+    testbed: Testbed,
+    case: Case,
+    measured: Iterable[tuple[Exchange, Errors, str]],
+    name: str,
+    but: frozenset[Place],
+) -> list[Suspect]:
+    """Return the wrong ones of these requests. name: of the case as it came."""
+    return [
+        suspect_of(case, exchange, raw, testbed)
+        for exchange, raw, verdict in measured
+        if verdict == "fail" and (name, exchange.run, exchange.index) not in but
+    ]
 
 
 def can_be_fitted(exchange: Exchange, raw: Errors, testbed: Testbed) -> bool:

@@ -1,4 +1,7 @@
-"""What a cause does, exactly: its deltas live in the float64 forward pass, and its coefficients by Gauss and Newton."""
+"""What a cause does, exactly: its deltas live in the float64 forward pass, and its coefficients by Gauss and Newton.
+
+Many causes of one request are tried in one pass: a batch of copies of it, each with changes of its own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,18 +9,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...adapter_slots import AdapterSlots
-from ...arrays import Array, Float, Precision
+from ...arrays import Array, Float, Precision, to_host
 from ...config import Module
-from ...model import logits
+from ...model import forward
 from ...ops import NUMPY, Ops
 from ...plans import LoraMapping
 from ..noise.rms import rms_shown
+from .mix_up import EXACT
 from .pursuit import Atom
 from .suspect import Suspect
 from .watch import Watch
 
 ROUNDS = 4  # of Gauss and Newton; more: no better, the logits are nearly linear in the coefficients
 STEP = 1e-3  # of a coefficient, for its derivative
+TOKENS_AT_ONCE = 512  # of all copies in one pass; larger: more memory, and little is saved
+
+Try = tuple[Sequence[Atom], Array]  # atoms, and a coefficient of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,30 +41,29 @@ class ExactFit:
         return float(self.ratios.max(initial=0.0))
 
 
-def fit(suspect: Suspect, atoms: Sequence[Atom], start: Array) -> ExactFit:
-    """Return the coefficients that leave least."""
-    coefficients = start
-    residual = remainder(suspect, atoms, coefficients)
+def fit(suspect: Suspect, atoms: Sequence[Atom], start: ExactFit) -> ExactFit:
+    """Return the coefficients that leave least, from some on that were tried."""
     weight = np.where(suspect.raw.view.shown, 1 / suspect.raw.unit[:, None], 0.0)
+    steps = STEP * np.eye(len(atoms))
+    best = start
+    moved = remainders(suspect, [(atoms, best.coefficients + step) for step in steps])
     for _ in range(ROUNDS):
-        columns = []
-        for i in range(len(atoms)):
-            moved = coefficients.copy()
-            moved[i] += STEP
-            columns.append(((residual - remainder(suspect, atoms, moved)) / STEP * weight).ravel())
-        change = np.linalg.lstsq(np.stack(columns, axis=1), (residual * weight).ravel(), rcond=None)[0]
-        better = remainder(suspect, atoms, coefficients + change)
-        if not np.square(better * weight).sum() < np.square(residual * weight).sum():
+        columns = [((best.residual - one) / STEP * weight).ravel() for one in moved]
+        change = np.linalg.lstsq(np.stack(columns, axis=1), (best.residual * weight).ravel(), rcond=None)[0]
+        coefficients = best.coefficients + change
+        better, *moved = remainders(suspect, [(atoms, coefficients), *((atoms, coefficients + one) for one in steps)])
+        if not np.square(better * weight).sum() < np.square(best.residual * weight).sum():
             break
-        coefficients, residual = coefficients + change, better
+        best = measured(suspect, coefficients, better)
         if np.abs(change).max() < 1e-6:
             break
-    return measured(suspect, coefficients, residual)
+    return best
 
 
-def at(suspect: Suspect, atoms: Sequence[Atom], coefficients: Array) -> ExactFit:
-    """Return what these very coefficients leave."""
-    return measured(suspect, coefficients, remainder(suspect, atoms, coefficients))
+def at(suspect: Suspect, tries: Sequence[Try]) -> list[ExactFit]:
+    """Return what these very coefficients leave, of each of several causes."""
+    left = remainders(suspect, tries)
+    return [measured(suspect, one[1], residual) for one, residual in zip(tries, left, strict=True)]
 
 
 def measured(suspect: Suspect, coefficients: Array, residual: Float[Array, "rows vocab"]) -> ExactFit:
@@ -65,34 +71,43 @@ def measured(suspect: Suspect, coefficients: Array, residual: Float[Array, "rows
     return ExactFit(coefficients, residual, rms_shown(residual, suspect.raw.view.shown) / suspect.raw.unit)
 
 
-def remainder(suspect: Suspect, atoms: Sequence[Atom], coefficients: Array) -> Float[Array, "rows vocab"]:
-    """Return the engine's error less what these atoms do, exactly."""
-    ops = with_atoms(suspect, atoms, coefficients)
-    rows = logits(suspect.testbed.exact, [suspect.request], ops)[0][suspect.raw.rows]
-    return suspect.raw.error - (suspect.raw.view.of(rows) - suspect.raw.exact)
+def remainders(suspect: Suspect, tries: Sequence[Try]) -> list[Float[Array, "rows vocab"]]:
+    """Return the engine's error less what these atoms do, exactly, for each of the tries."""
+    tokens, model, raw = len(suspect.request.prompt_ids), suspect.testbed.exact, suspect.raw
+    at_once = max(1, TOKENS_AT_ONCE // tokens)
+    left = []
+    for start in range(0, len(tries), at_once):
+        some = tries[start : start + at_once]
+        batch, cache, adapters = suspect.copies(len(some))
+        rows = to_host(forward(model, batch, cache, adapters.slots, with_atoms(suspect, some), model.precision(EXACT)))
+        for copy in rows.reshape(len(some), tokens, -1)[:, :, : raw.vocab]:
+            left.append(raw.error - (raw.view.of(copy[raw.rows]) - raw.exact))
+    return left
 
 
-def with_atoms(suspect: Suspect, atoms: Sequence[Atom], coefficients: Array) -> Ops:
-    """Return the backend in which these atoms are added to what the adapters add. For this request alone in a batch."""
-    modules = suspect.testbed.exact.config.modules()
-    terms = []
-    for atom, coefficient in zip(atoms, coefficients, strict=True):
-        if atom.source not in suspect.sources:
-            continue
-        where = next(region for region in suspect.module_regions if region.words == atom.modules).members
-        rows = next(region for region in suspect.token_regions if region.words == atom.tokens).members
-        members = {module for module, chosen in zip(modules, where, strict=True) if chosen}
-        terms.append((suspect.sources[atom.source], members, rows, float(coefficient)))
+def with_atoms(suspect: Suspect, tries: Sequence[Try]) -> Ops:
+    """Return the backend in which these atoms are added to what the adapters add. For a batch of one copy of the
+    request for each of the tries."""
+    tokens = len(suspect.request.prompt_ids)
+    terms = []  # which rows of the batch, its source, at which modules, for which of the tokens, how much
+    for i, (atoms, coefficients) in enumerate(tries):
+        copy = slice(i * tokens, (i + 1) * tokens)
+        for atom, coefficient in zip(atoms, coefficients, strict=True):
+            if coefficient and atom.source in suspect.sources:
+                members, rows = suspect.members(atom.modules), suspect.rows(atom.tokens)
+                terms.append((copy, suspect.sources[atom.source], members, rows, float(coefficient)))
 
     def lora_delta(
         y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision
     ) -> None:
         watched.lora_delta(y, x, module, adapters, mapping, p)
-        for source, members, rows, coefficient in terms:
-            delta = source.delta(suspect.point(module, x, watch)) if module in members else None
+        for copy, source, members, rows, coefficient in terms:
+            if module not in members:
+                continue
+            delta = source.delta(suspect.point(module, x[copy], watch, copy))
             if delta is not None:
-                y[rows, : delta.shape[1]] += coefficient * delta[rows]
+                y[copy][rows, : delta.shape[1]] += coefficient * delta[rows]
 
-    watch = Watch(len(suspect.request.prompt_ids))
+    watch = Watch(tokens * len(tries))
     watched = watch.over(NUMPY)
     return replace(watched, lora_delta=lora_delta)

@@ -102,7 +102,10 @@ def find(suspects: Sequence[Suspect], limit: float, start: Cause | None = None) 
     """Return causes of some of these requests, those of most of them first. limit: the ratio from which on a row is no
     noise. start: what explains other requests already, to which more is added."""
     raw_errors = [suspect.adjoint.along(suspect.raw.error) for suspect in suspects]
-    best = None if start is None else _tried(suspects, start.atoms, start.costs, limit, start.common)
+    best = None
+    if start is not None:
+        (first,) = _at_once(suspects, [start.atoms])
+        best = _tried(suspects, start.atoms, start.costs, limit, first, start.common)
     causes: list[Cause] = []
     before = float("inf")
     for _ in range(TERMS - (0 if best is None else len(best.atoms))):
@@ -137,14 +140,25 @@ def _with_one_more(
     atoms, costs, given = ((), (), ()) if cause is None else (cause.atoms, cause.costs, cause.given)
     tried: list[Cause] = []
     near_enough = float("inf")
-    for ranked in nearest(suspects, errors, atoms):
+    near = nearest(suspects, errors, atoms)
+    firsts = _at_once(suspects, [(*atoms, ranked.atom) for ranked in near])
+    for ranked, first in zip(near, firsts, strict=True):
         if ranked.variance > near_enough:
             continue
-        one = _tried(suspects, (*atoms, ranked.atom), (*costs, ranked.cost), limit, given)
+        one = _tried(suspects, (*atoms, ranked.atom), (*costs, ranked.cost), limit, first, given)
         tried.append(one)
         if all(one.explained) and not one.crooked:  # nothing is better; but some may be as good
             near_enough = min(near_enough, ranked.variance + AS_NEAR * len(suspects))
     return sorted(tried, key=_score)
+
+
+def _at_once(suspects: Sequence[Suspect], causes: Sequence[tuple[Atom, ...]]) -> list[tuple[ExactFit, ...]]:
+    """Return each cause in each request, at the coefficients that the linear picture sees: of one request all in one
+    pass."""
+    if not causes:
+        return []
+    of_suspects = [at(suspect, [(atoms, _linear(suspect, atoms)) for atoms in causes]) for suspect in suspects]
+    return list(zip(*of_suspects, strict=True))
 
 
 def _tried(
@@ -152,15 +166,14 @@ def _tried(
     atoms: tuple[Atom, ...],
     costs: tuple[float, ...],
     limit: float,
+    firsts: Sequence[ExactFit],
     given: tuple[float | None, ...] = (),
 ) -> Cause:
-    """Fit the atoms in every request, from where the linear picture sees them; where that is far off, look once."""
+    """Fit the atoms in every request, from where they were tried first; where that is far off, leave it there."""
     fits = []
-    for suspect in suspects:
-        start = _linear(suspect, atoms)
-        first = at(suspect, atoms, start)
+    for suspect, first in zip(suspects, firsts, strict=True):
         hopeless = first.worst > HOPELESS * max(limit, 1e-3 * suspect.ratio) and first.worst > suspect.ratio / 4
-        fits.append(first if hopeless or first.worst < limit / 2 else fit(suspect, atoms, start))
+        fits.append(first if hopeless or first.worst < limit / 2 else fit(suspect, atoms, first))
     sources = tuple(_source(suspects, atom) for atom in atoms)
     return Cause(atoms, sources, costs, tuple(fits), tuple(one.worst < limit for one in fits), given)
 

@@ -5,7 +5,7 @@ by two. What passed has none of them; whether one would have shown there says fo
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,46 +35,70 @@ class Grade:
     visible: tuple[bool, ...]  # which of them would show in it
 
 
-def grade(
-    suspect: Suspect, place: tuple[str, int, int], facts: dict[Fact, bool], failed: bool, cause: Cause, limit: float
+def grades(
+    suspect: Suspect,
+    place: tuple[str, int, int],
+    facts: dict[Fact, bool],
+    failed: bool,
+    causes: Sequence[Cause],
+    limit: float,
+) -> list[Grade]:
+    """Hold causes against one request, all in one pass. limit: the ratio from which on a row is no noise."""
+    starts = [np.array([1.0 if value is None else value for value in cause.common]) for cause in causes]
+    wanted = [_subsets(len(start)) if failed else np.eye(len(start)) for start in starts]
+    tries = [
+        (cause.atoms, start * chosen)
+        for cause, start, subsets in zip(causes, starts, wanted, strict=True)
+        for chosen in subsets
+    ]
+    fits = iter(at(suspect, tries))
+    return [
+        _grade(suspect, place, facts, failed, cause, [next(fits) for _ in subsets], limit)
+        for cause, subsets in zip(causes, wanted, strict=True)
+    ]
+
+
+def _grade(
+    suspect: Suspect,
+    place: tuple[str, int, int],
+    facts: dict[Fact, bool],
+    failed: bool,
+    cause: Cause,
+    fits: Sequence[ExactFit],
+    limit: float,
 ) -> Grade:
-    """Hold one cause against one request. limit: the ratio from which on a row is no noise."""
-    start = np.array([1.0 if value is None else value for value in cause.common])
-    visible = tuple(_effect(suspect, cause, start * one) > VISIBLE * limit for one in np.eye(len(start)))
+    """fits: of each change alone; of a request that failed those of several together as well, of all last."""
+    count = len(cause.atoms)
+    visible = tuple(_effect(suspect, one) > VISIBLE * limit for one in fits[:count])
     if not failed or not any(visible):
-        nothing, none = np.zeros(len(start)), (False,) * len(start)
+        nothing, none = np.zeros(count), (False,) * count
         return Grade(place, suspect.key, failed, facts, suspect.ratio, suspect.ratio, False, nothing, none, visible)
-    best = _best(suspect, cause, start, limit)
+    best = _best(suspect, cause, fits, limit)
     present = tuple(bool(abs(value) > ABSENT) for value in best.coefficients)
-    explained = best.worst < limit and worst_ratio(best.residual - suspect.raw.error, suspect.raw) > VISIBLE * limit
+    explained = best.worst < limit and _effect(suspect, best) > VISIBLE * limit
     return Grade(
         place, suspect.key, failed, facts, suspect.ratio, best.worst, explained, best.coefficients, present, visible
     )
 
 
-def _best(suspect: Suspect, cause: Cause, start: Array, limit: float) -> ExactFit:
+def _best(suspect: Suspect, cause: Cause, fits: Sequence[ExactFit], limit: float) -> ExactFit:
     """Return the changes, all of them or a part, that leave noise; else what they leave together."""
-    first: ExactFit | None = None
-    for chosen in _subsets(len(start)):
-        tried = at(suspect, cause.atoms, start * chosen)
+    for tried in (fits[-1], *fits[:-1]):
         if tried.worst < limit:
             return tried
-        first = first or tried
-    assert first is not None
-    return fit(suspect, cause.atoms, start) if any(value is None for value in cause.common) else first
+    return fit(suspect, cause.atoms, fits[-1]) if any(value is None for value in cause.common) else fits[-1]
 
 
-def _subsets(count: int) -> Iterator[Array]:
-    """Yield which of some changes are there: all, then each alone, then two of three."""
-    yield np.ones(count)
-    for size in range(1, count):
-        for members in itertools.combinations(range(count), size):
-            yield np.isin(np.arange(count), members).astype(float)
+def _subsets(count: int) -> Float[Array, "subsets count"]:
+    """Return which of some changes are there: each alone, then two of three, then all."""
+    sizes = range(1, count + 1)
+    chosen = [members for size in sizes for members in itertools.combinations(range(count), size)]
+    return np.array([np.isin(np.arange(count), members) for members in chosen], float)
 
 
-def _effect(suspect: Suspect, cause: Cause, coefficients: Array) -> float:
-    """Return how far these changes move the worst row of a request, in noise units."""
-    return worst_ratio(at(suspect, cause.atoms, coefficients).residual - suspect.raw.error, suspect.raw)
+def _effect(suspect: Suspect, one: ExactFit) -> float:
+    """Return how far changes move the worst row of a request, in noise units."""
+    return worst_ratio(one.residual - suspect.raw.error, suspect.raw)
 
 
 def same_for_each_adapter(cause: Cause, grades: Sequence[Grade], alike: float) -> bool:

@@ -1,15 +1,20 @@
 """A request that went wrong, with all that its causes are looked for in."""
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 
 import numpy as np
 
+from ...adapter_cache import AdapterCache
 from ...adapter_slots import LoraWeights
 from ...arrays import Array, Float
 from ...config import Module
+from ...kv_cache import KVCache
+from ...model import whole_prompts
 from ...ops import NUMPY, Ops
+from ...plans import Batch
 from ...request import Request
 from ..bugs import mutants_for
 from ..bugs.registry import all_bugs
@@ -48,6 +53,7 @@ class Suspect:
     testbed: Testbed
     others: Mapping[str, str | None]  # adapters by what they are to this request: "the request before", ...; None: base
     offset: int = 0  # tokens of prompts that stand before its own in its batch
+    _batches: dict[int, tuple[Batch, KVCache, AdapterCache]] = field(default_factory=dict, repr=False)
 
     @property
     def key(self) -> str | None:
@@ -86,9 +92,28 @@ class Suspect:
         limits = np.full(n, n)
         return {rope: NUMPY.rope_table(rope, config.head_dim, positions, limits, EXACT) for rope in config.ropes}
 
-    def point(self, module: Module, x: Array, watch: Watch) -> Point:
-        """A module with its input, in a pass that is watched."""
-        saved = saved_layers(self.testbed)
+    def copies(self, count: int) -> tuple[Batch, KVCache, AdapterCache]:
+        """A batch of so many copies of it, each of them a prompt, with a cache and slots of its own."""
+        if count not in self._batches:
+            model = self.testbed.exact
+            copies = [self.request] * count
+            self._batches[count] = whole_prompts(model, copies, NUMPY, model.precision(EXACT), every_row=True)
+        return self._batches[count]
+
+    def members(self, modules: str) -> frozenset[Module]:
+        """The modules of a region, by its words."""
+        chosen = next(region for region in self.module_regions if region.words == modules).members
+        return frozenset(itertools.compress(self.testbed.exact.config.modules(), chosen))
+
+    def rows(self, tokens: str) -> Array:
+        """Which of its tokens are in a region, by its words."""
+        return next(region for region in self.token_regions if region.words == tokens).members
+
+    def point(self, module: Module, x: Array, watch: Watch, rows: slice = slice(None)) -> Point:
+        """A module with its input, in a pass that is watched. rows: those of the batch that x is."""
+        saved, inputs = saved_layers(self.testbed), watch.layers[module[0]]
+        if rows != slice(None):
+            inputs = {name: given[rows] for name, given in inputs.items()}
         return Point(
             module,
             x,
@@ -96,7 +121,7 @@ class Suspect:
             bound_weights(self.testbed),
             saved,
             self.turns,
-            watch.layers[module[0]],
+            inputs,
         )
 
     @cached_property

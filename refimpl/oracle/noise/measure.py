@@ -129,6 +129,26 @@ def measure(
     return measured, raws
 
 
+def errors_again(exchanges: Sequence[Exchange], ratios: Sequence[ErrorRatios], testbed: Testbed) -> list[Errors | None]:
+    """Return the errors of exchanges that were measured: their noise is known, so that only the truth is computed.
+
+    exchanges: those that count. None for what cannot be read, and for text alone. They hold no honest errors."""
+    readable = [i for i, (exchange, one) in enumerate(zip(exchanges, ratios, strict=True)) if _has_rows(exchange, one)]
+    exact = cases.truth([exchanges[i] for i in readable], testbed) if readable else []
+    again: list[Errors | None] = [None] * len(exchanges)
+    for i, true in zip(readable, exact, strict=True):
+        response = exchanges[i].response
+        rows = slice(response.first_position, response.first_position + rows_of(response))
+        v = view(response, true[rows])
+        shown = v.of(true[rows])
+        again[i] = Errors(v, rows, shown, true[rows], v.values - shown, np.zeros((0, *shown.shape)), ratios[i].unit)
+    return again
+
+
+def _has_rows(exchange: Exchange, ratios: ErrorRatios) -> bool:
+    return not ratios.problem and 0 < rows_of(exchange.response) == len(ratios.unit)
+
+
 def malformed(exchange: Exchange, testbed: Testbed) -> str:
     """Return what is wrong with a response before any number is compared; "" if nothing is."""
     response, vocab = exchange.response, cases.vocab_size_of(exchange.adapters, testbed)
