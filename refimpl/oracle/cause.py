@@ -9,6 +9,7 @@ the failed requests, or a single one of several, or leaves more than noise.
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +23,7 @@ from .causes.condition import Condition, condition
 from .causes.facts import facts_of
 from .causes.find import ALIKE, TERMS, Cause, find
 from .causes.grade import Grade, grades, same_for_each_adapter
+from .causes.sources import CHOICE, WHICHEVER
 from .causes.statement import CauseReport, Change, in_words
 from .causes.suspect import suspect_of
 from .engine_driver import EngineDriver
@@ -36,6 +38,7 @@ SHARE = 0.5  # of the failed requests that a cause must explain; less: it may be
 EXCEPTIONS = 0.2  # of the explained requests that a condition may have; more: it is a coincidence more often
 UNEXPLAINED = 10.0  # bits of a failure that is left over; larger: more changes are taken in to explain a few more
 DECISIVE = 10.0  # times the limit: an error of that size comes down to noise by no coincidence
+RIVALS = 2  # conditions beside the best one that are said; more: which it is, is not known
 TIE = 1.0  # bits; causes that differ by less are not told apart
 
 
@@ -152,7 +155,8 @@ def in_bits(cause: Cause, grades: Sequence[Grade]) -> Description:
         absent = [one.facts for one in grades if _is_absent(one, i)]
         conditions.append(condition(having, absent))
     missed = sum(one.failed and not one.explained for one in grades)
-    bits = sum(cause.costs) + UNEXPLAINED * missed + sum(one.bits for one in conditions)
+    chosen = CHOICE * sum(one.explained for one in grades) if cause.chooses else 0.0
+    bits = sum(cause.costs) + UNEXPLAINED * missed + sum(one.bits for one in conditions) + chosen
     return Description(cause, tuple(grades), tuple(conditions), bits)
 
 
@@ -175,6 +179,8 @@ def is_cause(description: Description, limit: float) -> bool:
     if not same_for_each_adapter(description.cause, explained, ALIKE):
         return False
     large = np.median([one.error for one in explained]) > DECISIVE * limit
+    if description.cause.chooses and not large:  # one of many leaves little by chance more often than one does
+        return False
     plain = large and len(explained) >= min(3, len(failed)) and all(one is not None for one in description.cause.common)
     return bool(plain) or all(_holds(rule, i, explained) for i, rule in enumerate(description.conditions))
 
@@ -217,8 +223,12 @@ def _change(i: int, description: Description, testbed: Testbed) -> Change:
     # A rule with many exceptions is none; then it is only said how often the change is there.
     absent = sum(_is_absent(one, i) for one in description.grades)
     often = f"in {len(having)} of {len(having) + absent} requests that would show it"
+    is_clear = _holds(rule, i, description.explained) and len(rule.rivals) <= RIVALS
+    or_else = "".join(f" (or {rival.words})" for rival in rule.rivals)
+    chosen = Counter(one.sources[i].removeprefix(atom.source.removesuffix(WHICHEVER)) for one in having)
+    whose = ", ".join(f"{name} in {count}" for name, count in chosen.most_common()) if source.members else ""
     return Change(
-        in_words(source.words, source.kind, coefficient, pairs),
+        in_words(source.words, source.kind, coefficient, pairs) + (f" (of {whose} requests)" if whose else ""),
         atom.source,
         atom.modules,
         atom.tokens,
@@ -226,7 +236,7 @@ def _change(i: int, description: Description, testbed: Testbed) -> Change:
         pairs,
         "" if named is None else named.name,
         () if named is None else named.links,
-        rule.words if _holds(rule, i, description.explained) else often,
+        rule.words + or_else if is_clear else often,
     )
 
 

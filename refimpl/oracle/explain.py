@@ -50,8 +50,10 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
     search_bugs = readable and context.settings.name_bug
     cause, broken_off = _cause(context, played) if search_bugs else (None, [])
     first = small or with_rows[0] if search_bugs else None
-    candidates = [] if first is None else _candidates(context, first, with_rows, divergence)
+    candidates = [] if first is None else _candidates(context, first, with_rows, divergence, cause)
     findings = _findings(context, with_rows, candidates, played)
+    if cause is not None:  # a bug that is not it says nothing beside what is
+        findings = [one for one in findings if one.explains]
     return Explanation(
         findings,
         symptoms,
@@ -116,9 +118,14 @@ def _picture(context: Context, samples: Sequence[Sample], findings: Sequence[Fin
 
 
 def _candidates(
-    context: Context, first: Sample, samples: Sequence[Sample], divergence: Location | None
+    context: Context,
+    first: Sample,
+    samples: Sequence[Sample],
+    divergence: Location | None,
+    cause: CauseReport | None,
 ) -> list[Candidate]:
-    """Return every bug beside the smallest failure; those that come nearest, beside all of the samples."""
+    """Return every bug beside the smallest failure; those that come nearest, beside all of the samples. Where the
+    cause is known it is only asked whether it has a name."""
 
     def applicable(mutant: Mutant) -> bool:
         return is_applicable(mutant, context.testbed, first.case, first.settings)
@@ -127,7 +134,7 @@ def _candidates(
         return _beside(context, some, names)
 
     location = None if divergence is None else (divergence.layer, divergence.module)
-    return search(Search(context.testbed, beside, applicable, first, samples, location))
+    return search(Search(context.testbed, beside, applicable, first, samples, location, cause is not None))
 
 
 def _beside(context: Context, samples: Sequence[Sample], names: Sequence[str]) -> list[Candidate]:

@@ -6,7 +6,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 EXCEPTION = 7.0  # bits; larger: rules become longer before they leave a request out
+NEAR = 1.5  # bits; a rule with as few exceptions that costs so little more is a rival of it
 WIDTH = 40  # of the beam of features that are tried in pairs; larger: slower
 
 
@@ -25,6 +28,7 @@ class Condition:
     facts: tuple[Fact, ...]
     wrong: int
     of: int
+    rivals: tuple["Condition", ...] = ()  # rules that these requests cannot tell from it
 
     @property
     def bits(self) -> float:
@@ -53,5 +57,9 @@ def condition(positive: Sequence[dict[Fact, bool]], negative: Sequence[dict[Fact
         return Condition((), 0, total)
     singles = sorted(((fact,) for fact in facts), key=bits)
     pairs = itertools.combinations([rule[0] for rule in singles[:WIDTH]], 2)
-    best = min((), *singles[:1], *pairs, key=bits)
-    return Condition(best, errors(best), total)
+    rules: list[tuple[Fact, ...]] = [(), *singles, *pairs]
+    in_bits = [bits(rule) for rule in rules]
+    best = rules[int(np.argmin(in_bits))]
+    rivals = [rule for rule, n in zip(rules, in_bits, strict=True) if rule != best and n <= min(in_bits) + NEAR]
+    apart = [rule for rule in rivals if best and not set(best) < set(rule)]
+    return Condition(best, errors(best), total, tuple(Condition(rule, errors(rule), total) for rule in apart))

@@ -9,6 +9,7 @@ bugs may meet in one request, or each have requests of its own, where the other'
 than noise is no cause.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,9 +17,9 @@ from functools import cached_property
 import numpy as np
 
 from ...arrays import Array, Float
-from .exact import ExactFit, at, fit
+from .exact import ExactFit, Try, at, fit
 from .mix_up import Source
-from .pursuit import BIT, Atom, nearest, vector
+from .pursuit import BIT, Atom, nearest, resolved, vector
 from .suspect import Suspect
 
 TERMS = 3  # of one cause; more: anything can be explained by enough of them
@@ -59,6 +60,11 @@ class Cause:
         """Each atom's coefficient, if all explained requests that have the change have the same; else None."""
         columns = list(zip(self.coefficients.T, self.kinds, strict=True))[len(self.given) :]
         return (*self.given, *(common_value(column, kind) for column, kind in columns))
+
+    @property
+    def chooses(self) -> bool:
+        """Is one of its sources another one in each request?"""
+        return any(source.members for source in self.sources)
 
     @property
     def crooked(self) -> float:
@@ -124,7 +130,22 @@ def find(suspects: Sequence[Suspect], limit: float, start: Cause | None = None) 
         if not any(best.explained) and not residual * FEWER < before:
             break
         before = residual
-    return sorted((cause for cause in causes if cause.may_be_said), key=_score)[:CANDIDATES]
+    said = [cause for cause in causes if cause.may_be_said and not any(_undoes(one, cause) for one in suspects)]
+    return sorted(said, key=_score)[:CANDIDATES]
+
+
+def _undoes(suspect: Suspect, cause: Cause) -> bool:
+    """Does one change of a cause take back another where both are? Then neither is what the engine does: the region of
+    the first is another one, that has no words here."""
+    for i, j in itertools.combinations(range(len(cause.atoms)), 2):
+        one, other = cause.atoms[i], cause.atoms[j]
+        values = [cause.common[k] for k in (i, j)]
+        if one.source != other.source or None in values or abs(sum(value or 0.0 for value in values)) > ALIKE:
+            continue
+        at_both = suspect.members(one.modules) & suspect.members(other.modules)
+        if at_both and (suspect.rows(one.tokens) & suspect.rows(other.tokens)).any():
+            return True
+    return False
 
 
 def _remaining(suspects: Sequence[Suspect], cause: Cause | None) -> list[Float[Array, " K"]]:
@@ -157,7 +178,7 @@ def _at_once(suspects: Sequence[Suspect], causes: Sequence[tuple[Atom, ...]]) ->
     pass."""
     if not causes:
         return []
-    of_suspects = [at(suspect, [(atoms, _linear(suspect, atoms)) for atoms in causes]) for suspect in suspects]
+    of_suspects = [at(suspect, [_linear(suspect, atoms) for atoms in causes]) for suspect in suspects]
     return list(zip(*of_suspects, strict=True))
 
 
@@ -173,15 +194,18 @@ def _tried(
     fits = []
     for suspect, first in zip(suspects, firsts, strict=True):
         hopeless = first.worst > HOPELESS * max(limit, 1e-3 * suspect.ratio) and first.worst > suspect.ratio / 4
-        fits.append(first if hopeless or first.worst < limit / 2 else fit(suspect, atoms, first))
+        fits.append(first if hopeless or first.worst < limit / 2 else fit(suspect, _linear(suspect, atoms)[0], first))
     sources = tuple(_source(suspects, atom) for atom in atoms)
     return Cause(atoms, sources, costs, tuple(fits), tuple(one.worst < limit for one in fits), given)
 
 
-def _linear(suspect: Suspect, atoms: Sequence[Atom]) -> Float[Array, " atoms"]:
-    """Return the coefficients that the linear picture gives these atoms in one request."""
-    columns = np.stack([vector(suspect, atom) for atom in atoms], axis=1)
-    return np.linalg.lstsq(columns, suspect.adjoint.along(suspect.raw.error), rcond=None)[0]
+def _linear(suspect: Suspect, atoms: Sequence[Atom]) -> Try:
+    """Return these atoms, none of them a choice, and the coefficients that the linear picture gives them in one
+    request."""
+    error = suspect.adjoint.along(suspect.raw.error)
+    here = resolved(suspect, atoms, error)
+    columns = np.stack([vector(suspect, atom) for atom in here], axis=1)
+    return here, np.linalg.lstsq(columns, error, rcond=None)[0]
 
 
 def _score(cause: Cause) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from ...arrays import Array, Float
 from .condition import Fact
 from .exact import ExactFit, at, fit
 from .find import ABSENT, Cause
+from .pursuit import Atom, options_of
 from .suspect import Suspect, worst_ratio
 
 VISIBLE = 3.0  # times the limit: a change that does less to a request is not looked for there
@@ -33,6 +34,7 @@ class Grade:
     coefficients: Float[Array, " atoms"]
     present: tuple[bool, ...]  # which of its changes the request has
     visible: tuple[bool, ...]  # which of them would show in it
+    sources: tuple[str, ...] = ()  # of its changes, with what stands in place of a choice
 
 
 def grades(
@@ -45,17 +47,20 @@ def grades(
 ) -> list[Grade]:
     """Hold causes against one request, all in one pass. limit: the ratio from which on a row is no noise."""
     starts = [np.array([1.0 if value is None else value for value in cause.common]) for cause in causes]
-    wanted = [_subsets(len(start)) if failed else np.eye(len(start)) for start in starts]
+    subsets = [_subsets(len(start)) if failed else np.eye(len(start)) for start in starts]
+    options = [options_of(suspect, cause.atoms) for cause in causes]
     tries = [
-        (cause.atoms, start * chosen)
-        for cause, start, subsets in zip(causes, starts, wanted, strict=True)
-        for chosen in subsets
+        (atoms, start * chosen)
+        for start, some, of_cause in zip(starts, subsets, options, strict=True)
+        for atoms in of_cause
+        for chosen in some
     ]
     fits = iter(at(suspect, tries))
-    return [
-        _grade(suspect, place, facts, failed, cause, [next(fits) for _ in subsets], limit)
-        for cause, subsets in zip(causes, wanted, strict=True)
-    ]
+    graded = []
+    for cause, some, of_cause in zip(causes, subsets, options, strict=True):
+        tried = [(atoms, [next(fits) for _ in some]) for atoms in of_cause]
+        graded.append(_grade(suspect, place, facts, failed, cause, tried, limit))
+    return graded
 
 
 def _grade(
@@ -64,29 +69,45 @@ def _grade(
     facts: dict[Fact, bool],
     failed: bool,
     cause: Cause,
-    fits: Sequence[ExactFit],
+    tried: Sequence[tuple[tuple[Atom, ...], Sequence[ExactFit]]],
     limit: float,
 ) -> Grade:
-    """fits: of each change alone; of a request that failed those of several together as well, of all last."""
+    """tried: the atoms, with each source that may be there in place of a choice, and fits: of each change alone; of a
+    request that failed those of several together as well, of all last. What is chosen would show if each would."""
     count = len(cause.atoms)
-    visible = tuple(_effect(suspect, one) > VISIBLE * limit for one in fits[:count])
-    if not failed or not any(visible):
+    visible = tuple(all(_effect(suspect, fits[i]) > VISIBLE * limit for _, fits in tried) for i in range(count))
+    if not failed or not any(_effect(suspect, one) > VISIBLE * limit for _, fits in tried for one in fits[:count]):
         nothing, none = np.zeros(count), (False,) * count
         return Grade(place, suspect.key, failed, facts, suspect.ratio, suspect.ratio, False, nothing, none, visible)
-    best = _best(suspect, cause, fits, limit)
+    best, atoms = min(((_best(suspect, atoms, cause, fits, limit), atoms) for atoms, fits in tried), key=_worst)
     present = tuple(bool(abs(value) > ABSENT) for value in best.coefficients)
     explained = best.worst < limit and _effect(suspect, best) > VISIBLE * limit
+    names = tuple(atom.source for atom in atoms)
     return Grade(
-        place, suspect.key, failed, facts, suspect.ratio, best.worst, explained, best.coefficients, present, visible
+        place,
+        suspect.key,
+        failed,
+        facts,
+        suspect.ratio,
+        best.worst,
+        explained,
+        best.coefficients,
+        present,
+        visible,
+        names,
     )
 
 
-def _best(suspect: Suspect, cause: Cause, fits: Sequence[ExactFit], limit: float) -> ExactFit:
+def _worst(graded: tuple[ExactFit, tuple[Atom, ...]]) -> float:
+    return graded[0].worst
+
+
+def _best(suspect: Suspect, atoms: Sequence[Atom], cause: Cause, fits: Sequence[ExactFit], limit: float) -> ExactFit:
     """Return the changes, all of them or a part, that leave noise; else what they leave together."""
     for tried in (fits[-1], *fits[:-1]):
         if tried.worst < limit:
             return tried
-    return fit(suspect, cause.atoms, fits[-1]) if any(value is None for value in cause.common) else fits[-1]
+    return fit(suspect, atoms, fits[-1]) if any(value is None for value in cause.common) else fits[-1]
 
 
 def _subsets(count: int) -> Float[Array, "subsets count"]:

@@ -61,6 +61,7 @@ class Source:
     delta: Delta
     kind: str = "part"  # own, part (of own), instead, added
     cost: float = 1.0  # bits, about: plain sources come before crooked ones where both explain
+    members: tuple[str, ...] = ()  # keys: it is one of these in each request, whichever leaves least
 
 
 def product(x: Array, A: Array, B: Array, scale: float, bias: Array | None = None) -> Float[Array, "tokens d_out"]:

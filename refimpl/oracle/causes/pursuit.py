@@ -6,7 +6,7 @@ on the adapter is seen by theirs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,7 +40,9 @@ def nearest(
 ) -> list[Ranked]:
     """Return the atoms that leave least of these errors beside those that are chosen, best first: the logarithm of the
     variance that is left is added up over the requests, and what is simple comes before what is crooked."""
-    keys = list(dict.fromkeys(key for suspect in suspects for key in suspect.effects))
+    keys = list(dict.fromkeys(key for suspect in suspects for key in (*suspect.effects, *suspect.choices)))
+    if any(is_choice(suspect, atom) for suspect in suspects for atom in chosen):  # one of them is enough
+        keys = [key for key in keys if not any(key in suspect.choices for suspect in suspects)]
     residuals = np.stack(
         [_residuals(suspect, error, keys, chosen) for suspect, error in zip(suspects, errors, strict=True)]
     )
@@ -62,6 +64,34 @@ def nearest(
     return ranked
 
 
+def is_choice(suspect: Suspect, atom: Atom) -> bool:
+    """Is its source another one in each request?"""
+    return atom.source in suspect.sources and bool(suspect.sources[atom.source].members)
+
+
+def resolved(suspect: Suspect, atoms: Sequence[Atom], error: Float[Array, " K"]) -> tuple[Atom, ...]:
+    """Return the atoms with that source in place of a choice which leaves least of the error beside the others."""
+    at = next((i for i, atom in enumerate(atoms) if is_choice(suspect, atom)), None)
+    if at is None:
+        return tuple(atoms)
+    options = options_of(suspect, atoms)
+
+    def left(option: Sequence[Atom]) -> float:
+        basis = _orthonormal([vector(suspect, atom) for atom in option], len(error))
+        return float(np.square(error - basis.T @ (basis @ error)).sum())
+
+    return min(options, key=left)
+
+
+def options_of(suspect: Suspect, atoms: Sequence[Atom]) -> list[tuple[Atom, ...]]:
+    """Return the atoms with each source that may stand in place of a choice; if there is none of them, as they are."""
+    at = next((i for i, atom in enumerate(atoms) if is_choice(suspect, atom)), None)
+    if at is None:
+        return [tuple(atoms)]
+    members = suspect.sources[atoms[at].source].members
+    return [(*atoms[:at], replace(atoms[at], source=member), *atoms[at + 1 :]) for member in members]
+
+
 def vector(suspect: Suspect, atom: Atom) -> Float[Array, " K"]:
     """Return what an atom with c = 1 does to a request along each direction: zeros where it does nothing."""
     effects = suspect.effects.get(atom.source)
@@ -79,7 +109,7 @@ def _residuals(
     modules = np.array([region.members for region in suspect.module_regions], float)
     tokens = np.array([region.members for region in suspect.token_regions], float)
     tokens, of_region = np.unique(tokens, axis=0, return_inverse=True)  # in a short request many are the same
-    basis = _orthonormal([vector(suspect, atom) for atom in chosen], len(error))
+    basis = _orthonormal([vector(suspect, atom) for atom in resolved(suspect, chosen, error)], len(error))
     residual = error - basis.T @ (basis @ error)
     variance = float(residual @ residual)
     variances = np.full((len(keys), len(modules), len(tokens)), variance)
@@ -93,6 +123,10 @@ def _residuals(
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = np.where(beside > 1e-9 * np.maximum(lengths, 1e-30), (atoms @ residual) ** 2 / beside, 0.0)
         variances[i] = variance - gain
+    number = {key: i for i, key in enumerate(keys)}
+    for key, members in suspect.choices.items():
+        if key in number:
+            variances[number[key]] = np.min([variances[number[one]] for one in members], axis=0)
     return variances[:, :, of_region.reshape(-1)] / len(error)
 
 

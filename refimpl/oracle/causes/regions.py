@@ -11,6 +11,7 @@ from ...config import EMBED, LM_HEAD, ModelConfig, Module, short_name
 COLUMN_PARALLEL = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "qkv_proj", "gate_up_proj", "input_linear")
 BLOCKS = (4, 8, 16, 32)  # tokens that kernels and caches take together
 IN_BATCH = (8, 16, 32, 48, 64, 128)  # tokens of a batch after which a buffer may end
+STEPS = (2, 3, 4, 5, 6, 8)  # requests that a step has
 BOUNDARIES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65)  # of tokens
 
 
@@ -75,9 +76,9 @@ def module_regions(config: ModelConfig) -> list[Region]:
     return _distinct(regions)
 
 
-def token_regions(tokens: int, prompt: int, offset: int = 0) -> list[Region]:
+def token_regions(tokens: int, prompt: int, offset: int = 0, beside: Sequence[int] = ()) -> list[Region]:
     """Return sets of a request's tokens, simplest first: `prompt` of them are its prompt, which begins `offset` tokens
-    after its batch does."""
+    after its batch does. beside: how many tokens each other request of the batch produces, those after it negative."""
     index = np.arange(tokens)
     regions = [
         Region("", np.ones(tokens, bool), 0),
@@ -104,7 +105,33 @@ def token_regions(tokens: int, prompt: int, offset: int = 0) -> list[Region]:
         regions.append(Region(f"the last {i} tokens of the prompt", (index >= prompt - i) & (index < prompt), 3.5))
         regions.append(Region(f"all but the last {i} tokens of the prompt", index < prompt - i, 3.5))
         regions.append(Region(f"the token at place {i}", index == i, 4))
-    return regions + _block_regions(index, prompt, offset)
+    return regions + _block_regions(index, prompt, offset) + _step_regions(index, prompt, beside)
+
+
+def _step_regions(index: Array, prompt: int, beside: Sequence[int]) -> list[Region]:
+    """Return the decode steps in which so many requests of the batch are still there, all having begun together; those
+    in which it is the first, or the last, of them; and those of which the prompt's step is one, too."""
+    decoding = index >= prompt
+    step = np.where(decoding, index - prompt + 1, 0)  # which of a batch's steps computes the token
+    there = 1 + sum((np.abs(n) > step).astype(int) for n in beside)
+    before = sum((step < n).astype(int) for n in beside if n > 0)
+    after = sum((step < -n).astype(int) for n in beside if n < 0)
+    regions = [
+        Region("decode steps in which it is the last of the batch", decoding & (after + 0 * step == 0), 3),
+        Region("decode steps in which it is not the last of the batch", decoding & (after + 0 * step > 0), 3),
+        Region("decode steps in which it is the first of the batch", decoding & (before + 0 * step == 0), 3),
+        Region("decode steps in which it is not the first of the batch", decoding & (before + 0 * step > 0), 3),
+        Region("steps in which it is the last of the batch", after + 0 * step == 0, 3),
+        Region("steps in which it is not the last of the batch", after + 0 * step > 0, 3),
+    ]
+    for n in STEPS:
+        regions.append(Region(f"decode steps of {n} requests or more", decoding & (there + 0 * step >= n), 3))
+        regions.append(Region(f"decode steps of fewer than {n} requests", decoding & (there + 0 * step < n), 3))
+        regions.append(Region(f"steps of {n} requests or more", there + 0 * step >= n, 3.5))
+        regions.append(Region(f"steps of fewer than {n} requests", there + 0 * step < n, 3.5))
+    regions.append(Region("decode steps of an odd number of requests", decoding & (there % 2 + 0 * step == 1), 4))
+    regions.append(Region("decode steps of an even number of requests", decoding & (there % 2 + 0 * step == 0), 4))
+    return regions
 
 
 def _block_regions(index: Array, prompt: int, offset: int) -> list[Region]:

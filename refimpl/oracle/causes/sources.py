@@ -1,6 +1,7 @@
 """Every mix-up that is looked for in a request. A new one is a generator of Sources, and a line here."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from .adapter_sources import adapter_sources
 from .elsewhere_sources import input_sources, module_sources, place_sources, token_sources
@@ -8,6 +9,9 @@ from .mix_up import Source
 from .own_sources import own_sources, scale_sources
 from .rank_sources import rank_sources
 from .row_sources import row_sources
+
+WHICHEVER = "another adapter"
+CHOICE = 3.5  # bits, about: which adapter it is in a request, where nothing says which
 
 
 def sources_of(key: str | None, others: Mapping[str, str | None], modules: tuple[str, ...]) -> Iterator[Source]:
@@ -27,3 +31,12 @@ def sources_of(key: str | None, others: Mapping[str, str | None], modules: tuple
     for called, other in others.items():
         if other != key:
             yield from adapter_sources(key, other, called)
+
+
+def whichever(key: str | None, adapters: Sequence[str]) -> Iterator[Source]:
+    """Yield each mix-up with another adapter, where it may be another one in each request: an engine that takes one by
+    a rule that is not known here takes it in the same way each time."""
+    others = [other for other in adapters if other != key]
+    for kind in adapter_sources(key, others[0], WHICHEVER) if len(others) > 1 else ():
+        members = tuple(kind.key.removesuffix(WHICHEVER) + other for other in others)
+        yield replace(kind, cost=kind.cost + CHOICE, members=members)

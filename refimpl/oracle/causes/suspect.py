@@ -27,7 +27,7 @@ from .adjoint import Adjoint, adjoint
 from .mix_up import EXACT, Point, Source
 from .regions import Region, module_regions, token_regions
 from .relations import relations
-from .sources import sources_of
+from .sources import sources_of, whichever
 from .watch import Watch
 
 Weights = Mapping[str, Mapping[Module, LoraWeights]]
@@ -41,7 +41,9 @@ def suspect_of(case: Case, exchange: Exchange, raw: Errors, testbed: Testbed) ->
     """Return a request of a case with what the others there are to it."""
     before = case.runs[exchange.run].requests[: exchange.index]
     offset = sum(len(request.prompt_ids) for request in before)
-    return Suspect(exchange, raw, testbed, relations(case, exchange, testbed), offset)
+    after = case.runs[exchange.run].requests[exchange.index + 1 :]
+    beside = *(one.max_new_tokens for one in before), *(-one.max_new_tokens for one in after)
+    return Suspect(exchange, raw, testbed, relations(case, exchange, testbed), offset, beside)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,7 @@ class Suspect:
     testbed: Testbed
     others: Mapping[str, str | None]  # adapters by what they are to this request: "the request before", ...; None: base
     offset: int = 0  # tokens of prompts that stand before its own in its batch
+    beside: tuple[int, ...] = ()  # how many tokens each other request of its batch produces, those after it negative
     _batches: dict[int, tuple[Batch, KVCache, AdapterCache]] = field(default_factory=dict, repr=False)
 
     @property
@@ -74,10 +77,18 @@ class Suspect:
     def sources(self) -> dict[str, Source]:
         """What could be mixed up, by key. One that has several names here stands under each of them."""
         names = self.testbed.exact.config.layer_modules
-        sources = list(sources_of(self.key, self.others, names))
+        sources = [*sources_of(self.key, self.others, names), *whichever(self.key, list(self.testbed.adapters))]
         if self.key is not None:
             sources += registered(self.key, *bound_by_bugs(self.testbed, self.key))
         return {source.key: source for source in sources}
+
+    @cached_property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """The sources that are another one in each request, with those of their members that do something here."""
+        members = {
+            key: tuple(one for one in source.members if one in self.effects) for key, source in self.sources.items()
+        }
+        return {key: some for key, some in members.items() if some}
 
     @cached_property
     def adjoint(self) -> Adjoint:
@@ -133,7 +144,7 @@ class Suspect:
         shape = (len(modules), len(self.request.prompt_ids), len(self.adjoint.directions))
         for i, module in enumerate(modules):
             point = self.point(module, self.adjoint.watch.inputs[module], self.adjoint.watch)
-            deltas = {key: source.delta(point) for key, source in self.sources.items()}
+            deltas = {key: source.delta(point) for key, source in self.sources.items() if not source.members}
             present = {key: delta for key, delta in deltas.items() if delta is not None and delta.any()}
             if not present:
                 continue
@@ -154,7 +165,8 @@ class Suspect:
     @cached_property
     def token_regions(self) -> list[Region]:
         """Sets of its tokens."""
-        return token_regions(len(self.request.prompt_ids), len(self.exchange.request.prompt_ids), self.offset)
+        prompt = len(self.exchange.request.prompt_ids)
+        return token_regions(len(self.request.prompt_ids), prompt, self.offset, self.beside)
 
 
 def worst_ratio(error: Float[Array, "rows vocab"], raw: Errors) -> float:

@@ -10,7 +10,7 @@ one module alone is only part of the same bug in all of them, and a factor that 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..bugs import Mutant
+from ..bugs import Mutant, mutants_for
 from ..bugs.registry import all_bugs, all_scopes
 from ..bugs.scopes import Scope, can_be_scoped, scopes_of, small_scopes_of
 from ..cases.testbed import Testbed
@@ -37,6 +37,7 @@ class Search:
     first: Sample  # the smallest failure
     samples: Sequence[Sample]  # failures as they came, and other cases
     divergence: tuple[int | None, str] | None = None  # the first layer and module that are off, if that is known
+    cause_is_known: bool = False  # by a fit: then it is only asked whether a mutant has its name
 
     def near(self, tried: Sequence[Candidate]) -> list[Candidate]:
         """Return the nearest of those that were tried on the smallest failure, beside one whole case."""
@@ -49,12 +50,16 @@ class Search:
 
 
 def search(work: Search) -> list[Candidate]:
-    """Return the nearest bugs, beside all samples.
+    """Return the nearest bugs, beside all samples; where the cause is known, those mutants that explain the smallest.
 
     Rounds, from what is most likely and cheapest to what is neither; the first explanation (at most EXPLAINED units
     left, a hundredth of the energy) ends them. A base of three layers has 305 bugs that can be in one scope, 14 scopes
     and 42 small ones: 17,000 runs. So only bugs that point where the error points are tried in all scopes, all bugs
     only where the error begins, and all in decode steps only if no prompt is wrong."""
+    if work.cause_is_known:
+        names = [name for name, bug in mutants_for(list(work.testbed.paths)).items() if work.applicable(bug)]
+        named = [one.mutant.name for one in work.beside([work.first], names) if explains(one) or one.mutant.scales]
+        return work.beside(work.samples, named[:LAST])
     tried = work.beside([work.first], [name for name, bug in all_bugs(work.testbed).items() if work.applicable(bug)])
     near = work.near(tried)
     # A scope keeps the right form of every LoRA beside the wrong one, and has no base there to make a DoRA's gain of.
