@@ -6,6 +6,7 @@ The engine is asked in this process, one case after another; the numbers are mad
 asks the same questions, however many workers there are.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -73,6 +74,7 @@ class Campaign:
         self._narrow: precisions.PrecisionFinding | None = None  # what the engine keeps in a lower type
         self.seconds: dict[str, float] = {}
         self._began = time.monotonic()
+        self._end = math.inf if settings.budget is None else self._began + settings.budget
         self._pending: list[Asked] = []
         self._result: Result | None = None  # as far as it is known
 
@@ -186,8 +188,7 @@ class Campaign:
 
     def _is_late(self) -> bool:
         """Are two thirds of the budget spent? They are for asking."""
-        budget = self.settings.budget
-        return budget is not None and time.monotonic() - self._began > budget * 2 / 3
+        return time.monotonic() > self._began + (self._end - self._began) * 2 / 3
 
     # Precision.
 
@@ -283,7 +284,7 @@ class Campaign:
 
     def _explain(self, result: Result, workers: Executor) -> None:
         context = Context(
-            self.driver, self.testbed, self.members, result.thresholds, workers, self.settings, self.observer
+            self.driver, self.testbed, self.members, result.thresholds, workers, self.settings, self.observer, self._end
         )
         if result.verdict == "fail":
             result.explanation = self._explained(context, result)

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
@@ -25,20 +24,24 @@ from .causes.find import ALIKE, TERMS, Cause, find
 from .causes.grade import Grade, grades, same_for_each_adapter
 from .causes.sources import CHOICE, WHICHEVER
 from .causes.statement import CauseReport, Change, in_words
-from .causes.suspect import suspect_of
+from .causes.suspect import Suspect, suspect_of
+from .clock import Clock
 from .engine_driver import EngineDriver
-from .failures import Failures, Place
+from .failures import Failures
 from .noise.ensemble import Member
 from .noise.verdict import Thresholds
 from .reports.result import PlayedCase
 
+SECONDS = 12.0  # of processor time, after which nothing new is begun; larger: slower, and more is looked at
+OF_EACH = 2  # requests that a cause explains, and that it does not, in which one of both is looked for
 CASES = 3  # that are asked quietly; larger: slower
-GRADED = 60  # requests, of those that failed and of those that did not; larger: slower
+GRADED = 40  # requests, of those that failed and of those that did not; larger: slower
 SHARE = 0.5  # of the failed requests that a cause must explain; less: it may be a coincidence, or a part of the bug
 EXCEPTIONS = 0.2  # of the explained requests that a condition may have; more: it is a coincidence more often
 UNEXPLAINED = 10.0  # bits of a failure that is left over; larger: more changes are taken in to explain a few more
+BEHIND = 4  # failures that a cause may miss beyond those of the best one before it is dropped; larger: slower
 DECISIVE = 10.0  # times the limit: an error of that size comes down to noise by no coincidence
-RIVALS = 2  # conditions beside the best one that are said; more: which it is, is not known
+RIVALS = 2  # conditions beside the best one that are said; of more only their number is
 TIE = 1.0  # bits; causes that differ by less are not told apart
 
 
@@ -74,48 +77,54 @@ def cause_of(
     members: tuple[Member, ...],
     thresholds: Thresholds,
     played: Sequence[PlayedCase],
+    clock: Clock | None = None,
 ) -> CauseReport | None:
     """Return the cause of these failures; None if none leaves noise, and for a base that has no gradients here.
 
-    EngineError if the engine breaks off."""
+    clock: when to stop looking, if not after SECONDS.     EngineError if the engine breaks off."""
     if why_not_fitted(testbed):
         return None
-    began = time.monotonic()
+    began, clock = time.monotonic(), clock or Clock(SECONDS)
     failures = Failures(driver, testbed, members, thresholds, played)
     failed = sorted(
         (one for one in played if one.has_wrong_numbers), key=lambda one: (not one.case.stateless, _size(one))
     )
-    rivals = _best(failures, failed[:CASES])
-    if rivals and len(rivals[0].cause.atoms) < TERMS and len(rivals[0].explained) < len(rivals[0].failed):
-        rivals = _with_the_rest(failures, failed, rivals)
+    rivals: list[Description] = []
+    for suspects in failures.asked_quietly(failed[:CASES]):
+        rivals = _best(failures, find(suspects, thresholds.ratio))
+        if rivals or clock.is_late("the failures at other loudness"):
+            break
+    if rivals and len(rivals[0].explained) < len(rivals[0].failed) and not clock.is_late("what the cause leaves over"):
+        rivals = _with_the_rest(failures, failed, rivals, suspects)
     return _report(rivals, testbed, time.monotonic() - began) if rivals else None
 
 
-def _best(
-    failures: Failures,
-    cases: Sequence[PlayedCase],
-    but: frozenset[Place] = frozenset(),
-    start: Cause | None = None,
+def _best(failures: Failures, causes: Sequence[Cause]) -> list[Description]:
+    """Return the cause that says most in fewest bits, and those that say as much in as few; [] if none may be said."""
+    rivals = [one for one in _descriptions(failures, causes) if is_cause(one, failures.thresholds.ratio)]
+    if not rivals:
+        return []
+    least = min(one.bits for one in rivals)
+    ties = [one for one in rivals if one.bits <= least + TIE]
+    return sorted(ties, key=lambda one: (one.cause.is_part_of_a_bug, one.bits))
+
+
+def _with_the_rest(
+    failures: Failures, failed: Sequence[PlayedCase], rivals: list[Description], before: Sequence[Suspect]
 ) -> list[Description]:
-    """Return the cause that says most in fewest bits, and those that say as much in as few; [] if none may be said.
-
-    but: requests that it is not looked for in. start: what explains those; then it is asked at one loudness only."""
-    for suspects in islice(failures.asked_quietly(cases, but), None if start is None else 1):
-        causes = find(suspects, failures.thresholds.ratio, start)
-        rivals = [one for one in _descriptions(failures, causes) if is_cause(one, failures.thresholds.ratio)]
-        if rivals:
-            least = min(one.bits for one in rivals)
-            ties = [one for one in rivals if one.bits <= least + TIE]
-            return sorted(ties, key=lambda one: (one.cause.is_part_of_a_bug, one.bits))
-    return []
-
-
-def _with_the_rest(failures: Failures, failed: Sequence[PlayedCase], rivals: list[Description]) -> list[Description]:
-    """Look for one more change in what a cause leaves over; return whichever takes fewer bits."""
+    """Look at what a cause leaves over: is it something else beside it, or one cause of these and of those in which it
+    was found? Return whichever takes fewer bits. before: requests in which it was found."""
+    cause, limit = rivals[0].cause, failures.thresholds.ratio
     places = {one.place for one in rivals[0].failed if not one.explained}
     cases = [one for one in failed if any(name == one.case.name for name, _, _ in places)]
     explained = frozenset(one.place for one in rivals[0].explained)
-    more = _best(failures, cases[:CASES], explained, rivals[0].cause)
+    suspects = next(failures.asked_quietly(cases[:CASES], explained), None)
+    if suspects is None:
+        return rivals
+    causes = find([*suspects[:OF_EACH], *before[:OF_EACH]], limit)
+    if len(cause.atoms) < TERMS:
+        causes += find(suspects, limit, cause)
+    more = _best(failures, causes)
     return more if more and more[0].bits < rivals[0].bits else rivals
 
 
@@ -126,13 +135,12 @@ def _descriptions(failures: Failures, causes: Sequence[Cause]) -> list[Descripti
     """Hold causes against every request that failed, and as many that did not: GRADED of each."""
     if not causes:
         return []
-    of_causes: list[list[Grade]] = [[] for _ in causes]
+    racing: dict[Cause, list[Grade]] = {cause: [] for cause in causes}
     count = {"fail": 0, "pass": 0}
     earlier: list[str | None] = []  # what was asked of one engine before
     for one in failures.played:
         if all(n >= GRADED for n in count.values()):
             break
-        exchanges = failures.driver.exchanges(one.case, one.settings)
         for exchange, raw, verdict in failures.as_they_came(one):
             if verdict not in count or count[verdict] >= GRADED:
                 continue
@@ -140,11 +148,20 @@ def _descriptions(failures: Failures, causes: Sequence[Cause]) -> list[Descripti
             suspect = suspect_of(one.case, exchange, raw, failures.testbed)
             facts = facts_of(one.case, exchange, failures.testbed, earlier)
             place = (one.case.name, exchange.run, exchange.index)
-            now = grades(suspect, place, facts, verdict == "fail", causes, failures.thresholds.ratio)
-            for of_cause, one_grade in zip(of_causes, now, strict=True):
+            now = grades(suspect, place, facts, verdict == "fail", list(racing), failures.thresholds.ratio)
+            for of_cause, one_grade in zip(racing.values(), now, strict=True):
                 of_cause.append(one_grade)
+        racing = _still_racing(racing)
+        exchanges = failures.driver.exchanges(one.case, one.settings)
         earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
-    return [in_bits(cause, of_cause) for cause, of_cause in zip(causes, of_causes, strict=True)]
+    return [in_bits(cause, of_cause) for cause, of_cause in racing.items()]
+
+
+def _still_racing(racing: dict[Cause, list[Grade]]) -> dict[Cause, list[Grade]]:
+    """Return the causes that can still be the best: none of those that missed many more failures than another one."""
+    missed = {cause: sum(one.failed and not one.explained for one in some) for cause, some in racing.items()}
+    least = min(missed.values())
+    return {cause: some for cause, some in racing.items() if missed[cause] <= least + BEHIND}
 
 
 def in_bits(cause: Cause, grades: Sequence[Grade]) -> Description:
@@ -223,8 +240,9 @@ def _change(i: int, description: Description, testbed: Testbed) -> Change:
     # A rule with many exceptions is none; then it is only said how often the change is there.
     absent = sum(_is_absent(one, i) for one in description.grades)
     often = f"in {len(having)} of {len(having) + absent} requests that would show it"
-    is_clear = _holds(rule, i, description.explained) and len(rule.rivals) <= RIVALS
-    or_else = "".join(f" (or {rival.words})" for rival in rule.rivals)
+    said = rule.words + "".join(f" (or {rival.words})" for rival in rule.rivals)
+    if len(rule.rivals) > RIVALS:
+        said = f"{rule.words} (one of {1 + len(rule.rivals)} rules that fit)"
     chosen = Counter(one.sources[i].removeprefix(atom.source.removesuffix(WHICHEVER)) for one in having)
     whose = ", ".join(f"{name} in {count}" for name, count in chosen.most_common()) if source.members else ""
     return Change(
@@ -236,7 +254,7 @@ def _change(i: int, description: Description, testbed: Testbed) -> Change:
         pairs,
         "" if named is None else named.name,
         () if named is None else named.links,
-        rule.words + or_else if is_clear else often,
+        said if _holds(rule, i, description.explained) else often,
     )
 
 

@@ -1,5 +1,6 @@
 """What every part of an explanation needs: the engine, still running, and what the campaign has learnt of it."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ class Context:
     workers: Executor
     settings: CampaignSettings
     observer: Observer
+    end: float = math.inf  # of the budget, by time.monotonic()
 
     def sample(self, played: PlayedCase) -> Sample:
         """Return a case with its errors, and with what the campaign has projected on them."""

@@ -4,6 +4,7 @@ The engine is asked again for all of it, the mutants are rerun by the workers. E
 Explanation is put together in explain().
 """
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -13,8 +14,9 @@ from ..engines.interface import EngineError
 from .bugs import Mutant
 from .bugs.preconditions import is_applicable, spread
 from .bugs.registry import find_bug
-from .cause import cause_of, why_not_fitted
+from .cause import SECONDS, cause_of, why_not_fitted
 from .causes.statement import CauseReport
+from .clock import Clock
 from .context import Context
 from .diagnosis.candidate import Candidate, evaluate
 from .diagnosis.diagnose import Finding, diagnose
@@ -46,9 +48,12 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
     with_rows = [sample for sample in samples if any(raw is not None for raw in sample.raws)]
     small = smallest_sample(context, smallest, shortest.settings) if smallest is not None and readable else None
     symptoms += _symptoms(context, close, samples)
-    locations, divergence, more = located(context, failed) if readable else ([], None, [])
-    search_bugs = readable and context.settings.name_bug
+    clock = Clock(math.inf, context.end)
+    is_late = not readable or clock.is_late("where it is")
+    locations, divergence, more = ([], None, []) if is_late else located(context, failed)
+    search_bugs = readable and context.settings.name_bug and not clock.is_late("the cause")
     cause, broken_off = _cause(context, played) if search_bugs else (None, [])
+    search_bugs = search_bugs and not clock.is_late("the names of known bugs")
     first = small or with_rows[0] if search_bugs else None
     candidates = [] if first is None else _candidates(context, first, with_rows, divergence, cause)
     findings = _findings(context, with_rows, candidates, played)
@@ -62,7 +67,7 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
         _picture(context, with_rows, findings),
         smallest,
         None if smallest is None else shortest.settings,
-        diagnostics + unreadable(played) + more + broken_off,
+        diagnostics + unreadable(played) + more + broken_off + clock.lines,
         time.monotonic() - began,
         words,
         cause,
@@ -134,7 +139,8 @@ def _candidates(
         return _beside(context, some, names)
 
     location = None if divergence is None else (divergence.layer, divergence.module)
-    return search(Search(context.testbed, beside, applicable, first, samples, location, cause is not None))
+    is_factor = cause is None or cause.is_factor
+    return search(Search(context.testbed, beside, applicable, first, samples, location, cause is not None, is_factor))
 
 
 def _beside(context: Context, samples: Sequence[Sample], names: Sequence[str]) -> list[Candidate]:
@@ -159,8 +165,9 @@ def _cause(context: Context, played: Sequence[PlayedCase]) -> tuple[CauseReport 
     """Return the cause by a fit, and what went wrong in looking for it, or why nobody looked."""
     context.observer.advance("looking for the cause", 0, 1)
     try:
-        cause = cause_of(context.driver, context.testbed, context.members, context.thresholds, played)
-        return cause, why_not_fitted(context.testbed)
+        clock = Clock(SECONDS, context.end)
+        cause = cause_of(context.driver, context.testbed, context.members, context.thresholds, played, clock)
+        return cause, why_not_fitted(context.testbed) + clock.lines
     except EngineError as error:
         return None, [f"while the cause was looked for: {error}"]
 

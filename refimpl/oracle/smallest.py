@@ -1,5 +1,6 @@
 """The smallest failure: the shortest case that fails, what it says in words, and what it takes for it to go wrong."""
 
+import time
 from dataclasses import replace
 
 from ..engines.interface import EngineError, Settings
@@ -20,7 +21,9 @@ def smaller(context: Context, failed: PlayedCase) -> tuple[Case | None, list[str
     """Return the failed case, made small, one that fails in a new process as well, and what there is to say of it;
     None, and why, if the engine broke off."""
     try:
-        cases = ever_smaller(failed.case, lambda case: bool(context.failures(case, failed.settings)), SHRINKING)
+        seconds = min(SHRINKING.seconds, max(0.0, (context.end - time.monotonic()) / 3))
+        budget = replace(SHRINKING, seconds=seconds)
+        cases = ever_smaller(failed.case, lambda case: bool(context.failures(case, failed.settings)), budget)
         return confirmed(context, cases, failed.settings)
     except EngineError as error:
         return None, [f"while the failure was made smaller: {error}"]

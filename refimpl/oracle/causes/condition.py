@@ -2,9 +2,8 @@
 right have not. The conjunction that takes the fewest bits to say, its exceptions counted (Rissanen 1978).
 """
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,22 +43,25 @@ class Condition:
 def condition(positive: Sequence[dict[Fact, bool]], negative: Sequence[dict[Fact, bool]]) -> Condition:
     """Return the shortest rule that holds for the positive requests and for none of the negative ones."""
     total = len(positive) + len(negative)
-    facts = list(dict.fromkeys(fact for one in (*positive, *negative) for fact in one))
-
-    def errors(rule: tuple[Fact, ...]) -> int:
-        missed = sum(not all(one.get(fact, False) for fact in rule) for one in positive)
-        return missed + sum(all(one.get(fact, False) for fact in rule) for one in negative)
-
-    def bits(rule: tuple[Fact, ...]) -> float:
-        return sum(fact.cost for fact in rule) + EXCEPTION * errors(rule)
-
     if not negative:
         return Condition((), 0, total)
-    singles = sorted(((fact,) for fact in facts), key=bits)
-    pairs = itertools.combinations([rule[0] for rule in singles[:WIDTH]], 2)
-    rules: list[tuple[Fact, ...]] = [(), *singles, *pairs]
-    in_bits = [bits(rule) for rule in rules]
-    best = rules[int(np.argmin(in_bits))]
-    rivals = [rule for rule, n in zip(rules, in_bits, strict=True) if rule != best and n <= min(in_bits) + NEAR]
-    apart = [rule for rule in rivals if best and not set(best) < set(rule)]
-    return Condition(best, errors(best), total, tuple(Condition(rule, errors(rule), total) for rule in apart))
+    facts = list(dict.fromkeys(fact for one in (*positive, *negative) for fact in one))
+    holds = np.array([[one.get(fact, False) for one in (*positive, *negative)] for fact in facts])
+    fits = np.arange(total) < len(positive)  # where a rule should hold
+    costs = np.array([fact.cost for fact in facts])
+    wrong = (holds != fits).sum(axis=1)
+    order = np.argsort(costs + EXCEPTION * wrong, kind="stable")
+    beam = order[:WIDTH]
+    both = holds[beam][:, None] & holds[beam][None]
+    wrong_pairs, cost_pairs = (both != fits).sum(axis=2), costs[beam][:, None] + costs[beam][None]
+    rules = [Condition((), len(negative), total)]
+    rules += [Condition((facts[i],), int(wrong[i]), total) for i in order]
+    rules += [
+        Condition((facts[beam[i]], facts[beam[j]]), int(wrong_pairs[i, j]), total)
+        for i, j in zip(*np.triu_indices(len(beam), 1), strict=True)
+        if cost_pairs[i, j] + EXCEPTION * wrong_pairs[i, j] <= rules[1].bits + NEAR
+    ]
+    best = min(rules, key=lambda rule: rule.bits)
+    near = [rule for rule in rules if rule is not best and rule.bits <= best.bits + NEAR]
+    rivals = [rule for rule in near if not set(best.facts) < set(rule.facts)]
+    return replace(best, rivals=tuple(rivals) if best.facts else ())

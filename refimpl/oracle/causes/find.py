@@ -29,7 +29,7 @@ NEAR_ONE = 0.1  # what stands instead of the own delta does so whole: such a coe
 ABSENT = 0.02  # a smaller coefficient is of a change that this request does not have
 HOPELESS = 20.0  # times the limit: what leaves more, and a quarter of the error, is not fitted further
 FEWER = 8.0  # times less must be left by each further change
-CANDIDATES = 6  # causes that are held against every request; larger: slower
+CANDIDATES = 10  # causes that are held against every request; larger: slower
 AS_NEAR = 1.0  # per request, of the logarithm of the variance that is left; larger: more rivals of a cause are tried
 
 

@@ -132,6 +132,10 @@ def same_for_each_adapter(cause: Cause, grades: Sequence[Grade], alike: float) -
         for one in grades:
             by_adapter.setdefault(one.adapter, []).append(float(one.coefficients[i]))
         several = [np.array(values) for values in by_adapter.values() if len(values) > 1]
-        if not several or any(np.ptp(values) > 2 * alike * max(np.abs(values).max(), 0.1) for values in several):
+        if (
+            not several
+            or len(by_adapter) < 2
+            or any(np.ptp(values) > 2 * alike * max(np.abs(values).max(), 0.1) for values in several)
+        ):
             return False
     return True

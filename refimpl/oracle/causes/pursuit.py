@@ -43,10 +43,8 @@ def nearest(
     keys = list(dict.fromkeys(key for suspect in suspects for key in (*suspect.effects, *suspect.choices)))
     if any(is_choice(suspect, atom) for suspect in suspects for atom in chosen):  # one of them is enough
         keys = [key for key in keys if not any(key in suspect.choices for suspect in suspects)]
-    residuals = np.stack(
-        [_residuals(suspect, error, keys, chosen) for suspect, error in zip(suspects, errors, strict=True)]
-    )
-    total = np.log(np.maximum(residuals, 1.0)).sum(axis=0)
+    residuals = [_residuals(suspect, error, keys, chosen) for suspect, error in zip(suspects, errors, strict=True)]
+    total = np.sum(residuals, axis=0)
     modules, tokens = suspects[0].module_regions, suspects[0].token_regions
     sources = {key: source for suspect in suspects for key, source in suspect.sources.items()}
     described = ([sources[key] for key in keys], modules, tokens)
@@ -105,7 +103,7 @@ def vector(suspect: Suspect, atom: Atom) -> Float[Array, " K"]:
 def _residuals(
     suspect: Suspect, error: Float[Array, " K"], keys: Sequence[str], chosen: Sequence[Atom]
 ) -> Float[Array, "sources modules tokens"]:
-    """Return the variance that each atom leaves, per direction: 1 is noise."""
+    """Return the logarithm of the variance that each atom leaves, per direction: 0 is noise."""
     modules = np.array([region.members for region in suspect.module_regions], float)
     tokens = np.array([region.members for region in suspect.token_regions], float)
     tokens, of_region = np.unique(tokens, axis=0, return_inverse=True)  # in a short request many are the same
@@ -127,7 +125,7 @@ def _residuals(
     for key, members in suspect.choices.items():
         if key in number:
             variances[number[key]] = np.min([variances[number[one]] for one in members], axis=0)
-    return variances[:, :, of_region.reshape(-1)] / len(error)
+    return np.log(np.maximum(variances / len(error), 1.0))[:, :, of_region.reshape(-1)]
 
 
 def _orthonormal(vectors: Sequence[Float[Array, " K"]], width: int) -> Float[Array, "chosen K"]:

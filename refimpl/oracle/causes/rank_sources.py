@@ -48,10 +48,10 @@ def instead(key: str, change: Callable[[LoraWeights], LoraWeights | None]) -> De
 def rank_sources(key: str) -> Iterator[Source]:
     """Yield them, and A or B read as its transpose."""
 
-    def cut(first: Callable[[int], int]) -> Callable[[LoraWeights], LoraWeights | None]:
+    def cut(first: Callable[[int], int], least: int = 1) -> Callable[[LoraWeights], LoraWeights | None]:
         def change(lora: LoraWeights) -> LoraWeights | None:
             start = first(lora.A.shape[0])
-            if not 0 < start < lora.A.shape[0]:
+            if not least <= start < lora.A.shape[0]:
                 return None
             return replace(lora, A=lora.A[start:], B=lora.B[:, start:], bias=None)
 
@@ -64,7 +64,7 @@ def rank_sources(key: str) -> Iterator[Source]:
     yield Source("second half of ranks", "the second half of its ranks", part(key, cut(lambda r: r // 2)), "part", 4)
     for n in (4, 8, 16):
         words = f"its own ranks beyond the last whole {n}"
-        yield Source(f"ranks beyond {n}s", words, part(key, cut(beyond_whole(n))), "part", 4)
+        yield Source(f"ranks beyond {n}s", words, part(key, cut(beyond_whole(n), 0)), "part", 4)
 
     def permuted(order: Callable[[int], Array]) -> Callable[[LoraWeights], LoraWeights | None]:
         def change(lora: LoraWeights) -> LoraWeights | None:

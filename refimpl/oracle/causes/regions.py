@@ -76,9 +76,12 @@ def module_regions(config: ModelConfig) -> list[Region]:
     return _distinct(regions)
 
 
-def token_regions(tokens: int, prompt: int, offset: int = 0, beside: Sequence[int] = ()) -> list[Region]:
+def token_regions(
+    tokens: int, prompt: int, offset: int = 0, beside: Sequence[int] = (), shared: int = 0
+) -> list[Region]:
     """Return sets of a request's tokens, simplest first: `prompt` of them are its prompt, which begins `offset` tokens
-    after its batch does. beside: how many tokens each other request of the batch produces, those after it negative."""
+    after its batch does. beside: how many tokens each other request of the batch produces, those after it negative.
+    shared: of how many tokens at its beginning an earlier request had the same."""
     index = np.arange(tokens)
     regions = [
         Region("", np.ones(tokens, bool), 0),
@@ -105,6 +108,10 @@ def token_regions(tokens: int, prompt: int, offset: int = 0, beside: Sequence[in
         regions.append(Region(f"the last {i} tokens of the prompt", (index >= prompt - i) & (index < prompt), 3.5))
         regions.append(Region(f"all but the last {i} tokens of the prompt", index < prompt - i, 3.5))
         regions.append(Region(f"the token at place {i}", index == i, 4))
+    again = min(shared, prompt - 1)  # the last token is always computed: it has a row
+    for n in (1, *BLOCKS):
+        words = f"those of its first tokens that were asked before{f', whole {n}s of them' if n > 1 else ''}"
+        regions.append(Region(words, index < again - again % n, 2.5 if n == 1 else 3))
     return regions + _block_regions(index, prompt, offset) + _step_regions(index, prompt, beside)
 
 

@@ -44,6 +44,11 @@ class CauseReport:
         return conditions.pop() if len(conditions) == 1 else ""
 
     @property
+    def is_factor(self) -> bool:
+        """Is it the own delta as a whole, in another measure?"""
+        return len(self.changes) == 1 and self.changes[0].source == "own" and self.changes[0].coefficient != -1
+
+    @property
     def sentence(self) -> str:
         """The whole cause in one sentence."""
         if self.where or not any(change.when for change in self.changes):

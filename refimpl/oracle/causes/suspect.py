@@ -1,7 +1,7 @@
 """A request that went wrong, with all that its causes are looked for in."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 
@@ -43,7 +43,15 @@ def suspect_of(case: Case, exchange: Exchange, raw: Errors, testbed: Testbed) ->
     offset = sum(len(request.prompt_ids) for request in before)
     after = case.runs[exchange.run].requests[exchange.index + 1 :]
     beside = *(one.max_new_tokens for one in before), *(-one.max_new_tokens for one in after)
-    return Suspect(exchange, raw, testbed, relations(case, exchange, testbed), offset, beside)
+    earlier = [request for run in case.runs[: exchange.run] for request in run.requests] + list(before)
+    prompt = exchange.request.prompt_ids
+    shared = max((_alike(prompt, one.prompt_ids) for one in earlier), default=0)
+    return Suspect(exchange, raw, testbed, relations(case, exchange, testbed), offset, beside, shared)
+
+
+def _alike(prompt: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two prompts have in common at their beginnings."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, other, strict=False)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +64,7 @@ class Suspect:
     others: Mapping[str, str | None]  # adapters by what they are to this request: "the request before", ...; None: base
     offset: int = 0  # tokens of prompts that stand before its own in its batch
     beside: tuple[int, ...] = ()  # how many tokens each other request of its batch produces, those after it negative
+    shared: int = 0  # tokens at its beginning that an earlier request of its case had as well
     _batches: dict[int, tuple[Batch, KVCache, AdapterCache]] = field(default_factory=dict, repr=False)
 
     @property
@@ -166,7 +175,7 @@ class Suspect:
     def token_regions(self) -> list[Region]:
         """Sets of its tokens."""
         prompt = len(self.exchange.request.prompt_ids)
-        return token_regions(len(self.request.prompt_ids), prompt, self.offset, self.beside)
+        return token_regions(len(self.request.prompt_ids), prompt, self.offset, self.beside, self.shared)
 
 
 def worst_ratio(error: Float[Array, "rows vocab"], raw: Errors) -> float:

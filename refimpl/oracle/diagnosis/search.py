@@ -20,6 +20,7 @@ from .candidate import CLEARLY, Candidate, explains, unexplained_fraction
 
 AFTER_THE_SMALLEST = 32  # bugs that stay after the smallest failure; larger: slower, a faint bug is dropped less often
 IN_SCOPES = 10  # bugs of which it is asked whether they are in one scope only; each costs a run in every scope
+WHERE_IT_BEGINS = 60  # bugs that are tried where the error begins; each costs a run in three scopes
 LAST = 14  # bugs that are tried on all samples, each of which is a run of every sample
 ANY_SCALE, NOTHING_APPLIED = "scale_times[1.01]", "adapters_ignored"  # asked for in every scope, near or not
 DECODE = "decode"  # the scope
@@ -38,6 +39,7 @@ class Search:
     samples: Sequence[Sample]  # failures as they came, and other cases
     divergence: tuple[int | None, str] | None = None  # the first layer and module that are off, if that is known
     cause_is_known: bool = False  # by a fit: then it is only asked whether a mutant has its name
+    may_be_a_factor: bool = True  # of the whole delta; else no factor is fitted where the cause is known
 
     def near(self, tried: Sequence[Candidate]) -> list[Candidate]:
         """Return the nearest of those that were tried on the smallest failure, beside one whole case."""
@@ -58,7 +60,11 @@ def search(work: Search) -> list[Candidate]:
     only where the error begins, and all in decode steps only if no prompt is wrong."""
     if work.cause_is_known:
         names = [name for name, bug in mutants_for(list(work.testbed.paths)).items() if work.applicable(bug)]
-        named = [one.mutant.name for one in work.beside([work.first], names) if explains(one) or one.mutant.scales]
+        named = [
+            one.mutant.name
+            for one in work.beside([work.first], names)
+            if explains(one) or (one.mutant.scales and work.may_be_a_factor)
+        ]
         return work.beside(work.samples, named[:LAST])
     tried = work.beside([work.first], [name for name, bug in all_bugs(work.testbed).items() if work.applicable(bug)])
     near = work.near(tried)
@@ -83,11 +89,14 @@ def _in_each_scope(work: Search, tried: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _where_it_begins(work: Search, tried: Sequence[Candidate]) -> list[Candidate]:
-    """Try every bug in the scopes that begin at the first module that is off, if that is known."""
+    """Try bugs that point where the error points in the scopes that begin at the first module that is off, if that is
+    known."""
     if work.divergence is None:
         return []
     scopes = _around(work.divergence, work.testbed)
-    return work.near(work.beside([work.first], [f"{name} @ {scope}" for name in work.scopable() for scope in scopes]))
+    by_direction = [one.mutant.name for one in sorted(tried, key=unexplained_fraction)]
+    names = [name for name in work.scopable() if name in by_direction[:WHERE_IT_BEGINS]]
+    return work.near(work.beside([work.first], [f"{name} @ {scope}" for name in names for scope in scopes]))
 
 
 def _in_decode_steps(work: Search, tried: Sequence[Candidate]) -> list[Candidate]:
