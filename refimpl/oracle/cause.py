@@ -242,7 +242,7 @@ def _change(i: int, description: Description, testbed: Testbed) -> Change:
     often = f"in {len(having)} of {len(having) + absent} requests that would show it"
     said = rule.words + "".join(f" (or {rival.words})" for rival in rule.rivals)
     if len(rule.rivals) > RIVALS:
-        said = f"{rule.words} (one of {1 + len(rule.rivals)} rules that fit)"
+        said = f"{often}; {1 + len(rule.rivals)} rules fit these, one is: {rule.words}"
     chosen = Counter(one.sources[i].removeprefix(atom.source.removesuffix(WHICHEVER)) for one in having)
     whose = ", ".join(f"{name} in {count}" for name, count in chosen.most_common()) if source.members else ""
     return Change(
