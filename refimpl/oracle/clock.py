@@ -1,0 +1,31 @@
+"""How long an explanation may take: processor seconds of this process, and whatever is left of a budget."""
+
+import math
+import time
+
+
+class Clock:
+    """Runs from when it is made. What there was no time for is kept, to be said."""
+
+    def __init__(self, seconds: float, end: float = math.inf) -> None:
+        """seconds: of this process's processor time. end: of the whole command, by time.monotonic()."""
+        self._until, self._end = time.process_time() + seconds, end
+        self.left_out: list[str] = []
+
+    @property
+    def left(self) -> float:
+        """Seconds; the fewer of the two."""
+        return min(self._until - time.process_time(), self._end - time.monotonic())
+
+    def is_late(self, what: str) -> bool:
+        """Is no time left for this? Then it is left out."""
+        if self.left > 0:
+            return False
+        if what not in self.left_out:
+            self.left_out.append(what)
+        return True
+
+    @property
+    def lines(self) -> list[str]:
+        """What to say of it; [] if there was time for everything."""
+        return [f"left out, for lack of time: {', '.join(self.left_out)}"] if self.left_out else []
