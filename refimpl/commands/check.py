@@ -69,9 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the engine does not do and is not asked for: features, operations or modules, like lora_bias,evict",
     )
     add("--seed", type=int, default=0, metavar="S", help="the same seed asks the same questions (default 0)")
-    add(
-        "--budget", type=float, metavar="SECONDS", help="ask no more after two thirds of this, explain no more after it"
-    )
+    add("--budget", type=float, metavar="SECONDS", help="ask no more after two thirds of this; then explain until it")
     add("--precision", default="float32", choices=[*TYPES, "auto"], help="what the engine is asked to compute in")
     add("--jobs", type=int, default=2, metavar="J", help="processes that make the numbers (default 2)")
     add("--ray", metavar="ADDRESS|local", help="run engines and numbers on a Ray cluster; local: a new one, here")

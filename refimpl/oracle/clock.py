@@ -13,13 +13,13 @@ class Clock:
         self.left_out: list[str] = []
 
     @property
-    def left(self) -> float:
-        """Seconds; the fewer of the two."""
+    def seconds(self) -> float:
+        """That remain; the fewer of the two."""
         return min(self._until - time.process_time(), self._end - time.monotonic())
 
     def is_late(self, what: str) -> bool:
         """Is no time left for this? Then it is left out."""
-        if self.left > 0:
+        if self.seconds > 0:
             return False
         if what not in self.left_out:
             self.left_out.append(what)

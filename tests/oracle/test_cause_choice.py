@@ -1,6 +1,7 @@
 """Of the causes that explain some requests, the one that says all of them in the fewest bits; and when none is said."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from support.testbed import small_testbed
 from refimpl.engines.interface import EngineRequest, EngineResponse
 from refimpl.oracle.cases.case import Case, Exchange, Load, Run, Unload
 from refimpl.oracle.cause import in_bits, is_cause
-from refimpl.oracle.causes.condition import Fact
+from refimpl.oracle.causes.condition import Fact, condition
 from refimpl.oracle.causes.exact import ExactFit
 from refimpl.oracle.causes.facts import facts_of
 from refimpl.oracle.causes.find import Cause, common_value
@@ -22,6 +23,7 @@ from refimpl.oracle.causes.regions import token_regions
 from refimpl.oracle.causes.relations import relations
 from refimpl.oracle.causes.row_sources import order_of
 from refimpl.oracle.causes.statement import CauseReport, Change
+from refimpl.oracle.clock import Clock
 from refimpl.oracle.second_look import with_other_tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
@@ -144,6 +146,32 @@ def test_blocks_of_tokens_go_on_through_the_batch() -> None:
     assert regions["tokens of the batch's prompts from place 8 on"] == [3, 4, 5, 6, 7, 8, 9]
     assert regions["the tokens of the prompt beyond the last whole 4"] == [8, 9]
     assert [region.words for region in token_regions(3, 2)] == [region.words for region in token_regions(12, 10, 5)]
+
+
+def test_steps_are_told_apart_by_who_is_still_there() -> None:
+    """A prompt of two tokens and three steps of decoding, beside one request before it of two tokens and one after it
+    of three."""
+    regions = {region.words: list(np.flatnonzero(region.members)) for region in token_regions(5, 2, 0, (2, -3), 1)}
+    assert regions["steps of 3 requests or more"] == [0, 1, 2]
+    assert regions["decode steps of 2 requests or more"] == [2, 3]
+    assert regions["decode steps in which it is the last of the batch"] == [4]
+    assert regions["decode steps in which it is the first of the batch"] == [3, 4]
+    assert regions["those of its first tokens that were asked before"] == [0]
+
+
+def test_rules_that_fit_as_well_are_kept_beside_the_best() -> None:
+    late, loud, odd = Fact("it is late"), Fact("it is loud"), Fact("it is odd", 9.0)
+    positive, negative = [{late: True, loud: True, odd: True}] * 3, [{late: False, loud: False, odd: False}] * 3
+    rule = condition(positive, negative)
+    assert (rule.words, [rival.words for rival in rule.rivals]) == ("where it is late", ["where it is loud"])
+
+
+def test_a_clock_says_what_there_was_no_time_for() -> None:
+    clock = Clock(60.0)
+    assert not clock.is_late("a name") and clock.lines == []
+    clock = Clock(60.0, end=time.monotonic() - 1)
+    assert clock.is_late("a name") and clock.is_late("a name") and clock.is_late("a place")
+    assert clock.lines == ["left out, for lack of time: a name, a place"]
 
 
 def ordered(name: str, width: int, head: int) -> list[int] | None:

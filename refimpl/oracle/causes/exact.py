@@ -62,8 +62,8 @@ def fit(suspect: Suspect, atoms: Sequence[Atom], start: ExactFit) -> ExactFit:
 
 def at(suspect: Suspect, tries: Sequence[Try]) -> list[ExactFit]:
     """Return what these very coefficients leave, of each of several causes."""
-    left = remainders(suspect, tries)
-    return [measured(suspect, one[1], residual) for one, residual in zip(tries, left, strict=True)]
+    residuals = remainders(suspect, tries)
+    return [measured(suspect, one[1], residual) for one, residual in zip(tries, residuals, strict=True)]
 
 
 def measured(suspect: Suspect, coefficients: Array, residual: Float[Array, "rows vocab"]) -> ExactFit:
@@ -75,14 +75,14 @@ def remainders(suspect: Suspect, tries: Sequence[Try]) -> list[Float[Array, "row
     """Return the engine's error less what these atoms do, exactly, for each of the tries."""
     tokens, model, raw = len(suspect.request.prompt_ids), suspect.testbed.exact, suspect.raw
     at_once = max(1, TOKENS_AT_ONCE // tokens)
-    left = []
+    residuals = []
     for start in range(0, len(tries), at_once):
         some = tries[start : start + at_once]
         batch, cache, adapters = suspect.copies(len(some))
         rows = to_host(forward(model, batch, cache, adapters.slots, with_atoms(suspect, some), model.precision(EXACT)))
         for copy in rows.reshape(len(some), tokens, -1)[:, :, : raw.vocab]:
-            left.append(raw.error - (raw.view.of(copy[raw.rows]) - raw.exact))
-    return left
+            residuals.append(raw.error - (raw.view.of(copy[raw.rows]) - raw.exact))
+    return residuals
 
 
 def with_atoms(suspect: Suspect, tries: Sequence[Try]) -> Ops:

@@ -74,11 +74,11 @@ def resolved(suspect: Suspect, atoms: Sequence[Atom], error: Float[Array, " K"])
         return tuple(atoms)
     options = options_of(suspect, atoms)
 
-    def left(option: Sequence[Atom]) -> float:
+    def residual(option: Sequence[Atom]) -> float:
         basis = _orthonormal([vector(suspect, atom) for atom in option], len(error))
         return float(np.square(error - basis.T @ (basis @ error)).sum())
 
-    return min(options, key=left)
+    return min(options, key=residual)
 
 
 def options_of(suspect: Suspect, atoms: Sequence[Atom]) -> list[tuple[Atom, ...]]:

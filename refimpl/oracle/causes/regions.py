@@ -120,24 +120,25 @@ def _step_regions(index: Array, prompt: int, beside: Sequence[int]) -> list[Regi
     in which it is the first, or the last, of them; and those of which the prompt's step is one, too."""
     decoding = index >= prompt
     step = np.where(decoding, index - prompt + 1, 0)  # which of a batch's steps computes the token
-    there = 1 + sum((np.abs(n) > step).astype(int) for n in beside)
-    before = sum((step < n).astype(int) for n in beside if n > 0)
-    after = sum((step < -n).astype(int) for n in beside if n < 0)
+    nobody = np.zeros(len(index), int)
+    together = 1 + sum(((np.abs(n) > step).astype(int) for n in beside), nobody)
+    before = sum(((step < n).astype(int) for n in beside if n > 0), nobody)
+    after = sum(((step < -n).astype(int) for n in beside if n < 0), nobody)
     regions = [
-        Region("decode steps in which it is the last of the batch", decoding & (after + 0 * step == 0), 3),
-        Region("decode steps in which it is not the last of the batch", decoding & (after + 0 * step > 0), 3),
-        Region("decode steps in which it is the first of the batch", decoding & (before + 0 * step == 0), 3),
-        Region("decode steps in which it is not the first of the batch", decoding & (before + 0 * step > 0), 3),
-        Region("steps in which it is the last of the batch", after + 0 * step == 0, 3),
-        Region("steps in which it is not the last of the batch", after + 0 * step > 0, 3),
+        Region("decode steps in which it is the last of the batch", decoding & (after == 0), 3),
+        Region("decode steps in which it is not the last of the batch", decoding & (after > 0), 3),
+        Region("decode steps in which it is the first of the batch", decoding & (before == 0), 3),
+        Region("decode steps in which it is not the first of the batch", decoding & (before > 0), 3),
+        Region("steps in which it is the last of the batch", after == 0, 3),
+        Region("steps in which it is not the last of the batch", after > 0, 3),
     ]
     for n in STEPS:
-        regions.append(Region(f"decode steps of {n} requests or more", decoding & (there + 0 * step >= n), 3))
-        regions.append(Region(f"decode steps of fewer than {n} requests", decoding & (there + 0 * step < n), 3))
-        regions.append(Region(f"steps of {n} requests or more", there + 0 * step >= n, 3.5))
-        regions.append(Region(f"steps of fewer than {n} requests", there + 0 * step < n, 3.5))
-    regions.append(Region("decode steps of an odd number of requests", decoding & (there % 2 + 0 * step == 1), 4))
-    regions.append(Region("decode steps of an even number of requests", decoding & (there % 2 + 0 * step == 0), 4))
+        regions.append(Region(f"decode steps of {n} requests or more", decoding & (together >= n), 3))
+        regions.append(Region(f"decode steps of fewer than {n} requests", decoding & (together < n), 3))
+        regions.append(Region(f"steps of {n} requests or more", together >= n, 3.5))
+        regions.append(Region(f"steps of fewer than {n} requests", together < n, 3.5))
+    regions.append(Region("decode steps of an odd number of requests", decoding & (together % 2 == 1), 4))
+    regions.append(Region("decode steps of an even number of requests", decoding & (together % 2 == 0), 4))
     return regions
 
 
