@@ -1,7 +1,7 @@
 """A base model: its arrays, by the names of the checkpoint (loading/model_folder.py reads them)."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,6 +17,23 @@ class Linear:
     weight: Float[Array, "d_out d_in"]
     bias: Float[Array, " d_out"] | None = None
     tokens: TokenRows | None = None  # rows of the embedding or the lm_head that an adapter has in place of the weight's
+
+
+class PackedLinear(Linear):
+    """A layer that is held as its checkpoint holds it, and whose weight is made of that each time that it is used."""
+
+    def __init__(self, read: Callable[[], Array], held: tuple[Array, ...], bias: Array | None = None) -> None:
+        """read: the weight, the same numbers every time. held: what it is made of."""
+        for name, value in (("read", read), ("held", held), ("bias", bias), ("tokens", None)):
+            object.__setattr__(self, name, value)
+
+    read: Callable[[], Array]
+    held: tuple[Array, ...]
+
+    @property
+    def weight(self) -> Float[Array, "d_out d_in"]:
+        """The numbers, made anew: keep them while they are needed."""
+        return self.read()
 
 
 class Base(Protocol):
@@ -105,7 +122,7 @@ class Model:
         return f"Model({shape}, {self.dtype}, {self.device})"
 
     def arrays(self) -> list[Array]:
-        """Every array, once, in a fixed order."""
+        """Every array, once, in a fixed order; of what is packed, what it is made of."""
         tied = self.lm_head.weight is self.embed_tokens
         arrays = [self.norm, self.embed_tokens] if tied else [self.norm, self.embed_tokens, self.lm_head.weight]
         if self.layer_inputs is not None:
@@ -116,7 +133,8 @@ class Model:
             arrays += layer.norms.values()
             arrays += layer.vectors.values()
             for linear in layer.linears.values():
-                arrays += [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
+                arrays += linear.held if isinstance(linear, PackedLinear) else [linear.weight]
+                arrays += [] if linear.bias is None else [linear.bias]
         return arrays
 
     @property

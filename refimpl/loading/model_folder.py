@@ -11,7 +11,7 @@ import numpy as np
 from ..arrays import DTYPES, Array, device_namespace, dtype_of, namespace, rounded, to_device, widen
 from ..config import LAYER_INPUTS, LM_HEAD, SINKS, ModelConfig, Module, module_name
 from ..errors import WeightsError
-from ..weights import Layer, LayerInputs, Linear, Model
+from ..weights import Layer, LayerInputs, Linear, Model, PackedLinear
 from .checkpoint import open_checkpoint
 from .config_file import load_config
 from .conversion import all_finite, available_memory, check_memory, converted
@@ -28,7 +28,8 @@ def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") ->
     dtype is what the weights are held in: float32, float64, float16 or bfloat16. Where the checkpoint has that type,
     the arrays are the read-only memory map of the file, and take no memory of their own; where not, they are copies,
     rounded to nearest even. On device "cuda" halves are held as float32, with the values that the half has. Quantised
-    weights become the numbers that they stand for (dequantise.py): what they were before is not in the file.
+    weights become the numbers that they stand for (dequantise.py): what they were before is not in the file. On the CPU
+    the experts of gpt-oss stay packed (mxfp4), and are made into numbers one by one when they are used.
 
     ConfigError, WeightsError or DeviceError, one line that names the file; nothing is loaded then.
     """
@@ -41,7 +42,25 @@ def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") ->
     diagnostics.raise_first(WeightsError, folder)
     check_fit(tensors, dtype, device)
     tokenizer = load_tokenizer(folder)
-    return _model(config, lambda name, kept=dtype: load_tensor(tensors[name], kept, device), tokenizer, dtype, device)
+    packed = {name for name, tensor in tensors.items() if device == "cpu" and tensor.stays_packed(dtype)}
+
+    def load(name: str, kept: str = dtype) -> Array:
+        return load_tensor(tensors[name], kept, device)
+
+    def linear(name: str, kept: str, bias: Array | None) -> Linear:
+        tensor = tensors[name]
+        if name not in packed or tensor.held is None:
+            return Linear(load(name, kept), bias)
+        return PackedLinear(lambda: unpacked(tensor, kept), tensor.held(), bias)
+
+    return _model(config, load, linear, tokenizer, dtype, device)
+
+
+def unpacked(tensor: Tensor, dtype: str) -> Array:
+    """The numbers of a tensor that stays packed."""
+    array = converted(tensor.read(), dtype)
+    array.flags.writeable = False
+    return array
 
 
 def in_dtype(config: ModelConfig, dtype: str) -> ModelConfig:
@@ -84,7 +103,14 @@ def load_tensor(tensor: Tensor, dtype: str, device: str) -> Array:
     return array
 
 
-def _model(config: ModelConfig, load: Callable[..., Array], tokenizer: Any, dtype: str, device: str) -> Model:
+def _model(
+    config: ModelConfig,
+    load: Callable[..., Array],
+    linear_of: Callable[[str, str, Array | None], Linear],
+    tokenizer: Any,
+    dtype: str,
+    device: str,
+) -> Model:
     """The fields of the model, by the names of the checkpoint (transformers, modeling_llama.py)."""
 
     wide = "float64" if dtype == "float64" else "float32"  # whatever the model's type, as transformers does
@@ -92,7 +118,7 @@ def _model(config: ModelConfig, load: Callable[..., Array], tokenizer: Any, dtyp
     def linear(module: Module) -> Linear:
         name = module_name(module)
         kept = wide if config.moe and module[1] == config.moe.router and "router" in config.unrounded else dtype
-        return Linear(load(f"{name}.weight", kept), load(f"{name}.bias") if config.has_bias(module[1]) else None)
+        return linear_of(f"{name}.weight", kept, load(f"{name}.bias") if config.has_bias(module[1]) else None)
 
     def norm(name: str) -> Array:
         weight = load(f"{name}.weight")

@@ -30,14 +30,16 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -
 # The two numbers of each byte, [256, 2].
 PAIRS = np.stack([E2M1[np.arange(256) & 15], E2M1[np.arange(256) >> 4]], axis=1)
 
+# What each scale means: products with a power of two are exact.
+POWERS = np.append(np.ldexp(np.float32(1), np.arange(NAN, dtype=np.int32) - BIAS), np.float32(np.nan))
+LARGEST = 6.0  # of e2m1
+
 
 def numbers(blocks: Int[Array, "*rows groups 16"], scales: Int[Array, "*rows groups"]) -> Float[Array, "*rows d_in"]:
     """What blocks stand for, in float32: exact, inf where it is too large, NaN where the scale is."""
-    values = PAIRS[blocks].reshape(*scales.shape, 32)
-    exponents = np.where(scales == NAN, 0, scales.astype(np.int32) - BIAS)
+    values = np.take(PAIRS.view(np.uint64)[:, 0], blocks).view(np.float32).reshape(*scales.shape, 32)
     with np.errstate(over="ignore"):
-        values = np.ldexp(values, exponents[..., None], out=values)
-    values[scales == NAN] = np.nan
+        values *= POWERS[scales][..., None]
     return values.reshape(*scales.shape[:-1], -1)
 
 
@@ -85,6 +87,8 @@ def _tensor(root: str, parts: dict[str, SafetensorsFile]) -> Tensor:
         "bfloat16",
         read,
         part=part,
+        held=lambda: (blocks, scales),
+        largest=LARGEST * 2.0 ** (int(scales.max()) - BIAS),
     )
 
 

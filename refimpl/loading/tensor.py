@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arrays import Array
+from ml_dtypes import finfo
+
+from ..arrays import DTYPES, Array
 from .families import WEIGHTS
 from .safetensors_file import BITS, FLOATS, SafetensorsFile
 
@@ -24,6 +26,8 @@ class Tensor:
     read: Callable[[], Array]  # the memory map itself, or a new array
     problem: str | None = None  # why it cannot be read, if it cannot
     part: Callable[[tuple[Any, ...]], Array] | None = None  # read()[index] without making all the rest
+    held: Callable[[], tuple[Array, ...]] | None = None  # what read() makes it of, of a tensor that can stay packed
+    largest: float = math.inf  # no number of a tensor that can stay packed is larger, and none is NaN
 
     @property
     def size(self) -> int:
@@ -41,7 +45,11 @@ class Tensor:
 
     def is_mapped(self, dtype: str) -> bool:
         """Whether holding it in this type takes no memory."""
-        return self.stored == dtype
+        return self.stored == dtype or self.stays_packed(dtype)
+
+    def stays_packed(self, dtype: str) -> bool:
+        """Whether it is read each time that it is used: it is packed, and this type holds all of its numbers."""
+        return self.held is not None and self.largest <= float(finfo(DTYPES[dtype]).max)
 
 
 def stored_tensor(file: SafetensorsFile, name: str) -> Tensor:

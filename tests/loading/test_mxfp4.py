@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from refimpl.loading.checkpoint import open_checkpoint
 from refimpl.loading.config_file import load_config
 from refimpl.loading.diagnostics import Diagnostics
 from refimpl.loading.mxfp4 import numbers
+from refimpl.weights import Linear
 
 EXPERTS = "model.layers.0.mlp.experts"
 
@@ -101,6 +103,29 @@ def test_reading_a_module_makes_no_other_expert(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 40 * weight.nbytes / 2  # of 40 experts with two such modules
+
+
+def test_experts_stay_packed_and_answer_as_if_they_did_not(tmp_path: Path) -> None:
+    stored = write_gpt_oss(tmp_path, 2, experts=40, d_model=64, width=64)
+    packed = sum(x.nbytes for name, x in stored.items() if name.endswith(("_blocks", "_scales")))
+    model = load_model(tmp_path, "float32")
+    experts = {name: linear for name, linear in model.layers[0].linears.items() if ".experts." in name}
+    assert sum(x.nbytes for linear in experts.values() for x in linear.held) == packed
+    assert model.nbytes - packed < sum(linear.weight.nbytes for linear in experts.values()) / 2
+    plain = {name: Linear(linear.weight, linear.bias) for name, linear in model.layers[0].linears.items()}
+    eager = replace(model, layers=(replace(model.layers[0], linears=plain),))
+    requests = [Request([3, 1, 4, 1, 5], random_adapter(model.config, 1, modules=model.config.layer_modules))]
+    np.testing.assert_array_equal(logits(model, requests)[0], logits(eager, requests)[0])
+
+
+def test_numbers_that_the_type_does_not_hold_are_found_when_it_is_loaded(tmp_path: Path) -> None:
+    tensors = write_gpt_oss(tmp_path, 2)
+    scales = tensors[f"{EXPERTS}.down_proj_scales"]
+    tensors[f"{EXPERTS}.down_proj_scales"] = np.where(np.arange(scales.size).reshape(scales.shape) == 5, 200, scales)
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    load_model(tmp_path, "bfloat16")
+    with refused(WeightsError, "experts.down_proj has values too large for float16"):
+        load_model(tmp_path, "float16")
 
 
 def test_a_merged_folder_answers_as_the_base_with_the_adapter(tmp_path: Path) -> None:
