@@ -22,13 +22,13 @@ class Linear:
 class PackedLinear(Linear):
     """A layer that is held as its checkpoint holds it, and whose weight is made of that each time that it is used."""
 
-    def __init__(self, read: Callable[[], Array], held: tuple[Array, ...], bias: Array | None = None) -> None:
-        """read: the weight, the same numbers every time. held: what it is made of."""
-        for name, value in (("read", read), ("held", held), ("bias", bias), ("tokens", None)):
+    def __init__(self, read: Callable[[], Array], packing: tuple[Array, ...], bias: Array | None = None) -> None:
+        """read: the weight, the same numbers every time. packing: what it is made of."""
+        for name, value in (("read", read), ("packing", packing), ("bias", bias), ("tokens", None)):
             object.__setattr__(self, name, value)
 
     read: Callable[[], Array]
-    held: tuple[Array, ...]
+    packing: tuple[Array, ...]
 
     @property
     def weight(self) -> Float[Array, "d_out d_in"]:
@@ -133,7 +133,7 @@ class Model:
             arrays += layer.norms.values()
             arrays += layer.vectors.values()
             for linear in layer.linears.values():
-                arrays += linear.held if isinstance(linear, PackedLinear) else [linear.weight]
+                arrays += linear.packing if isinstance(linear, PackedLinear) else [linear.weight]
                 arrays += [] if linear.bias is None else [linear.bias]
         return arrays
 

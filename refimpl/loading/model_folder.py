@@ -49,9 +49,9 @@ def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") ->
 
     def linear(name: str, kept: str, bias: Array | None) -> Linear:
         tensor = tensors[name]
-        if name not in packed or tensor.held is None:
+        if name not in packed or tensor.packing is None:
             return Linear(load(name, kept), bias)
-        return PackedLinear(lambda: unpacked(tensor, kept), tensor.held(), bias)
+        return PackedLinear(lambda: unpacked(tensor, kept), tensor.packing(), bias)
 
     return _model(config, load, linear, tokenizer, dtype, device)
 

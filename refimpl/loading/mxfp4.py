@@ -87,7 +87,7 @@ def _tensor(root: str, parts: dict[str, SafetensorsFile]) -> Tensor:
         "bfloat16",
         read,
         part=part,
-        held=lambda: (blocks, scales),
+        packing=lambda: (blocks, scales),
         largest=LARGEST * 2.0 ** (int(scales.max()) - BIAS),
     )
 

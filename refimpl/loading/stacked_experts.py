@@ -68,7 +68,7 @@ def views(
                 read=partial(_part, tensor, expert, stack.rows(number, d_out), stack.transposed and not of_biases),
                 problem=problem,
                 part=None,
-                held=tensor.held and partial(_held, tensor, expert, stack.rows(number, d_out)),
+                packing=tensor.packing and partial(_packing, tensor, expert, stack.rows(number, d_out)),
             )
             yield f"{layer}{moe.expert}.{expert}.{name}.{'bias' if of_biases else 'weight'}", part
 
@@ -98,10 +98,10 @@ def joined(parts: list[Array], stack: Stacked) -> Array:
     return rows
 
 
-def _held(tensor: Tensor, expert: int, rows: slice) -> tuple[Array, ...]:
+def _packing(tensor: Tensor, expert: int, rows: slice) -> tuple[Array, ...]:
     """What these rows of one expert are made of."""
-    assert tensor.held is not None
-    return tuple(x[expert, rows] for x in tensor.held())
+    assert tensor.packing is not None
+    return tuple(x[expert, rows] for x in tensor.packing())
 
 
 def _part(tensor: Tensor, expert: int, rows: slice, transposed: bool) -> Array:

@@ -26,7 +26,7 @@ class Tensor:
     read: Callable[[], Array]  # the memory map itself, or a new array
     problem: str | None = None  # why it cannot be read, if it cannot
     part: Callable[[tuple[Any, ...]], Array] | None = None  # read()[index] without making all the rest
-    held: Callable[[], tuple[Array, ...]] | None = None  # what read() makes it of, of a tensor that can stay packed
+    packing: Callable[[], tuple[Array, ...]] | None = None  # what read() makes it of, of a tensor that can stay packed
     largest: float = math.inf  # no number of a tensor that can stay packed is larger, and none is NaN
 
     @property
@@ -49,7 +49,7 @@ class Tensor:
 
     def stays_packed(self, dtype: str) -> bool:
         """Whether it is read each time that it is used: it is packed, and this type holds all of its numbers."""
-        return self.held is not None and self.largest <= float(finfo(DTYPES[dtype]).max)
+        return self.packing is not None and self.largest <= float(finfo(DTYPES[dtype]).max)
 
 
 def stored_tensor(file: SafetensorsFile, name: str) -> Tensor:

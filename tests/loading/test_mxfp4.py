@@ -110,7 +110,7 @@ def test_experts_stay_packed_and_answer_as_if_they_did_not(tmp_path: Path) -> No
     packed = sum(x.nbytes for name, x in stored.items() if name.endswith(("_blocks", "_scales")))
     model = load_model(tmp_path, "float32")
     experts = {name: linear for name, linear in model.layers[0].linears.items() if ".experts." in name}
-    assert sum(x.nbytes for linear in experts.values() for x in linear.held) == packed
+    assert sum(x.nbytes for linear in experts.values() for x in linear.packing) == packed
     assert model.nbytes - packed < sum(linear.weight.nbytes for linear in experts.values()) / 2
     plain = {name: Linear(linear.weight, linear.bias) for name, linear in model.layers[0].linears.items()}
     eager = replace(model, layers=(replace(model.layers[0], linears=plain),))
