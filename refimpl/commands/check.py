@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,7 @@ from ..oracle.reports.report import PAGE, page
 from ..oracle.reports.result import CampaignSettings, Result
 from ..oracle.reports.summary import summary
 from .check_screen import Screen, show
+from .signals import on_signals, stop
 
 HELP = "hold an engine against the reference: a verdict, and the name of the bug"
 EXAMPLE = """  loracle check --engine peft
@@ -73,9 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", default="float32", choices=[*TYPES, "auto"], help="what the engine is asked to compute in")
     add("--jobs", type=int, default=2, metavar="J", help="processes that make the numbers (default 2)")
     add("--ray", metavar="ADDRESS|local", help="run engines and numbers on a Ray cluster; local: a new one, here")
-    add(
-        "--ray-engines", type=int, default=1, metavar="N", help="--ray: engines that are asked side by side (default 1)"
-    )
+    add("--ray-engines", type=int, default=1, metavar="N", help="--ray: engines asked side by side (default 1)")
     add(
         "--ray-resources",
         default="",
@@ -89,13 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--replay", type=Path, metavar="FOLDER", help="repeat one failure from the folder that it was kept in")
     add("--url", help="openai_http: where the server is")
     add("--model-name", help="openai_http: what the server calls the base")
-    add(
-        "--adapter-name",
-        action="append",
-        default=[],
-        metavar="NAME=SERVED",
-        help="openai_http: what it calls an adapter",
-    )
+    served = "openai_http: what it calls an adapter"
+    add("--adapter-name", action="append", default=[], metavar="NAME=SERVED", help=served)
     add(
         "--clients",
         type=int,
@@ -122,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
         engine, options = args.engine, engine_options(args)
         leave_out = args.without.split(",") if args.without else []
         with ExitStack() as stack:
+            stack.enter_context(on_signals(stop, signal.SIGTERM))  # as Ctrl-C
             scratch, screen = stack.enter_context(tempfile.TemporaryDirectory()), stack.enter_context(Screen())
             work = args.resume or Path(scratch)
             make = lambda: checking.narrowed(make_engine(args, engine, options), leave_out)  # noqa: E731

@@ -91,11 +91,11 @@ def cause_of(
     )
     rivals: list[Description] = []
     for suspects in failures.asked_quietly(failed[:CASES]):
-        rivals = _best(failures, find(suspects, thresholds.ratio))
+        rivals = _best(failures, find(suspects, thresholds.ratio, clock=clock))
         if rivals or clock.is_late("the failures at other loudness"):
             break
     if rivals and len(rivals[0].explained) < len(rivals[0].failed) and not clock.is_late("what the cause leaves over"):
-        rivals = _with_the_rest(failures, failed, rivals, suspects)
+        rivals = _with_the_rest(failures, failed, rivals, suspects, clock)
     return _report(rivals, testbed, time.monotonic() - began) if rivals else None
 
 
@@ -110,7 +110,11 @@ def _best(failures: Failures, causes: Sequence[Cause]) -> list[Description]:
 
 
 def _with_the_rest(
-    failures: Failures, failed: Sequence[PlayedCase], rivals: list[Description], before: Sequence[Suspect]
+    failures: Failures,
+    failed: Sequence[PlayedCase],
+    rivals: list[Description],
+    before: Sequence[Suspect],
+    clock: Clock,
 ) -> list[Description]:
     """Look at what a cause leaves over: is it something else beside it, or one cause of these and of those in which it
     was found? Return whichever takes fewer bits. before: requests in which it was found."""
@@ -121,9 +125,9 @@ def _with_the_rest(
     suspects = next(failures.asked_quietly(cases[:CASES], explained), None)
     if suspects is None:
         return rivals
-    causes = find([*suspects[:OF_EACH], *before[:OF_EACH]], limit)
+    causes = find([*suspects[:OF_EACH], *before[:OF_EACH]], limit, clock=clock)
     if len(cause.atoms) < TERMS:
-        causes += find(suspects, limit, cause)
+        causes += find(suspects, limit, cause, clock)
     more = _best(failures, causes)
     return more if more and more[0].bits < rivals[0].bits else rivals
 
@@ -216,12 +220,13 @@ def _report(rivals: Sequence[Description], testbed: Testbed, seconds: float) -> 
     changes = tuple(_change(i, best, testbed) for i in range(len(best.cause.atoms)))
     exceptions = sum(rule.wrong for i, rule in enumerate(best.conditions) if _holds(rule, i, best.explained))
     residual = max(one.residual for one in best.explained)
-    others = [
-        "; and ".join(_change(i, one, testbed).sentence for i in range(len(one.cause.atoms)))
-        for one in rivals[1:]
-        if {atom.source for atom in one.cause.atoms} != {atom.source for atom in best.cause.atoms}
-        and "bug" not in one.cause.kinds  # a known bug of the same effect is another name, not another cause
-    ]
+    told = {frozenset(atom.source for atom in best.cause.atoms)}  # of the same sources one is enough
+    others = []
+    for one in rivals[1:]:
+        sources = frozenset(atom.source for atom in one.cause.atoms)
+        if sources not in told and "bug" not in one.cause.kinds:  # a known bug of the same effect is another name
+            told.add(sources)
+            others.append("; and ".join(_change(i, one, testbed).sentence for i in range(len(one.cause.atoms))))
     also = tuple(dict.fromkeys(others))
     return CauseReport(changes, exceptions, len(best.explained), len(best.failed), residual, seconds, also)
 

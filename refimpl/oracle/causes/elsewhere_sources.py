@@ -7,7 +7,7 @@ import numpy as np
 from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from ...rope import apply_rope
-from .mix_up import EXACT, RESIDUAL, Delta, Point, Source, blended, full_delta
+from .mix_up import EXACT, GATE, RESIDUAL, UP, Delta, Point, Source, blended, full_delta
 
 
 def token_sources(key: str) -> Iterator[Source]:
@@ -168,7 +168,8 @@ def input_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
             return -full_delta(point.x, lora)
         return full_delta(point.inputs["o_proj"], lora)
 
-    for name in (*modules, RESIDUAL):
-        what = RESIDUAL + ", not normalised" if name == RESIDUAL else f"{name}'s input"
+    for name in (*modules, RESIDUAL, GATE, UP):
+        whole = {RESIDUAL: f"{RESIDUAL}, not normalised", GATE: f"{GATE} alone", UP: f"{UP}, without it"}
+        what = whole.get(name, f"{name}'s input")
         yield Source(f"input of {name}", f"its own delta of {what}", of(name), "instead", 4)
     yield Source("o_proj late", "o_proj's delta behind the MLP", late, "instead", 5)

@@ -17,6 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from ...arrays import Array, Float
+from ..clock import Clock
 from .exact import ExactFit, Try, at, fit
 from .mix_up import Source
 from .pursuit import BIT, Atom, nearest, resolved, vector
@@ -104,9 +105,11 @@ def common_value(coefficients: Float[Array, " requests"], kind: str) -> float | 
     return nice if agree else None
 
 
-def find(suspects: Sequence[Suspect], limit: float, start: Cause | None = None) -> list[Cause]:
+def find(
+    suspects: Sequence[Suspect], limit: float, start: Cause | None = None, clock: Clock | None = None
+) -> list[Cause]:
     """Return causes of some of these requests, those of most of them first. limit: the ratio from which on a row is no
-    noise. start: what explains other requests already, to which more is added."""
+    noise. start: what explains other requests already, to which more is added. clock: when to look for no more."""
     raw_errors = [suspect.adjoint.along(suspect.raw.error) for suspect in suspects]
     best = None
     if start is not None:
@@ -115,8 +118,12 @@ def find(suspects: Sequence[Suspect], limit: float, start: Cause | None = None) 
     causes: list[Cause] = []
     before = float("inf")
     for _ in range(TERMS - (0 if best is None else len(best.atoms))):
+        if causes and clock is not None and clock.is_late("one more change"):
+            break
         tried = _with_one_more(suspects, _remaining(suspects, best) or raw_errors, best, limit)
         if not tried:
+            break
+        if clock is not None and not any(tried[0].explained) and clock.is_late("more changes than one"):
             break
         if start is None and len(tried[0].atoms) > 1 and not any(tried[0].explained):
             # The first was chosen while the others were not known: is there a better one beside them?

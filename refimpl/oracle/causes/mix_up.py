@@ -17,6 +17,7 @@ from ...config import EMBED, LM_HEAD, ModelConfig, Module
 
 EXACT = Precision("model", "float64")
 RESIDUAL = "the residual stream"
+GATE, UP = "the activated gate", "what the gate multiplies"
 PARTNERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # those that engines fuse into one product
 
 

@@ -9,6 +9,7 @@ from ...arrays import Array
 from ...config import EMBED, LM_HEAD, ModelConfig, Module, short_name
 
 COLUMN_PARALLEL = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "qkv_proj", "gate_up_proj", "input_linear")
+OF_ONE_LAYER = ("the attention", "the MLP", "q_proj, k_proj and v_proj", "gate_proj and up_proj")
 BLOCKS = (4, 8, 16, 32)  # tokens that kernels and caches take together
 IN_BATCH = (8, 16, 32, 48, 64, 128)  # tokens of a batch after which a buffer may end
 STEPS = (2, 3, 4, 5, 6, 8)  # requests that a step has
@@ -72,6 +73,12 @@ def module_regions(config: ModelConfig) -> list[Region]:
         for i in layers
         if i > 0
     ]
+    parts = {words: groups[words] for words in OF_ONE_LAYER if len(groups[words]) > 1}
+    for words, group in parts.items():
+        for i in layers:
+            of_group = [module for module in inner if module[1] in group]
+            regions.append(region(f"{words} of layer {i}", 3.5, [module for module in of_group if module[0] == i]))
+            regions.append(region(f"{words} from layer {i} on", 4.5, [module for module in of_group if module[0] >= i]))
     regions.append(region("embed_tokens and lm_head", 2, [EMBED, LM_HEAD]))
     return _distinct(regions)
 

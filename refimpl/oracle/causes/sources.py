@@ -11,6 +11,7 @@ from .rank_sources import rank_sources
 from .row_sources import row_sources
 
 WHICHEVER = "another adapter"
+THE_BASE = "the base"
 CHOICE = 3.5  # bits, about: which adapter it is in a request, where nothing says which
 
 
@@ -38,5 +39,8 @@ def whichever(key: str | None, adapters: Sequence[str]) -> Iterator[Source]:
     a rule that is not known here takes it in the same way each time."""
     others = [other for other in adapters if other != key]
     for kind in adapter_sources(key, others[0], WHICHEVER) if len(others) > 1 else ():
-        members = tuple(kind.key.removesuffix(WHICHEVER) + other for other in others)
+        base = [THE_BASE] if kind.kind == "instead" and kind.key.startswith("instead") else []
+        members = tuple(kind.key.removesuffix(WHICHEVER) + other for other in (*others, *base))
         yield replace(kind, cost=kind.cost + CHOICE, members=members)
+    if key is not None:
+        yield next(one for one in adapter_sources(key, None, THE_BASE) if one.kind == "instead")

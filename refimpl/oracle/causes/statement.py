@@ -69,14 +69,21 @@ class CauseReport:
 
 def in_words(words: str, kind: str, coefficient: float | None, by_adapter: tuple[tuple[str, float], ...]) -> str:
     """Say what c times a source is. kind: as in Source."""
+    is_ = "are" if " ranks " in f"{words} " and not words.startswith("the second half") else "is"
     if coefficient is None:
         before = 1 if kind in ("own", "part") else 0
         factors = ", ".join(f"{key} {before + value:.4g}" for key, value in by_adapter)
-        scaled = "is scaled wrongly" if kind in ("own", "part") else "is added with another factor for each adapter"
+        scaled = (
+            f"{is_} scaled wrongly" if kind in ("own", "part") else f"{is_} added with another factor for each adapter"
+        )
         return f"{words} {scaled} ({factors})"
     if kind in ("instead", "bug"):
         return f"{words}" if coefficient == 1 else f"{words} ({coefficient:.4g} times)"
     if kind == "added":
-        return f"{words} is added" if coefficient == 1 else f"{coefficient:.4g} times {words} is added"
-    plain = {-1.0: "is missing", 1.0: "is counted twice", -2.0: "has the wrong sign"}
-    return f"{words} " + plain.get(coefficient, f"is {1 + coefficient:.4g} times as large as it should be")
+        return f"{words} {is_} added" if coefficient == 1 else f"{coefficient:.4g} times {words} {is_} added"
+    plain = {
+        -1.0: f"{is_} missing",
+        1.0: f"{is_} counted twice",
+        -2.0: f"{'have' if is_ == 'are' else 'has'} the wrong sign",
+    }
+    return f"{words} " + plain.get(coefficient, f"{is_} {1 + coefficient:.4g} times as large as it should be")

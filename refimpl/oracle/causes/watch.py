@@ -7,7 +7,7 @@ from typing import Any
 from ...arrays import Array, Precision
 from ...config import Module
 from ...ops import Ops
-from .mix_up import RESIDUAL
+from .mix_up import GATE, RESIDUAL, UP
 
 Norm = Callable[[Array, Array, float, Precision], Array]
 # The modules whose input is the norm before the MLP.
@@ -22,6 +22,7 @@ class Watch:
     inputs: dict[Module, Array] = field(default_factory=dict)
     layers: dict[int, dict[str, Array]] = field(default_factory=dict)  # layer -> what its modules, and its norms, got
     _normed: Array | None = None
+    _gates: dict[str, Array] = field(default_factory=dict)
 
     def over(self, ops: Ops) -> Ops:
         """The same steps, watched."""
@@ -37,8 +38,15 @@ class Watch:
             self.see(x, module)
             ops.lora_delta(y, x, module, *rest)
 
+        def mlp_activation(gate: Array, up: Array | None, kind: Any, p: Precision) -> Array:
+            if up is not None and isinstance(kind, str):
+                self._gates = {GATE: ops.mlp_activation(gate, None, kind, p), UP: up}
+            return ops.mlp_activation(gate, up, kind, p)
+
         norms = watched(ops.rms_norm), watched(ops.layer_norm)
-        return replace(ops, rms_norm=norms[0], layer_norm=norms[1], lora_delta=lora_delta)
+        return replace(
+            ops, rms_norm=norms[0], layer_norm=norms[1], lora_delta=lora_delta, mlp_activation=mlp_activation
+        )
 
     def see(self, x: Array, module: Module) -> None:
         """Keep a module's input."""
@@ -46,6 +54,9 @@ class Watch:
         self.inputs[module] = x[: self.tokens]
         of_layer = self.layers.setdefault(layer, {})
         of_layer[name] = x[: self.tokens]
+        if any(gate.shape == x.shape for gate in self._gates.values()):  # what the MLP's last module is given
+            of_layer |= {what: gate[: self.tokens] for what, gate in self._gates.items()}
+            self._gates = {}
         if self._normed is not None and layer >= 0 and self._normed.shape == x.shape:
             of_layer.setdefault(RESIDUAL, self._normed[: self.tokens])
             if name in FIRST_OF_MLP:  # the MLP has a norm of its own

@@ -117,7 +117,7 @@ def _of_one(
         if first == prompt:
             lines.append("the prompt is right; wrong from the first decode step on")
         elif (np.diff(wrong) == 1).all() and wrong[-1] == ratios.first + len(ratios.ratio) - 1:
-            lines.append(f"right up to some place, wrong from there on (here from {first})")
+            lines.append("right up to some place, wrong from there on")
     return lines
 
 
