@@ -220,12 +220,12 @@ def _report(rivals: Sequence[Description], testbed: Testbed, seconds: float) -> 
     changes = tuple(_change(i, best, testbed) for i in range(len(best.cause.atoms)))
     exceptions = sum(rule.wrong for i, rule in enumerate(best.conditions) if _holds(rule, i, best.explained))
     residual = max(one.residual for one in best.explained)
-    told = {frozenset(atom.source for atom in best.cause.atoms)}  # of the same sources one is enough
+    said_of = {frozenset(atom.source for atom in best.cause.atoms)}  # of the same sources one is enough
     others = []
     for one in rivals[1:]:
         sources = frozenset(atom.source for atom in one.cause.atoms)
-        if sources not in told and "bug" not in one.cause.kinds:  # a known bug of the same effect is another name
-            told.add(sources)
+        if sources not in said_of and "bug" not in one.cause.kinds:  # a known bug of the same effect is another name
+            said_of.add(sources)
             others.append("; and ".join(_change(i, one, testbed).sentence for i in range(len(one.cause.atoms))))
     also = tuple(dict.fromkeys(others))
     return CauseReport(changes, exceptions, len(best.explained), len(best.failed), residual, seconds, also)

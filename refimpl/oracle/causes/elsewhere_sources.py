@@ -169,7 +169,7 @@ def input_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
         return full_delta(point.inputs["o_proj"], lora)
 
     for name in (*modules, RESIDUAL, GATE, UP):
-        whole = {RESIDUAL: f"{RESIDUAL}, not normalised", GATE: f"{GATE} alone", UP: f"{UP}, without it"}
-        what = whole.get(name, f"{name}'s input")
+        in_words = {RESIDUAL: f"{RESIDUAL}, not normalised", GATE: f"{GATE} alone", UP: f"{UP}, without it"}
+        what = in_words.get(name, f"{name}'s input")
         yield Source(f"input of {name}", f"its own delta of {what}", of(name), "instead", 4)
     yield Source("o_proj late", "o_proj's delta behind the MLP", late, "instead", 5)
