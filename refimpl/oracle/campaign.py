@@ -135,7 +135,7 @@ class Campaign:
         result.interrupted = True
         result.verdict = "undecided" if result.verdict == "pass" else result.verdict
         total = self.settings.cases + self._sequences
-        self.diagnostics.append(f"stopped by Ctrl-C, with {len(result.played)} of {total} cases measured")
+        self.diagnostics.append(f"stopped by a signal, with {len(result.played)} of {total} cases measured")
         return result
 
     # Asking.

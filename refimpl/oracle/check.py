@@ -67,7 +67,7 @@ def check(
                 raise
             result.interrupted = True
             result.verdict = overall([result.verdict, "undecided"])
-            result.diagnostics.append(f"stopped by Ctrl-C, before {base} was asked")
+            result.diagnostics.append(f"stopped by a signal, before {base} was asked")
             break
         for played in of_turn.played:
             played.case = replace(played.case, name=f"{base}, {played.case.name}")

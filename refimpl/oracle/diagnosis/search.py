@@ -21,6 +21,7 @@ from .candidate import CLEARLY, Candidate, explains, unexplained_fraction
 AFTER_THE_SMALLEST = 32  # bugs that stay after the smallest failure; larger: slower, a faint bug is dropped less often
 IN_SCOPES = 10  # bugs of which it is asked whether they are in one scope only; each costs a run in every scope
 WHERE_IT_BEGINS = 60  # bugs that are tried where the error begins; each costs a run in three scopes
+NEXT_BEST = 2  # bugs beside one that has the cause's name, to say how much worse they are
 LAST = 14  # bugs that are tried on all samples, each of which is a run of every sample
 ANY_SCALE, NOTHING_APPLIED = "scale_times[1.01]", "adapters_ignored"  # asked for in every scope, near or not
 DECODE = "decode"  # the scope
@@ -60,12 +61,10 @@ def search(work: Search) -> list[Candidate]:
     only where the error begins, and all in decode steps only if no prompt is wrong."""
     if work.cause_is_known:
         names = [name for name, bug in mutants_for(list(work.testbed.paths)).items() if work.applicable(bug)]
-        named = [
-            one.mutant.name
-            for one in work.beside([work.first], names)
-            if explains(one) or (one.mutant.scales and work.may_be_a_factor)
-        ]
-        return work.beside(work.samples, named[:LAST])
+        tried = sorted(work.beside([work.first], names), key=lambda one: one.residual)
+        named = [one.mutant.name for one in tried if explains(one) or (one.mutant.scales and work.may_be_a_factor)]
+        others = [one.mutant.name for one in tried if one.mutant.name not in named]
+        return work.beside(work.samples, named[:LAST] + others[:NEXT_BEST]) if named else []
     tried = work.beside([work.first], [name for name, bug in all_bugs(work.testbed).items() if work.applicable(bug)])
     near = work.near(tried)
     # A scope keeps the right form of every LoRA beside the wrong one, and has no base there to make a DoRA's gain of.
