@@ -28,6 +28,7 @@ ROUND = (-1.0, 1.0, -0.5, 0.5, 2.0, -2.0)  # coefficients that speak for themsel
 ALIKE = 0.02  # relative; coefficients that differ by less are one
 NEAR_ONE = 0.1  # what stands instead of the own delta does so whole: such a coefficient is 1, and must explain as 1
 ABSENT = 0.02  # a smaller coefficient is of a change that this request does not have
+LARGEST = 100.0  # a larger coefficient is of two changes that take back one another
 HOPELESS = 20.0  # times the limit: what leaves more, and a quarter of the error, is not fitted further
 FEWER = 8.0  # times less must be left by each further change
 CANDIDATES = 10  # causes that are held against every request; larger: slower
@@ -86,7 +87,7 @@ class Cause:
     def may_be_said(self) -> bool:
         """Do its coefficients say something? The own delta may be there in any measure, and what is added, too; what
         stands in its place does so whole."""
-        return all(
+        return bool((np.abs(self.coefficients) < LARGEST).all()) and all(
             kind in ("own", "part") or (value is not None and (kind == "added" or value == 1))
             for kind, value in zip(self.kinds, self.common, strict=True)
         )
@@ -125,7 +126,7 @@ def find(
             break
         if clock is not None and not any(tried[0].explained) and clock.is_late("more changes than one"):
             break
-        if start is None and len(tried[0].atoms) > 1 and not any(tried[0].explained):
+        if start is None and len(tried[0].atoms) > 1 and not all(tried[0].explained):
             # The first was chosen while the others were not known: is there a better one beside them?
             tried += _with_one_more(suspects, raw_errors, tried[0].without_first(), limit)
             tried.sort(key=_score)
