@@ -11,10 +11,11 @@ from support.causes import cause_of_bug
 from support.testbed import small_testbed
 
 from refimpl import NUMPY, Ops
-from refimpl.adapter_slots import AdapterSlots
+from refimpl.adapter_slots import AdapterSlots, LoraWeights
 from refimpl.arrays import Array, Precision
 from refimpl.config import Module
 from refimpl.model import logits
+from refimpl.oracle.bugs.steps import but, reading
 from refimpl.oracle.causes.adjoint import adjoint
 from refimpl.oracle.causes.condition import Fact, condition
 from refimpl.oracle.causes.quiet import quiet_adapter
@@ -83,6 +84,22 @@ def test_two_bugs_at_once(tmp_path: Path) -> None:
     assert {(one.modules, one.coefficient) for one in cause.changes} == {("down_proj", -1.0), ("gate_proj", -0.5)}
     assert "its own delta is missing, at down_proj" in cause.sentence
     assert "its own delta is 0.5 times as large as it should be, at gate_proj" in cause.sentence
+
+
+def test_another_adapter_by_a_rule_that_nobody_knows(tmp_path: Path) -> None:
+    """At o_proj each slot has the weights of the slot two further on: in words, whose it was in each request."""
+
+    def two_further(adapters: AdapterSlots, module: Module) -> dict[int, LoraWeights]:
+        at, order = adapters.at(module), sorted(adapters.slots)
+        if module[1] != "o_proj":
+            return at
+        others = {slot: order[(i + 2) % len(order)] for i, slot in enumerate(order)}
+        return {slot: at[other] for slot, other in others.items() if other in at}
+
+    cause = cause_of_bug(lambda: but(lora_delta=reading(two_further)), tmp_path, cases=6)
+    assert cause is not None and cause.explained == cause.failed
+    (change,) = cause.changes
+    assert change.modules == "o_proj" and change.what.startswith("the delta of another adapter (of ")
 
 
 def test_half_types(tmp_path: Path) -> None:
@@ -155,4 +172,6 @@ def test_a_cause_in_words() -> None:
     assert in_words("its own delta", "own", 1.0, ()) == "its own delta is counted twice"
     assert in_words("its own delta", "own", 0.37, ()) == "its own delta is 1.37 times as large as it should be"
     assert in_words("its own delta", "own", None, (("a", -0.5), ("b", 1.0))).endswith("scaled wrongly (a 0.5, b 2)")
+    assert in_words("its own ranks from 8 on", "part", -1.0, ()) == "its own ranks from 8 on are missing"
+    assert in_words("the second half of its ranks", "part", -1.0, ()) == "the second half of its ranks is missing"
     assert in_words("the delta of x", "added", 1.0, ()) == "the delta of x is added"
