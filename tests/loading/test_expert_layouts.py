@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import BASE, refused, write_adapter
+from folders import BASE, refused, safetensors_bytes, write_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -577,6 +577,44 @@ def test_convert_needs_the_base(tmp_path: Path) -> None:
             with refused(AdapterError, "LoRA on model.layers.0.mlp.experts.0."):
                 convert(path, tmp_path / "never", form, base=base)
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("stack", ["switch_mlp", "experts"])
+@pytest.mark.parametrize("changes", [{}, MIXTRAL], ids=["qwen", "mixtral"])
+def test_all_experts_of_a_layer_as_mlx_lm_saves_them(tmp_path: Path, stack: str, changes: dict[str, Any]) -> None:
+    """LoRASwitchLinear: A [experts, r, d_in], B [experts, d_out, r], of modules with one name in every family."""
+    base = base_of(**changes)
+    example, parent = Drawn(base, 2, pairs_of(base, 2, 1)), base.moe.expert.rpartition(".")[0]
+    tensors = {}
+    for layer in range(base.num_hidden_layers):
+        theirs = ("gate_proj", "up_proj", "down_proj")
+        for name, ours in zip(theirs, (*base.moe.gate_up, base.moe.down), strict=True):
+            each = [example.pairs[layer, member(base, expert, ours)] for expert in range(3)]
+            path = f"model.layers.{layer}.{parent}.{stack}.{name}"
+            tensors |= {
+                f"{path}.lora_{half}": np.stack(x) for half, x in zip("ab", zip(*each, strict=True), strict=True)
+            }
+    folder = write_mlx(tmp_path, tensors)
+    with pytest.warns(AdapterWarning, match="has no keys: old versions of mlx-lm ignore"):
+        assert same(load_adapter(folder, base), example.pairs)
+    assert any("only the base knows: give --model DIR" in problem for problem in inspect(folder).problems)
+    write_mlx(tmp_path, tensors, keys=[f"{parent}.{stack}.{name}" for name in ("gate_proj", "up_proj", "down_proj")])
+    assert same(load(folder, base), example.pairs)
+    write_mlx(tmp_path, tensors, keys=["self_attn.q_proj"])
+    with refused(AdapterError, "is ignored by mlx-lm: keys are ['self_attn.q_proj']"):
+        load_adapter(folder, base)
+    with refused(AdapterError, "it must have 3 axes, of which the first is 4 experts"):
+        write_mlx(tmp_path, tensors)
+        load_adapter(folder, base_of(4, **changes))
+
+
+def write_mlx(folder: Path, tensors: dict[str, np.ndarray], **parameters: Any) -> Path:
+    """A folder of mlx-lm."""
+    (folder / "adapters.safetensors").write_bytes(safetensors_bytes(tensors))
+    parameters = {"rank": 2, "scale": 2.0, "dropout": 0.0} | parameters
+    config = {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": parameters}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
 
 
 def test_the_rank_that_an_engine_must_allow_is_that_of_an_expert(tmp_path: Path) -> None:
