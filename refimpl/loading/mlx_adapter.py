@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from ..adapter import PeftConfig
-from ..config import EMBED, LM_HEAD, ModelConfig, Module, module_name
+from ..config import EMBED, ModelConfig, Module, module_name
 from .adapter_pairs import Scaled, checked_pairs, config_and_parts
 from .diagnostics import Diagnostics, shown
 from .json_file import LARGEST, Keys, is_integer, is_number, read_json
 from .peft_config import CONFIG_FILE
-from .peft_tensors import LAYER, Part, Parts, modules_in
+from .peft_tensors import Part, Parts, modules_in
 from .safetensors_file import FLOATS, open_safetensors
 
 MLX_FILE = "adapters.safetensors"
@@ -156,7 +156,7 @@ def _ignored(
 ) -> str | None:
     """Why mlx-lm would make no LoRA layer of this module, which it calls full_name, if it would make none."""
     layer = module[0]
-    below = full_name if module == LM_HEAD else LAYER.sub(lambda match: match[0].split(".", 3)[3], full_name)
+    below = re.sub(r"model\.layers\.\d+\.", "", full_name)
     if keys is not None and below not in keys and full_name not in keys:
         return f"keys are {shown(list(keys))}"
     if base and last > 0 and full_name not in (keys or ()) and 0 <= layer < base.num_hidden_layers - last:
