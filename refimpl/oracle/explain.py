@@ -32,6 +32,7 @@ from .smallest import said_of_smallest, smaller, smallest_sample
 
 CLOSELY = 6  # failed cases that a bug is looked for in; larger: slower, and bugs that show rarely are named more often
 PASSED = 2  # cases that passed, beside them: a bug must do nothing there; larger: slower
+SEARCHING = 10.0  # seconds, after which no other round of the search for known bugs begins; larger: slower
 ELSEWHERE = 12  # cases in which mutants that do the same may differ; larger: slower where they never do
 
 
@@ -55,7 +56,8 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
     cause, broken_off = _cause(context, played) if search_bugs else (None, [])
     search_bugs = search_bugs and not clock.is_late("the names of known bugs")
     first = small or with_rows[0] if search_bugs else None
-    candidates = [] if first is None else _candidates(context, first, with_rows, divergence, cause)
+    searching = Clock(SEARCHING, min(context.end, time.monotonic() + 2 * SEARCHING))  # workers' seconds are not ours
+    candidates = [] if first is None else _candidates(context, first, with_rows, divergence, cause, searching)
     findings = _findings(context, with_rows, candidates, played)
     if cause is not None:  # a bug that is not it says nothing beside what is
         findings = [one for one in findings if one.explains]
@@ -67,7 +69,7 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
         _picture(context, with_rows, findings),
         smallest,
         None if smallest is None else shortest.settings,
-        diagnostics + unreadable(played) + more + broken_off + clock.lines,
+        diagnostics + unreadable(played) + more + broken_off + clock.lines + searching.lines,
         time.monotonic() - began,
         words,
         cause,
@@ -128,6 +130,7 @@ def _candidates(
     samples: Sequence[Sample],
     divergence: Location | None,
     cause: CauseReport | None,
+    clock: Clock,
 ) -> list[Candidate]:
     """Return every bug beside the smallest failure; those that come nearest, beside all of the samples. Where the
     cause is known it is only asked whether it has a name."""
@@ -140,7 +143,8 @@ def _candidates(
 
     location = None if divergence is None else (divergence.layer, divergence.module)
     is_factor = cause is None or cause.is_factor
-    return search(Search(context.testbed, beside, applicable, first, samples, location, cause is not None, is_factor))
+    known = cause is not None
+    return search(Search(context.testbed, beside, applicable, first, samples, location, clock, known, is_factor))
 
 
 def _beside(context: Context, samples: Sequence[Sample], names: Sequence[str]) -> list[Candidate]:

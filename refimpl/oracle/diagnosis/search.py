@@ -14,6 +14,7 @@ from ..bugs import Mutant, mutants_for
 from ..bugs.registry import all_bugs, all_scopes
 from ..bugs.scopes import Scope, can_be_scoped, scopes_of, small_scopes_of
 from ..cases.testbed import Testbed
+from ..clock import Clock
 from ..noise.measure import Sample
 from ..noise.rms import rms
 from .candidate import CLEARLY, Candidate, explains, unexplained_fraction
@@ -25,6 +26,7 @@ NEXT_BEST = 2  # bugs beside one that has the cause's name, to say how much wors
 LAST = 14  # bugs that are tried on all samples, each of which is a run of every sample
 ANY_SCALE, NOTHING_APPLIED = "scale_times[1.01]", "adapters_ignored"  # asked for in every scope, near or not
 DECODE = "decode"  # the scope
+IN_ONE_PLACE = "known bugs in one place alone"
 
 Beside = Callable[[Sequence[Sample], Sequence[str]], list[Candidate]]
 
@@ -39,6 +41,7 @@ class Search:
     first: Sample  # the smallest failure
     samples: Sequence[Sample]  # failures as they came, and other cases
     divergence: tuple[int | None, str] | None = None  # the first layer and module that are off, if that is known
+    clock: Clock | None = None  # when to begin no other round
     cause_is_known: bool = False  # by a fit: then it is only asked whether a mutant has its name
     may_be_a_factor: bool = True  # of the whole delta; else no factor is fitted where the cause is known
 
@@ -70,7 +73,7 @@ def search(work: Search) -> list[Candidate]:
     # A scope keeps the right form of every LoRA beside the wrong one, and has no base there to make a DoRA's gain of.
     dora = any(adapter.use_dora for adapter in work.testbed.adapters.values())
     for more in () if dora else (_in_each_scope, _where_it_begins, _in_decode_steps):
-        if any(explains(one) for one in near):
+        if any(explains(one) for one in near) or (work.clock is not None and work.clock.is_late(IN_ONE_PLACE)):
             break
         near += more(work, tried)
     return work.beside(work.samples, _nearest(near, LAST))
