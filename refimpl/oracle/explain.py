@@ -143,8 +143,8 @@ def _candidates(
 
     location = None if divergence is None else (divergence.layer, divergence.module)
     is_factor = cause is None or cause.is_factor
-    known = cause is not None
-    return search(Search(context.testbed, beside, applicable, first, samples, location, clock, known, is_factor))
+    work = Search(context.testbed, beside, applicable, first, samples, location, clock, cause is not None, is_factor)
+    return search(work)
 
 
 def _beside(context: Context, samples: Sequence[Sample], names: Sequence[str]) -> list[Candidate]:
