@@ -48,6 +48,9 @@ MARKS = {
     r"(^|\.)pretrained_model\.": "TRL's model with a value head is around it: save its pretrained_model",
     r"^lora_unet_|^lora_te|\.lora_down\.|\.lora_up\.": "a kohya (sd-scripts) file",
     r"\.lora\.(down|up)\.": "a diffusers file",
+    r"\.experts\.(gate_up|down)_projs\.\d+\.": "Unsloth's gpt-oss, with a layer for each expert: call gate_up_projs.7 "
+    "experts.7.gate_proj, with its A and rows 0, 2, ... of B, and experts.7.up_proj, with A and rows 1, 3, ...; "
+    "down_projs.7 experts.7.down_proj; and target_modules gate_proj, up_proj and down_proj",
     r"\.unembed_tokens\.|\.experts\.w[123]\.": "a name of Tinker's, of a base that this one is not: another, or "
     "tinker_cookbook.weights, which writes a merged model (build_hf_model)",
     r"^(model\.)?layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123])\.": "a mistral-finetune "
