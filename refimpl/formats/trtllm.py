@@ -49,7 +49,11 @@ def to_pair(
         raise AdapterError(f"dtype {dtype!r} is none of {', '.join(STORED)}, which TensorRT-LLM's arrays can have")
     unheld = cannot_hold(adapter, LAYER_MODULES)
     if unheld and not leave_out:
-        raise AdapterError(f"TensorRT-LLM's arrays cannot hold {shown(unheld)}; leave it out only if it may be lost")
+        experts = any(".experts." in what for what in unheld)
+        why = "; its LLM API reads experts from the PEFT folder itself, and arrays of them are not written" * experts
+        raise AdapterError(
+            f"TensorRT-LLM's arrays cannot hold {shown(unheld)}{why}; leave it out only if it may be lost"
+        )
     modules = sorted((module for module in adapter.lora if module[1] in LAYER_MODULES), key=in_file_order)
     scales = engine_scales(adapter, order)
     theirs = {module: scales[module] for module in modules}

@@ -185,7 +185,8 @@ def _check_row(
         diagnostics.problem(file, f"{row}: the base has {config.num_hidden_layers} layers")
     size = row.size(config)
     if size is None:
-        why = "LoRA on experts is not read from arrays" if row.module.name.startswith("moe_") and config.moe else ""
+        of_experts = config.moe and row.module.name.startswith(("moe_", "shared_expert_"))
+        why = "LoRA on experts is not read from arrays: give the folder that they were made of" if of_experts else ""
         diagnostics.problem(file, f"{row}: {why or f'the base has no {row.module.name}'}")
     elif size > len(values):
         d_in, d_out = row.module.widths(config) or (0, 0)
