@@ -1,15 +1,54 @@
-"""The pytest plugin: `def test_my_engine(loracle_check): loracle_check(my_engine, cases=20)`.
+"""The pytest plugin: `def test_my_engine(loracle_check): loracle_check(my_engine, cases=20)`; and for Hypothesis,
+
+    asked = loracle_questions(my_engine)
+
+    @given(asked.batches())  # or asked.sequences()
+    def test_my_engine(case):
+        asked.check(case)
 
 It is a file of its own, that imports nothing of Loracle before a test asks for the fixture: pytest reads it at every
 start, in projects that never check an engine, too.
 """
 
 import io
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+def maker(engine: Callable[..., Any] | str, without: tuple[str, ...]) -> Callable[[], Any]:
+    """Return what makes the engine, not started, that is asked for nothing of `without`."""
+    from refimpl.engines import registry
+    from refimpl.engines.function import Function
+    from refimpl.oracle.check import narrowed
+
+    return lambda: narrowed(registry.make(engine, {}) if isinstance(engine, str) else Function(engine), without)
+
+
+def loracle_questions(
+    engine: Callable[..., Any] | str,
+    *,
+    model: str = "random",
+    adapters: Mapping[str, str | Path] | None = None,
+    seed: int = 0,
+    precision: str = "float32",
+    without: tuple[str, ...] = (),
+) -> Any:
+    """Return refimpl.oracle.questions.Questions: strategies of cases for this engine, and a check of each.
+
+    The arguments are those of loracle_check. Its folders are temporary, and go when Python ends."""
+    from refimpl.oracle.cases.testbed import build
+    from refimpl.oracle.questions import Questions
+
+    folder = tempfile.TemporaryDirectory()
+    work, make = Path(folder.name), maker(engine, without)
+    paths = {key: Path(path) for key, path in (adapters or {}).items()}
+    questions = Questions(make, build(model, precision, seed, work, make().capabilities, paths), work)
+    questions.folder = folder  # type: ignore[attr-defined]  # which lives as long as they do
+    return questions
 
 
 @pytest.fixture
@@ -35,16 +74,11 @@ def loracle_check(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         from rich.console import Console
 
         from refimpl.commands.check_screen import show
-        from refimpl.engines import registry
-        from refimpl.engines.function import Function
         from refimpl.oracle import check as checking
         from refimpl.oracle.reports.result import CampaignSettings
         from refimpl.oracle.reports.summary import summary
 
-        def make() -> Any:
-            plain = registry.make(engine, {}) if isinstance(engine, str) else Function(engine)
-            return checking.narrowed(plain, without)
-
+        make = maker(engine, without)
         name = engine if isinstance(engine, str) else f"{engine.__module__}:{engine.__qualname__}"
         settings = CampaignSettings(cases, sequences, seed, precision=precision, below=power)
         folders = {key: Path(path) for key, path in (adapters or {}).items()}

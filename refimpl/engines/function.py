@@ -42,7 +42,7 @@ CAPABILITIES = Capabilities(
     readout="logits",
     dtypes=("float32", "bfloat16", "float16"),
     modules=LAYER_MODULES,
-    features=frozenset(FEATURES) - {"sums", "modules_to_save", "grown_vocabulary", "biases", "window"},
+    features=frozenset(FEATURES) - {"sums", "modules_to_save", "grown_vocabulary", "biases", "window", "rope_scaling"},
     operations=frozenset(("load", "unload", "reload")),
 )
 KEYS = ("token_ids", "logits", "logprobs")

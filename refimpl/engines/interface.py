@@ -27,6 +27,7 @@ FEATURES = (
     "grown_vocabulary",  # both of them, with more tokens than the base has
     "biases",  # of the base's own layers, brought along by an adapter (bias="all"); and a base that has biases
     "window",  # not of adapters: models with a sliding window
+    "rope_scaling",  # and models whose rope is scaled, as Llama 3.1's
 )
 
 # What can be done to a running engine, beyond sending it requests.

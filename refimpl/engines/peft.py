@@ -28,7 +28,9 @@ CAPABILITIES = Capabilities(
     mixed=True,
     dtypes=("float32", "bfloat16", "float16"),
     modules=LAYER_MODULES,  # adapters on embed_tokens and lm_head cannot be mixed with others
-    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "lora_bias", "partial", "mixed_ranks", "window")),
+    features=frozenset(
+        ("rslora", "rank_pattern", "alpha_pattern", "lora_bias", "partial", "mixed_ranks", "window", "rope_scaling")
+    ),
     operations=frozenset(("load", "unload", "reload")),
     trace=True,
     # Adapters on experts must all be on the same parameters; and the longrope of a Phi-3 is chosen by the batch.

@@ -111,7 +111,8 @@ def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: 
     if not parts:
         diagnostics.problem(folder, "has no tensors at all")
     covered = {layer for layer, _ in parts if layer >= 0}
-    if covered and len(covered) < base.num_hidden_layers:
+    meant = range(base.num_hidden_layers) if config.layers_to_transform is None else config.layers_to_transform
+    if covered and not covered.issuperset(meant):
         diagnostics.warn(file, f"the adapter covers {len(covered)} of the base's {base.num_hidden_layers} layers")
 
 

@@ -28,8 +28,9 @@ from .reports.repro import replay as play_again
 from .reports.repro_write import Repro
 from .reports.result import CampaignSettings, PlayedCase, Result
 
-BATCHES, SEQUENCES = 17, 8  # on one random base, before it gives way to the next: 100 cases on all of them
+BATCHES, SEQUENCES = 13, 8  # on one random base, before it gives way to the next: 50 and 30 are on four of them
 OTHER_BATCHES, OTHER_SEQUENCES = 3, 1  # of these on a base of another family, if the engine has any
+ADAPTERS = 10  # that are drawn for a given base, on which there is one turn; larger: slower to load
 LLAMAS = ("llama", "mistral")
 
 
@@ -40,7 +41,7 @@ def check(
     settings: CampaignSettings,
     work: Path,
     observer: Observer | None = None,
-    adapter_count: int = 5,
+    adapter_count: int = ADAPTERS,
 ) -> Result:
     """Run a campaign on a testbed of its own; with random models, if it is long enough, on several, until one fails.
     adapter_count: how many adapters are generated where none are given."""
@@ -57,7 +58,7 @@ def check(
     for share, family in shares(settings, engine.capabilities.families):
         base = f"base {share.seed - settings.seed}" + (f", a {family}" if family else "")
         folder = work / base.replace(", a ", "-").replace(" ", "-")
-        count = max(adapter_count, KINDS)
+        count = KINDS
         testbed = build(model, dtype, share.seed, folder, engine.capabilities, adapters, count, family)
         try:
             # The same seed asks two bases the same: what they answered is kept apart.

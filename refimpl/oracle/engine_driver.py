@@ -35,6 +35,10 @@ class EngineDriver:
             archive.save(folder, case, exchanges)
         return exchanges
 
+    def keep(self, case: Case, exchanges: Sequence[Exchange]) -> None:
+        """Take these for the answers to the case from now on."""
+        archive.save(self.work / "answers", case, exchanges)
+
     def run(self, case: Case, settings: Settings) -> list[Exchange]:
         """Run the case now. A batch finds every adapter of the testbed loaded, a sequence none."""
         try:

@@ -1,5 +1,6 @@
 """An engine that answers the same question in two ways is told so."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,26 @@ def test_an_engine_that_drops_something_each_time_is_not_repeatable(tmp_path: Pa
     assert "batch 0 was asked twice, and the answers are" in line and "x noise apart" in line
 
 
+class Forgetful(Ours):
+    """Right at first, wrong when it is asked the same again, as if a cache gave back what another one left there."""
+
+    def run(self, requests: Any, forced: Any = None) -> list[EngineResponse]:
+        seen = self.__dict__.setdefault("seen", set())
+        responses = super().run(requests, forced)
+        if tuple(requests) in seen:
+            responses = [replace(one, logits=one.logits * 1.01) for one in responses]  # type: ignore[operator]
+        seen.add(tuple(requests))
+        return responses
+
+
+def test_an_engine_that_is_right_only_once_fails(tmp_path: Path) -> None:
+    plan = CampaignSettings(2, 0, below=False, name_bug=False)
+    result = Campaign(Forgetful, small_testbed(), plan, tmp_path).run()
+    assert result.verdict == "fail"
+    assert any("asked twice" in line and "(2 of the 2 batches that were)" in line for line in result.diagnostics)
+    assert any("only after what was asked before" in line for line in result.diagnostics)
+
+
 def test_an_honest_engine_is(tmp_path: Path) -> None:
     assert diagnostics(Ours, tmp_path) == []
 
@@ -50,7 +71,7 @@ def test_the_distance_of_two_answers() -> None:
     rows = np.array([[1.0, 2.0], [3.0, 4.0]])
     response = EngineResponse((1,), 0, logits=rows)
     assert distance(response, response, ratios) == 0
-    assert distance(response, EngineResponse((1,), 0, logits=rows + np.array([[0], [1]])), ratios) == 4
+    assert distance(response, EngineResponse((1,), 0, logits=rows + np.array([[9, 9], [1, -1]])), ratios) == 4
     assert distance(response, EngineResponse(error="gone"), ratios) == np.inf
     assert distance(EngineResponse((1,)), EngineResponse((2,)), ratios) == np.inf
     assert distance(EngineResponse((1,)), EngineResponse((1,)), ratios) == 0

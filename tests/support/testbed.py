@@ -33,7 +33,7 @@ def _testbed(dtype: str, adapters: int) -> Testbed:
     rng = np.random.default_rng(3)
     folder = Path(_root().name) / f"{dtype}-{adapters}"
     model = random_model(CONFIG, rng, dtype)
-    drawn_adapters = random_adapters(model, rng, CAPABILITIES, adapters)
+    drawn_adapters = random_adapters(model, rng, CAPABILITIES, adapters, combined=False)
     if adapters == ADAPTERS:
         drawn_adapters += near_duplicates_of(drawn_adapters[0], rng)
     return Testbed.of(folder, model, drawn_adapters)

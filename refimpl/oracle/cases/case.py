@@ -236,10 +236,9 @@ def draw_batch(
         raise LoracleError("a campaign needs an adapter: give --adapter NAME=DIR")
     chosen: list[str | None] = [*keys[: max(1, min(most - 2, len(keys)))], None]
     while len(chosen) < most and rng.random() < 0.7:
-        chosen.append([*keys, None][rng.integers(len(keys) + 1)])
+        pool = [*keys, None] if rng.random() < 0.5 else chosen  # anybody, or one that is there already
+        chosen.append(pool[rng.integers(len(pool))])
     chosen = [chosen[i] for i in rng.permutation(len(chosen))]
-    summable = [k for k in keys if testbed.adapters[k].can_be_summed]
-    adapter_weights = tuple((str(k), float(rng.choice([0.5, -1.5, 0.75]))) for k in summable[: rng.integers(1, 3)])
     new = int(rng.integers(1, 5))
     requests: list[EngineRequest] = []
     for i, key in enumerate(chosen):
@@ -248,13 +247,29 @@ def draw_batch(
         same = i > 0 and chosen[i - 1] != key and rng.random() < 0.3 and max(requests[-1].prompt_ids) < vocab
         prompt = requests[-1].prompt_ids if same else random_prompt(rng, n, vocab, testbed)
         requests.append(EngineRequest(prompt, None if key is None else str(key), new))
-    if "sums" in capabilities.features and adapter_weights:
-        requests.append(
-            EngineRequest(
-                random_prompt(rng, longest, testbed.model.config.vocab_size, testbed), None, new, adapter_weights
-            )
-        )
+    if "sums" in capabilities.features:
+        requests += _sums(requests, [str(k) for k in keys if testbed.adapters[k].can_be_summed], rng, new, testbed)
     return Case(name, (Run(tuple(requests)),))
+
+
+def _sums(
+    requests: Sequence[EngineRequest], keys: Sequence[str], rng: np.random.Generator, new: int, testbed: Testbed
+) -> list[EngineRequest]:
+    """Return a request of one to three weighted adapters, often with the prompt of another one; sometimes a second
+    with other weights, which only the weights tell apart. [] where none of the keys can be summed.
+
+    requests: those that the batch has already."""
+    chosen = keys[: int(rng.choice([1, 2, 2, 3]))]
+    if not chosen:
+        return []
+    vocab = testbed.model.config.vocab_size
+    prompts = [request.prompt_ids for request in requests if max(request.prompt_ids) < vocab]
+    n = int(rng.integers(3, max(4, max(len(request.prompt_ids) for request in requests) + 1)))
+    same = prompts and rng.random() < 0.4
+    prompt = prompts[rng.integers(len(prompts))] if same else random_prompt(rng, n, vocab, testbed)
+    factors = rng.permutation([0.5, -1.5, 0.75, 2.0])
+    weights = [tuple(zip(chosen, factors[start:].tolist(), strict=False)) for start in (0, 1)]
+    return [EngineRequest(prompt, None, new, these) for these in weights[: 2 if rng.random() < 0.3 else 1]]
 
 
 def random_prompt(rng: np.random.Generator, n: int, vocab: int, testbed: Testbed) -> tuple[int, ...]:

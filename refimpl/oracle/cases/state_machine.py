@@ -27,7 +27,7 @@ def scripts(
     """Sequences for an engine that was started with `settings` (of scenarios.variants; the first without).
 
     A scenario that is deleted leaves a legal sequence, and smaller numbers make simpler ones: so it shrinks."""
-    st = _hypothesis().strategies
+    st = hypothesis_module().strategies
     chosen = settings or variants(testbed, capabilities)[0]
     moves = st.lists(_moves(testbed, capabilities, chosen), min_size=1, max_size=MOST_SCENARIOS)
     return st.builds(
@@ -49,7 +49,7 @@ def machine_for(
 
     The engine is started once: starting takes longer than all else. Run it with
     hypothesis.stateful.run_state_machine_as_test(machine), or as the TestCase of a pytest file."""
-    stateful, st = _hypothesis().stateful, _hypothesis().strategies
+    stateful, st = hypothesis_module().stateful, hypothesis_module().strategies
     engine = make_engine()
     capabilities = engine.capabilities
     chosen = settings or variants(testbed, capabilities)[0]
@@ -88,16 +88,17 @@ def _rule(scenario: str) -> Callable[..., None]:
 
 
 def _moves(testbed: Testbed, capabilities: Capabilities, settings: Settings) -> "SearchStrategy[tuple[str, list[int]]]":
-    st = _hypothesis().strategies
+    st = hypothesis_module().strategies
     return st.tuples(st.sampled_from(scenarios_for(testbed, capabilities, settings)), _numbers())
 
 
 def _numbers() -> "SearchStrategy[list[int]]":
-    st = _hypothesis().strategies
+    st = hypothesis_module().strategies
     return st.lists(st.integers(0, 99), max_size=16)
 
 
-def _hypothesis() -> Any:
+def hypothesis_module() -> Any:
+    """Return the package; LoracleError where it is not installed."""
     try:
         import hypothesis
         import hypothesis.stateful

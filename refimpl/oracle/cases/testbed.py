@@ -93,8 +93,7 @@ def build(
         save = partial(save_family_base, family, np.random.default_rng([seed, 5]), dtype)
         folder = save_once(lambda _, path: save(path), None, work / "model")
     elif model == "random":
-        base = random_model(random_config(rng, capabilities, turn=seed), rng, dtype)
-        folder = save_once(save_model, base, work / "model")
+        folder = save_once(save_model, drawn_model(rng, capabilities, seed, dtype), work / "model")
     else:
         folder = base_folder(model)
     ours = load_model(folder, dtype)
@@ -104,11 +103,20 @@ def build(
             from ... import tiny
 
             paths |= dict(list(tiny.VOICES.items())[:2])
-        synthetic = random_adapters(ours, rng, capabilities, count)
-        if "load" in capabilities.operations:
-            synthetic += near_duplicates_of(synthetic[0], rng)
-        paths |= save_adapters(synthetic, work / "adapters", dtype, ours.config)
+        drawn = drawn_adapters(ours, rng, capabilities, count)
+        paths |= save_adapters(drawn, work / "adapters", dtype, ours.config)
     return Testbed.load(folder, ours, paths)
+
+
+def drawn_model(rng: np.random.Generator, capabilities: Capabilities, seed: int, dtype: str) -> Model:
+    """Return a random Llama or Mistral, the one of this seed."""
+    return random_model(random_config(rng, capabilities, turn=seed), rng, dtype)
+
+
+def drawn_adapters(base: Model, rng: np.random.Generator, capabilities: Capabilities, count: int) -> list[Adapter]:
+    """Return `count` random adapters for the base, and two near-duplicates where an engine can exchange adapters."""
+    drawn = random_adapters(base, rng, capabilities, count)
+    return drawn + (near_duplicates_of(drawn[0], rng) if "load" in capabilities.operations else [])
 
 
 def save_adapters(

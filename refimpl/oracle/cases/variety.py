@@ -1,7 +1,9 @@
 """Which random models and adapters an engine is asked about: as various as its capabilities let them be.
 
-Ranks are not powers of two, odd ones and one above 16 among them; alpha/r is never 1; rsLoRA on some; one adapter is
-partial; fewer key heads than query heads; layers square and not. The numbers come from refimpl/synthetic.
+Ranks are not powers of two, odd ones and one above 16 among them; alpha/r is never 1; fewer key heads than query heads;
+layers square and not. Every base and every adapter has one rarer feature for sure, in turn, and each of the others by
+chance, so that any two meet in most campaigns; so do any two modules that differ in rank, in scale, or in being there
+(benchmarks/pairs.py counts both). The numbers come from refimpl/synthetic.
 """
 
 from collections.abc import Sequence
@@ -16,18 +18,22 @@ from ...errors import LoracleError
 from ...synthetic.adapters import gain_of, random_adapter, with_own_biases, with_own_layers
 from ...weights import Model
 
-RANKS = (6, 3, 20, 5, 8, 12)
+RANKS = (6, 3, 20, 5, 18, 12, 8)
 TURNS = 4  # of random_config
 KINDS = 8  # of adapters that random_adapters makes before it begins anew
 FUSED = (("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj"), ("q_a_proj", "kv_a_proj_with_mqa"))
 EXTRA_TOKENS = 3  # that a grown vocabulary has more than the base's
+FACTORS = (0.7, 2.5, 1.3, 0.4, 1.9, 3.1, 0.85, 2.2, 0.55, 1.6, 2.8)  # of alphas, beside the adapter's own
+OFTEN, WHOLE = 0.5, 0.35  # chances: of a feature; of a whole layer, beside which there is no LoRA
+ORIGINAL = 16  # tokens of the context that a scaled rope stretches: fewer than our longest prompts have
 
 
 def random_config(rng: np.random.Generator, capabilities: Capabilities, turn: int | None = None) -> ModelConfig:
     """A small Llama; a Mistral with a short window, half of the time, for an engine that has one.
 
     turn: the rarer shapes come in turn, not by chance, so that four turns in a row have all that the engine can do:
-    a window; a tied head; biases; heads that are together not as wide as the residual stream."""
+    a window; a tied head; biases; heads that are together not as wide as the residual stream, with a rope that is
+    scaled. Each of them comes in the other turns by chance."""
     heads, kv_heads = [(4, 2), (6, 2), (6, 3), (8, 2)][rng.integers(4)]
     head_dim = int(rng.choice([16, 32]))
     window = int(rng.integers(5, 12)) if "window" in capabilities.features and rng.random() < 0.5 else None
@@ -46,70 +52,155 @@ def random_config(rng: np.random.Generator, capabilities: Capabilities, turn: in
         max_position_embeddings=256,
         eos_token_ids=(1,),
     )
-    return config if turn is None else _in_turn(config, capabilities.features, turn % TURNS)
+    return config if turn is None else _in_turn(config, capabilities.features, turn)
 
 
-def _in_turn(config: ModelConfig, can: frozenset[str], turn: int) -> ModelConfig:
-    biases, window = turn == 2 and "biases" in can, turn == 0 and "window" in can
+def _in_turn(config: ModelConfig, can: frozenset[str], seed: int) -> ModelConfig:
+    turn, chance = seed % TURNS, np.random.default_rng([seed, 21])
+    window, tied, biases, wide, scaled = (
+        turn == its_turn or bool(chance.random() < OFTEN) for its_turn in (0, 1, 2, 3, 3)
+    )
+    stretched = replace(config.rope, type="llama3", factor=8.0, original_max_position_embeddings=ORIGINAL)
     return replace(
         config,
-        sliding_window=(config.sliding_window or 7) if window else None,
-        tie_word_embeddings=turn == 1,
-        attention_bias=biases,
-        mlp_bias=biases,
-        hidden_size=config.hidden_size + (32 if turn == 3 else 0),
+        sliding_window=(config.sliding_window or 7) if window and "window" in can else None,
+        tie_word_embeddings=tied,
+        attention_bias=biases and "biases" in can,
+        mlp_bias=biases and "biases" in can,
+        hidden_size=config.hidden_size + (32 if wide else 0),
+        rope=stretched if scaled and "rope_scaling" in can else config.rope,
     )
 
 
 def random_adapters(
-    base: Model, rng: np.random.Generator, capabilities: Capabilities, count: int, prefix: str = "made"
+    base: Model,
+    rng: np.random.Generator,
+    capabilities: Capabilities,
+    count: int,
+    prefix: str = "made",
+    combined: bool = True,
 ) -> list[Adapter]:
     """Return `count` pairwise different adapters that use whatever the engine can take, each something else.
 
-    LoracleError for an engine that takes an adapter on no module of a layer."""
-    can, most = capabilities.features, capabilities.max_rank or 64
+    combined: each has other features by chance beside that of its turn. LoracleError for an engine that takes an
+    adapter on no module of a layer."""
+    config, most = base.config, capabilities.max_rank or 64
     # What a family has beside a Llama's modules (experts, a latent) an engine takes that takes the family.
     denied = [name for name in LAYER_MODULES if name not in capabilities.modules]
-    modules = [name for name in base.config.layer_modules if name not in denied]
+    modules = [name for name in config.layer_modules if name not in denied]
     if not modules:
         raise LoracleError(f"no module of the model's layers is among {', '.join(capabilities.modules)}")
-    # Where the head is the embedding, LoRA on the embedding alone shows whether the head is left as it is.
-    tops = (EMBED,) if base.config.tie_word_embeddings else (EMBED, LM_HEAD)
-    top = [module[1] for module in tops if module[1] in capabilities.modules]
+    top = [module[1] for module in (EMBED, LM_HEAD) if module[1] in capabilities.modules]
+    chance = rng.spawn(1)[0]  # so that features do not change the numbers of a base's first adapter
     adapters = []
     for i in range(count):
-        r = min(most, RANKS[i % len(RANKS)] if "mixed_ranks" in can else 8)
-        targets = _some(modules, rng) if i % 4 == 3 and "partial" in can else modules
-        config = PeftConfig(
+        has = _features(i, capabilities.features, config, chance if combined else None)
+        r = min(most, RANKS[i % len(RANKS)] if "mixed_ranks" in capabilities.features else 8)
+        targets = _some(modules, chance) if "partial" in has else modules
+        # PEFT has no lora_bias on an embedding.
+        ends = [name for name in top if not (name == EMBED[1] and "lora_bias" in has)] if "ends" in has else []
+        if len(ends) == 2 and i % KINDS != 5 and "modules_to_save" not in has and chance.random() < OFTEN:
+            ends = [ends[int(chance.integers(2))]]  # the sixth has both, the others both or one
+        peft = PeftConfig(
             r,
             lora_alpha=float(r * rng.choice([0.5, 1.7, 2.0, 3.0])),
-            use_rslora="rslora" in can and (i % 4 == 1 or i % 8 == 6),
-            rank_pattern=_ranks(r, most, base.config) if "rank_pattern" in can and i % 4 == 2 else {},
-            alpha_pattern=_alphas(r, base.config) if "alpha_pattern" in can and i % 4 == 2 else {},
-            target_modules=(*targets, *(top if i % 4 == 1 and i > 3 else ())),
-            lora_bias="lora_bias" in can and i % 4 == 0 and base.config.moe is None,  # PEFT has none beside experts
+            use_rslora="rslora" in has,
+            rank_pattern=_ranks(r, most, config, chance) if "rank_pattern" in has else {},
+            alpha_pattern=_alphas(r, config, chance) if "alpha_pattern" in has else {},
+            target_modules=(*targets, *ends),
+            lora_bias="lora_bias" in has,
         )
-        adapter = random_adapter(base.config, config, f"{prefix}-{i}", rng, gain_of(base))
-        if "modules_to_save" in can and i % 8 == 4:
+        adapter = random_adapter(config, peft, f"{prefix}-{i}", rng, gain_of(base))
+        if "some_layers" in has:
+            adapter = _in_some_layers(adapter, config, chance)
+        if "modules_to_save" in has:
             adapter = with_own_layers(base, adapter, (LM_HEAD,), rng)
-        if "grown_vocabulary" in can and i % 8 == 6 and not base.config.hidden_size_per_layer_input:
+        if "grown_vocabulary" in has:
             adapter = with_own_layers(base, adapter, (EMBED, LM_HEAD), rng, EXTRA_TOKENS)
-        if "biases" in can and i % 8 == 7 and base.config.attention_bias:
+        if "biases" in has and not any("experts" in name for name in targets):
             adapter = with_own_biases(base, adapter, rng)
         adapters.append(adapter)
     return adapters
 
 
-def _ranks(r: int, most: int, config: ModelConfig) -> dict[str, int]:
-    """Return other ranks for the second and the third of what is fused, where they are no more than `most`."""
-    later = {name: r + step for group in _fused(config) for name, step in zip(group[1:], (1, 3), strict=False)}
-    return {name: rank for name, rank in later.items() if rank <= most and _has(config, name)}
+def _features(i: int, can: frozenset[str], config: ModelConfig, chance: np.random.Generator | None) -> set[str]:
+    """Return what adapter i has of what the engine can: the features whose turn it is, and others by chance.
+
+    The first one has nothing else: it is what near-duplicates are made of, and the plainest case of all."""
+    turns = (
+        *("lora_bias", "rslora", "rank_pattern", "partial"),
+        *("modules_to_save", "ends", "grown_vocabulary", "biases"),
+    )
+    has = {turns[i % 4], turns[i % KINDS]}
+    if turns[i % 4] == "rank_pattern":
+        has.add("alpha_pattern")
+    if turns[i % KINDS] == "grown_vocabulary":
+        has.add("rslora")
+    if chance is not None:
+        names = (*turns, "alpha_pattern", "some_layers")
+        whole = ("modules_to_save", "grown_vocabulary")
+        drawn = {name for name in names if chance.random() < (WHOLE if name in whole else OFTEN)}
+        has |= drawn if i else set()
+        if turns[i % 4] == "rank_pattern":  # on all that is fused
+            has.discard("partial")
+        if turns[i % KINDS] == "ends":  # their ranks and scales differ from those of the layers, on both of them
+            has = (has | {"rank_pattern", "alpha_pattern"}) - {"lora_bias", "some_layers", *whole}
+        elif turns[i % KINDS] == "modules_to_save":  # a whole head beside LoRA on the embedding, or in some layers
+            on_end = chance.random() < OFTEN
+            has |= {"ends"} if on_end else {"some_layers"}
+            has -= {"lora_bias", "some_layers"} if on_end else {"ends"}
+        elif {"ends", "some_layers"} <= has:  # PEFT has no LoRA on an end beside layers that are named
+            has.remove("ends" if chance.random() < 0.7 else "some_layers")
+    if not config.attention_bias:
+        has.discard("biases")
+    if config.hidden_size_per_layer_input:
+        has.discard("grown_vocabulary")
+    if config.moe is not None:  # PEFT has no lora_bias beside experts, and takes an expert's number for a layer's
+        has -= {"lora_bias", "some_layers"}
+    if "grown_vocabulary" in has & can:  # which brings both ends along
+        has -= {"modules_to_save", "ends"}
+    if "partial" not in can:
+        has.discard("some_layers")
+    return has & (can | {"ends", "some_layers"})
 
 
-def _alphas(r: int, config: ModelConfig) -> dict[str, float]:
-    """Return another alpha for the second of what is fused, and for what is in no group."""
-    factors = {group[1]: 0.7 for group in _fused(config)} | {"down_proj": 2.5, "o_proj": 1.3}
-    return {name: factor * r for name, factor in factors.items() if _has(config, name)}
+def _ranks(r: int, most: int, config: ModelConfig, chance: np.random.Generator) -> dict[str, int]:
+    """Return other ranks, no two alike, for the second and the third of what is fused and for some other modules,
+    where they are no more than `most`."""
+    later = [name for group in _fused(config) for name in group[1:]]
+    names = _patterned(later, config, chance)
+    steps = chance.permutation(len(names)) + 1
+    ranks = {name: r + int(step) for name, step in zip(names, steps, strict=True)}
+    return {name: rank for name, rank in ranks.items() if rank <= most}
+
+
+def _alphas(r: int, config: ModelConfig, chance: np.random.Generator) -> dict[str, float]:
+    """Return other alphas, no two alike, for the second of what is fused and for some other modules."""
+    names = _patterned([group[1] for group in _fused(config)], config, chance)
+    factors = chance.permutation(FACTORS)
+    return {name: float(factor) * r for name, factor in zip(names, factors, strict=False)}
+
+
+def _patterned(sure: Sequence[str], config: ModelConfig, chance: np.random.Generator) -> list[str]:
+    """Return those of the sure ones that there are, the two ends, and each other module by chance.
+
+    Two halves of one expert are one parameter for PEFT, with one rank and one scale: they are left out."""
+    halves = ("gate_proj", "up_proj") if config.moe is not None else ()
+    names = list(dict.fromkeys(name.rpartition(".")[2] for name in (*config.layer_modules, EMBED[1], LM_HEAD[1])))
+    sure = (*sure, EMBED[1], LM_HEAD[1])
+    return [name for name in names if name not in halves and (name in sure or chance.random() < OFTEN)]
+
+
+def _in_some_layers(adapter: Adapter, config: ModelConfig, chance: np.random.Generator) -> Adapter:
+    """Return the adapter in some of the layers only, not all and not always the first ones; of one layer, as it is."""
+    count = config.num_hidden_layers
+    if count == 1:
+        return adapter
+    layers = tuple(sorted(int(layer) for layer in chance.permutation(count)[: chance.integers(1, count)]))
+    lora = {module: tensors for module, tensors in adapter.lora.items() if module[0] in layers}
+    if not lora:  # a family whose layers have not all the same modules
+        return adapter
+    return replace(adapter, config=replace(adapter.config, layers_to_transform=layers), lora=lora)
 
 
 def _fused(config: ModelConfig) -> Sequence[tuple[str, ...]]:
@@ -119,13 +210,10 @@ def _fused(config: ModelConfig) -> Sequence[tuple[str, ...]]:
     return FUSED if config.moe is None else FUSED[1:]
 
 
-def _has(config: ModelConfig, name: str) -> bool:
-    return any(module.rpartition(".")[2] == name for module in config.layer_modules)
-
-
-def _some(modules: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """v_proj, which shows in any prompt, or the first of those that there are, and two others."""
-    first = "v_proj" if "v_proj" in modules else modules[0]
-    others = [name for name in modules if name != first]
-    chosen = {first, *rng.choice(others, size=min(2, len(others)), replace=False)}
-    return [name for name in modules if name in chosen]
+def _some(modules: Sequence[str], chance: np.random.Generator) -> list[str]:
+    """Return some of the modules, not all. Not q_proj and k_proj alone: at the first token they show nothing."""
+    while True:
+        count = int(chance.integers(1, max(2, len(modules) - 1)))
+        chosen = set(chance.choice(modules, size=count, replace=False).tolist())
+        if len(modules) < 4 or chosen - {"q_proj", "k_proj"}:
+            return [name for name in modules if name in chosen]

@@ -5,8 +5,10 @@ The level is the engine's own, read off its base rows, which have its rounding a
 the noisiest honest run, or a broken base would excuse everything, and no lower than that of the median honest run. An
 engine has no single level: the product of one row is summed in another order than that of twenty, and few base rows do
 not show every shape; so it is the upper end of the base rows that counts. Against these a row, and a request as a
-whole, is as many spreads too far off as its score says. How rare a score is, the honest runs say as well: a normal
-distribution, as wide as their largest scores make it. No tolerance is written down anywhere: only the two odds are.
+whole, is as many spreads too far off as its score says. Where the honest runs of one request are spread wider than
+those of all (a loud adapter leaves errors of few directions, and the rms of few numbers is unsteady), it is judged by
+its own spread. How rare a score is, the honest runs say as well: a normal distribution, as wide as their largest scores
+make it. No tolerance is written down anywhere: only the two odds are.
 """
 
 import math
@@ -23,6 +25,13 @@ from .rms import rms
 
 FALSE_ALARM = 1e-6  # how often a whole campaign over an honest engine may end in "fail" by chance
 DOUBT = 1e-2  # what happens by chance in fewer than this share of campaigns is looked at again
+ROWS_OF_ALL = 8  # rows that the spread of all counts as beside those of a request; larger: its own spread counts less
+# What rows of a request have in common, as a share of the spread: 0.2 to 0.43 in long campaigns, and nothing that a few
+# requests could tell: there, it counts as so many of them.
+SHARED, REQUESTS_OF_ALL = 0.35, 20
+SURE = (
+    2.0  # standard errors that an engine's level may lie above what its base rows say; larger: few base rows say less
+)
 
 
 @dataclass(frozen=True)
@@ -61,9 +70,13 @@ def learn_thresholds(measured: Sequence[ErrorRatios]) -> Thresholds:
         of_requests, _ = _as_seen(of_requests, np.concatenate([_log(np.array([ratios.overall])) for ratios in control]))
     tested = sum(ratios.ratio.size + 1 for ratios in measured if not ratios.problem)
     counts = np.array([ratios.ratio.size for ratios in readable])
-    shared = float(np.sqrt(max(of_requests.spread**2 - row.spread**2 * np.mean(1 / counts), 0.0)))
-    spreads = _spread_of_whole(shared, row.spread, counts)
-    scores = np.concatenate([(_centred(rows) / row.spread).ravel(), (_centred(wholes) / spreads).ravel()])
+    seen = max(of_requests.spread**2 - row.spread**2 * float(np.mean(1 / counts)), 0.0)
+    total = len(readable) + REQUESTS_OF_ALL
+    shared = float(np.sqrt((len(readable) * seen + REQUESTS_OF_ALL * (SHARED * row.spread) ** 2) / total))
+    own = np.array([_spread_of(ratios.honest, row.spread) for ratios in readable])
+    spreads = _spread_of_whole(shared, row.spread, own, counts)
+    of_rows, of_wholes = _centred(rows) / np.repeat(own, counts), _centred(wholes) / spreads
+    scores = np.concatenate([of_rows.ravel(), of_wholes.ravel()])
     odds = score_thresholds(scores, tested)
     return Thresholds(
         row.level, row.spread, of_requests.level, of_requests.spread, shared, row.highest, base, *odds, tested
@@ -75,9 +88,17 @@ def _centred(x: Array) -> Array:
     return x - x.mean(axis=1, keepdims=True)
 
 
-def _spread_of_whole(shared: float, spread: float, rows: Any) -> Any:
-    """Of a request with so many rows. One of a single row is spread as that row is, one of many only as they agree."""
-    return np.sqrt(shared**2 + spread**2 / rows)
+def _spread_of(honest: Array, pooled: float) -> float:
+    """Of one request's rows: as its own honest runs [members, rows] are spread, never less than those of all."""
+    n = honest.shape[1] - 1
+    own = float(_log(honest).var(axis=1, ddof=1).mean()) if n > 0 else 0.0
+    return max(pooled, math.sqrt((ROWS_OF_ALL * pooled**2 + n * own) / (ROWS_OF_ALL + n)))
+
+
+def _spread_of_whole(shared: float, pooled: float, own: Any, rows: Any) -> Any:
+    """Of a request with so many rows, and a spread of its own. One of a single row is spread as that row is, one of
+    many only as they agree, which they do more where they are spread wider."""
+    return own * np.sqrt((shared / pooled) ** 2 + 1 / rows)
 
 
 def score_thresholds(honest: Array, tested: int) -> tuple[float, float]:
@@ -115,7 +136,7 @@ def _as_seen(honest: Honest, control: Array) -> tuple[Honest, float]:
     deviation = 1.4826 * float(np.median(np.abs(control - base)))  # as a standard deviation (Hampel 1974)
     spread = max(min(deviation, honest.widest), honest.spread)
     by_chance = spread * statistics.NormalDist().inv_cdf(n / (n + 1))  # how far the largest of n lies above the level
-    upper = max(base, float(np.max(control)) - by_chance)
+    upper = max(base + SURE * spread / math.sqrt(n), float(np.max(control)) - by_chance)
     return replace(honest, level=min(max(upper, honest.level), honest.highest), spread=spread), base
 
 
@@ -139,9 +160,10 @@ def judge(ratios: ErrorRatios, thresholds: Thresholds) -> Verdict:
     """A row that is no number fails: every comparison here is written so that a NaN does not pass."""
     if ratios.problem:
         return Verdict("fail", float("inf"), float("inf"), 0, ratios.problem)
-    scores = (_log(ratios.ratio) - thresholds.level) / thresholds.spread
+    own = _spread_of(ratios.honest, thresholds.spread)
+    scores = (_log(ratios.ratio) - thresholds.level) / own
     worst = int(np.argmax(np.where(np.isnan(ratios.ratio), np.inf, ratios.ratio)))
-    whole_spread = _spread_of_whole(thresholds.shared, thresholds.spread, len(ratios.ratio))
+    whole_spread = _spread_of_whole(thresholds.shared, thresholds.spread, own, len(ratios.ratio))
     overall_score = float((_log(np.array([ratios.overall]))[0] - thresholds.whole_level) / whole_spread)
     score = max(float(scores[worst]), overall_score)
     ratio, place = float(ratios.ratio[worst]), ratios.first + worst
