@@ -34,7 +34,7 @@ from refimpl.oracle.cases.case import (
 from refimpl.oracle.cases.scenarios import SCENARIOS, draw_sequence, variants
 from refimpl.oracle.cases.state_machine import machine_for, scripts
 from refimpl.oracle.cases.testbed import Testbed
-from refimpl.oracle.cases.testbed import settings as testbed_settings
+from refimpl.oracle.cases.testbed import settings as settings_of
 
 DTYPES = ("float32", "bfloat16")
 judges = {dtype: Judge(small_testbed(dtype)) for dtype in DTYPES}
@@ -77,7 +77,7 @@ def test_a_faulty_engine_is_caught_in_bfloat16_too(name: str) -> None:
 def test_what_names_mean_is_the_same_replayed_as_played(stateless: bool) -> None:
     """An engine, and whoever reads a case, agree on whose weights every request asked for."""
     testbed = small_testbed()
-    how = testbed_settings(testbed) if stateless else variants(testbed, CAPABILITIES)[0]
+    how = settings_of(testbed) if stateless else variants(testbed, CAPABILITIES)[0]
     engine = started(Ours, testbed, how)
     if stateless:
         prepare(engine, testbed)
