@@ -55,6 +55,7 @@ NEVER = {
         ],
         "only plain LoRA can be summed": [("sum", what) for what in ("modules_to_save", "grown_vocabulary", "biases")],
         "PEFT has no lora_bias on an embedding": [("lora_bias", "LoRA on embed_tokens")],
+        "a Mistral has no biases, a Llama no window": [("window", "base with biases"), ("window", "biases")],
         "PEFT restricts LoRA to layers, or puts it on an end": [
             ("some layers", f"LoRA on {end}") for end in ("embed_tokens", "lm_head")
         ],

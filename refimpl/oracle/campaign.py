@@ -100,8 +100,7 @@ class Campaign:
             if precisions.too_noisy(thresholds):
                 thresholds = self._lower_precision(played, thresholds, workers)
             look = SecondLook(self.driver, self.testbed, self._wider_members(), thresholds)
-            self.diagnostics += look.at_all(played)
-            self.diagnostics += ask_twice(self.driver, played, thresholds, self.testbed, self.members)
+            self.diagnostics += look.at_all(played) + ask_twice(self.driver, played, thresholds, self.members)
             self._result = result = self._first_result(played, thresholds)
             result.ceiling = self._ceiling(played)
             if self.settings.below and result.verdict != "fail":  # it says what a pass is worth

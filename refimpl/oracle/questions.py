@@ -73,7 +73,7 @@ class Questions:
             return EngineRequest(tuple(prompt), draw(st.sampled_from((None, *keys))), new)
 
         several = st.lists(requests(), min_size=1, max_size=MOST_REQUESTS)
-        return several.map(lambda drawn: Case("batch", (Run(tuple(drawn)),)))
+        return several.map(lambda requests: Case("batch", (Run(tuple(requests)),)))
 
     def sequences(self) -> "SearchStrategy[Case]":
         """Sequences of loads, unloads and requests, as far as the engine can do them."""

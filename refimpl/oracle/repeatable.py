@@ -8,7 +8,6 @@ from ..arrays import Array
 from ..engines.interface import EngineError, EngineResponse
 from .bugs.preconditions import spread
 from .cases.case import Exchange
-from .cases.testbed import Testbed
 from .engine_driver import EngineDriver
 from .noise.ensemble import Member
 from .noise.measure import ErrorRatios, measure
@@ -24,7 +23,6 @@ def ask_twice(
     driver: EngineDriver,
     played: Sequence[PlayedCase],
     thresholds: Thresholds,
-    testbed: Testbed,
     members: Sequence[Member],
 ) -> list[str]:
     """Ask batches from all over the campaign once more, the first one among them, those that failed before others.
@@ -50,7 +48,7 @@ def ask_twice(
         if not worst < thresholds.ratio:
             apart.append((worst, one.case.name))
             if one.verdict == "pass":
-                _judge_second(driver, one, after, thresholds, testbed, members)
+                _judge_second(driver, one, after, thresholds, members)
     if not apart:
         return []
     worst, name = max(apart)
@@ -64,11 +62,10 @@ def _judge_second(
     one: PlayedCase,
     after: Sequence[Exchange],
     thresholds: Thresholds,
-    testbed: Testbed,
     members: Sequence[Member],
 ) -> None:
     """Put the second answers in the place of the first, if they are wrong."""
-    ratios, _ = measure(one.case, after, testbed, members)
+    ratios, _ = measure(one.case, after, driver.testbed, members)
     verdicts = [judge(of_request, thresholds) for of_request in ratios]
     if overall([verdict.verdict for verdict in verdicts]) == "fail":
         one.ratios, one.verdicts = ratios, verdicts

@@ -103,8 +103,8 @@ def build(
             from ... import tiny
 
             paths |= dict(list(tiny.VOICES.items())[:2])
-        drawn = drawn_adapters(ours, rng, capabilities, count)
-        paths |= save_adapters(drawn, work / "adapters", dtype, ours.config)
+        synthetic = drawn_adapters(ours, rng, capabilities, count)
+        paths |= save_adapters(synthetic, work / "adapters", dtype, ours.config)
     return Testbed.load(folder, ours, paths)
 
 
@@ -115,8 +115,8 @@ def drawn_model(rng: np.random.Generator, capabilities: Capabilities, seed: int,
 
 def drawn_adapters(base: Model, rng: np.random.Generator, capabilities: Capabilities, count: int) -> list[Adapter]:
     """Return `count` random adapters for the base, and two near-duplicates where an engine can exchange adapters."""
-    drawn = random_adapters(base, rng, capabilities, count)
-    return drawn + (near_duplicates_of(drawn[0], rng) if "load" in capabilities.operations else [])
+    adapters = random_adapters(base, rng, capabilities, count)
+    return adapters + (near_duplicates_of(adapters[0], rng) if "load" in capabilities.operations else [])
 
 
 def save_adapters(

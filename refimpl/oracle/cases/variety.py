@@ -25,6 +25,7 @@ FUSED = (("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj"), ("q_a_proj", 
 EXTRA_TOKENS = 3  # that a grown vocabulary has more than the base's
 FACTORS = (0.7, 2.5, 1.3, 0.4, 1.9, 3.1, 0.85, 2.2, 0.55, 1.6, 2.8)  # of alphas, beside the adapter's own
 OFTEN, WHOLE = 0.5, 0.35  # chances: of a feature; of a whole layer, beside which there is no LoRA
+WHOLE_LAYERS = ("modules_to_save", "grown_vocabulary")
 ORIGINAL = 16  # tokens of the context that a scaled rope stretches: fewer than our longest prompts have
 
 
@@ -60,13 +61,16 @@ def _in_turn(config: ModelConfig, can: frozenset[str], seed: int) -> ModelConfig
     window, tied, biases, wide, scaled = (
         turn == its_turn or bool(chance.random() < OFTEN) for its_turn in (0, 1, 2, 3, 3)
     )
+    window, biases = window and "window" in can, biases and "biases" in can
+    if window and biases:  # a Mistral has no biases, a Llama no window
+        window, biases = (turn == 0, turn != 0) if turn in (0, 2) else (turn == 1, turn == 3)
     stretched = replace(config.rope, type="llama3", factor=8.0, original_max_position_embeddings=ORIGINAL)
     return replace(
         config,
-        sliding_window=(config.sliding_window or 7) if window and "window" in can else None,
+        sliding_window=(config.sliding_window or 7) if window else None,
         tie_word_embeddings=tied,
-        attention_bias=biases and "biases" in can,
-        mlp_bias=biases and "biases" in can,
+        attention_bias=biases,
+        mlp_bias=biases,
         hidden_size=config.hidden_size + (32 if wide else 0),
         rope=stretched if scaled and "rope_scaling" in can else config.rope,
     )
@@ -138,13 +142,12 @@ def _features(i: int, can: frozenset[str], config: ModelConfig, chance: np.rando
         has.add("rslora")
     if chance is not None:
         names = (*turns, "alpha_pattern", "some_layers")
-        whole = ("modules_to_save", "grown_vocabulary")
-        drawn = {name for name in names if chance.random() < (WHOLE if name in whole else OFTEN)}
-        has |= drawn if i else set()
+        others = {name for name in names if chance.random() < (WHOLE if name in WHOLE_LAYERS else OFTEN)}
+        has |= others if i else set()
         if turns[i % 4] == "rank_pattern":  # on all that is fused
             has.discard("partial")
         if turns[i % KINDS] == "ends":  # their ranks and scales differ from those of the layers, on both of them
-            has = (has | {"rank_pattern", "alpha_pattern"}) - {"lora_bias", "some_layers", *whole}
+            has = (has | {"rank_pattern", "alpha_pattern"}) - {"lora_bias", "some_layers", *WHOLE_LAYERS}
         elif turns[i % KINDS] == "modules_to_save":  # a whole head beside LoRA on the embedding, or in some layers
             on_end = chance.random() < OFTEN
             has |= {"ends"} if on_end else {"some_layers"}

@@ -70,12 +70,12 @@ def learn_thresholds(measured: Sequence[ErrorRatios]) -> Thresholds:
         of_requests, _ = _as_seen(of_requests, np.concatenate([_log(np.array([ratios.overall])) for ratios in control]))
     tested = sum(ratios.ratio.size + 1 for ratios in measured if not ratios.problem)
     counts = np.array([ratios.ratio.size for ratios in readable])
-    seen = max(of_requests.spread**2 - row.spread**2 * float(np.mean(1 / counts)), 0.0)
+    between = max(of_requests.spread**2 - row.spread**2 * float(np.mean(1 / counts)), 0.0)
     total = len(readable) + REQUESTS_OF_ALL
-    shared = float(np.sqrt((len(readable) * seen + REQUESTS_OF_ALL * (SHARED * row.spread) ** 2) / total))
-    own = np.array([_spread_of(ratios.honest, row.spread) for ratios in readable])
-    spreads = _spread_of_whole(shared, row.spread, own, counts)
-    of_rows, of_wholes = _centred(rows) / np.repeat(own, counts), _centred(wholes) / spreads
+    shared = float(np.sqrt((len(readable) * between + REQUESTS_OF_ALL * (SHARED * row.spread) ** 2) / total))
+    spreads_of_rows = np.array([_spread_of(ratios.honest, row.spread) for ratios in readable])
+    spreads = _spread_of_whole(shared, row.spread, spreads_of_rows, counts)
+    of_rows, of_wholes = _centred(rows) / np.repeat(spreads_of_rows, counts), _centred(wholes) / spreads
     scores = np.concatenate([of_rows.ravel(), of_wholes.ravel()])
     odds = score_thresholds(scores, tested)
     return Thresholds(
@@ -91,14 +91,14 @@ def _centred(x: Array) -> Array:
 def _spread_of(honest: Array, pooled: float) -> float:
     """Of one request's rows: as its own honest runs [members, rows] are spread, never less than those of all."""
     n = honest.shape[1] - 1
-    own = float(_log(honest).var(axis=1, ddof=1).mean()) if n > 0 else 0.0
-    return max(pooled, math.sqrt((ROWS_OF_ALL * pooled**2 + n * own) / (ROWS_OF_ALL + n)))
+    variance = float(_log(honest).var(axis=1, ddof=1).mean()) if n > 0 else 0.0
+    return max(pooled, math.sqrt((ROWS_OF_ALL * pooled**2 + n * variance) / (ROWS_OF_ALL + n)))
 
 
-def _spread_of_whole(shared: float, pooled: float, own: Any, rows: Any) -> Any:
+def _spread_of_whole(shared: float, pooled: float, spread: Any, rows: Any) -> Any:
     """Of a request with so many rows, and a spread of its own. One of a single row is spread as that row is, one of
     many only as they agree, which they do more where they are spread wider."""
-    return own * np.sqrt((shared / pooled) ** 2 + 1 / rows)
+    return spread * np.sqrt((shared / pooled) ** 2 + 1 / rows)
 
 
 def score_thresholds(honest: Array, tested: int) -> tuple[float, float]:
@@ -160,10 +160,10 @@ def judge(ratios: ErrorRatios, thresholds: Thresholds) -> Verdict:
     """A row that is no number fails: every comparison here is written so that a NaN does not pass."""
     if ratios.problem:
         return Verdict("fail", float("inf"), float("inf"), 0, ratios.problem)
-    own = _spread_of(ratios.honest, thresholds.spread)
-    scores = (_log(ratios.ratio) - thresholds.level) / own
+    spread = _spread_of(ratios.honest, thresholds.spread)
+    scores = (_log(ratios.ratio) - thresholds.level) / spread
     worst = int(np.argmax(np.where(np.isnan(ratios.ratio), np.inf, ratios.ratio)))
-    whole_spread = _spread_of_whole(thresholds.shared, thresholds.spread, own, len(ratios.ratio))
+    whole_spread = _spread_of_whole(thresholds.shared, thresholds.spread, spread, len(ratios.ratio))
     overall_score = float((_log(np.array([ratios.overall]))[0] - thresholds.whole_level) / whole_spread)
     score = max(float(scores[worst]), overall_score)
     ratio, place = float(ratios.ratio[worst]), ratios.first + worst
