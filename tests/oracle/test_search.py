@@ -10,6 +10,7 @@ from support.testbed import small_testbed
 from refimpl import NUMPY, Ops
 from refimpl.engines.interface import EngineRequest
 from refimpl.engines.ours import Ours
+from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.bugs.parameters import parameter_mutants
 from refimpl.oracle.bugs.registry import all_bugs, find_bug
 from refimpl.oracle.bugs.scopes import Scope, can_be_scoped, scoped, scopes_of, small_scopes_of
@@ -17,6 +18,9 @@ from refimpl.oracle.bugs.steps import rescaling
 from refimpl.oracle.campaign import Campaign
 from refimpl.oracle.cases.case import Case, Run, play, prepare
 from refimpl.oracle.cases.testbed import settings
+from refimpl.oracle.diagnosis.candidate import Candidate
+from refimpl.oracle.diagnosis.diagnose import is_near
+from refimpl.oracle.diagnosis.projection import Projection
 from refimpl.oracle.reports.result import CampaignSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
@@ -132,3 +136,15 @@ def test_where_no_cause_fits_every_bug_is_tried_in_every_place(tmp_path: Path, m
     result = Campaign(lambda: Ours(wrong_in_one_place), small_testbed(), PLAN, tmp_path).run()
     finding = result.explanation.findings[0]
     assert finding.explains and finding.name == "scale_times[made-2: 1.11] @ up_proj"
+
+
+def test_the_nearest_bug_is_about_as_large_as_the_error() -> None:
+    """In one unit: a bug that fits at 35 times its size, or whose own noise swallows the error, is not near."""
+    mutant = all_mutants()["rslora_ignored"]
+
+    def candidate(coefficient: float, residual: float) -> Candidate:
+        return Candidate(mutant, [], Projection(coefficient, 0.1, 10.0, 10 * coefficient), residual)
+
+    assert is_near(candidate(0.9, 40.0), 100.0)
+    assert not is_near(candidate(35.0, 40.0), 100.0)
+    assert not is_near(candidate(0.9, 60.0), 100.0)

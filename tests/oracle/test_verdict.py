@@ -231,3 +231,32 @@ def test_rounding_ends_far_above_honest_runs_and_below_nonsense(dtype: str) -> N
     assert all((m.ratio < b / 10).all() and (m.honest < b / 10).all() for m, b in zip(found, bounds, strict=True))
     size = [np.sqrt(np.mean(raw.exact**2)) / raw.unit for raw in known]  # of the logits themselves
     assert all((b < 1e3 * s).all() for b, s in zip(bounds, size, strict=True))
+
+
+def test_what_is_added_to_all_logits_alike_is_no_error() -> None:
+    """softmax takes it away: an engine is judged by the rest of a row. One token alone is a fault of it."""
+    testbed = small_testbed()
+    (case, exchanges), *_ = asked(testbed, count=1)
+
+    def shifted(by: np.ndarray) -> list[float]:
+        moved = [
+            dataclasses.replace(x, response=dataclasses.replace(x.response, logits=x.response.logits + by[: len(by)]))
+            for x in exchanges
+            if x.response.logits is not None and x.response.logits.shape[1] == len(by)
+        ]
+        return [m.overall for m in measure(case, moved, testbed, ensemble("float32"))[0]]
+
+    vocab = testbed.model.config.vocab_size
+    as_they_were = shifted(np.zeros(vocab, np.float32))
+    assert shifted(np.full(vocab, 0.5)) == pytest.approx(as_they_were, rel=1e-3)
+    assert min(shifted(np.eye(vocab)[0])) > 1000
+
+
+def test_a_request_whose_honest_runs_are_spread_wider_is_judged_by_its_own_spread() -> None:
+    rng = np.random.default_rng(0)
+    thresholds = learn_thresholds([ratios_of(rng, f"made-{i}", 20, 1.15) for i in range(40)])
+    usual = ratios_of(rng, "made-0", 20, 1.15)
+    wide = dataclasses.replace(usual, honest=usual.honest * np.exp(rng.normal(0, 0.45, usual.honest.shape)))
+    loud = np.where(np.arange(20) == 3, 2.9, usual.ratio)
+    scores = [judge(dataclasses.replace(one, ratio=loud), thresholds).score for one in (usual, wide)]
+    assert scores[0] > 1.8 * scores[1] > 0

@@ -87,7 +87,7 @@ def diagnose(
     needed = limit(len(ranked))
     explaining = [one for one in graded if _explains_all(one, thresholds, needed)]
     if not explaining:
-        return [_finding(one, False) for one in graded if _is_near(one.candidate, error)][:3]
+        return [_finding(one, False) for one in graded if is_near(one.candidate, error)][:3]
     best, *same = _simplest_first(explaining)
     same = [one for one in same if not (one.candidate.mutant.scales and best.candidate.mutant.scales)]
     mutants = [one.candidate.mutant for one in (best, *same)]
@@ -126,7 +126,7 @@ def _explains_all(one: Graded, thresholds: Thresholds, needed: float) -> bool:
     )
 
 
-def _is_near(candidate: Candidate, error: float) -> bool:
+def is_near(candidate: Candidate, error: float) -> bool:
     """Does it leave less than half of the error, about as large as the bug itself? Both are in units of the truth's
     noise. In units of its own, a bug that rounds, whose noise is thousands of times larger, would be near to all."""
     low, high = ABOUT_ONE
