@@ -42,6 +42,7 @@ class Recipe:
     files: tuple[str, ...]  # that the steps read, beside this one
     python: tuple[int, int] = (3, 10)  # the oldest that will do
     compiles: bool = False  # for the very processor that it is built on
+    needs: tuple[str, ...] = ()  # programs
 
 
 VLLM = Recipe(
@@ -94,6 +95,43 @@ LLAMA_CPP = Recipe(
     compiles=True,
 )
 
+_NPM = "{env}/node/node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"
+
+LLAMA_CPP_PREBUILT = Recipe(
+    "llama_cpp_prebuilt",
+    "LORACLE_LLAMA_PREBUILT_PYTHON",
+    "about 0.4 GB and a minute, with npm and without a compiler",
+    (
+        Step("what it requires", "{python} -m pip install -r {here}/requirements/llama_cpp_prebuilt.txt"),
+        Step(
+            "the source of llama-cpp-python",
+            "{python} -m pip download -d {env}/source --no-deps --no-binary :all: --no-build-isolation "
+            "llama-cpp-python==0.3.36",
+            {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF"},
+        ),
+        Step("unpack it", "{python} -m tarfile -e {env}/source/llama_cpp_python-0.3.36.tar.gz {env}/source"),
+        Step(
+            "make it importable",
+            "{python} -c 'import pathlib, sys, sysconfig; "
+            'pathlib.Path(sysconfig.get_path("purelib"), "llama_cpp.pth").write_text(sys.argv[1])\' '
+            "{env}/source/llama_cpp_python-0.3.36",
+        ),
+        Step(
+            "the libraries",
+            "npm install --ignore-scripts --no-audit --no-fund --prefix {env}/node @node-llama-cpp/linux-x64@3.22.1",
+        ),
+        Step("libllama by its common name", f"ln -sfn libllama.v0.5.0.so {_NPM}/libllama.so"),
+        Step("libggml by its common name", f"ln -sfn libggml.v0.5.0.so {_NPM}/libggml.so"),
+        Step(
+            "does it import?",
+            "{python} {here}/workers/prebuilt_llama.py",
+            {"LLAMA_CPP_LIB_PATH": _NPM, "LORACLE_GGML_BACKENDS": _NPM},
+        ),
+    ),
+    ("requirements/llama_cpp_prebuilt.txt", "workers/prebuilt_llama.py"),
+    needs=("npm",),
+)
+
 MISTRALRS = Recipe(
     "mistralrs",
     "LORACLE_MISTRALRS_PYTHON",
@@ -117,7 +155,7 @@ MLX_LM = Recipe(
     ("requirements/mlx_lm.txt",),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (VLLM, LLAMA_CPP, MISTRALRS, MLX_LM)}
+RECIPES = {recipe.name: recipe for recipe in (VLLM, LLAMA_CPP, LLAMA_CPP_PREBUILT, MISTRALRS, MLX_LM)}
 
 
 def cache_folder() -> Path:
@@ -196,6 +234,8 @@ def check_machine(recipe: Recipe) -> None:
         raise EngineError(f"{recipe.name}: needs Python {'.'.join(map(str, recipe.python))}, this is {sys.version[:6]}")
     if recipe.compiles and not any(shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++")):
         raise EngineError(f"{recipe.name}: is built from source: install a C++ compiler (g++ or clang++)")
+    if absent := [name for name in recipe.needs if not shutil.which(name)]:
+        raise EngineError(f"{recipe.name}: needs {', '.join(absent)}, which is not on the PATH")
 
 
 def take_steps(recipe: Recipe, env: Path, say: Callable[[str], None]) -> None:

@@ -19,6 +19,7 @@ MODULES = {
     "peft": ".peft",
     "vllm": ".vllm",
     "llama_cpp": ".llama_cpp",
+    "llama_cpp_prebuilt": ".llama_cpp_prebuilt",
     "mistralrs": ".mistralrs",
     "mlx_lm": ".mlx_lm",
     "openai_http": ".openai_http",

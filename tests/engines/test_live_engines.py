@@ -135,7 +135,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
-@pytest.fixture(params=["vllm", "llama_cpp", "mistralrs", "mlx_lm"])
+@pytest.fixture(params=["vllm", "llama_cpp", "llama_cpp_prebuilt", "mistralrs", "mlx_lm"])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -345,7 +345,7 @@ def test_drawn_adapters_of_every_kind_in_one_batch(
         config = replace(config, head_dim=16)
     base = build.random_model(config, 5, "float32")
     save_model(base, tmp_path / "base")
-    if name in ("llama_cpp", "mlx_lm") and "sliding_window" in changes:
+    if name in ("llama_cpp", "llama_cpp_prebuilt", "mlx_lm") and "sliding_window" in changes:
         with pytest.raises(EngineError, match=r"sliding_window 16: (llama.cpp's llama|mlx-lm's mistral) has none"):
             start(name, model=tmp_path / "base")
         return
@@ -368,7 +368,7 @@ def test_drawn_adapters_of_every_kind_in_one_batch(
         EngineRequest(tuple(rng.integers(0, 320, n).tolist()), k, 6)
         for n, k in zip((5, 40, 17, 31, 9, 23), (None, *kinds), strict=True)
     ]
-    if name == "llama_cpp":
+    if name.startswith("llama_cpp"):
         requests.append(
             EngineRequest(requests[2].prompt_ids, adapter_weights=(("plain", 0.5), ("rslora", -1.25)), max_new_tokens=6)
         )

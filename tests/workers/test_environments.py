@@ -90,6 +90,8 @@ def test_what_this_machine_cannot_do_is_said_before_anything_is_made(monkeypatch
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(EngineError, match=r"^some: is built from source: install a C\+\+ compiler"):
         set_up(replace(RECIPE, compiles=True), print)
+    with pytest.raises(EngineError, match=r"^some: needs npm, which is not on the PATH"):
+        set_up(replace(RECIPE, needs=("npm",)), print)
     assert not folder(young).exists()
 
 

@@ -50,9 +50,10 @@ class Server:
         """Load the model; return the size of its vocabulary.
 
         Any number of adapters of any rank can be loaded; no prefix is cached."""
-        import llama_cpp
         from gguf_files import write_base
+        from prebuilt_llama import import_llama_cpp
 
+        llama_cpp = import_llama_cpp()
         self.api, self.base = llama_cpp, Path(settings.model)
         self.chunk = settings.chunk or settings.max_length
         llama_cpp.llama_backend_init()
@@ -181,7 +182,7 @@ class Server:
 
     def versions(self) -> Reply:
         """Return the versions that its numbers depend on, and what llama.cpp was compiled to use."""
-        packages = {package: version(package) for package in ("llama_cpp_python", "gguf")}
+        packages = {"llama_cpp_python": self.api.__version__, "gguf": version("gguf")}
         system = self.api.llama_print_system_info().decode().strip()
         return {"python": platform.python_version(), **packages, "llama.cpp": system}, {}
 

@@ -1,0 +1,32 @@
+"""llama.cpp's library as node-llama-cpp's package of npm has it, compiled: for machines without a compiler.
+
+All else is llama_cpp.py's: its worker, what it can, its options. The library has a file for each generation of CPUs,
+and takes the best one that runs here. It is for x86-64 under Linux.
+"""
+
+from collections.abc import Mapping
+
+from .environments import LLAMA_CPP_PREBUILT, Recipe, folder, missing
+from .hosted import Hosted, check_options
+from .interface import Entry
+from .llama_cpp import CAPABILITIES, OPTIONS
+
+LIBRARIES = "node/node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"
+
+
+def entry() -> Entry:
+    """Return its line of `loracle engines`."""
+    what = "llama.cpp's library as npm has it, compiled, in an environment of its own"
+    return Entry("llama_cpp_prebuilt", what, CAPABILITIES, missing(LLAMA_CPP_PREBUILT), LLAMA_CPP_PREBUILT.cost)
+
+
+def make(options: Mapping[str, str]) -> Hosted:
+    """Return the engine, not started. EngineError without its environment, or for an option that it does not have."""
+    check_options("llama_cpp_prebuilt", options, OPTIONS)
+    return Hosted(LLAMA_CPP_PREBUILT, "llama_cpp_worker.py", CAPABILITIES, options, libraries)
+
+
+def libraries(recipe: Recipe) -> dict[str, str]:
+    """Return the variables that name the folder of the libraries: to llama-cpp-python, and to the worker."""
+    path = str(folder(recipe) / LIBRARIES)
+    return {"LLAMA_CPP_LIB_PATH": path, "LORACLE_GGML_BACKENDS": path}
