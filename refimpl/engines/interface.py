@@ -28,6 +28,7 @@ FEATURES = (
     "biases",  # of the base's own layers, brought along by an adapter (bias="all"); and a base that has biases
     "window",  # not of adapters: models with a sliding window
     "rope_scaling",  # and models whose rope is scaled, as Llama 3.1's
+    "head_dim",  # and models whose heads are together not as wide as the residual stream
 )
 
 # What can be done to a running engine, beyond sending it requests.

@@ -17,7 +17,7 @@ CAPABILITIES = Capabilities(
     mixed=True,
     dtypes=("float32",),
     modules=LAYER_MODULES,
-    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks")),
+    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "rope_scaling")),
     operations=frozenset(("load", "unload", "reload", "prefix_cache", "cancel")),
 )
 

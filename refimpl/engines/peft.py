@@ -29,7 +29,17 @@ CAPABILITIES = Capabilities(
     dtypes=("float32", "bfloat16", "float16"),
     modules=LAYER_MODULES,  # adapters on embed_tokens and lm_head cannot be mixed with others
     features=frozenset(
-        ("rslora", "rank_pattern", "alpha_pattern", "lora_bias", "partial", "mixed_ranks", "window", "rope_scaling")
+        (
+            "rslora",
+            "rank_pattern",
+            "alpha_pattern",
+            "lora_bias",
+            "partial",
+            "mixed_ranks",
+            "window",
+            "rope_scaling",
+            "head_dim",
+        )
     ),
     operations=frozenset(("load", "unload", "reload")),
     trace=True,

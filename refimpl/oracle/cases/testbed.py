@@ -138,7 +138,10 @@ def save_once(save: Callable[[T, Path], Any], item: T, folder: Path) -> Path:
 
 def settings(testbed: Testbed, **changes: Any) -> Settings:
     """Return the settings with which an engine is started for this testbed."""
-    ranks = [lora.A.shape[0] for adapter in testbed.adapters.values() for lora in adapter.lora.values()]
+    adapters = testbed.adapters.values()
+    ranks = [lora.A.shape[0] for adapter in adapters for lora in adapter.lora.values()]
+    # Engines take it for what adapter_config.json says, of modules too that the adapter is not on.
+    ranks += [rank for adapter in adapters for rank in (adapter.config.r, *adapter.config.rank_pattern.values())]
     return replace(
         Settings(
             testbed.folder,
@@ -146,7 +149,7 @@ def settings(testbed: Testbed, **changes: Any) -> Settings:
             max_adapters=len(testbed.adapters) + 1,
             max_rank=max(ranks, default=8),
             max_length=min(128, testbed.model.config.max_position_embeddings),
-            modules=tuple(dict.fromkeys(name for adapter in testbed.adapters.values() for _, name in adapter.lora)),
+            modules=tuple(dict.fromkeys(name for adapter in adapters for _, name in adapter.lora)),
         ),
         **changes,
     )

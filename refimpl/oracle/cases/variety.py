@@ -61,7 +61,7 @@ def _in_turn(config: ModelConfig, can: frozenset[str], seed: int) -> ModelConfig
     window, tied, biases, wide, scaled = (
         turn == its_turn or bool(chance.random() < OFTEN) for its_turn in (0, 1, 2, 3, 3)
     )
-    window, biases = window and "window" in can, biases and "biases" in can
+    window, biases, wide = window and "window" in can, biases and "biases" in can, wide and "head_dim" in can
     if window and biases:  # a Mistral has no biases, a Llama no window
         window, biases = (turn == 0, turn != 0) if turn in (0, 2) else (turn == 1, turn == 3)
     stretched = replace(config.rope, type="llama3", factor=8.0, original_max_position_embeddings=ORIGINAL)
