@@ -1,7 +1,7 @@
 """What the families of experts have in common: which key says how many, and which layers have
 them."""
 
-from ..config import Groups, Mlp, Moe, Stacked
+from ..config import Groups, Mlp, Stacked
 from .family import Keys
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -29,23 +29,6 @@ def chosen_experts(keys: Keys, experts: int) -> int:
     if top_k > experts:
         keys.problem(f"num_experts_per_tok {top_k} is more than the {experts} experts that there are")
     return top_k
-
-
-def check_router(keys: Keys, moe: Moe) -> None:
-    """Refuse another rule of choice than the class's: no class reads all of these keys, and other engines may."""
-    scores = "sigmoid" if moe.scores == "sigmoid" else "softmax"
-    method = "noaux_tc" if moe.correction else "group_limited_greedy" if moe.groups else "greedy"
-    does = {
-        "scoring_func": (scores,),
-        "topk_method": (method,),
-        "norm_topk_prob": (moe.renormalise or moe.scores == "softmax_of_chosen",),
-        "router_bias": (moe.bias,),
-        "router_logit_softcapping": (0, 0.0),
-    }
-    for key, values in does.items():
-        given = keys.data.get(key)
-        if given is not None and given not in values:
-            keys.problem(f"{key} is {given!r}: this class has {values[0]!r}")
 
 
 def expert_groups(keys: Keys, experts: int, best: int) -> Groups | None:

@@ -3,9 +3,8 @@ which layers have experts."""
 
 from typing import Any
 
-from ..config import LayerKind, Moe
+from ..config import LayerKind
 from ..families import Family
-from ..families.experts import check_router
 from .diagnostics import shown
 from .json_file import Keys
 from .rope_scaling import read_ropes
@@ -26,10 +25,7 @@ def read_layers(keys: Keys, family: Family, count: int) -> dict[str, Any]:
         LayerKind(window if sliding else None, (local if sliding else full) if turning else None, sparse=experts)
         for sliding, turning, experts in zip(slides, turns, sparse, strict=True)
     )
-    moe: dict[str, Moe] = {}
-    if family.moe and any(sparse):
-        moe["moe"] = family.moe(keys)
-        check_router(keys, moe["moe"])
+    moe = {"moe": family.moe(keys)} if family.moe and any(sparse) else {}
     layers = family.kinds(keys, layers)
     first = layers[0]
     if set(layers) == {LayerKind(first.window, first.rope, sparse=first.sparse)} and first.rope is not None:

@@ -564,7 +564,7 @@ EXPERTS: list[tuple[str, dict[str, Any], str]] = [
     ("Qwen3MoeForCausalLM", {"router_bias": True}, "router_bias is True: this class has False"),
     ("Qwen3MoeForCausalLM", {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid': this class has 'softmax'"),
     ("Glm4MoeForCausalLM", {"topk_method": "greedy"}, "topk_method is 'greedy': this class has 'noaux_tc'"),
-    ("GraniteMoeForCausalLM", {"router_logit_softcapping": 30.0}, "router_logit_softcapping is 30.0: this class has 0"),
+    ("GraniteMoeForCausalLM", {"router_logit_softcapping": 30.0}, "router_logit_softcapping is 30.0, which must be"),
     ("GptOssForCausalLM", {"experts_per_token": 4}, "experts_per_token is 4 and num_experts_per_tok is 2"),
     ("GptOssForCausalLM", {"swiglu_limit": 0}, "swiglu_limit is 0: it must be a number above 0"),
     ("GptOssForCausalLM", {"sliding_window": None}, "sliding_window is missing"),
@@ -711,6 +711,12 @@ def test_the_scale_of_deepseeks_scores(tmp_path: Path) -> None:
     half_split = load_config(write_config(tmp_path, "DeepseekV3ForCausalLM", rope_interleave=False, rope_scaling=None))
     assert not half_split.rope.interleaved and half_split.attention_scale == 10**-0.5
     assert config.norm_width("self_attn.kv_a_layernorm") == 5 and config.norm_width("self_attn.q_a_layernorm") == 7
+
+
+def test_the_groups_of_a_deepseek_v2_that_takes_the_best_of_all_mean_nothing(tmp_path: Path) -> None:
+    one, groups = {"topk_method": "greedy", "n_group": 1, "topk_group": 1}, {"topk_method": "greedy"}
+    configs = [load_config(write_config(tmp_path, "DeepseekV2ForCausalLM", **changes)) for changes in (one, groups)]
+    assert configs[0] == configs[1] and configs[0].moe is not None and configs[0].moe.groups is None
 
 
 def test_kimi_k2_is_a_deepseek_v3(tmp_path: Path) -> None:
