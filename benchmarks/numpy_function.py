@@ -22,7 +22,7 @@ def base_of(folder: str) -> tuple[dict, Tensors]:
     """Return config.json and the tensors of a Llama's folder."""
     tensors: Tensors = {}
     for file in Path(folder).glob("*.safetensors"):
-        tensors |= load_file(file)
+        tensors |= {name: x.astype(np.float32) for name, x in load_file(file).items()}  # bfloat16, some of them
     return json.loads((Path(folder) / "config.json").read_text("utf-8")), tensors
 
 
@@ -30,7 +30,7 @@ def base_of(folder: str) -> tuple[dict, Tensors]:
 def adapter_of(folder: str, stamp: int) -> tuple[dict, Tensors]:
     """Return adapter_config.json and the tensors of a PEFT folder. stamp: when it was written."""
     tensors = load_file(Path(folder) / "adapter_model.safetensors")
-    names = {name.removeprefix(PREFIX): x for name, x in tensors.items()}
+    names = {name.removeprefix(PREFIX): x.astype(np.float32) for name, x in tensors.items()}
     return json.loads((Path(folder) / "adapter_config.json").read_text("utf-8")), names
 
 
