@@ -28,7 +28,6 @@ FEATURES = (
     "biases",  # of the base's own layers, brought along by an adapter (bias="all"); and a base that has biases
     "window",  # not of adapters: models with a sliding window
     "rope_scaling",  # and models whose rope is scaled, as Llama 3.1's
-    "head_dim",  # and models whose heads are together not as wide as the residual stream
 )
 
 # What can be done to a running engine, beyond sending it requests.
@@ -68,6 +67,7 @@ class Capabilities:
     trace: bool = False  # can intermediates of the prompt's tokens be had?
     max_rank: int | None = None
     families: tuple[str, ...] = ("llama", "mistral")  # of random bases, by model_type
+    own_head_dim: bool = True  # may a model's heads be together not as wide as its residual stream?
     left_out: tuple[str, ...] = ()  # what its user says that it does not do, of what an engine of its kind is asked
 
 

@@ -18,9 +18,7 @@ CAPABILITIES = Capabilities(
     mixed=False,
     dtypes=("float32",),
     modules=LAYER_MODULES,
-    features=frozenset(
-        ("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "sums", "rope_scaling", "head_dim")
-    ),
+    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "sums", "rope_scaling")),
     operations=frozenset(("load", "unload", "reload", "chunked_prefill", "arrivals", "cancel")),
 )
 

@@ -18,6 +18,7 @@ CAPABILITIES = Capabilities(
     dtypes=("float32",),
     modules=LAYER_MODULES,
     features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "rope_scaling")),
+    own_head_dim=False,
     operations=frozenset(("load", "unload", "reload", "prefix_cache", "cancel")),
 )
 

@@ -38,7 +38,6 @@ CAPABILITIES = Capabilities(
             "mixed_ranks",
             "window",
             "rope_scaling",
-            "head_dim",
         )
     ),
     operations=frozenset(("load", "unload", "reload")),

@@ -25,7 +25,7 @@ CAPABILITIES = Capabilities(
     mixed=True,
     dtypes=("bfloat16", "float16"),
     modules=LAYER_MODULES,
-    features=frozenset(("rslora", "partial", "head_dim")),
+    features=frozenset(("rslora", "partial")),
     operations=frozenset(("load", "unload", "reload")),
     max_rank=64,
 )

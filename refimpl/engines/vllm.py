@@ -18,9 +18,7 @@ CAPABILITIES = Capabilities(
     mixed=True,
     dtypes=("float32", "bfloat16", "float16"),
     modules=LAYER_MODULES,
-    features=frozenset(
-        ("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "window", "rope_scaling", "head_dim")
-    ),
+    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "window", "rope_scaling")),
     operations=frozenset(
         ("load", "unload", "reload", "evict", "prefix_cache", "chunked_prefill", "arrivals", "cancel", "preempt")
     ),

@@ -25,7 +25,7 @@ from .causes.grade import Grade, grades, same_for_each_adapter
 from .causes.sources import CHOICE, WHICHEVER
 from .causes.statement import CauseReport, Change, in_words
 from .causes.suspect import Suspect, suspect_of
-from .clock import Clock
+from .diagnosis.clock import Clock
 from .engine_driver import EngineDriver
 from .failures import Failures
 from .noise.ensemble import Member

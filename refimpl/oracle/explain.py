@@ -16,9 +16,9 @@ from .bugs.preconditions import is_applicable, spread
 from .bugs.registry import find_bug
 from .cause import SECONDS, cause_of, why_not_fitted
 from .causes.statement import CauseReport
-from .clock import Clock
 from .context import Context
 from .diagnosis.candidate import Candidate, evaluate
+from .diagnosis.clock import Clock
 from .diagnosis.diagnose import Finding, diagnose
 from .diagnosis.localise import Location
 from .diagnosis.search import Search, search

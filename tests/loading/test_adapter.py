@@ -334,7 +334,11 @@ def test_a_choice_of_modules(tmp_path: Path, changes: dict[str, Any], modules: s
 @pytest.mark.parametrize(
     ("tensors", "changes", "says"),
     [
-        (without(lora_tensors(), "layers.0"), {"layers_to_transform": [1]}, "covers 1 of the base's 2 layers"),
+        (
+            without(lora_tensors(), "layers.0"),
+            {"target_modules": r".*layers\.1\..*_proj"},
+            "covers 1 of the base's 2 layers",
+        ),
         (
             lora_tensors(),
             {"target_modules": [*LAYER_MODULES, "c_attn", "proj"]},
@@ -351,6 +355,11 @@ def test_warnings(tmp_path: Path, tensors: dict[str, np.ndarray], changes: dict[
         load_adapter(write_adapter(tmp_path, tensors, **changes), BASE)
     assert len(caught) == 1
     assert caught[0].filename == __file__
+
+
+def test_layers_that_the_config_names_are_no_surprise(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path, without(lora_tensors(), "layers.0"), layers_to_transform=[1])
+    assert {layer for layer, _ in load_adapter(folder, BASE).lora} == {1}  # a warning would be an error here
 
 
 # --- what is refused ---

@@ -23,7 +23,7 @@ from refimpl.oracle.causes.regions import token_regions
 from refimpl.oracle.causes.relations import relations
 from refimpl.oracle.causes.row_sources import order_of
 from refimpl.oracle.causes.statement import CauseReport, Change
-from refimpl.oracle.clock import Clock
+from refimpl.oracle.diagnosis.clock import Clock
 from refimpl.oracle.second_look import with_other_tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")

@@ -18,7 +18,7 @@ from ...errors import LoracleError
 from ...synthetic.adapters import gain_of, random_adapter, with_own_biases, with_own_layers
 from ...weights import Model
 
-RANKS = (6, 3, 20, 5, 18, 12, 8)
+RANKS = (6, 3, 20, 5, 8, 12, 18)
 TURNS = 4  # of random_config
 KINDS = 8  # of adapters that random_adapters makes before it begins anew
 FUSED = (("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj"), ("q_a_proj", "kv_a_proj_with_mqa"))
@@ -53,15 +53,16 @@ def random_config(rng: np.random.Generator, capabilities: Capabilities, turn: in
         max_position_embeddings=256,
         eos_token_ids=(1,),
     )
-    return config if turn is None else _in_turn(config, capabilities.features, turn)
+    return config if turn is None else _in_turn(config, capabilities, turn)
 
 
-def _in_turn(config: ModelConfig, can: frozenset[str], seed: int) -> ModelConfig:
+def _in_turn(config: ModelConfig, capabilities: Capabilities, seed: int) -> ModelConfig:
+    can = capabilities.features
     turn, chance = seed % TURNS, np.random.default_rng([seed, 21])
     window, tied, biases, wide, scaled = (
         turn == its_turn or bool(chance.random() < OFTEN) for its_turn in (0, 1, 2, 3, 3)
     )
-    window, biases, wide = window and "window" in can, biases and "biases" in can, wide and "head_dim" in can
+    window, biases, wide = window and "window" in can, biases and "biases" in can, wide and capabilities.own_head_dim
     if window and biases:  # a Mistral has no biases, a Llama no window
         window, biases = (turn == 0, turn != 0) if turn in (0, 2) else (turn == 1, turn == 3)
     stretched = replace(config.rope, type="llama3", factor=8.0, original_max_position_embeddings=ORIGINAL)

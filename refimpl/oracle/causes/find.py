@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from ...arrays import Array, Float
-from ..clock import Clock
+from ..diagnosis.clock import Clock
 from .exact import ExactFit, Try, at, fit
 from .mix_up import Source
 from .pursuit import BIT, Atom, nearest, resolved, vector

@@ -14,10 +14,10 @@ from ..bugs import Mutant, mutants_for
 from ..bugs.registry import all_bugs, all_scopes
 from ..bugs.scopes import Scope, can_be_scoped, scopes_of, small_scopes_of
 from ..cases.testbed import Testbed
-from ..clock import Clock
 from ..noise.measure import Sample
 from ..noise.rms import rms
 from .candidate import CLEARLY, Candidate, explains, unexplained_fraction
+from .clock import Clock
 
 AFTER_THE_SMALLEST = 32  # bugs that stay after the smallest failure; larger: slower, a faint bug is dropped less often
 IN_SCOPES = 10  # bugs of which it is asked whether they are in one scope only; each costs a run in every scope
