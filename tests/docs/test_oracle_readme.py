@@ -14,7 +14,7 @@ class Numbers(doctest.OutputChecker):
     """Texts as they are; numbers with a point or an exponent within 30 % of each other."""
 
     def check_output(self, want: str, got: str, optionflags: int) -> bool:
-        texts = [" ".join(NUMBER.sub("#", text).split()).replace("[ ", "[") for text in (want, got)]
+        texts = [" ".join(NUMBER.sub("#", text).split()).replace("[ ", "[").replace(" ]", "]") for text in (want, got)]
         numbers = [[float(number) for number in NUMBER.findall(text)] for text in (want, got)]
         return texts[0] == texts[1] and numbers[1] == pytest.approx(numbers[0], rel=0.3)
 
