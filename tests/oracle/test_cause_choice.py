@@ -17,7 +17,7 @@ from refimpl.oracle.causes.facts import facts_of
 from refimpl.oracle.causes.find import Cause, common_value
 from refimpl.oracle.causes.grade import Grade, same_for_each_adapter
 from refimpl.oracle.causes.history import history
-from refimpl.oracle.causes.mix_up import Source
+from refimpl.oracle.causes.mix_up import Source, product
 from refimpl.oracle.causes.pursuit import Atom
 from refimpl.oracle.causes.regions import token_regions
 from refimpl.oracle.causes.relations import relations
@@ -203,3 +203,10 @@ def test_other_tokens_leave_the_words_of_an_adapter() -> None:
     for seed in range(3):
         ids = with_other_tokens(case, 10, seed).runs[0].requests[0].prompt_ids
         assert ids[2] == 12 and max(ids[:2]) < 10
+
+
+def test_a_token_that_an_adapter_has_not_gets_nothing_of_it() -> None:
+    """Another adapter of the batch extends the vocabulary: its tokens have no column in the A of this one."""
+    A, B = np.arange(10.0).reshape(2, 5), np.ones((3, 2))
+    rows = product(np.array([1, 7, 4]), A, B, 2.0)
+    assert rows.tolist() == [[2 * A[:, 1].sum()] * 3, [0.0] * 3, [2 * A[:, 4].sum()] * 3]
