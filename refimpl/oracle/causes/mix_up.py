@@ -43,7 +43,7 @@ class Point:
         """All that an adapter adds to this module: its delta, or what its own layer does beyond the base's."""
         lora, layer = self.of(key), self.saved[key].get(self.module)
         if layer is not None:
-            y = looked_up(layer, self.x) if self.x.dtype.kind in "iu" else self.x @ layer.T
+            y = rows_of(layer, self.x) if self.x.dtype.kind in "iu" else self.x @ layer.T
             return y if lora is None else y + full_delta(self.x, lora)
         return None if lora is None else full_delta(self.x, lora)
 
@@ -67,17 +67,17 @@ class Source:
     members: tuple[str, ...] = ()  # keys: it is one of these in each request, whichever leaves least
 
 
-def looked_up(table: Float[Array, "vocab d"], token_ids: Array) -> Float[Array, "tokens d"]:
+def rows_of(table: Float[Array, "vocab d"], token_ids: Array) -> Float[Array, "tokens d"]:
     """The rows of these tokens; 0 for one that the table has not: another adapter may extend the vocabulary."""
-    rows = np.zeros((len(token_ids), table.shape[1]), table.dtype)
+    found = np.zeros((len(token_ids), table.shape[1]), table.dtype)
     known = token_ids < len(table)
-    rows[known] = table[token_ids[known]]
-    return rows
+    found[known] = table[token_ids[known]]
+    return found
 
 
 def product(x: Array, A: Array, B: Array, scale: float, bias: Array | None = None) -> Float[Array, "tokens d_out"]:
     """s (B (A x) + bias)."""
-    low = looked_up(A.T, x) if x.dtype.kind in "iu" else x @ A.T
+    low = rows_of(A.T, x) if x.dtype.kind in "iu" else x @ A.T
     y = low @ B.T
     return (y if bias is None else y + bias) * scale
 
