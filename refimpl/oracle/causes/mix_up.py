@@ -69,10 +69,10 @@ class Source:
 
 def rows_of(table: Float[Array, "vocab d"], token_ids: Array) -> Float[Array, "tokens d"]:
     """The rows of these tokens; 0 for one that the table has not: another adapter may extend the vocabulary."""
-    found = np.zeros((len(token_ids), table.shape[1]), table.dtype)
-    known = token_ids < len(table)
-    found[known] = table[token_ids[known]]
-    return found
+    rows = np.zeros((len(token_ids), table.shape[1]), table.dtype)
+    inside = token_ids < len(table)
+    rows[inside] = table[token_ids[inside]]
+    return rows
 
 
 def product(x: Array, A: Array, B: Array, scale: float, bias: Array | None = None) -> Float[Array, "tokens d_out"]:
