@@ -399,7 +399,9 @@ class LayersOneTooFar(Broken):
         last = max(x.layer for x in self.layers())
         weights = {(x.layer, x.module): (x.lora.lora_A[name], x.lora.lora_B[name]) for x in self.of(name)}
         for x in self.of(name):
-            x.lora.lora_A[name], x.lora.lora_B[name] = weights[(x.layer + 1) % (last + 1), x.module]
+            after = (x.layer + 1) % (last + 1), x.module
+            if after in weights:  # an adapter may be on some layers alone
+                x.lora.lora_A[name], x.lora.lora_B[name] = weights[after]
 
 
 @bug("E", "four ranks: the third one's rows of B are lost", "https://github.com/NVIDIA/TensorRT-LLM/issues/2589")

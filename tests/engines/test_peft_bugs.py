@@ -1,10 +1,11 @@
 """The oracle on bugs inside PEFT, written in torch from what the real ones did: every one failed, nine of ten named.
 
-Here each bug is tried in one type, in turn, which takes minutes. `python benchmarks/peft_bugs.py` tries all of them in
-both; benchmarks/results/peft_bugs.md is what it said.
+Here every fourth bug is tried in one type, in turn, and all of them with LORACLE_ALL=1, which takes a quarter of an
+hour. `python benchmarks/peft_bugs.py` tries all in both; benchmarks/results/peft_bugs.md is what it said.
 """
 
 import functools
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +51,10 @@ def test_peft_as_it_is_passes(dtype: str, testbeds: dict[str, Testbed]) -> None:
     assert not result.explanation.findings and not result.explanation.symptoms
 
 
-@pytest.mark.parametrize("name", BUGS)
+TRIED = list(BUGS)[:: 1 if os.environ.get("LORACLE_ALL") else 4]
+
+
+@pytest.mark.parametrize("name", TRIED)
 def test_a_bug_inside_peft_fails(name: str, testbeds: dict[str, Testbed]) -> None:
     bug, dtype = next(pair for pair in tested_pairs() if pair[0].name == name)
     outcomes[name] = examine(bug, testbeds[dtype])
@@ -58,7 +62,7 @@ def test_a_bug_inside_peft_fails(name: str, testbeds: dict[str, Testbed]) -> Non
 
 
 def test_nine_of_ten_are_named_by_class() -> None:
-    if len(outcomes) < len(BUGS):
+    if len(outcomes) < len(TRIED):
         pytest.skip("only together with the tests of all bugs")
     wrong = {
         name: (outcome.family, outcome.named_family, outcome.named)
