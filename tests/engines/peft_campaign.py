@@ -38,11 +38,15 @@ class Outcome:
     next_best: str
     next_residual: float
     symptoms: tuple[str, ...]
+    cause: str  # what a fit found, without any list of bugs; "" if nothing
+    explained: int  # failed requests, of so many
+    failed: int
 
     @property
     def right(self) -> bool:
-        """Named, and of the right class."""
-        return self.explains and self.family == self.named_family
+        """Named, and of the right class; or a cause that leaves nothing unexplained, in words for a reader to judge."""
+        whole = bool(self.cause) and self.explained == self.failed
+        return whole or (self.explains and self.family == self.named_family)
 
     def row(self) -> dict:
         """For JSON, which has no infinity."""
@@ -69,8 +73,10 @@ def examine(bug: Bug, testbed: Testbed) -> Outcome:
     result = campaign(bug.make, testbed, SEQUENCES if bug.sequences else 0)
     about = bug.name, bug.family, testbed.dtype, result.verdict
     symptoms = tuple(symptom.what for symptom in result.explanation.symptoms)
+    cause = result.explanation.cause
+    fitted = (cause.sentence, cause.explained, cause.failed) if cause else ("", 0, 0)
     if not result.explanation.findings:
-        return Outcome(*about, "", "", False, float("nan"), float("nan"), "", float("nan"), symptoms)
+        return Outcome(*about, "", "", False, float("nan"), float("nan"), "", float("nan"), symptoms, *fitted)
     diagnosis = result.explanation.findings[0]
     return Outcome(
         *about,
@@ -81,6 +87,7 @@ def examine(bug: Bug, testbed: Testbed) -> Outcome:
         diagnosis.residual,
         *diagnosis.next_best,
         symptoms,
+        *fitted,
     )
 
 
