@@ -73,32 +73,36 @@ def lora_delta(
     shrink: Callable[[Array, Array], Array] = shrink,
     expand: Callable[[Array, Array], Array] = expand,
 ) -> None:
-    """The same, one segment at a time: gather its rows, shrink, expand, scale, add back.
+    """The same, one segment at a time, on rows that lie side by side: shrink, expand, scale, add.
 
-        adapter_ids      2   2  -1   0   2
+        adapter_ids      2   2  -1   0   2           rows 3, 0, 1, 4, gathered once and put back once
         segment of 0                 x               x A0^T -> [1, r0]    B0 -> [1, d_out], added to row 3
         segment of 2     x   x           x           x A2^T -> [3, r2]    B2 -> [3, d_out], added to rows 0, 1, 4
 
-    The base alone (-1) costs nothing. On a GPU all segments are one launch: SGMV, segmented gather matrix-vector
-    product (Punica, Chen et al. 2023)."""
+    Nothing is gathered where the batch is in the order of its adapters already, as the engine's are. The base alone
+    (-1) costs nothing. On a GPU all segments are one launch: SGMV, segmented gather matrix-vector product (Punica, Chen
+    et al. 2023)."""
     resident = adapters.at(module)
     if not resident:
         return
     for column in mapping.device.columns:
+        x_rows, y_rows = x[column.rows], y[column.rows]
         for segment in column.segments:
             if segment.slot not in resident:
                 continue
-            lora, rows = resident[segment.slot], segment.rows
-            delta = expand(rounded(shrink(x[rows], lora.A), p.lora_rank), lora.B)
+            lora = resident[segment.slot]
+            delta = expand(rounded(shrink(x_rows[segment.place], lora.A), p.lora_rank), lora.B)
             if lora.bias is not None:
                 delta += lora.bias
             delta *= lora.scale * segment.weight
-            out = y[rows, : delta.shape[1]]  # y may be wider: another request's adapter may extend the vocabulary
+            out = y_rows[segment.place, : delta.shape[1]]  # y may be wider: another adapter may extend the vocabulary
             if lora.dora is not None:
                 delta = dora_delta(out, delta, lora.dora, p)
             delta = rounded(delta, p.lora_delta)
             delta += out
-            y[rows, : delta.shape[1]] = rounded(delta, p.linear)
+            out[:] = rounded(delta, p.linear)
+        if not isinstance(column.rows, slice):
+            y[column.rows] = y_rows
 
 
 def added_by(

@@ -39,6 +39,7 @@ class Segment:
     slot: int
     weight: float
     rows: Index
+    place: slice  # which of LoraColumn.rows these are
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ class LoraColumn:
     adapter_ids: Int[Array, " tokens"]
     adapter_weights: Float[Array, " tokens"]  # float32, as the kernels read them
     segments: tuple[Segment, ...]  # by slot, then by weight
+    rows: Index  # those of all segments, one after another
     sorted_rows: Int[Array, " rows"]  # the rows that have an adapter, sorted by it; stable
     tile_starts: Int[Array, " edges"]  # sorted_rows in tiles of at most TILE rows of one adapter
     adapters: int  # how many different ones
@@ -114,10 +116,17 @@ def lora_column(
     for start, stop in itertools.pairwise(tile_starts.tolist()):
         for t in rows[start:stop]:
             rows_of.setdefault((slots[rows[start]], weights[t]), []).append(t)
+    each: list[Segment] = []
+    together: list[int] = []
+    for (slot, weight), own in sorted(rows_of.items()):
+        place = slice(len(together), len(together) + len(own))
+        each.append(Segment(slot, weight, index_of(own), place))
+        together += own
     return LoraColumn(
         ids,
         adapter_weights.astype(np.float32),
-        tuple(Segment(slot, weight, index_of(rows_of[slot, weight])) for slot, weight in sorted(rows_of)),
+        tuple(each),
+        index_of(together) if together else slice(0, 0),
         sorted_rows,
         tile_starts,
         len({slot for slot, _ in rows_of}),
@@ -125,9 +134,9 @@ def lora_column(
 
 
 def index_of(rows: Sequence[int]) -> Index:
-    """These rising rows as an index: a slice if each is the one before plus 1."""
-    if rows and rows[-1] - rows[0] + 1 == len(rows):
-        return slice(rows[0], rows[-1] + 1)
+    """These rows as an index: a slice if each is the one before plus 1."""
+    if rows and list(rows) == list(range(rows[0], rows[0] + len(rows))):
+        return slice(rows[0], rows[0] + len(rows))
     return np.asarray(rows, np.int32)
 
 

@@ -75,6 +75,7 @@ def test_segments_name_each_adapter_and_weight_once_with_all_their_rows() -> Non
     [column] = mapping(IDS, WEIGHTS).columns
     segments = [(s.slot, s.weight, np.arange(7)[s.rows].tolist()) for s in column.segments]
     assert segments == [(0, -2, [5]), (0, 0.5, [3]), (2, 1, [0, 1, 4])]
+    assert [column.rows[s.place].tolist() for s in column.segments] == [rows for _, _, rows in segments]
     assert mapping(IDS, WEIGHTS).slots == {0, 2}
     assert mapping(IDS[2:3], WEIGHTS[2:3]).columns[0].segments == ()
 
