@@ -126,7 +126,7 @@ def base(
         if segment.slot in replacing
     ]
     others = mapping.rows_without(frozenset(replacing))
-    if isinstance(others, slice) or others.size:
+    if not isinstance(others, slice) or others.start < others.stop:
         groups.append((others, model.linear(module)))
     parts = [(rows, apply(layer, x[rows], module, ops, p)) for rows, layer in groups]
     y = namespace(model.norm).full((x.shape[0], max(part.shape[1] for _, part in parts)), -np.inf, p.compute)

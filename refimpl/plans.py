@@ -116,17 +116,16 @@ def lora_column(
     for start, stop in itertools.pairwise(tile_starts.tolist()):
         for t in rows[start:stop]:
             rows_of.setdefault((slots[rows[start]], weights[t]), []).append(t)
-    each: list[Segment] = []
-    together: list[int] = []
-    for (slot, weight), own in sorted(rows_of.items()):
-        place = slice(len(together), len(together) + len(own))
-        each.append(Segment(slot, weight, index_of(own), place))
-        together += own
+    groups = sorted(rows_of.items())
+    stops = itertools.accumulate(len(group) for _, group in groups)
     return LoraColumn(
         ids,
         adapter_weights.astype(np.float32),
-        tuple(each),
-        index_of(together) if together else slice(0, 0),
+        tuple(
+            Segment(*which, index_of(group), slice(stop - len(group), stop))
+            for (which, group), stop in zip(groups, stops, strict=True)
+        ),
+        index_of([t for _, group in groups for t in group]),
         sorted_rows,
         tile_starts,
         len({slot for slot, _ in rows_of}),
@@ -134,10 +133,9 @@ def lora_column(
 
 
 def index_of(rows: Sequence[int]) -> Index:
-    """These rows as an index: a slice if each is the one before plus 1."""
-    if rows and list(rows) == list(range(rows[0], rows[0] + len(rows))):
-        return slice(rows[0], rows[0] + len(rows))
-    return np.asarray(rows, np.int32)
+    """These rows, or blocks, as an index: a slice if each is the one before plus 1, or there are none."""
+    side_by_side = range(rows[0], rows[0] + len(rows)) if rows else range(0)
+    return slice(side_by_side.start, side_by_side.stop) if [*rows] == [*side_by_side] else np.asarray(rows, np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,10 +195,7 @@ class AttentionMetadata:
 def blocks_of(table: Sequence[int]) -> tuple[int, Index]:
     """(first block that is still there, index of it and all after it)."""
     first = next((j for j, block in enumerate(table) if block != NO_BLOCK), 0)
-    blocks = list(table[first:])
-    if blocks and blocks != list(range(blocks[0], blocks[0] + len(blocks))):
-        return first, np.asarray(blocks, np.int32)
-    return first, slice(blocks[0], blocks[-1] + 1) if blocks else slice(0, 0)
+    return first, index_of(list(table[first:]))
 
 
 @dataclass(frozen=True, eq=False)
