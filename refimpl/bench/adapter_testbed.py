@@ -27,8 +27,9 @@ from ..tools.units import human_bytes
 from ..unified_pool import UnifiedPool
 from ..weights import Model
 from .arrivals import Arrival, Workload, draw
+from .bare import bare_seconds, can_be_bare
 from .cost import kv_parameters
-from .replay import Replay, replay
+from .replay import Replay, replay, replay_in_turn
 
 COUNTS, RANKS = (5, 50, 500, 2000), (8, 16, 32, 64)
 BLOCK_SIZE = 16
@@ -181,6 +182,24 @@ class Testbed:
     def replay(self, engine: Engine, trace: Sequence[Arrival]) -> Replay:
         """Serve a trace on the setup's clock."""
         return replay(engine, trace, self.adapters, CLOCKS[self.setup.clock])
+
+    def replay_in_turn(self, traces: Sequence[tuple[Engine, Sequence[Arrival]]]) -> list[Replay]:
+        """Serve several traces, some steps of each in turn."""
+        return replay_in_turn(traces, self.adapters, CLOCKS[self.setup.clock])
+
+    @property
+    def can_be_bare(self) -> bool:
+        """Whether the products of a step can be taken alone: on a CPU, of adapters that lie in slots and stay there."""
+        setup = self.setup
+        plain = setup.device == "cpu" and setup.memory is None and setup.pool == "separate"
+        return plain and can_be_bare(self.model.config)
+
+    def bare(self, engine: Engine, result: Replay, seconds: list[float]) -> Iterator[None]:
+        """Take the products of the steps that were served, and note how long those of each took."""
+        steps, timer = result.rows, CLOCKS[self.setup.clock]
+        for each in bare_seconds(self.model, engine.adapters.slots, steps, self.precision, timer):
+            seconds.append(each)
+            yield
 
 
 def trace_for(setup: Setup, count: int, rate: float) -> list[Arrival]:

@@ -8,19 +8,22 @@ Every number of adapters serves the same trace (arrivals.py): the same times, pr
     memory        what the process grew by, against base + sum of the adapters
 
 More adapters are more of them in one batch, too: more segments, and more weights that a step reads
-(`adapters_in_a_step`, `step_bytes`). `resident` is without that.
+(`adapters_in_a_step`, `step_bytes`). `resident` is without that. Two limits stand beside each ratio: `bare_ratio`, that
+of the products of the same steps alone in a plain loop (bare.py), and `limit_ratio`, that of our steps if each further
+adapter cost what it does there.
 
 With a budget of memory, adapters beyond it stay on the host, and are loaded when they are asked for: misses.
 """
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
+from ..arrays import device_namespace
 from ..backends import BACKENDS
 from ..engine import Engine
 from ..model import logits
@@ -33,12 +36,14 @@ from .adapter_testbed import (
     process_memory,
     random_adapters,
 )
+from .devices import copy_rate
 from .machine import about
-from .replay import preload, replay, requests_of
+from .replay import in_turn, preload, replay, requests_of
 from .serving import TOLERANCE
 from .verify import WrongResult
 
 Result = dict[str, Any]
+Run = tuple[int, int]  # how many adapters are loaded, and how many the trace asks for
 LOAD = 0.7  # of the saturated throughput: the rate of the run whose latencies are reported; nearer to 1, more wait
 
 
@@ -53,28 +58,30 @@ def bench(setup: Setup) -> Iterator[Result]:
         "setup": described(beside.setup),
         "base_bytes": beside.model.nbytes,
         "largest_difference": verified(beside),
+        "bandwidth": copy_rate(device_namespace(setup.device)),
         "points": [{"adapters": count, **memory[count]} for count in counts],
         "left_out": [],
     }
-    engines = {count: beside.engine(count) for count in counts}
     runs = [(count, count) for count in counts] + [(counts[-1], counts[0])] * (len(counts) > 1)
-    rounds: dict[tuple[int, int], list[Result]] = {run: [] for run in runs}
+    engines = {run: beside.engine(run[0]) for run in runs}
+    rounds: dict[Run, list[Result]] = {run: [] for run in runs}
     for turn in range(setup.repeats):
         if turn and time.monotonic() - begun > setup.seconds:
             report["left_out"].append({"rounds": setup.repeats - turn, "why": f"{setup.seconds:g} seconds were over"})
             break
-        for loaded, count in rotated(runs, turn):
-            rounds[loaded, count].append(timed(beside, engines[loaded], loaded, count))
+        for run, row in timed(beside, engines, rotated(runs, turn)).items():
+            rounds[run].append(row)
         first = rounds[runs[0]]
         for point, run in zip(report["points"], runs, strict=False):
-            point |= {**summary(rounds[run], first), **step_bytes(beside, engines[run[0]], rounds[run])}
+            point |= {**summary(rounds[run], first), **step_bytes(beside, engines[run], rounds[run])}
         if len(counts) > 1:
             loaded, count = runs[-1]
             report["resident"] = {"loaded": loaded, "trace_of": count, **summary(rounds[runs[-1]], first)}
         yield report
     report["rate"] = rate_of(setup, report["points"][0]["requests_per_second"])
     for point in report["points"]:
-        engine, count = engines[point["adapters"]], point["adapters"]
+        count = point["adapters"]
+        engine = engines[count, count]
         preload(engine, beside.adapters[:count])
         result = beside.replay(engine, beside.trace_of(count, report["rate"] or 1.0))
         point |= {"latency_seconds": result.latencies(), "misses_at_the_rate": result.misses}
@@ -99,29 +106,46 @@ def described(setup: Setup) -> Result:
     return parts | ({"workload": None, "trace_requests": len(setup.trace)} if setup.trace else {})
 
 
-def rotated(runs: Sequence[tuple[int, int]], turn: int) -> list[tuple[int, int]]:
+def rotated(runs: Sequence[Run], turn: int) -> list[Run]:
     """The same, beginning elsewhere in each round: what a machine does to the first of them, it does to each."""
     start = turn % len(runs)
     return [*runs[start:], *runs[:start]]
 
 
-def timed(beside: Testbed, engine: Engine, loaded: int, count: int) -> Result:
-    """Serve all requests of the trace for so many adapters at once."""
-    preload(engine, beside.adapters[:loaded])
-    result = beside.replay(engine, beside.trace_of(count))
+def timed(beside: Testbed, engines: Mapping[Run, Engine], runs: Sequence[Run]) -> dict[Run, Result]:
+    """Serve all requests of each run's trace at once, the runs in turn; then take the bare products of their steps, in
+    turn as well."""
+    for run in runs:
+        preload(engines[run], beside.adapters[: run[0]])
+    served = beside.replay_in_turn([(engines[run], beside.trace_of(run[1])) for run in runs])
+    results = dict(zip(runs, served, strict=True))
+    bare: dict[Run, list[float]] = {run: [] for run in runs if run[0] == run[1] and beside.can_be_bare}
+    in_turn([beside.bare(engines[run], results[run], seconds) for run, seconds in bare.items()])
     return {
-        "tokens_per_second": result.tokens_per_second,
-        "requests_per_second": len(result.served) / sum(result.step_seconds),
-        "adapters_in_a_step": statistics.fmean(result.distinct),
-        "loads": result.loads,
-        "misses": result.misses,
+        run: {
+            "tokens_per_second": result.tokens_per_second,
+            "requests_per_second": len(result.served) / sum(result.step_seconds),
+            "adapters_in_a_step": statistics.fmean(result.distinct),
+            "step_ms": 1e3 * statistics.fmean(result.step_seconds),
+            "bare_ms": 1e3 * statistics.fmean(bare[run]) if run in bare else None,
+            "loads": result.loads,
+            "misses": result.misses,
+        }
+        for run, result in results.items()
     }
 
 
 def summary(rows: Sequence[Result], first: Sequence[Result]) -> Result:
-    """Medians over the rounds; the ratio is the median of each round's own, against the first number of adapters."""
-    ratios = [row["tokens_per_second"] / one["tokens_per_second"] for row, one in zip(rows, first, strict=True)]
-    return {key: statistics.median(row[key] for row in rows) for key in rows[0]} | {"ratio": statistics.median(ratios)}
+    """Medians over the rounds; each ratio is the median of each round's own, against the first number of adapters."""
+    pairs = list(zip(rows, first, strict=True))
+    medians = {key: None if rows[0][key] is None else statistics.median(row[key] for row in rows) for key in rows[0]}
+    ratios = {"ratio": [row["tokens_per_second"] / one["tokens_per_second"] for row, one in pairs]}
+    if medians["bare_ms"] is not None:
+        ratios["bare_ratio"] = [one["bare_ms"] / row["bare_ms"] for row, one in pairs]
+        ratios["limit_ratio"] = [
+            one["step_ms"] / (one["step_ms"] + row["bare_ms"] - one["bare_ms"]) for row, one in pairs
+        ]
+    return medians | {key: statistics.median(values) for key, values in ratios.items()} | {"ratios": ratios["ratio"]}
 
 
 def verified(beside: Testbed) -> float:

@@ -9,12 +9,14 @@ from ..tools.units import human_bytes, human_seconds
 
 Result = dict[str, Any]
 ROWS = (
-    *("tokens/s", "of the first", "adapters in a step", "weights read", "misses"),
+    *("tokens/s", "of the first", "  products alone", "  these added", "adapters in a step", "weights read", "misses"),
     *("ttft p50", "ttft p99", "tpot p50", "e2el p50", "e2el p99", "sum of adapters", "over base + sum"),
 )
 WORDS = (
     "tokens/s: all requests at once, medians over the rounds",
     "of the first: the median of each round's own ratio",
+    "products alone: that ratio of the products of these steps in a plain loop; these added: of a step that takes",
+    "as much longer as they do",
     "adapters in a step: different ones in one batch, the mean; weights read: by one step; misses: all at once",
     "ttft, tpot, e2el: latencies at the rate below; over base + sum: what the process has beyond these in memory",
 )
@@ -38,7 +40,7 @@ def cells(report: Result, row: Result) -> list[str]:
     shown = [("ttft", 50), ("ttft", 99), ("tpot", 50), ("e2el", 50), ("e2el", 99)]
     return [
         f"{row['tokens_per_second']:,.0f}",
-        f"{row['ratio']:.3f}",
+        *(f"{row[name]:.3f}" if name in row else "-" for name in ("ratio", "bare_ratio", "limit_ratio")),
         f"{row['adapters_in_a_step']:.1f}",
         human_bytes(row["step_bytes"]),
         f"{row['misses']:g}",

@@ -10,8 +10,9 @@ quiet in a trace costs no hour. (A step that other processes hold up counts as l
 """
 
 import collections
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,8 +22,10 @@ from ..engine import Engine
 from ..errors import LoracleError, RequestError
 from ..request import Request
 from .arrivals import Arrival
+from .bare import Rows
 
 PERCENTILES = (50, 90, 99)
+STEPS_IN_TURN = 8  # of traces in turn: few, so that all meet the same machine, and several, so that caches stay warm
 
 
 @dataclass
@@ -55,9 +58,14 @@ class Replay:
 
     served: list[Served]
     step_seconds: list[float] = field(default_factory=list)
-    distinct: list[int] = field(default_factory=list)  # adapters in the batch of each step
+    rows: list[Rows] = field(default_factory=list)  # the requests of each step, in the order of its batch
     loads: int = 0  # adapters that were brought into the engine's memory
     misses: int = 0  # of these, those that a request had to wait for: the others were prefetched
+
+    @property
+    def distinct(self) -> list[int]:
+        """How many adapters there were in the batch of each step."""
+        return [len({slot for slot, _ in rows} - {None}) for rows in self.rows]
 
     @property
     def tokens(self) -> int:
@@ -107,6 +115,47 @@ def replay(
 
     arrivals: in the order of time. timer: seconds; read before and after each step. RequestError, before anything is
     computed, for a request that can never be served, by its number in the trace."""
+    [report] = replay_in_turn([(engine, arrivals)], adapters, timer)
+    return report
+
+
+def replay_in_turn(
+    traces: Sequence[tuple[Engine, Sequence[Arrival]]],
+    adapters: Sequence[Adapter],
+    timer: Callable[[], float] = time.perf_counter,
+) -> list[Replay]:
+    """Serve several traces, each by an engine of its own, some steps at a time: a machine that is slow for a while is
+    slow for all of them. Otherwise as replay."""
+    reports = [Replay([Served(arrival.arrival) for arrival in arrivals]) for _, arrivals in traces]
+    servings = [
+        _serving(engine, arrivals, adapters, report, timer)
+        for (engine, arrivals), report in zip(traces, reports, strict=True)
+    ]
+    try:
+        in_turn(servings)
+    finally:
+        for serving in servings:
+            serving.close()
+    return reports
+
+
+def in_turn(runs: Sequence[Iterator[object]], steps: int = STEPS_IN_TURN) -> None:
+    """Advance each of them by so many steps, again and again, until all are over."""
+    queue = collections.deque(runs)
+    while queue:
+        run = queue.popleft()
+        if sum(1 for _ in itertools.islice(run, steps)) == steps:
+            queue.append(run)
+
+
+def _serving(
+    engine: Engine,
+    arrivals: Sequence[Arrival],
+    adapters: Sequence[Adapter],
+    report: Replay,
+    timer: Callable[[], float],
+) -> Generator[None, None, None]:
+    """Serve a trace, and yield after each step."""
     if engine.busy:
         raise RequestError("replay needs an engine to itself: this one is serving other requests")
     requests = requests_of(arrivals, adapters, engine.model.config.vocab_size)
@@ -115,18 +164,16 @@ def replay(
             engine.check(request)
         except LoracleError as error:
             raise type(error)(f"request {i} of the trace: {error}") from None
-    report = Replay([Served(arrival.arrival) for arrival in arrivals])
     loads, misses = engine.adapters.loads, engine.adapters.misses
     try:
-        _serve(engine, requests, report, timer)
+        yield from _steps(engine, requests, report, timer)
     finally:  # whatever is raised: the engine is free again
         for state in [*engine.running, *engine.waiting]:
             engine.cancel(state.id)
     report.loads, report.misses = engine.adapters.loads - loads, engine.adapters.misses - misses
-    return report
 
 
-def _serve(engine: Engine, requests: Sequence[Request], report: Replay, timer: Callable[[], float]) -> None:
+def _steps(engine: Engine, requests: Sequence[Request], report: Replay, timer: Callable[[], float]) -> Iterator[None]:
     """Step until the trace is over; the clock is the sum of the steps and of the jumps over nothing."""
     queue = collections.deque(zip(requests, report.served, strict=True))
     by_id: dict[int, Served] = {}
@@ -142,10 +189,12 @@ def _serve(engine: Engine, requests: Sequence[Request], report: Replay, timer: C
         seconds = timer() - start
         clock += seconds
         report.step_seconds.append(seconds)
-        report.distinct.append(len({slot for record in engine.last_step for slot in record.adapter_slots}))
+        computed = [each for each in engine.last_step if each.tokens]  # the others were preempted
+        report.rows.append([(next(iter(each.adapter_slots), None), each.tokens) for each in computed])
         for token in tokens:
             by_id[token.request_id].times.append(clock)
             by_id[token.request_id].token_ids.append(token.token_id)
+        yield
 
 
 def preload(engine: Engine, adapters: Sequence[Adapter]) -> None:

@@ -163,7 +163,7 @@ def test_an_engine_is_free_again_whatever_happens() -> None:
 
 
 def test_latencies_of_single_tokens_have_no_time_between_them() -> None:
-    result = Replay([Served(0.0, [1.0], [5])], [1.0], [0])
+    result = Replay([Served(0.0, [1.0], [5])], [1.0])
     assert set(result.latencies()) == {"ttft", "e2el"}
 
 

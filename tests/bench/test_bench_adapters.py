@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +12,12 @@ import pytest
 from support.testbed import small_testbed
 
 from refimpl import cli
-from refimpl.bench import adapter_testbed, adapters
+from refimpl.adapter_slots import AdapterSlots
+from refimpl.arrays import Precision
+from refimpl.bench import adapter_testbed, adapters, bare
 from refimpl.bench.adapter_testbed import Setup, adapter_bytes, make_testbed, random_adapters
 from refimpl.bench.arrivals import Workload, draw, read_arrivals, write_arrivals
+from refimpl.bench.cost import Step, base_work
 from refimpl.bench.replay import preload
 from refimpl.bench.verify import WrongResult
 from refimpl.commands.bench_adapters import bytes_of
@@ -50,6 +55,24 @@ def test_end_to_end(pool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert point["latency_seconds"]["e2el"]["p50"] > point["latency_seconds"]["ttft"]["p50"] > 0
         assert point["adapter_bytes"] == sum(sizes[: point["adapters"]])
         assert pool == "separate" or point["grown_bytes"] is None
+        assert (point["bare_ms"] is None) == (pool == "unified")
+    if pool == "separate":
+        first, second = report["points"]
+        assert 0 < first["bare_ms"] < first["step_ms"] and first["bare_ratio"] == first["limit_ratio"] == 1
+        assert second["bare_ratio"] > 0 and second["limit_ratio"] > 0 and len(second["ratios"]) == 2
+
+
+def test_bare_products_are_those_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer of the base once, for all rows; each adapter once, for its neighbours in the batch."""
+    model, shapes = BASE.model, []
+    monkeypatch.setattr(bare, "matmul", lambda x, weight, p: shapes.append((len(x), *weight.shape)))
+    assert bare.segments_of([(None, 2), (1, 3), (1, 1), (4, 1)]) == [(1, 2, 6), (4, 6, 7)]
+    rows = [(None, 3), (2, 3), (2, 3)]
+    assert (
+        len(list(bare.bare_seconds(model, AdapterSlots(model, Precision()), [rows] * 2, Precision(), time.time))) == 2
+    )
+    flops = base_work(model.config, Step(requests=3, tokens=3, context=0, adapters=0), 4).flops
+    assert sum(2 * math.prod(shape) for shape in shapes) == 2 * flops
 
 
 def test_people_get_a_table_of_a_trace_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
