@@ -98,9 +98,9 @@ def lora_delta(
             out = y_rows[segment.place, : delta.shape[1]]  # y may be wider: another adapter may extend the vocabulary
             if lora.dora is not None:
                 delta = dora_delta(out, delta, lora.dora, p)
-            delta = rounded(delta, p.lora_delta)
-            delta += out
-            out[:] = rounded(delta, p.linear)
+            out += rounded(delta, p.lora_delta)
+            if p.linear != p.compute:
+                out[:] = rounded(out, p.linear)
         if not isinstance(column.rows, slice):
             y[column.rows] = y_rows
 
