@@ -32,7 +32,7 @@ def on_device(plan: Plan, xp: Any) -> Plan:
 def _copied(plan: Any) -> list[str]:
     """The fields of a plan that the device needs."""
     fields = [field for field in dataclasses.fields(plan) if not field.metadata.get("host")]
-    return [field.name for field in fields if field.name not in ("device", "_others")]
+    return [field.name for field in fields if field.name not in ("device", "_others", "_stacks")]
 
 
 def _arrays(value: Any) -> Iterator[Array]:

@@ -164,6 +164,7 @@ class AttentionMetadata:
     num_blocks: int
     block_size: int
     device: "AttentionMetadata" = None  # type: ignore[assignment]  # itself on a CPU
+    _stacks: dict[tuple[int | None, int], Any] = field(default_factory=dict, init=False, repr=False)  # tiles.py
 
     def __post_init__(self) -> None:
         if self.device is None:

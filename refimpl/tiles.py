@@ -11,7 +11,7 @@ dozen NumPy calls for each, and the scores of a long prompt do not leave the cac
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from .plans import Span
+from .plans import AttentionMetadata, Span
 
 QUERIES_AT_ONCE = 64  # of a tile: more are fewer products, and more scores of keys that are still in the future
 SCORES_AT_ONCE = 1 << 18  # of a stack, all heads: more are fewer steps, and more than a cache holds
@@ -56,3 +56,10 @@ def stacks(spans: Sequence[Span], window: int | None, heads: int) -> list[list[T
             queries = tile.queries
         stacked[-1].append(tile)
     return stacked
+
+
+def stacks_of(metadata: AttentionMetadata, window: int | None, heads: int) -> list[list[Tile]]:
+    """Return the stacks of a batch: cut once for all layers that have as many heads and see as far."""
+    if (window, heads) not in metadata._stacks:
+        metadata._stacks[window, heads] = stacks(metadata.spans, window, heads)
+    return metadata._stacks[window, heads]
