@@ -164,7 +164,7 @@ class AttentionMetadata:
     num_blocks: int
     block_size: int
     device: "AttentionMetadata" = None  # type: ignore[assignment]  # itself on a CPU
-    _stacks: dict[tuple[int | None, int], Any] = field(default_factory=dict, init=False, repr=False)  # tiles.py
+    _stacks: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # tiles.stacks_of
 
     def __post_init__(self) -> None:
         if self.device is None:
@@ -204,8 +204,9 @@ class Batch:
     """One forward pass over all scheduled tokens of all requests."""
 
     token_ids: Int[Array, " tokens"]
-    positions: Int[Array, " tokens"]  # of each token in its own request
-    # cos and sin of these positions, for each rotation that the model's layers use (ModelConfig.ropes)
+    positions: Int[
+        Array, " tokens"
+    ]  # of each token in its own request, and cos and sin of them, for each of config.ropes
     ropes: tuple[tuple[Float[Array, "tokens half"], Float[Array, "tokens half"]], ...]
     query_growth: Float[Array, "tokens 1 1"] | float  # of these positions (rope.query_growth)
     lora: LoraMapping  # of the tokens
