@@ -204,9 +204,8 @@ class Batch:
     """One forward pass over all scheduled tokens of all requests."""
 
     token_ids: Int[Array, " tokens"]
-    positions: Int[
-        Array, " tokens"
-    ]  # of each token in its own request, and cos and sin of them, for each of config.ropes
+    positions: Int[Array, " tokens"]  # of each token in its own request
+    # cos and sin of these positions, for each rotation that the model's layers use (ModelConfig.ropes)
     ropes: tuple[tuple[Float[Array, "tokens half"], Float[Array, "tokens half"]], ...]
     query_growth: Float[Array, "tokens 1 1"] | float  # of these positions (rope.query_growth)
     lora: LoraMapping  # of the tokens
@@ -257,8 +256,7 @@ def segments_per_adapter(
     The rows of one adapter are a segment. It is cut in tiles of at most `size` rows: what one block of an SGMV kernel
     multiplies, so that it reads the adapter once for all of them.
 
-        adapter_ids [2, 2, -1, 0, 2], size 2  ->  rows [3, 0, 1, 4], starts [0, 1, 3, 4]: 3 | 0 1 | 4
-    """
+        adapter_ids [2, 2, -1, 0, 2], size 2  ->  rows [3, 0, 1, 4], starts [0, 1, 3, 4]: 3 | 0 1 | 4"""
     rows: list[int] = []
     starts = [0]
     for slot in sorted(set(adapter_ids.tolist()) - {NO_ADAPTER}):
