@@ -38,6 +38,7 @@ import refimpl  # noqa: E402
 from refimpl.adapter_cache import AdapterCache  # noqa: E402
 from refimpl.arrays import Precision  # noqa: E402
 from refimpl.batch import ScheduledRequest, make_batch  # noqa: E402
+from refimpl.bench.bare import bare_step  # noqa: E402
 from refimpl.bench.cost import Device, Step, Work, attention_work, base_work, lora_work  # noqa: E402
 from refimpl.bench.devices import COPY_BYTES, GEMM_SIZE, REPEATS  # noqa: E402
 from refimpl.config import LAYER_MODULES, ModelConfig  # noqa: E402
@@ -99,6 +100,16 @@ def our_decode(pair: Pair, prompts: list[list[int]], choice: list[int | None]) -
         )
 
     return our_step
+
+
+def products(pair: Pair, choice: list[int | None]) -> Callable[[], None]:
+    """The products of such a step and nothing else (refimpl/bench/bare.py), of one token of each request."""
+    model, p = pair.ours, Precision()
+    adapters, rng = AdapterCache(model, p, refimpl.NUMPY), np.random.default_rng(0)
+    rows = [(None if c is None else adapters.acquire(pair.adapters[c]), 1) for c in choice]
+    widths = {model.config.shape(module)[1] for module in model.config.modules()}
+    inputs = {width: rng.standard_normal((len(rows), width), dtype=np.float32) for width in widths}
+    return lambda: bare_step(model, adapters.slots, rows, inputs, p)
 
 
 def prepared(pair: Pair, prompts: list[list[int]], choice: list[int | None]) -> tuple[Callable, Callable, float]:
@@ -222,7 +233,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore")  # the adapters' base is a temporary folder, and PEFT says so
     rng = np.random.default_rng(0)
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, Any]] = {}
 
     def prompts(lengths: list[int], vocab: int) -> list[list[int]]:
         return [rng.integers(1, vocab, n).tolist() for n in lengths]
@@ -256,7 +267,7 @@ def main() -> None:
             return
         large = build(LARGE, 32000, 8, Path(folder) / "large")
         config = large.ours.config
-        lengths, choice = [40 + 3 * i for i in range(16)], [i % 8 for i in range(16)]
+        lengths, choice = [40 + 3 * i for i in range(16)], [i // 2 for i in range(16)]
         ids = prompts(lengths, 32000)
         step = prepared(large, ids, choice)
         work = step_work(config, choice, [n + 1 for n in lengths], 1)
@@ -266,9 +277,10 @@ def main() -> None:
         fewer = step_work(config, [0] * 16, [n + 1 for n in lengths], 1)
         results["110M: decode, 1 adapter instead of 8"] = r = ratio(distinct, identical, args.repeats, 3)
         r["limit_ratio"] = device.seconds(fewer, "float32") / device.seconds(work, "float32")
+        r["bare"] = ratio(products(large, choice), products(large, [0] * 16), args.repeats, 3)
         print(
             f"{'110M: 8 distinct adapters over 1, batch 16':58} {1 / r['ratio']:6.2f}x   "
-            f"limit {1 / r['limit_ratio']:.2f}x"
+            f"bytes {1 / r['limit_ratio']:.2f}x  products alone {1 / r['bare']['ratio']:.2f}x"
         )
         choice = [0, 1, 2, 3]
         step = prefill(large, prompts([512] * 4, 32000), choice)
