@@ -6,6 +6,7 @@ chance, so that any two meet in most campaigns; so do any two modules that diffe
 (benchmarks/pairs.py counts both). The numbers come from refimpl/synthetic.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -65,6 +66,7 @@ def _in_turn(config: ModelConfig, capabilities: Capabilities, seed: int) -> Mode
     window, biases, wide = window and "window" in can, biases and "biases" in can, wide and capabilities.own_head_dim
     if window and biases:  # a Mistral has no biases, a Llama no window
         window, biases = (turn == 0, turn != 0) if turn in (0, 2) else (turn == 1, turn == 3)
+    # transformers refuses a Llama whose heads do not divide its stream, whatever their width is.
     stretched = replace(config.rope, type="llama3", factor=8.0, original_max_position_embeddings=ORIGINAL)
     return replace(
         config,
@@ -72,7 +74,7 @@ def _in_turn(config: ModelConfig, capabilities: Capabilities, seed: int) -> Mode
         tie_word_embeddings=tied,
         attention_bias=biases,
         mlp_bias=biases,
-        hidden_size=config.hidden_size + (32 if wide else 0),
+        hidden_size=config.hidden_size + (math.lcm(32, config.num_attention_heads) if wide else 0),
         rope=stretched if scaled and "rope_scaling" in can else config.rope,
     )
 
