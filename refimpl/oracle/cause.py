@@ -19,12 +19,11 @@ from ..training.trainable import without_gradients
 from .bugs.registry import all_bugs
 from .cases.testbed import Testbed
 from .causes.condition import Condition, condition
-from .causes.facts import facts_of
 from .causes.find import ALIKE, TERMS, Cause, find
 from .causes.grade import Grade, grades, same_for_each_adapter
 from .causes.sources import CHOICE, WHICHEVER
 from .causes.statement import CauseReport, Change, in_words
-from .causes.suspect import Suspect, suspect_of
+from .causes.suspect import Suspect
 from .diagnosis.clock import Clock
 from .engine_driver import EngineDriver
 from .failures import Failures
@@ -35,11 +34,10 @@ from .reports.result import PlayedCase
 SECONDS = 12.0  # of processor time, after which nothing new is begun; larger: slower, and more is looked at
 OF_EACH = 2  # requests that a cause explains, and that it does not, in which one of both is looked for
 CASES = 3  # that are asked quietly; larger: slower
-GRADED = 40  # requests, of those that failed and of those that did not; larger: slower
 SHARE = 0.5  # of the failed requests that a cause must explain; less: it may be a coincidence, or a part of the bug
 EXCEPTIONS = 0.2  # of the explained requests that a condition may have; more: it is a coincidence more often
 UNEXPLAINED = 10.0  # bits of a failure that is left over; larger: more changes are taken in to explain a few more
-BEHIND = 4  # failures that a cause may miss beyond those of the best one before it is dropped; larger: slower
+BEHIND = 25.0  # bits beyond those of the best cause by now, after which one is dropped; larger: slower
 DECISIVE = 10.0  # times the limit: an error of that size comes down to noise by no coincidence
 RIVALS = 2  # conditions beside the best one that are said; of more only their number is
 TIE = 1.0  # bits; causes that differ by less are not told apart
@@ -136,36 +134,29 @@ def _with_the_rest(
 
 
 def _descriptions(failures: Failures, causes: Sequence[Cause]) -> list[Description]:
-    """Hold causes against every request that failed, and as many that did not: GRADED of each."""
-    if not causes:
-        return []
+    """Hold causes against requests as they came, those that failed first: whoever misses many more of them than another
+    cause is out, and few are left for what passed."""
     racing: dict[Cause, list[Grade]] = {cause: [] for cause in causes}
-    count = {"fail": 0, "pass": 0}
-    earlier: list[str | None] = []  # what was asked of one engine before
-    for one in failures.played:
-        if all(n >= GRADED for n in count.values()):
-            break
-        for exchange, raw, verdict in failures.as_they_came(one):
-            if verdict not in count or count[verdict] >= GRADED:
-                continue
-            count[verdict] += 1
-            suspect = suspect_of(one.case, exchange, raw, failures.testbed)
-            facts = facts_of(one.case, exchange, failures.testbed, earlier)
-            place = (one.case.name, exchange.run, exchange.index)
-            now = grades(suspect, place, facts, verdict == "fail", list(racing), failures.thresholds.ratio)
-            for of_cause, one_grade in zip(racing.values(), now, strict=True):
-                of_cause.append(one_grade)
+    for one in failures.asked_loudly if causes else ():
+        now = grades(one.suspect, one.place, one.facts, one.failed, list(racing), failures.thresholds.ratio)
+        for of_cause, one_grade in zip(racing.values(), now, strict=True):
+            of_cause.append(one_grade)
         racing = _still_racing(racing)
-        exchanges = failures.driver.exchanges(one.case, one.settings)
-        earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
     return [in_bits(cause, of_cause) for cause, of_cause in racing.items()]
 
 
 def _still_racing(racing: dict[Cause, list[Grade]]) -> dict[Cause, list[Grade]]:
-    """Return the causes that can still be the best: none of those that missed many more failures than another one."""
-    missed = {cause: sum(one.failed and not one.explained for one in some) for cause, some in racing.items()}
-    least = min(missed.values())
-    return {cause: some for cause, some in racing.items() if missed[cause] <= least + BEHIND}
+    """Return the causes that can still be the best: none that takes many more bits than another one by now."""
+    bits = {cause: _bits(cause, some) for cause, some in racing.items()}
+    least = min(bits.values(), default=0.0)
+    return {cause: some for cause, some in racing.items() if bits[cause] <= least + BEHIND}
+
+
+def _bits(cause: Cause, grades: Sequence[Grade]) -> float:
+    """Return what it takes to say a cause, which adapter it is where it chooses one, and what it does not explain."""
+    missed = sum(one.failed and not one.explained for one in grades)
+    chosen = CHOICE * sum(one.explained for one in grades) if cause.chooses else 0.0
+    return sum(cause.costs) + UNEXPLAINED * missed + chosen
 
 
 def in_bits(cause: Cause, grades: Sequence[Grade]) -> Description:
@@ -175,9 +166,7 @@ def in_bits(cause: Cause, grades: Sequence[Grade]) -> Description:
         having = [one.facts for one in grades if one.explained and one.present[i]]
         absent = [one.facts for one in grades if _is_absent(one, i)]
         conditions.append(condition(having, absent))
-    missed = sum(one.failed and not one.explained for one in grades)
-    chosen = CHOICE * sum(one.explained for one in grades) if cause.chooses else 0.0
-    bits = sum(cause.costs) + UNEXPLAINED * missed + sum(one.bits for one in conditions) + chosen
+    bits = _bits(cause, grades) + sum(one.bits for one in conditions)
     return Description(cause, tuple(grades), tuple(conditions), bits)
 
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from .cases.case import Case, Exchange
 from .cases.testbed import Testbed
+from .causes.condition import Fact
+from .causes.facts import facts_of
 from .causes.quiet import quiet_testbed
 from .causes.suspect import Suspect, suspect_of
 from .engine_driver import EngineDriver
@@ -19,9 +22,21 @@ from .second_look import with_other_tokens
 FACTORS = {"float32": (1 / 64, 1 / 8), "float64": (1 / 64, 1 / 8), "float16": (1 / 8, 1 / 2), "bfloat16": (1 / 4,)}
 LOUD = 30.0  # noise units; a quiet request that is less wrong is asked less quietly
 SUSPECTS = 4  # requests that a cause is looked for in; larger: slower
+GRADED = 40  # requests, of those that failed and of those that did not; larger: slower
+STRIDE = 7  # of them; a batch has about so many
 LENGTH = 8  # tokens of a request that is long enough to tell tokens apart, and short enough to be quick
 
 Place = tuple[str, int, int]  # the name of a request's case, its run and its index in that
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A request of a campaign as it came."""
+
+    suspect: Suspect
+    place: Place
+    facts: dict[Fact, bool]
+    failed: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +67,25 @@ class Failures:
         for exchange, raw, verdict in zip(counted, raws, one.verdicts, strict=True):
             if raw is not None and can_be_fitted(exchange, raw, self.testbed):
                 yield exchange, raw, verdict.verdict
+
+    @cached_property
+    def asked_loudly(self) -> list[Asked]:
+        """The requests as they came: those that failed, from all over the campaign, then as many that passed."""
+        by_verdict: dict[str, list[Asked]] = {"fail": [], "pass": []}
+        earlier: list[str | None] = []  # what was asked of one engine before
+        for one in self.played:
+            if all(len(some) >= GRADED for some in by_verdict.values()):
+                break
+            for exchange, raw, verdict in self.as_they_came(one):
+                if len(by_verdict.get(verdict, ())) < GRADED and verdict in by_verdict:
+                    suspect = suspect_of(one.case, exchange, raw, self.testbed)
+                    facts = facts_of(one.case, exchange, self.testbed, earlier)
+                    place = one.case.name, exchange.run, exchange.index
+                    by_verdict[verdict].append(Asked(suspect, place, facts, verdict == "fail"))
+            exchanges = self.driver.exchanges(one.case, one.settings)
+            earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
+        failed = by_verdict["fail"]
+        return [one for i in range(STRIDE) for one in failed[i::STRIDE]] + by_verdict["pass"]
 
     def asked_quietly(
         self, cases: Sequence[PlayedCase], but: frozenset[Place] = frozenset()

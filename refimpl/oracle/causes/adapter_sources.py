@@ -1,7 +1,9 @@
 """Deltas of other adapters; and what a known bug of binding makes of the own one, with its name and its links."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+
+import numpy as np
 
 from ...adapter_slots import LoraWeights
 from ...arrays import Array
@@ -61,21 +63,32 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
 
 
 def registered(
-    key: str, names: Mapping[str, str], bound: Mapping[str, Mapping[Module, LoraWeights]]
+    key: str, names: Mapping[str, str], bound: Callable[[str], Mapping[Module, LoraWeights]]
 ) -> Iterator[Source]:
     """Yield a source for each known bug of binding. names: what each does, by its name. bound: the adapter then."""
 
-    def instead(wrong: Mapping[Module, LoraWeights]) -> Delta:
+    def instead(name: str) -> Delta:
         def delta(point: Point) -> Array | None:
-            right, other = point.of(key), wrong.get(point.module)
+            right, other = point.of(key), bound(name).get(point.module)
             if right is None:
                 return None if other is None else full_delta(point.x, other)
             if other is None:
                 return -full_delta(point.x, right)
+            if _is_same(right, other):
+                return None
             changed, own_delta = full_delta(point.x, other), full_delta(point.x, right)
             return changed - own_delta if changed.shape == own_delta.shape else None
 
         return delta
 
     for name, what in names.items():
-        yield Source(name, what, instead(bound[name]), "bug", 2)
+        yield Source(name, what, instead(name), "bug", 2)
+
+
+def _is_same(one: LoraWeights, other: LoraWeights) -> bool:
+    """Are they equal to the bit? A bug that does nothing here need not be computed."""
+    same_bias = (one.bias is None) == (other.bias is None) and (
+        one.bias is None or other.bias is None or np.array_equal(one.bias, other.bias)
+    )
+    same = one.scale == other.scale and np.array_equal(one.A, other.A) and np.array_equal(one.B, other.B)
+    return same and same_bias

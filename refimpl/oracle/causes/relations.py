@@ -20,6 +20,8 @@ def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str
         related |= {
             "the request before": keys[here - 1],
             "the request after": keys[(here + 1) % n],
+            "the request before, of the first the base": keys[here - 1] if here else None,
+            "the request after, of the last the base": keys[here + 1] if here + 1 < n else None,
             "the first request": keys[0],
             "the last request": keys[-1],
         }

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
@@ -88,7 +88,8 @@ class Suspect:
         names = self.testbed.exact.config.layer_modules
         sources = [*sources_of(self.key, self.others, names), *whichever(self.key, list(self.testbed.adapters))]
         if self.key is not None:
-            sources += registered(self.key, *bound_by_bugs(self.testbed, self.key))
+            bound = partial(bound_by, self.testbed, self.key)
+            sources += registered(self.key, binding_bugs(self.testbed, self.key), bound)
         return {source.key: source for source in sources}
 
     @cached_property
@@ -204,17 +205,28 @@ def saved_layers(testbed: Testbed) -> Mapping[str, Mapping[Module, Array]]:
 
 
 @lru_cache(maxsize=16)
-def bound_by_bugs(testbed: Testbed, key: str) -> tuple[dict[str, str], dict[str, Mapping[Module, LoraWeights]]]:
-    """Return what every known bug of binding does, and what it makes of this adapter, both by the bug's name."""
+def binding_bugs(testbed: Testbed, key: str) -> dict[str, str]:
+    """Return what every known bug of binding does, by its name: of a large adapter only the mutants."""
     numbers = sum(lora.A.size + lora.B.size for lora in testbed.wide[key].lora.values())
-    bugs = all_bugs(testbed) if numbers <= PARAMETRISED_UP_TO else mutants_for(list(testbed.paths))
-    words, bound = {}, {}
+    return _binding_bugs(testbed, numbers <= PARAMETRISED_UP_TO)
+
+
+@lru_cache(maxsize=4)
+def _binding_bugs(testbed: Testbed, parametrised: bool) -> dict[str, str]:
+    bugs = all_bugs(testbed) if parametrised else mutants_for(list(testbed.paths))
+    words = {}
     for name, bug in bugs.items():
         ops = bug.make()
         changed = {field.name for field in fields(Ops) if getattr(ops, field.name) is not getattr(NUMPY, field.name)}
         if bug.needs != "sequence" and not bug.scales and changed & BINDING and changed <= BINDING | UNCHECKED:
-            words[name], bound[name] = bug.what, _plain(ops, testbed, key)
-    return words, bound
+            words[name] = bug.what
+    return words
+
+
+@lru_cache(maxsize=4096)
+def bound_by(testbed: Testbed, key: str, name: str) -> Mapping[Module, LoraWeights]:
+    """Return what a known bug makes of an adapter."""
+    return _plain(all_bugs(testbed)[name].make(), testbed, key)
 
 
 def _plain(ops: Ops, testbed: Testbed, key: str) -> Mapping[Module, LoraWeights]:
