@@ -35,6 +35,7 @@ SECONDS = 12.0  # of processor time, after which nothing new is begun; larger: s
 OF_EACH = 2  # requests that a cause explains, and that it does not, in which one of both is looked for
 CASES = 3  # that are asked quietly; larger: slower
 SHARE = 0.5  # of the failed requests that a cause must explain; less: it may be a coincidence, or a part of the bug
+MOST = 0.8  # of them that several changes must explain to need no condition; less: more coincidences
 EXCEPTIONS = 0.2  # of the explained requests that a condition may have; more: it is a coincidence more often
 UNEXPLAINED = 10.0  # bits of a failure that is left over; larger: more changes are taken in to explain a few more
 BEHIND = 25.0  # bits beyond those of the best cause by now, after which one is dropped; larger: slower
@@ -191,7 +192,9 @@ def is_cause(description: Description, limit: float) -> bool:
     large = np.median([one.error for one in explained]) > DECISIVE * limit
     if description.cause.chooses and not large:  # one of many leaves little by chance more often than one does
         return False
-    plain = large and len(explained) >= min(3, len(failed)) and all(one is not None for one in description.cause.common)
+    most = len(description.cause.atoms) == 1 or len(explained) >= MOST * len(failed)
+    several = len(explained) >= min(3, len(failed))
+    plain = large and most and several and all(one is not None for one in description.cause.common)
     return bool(plain) or all(_holds(rule, i, explained) for i, rule in enumerate(description.conditions))
 
 

@@ -1,6 +1,6 @@
 """Deltas of other adapters; and what a known bug of binding makes of the own one, with its name and its links."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -60,6 +60,26 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
     words = f"the delta of {called} at its own scale"
     yield Source(f"A and B of {called}", words, mixed(other, other, key), "instead", 4)
     yield Source(f"stale ranks of {called}", f"the ranks of {called} beyond its own", stale, "added", 4)
+
+
+def step_sources(key: str | None, keys: Sequence[str | None], called: str) -> Iterator[Source]:
+    """Yield the delta of an adapter that is another one for each token. keys: of each; None: nothing."""
+
+    def instead(point: Point) -> Array | None:
+        deltas = {one: point.full_delta(one) for one in {key, *keys} if one is not None}
+        some = [delta for delta in deltas.values() if delta is not None]
+        if not some or len({delta.shape for delta in some}) > 1:
+            return None
+        total = np.zeros_like(some[0])
+        for one, delta in deltas.items():
+            if delta is not None:
+                of_this = np.array([other == one for other in keys])
+                total[of_this] += delta[of_this]
+        own_delta = None if key is None else deltas[key]
+        return total if own_delta is None else total - own_delta
+
+    if any(other != key for other in keys):
+        yield Source(f"instead: {called}", f"the delta of {called}", instead, "instead", 2.5)
 
 
 def registered(

@@ -24,6 +24,8 @@ ROUNDS = 4  # of Gauss and Newton; more: no better, the logits are nearly linear
 STEP = 1e-3  # of a coefficient, for its derivative
 TOKENS_AT_ONCE = 512  # of all copies in one pass; larger: more memory, and little is saved
 
+INVISIBLE = 1e-6  # of the error: a change that does less has no coefficient here
+
 Try = tuple[Sequence[Atom], Array]  # atoms, and a coefficient of each
 
 
@@ -49,7 +51,7 @@ def fit(suspect: Suspect, atoms: Sequence[Atom], start: ExactFit) -> ExactFit:
     moved = remainders(suspect, [(atoms, best.coefficients + step) for step in steps])
     for _ in range(ROUNDS):
         columns = [((best.residual - one) / STEP * weight).ravel() for one in moved]
-        change = np.linalg.lstsq(np.stack(columns, axis=1), (best.residual * weight).ravel(), rcond=None)[0]
+        change = np.linalg.lstsq(np.stack(columns, axis=1), (best.residual * weight).ravel(), rcond=INVISIBLE)[0]
         coefficients = best.coefficients + change
         better, *moved = remainders(suspect, [(atoms, coefficients), *((atoms, coefficients + one) for one in steps)])
         if not np.square(better * weight).sum() < np.square(best.residual * weight).sum():
@@ -87,7 +89,9 @@ def remainders(suspect: Suspect, tries: Sequence[Try]) -> list[Float[Array, "row
 
 def with_atoms(suspect: Suspect, tries: Sequence[Try]) -> Ops:
     """Return the backend in which these atoms are added to what the adapters add. For a batch of one copy of the
-    request for each of the tries."""
+    request for each of the tries.
+
+    They follow one another: what scales the own delta, or leaves it out, does so to what stands instead of it."""
     tokens = len(suspect.request.prompt_ids)
     terms = []  # which rows of the batch, its source, at which modules, for which of the tokens, how much
     for i, (atoms, coefficients) in enumerate(tries):
@@ -96,17 +100,26 @@ def with_atoms(suspect: Suspect, tries: Sequence[Try]) -> Ops:
             if coefficient and atom.source in suspect.sources:
                 members, rows = suspect.members(atom.modules), suspect.rows(atom.tokens)
                 terms.append((copy, suspect.sources[atom.source], members, rows, float(coefficient)))
+    terms.sort(key=lambda term: term[1].kind == "own")
 
     def lora_delta(
         y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision
     ) -> None:
         watched.lora_delta(y, x, module, adapters, mapping, p)
+        wrong: dict[int, Array] = {}  # what stands instead of the own delta, less that, in each copy
         for copy, source, members, rows, coefficient in terms:
             if module not in members:
                 continue
             delta = source.delta(suspect.point(module, x[copy], watch, copy))
-            if delta is not None:
-                y[copy][rows, : delta.shape[1]] += coefficient * delta[rows]
+            if delta is None:
+                continue
+            if source.kind == "own" and copy.start in wrong and wrong[copy.start].shape == delta.shape:
+                delta = delta + wrong[copy.start]
+            change = np.where(rows[:, None], coefficient * delta, 0.0)
+            y[copy][:, : delta.shape[1]] += change
+            if source.kind in ("instead", "bug", "part"):
+                before = wrong.get(copy.start)
+                wrong[copy.start] = change if before is None or before.shape != change.shape else before + change
 
     watch = Watch(tokens * len(tries))
     watched = watch.over(NUMPY)

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...arrays import Array, Float
 from ..diagnosis.clock import Clock
-from .exact import ExactFit, Try, at, fit
+from .exact import INVISIBLE, ExactFit, Try, at, fit
 from .mix_up import Source
 from .pursuit import BIT, Atom, nearest, resolved, vector
 from .suspect import Suspect
@@ -115,7 +115,7 @@ def find(
     best = None
     if start is not None:
         (first,) = _at_once(suspects, [start.atoms])
-        best = _tried(suspects, start.atoms, start.costs, limit, first, start.common)
+        best = _tried(suspects, start.atoms, start.costs, limit, first, start.sources, start.common)
     causes: list[Cause] = []
     before = float("inf")
     for _ in range(TERMS - (0 if best is None else len(best.atoms))):
@@ -167,6 +167,7 @@ def _with_one_more(
 ) -> list[Cause]:
     """Return a cause with each of the nearest atoms beside its own, best first."""
     atoms, costs, given = ((), (), ()) if cause is None else (cause.atoms, cause.costs, cause.given)
+    sources = () if cause is None else cause.sources
     tried: list[Cause] = []
     near_enough = float("inf")
     near = nearest(suspects, errors, atoms)
@@ -174,7 +175,8 @@ def _with_one_more(
     for ranked, first in zip(near, firsts, strict=True):
         if ranked.variance > near_enough:
             continue
-        one = _tried(suspects, (*atoms, ranked.atom), (*costs, ranked.cost), limit, first, given)
+        of_atoms = (*sources, _source(suspects, ranked.atom))
+        one = _tried(suspects, (*atoms, ranked.atom), (*costs, ranked.cost), limit, first, of_atoms, given)
         tried.append(one)
         if all(one.explained) and not one.crooked:  # nothing is better; but some may be as good
             near_enough = min(near_enough, ranked.variance + AS_NEAR * len(suspects))
@@ -196,6 +198,7 @@ def _tried(
     costs: tuple[float, ...],
     limit: float,
     firsts: Sequence[ExactFit],
+    sources: tuple[Source, ...],
     given: tuple[float | None, ...] = (),
 ) -> Cause:
     """Fit the atoms in every request, from where they were tried first; where that is far off, leave it there."""
@@ -203,7 +206,6 @@ def _tried(
     for suspect, first in zip(suspects, firsts, strict=True):
         hopeless = first.worst > HOPELESS * max(limit, 1e-3 * suspect.ratio) and first.worst > suspect.ratio / 4
         fits.append(first if hopeless or first.worst < limit / 2 else fit(suspect, _linear(suspect, atoms)[0], first))
-    sources = tuple(_source(suspects, atom) for atom in atoms)
     return Cause(atoms, sources, costs, tuple(fits), tuple(one.worst < limit for one in fits), given)
 
 
@@ -213,7 +215,7 @@ def _linear(suspect: Suspect, atoms: Sequence[Atom]) -> Try:
     error = suspect.adjoint.along(suspect.raw.error)
     here = resolved(suspect, atoms, error)
     columns = np.stack([vector(suspect, atom) for atom in here], axis=1)
-    return here, np.linalg.lstsq(columns, error, rcond=None)[0]
+    return here, np.linalg.lstsq(columns, error, rcond=INVISIBLE)[0]
 
 
 def _score(cause: Cause) -> tuple[float, ...]:

@@ -114,13 +114,15 @@ def _residuals(
     for i, key in enumerate(keys):
         if key not in suspect.effects:
             continue
-        of_modules = np.tensordot(modules, suspect.effects[key], axes=1)  # [module regions, tokens, K]
-        atoms = tokens @ of_modules
+        effects = suspect.effects[key]
+        somewhere = effects.any(axis=(1, 2))
+        sets, of_set = np.unique(modules[:, somewhere], axis=0, return_inverse=True)  # where it does nothing: the same
+        atoms = tokens @ np.tensordot(sets, effects[somewhere], axes=1)  # [sets of modules, sets of tokens, K]
         lengths = np.square(atoms).sum(axis=2)
         beside = lengths - np.square(atoms @ basis.T).sum(axis=2)
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = np.where(beside > 1e-9 * np.maximum(lengths, 1e-30), (atoms @ residual) ** 2 / beside, 0.0)
-        variances[i] = variance - gain
+        variances[i] = variance - gain[of_set.reshape(-1)]
     number = {key: i for i, key in enumerate(keys)}
     for key, members in suspect.choices.items():
         if key in number:

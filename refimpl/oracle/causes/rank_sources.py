@@ -8,7 +8,7 @@ import numpy as np
 from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from ...config import EMBED
-from .mix_up import Delta, Point, Source, full_delta, product
+from .mix_up import PARTNERS, Delta, Point, Source, full_delta, product
 
 
 def constant(n: int) -> Callable[[int], int]:
@@ -45,8 +45,14 @@ def instead(key: str, change: Callable[[LoraWeights], LoraWeights | None]) -> De
     return delta
 
 
-def rank_sources(key: str) -> Iterator[Source]:
-    """Yield them, and A or B read as its transpose."""
+def rescaled(lora: LoraWeights, r: int, by_root: bool) -> float:
+    """The scale that the same alpha makes for another rank. by_root: alpha / sqrt(r), as rsLoRA has it."""
+    ratio = lora.A.shape[0] / r
+    return lora.scale * (ratio**0.5 if by_root else ratio)
+
+
+def rank_sources(key: str, by_root: bool = False) -> Iterator[Source]:
+    """Yield them, and A or B read as its transpose. by_root: has the adapter rsLoRA?"""
 
     def cut(first: Callable[[int], int], least: int = 1) -> Callable[[LoraWeights], LoraWeights | None]:
         def change(lora: LoraWeights) -> LoraWeights | None:
@@ -62,6 +68,22 @@ def rank_sources(key: str) -> Iterator[Source]:
         yield Source(f"ranks from {n}", f"its own ranks from {n} on", from_n, "part", 4)
     yield Source("last rank", "its own last rank", part(key, cut(lambda r: r - 1)), "part", 4)
     yield Source("second half of ranks", "the second half of its ranks", part(key, cut(lambda r: r // 2)), "part", 4)
+
+    def first(n: int, scaled: bool) -> Callable[[LoraWeights], LoraWeights | None]:
+        def change(lora: LoraWeights) -> LoraWeights | None:
+            if lora.A.shape[0] <= n and not scaled:
+                return None
+            scale = rescaled(lora, min(n, lora.A.shape[0]) if not scaled else n, by_root)
+            return replace(lora, A=lora.A[:n], B=lora.B[:, :n], scale=scale)
+
+        return change
+
+    for n in (1, 2, 4, 8, 16, 32, 64):
+        words = f"its own first {n} ranks alone, scaled as if it had no more"
+        yield Source(f"only ranks before {n}", words, instead(key, first(n, False)), "instead", 5)
+        words = f"its own delta, cut and scaled to the rank {n} whatever it has"
+        yield Source(f"as rank {n}", words, instead(key, first(n, True)), "instead", 5.5)
+    yield from fused_rank_sources(key, by_root)
     for n in (4, 8, 16):
         words = f"its own ranks beyond the last whole {n}"
         yield Source(f"ranks beyond {n}s", words, part(key, cut(beyond_whole(n), 0)), "part", 4)
@@ -93,3 +115,53 @@ def rank_sources(key: str) -> Iterator[Source]:
     words = "its own delta with {} read as its transpose"
     yield Source("B transposed", words.format("B"), instead(key, reshaped), "instead", 5)
     yield Source("A transposed", words.format("A"), instead(key, reshaped_A), "instead", 5)
+
+
+def fused_rank_sources(key: str, by_root: bool) -> Iterator[Source]:
+    """Yield what a module gets that is treated as if it had the rank of another one: one of those that engines fuse
+    with it, the first of the adapter, that of the largest rank."""
+    others: dict[str, Callable[[Point], LoraWeights | None]] = {
+        "its first module": lambda point: next(iter(point.weights[key].values())),
+        "its module of the largest rank": lambda point: max(
+            point.weights[key].values(), key=lambda one: one.A.shape[0]
+        ),
+        "its module of the smallest rank": lambda point: min(
+            point.weights[key].values(), key=lambda one: one.A.shape[0]
+        ),
+    }
+
+    def beside(names: tuple[str, ...], name: str) -> Callable[[Point], LoraWeights | None]:
+        return lambda point: point.of(key, point.beside(name)) if point.module[1] in names else None
+
+    others |= {name: beside(names, name) for names in PARTNERS for name in names}
+
+    def both(of: Callable[[Point], LoraWeights | None], change: Callable[[LoraWeights, LoraWeights], Delta]) -> Delta:
+        def delta(point: Point) -> Array | None:
+            own_lora = point.of(key)
+            other = None if own_lora is None else of(point)
+            return None if own_lora is None or other is None else change(own_lora, other)(point)
+
+        return delta
+
+    def lost(lora: LoraWeights, other: LoraWeights) -> Delta:
+        n = other.A.shape[0]
+        return part(key, lambda one: replace(one, A=one.A[n:], B=one.B[:, n:], bias=None) if n < len(one.A) else None)
+
+    def scaled(lora: LoraWeights, other: LoraWeights) -> Delta:
+        n = other.A.shape[0]
+        return instead(key, lambda one: replace(one, scale=rescaled(one, n, by_root)) if n != len(one.A) else None)
+
+    def stale(lora: LoraWeights, other: LoraWeights) -> Delta:
+        r, (d_out, d_in) = lora.A.shape[0], (lora.B.shape[0], lora.A.shape[1])
+        if other.A.shape[0] <= r or other.B.shape[0] < d_out or other.A.shape[1] != d_in:
+            return lambda point: None
+        tail = replace(other, A=other.A[r:], B=other.B[:d_out, r:], scale=lora.scale, bias=None)
+        return part(key, lambda one: tail)
+
+    for words, of in others.items():
+        yield Source(
+            f"ranks beyond those of {words}", f"its own ranks beyond those of {words}", both(of, lost), "part", 4.5
+        )
+        words_of_scale = f"its own delta, scaled as if its rank were that of {words}"
+        yield Source(f"scale of the rank of {words}", words_of_scale, both(of, scaled), "instead", 4)
+        yield Source(f"stale ranks of {words}", f"the ranks of {words} beyond its own", both(of, stale), "added", 4.5)

@@ -84,11 +84,12 @@ def module_regions(config: ModelConfig) -> list[Region]:
 
 
 def token_regions(
-    tokens: int, prompt: int, offset: int = 0, beside: Sequence[int] = (), shared: int = 0
+    tokens: int, prompt: int, offset: int = 0, beside: Sequence[int] = (), shared: int = 0, padding: int = 0
 ) -> list[Region]:
     """Return sets of a request's tokens, simplest first: `prompt` of them are its prompt, which begins `offset` tokens
     after its batch does. beside: how many tokens each other request of the batch produces, those after it negative.
-    shared: of how many tokens at its beginning an earlier request had the same."""
+    shared: of how many tokens at its beginning an earlier request had the same. padding: how many tokens more the
+    longest prompt of its batch has."""
     index = np.arange(tokens)
     regions = [
         Region("", np.ones(tokens, bool), 0),
@@ -115,6 +116,9 @@ def token_regions(
         regions.append(Region(f"the last {i} tokens of the prompt", (index >= prompt - i) & (index < prompt), 3.5))
         regions.append(Region(f"all but the last {i} tokens of the prompt", index < prompt - i, 3.5))
         regions.append(Region(f"the token at place {i}", index == i, 4))
+    words = "tokens of the prompt, as many as the longest of the batch has more"
+    regions.append(Region(f"the first {words}", index < min(padding, prompt), 3.5))
+    regions.append(Region(f"the last {words}", (index >= prompt - padding) & (index < prompt), 3.5))
     again = min(shared, prompt - 1)  # the last token is always computed: it has a row
     for n in (1, *BLOCKS):
         words = f"those of its first tokens that were asked before{f', whole {n}s of them' if n > 1 else ''}"

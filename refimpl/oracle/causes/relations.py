@@ -1,5 +1,7 @@
 """What the other adapters are to a request: its neighbours' in the batch, those of the slots beside its own."""
 
+import numpy as np
+
 from ..cases.case import Case, Exchange, Run, keys_of, loaded_before, replay
 from ..cases.testbed import Testbed
 from .history import former_adapters
@@ -15,6 +17,7 @@ def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str
     run, meaning = runs[exchange.run]
     keys = [first_key(keys_of(request, meaning)) for request in run.requests]
     n, here = len(keys), exchange.index
+    lengths = [len(request.prompt_ids) for request in run.requests]
     related: dict[str, str | None] = {}
     if n > 1:
         related |= {
@@ -24,6 +27,8 @@ def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str
             "the request after, of the last the base": keys[here + 1] if here + 1 < n else None,
             "the first request": keys[0],
             "the last request": keys[-1],
+            "the request with the longest prompt": keys[int(np.argmax(lengths))],
+            "the request with the shortest prompt": keys[int(np.argmin(lengths))],
         }
         numbers = {key: number for number, key in enumerate(meaning.values(), 1)}
         order = sorted(range(n), key=lambda i: numbers.get(keys[i] or "", 0))  # the base first
@@ -46,6 +51,15 @@ def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str
     if before:
         related["the last request of the batch before"] = first_key(before[-1])
     return related | former_adapters(case, exchange, testbed) | {key: key for key in testbed.adapters}
+
+
+def keys_of_batch(case: Case, exchange: Exchange, testbed: Testbed) -> tuple[str | None, ...]:
+    """Return the adapter of each request of its batch, in order; None for the base."""
+    runs = [
+        (step, meaning) for step, meaning in replay(case.steps, loaded_before(case, testbed)) if isinstance(step, Run)
+    ]
+    run, meaning = runs[exchange.run]
+    return tuple(first_key(keys_of(request, meaning)) for request in run.requests)
 
 
 def _rank(testbed: Testbed, key: str) -> int:

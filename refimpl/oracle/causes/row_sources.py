@@ -9,7 +9,7 @@ from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from ...config import EMBED
 from .mix_up import Delta, Point, Source, full_delta
-from .rank_sources import beyond_whole, constant, part
+from .rank_sources import beyond_whole, constant, instead, part
 
 
 def row_sources(key: str) -> Iterator[Source]:
@@ -99,6 +99,7 @@ ANY: dict[str, Callable[[Array], Array]] = {
 EVEN: dict[str, Callable[[Array], Array]] = {
     "halves swapped": lambda index: np.roll(index, len(index) // 2),
     "first half repeated": lambda index: index % (len(index) // 2),
+    "second half repeated": lambda index: len(index) // 2 + index % (len(index) // 2),
     "neighbours swapped": lambda index: index ^ 1,
     "in interleaved order": lambda index: _interleaved(len(index)),
     "in de-interleaved order": lambda index: np.argsort(_interleaved(len(index))),
@@ -154,6 +155,16 @@ def order_sources(key: str) -> Iterator[Source]:
 
         return delta
 
+    def columns(name: str) -> Delta:
+        def change(lora: LoraWeights) -> LoraWeights | None:
+            order = order_of(name, lora.A.shape[1], 1)
+            return None if order is None else replace(lora, A=lora.A[:, order])
+
+        return instead(key, change)
+
+    for name in ("first half repeated", "second half repeated"):  # other orders are those of the inputs, turned round
+        words = f"its own delta with the columns of A, the {name}"
+        yield Source(f"columns of A, {name}", words, columns(name), "instead", 6)
     for name in (*ANY, *EVEN, *ONE_HEAD, *HEADS):
         yield Source(f"outputs {name}", f"its own delta with its outputs {name}", outputs(name), "instead", 6)
         yield Source(f"inputs {name}", f"its own delta of inputs {name}", inputs(name), "instead", 6)

@@ -15,15 +15,17 @@ THE_BASE = "the base"
 CHOICE = 3.5  # bits, about: which adapter it is in a request, where nothing says which
 
 
-def sources_of(key: str | None, others: Mapping[str, str | None], modules: tuple[str, ...]) -> Iterator[Source]:
+def sources_of(
+    key: str | None, others: Mapping[str, str | None], modules: tuple[str, ...], by_root: bool = False
+) -> Iterator[Source]:
     """Yield what could be mixed up in a request of this adapter (None: of the base).
 
     others: what they are called here ("the request before") -> key, None: the base. modules: the names of a layer's
-    modules."""
+    modules. by_root: has the adapter rsLoRA?"""
     if key is not None:
         yield from own_sources(key)
         yield from scale_sources(key)
-        yield from rank_sources(key)
+        yield from rank_sources(key, by_root)
         yield from row_sources(key)
         yield from token_sources(key)
         yield from module_sources(key, modules)

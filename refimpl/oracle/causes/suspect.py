@@ -22,11 +22,11 @@ from ..cases.case import Case, Exchange, teacher_forced
 from ..cases.testbed import Testbed
 from ..noise.measure import Errors
 from ..noise.rms import rms_shown
-from .adapter_sources import registered
+from .adapter_sources import registered, step_sources
 from .adjoint import Adjoint, adjoint
 from .mix_up import EXACT, Point, Source
 from .regions import Region, module_regions, token_regions
-from .relations import relations
+from .relations import keys_of_batch, relations
 from .sources import sources_of, whichever
 from .watch import Watch
 
@@ -46,7 +46,9 @@ def suspect_of(case: Case, exchange: Exchange, raw: Errors, testbed: Testbed) ->
     earlier = [request for run in case.runs[: exchange.run] for request in run.requests] + list(before)
     prompt = exchange.request.prompt_ids
     shared = max((_alike(prompt, one.prompt_ids) for one in earlier), default=0)
-    return Suspect(exchange, raw, testbed, relations(case, exchange, testbed), offset, beside, shared)
+    padding = max(len(one.prompt_ids) for one in case.runs[exchange.run].requests) - len(prompt)
+    others, batch = relations(case, exchange, testbed), keys_of_batch(case, exchange, testbed)
+    return Suspect(exchange, raw, testbed, others, offset, beside, shared, batch, padding)
 
 
 def _alike(prompt: Sequence[int], other: Sequence[int]) -> int:
@@ -65,6 +67,8 @@ class Suspect:
     offset: int = 0  # tokens of prompts that stand before its own in its batch
     beside: tuple[int, ...] = ()  # how many tokens each other request of its batch produces, those after it negative
     shared: int = 0  # tokens at its beginning that an earlier request of its case had as well
+    batch: tuple[str | None, ...] = ()  # the adapter of each request of its batch, in order; None: base
+    padding: int = 0  # tokens that the longest prompt of its batch has more
     _batches: dict[int, tuple[Batch, KVCache, AdapterCache]] = field(default_factory=dict, repr=False)
 
     @property
@@ -86,11 +90,24 @@ class Suspect:
     def sources(self) -> dict[str, Source]:
         """What could be mixed up, by key. One that has several names here stands under each of them."""
         names = self.testbed.exact.config.layer_modules
-        sources = [*sources_of(self.key, self.others, names), *whichever(self.key, list(self.testbed.adapters))]
+        by_root = self.key is not None and self.testbed.wide[self.key].config.use_rslora
+        sources = [
+            *sources_of(self.key, self.others, names, by_root),
+            *whichever(self.key, list(self.testbed.adapters)),
+        ]
+        sources += step_sources(self.key, self.by_step, "the request that was at its place of the step at first")
         if self.key is not None:
             bound = partial(bound_by, self.testbed, self.key)
             sources += registered(self.key, binding_bugs(self.testbed, self.key), bound)
         return {source.key: source for source in sources}
+
+    @property
+    def by_step(self) -> tuple[str | None, ...]:
+        """For each token, the adapter that stood in the whole batch where the request stands in the token's step: those
+        before it that have ended are not there."""
+        prompt, here = len(self.exchange.request.prompt_ids), sum(n > 0 for n in self.beside)
+        steps = [max(0, i - prompt + 1) for i in range(len(self.request.prompt_ids))]
+        return tuple(self.batch[here - sum(0 < n <= step for n in self.beside)] for step in steps)
 
     @cached_property
     def choices(self) -> dict[str, tuple[str, ...]]:
@@ -176,7 +193,7 @@ class Suspect:
     def token_regions(self) -> list[Region]:
         """Sets of its tokens."""
         prompt = len(self.exchange.request.prompt_ids)
-        return token_regions(len(self.request.prompt_ids), prompt, self.offset, self.beside, self.shared)
+        return token_regions(len(self.request.prompt_ids), prompt, self.offset, self.beside, self.shared, self.padding)
 
 
 def worst_ratio(error: Float[Array, "rows vocab"], raw: Errors) -> float:
