@@ -79,6 +79,9 @@ def show_report(console: Console, result: Report) -> None:
     if result.not_graded:
         missing = f"Not graded on this machine (`loracle learn doctor` says why): {', '.join(result.not_graded)}"
         console.print(Text(missing), soft_wrap=True)
+    if result.archives:
+        packed = f"Not graded, for they are not unpacked: {', '.join(result.archives)}"
+        console.print(Text(packed), style="yellow", soft_wrap=True)
 
 
 def matrix(result: Report) -> Table:

@@ -6,7 +6,7 @@ hints alone.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from .units import Unit, units
 from .verdict import DOES_NOT_RUN, NOT_ATTEMPTED, RAISES, TOO_SLOW, WRONG, Verdict
 
 NO_FILE = "no file"
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".7z", ".rar")
 STUCK = 3  # hints: a learner who took as many and has not passed is stuck
 
 
@@ -64,6 +65,7 @@ class Report:
     rows: list[Row]
     topics: list[Topic] = field(default_factory=list)
     not_graded: list[str] = field(default_factory=list)  # labs that need what this machine lacks: nobody's mistake
+    archives: list[str] = field(default_factory=list)  # that nobody has unpacked: perhaps a learner's
 
     def row(self, who: str, unit: str) -> Row:
         """Return one learner's row of one unit."""
@@ -94,7 +96,9 @@ def report(
     counts = {who: read_progress(folder) or Progress() for who, folder in learners.items()}
     rows = [row(who, unit, verdicts.get(place), counts[who].unit(unit.name)) for who, unit, place in jobs]
     not_graded = [unit.name for unit in chosen if unit not in course]
-    return Report(list(learners), [unit.name for unit in course], rows, topics(rows, course, len(learners)), not_graded)
+    common = topics(rows, course, len(learners))
+    archives = archives_in(folders, learners)
+    return Report(list(learners), [unit.name for unit in course], rows, common, not_graded, archives)
 
 
 def learners_in(folders: Sequence[Path]) -> dict[str, Path]:
@@ -114,6 +118,16 @@ def learners_in(folders: Sequence[Path]) -> dict[str, Path]:
             name += "'"  # two classes may have an ada each
         learners[name] = course_in(path) or path
     return learners
+
+
+def archives_in(folders: Sequence[Path], learners: Mapping[str, Path]) -> list[str]:
+    """Return the archives beside the learners' folders, and in those without a course, of which no course was unpacked:
+    eve.zip, unless there is a course of eve."""
+    having = {name for name, folder in learners.items() if course_in(folder)}
+    places = [*folders, *(folder for name, folder in learners.items() if name not in having)]
+    found = {file for place in places if not course_in(place) for end in ARCHIVES for file in place.glob(f"[!.]*{end}")}
+    unpacked = {name + end for name in having for end in ARCHIVES}
+    return [safe_name(file) for file in sorted(found) if file.name not in unpacked]
 
 
 def folders_in(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ SIGNS: Mapping[str, str] = {  # in a cell, for the eye; beside them every cell h
     "wrong": "✗",
     "raises": "!",
     "too slow": "∞",
-    "does not run": "!",
+    "does not run": "∅",
     "not attempted": "·",
     "no file": "–",
 }

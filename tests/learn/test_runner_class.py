@@ -16,7 +16,7 @@ from refimpl.learn import doctor, report
 from refimpl.learn.doctor import Finding, parse_cards
 from refimpl.learn.grade_file import grade_files
 from refimpl.learn.notebooks import chapter_file, notebook, write_notebooks
-from refimpl.learn.report_files import as_csv, as_html
+from refimpl.learn.report_files import SIGNS, as_csv, as_html
 from refimpl.learn.units import stub, units
 
 UNIT = learn.load("ch06_prefix_key")
@@ -93,6 +93,7 @@ def report_columns() -> tuple[str, ...]:
 
 def test_the_page_escapes_what_a_learner_named(result: report.Report) -> None:
     page = as_html(result)
+    assert len(set(SIGNS.values())) == len(SIGNS)
     assert "<script" not in page and "&lt;script&gt;" in page and "2 of 7" in page
     assert "http://" not in page.replace('xmlns="http://', "") and "src=" not in page
 
@@ -160,6 +161,17 @@ def test_what_the_teachers_machine_lacks_is_no_mistake_of_the_class(
     assert cli.main(["learn", "report", str(tmp_path), "--only", "1,b"]) == 0
     out = capsys.readouterr().out
     assert "does not run:" not in out and "Not graded on this machine" in out and "lab_b_shrink" in out
+
+
+def test_an_archive_that_nobody_unpacked_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("ada", "empty", "mail"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ada" / f"{UNIT.name}.py").write_text(stub(UNIT).read_text())
+    for name in ("ada.zip", "eve.zip", "._eve.zip", "empty.tar.gz", "mail/mail.zip", "ada/old.zip"):
+        (tmp_path / name).touch()  # of ada.zip there is a course: it was unpacked
+    assert cli.main(["learn", "report", str(tmp_path), "--only", "6", "--html", str(tmp_path / "page.html")]) == 0
+    line = "Not graded, for they are not unpacked: empty.tar.gz, eve.zip, mail.zip"
+    assert line in capsys.readouterr().out and line in (tmp_path / "page.html").read_text()
 
 
 def test_only_some_units_are_graded(school: Path) -> None:
