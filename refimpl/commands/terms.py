@@ -45,6 +45,9 @@ def read_terms(
 def warn_of_weights(terms: Sequence[tuple[Adapter, float]]) -> None:
     """Warn of weights that nobody means: sums of adapters have weights about 1."""
     for adapter, weight in terms:
+        if weight == 0:
+            what = f"the weight of {adapter.name} is 0: nothing of it is in the sum"
+            warnings.warn(what, AdapterWarning, stacklevel=2)
         if abs(weight) > LARGEST_USUAL:
             what = f"the weight {weight:g} of {adapter.name} is far from 1: no model was trained for so large a change"
             warnings.warn(what, AdapterWarning, stacklevel=2)

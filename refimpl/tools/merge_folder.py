@@ -68,7 +68,7 @@ class Merged:
     adapters: list[tuple[str, float]]
     dtypes: list[str]
     bytes: int
-    changed: int  # tensors
+    changed: int  # tensors with other numbers than the base's, and new ones
     tensors: int
     rounding: float  # rms of what rounding takes / rms of what LoRA adds
     files: list[str] = field(default_factory=list)

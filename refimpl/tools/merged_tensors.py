@@ -35,7 +35,7 @@ class MergedTensors:
         self.config, self.changes, self.dtype = config, changes, dtype
         self.losses = Losses()
         self.files: dict[str, list[Entry]] = {}
-        self.changed = 0
+        self._changed: set[str] = set()  # names in the file; known when all is written
         self._names: dict[str, str] = {}  # here -> in the file
         self._tensors: dict[str, Tensor] = {}  # by the name here; of one in which all experts lie, a view
         parts = [(name, tensor, self._parts(text_name(name), tensor)) for name, tensor in stored]
@@ -82,6 +82,12 @@ class MergedTensors:
     def dtypes(self) -> set[str]:
         """The types that weights are written in: what the config says, if it is one alone."""
         return {entry.dtype for entries in self.files.values() for entry in entries if len(entry.shape) > 1}
+
+    @property
+    def changed(self) -> int:
+        """How many tensors have other numbers than the base's, or are new: not those to which a sum of 0 is added, or
+        less than rounding takes. Known when all is written."""
+        return len(self._changed)
 
     @property
     def nbytes(self) -> int:
@@ -131,10 +137,10 @@ class MergedTensors:
         dtype = self.dtype or tensor.dtype
         if change is not None and part == "weight" and change.of_weight:
             shape = (change.rows(tensor.shape[0]), *tensor.shape[1:])
-            self._put(file, Entry(name, shape, dtype, lambda: self._merged(tensor.read(), change, dtype)))
-            self.changed += 1
+            self._put(file, Entry(name, shape, dtype, lambda: self._merged(name, tensor.read(), change, dtype)))
         elif change is not None and part == "bias" and change.of_bias:
-            self._put_bias(file, name, merged_bias(tensor.read(), change), dtype)
+            stored = tensor.read()
+            self._put_bias(file, name, merged_bias(stored, change), dtype, in_type(stored, dtype, name))
         else:
             self._put(file, Entry(name, tensor.shape, dtype, lambda: copied(tensor, dtype)))
 
@@ -155,12 +161,11 @@ class MergedTensors:
                 for rows, change in zip(places, itertools.islice(queue, len(places)), strict=True):
                     if change:
                         weight = stored[:, rows].T if axis else stored[rows]
-                        merged = np.concatenate(list(self._merged(weight, change, dtype)))
+                        merged = np.concatenate(list(self._merged(name, weight, change, dtype)))
                         block[(slice(None), rows) if axis else rows] = merged.T if axis else merged
                 yield block
 
         self._put(file_of(tensor), Entry(name, tensor.shape, dtype, experts))
-        self.changed += 1
 
     def _add_bias(self, module: Module) -> None:
         tensor = self._weight(module)
@@ -169,19 +174,24 @@ class MergedTensors:
         name = self._names[f"{module_name(module)}.weight"].removesuffix("weight") + "bias"
         self._put_bias(file_of(tensor), name, bias, self.dtype or tensor.dtype)
 
-    def _put_bias(self, file: str, name: str, bias: Array, dtype: str) -> None:
+    def _put_bias(self, file: str, name: str, bias: Array, dtype: str, before: Array | None = None) -> None:
         numbers = in_type(bias, dtype, name)
         self._put(file, Entry(name, bias.shape, dtype, lambda: [numbers]))
-        self.changed += 1
+        if before is None or not np.array_equal(numbers, before):
+            self._changed.add(name)
 
     def _put(self, file: str, entry: Entry) -> None:
         self.files.setdefault(file, []).append(entry)
 
-    def _merged(self, weight: Array, change: Change, dtype: str) -> Iterator[Array]:
-        """The rows of one weight in the type; what rounding takes is noted at the end."""
-        one = Rounding()
+    def _merged(self, name: str, weight: Array, change: Change, dtype: str) -> Iterator[Array]:
+        """The rows of one weight in the type; what rounding takes is noted at the end, and at once that a number is
+        not the base's."""
+        one, start = Rounding(), 0
         for before, after in merged_blocks(weight, change):
             rows = in_type(after, dtype, short_name(change.module))
+            if not np.array_equal(rows, converted(weight[start : start + len(rows)], dtype)):
+                self._changed.add(name)
+            start += len(rows)
             if change.loras:
                 one.lost += float(np.sum((widen(rows, "float64") - after) ** 2))
                 one.added += float(np.sum((after - before) ** 2))

@@ -421,6 +421,9 @@ def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFi
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{out}: ") and "+ 0.5 pirate + bard, 28 of 38 tensors changed, " in lines[0]
     assert lines[1].startswith("note: rounding to bfloat16 takes ")
+    assert cli.main(["merge", "tiny", "pirate:0", "--out", str(tmp_path / "none")]) == 0
+    none = capsys.readouterr()
+    assert ", 0 of 38 tensors changed, " in none.out and "the weight of pirate is 0: nothing of it is in" in none.err
     assert cli.main(["merge", "tiny", "pirate:0.5", "bard", "--out", str(tmp_path / "again"), "--json"]) == 0
     body = json.loads(capsys.readouterr().out)
     assert body["adapters"] == [["pirate", 0.5], ["bard", 1.0]] and 0 < body["rounding"] < 0.1
