@@ -5,14 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..config import module_name, short_name
 from ..errors import AdapterError, RequestError
 from ..formats.peft import save_adapter
 from ..loading.config_file import load_config
 from ..loading.conversion import all_finite, converted
 from ..loading.model_folder import base_folder, load_model
+from ..loading.peft_config import LARGEST_ALPHA
 from ..tools.combine import HOWS, PRUNING, Combined, Recipe, combine, too_large
 from ..tools.merged_weights import Terms
 from ..tools.task_arithmetic import SIGNS
@@ -23,7 +22,6 @@ EXAMPLE = """  loracle combine ./a:0.7 ./b:0.3 --how sum --out ./a-b      exact:
   loracle combine ./a:0.7 ./b:0.3 --how svd --svd-rank 16 --out ./a-b
   loracle combine ./a:1 ./b:1 ./c:1 --how ties --density 0.2 --out ./abc"""
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-LARGEST_SCALE = float(np.finfo(np.float32).max)  # engines multiply by it in float32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,12 +78,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_dtype(result: Combined, terms: Terms, dtype: str) -> None:
-    """Raise AdapterError for a sum with numbers that the dtype, or scales that float32, cannot hold."""
+    """Raise AdapterError for a sum with numbers that the dtype, or an alpha that no adapter may have."""
     for module, lora in result.adapter.lora.items():
         if not all(all_finite(converted(x, dtype)) for x in (lora.A, lora.B)):
             raise AdapterError(f"{too_large(terms)}: {module_name(module)} has numbers that {dtype} cannot hold")
     alphas = (result.adapter.config.lora_alpha, *result.adapter.config.alpha_pattern.values())
-    if dtype != "float64" and not all(abs(alpha) <= LARGEST_SCALE for alpha in alphas):
+    if not all(abs(alpha) <= LARGEST_ALPHA for alpha in alphas):
         raise AdapterError(f"{too_large(terms)}: it makes a lora_alpha of {max(alphas, key=abs):g}, beyond float32")
 
 
@@ -135,6 +133,9 @@ def notes_of(args: argparse.Namespace, result: Combined, count: int) -> list[str
     """Return what its owner should know."""
     if count == 1 and args.how not in ("sum", "linear"):
         return [f"of one adapter {args.how} is linear, as in PEFT: its own A and B, times the weight"]
+    if (args.svd_rank or 0) > result.highest_rank:
+        most = result.highest_rank
+        return [f"rank {most} holds all of it: of the {args.svd_rank} that were asked for the others are zeros"]
     if args.how in ("sum", "cat") or result.worst is None or result.apart < 1e-7:
         return []
     share, module = result.worst

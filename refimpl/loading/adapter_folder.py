@@ -136,6 +136,7 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
         file, config = torchtune_adapter.in_pefts_names(file, base, diagnostics), config and with_pefts_targets(config)
     elif file and is_tinker(file):
         file, config = tinker_adapter.in_pefts_names(file), config and with_trained_targets(config, file)
+    opened = len(diagnostics.problems)
     data = read_json(folder / CONFIG_FILE, Diagnostics()) or {}  # once more, for what no PeftConfig holds
     if file and config and is_vera(data):
         parts = sort_vera(file, base, partial(drawn_projection, data, config, base, folder, diagnostics), diagnostics)
@@ -151,7 +152,7 @@ def read_parts(folder: Path, base: ModelConfig | None, diagnostics: Diagnostics)
         check_tokens(parts, config, base, file.path, diagnostics)
         if base:
             check_vocabulary(parts, config, base, file.path, diagnostics)
-            check_selected(parts, config, base, folder, diagnostics)
+            check_selected(parts, config, base, folder, diagnostics, all_sorted=sorted_out == opened)
         else:
             check_parameters(parts, config, file.path, diagnostics)
         check_base_name(config, data, base, folder / CONFIG_FILE, diagnostics)

@@ -13,6 +13,8 @@ from .json_file import LARGEST, Keys, is_integer, is_number, read_json
 from .peft_keys import RESTORED_INIT, as_lora, check_other_keys, is_lora, note_oddities
 from .wrapped_names import spellings
 
+LARGEST_ALPHA = 3.4028234663852886e38  # the largest float32: engines multiply by alpha / r in it
+
 T = TypeVar("T")
 CONFIG_FILE = "adapter_config.json"
 HEADS = ("classifier", "score")  # peft/peft_model.py, PeftModelForSequenceClassification
@@ -84,7 +86,7 @@ def parse_peft_config(file: Path, data: dict[str, Any], diagnostics: Diagnostics
         lora_alpha=_alpha(keys),
         use_rslora=keys.flag("use_rslora"),
         rank_pattern=_pattern(keys, "rank_pattern", lambda n: is_integer(n) and 1 <= n <= LARGEST, "ranks"),
-        alpha_pattern=_pattern(keys, "alpha_pattern", is_number, "finite numbers"),
+        alpha_pattern=_pattern(keys, "alpha_pattern", _is_alpha, "numbers that float32 can hold"),
         target_modules=_names(keys, "target_modules", WHOLE),
         target_parameters=_as_tuple(_names(keys, "target_parameters")),
         exclude_modules=_names(keys, "exclude_modules", WHOLE),
@@ -111,9 +113,18 @@ def _alpha(keys: Keys) -> float:
     if not is_number(alpha):
         keys.diagnostics.problem(keys.file, f"lora_alpha is {shown(alpha)}: it must be a finite number")
         return 1.0
+    if not _is_alpha(alpha):
+        keys.diagnostics.problem(
+            keys.file, f"lora_alpha is {alpha:g}: float32, which engines multiply in, ends at 3.4e38"
+        )
+        return 1.0
     if alpha <= 0:  # type: ignore[operator]
         keys.diagnostics.warn(keys.file, f"lora_alpha is {alpha}: the adapter is switched off, or subtracted")
     return float(alpha)  # type: ignore[arg-type]
+
+
+def _is_alpha(value: object) -> bool:
+    return is_number(value) and abs(value) <= LARGEST_ALPHA  # type: ignore[arg-type]
 
 
 def _pattern(keys: Keys, key: str, valid: Callable[[Any], bool], expected: str) -> dict[str, Any]:

@@ -81,8 +81,17 @@ def check_vocabulary(parts: Parts, config: PeftConfig, base: ModelConfig, file: 
         )
 
 
-def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: Path, diagnostics: Diagnostics) -> None:
-    """Everything that the config selects in this base has tensors.
+def check_selected(
+    parts: Parts,
+    config: PeftConfig,
+    base: ModelConfig,
+    folder: Path,
+    diagnostics: Diagnostics,
+    *,
+    all_sorted: bool = True,
+) -> None:
+    """Everything that the config selects in this base has tensors. Where not all of the file's could be sorted, what
+    seems to have none may have some of those: nothing is said of it then.
 
     PEFT saves every module that it targets, so one that is selected and not saved was lost by whatever wrote the file.
     PEFT itself only warns, and computes as if that module's B were zero: half an adapter, which looks like a whole one.
@@ -93,7 +102,7 @@ def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: 
     _check_invocation(config, base, file, diagnostics)
     selected = [module for module in base.modules() if selects_module(config, module, base)]
     missing = [module for module in selected if not parts.get(module, {}).keys() & {"A", "B"}]
-    for module in without_untrained(missing, parts, config, base, file, diagnostics):
+    for module in without_untrained(missing if all_sorted else [], parts, config, base, file, diagnostics):
         by = "target_parameters" if targeted_parameter(config, module, base) else "target_modules"
         diagnostics.problem(file, f"{by} selects {module_name(module)}, but there are no tensors for it")
     for name in config.modules_to_save:
@@ -105,14 +114,14 @@ def check_selected(parts: Parts, config: PeftConfig, base: ModelConfig, folder: 
                 )
                 break
         for module in (EMBED, LM_HEAD, *((SCORE,) if base.labels else ())):
-            if module_name(module) in hit and "saved" not in parts.get(module, {}):
+            if all_sorted and module_name(module) in hit and "saved" not in parts.get(module, {}):
                 diagnostics.problem(file, f"modules_to_save {name!r}: there is no tensor for {module_name(module)}")
     note_names_of_nothing(config, base, file, diagnostics)
-    if not parts:
+    if not parts and all_sorted:
         diagnostics.problem(folder, "has no tensors at all")
     covered = {layer for layer, _ in parts if layer >= 0}
     meant = range(base.num_hidden_layers) if config.layers_to_transform is None else config.layers_to_transform
-    if covered and not covered.issuperset(meant):
+    if covered and all_sorted and not covered.issuperset(meant):
         diagnostics.warn(file, f"the adapter covers {len(covered)} of the base's {base.num_hidden_layers} layers")
 
 

@@ -37,6 +37,6 @@ def missing(names: Sequence[str]) -> str:
     absent = [name for name in names if folder(name) is None]
     if not absent:
         return ""
-    commands = [f"huggingface-cli download {REPOSITORIES[n]} --local-dir ${MODELS}/{n}" for n in absent]
+    commands = [f"hf download {REPOSITORIES[n]} --local-dir ${MODELS}/{n}" for n in absent]
     where = os.environ.get(MODELS) or f"${MODELS}, which is not set"
     return f"{', '.join(absent)} not found in {where}; to fetch: {' && '.join(commands)}"

@@ -19,9 +19,10 @@ from ..errors import LoracleError
 
 def times(B: Array, scale: float) -> Array:
     """B * scale in B's own type, as torch multiplies a tensor by a number: the scale as a float32, the product of a
-    half type taken in float32, and then rounded."""
+    half type taken in float32, and then rounded. What is too large is inf, as in torch, without a word."""
     wide = np.float64 if B.dtype == np.float64 else np.float32
-    return cast(B.astype(wide) * wide(scale), B.dtype.name)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return cast(B.astype(wide) * wide(scale), B.dtype.name)
 
 
 def cast(x: Array, dtype: str) -> Array:

@@ -67,6 +67,7 @@ class Combined:
     adapter: Adapter
     apart: float  # ||B A - D|| / ||D|| over all modules together (Frobenius); 0 for a sum of zeros
     worst: tuple[float, Module] | None  # the same of the module where it is largest
+    highest_rank: int = 0  # that a module of it can have: what is asked for beyond it holds zeros
 
 
 Keep = Callable[[tuple[int, ...]], Array]  # shape -> which numbers stay, drawn
@@ -83,9 +84,12 @@ def combine(terms: Terms, recipe: Recipe, name: str, keep: Keep | None = None) -
     keep = keep or drawn_by(recipe)
     rank = recipe.svd_rank or max(len(lora.A) for adapter, _ in terms for lora in adapter.lora.values())
     total_rank = sum(max(len(lora.A) for lora in adapter.lora.values()) for adapter, _ in terms)
+    highest_rank = 0
     lora, scales, sizes = {}, {}, {}
     for module, parts in terms_by_module(terms).items():
         check_shapes(module, parts, recipe.how)
+        ranks = sum(len(part.A) for part in parts) if recipe.how == "svd" else math.inf  # pruned, it has any rank
+        highest_rank = max(highest_rank, int(min(parts[0].A.shape[1], parts[0].B.shape[0], ranks)))
         with np.errstate(all="ignore"):  # what is too large is refused below, in one line
             if recipe.how == "sum":
                 A, B, scale = summed(parts)
@@ -97,7 +101,7 @@ def combine(terms: Terms, recipe: Recipe, name: str, keep: Keep | None = None) -
         check_finite(terms, module, A, B, sizes[module])
         lora[module], scales[module] = LoraTensors(A, B), scale
     config = combined_config(terms, {module: (len(pair.A), scales[module]) for module, pair in lora.items()})
-    return Combined(Adapter(name, config, lora), *distances(sizes))
+    return Combined(Adapter(name, config, lora), *distances(sizes), highest_rank)
 
 
 def check_plain(terms: Terms) -> None:
@@ -116,15 +120,26 @@ def check_plain(terms: Terms) -> None:
 
 
 def check_finite(terms: Terms, module: Module, *arrays: Array | tuple[float, float]) -> None:
-    """Refuse a sum that float64 cannot hold, by the largest weight in it."""
+    """Refuse a sum that float64 cannot hold, by what is largest in it."""
     if not all(np.isfinite(x).all() for x in arrays):
         raise AdapterError(f"{too_large(terms)}: {module_name(module)} has numbers that float64 cannot hold")
 
 
 def too_large(terms: Terms) -> str:
-    """Say which weight is the largest."""
-    adapter, weight = max(terms, key=lambda term: abs(term[1]))
-    return f"the weight {weight:g} of {adapter.name} is too large"
+    """Say what is largest, in the adapter that adds most: its weight, its scale, or its numbers."""
+
+    def size(x: float) -> float:
+        return math.log(abs(x) or math.ulp(0.0))
+
+    def factors(adapter: Adapter, weight: float) -> dict[str, float]:
+        scale = max((scale_of(adapter.config, key, len(lora.A)) for key, lora in adapter.lora.items()), key=abs)
+        pairs = [(widen(lora.A, "float64"), widen(lora.B, "float64")) for lora in adapter.lora.values()]
+        numbers = max(float(np.abs(A).max() * np.abs(B).max()) for A, B in pairs)
+        return {f"weight {weight:g}": size(weight), f"scale {scale:g}": size(scale), "product B A": size(numbers)}
+
+    by_name = {adapter.name: factors(adapter, weight) for adapter, weight in terms}
+    name = max(by_name, key=lambda name: sum(by_name[name].values()))
+    return f"the {max(by_name[name], key=by_name[name].__getitem__)} of {name} is too large"
 
 
 def terms_by_module(terms: Terms) -> dict[Module, list[Term]]:

@@ -1,5 +1,6 @@
 """The command line on the embedded model: what it prints for machines, and one line for every mistake."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from safetensors import safe_open
 
 import refimpl
 from refimpl import cli, tiny
+from refimpl.errors import AdapterError
 
 SCENE = tiny.DEMO_PROMPTS[0].strip()
 
@@ -118,6 +120,9 @@ def test_effect_is_the_ratio_of_the_two_products(capsys: pytest.CaptureFixture[s
     from refimpl.tools.effect import effect
 
     assert effect(model, adapter, ids)[(1, "v_proj")] == pytest.approx(wanted, rel=1e-9)
+    steep = dataclasses.replace(adapter, config=dataclasses.replace(adapter.config, lora_alpha=3e38))
+    with pytest.raises(AdapterError, match=r"pirate: model.layers.*: bfloat16 cannot hold scale B A x, whose scale "):
+        effect(refimpl.load_model("tiny", "bfloat16"), steep, ids)
 
 
 MISTAKES = {

@@ -119,7 +119,7 @@ def test_the_guides_own_weights_are_taken_where_they_are(
     assert [a["prompt"] for a in found["answers"]] == [row["prompt"] for row in rows]
     assert [a["printed_in_the_guide"] for a in found["answers"]] == [row["output"] for row in rows]
     out = run(capsys, "--max-new-tokens", "1")[1]
-    assert "printed there" in out and "huggingface-cli" not in out
+    assert "printed there" in out and "hf download" not in out
 
 
 MISTAKES = {

@@ -221,6 +221,8 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: pytest.
     with_head = write_adapter(tmp_path / "whole", lora_tensors() | head, modules_to_save=["lm_head"])
     rows = {lora_name(EMBED, "token_adapter.trainable_tokens_delta"): random((1, 12), 9)}
     tokens = write_adapter(tmp_path / "tokens", lora_tensors() | rows, trainable_token_indices=[2])
+    alpha, steep = (write_adapter(tmp_path / name, lora_alpha=x) for name, x in (("alpha", 1e300), ("steep", 3e30)))
+    large = write_adapter(tmp_path / "large", {name: np.float32(1e30) * x for name, x in lora_tensors().items()})
     before, out = sorted(tmp_path.rglob("*")), ("--out", tmp_path / "out")
     mistakes = {
         (first, tmp_path / "dora", "--how", "cat", *out): "adapter 'dora' has DoRA: only plain A and B are combined",
@@ -233,6 +235,25 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: pytest.
         (first, second, "--how", "cat", "--density", "0.5", *out): "--density: --how cat has no use for it",
         (first, second, "--how", "ties", "--density", "1.5", *out): "--density 1.5: it must be above 0, and 1 at most",
         (first, second, "--how", "dare_ties", "--density", "nan", *out): "--density nan: it must be above 0",
+        (first, alpha, "--how", "sum", *out): "alpha/adapter_config.json: lora_alpha is 1e+300: float32, which engines",
+        (
+            first,
+            steep,
+            "--how",
+            "cat",
+            "--dtype",
+            "float16",
+            *out,
+        ): "the scale 1e+30 of steep is too large: model.layer",
+        (
+            first,
+            large,
+            "--how",
+            "cat",
+            "--dtype",
+            "float16",
+            *out,
+        ): "the product B A of large is too large: model.layers.0.",
         (first, second, "--how", "svd", "--svd-rank", "0", *out): "--svd-rank 0: it must be above 0",
         (first, second, "--how", "svd", "--svd-clamp", "2", *out): "--svd-clamp 2: a quantile lies between 0 and 1",
         (
@@ -297,6 +318,8 @@ def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixt
     assert said("sum") == [f"{tmp_path / 'sum'}: 0.5 a + b by sum, 14 modules of rank 6"]
     assert said("linear")[1].startswith("note: the cross terms, B of one adapter times A of another, are ")
     assert said("svd", "--svd-rank", "2")[1].startswith("note: what the rank cannot hold is ")
+    high = "note: rank 6 holds all of it: of the 1000 that were asked for the others are zeros"
+    assert said("svd", "--svd-rank", "1000", "--out", str(tmp_path / "high"))[1] == high
     assert said("ties", "--density", "0.5")[1].startswith("note: it differs from the weighted sum by ")
     body = json.loads("\n".join(said("dare_linear", "--density", "0.5", "--seed", "3", "--json")))
     assert (body["ranks"], body["adapters"]) == ([3], [["a", 0.5], ["b", 1.0]]) and body["apart"] > 0.1

@@ -60,6 +60,16 @@ def test_every_problem_and_every_module_that_can_be_read(tmp_path: Path) -> None
     assert damaged.modules[0].scale is None
 
 
+def test_tensors_that_are_refused_are_not_said_to_be_missing(tmp_path: Path) -> None:
+    integers = {name: np.ones(x.shape, np.int32) for name, x in lora_tensors().items()}
+    foreign = {name.replace("lora_", "lore_"): x for name, x in lora_tensors().items()}
+    for tensors, says in ((integers, "has dtype I32"), (foreign, " is not supported")):
+        for base in (None, BASE):
+            problems = inspect(write_adapter(tmp_path, tensors), base).problems
+            assert any(says in problem for problem in problems)
+            assert not any("no tensors" in problem for problem in problems), problems
+
+
 def test_a_damaged_model(tmp_path: Path) -> None:
     write_model(tmp_path, rms_norm_eps=-1, hidden_act="relu")
     (tmp_path / "tokenizer.json").write_text("{}")

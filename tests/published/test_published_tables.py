@@ -35,7 +35,7 @@ def test_the_guide_and_the_unit_test_ask_the_same_and_are_not_the_same() -> None
 
 def test_without_the_folder_the_skip_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(weights.MODELS, raising=False)
-    command = "huggingface-cli download kunishou/Japanese-Alpaca-LoRA-7b-v0 --local-dir $LORACLE_MODELS/"
+    command = "hf download kunishou/Japanese-Alpaca-LoRA-7b-v0 --local-dir $LORACLE_MODELS/"
     assert "$LORACLE_MODELS, which is not set" in weights.missing(table("llama_7b").folders)
     monkeypatch.setenv(weights.MODELS, str(tmp_path))
     (tmp_path / "llama-7b-hf").mkdir()

@@ -122,3 +122,9 @@ def test_a_prescaled_adapter_shares_no_blocks_with_one_that_is_not() -> None:
 def test_an_unknown_order_is_refused() -> None:
     with pytest.raises(LoracleError, match="scale order 'last' is not known; choose one of convert, manager"):
         prescale(np.ones(1, np.float32), 2.0, "float16", "last")
+
+
+@pytest.mark.parametrize("order", ["convert", "manager"])
+def test_what_is_too_large_is_inf_without_a_warning(order: str) -> None:
+    found = prescale(np.ones(2, np.float32), 1e300, "float16", order)
+    assert np.isinf(found.astype(np.float32)).all()
