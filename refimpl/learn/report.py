@@ -125,9 +125,9 @@ def archives_in(folders: Sequence[Path], learners: Mapping[str, Path]) -> list[s
     eve.zip, unless there is a course of eve."""
     having = {name for name, folder in learners.items() if course_in(folder)}
     places = [*folders, *(folder for name, folder in learners.items() if name not in having)]
-    found = {file for place in places if not course_in(place) for end in ARCHIVES for file in place.glob(f"[!.]*{end}")}
+    files = {file for place in places if not course_in(place) for end in ARCHIVES for file in place.glob(f"[!.]*{end}")}
     unpacked = {name + end for name in having for end in ARCHIVES}
-    return [safe_name(file) for file in sorted(found) if file.name not in unpacked]
+    return [safe_name(file) for file in sorted(files) if file.name not in unpacked]
 
 
 def folders_in(folder: Path) -> list[Path]:
