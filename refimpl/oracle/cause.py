@@ -124,10 +124,9 @@ def _with_the_rest(
     suspects = next(failures.asked_quietly(cases[:CASES], explained), None)
     if suspects is None:
         return rivals
-    causes = find([*suspects[:OF_EACH], *before[:OF_EACH]], limit, clock=clock)
-    if len(cause.atoms) < TERMS:
-        causes += find(suspects, limit, cause, clock)
-    more = _best(failures, causes)
+    more = _best(failures, find(suspects, limit, cause, clock) if len(cause.atoms) < TERMS else [])
+    if not more and not clock.is_late("one cause of all failures"):
+        more = _best(failures, find([*suspects[:OF_EACH], *before[:OF_EACH]], limit, clock=clock))
     return more if more and more[0].bits < rivals[0].bits else rivals
 
 

@@ -94,6 +94,7 @@ class Failures:
 
         but: requests that are left out. Other tokens each time: an engine that keeps keys and values would find
         those of the louder adapters."""
+        loud = 0
         can_load = "load" in self.driver.capabilities.operations
         vocab = self.testbed.model.config.vocab_size
         for number, factor in enumerate(FACTORS.get(self.testbed.dtype, (1 / 4,)) if can_load else ()):
@@ -106,6 +107,9 @@ class Failures:
             suspects = chosen(suspects)
             if suspects and np.median([suspect.ratio for suspect in suspects]) > LOUD:
                 yield suspects
+                loud += 1
+        if loud > 1:  # as they came they are less linear, and say nothing else
+            return
         suspects = []
         for one in cases:
             suspects += _suspects(self.testbed, one.case, self.as_they_came(one), one.case.name, but)

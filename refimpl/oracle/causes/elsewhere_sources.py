@@ -6,8 +6,9 @@ import numpy as np
 
 from ...adapter_slots import LoraWeights
 from ...arrays import Array
+from ...ops import NUMPY
 from ...rope import apply_rope
-from .mix_up import EXACT, GATE, RESIDUAL, UP, Delta, Point, Source, blended, full_delta
+from .mix_up import EXACT, GATE, GATE_BEFORE, RESIDUAL, UP, Delta, Point, Source, blended, full_delta
 
 
 def token_sources(key: str) -> Iterator[Source]:
@@ -145,6 +146,31 @@ def place_sources(key: str) -> Iterator[Source]:
 
     yield Source("not turned", "its own delta added behind the rotation, unturned", not_turned, "instead", 4)
     yield Source("turned twice", "its own delta turned twice", turned_twice, "instead", 6)
+
+
+def late_sources(key: str) -> Iterator[Source]:
+    """Yield what the MLP's last module makes of a gate's delta that is added behind the activation, and of that of what
+    it multiplies behind the product."""
+
+    def behind(name: str) -> Delta:
+        def delta(point: Point) -> Array | None:
+            lora = point.of(key, point.beside(name)) if point.module[1] == point.config.down else None
+            gate, gated, up, x = (point.inputs.get(what) for what in (GATE_BEFORE, GATE, UP, name))
+            if lora is None or gate is None or gated is None or up is None or x is None:
+                return None
+            late = full_delta(x, lora)
+            activated = NUMPY.mlp_activation(gate - late, None, point.config.activation, EXACT)
+            h = (activated + late) * up if name == "gate_proj" else gated * (up - late) + late
+            own_lora = point.of(key)
+            change = (h - point.x) @ point.weight.T
+            return change if own_lora is None else change + full_delta(h, own_lora) - full_delta(point.x, own_lora)
+
+        return delta
+
+    words = "the delta of gate_proj added behind the activation"
+    yield Source("gate_proj late", words, behind("gate_proj"), "instead", 4)
+    words = "the delta of up_proj added behind the product with the gate"
+    yield Source("up_proj late", words, behind("up_proj"), "instead", 4)
 
 
 def input_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:

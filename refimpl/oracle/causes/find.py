@@ -10,6 +10,7 @@ than noise is no cause.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +33,7 @@ LARGEST = 100.0  # a larger coefficient is of two changes that take back one ano
 HOPELESS = 20.0  # times the limit: what leaves more, and a quarter of the error, is not fitted further
 FEWER = 8.0  # times less must be left by each further change
 CANDIDATES = 10  # causes that are held against every request; larger: slower
+REGIONS = 3  # of the same sources in them
 AS_NEAR = 1.0  # per request, of the logarithm of the variance that is left; larger: more rivals of a cause are tried
 
 
@@ -139,7 +141,19 @@ def find(
             break
         before = residual
     said = [cause for cause in causes if cause.may_be_said and not any(_undoes(one, cause) for one in suspects)]
-    return sorted(said, key=_score)[:CANDIDATES]
+    return _different(sorted(said, key=_score))[:CANDIDATES]
+
+
+def _different(causes: Sequence[Cause]) -> list[Cause]:
+    """Return few of the same sources: their regions are nearly the same. Nor many choices: each is many causes."""
+    count: Counter[tuple[str, ...]] = Counter()
+    kept = []
+    for cause in causes:
+        sources = ("a choice",) if cause.chooses else tuple(atom.source for atom in cause.atoms)
+        count[sources] += 1
+        if count[sources] <= REGIONS:
+            kept.append(cause)
+    return kept
 
 
 def _undoes(suspect: Suspect, cause: Cause) -> bool:

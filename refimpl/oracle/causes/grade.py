@@ -17,6 +17,7 @@ from .find import ABSENT, Cause
 from .pursuit import Atom, options_of
 from .suspect import Suspect, worst_ratio
 
+ENOUGH = 2  # sources of a choice that are looked at where nothing is wrong: only whether they would show
 VISIBLE = 3.0  # times the limit: a change that does less to a request is not looked for there
 
 
@@ -48,7 +49,7 @@ def grades(
     """Hold causes against one request, all in one pass. limit: the ratio from which on a row is no noise."""
     starts = [np.array([1.0 if value is None else value for value in cause.common]) for cause in causes]
     subsets = [_subsets(len(start)) if failed else np.eye(len(start)) for start in starts]
-    options = [options_of(suspect, cause.atoms) for cause in causes]
+    options = [options_of(suspect, cause.atoms)[: None if failed else ENOUGH] for cause in causes]
     tries = [
         (atoms, start * chosen)
         for start, some, of_cause in zip(starts, subsets, options, strict=True)
@@ -80,7 +81,9 @@ def _grade(
         nothing, none = np.zeros(count), (False,) * count
         return Grade(place, suspect.key, failed, facts, suspect.ratio, suspect.ratio, False, nothing, none, visible)
     best, atoms = min(((_best(suspect, atoms, cause, fits, limit), atoms) for atoms, fits in tried), key=_worst)
-    present = tuple(bool(abs(value) > ABSENT) for value in best.coefficients)
+    # Of a change that does nothing here nobody knows whether it is there.
+    shown = zip(best.coefficients, visible, strict=True)
+    present = tuple(bool(abs(value) > ABSENT) and is_visible for value, is_visible in shown)
     explained = best.worst < limit and _effect(suspect, best) > VISIBLE * limit
     names = tuple(atom.source for atom in atoms)
     return Grade(

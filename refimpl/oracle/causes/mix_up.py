@@ -19,7 +19,7 @@ from ...config import EMBED, LM_HEAD, ModelConfig, Module
 
 EXACT = Precision("model", "float64")
 RESIDUAL = "the residual stream"
-GATE, UP = "the activated gate", "what the gate multiplies"
+GATE, UP, GATE_BEFORE = "the activated gate", "what the gate multiplies", "the gate before its activation"
 PARTNERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # those that engines fuse into one product
 
 
@@ -33,6 +33,7 @@ class Point:
     weights: Mapping[str, Mapping[Module, LoraWeights]]  # every adapter that could be mixed up, by its key
     saved: Mapping[str, Mapping[Module, Array]]  # whole layers that it brings along, less the base's
     turns: Mapping[object, tuple[Array, Array]]  # rope -> cos and sin of each token's position
+    weight: Array  # the base's
     inputs: Mapping[str, Array]  # of this layer's modules up to this one, by name, and RESIDUAL: what was normalised
 
     def of(self, key: str, module: Module | None = None) -> LoraWeights | None:

@@ -6,6 +6,7 @@ from ..cases.case import Case, Exchange, Run, keys_of, loaded_before, replay
 from ..cases.testbed import Testbed
 from .history import former_adapters
 
+SLOTS = (2, 3, 4)  # of an engine that has fewer than a batch needs
 SAME = 4  # tokens that two prompts share, so that a cache may take one for the other
 
 
@@ -38,6 +39,10 @@ def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str
         }
         used = list(dict.fromkeys(key for key in keys if key is not None))
         related |= _neighbours(used, keys[here], "in the batch")
+        if (own_key := keys[here]) is not None:
+            for slots in SLOTS:
+                last = used[used.index(own_key) % slots :: slots][-1]
+                related[f"the adapter that is last in its slot, of {slots} that the batch takes in turn"] = last
         if earlier := [key for key in keys[:here] if key is not None]:
             related["the earlier request of the highest rank"] = max(earlier, key=lambda key: _rank(testbed, key))
     related |= _neighbours(list(dict.fromkeys(meaning.values())), keys[here], "that is loaded")

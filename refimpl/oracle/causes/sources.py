@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from .adapter_sources import adapter_sources
-from .elsewhere_sources import input_sources, module_sources, place_sources, token_sources
+from .elsewhere_sources import input_sources, late_sources, module_sources, place_sources, token_sources
 from .mix_up import Source
 from .own_sources import own_sources, scale_sources
 from .rank_sources import rank_sources
@@ -30,6 +30,7 @@ def sources_of(
         yield from token_sources(key)
         yield from module_sources(key, modules)
         yield from place_sources(key)
+        yield from late_sources(key)
         yield from input_sources(key, modules)
     for called, other in others.items():
         if other != key:

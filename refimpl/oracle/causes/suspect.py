@@ -159,6 +159,7 @@ class Suspect:
             bound_weights(self.testbed),
             saved,
             self.turns,
+            self.testbed.exact.linear(module).weight,
             inputs,
         )
 

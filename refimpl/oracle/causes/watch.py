@@ -7,7 +7,7 @@ from typing import Any
 from ...arrays import Array, Precision
 from ...config import Module
 from ...ops import Ops
-from .mix_up import GATE, RESIDUAL, UP
+from .mix_up import GATE, GATE_BEFORE, RESIDUAL, UP
 
 Norm = Callable[[Array, Array, float, Precision], Array]
 # The modules whose input is the norm before the MLP.
@@ -40,7 +40,7 @@ class Watch:
 
         def mlp_activation(gate: Array, up: Array | None, kind: Any, p: Precision) -> Array:
             if up is not None and isinstance(kind, str):
-                self._gates = {GATE: ops.mlp_activation(gate, None, kind, p), UP: up}
+                self._gates = {GATE: ops.mlp_activation(gate, None, kind, p), UP: up, GATE_BEFORE: gate}
             return ops.mlp_activation(gate, up, kind, p)
 
         norms = watched(ops.rms_norm), watched(ops.layer_norm)
