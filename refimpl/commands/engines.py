@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..engines import registry
-from ..engines.environments import RECIPES, set_up
+from ..engines.environments import set_up
 from ..engines.interface import Entry
+from ..engines.recipes import RECIPES
 from ..errors import LoracleError
 from ..loading.suggestion import did_you_mean
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from .environments import Recipe, missing, outer_environment, python_of
+from .environments import missing, outer_environment, python_of
 from .interface import Capabilities, EngineError, EngineRequest, EngineResponse, Settings
+from .recipes import Recipe
 from .worker import Refused, Worker, worker_path
 
 TIMEOUT = 600.0  # seconds for any one call; the option `timeout` sets another

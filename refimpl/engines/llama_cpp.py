@@ -8,9 +8,10 @@ import os
 from collections.abc import Mapping
 
 from ..config import LAYER_MODULES
-from .environments import LLAMA_CPP, Recipe, folder, missing
+from .environments import folder, missing
 from .hosted import Hosted, check_options
 from .interface import Capabilities, Entry
+from .recipes import LLAMA_CPP, Recipe
 
 CAPABILITIES = Capabilities(
     readout="logits",

@@ -6,10 +6,11 @@ and takes the best one that runs here. It is for x86-64 under Linux.
 
 from collections.abc import Mapping
 
-from .environments import LLAMA_CPP_PREBUILT, Recipe, folder, missing
+from .environments import folder, missing
 from .hosted import Hosted, check_options
 from .interface import Entry
 from .llama_cpp import CAPABILITIES, OPTIONS
+from .recipes import LLAMA_CPP_PREBUILT, Recipe
 
 LIBRARIES = "node/node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"
 

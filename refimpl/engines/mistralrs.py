@@ -7,9 +7,10 @@ whose logarithms it shows: what is below 2^-126 is not compared.
 from collections.abc import Mapping
 
 from ..config import LAYER_MODULES
-from .environments import MISTRALRS, missing
+from .environments import missing
 from .hosted import Hosted, check_options
 from .interface import Capabilities, Entry
+from .recipes import MISTRALRS
 
 CAPABILITIES = Capabilities(
     readout="top",

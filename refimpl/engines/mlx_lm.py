@@ -13,9 +13,10 @@ from ..errors import LoracleError
 from ..formats.mlx import write_mlx_adapter
 from ..loading.adapter_folder import load_adapter
 from ..loading.config_file import load_config
-from .environments import MLX_LM, missing
+from .environments import missing
 from .hosted import Hosted, check_options
 from .interface import Capabilities, EngineError, Entry, Settings
+from .recipes import MLX_LM
 
 CAPABILITIES = Capabilities(
     readout="logits",

@@ -22,6 +22,7 @@ MODULES = {
     "llama_cpp_prebuilt": ".llama_cpp_prebuilt",
     "mistralrs": ".mistralrs",
     "mlx_lm": ".mlx_lm",
+    "openvino_genai": ".openvino_genai",
     "openai_http": ".openai_http",
     "tensorrt_llm": ".tensorrt_llm",
     "recorded": "..oracle.recordings.recorded",

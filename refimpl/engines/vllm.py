@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..config import LAYER_MODULES
-from .environments import VLLM, missing
+from .environments import missing
 from .hosted import Hosted, check_options
 from .interface import Capabilities, Entry
+from .recipes import VLLM
 
 CAPABILITIES = Capabilities(
     readout="logprobs",

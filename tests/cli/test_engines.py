@@ -7,8 +7,8 @@ import pytest
 
 from refimpl import cli
 from refimpl.engines import registry
-from refimpl.engines.environments import RECIPES
 from refimpl.engines.interface import FEATURES, OPERATIONS, READOUTS, EngineError
+from refimpl.engines.recipes import RECIPES
 
 
 @pytest.fixture(autouse=True)
@@ -48,11 +48,15 @@ def test_the_table_says_what_is_missing_and_how_to_get_it(capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["setup"], "setup needs a NAME; these have one: vllm, llama_cpp, llama_cpp_prebuilt, mistralrs, mlx_lm"),
+        (
+            ["setup"],
+            "setup needs a NAME; these have one: "
+            "vllm, llama_cpp, llama_cpp_prebuilt, mistralrs, mlx_lm, openvino_genai",
+        ),
         (
             ["setup", "peft"],
             "'peft' has no environment to set up; "
-            "these have one: vllm, llama_cpp, llama_cpp_prebuilt, mistralrs, mlx_lm",
+            "these have one: vllm, llama_cpp, llama_cpp_prebuilt, mistralrs, mlx_lm, openvino_genai",
         ),
     ],
 )
@@ -63,8 +67,8 @@ def test_what_cannot_be_set_up_is_one_line(argv: list[str], message: str, capsys
 
 
 ENGINES = (
-    "there is no engine 'vlm'; there is peft, vllm, llama_cpp, llama_cpp_prebuilt, mistralrs, mlx_lm, openai_http, "
-    "tensorrt_llm, recorded, learn, module:function, numpy, reference, cuda, mutant:NAME, blind:KEY"
+    "there is no engine 'vlm'; there is peft, vllm, llama_cpp, llama_cpp_prebuilt, mistralrs, mlx_lm, openvino_genai, "
+    "openai_http, tensorrt_llm, recorded, learn, module:function, numpy, reference, cuda, mutant:NAME, blind:KEY"
 )
 MUTANTS = "there is no mutant 'rslora_ignore': `loracle engines --mutants` has them"
 

@@ -11,8 +11,9 @@ from showing import Shown, compared, shows
 
 import refimpl
 from refimpl.engines import registry
-from refimpl.engines.environments import LLAMA_CPP, VLLM, folder, missing
+from refimpl.engines.environments import folder, missing
 from refimpl.engines.interface import Engine, EngineRequest, Settings
+from refimpl.engines.recipes import LLAMA_CPP, VLLM
 
 JOB = Path(__file__).parents[1] / "engines" / "job_convert_lora.py"
 CONVERTER = "source/*/vendor/llama.cpp/convert_lora_to_gguf.py"

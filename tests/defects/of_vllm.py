@@ -13,8 +13,9 @@ from showing import Shown, compared, shows
 
 import refimpl
 from refimpl.engines import registry
-from refimpl.engines.environments import VLLM, missing, python_of
+from refimpl.engines.environments import missing, python_of
 from refimpl.engines.interface import Engine, EngineRequest, Settings
+from refimpl.engines.recipes import VLLM
 from refimpl.formats.peft import save_adapter
 
 JOB = Path(__file__).parent / "job_vllm.py"

@@ -20,8 +20,9 @@ import refimpl
 from refimpl.config import ModelConfig
 from refimpl.engines import registry
 from refimpl.engines.adapter_limits import limits_of, names, read_engine
-from refimpl.engines.environments import LLAMA_CPP, VLLM, folder
+from refimpl.engines.environments import folder
 from refimpl.engines.interface import EngineRequest, Settings
+from refimpl.engines.recipes import LLAMA_CPP, VLLM
 from refimpl.errors import LoracleError
 from refimpl.formats.convert import convert
 

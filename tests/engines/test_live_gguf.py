@@ -18,8 +18,9 @@ from support.build import random_adapter
 from refimpl import Request, logits
 from refimpl.config import Rope
 from refimpl.engines import registry
-from refimpl.engines.environments import LLAMA_CPP, folder
+from refimpl.engines.environments import folder
 from refimpl.engines.interface import EngineRequest, Settings
+from refimpl.engines.recipes import LLAMA_CPP
 from refimpl.formats.gguf import write_gguf_adapter
 from refimpl.formats.peft import save_adapter
 from refimpl.loading.adapter_folder import load_adapter

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from refimpl.engines import environments
-from refimpl.engines.environments import RECIPES, Recipe, Step, folder, missing, python_of, set_up
+from refimpl.engines.environments import folder, missing, python_of, set_up
 from refimpl.engines.interface import EngineError
+from refimpl.engines.recipes import RECIPES, Recipe, Step
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="engines in environments of their own need POSIX")
 

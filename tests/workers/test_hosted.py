@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from workers import fake_engine as fake
 
-from refimpl.engines.environments import Recipe
 from refimpl.engines.hosted import Hosted
 from refimpl.engines.interface import Capabilities, EngineError, EngineRequest, Settings
+from refimpl.engines.recipes import Recipe
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="engines in environments of their own need POSIX")
 
