@@ -28,6 +28,7 @@ from ..backends import BACKENDS
 from ..engine import Engine
 from ..model import logits
 from .adapter_testbed import (
+    CLOCKS,
     Setup,
     Testbed,
     adapter_bytes,
@@ -58,7 +59,7 @@ def bench(setup: Setup) -> Iterator[Result]:
         "setup": described(beside.setup),
         "base_bytes": beside.model.nbytes,
         "largest_difference": verified(beside),
-        "bandwidth": copy_rate(device_namespace(setup.device)),
+        "bandwidth": copy_rate(device_namespace(setup.device), timer=CLOCKS[setup.clock]),
         "points": [{"adapters": count, **memory[count]} for count in counts],
         "left_out": [],
     }
