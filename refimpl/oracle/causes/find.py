@@ -33,6 +33,7 @@ LARGEST = 100.0  # a larger coefficient is of two changes that take back one ano
 HOPELESS = 20.0  # times the limit: what leaves more, and a quarter of the error, is not fitted further
 FEWER = 8.0  # times less must be left by each further change
 CANDIDATES = 10  # causes that are held against every request; larger: slower
+ALIKE_HERE = 24  # regions that are tried beside the best cause's; larger: slower
 REGIONS = 3  # of the same sources in them
 AS_NEAR = 1.0  # per request, of the logarithm of the variance that is left; larger: more rivals of a cause are tried
 
@@ -141,7 +142,26 @@ def find(
             break
         before = residual
     said = [cause for cause in causes if cause.may_be_said and not any(_undoes(one, cause) for one in suspects)]
-    return _different(sorted(said, key=_score))[:CANDIDATES]
+    chosen = _different(sorted(said, key=_score))[:CANDIDATES]
+    return chosen + (_alike_here(suspects, chosen[0]) if chosen else [])
+
+
+def _alike_here(suspects: Sequence[Suspect], cause: Cause) -> list[Cause]:
+    """Return a cause of one change with the other regions of tokens that are the same tokens in all of these requests:
+    which of them it is other requests tell."""
+    if len(cause.atoms) > 1 or cause.chooses:
+        return []
+    (atom,) = cause.atoms
+    words = [region.words for region in suspects[0].token_regions]
+    costs = {region.words: region.cost for region in suspects[0].token_regions}
+    alike = [
+        one
+        for one in words
+        if one != atom.tokens and all((suspect.rows(one) == suspect.rows(atom.tokens)).all() for suspect in suspects)
+    ]
+    more = sorted(alike, key=lambda one: costs[one])[:ALIKE_HERE]
+    cost = cause.costs[0] - costs[atom.tokens]
+    return [replace(cause, atoms=(replace(atom, tokens=one),), costs=(cost + costs[one],)) for one in more]
 
 
 def _different(causes: Sequence[Cause]) -> list[Cause]:

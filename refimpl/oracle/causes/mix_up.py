@@ -65,6 +65,7 @@ class Source:
     delta: Delta
     kind: str = "part"  # own, part (of own), instead, added
     cost: float = 1.0  # bits, about: plain sources come before crooked ones where both explain
+    same_as: str = ""  # a key; sources that have the same here make the same delta, whatever they are called
     members: tuple[str, ...] = ()  # keys: it is one of these in each request, whichever leaves least
 
 

@@ -111,10 +111,14 @@ def _residuals(
     residual = error - basis.T @ (basis @ error)
     variance = float(residual @ residual)
     variances = np.full((len(keys), len(modules), len(tokens)), variance)
+    firsts: dict[int, int] = {}  # effects that several sources share -> the first of these
     for i, key in enumerate(keys):
         if key not in suspect.effects:
             continue
         effects = suspect.effects[key]
+        if (first := firsts.setdefault(id(effects), i)) < i:
+            variances[i] = variances[first]
+            continue
         somewhere = effects.any(axis=(1, 2))
         sets, of_set = np.unique(modules[:, somewhere], axis=0, return_inverse=True)  # where it does nothing: the same
         atoms = tokens @ np.tensordot(sets, effects[somewhere], axes=1)  # [sets of modules, sets of tokens, K]

@@ -5,6 +5,7 @@ import numpy as np
 from ..cases.case import Case, Exchange, Run, keys_of, loaded_before, replay
 from ..cases.testbed import Testbed
 from .history import former_adapters
+from .regions import IN_BATCH
 
 SLOTS = (2, 3, 4)  # of an engine that has fewer than a batch needs
 SAME = 4  # tokens that two prompts share, so that a cache may take one for the other
@@ -31,6 +32,8 @@ def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str
             "the request with the longest prompt": keys[int(np.argmax(lengths))],
             "the request with the shortest prompt": keys[int(np.argmin(lengths))],
         }
+        owners = [key for key, length in zip(keys, lengths, strict=True) for _ in range(length)]
+        related |= {f"the request of the batch's token {n}": owners[n - 1] for n in IN_BATCH if n <= len(owners)}
         numbers = {key: number for number, key in enumerate(meaning.values(), 1)}
         order = sorted(range(n), key=lambda i: numbers.get(keys[i] or "", 0))  # the base first
         related |= {

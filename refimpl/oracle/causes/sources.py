@@ -34,7 +34,8 @@ def sources_of(
         yield from input_sources(key, modules)
     for called, other in others.items():
         if other != key:
-            yield from adapter_sources(key, other, called)
+            for one in adapter_sources(key, other, called):
+                yield replace(one, same_as=one.key.removesuffix(called) + (other or THE_BASE))
 
 
 def whichever(key: str | None, adapters: Sequence[str]) -> Iterator[Source]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+SMALL = 0.1  # share of the failed requests that a cause may leave over without being called a part
+
 
 @dataclass(frozen=True)
 class Change:
@@ -64,7 +66,9 @@ class CauseReport:
         """What speaks for it, in numbers."""
         share = f"{self.explained} of {self.failed} failed requests of one adapter or none"
         exceptions = f", {self.exceptions} requests do not fit the condition" if self.exceptions else ""
-        return f"explains {share}, at most {self.residual:.2g} x noise left{exceptions}"
+        rest = 1 - self.explained / self.failed
+        part = f"part of it, leaves {rest:.0%} of them: " if rest > SMALL else ""
+        return f"{part}explains {share}, at most {self.residual:.2g} x noise left{exceptions}"
 
 
 def in_words(words: str, kind: str, coefficient: float | None, by_adapter: tuple[tuple[str, float], ...]) -> str:

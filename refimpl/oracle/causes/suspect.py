@@ -170,9 +170,10 @@ class Suspect:
         modules = self.testbed.exact.config.modules()
         effects: dict[str, Array] = {}
         shape = (len(modules), len(self.request.prompt_ids), len(self.adjoint.directions))
+        different = {one.same_as or key: one for key, one in self.sources.items() if not one.members}
         for i, module in enumerate(modules):
             point = self.point(module, self.adjoint.watch.inputs[module], self.adjoint.watch)
-            deltas = {key: source.delta(point) for key, source in self.sources.items() if not source.members}
+            deltas = {key: source.delta(point) for key, source in different.items()}
             present = {key: delta for key, delta in deltas.items() if delta is not None and delta.any()}
             if not present:
                 continue
@@ -183,7 +184,8 @@ class Suspect:
             along = self.adjoint.effects_of(module, stacked)  # [tokens, K, sources]
             for j, key in enumerate(present):
                 effects.setdefault(key, np.zeros(shape))[i] = along[:, :, j]
-        return effects
+        names = {key: one.same_as or key for key, one in self.sources.items()}
+        return {key: effects[name] for key, name in names.items() if name in effects}
 
     @cached_property
     def module_regions(self) -> list[Region]:
