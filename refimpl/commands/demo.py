@@ -38,6 +38,7 @@ EXAMPLE = "  loracle demo --seed 3"
 
 STYLES = {BASE: "white", "pirate": "cyan", "bard": "magenta", "robot": "green", "merchant": "yellow"}
 TOKENS, FEW_TOKENS = 112, 8  # per voice; the few are for kernels that run on a CPU, one fiber per thread
+TEMPERATURE = 0.8
 TIMED_TOKENS = 24  # per voice, of the runs that measure the speed; more: a longer demo, the same figure
 SECONDS_PER_STEP = 0.02  # a person reads along; the speed is measured in a run of its own
 
@@ -51,7 +52,9 @@ CLOSING = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of demo."""
     parser.add_argument("--seed", type=int, default=0, help="picks the scene and what is said in it (default 0)")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default 0.8)")
+    parser.add_argument(
+        "--temperature", type=float, default=TEMPERATURE, metavar="T", help=f"0 is greedy (default {TEMPERATURE})"
+    )
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help=f"per voice (default {TOKENS}; kernels on a CPU: {FEW_TOKENS})"
     )

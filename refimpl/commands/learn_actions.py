@@ -16,6 +16,7 @@ from ..errors import LoracleError
 from ..learn.exercise import Exercise, Lab
 from ..learn.folder import Course, digest, open_course, progress_of, reset
 from ..learn.grade_file import grade_file, grade_files
+from ..learn.progress import UnitProgress
 from ..learn.units import Unit, opened, units
 from ..learn.verdict import NOT_ATTEMPTED, PASSED, Verdict
 from ..learn.watch import changes
@@ -62,6 +63,7 @@ def about(course: Course, unit: Unit) -> dict[str, Any]:
         "opens": [str(file) for file in opened(unit)] if isinstance(unit, Exercise) else [],
         "edit": [str(file) for file in edited(course, unit)],
         "outcome": progress.outcome,
+        "passed": progress.passed,
         "mistake": progress.mistake,
         "tries": progress.tries,
         "hints": progress.hints,
@@ -203,22 +205,29 @@ def overview(course: Course) -> Table:
     """Return all units as a table."""
     current = course.current()
     table = Table("", "unit", "title", "min", "outcome", "tries", "hints", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for name in ("min", "tries", "hints"):
-        next(column for column in table.columns if column.header == name).justify = "right"
+    for column in table.columns:
+        column.justify = "right" if column.header in ("min", "tries", "hints") else "left"
+        column.no_wrap = column.header in ("unit", "min", "tries", "hints")  # names are copied: titles are broken first
     for unit in units():
         progress = course.progress.unit(unit.name)
-        outcome = progress.outcome + (f": {progress.mistake}" if progress.mistake else "")
-        outcome = "-" if progress.outcome == NOT_ATTEMPTED else outcome
         table.add_row(
             ">" if unit is current else "",
-            Text(unit.name, overflow="fold"),
+            Text(unit.name),
             Text(unit.title),
             str(unit.minutes),
-            Text(outcome, style=STYLES.get(progress.outcome, "yellow"), overflow="fold"),
+            Text(so_far(progress), style=STYLES.get(progress.outcome, "yellow"), overflow="fold"),
             str(progress.tries),
             f"{progress.hints}/{len(unit.hints)}",
         )
     return table
+
+
+def so_far(progress: UnitProgress) -> str:
+    """Return how far a unit is: what the last check said, and that an earlier one had passed."""
+    if progress.outcome == NOT_ATTEMPTED:
+        return "-"
+    last = progress.outcome + (f": {progress.mistake}" if progress.mistake else "")
+    return f"passed; the last try: {last}" if progress.passed and progress.outcome != PASSED else last
 
 
 def list_units(args: argparse.Namespace) -> int:

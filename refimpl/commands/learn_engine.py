@@ -14,9 +14,7 @@ from ..loading.model_folder import load_model
 from ..request import Request
 from ..streaming import generate
 from .common import BASE, Adapters
-from .demo import show
-
-TOKENS = 72  # per voice: two or three lines
+from .demo import TEMPERATURE, TOKENS, show
 
 
 def engine(args: argparse.Namespace) -> int:
@@ -29,7 +27,8 @@ def engine(args: argparse.Namespace) -> int:
     adapters = Adapters(dict(tiny.VOICES), model)
     names, prompt = [BASE, *tiny.VOICES], tiny.DEMO_PROMPTS[0]
     ids = model.tokenizer.encode(prompt)
-    requests = [Request(ids, adapters.chosen(name), TOKENS) for name in names]
+    # As `loracle demo` has them, with its seed: the same story, unless a step rounds so that a draw falls otherwise.
+    requests = [Request(ids, adapters.chosen(name), TOKENS, TEMPERATURE, seed=0) for name in names]
     ops = ops_of(steps)
     if args.json:
         outputs = generate(model, requests, ops=ops)

@@ -18,6 +18,7 @@ import numpy as np
 from .exercise import Attempt
 
 AGAIN = 0.05  # seconds between two interrupts: fewer are lost for longer, more hinder what cleans up
+ONE_CALL = 10.0  # seconds: a call takes milliseconds; larger is more patience with a busy machine, and with a loop
 PRINTED = 200  # characters that are kept of what it prints
 
 
@@ -36,7 +37,8 @@ class WatchedAttempt:
     def __init__(self, function: Attempt, in_place: bool = False, seconds: float = math.inf) -> None:
         self.function, self.in_place = function, in_place
         self.deadline = time.perf_counter() + seconds
-        self.running = False
+        self.patience = min(seconds, ONE_CALL)  # with one call
+        self.called = math.inf  # when the call that is running began
         self.printed = ""
         self.returned_instead = False
         self.changed = ""  # the last argument that it changed and should have left
@@ -48,14 +50,14 @@ class WatchedAttempt:
         arguments = args[self.in_place :]
         fingerprints = [fingerprint(argument) for argument in arguments]
         output = FirstCharacters(PRINTED)
-        self.running = True
+        self.called = time.perf_counter()
         try:
             with contextlib.redirect_stdout(output):
                 result = self.function(*args, **kwargs)
         except NotImplementedError:
             raise NotAttempted from None
         finally:
-            self.running = False
+            self.called = math.inf
             self.printed = self.printed or output.getvalue()
         if before is not None and result is not None:
             self.returned_instead = np.array_equal(before, args[0])
@@ -63,6 +65,14 @@ class WatchedAttempt:
             if fingerprint(argument) != earlier:
                 self.changed = self.name_of(i)
         return result
+
+    def is_over(self) -> bool:
+        """Whether it is running, and either its call or the grading has taken too long. No call begins after that."""
+        now = time.perf_counter()
+        over = now - self.called > self.patience or (self.called <= now and now > self.deadline)
+        if over:
+            self.deadline = min(self.deadline, now)
+        return over
 
     def name_of(self, position: int) -> str:
         """The name that the function gives to one of its arguments."""

@@ -21,6 +21,7 @@ from ..errors import LoracleError
 from .exercise import Exercise
 from .progress import FILE, Progress, put_aside, read_progress
 from .units import PACKAGE, Unit, stub, unit_named, units
+from .verdict import NOT_ATTEMPTED
 
 NAME = "loracle-course"
 TESTS = "test_course.py"
@@ -186,7 +187,7 @@ def reset(course: Course, unit: Unit) -> list[tuple[Path, Path | None]]:
             course.progress.copies[name] = digest(target)
             outcomes.append((target, kept))
     progress = course.progress.unit(unit.name)
-    progress.outcome, progress.mistake, progress.graded = Progress().unit(unit.name).outcome, "", ""
+    progress.outcome, progress.mistake, progress.graded, progress.passed = NOT_ATTEMPTED, "", "", False
     course.save()
     return outcomes
 

@@ -5,16 +5,19 @@ So what Hypothesis shrinks is choices, not matrices: what is left of a case is w
 """
 
 import time
+import warnings
 from collections.abc import Hashable
 
 from hypothesis import HealthCheck, Phase, Verbosity, find, settings
 from hypothesis.errors import Flaky, NoSuchExample
+from numpy.exceptions import ComplexWarning
 
 from .attempt import NotAttempted, TooSlow, WatchedAttempt, line_of, time_limit
 from .exercise import Attempt, Case, Exercise, Mistake, ReturnsNothing
 from .verdict import NOT_ATTEMPTED, PASSED, RAISES, TOO_SLOW, WRONG, Verdict
 
 UNSTEADY = "Called twice with the same arguments it gives two results: something is kept between calls, or drawn."
+COMPLEX = "Its numbers are complex, and real ones are expected."
 AGAIN = 20  # cases that were right are asked once more when one is wrong: more find what is kept for longer
 MESSAGE = 1000  # characters that are kept of what an exception says
 LIMIT = 60.0  # seconds: larger is more patience with a slow machine, and with an endless loop
@@ -26,14 +29,15 @@ def grade(exercise: Exercise, function: Attempt, limit: float = LIMIT) -> Verdic
     began = time.perf_counter()
     attempt = WatchedAttempt(function, exercise.in_place, limit)
     try:
-        with time_limit(limit, lambda: attempt.running):
+        with time_limit(attempt.patience, attempt.is_over), warnings.catch_warnings():
+            warnings.simplefilter("error", ComplexWarning)
             verdict = search(exercise, attempt)
     except NotAttempted:
         verdict = Verdict(exercise.name, NOT_ATTEMPTED)
     except (TooSlow, Flaky):  # where TooSlow met Hypothesis itself, that takes it for a case that changes
         verdict = Verdict(exercise.name, WRONG, [UNSTEADY])
-        if time.perf_counter() - began >= limit:
-            lines = [f"Not done after {limit:.0f} s: is there a loop without an end?"]
+        if time.perf_counter() >= attempt.deadline:
+            lines = [f"Not done after {time.perf_counter() - began:.0f} s: is there a loop without an end?"]
             verdict = Verdict(exercise.name, TOO_SLOW, lines)
     verdict.seconds = time.perf_counter() - began
     verdict.printed = attempt.printed
@@ -68,8 +72,9 @@ def search(exercise: Exercise, attempt: WatchedAttempt) -> Verdict:
         # What chance did not meet: of eleven wrong prefix keys, 200 random pairs let four pass.
         case = next((case for case in exercise.fixed if wrong(case)), None)
         if case is None:
-            lines = exercise.summary(attempt) if exercise.summary else []
-            return Verdict(exercise.name, PASSED, lines, cases=tried)
+            if exercise.summary:  # a score: no definition that cases were held against
+                return Verdict(exercise.name, PASSED, exercise.summary(attempt), cases=tried, headline=PASSED)
+            return Verdict(exercise.name, PASSED, cases=tried)
     if any(difference(exercise, attempt, earlier) for earlier in right):
         return Verdict(exercise.name, WRONG, [UNSTEADY], cases=tried)
     return explain(exercise, attempt, case, tried)
@@ -83,6 +88,8 @@ def difference(exercise: Exercise, attempt: WatchedAttempt, case: Case) -> str:
         sentence = exercise.difference(attempt, case)
     except ReturnsNothing as error:
         return str(error)
+    except ComplexWarning:  # made an error while grading: NumPy would drop the imaginary part
+        return COMPLEX
     except Exception as error:
         return f"raises {type(error).__name__}: {message_of(error)} ({line_of(error, attempt)})"
     if sentence or not attempt.changed or exercise.may_change:
@@ -113,8 +120,8 @@ def explain(exercise: Exercise, attempt: WatchedAttempt, case: Case, tried: int)
     mistake = None if attempt.returned_instead else known_mistake(exercise, attempt)
     if mistake:
         verdict.mistake, verdict.says, verdict.links = mistake.name, mistake.says, mistake.links
-    returns_nothing = sentence == str(ReturnsNothing())
-    if exercise.consequence and not (raises or returns_nothing or attempt.returned_instead):
+    no_numbers = sentence in (str(ReturnsNothing()), COMPLEX)
+    if exercise.consequence and not (raises or no_numbers or attempt.returned_instead):
         verdict.consequence = consequence(exercise, attempt, case)
     return verdict
 

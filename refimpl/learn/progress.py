@@ -27,11 +27,7 @@ class UnitProgress:
     tries: int = 0
     hints: int = 0  # shown
     graded: str = ""  # SHA-256 of the file that had this outcome
-
-    @property
-    def passed(self) -> bool:
-        """Return whether the last check passed."""
-        return self.outcome == PASSED
+    passed: bool = False  # a check, this one or an earlier one: a try that fails takes nothing away
 
 
 @dataclass
@@ -50,6 +46,7 @@ class Progress:
         unit = self.unit(verdict.exercise)
         unit.tries += verdict.outcome != NOT_ATTEMPTED
         unit.outcome, unit.mistake, unit.graded = verdict.outcome, verdict.mistake, graded
+        unit.passed = unit.passed or verdict.passed
 
     def save(self, folder: Path) -> None:
         """Write progress.json: all of it, or nothing."""
@@ -78,7 +75,9 @@ def _unit(data: Mapping[str, Any]) -> UnitProgress:
     numbers = {key: data.get(key, 0) for key in ("tries", "hints")}
     if not all(is_integer(value) and 0 <= value <= MOST for value in numbers.values()):
         raise ValueError("tries and hints are counts")
-    return UnitProgress(**_texts({key: data.get(key, "") for key in ("outcome", "mistake", "graded")}), **numbers)
+    texts = _texts({key: data.get(key, "") for key in ("outcome", "mistake", "graded")})
+    passed = data.get("passed", False) is True or texts["outcome"] == PASSED  # older files have the outcome alone
+    return UnitProgress(**texts, **numbers, passed=passed)
 
 
 def _texts(data: Mapping[str, Any]) -> dict[str, Any]:

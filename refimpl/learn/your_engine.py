@@ -21,6 +21,7 @@ from .folder import course_folder, digest, place_in
 from .grade_file import grade_files
 from .load_file import DoesNotRun, load_function
 from .progress import Progress, read_progress
+from .verdict import PASSED
 
 _passed: dict[tuple[str, str], bool] = {}  # (exercise, SHA-256 of the file): a campaign makes the engine many times
 
@@ -63,7 +64,7 @@ def passed_steps(folder: Path) -> list[Step]:
 def passed_as_it_is(folder: Path, exercise: Exercise, progress: Progress) -> bool:
     """Return whether the last check passed, and the file is still the same."""
     unit = progress.unit(exercise.name)
-    return unit.passed and unit.graded == digest(place_in(folder, exercise))
+    return unit.outcome == PASSED and unit.graded == digest(place_in(folder, exercise))
 
 
 def step(folder: Path, exercise: Exercise) -> Step:

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 from refimpl.learn.exercise import Exercise, Mistake
@@ -122,6 +123,16 @@ def test_an_endless_loop() -> None:
     time.sleep(0.4)  # nothing comes later
 
 
+def test_one_call_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loop(y: np.ndarray) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr("refimpl.learn.attempt.ONE_CALL", 0.2)
+    verdict = grade(DOUBLE, loop, limit=1000)
+    assert verdict.outcome == TOO_SLOW and "Not done after 0 s" in verdict.text()
+
+
 def test_a_loop_that_catches_the_first_interrupt_is_interrupted_again() -> None:
     def stubborn(y: np.ndarray) -> None:
         with contextlib.suppress(BaseException):
@@ -145,7 +156,7 @@ def test_time_that_is_up_between_two_calls_is_seen_at_the_next() -> None:
 def test_a_score_is_said_of_what_passes() -> None:
     exercise = Exercise(**{**vars(DOUBLE), "summary": lambda function: [f"1 becomes {result(function, 1)[0] / 2:g}"]})
     verdict = grade(exercise, right)
-    assert verdict.lines == ["1 becomes 2"] and "1 becomes 2" in verdict.text()
+    assert verdict.lines == ["1 becomes 2"] and verdict.text() == "double: passed\n  1 becomes 2"
     assert grade(exercise, minus_one).lines[0] == "yours [-2]"
 
 

@@ -276,3 +276,7 @@ def test_measure_py_prints_the_bytes(tmp_path: Path) -> None:
     assert "weights    262,144 bytes asked for,   16,384 different ones" in run(
         tmp_path, "measure.py", "lora_shrink_v1", "1"
     )
+    for words in ((), ("lora_shrink_v1",), ("lora_shrink_v1", "0"), ("foo", "1")):
+        command = [sys.executable, "measure.py", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from refimpl import learn
+from refimpl import cli, learn
 from refimpl.errors import LoracleError
 from refimpl.learn import grade_file as grading
 from refimpl.learn import load_file
@@ -280,9 +280,27 @@ def test_progress_is_read_back_and_counts(tmp_path: Path) -> None:
             "tries": 1,
             "hints": 2,
             "graded": "",
+            "passed": False,
         }
     )
     assert [file.name for file in tmp_path.iterdir()] == ["progress.json"]
+
+
+def test_a_try_that_fails_takes_no_pass_away(
+    course: Course, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for verdict in (Verdict("ch01_linear", PASSED), Verdict("ch01_linear", WRONG)):
+        course.progress.note(verdict, "digest")
+    course.save()
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["learn", "list", "--folder", str(course.folder)]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("passed;", "wrong")) and f"1 of {len(units())} passed" in out
+    assert all(f" {unit.name} " in out for unit in units())  # in one piece
+    older = {"units": {"x": {"outcome": PASSED}}, "copies": {}}
+    (course.folder / "progress.json").write_text(json.dumps(older))
+    progress = read_progress(course.folder)
+    assert progress is not None and progress.unit("x").passed
 
 
 DAMAGED = [

@@ -319,6 +319,24 @@ def test_the_argument_that_was_changed_is_named_as_the_learner_names_it() -> Non
     assert "right, but A is not what it was before" in verdict.lines[-1]
 
 
+def test_what_is_right_in_fewer_digits_or_complex_is_told_so() -> None:
+    for dtype, says in (("float32", "rounded to fewer digits"), ("float16", "to fewer digits"), (complex, "complex")):
+
+        def narrow(*arguments: Any, dtype: Any = dtype) -> Array:
+            return np.array(list(yields_rows(*arguments))).astype(dtype)
+
+        verdict = grade(learn.load("ch01_linear"), narrow)
+        assert (verdict.outcome, verdict.mistake) == (WRONG, "") and says in verdict.lines[-1]
+
+
+def test_parts_that_fit_nowhere_get_no_name_of_others_that_do_not() -> None:
+    def whole_inputs(A: Array, B: Array, split: str, ranks: int) -> Any:
+        return [(A, part) for part in np.split(B, ranks)] if split == "out" else [(A, B)] * ranks
+
+    verdict = grade(learn.load("ch10_shard"), whole_inputs)
+    assert (verdict.outcome, verdict.mistake) == (WRONG, "") and "gets 1 inputs" in verdict.lines[-1]
+
+
 def test_another_change_of_the_tables_is_not_called_emptying_the_slot() -> None:
     verdict = grade(learn.load("ch07_select_victim"), says_that_it_was_used)
     assert verdict.outcome == WRONG and verdict.mistake == "" and "tables are not what they were" in verdict.lines[-1]

@@ -56,7 +56,8 @@ for name, voice in voices.items():
 # Nobody compares all of that each time. A full block gets a *prefix key*: a SHA-256 over everything that it depends on.
 # (Two meanings of "key" meet here. Those of attention lie in the block; this one is the block's name in a dictionary.)
 # `parent`, the key of the block before it, stands for all that came earlier, so that keys form a chain. An adapter
-# stands in it by its *digest*, the SHA-256 of its weights: names can be used again for other weights.
+# stands in it by its *digest*, the SHA-256 of its weights: names can be used again for other weights. (Other bytes that
+# are equal exactly when all of this is would do as well; but a digest has 32 of them, however long the prompt is.)
 
 # %%
 adapters = loracle.Engine(model).adapters

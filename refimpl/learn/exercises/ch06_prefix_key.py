@@ -8,7 +8,7 @@ Two blocks may have the same key exactly when their keys and values are the same
 
 
 def prefix_key(parent, token_ids, base, p, adapters):
-    """Return the key of a block, as bytes.
+    """Return the key of a block, as bytes of any length.
 
     parent     the key of the block before it; b"" for the first one
     token_ids  the tokens of the block: a list of whole numbers

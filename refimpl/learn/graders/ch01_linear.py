@@ -22,6 +22,7 @@ from ..mistakes.ch01_linear import MISTAKES
 from ..numbers import Primes, listed, plain, shown
 
 LARGE = 128  # d_in and d_out of the case whose memory is watched: a larger one stands out more from Python's own
+OF_FLOAT16 = 2e-3  # relative: so near comes what is right and was rounded to float32 or float16
 SHARE_OF_W = 0.5  # of its bytes, that the right way is far below: it makes what has the size of x and y
 
 
@@ -98,6 +99,8 @@ def difference(attempt: Attempt, case: Case) -> str:
     if y.shape != right.shape:
         return f"It returns an array {list(y.shape)}, where one {list(right.shape)} is expected: [tokens, d_out]."
     if not np.allclose(y, right, rtol=1e-9, atol=0):
+        if np.allclose(y, right, rtol=OF_FLOAT16, atol=0):
+            return "Its first digits are right alone: the arguments are float64, and yours is rounded to fewer digits."
         return "That is not W x + scale * B (A x)."
     if changed:
         return f"y is right, but {changed[0]} is not what it was before: whoever comes next will meet that."

@@ -100,7 +100,11 @@ def parts_in_words(attempt: Attempt, case: Case) -> str:
 
 
 def behaviour(attempt: Attempt, case: Case) -> str:
-    return plain(yours(attempt, case))
+    """What the ranks make of it; where that cannot be computed, the parts themselves, for there are many such."""
+    try:
+        return plain(yours(attempt, case))
+    except ValueError:
+        return parts_in_words(attempt, case)
 
 
 def consequence(attempt: Attempt, case: Case) -> str:
