@@ -16,7 +16,6 @@ from ..errors import LoracleError
 from ..learn.exercise import Exercise, Lab
 from ..learn.folder import Course, digest, open_course, progress_of, reset
 from ..learn.grade_file import grade_file, grade_files
-from ..learn.progress import UnitProgress
 from ..learn.units import Unit, opened, units
 from ..learn.verdict import NOT_ATTEMPTED, PASSED, Verdict
 from ..learn.watch import changes
@@ -215,19 +214,11 @@ def overview(course: Course) -> Table:
             Text(unit.name),
             Text(unit.title),
             str(unit.minutes),
-            Text(so_far(progress), style=STYLES.get(progress.outcome, "yellow"), overflow="fold"),
+            Text(progress.so_far, style=STYLES.get(progress.outcome, "yellow"), overflow="fold"),
             str(progress.tries),
             f"{progress.hints}/{len(unit.hints)}",
         )
     return table
-
-
-def so_far(progress: UnitProgress) -> str:
-    """Return how far a unit is: what the last check said, and that an earlier one had passed."""
-    if progress.outcome == NOT_ATTEMPTED:
-        return "-"
-    last = progress.outcome + (f": {progress.mistake}" if progress.mistake else "")
-    return f"passed; the last try: {last}" if progress.passed and progress.outcome != PASSED else last
 
 
 def list_units(args: argparse.Namespace) -> int:

@@ -29,6 +29,14 @@ class UnitProgress:
     graded: str = ""  # SHA-256 of the file that had this outcome
     passed: bool = False  # a check, this one or an earlier one: a try that fails takes nothing away
 
+    @property
+    def so_far(self) -> str:
+        """Return what the last check said, and that an earlier one had passed."""
+        if self.outcome == NOT_ATTEMPTED:
+            return "-"
+        last = self.outcome + (f": {self.mistake}" if self.mistake else "")
+        return f"passed; the last try: {last}" if self.passed and self.outcome != PASSED else last
+
 
 @dataclass
 class Progress:
