@@ -97,7 +97,8 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if report["cause"]:
         yield from cause_rows(report["cause"], [diagnosis["name"] for diagnosis in report["diagnosis"]])
     fails_from = times(report["noise"]["fails_from"])
-    yield "worst row", f"{times(report['worst_noise_ratio'])}; a row fails from {fails_from}", ""
+    if report["worst_noise_ratio"] is not None or report["noise"]["ceiling"] is not None:  # some row had numbers
+        yield "worst row", f"{times(report['worst_noise_ratio'])}; a row fails from {fails_from}", ""
     if report["noise"]["ceiling"] is not None:
         yield "rounding", f"ends at {times(report['noise']['ceiling'])}, to first order", ""
     for diagnosis in report["diagnosis"]:

@@ -14,11 +14,13 @@ adapters ("sums") then has "adapters": [(folder, weight), ...] as well, and rese
     my_function.reset = lambda: my_cache.clear()
 """
 
+import contextlib
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +65,13 @@ def make(options: Mapping[str, str]) -> "Function":
     if os.getcwd() not in sys.path:  # as python -m does: the user's file lies where the command is given
         sys.path.insert(0, os.getcwd())
     try:
-        namespace = importlib.import_module(module)
+        with contextlib.redirect_stdout(sys.stderr):
+            namespace = importlib.import_module(module)
         function = getattr(namespace, name)
     except ImportError as error:
         raise EngineError(f"{options['function']}: {error}") from None
+    except SystemExit as error:
+        raise EngineError(f"{options['function']}: module {module} exits with {error} when it is imported") from None
     except AttributeError:
         meant = did_you_mean(name, vars(namespace))
         raise EngineError(f"{options['function']}: module {module} has no {name}{meant}") from None
@@ -105,17 +110,24 @@ class Function:
         self.folders.pop(name, None)
 
     def run(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
-        """Call the function once for all requests. An exception of its own fails every one of them."""
+        """Call the function once for all requests. An exception of its own, and an exit, fails every one of them.
+
+        What it prints goes to stderr: stdout is the report's."""
         arguments = [self._argument(request) for request in requests]
         try:
-            values = list(self.function(str(self.settings.model), arguments))
-        except Exception as error:  # the user's code may raise anything
+            with contextlib.redirect_stdout(sys.stderr):
+                values = list(self.function(str(self.settings.model), arguments))
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             message = f"{type(error).__name__}: {error}{_raised_at(error)}"
             return [EngineResponse(error=message, raw=traceback.format_exc())] * len(requests)
         if len(values) != len(requests):
             wrong = f"{len(values)} answers to {len(requests)} requests"
             return [EngineResponse(error=wrong, raw=repr(values)[:1000])] * len(requests)
-        return [_response(request, value) for request, value in zip(requests, values, strict=True)]
+        responses = [_response(request, value) for request, value in zip(requests, values, strict=True)]
+        if any(one.error for one in responses) and _fit_in_another_order(requests, values):
+            hint = " (are the answers in the order of the requests?)"
+            responses = [replace(one, error=one.error + hint) if one.error else one for one in responses]
+        return responses
 
     def _argument(self, request: EngineRequest) -> dict[str, Any]:
         """What the function gets for one request."""
@@ -136,7 +148,17 @@ class Function:
         """Do nothing: no resource is held."""
 
 
-def _raised_at(error: Exception) -> str:
+def _fit_in_another_order(requests: Sequence[EngineRequest], values: Sequence[Any]) -> bool:
+    """Are there as many rows as the texts have places, but of other requests?"""
+    places = [len(request.prompt_ids) + request.max_new_tokens - 1 for request in requests]
+    try:
+        rows = [len(value.get("logits", value.get("logprobs"))) for value in values]
+    except (AttributeError, TypeError):
+        return False
+    return rows != places and sorted(rows) == sorted(places)
+
+
+def _raised_at(error: BaseException) -> str:
     """The innermost line of code that is neither ours nor a library's, with the function that it is in."""
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
     of_user = [frame for frame in frames if "site-packages" not in frame.filename]

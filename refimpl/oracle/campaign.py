@@ -39,7 +39,7 @@ from .ray_cluster import executor
 from .repeatable import ask_twice
 from .reports.result import CampaignSettings, Explanation, PlayedCase, Result
 from .second_look import SecondLook
-from .verdicts import judge_all
+from .verdicts import judge_all, why_undecided
 
 SAMPLE = 16  # cases that are looked at below the noise; larger: slower, and smaller bugs are seen
 CEILINGS = 3  # batches of which it is computed where rounding ends; larger: slower, the median moves by little
@@ -99,8 +99,10 @@ class Campaign:
             self.observer.judge(played, thresholds)
             if precisions.too_noisy(thresholds):
                 thresholds = self._lower_precision(played, thresholds, workers)
+            self.diagnostics += precisions.more_exact(thresholds, self.testbed.dtype)
             look = SecondLook(self.driver, self.testbed, self._wider_members(), thresholds)
             self.diagnostics += look.at_all(played) + ask_twice(self.driver, played, thresholds, self.members)
+            self.diagnostics += why_undecided(played)
             self._result = result = self._first_result(played, thresholds)
             result.ceiling = self._ceiling(played)
             if self.settings.below and result.verdict != "fail":  # it says what a pass is worth
@@ -137,8 +139,6 @@ class Campaign:
         total = self.settings.cases + self._sequences
         self.diagnostics.append(f"stopped by a signal, with {len(result.played)} of {total} cases measured")
         return result
-
-    # Asking.
 
     def _run_all(self, workers: Executor) -> list[PlayedCase]:
         began = time.monotonic()

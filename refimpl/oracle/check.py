@@ -55,7 +55,8 @@ def check(
         testbed = build(model, dtype, settings.seed, work, engine.capabilities, adapters, adapter_count)
         return Campaign(make, testbed, settings, work, observer).run()
     result = None
-    for share, family in shares(settings, engine.capabilities.families):
+    parts = shares(settings, engine.capabilities.families)
+    for share, family in parts:
         base = f"base {share.seed - settings.seed}" + (f", a {family}" if family else "")
         folder = work / base.replace(", a ", "-").replace(" ", "-")
         count = KINDS
@@ -76,6 +77,7 @@ def check(
         if result.verdict == "fail" or result.interrupted:
             break
     assert result is not None  # there is at least one share
+    result.diagnostics += not_asked(parts, engine.capabilities.families)
     return result
 
 
@@ -97,6 +99,14 @@ def shares(settings: CampaignSettings, families: Sequence[str] = ()) -> list[tup
     if settings.budget is None:
         return parts
     return [(replace(share, budget=settings.budget / len(parts)), family) for share, family in parts]
+
+
+def not_asked(parts: Sequence[tuple[CampaignSettings, str]], families: Sequence[str]) -> list[str]:
+    """Return one line where an engine has other families, and there were too few cases for any of them."""
+    others = ", ".join(family for family in families if family not in LLAMAS)
+    if not others or any(family for _, family in parts):
+        return []
+    return [f"so few cases are all on Llamas: no base of {others} was asked (--families, or more cases)"]
 
 
 def _of_families(settings: CampaignSettings) -> list[tuple[CampaignSettings, str]]:

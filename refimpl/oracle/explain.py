@@ -43,7 +43,10 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
     readable = any(one.has_wrong_numbers for one in failed)
     shortest = min(failed, key=_size)
     smallest, diagnostics = smaller(context, shortest)
-    words, symptoms = ("", []) if smallest is None else said_of_smallest(context, smallest, shortest.settings)
+    words, symptoms = "", list[Symptom]()
+    some_answer = any(not ratios.problem for one in played for ratios in one.ratios)  # or else it fails at anything
+    if smallest is not None and some_answer:
+        words, symptoms = said_of_smallest(context, smallest, shortest.settings)
     close = _close_cases(played, failed)
     samples = [context.sample(one) for one in close]
     with_rows = [sample for sample in samples if any(raw is not None for raw in sample.raws)]
@@ -51,6 +54,11 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
     symptoms += _symptoms(context, close, samples)
     clock = Clock(math.inf, context.end)
     is_late = not readable or clock.is_late("where it is")
+    asked = [] if smallest is None or not readable else [one for run in smallest.runs for one in run.requests]
+    without_adapters = bool(asked) and not any(request.adapters for request in asked)
+    if without_adapters and len(asked) == 1:
+        symptoms = [Symptom("wrong without any adapter: look at the base first", 1, 1), *symptoms]
+    is_late = is_late or without_adapters  # cutting adapters would say nothing
     locations, divergence, more = ([], None, []) if is_late else located(context, failed)
     search_bugs = readable and context.settings.name_bug and not clock.is_late("the cause")
     cause, broken_off = _cause(context, played) if search_bugs else (None, [])

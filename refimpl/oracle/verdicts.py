@@ -1,10 +1,13 @@
 """The verdicts on all requests of a campaign, by what its own cases say honest noise is."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from .noise.verdict import Thresholds, judge, learn_thresholds
 from .reports.result import PlayedCase
+
+WITHOUT_EFFECT = "no adapter changes what it shows by more than noise, so that an engine without any would be right"
 
 
 def judge_all(played: Sequence[PlayedCase]) -> Thresholds:
@@ -21,6 +24,17 @@ def judge_all(played: Sequence[PlayedCase]) -> Thresholds:
             if verdict.verdict == "pass" and ratios.adapter_effect < thresholds.ratio
         ]
         if blind and len(blind) == len(one.verdicts):
-            why = "no adapter matters in this case"
-            one.verdicts = [replace(verdict, verdict="undecided", why=why) for verdict in one.verdicts]
+            one.verdicts = [replace(verdict, verdict="undecided", why=WITHOUT_EFFECT) for verdict in one.verdicts]
     return thresholds
+
+
+def why_undecided(played: Sequence[PlayedCase]) -> list[str]:
+    """Return a line for each reason for which cases are undecided, with how many these are."""
+    reasons = Counter(
+        next(verdict.why for verdict in one.verdicts if verdict.verdict == "undecided")
+        for one in played
+        if one.verdict == "undecided"
+    )
+    return [
+        f"{n} of {len(played)} cases {'are' if n > 1 else 'is'} undecided: {why}" for why, n in reasons.most_common()
+    ]

@@ -19,7 +19,9 @@ from refimpl.engines.function import CAPABILITIES, Function
 from refimpl.engines.interface import EngineError, EngineRequest, Settings
 from refimpl.oracle.cases.case import Case, Load, Run, Unload
 from refimpl.oracle.cases.words import in_words
+from refimpl.oracle.check import not_asked, shares
 from refimpl.oracle.diagnosis.localise import Location, where_in_words
+from refimpl.oracle.reports.result import CampaignSettings
 
 pytest_plugins = ("pytester",)
 BASE = ("--model", str(small_testbed().folder))
@@ -53,6 +55,22 @@ def raises(model_dir, requests):
 
 def helper(requests):
     return requests[0]["no such key"]
+
+def exits(model_dir, requests):
+    raise SystemExit(0)
+
+def prints(model_dir, requests):
+    print("Loading shards ...")
+    return right(model_dir, requests)
+
+def other_tokens(model_dir, requests):
+    return [{**one, "token_ids": [(t + 1) % 64 for t in one["token_ids"]]} for one in right(model_dir, requests)]
+
+def other_order(model_dir, requests):
+    return right(model_dir, requests)[::-1]
+
+def other_base(model_dir, requests):
+    return [{**one, "logits": 1.001 * one["logits"]} for one in right(model_dir, requests)]
 
 def flat(model_dir, requests):
     return [{"logits": [0.0] * 7} for _ in requests]
@@ -96,6 +114,53 @@ def test_its_exception_is_quoted_with_file_line_and_function_and_the_check_stops
     assert code == 1 and report["cases"] == 1
     assert f"{engine}.py:{line}, in helper)" in report["symptoms"][0]["what"]
     assert "every answer to the first case was an error: no other was asked" in report["findings"]
+
+
+def test_an_exit_is_no_pass(capsys: pytest.CaptureFixture[str], engine: str) -> None:
+    code, out, _ = check(capsys, "--engine", f"{engine}:exits", *QUICK)
+    assert code == 1 and "SystemExit: 0" in out
+    assert "base rows are wrong" not in out and "smallest" not in out and "worst row" not in out, "nothing was read"
+
+
+def test_what_it_prints_is_not_in_the_report(capsys: pytest.CaptureFixture[str], engine: str) -> None:
+    code, out, err = check(capsys, "--engine", f"{engine}:prints", *QUICK, "--json")
+    assert code == 0 and json.loads(out)["verdict"] == "pass" and "Loading shards" in err
+
+
+def test_what_is_wrong_without_any_adapter_is_not_laid_at_their_door(
+    capsys: pytest.CaptureFixture[str], engine: str
+) -> None:
+    _, out, _ = check(capsys, "--engine", f"{engine}:other_base", *QUICK, "--json")
+    report = json.loads(out)
+    assert report["symptoms"][0]["what"] == "wrong without any adapter: look at the base first"
+    assert report["first_divergence"] is None and not report["where_in_words"]
+
+
+@pytest.mark.parametrize(
+    "what, said",
+    [("other_tokens", "is not the largest of its own row"), ("other_order", "in the order of the requests?")],
+)
+def test_plain_mistakes_are_said(capsys: pytest.CaptureFixture[str], engine: str, what: str, said: str) -> None:
+    code, out, _ = check(capsys, "--engine", f"{engine}:{what}", *QUICK, "--json")
+    assert code == 1 and any(said in one["what"] for one in json.loads(out)["symptoms"])
+
+
+def test_a_wider_type_than_the_one_asked_for_is_a_finding(capsys: pytest.CaptureFixture[str], engine: str) -> None:
+    """Its function is not told the type: it computes in float32."""
+    arguments = ("--engine", f"{engine}:right", *QUICK, "--model", "random", "--cases", "2", "--json")
+    _, out, _ = check(capsys, *arguments, "--precision", "bfloat16")
+    assert any("computes in a wider type" in line for line in json.loads(out)["findings"])
+    _, out, _ = check(capsys, *arguments)
+    assert not any("wider" in line for line in json.loads(out)["findings"])
+
+
+def test_a_family_that_no_case_asked_for_is_said() -> None:
+    parts = shares(CampaignSettings(8, 4), ("llama", "qwen3"))
+    assert {family for _, family in parts} == {""}
+    assert not_asked(parts, ("llama", "qwen3")) == [
+        "so few cases are all on Llamas: no base of qwen3 was asked (--families, or more cases)"
+    ]
+    assert not not_asked(shares(CampaignSettings(50, 30), ("llama", "qwen3")), ("llama", "qwen3"))
 
 
 def test_a_wrong_shape_says_what_was_expected(capsys: pytest.CaptureFixture[str], engine: str) -> None:
@@ -230,7 +295,7 @@ def test_the_pytest_plugin_passes_the_right_one_and_prints_the_cause(pytester: p
     )
     result = pytester.runpytest_subprocess(file, "-p", "no:cacheprovider")
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["*FAIL*raises, in float32", "smallest *one request of *", "symptoms *KeyError*"])
+    result.stdout.fnmatch_lines(["*FAIL*raises, in float32", "symptoms *no answer: KeyError*", "symptoms *KeyError*"])
 
 
 def test_small_cases_in_words() -> None:

@@ -17,6 +17,7 @@ from refimpl.oracle.campaign import Campaign
 from refimpl.oracle.cases.case import Case, Run
 from refimpl.oracle.reports.result import CampaignSettings
 from refimpl.oracle.second_look import with_other_tokens
+from refimpl.oracle.verdicts import WITHOUT_EFFECT
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 
@@ -86,6 +87,7 @@ def test_adapters_that_do_nothing_show_nothing(tmp_path: Path) -> None:
     idle = dataclasses.replace(testbed, paths={first: tmp_path / "zero"}, adapters={first: zero})
     result = Campaign(Ours, idle, CampaignSettings(4, 0, below=False), tmp_path).run()
     assert result.verdict == "undecided"
+    assert result.diagnostics == [f"4 of 4 cases are undecided: {WITHOUT_EFFECT}"]
 
 
 def test_retold_keeps_what_prompts_have_in_common() -> None:

@@ -20,6 +20,9 @@ from ..noise.rms import rms, rms_shown
 from ..noise.verdict import Thresholds, Verdict
 from .fit import fit
 
+NOT_A_TIE = 0.01  # of a row's range: a token may be chosen by numbers of a wider type than those that are shown
+NOT_ONE = 0.005  # how far from 1 a factor is that is said: with three digits, it is not 1
+
 
 @dataclass(frozen=True)
 class Symptom:
@@ -44,7 +47,7 @@ def symptoms_of(
         if raw is None:
             continue
         lines += _of_one(sample, i, exchange, raw, one, testbed, thresholds)
-    if any(sample.counted[i].adapter is None for i in failed):
+    if any(sample.counted[i].adapter is None and not ratios[i].problem for i in failed):
         lines.append("base rows are wrong")
     return lines
 
@@ -107,6 +110,10 @@ def _of_one(
         k = _weight(testbed, exchange, raw)
         if k is not None and fits(_rows(testbed, text, [(testbed.adapters[exchange.adapters[0][0]], k)], raw)):
             return [f"the adapter's delta is {k:.3g} times as large as it should be"]
+    if greedy := not_greedy(exchange):
+        return [greedy]
+    if swapped(sample, i, thresholds):
+        return ["the answer is that of another request of its batch"]
     if shift := _shifted(raw, thresholds):
         places, way = f"{abs(shift)} place{'s' if abs(shift) > 1 else ''}", "later" if shift > 0 else "earlier"
         return [f"every row is that of the token {places} {way}"]
@@ -150,7 +157,38 @@ def _weight(testbed: Testbed, exchange: Exchange, raw: Errors) -> float | None:
         return float(np.sum(raw.error / raw.unit[:, None] * shift)) / length if length else float("nan")
 
     weight = fit(coefficient)
-    return weight if np.isfinite(weight) and weight != 1 else None
+    return weight if np.isfinite(weight) and abs(weight - 1) > NOT_ONE else None
+
+
+def not_greedy(exchange: Exchange) -> str:
+    """Return which produced token is not the one of its own row's largest number, by far; "" if each of them is."""
+    response = exchange.response
+    shown = response.logits if response.logits is not None else response.logprobs
+    row = len(exchange.request.prompt_ids) - 1 - response.first_position  # of the first one
+    if shown is None or row < 0:
+        return ""
+    for k, (token, numbers) in enumerate(zip(response.token_ids, shown[row:], strict=False)):
+        best = int(np.argmax(numbers))
+        with np.errstate(invalid="ignore"):  # a row that is no number is wrong in another way
+            chosen = token >= len(numbers) or not numbers[best] - numbers[token] > NOT_A_TIE * np.ptp(numbers)
+        if not chosen:
+            return f"produced token {k} is not the largest of its own row: requests are greedy"
+    return ""
+
+
+def swapped(sample: Sample, i: int, thresholds: Thresholds) -> bool:
+    """Are a request's rows those of another prompt of its batch, which go as far as that one has tokens?"""
+    mine, raw = sample.counted[i], sample.raws[i]
+    for other, theirs in zip(sample.counted, sample.raws, strict=True):
+        n = len(other.request.prompt_ids)
+        alike = other.request.prompt_ids == mine.request.prompt_ids and other.adapters == mine.adapters
+        if raw is None or theirs is None or other.run != mine.run or alike or not 1 < n <= len(raw.exact):
+            continue
+        if raw.exact.shape[1] == theirs.exact.shape[1] and len(theirs.exact) >= n:
+            residual = rms((raw.exact + raw.error)[:n] - theirs.exact[:n], axis=-1) / theirs.unit[:n]
+            if (residual < thresholds.ratio).all():
+                return True
+    return False
 
 
 def _shifted(raw: Errors, thresholds: Thresholds) -> int:

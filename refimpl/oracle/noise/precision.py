@@ -43,6 +43,7 @@ POINTS = {
         "logits",
     ),
 }
+EXACT = 10.0  # times more exact than its type allows; an engine that rounds fewer intermediates is up to 2 times
 NARROWER = {"float32": ("float16", "bfloat16"), "float16": ("bfloat16",), "bfloat16": ()}
 
 
@@ -63,6 +64,17 @@ class PrecisionFinding:
 def too_noisy(thresholds: Thresholds) -> bool:
     """Are the engine's base rows further off than those of the noisiest honest run, by more than chance?"""
     return bool(thresholds.base > thresholds.highest + 2 * thresholds.spread)
+
+
+def more_exact(thresholds: Thresholds, dtype: str) -> list[str]:
+    """Return one line where the engine's base rows are so exact that it must compute in a wider type; else none."""
+    times = float(np.exp(thresholds.level - thresholds.base))
+    if dtype == "float32" or not times > EXACT:
+        return []
+    return [
+        f"precision: base rows are {times:.3g} x as exact as {dtype} is: the engine computes in a wider type, and what "
+        f"is wrong by less than the noise of {dtype} was not seen; ask --precision float32"
+    ]
 
 
 def lower_precision(samples: Sequence[Sample], testbed: Testbed) -> PrecisionFinding | None:
