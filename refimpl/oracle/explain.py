@@ -54,9 +54,9 @@ def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
     symptoms += _symptoms(context, close, samples)
     clock = Clock(math.inf, context.end)
     is_late = not readable or clock.is_late("where it is")
-    asked = [] if smallest is None or not readable else [one for run in smallest.runs for one in run.requests]
-    without_adapters = bool(asked) and not any(request.adapters for request in asked)
-    if without_adapters and len(asked) == 1:
+    requests = [] if smallest is None or not readable else [one for run in smallest.runs for one in run.requests]
+    without_adapters = bool(requests) and not any(request.adapters for request in requests)
+    if without_adapters and len(requests) == 1:
         symptoms = [Symptom("wrong without any adapter: look at the base first", 1, 1), *symptoms]
     is_late = is_late or without_adapters  # cutting adapters would say nothing
     locations, divergence, more = ([], None, []) if is_late else located(context, failed)

@@ -295,7 +295,7 @@ def test_the_pytest_plugin_passes_the_right_one_and_prints_the_cause(pytester: p
     )
     result = pytester.runpytest_subprocess(file, "-p", "no:cacheprovider")
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["*FAIL*raises, in float32", "symptoms *no answer: KeyError*", "symptoms *KeyError*"])
+    result.stdout.fnmatch_lines(["*FAIL*raises, in float32", "symptoms *no answer: KeyError*"])
 
 
 def test_small_cases_in_words() -> None:
