@@ -91,7 +91,7 @@ def loracle_check(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         report = summary(result, name, repro)
         if result.verdict != "pass":
             screen = io.StringIO()
-            show(Console(file=screen, width=110), report, None)
+            show(Console(file=screen, width=110), report, None, in_pytest=True)
             pytest.fail("\n".join(line.rstrip() for line in screen.getvalue().splitlines()), pytrace=False)
         return report
 

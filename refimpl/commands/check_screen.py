@@ -35,6 +35,7 @@ class Screen(Observer):
         self.bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.tasks: dict[str, Any] = {}
         self.began = time.monotonic()
+        self.base = ""  # of several, the one that is asked about
 
     def __enter__(self) -> "Screen":
         self.bars.start()
@@ -42,6 +43,9 @@ class Screen(Observer):
 
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
+
+    def begin(self, base: str) -> None:
+        self.base = f"{base}: "
 
     def advance(self, what: str, done: int, total: int) -> None:
         if what not in self.tasks:
@@ -55,7 +59,7 @@ class Screen(Observer):
         worst = max((verdict.ratio for one in played for verdict in one.verdicts), default=0.0)
         ratios = [times(ratio if math.isfinite(ratio) else None) for ratio in (worst, thresholds.ratio)]
         count = f"{failed} of {len(played)} cases fail" if failed else f"none of {len(played)} cases fails"
-        self.say(f"{count}; worst row {ratios[0]}, a row fails from {ratios[1]}")
+        self.say(f"{self.base}{count}; worst row {ratios[0]}, a row fails from {ratios[1]}")
 
     def shrink(self, smallest: str) -> None:
         self.say(f"smallest failing case: {smallest}")
@@ -65,8 +69,8 @@ class Screen(Observer):
         self.console.print(Text(f"[{time.monotonic() - self.began:5.1f} s] {one_line(line)}"), soft_wrap=True)
 
 
-def show(console: Console, report: dict[str, Any], page: Path | None) -> None:
-    """Print the verdict first, then why, for people; report: the JSON."""
+def show(console: Console, report: dict[str, Any], page: Path | None, in_pytest: bool = False) -> None:
+    """Print the verdict first, then why, for people; report: the JSON. in_pytest: there is no --report."""
     console = Console(file=console.file, stderr=console.stderr, highlight=False)
     verdict = Text(report["verdict"].upper(), style=COLOURS[report["verdict"]])
     left_out = f", with {', '.join(report['left_out'])} left out" if report["left_out"] else ""
@@ -81,7 +85,10 @@ def show(console: Console, report: dict[str, Any], page: Path | None) -> None:
         console.print(Text(f"repeat it  loracle check --replay {shlex.quote(report['repro'])}"), soft_wrap=True)
         if page is None:
             size = bytes_of(Path(report["repro"]))
-            console.print(Text(f"           ({size}, yours to remove; with --report DIR it is in DIR)"), soft_wrap=True)
+            whose = (
+                "in pytest's folder of this test" if in_pytest else "yours to remove; with --report DIR it is in DIR"
+            )
+            console.print(Text(f"           ({size}, {whose})"), soft_wrap=True)
     if page is not None:
         console.print(Text(f"the page   {page}"), soft_wrap=True)
 

@@ -56,8 +56,11 @@ def check(
         return Campaign(make, testbed, settings, work, observer).run()
     result = None
     parts = shares(settings, engine.capabilities.families)
-    for share, family in parts:
-        base = f"base {share.seed - settings.seed}" + (f", a {family}" if family else "")
+    for number, (share, family) in enumerate(parts, 1):
+        of_family = f", a {family}" if family else ""
+        base = f"base {share.seed - settings.seed}{of_family}"
+        if observer is not None and len(parts) > 1:
+            observer.begin(f"base {number} of {len(parts)}{of_family}")
         folder = work / base.replace(", a ", "-").replace(" ", "-")
         count = KINDS
         testbed = build(model, dtype, share.seed, folder, engine.capabilities, adapters, count, family)

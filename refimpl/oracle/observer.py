@@ -9,6 +9,9 @@ from .reports.result import PlayedCase
 class Observer:
     """Hears everything, and says nothing."""
 
+    def begin(self, base: str) -> None:
+        """Of several bases this one is asked about now: "base 2 of 4, a qwen3"."""
+
     def advance(self, what: str, done: int, total: int) -> None:
         """So much of a part of the work is done."""
 
