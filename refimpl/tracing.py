@@ -19,6 +19,7 @@ from fnmatch import fnmatch
 import numpy as np
 
 from .arrays import Array, to_host
+from .errors import RequestError
 
 
 class Trace(Mapping[str, Array]):
@@ -26,11 +27,24 @@ class Trace(Mapping[str, Array]):
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
         self._patterns = patterns
+        self._unmatched = set(patterns)
+        self._offered = False
         self._parts: dict[str, list[Array]] = {}
 
     def wants(self, name: str) -> bool:
         """Does any of the patterns ask for this name?"""
-        return any(fnmatch(name, pattern) for pattern in self._patterns)
+        matching = {pattern for pattern in self._patterns if fnmatch(name, pattern)}
+        self._unmatched -= matching
+        self._offered = True
+        return bool(matching)
+
+    def check(self) -> None:
+        """RequestError for a pattern that matched nothing of what a forward pass had to offer."""
+        if self._offered and self._unmatched:
+            pattern = min(self._unmatched)
+            raise RequestError(
+                f"trace {pattern!r} matches no intermediate of this model; there is layers.0.q_proj.input"
+            )
 
     def record(self, name: str, x: Array) -> None:
         """Keep a copy under the name, if it is wanted."""
@@ -62,10 +76,13 @@ def active_trace() -> Trace | None:
 
 @contextmanager
 def trace(*patterns: str) -> Iterator[Trace]:
-    """Record what matches the patterns (as in a shell: "layers.*.lora") of every forward pass inside the block."""
+    """Record what matches the patterns (as in a shell: "layers.*.lora") of every forward pass inside the block.
+
+    RequestError at its end where one of them matched nothing."""
     listening = Trace(patterns or ("*",))
     token = _active.set(listening)
     try:
         yield listening
     finally:
         _active.reset(token)
+    listening.check()

@@ -219,7 +219,8 @@ def conclusions(body: dict[str, Any]) -> list[str]:
             "never" if count is None else f"from {count:,} adapters on" for count in device["batched_from"].values()
         )
         fit, longer = device["that_fit"], device["merged_from_tokens"]
-        base = f"{fit['batched']:,} adapters and the base" if device["base_fits"] else "no base"
+        few = f" (not {body['loaded']:,})" if body["loaded"] > fit["batched"] else ""
+        base = f"{fit['batched']:,} adapters{few} and the base" if device["base_fits"] else "no base"
         copies = f"{fit['merged']:,} merged {'copy' if fit['merged'] == 1 else 'copies'}"
         lines += [
             f"{name}: decode: a batch overtakes merged copies {merged}, one after another {alone}",
@@ -227,7 +228,9 @@ def conclusions(body: dict[str, Any]) -> list[str]:
             f"{'':{len(name)}}  beside the keys and values fit {base}, or {copies}",
         ]
     count = body["as_large_as_the_base"]
-    lines.append(f"{count:,} adapters are as large as the base" if count > 1 else "one adapter is as large as the base")
+    times = body["adapter"]["bytes"] / body["base"]["bytes"]
+    alone = f"one adapter is {times:,.3g} times as large as the base"
+    lines.append(f"{count:,} adapters are as large as the base" if count > 1 else alone)
     if body["no_launches"]:
         return [*lines, f"launches: none ({body['no_launches']})"]
     batched = body["launches"]["batched"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..adapter import Adapter
-from ..config import ModelConfig
+from ..config import LAYER_MODULES, ModelConfig
 from ..errors import AdapterError
 from ..loading.adapter_folder import adapter_folder, read_adapter
 from ..loading.conversion import all_finite
@@ -27,6 +27,7 @@ from .mlx import write_mlx_adapter
 from .peft import save_adapter
 from .trtllm import from_pair, to_pair
 from .trtllm_pair import STORED, WEIGHTS_FILE, Pair, check_pair, is_pair, pair_folders, read_pair, write_pair
+from .trtllm_report import uneven_layers, uneven_widths
 
 FORMATS = ("trtllm", "peft", "gguf", "mlx")
 READ_ONLY = ("nemo", "torchtune")
@@ -156,6 +157,12 @@ def _to_trtllm(adapter: Adapter, target: Path, options: Options) -> list[str]:
     check_pair(pair, target, diagnostics, options.base)
     if diagnostics.problems:
         raise AdapterError(diagnostics.problems[0])
+    inner = {module: lora for module, lora in adapter.lora.items() if module[1] in LAYER_MODULES}
+    if uneven := uneven_widths({module: (len(lora.B), lora.A.shape[1]) for module, lora in inner.items()}):
+        if options.base is None:  # else it is the base's own shape
+            raise AdapterError(f"{uneven}: is one of them damaged? --model DIR checks it against the base")
+        notes.append(uneven)
+    notes += uneven_layers(inner, options.base and options.base.num_hidden_layers)
     with new_folder(target) as scratch:
         write_pair(pair, scratch)
     return notes

@@ -4,7 +4,7 @@ The checks that need only the arrays are in trtllm_pair.py. These are about what
 was started, and what its loader reads of a PEFT folder (_torch/peft/lora/loaders.py, manager.py).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from ..adapter import PeftConfig
 from ..config import LAYER_MODULES, ModelConfig, Module, module_name
@@ -79,6 +79,31 @@ def about_peft(
             f"ignores rank_pattern {shown(dict(config.rank_pattern))} in hf_lora_convert.py: the scale is alpha/r"
         )
     return [*lines, *missing_qkv(inner), *about_dense([full_name for _, full_name in inner], base), SAME_ID]
+
+
+def uneven_widths(shapes: Mapping[Module, tuple[int, int]]) -> str:
+    """A sentence where a module has not one [d_out, d_in] in all layers, as its table of widths has it; else ""."""
+    first: dict[str, Module] = {}
+    for module, shape in sorted(shapes.items()):
+        usual = first.setdefault(module[1], module)
+        if shape != shapes[usual]:
+            has = " and ".join(f"{module_name(one)} is {list(shapes[one])}" for one in (usual, module))
+            return f"{has}, and TensorRT-LLM has one width of a module for all layers"
+    return ""
+
+
+def uneven_layers(modules: Collection[Module], layers: int | None) -> list[str]:
+    """A line where a module has rows in some layers alone; layers: how many the base has, None: up to the last one."""
+    last = layers or 1 + max((layer for layer, _ in modules), default=-1)
+    missing = [(layer, name) for name in sorted({name for _, name in modules}) for layer in range(last)]
+    missing = [module for module in missing if module not in modules]
+    if not missing:
+        return []
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return [
+        f"has no row for {module_name(missing[0])}{more}: TensorRT-LLM adds nothing there, and its CUDA graphs want "
+        "adapters with the same layers"
+    ]
 
 
 def missing_qkv(modules: Collection[Module]) -> list[str]:

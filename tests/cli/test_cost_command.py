@@ -75,6 +75,10 @@ def test_what_is_too_large_for_a_device_is_said(
     monkeypatch.setattr("refimpl.commands.cost.this_device", lambda dtype: pretended)
     assert cli.main(["cost", "--adapters", "2"]) == 0
     assert "beside the keys and values fit no base, or 0 merged copies" in capsys.readouterr().out
+    assert cli.main(["cost", "--rank", "1000000", "--adapters", "1000000", "--gpu", "h100"]) == 0
+    out = capsys.readouterr().out
+    assert "beside the keys and values fit 2 adapters (not 1,000,000) and the base, or " in out
+    assert "one adapter is 5.71e+03 times as large as the base" in out
 
 
 def test_other_modules_make_another_adapter(capsys: pytest.CaptureFixture[str]) -> None:

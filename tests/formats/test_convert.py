@@ -116,6 +116,20 @@ def test_nothing_is_left_behind(tmp_path: Path, capsys: pytest.CaptureFixture[st
         convert(source, tmp_path / "file", "peft")
 
 
+def test_a_module_that_is_not_alike_in_all_layers_is_refused_or_noted(tmp_path: Path) -> None:
+    tensors = lora_tensors()
+    tensors[lora_name((1, "q_proj"), "lora_B.weight")] = tensors[lora_name((1, "q_proj"), "lora_B.weight")][:-1]
+    source = write_adapter(tmp_path / "narrow", tensors)
+    with pytest.raises(
+        AdapterError, match=r"0.self_attn.q_proj is \[32, 12\] and .*1.self_attn.q_proj is \[31, 12\], "
+    ):
+        convert(source, tmp_path / "out", "trtllm")
+    assert not (tmp_path / "out").exists()
+    tensors = {name: x for name, x in lora_tensors().items() if "layers.0.mlp.up_proj" not in name}
+    notes = convert(write_adapter(tmp_path / "few", tensors), tmp_path / "out", "trtllm").notes
+    assert any(note.startswith("has no row for model.layers.0.mlp.up_proj: TensorRT-LLM adds") for note in notes)
+
+
 def test_neither_one_nor_the_other(tmp_path: Path) -> None:
     with refused(AdapterError, "is not there"):
         convert(tmp_path / "nowhere", tmp_path / "out", "peft")

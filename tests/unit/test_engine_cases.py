@@ -106,6 +106,9 @@ def test_a_trace_of_several_steps_stands_in_one_array() -> None:
     with trace("logits") as later:
         pass
     assert len(later) == 0
+    engine.add(Request([1, 2], stop_ids=()), 1)
+    with pytest.raises(RequestError, match=r"'layers\.9\.\*' matches no intermediate"), trace("logits", "layers.9.*"):
+        finish(engine)
 
 
 def test_the_first_request_reads_no_weights_for_its_prefix_keys(monkeypatch: pytest.MonkeyPatch) -> None:
