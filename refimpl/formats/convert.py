@@ -162,7 +162,7 @@ def _to_trtllm(adapter: Adapter, target: Path, options: Options) -> list[str]:
         if options.base is None:  # else it is the base's own shape
             raise AdapterError(f"{uneven}: is one of them damaged? --model DIR checks it against the base")
         notes.append(uneven)
-    notes += uneven_layers(inner, options.base and options.base.num_hidden_layers)
+    notes += uneven_layers(inner, options.base.num_hidden_layers if options.base else None)
     with new_folder(target) as scratch:
         write_pair(pair, scratch)
     return notes
