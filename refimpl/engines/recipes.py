@@ -158,4 +158,20 @@ OPENVINO_GENAI = Recipe(
     ("requirements/openvino_genai.txt",),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (VLLM, LLAMA_CPP, LLAMA_CPP_PREBUILT, MISTRALRS, MLX_LM, OPENVINO_GENAI)}
+ONNXRUNTIME_GENAI = Recipe(
+    "onnxruntime_genai",
+    "LORACLE_ONNXRUNTIME_PYTHON",
+    "about 1.4 GB and 2 minutes",
+    (
+        Step("torch", "{python} -m pip install torch==2.13.0"),
+        Step(
+            "ONNX Runtime GenAI and what builds models",
+            "{python} -m pip install -r {here}/requirements/onnxruntime_genai.txt",
+        ),
+        Step("does it import?", "{python} -c 'import onnxruntime_genai, peft'"),
+    ),
+    ("requirements/onnxruntime_genai.txt",),
+)
+
+_ALL = (VLLM, LLAMA_CPP, LLAMA_CPP_PREBUILT, MISTRALRS, MLX_LM, OPENVINO_GENAI, ONNXRUNTIME_GENAI)
+RECIPES = {recipe.name: recipe for recipe in _ALL}

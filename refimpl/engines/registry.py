@@ -23,6 +23,7 @@ MODULES = {
     "mistralrs": ".mistralrs",
     "mlx_lm": ".mlx_lm",
     "openvino_genai": ".openvino_genai",
+    "onnxruntime_genai": ".onnxruntime_genai",
     "openai_http": ".openai_http",
     "tensorrt_llm": ".tensorrt_llm",
     "recorded": "..oracle.recordings.recorded",

@@ -1,0 +1,37 @@
+"""ONNX Runtime GenAI in an environment of its own: one adapter per model, all logits.
+
+Its model builder reads a PEFT folder through PEFT and writes a model with A and B in it; the worker is
+workers/onnxruntime_genai_worker.py.
+"""
+
+from collections.abc import Mapping
+
+from ..config import LAYER_MODULES
+from .environments import missing
+from .hosted import Hosted, check_options
+from .interface import Capabilities, Entry
+from .recipes import ONNXRUNTIME_GENAI
+
+CAPABILITIES = Capabilities(
+    readout="logits",
+    prompt_rows=True,
+    mixed=False,
+    dtypes=("float32",),
+    modules=LAYER_MODULES,
+    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks")),
+    operations=frozenset(("load", "unload", "reload", "chunked_prefill", "cancel")),
+)
+
+OPTIONS: Mapping[str, tuple[str, ...]] = {"timeout": ()}
+
+
+def entry() -> Entry:
+    """Return its line of `loracle engines`."""
+    what = "ONNX Runtime GenAI on a CPU, in an environment of its own"
+    return Entry("onnxruntime_genai", what, CAPABILITIES, missing(ONNXRUNTIME_GENAI), ONNXRUNTIME_GENAI.cost)
+
+
+def make(options: Mapping[str, str]) -> Hosted:
+    """Return the engine, not started. EngineError without its environment, or for an option that it does not have."""
+    check_options("onnxruntime_genai", options, OPTIONS)
+    return Hosted(ONNXRUNTIME_GENAI, "onnxruntime_genai_worker.py", CAPABILITIES, options)

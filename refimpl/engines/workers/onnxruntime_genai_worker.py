@@ -1,0 +1,113 @@
+"""ONNX Runtime GenAI at the end of a pipe: PYTHON onnxruntime_genai_worker.py.
+
+Its model builder writes the base and an adapter into one model, A and B as products of their own. So there is a model
+for each adapter, as whoever switches between adapters that it has built must have, and one request after another.
+"""
+
+import hashlib
+import json
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from serve_pipe import Reply, Settings, serve_engine
+
+
+class Server:
+    """One base with its adapters. Its methods are the calls."""
+
+    def start(self, settings: Settings) -> Reply:
+        """Build the model of the base; return the size of its vocabulary."""
+        import onnxruntime_genai
+
+        self.api = onnxruntime_genai
+        self.chunk, self.max_length = settings.chunk or settings.max_length, settings.max_length + 1
+        self.scratch = tempfile.TemporaryDirectory()
+        self.base = with_tokenizer(Path(settings.model), Path(self.scratch.name) / "base")
+        self.models: dict[str | None, Any] = {None: self.model_with(None)}
+        self.vocab_size = int(self.logits(self.generator(None), [0]).shape[1])
+        return self.vocab_size, {}
+
+    def model_with(self, adapter: str | None) -> Any:
+        """Return the base with the PEFT folder built in: of the same files once alone, as that takes seconds."""
+        from onnxruntime_genai.models.builder import create_model, parse_extra_options
+
+        files = ("adapter_config.json", "adapter_model.safetensors") if adapter is not None else ()
+        key = hashlib.sha256(b"".join((Path(str(adapter)) / file).read_bytes() for file in files)).hexdigest()
+        out, cache = Path(self.scratch.name) / key, str(Path(self.scratch.name) / "cache")
+        if not (out / "genai_config.json").exists():
+            where = (self.base, str(out), "fp32", "cpu", cache)
+            more = [] if adapter is None else [f"adapter_path={adapter}"]
+            create_model("", *where, **parse_extra_options("", *where, more))
+        return self.api.Model(str(out))
+
+    def load(self, name: str, folder: str) -> Reply:
+        """Load the folder under the name, in place of what had the name before."""
+        self.models[name] = self.model_with(folder)
+        return None, {}
+
+    def unload(self, name: str) -> Reply:
+        """Forget the name."""
+        del self.models[name]
+        return None, {}
+
+    def reset(self) -> Reply:
+        """Forget all adapters."""
+        self.models = {None: self.models[None]}
+        return None, {}
+
+    def run(self, requests: Sequence[Mapping[str, Any]]) -> Reply:
+        """Serve one after another; return the token ids of each, and as rows_i its logits [rows, vocab]."""
+        served = [self.serve(request) for request in requests]
+        arrays = {f"rows_{i}": rows for i, (_, rows) in enumerate(served)}
+        return {"responses": [{"token_ids": token_ids} for token_ids, _ in served]}, arrays
+
+    def serve(self, request: Mapping[str, Any]) -> tuple[list[int], np.ndarray]:
+        """Compute the prompt, in pieces where it is longer than a chunk, and then one token after another."""
+        names = [name for name, _ in request["adapters"]]
+        generator, prompt = self.generator(names[0] if names else None), request["prompt_ids"]
+        limit = request["max_new_tokens"] if request["cancel_after"] is None else request["cancel_after"]
+        rows = [self.logits(generator, prompt[i : i + self.chunk]) for i in range(0, len(prompt), self.chunk)]
+        produced = [int(rows[-1][-1].argmax())]
+        while len(produced) < limit:
+            rows.append(self.logits(generator, produced[-1:]))
+            produced.append(int(rows[-1][-1].argmax()))
+        return produced[:limit], np.concatenate(rows)
+
+    def generator(self, name: str | None) -> Any:
+        """Return one without any token."""
+        params = self.api.GeneratorParams(self.models[name])
+        params.set_search_options(max_length=self.max_length, do_sample=False)
+        return self.api.Generator(self.models[name], params)
+
+    def logits(self, generator: Any, token_ids: Sequence[int]) -> np.ndarray:
+        """Return [tokens, vocab]; keys and values go into its cache."""
+        generator.append_tokens(np.array(token_ids, np.int32))
+        return np.array(generator.get_output("logits")[0], np.float32)
+
+    def versions(self) -> Reply:
+        """Return the versions that its numbers depend on."""
+        packages = ("onnxruntime-genai", "onnxruntime", "onnx-ir", "peft", "transformers")
+        return {"python": platform.python_version()} | {package: version(package) for package in packages}, {}
+
+
+def with_tokenizer(base: Path, out: Path) -> str:
+    """Return the base's folder, or one of links to it and a tokenizer of one word: the builder wants one to copy."""
+    if (base / "tokenizer.json").exists():
+        return str(base)
+    out.mkdir()
+    for file in base.iterdir():
+        (out / file.name).symlink_to(file.resolve())
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    (out / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}), "utf-8")
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "a"}  # and a token that ends a text
+    (out / "tokenizer_config.json").write_text(json.dumps(about), "utf-8")
+    return str(out)
+
+
+if __name__ == "__main__":
+    serve_engine(Server())
