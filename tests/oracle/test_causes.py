@@ -19,6 +19,7 @@ from refimpl.oracle.bugs.steps import but, reading
 from refimpl.oracle.causes.adjoint import adjoint
 from refimpl.oracle.causes.condition import Fact, condition
 from refimpl.oracle.causes.quiet import quiet_adapter
+from refimpl.oracle.causes.regions import token_regions
 from refimpl.oracle.causes.statement import in_words
 from refimpl.oracle.noise.measure import Errors
 from refimpl.oracle.noise.readout import View
@@ -62,6 +63,12 @@ def two_at_once(delta: Array, x: Array, module: Module, *rest: Any) -> None:
         delta *= 0.5
 
 
+def half_of_rolled_heads(delta: Array, x: Array, module: Module, *rest: Any) -> None:
+    """Heads are rolled, and then half of every delta is lost."""
+    heads_rolled(delta, x, module)
+    delta *= 0.5
+
+
 def test_outputs_in_another_order(tmp_path: Path) -> None:
     cause = cause_of_bug(changed(heads_rolled), tmp_path)
     assert cause is not None and cause.explained == cause.failed
@@ -84,6 +91,14 @@ def test_two_bugs_at_once(tmp_path: Path) -> None:
     assert {(one.modules, one.coefficient) for one in cause.changes} == {("down_proj", -1.0), ("gate_proj", -0.5)}
     assert "its own delta is missing, at down_proj" in cause.sentence
     assert "its own delta is 0.5 times as large as it should be, at gate_proj" in cause.sentence
+
+
+def test_one_change_follows_the_other(tmp_path: Path) -> None:
+    """What stands instead of a delta is scaled with it: each of two changes has the coefficient that it has alone."""
+    cause = cause_of_bug(changed(half_of_rolled_heads), tmp_path)
+    assert cause is not None and cause.explained > cause.failed / 2
+    found = {(one.modules or "every module of the layers", one.coefficient) for one in cause.changes}
+    assert found == {("every module of the layers", -0.5), ("v_proj", 1.0)}
 
 
 def test_another_adapter_by_a_rule_that_nobody_knows(tmp_path: Path) -> None:
@@ -166,6 +181,14 @@ def test_a_condition_is_the_shortest_rule_that_holds() -> None:
     assert rule.words == "where it is late and it is loud" and (rule.wrong, rule.of) == (0, 12)
     assert condition(positive, []).words == ""
     assert condition(positive, [{late: False, loud: True, odd: True}] * 4).words == "where it is late"
+
+
+def test_the_tokens_that_padding_takes() -> None:
+    """Of a prompt of six whose batch has one of eight: padded on the wrong side, two are lost."""
+    regions = {region.words: region.members.tolist() for region in token_regions(8, 6, padding=2)}
+    words = "tokens of the prompt, as many as the longest of the batch has more"
+    assert regions[f"the first {words}"] == [True] * 2 + [False] * 6
+    assert regions[f"the last {words}"] == [False] * 4 + [True] * 2 + [False] * 2
 
 
 def test_a_cause_in_words() -> None:

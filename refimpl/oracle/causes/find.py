@@ -89,9 +89,11 @@ class Cause:
     @property
     def may_be_said(self) -> bool:
         """Do its coefficients say something? The own delta may be there in any measure, and what is added, too; what
-        stands in its place does so whole."""
+        stands in its place does so whole. Beside other changes a negative one only makes up for what they are not."""
+        alone = len(self.atoms) == 1
         return bool((np.abs(self.coefficients) < LARGEST).all()) and all(
-            kind in ("own", "part") or (value is not None and (kind == "added" or value == 1))
+            kind in ("own", "part")
+            or (value is not None and ((kind == "added" and (alone or value > 0)) or value == 1))
             for kind, value in zip(self.kinds, self.common, strict=True)
         )
 

@@ -148,6 +148,9 @@ def _step_regions(index: Array, prompt: int, beside: Sequence[int]) -> list[Regi
         regions.append(Region(f"decode steps of fewer than {n} requests", decoding & (together < n), 3))
         regions.append(Region(f"steps of {n} requests or more", together >= n, 3.5))
         regions.append(Region(f"steps of fewer than {n} requests", together < n, 3.5))
+    power = (together & (together - 1)) == 0
+    regions.append(Region("decode steps of a power of two of requests", decoding & power, 4))
+    regions.append(Region("decode steps of no power of two of requests", decoding & ~power, 4))
     regions.append(Region("decode steps of an odd number of requests", decoding & (together % 2 == 1), 4))
     regions.append(Region("decode steps of an even number of requests", decoding & (together % 2 == 0), 4))
     return regions

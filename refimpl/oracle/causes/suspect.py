@@ -95,19 +95,33 @@ class Suspect:
             *sources_of(self.key, self.others, names, by_root),
             *whichever(self.key, list(self.testbed.adapters)),
         ]
-        sources += step_sources(self.key, self.by_step, "the request that was at its place of the step at first")
+        for words, keys in self.by_step.items():
+            sources += step_sources(self.key, keys, words)
         if self.key is not None:
             bound = partial(bound_by, self.testbed, self.key)
             sources += registered(self.key, binding_bugs(self.testbed, self.key), bound)
         return {source.key: source for source in sources}
 
     @property
-    def by_step(self) -> tuple[str | None, ...]:
-        """For each token, the adapter that stood in the whole batch where the request stands in the token's step: those
-        before it that have ended are not there."""
+    def by_step(self) -> dict[str, tuple[str | None, ...]]:
+        """For each token, an adapter by what it is to the request in that step: others may have ended by then."""
         prompt, here = len(self.exchange.request.prompt_ids), sum(n > 0 for n in self.beside)
-        steps = [max(0, i - prompt + 1) for i in range(len(self.request.prompt_ids))]
-        return tuple(self.batch[here - sum(0 < n <= step for n in self.beside)] for step in steps)
+        ends = [*self.beside[:here], len(self.request.prompt_ids) + 1, *(-n for n in self.beside[here:])]
+        by_step: dict[str, list[str | None]] = {}
+        for i in range(len(self.request.prompt_ids)):
+            alive = [j for j, end in enumerate(ends) if end > i - prompt + 1]
+            keys, place = [self.batch[j] for j in alive], alive.index(here)
+            used = list(dict.fromkeys(key for key in keys if key is not None)) or [None]
+            of_token = {
+                "the request that was at its place of the step at first": self.batch[place],
+                "the request before in the step": keys[place - 1],
+                "the request after in the step": keys[(place + 1) % len(keys)],
+                "the first adapter in the step": used[0],
+                "the last adapter in the step": used[-1],
+            }
+            for words, key in of_token.items():
+                by_step.setdefault(words, []).append(key)
+        return {words: tuple(keys) for words, keys in by_step.items() if len(set(keys)) > 1}
 
     @cached_property
     def choices(self) -> dict[str, tuple[str, ...]]:
