@@ -45,6 +45,18 @@ def instead(key: str, change: Callable[[LoraWeights], LoraWeights | None]) -> De
     return delta
 
 
+def in_8_bits(name: str, axis: int | None) -> Callable[[LoraWeights], LoraWeights | None]:
+    """Round A or B to whole parts of its largest number, or of each row's or column's: 127 of them either way."""
+
+    def change(lora: LoraWeights) -> LoraWeights | None:
+        weight = lora.A if name == "A" else lora.B
+        unit = np.abs(weight).max(axis=axis, keepdims=True) / 127
+        rounded = np.round(weight / np.where(unit, unit, 1.0)) * unit
+        return replace(lora, A=rounded) if name == "A" else replace(lora, B=rounded)
+
+    return change
+
+
 def rescaled(lora: LoraWeights, r: int, by_root: bool) -> float:
     """The scale that the same alpha makes for another rank. by_root: alpha / sqrt(r), as rsLoRA has it."""
     ratio = lora.A.shape[0] / r
@@ -112,6 +124,10 @@ def rank_sources(key: str, by_root: bool = False) -> Iterator[Source]:
     def reshaped_A(lora: LoraWeights) -> LoraWeights:
         return replace(lora, A=np.ascontiguousarray(lora.A.T).reshape(lora.A.shape))
 
+    for axis, per in ((None, "the whole matrix"), (1, "each row"), (0, "each column")):
+        for name in ("A", "B"):
+            words = f"its own delta with {name} rounded to 8 bits, by one scale for {per}"
+            yield Source(f"{name} in 8 bits for {per}", words, instead(key, in_8_bits(name, axis)), "instead", 6)
     words = "its own delta with {} read as its transpose"
     yield Source("B transposed", words.format("B"), instead(key, reshaped), "instead", 5)
     yield Source("A transposed", words.format("A"), instead(key, reshaped_A), "instead", 5)

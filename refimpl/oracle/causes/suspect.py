@@ -111,7 +111,7 @@ class Suspect:
         for i in range(len(self.request.prompt_ids)):
             alive = [j for j, end in enumerate(ends) if end > i - prompt + 1]
             keys, place = [self.batch[j] for j in alive], alive.index(here)
-            used = list(dict.fromkeys(key for key in keys if key is not None)) or [None]
+            used: list[str | None] = list(dict.fromkeys(key for key in keys if key is not None)) or [None]
             of_token = {
                 "the request that was at its place of the step at first": self.batch[place],
                 "the request before in the step": keys[place - 1],
