@@ -56,6 +56,14 @@ def raises(model_dir, requests):
 def helper(requests):
     return requests[0]["no such key"]
 
+first_of_name = {}
+
+def by_last_part_of_path(model_dir, requests):
+    for r in requests:
+        if r["adapter_dir"]:
+            r["adapter_dir"] = first_of_name.setdefault(r["adapter_dir"].split("/")[-1], r["adapter_dir"])
+    return right(model_dir, requests)
+
 def exits(model_dir, requests):
     raise SystemExit(0)
 
@@ -138,7 +146,11 @@ def test_what_is_wrong_without_any_adapter_is_not_laid_at_their_door(
 
 @pytest.mark.parametrize(
     "what, said",
-    [("other_tokens", "is not the largest of its own row"), ("other_order", "in the order of the requests?")],
+    [
+        ("by_last_part_of_path", "another adapter answered"),
+        ("other_tokens", "is not the largest of its own row"),
+        ("other_order", "in the order of the requests?"),
+    ],
 )
 def test_plain_mistakes_are_said(capsys: pytest.CaptureFixture[str], engine: str, what: str, said: str) -> None:
     code, out, _ = check(capsys, "--engine", f"{engine}:{what}", *QUICK, "--json")

@@ -122,11 +122,12 @@ def drawn_adapters(base: Model, rng: np.random.Generator, capabilities: Capabili
 def save_adapters(
     adapters: Sequence[Adapter], root: Path, dtype: str, config: ModelConfig | None = None
 ) -> dict[str, Path]:
-    """Write each adapter into a folder of its name under `root`, in this type. Return the folders by the names.
+    """Write each adapter into root/NAME/adapter, in this type. Return the folders by the names.
 
-    config: of the base, which adapters on experts need."""
+    The last part of the path is that of every other one, as in a folder of training runs: what is kept by it is mixed
+    up. config: of the base, which adapters on experts need."""
     save = partial(save_adapter, dtype=dtype, config=config)
-    return {adapter.name: save_once(save, adapter, root / adapter.name) for adapter in adapters}
+    return {adapter.name: save_once(save, adapter, root / adapter.name / "adapter") for adapter in adapters}
 
 
 def save_once(save: Callable[[T, Path], Any], item: T, folder: Path) -> Path:
