@@ -37,8 +37,7 @@ that are named were not looked at.
 python tests/defects/show.py              lists them
 python tests/defects/show.py NAME...      exit 0: it is there; 1: it is not; 2: the engine is not installed
 ```
-PEFT needs `pip install -e '.[test,peft]'`, vLLM, llama.cpp and OpenVINO GenAI `loracle engines setup vllm`,
-`... llama_cpp` and `... openvino_genai`
+PEFT needs `pip install -e '.[test,peft]'`, the others `loracle engines setup NAME`
 (whose torch llama.cpp's converter takes; [more on both](../tests/engines/README.md)). What an engine says that it does
 not do is no defect: `loracle inspect ADAPTER --for ENGINE` has those.
 [test_defects.py](../tests/defects/test_defects.py)

@@ -43,7 +43,9 @@ class Server:
             where = (self.base, str(out), "fp32", "cpu", cache)
             more = [] if adapter is None else [f"adapter_path={adapter}"]
             create_model("", *where, **parse_extra_options("", *where, more))
-        return self.api.Model(str(out))
+        config = self.api.Config(str(out))
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": 1}}}}))
+        return self.api.Model(config)
 
     def load(self, name: str, folder: str) -> Reply:
         """Load the folder under the name, in place of what had the name before."""
