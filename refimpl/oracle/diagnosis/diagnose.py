@@ -28,6 +28,8 @@ SCOPES = 2  # in which a scale is fitted; larger: slower, and factors of scopes 
 FARTHER = 1e3  # a candidate whose residual exceeds the best one's by this factor is not re-evaluated with its own noise
 SIMPLER = 1.1  # prefer one factor for all adapters unless one for each reduces the residual by more than 10 %
 NEAR = 0.5  # a bug that explains nothing is reported as the nearest if it leaves at most this share of the error
+LOUD = 10.0  # units of the truth's noise; an error above it is not explained by what leaves more than LITTLE of it
+LITTLE = 0.2
 ABOUT_ONE = (0.3, 3.0)  # and if this is where its coefficient lies: 35 times a bug is not that bug
 
 
@@ -85,7 +87,7 @@ def diagnose(
     ranked = _with_variants(samples, testbed, candidates)
     graded = _graded(samples, testbed, ranked, members, error)
     needed = limit(len(ranked))
-    explaining = [one for one in graded if _explains_all(one, thresholds, needed)]
+    explaining = [one for one in graded if _explains_all(one, thresholds, needed, error)]
     if not explaining:
         return [_finding(one, False) for one in graded if is_near(one.candidate, error)][:3]
     best, *same = _simplest_first(explaining)
@@ -117,8 +119,12 @@ def _graded(
     return [Graded(one, residual_of_own_noise(samples, testbed, one, members)) for one in closest]
 
 
-def _explains_all(one: Graded, thresholds: Thresholds, needed: float) -> bool:
+def _explains_all(one: Graded, thresholds: Thresholds, needed: float, error: float) -> bool:
+    """In its own noise, a bug that rounds would explain any error: its noise is thousands of times larger. So what is
+    loud must also be gone in units of the truth's."""
     projection = one.candidate.projection
+    if error > LOUD and not is_near(one.candidate, error, LITTLE):
+        return False
     return (
         one.residual <= _tolerated(thresholds)
         and _is_one(projection, max(one.residual, one.candidate.residual))
@@ -126,11 +132,12 @@ def _explains_all(one: Graded, thresholds: Thresholds, needed: float) -> bool:
     )
 
 
-def is_near(candidate: Candidate, error: float) -> bool:
-    """Does it leave less than half of the error, about as large as the bug itself? Both are in units of the truth's
-    noise. In units of its own, a bug that rounds, whose noise is thousands of times larger, would be near to all."""
+def is_near(candidate: Candidate, error: float, share: float = NEAR) -> bool:
+    """Does it leave less than this share of the error, about as large as the bug itself? Both are in units of the
+    truth's noise. In units of its own, a bug that rounds, whose noise is thousands of times larger, would be near to
+    all."""
     low, high = ABOUT_ONE
-    return candidate.residual < NEAR * error and low < candidate.projection.coefficient < high
+    return candidate.residual < share * error and low < candidate.projection.coefficient < high
 
 
 def _simplest_first(explaining: Sequence[Graded]) -> list[Graded]:
