@@ -4,11 +4,12 @@
     python benchmarks/independent/measure.py n01 o05            these
     python benchmarks/independent/measure.py --list             what they are
 
-Four engines, each a function `serve`: numpy_engine.py is the author's own (n01 to n24), peft_engine.py is transformers
-and PEFT (p01 to p12), ops_engine.py is this package with steps exchanged (o01 to o12), second_engine.py is that of a
-second author (m01 to m40). The variable BUG puts one in; truth.json says what each is. Whoever changes how a cause is found must not read these files: they measure it only as
-long as nobody has. The result is benchmarks/results/independent.json; whether a cause is the right one is for a reader
-to say there ("right", "in part", "none" or "wrong"), and what was said once is kept as long as the cause is the same.
+Four engines, each a function `serve`: numpy_engine.py is the author's own (n01 to n24), peft_engine.py is
+transformers and PEFT (p01 to p12), ops_engine.py is this package with steps exchanged (o01 to o12), second_engine.py
+is that of a second author (m01 to m40). The variable BUG puts one in; truth.json says what each is. Whoever changes
+how a cause is found must not read these files: they measure it only as long as nobody has. The result is
+benchmarks/results/independent.json; whether a cause is the right one is for a reader to say there ("right", "in
+part", "none" or "wrong"), and what was said once is kept as long as the cause is the same.
 """
 
 import argparse
