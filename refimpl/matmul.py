@@ -35,8 +35,11 @@ _kept: dict[int, Array] = {}  # the panels of a weight, by its id, as long as it
 SMALL_PRODUCT = 100**3
 ROWS_OF_PIECE = range(12, 129)  # fewer are slower than one product of all rows
 SIMD = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", ())
+WITHOUT_PACKING = "AVX512_SKX" in SIMD or "X86_V4" in SIMD  # the name of older and of newer NumPy
+# What one thread multiplies as fast as several of them, which first have to be woken: any weight, if there is but one.
+# Small ones take the same form either way, so that a process of one thread has the bits of one of several.
 ONE_THREAD = "1" in (os.environ.get("OPENBLAS_NUM_THREADS"), os.environ.get("OMP_NUM_THREADS"), str(os.cpu_count()))
-IN_PIECES = ONE_THREAD and ("AVX512_SKX" in SIMD or "X86_V4" in SIMD)  # the name of older and of newer NumPy
+SMALL_WEIGHT = 1 << (62 if ONE_THREAD else 18)
 
 
 def matmul(
@@ -89,7 +92,7 @@ def panels(W: Float[Array, "d_out d_in"]) -> Float[Array, "panels d_in panel"] |
 @lru_cache
 def piece(tokens: int, d_out: int, d_in: int) -> int:
     """The rows of W that are multiplied at a time, all as many: the most without packing. 0: that is not worth it."""
-    if not IN_PIECES or not tokens * d_in:
+    if not WITHOUT_PACKING or d_out * d_in > SMALL_WEIGHT or not tokens * d_in:
         return 0
     most = SMALL_PRODUCT // (tokens * d_in)
     return next((n for n in reversed(ROWS_OF_PIECE) if n <= most and d_out % n == 0), 0)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from .adapter import TokenRows
 from .arrays import Array, Float, Precision
 from .config import EMBED, LAYER_INPUTS, LM_HEAD, SCORE, SINKS, ModelConfig, Module, View
@@ -92,6 +94,13 @@ class Model:
     # What prefix keys call this base: no other model has it, not even another load of the same folder. A digest of the
     # weights would say the same to the one engine that asks, after reading all of them.
     identity: bytes = field(init=False, default_factory=lambda: os.urandom(16))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process its arrays are read-only as well: there, too, small ones are packed once (matmul.py)."""
+        self.__dict__.update(state)
+        for array in self.arrays():
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
 
     def linear(self, module: Module) -> Linear:
         """Return the base weights of a module."""

@@ -106,10 +106,11 @@ def shares(settings: CampaignSettings, families: Sequence[str] = ()) -> list[tup
 
 def not_asked(parts: Sequence[tuple[CampaignSettings, str]], families: Sequence[str]) -> list[str]:
     """Return one line where an engine has other families, and there were too few cases for any of them."""
-    others = ", ".join(family for family in families if family not in LLAMAS)
+    others = [family for family in families if family not in LLAMAS]
     if not others or any(family for _, family in parts):
         return []
-    return [f"so few cases are all on Llamas: no base of {others} was asked (--families, or more cases)"]
+    names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    return [f"so few cases are all on Llamas: no base of {names} was asked (--families, or more cases)"]
 
 
 def _of_families(settings: CampaignSettings) -> list[tuple[CampaignSettings, str]]:

@@ -14,7 +14,7 @@ from refimpl import matmul
 def test_each_form_is_the_product(
     packs: bool, tokens: int, d_out: int, d_in: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(matmul, "IN_PIECES", not packs)
+    monkeypatch.setattr(matmul, "WITHOUT_PACKING", not packs)
     matmul.piece.cache_clear()
     rng = np.random.default_rng(tokens)
     x, W = rng.integers(-9, 9, (tokens, d_in)) * 1.0, rng.integers(-9, 9, (d_out, d_in)) * 1.0
@@ -51,14 +51,13 @@ def test_what_could_still_be_written_to_or_is_large_is_not_held_twice() -> None:
 
 
 def test_pieces_divide_the_weight_and_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "IN_PIECES", True)
+    monkeypatch.setattr(matmul, "WITHOUT_PACKING", True)
+    monkeypatch.setattr(matmul, "SMALL_WEIGHT", 1 << 18)
     matmul.piece.cache_clear()
     assert matmul.piece(8, 256, 256) == 128
     assert matmul.piece(64, 64, 2048) == 0, "7 rows at a time are too few"
     assert matmul.piece(8, 97, 256) == 97 and matmul.piece(8, 1009, 16) == 0, (
         "a prime number of rows is one piece or none"
     )
-    monkeypatch.setattr(matmul, "IN_PIECES", False)
-    matmul.piece.cache_clear()
-    assert matmul.piece(8, 256, 256) == 0, "several threads share a large weight"
+    assert matmul.piece(8, 32000, 768) == 0, "several threads share a large weight"
     matmul.piece.cache_clear()
