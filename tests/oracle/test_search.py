@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from refimpl.oracle.campaign import Campaign
 from refimpl.oracle.cases.case import Case, Run, play, prepare
 from refimpl.oracle.cases.testbed import settings
 from refimpl.oracle.diagnosis.candidate import Candidate
-from refimpl.oracle.diagnosis.diagnose import is_near
+from refimpl.oracle.diagnosis.diagnose import Graded, _explains_all, is_near
 from refimpl.oracle.diagnosis.projection import Projection
 from refimpl.oracle.reports.result import CampaignSettings
 
@@ -148,3 +149,14 @@ def test_the_nearest_bug_is_about_as_large_as_the_error() -> None:
     assert is_near(candidate(0.9, 40.0), 100.0)
     assert not is_near(candidate(35.0, 40.0), 100.0)
     assert not is_near(candidate(0.9, 60.0), 100.0)
+
+
+@pytest.mark.parametrize(
+    "error, residual, c, named", [(8e5, 8e5, 6.2, False), (8e5, 3e5, 1.1, False), (8e5, 4e4, 1.0, True)]
+)
+def test_what_rounds_is_named_for_no_error_that_it_leaves(error: float, residual: float, c: float, named: bool) -> None:
+    """In units of its own noise it leaves little of anything: m02 of benchmarks/independent got such a name."""
+    projection = SimpleNamespace(coefficient=c, sigma=1e-3, score=1e3)
+    one = Graded(SimpleNamespace(projection=projection, residual=residual), 1.5)
+    thresholds = SimpleNamespace(whole_level=0.0, fail_score=8.0, whole_spread=0.15)
+    assert _explains_all(one, thresholds, 7.5, error) is named

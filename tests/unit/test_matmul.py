@@ -1,9 +1,11 @@
 """x W^T in each of its forms is x W^T: tokens on both sides of every limit, pieces and panels allowed and not."""
 
 import gc
+import pickle
 
 import numpy as np
 import pytest
+from support.testbed import small_testbed
 
 from refimpl import matmul
 
@@ -61,3 +63,8 @@ def test_pieces_divide_the_weight_and_stay_small(monkeypatch: pytest.MonkeyPatch
     )
     assert matmul.piece(8, 32000, 768) == 0, "several threads share a large weight"
     matmul.piece.cache_clear()
+
+
+def test_a_model_is_read_only_in_another_process_too_and_has_the_same_forms() -> None:
+    model = pickle.loads(pickle.dumps(small_testbed().model))
+    assert not any(array.flags.writeable for array in model.arrays())

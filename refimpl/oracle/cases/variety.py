@@ -66,15 +66,16 @@ def _in_turn(config: ModelConfig, capabilities: Capabilities, seed: int) -> Mode
     window, biases, wide = window and "window" in can, biases and "biases" in can, wide and capabilities.own_head_dim
     if window and biases:  # a Mistral has no biases, a Llama no window
         window, biases = (turn == 0, turn != 0) if turn in (0, 2) else (turn == 1, turn == 3)
-    # transformers refuses a Llama whose heads do not divide its stream, whatever their width is.
     stretched = replace(config.rope, type="llama3", factor=8.0, original_max_position_embeddings=ORIGINAL)
+    # transformers refuses a Llama whose heads do not divide its stream, whatever their width is.
+    wider = math.lcm(32, config.num_attention_heads) if wide else 0
     return replace(
         config,
         sliding_window=(config.sliding_window or 7) if window else None,
         tie_word_embeddings=tied,
         attention_bias=biases,
         mlp_bias=biases,
-        hidden_size=config.hidden_size + (math.lcm(32, config.num_attention_heads) if wide else 0),
+        hidden_size=config.hidden_size + wider,
         rope=stretched if scaled and "rope_scaling" in can else config.rope,
     )
 

@@ -28,9 +28,9 @@ SCOPES = 2  # in which a scale is fitted; larger: slower, and factors of scopes 
 FARTHER = 1e3  # a candidate whose residual exceeds the best one's by this factor is not re-evaluated with its own noise
 SIMPLER = 1.1  # prefer one factor for all adapters unless one for each reduces the residual by more than 10 %
 NEAR = 0.5  # a bug that explains nothing is reported as the nearest if it leaves at most this share of the error
-LOUD = 10.0  # units of the truth's noise; an error above it is not explained by what leaves more than LITTLE of it
-LITTLE = 0.2
 ABOUT_ONE = (0.3, 3.0)  # and if this is where its coefficient lies: 35 times a bug is not that bug
+LOUD = 10.0  # units of the truth's noise; an error above it is explained by nothing that leaves more than LITTLE of it
+LITTLE = 0.2  # as a share; larger: bugs that round are named for what they only resemble
 
 
 @dataclass(frozen=True)
