@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arrays import Array
 from .environments import missing, outer_environment, python_of
-from .interface import Capabilities, EngineError, EngineRequest, EngineResponse, Settings
+from .interface import Capabilities, EngineError, EngineRequest, EngineResponse, Entry, Settings
 from .recipes import Recipe
 from .worker import Refused, Worker, worker_path
 
@@ -184,6 +184,12 @@ class Hosted:
         if len(bad):
             return f"{len(bad)} of {len(rows)} rows have values that are not finite, the first is row {bad[0]}"
         return ""
+
+
+def entry_of(recipe: Recipe, what: str, capabilities: Capabilities) -> Entry:
+    """Return the line of `loracle engines` of an engine that has this environment."""
+    what = f"{what}, in an environment of its own"
+    return Entry(recipe.name, what, capabilities, missing(recipe), recipe.cost)
 
 
 def seconds(name: str, text: str) -> float:

@@ -30,6 +30,9 @@ FEATURES = (
     "rope_scaling",  # and models whose rope is scaled, as Llama 3.1's
 )
 
+# What an engine can that reads PEFT's LoRA by its ranks and scales, and has no more than A and B.
+LORA_FEATURES = frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks"))
+
 # What can be done to a running engine, beyond sending it requests.
 OPERATIONS = (
     "load",  # another adapter while it runs

@@ -8,9 +8,9 @@ import os
 from collections.abc import Mapping
 
 from ..config import LAYER_MODULES
-from .environments import folder, missing
-from .hosted import Hosted, check_options
-from .interface import Capabilities, Entry
+from .environments import folder
+from .hosted import Hosted, check_options, entry_of
+from .interface import LORA_FEATURES, Capabilities, Entry
 from .recipes import LLAMA_CPP, Recipe
 
 CAPABILITIES = Capabilities(
@@ -19,7 +19,7 @@ CAPABILITIES = Capabilities(
     mixed=False,
     dtypes=("float32",),
     modules=LAYER_MODULES,
-    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "sums", "rope_scaling")),
+    features=LORA_FEATURES | {"sums", "rope_scaling"},
     operations=frozenset(("load", "unload", "reload", "chunked_prefill", "arrivals", "cancel")),
 )
 
@@ -33,8 +33,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 def entry() -> Entry:
     """Return its line of `loracle engines`."""
-    what = "llama.cpp's library through ctypes, in an environment of its own"
-    return Entry("llama_cpp", what, CAPABILITIES, missing(LLAMA_CPP), LLAMA_CPP.cost)
+    return entry_of(LLAMA_CPP, "llama.cpp's library through ctypes", CAPABILITIES)
 
 
 def make(options: Mapping[str, str]) -> Hosted:

@@ -6,8 +6,8 @@ and takes the best one that runs here. It is for x86-64 under Linux.
 
 from collections.abc import Mapping
 
-from .environments import folder, missing
-from .hosted import Hosted, check_options
+from .environments import folder
+from .hosted import Hosted, check_options, entry_of
 from .interface import Entry
 from .llama_cpp import CAPABILITIES, OPTIONS
 from .recipes import LLAMA_CPP_PREBUILT, Recipe
@@ -17,8 +17,7 @@ LIBRARIES = "node/node_modules/@node-llama-cpp/linux-x64/bins/linux-x64"
 
 def entry() -> Entry:
     """Return its line of `loracle engines`."""
-    what = "llama.cpp's library as npm has it, compiled, in an environment of its own"
-    return Entry("llama_cpp_prebuilt", what, CAPABILITIES, missing(LLAMA_CPP_PREBUILT), LLAMA_CPP_PREBUILT.cost)
+    return entry_of(LLAMA_CPP_PREBUILT, "llama.cpp's library as npm has it, compiled", CAPABILITIES)
 
 
 def make(options: Mapping[str, str]) -> Hosted:

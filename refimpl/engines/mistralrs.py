@@ -7,9 +7,8 @@ whose logarithms it shows: what is below 2^-126 is not compared.
 from collections.abc import Mapping
 
 from ..config import LAYER_MODULES
-from .environments import missing
-from .hosted import Hosted, check_options
-from .interface import Capabilities, Entry
+from .hosted import Hosted, check_options, entry_of
+from .interface import LORA_FEATURES, Capabilities, Entry
 from .recipes import MISTRALRS
 
 CAPABILITIES = Capabilities(
@@ -18,7 +17,7 @@ CAPABILITIES = Capabilities(
     mixed=True,
     dtypes=("float32",),
     modules=LAYER_MODULES,
-    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "rope_scaling")),
+    features=LORA_FEATURES | {"rope_scaling"},
     own_head_dim=False,
     operations=frozenset(("load", "unload", "reload", "prefix_cache", "cancel")),
 )
@@ -28,8 +27,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {"timeout": ()}
 
 def entry() -> Entry:
     """Return its line of `loracle engines`."""
-    what = "mistral.rs, a serving engine in Rust, in an environment of its own"
-    return Entry("mistralrs", what, CAPABILITIES, missing(MISTRALRS), MISTRALRS.cost)
+    return entry_of(MISTRALRS, "mistral.rs, a serving engine in Rust", CAPABILITIES)
 
 
 def make(options: Mapping[str, str]) -> Hosted:

