@@ -106,8 +106,8 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     fails_from = times(report["noise"]["fails_from"])
     if report["worst_noise_ratio"] is not None or report["noise"]["ceiling"] is not None:  # some row had numbers
         yield "worst row", f"{times(report['worst_noise_ratio'])}; a row fails from {fails_from}", ""
-    if report["noise"]["ceiling"] is not None:
-        yield "rounding", f"ends at {times(report['noise']['ceiling'])}, to first order", ""
+    if report["verdict"] == "fail" and report["noise"]["ceiling"] is not None:
+        yield "rounding", rounding(report), ""
     for diagnosis in report["diagnosis"]:
         yield from diagnosis_rows(diagnosis)
     for i, symptom in enumerate(report["symptoms"][:SYMPTOMS]):
@@ -125,6 +125,16 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "it is", f"for you to find out; then: loracle check --engine {report['engine']} --reveal", ""
     elif report["power"] or report["verdict"] != "fail":
         yield "power", powerful(report["power"]), ""
+
+
+def rounding(report: dict[str, Any]) -> str:
+    """Return whether rounding could be all that is behind the worst row, and what to do."""
+    worst, most = report["worst_noise_ratio"], times(report["noise"]["ceiling"])
+    if worst is None or worst > report["noise"]["ceiling"]:  # None: it is no number, which no rounding makes
+        return f"is not it: with every step at its worst it reaches {most}. Look for a bug, not for a finer type"
+    text = f"would reach {most} if every step erred as far as it can and the same way; honest runs never come near that"
+    finer = "" if report["precision"] == "float32" else "; in --precision float32 a bug stays and rounding goes"
+    return text + finer
 
 
 def cause_rows(cause: dict[str, Any], named: Sequence[str]) -> Iterator[tuple[str, str, str]]:

@@ -4,9 +4,12 @@ import math
 
 
 def human_bytes(n: float) -> str:
-    """Return a number of bytes with its unit: 1.2 MB."""
-    power = min(4, int(math.log(n, 1000))) if n >= 1 else 0
-    return f"{n / 1000**power:.{0 if power == 0 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+    """Return a number of bytes with its unit: 1.2 MB; from what would be printed as 1000.0 on, in the next one."""
+    units = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+    power = 0
+    while power + 1 < len(units) and n >= (1000 if power == 0 else 999.95) * 1000**power:
+        power += 1
+    return f"{n / 1000**power:.{0 if power == 0 else 1}f} {units[power]}"
 
 
 def human_seconds(seconds: float) -> str:

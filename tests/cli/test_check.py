@@ -9,6 +9,7 @@ import pytest
 from support.testbed import small_testbed
 
 from refimpl import cli
+from refimpl.commands.check_screen import rounding
 
 # A base so narrow that every bug of the zoo is tried on it in a second.
 BASE = ("--model", str(small_testbed().folder))
@@ -208,3 +209,18 @@ def test_what_people_see(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 1
     assert text.startswith("FAIL") and "rslora_ignored" in text and "residual" in text
     assert "github.com/NVIDIA/TensorRT-LLM/issues/1668" in text
+    assert "rounding is not it: with every step at its worst it reaches" in text
+
+
+@pytest.mark.parametrize(
+    ("worst", "precision", "said"),
+    [
+        (501.0, "bfloat16", "is not it: with every step at its worst it reaches 500 × noise"),
+        (None, "float32", "is not it"),
+        (499.0, "bfloat16", "in --precision float32 a bug stays and rounding goes"),
+        (499.0, "float32", "honest runs never come near that"),
+    ],
+)
+def test_whether_rounding_explains_the_worst_row(worst: float | None, precision: str, said: str) -> None:
+    line = rounding({"worst_noise_ratio": worst, "precision": precision, "noise": {"ceiling": 500.0}})
+    assert said in line and ("--precision" in line) == (worst == 499.0 and precision == "bfloat16")

@@ -12,7 +12,7 @@ from refimpl.bench.cost import WAYS, Device, Step
 from refimpl.bench.devices import GPUS
 from refimpl.loading.config_file import load_config
 from refimpl.tiny import base_path
-from refimpl.tools.units import human_seconds
+from refimpl.tools.units import human_bytes, human_seconds
 
 
 def body(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
@@ -66,6 +66,26 @@ def test_this_machine_is_measured_unless_a_gpu_is_named(
 )
 def test_times_are_in_units_that_people_read(seconds: float, shown: str) -> None:
     assert human_seconds(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (999.9e12, "999.9 TB"),
+        (1e15, "1.0 PB"),
+        (32_768e12, "32.8 PB"),
+        (999.9e15, "999.9 PB"),
+        (1e18, "1.0 EB"),
+        (5e21, "5000.0 EB"),
+    ],
+)
+def test_bytes_are_in_units_that_people_read(size: float, shown: str) -> None:
+    assert human_bytes(size) == shown
 
 
 def test_what_is_too_large_for_a_device_is_said(

@@ -68,6 +68,7 @@ words = [model.tokenizer.decode(block) for block in blocks]
 
 
 def chain(key, name):
+    """The prefix keys of our prompt's full blocks, if `key` makes them, for the voice of this name."""
     keys = [b""]
     for block in blocks:
         keys.append(key(keys[-1], block, model.identity, p, [(digests[name], 1.0)]))
@@ -90,10 +91,12 @@ diagram  # noqa: B018
 
 # %%
 def new_engine(ops=loracle.NUMPY):
+    """An engine that has cached nothing yet; ops: the steps that it is made of."""
     return loracle.Engine(model, ops, num_blocks=256, block_size=BLOCK_SIZE)
 
 
 def say(engine, pairs, new_tokens=1):
+    """The text that the engine answers to each (name of a voice, or None for the base; prompt as token ids)."""
     requests = [loracle.Request(prompt, adapter=voices.get(name)) for name, prompt in pairs]
     return [output.text for output in loracle.generate(model, requests, new_tokens, engine=engine)]
 

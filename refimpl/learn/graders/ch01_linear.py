@@ -68,6 +68,7 @@ FIXED = [
 
 
 def expected(case: Case) -> Array:
+    """y [tokens, d_out], one token after the other: W x + scale * B (A x)."""
     x, W, A, B = (case.arguments()[name] for name in "xWAB")
     scale = adapter_scale(case.alpha, case.rank, case.use_rslora)
     return np.array([W @ row + scale * (B @ (A @ row)) for row in x])
@@ -95,6 +96,7 @@ def makes_something_large(attempt: Attempt, case: Case) -> bool:
 
 
 def difference(attempt: Attempt, case: Case) -> str:
+    """What is wrong with y: its shape, its numbers, a changed argument, or the memory; "" if nothing is."""
     (y, changed), right = result(attempt, case), expected(case)
     if y.shape != right.shape:
         return f"It returns an array {list(y.shape)}, where one {list(right.shape)} is expected: [tokens, d_out]."
@@ -110,6 +112,7 @@ def difference(attempt: Attempt, case: Case) -> str:
 
 
 def describe(attempt: Attempt, case: Case) -> list[str]:
+    """The arguments, what the attempt returns and what is expected; of the large case the shapes alone."""
     arguments = case.arguments()
     if case.large:
         return ["   ".join(f"{name} {list(arguments[name].shape)}" for name in "xWAB")]
@@ -123,6 +126,7 @@ def describe(attempt: Attempt, case: Case) -> list[str]:
 
 
 def behaviour(attempt: Attempt, case: Case) -> tuple[Any, ...]:
+    """What tells mistakes apart: y, or of the large case whether it needs memory; and which arguments it changes."""
     y, changed = result(attempt, case)
     return (
         plain(y) if not case.large else makes_something_large(attempt, case),

@@ -41,6 +41,7 @@ def matrices(case: Case) -> tuple[Array, Array, Array]:
 
 
 def expected(case: Case) -> Array:
+    """y [tokens, d_out] of one GPU: x A^T B^T."""
     x, A, B = matrices(case)
     return x @ A.T @ B.T
 

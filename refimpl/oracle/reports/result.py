@@ -89,7 +89,9 @@ class Result:
     diagnostics: list[str]
     explanation: Explanation = field(default_factory=Explanation)
     power: dict[str, str] = field(default_factory=dict)
-    ceiling: float = float("nan")  # median ratio of a row that rounding cannot reach, to first order
+    ceiling: float = float(
+        "nan"
+    )  # median ratio that a row has if every step is rounded at its worst (noise/ceiling.py)
     candidates: list[Candidate] = field(default_factory=list)  # every bug that was projected on, below the noise
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
