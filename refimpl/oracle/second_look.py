@@ -2,10 +2,13 @@
 
 By chance, one honest campaign in a hundred has a score beyond `pass_score` (DOUBT), and one in a million has one beyond
 `fail_score` (FALSE_ALARM). What lies between the two may be either: noise that the few honest runs have not shown, or a
-bug that is faint in this case. Three times as many honest runs tell the first. Other tokens in the same case tell the
-second: a bug comes again, chance does not. If it comes again in none of AGAIN cases it was chance; once, and it stays
-undecided; three such cases, this one among them, are chance in 1.7 campaigns of ten million (Poisson with mean DOUBT,
-`no_chance`), and fail.
+bug that is faint in this case. Three times as many honest runs tell the first, and how they are spread in each row.
+Other tokens in the same case tell the second: a bug comes again, chance does not. If it comes again in none of AGAIN
+cases it was chance; once, and it stays undecided; three such cases, this one among them, are chance in 1.7 campaigns of
+ten million (Poisson with mean DOUBT, `no_chance`), and fail.
+
+The odds rest on the few honest runs, which in a row of a loud adapter may all be small: where errors have one
+direction, one number is their size. So what fails narrowly is looked at as well, unless something fails clearly.
 """
 
 from collections.abc import Sequence
@@ -23,6 +26,7 @@ from .noise.verdict import Thresholds, Verdict, judge, no_chance, overall
 from .reports.result import PlayedCase
 
 AGAIN = 4  # cases with other tokens; larger: slower, and a faint bug is told from chance more often
+NARROW = 1.5  # scores up to this times fail_score fail narrowly; larger: more is asked again that is a bug
 
 
 class SecondLook:
@@ -34,10 +38,15 @@ class SecondLook:
         self.driver, self.testbed, self.members, self.thresholds = driver, testbed, members, thresholds
 
     def at_all(self, played: Sequence[PlayedCase]) -> list[str]:
-        """Judge the undecided cases again; return a line for each that was chance."""
+        """Judge again what is undecided, and what fails narrowly if nothing else fails; return a line for each that was
+        chance."""
         lines = []
+        failed = [verdict for one in played for verdict in one.verdicts if verdict.verdict == "fail"]
+        self.highest = (
+            NARROW if all(self._is_narrow(verdict) for verdict in failed) else 1
+        ) * self.thresholds.fail_score
         for one in played:
-            if one.verdict == "undecided" and any(ratios.ratio.size for ratios in one.ratios):
+            if any(self._is_close(verdict) for verdict in one.verdicts):
                 lines += self.at(one)
         self._together(played)
         return lines
@@ -45,10 +54,10 @@ class SecondLook:
     def at(self, one: PlayedCase) -> list[str]:
         """Judge with more honest runs, then ask the same of other tokens. What comes again in none of them was chance,
         and the returned line says so; what does stays undecided, or fails."""
-        self._judge_with_more_runs(one)
-        doubtful = [verdict for verdict in one.verdicts if self._is_close(verdict)]
+        failed = [verdict for verdict in one.verdicts if verdict.verdict == "fail"]
+        doubtful = self._judge_with_more_runs(one)
         if not doubtful:
-            return []
+            return [f"{one.case.name}: {verdict.why}; not beside more honest runs" for verdict in failed[:1]]
         fresh = self._verdicts_of_other_tokens(one)
         if overall(fresh) == "pass":
             one.verdicts = [_changed(verdict, "pass", doubtful) for verdict in one.verdicts]
@@ -57,18 +66,21 @@ class SecondLook:
             one.verdicts = [_changed(verdict, "fail", doubtful) for verdict in one.verdicts]
         return []
 
-    def _judge_with_more_runs(self, one: PlayedCase) -> None:
-        ratios = self._ratios(one.case, one)
-        one.verdicts = [
-            judge(ratio, self.thresholds) if self._is_close(verdict) else verdict
-            for verdict, ratio in zip(one.verdicts, ratios, strict=True)
-        ]
+    def _judge_with_more_runs(self, one: PlayedCase) -> list[Verdict]:
+        """Return the verdicts that were close, and do not pass now."""
+        doubtful = []
+        for i, ratios in enumerate(self._ratios(one.case, one)):
+            if self._is_close(one.verdicts[i]):
+                one.verdicts[i] = judge(ratios, self.thresholds, each_row=True)
+                doubtful += [one.verdicts[i]] if one.verdicts[i].verdict != "pass" else []
+        return doubtful
 
     def _verdicts_of_other_tokens(self, one: PlayedCase) -> list[str]:
         vocab = self.testbed.model.config.vocab_size
         cases = [with_other_tokens(one.case, vocab, seed) for seed in range(AGAIN)]
         return [
-            overall([judge(ratios, self.thresholds).verdict for ratios in self._ratios(case, one)]) for case in cases
+            overall([judge(ratios, self.thresholds, each_row=True).verdict for ratios in self._ratios(case, one)])
+            for case in cases
         ]
 
     def _together(self, played: Sequence[PlayedCase]) -> None:
@@ -87,8 +99,11 @@ class SecondLook:
         return measure(case, self.driver.exchanges(case, like.settings), self.testbed, self.members)[0]
 
     def _is_close(self, verdict: Verdict) -> bool:
-        """Is it undecided for its numbers, not because nothing could be shown?"""
-        return verdict.verdict == "undecided" and not verdict.score <= self.thresholds.pass_score
+        """Does its score, and not that nothing could be shown, leave it open?"""
+        return verdict.verdict != "pass" and self.thresholds.pass_score < verdict.score < self.highest
+
+    def _is_narrow(self, verdict: Verdict) -> bool:
+        return verdict.score < NARROW * self.thresholds.fail_score
 
 
 def _changed(verdict: Verdict, to: str, doubtful: Sequence[Verdict]) -> Verdict:

@@ -44,7 +44,7 @@ def _which(run: Run, wrong: list[int]) -> str:
     """ "the second is wrong"."""
     count = len(run.requests)
     if not wrong:
-        return "wrong once, and right when it was asked again"
+        return "wrong once, and right, or too close to call, when it was asked again"
     if count == 1:
         return "it is wrong"
     if len(wrong) == count:

@@ -101,6 +101,14 @@ def _spread_of_whole(shared: float, pooled: float, spread: Any, rows: Any) -> An
     return spread * np.sqrt((shared / pooled) ** 2 + 1 / rows)
 
 
+def _spread_of_rows(honest: Array, spread: float) -> Array:
+    """Of each row [rows], as the honest runs are spread in it, never less than `spread`, that of its request. Where the
+    errors of a row have one direction, their rms is one number, and some runs are far out that are no bug."""
+    variance = np.square(_centred(_log(honest))).mean(axis=0)
+    own = (ROWS_OF_ALL * spread**2 + len(honest) * variance) / (ROWS_OF_ALL + len(honest))
+    return np.maximum(spread, np.sqrt(own))
+
+
 def score_thresholds(honest: Array, tested: int) -> tuple[float, float]:
     """Scores that `tested` honest ones leave with the odds above (Bonferroni). honest: scores of honest runs.
 
@@ -156,13 +164,16 @@ class Verdict:
     why: str = ""
 
 
-def judge(ratios: ErrorRatios, thresholds: Thresholds) -> Verdict:
-    """A row that is no number fails: every comparison here is written so that a NaN does not pass."""
+def judge(ratios: ErrorRatios, thresholds: Thresholds, each_row: bool = False) -> Verdict:
+    """A row that is no number fails: every comparison here is written so that a NaN does not pass.
+
+    each_row: with the spread of each row by itself, for which the honest runs must be many."""
     if ratios.problem:
         return Verdict("fail", float("inf"), float("inf"), 0, ratios.problem)
     spread = _spread_of(ratios.honest, thresholds.spread)
-    scores = (_log(ratios.ratio) - thresholds.level) / spread
-    worst = int(np.argmax(np.where(np.isnan(ratios.ratio), np.inf, ratios.ratio)))
+    of_rows = _spread_of_rows(ratios.honest, spread) if each_row else spread
+    scores = (_log(ratios.ratio) - thresholds.level) / of_rows
+    worst = int(np.argmax(np.where(np.isnan(scores), np.inf, scores)))
     whole_spread = _spread_of_whole(thresholds.shared, thresholds.spread, spread, len(ratios.ratio))
     overall_score = float((_log(np.array([ratios.overall]))[0] - thresholds.whole_level) / whole_spread)
     score = max(float(scores[worst]), overall_score)

@@ -1,0 +1,85 @@
+"""What is too close to call, or fails narrowly, is looked at again: a bug comes again, chance does not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refimpl.engines.interface import EngineRequest, Settings
+from refimpl.oracle.cases.case import Case, Run
+from refimpl.oracle.noise.measure import ErrorRatios
+from refimpl.oracle.noise.verdict import Thresholds, judge
+from refimpl.oracle.reports.result import PlayedCase
+from refimpl.oracle.second_look import NARROW, SecondLook
+
+KNOWN = Thresholds(
+    level=0.0, spread=0.1, whole_level=0.0, whole_spread=0.1, shared=0.05, highest=0.0, base=0.0, pass_score=5.0,
+    fail_score=7.0,
+)  # fmt: skip
+ROWS, MEMBERS = 10, 15
+
+
+def ratios(score: float, row_spread: float = 0.1) -> ErrorRatios:
+    """Row 3 has this score; the honest runs are spread by 0.1 in all rows, by `row_spread` in this one."""
+    ratio = np.ones(ROWS)
+    ratio[3] = np.exp(score * KNOWN.spread)
+    honest = np.random.default_rng(1).normal(0, KNOWN.spread, (MEMBERS, ROWS))
+    honest[:, 3] *= row_spread / KNOWN.spread
+    return ErrorRatios("batch", 0, 0, "a", 0, ratio, np.exp(honest), np.ones(ROWS), 1e6)
+
+
+class Look(SecondLook):
+    """The engine and its noise are given: what more runs make of the case, and what comes of other tokens."""
+
+    def __init__(self, more: ErrorRatios, other: ErrorRatios) -> None:
+        self.thresholds, self.more, self.other, self.asked = KNOWN, more, other, 0
+        self.testbed = type("Testbed", (), {"model": type("M", (), {"config": type("C", (), {"vocab_size": 9})})})  # type: ignore[assignment]
+
+    def _ratios(self, case: Case, like: PlayedCase) -> list[ErrorRatios]:
+        self.asked += 1
+        return [self.other if "retold" in case.name else self.more]
+
+
+def played(score: float, name: str = "batch 1") -> PlayedCase:
+    one = PlayedCase(Case(name, (Run((EngineRequest((1, 2), "a"),)),), True), Settings(Path()), [ratios(score)])
+    one.verdicts = [judge(one.ratios[0], KNOWN)]
+    return one
+
+
+def test_a_row_of_which_honest_runs_disagree_is_judged_by_its_own_spread() -> None:
+    assert judge(ratios(8, 0.3), KNOWN, each_row=True).verdict == "pass"
+    assert judge(ratios(8, 0.1), KNOWN, each_row=True).verdict == "fail"
+    assert judge(ratios(np.nan, 0.3), KNOWN, each_row=True).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("score", "more", "other", "verdict", "said"),
+    [
+        (8, ratios(8, 0.3), ratios(8), "pass", "batch 1: 2.23 x noise at place 3; not beside more honest runs"),
+        (6, ratios(1), ratios(8), "pass", ""),
+        (
+            8,
+            ratios(6),
+            ratios(1),
+            "pass",
+            "batch 1: 1.82 x noise at place 3: rare, not impossible; not again in 4 cases like it",
+        ),
+        (6, ratios(8), ratios(1), "pass", "batch 1: 2.23 x noise at place 3; not again in 4 cases like it"),
+        (8, ratios(8), ratios(8), "fail", ""),
+        (6, ratios(6), ratios(6), "fail", ""),
+        (7 * NARROW + 1, ratios(1), ratios(1), "fail", ""),
+        (np.nan, ratios(1), ratios(1), "fail", ""),
+    ],
+)
+def test_chance_does_not_come_again(
+    score: float, more: ErrorRatios, other: ErrorRatios, verdict: str, said: str
+) -> None:
+    one = played(score)
+    assert Look(more, other).at_all([one]) == ([said] if said else [])
+    assert one.verdict == verdict
+
+
+def test_beside_a_clear_failure_a_narrow_one_is_none_to_look_at() -> None:
+    one, clear, look = played(8), played(100, "batch 2"), Look(ratios(1), ratios(1))
+    assert look.at_all([one, clear]) == [] and look.asked == 0
+    assert one.verdict == clear.verdict == "fail"
