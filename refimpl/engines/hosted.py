@@ -38,13 +38,16 @@ class Hosted:
         capabilities: Capabilities,
         options: Mapping[str, str],
         variables: Callable[[Recipe], Mapping[str, str]] = lambda recipe: {},
+        name: str = "",
     ) -> None:
-        """Find its environment. EngineError if there is none. options: the worker's own, and `timeout`."""
+        """Find its environment. EngineError if there is none. options: the worker's own, and `timeout`; name: unless it
+        is that of the environment."""
+        self.name = name or recipe.name
         if problem := missing(recipe):
-            raise EngineError(f"{recipe.name}: {problem}")
+            raise EngineError(f"{self.name}: {problem}")
         self.recipe, self.script, self.capabilities, self.options = recipe, script, capabilities, dict(options)
         self.variables = variables
-        self.timeout = seconds(recipe.name, self.options.pop("timeout", str(TIMEOUT)))
+        self.timeout = seconds(self.name, self.options.pop("timeout", str(TIMEOUT)))
         self.worker: Worker | None = None
         self.max_length = 0
         self.names: set[str] = set()
@@ -53,13 +56,14 @@ class Hosted:
     def start(self, settings: Settings) -> None:
         """Start the worker and load the model."""
         self.close()
-        name = self.recipe.name
         if settings.dtype not in self.capabilities.dtypes:
-            raise EngineError(f"{name}: computes in {', '.join(self.capabilities.dtypes)}, not in {settings.dtype}")
+            raise EngineError(
+                f"{self.name}: computes in {', '.join(self.capabilities.dtypes)}, not in {settings.dtype}"
+            )
         python = python_of(self.recipe)
         command = [str(python), str(worker_path(self.script))]
         environment = {**outer_environment(), **VARIABLES, **self.variables(self.recipe)}
-        self.worker, self.names, self.max_length = Worker(name, command, environment), set(), settings.max_length
+        self.worker, self.names, self.max_length = Worker(self.name, command, environment), set(), settings.max_length
         try:
             self.vocab_size = self._call(
                 "start",
@@ -92,7 +96,7 @@ class Hosted:
     def run(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
         """Send all of them in one call. If the worker refuses that, each response has the reason."""
         if self.worker is None:
-            raise EngineError(f"{self.recipe.name}: was not started")
+            raise EngineError(f"{self.name}: was not started")
         for request in requests:
             for name, _ in request.adapters:
                 self._check_loaded(name)
@@ -116,7 +120,7 @@ class Hosted:
         replies = self.notes.pop("responses", None)
         if not isinstance(replies, list) or len(replies) != len(requests):
             count = len(replies) if isinstance(replies, list) else "no list of"
-            raise EngineError(f"{self.recipe.name}: {count} answers to {len(requests)} requests")
+            raise EngineError(f"{self.name}: {count} answers to {len(requests)} requests")
         return [self._response(request, replies[i], arrays.get(f"rows_{i}")) for i, request in enumerate(requests)]
 
     def reset(self) -> None:
@@ -136,7 +140,7 @@ class Hosted:
 
     def _call(self, call: str, /, **arguments: Any) -> tuple[Any, dict[str, Array]]:
         if self.worker is None:
-            raise EngineError(f"{self.recipe.name}: was not started")
+            raise EngineError(f"{self.name}: was not started")
         return self.worker.call(call, self.timeout, **arguments)
 
     def _check_loaded(self, name: str) -> None:
@@ -146,19 +150,19 @@ class Hosted:
     def _response(self, request: EngineRequest, reply: Any, rows: Array | None) -> EngineResponse:
         """One reply of the worker, checked. A wrong one keeps what was understood of it, beside the reason."""
         if not isinstance(reply, dict) or not isinstance(reply.get("token_ids"), list):
-            return EngineResponse(error=f"{self.recipe.name}: an answer without token ids", raw=reply)
+            return EngineResponse(error=f"{self.name}: an answer without token ids", raw=reply)
         response = EngineResponse(tuple(reply["token_ids"]))
         if reply.get("error"):
-            return replace(response, error=f"{self.recipe.name}: {reply['error']}", raw=reply)
+            return replace(response, error=f"{self.name}: {reply['error']}", raw=reply)
         if rows is None:
-            return replace(response, error=f"{self.recipe.name}: an answer without rows", raw=reply)
+            return replace(response, error=f"{self.name}: an answer without rows", raw=reply)
         prompt, produced = len(request.prompt_ids), len(response.token_ids)
         if rows.ndim == 2 and rows.dtype.kind == "f" and rows.shape[1] == self.vocab_size:
             first_position = 0 if len(rows) > produced else prompt - 1
             response = replace(response, first_position=first_position)
             response = replace(response, **self._shown(rows))
         if wrong := self._what_is_wrong(request, response, rows):
-            return replace(response, error=f"{self.recipe.name}: {wrong}", raw=rows)
+            return replace(response, error=f"{self.name}: {wrong}", raw=rows)
         return response
 
     def _shown(self, rows: Array) -> dict[str, Any]:
@@ -186,10 +190,10 @@ class Hosted:
         return ""
 
 
-def entry_of(recipe: Recipe, what: str, capabilities: Capabilities) -> Entry:
-    """Return the line of `loracle engines` of an engine that has this environment."""
+def entry_of(recipe: Recipe, what: str, capabilities: Capabilities, name: str = "") -> Entry:
+    """Return the line of `loracle engines` of an engine that has this environment, and this name unless the same."""
     what = f"{what}, in an environment of its own"
-    return Entry(recipe.name, what, capabilities, missing(recipe), recipe.cost)
+    return Entry(name or recipe.name, what, capabilities, missing(recipe), recipe.cost)
 
 
 def seconds(name: str, text: str) -> float:

@@ -49,7 +49,7 @@ class MlxLM(Hosted):
         self.config = load_config(settings.model)
         if self.config.sliding_window is not None:
             raise EngineError(
-                f"mlx_lm: {settings.model}: sliding_window {self.config.sliding_window}: mlx-lm's mistral has none"
+                f"{self.name}: {settings.model}: sliding_window {self.config.sliding_window}: mlx-lm's mistral has none"
             )
         super().start(settings)
 
@@ -59,5 +59,5 @@ class MlxLM(Hosted):
             try:
                 write_mlx_adapter(load_adapter(folder, self.config), Path(scratch) / "adapter", self.config)
             except LoracleError as error:
-                raise EngineError(f"mlx_lm: {error}") from None
+                raise EngineError(f"{self.name}: {error}") from None
             super().load(name, Path(scratch) / "adapter")

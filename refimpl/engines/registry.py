@@ -22,6 +22,7 @@ MODULES = {
     "llama_cpp_prebuilt": ".llama_cpp_prebuilt",
     "mistralrs": ".mistralrs",
     "mlx_lm": ".mlx_lm",
+    "mlx_lm_server": ".mlx_lm_server",
     "openvino_genai": ".openvino_genai",
     "onnxruntime_genai": ".onnxruntime_genai",
     "openai_http": ".openai_http",

@@ -67,8 +67,8 @@ def test_what_cannot_be_set_up_is_one_line(argv: list[str], message: str, capsys
 
 
 ENGINES = (
-    "there is no engine 'vlm'; there is peft, vllm, llama_cpp, llama_cpp_prebuilt, mistralrs, mlx_lm, openvino_genai, "
-    "onnxruntime_genai, openai_http, "
+    "there is no engine 'vlm'; there is peft, vllm, llama_cpp, llama_cpp_prebuilt, mistralrs, mlx_lm, "
+    "mlx_lm_server, openvino_genai, onnxruntime_genai, openai_http, "
     "tensorrt_llm, recorded, learn, module:function, numpy, reference, cuda, mutant:NAME, blind:KEY"
 )
 MUTANTS = "there is no mutant 'rslora_ignore': `loracle engines --mutants` has them"

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 VOICES = dict(tiny.VOICES)
 NEW = 24  # tokens, into the line that a voice speaks
 SAME = 3.0  # noise units, at most, from the truth for the adapter that was requested
-NIGHTLY = ("openvino_genai", "onnxruntime_genai")
+NIGHTLY = ("openvino_genai", "onnxruntime_genai", "mlx_lm_server")
 ANOTHER = 1000.0  # noise units, at least, from the truth for any other
 
 Start = Callable[..., "Driven"]
@@ -352,7 +352,7 @@ def test_drawn_adapters_of_every_kind_in_one_batch(
         config = replace(config, head_dim=16)
     base = build.random_model(config, 5, "float32")
     save_model(base, tmp_path / "base")
-    if name in ("llama_cpp", "llama_cpp_prebuilt", "mlx_lm") and "sliding_window" in changes:
+    if name in ("llama_cpp", "llama_cpp_prebuilt", "mlx_lm", "mlx_lm_server") and "sliding_window" in changes:
         with pytest.raises(EngineError, match=r"sliding_window 16: (llama.cpp's llama|mlx-lm's mistral) has none"):
             start(name, model=tmp_path / "base")
         return

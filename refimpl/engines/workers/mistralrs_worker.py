@@ -1,7 +1,7 @@
 """mistral.rs at the end of a pipe: PYTHON mistralrs_worker.py.
 
 Its Python package takes prompts as text and gives, of each produced token, the log-probabilities of the whole
-vocabulary. So the base is loaded with a tokenizer of one character for each id: text is ids, and nothing is added.
+vocabulary. So the base is loaded with the tokenizer of letters.py.
 """
 
 import json
@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from letters import text_of, write_tokenizer
 from serve_pipe import Reply, Settings, serve_engine
 
-FIRST = 0x4E00  # token i is the character FIRST + i: a range of 20,992 letters, one after another
-LAST = 0x9FFF
 FLOOR = math.log(2.0**-126)  # it takes the logarithm of a float32: of one below this digits are missing
 ARCHITECTURES = {"LlamaForCausalLM": "Llama", "MistralForCausalLM": "Mistral"}
 WHOLE_PROMPT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # nothing around it
@@ -35,8 +34,6 @@ class Server:
         self.api, base = mistralrs, Path(settings.model)
         config = json.loads((base / "config.json").read_text("utf-8"))
         self.vocab_size = int(config["vocab_size"])
-        if FIRST + self.vocab_size > LAST + 1:
-            raise ValueError(f"a vocabulary of {self.vocab_size} tokens has no character for each of them here")
         architecture = ARCHITECTURES[config["architectures"][0]]
         self.folder = tempfile.TemporaryDirectory()  # mapped into memory as long as it runs
         write_base(base, Path(self.folder.name), self.vocab_size)
@@ -88,7 +85,7 @@ class Server:
         """Return it as a request for a stream of greedy tokens, none of which ends it."""
         names = [name for name, _ in request["adapters"]]
         return self.api.ChatCompletionRequest(
-            messages=[{"role": "user", "content": "".join(chr(FIRST + token) for token in request["prompt_ids"])}],
+            messages=[{"role": "user", "content": text_of(request["prompt_ids"])}],
             model="default",
             logprobs=True,
             top_logprobs=self.vocab_size,
@@ -124,21 +121,7 @@ def write_base(base: Path, folder: Path, vocab_size: int) -> None:
     """Write the base beside a tokenizer of one character for each id."""
     for file in (*base.glob("*.safetensors"), *base.glob("*.safetensors.index.json"), base / "config.json"):
         (folder / file.name).symlink_to(file.resolve())
-    letters = {chr(FIRST + i): i for i in range(vocab_size)}
-    decoders = [  # of the kinds that mistral.rs knows; they leave these letters alone
-        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    tokenizer: dict[str, Any] = {
-        "version": "1.0",
-        **dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor")),
-        "added_tokens": [],
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {"type": "BPE", "vocab": letters, "merges": []},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": WHOLE_PROMPT}), "utf-8")
+    write_tokenizer(folder, vocab_size, {"chat_template": WHOLE_PROMPT})
 
 
 if __name__ == "__main__":
