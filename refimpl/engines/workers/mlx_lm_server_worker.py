@@ -68,13 +68,13 @@ class Server:
     def healthy(self) -> bool:
         """Does it answer that it is well?"""
         try:
-            with self.asked("GET", "/health") as response:
+            with self.response("GET", "/health") as response:
                 return response.status == 200
         except OSError:
             return False
 
     @contextlib.contextmanager
-    def asked(self, method: str, path: str, body: str | None = None) -> Iterator[http.client.HTTPResponse]:
+    def response(self, method: str, path: str, body: str | None = None) -> Iterator[http.client.HTTPResponse]:
         """The response to a request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
         try:
@@ -130,7 +130,7 @@ class Server:
             **({"adapters": str(self.folders[names[0]])} if names else {}),
         }
         try:
-            with self.asked("POST", "/v1/completions", json.dumps(body)) as response:
+            with self.response("POST", "/v1/completions", json.dumps(body)) as response:
                 if response.status != 200:
                     return failure(f"HTTP {response.status}: {json.loads(response.read())['error']}"), np.zeros((0, 0))
                 if cancelled:

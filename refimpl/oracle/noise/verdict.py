@@ -105,8 +105,8 @@ def _spread_of_rows(honest: Array, spread: float) -> Array:
     """Of each row [rows], as the honest runs are spread in it, never less than `spread`, that of its request. Where the
     errors of a row have one direction, their rms is one number, and some runs are far out that are no bug."""
     variance = np.square(_centred(_log(honest))).mean(axis=0)
-    own = (ROWS_OF_ALL * spread**2 + len(honest) * variance) / (ROWS_OF_ALL + len(honest))
-    return np.maximum(spread, np.sqrt(own))
+    pooled = (ROWS_OF_ALL * spread**2 + len(honest) * variance) / (ROWS_OF_ALL + len(honest))
+    return np.maximum(spread, np.sqrt(pooled))
 
 
 def score_thresholds(honest: Array, tested: int) -> tuple[float, float]:
