@@ -15,6 +15,7 @@ import numpy as np
 from .arrays import Array, Float, Precision, namespace, rounded, widen
 from .config import View
 from .layers import softcap, softmax, softmax_with_sinks
+from .memory_pool import empty
 from .plans import AttentionMetadata, Span
 from .tiles import Tile, first_visible, stacks_of
 
@@ -89,7 +90,7 @@ def attention(
     (tokens, heads, head_dim), (_, _, kv_heads, value_dim) = q.shape, v_cache.shape
     xp, scale, group = namespace(q), score_scale(q, view), heads // kv_heads
     queries = q.reshape(tokens, kv_heads, group, head_dim).transpose(1, 0, 2, 3).reshape(kv_heads, -1, head_dim)
-    mixed = xp.empty((*queries.shape[:2], value_dim), q.dtype)
+    mixed = empty((*queries.shape[:2], value_dim), q)
     for tiles in stacks_of(metadata.device, view.window, heads):
         rows = [slice(group * tile.start, group * tile.stop) for tile in tiles]
         keys = [gather(k_cache, tile.span, tile.lo, tile.hi).transpose(1, 2, 0) for tile in tiles]

@@ -12,6 +12,7 @@ import numpy as np
 from .arrays import Array, Float, Int, Precision, namespace, rounded, widen
 from .config import ClampedGate
 from .matmul import matmul
+from .memory_pool import empty
 
 
 def embed(
@@ -121,7 +122,7 @@ def mlp_activation(
         return clamped_gate(gate, up, kind, p)
     xp = namespace(gate)
     if kind == "silu":
-        active = -gate
+        active = xp.negative(gate, out=empty(gate.shape, gate))
         with np.errstate(over="ignore"):  # e^-g may be inf: then silu is -0, which is right
             xp.exp(active, out=active)
         active += 1

@@ -19,7 +19,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from .arrays import Array, Float, Precision, namespace, widen
+from .arrays import Array, Float, Precision, widen
+from .memory_pool import empty
 
 FEW_TOKENS = 6  # at 6 to 8 tokens the first two forms cost the same
 SOME_TOKENS = 64  # at 8 tokens the second takes half of the time of the third, at 128 as long, and longer beyond
@@ -49,7 +50,7 @@ def matmul(
     tokens, (d_out, d_in) = x.shape[0], weight.shape
     if weight.dtype == x.dtype:
         return product(x, weight)
-    y, piece = namespace(x).empty((tokens, d_out), x.dtype), max(1, WIDEN_AT_ONCE // d_in)
+    y, piece = empty((tokens, d_out), x), max(1, WIDEN_AT_ONCE // d_in)
     for start in range(0, d_out, piece):
         y[:, start : start + piece] = product(x, widen(weight[start : start + piece], p.compute))
     return y
@@ -59,7 +60,7 @@ def product(x: Float[Array, "tokens d_in"], W: Float[Array, "d_out d_in"]) -> Fl
     """Return x W^T of two arrays of one type."""
     tokens = len(x)
     if not isinstance(x, np.ndarray) or tokens > SOME_TOKENS:
-        return x.dot(W.T)
+        return x.dot(W.T, out=empty((tokens, len(W)), x))
     if tokens > 1 and (packed := panels(W)) is not None:
         y = np.empty((tokens, len(packed), PANEL), x.dtype)
         np.matmul(x, packed, out=y.transpose(1, 0, 2))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .arrays import Array, Float, Int, Precision, namespace, rounded
+from .memory_pool import empty
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,9 @@ def apply_rope(
     firsts, seconds = pair_slices(cos.shape[-1], interleaved)
     first, second = x[..., firsts], x[..., seconds]
     cos, sin = cos[:, None, :], sin[:, None, :]
-    y = namespace(x).empty_like(x)
-    y[..., firsts] = rounded(first * cos, p.rope_product) - rounded(second * sin, p.rope_product)
-    y[..., seconds] = rounded(second * cos, p.rope_product) + rounded(first * sin, p.rope_product)
+    xp, y = namespace(x), empty(x.shape, x)
+    xp.subtract(rounded(first * cos, p.rope_product), rounded(second * sin, p.rope_product), out=y[..., firsts])
+    xp.add(rounded(second * cos, p.rope_product), rounded(first * sin, p.rope_product), out=y[..., seconds])
     if 2 * cos.shape[-1] < x.shape[-1]:
         y[..., 2 * cos.shape[-1] :] = x[..., 2 * cos.shape[-1] :]
     return rounded(y, p.rope)

@@ -255,7 +255,20 @@ def cupy_double() -> ModuleType:
         setattr(cupy, function.__name__, function)
     for name in ("zeros", "ones", "full", "arange"):
         setattr(cupy, name, creator(getattr(np, name)))
-    for name in ("exp", "log", "sqrt", "abs", "isnan", "isfinite", "maximum", "tanh", "divide"):
+    for name in (
+        "exp",
+        "log",
+        "sqrt",
+        "abs",
+        "isnan",
+        "isfinite",
+        "maximum",
+        "tanh",
+        "negative",
+        "add",
+        "subtract",
+        "divide",
+    ):
         setattr(cupy, name, elementwise(getattr(np, name)))
     for name in ("concatenate", "stack"):
         setattr(cupy, name, joined(getattr(np, name)))

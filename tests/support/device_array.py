@@ -190,11 +190,14 @@ class DeviceArray:
     def __iter__(self) -> Any:
         return iter([DeviceArray(part) for part in self.host])
 
-    def dot(self, other: "DeviceArray") -> "DeviceArray":
-        """The product of two matrices."""
+    def dot(self, other: "DeviceArray", out: "DeviceArray | None" = None) -> "DeviceArray":
+        """The product of two matrices; out is contiguous and of its type."""
         if not isinstance(other, DeviceArray):
             raise TypeError(f"Argument 'b' has incorrect type (expected cupy.ndarray, got {type(other).__name__})")
-        return DeviceArray(self.host.dot(other.host))
+        if out is None:
+            return DeviceArray(self.host.dot(other.host))
+        self.host.dot(other.host, out=out.host)
+        return out
 
     # The same numbers in another form.
     def view(self, dtype: Any) -> "DeviceArray":
