@@ -66,28 +66,38 @@ def loracle_check(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         precision: str = "float32",
         without: tuple[str, ...] = (),
         power: bool = False,
+        budget: float | None = None,
     ) -> dict[str, Any]:
         """Ask `cases` batches and `sequences` sequences; return the JSON of docs/check.md if all of them are right.
 
         engine: a function (refimpl/engines/function.py says which), or a name of `loracle engines`. The other arguments
-        are the options of `loracle check`. What fails is kept in the test's tmp_path."""
+        are the options of `loracle check`; budget: seconds, after which the test fails with what is known. What fails
+        is kept in the test's tmp_path."""
         from rich.console import Console
 
         from refimpl.commands.check_screen import show
         from refimpl.oracle import check as checking
+        from refimpl.oracle.keep import keep
         from refimpl.oracle.reports.result import CampaignSettings
         from refimpl.oracle.reports.summary import summary
+        from refimpl.oracle.watchdog import BUDGET, SIGNAL, Watchdog
 
         make = maker(engine, without)
         name = engine if isinstance(engine, str) else f"{engine.__module__}:{engine.__qualname__}"
-        settings = CampaignSettings(cases, sequences, seed, precision=precision, below=power)
+        settings = CampaignSettings(cases, sequences, seed, budget, precision, below=power)
         folders = {key: Path(path) for key, path in (adapters or {}).items()}
-        result = checking.check(make, model, folders, settings, tmp_path / "check")
-        if result.interrupted:
-            raise KeyboardInterrupt
         repro = ""
-        if result.explanation.smallest is not None:
-            repro = str(checking.keep(result, tmp_path / "repro", name, {}, seed, make))
+        try:
+            with Watchdog(budget) as watch:
+                result = checking.check(make, model, folders, settings, tmp_path / "check", watch=watch)
+                if result.explanation.smallest is not None:
+                    repro = str(keep(result, tmp_path / "repro", name, {}, seed, make, watch))
+        except KeyboardInterrupt:
+            if watch.stopped_by != BUDGET:
+                raise
+            pytest.fail(watch.why(), pytrace=False)
+        if result.stopped_by == SIGNAL:
+            raise KeyboardInterrupt
         report = summary(result, name, repro)
         if result.verdict != "pass":
             screen = io.StringIO()

@@ -20,13 +20,14 @@ from refimpl.arrays import Array
 from refimpl.engines.interface import Settings
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.ops import NUMPY, Ops
+from refimpl.oracle.bases import BATCHES, SEQUENCES
+from refimpl.oracle.below import SAMPLE
 from refimpl.oracle.bugs import mutants_for
-from refimpl.oracle.campaign import SAMPLE, Campaign
+from refimpl.oracle.campaign import Campaign
 from refimpl.oracle.cases import scenarios as drawn
 from refimpl.oracle.cases.case import Case, Exchange, draw_batch
 from refimpl.oracle.cases.testbed import Testbed, build, settings
 from refimpl.oracle.cases.variety import KINDS, TURNS
-from refimpl.oracle.check import BATCHES, SEQUENCES
 from refimpl.oracle.diagnosis.projection import ProjectionTerm, limit, project, projection_terms
 from refimpl.oracle.noise.ensemble import ensemble
 from refimpl.oracle.noise.measure import ErrorRatios, Sample, measure

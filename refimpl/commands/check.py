@@ -1,33 +1,51 @@
 """loracle check: hold an engine against the reference, and name its bug."""
 
 import argparse
+import atexit
 import json
+import multiprocessing
+import os
 import shlex
+import shutil
 import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 
 from ..engines import registry
-from ..engines.interface import Engine
+from ..engines.interface import Engine, EngineError
+from ..engines.worker import kill_all
 from ..errors import RequestError
-from ..families import MODEL_TYPES
-from ..loading.suggestion import did_you_mean
 from ..oracle import check as checking
 from ..oracle.bugs import CLASSES, mutants_for
 from ..oracle.bugs.blind import revealed
 from ..oracle.cases import archive
-from ..oracle.noise.precision import TYPES
+from ..oracle.keep import folder_of_module, keep
 from ..oracle.reports.redact import without_secrets
 from ..oracle.reports.report import PAGE, page
-from ..oracle.reports.result import CampaignSettings, Result
+from ..oracle.reports.result import Result
 from ..oracle.reports.summary import summary
+from ..oracle.watchdog import BUDGET, GRACE, SIGNAL, Watchdog
+from .check_arguments import (
+    adapters,
+    add_arguments,
+    campaign_settings,
+    engine_options,
+    make_writable,
+    pairs,
+    seconds,
+)
 from .check_screen import Screen, show
 from .signals import on_signals, stop
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
 HELP = "hold an engine against the reference: a verdict, and the name of the bug"
 EXAMPLE = """  loracle check --engine peft
@@ -37,107 +55,89 @@ EXAMPLE = """  loracle check --engine peft
   loracle check --engine my_module:my_function --report out
   loracle check --replay out/repro"""
 
-QUICK_CASES, QUICK_SEQUENCES = 8, 4  # of --quick: more of either makes it slower, and a pass worth more
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what to check, on what, how long, and where the report goes."""
-    add = parser.add_argument
-    add("--engine", metavar="NAME", help="a name of `loracle engines`, mutant:NAME, blind:KEY, or module:function")
-    add("--model", default="tiny", metavar="DIR|tiny|random", help="the base (default: tiny)")
-    add(
-        "--families",
-        metavar="all|NAME,NAME",
-        help="--model random: bases of these model_types, like qwen3,gpt_oss, each as much (default: Llamas, and "
-        "others that the engine says it has)",
-    )
-    add(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        help="a PEFT folder; without any, random ones are drawn",
-    )
-    add("--cases", type=int, metavar="N", help="batches (default 50)")
-    add("--sequences", type=int, metavar="N", help="sequences of loads and requests (default 30)")
-    add(
-        "--quick",
-        action="store_true",
-        help=f"{QUICK_CASES} batches, {QUICK_SEQUENCES} sequences, --no-power: for a class, and the CI of an engine",
-    )
-    add(
-        "--without",
-        metavar="NAME,NAME",
-        help="what the engine does not do and is not asked for: features, operations or modules, like lora_bias,evict",
-    )
-    add("--seed", type=int, default=0, metavar="S", help="the same seed asks the same questions (default 0)")
-    add("--budget", type=float, metavar="SECONDS", help="ask no more after two thirds of this; then explain until it")
-    add("--precision", default="float32", choices=[*TYPES, "auto"], help="what the engine is asked to compute in")
-    add("--jobs", type=int, default=2, metavar="J", help="processes that make the numbers (default 2)")
-    add("--ray", metavar="ADDRESS|local", help="run engines and numbers on a Ray cluster; local: a new one, here")
-    add("--ray-engines", type=int, default=1, metavar="N", help="--ray: engines asked side by side (default 1)")
-    add(
-        "--ray-resources",
-        default="",
-        metavar="NAME=X,NAME=X",
-        help="--ray: what each engine is given, like CPU=4,GPU=1 (default CPU=1)",
-    )
-    add("--no-power", action="store_true", help="do not look below the noise, nor at which bugs would have been seen")
-    add("--reveal", action="store_true", help="blind:KEY: say which bug it is, and run nothing")
-    add("--resume", type=Path, metavar="DIR", help="keep the answers here; go on with those that are there")
-    add("--report", type=Path, metavar="DIR", help="write one HTML page, the JSON and a folder that repeats a failure")
-    add("--replay", type=Path, metavar="FOLDER", help="repeat one failure from the folder that it was kept in")
-    add("--url", help="openai_http: where the server is")
-    add("--model-name", help="openai_http: what the server calls the base")
-    served = "openai_http: what it calls an adapter"
-    add("--adapter-name", action="append", default=[], metavar="NAME=SERVED", help=served)
-    add(
-        "--clients",
-        type=int,
-        metavar="N",
-        help="openai_http: so many requests at once, strangers' beside the batch's own",
-    )
-    add("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the engine; again for more")
-
 
 def run(args: argparse.Namespace) -> int:
     """Return 0 for pass, 1 for fail or undecided, 130 after Ctrl-C; an engine that cannot be run is a LoracleError."""
-    console = Console(stderr=args.json)
     if args.reveal:
         return reveal(args)
     if args.engine is None and args.replay is None:
         raise RequestError("give --engine NAME (`loracle engines` lists them), or --replay FOLDER")
+    budget, out = seconds(args), sys.stdout  # an engine that is a function has another one while it is asked
     if args.report is not None:
         make_writable(args.report)
-    if args.replay is not None:
-        result, engine = checking.replay(args.replay, registry.make, args.engine, engine_options(args))
-        report = write(result, engine, {}, args, None)
-    else:
-        settings = campaign_settings(args)
-        engine, options = args.engine, engine_options(args)
-        leave_out = args.without.split(",") if args.without else []
-        with ExitStack() as stack:
-            stack.enter_context(on_signals(stop, signal.SIGTERM))  # as Ctrl-C
-            scratch, screen = stack.enter_context(tempfile.TemporaryDirectory()), stack.enter_context(Screen())
-            work = args.resume or Path(scratch)
-            make = lambda: checking.narrowed(make_engine(args, engine, options), leave_out)  # noqa: E731
-            if args.ray is not None:
-                make = stack.enter_context(on_ray(args, make))
-            if args.resume is not None:
-                about = {"engine": engine, "model": args.model, "dtype": args.precision, "seed": args.seed}
-                archive.describe(work, about, make().capabilities)
-            result = checking.check(make, args.model, adapters(args.adapter), settings, work, screen)
-            checking.expect(result, engine, options)
-            report = write(result, engine, options, args, make)
+    with ExitStack() as stack:
+        stack.enter_context(on_signals(stop, signal.SIGTERM))  # as Ctrl-C
+        scratch, screen = stack.enter_context(tempfile.TemporaryDirectory()), stack.enter_context(Screen())
+        leave = partial(say_what_is_known, args, screen, Path(scratch), out)
+        watch = stack.enter_context(Watchdog(budget, leave))
+        try:
+            result, engine, repro = (replayed if args.replay else checked)(args, Path(scratch), screen, watch)
+        except KeyboardInterrupt:  # before there was anything to judge
+            if watch.stopped_by == BUDGET:
+                raise EngineError(watch.why()) from None
+            raise
+    report = write(result, engine, repro, args)
     if engine == "learn" and result.verdict == "fail":
         report["chapter"] = chapter_of(args.replay or Path(report["repro"]))
+    say(report, args, out)
+    return exit_code(result)
+
+
+def exit_code(result: Result) -> int:
+    """Return the process's, for a result."""
+    return 130 if result.stopped_by == SIGNAL else 0 if result.verdict == "pass" else 1
+
+
+def checked(args: argparse.Namespace, scratch: Path, screen: Screen, watch: Watchdog) -> tuple[Result, str, str]:
+    """Run the campaign; return its result, the engine's name, and the folder of the smallest failure or ""."""
+    settings, engine, options = campaign_settings(args), args.engine, engine_options(args)
+    leave_out, work = args.without.split(",") if args.without else [], args.resume or scratch
+    make = lambda: checking.narrowed(make_engine(args, engine, options), leave_out)  # noqa: E731
+    with ExitStack() as stack:
+        if args.ray is not None:
+            make = stack.enter_context(on_ray(args, make))
+        if args.resume is not None:
+            about = {"engine": engine, "model": args.model, "dtype": args.precision, "seed": args.seed}
+            archive.describe(work, about, make().capabilities)
+        result = checking.check(make, args.model, adapters(args.adapter), settings, work, screen, watch=watch)
+        checking.expect(result, engine, options)
+        return result, engine, kept(result, engine, options, args, make, watch)
+
+
+def replayed(args: argparse.Namespace, scratch: Path, screen: Screen, watch: Watchdog) -> tuple[Result, str, str]:
+    """Ask what was kept once more; return the result, the engine's name, and ""."""
+    return *checking.replay(args.replay, registry.make, args.engine, engine_options(args), watch), ""
+
+
+def say(report: dict[str, Any], args: argparse.Namespace, out: TextIO) -> None:
+    """Print the JSON, or what people read."""
     if args.json:
-        print(json.dumps(report, allow_nan=False))
+        print(json.dumps(report, allow_nan=False), file=out)
     else:
-        show(console, report, args.report and args.report / PAGE)
-    if result.interrupted:
-        return 130
-    return 0 if result.verdict == "pass" else 1
+        show(Console(file=out), report, args.report and args.report / PAGE)
+
+
+def say_what_is_known(args: argparse.Namespace, screen: Screen, scratch: Path, out: TextIO, watch: Watchdog) -> None:
+    """Say it from a thread of its own, and end the process: the engine does not let go of the main thread."""
+    code = 2
+    try:
+        screen.bars.stop()
+        if (result := watch.known()) is None:
+            print(f"loracle check: {watch.why()}", file=sys.stderr)
+        else:
+            say(write(result, args.engine, "", args), args, out)
+            code = exit_code(result)
+        out.flush()
+        sys.stderr.flush()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        kill_all()  # the workers of engines, and then those that make the numbers
+        for process in multiprocessing.active_children():
+            process.kill()
+        tidying = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # somebody's may wait for the engine
+        tidying.start()
+        tidying.join(GRACE)
+        os._exit(code)
 
 
 def make_engine(args: argparse.Namespace, name: str, options: dict[str, str]) -> Engine:
@@ -161,7 +161,7 @@ def on_ray(args: argparse.Namespace, make: Callable[[], Engine]) -> Iterator[Cal
         except ValueError:
             raise RequestError(f"--ray-resources {name}={text}: {text} is no number") from None
     engines = Engines(args.ray_engines, resources)
-    with connected(args.ray, engines, checking.folder_of_module(args.engine)):
+    with connected(args.ray, engines, folder_of_module(args.engine)):
         yield engines.on_the_cluster(make)
 
 
@@ -170,64 +170,6 @@ def chapter_of(repro: Path) -> str:
     from ..learn.your_engine import led_back  # it brings Hypothesis, which nobody else waits for
 
     return led_back(repro)
-
-
-def make_writable(folder: Path) -> None:
-    """Make the report's folder before anything is asked; RequestError if it cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except FileExistsError:
-        raise RequestError(f"--report {folder}: it is a file, and has to be a folder") from None
-    except OSError as error:
-        raise RequestError(f"--report {folder}: {error.strerror}") from None
-
-
-def campaign_settings(args: argparse.Namespace) -> CampaignSettings:
-    """Return the settings of the campaign; RequestError for a number that makes none."""
-    if args.cases is None:
-        args.cases = QUICK_CASES if args.quick else 50
-    if args.sequences is None:
-        args.sequences = QUICK_SEQUENCES if args.quick else 30
-    for name, least in (("cases", 0), ("sequences", 0), ("jobs", 1), ("ray_engines", 1)):
-        if getattr(args, name) < least:
-            raise RequestError(f"--{name.replace('_', '-')} {getattr(args, name)} must be {least} or more")
-    if args.ray is None and (args.ray_engines > 1 or args.ray_resources):
-        raise RequestError("--ray-engines and --ray-resources are for --ray ADDRESS|local")
-    if args.cases + args.sequences == 0:
-        raise RequestError("--cases 0 and --sequences 0: nothing would be asked")
-    if args.budget is not None and not args.budget > 0:
-        raise RequestError(f"--budget {args.budget} must be more than 0 seconds")
-    blind = registry.is_blind(args.engine)
-    return CampaignSettings(
-        args.cases,
-        args.sequences,
-        args.seed,
-        args.budget,
-        args.precision,
-        args.jobs,
-        args.ray_engines,
-        families(args),
-        args.ray is not None,
-        below=not (args.no_power or args.quick or blind),  # the power is a list of names, which has this one
-        name_bug=not blind,
-    )
-
-
-def families(args: argparse.Namespace) -> tuple[str, ...]:
-    """Return the families of --families; RequestError for an unknown one, or where no base is drawn."""
-    if args.families is None:
-        return ()
-    if args.model != "random":
-        raise RequestError("--families is for --model random: every other base has its own family")
-    if args.families == "all":
-        return MODEL_TYPES
-    names = tuple(dict.fromkeys(args.families.split(",")))
-    for name in names:
-        if name not in MODEL_TYPES:
-            raise RequestError(f"--families {name}: there is {', '.join(MODEL_TYPES)}{did_you_mean(name, MODEL_TYPES)}")
-    return names
 
 
 def reveal(args: argparse.Namespace) -> int:
@@ -247,46 +189,31 @@ def reveal(args: argparse.Namespace) -> int:
     return 0
 
 
-def adapters(items: list[str]) -> dict[str, Path]:
-    """Return the folder of each NAME=DIR, each name once."""
-    return {name: Path(folder) for name, folder in pairs("--adapter", "NAME=DIR", items).items()}
+def kept(
+    result: Result,
+    engine: str,
+    options: dict[str, str],
+    args: argparse.Namespace,
+    make: Callable[[], Engine],
+    watch: Watchdog,
+) -> str:
+    """Return the folder that repeats the smallest failure, beside the report or in a temporary folder that stays; ""
+    without a failure, or if there is no time for it."""
+    if result.explanation.smallest is None:
+        return ""
+    beside = args.report or Path(tempfile.mkdtemp(prefix="loracle-"))
+    try:
+        return str(keep(result, beside / "repro", engine, options, args.seed, make, watch))
+    except KeyboardInterrupt:
+        if args.report is None:
+            shutil.rmtree(beside, ignore_errors=True)
+        result.stopped_by = watch.stopped_by or SIGNAL
+        result.diagnostics.append(f"{watch.why()}; the smallest failure was not kept")
+        return ""
 
 
-def engine_options(args: argparse.Namespace) -> dict[str, str]:
-    """Return everything that is the engine's own concern."""
-    options = pairs("--option", "KEY=VALUE", args.option)
-    for key, value in (("url", args.url), ("model-name", args.model_name), ("clients", args.clients)):
-        if value is not None:
-            options[key] = str(value)
-    if args.adapter_name:
-        names = pairs("--adapter-name", "NAME=SERVED", args.adapter_name)
-        options["adapters"] = ",".join(f"{name}={served}" for name, served in names.items())
-    return options
-
-
-def pairs(flag: str, form: str, items: list[str]) -> dict[str, str]:
-    """Return key -> value of each item; RequestError for what is no pair, or comes twice."""
-    values: dict[str, str] = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not (key and equals and value):
-            raise RequestError(f"{flag} {item}: expected {form}")
-        if key in values:
-            raise RequestError(f"{flag} {item}: {key} was given before, as {values[key]}")
-        values[key] = value
-    return values
-
-
-def write(
-    result: Result, engine: str, options: dict[str, str], args: argparse.Namespace, make: Callable[[], Engine] | None
-) -> dict[str, Any]:
-    """Return the JSON; where a report is wanted, write the page as well.
-
-    A failure is kept in any case, beside the report or in a temporary folder that stays."""
-    repro = ""
-    if result.explanation.smallest is not None:
-        beside = args.report or Path(tempfile.mkdtemp(prefix="loracle-"))
-        repro = str(checking.keep(result, beside / "repro", engine, options, args.seed, make))
+def write(result: Result, engine: str, repro: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the JSON; where a report is wanted, write the page as well."""
     everything = summary(result, engine, repro)
     by_mutant = {key: everything[key] for key in ("power", "seen_from")}  # names of ours, some of which end in "token"
     report = without_secrets(everything) | by_mutant

@@ -123,7 +123,7 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "" if i else "findings", line, ""
     if registry.is_blind(report["engine"]):
         yield "it is", f"for you to find out; then: loracle check --engine {report['engine']} --reveal", ""
-    elif report["power"] or report["verdict"] != "fail":
+    elif report["power"] or report["verdict"] == "pass":
         yield "power", powerful(report["power"]), ""
 
 

@@ -52,6 +52,7 @@ class Worker:
         self.replies: queue.Queue[_Reply] = queue.Queue()
         self.reader = threading.Thread(target=_read, args=(self.process.stdout, self.replies), daemon=True)
         self.reader.start()
+        RUNNING.add(self)
         # Also when nobody closes it, and when Python ends.
         self._end = weakref.finalize(self, _end, self.process, self.reader, self.stderr)
 
@@ -71,6 +72,9 @@ class Worker:
             raise self._failure(f"no answer to {call!r} within {timeout:g} s") from None
         except OSError:
             reply = _Reply(ended=True)
+        except KeyboardInterrupt:  # its answer would come to the next call: it is of no more use
+            _kill(self.process)
+            raise
         if reply.ended:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE)
@@ -149,6 +153,15 @@ def _parsed(line: bytes, pipe: IO[bytes]) -> _Reply:
     except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile):
         return _Reply(garbage=f"{size} bytes that are no .npz")
     return _Reply(head.get("result"), arrays, str(head.get("error") or ""))
+
+
+RUNNING: "weakref.WeakSet[Worker]" = weakref.WeakSet()
+
+
+def kill_all() -> None:
+    """End every worker of this process at once, where Python itself is not going to end in order."""
+    for worker in list(RUNNING):
+        _kill(worker.process)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

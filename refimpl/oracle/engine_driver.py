@@ -12,13 +12,16 @@ from .cases.case import Case, Exchange, play, prepare
 from .cases.testbed import Testbed
 from .noise.ensemble import Member
 from .noise.measure import Sample, measure
+from .watchdog import Watchdog
 
 
 class EngineDriver:
-    """Runs cases on one engine. `make` gives an engine that is not started; `work` keeps what it answered."""
+    """Runs cases on one engine. `make` gives an engine that is not started; `work` keeps what it answered.
 
-    def __init__(self, make: Callable[[], Engine], testbed: Testbed, work: Path) -> None:
-        self.make, self.testbed, self.work = make, testbed, work
+    watch: what ends a check whose engine does not answer."""
+
+    def __init__(self, make: Callable[[], Engine], testbed: Testbed, work: Path, watch: Watchdog | None = None) -> None:
+        self.make, self.testbed, self.work, self.watch = make, testbed, work, watch or Watchdog()
         self.engine = make()
         self.capabilities = self.engine.capabilities
         self.lost = False  # is there no machine left for its engine?
@@ -41,11 +44,12 @@ class EngineDriver:
 
     def run(self, case: Case, settings: Settings) -> list[Exchange]:
         """Run the case now. A batch finds every adapter of the testbed loaded, a sequence none."""
-        try:
-            return self._run(case, settings)
-        except EngineLost:
-            self.engine, self._state = self.make(), None
-            return self._run(case, settings)
+        with self.watch.asking(f"asked {case.name}"):
+            try:
+                return self._run(case, settings)
+            except EngineLost:
+                self.engine, self._state = self.make(), None
+                return self._run(case, settings)
 
     def _run(self, case: Case, settings: Settings) -> list[Exchange]:
         if self._state is None or self._state[0] != settings:
@@ -53,8 +57,9 @@ class EngineDriver:
         fresh = case.stateless and getattr(self.engine, "new_for_each_batch", False)
         if self._state != (settings, case.stateless) or fresh:
             if case.stateless:
-                self.engine.reset()
-                prepare(self.engine, self.testbed)
+                with self.watch.asking("given its adapters"):
+                    self.engine.reset()
+                    prepare(self.engine, self.testbed)
             self._state = (settings, case.stateless)
         return play(self.engine, case, self.testbed)
 
@@ -71,15 +76,16 @@ class EngineDriver:
     def run_anew(self, case: Case, settings: Settings) -> list[Exchange]:
         """Run the case now on an engine that is made and started for it."""
         if self._state is not None:
-            self.engine.close()
+            self.close()
             self.engine, self._state = self.make(), None
         return self.run(case, settings)
 
     def _restart(self, settings: Settings) -> None:
-        if self._state is not None:
-            self.engine.close()
-            self.engine = self.make()
-        self.engine.start(settings)
+        with self.watch.asking("started"):
+            if self._state is not None:
+                self.engine.close()
+                self.engine = self.make()
+            self.engine.start(settings)
 
     def sample(self, case: Case, settings: Settings, members: tuple[Member, ...]) -> Sample:
         """Return the case with the engine's errors in it."""
@@ -88,7 +94,8 @@ class EngineDriver:
 
     def close(self) -> None:
         """Stop the engine."""
-        self.engine.close()
+        with self.watch.asking("closed", last=True):
+            self.engine.close()
 
 
 def ask_all(

@@ -38,7 +38,8 @@ def _traced(context: Context, case: Case, exchange: Exchange) -> list[Location]:
     traced: Any = getattr(context.driver.engine, "traced", None)
     if not context.driver.capabilities.trace or traced is None:
         return []
-    responses = traced(case.runs[exchange.run].requests)
+    with context.driver.watch.asking("asked for its intermediates"):
+        responses = traced(case.runs[exchange.run].requests)
     return intermediates(exchange, responses[exchange.index], context.testbed, context.members)
 
 
@@ -51,7 +52,8 @@ def _ablated(context: Context, wrong: Sequence[Exchange]) -> list[Location] | No
     if adapter.replaced or adapter.biases or adapter.tokens:
         return None
     work = context.driver.work / "ablation"
-    return by_ablation(context.driver.engine, adapter, context.testbed, context.members, context.thresholds, work)
+    with context.driver.watch.asking("asked with adapters cut to size"):
+        return by_ablation(context.driver.engine, adapter, context.testbed, context.members, context.thresholds, work)
 
 
 def locate_layers(context: Context, played: Sequence[PlayedCase]) -> tuple[list[Location], list[str]]:

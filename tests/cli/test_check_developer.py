@@ -17,9 +17,9 @@ from refimpl import cli
 from refimpl.engines.declared import declared, left_out, without
 from refimpl.engines.function import CAPABILITIES, Function
 from refimpl.engines.interface import EngineError, EngineRequest, Settings
+from refimpl.oracle.bases import not_asked, shares
 from refimpl.oracle.cases.case import Case, Load, Run, Unload
 from refimpl.oracle.cases.words import in_words
-from refimpl.oracle.check import not_asked, shares
 from refimpl.oracle.diagnosis.localise import Location, where_in_words
 from refimpl.oracle.reports.result import CampaignSettings
 
@@ -82,6 +82,18 @@ def other_base(model_dir, requests):
 
 def flat(model_dir, requests):
     return [{"logits": [0.0] * 7} for _ in requests]
+
+def never_returns(model_dir, requests):
+    import time
+    while True:
+        try:
+            time.sleep(1e6)
+        except BaseException:  # neither a signal nor Ctrl-C ends it
+            pass
+
+def sleeps(model_dir, requests):
+    import time
+    time.sleep(1e6)
 
 def without_bias(model_dir, requests):
     import json, pathlib
@@ -291,23 +303,52 @@ def test_a_signal_ends_it_soon_and_prints_what_is_known(jobs: str, number: int, 
         assert report["verdict"] == "undecided" and any("stopped by " in line for line in report["findings"])
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_an_engine_that_hangs_ends_with_the_budget_and_leaves_nothing(engine: str, jobs: str, tmp_path: Path) -> None:
+    """Nothing breaks off this one: the process ends, and with it those that make the numbers."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    arguments = ["check", "--engine", f"{engine}:never_returns", *QUICK, "--jobs", jobs, "--budget", "4", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "refimpl", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "TMPDIR": str(folder), "OPENBLAS_NUM_THREADS": "1"},
+    )
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["verdict"], report["cases"]) == (1, "undecided", 0)
+    assert report["findings"] == [
+        "the budget of 4 s ended while the engine was asked batch 0: it hangs, or --budget is too small; "
+        "0 of 3 cases were measured"
+    ]
+    assert "Traceback" not in done.stderr and "leaked" not in done.stderr
+    assert list(folder.iterdir()) == []
+
+
 def test_the_pytest_plugin_passes_the_right_one_and_prints_the_cause(pytester: pytest.Pytester, engine: str) -> None:
     file = pytester.makepyfile(
         f"""
         import sys
         sys.path.insert(0, {str(Path.cwd())!r})
-        from {engine} import raises, right
+        from {engine} import raises, right, sleeps
 
         def test_right(loracle_check):
             assert loracle_check(right, model={BASE[1]!r}, cases=2)["passed"] == 2
 
         def test_wrong(loracle_check):
             loracle_check(raises, model={BASE[1]!r}, cases=6)
+
+        def test_hangs(loracle_check):
+            loracle_check(sleeps, model={BASE[1]!r}, cases=1, budget=2)
         """
     )
     result = pytester.runpytest_subprocess(file, "-p", "no:cacheprovider")
-    result.assert_outcomes(passed=1, failed=1)
+    result.assert_outcomes(passed=1, failed=2)
     result.stdout.fnmatch_lines(["*FAIL*raises, in float32", "symptoms *no answer: KeyError*"])
+    result.stdout.fnmatch_lines(
+        ["*UNDECIDED*sleeps, in float32", "*the budget of 2 s ended while the engine was asked*"]
+    )
 
 
 def test_small_cases_in_words() -> None:

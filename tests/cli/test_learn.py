@@ -243,7 +243,7 @@ def test_a_failure_of_a_learners_engine_is_led_back_to_its_chapter(
     monkeypatch.setattr(your_engine, "led_back", lambda repro: f"ch06 of {repro.name}")
     monkeypatch.setattr(check, "write", lambda *_: {"repro": ""})
     for engine, expected in (("learn", {"repro": "", "chapter": "ch06 of kept"}), ("peft", {"repro": ""})):
-        result = Namespace(verdict="fail", interrupted=False)
+        result = Namespace(verdict="fail", stopped_by="")
         monkeypatch.setattr(check.checking, "replay", lambda *_, engine=engine: (result, engine))  # noqa: B023
         assert cli.main(["check", "--replay", "kept", "--json"]) == 1
         assert json.loads(capsys.readouterr().out) == expected

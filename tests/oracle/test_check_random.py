@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+import refimpl.oracle.bases as bases_module
 import refimpl.oracle.campaign as campaign_module
-import refimpl.oracle.check as check_module
 from refimpl.engines import registry
+from refimpl.oracle.bases import shares
 from refimpl.oracle.cases.variety import TURNS
-from refimpl.oracle.check import check, shares
+from refimpl.oracle.check import check
 from refimpl.oracle.reports.result import CampaignSettings, Explanation, Result
 
 PLAN = CampaignSettings(cases=8, sequences=0, below=False)
@@ -17,8 +18,8 @@ PLAN = CampaignSettings(cases=8, sequences=0, below=False)
 
 @pytest.fixture(autouse=True)
 def short_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_module, "BATCHES", 3)
-    monkeypatch.setattr(check_module, "OTHER_BATCHES", 1)
+    monkeypatch.setattr(bases_module, "BATCHES", 3)
+    monkeypatch.setattr(bases_module, "OTHER_BATCHES", 1)
 
 
 def checked(engine: str, folder: Path, plan: CampaignSettings = PLAN) -> Result:

@@ -114,3 +114,22 @@ def test_a_worker_that_nobody_closes_ends_when_it_is_forgotten(run: Run) -> None
     process = worker.process
     del worker
     assert process.wait(PATIENCE) == 0
+
+
+def test_a_call_that_is_broken_off_ends_the_worker_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it answers later would be taken for the answer to the next call."""
+    worker = run(READ + "time.sleep(3600)")
+
+    def interrupted(timeout: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker.replies, "get", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        worker.call("f", PATIENCE)
+    assert worker.process.poll() is not None
+
+
+def test_all_workers_end_where_python_does_not_end_in_order(run: Run) -> None:
+    workers = [run(READ + "time.sleep(3600)") for _ in range(2)]
+    worker_module.kill_all()
+    assert all(worker.process.poll() is not None for worker in workers)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...engines.ours import Ours
 from ...oracle import check as oracle
+from ...oracle.keep import keep
 from ...oracle.reports.result import CampaignSettings, Result
 from ..exercise import Lab
 from ..verdict import NOT_ATTEMPTED, PASSED, WRONG, Verdict
@@ -50,7 +51,7 @@ def failure(result: Result, course: Path, work: Path) -> list[str]:
     if result.explanation.smallest is None:
         return lines
     lines.append(f"The smallest failure: {result.explanation.smallest_in_words}")
-    repro = oracle.keep(result, work / "repro", NAME, {"folder": str(course)}, seed=0)
+    repro = keep(result, work / "repro", NAME, {"folder": str(course)}, seed=0)
     return [*lines, f"It leads back to {led_back(repro)}."]
 
 

@@ -45,11 +45,10 @@ def pool(testbed: Testbed, jobs: int) -> Iterator[Executor]:
         yield InProcess()
         return
     others = set(multiprocessing.active_children())
-    workers = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), adopt, (testbed,))
+    workers = _Pool(jobs, multiprocessing.get_context("spawn"), adopt, (testbed,))
     try:
-        with _deaf_to_ctrl_c():
-            for _ in range(jobs):  # each submission starts a process
-                workers.submit(int)
+        for _ in range(jobs):  # while the engine is started, the processes are
+            workers.submit(int)
         yield workers
     except BaseException:
         workers.shutdown(wait=False, cancel_futures=True)
@@ -59,11 +58,28 @@ def pool(testbed: Testbed, jobs: int) -> Iterator[Executor]:
     workers.shutdown()
 
 
+class _Pool(ProcessPoolExecutor):
+    """Whose processes do not hear Ctrl-C."""
+
+    def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
+        """Run it in a process, which may be started for it."""
+        with _deaf_to_ctrl_c():
+            return super().submit(fn, *args, **kwargs)
+
+
 @contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Let the processes that start in the block ignore Ctrl-C from their first moment on, as they inherit it.
+    """Let the processes that start in the block not hear Ctrl-C from their first moment on, as they inherit that.
 
-    A terminal sends it to all processes of a command; what it means is the first one's to say."""
+    A terminal sends it to all processes of a command; what it means is the first one's to say, which hears it when the
+    block ends."""
+    if hasattr(signal, "pthread_sigmask"):
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        return
     if threading.current_thread() is not threading.main_thread():  # only that one may say what a signal does
         yield
         return

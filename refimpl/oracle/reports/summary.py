@@ -31,7 +31,7 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "passed": verdicts.count("pass"),
         "failed": verdicts.count("fail"),
         "undecided": verdicts.count("undecided"),
-        "worst_noise_ratio": _number(max(ratios, default=0.0)),
+        "worst_noise_ratio": _number(max(ratios, default=math.nan)),
         "precision": result.dtype,
         "cause": None if result.explanation.cause is None else _cause_json(result.explanation.cause),
         "diagnosis": [_finding_json(finding) for finding in result.explanation.findings],

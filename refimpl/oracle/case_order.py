@@ -1,0 +1,44 @@
+"""What a campaign asks, and in which order: batches, then sequences, until its share of the budget is spent.
+
+The same seed asks the same questions, and a shorter campaign asks the first of a longer one's."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ..engines.interface import Capabilities, Settings
+from .cases import scenarios
+from .cases.case import Case, draw_batch
+from .cases.testbed import Testbed
+from .cases.testbed import settings as testbed_settings
+from .reports.result import CampaignSettings
+
+
+def cases_of(
+    testbed: Testbed, capabilities: Capabilities, asked: CampaignSettings, is_late: Callable[[], bool], said: list[str]
+) -> Iterator[tuple[Case, Settings]]:
+    """Yield each case with how the engine is to be started for it. Where is_late() ends it early, that is said."""
+    plain = testbed_settings(testbed)
+    for i in range(asked.cases):
+        if is_late():
+            said.append(f"the budget ended after {i} of {asked.cases} batches")
+            break
+        yield batch(testbed, capabilities, asked.seed, i), plain
+    sequences = sequences_of(asked, capabilities)
+    variants = scenarios.variants(testbed, capabilities) if sequences else []
+    for number, settings in enumerate(variants):  # one way after the other: starting an engine is slow
+        for i in range(number, sequences, len(variants)):
+            if is_late():
+                said.append(f"the budget ended before sequence {i}")
+                break
+            yield scenarios.draw_sequence(testbed, capabilities, asked.seed, i, settings), settings
+
+
+def batch(testbed: Testbed, capabilities: Capabilities, seed: int, i: int) -> Case:
+    """Return batch i of a seed."""
+    return draw_batch(testbed, capabilities, np.random.default_rng([seed, i, 1]), f"batch {i}")
+
+
+def sequences_of(asked: CampaignSettings, capabilities: Capabilities) -> int:
+    """Return how many sequences there are: none for an engine that can neither load nor cache."""
+    return asked.sequences if {"load", "prefix_cache"} & capabilities.operations else 0
