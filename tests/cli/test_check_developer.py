@@ -298,17 +298,15 @@ def test_a_signal_ends_it_soon_and_prints_what_is_known(jobs: str, number: int, 
         process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
-    if out:  # nothing, if no case had been measured yet
-        report = json.loads(out)
-        assert report["verdict"] == "undecided" and any("stopped by " in line for line in report["findings"])
+    report = json.loads(out)
+    assert report["verdict"] == "undecided" and any("stopped by " in line for line in report["findings"])
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_an_engine_that_hangs_ends_with_the_budget_and_leaves_nothing(engine: str, jobs: str, tmp_path: Path) -> None:
+def test_an_engine_that_hangs_ends_with_the_budget_and_leaves_nothing(engine: str, tmp_path: Path) -> None:
     """Nothing breaks off this one: the process ends, and with it those that make the numbers."""
     folder = tmp_path / "temporary"
     folder.mkdir()
-    arguments = ["check", "--engine", f"{engine}:never_returns", *QUICK, "--jobs", jobs, "--budget", "4", "--json"]
+    arguments = ["check", "--engine", f"{engine}:never_returns", *QUICK, "--jobs", "2", "--budget", "4", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "refimpl", *arguments],
         capture_output=True,

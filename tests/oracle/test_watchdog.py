@@ -54,8 +54,8 @@ def test_the_budget_ends_a_call_that_does_not_return(answers: int, factor: float
     result = stopped(StopsAnswering(answers, factor), 1.0 + answers / 2, tmp_path)  # an answer takes milliseconds
     assert (result.verdict, len(result.played), result.stopped_by) == (verdict, answers, BUDGET)
     assert result.diagnostics[-1] == (
-        f"the budget of {1 + answers // 2} s ended while the engine was asked batch {answers}: it hangs, or --budget is "
-        f"too small; {answers} of 4 cases were measured"
+        f"the budget of {1 + answers // 2} s ended while the engine was asked batch {answers}: it hangs, or --budget "
+        f"is too small; {answers} of 4 cases were measured"
     )
     report = summary(result, "hangs")
     assert (report["cases"], report["worst_noise_ratio"] is None) == (answers, not answers)
