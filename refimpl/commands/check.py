@@ -122,7 +122,7 @@ def say_what_is_known(args: argparse.Namespace, screen: Screen, scratch: Path, o
     code = 2
     try:
         screen.bars.stop()
-        if (result := watch.known()) is None:
+        if (result := watch.result_by_now()) is None:
             print(f"loracle check: {watch.why()}", file=sys.stderr)
         else:
             say(write(result, args.engine, "", args), args, out)

@@ -20,7 +20,7 @@ SAMPLE = 16  # cases that are looked at below the noise; larger: slower, and sma
 CEILINGS = 3  # batches of which the ceiling is computed; larger: slower, the median moves by little
 
 
-def looked_at(played: Sequence[PlayedCase]) -> list[PlayedCase]:
+def cases_below(played: Sequence[PlayedCase]) -> list[PlayedCase]:
     """Return the cases that are looked at below the noise: batches first, then sequences."""
     batches = spread([one for one in played if one.case.stateless], SAMPLE)
     return batches + spread([one for one in played if not one.case.stateless], SAMPLE // 4)
@@ -32,7 +32,7 @@ def candidates_below(
     """Return the cases that were looked at, every mutant beside them, and a line where the budget left some out.
 
     Of what cannot show in a case there is no term. The terms are kept in the cases, for the explanation."""
-    mutants, chosen = mutants_for(list(context.testbed.paths)), looked_at(played)
+    mutants, chosen = mutants_for(list(context.testbed.paths)), cases_below(played)
     futures: list[Future] = []
     for one in chosen:
         if futures and time.monotonic() > context.end:  # where there are no workers, a submission is the work
@@ -52,9 +52,11 @@ def candidates_below(
     for future in futures[len(done) :]:
         future.cancel()
     noisier = float(np.exp(max(0.0, context.thresholds.level)))
-    found = [evaluate(mutant, [one.terms.get(name, []) for one in done], noisier) for name, mutant in mutants.items()]
+    candidates = [
+        evaluate(mutant, [one.terms.get(name, []) for one in done], noisier) for name, mutant in mutants.items()
+    ]
     late = f"the budget ended with {len(done)} of {len(chosen)} cases looked at below the noise"
-    return done, found, [late] if len(done) < len(chosen) else []
+    return done, candidates, [late] if len(done) < len(chosen) else []
 
 
 def ceiling(context: Context, played: Sequence[PlayedCase]) -> float:

@@ -15,23 +15,27 @@ from .reports.result import CampaignSettings
 
 
 def cases_of(
-    testbed: Testbed, capabilities: Capabilities, asked: CampaignSettings, is_late: Callable[[], bool], said: list[str]
+    testbed: Testbed,
+    capabilities: Capabilities,
+    campaign: CampaignSettings,
+    is_late: Callable[[], bool],
+    said: list[str],
 ) -> Iterator[tuple[Case, Settings]]:
     """Yield each case with how the engine is to be started for it. Where is_late() ends it early, that is said."""
     plain = testbed_settings(testbed)
-    for i in range(asked.cases):
+    for i in range(campaign.cases):
         if is_late():
-            said.append(f"the budget ended after {i} of {asked.cases} batches")
+            said.append(f"the budget ended after {i} of {campaign.cases} batches")
             break
-        yield batch(testbed, capabilities, asked.seed, i), plain
-    sequences = sequences_of(asked, capabilities)
+        yield batch(testbed, capabilities, campaign.seed, i), plain
+    sequences = sequences_of(campaign, capabilities)
     variants = scenarios.variants(testbed, capabilities) if sequences else []
     for number, settings in enumerate(variants):  # one way after the other: starting an engine is slow
         for i in range(number, sequences, len(variants)):
             if is_late():
                 said.append(f"the budget ended before sequence {i}")
                 break
-            yield scenarios.draw_sequence(testbed, capabilities, asked.seed, i, settings), settings
+            yield scenarios.draw_sequence(testbed, capabilities, campaign.seed, i, settings), settings
 
 
 def batch(testbed: Testbed, capabilities: Capabilities, seed: int, i: int) -> Case:
@@ -39,6 +43,6 @@ def batch(testbed: Testbed, capabilities: Capabilities, seed: int, i: int) -> Ca
     return draw_batch(testbed, capabilities, np.random.default_rng([seed, i, 1]), f"batch {i}")
 
 
-def sequences_of(asked: CampaignSettings, capabilities: Capabilities) -> int:
+def sequences_of(campaign: CampaignSettings, capabilities: Capabilities) -> int:
     """Return how many sequences there are: none for an engine that can neither load nor cache."""
-    return asked.sequences if {"load", "prefix_cache"} & capabilities.operations else 0
+    return campaign.sequences if {"load", "prefix_cache"} & capabilities.operations else 0

@@ -52,9 +52,9 @@ def check(
     if model != "random":
         testbed = build(model, dtype, settings.seed, work, engine.capabilities, adapters, adapter_count)
         if watch.seconds is not None:
-            settings = replace(settings, budget=watch.left)
+            settings = replace(settings, budget=watch.remaining)
         campaign = Campaign(make, testbed, settings, work, observer, watch)
-        watch.known = campaign.known_by_now
+        watch.result_by_now = campaign.known_by_now
         return campaign.run()
     result = None
     parts = shares(settings, engine.capabilities.families)
@@ -67,10 +67,10 @@ def check(
         try:
             testbed = build(model, dtype, share.seed, folder, engine.capabilities, adapters, KINDS, family)
             if watch.seconds is not None:  # whatever the ones before it have left
-                share = replace(share, budget=watch.left / (len(parts) - number + 1))
+                share = replace(share, budget=watch.remaining / (len(parts) - number + 1))
             # The same seed asks two bases the same: what they answered is kept apart.
             campaign = Campaign(make, testbed, share, folder if family else work, observer, watch)
-            watch.known = partial(_known_by_now, base, result, campaign)
+            watch.result_by_now = partial(_known_by_now, base, result, campaign)
             of_turn = campaign.run()
         except KeyboardInterrupt:  # before this base can be asked: the ones before it have some answer
             if result is None:

@@ -17,7 +17,7 @@ from .reports.result import PlayedCase
 from .verdicts import judge_all
 
 INFERRED_FROM = 3  # batches from which --precision auto infers the type
-LOOKED_AT = 6  # cases in whose base rows the lower type is looked for; larger: slower
+CASES = 6  # cases in whose base rows the lower type is looked for; larger: slower
 
 
 def inferred(driver: EngineDriver, testbed: Testbed, seed: int) -> Testbed:
@@ -39,7 +39,7 @@ def in_lower_type(
 
     Return the thresholds and the honest runs from then on, what was found, and a line that says it. Where nothing
     explains the base rows, that is the line, and the rest is as it was."""
-    samples = [driver.sample(one.case, one.settings, members) for one in played[:LOOKED_AT]]
+    samples = [driver.sample(one.case, one.settings, members) for one in played[:CASES]]
     finding = precision.lower_precision(samples, testbed)
     if finding is None:
         times = float(np.exp(thresholds.base - thresholds.highest))

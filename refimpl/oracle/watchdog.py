@@ -46,7 +46,7 @@ class Watchdog:
         self.end = float("inf") if seconds is None else time.monotonic() + seconds  # by time.monotonic()
         self.stopped_by = ""  # BUDGET or SIGNAL, once one of them has come
         self.broken_off = ""  # "asked batch 3": what was waited for then; "" if it was not the engine
-        self.known: Callable[[], Result | None] = lambda: None  # what the check would say if it ended now
+        self.result_by_now: Callable[[], Result | None] = lambda: None  # what the check would say if it ended now
         self._asking: dict[object, tuple[str, float]] = {}  # what is waited for, and since when
         self._over, self._leaving, self._stopped = threading.Event(), False, float("inf")
         self._lock = threading.Lock()
@@ -80,7 +80,7 @@ class Watchdog:
         self._undo.close()
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """Seconds of the budget; infinite without one."""
         return max(0.0, self.end - time.monotonic())
 
@@ -147,10 +147,10 @@ class Watchdog:
         """Return what stops the check: a signal, or the end of the budget; "" if it is over."""
         stops = {int(signal.SIGINT), int(signal.SIGTERM)}
         while not self._over.is_set():
-            left = self.end - time.monotonic()
-            if left <= 0 and (self._late() or -left > MORE * (self.seconds or 0.0)):
+            rest = self.end - time.monotonic()
+            if rest <= 0 and (self._late() or -rest > MORE * (self.seconds or 0.0)):
                 return BUDGET
-            signals.settimeout(min(left, LONG) if left > 0 else STEP)
+            signals.settimeout(min(rest, LONG) if rest > 0 else STEP)
             with contextlib.suppress(TimeoutError, OSError):
                 if stops & set(signals.recv(64)):  # the numbers of those that Python heard
                     return SIGNAL

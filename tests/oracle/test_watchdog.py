@@ -13,7 +13,7 @@ from refimpl.engines.function import Function
 from refimpl.engines.ours import Ours
 from refimpl.oracle import below
 from refimpl.oracle.bases import joined
-from refimpl.oracle.below import candidates_below, looked_at
+from refimpl.oracle.below import candidates_below, cases_below
 from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.campaign import Campaign
 from refimpl.oracle.diagnosis.workers import InProcess, adopt
@@ -97,7 +97,7 @@ with Watchdog(0.2, leave) as watch, watch.asking("asked batch 3"):
 def test_a_check_that_is_done_in_time_is_left_alone() -> None:
     with Watchdog(60.0) as watch, watch.asking("asked batch 0"):
         pass
-    assert not watch.stopped_by and 0 < watch.left <= 60
+    assert not watch.stopped_by and 0 < watch.remaining <= 60
 
 
 @POSIX
@@ -134,5 +134,5 @@ def test_below_the_noise_a_spent_budget_leaves_cases_out_and_says_so(
     adopt(small_testbed())
     context = replace(campaign._context(learn_thresholds([]), InProcess()), end=0.0)
     cases, candidates, late = candidates_below(context, played)
-    assert cases == looked_at(played)[:1] and [one.mutant.name for one in candidates] == list(few)
+    assert cases == cases_below(played)[:1] and [one.mutant.name for one in candidates] == list(few)
     assert late == ["the budget ended with 1 of 3 cases looked at below the noise"]
