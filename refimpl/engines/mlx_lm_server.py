@@ -1,10 +1,11 @@
-"""mlx-lm's server, in the environment of mlx_lm: the likeliest tokens of produced rows, prefixes that are kept.
+"""mlx-lm's server, in the environment of mlx_lm: an adapter for each request, the likeliest tokens of produced rows.
 
 The worker is workers/mlx_lm_server_worker.py. A request names the folder of its adapter. The server has one adapter at
 a time: a request of another one waits until those before it are answered.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ..config import LAYER_MODULES
 from .hosted import check_options, entry_of
@@ -20,12 +21,13 @@ CAPABILITIES = Capabilities(
     dtypes=("float32",),
     modules=LAYER_MODULES,
     features=LORA_FEATURES | {"rope_scaling"},
-    operations=frozenset(("load", "unload", "reload", "prefix_cache", "chunked_prefill", "cancel")),
+    operations=frozenset(("load", "unload", "reload", "chunked_prefill", "cancel")),
 )
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    # default: requests leave `model` away, which the server allows. in-place: a reload writes over the adapter's
-    # folder. Both have defects of expected_failures/mlx_lm_server.toml.
+    # on: it keeps prefixes, as it does unless told otherwise. default: requests leave `model` away, which it allows.
+    # in-place: a reload writes over the adapter's folder. Each has a defect of expected_failures/mlx_lm_server.toml.
+    "prefix-cache": ("off", "on"),
     "model": ("named", "default"),
     "folders": ("fresh", "in-place"),
     "timeout": (),
@@ -40,4 +42,6 @@ def entry() -> Entry:
 def make(options: Mapping[str, str]) -> MlxLM:
     """Return the engine, not started. EngineError without its environment, or for an option that it does not have."""
     check_options("mlx_lm_server", options, OPTIONS)
-    return MlxLM(MLX_LM, "mlx_lm_server_worker.py", CAPABILITIES, options, name="mlx_lm_server")
+    more = {"prefix_cache"} if options.get("prefix-cache") == "on" else set()
+    capabilities = replace(CAPABILITIES, operations=CAPABILITIES.operations | more)
+    return MlxLM(MLX_LM, "mlx_lm_server_worker.py", capabilities, options, name="mlx_lm_server")

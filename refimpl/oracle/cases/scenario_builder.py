@@ -7,6 +7,8 @@ import numpy as np
 
 from ...engines.interface import Capabilities, EngineRequest, Settings
 from ...errors import LoracleError
+from ...model import logits
+from ...request import Request
 from .case import Load, Run, Step, Unload, names_after
 from .testbed import Testbed
 
@@ -37,7 +39,7 @@ class ScenarioBuilder:
         self, testbed: Testbed, capabilities: Capabilities, settings: Settings, seed: int = 0, block: int = BLOCK
     ) -> None:
         self.can, self.settings, self.block = capabilities.operations, settings, block
-        self.keys, self.adapters = list(testbed.paths), testbed.adapters
+        self.keys, self.adapters, self.exact = list(testbed.paths), testbed.adapters, testbed.exact
         check_adapters(testbed)
         self.shapes = {
             key: {module: (lora.A.shape, lora.B.shape) for module, lora in adapter.lora.items()}
@@ -94,6 +96,14 @@ class ScenarioBuilder:
     def request(self, name: str | None, prompt: Sequence[int], new: int = 1, **more: Any) -> EngineRequest:
         """One request; a prompt that would not fit is cut."""
         return EngineRequest(tuple(prompt[: self.settings.max_length - new]), name, new, **more)
+
+    def continued(self, request: EngineRequest) -> tuple[int, ...]:
+        """Its prompt and the tokens that are right for it, if nobody rounds."""
+        key = self.loaded.get(request.adapter or "")
+        ids, adapters = list(request.prompt_ids), [] if key is None else [(self.adapters[key], 1.0)]
+        for _ in range(request.max_new_tokens):
+            ids.append(int(logits(self.exact, [Request(ids, adapters)])[0][-1].argmax()))
+        return tuple(ids)
 
     def name(self, choices: Choices) -> str:
         """Some name that is known; there is always one."""

@@ -74,11 +74,14 @@ def all_at_once(builder: ScenarioBuilder, choices: Choices) -> None:
 
 
 def same_prompt(builder: ScenarioBuilder, choices: Choices) -> None:
-    """The same long prompt for several adapters and the base, one after another, then for the first again."""
+    """The same long prompt for several adapters and the base, one after another, then for the first again. Where
+    prefixes are kept, the text that it has by then comes as a prompt: all of it is known, and no token is left."""
     prompt, names = builder.prompt(choices), builder.names(choices, 2)
     new = 1 + choices.below(3)
     for name in (*names, names[0]):
         builder.run(builder.request(name, prompt, new))
+    if builder.settings.prefix_caching:
+        builder.run(builder.request(names[0], builder.continued(builder.request(names[0], prompt, new))))
 
 
 def weights(builder: ScenarioBuilder, choices: Choices) -> None:
