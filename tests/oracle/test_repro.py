@@ -19,10 +19,15 @@ from refimpl.oracle.cases.case_json import from_json, to_json
 from refimpl.oracle.cases.scenarios import draw_sequence, variants
 from refimpl.oracle.cases.testbed import Testbed
 from refimpl.oracle.cases.testbed import settings as engine_settings
+from refimpl.oracle.keep import keep
+from refimpl.oracle.noise.ensemble import ensemble
+from refimpl.oracle.noise.measure import measure
+from refimpl.oracle.noise.verdict import judge, learn_thresholds
 from refimpl.oracle.reports import repro_write
 from refimpl.oracle.reports.redact import clean, is_secret, without_secrets
 from refimpl.oracle.reports.repro import ReproError, load_repro, replay
 from refimpl.oracle.reports.repro_write import Repro
+from refimpl.oracle.reports.result import Explanation, Result
 
 SEQUENCE = Case(
     "by name",
@@ -376,3 +381,25 @@ def test_json_that_is_no_case_is_refused(data: object, words: str) -> None:
     with pytest.raises(LoracleError) as error:
         from_json(data)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("beside", [0, 1])
+def test_of_a_batch_no_adapter_is_kept_that_it_goes_wrong_without(beside: int, tmp_path: Path) -> None:
+    """beside: how many others the engine must have loaded to go wrong."""
+
+    class Wrong(Ours):
+        def run(self, requests, forced=None):
+            responses = super().run(requests, forced)
+            return (
+                responses if len(self.names) <= beside else [replace(one, logits=2 * one.logits) for one in responses]
+            )
+
+    testbed = small_testbed()
+    case = Case("batch 0", (Run((EngineRequest((1, 2, 3), "made-1"),)),))
+    smallest = Explanation(smallest=case, small_settings=engine_settings(testbed))
+    learnt = learn_thresholds([])
+    result = Result(testbed, "fail", [], learnt, "float32", [], smallest)
+    kept = load_repro(keep(result, tmp_path / "repro", "ours", {}, 0, Wrong))
+    assert set(kept.testbed.paths) == (set(testbed.paths) if beside else {"made-1"})
+    _, _, exchanges = replay(kept, lambda name, options: Wrong())
+    assert judge(measure(case, exchanges, kept.testbed, ensemble("float32"))[0][0], learnt).verdict == "fail"
