@@ -46,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how the scale is put into B: as hf_lora_convert.py does (default), as LoraManager does, or PEFT's own "
         "scale in every module, of which the other two know less (alpha_pattern, rank_pattern)",
     )
-    parser.add_argument("--model", metavar="DIR|GGUF|tiny", help="the base; a pair, a GGUF file or pictures need it")
+    parser.add_argument(
+        "--model",
+        metavar="DIR|GGUF|tiny",
+        help="the base, whose layers and widths are then checked; a pair, a GGUF file or pictures need it",
+    )
     parser.add_argument(
         "--leave-out",
         action="store_true",

@@ -109,12 +109,30 @@ def convert(
             write_pair(_cast_pair(pair, dtype, done), scratch)
     else:
         adapter, done.notes = _read(source, was, base, model)
+        if base is None:
+            done.notes += missing_layers(adapter)
         try:
             done.notes += WRITERS[to](adapter, target, options)
         except AdapterError as error:
             raise AdapterError(str(error) if str(target) in str(error) else one_line(f"{source}: {error}")) from None
     done.files = sorted(file.name for file in target.iterdir()) if target.is_dir() else [target.name]
     return done
+
+
+def missing_layers(adapter: Adapter) -> list[str]:
+    """Return one line about layers without LoRA, as far as the file shows them: layers_to_transform may say which it
+    means. Else a gap is seen; whether the file's last layer is the base's, nobody knows without the base."""
+    layers = {layer for layer, _ in adapter.lora if layer >= 0}
+    if not layers:
+        return []
+    meant = adapter.config.layers_to_transform
+    if missing := sorted(set(range(max(layers)) if meant is None else meant) - layers):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        why = f"the file goes up to layer {max(layers)}" if meant is None else "layers_to_transform names it"
+        return [f"has no LoRA in layer {missing[0]}{more}, although {why}: is the file whole?"]
+    if meant is not None:
+        return []
+    return [f"its last layer is {max(layers)}: whether the base has more only the base says; --model DIR looks"]
 
 
 def _read(source: Path, was: str, base: ModelConfig | None, model: Model | None) -> tuple[Adapter, list[str]]:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from refimpl import cli, learn
 from refimpl.commands import check
-from refimpl.commands.learn_actions import show_line
+from refimpl.commands.learn_screen import show_line
 from refimpl.learn import your_engine
 
 UNIT = learn.load("ch06_prefix_key")

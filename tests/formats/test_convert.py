@@ -130,6 +130,25 @@ def test_a_module_that_is_not_alike_in_all_layers_is_refused_or_noted(tmp_path: 
     assert any(note.startswith("has no row for model.layers.0.mlp.up_proj: TensorRT-LLM adds") for note in notes)
 
 
+@pytest.mark.parametrize(
+    ("gone", "config", "said"),
+    [
+        (None, {}, "its last layer is 1: whether the base has more only the base says; --model DIR looks"),
+        (1, {}, "its last layer is 0: whether the base has more only the base says; --model DIR looks"),
+        (0, {}, "has no LoRA in layer 0, although the file goes up to layer 1: is the file whole?"),
+        (1, {"layers_to_transform": [0, 1]}, "has no LoRA in layer 1, although layers_to_transform names it: is the"),
+        (1, {"layers_to_transform": [0]}, ""),
+    ],
+)
+def test_what_can_be_seen_of_a_missing_layer_without_a_base(
+    gone: int | None, config: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    tensors = {name: x for name, x in lora_tensors().items() if f"layers.{gone}." not in name}
+    source = write_adapter(tmp_path / "few", tensors, **config)
+    notes = [note for note in convert(source, tmp_path / "out", "peft").notes if "layer" in note]
+    assert len(notes) == bool(said) and all(note.startswith(said) for note in notes)
+
+
 def test_neither_one_nor_the_other(tmp_path: Path) -> None:
     with refused(AdapterError, "is not there"):
         convert(tmp_path / "nowhere", tmp_path / "out", "peft")
