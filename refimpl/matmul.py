@@ -20,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 
 from .arrays import Array, Float, Precision, widen
-from .memory_pool import empty
+from .memory_pool import Arena, empty
 
 FEW_TOKENS = 6  # at 6 to 8 tokens the first two forms cost the same
 SOME_TOKENS = 64  # at 8 tokens the second takes half of the time of the third, at 128 as long, and longer beyond
@@ -30,6 +30,7 @@ WIDEN_AT_ONCE = 1 << 22  # numbers of a half type that are float32 at one time: 
 PANEL = 64  # columns; 32 and 128 are slower for most shapes
 KEPT_WEIGHT = range(1 << 12, (1 << 18) + 1)  # numbers; for smaller ones any form takes as long as calling it
 _kept: dict[int, Array] = {}  # the panels of a weight, by its id, as long as it lives
+_arena = Arena()  # where they lie
 
 # OpenBLAS multiplies without packing what takes up to 100^3 multiplications, on one thread, on processors with AVX-512
 # alone (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c). Without it pieces take up to a fifth longer.
@@ -84,7 +85,8 @@ def panels(W: Float[Array, "d_out d_in"]) -> Float[Array, "panels d_in panel"] |
     if packed is None:
         padded = np.zeros((-(-d_out // PANEL) * PANEL, d_in), W.dtype)
         padded[:d_out] = W
-        packed = np.ascontiguousarray(padded.reshape(-1, PANEL, d_in).transpose(0, 2, 1))
+        packed = _arena.empty((len(padded) // PANEL, d_in, PANEL), W.dtype)
+        packed[:] = padded.reshape(-1, PANEL, d_in).transpose(0, 2, 1)
         _kept[id(W)] = packed
         weakref.finalize(W, _kept.pop, id(W))
     return packed

@@ -7,9 +7,12 @@ out: a twentieth of a prefill. Here a block stays when its array is gone, and is
     q, k, v  -> blocks 1, 2, 3      free: -
     o        -> block 4             free: 1, 2, 3      when attention has read q, k, v
     gate, up -> blocks 5, 6         free: 1, 2, 3, 4   too small for these; a later q, k, v, o has them
+
+What is small, lives long and is read at every step lies side by side instead, in large pages (Arena).
 """
 
 import math
+import threading
 import weakref
 from collections.abc import Sequence
 
@@ -19,6 +22,8 @@ from .arrays import Array, namespace
 
 LARGE = 1 << 20  # bytes: the C library keeps what is smaller itself
 KEPT = 1 << 28  # bytes that are free and kept, at most
+LINE = 64  # bytes: of the processor's cache
+PIECE = 1 << 25  # bytes of an arena at a time; for an array of 4 MB or more NumPy asks Linux for pages of 2 MB
 
 
 class Loan:
@@ -61,6 +66,27 @@ class MemoryPool:
         self._free[id(block)] = block
         while self.free > self.kept:
             self._free.pop(next(iter(self._free)), None)
+
+
+class Arena:
+    """Where arrays are put side by side, in pieces so large that the system gives them pages of 2 MB.
+
+    A processor keeps in mind where some thousand pages are. Of 4 KB each they are less than a small model's weights, and
+    a step of few tokens, which reads each weight once, would look every page up again. A piece goes with the last array
+    in it."""
+
+    def __init__(self) -> None:
+        self._rest = np.empty(0, np.uint8)
+        self._one_at_a_time = threading.Lock()
+
+    def empty(self, shape: Sequence[int], dtype: np.dtype) -> Array:
+        """Return an array that nothing was written to, behind the one before it."""
+        size = math.prod(shape) * dtype.itemsize
+        with self._one_at_a_time:
+            if size > len(self._rest):
+                self._rest = np.empty(max(size, PIECE), np.uint8)
+            block, self._rest = self._rest[:size], self._rest[size + -size % LINE :]
+        return block.view(dtype).reshape(shape)
 
 
 POOL = MemoryPool()

@@ -5,7 +5,7 @@ import pytest
 from support.testbed import small_testbed
 
 from refimpl import memory_pool
-from refimpl.memory_pool import MemoryPool, empty
+from refimpl.memory_pool import Arena, MemoryPool, empty
 from refimpl.model import logits
 from refimpl.request import Request
 
@@ -69,3 +69,14 @@ def test_an_answer_stays_as_it_is_while_others_are_computed(monkeypatch: pytest.
     for answer in answers:
         for rows, of_request in zip(answer, expected, strict=True):
             np.testing.assert_array_equal(rows, of_request)
+
+
+def test_arrays_of_an_arena_lie_side_by_side_and_none_over_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_pool, "PIECE", 1 << 12)
+    arena, arrays = Arena(), []
+    for i, shape in enumerate([(3, 5), (16, 4), (0, 7), (1000,), (2000,), (9,)]):
+        arrays.append(arena.empty(shape, np.dtype("float64")))
+        arrays[-1][...] = i
+    assert all((array == i).all() for i, array in enumerate(arrays))
+    assert address(arrays[1]) - address(arrays[0]) == 128, "120 bytes, and the next line of the cache"
+    assert arrays[4].nbytes > memory_pool.PIECE
