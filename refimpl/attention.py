@@ -6,7 +6,7 @@ decode (one token) alike.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +17,7 @@ from .config import View
 from .layers import softcap, softmax, softmax_with_sinks
 from .memory_pool import empty
 from .plans import AttentionMetadata, Span
-from .tiles import Tile, first_visible, stacks_of
+from .tiles import Tile, first_visible, slots_of, stacks_of
 
 
 def visible(metadata: AttentionMetadata, window: int | None) -> Iterator[tuple[int, list[tuple[int, int]]]]:
@@ -90,10 +90,11 @@ def attention(
     (tokens, heads, head_dim), (_, _, kv_heads, value_dim) = q.shape, v_cache.shape
     xp, scale, group = namespace(q), score_scale(q, view), heads // kv_heads
     queries = q.reshape(tokens, kv_heads, group, head_dim).transpose(1, 0, 2, 3).reshape(kv_heads, -1, head_dim)
+    keys_of, values_of = by_tile(k_cache), by_tile(v_cache)
     mixed = empty((*queries.shape[:2], value_dim), q)
     for tiles in stacks_of(metadata.device, view.window, heads):
         rows = [slice(group * tile.start, group * tile.stop) for tile in tiles]
-        keys = [gather(k_cache, tile.span, tile.lo, tile.hi).transpose(1, 2, 0) for tile in tiles]
+        keys = [keys_of(tile).transpose(1, 2, 0) for tile in tiles]
         scores = products([queries[:, own_rows] for own_rows in rows], keys)
         scores = rounded(scores, p.scores)
         scores *= scale
@@ -102,7 +103,7 @@ def attention(
         weights, above = probabilities(scores, view, p), 0
         for tile, own_rows in zip(tiles, rows, strict=True):
             below = above + group * tile.queries
-            values = gather(v_cache, tile.span, tile.lo, tile.hi).transpose(1, 0, 2)
+            values = values_of(tile).transpose(1, 0, 2)
             xp.matmul(weights[:, above:below, : tile.keys], values, out=mixed[:, own_rows])
             above = below
     mixed = mixed.reshape(kv_heads, tokens, group, value_dim).transpose(1, 0, 2, 3)
@@ -162,14 +163,22 @@ def mask(
     return xp.where(shown, 0, -xp.inf).astype(dtype)
 
 
+def by_tile(
+    cache: Float[Array, "blocks block_size kv_heads head_dim"],
+) -> Callable[[Tile], Float[Array, "keys kv_heads head_dim"]]:
+    """A function that gathers the keys, or the values, of one tile: where they lie side by side, a slice."""
+    rows = cache.reshape(-1, *cache.shape[2:])
+    return lambda tile: gather(cache, tile.span, tile.lo, tile.hi) if tile.slots is None else rows[tile.slots]
+
+
 def gather(
     cache: Float[Array, "blocks block_size kv_heads head_dim"], span: Span, lo: int, hi: int
 ) -> Float[Array, "keys kv_heads head_dim"]:
     """Positions lo to hi of one request, in order. Blocks that lie side by side are a view, not a copy."""
     _, block_size, kv_heads, head_dim = cache.shape
-    if isinstance(span.blocks, slice):
-        start = (span.blocks.start - span.first) * block_size
-        return cache.reshape(-1, kv_heads, head_dim)[start + lo : start + hi]
+    slots = slots_of(span, lo, hi, block_size)
+    if slots is not None:
+        return cache.reshape(-1, kv_heads, head_dim)[slots]
     first, past = lo // block_size, -(-hi // block_size)
     blocks = cache[span.blocks[first - span.first : past - span.first]]
     return blocks.reshape(-1, kv_heads, head_dim)[lo - first * block_size : hi - first * block_size]

@@ -27,6 +27,7 @@ class Tile(NamedTuple):
     hi: int
     queries: int  # stop - start
     keys: int  # hi - lo
+    slots: slice | None  # the KV slots of these keys, where they lie side by side
 
 
 def first_visible(position: int, window: int | None) -> int:
@@ -34,22 +35,32 @@ def first_visible(position: int, window: int | None) -> int:
     return 0 if window is None else max(0, position - window + 1)
 
 
-def tiles(span: Span, window: int | None) -> Iterator[Tile]:
+def tiles(span: Span, window: int | None, block_size: int) -> Iterator[Tile]:
     """Cut the new tokens of one request in tiles of at most QUERIES_AT_ONCE."""
     offset = span.context - span.stop  # position of token t is t + offset
     for start in range(span.start, span.stop, QUERIES_AT_ONCE):
         stop = min(start + QUERIES_AT_ONCE, span.stop)
         lo, hi = first_visible(start + offset, window), stop + offset
-        yield Tile(span, start, stop, lo, hi, stop - start, hi - lo)
+        yield Tile(span, start, stop, lo, hi, stop - start, hi - lo, slots_of(span, lo, hi, block_size))
 
 
-def stacks(spans: Sequence[Span], window: int | None, heads: int) -> list[list[Tile]]:
+def slots_of(span: Span, lo: int, hi: int, block_size: int) -> slice | None:
+    """The KV slots of positions lo to hi of one request, if its blocks lie side by side."""
+    if not isinstance(span.blocks, slice):
+        return None
+    start = (span.blocks.start - span.first) * block_size
+    return slice(start + lo, start + hi)
+
+
+def stacks(spans: Sequence[Span], window: int | None, heads: int, block_size: int) -> list[list[Tile]]:
     """Return all tiles, those of few keys first, in stacks of at most SCORES_AT_ONCE scores each, or of one tile.
 
     The scores of a stack are as wide as its last tile has keys."""
     stacked: list[list[Tile]] = []
     queries = 0
-    for tile in sorted((tile for span in spans for tile in tiles(span, window)), key=lambda tile: tile.keys):
+    for tile in sorted(
+        (tile for span in spans for tile in tiles(span, window, block_size)), key=lambda tile: tile.keys
+    ):
         queries += tile.queries
         if not stacked or heads * queries * tile.keys > SCORES_AT_ONCE:
             stacked.append([])
@@ -61,5 +72,5 @@ def stacks(spans: Sequence[Span], window: int | None, heads: int) -> list[list[T
 def stacks_of(metadata: AttentionMetadata, window: int | None, heads: int) -> list[list[Tile]]:
     """Return the stacks of a batch: cut once for all layers that have as many heads and see as far."""
     if (window, heads) not in metadata._stacks:
-        metadata._stacks[window, heads] = stacks(metadata.spans, window, heads)
+        metadata._stacks[window, heads] = stacks(metadata.spans, window, heads, metadata.block_size)
     return metadata._stacks[window, heads]

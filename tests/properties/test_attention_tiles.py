@@ -37,7 +37,7 @@ class Call(NamedTuple):
 
     def stacks(self) -> list[list[tiles.Tile]]:
         with self.cut():
-            return tiles.stacks(self.plan.spans, self.view.window, self.q.shape[1])
+            return tiles.stacks(self.plan.spans, self.view.window, self.q.shape[1], self.plan.block_size)
 
     def run(self) -> np.ndarray:
         with self.cut():
