@@ -71,9 +71,9 @@ class MemoryPool:
 class Arena:
     """Where arrays are put side by side, in pieces so large that the system gives them pages of 2 MB.
 
-    A processor keeps in mind where some thousand pages are. Of 4 KB each they are less than a small model's weights, and
-    a step of few tokens, which reads each weight once, would look every page up again. A piece goes with the last array
-    in it."""
+    A processor keeps in mind where some thousand pages are. Of 4 KB each they are less than a small model's weights,
+    and a step of few tokens, which reads each weight once, would look every page up again. A piece goes with the last
+    array in it."""
 
     def __init__(self) -> None:
         self._rest = np.empty(0, np.uint8)
