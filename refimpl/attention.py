@@ -176,9 +176,8 @@ def gather(
 ) -> Float[Array, "keys kv_heads head_dim"]:
     """Positions lo to hi of one request, in order. Blocks that lie side by side are a view, not a copy."""
     _, block_size, kv_heads, head_dim = cache.shape
-    slots = slots_of(span, lo, hi, block_size)
-    if slots is not None:
-        return cache.reshape(-1, kv_heads, head_dim)[slots]
+    if isinstance(span.blocks, slice):
+        return cache.reshape(-1, kv_heads, head_dim)[slots_of(span, lo, hi, block_size)]
     first, past = lo // block_size, -(-hi // block_size)
     blocks = cache[span.blocks[first - span.first : past - span.first]]
     return blocks.reshape(-1, kv_heads, head_dim)[lo - first * block_size : hi - first * block_size]
