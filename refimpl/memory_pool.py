@@ -34,7 +34,8 @@ class Loan:
 
 
 class MemoryPool:
-    """Blocks that no array uses now."""
+    """Blocks that no array uses now. Any thread may ask, and a block may come back in the middle of anything: whenever
+    the last view of its array goes."""
 
     def __init__(self, kept: int = KEPT) -> None:
         self.kept = kept
@@ -43,7 +44,7 @@ class MemoryPool:
     @property
     def free(self) -> int:
         """Bytes of the blocks that no array uses."""
-        return sum(block.nbytes for block in [*self._free.values()])
+        return sum(block.nbytes for block in self._free.copy().values())
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> Array:
         """Return an array that nothing was written to, as np.empty does, in a block that is free or a new one.
@@ -58,14 +59,15 @@ class MemoryPool:
     def _take(self, size: int) -> Array:
         """The smallest block that is large enough and at most half empty. Another thread may be faster: then a new one,
         as where there is none."""
-        fitting = [(block.nbytes, key) for key, block in [*self._free.items()] if size <= block.nbytes <= 2 * size]
+        fitting = [(block.nbytes, key) for key, block in self._free.copy().items() if size <= block.nbytes <= 2 * size]
         block = self._free.pop(min(fitting)[1], None) if fitting else None
         return np.empty(size, np.uint8) if block is None else block
 
     def _give_back(self, block: Array) -> None:
         self._free[id(block)] = block
-        while self.free > self.kept:
-            self._free.pop(next(iter(self._free)), None)
+        for key in list(self._free):
+            if self.free > self.kept:
+                self._free.pop(key, None)
 
 
 class Arena:

@@ -1,5 +1,7 @@
 """The memory of large arrays is used again, and never while somebody has the array or a part of it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from support.testbed import small_testbed
@@ -49,6 +51,23 @@ def test_no_more_is_kept_than_the_pool_may_and_what_was_free_for_longest_goes_fi
     assert pool.free == 880, "the first is gone"
     pool.empty((251,), FLOAT)  # and it is gone
     assert pool.free == 0, "1004 bytes are more than it may keep"
+
+
+def test_no_two_threads_have_the_same_block() -> None:
+    pool = MemoryPool(kept=1 << 16)
+
+    def work(number: int) -> bool:
+        rng, right = np.random.default_rng(number), True
+        held: list[np.ndarray] = []
+        for size in rng.integers(100, 1000, 500).tolist():
+            held.append(pool.empty((size,), FLOAT))
+            held[-1][:] = number
+            right &= bool((held[rng.integers(len(held))] == number).all())
+            held = held[-rng.integers(1, 9) :]
+        return right
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(work, range(4)))
 
 
 def test_what_is_small_is_no_business_of_the_pool() -> None:
