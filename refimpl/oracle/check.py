@@ -22,6 +22,7 @@ from .observer import Observer
 from .reports.repro import load_repro
 from .reports.repro import replay as play_again
 from .reports.result import CampaignSettings, PlayedCase, Result
+from .threads import one_thread
 from .watchdog import SIGNAL, Watchdog
 
 ADAPTERS = 10  # that are drawn for a given base, on which there is one turn; larger: slower to load
@@ -55,7 +56,8 @@ def check(
             settings = replace(settings, budget=watch.remaining)
         campaign = Campaign(make, testbed, settings, work, observer, watch)
         watch.result_by_now = campaign.known_by_now
-        return campaign.run()
+        with one_thread(testbed):
+            return campaign.run()
     result = None
     parts = shares(settings, engine.capabilities.families)
     for number, (share, family) in enumerate(parts, 1):
@@ -71,7 +73,8 @@ def check(
             # The same seed asks two bases the same: what they answered is kept apart.
             campaign = Campaign(make, testbed, share, folder if family else work, observer, watch)
             watch.result_by_now = partial(_known_by_now, base, result, campaign)
-            of_turn = campaign.run()
+            with one_thread(testbed):
+                of_turn = campaign.run()
         except KeyboardInterrupt:  # before this base can be asked: the ones before it have some answer
             if result is None:
                 raise

@@ -43,7 +43,7 @@ def in_lower_type(
     finding = precision.lower_precision(samples, testbed)
     if finding is None:
         times = float(np.exp(thresholds.base - thresholds.highest))
-        line = f"precision: base rows are {times:.3g} x as noisy as {testbed.dtype} is, unexplained"
+        line = f"base rows are {times:.3g} x as far off as {testbed.dtype} rounds, and no lower type explains that"
         return thresholds, None, members, line
     members = precision.narrowed(members, finding)
     again = [

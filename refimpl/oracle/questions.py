@@ -28,6 +28,7 @@ from .engine_driver import EngineDriver
 from .noise.ensemble import ensemble
 from .noise.measure import measure
 from .noise.verdict import Thresholds, judge, learn_thresholds
+from .threads import one_thread
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy
@@ -53,7 +54,8 @@ class Questions:
         learnt = []
         for i in range(LEARNT_FROM):
             case = draw_batch(self.testbed, capabilities, np.random.default_rng([0, i, 1]), f"batch {i}")
-            learnt += measure(case, self.driver.run(case, self._settings(case)), self.testbed, self.members)[0]
+            with one_thread(self.testbed):
+                learnt += measure(case, self.driver.run(case, self._settings(case)), self.testbed, self.members)[0]
         return learn_thresholds(learnt)
 
     def batches(self) -> "SearchStrategy[Case]":
@@ -81,8 +83,9 @@ class Questions:
 
     def wrong(self, case: Case) -> str:
         """Ask the case; return "" if every answer is right, else what is asked, and which of it is wrong and why."""
-        exchanges = self.driver.run(case, self._settings(case))
-        ratios, _ = measure(case, exchanges, self.testbed, self.members)
+        with one_thread(self.testbed):
+            exchanges = self.driver.run(case, self._settings(case))
+            ratios, _ = measure(case, exchanges, self.testbed, self.members)
         failed = [(one, verdict) for one in ratios if (verdict := judge(one, self.thresholds)).verdict == "fail"]
         if not failed:
             return ""
