@@ -175,5 +175,22 @@ ONNXRUNTIME_GENAI = Recipe(
     ("requirements/onnxruntime_genai.txt",),
 )
 
-_ALL = (VLLM, LLAMA_CPP, LLAMA_CPP_PREBUILT, MISTRALRS, MLX_LM, OPENVINO_GENAI, ONNXRUNTIME_GENAI)
+SGLANG = Recipe(
+    "sglang",
+    "LORACLE_SGLANG_PYTHON",
+    "about 3 GB and 10 minutes",
+    (
+        _TORCH,
+        _install("SGLang", "--no-deps sglang==0.5.23 transformers==5.19.0 tokenizers==0.23.2"),
+        _listed("sglang"),
+        Step(
+            "does it import?",
+            "{python} -c 'import sglang.srt.entrypoints.engine'",
+            {"SGLANG_USE_CPU_ENGINE": "1", "PYTHONPATH": "{here}/workers/sglang_stand_ins"},
+        ),
+    ),
+    ("requirements/sglang.txt", "workers/sglang_stand_ins/sitecustomize.py"),
+)
+
+_ALL = (VLLM, LLAMA_CPP, LLAMA_CPP_PREBUILT, MISTRALRS, MLX_LM, OPENVINO_GENAI, ONNXRUNTIME_GENAI, SGLANG)
 RECIPES = {recipe.name: recipe for recipe in _ALL}

@@ -25,6 +25,7 @@ MODULES = {
     "mlx_lm_server": ".mlx_lm_server",
     "openvino_genai": ".openvino_genai",
     "onnxruntime_genai": ".onnxruntime_genai",
+    "sglang": ".sglang",
     "openai_http": ".openai_http",
     "tensorrt_llm": ".tensorrt_llm",
     "recorded": "..oracle.recordings.recorded",

@@ -51,12 +51,13 @@ def test_the_table_says_what_is_missing_and_how_to_get_it(capsys: pytest.Capture
         (
             ["setup"],
             "setup needs a NAME; these have one: "
-            "vllm, llama_cpp, llama_cpp_prebuilt, mistralrs, mlx_lm, openvino_genai, onnxruntime_genai",
+            "vllm, llama_cpp, llama_cpp_prebuilt, mistralrs, mlx_lm, openvino_genai, onnxruntime_genai, sglang",
         ),
         (
             ["setup", "peft"],
             "'peft' has no environment to set up; "
-            "these have one: vllm, llama_cpp, llama_cpp_prebuilt, mistralrs, mlx_lm, openvino_genai, onnxruntime_genai",
+            "these have one: "
+            "vllm, llama_cpp, llama_cpp_prebuilt, mistralrs, mlx_lm, openvino_genai, onnxruntime_genai, sglang",
         ),
     ],
 )
@@ -68,7 +69,7 @@ def test_what_cannot_be_set_up_is_one_line(argv: list[str], message: str, capsys
 
 ENGINES = (
     "there is no engine 'vlm'; there is peft, vllm, llama_cpp, llama_cpp_prebuilt, mistralrs, mlx_lm, "
-    "mlx_lm_server, openvino_genai, onnxruntime_genai, openai_http, "
+    "mlx_lm_server, openvino_genai, onnxruntime_genai, sglang, openai_http, "
     "tensorrt_llm, recorded, learn, module:function, numpy, reference, cuda, mutant:NAME, blind:KEY"
 )
 MUTANTS = "there is no mutant 'rslora_ignore': `loracle engines --mutants` has them"

@@ -1,7 +1,7 @@
 """docs/defects.md is what its data give, every entry has a script, and every script still shows its defect.
 
 Those of PEFT and transformers run where these are installed, those of vLLM and llama.cpp with LORACLE_LIVE=1, those of
-OpenVINO GenAI, ONNX Runtime GenAI and mlx-lm's server with LORACLE_LIVE=nightly."""
+OpenVINO GenAI, ONNX Runtime GenAI, SGLang and mlx-lm's server with LORACLE_LIVE=nightly."""
 
 import importlib.util
 import os
@@ -40,7 +40,7 @@ def test_what_is_right_or_has_another_cause_is_not_shown() -> None:
 
 @pytest.mark.parametrize("name", listed())
 def test_it_shows(name: str, tmp_path: Path) -> None:
-    when = "nightly" if name.startswith(("openvino_genai_", "onnxruntime_genai_", "mlx_lm_server_")) else "1"
+    when = "nightly" if name.startswith(("openvino_genai_", "onnxruntime_genai_", "mlx_lm_server_", "sglang_")) else "1"
     if not name.startswith(("peft_", "transformers_")) and os.environ.get("LORACLE_LIVE") != when:
         pytest.skip(f"LORACLE_LIVE={when} runs it, after `loracle engines setup NAME`")
     shown = find(name)(tmp_path)

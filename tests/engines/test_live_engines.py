@@ -35,6 +35,7 @@ VOICES = dict(tiny.VOICES)
 NEW = 24  # tokens, into the line that a voice speaks
 SAME = 3.0  # noise units, at most, from the truth for the adapter that was requested
 NIGHTLY = ("openvino_genai", "onnxruntime_genai", "mlx_lm_server")
+ALONE = "sglang"  # every night as well, in tests of its own: it reads no more of a config than r and lora_alpha
 ANOTHER = 1000.0  # noise units, at least, from the truth for any other
 
 Start = Callable[..., "Driven"]
@@ -150,7 +151,7 @@ def start() -> Iterator[Start]:
     running: list[Hosted] = []
 
     def started(name: str, options: Mapping[str, str] | None = None, **settings: object) -> Driven:
-        when = "nightly" if name in NIGHTLY else "1"
+        when = "nightly" if name in (*NIGHTLY, ALONE) else "1"
         if os.environ.get("LORACLE_LIVE") != when:
             pytest.skip(f"minutes of live engines: LORACLE_LIVE={when} runs them, after `loracle engines setup NAME`")
         engine = registry.make(name, options or {})
@@ -271,6 +272,22 @@ def test_vllm_puts_requests_off_for_want_of_room_and_takes_them_up_again(start: 
         driven.load(voice, folder)
     driven.check(requests_for([None, *VOICES]))
     assert driven.engine.notes["preempted"] >= 1
+
+
+def test_sglang_mixes_more_adapters_than_it_has_room_for_and_finds_their_prefixes(start: Start) -> None:
+    """And takes an rsLoRA for plain LoRA: a finding, not a promise (expected_failures/sglang.toml)."""
+    driven = start("sglang", max_adapters=2, prefix_caching=True)
+    for voice, folder in VOICES.items():
+        driven.load(voice, folder)
+    first, second, third, rslora = VOICES
+    mixed = requests_for([None, first, second, third, None, first])
+    assert [response.token_ids for response in driven.check(mixed)] == ours(driven, mixed)
+    for _ in range(2):
+        driven.check([replace(mixed[0], adapter=name) for name in (first, None, second)])
+    assert driven.distance(requests_for([rslora])[0], driven.engine.run(requests_for([rslora]))[0]) >= ANOTHER
+    driven.unload(second)
+    driven.load(first, VOICES[second])
+    driven.check([replace(mixed[0], adapter=name) for name in (first, None, third)])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
