@@ -2,7 +2,7 @@
 
 The worker is workers/sglang_worker.py. Of its LoRA this runs all but the kernels: the layers' torch backend is in their
 place. SGLang reads no more of an adapter's config than r and lora_alpha; with the option adapters=any it is asked for
-what PEFT has beyond that.
+other scales as well. Modules of several ranks, or q_proj without v_proj, it does not load.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ..config import LAYER_MODULES
 from .hosted import Hosted, check_options, entry_of
-from .interface import LORA_FEATURES, Capabilities, Entry
+from .interface import Capabilities, Entry
 from .recipes import SGLANG, Recipe
 from .worker import worker_path
 
@@ -39,7 +39,7 @@ def entry() -> Entry:
 def make(options: Mapping[str, str]) -> Hosted:
     """Return the engine, not started. EngineError without its environment, or for an option that it does not have."""
     check_options("sglang", options, OPTIONS)
-    more = LORA_FEATURES if options.get("adapters") == "any" else frozenset()
+    more = {"rslora", "alpha_pattern"} if options.get("adapters") == "any" else set()
     capabilities = replace(CAPABILITIES, features=CAPABILITIES.features | more)
     return Hosted(SGLANG, "sglang_worker.py", capabilities, options, stand_ins)
 
