@@ -19,7 +19,7 @@ def units() -> list[Unit]:
 
 
 def unit_named(text: str) -> Unit:
-    """Return the unit that is called ch06_prefix_key, ch06, 6, prefix_key, ch06_prefix_cache, lab_b_shrink, lab_b or b.
+    """Return the unit called ch06_prefix_key, ch06, ch6, 6, prefix_key, ch06_prefix_cache, lab_b_shrink, lab_b or b.
 
     LoracleError for a name that no unit has."""
     names = {spelling: unit.name for unit in units() for spelling in spellings(unit)}
@@ -37,7 +37,8 @@ def spellings(unit: Unit) -> set[str]:
     prefix, number_or_letter = unit.name.split("_")[:2]
     if isinstance(unit, Lab):
         return {unit.name, f"{prefix}_{number_or_letter}", number_or_letter}
-    return {unit.name, unit.chapter, unit.function, prefix, str(int(prefix.removeprefix("ch")))}
+    number = str(int(prefix.removeprefix("ch")))
+    return {unit.name, unit.chapter, unit.function, prefix, f"ch{number}", number}
 
 
 def stub(exercise: Exercise) -> Path:

@@ -180,6 +180,7 @@ def test_every_name_of_a_unit() -> None:
         "6",
         "06",
         "ch06",
+        "ch6",
         "CH06",
         "prefix_key",
         "ch06_prefix_cache",

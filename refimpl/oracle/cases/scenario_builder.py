@@ -63,8 +63,6 @@ class ScenarioBuilder:
             for key in self.keys[: len(self.keys) if "evict" in self.can else self.settings.max_adapters]:
                 self.load_key(key, key)
 
-    # What scenarios are made of.
-
     def load(self, name: str, choices: Choices) -> None:
         """Weights under a name that it never had, and that no other name has, as long as there are some."""
         had = self.had.get(name, [])
