@@ -22,7 +22,7 @@ from .second_look import with_other_tokens
 FACTORS = {"float32": (1 / 64, 1 / 8), "float64": (1 / 64, 1 / 8), "float16": (1 / 8, 1 / 2), "bfloat16": (1 / 4,)}
 LOUD = 30.0  # noise units; a quiet request that is less wrong is asked less quietly
 SUSPECTS = 4  # requests that a cause is looked for in; larger: slower
-GRADED = 40  # requests, of those that failed and of those that did not; larger: slower
+GRADED = 24  # requests, of those that failed and of those that did not; larger: slower
 STRIDE = 7  # of them; a batch has about so many
 LENGTH = 8  # tokens of a request that is long enough to tell tokens apart, and short enough to be quick
 
@@ -37,6 +37,11 @@ class Asked:
     place: Place
     facts: dict[Fact, bool]
     failed: bool
+
+    @property
+    def is_single(self) -> bool:
+        """Has it one adapter at most, without a weight?"""
+        return is_single(self.suspect.exchange)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,15 +133,19 @@ def _suspects(
     return [
         suspect_of(case, exchange, raw, testbed)
         for exchange, raw, verdict in measured
-        if verdict == "fail" and (name, exchange.run, exchange.index) not in but
+        if verdict == "fail" and is_single(exchange) and (name, exchange.run, exchange.index) not in but
     ]
 
 
+def is_single(exchange: Exchange) -> bool:
+    """Is it a request of one adapter at most, without a weight?"""
+    return len(exchange.adapters) <= 1 and not exchange.request.adapter_weights
+
+
 def can_be_fitted(exchange: Exchange, raw: Errors, testbed: Testbed) -> bool:
-    """Is it a request of at most one adapter, without DoRA, whose numbers the engine showed?"""
-    plain = not exchange.adapters or not testbed.adapters[exchange.adapters[0][0]].use_dora
-    single = len(exchange.adapters) <= 1 and not exchange.request.adapter_weights
-    return plain and single and raw.error.shape[1] > 1
+    """Is it a request without DoRA, whose numbers the engine showed?"""
+    plain = not any(testbed.adapters[key].use_dora for key, _ in exchange.adapters)
+    return plain and raw.error.shape[1] > 1
 
 
 def chosen(suspects: Sequence[Suspect]) -> list[Suspect]:

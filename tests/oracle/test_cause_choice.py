@@ -10,7 +10,6 @@ from support.testbed import small_testbed
 
 from refimpl.engines.interface import EngineRequest, EngineResponse
 from refimpl.oracle.cases.case import Case, Exchange, Load, Run, Unload
-from refimpl.oracle.cause import in_bits, is_cause
 from refimpl.oracle.causes.condition import Fact, condition
 from refimpl.oracle.causes.exact import ExactFit
 from refimpl.oracle.causes.facts import facts_of
@@ -24,6 +23,7 @@ from refimpl.oracle.causes.relations import relations
 from refimpl.oracle.causes.row_sources import order_of
 from refimpl.oracle.causes.statement import CauseReport, Change
 from refimpl.oracle.diagnosis.clock import Clock
+from refimpl.oracle.fitted_cause import in_bits, is_cause
 from refimpl.oracle.second_look import with_other_tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")

@@ -8,7 +8,7 @@ import numpy as np
 from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from ...config import Module
-from .mix_up import Delta, Point, Source, blended, full_delta
+from .mix_up import Delta, Point, Source, blended, full_delta, product
 
 
 def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator[Source]:
@@ -24,12 +24,16 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
             return wrong if own_delta is None else -own_delta
         return wrong - own_delta if wrong.shape == own_delta.shape else None
 
-    def mixed(a_key: str, b_key: str, s_key: str) -> Delta:
+    def mixed(a_key: str, b_key: str, s_key: str, or_nothing: bool = True) -> Delta:
+        """or_nothing: where an adapter lacks the module, nothing is multiplied; else the own delta stays."""
+
         def delta(point: Point) -> Array | None:
             A_from, B_from, scale_from = point.of(a_key), point.of(b_key), point.of(s_key)
             own_delta = None if key is None else point.of(key)
-            if A_from is None or B_from is None or scale_from is None or own_delta is None:
+            if own_delta is None:
                 return None
+            if A_from is None or B_from is None or scale_from is None:
+                return -full_delta(point.x, own_delta) if or_nothing else None
             return blended(point, A_from, B_from, scale_from, own_delta)
 
         return delta
@@ -42,6 +46,22 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
         r = own_delta.A.shape[0]
         tail = replace(rest, A=rest.A[r:], B=rest.B[:, r:], bias=None)
         return blended(point, tail, tail, own_delta, None)
+
+    def cut(largest: bool) -> Delta:
+        """Own ranks that the other one has not: at this module, or anywhere."""
+
+        def delta(point: Point) -> Array | None:
+            own_delta = None if key is None else point.of(key)
+            rest = None if other is None else point.of(other)
+            if own_delta is None or other is None or (rest is None and not largest):
+                return None
+            ranks = [one.A.shape[0] for one in point.weights[other].values()] if largest or rest is None else []
+            n = max(ranks, default=0) if largest or rest is None else rest.A.shape[0]
+            if not 0 < n < own_delta.A.shape[0]:
+                return None
+            return product(point.x, own_delta.A[n:], own_delta.B[:, n:], own_delta.scale)
+
+        return delta
 
     def untargeted(point: Point) -> Array | None:
         """Only where the own one has nothing."""
@@ -56,9 +76,14 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
     yield Source(f"A of {called}", f"its own delta with the A of {called}", mixed(other, key, key), "instead", 4)
     yield Source(f"B of {called}", f"its own delta with the B of {called}", mixed(key, other, key), "instead", 4)
     words = f"its own delta at the scale of {called}"
-    yield Source(f"scale of {called}", words, mixed(key, key, other), "instead", 3)
+    yield Source(f"scale of {called}", words, mixed(key, key, other, or_nothing=False), "instead", 3)
+    words = f"its own delta at the scale of {called}, which is 0 where that has no such module"
+    yield Source(f"scale, or none, of {called}", words, mixed(key, key, other), "instead", 3.5)
     words = f"the delta of {called} at its own scale"
     yield Source(f"A and B of {called}", words, mixed(other, other, key), "instead", 4)
+    yield Source(f"ranks beyond those of {called}", f"its own ranks beyond those of {called}", cut(False), "part", 4)
+    words = f"its own ranks beyond the largest of {called}"
+    yield Source(f"ranks beyond the largest of {called}", words, cut(True), "part", 4.5)
     yield Source(f"stale ranks of {called}", f"the ranks of {called} beyond its own", stale, "added", 4)
 
 

@@ -1,6 +1,7 @@
 """The own delta of something else: another token, module, layer or input; or in another place of the computation."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from ...ops import NUMPY
 from ...rope import apply_rope
-from .mix_up import EXACT, GATE, GATE_BEFORE, RESIDUAL, UP, Delta, Point, Source, blended, full_delta
+from .mix_up import EXACT, GATE, GATE_BEFORE, PARTNERS, RESIDUAL, UP, Delta, Point, Source, blended, full_delta
 
 
 def token_sources(key: str) -> Iterator[Source]:
@@ -50,16 +51,26 @@ SLICES: dict[str, Mapping[str, str]] = {
 
 
 def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
+    def here(point: Point) -> LoraWeights | None:
+        return point.of(key)
+
     def mixed(
         A_of: Callable[[Point], LoraWeights | None],
         B_of: Callable[[Point], LoraWeights | None],
         scale_of: Callable[[Point], LoraWeights | None],
         subtract: bool = True,
+        instead_of: Callable[[Point], bool] = lambda point: False,
     ) -> Delta:
+        """instead_of: where nothing is multiplied if the adapter has no such module."""
+
         def delta(point: Point) -> Array | None:
             own_lora, A_from, B_from, scale_from = point.of(key), A_of(point), B_of(point), scale_of(point)
             if A_from is None or B_from is None or scale_from is None:
-                return None
+                if own_lora is None or not instead_of(point):
+                    return None
+                bias = own_lora.bias if A_of is here or B_of is here else None
+                rest = 0.0 if bias is None else bias * own_lora.scale
+                return rest - full_delta(point.x, own_lora)
             if A_from is B_from is scale_from is own_lora:
                 return None
             return blended(point, A_from, B_from, scale_from, own_lora if subtract else None)
@@ -68,9 +79,6 @@ def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
 
     def at(name: str) -> Callable[[Point], LoraWeights | None]:
         return lambda point: None if point.module[0] < 0 else point.of(key, point.beside(name))
-
-    def here(point: Point) -> LoraWeights | None:
-        return point.of(key)
 
     def slice_of(order: Mapping[str, str]) -> Callable[[Point], LoraWeights | None]:
         def of(point: Point) -> LoraWeights | None:
@@ -97,22 +105,40 @@ def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
 
         return of
 
+    def modulo(count: int) -> Callable[[Point], LoraWeights | None]:
+        """Of layer i % count."""
+
+        def of(point: Point) -> LoraWeights | None:
+            number, name = point.module
+            return point.of(key, (number % count, name)) if number >= count else None
+
+        return of
+
     def layer_zero(point: Point) -> LoraWeights | None:
         return point.of(key, (0, point.module[1])) if point.module[0] > 0 else None
 
     for name in modules:
         of_module = at(name)
-        yield Source(f"{name}'s", f"{name}'s delta", mixed(of_module, of_module, of_module), "instead", 5)
-        yield Source(f"A of {name}", f"its own delta with {name}'s A", mixed(of_module, here, here), "instead", 6)
-        yield Source(f"B of {name}", f"its own delta with {name}'s B", mixed(here, of_module, here), "instead", 6)
+        beside = partial(is_beside, name)
+        others = mixed(of_module, of_module, of_module, instead_of=beside)
+        A, B = mixed(of_module, here, here, instead_of=beside), mixed(here, of_module, here, instead_of=beside)
+        yield Source(f"{name}'s", f"{name}'s delta", others, "instead", 5)
+        yield Source(f"A of {name}", f"its own delta with {name}'s A", A, "instead", 6)
+        yield Source(f"B of {name}", f"its own delta with {name}'s B", B, "instead", 6)
         yield Source(f"added {name}'s", f"{name}'s delta", mixed(of_module, of_module, of_module, False), "added", 6)
     for words, order in SLICES.items():
         of_slice = slice_of(order)
-        yield Source(words, f"the delta of {words}", mixed(of_slice, of_slice, of_slice), "instead", 4)
+        exchanged = partial(is_exchanged, order)
+        swapped = mixed(of_slice, of_slice, of_slice, instead_of=exchanged)
+        yield Source(words, f"the delta of {words}", swapped, "instead", 4)
+        for part, (A_of, B_of) in {"A": (of_slice, here), "B": (here, of_slice)}.items():
+            half_swapped = mixed(A_of, B_of, here, instead_of=exchanged)
+            yield Source(f"{part} of {words}", f"its own delta with the {part} of {words}", half_swapped, "instead", 5)
     for words, of in (
         ("the layer before", layer(-1)),
         ("the layer after", layer(1)),
         ("layer 0", layer_zero),
+        ("the layer of its number modulo 2", modulo(2)),
         ("the layer before, of the first the last", around(-1)),
         ("the layer after, of the last the first", around(1)),
     ):
@@ -120,6 +146,16 @@ def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
         yield Source(f"delta of {words}", f"the delta of {words}", mixed(of, of, of), "instead", bits)
         yield Source(f"A of {words}", f"its own delta with the A of {words}", mixed(of, here, here), "instead", 5)
         yield Source(f"B of {words}", f"its own delta with the B of {words}", mixed(here, of, here), "instead", 5)
+
+
+def is_beside(name: str, point: Point) -> bool:
+    """Is it another module that has the inputs of this name's, in a layer?"""
+    return point.module[0] >= 0 and any({name, point.module[1]} <= set(names) for names in PARTNERS)
+
+
+def is_exchanged(order: Mapping[str, str], point: Point) -> bool:
+    """Is its slice another one's?"""
+    return point.module[1] in order
 
 
 def place_sources(key: str) -> Iterator[Source]:

@@ -105,7 +105,8 @@ def blended(
     if by_id and (A_from.A.shape[1] <= point.x.max() or B_from.B.shape[0] != point.config.hidden_size):
         return None
     r = min(A_from.A.shape[0], B_from.B.shape[1])
-    y = product(point.x, A_from.A[:r], B_from.B[:, :r], scale_from.scale, B_from.bias)
+    bias = B_from.bias if less is None or A_from is B_from else less.bias  # of a B alone that stands for another: no
+    y = product(point.x, A_from.A[:r], B_from.B[:, :r], scale_from.scale, bias)
     if less is None:
         return y
     own_delta = full_delta(point.x, less)

@@ -1,11 +1,13 @@
 """The request's own delta, and other factors before it."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from ...adapter_slots import LoraWeights
-from ...arrays import Array
+from ...arrays import DTYPES, Array
+from ...config import EMBED
 from .mix_up import PARTNERS, Delta, Point, Source, full_delta
 
 
@@ -24,6 +26,10 @@ def own_sources(key: str) -> Iterator[Source]:
             return None
         return np.broadcast_to(lora.bias * lora.scale, (len(point.x), len(lora.bias)))
 
+    def product_alone(point: Point) -> Array | None:
+        lora = point.of(key)
+        return None if lora is None or lora.bias is None else full_delta(point.x, replace(lora, bias=None))
+
     def unscaled_bias(point: Point) -> Array | None:
         lora = point.of(key)
         if lora is None or lora.bias is None:
@@ -33,6 +39,7 @@ def own_sources(key: str) -> Iterator[Source]:
     yield Source("own", "its own delta", own_delta, "own", 0)
     yield Source("own saved layer", "the layer that it brings along", saved, "own", 1)
     yield Source("own bias", "the bias of lora_B", bias, "own", 2)
+    yield Source("own product", "its own delta but for the bias of lora_B", product_alone, "own", 2)
     yield Source("own bias unscaled", "the bias of lora_B unscaled", unscaled_bias, "instead", 4)
 
 
@@ -83,3 +90,42 @@ def scale_sources(key: str) -> Iterator[Source]:
         for name in names:
             words = f"its own delta at the scale of {name}"
             yield Source(f"scale of {name}", words, at(partner(names, name)), "instead", 4)
+
+
+ROUNDED = {
+    "A": "with A rounded",
+    "B": "with B rounded",
+    "A and B": "with A and B rounded",
+    "x": "of an input that is rounded",
+    "low": "with A x, between its two products, rounded",
+    "delta": "rounded",
+    "scale": "with its scale rounded",
+}
+
+
+def rounded_sources(key: str) -> Iterator[Source]:
+    """The own delta with one of its operands in a type of fewer bits."""
+
+    def rounded(what: str, to: np.dtype) -> Delta:
+        def cast(x: Array) -> Array:
+            return x.astype(np.float32).astype(to).astype(np.float64)
+
+        def delta(point: Point) -> Array | None:
+            lora, x = point.of(key), point.x
+            if lora is None or point.module == EMBED:
+                return None
+            own_delta = full_delta(x, lora)
+            if what == "delta":
+                return cast(own_delta) - own_delta
+            if what == "scale":
+                return full_delta(x, replace(lora, scale=float(cast(np.array(lora.scale))))) - own_delta
+            A, B = (cast(one) if name in what else one for name, one in (("A", lora.A), ("B", lora.B)))
+            low = (cast(x) if what == "x" else x) @ A.T
+            y = (cast(low) if what == "low" else low) @ B.T
+            return (y if lora.bias is None else y + lora.bias) * lora.scale - own_delta
+
+        return delta
+
+    for name, to in (("bfloat16", DTYPES["bfloat16"]), ("float16", DTYPES["float16"])):
+        for what, words in ROUNDED.items():
+            yield Source(f"{what} in {name}", f"its own delta {words} to {name}", rounded(what, to), "instead", 4)

@@ -1,5 +1,6 @@
 """The own delta with some of its ranks lost, or in another order."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -14,6 +15,11 @@ from .mix_up import PARTNERS, Delta, Point, Source, full_delta, product
 def constant(n: int) -> Callable[[int], int]:
     """n, however many there are."""
     return lambda size: n
+
+
+def padded(n: int) -> Callable[[int], int]:
+    """The next whole n."""
+    return lambda size: size + -size % n
 
 
 def beyond_whole(n: int) -> Callable[[int], int]:
@@ -96,6 +102,24 @@ def rank_sources(key: str, by_root: bool = False) -> Iterator[Source]:
         words = f"its own delta, cut and scaled to the rank {n} whatever it has"
         yield Source(f"as rank {n}", words, instead(key, first(n, True)), "instead", 5.5)
     yield from fused_rank_sources(key, by_root)
+
+    def at_rank(of: Callable[[int], int]) -> Callable[[LoraWeights], LoraWeights | None]:
+        def change(lora: LoraWeights) -> LoraWeights | None:
+            n = of(lora.A.shape[0])
+            return None if n == lora.A.shape[0] else replace(lora, scale=rescaled(lora, n, by_root))
+
+        return change
+
+    for n in (1, 2, 4, 8, 16, 32, 64):
+        words = f"its own delta, scaled as if its rank were {n}"
+        yield Source(f"scale of rank {n}", words, instead(key, at_rank(constant(n))), "instead", 5)
+    for n in (4, 8, 16, 32):
+        words = f"its own delta, scaled as if its rank were padded to whole {n}s"
+        yield Source(f"scale of padded {n}s", words, instead(key, at_rank(padded(n))), "instead", 4.5)
+    if by_root:
+        words = "its own delta, scaled with the whole part of the root of its rank"
+        whole_root = at_rank(lambda r: math.isqrt(r) ** 2)
+        yield Source("whole root", words, instead(key, whole_root), "instead", 4.5)
     for n in (4, 8, 16):
         words = f"its own ranks beyond the last whole {n}"
         yield Source(f"ranks beyond {n}s", words, part(key, cut(beyond_whole(n), 0)), "part", 4)

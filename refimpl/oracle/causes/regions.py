@@ -144,6 +144,8 @@ def _step_regions(index: Array, prompt: int, beside: Sequence[int]) -> list[Regi
         Region("steps in which it is not the last of the batch", after > 0, 3),
     ]
     for n in STEPS:
+        words = f"decode steps in which {n - 1} requests or more of the batch are before it"
+        regions.append(Region(words, decoding & (before >= n - 1), 3))
         regions.append(Region(f"decode steps of {n} requests or more", decoding & (together >= n), 3))
         regions.append(Region(f"decode steps of fewer than {n} requests", decoding & (together < n), 3))
         regions.append(Region(f"steps of {n} requests or more", together >= n, 3.5))
@@ -166,6 +168,12 @@ def _block_regions(index: Array, prompt: int, offset: int) -> list[Region]:
         regions.append(Region(f"the tokens of the prompt beyond the last whole {n}", tail, 3.5))
         words = f"the tokens of the prompt before the next whole {n} of the batch"
         regions.append(Region(words, in_prompt & (index < -offset % n), 4))
+        last = in_prompt & (index % n == n - 1)
+        regions.append(Region(f"the last token of each {n} of the prompt", last, 3.5))
+        words = f"the last token of each {n} of the prompt, and its last"
+        regions.append(Region(words, last | (index == prompt - 1), 3.5))
+        first = in_prompt & (index % n == 0) & (index > 0)
+        regions.append(Region(f"the first token of each {n} of the prompt but the first", first, 3.5))
     for n in IN_BATCH:
         regions.append(Region(f"tokens of the batch's prompts from place {n} on", in_prompt & (offset + index >= n), 4))
         regions.append(Region(f"tokens of the batch's prompts before place {n}", in_prompt & (offset + index < n), 4))

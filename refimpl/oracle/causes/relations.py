@@ -1,5 +1,7 @@
 """What the other adapters are to a request: its neighbours' in the batch, those of the slots beside its own."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..cases.case import Case, Exchange, Run, keys_of, loaded_before, replay
@@ -17,7 +19,7 @@ def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str
         (step, meaning) for step, meaning in replay(case.steps, loaded_before(case, testbed)) if isinstance(step, Run)
     ]
     run, meaning = runs[exchange.run]
-    keys = [first_key(keys_of(request, meaning)) for request in run.requests]
+    keys = [label(keys_of(request, meaning)) for request in run.requests]
     n, here = len(keys), exchange.index
     lengths = [len(request.prompt_ids) for request in run.requests]
     related: dict[str, str | None] = {}
@@ -53,30 +55,33 @@ def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str
     earlier_requests = [(request, names) for step, names in runs[: exchange.run] for request in step.requests]
     earlier_requests += [(request, meaning) for request in run.requests[:here]]
     if alike := [keys_of(request, names) for request, names in earlier_requests if request.prompt_ids[:SAME] == prompt]:
-        related["the first request with the same first tokens"] = first_key(alike[0])
-        related["the last request with the same first tokens"] = first_key(alike[-1])
+        related["the first request with the same first tokens"] = label(alike[0])
+        related["the last request with the same first tokens"] = label(alike[-1])
     before = [keys_of(request, names) for step, names in runs[: exchange.run] for request in step.requests]
     if before:
-        related["the last request of the batch before"] = first_key(before[-1])
+        related["the last request of the batch before"] = label(before[-1])
     return related | former_adapters(case, exchange, testbed) | {key: key for key in testbed.adapters}
 
 
-def keys_of_batch(case: Case, exchange: Exchange, testbed: Testbed) -> tuple[str | None, ...]:
-    """Return the adapter of each request of its batch, in order; None for the base."""
+def adapters_of_batch(case: Case, exchange: Exchange, testbed: Testbed) -> tuple[tuple[tuple[str, float], ...], ...]:
+    """Return the adapters of each request of its batch, in order, with their weights."""
     runs = [
         (step, meaning) for step, meaning in replay(case.steps, loaded_before(case, testbed)) if isinstance(step, Run)
     ]
     run, meaning = runs[exchange.run]
-    return tuple(first_key(keys_of(request, meaning)) for request in run.requests)
+    return tuple(keys_of(request, meaning) for request in run.requests)
 
 
 def _rank(testbed: Testbed, key: str) -> int:
-    return max((lora.A.shape[0] for lora in testbed.adapters[key].lora.values()), default=0)
+    adapter = testbed.adapters.get(key)  # None: a sum
+    return max((lora.A.shape[0] for lora in adapter.lora.values()), default=0) if adapter else 0
 
 
-def first_key(keys: tuple[tuple[str, float], ...]) -> str | None:
-    """The first adapter of a request; None for the base."""
-    return keys[0][0] if keys else None
+def label(adapters: Sequence[tuple[str, float]]) -> str | None:
+    """What a request's adapters are called: None for the base, the key of a single one, else "0.5 x a + 2 x b"."""
+    if len(adapters) == 1 and adapters[0][1] == 1:
+        return adapters[0][0]
+    return " + ".join(f"{weight:g} x {key}" for key, weight in adapters) or None
 
 
 def _neighbours(order: list[str], key: str | None, words: str) -> dict[str, str | None]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from .adapter_sources import adapter_sources
 from .elsewhere_sources import input_sources, late_sources, module_sources, place_sources, token_sources
 from .mix_up import Source
-from .own_sources import own_sources, scale_sources
+from .own_sources import own_sources, rounded_sources, scale_sources
 from .rank_sources import rank_sources
 from .row_sources import row_sources
 
@@ -25,6 +25,7 @@ def sources_of(
     if key is not None:
         yield from own_sources(key)
         yield from scale_sources(key)
+        yield from rounded_sources(key)
         yield from rank_sources(key, by_root)
         yield from row_sources(key)
         yield from token_sources(key)

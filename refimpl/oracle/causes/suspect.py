@@ -26,7 +26,7 @@ from .adapter_sources import registered, step_sources
 from .adjoint import Adjoint, adjoint
 from .mix_up import EXACT, Point, Source
 from .regions import Region, module_regions, token_regions
-from .relations import keys_of_batch, relations
+from .relations import adapters_of_batch, label, relations
 from .sources import sources_of, whichever
 from .watch import Watch
 
@@ -47,7 +47,7 @@ def suspect_of(case: Case, exchange: Exchange, raw: Errors, testbed: Testbed) ->
     prompt = exchange.request.prompt_ids
     shared = max((_alike(prompt, one.prompt_ids) for one in earlier), default=0)
     padding = max(len(one.prompt_ids) for one in case.runs[exchange.run].requests) - len(prompt)
-    others, batch = relations(case, exchange, testbed), keys_of_batch(case, exchange, testbed)
+    others, batch = relations(case, exchange, testbed), adapters_of_batch(case, exchange, testbed)
     return Suspect(exchange, raw, testbed, others, offset, beside, shared, batch, padding)
 
 
@@ -67,7 +67,7 @@ class Suspect:
     offset: int = 0  # tokens of prompts that stand before its own in its batch
     beside: tuple[int, ...] = ()  # how many tokens each other request of its batch produces, those after it negative
     shared: int = 0  # tokens at its beginning that an earlier request of its case had as well
-    batch: tuple[str | None, ...] = ()  # the adapter of each request of its batch, in order; None: base
+    batch: tuple[tuple[tuple[str, float], ...], ...] = ()  # adapters and weights of each request of its batch
     padding: int = 0  # tokens that the longest prompt of its batch has more
     _batches: dict[int, tuple[Batch, KVCache, AdapterCache]] = field(default_factory=dict, repr=False)
 
@@ -91,11 +91,14 @@ class Suspect:
         """What could be mixed up, by key. One that has several names here stands under each of them."""
         names = self.testbed.exact.config.layer_modules
         by_root = self.key is not None and self.testbed.wide[self.key].config.use_rslora
+        others = {words: key for words, key in self.others.items() if key is None or key in self.testbed.adapters}
         sources = [
-            *sources_of(self.key, self.others, names, by_root),
+            *sources_of(self.key, others, names, by_root),
             *whichever(self.key, list(self.testbed.adapters)),
         ]
         for words, keys in self.by_step.items():
+            if not set(keys) <= {None, *self.testbed.adapters}:
+                continue
             sources += step_sources(self.key, keys, words)
         if self.key is not None:
             bound = partial(bound_by, self.testbed, self.key)
@@ -110,10 +113,10 @@ class Suspect:
         by_step: dict[str, list[str | None]] = {}
         for i in range(len(self.request.prompt_ids)):
             alive = [j for j, end in enumerate(ends) if end > i - prompt + 1]
-            keys, place = [self.batch[j] for j in alive], alive.index(here)
+            keys, place = [label(self.batch[j]) for j in alive], alive.index(here)
             used: list[str | None] = list(dict.fromkeys(key for key in keys if key is not None)) or [None]
             of_token = {
-                "the request that was at its place of the step at first": self.batch[place],
+                "the request that was at its place of the step at first": label(self.batch[place]),
                 "the request before in the step": keys[place - 1],
                 "the request after in the step": keys[(place + 1) % len(keys)],
                 "the first adapter in the step": used[0],

@@ -1,0 +1,180 @@
+"""A cause that was followed through a campaign, in words: of whose adapter each mistake is, for which tokens, and in
+which requests."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...arrays import Array
+from .by_token import Request, Traced
+from .follow import Followed
+from .mistakes import Mistake
+from .mix_up import Source
+from .relations import label
+from .rule import Observed, Rule, rule
+from .sources import CHOICE, THE_BASE, WHICHEVER
+from .statement import Change, in_words
+
+UNEXPLAINED = 10.0  # bits of a failure that is left over; larger: more changes are taken in to explain a few more
+EXCEPTIONS = 0.1  # of the requests that a rule may be wrong in; more: it is said how often, and not when
+RIVALS = 2  # rules beside the best one that are said; of more only their number is
+NAMED = 0.95  # of the tokens in which a mistake was made that a name of its adapter must fit
+RELATION = 2.0  # bits of such a name
+FIXED = 6.0  # of one that is the same adapter everywhere
+UNRULY = 40.0  # bits of a mistake for whose tokens no rule was found
+NAMES = 4  # that are tried with a rule; larger: slower
+MOST_NAMES = 6  # of adapters, that are said
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """One mistake of a cause."""
+
+    mistake: Mistake
+    words: str
+    whose: str  # by what name its adapter is known; "" if it is of none, WHICHEVER if no name fits
+    rule: Rule
+    present: int  # tokens in which it was made
+    right: int  # in which it would have shown, and was not
+    bits: float
+
+
+def described(traced: Traced, passed: Mapping[Request, Followed]) -> list[Described]:
+    """Describe each mistake of a cause. passed: requests that are right, followed along it."""
+    requests = {**{one: traced.followed[one] for one in traced.explained}, **passed}
+    return [_of_mistake(i, mistake, requests) for i, mistake in enumerate(traced.cause)]
+
+
+def _of_mistake(i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> Described:
+    # A request that has no such source says nothing of when it is made.
+    requests = {request: one for request, one in requests.items() if mistake.family in request.families}
+    present = {request: one.present(i) for request, one in requests.items()}
+    source = _source(mistake, requests)
+    if WHICHEVER not in mistake.family:
+        fitting = rule([_observed(request, of) for request, of in present.items()])
+        return _described(mistake, source.words, "", fitting, present, fitting.bits)
+    called = source.words.replace(_called(source.key, mistake.family), "{}")
+    options = [
+        (words, cost, of)
+        for words, cost in _names(i, mistake, requests)
+        if (of := _present_by(words, i, mistake, requests, present)) is not None
+    ]
+    best = []
+    for words, cost, of in options[:NAMES]:
+        fitting = rule([_observed(request, one) for request, one in of.items()])
+        best.append(_described(mistake, called.format(words), words, fitting, of, cost + fitting.bits))
+    if best:
+        return min(best, key=lambda one: one.bits)
+    fitting = rule([_observed(request, of) for request, of in present.items()])
+    chosen = sum(1 for of in present.values() if (of == 1).any())
+    return _described(mistake, called.format(WHICHEVER), WHICHEVER, fitting, present, fitting.bits + CHOICE * chosen)
+
+
+def _described(
+    mistake: Mistake, words: str, whose: str, fitting: Rule, present: Mapping[Request, Array], bits: float
+) -> Described:
+    count = sum(int((of == 1).sum()) for of in present.values())
+    right = sum(int((of == 0).sum()) for of in present.values())
+    most = bits - fitting.bits + min(fitting.bits, UNRULY)
+    return Described(mistake, words, whose, fitting, count, right, most + mistake.cost)
+
+
+def _observed(request: Request, present: Array) -> Observed:
+    regions = request.as_it_came.suspect.token_regions
+    return Observed(
+        request.as_it_came.facts, [replace(one, members=one.members[: len(present)]) for one in regions], present
+    )
+
+
+def _called(key: str, family: str) -> str:
+    """Return what stands in a key in place of WHICHEVER."""
+    before, after = family.split(WHICHEVER)
+    return key[len(before) : len(key) - len(after)]
+
+
+def _names(i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> list[tuple[str, float]]:
+    """Return the names that fit the adapter of nearly every token in which the mistake was made, best first."""
+    fits: Counter[str] = Counter()
+    total = 0
+    for request, one in requests.items():
+        tokens = _tokens(one, i)
+        total += len(tokens)
+        possible = [one.sources(i, t) for t in tokens]
+        for words, keys in _keys_by_name(request).items():
+            fits[words] += sum(_key(mistake, keys[t]) in some for t, some in zip(tokens, possible, strict=True))
+    good = [words for words, count in fits.items() if total and count >= NAMED * total]
+    adapters = {key for request in requests for key in request.as_it_came.suspect.testbed.adapters}
+    ranked = sorted(good, key=lambda words: (words in adapters, -fits[words], len(words)))
+    return [(words, FIXED if words in adapters else RELATION) for words in ranked]
+
+
+def _keys_by_name(request: Request) -> dict[str, Sequence[str | None]]:
+    """Return for each name the adapter that it means at each token; None: the base."""
+    suspect, tokens = request.as_it_came.suspect, request.tokens
+    names: dict[str, Sequence[str | None]] = {words: [key] * tokens for words, key in suspect.others.items()}
+    return {**names, **suspect.by_step}
+
+
+def _key(mistake: Mistake, key: str | None) -> str:
+    return mistake.family.replace(WHICHEVER, key or THE_BASE)
+
+
+def _present_by(
+    words: str,
+    i: int,
+    mistake: Mistake,
+    requests: Mapping[Request, Followed],
+    present: Mapping[Request, Array],
+) -> dict[Request, Array] | None:
+    """Return in which tokens it was made, if it is of the adapter of this name: of a token whose own adapter that is
+    nobody knows."""
+    result = {}
+    for request, of in present.items():
+        keys = _keys_by_name(request).get(words)
+        if keys is None:
+            continue
+        own_label = label(request.as_it_came.suspect.exchange.adapters)
+        is_known = np.array([keys[t] != own_label for t in range(len(of))], bool)
+        result[request] = np.where(is_known, of, -1)
+    return result
+
+
+def change_of(
+    one: Described, requests: Mapping[Request, Followed], i: int, links: Mapping[str, tuple[str, ...]]
+) -> Change:
+    """Return it as it is reported. links: of known bugs, by their names."""
+    fitting, mistake = one.rule, one.mistake
+    source = _source(mistake, requests)
+    words = in_words(one.words, source.kind, mistake.coefficient, ())
+    if one.whose == WHICHEVER:
+        count: Counter[str] = Counter()
+        for of in requests.values():
+            sure = {next(iter(some)) for t in _tokens(of, i) if len(some := of.sources(i, t)) == 1}
+            count.update(_called(key, mistake.family) for key in sure)
+        whose = ", ".join(f"{name} in {n}" for name, n in count.most_common(MOST_NAMES))
+        words += f" (of {whose} requests)" if whose else ""
+    is_everywhere = not fitting.tokens and is_rule(fitting)
+    bug = source.key if source.kind == "bug" and not mistake.modules and is_everywhere else ""
+    tokens, when = ", and of these ".join(fitting.tokens), fitting.where
+    when += "".join(f" (or {rival.words})" for rival in fitting.rivals[:RIVALS])
+    if not is_rule(fitting):
+        often = f"in {one.present} of {one.present + one.right} tokens that would show it"
+        tokens, when = "", often + (f"; nearest: {fitting.words}" if fitting.words else "")
+    return Change(
+        words, mistake.family, mistake.modules, tokens, mistake.coefficient, (), bug, links.get(bug, ()), when
+    )
+
+
+def is_rule(fitting: Rule) -> bool:
+    """Has it few exceptions?"""
+    return fitting.wrong <= EXCEPTIONS * fitting.of
+
+
+def _tokens(followed: Followed, i: int) -> list[int]:
+    return np.flatnonzero(followed.present(i) == 1).tolist()
+
+
+def _source(mistake: Mistake, requests: Mapping[Request, Followed]) -> Source:
+    return next(some[0] for request in requests if (some := request.families.get(mistake.family)))

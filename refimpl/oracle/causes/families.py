@@ -1,0 +1,122 @@
+"""The mix-ups that are possible at one token of a request, by family: of another adapter, it may be any one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+from ...arrays import Array
+from .adapter_sources import adapter_sources, registered
+from .mix_up import Delta, Point, Source
+from .relations import label
+from .sources import THE_BASE, WHICHEVER, sources_of
+from .suspect import Suspect, binding_bugs, bound_by
+
+Weighted = Sequence[tuple[str, float]]  # adapters and their weights
+
+
+def families_of(suspect: Suspect) -> dict[str, list[Source]]:
+    """Return every source that the request has, by its family."""
+    testbed, adapters = suspect.testbed, suspect.exchange.adapters
+    key = label(adapters)
+    single = key in testbed.adapters
+    families: dict[str, list[Source]] = {}
+    of_parts = [(weight, _of_one(suspect, one)) for one, weight in adapters]
+    for family in dict.fromkeys(family for _, parts in of_parts for family in parts):
+        families[family] = [of_all([(weight, parts[family]) for weight, parts in of_parts if family in parts])]
+    if adapters and not single:
+        families |= {one.key: [one] for one in sum_sources(adapters)}
+    for other in (*testbed.adapters, None) if single or not adapters else ():
+        called = other or THE_BASE
+        for one in adapter_sources(key, other, called) if other != key else ():
+            families.setdefault(one.key.removesuffix(called) + WHICHEVER, []).append(one)
+    for i, (mine, weight) in enumerate(adapters if not single else ()):
+        for other in (*testbed.adapters, None):
+            if other != mine:
+                family, called = f"instead: {WHICHEVER}", f"{other or THE_BASE} as number {i + 1} of its sum"
+                wrong = [(other, weight)] if other else []
+                families.setdefault(family, []).extend(list(other_sums([(mine, weight)], wrong, called))[-1:])
+    sums = dict.fromkeys(some for some in suspect.batch if len(some) > 1 or (some and some[0][1] != 1))
+    alone: list[tuple[tuple[str, float], ...]] = [*(((one, 1.0),) for one in testbed.adapters), ()]
+    others = sums if single or not adapters else dict.fromkeys([*sums, *alone])
+    for some in others:
+        if (called := label(some) or THE_BASE) != (key or THE_BASE):
+            for one in other_sums(adapters, some, called):
+                families.setdefault(one.key.removesuffix(called) + WHICHEVER, []).append(one)
+    if single and key is not None:
+        bound = partial(bound_by, testbed, key)
+        families |= {one.key: [one] for one in registered(key, binding_bugs(testbed, key), bound)}
+    return families
+
+
+def _of_one(suspect: Suspect, key: str) -> dict[str, Source]:
+    """Return what may happen to one adapter's delta by itself. Other tokens are not there, when one is computed."""
+    testbed = suspect.testbed
+    of_own = sources_of(key, {}, testbed.exact.config.layer_modules, testbed.wide[key].config.use_rslora)
+    return {one.key: one for one in of_own if not one.key.startswith("of the ")}
+
+
+def of_all(parts: Sequence[tuple[float, Source]]) -> Source:
+    """Return what happens to a sum if the same happens to each of its adapters."""
+    if len(parts) == 1 and parts[0][0] == 1:
+        return parts[0][1]
+
+    def delta(point: Point) -> Array | None:
+        deltas = [(weight, source.delta(point)) for weight, source in parts]
+        some = [weight * one for weight, one in deltas if one is not None]
+        return sum(some[1:], some[0]) if some and len({one.shape for one in some}) == 1 else None
+
+    return replace(parts[0][1], delta=delta)
+
+
+def delta_of(adapters: Weighted) -> Delta:
+    """What these adapters add together; None where none of them adds anything."""
+
+    def delta(point: Point) -> Array | None:
+        parts = [(weight, point.full_delta(key)) for key, weight in adapters]
+        some = [weight * part for weight, part in parts if part is not None]
+        return sum(some[1:], some[0]) if some and len({part.shape for part in some}) == 1 else None
+
+    return delta
+
+
+def other_sums(adapters: Weighted, other: Weighted, called: str) -> Iterator[Source]:
+    """Yield what the adapters of another request would do here, beside its own or in their place."""
+
+    def instead(point: Point) -> Array | None:
+        right, wrong = delta_of(adapters)(point), delta_of(other)(point)
+        if right is None or wrong is None:
+            return wrong if right is None else -right
+        return wrong - right if wrong.shape == right.shape else None
+
+    if other:
+        yield Source(f"added: {called}", f"the delta of {called}", delta_of(other), "added", 2)
+    yield Source(f"instead: {called}", f"the delta of {called}", instead, "instead", 2)
+
+
+def sum_sources(adapters: Weighted) -> Iterator[Source]:
+    """Yield what may happen to a request that sums adapters, or weights one: to all of it, to one of them, to their
+    weights."""
+
+    def weighted(change: Callable[[int, float], float]) -> Delta:
+        return delta_of([(key, change(i, weight) - weight) for i, (key, weight) in enumerate(adapters)])
+
+    for i, one in enumerate(adapters, 1):
+        words = f"the delta of adapter number {i} of its sum"
+        yield Source(f"number {i} of a sum", words, delta_of([one]), "own", 2.5)
+    total = sum(weight for _, weight in adapters)
+    changes: dict[str, Callable[[int, float], float]] = {
+        "without its weights": lambda i, weight: 1.0,
+        "with its weights squared": lambda i, weight: weight**2,
+        "with the weight of its first adapter for all": lambda i, weight: adapters[0][1],
+        "with the weights of all adapters but the first left out": lambda i, weight: weight if i == 0 else 1.0,
+        "with its first adapter alone": lambda i, weight: weight if i == 0 else 0.0,
+        "with its last adapter alone": lambda i, weight: weight if i == len(adapters) - 1 else 0.0,
+        "with its first adapter alone, without weight": lambda i, weight: 1.0 if i == 0 else 0.0,
+        "with its weights in reverse order": lambda i, weight: adapters[len(adapters) - 1 - i][1],
+        "with the mean of its adapters": lambda i, weight: weight / len(adapters),
+    }
+    if total:
+        changes["with its weights divided by their sum"] = lambda i, weight: weight / total
+    for words, change in changes.items():
+        if any(change(i, weight) != weight for i, (_, weight) in enumerate(adapters)):
+            yield Source(words, f"its own delta {words}", weighted(change), "instead", 3)

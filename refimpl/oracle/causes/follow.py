@@ -1,0 +1,221 @@
+"""A request followed along a possible cause: for each token, was the mistake made there?
+
+    token      0      1      2      3         the row of a token must come down to noise with the mistake, or without:
+    made       no     yes    yes    ?         which of them is known where only one of both does so
+
+Nothing is assumed of which tokens they are; that is learnt from what came of it (rule.py). One pass goes on as the
+token before was computed, to the end, and tries the other ways at each token beside: a wrong row sends it another way
+from there on, so that a request takes as many passes as it changes.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...arrays import Array
+from .mistakes import Mistake
+from .mix_up import Source
+from .walk import Copy, Term, Walk
+
+PASSES = 8  # of one request and one cause; larger: slower, and more of what changes often is followed to its end
+STATES = 24  # ways to compute one token; larger: slower
+
+State = tuple[str, ...]  # for each change of a cause the source that it is here; "": it is not made
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """How the tokens so far were computed, and how it goes on."""
+
+    blocks: tuple[int, ...]
+    possible: tuple[frozenset[State], ...]  # of each token: all ways that its row allows
+    state: State
+    worst: float = 0.0  # of what is left of its rows, in noise units
+
+
+@dataclass(eq=False)
+class Followed:
+    """What came of following one cause along one request."""
+
+    possible: tuple[frozenset[State], ...] = ()
+    worst: float = 0.0  # of what is left of the rows, in noise units
+    dead: int | None = None  # the token that no way of computing it explains
+    line: Line | None = None  # up to there
+
+    def present(self, i: int) -> Array:
+        """For each token: was change i made? 1, 0, or -1 where that cannot be seen."""
+        return np.array([_agreed({bool(state[i]) for state in states}) for states in self.possible], int)
+
+    def with_one_more(self) -> "Followed":
+        """Return the same of a cause that has one more mistake, which is not made here."""
+        possible = tuple(frozenset((*state, "") for state in states) for states in self.possible)
+        line = self.line and Line(self.line.blocks, possible[: len(self.line.blocks)], (*self.line.state, ""))
+        return Followed(possible, self.worst, self.dead, line)
+
+    def sources(self, i: int, t: int) -> frozenset[str]:
+        """Return which sources change i may be at a token."""
+        return frozenset(state[i] for state in self.possible[t] if state[i])
+
+
+def _agreed(present: set[bool]) -> int:
+    return int(present.pop()) if len(present) == 1 else -1
+
+
+def states_of(cause: Sequence[Mistake], options: Mapping[str, Sequence[Source]]) -> list[State]:
+    """Return every combination of a cause's changes, none first. options: the sources of each family here."""
+    of_each = [["", *(source.key for source in options.get(change.family, ()))] for change in cause]
+    return sorted(itertools.product(*of_each), key=lambda state: sum(map(bool, state)))[:STATES]
+
+
+def follow(
+    walk: Walk, causes: Sequence[Sequence[Mistake]], options: Mapping[str, Sequence[Source]], limit: float
+) -> list[Followed]:
+    """Follow each cause. limit: the ratio from which on a row is no noise."""
+    states = [states_of(cause, options)[: walk.at_once // walk.tokens] for cause in causes]
+    hidden = walk.first_shown > 0  # of such tokens nobody sees a row: all of them are taken to be alike
+    stacks = [[Line((), (), state) for state in reversed(some if hidden else some[:1])] for some in states]
+    followed = [Followed() for _ in causes]
+    for _ in range(PASSES):
+        heads = []
+        for i, stack in enumerate(stacks):
+            if not stack:
+                continue
+            line = stack.pop()
+            if len(line.blocks) == walk.tokens:  # its last token was computed in another way
+                followed[i] = Followed(line.possible, line.worst)
+                stack.clear()
+            else:
+                heads.append((i, line))
+        if not heads:
+            break
+        for some in _groups(walk, states, heads):
+            for (i, line), gone in zip(some, _go_on(walk, causes, states, options, some, stacks, heads), strict=True):
+                if gone.finish(followed[i], stacks[i], limit, line):
+                    stacks[i].clear()
+    return followed
+
+
+def _groups(
+    walk: Walk, states: Sequence[Sequence[State]], heads: Sequence[tuple[int, Line]]
+) -> Iterator[list[tuple[int, Line]]]:
+    """Yield as many lines as go into one pass."""
+    group, rows = list[tuple[int, Line]](), 0
+    for i, line in heads:
+        more = (walk.tokens - len(line.blocks)) * len(states[i])
+        if group and rows + more > walk.at_once:
+            yield group
+            group, rows = [], 0
+        group.append((i, line))
+        rows += more
+    yield group
+
+
+@dataclass(eq=False)
+class Pass:
+    """One line computed to the end, and the other ways at each token."""
+
+    blocks: list[int]  # of the line's own tokens
+    ratios: Array
+    same: list[bytes]
+    others: dict[int, list[tuple[State, int, float, bytes]]]  # token -> each other state, its block, ratio and bits
+
+    def finish(self, followed: Followed, stack: list[Line], limit: float, line: Line) -> bool:
+        """Go along the line as far as its rows are noise. Push the ways that go on from there; is it the end?"""
+        start, possible, ways = len(line.blocks), list(line.possible), list[Line]()
+        for n, ratio in enumerate(self.ratios):
+            good = [one for one in self.others.get(start + n, ()) if one[2] < limit]
+            here = Line((*line.blocks, *self.blocks[:n]), tuple(possible), line.state, line.worst)
+            if not ratio < limit:
+                if not good and (followed.line is None or start + n > len(followed.line.blocks)):
+                    followed.dead, followed.line, followed.possible = start + n, here, here.possible
+                stack += ways + _ways(here, good)
+                return False
+            line = replace(line, worst=max(line.worst, float(ratio)))
+            ways += _ways(here, [one for one in good if one[3] != self.same[n]])
+            possible.append(frozenset([line.state, *(one[0] for one in good)]))
+        followed.possible, followed.worst, followed.dead, followed.line = tuple(possible), line.worst, None, None
+        return True
+
+
+def _ways(line: Line, good: Sequence[tuple[State, int, float, bytes]]) -> list[Line]:
+    """Return the lines that go on from a token in other states; those that do the same are one."""
+    together: dict[bytes, list[tuple[State, int, float, bytes]]] = {}
+    for one in good:
+        together.setdefault(one[3], []).append(one)
+    possible = (*line.possible, frozenset(one[0] for one in good))
+    return [
+        Line((*line.blocks, block), possible, state, max(line.worst, ratio))
+        for (state, block, ratio, _), *_ in reversed(together.values())
+    ]
+
+
+def _go_on(
+    walk: Walk,
+    causes: Sequence[Sequence[Mistake]],
+    states: Sequence[Sequence[State]],
+    options: Mapping[str, Sequence[Source]],
+    heads: Sequence[tuple[int, Line]],
+    stacks: Sequence[Sequence[Line]],
+    all_heads: Sequence[tuple[int, Line]],
+) -> list[Pass]:
+    """Compute every line to the end in one pass."""
+    sources = {source.key: source for some in options.values() for source in some}
+    used = {block for stack in stacks for line in stack for block in line.blocks}
+    used |= {block for _, line in all_heads for block in line.blocks}
+    copies: list[Copy] = []
+    present: list[tuple[int, State]] = []  # of each row its cause and its state
+    passes = []
+    for i, line in heads:
+        start = len(line.blocks)
+        own_blocks = walk.new_blocks(walk.tokens - start, used)
+        used |= set(own_blocks)
+        copies.append(Copy(start, line.blocks, own_blocks))
+        first = len(present)
+        present += [(i, line.state)] * len(own_blocks)
+        others: dict[int, list[tuple[State, int, int]]] = {}
+        for t in range(max(start, walk.first_shown), walk.tokens):
+            for state in states[i]:
+                if state == line.state:
+                    continue
+                (block,) = walk.new_blocks(1, used)
+                used.add(block)
+                copies.append(Copy(t, (*line.blocks, *own_blocks[: t - start]), [block]))
+                others.setdefault(t, []).append((state, block, len(present)))
+                present.append((i, state))
+        passes.append((start, own_blocks, first, others))
+    logits = walk.compute(copies, _terms(walk, causes, present, sources))
+    tokens = np.concatenate([one.start + np.arange(len(one.blocks)) for one in copies])
+    ratios = walk.ratios(tokens, logits)
+    same = walk.same(logits, [block for one in copies for block in one.blocks])
+    return [
+        Pass(
+            own_blocks,
+            ratios[first : first + len(own_blocks)],
+            same[first : first + len(own_blocks)],
+            {t: [(state, block, float(ratios[n]), same[n]) for state, block, n in some] for t, some in others.items()},
+        )
+        for _, own_blocks, first, others in passes
+    ]
+
+
+def _terms(
+    walk: Walk, causes: Sequence[Sequence[Mistake]], present: Sequence[tuple[int, State]], sources: Mapping[str, Source]
+) -> list[Term]:
+    """Return what is added in each row."""
+    by_source: dict[str, list[tuple[int, Mistake]]] = {}
+    for n, (i, state) in enumerate(present):
+        for change, key in zip(causes[i], state, strict=True):
+            if key:
+                by_source.setdefault(key, []).append((n, change))
+    regions = {change.modules: walk.at(change.modules) for cause in causes for change in cause}
+    return [
+        Term(
+            sources[key],
+            np.array([n for n, _ in some]),
+            np.array([regions[change.modules] for _, change in some]),
+            np.array([change.coefficient or 0.0 for _, change in some]),
+        )
+        for key, some in by_source.items()
+    ]

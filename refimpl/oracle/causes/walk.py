@@ -1,0 +1,185 @@
+"""One request, token by token, in the exact forward pass: the next token is computed once for each of many mistakes.
+
+A row of logits that is right says that its token was computed right, and those before it. So the first wrong row names
+the token in which the mistake is, and that token's batch is small: copies of one token behind one prefix, each copy
+with a mistake of its own. They share the prefix's blocks; of block size 1, so that each copy's own key and value are a
+block that the next token may stand behind.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...adapter_cache import AdapterCache
+from ...adapter_slots import AdapterSlots
+from ...alora import starts_of
+from ...arrays import Array, Float, Precision, to_host
+from ...batch import ScheduledRequest, make_batch
+from ...config import Module
+from ...kv_cache import KVCache
+from ...model import forward
+from ...ops import NUMPY, Ops
+from ...plans import LoraMapping
+from ..noise.readout import View
+from ..noise.rms import rms
+from .mix_up import EXACT, Point, Source
+from .suspect import Suspect, bound_weights, saved_layers
+from .watch import Watch
+
+MEMORY = 1 << 27  # bytes of keys and values; larger: more copies in one pass, little is saved
+AT_ONCE = 2048  # rows of one pass, at most; larger: more memory, little is saved
+
+
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """Some tokens of the request, computed behind others whose keys and values are there, or are computed in the same
+    pass. One row each."""
+
+    start: int
+    before: Sequence[int]  # the blocks of the tokens before
+    blocks: Sequence[int]  # its own, one for each token
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A mix-up in some rows of a pass: c times its delta is added, at each row's modules."""
+
+    source: Source
+    rows: Array  # int [k]
+    at: Array  # bool [k, modules]
+    coefficients: Float[Array, " k"]
+
+
+class Rows(Mapping[str, Array]):
+    """Some rows of what a layer's modules were given, cut when they are asked for."""
+
+    def __init__(self, inputs: Mapping[str, Array], rows: Array) -> None:
+        self._inputs, self._rows = inputs, rows
+
+    def __getitem__(self, name: str) -> Array:
+        return self._inputs[name][self._rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inputs)
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+
+class Walk:
+    """One request with a cache, in which each of its tokens may have been computed in several ways."""
+
+    def __init__(self, suspect: Suspect) -> None:
+        self.suspect, self.raw = suspect, suspect.raw
+        model, request = suspect.testbed.exact, suspect.request
+        self.tokens, self.first_shown = len(request.prompt_ids), suspect.raw.rows.start
+        self.modules = list(model.config.modules())
+        self._index = {module: i for i, module in enumerate(self.modules)}
+        self._precision = model.precision(EXACT)
+        self._adapters = AdapterCache(model, self._precision, NUMPY)
+        self._slots = [(self._adapters.acquire(adapter), weight) for adapter, weight in request.adapters]
+        self._starts = starts_of(request, NUMPY.activation_start)
+        one = self._new_cache(1)
+        of_block = sum(layer.nbytes for layers in (one.k, one.v) for layer in layers)
+        self.at_once = min(AT_ONCE, max(4 * self.tokens, MEMORY // max(of_block, 1)))
+        self._cache = self._new_cache(3 * self.at_once)
+        testbed = suspect.testbed
+        self._weights, self._saved = bound_weights(testbed), saved_layers(testbed)
+
+    def _new_cache(self, blocks: int) -> KVCache:
+        model = self.suspect.testbed.exact
+        return KVCache(
+            model.config, blocks, 1, self._precision, model.device, NUMPY.select_victim, NUMPY.latent.kv_shape
+        )
+
+    def new_blocks(self, count: int, used: set[int]) -> list[int]:
+        """Return blocks that are not in use."""
+        free = (block for block in range(self._cache.num_blocks) if block not in used)
+        return list(itertools.islice(free, count))
+
+    def residuals(self, tokens: Array, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+        """How far the engine's rows of these tokens are from the given ones, scaled so that the rms is in noise units;
+        0 where it shows none."""
+        shown = (tokens >= self.first_shown) & (tokens < self.first_shown + len(self.raw.unit))
+        at = np.where(shown, tokens - self.first_shown, 0)
+        view = View(self.raw.view.values[at], self.raw.view.shown[at], self.raw.view.logprobs)
+        change = view.of(logits[:, : self.raw.vocab]) - view.of(self.raw.logits[at])
+        counted = view.shown & shown[:, None]
+        scale = np.sqrt(self.raw.vocab / np.maximum(view.shown.sum(axis=1), 1)) / self.raw.unit[at]
+        return np.where(counted, self.raw.error[at] - change, 0.0) * scale[:, None]
+
+    def ratios(self, tokens: Array, logits: Float[Array, "rows vocab"]) -> Float[Array, " rows"]:
+        """The rms of the same."""
+        return rms(self.residuals(tokens, logits), axis=1)
+
+    def same(self, logits: Float[Array, "rows vocab"], blocks: Sequence[int]) -> list[bytes]:
+        """Return what is equal for rows that have the very same logits, key and value."""
+        at = np.array(blocks)
+        parts = [logits]
+        parts += [layer[at].reshape(len(at), -1) for layers in (self._cache.k, self._cache.v) for layer in layers]
+        return [hashlib.sha256(row.tobytes()).digest() for row in np.concatenate(parts, axis=1)]
+
+    def at(self, modules: str) -> Array:
+        """Which modules are in a region, by its words."""
+        return next(region.members for region in self.suspect.module_regions if region.words == modules)
+
+    def compute(self, copies: Sequence[Copy], terms: Sequence[Term]) -> Float[Array, "rows vocab"]:
+        """Compute all copies in one pass, with these terms added."""
+        request, model = self.suspect.request, self.suspect.testbed.exact
+        scheduled = [
+            ScheduledRequest(
+                request.prompt_ids[one.start : one.start + len(one.blocks)],
+                one.start,
+                [*one.before, *one.blocks],
+                self._slots,
+                self.tokens,
+                self._starts,
+            )
+            for one in copies
+        ]
+        tokens = np.concatenate([one.start + np.arange(len(one.blocks)) for one in copies])
+        batch = make_batch(scheduled, self._cache, self._adapters.slots, NUMPY, every_row=True)
+        ops = self._with(terms, tokens)
+        return to_host(forward(model, batch, self._cache, self._adapters.slots, ops, self._precision))
+
+    def _with(self, terms: Sequence[Term], tokens: Array) -> Ops:
+        """Return the backend in which these terms are added. What scales the own delta does so to what stands instead
+        of it, so it comes last."""
+        ordered = sorted(terms, key=lambda term: term.source.kind == "own")
+        watch = Watch(len(tokens))
+        watched = watch.over(NUMPY)
+
+        def lora_delta(
+            y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision
+        ) -> None:
+            watched.lora_delta(y, x, module, adapters, mapping, p)
+            number, wrong = self._index[module], None
+            for term in ordered:
+                here = term.at[:, number]
+                if not here.any():
+                    continue
+                rows = term.rows[here]
+                delta = term.source.delta(
+                    self._point(module, x[rows], Rows(watch.layers[module[0]], rows), tokens[rows])
+                )
+                if delta is None:
+                    continue
+                width = delta.shape[1]
+                if term.source.kind == "own" and wrong is not None:
+                    delta = delta + wrong[rows, :width]
+                change = term.coefficients[here][:, None] * delta
+                y[rows, :width] += change
+                if term.source.kind in ("instead", "bug", "part"):
+                    wrong = np.zeros(y.shape) if wrong is None else wrong
+                    wrong[rows, :width] += change
+
+        return replace(watched, lora_delta=lora_delta)
+
+    def _point(self, module: Module, x: Array, inputs: Mapping[str, Array], tokens: Array) -> Point:
+        """A module with what some rows gave it."""
+        exact = self.suspect.testbed.exact
+        turns = {rope: (cos[tokens], sin[tokens]) for rope, (cos, sin) in self.suspect.turns.items()}
+        return Point(module, x, exact.config, self._weights, self._saved, turns, exact.linear(module).weight, inputs)
