@@ -22,7 +22,11 @@ def families_of(suspect: Suspect) -> dict[str, list[Source]]:
     families: dict[str, list[Source]] = {}
     of_parts = [(weight, _of_one(suspect, one)) for one, weight in adapters]
     for family in dict.fromkeys(family for _, parts in of_parts for family in parts):
-        families[family] = [of_all([(weight, parts[family]) for weight, parts in of_parts if family in parts])]
+        having = [(weight, parts[family]) for weight, parts in of_parts if family in parts]
+        families[family] = [of_all(having)]
+        if len(having) > 1:  # it may happen to one of a sum alone, for what that has and the others have not
+            alone = [of_all([one]) for one in having]
+            families[family] += [replace(one, key=f"{one.key}, number {i}") for i, one in enumerate(alone, 1)]
     if adapters and not single:
         families |= {one.key: [one] for one in sum_sources(adapters)}
     for other in (*testbed.adapters, None) if single or not adapters else ():
@@ -36,15 +40,12 @@ def families_of(suspect: Suspect) -> dict[str, list[Source]]:
                 wrong = [(other, weight)] if other else []
                 families.setdefault(family, []).extend(list(other_sums([(mine, weight)], wrong, called))[-1:])
     sums = dict.fromkeys(some for some in suspect.batch if len(some) > 1 or (some and some[0][1] != 1))
-    alone: list[tuple[tuple[str, float], ...]] = [*(((one, 1.0),) for one in testbed.adapters), ()]
-    others = sums if single or not adapters else dict.fromkeys([*sums, *alone])
+    plain: list[tuple[tuple[str, float], ...]] = [*(((one, 1.0),) for one in testbed.adapters), ()]
+    others = sums if single or not adapters else dict.fromkeys([*sums, *plain])
     for some in others:
         if (called := label(some) or THE_BASE) != (key or THE_BASE):
             for one in other_sums(adapters, some, called):
                 families.setdefault(one.key.removesuffix(called) + WHICHEVER, []).append(one)
-    if single and key is not None:
-        bound = partial(bound_by, testbed, key)
-        families |= {one.key: [one] for one in registered(key, binding_bugs(testbed, key), bound)}
     return families
 
 
@@ -52,7 +53,8 @@ def _of_one(suspect: Suspect, key: str) -> dict[str, Source]:
     """Return what may happen to one adapter's delta by itself. Other tokens are not there, when one is computed."""
     testbed = suspect.testbed
     of_own = sources_of(key, {}, testbed.exact.config.layer_modules, testbed.wide[key].config.use_rslora)
-    return {one.key: one for one in of_own if not one.key.startswith("of the ")}
+    bugs = registered(key, binding_bugs(testbed, key), partial(bound_by, testbed, key))
+    return {one.key: one for one in (*of_own, *bugs) if not one.key.startswith("of the ")}
 
 
 def of_all(parts: Sequence[tuple[float, Source]]) -> Source:

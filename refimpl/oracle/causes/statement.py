@@ -33,7 +33,7 @@ class CauseReport:
 
     changes: tuple[Change, ...]
     exceptions: int  # requests that do not fit the conditions
-    explained: int  # failed requests that it explains to the noise, of `failed` that can be fitted: not sums, not DoRA
+    explained: int  # failed requests that it explains to the noise, of `failed` that were looked at, none with DoRA
     failed: int
     residual: float  # the worst row of those, in noise units
     seconds: float
@@ -64,7 +64,7 @@ class CauseReport:
     @property
     def evidence(self) -> str:
         """What speaks for it, in numbers."""
-        share = f"{self.explained} of {self.failed} failed requests of one adapter or none"
+        share = f"{self.explained} of {self.failed} failed requests"
         exceptions = f", {self.exceptions} requests do not fit the condition" if self.exceptions else ""
         rest = 1 - self.explained / self.failed
         part = f"part of it, leaves {rest:.0%} of them: " if rest > SMALL else ""
