@@ -63,6 +63,13 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
 
         return delta
 
+    def bias(point: Point) -> Array | None:
+        """Where the own one has a module without a bias, and the other one has one."""
+        own_delta, rest = None if key is None else point.of(key), None if other is None else point.of(other)
+        if own_delta is None or rest is None or own_delta.bias is not None or rest.bias is None:
+            return None
+        return np.broadcast_to(rest.bias * rest.scale, (len(point.x), len(rest.bias)))
+
     def untargeted(point: Point) -> Array | None:
         """Only where the own one has nothing."""
         return None if key is None or point.of(key) is not None else added(point)
@@ -84,6 +91,7 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
     yield Source(f"ranks beyond those of {called}", f"its own ranks beyond those of {called}", cut(False), "part", 4)
     words = f"its own ranks beyond the largest of {called}"
     yield Source(f"ranks beyond the largest of {called}", words, cut(True), "part", 4.5)
+    yield Source(f"bias of {called}", f"the bias of lora_B of {called}, where its own has none,", bias, "added", 3)
     yield Source(f"stale ranks of {called}", f"the ranks of {called} beyond its own", stale, "added", 4)
 
 

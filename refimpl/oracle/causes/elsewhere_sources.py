@@ -126,6 +126,25 @@ def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
         yield Source(f"A of {name}", f"its own delta with {name}'s A", A, "instead", 6)
         yield Source(f"B of {name}", f"its own delta with {name}'s B", B, "instead", 6)
         yield Source(f"added {name}'s", f"{name}'s delta", mixed(of_module, of_module, of_module, False), "added", 6)
+
+    def of_those_before(point: Point) -> Array | None:
+        """What A x of the slices before it would add, if the buffer between the two products were not cleared."""
+        own_lora = point.of(key)
+        names: tuple[str, ...] = next((names for names in PARTNERS if point.module[1] in names), ())
+        before = names[: names.index(point.module[1])] if names else ()
+        some = [point.of(key, point.beside(name)) for name in before if point.module[0] >= 0]
+        deltas = [
+            blended(point, one, own_lora, own_lora, None) for one in some if one is not None and own_lora is not None
+        ]
+        added = [
+            one - own_lora.bias * own_lora.scale if own_lora and own_lora.bias is not None else one
+            for one in deltas
+            if one is not None
+        ]
+        return sum(added[1:], added[0]) if added else None
+
+    words = "its own delta of A x to which that of the slices before it is added"
+    yield Source("A x of the slices before", words, of_those_before, "instead", 4)
     for words, order in SLICES.items():
         of_slice = slice_of(order)
         exchanged = partial(is_exchanged, order)

@@ -76,6 +76,8 @@ def scale_sources(key: str) -> Iterator[Source]:
         return scale
 
     yield Source("scale 1", "its own delta without its scale", at(lambda point, lora: 1.0), "instead", 3)
+    words = "its own delta at the whole part of its scale"
+    yield Source("whole scale", words, at(lambda point, lora: float(np.floor(lora.scale))), "instead", 4)
     yield Source("scale squared", "its own delta scaled twice", at(lambda point, lora: lora.scale**2), "instead", 3)
     yield Source(
         "scale inverse", "its own delta divided by its scale", at(lambda _, lora: 1 / lora.scale), "instead", 4
