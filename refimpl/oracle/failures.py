@@ -8,7 +8,7 @@ import numpy as np
 
 from .cases.case import Case, Exchange
 from .cases.testbed import Testbed
-from .causes.condition import Fact
+from .causes.asked import Asked, Place, is_single
 from .causes.facts import facts_of
 from .causes.quiet import quiet_testbed
 from .causes.suspect import Suspect, suspect_of
@@ -25,23 +25,6 @@ SUSPECTS = 4  # requests that a cause is looked for in; larger: slower
 GRADED = 24  # requests, of those that failed and of those that did not; larger: slower
 STRIDE = 7  # of them; a batch has about so many
 LENGTH = 8  # tokens of a request that is long enough to tell tokens apart, and short enough to be quick
-
-Place = tuple[str, int, int]  # the name of a request's case, its run and its index in that
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """A request of a campaign as it came."""
-
-    suspect: Suspect
-    place: Place
-    facts: dict[Fact, bool]
-    failed: bool
-
-    @property
-    def is_single(self) -> bool:
-        """Has it one adapter at most, without a weight?"""
-        return is_single(self.suspect.exchange)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,11 +118,6 @@ def _suspects(
         for exchange, raw, verdict in measured
         if verdict == "fail" and is_single(exchange) and (name, exchange.run, exchange.index) not in but
     ]
-
-
-def is_single(exchange: Exchange) -> bool:
-    """Is it a request of one adapter at most, without a weight?"""
-    return len(exchange.adapters) <= 1 and not exchange.request.adapter_weights
 
 
 def can_be_fitted(exchange: Exchange, raw: Errors, testbed: Testbed) -> bool:

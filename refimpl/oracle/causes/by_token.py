@@ -15,9 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
 from ..diagnosis.clock import Clock
-from ..failures import Asked
+from .asked import Asked
 from .families import families_of
+from .find import common_value
 from .follow import Followed, follow, states_of
 from .mistakes import Given, Mistake, factor, factors, mistakes, pairs, tried
 from .mix_up import Source
@@ -98,6 +101,19 @@ class Traced:
     cause: Cause
     followed: Mapping[Request, Followed]
 
+    @cached_property
+    def common(self) -> "Traced":
+        """The same, with one measure of each mistake that is made in the same measure in all requests."""
+        measures = [
+            [one.measures[mistake] for one in self.followed if mistake in one.measures] for mistake in self.cause
+        ]
+        values = [common_value(np.array(some), "own") if some else None for some in measures]
+        cause = tuple(
+            replace(mistake, coefficient=value) if mistake.coefficient is None and value else mistake
+            for mistake, value in zip(self.cause, values, strict=True)
+        )
+        return Traced(cause, self.followed)
+
     @property
     def explained(self) -> list[Request]:
         """Those that it brings down to noise."""
@@ -138,7 +154,7 @@ def trace(loud: Sequence[Asked], quietly: Iterable[Sequence[Suspect]], limit: fl
         best = more
     if not best[0].explained and not clock.is_late("two mistakes in one token"):
         best = _two_at_once(nothing, quietly, limit, clock) or best
-    return best if best[0].cause and best[0].explained else []
+    return [one.common for one in best] if best[0].cause and best[0].explained else []
 
 
 def _two_at_once(nothing: Traced, quietly: Iterable[Sequence[Suspect]], limit: float, clock: Clock) -> list[Traced]:

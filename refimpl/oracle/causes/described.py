@@ -147,7 +147,8 @@ def change_of(
     """Return it as it is reported. links: of known bugs, by their names."""
     fitting, mistake = one.rule, one.mistake
     source = _source(mistake, requests)
-    words = in_words(one.words, source.kind, mistake.coefficient, ())
+    coefficient, pairs = _measure(mistake, requests)
+    words = in_words(one.words, source.kind, coefficient, pairs)
     if one.whose == WHICHEVER:
         count: Counter[str] = Counter()
         for of in requests.values():
@@ -162,9 +163,21 @@ def change_of(
     if not is_rule(fitting):
         often = f"in {one.present} of {one.present + one.right} tokens that would show it"
         tokens, when = "", often + (f"; nearest: {fitting.words}" if fitting.words else "")
-    return Change(
-        words, mistake.family, mistake.modules, tokens, mistake.coefficient, (), bug, links.get(bug, ()), when
-    )
+    return Change(words, mistake.family, mistake.modules, tokens, coefficient, pairs, bug, links.get(bug, ()), when)
+
+
+def _measure(
+    mistake: Mistake, requests: Mapping[Request, Followed]
+) -> tuple[float | None, tuple[tuple[str, float], ...]]:
+    """Return how often a mistake is made; or None, and how often in requests of each adapter, if it differs."""
+    if mistake.coefficient is not None:
+        return mistake.coefficient, ()
+    by_adapter: dict[str, float] = {}
+    for request in requests:
+        if mistake in request.measures:
+            adapter = label(request.as_it_came.suspect.exchange.adapters) or THE_BASE
+            by_adapter.setdefault(adapter, request.measures[mistake])
+    return None, tuple(sorted(by_adapter.items()))
 
 
 def is_rule(fitting: Rule) -> bool:
