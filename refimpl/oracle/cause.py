@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from ..training.trainable import without_gradients
 from .bugs.registry import all_bugs
 from .cases.testbed import Testbed
-from .causes.by_token import Request, Traced, trace
+from .causes.by_token import trace
 from .causes.described import Described, change_of, described, is_rule
 from .causes.follow import Followed
 from .causes.statement import CauseReport
+from .causes.traced import Request, Traced
 from .diagnosis.clock import Clock
 from .engine_driver import EngineDriver
 from .failures import Failures

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...arrays import Array
-from .by_token import Request, Traced
 from .follow import Followed
 from .mistakes import Mistake
 from .mix_up import Source
@@ -16,6 +15,7 @@ from .relations import label
 from .rule import Observed, Rule, rule
 from .sources import CHOICE, THE_BASE, WHICHEVER
 from .statement import Change, in_words
+from .traced import Request, Traced
 
 UNEXPLAINED = 10.0  # bits of a failure that is left over; larger: more changes are taken in to explain a few more
 EXCEPTIONS = 0.1  # of the requests that a rule may be wrong in; more: it is said how often, and not when

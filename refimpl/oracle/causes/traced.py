@@ -1,0 +1,106 @@
+"""A request of a campaign along which causes are followed, and a cause that was followed through all of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from .asked import Asked
+from .families import families_of
+from .find import common_value
+from .follow import Followed, follow
+from .mistakes import Given, Mistake, factor
+from .mix_up import Source
+from .walk import Walk
+
+Cause = tuple[Mistake, ...]
+
+
+@dataclass(eq=False)
+class Request:
+    """A request of the campaign, with its cache and the sources of every family."""
+
+    as_it_came: Asked
+    # How often a mistake is made here that is made in another measure for each adapter.
+    measures: dict[Mistake, float] = field(default_factory=dict)
+
+    @cached_property
+    def walk(self) -> Walk:
+        """Its cache is made once."""
+        return Walk(self.as_it_came.suspect)
+
+    @property
+    def tokens(self) -> int:
+        """How many it has."""
+        return len(self.as_it_came.suspect.request.prompt_ids)
+
+    @property
+    def modules(self) -> int:
+        """On how many its adapters are: the more, the more it tells apart."""
+        adapters = [self.as_it_came.suspect.testbed.wide[key] for key, _ in self.as_it_came.suspect.exchange.adapters]
+        return sum(len(adapter.lora) for adapter in adapters)
+
+    @cached_property
+    def families(self) -> dict[str, list[Source]]:
+        """Sources by their family."""
+        return families_of(self.as_it_came.suspect)
+
+    @property
+    def sources(self) -> list[tuple[str, Source]]:
+        """Each with its family."""
+        return [(family, source) for family, some in self.families.items() for source in some]
+
+    def follow(self, causes: Sequence[Cause], limit: float) -> list[Followed]:
+        """Follow causes along it."""
+        return follow(self.walk, [self.measured(cause) for cause in causes], self.families, limit)
+
+    def measured(self, cause: Cause) -> Cause:
+        """The cause as it is here; 0 times a mistake of which nobody knows how often it is made."""
+        return tuple(
+            replace(one, coefficient=self.measures.get(one, 0.0)) if one.coefficient is None else one for one in cause
+        )
+
+    def measure(self, mistake: Mistake, before: Sequence[int], given: Sequence[Given], limit: float) -> None:
+        """Find out how often a mistake is made, at a token that is wrong."""
+        for source in self.families.get(mistake.family, ())[:1]:
+            (value,) = factor(self.walk, before, source, [self.walk.at(mistake.modules)], limit, given)
+            if value is not None:
+                self.measures[mistake] = value
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A cause followed through the failed requests."""
+
+    cause: Cause
+    followed: Mapping[Request, Followed]
+
+    @cached_property
+    def common(self) -> "Traced":
+        """The same, with one measure of each mistake that is made in the same measure in all requests."""
+        measures = [
+            [one.measures[mistake] for one in self.followed if mistake in one.measures] for mistake in self.cause
+        ]
+        values = [common_value(np.array(some), "own") if some else None for some in measures]
+        cause = tuple(
+            replace(mistake, coefficient=value) if mistake.coefficient is None and value else mistake
+            for mistake, value in zip(self.cause, values, strict=True)
+        )
+        return Traced(cause, self.followed)
+
+    @property
+    def explained(self) -> list[Request]:
+        """Those that it brings down to noise."""
+        return [request for request, one in self.followed.items() if one.dead is None]
+
+    @property
+    def rest(self) -> list[Request]:
+        """The others."""
+        return [request for request, one in self.followed.items() if one.dead is not None]
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """Whatever explains more comes first, or goes further; then what is simple."""
+        further = sum(one.dead for one in self.followed.values() if one.dead is not None)
+        return -len(self.explained), -further, sum(mistake.cost for mistake in self.cause)
