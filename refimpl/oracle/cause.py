@@ -66,9 +66,9 @@ def cause_of(
     began, clock = time.monotonic(), clock or Clock(SECONDS)
     failures = Failures(driver, testbed, members, thresholds, played)
     loud = failures.asked_loudly
-    failed = sum(one.failed for one in loud)
     quietly = failures.asked_quietly(smallest_first(played)[:QUIET])
     traced = trace(loud, quietly, thresholds.ratio, clock)[:DESCRIBED]
+    failed = len(traced[0].followed) if traced else 0  # of a large base few are followed
     passed = [Request(one) for one in loud if not one.failed][:PASSED]
     said = sorted((_said(one, passed, failed, thresholds.ratio) for one in traced), key=lambda one: one.bits)
     if said and len(said[0].traced.explained) >= max(min(2, failed), LEAST * failed):

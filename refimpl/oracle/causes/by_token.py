@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 
 from ..diagnosis.clock import Clock
 from .asked import Asked
-from .follow import states_of
-from .mistakes import Given, Mistake, factors, mistakes, pairs, tried
+from .follow import PASSES, states_of
+from .mistakes import FLOPS, Given, Mistake, factors, mistakes, pairs, tried
 from .relations import label
 from .suspect import Suspect
 from .traced import Cause, Request, Traced
@@ -39,7 +39,7 @@ def trace(loud: Sequence[Asked], quietly: Iterable[Sequence[Suspect]], limit: fl
 
     loud: the requests of the campaign as they came. quietly: wrong requests of the same engine, asked with quiet
     adapters: two mistakes in one token are looked for in those, where no one mistake explains a token."""
-    failed = sorted((Request(one) for one in loud if one.failed), key=lambda one: one.tokens)
+    failed = _affordable(sorted((Request(one) for one in loud if one.failed), key=lambda one: one.tokens))
     nothing = Traced((), {request: request.follow([()], limit)[0] for request in failed})
     best = [nothing]
     for _ in range(TERMS):
@@ -58,6 +58,17 @@ def trace(loud: Sequence[Asked], quietly: Iterable[Sequence[Suspect]], limit: fl
     if not best[0].explained and not clock.is_late("two mistakes in one token"):
         best = _two_at_once(nothing, quietly, limit, clock) or best
     return [one.common for one in best] if best[0].cause and best[0].explained else []
+
+
+def _affordable(requests: Sequence[Request]) -> list[Request]:
+    """Return as many, the shortest first, as a base of this size can be computed for several times over."""
+    flops, some = 0, list[Request]()
+    for one in requests:
+        flops += one.tokens * one.walk.flops * PASSES
+        if len(some) >= 2 and flops > FLOPS:
+            break
+        some.append(one)
+    return some
 
 
 def _two_at_once(nothing: Traced, quietly: Iterable[Sequence[Suspect]], limit: float, clock: Clock) -> list[Traced]:

@@ -16,8 +16,11 @@ ROUNDS = 6  # of Newton's method
 STEP = 1e-3  # of a factor, for its derivative
 LARGEST = 100.0  # a larger factor is none
 FIRSTS = 64  # mistakes that leave least alone, to each of which every other is added; larger: slower
+NUMBERS_AT_MOST = 1 << 25  # of all effects at one token; larger: more memory
 PAIRS = 512  # that are tried exactly; larger: slower
 NAMES = 4  # of each of the two, where several are the same here; larger: slower
+FLOPS = 10**11  # of all mistakes of so many bits at one token; of a larger base the plainest alone are tried
+FEWEST = 32  # that are tried anyhow
 PLAIN = 3.0  # bits of a source and its region, of which any measure is tried; larger: slower
 FREE = 3.0  # bits of a factor that is another one for each adapter
 COSTLY = (6.0, 8.0)  # bits of a source and its region together, tried after one another; larger: slower
@@ -68,6 +71,7 @@ def mistakes(
     plain = [source for _, source in sources]
 
     def good(rows: Sequence[Row]) -> list[Row]:
+        rows = rows[: max(FEWEST, FLOPS // (walk.flops * tokens))]
         ratios = _ratios(walk, before, tokens, plain, rows, given)
         return [row for row, ratio in zip(rows, ratios, strict=True) if ratio < limit]
 
@@ -94,6 +98,9 @@ def pairs(
     that come nearest to the error are few; those are tried."""
     plain = [source for _, source in sources]
     rows = _rows(walk, _presence(walk, before, 1, plain), sources, -1.0, COSTLY[-1])
+    rows = rows[: min(FLOPS // walk.flops, NUMBERS_AT_MOST // walk.raw.vocab)]
+    if not rows:
+        return []
     error = _residuals(walk, before, 1, plain, [()], [])
     leaves = _residuals(walk, before, 1, plain, [(row,) for row in rows], [])
     effects = error - leaves
@@ -128,7 +135,7 @@ def _rows(walk: Walk, present: Array, sources: Sequence[tuple[str, Source]], lea
             if not least < source.cost + min(regions[j].cost for j in same) <= most:
                 continue
             rows += [Row(i, regions[same[0]].members & present[i], times, same) for times in coefficients_of(source)]
-    return rows
+    return sorted(rows, key=lambda row: sources[row.source][1].cost + min(regions[j].cost for j in row.regions))
 
 
 def _named(walk: Walk, row: Row, sources: Sequence[tuple[str, Source]]) -> list[Mistake]:

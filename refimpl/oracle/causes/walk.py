@@ -30,6 +30,7 @@ from .suspect import Suspect, bound_weights, saved_layers
 from .watch import Watch
 
 MEMORY = 1 << 27  # bytes of keys and values; larger: more copies in one pass, little is saved
+NUMBERS = 1 << 25  # logits of one pass; larger: more memory
 AT_ONCE = 2048  # rows of one pass, at most; larger: more memory, little is saved
 
 
@@ -84,7 +85,9 @@ class Walk:
         self._starts = starts_of(request, NUMPY.activation_start)
         one = self._new_cache(1)
         of_block = sum(layer.nbytes for layers in (one.k, one.v) for layer in layers)
-        self.at_once = min(AT_ONCE, max(4 * self.tokens, MEMORY // max(of_block, 1)))
+        rows = min(AT_ONCE, MEMORY // max(of_block, 1), NUMBERS // model.config.vocab_size)
+        self.at_once = max(4 * self.tokens, rows)
+        self.flops = 2 * sum(model.linear(module).weight.size for module in self.modules)  # of one token
         self._cache = self._new_cache(3 * self.at_once)
         testbed = suspect.testbed
         self._weights, self._saved = bound_weights(testbed), saved_layers(testbed)
