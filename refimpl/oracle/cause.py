@@ -66,14 +66,15 @@ def cause_of(
     began, clock = time.monotonic(), clock or Clock(SECONDS)
     failures = Failures(driver, testbed, members, thresholds, played)
     loud = failures.asked_loudly
-    quietly = failures.asked_quietly(smallest_first(played)[:QUIET])
+    is_fitted = not why_not_fitted(testbed)  # or else neither are its adapters made quiet
+    quietly = failures.asked_quietly(smallest_first(played)[:QUIET]) if is_fitted else ()
     traced = trace(loud, quietly, thresholds.ratio, clock)[:DESCRIBED]
     failed = len(traced[0].followed) if traced else 0  # of a large base few are followed
     passed = [Request(one) for one in loud if not one.failed][:PASSED]
     said = sorted((_said(one, passed, failed, thresholds.ratio) for one in traced), key=lambda one: one.bits)
     if said and len(said[0].traced.explained) >= max(min(2, failed), LEAST * failed):
         return _report(said, failed, testbed, time.monotonic() - began)
-    return None if why_not_fitted(testbed) else fitted_cause(failures, clock)
+    return fitted_cause(failures, clock) if is_fitted else None
 
 
 def _said(traced: Traced, passed: Sequence[Request], failed: int, limit: float) -> Said:

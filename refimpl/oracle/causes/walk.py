@@ -159,6 +159,8 @@ class Walk:
             y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision
         ) -> None:
             watched.lora_delta(y, x, module, adapters, mapping, p)
+            if len(x) != len(tokens) or module not in self._index:  # an expert's rows are those that are sent to it
+                return
             number, wrong = self._index[module], None
             for term in ordered:
                 here = term.at[:, number]
