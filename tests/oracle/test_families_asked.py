@@ -115,3 +115,11 @@ def test_families_are_declared_and_chosen(capsys: pytest.CaptureFixture[str]) ->
                  "--sequences", "0", "--no-power", "--json"])  # fmt: skip
     printed = capsys.readouterr().out
     assert code == 0 and "base 0, a granitemoe, batch 0" in printed and "base 1, a olmo3, batch 0" in printed
+
+
+def test_a_cause_is_looked_for_on_a_base_with_experts(capsys: pytest.CaptureFixture[str]) -> None:
+    """Experts get the rows that are sent to them, and have no gradients here: the check says what it knows all the
+    same."""
+    arguments = ["--model", "random", "--families", "qwen3_moe", "--cases", "4", "--sequences", "0", "--no-power"]
+    assert main(["check", "--engine", "mutant:rslora_ignored", *arguments, "--jobs", "1"]) == 1
+    assert capsys.readouterr().out.startswith("FAIL")
