@@ -17,7 +17,6 @@ from .sources import CHOICE, THE_BASE, WHICHEVER
 from .statement import Change, in_words
 from .traced import Request, Traced
 
-UNEXPLAINED = 10.0  # bits of a failure that is left over; larger: more changes are taken in to explain a few more
 EXCEPTIONS = 0.1  # of the requests that a rule may be wrong in; more: it is said how often, and not when
 RIVALS = 2  # rules beside the best one that are said; of more only their number is
 NAMED = 0.95  # of the tokens in which a mistake was made that a name of its adapter must fit
@@ -56,13 +55,9 @@ def _of_mistake(i: int, mistake: Mistake, requests: Mapping[Request, Followed]) 
         fitting = rule([_observed(request, of) for request, of in present.items()])
         return _described(mistake, source.words, "", fitting, present, fitting.bits)
     called = source.words.replace(_called(source.key, mistake.family), "{}")
-    options = [
-        (words, cost, of)
-        for words, cost in _names(i, mistake, requests)
-        if (of := _present_by(words, i, mistake, requests, present)) is not None
-    ]
     best = []
-    for words, cost, of in options[:NAMES]:
+    for words, cost in _names(i, mistake, requests)[:NAMES]:
+        of = _present_by(words, present)
         fitting = rule([_observed(request, one) for request, one in of.items()])
         best.append(_described(mistake, called.format(words), words, fitting, of, cost + fitting.bits))
     if best:
@@ -121,13 +116,7 @@ def _key(mistake: Mistake, key: str | None) -> str:
     return mistake.family.replace(WHICHEVER, key or THE_BASE)
 
 
-def _present_by(
-    words: str,
-    i: int,
-    mistake: Mistake,
-    requests: Mapping[Request, Followed],
-    present: Mapping[Request, Array],
-) -> dict[Request, Array] | None:
+def _present_by(words: str, present: Mapping[Request, Array]) -> dict[Request, Array]:
     """Return in which tokens it was made, if it is of the adapter of this name: of a token whose own adapter that is
     nobody knows."""
     result = {}
