@@ -69,6 +69,7 @@ def yours(attempt: Attempt, case: Case) -> Array:
 
 
 def difference(attempt: Attempt, case: Case) -> str:
+    """Return what is wrong with the joined output [tokens, d_out] of all ranks, in a sentence; "" if nothing is."""
     try:
         joined = yours(attempt, case)
     except ValueError as error:
@@ -82,6 +83,7 @@ def difference(attempt: Attempt, case: Case) -> str:
 
 
 def describe(attempt: Attempt, case: Case) -> list[str]:
+    """Return the lines that show a case: its split, x, A and B, and what each rank makes of them."""
     x, A, B = matrices(case)
     lines = [f'split "{case.split}", {case.ranks} ranks', f"x {plain(x)}  A {plain(A)}  B {plain(B)}"]
     try:

@@ -143,5 +143,6 @@ class ScenarioBuilder:
 
 
 def check_adapters(testbed: Testbed) -> None:
+    """LoracleError unless the testbed has an adapter: a sequence loads some."""
     if not testbed.paths:
         raise LoracleError("a sequence needs an adapter: give --adapter NAME=DIR")

@@ -51,6 +51,8 @@ SLICES: dict[str, Mapping[str, str]] = {
 
 
 def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
+    """Yield the deltas, or A or B alone, of other modules and layers of the same adapter. modules: a layer's names."""
+
     def here(point: Point) -> LoraWeights | None:
         return point.of(key)
 
@@ -178,6 +180,8 @@ def is_exchanged(order: Mapping[str, str], point: Point) -> bool:
 
 
 def place_sources(key: str) -> Iterator[Source]:
+    """Yield the own delta of q and k behind the rotation, or turned twice."""
+
     def not_turned(point: Point) -> Array | None:
         """What is added behind the rotation stands before it turned back."""
         lora = point.of(key)
