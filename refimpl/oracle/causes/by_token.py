@@ -16,10 +16,13 @@ from collections.abc import Iterable, Sequence
 from ..diagnosis.clock import Clock
 from .asked import Asked
 from .follow import PASSES, states_of
-from .mistakes import FLOPS, Given, Mistake, factors, mistakes, pairs, tried
+from .measures import factors
+from .mistakes import FLOPS, Mistake, mistakes, tried
+from .pairs import pairs
 from .relations import label
 from .suspect import Suspect
 from .traced import Cause, Request, Traced
+from .trial import Given
 from .walk import Walk
 
 TERMS = 3  # mistakes of one cause; larger: slower

@@ -10,8 +10,10 @@ from .asked import Asked
 from .families import families_of
 from .find import common_value
 from .follow import Followed, follow
-from .mistakes import Given, Mistake, factor
+from .measures import factor
+from .mistakes import Mistake
 from .mix_up import Source
+from .trial import Given
 from .walk import Walk
 
 Cause = tuple[Mistake, ...]

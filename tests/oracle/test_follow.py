@@ -1,0 +1,216 @@
+"""Many ways to compute a token at once, and a request followed in few passes: both against the definition, which
+computes the whole request once for every sequence of mistakes."""
+
+import functools
+import itertools
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from support.testbed import small_testbed
+
+from refimpl import NUMPY, Precision
+from refimpl.adapter_slots import AdapterSlots
+from refimpl.arrays import Array, to_host
+from refimpl.config import Module
+from refimpl.engines.ours import CAPABILITIES, Ours
+from refimpl.model import forward, whole_prompts
+from refimpl.oracle.cases.case import draw_batch
+from refimpl.oracle.cases.testbed import settings as engine_settings
+from refimpl.oracle.causes.asked import Asked
+from refimpl.oracle.causes.follow import State, follow, states_of
+from refimpl.oracle.causes.mistakes import Mistake, mistakes, tried
+from refimpl.oracle.causes.mix_up import EXACT, Source
+from refimpl.oracle.causes.pairs import pairs
+from refimpl.oracle.causes.suspect import Suspect
+from refimpl.oracle.causes.traced import Request
+from refimpl.oracle.causes.watch import Watch
+from refimpl.oracle.engine_driver import EngineDriver
+from refimpl.oracle.failures import Failures
+from refimpl.oracle.noise.ensemble import ensemble
+from refimpl.oracle.noise.measure import measure
+from refimpl.oracle.reports.result import PlayedCase
+from refimpl.oracle.verdicts import judge_all
+from refimpl.plans import LoraMapping
+
+pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
+
+LIMIT = 3.0
+NOISE = 0.5  # noise units
+MOST = 5  # tokens of a request: the definition takes 2 ** tokens passes
+FAMILIES = ("own", "outputs reversed", "delta of the layer after", "instead: another adapter")
+
+
+@functools.cache
+def requests() -> list[Request]:
+    """Short requests with an adapter, as a right engine answered them: single adapters, of every row a logit."""
+    testbed, members = small_testbed(), ensemble("float32")
+    driver = EngineDriver(lambda: Ours(lambda: NUMPY, Precision("model", "float32")), testbed, Path(tempfile.mkdtemp()))
+    played = []
+    for i in range(6):
+        case = draw_batch(testbed, CAPABILITIES, np.random.default_rng([2, i]), f"batch {i}")
+        ratios, _ = measure(case, driver.exchanges(case, engine_settings(testbed)), testbed, members)
+        played.append(PlayedCase(case, engine_settings(testbed), ratios))
+    asked = Failures(driver, testbed, members, judge_all(played), played).asked_loudly
+    some = [Request(one) for one in asked if one.is_single and one.suspect.key is not None]
+    return [one for one in some if 2 <= one.tokens <= MOST][:6]
+
+
+def whole(suspect: Suspect, made: Sequence[Sequence[tuple[Source, Array, float]]]) -> Array:
+    """The definition: logits of a request in whose token t the mistakes made[t] are made, [tokens, vocab]."""
+    model, p = suspect.testbed.exact, suspect.testbed.exact.precision(EXACT)
+    batch, cache, adapters = whole_prompts(model, [suspect.request], NUMPY, p, every_row=True)
+    watch, index = Watch(len(made)), {module: i for i, module in enumerate(model.config.modules())}
+    watched = watch.over(NUMPY)
+
+    def lora_delta(
+        y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision
+    ) -> None:
+        watched.lora_delta(y, x, module, adapters, mapping, p)
+        for t, some in enumerate(made):
+            for source, at, times in some:
+                delta = source.delta(suspect.point(module, x, watch)) if at[index[module]] else None
+                if delta is not None:
+                    y[t, : delta.shape[1]] += times * delta[t]
+
+    ops = replace(watched, lora_delta=lora_delta)
+    return to_host(forward(model, batch, cache, adapters.slots, ops, p))
+
+
+def answered(request: Request, logits: Array, seed: int) -> Request:
+    """The same request, if an engine had answered it with these logits and with noise."""
+    suspect = request.as_it_came.suspect
+    raw = suspect.raw
+    noise = NOISE * np.random.default_rng(seed).standard_normal(raw.error.shape) * raw.unit[:, None]
+    error = raw.view.of(logits[raw.rows, : raw.vocab]) - raw.exact + noise
+    return Request(Asked(replace(suspect, raw=replace(raw, error=error), _batches={}), ("", 0, 0), {}, True))
+
+
+def made_by(request: Request, cause: Sequence[Mistake], states: Sequence[State]) -> Array:
+    """Logits of a request whose tokens are in these states."""
+    sources = {source.key: source for _, source in request.sources}
+    return whole(
+        request.as_it_came.suspect,
+        [
+            [
+                (sources[key], request.walk.at(one.modules), one.coefficient or 0.0)
+                for one, key in zip(cause, state, strict=True)
+                if key
+            ]
+            for state in states
+        ],
+    )
+
+
+def survivors(request: Request, cause: Sequence[Mistake]) -> tuple[list[tuple[State, ...]], int]:
+    """The definition: all sequences of states that leave noise in every row, and how far any of them goes."""
+    lines: list[tuple[State, ...]] = [()]
+    states, nothing = states_of(cause, request.families), ("",) * len(cause)
+    for t in range(request.tokens):
+        longer = [(*line, state) for line in lines for state in states]
+        rest = (nothing,) * (request.tokens - t - 1)
+        shown = np.array([t])
+        lines, before = [], lines
+        for line in longer:
+            logits = made_by(request, cause, (*line, *rest))
+            if request.walk.ratios(shown, logits[shown])[0] < LIMIT:
+                lines.append(line)
+        if not lines:
+            return before, t
+    return lines, request.tokens
+
+
+@st.composite
+def causes(draw: st.DrawFn, request: Request) -> list[Mistake]:
+    regions = [region.words for region in request.as_it_came.suspect.module_regions]
+    families = [name for name in FAMILIES if name in request.families]
+    count = draw(st.integers(1, 2))
+    chosen = draw(st.lists(st.sampled_from(families), min_size=count, max_size=count, unique=True))
+    times = {name: draw(st.sampled_from([-1.0, 1.0])) if name == "own" else 1.0 for name in chosen}
+    return [Mistake(name, draw(st.sampled_from(regions)), times[name], 1.0) for name in chosen]
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=10, suppress_health_check=list(HealthCheck))
+def test_copies_of_one_token_are_the_whole_request(data: st.DataObject) -> None:
+    """What a mistake leaves of a token, of a batch of copies behind one prefix, is what the whole request gives: so
+    what was made is found, and whatever is found does leave noise."""
+    request = data.draw(st.sampled_from(requests()))
+    (one,) = data.draw(causes(request).filter(lambda cause: len(cause) == 1))
+    t = data.draw(st.integers(0, request.tokens - 1))
+    key = data.draw(st.sampled_from([source.key for source in request.families[one.family]]))
+    states: list[State] = [("",)] * t + [(key,)] + [("",)] * (request.tokens - t - 1)
+    logits = made_by(request, [one], states)
+    wrong = answered(request, logits, t)
+    (right,) = wrong.follow([()], LIMIT)
+    assume(right.dead == t and right.line is not None)
+    assert right.line is not None
+    found = mistakes(wrong.walk, right.line.blocks, 1, wrong.sources, LIMIT)
+    assert found
+    for other in found[:20]:
+        left = [
+            wrong.walk.ratios(
+                np.array([t]), made_by(request, [other], [*states[:t], (source.key,), *states[t + 1 :]])[[t]]
+            )
+            for source in request.families[other.family]
+        ]
+        assert min(left) < LIMIT
+    assert tried(wrong.walk, right.line.blocks, wrong.sources, [one], LIMIT) == [one]
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=10, suppress_health_check=list(HealthCheck))
+def test_few_passes_find_what_all_sequences_do(data: st.DataObject) -> None:
+    """A request whose tokens were computed in any states is followed to its end in one of the sequences that leave
+    noise; along another cause it ends where all sequences do."""
+    request = data.draw(st.sampled_from(requests()))
+    cause = data.draw(causes(request))
+    possible = states_of(cause, request.families)
+    truth = data.draw(st.lists(st.sampled_from(possible), min_size=request.tokens, max_size=request.tokens))
+    wrong = answered(request, made_by(request, cause, truth), 1)
+    (followed,) = follow(wrong.walk, [cause], wrong.families, LIMIT)
+    lines, _ = survivors(wrong, cause)
+    assert tuple(truth) in lines
+    assert followed.dead is None and len(followed.possible) == request.tokens
+    assert any(all(state in some for state, some in zip(line, followed.possible, strict=True)) for line in lines)
+    for i in range(len(cause)):  # what it is sure of is so in every sequence
+        for t, seen in enumerate(followed.present(i)):
+            assert seen < 0 or all(
+                bool(line[t][i]) == bool(seen) for line in lines if agrees(line, followed.possible, t)
+            )
+    other = [replace(one, modules=data.draw(st.sampled_from(["o_proj", "v_proj"]))) for one in cause[:1]]
+    (short,) = follow(wrong.walk, [other], wrong.families, LIMIT)
+    _, end = survivors(wrong, other)
+    assert (request.tokens if short.dead is None else short.dead) == end
+
+
+def agrees(line: Sequence[State], possible: Sequence[frozenset[State]], t: int) -> bool:
+    """Is a sequence, up to a token, one that was followed?"""
+    return all(state in some for state, some in zip(line[:t], possible, strict=False))
+
+
+def test_pairs_leave_noise_together() -> None:
+    """What is found from the sums of what each does alone does so in the whole request."""
+    request = max(requests(), key=lambda one: one.modules)
+    cause = [Mistake("own", "o_proj", -1.0, 1.0), Mistake("outputs reversed", "v_proj", 1.0, 1.0)]
+    rest = [("", "")] * (request.tokens - 1)
+    wrong = answered(request, made_by(request, cause, [("own", "outputs reversed"), *rest]), 3)
+    found = pairs(wrong.walk, (), wrong.sources, LIMIT)
+    assert found
+    for pair in found[:20]:
+        keys = itertools.product(*([source.key for source in wrong.families[one.family]] for one in pair))
+        ratios = [wrong.walk.ratios(np.array([0]), made_by(wrong, pair, [key, *rest])[:1])[0] for key in keys]
+        assert min(ratios) < LIMIT
+
+
+def test_states_are_all_combinations() -> None:
+    request = requests()[0]
+    cause = [Mistake("own", "", -1.0, 1.0), Mistake("instead: another adapter", "", 1.0, 1.0)]
+    states = states_of(cause, request.families)
+    others = ["", *(source.key for source in request.families["instead: another adapter"])]
+    assert states[0] == ("", "") and set(states) <= set(itertools.product(["", "own"], others))
