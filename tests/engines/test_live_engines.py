@@ -384,7 +384,8 @@ def test_drawn_adapters_of_every_kind_in_one_batch(
         "alphas": build.random_adapter(config, 4, 6, 11.0, alpha_pattern={"q_proj": 3.0, "layers.1.mlp.up_proj": 29.0}),
         "ranks": ranks,
     }
-    driven = start(name, model=tmp_path / "base", max_rank=24, max_adapters=len(kinds), modules=LAYER_MODULES)
+    room = {"kv_tokens": 128} if name == "vllm" and "sliding_window" in changes else {}  # of which a window takes more
+    driven = start(name, model=tmp_path / "base", max_rank=24, max_adapters=len(kinds), modules=LAYER_MODULES, **room)
     for kind, adapter in kinds.items():
         save_adapter(build.as_dtype(adapter, "float32"), tmp_path / kind)
         driven.load(kind, tmp_path / kind)

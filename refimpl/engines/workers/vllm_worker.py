@@ -205,7 +205,8 @@ def cache_arguments(settings: Settings, config: Mapping[str, Any]) -> dict[str, 
     longest = min(settings.max_length + 1, config["max_position_embeddings"])
     blocks = None
     if settings.kv_tokens is not None:
-        blocks = -(-max(settings.kv_tokens, longest) // BLOCK_SIZE) + 1
+        blocks = -(-max(settings.kv_tokens, longest) // BLOCK_SIZE) + 1  # one is vLLM's own, and always empty
+        blocks += bool(config.get("sliding_window"))  # it counts one more: a window may begin within one
     return {
         "max_model_len": longest,
         "max_num_seqs": settings.max_requests,
