@@ -19,7 +19,7 @@ from ..oracle.diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
 from ..oracle.noise.verdict import Thresholds
 from ..oracle.observer import Observer
 from ..oracle.reports.report import times
-from ..oracle.reports.result import PlayedCase
+from ..oracle.reports.result import PlayedCase, worst_row
 from ..tools.units import human_bytes
 
 COLOURS = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
@@ -56,10 +56,10 @@ class Screen(Observer):
 
     def judge(self, played: Sequence[PlayedCase], thresholds: Thresholds) -> None:
         failed = sum(one.verdict == "fail" for one in played)
-        worst = max((verdict.ratio for one in played for verdict in one.verdicts), default=0.0)
-        ratios = [times(ratio if math.isfinite(ratio) else None) for ratio in (worst, thresholds.ratio)]
+        worst = worst_row(played)
+        numbers = (worst.ratio, thresholds.ratio, worst.limit) if worst else (0.0, thresholds.ratio, math.nan)
         count = f"{failed} of {len(played)} cases fail" if failed else f"none of {len(played)} cases fails"
-        self.say(f"{self.base}{count}; worst row {ratios[0]}, a row fails from {ratios[1]}")
+        self.say(f"{self.base}{count}; worst row {beside_limit(*(x if math.isfinite(x) else None for x in numbers))}")
 
     def shrink(self, smallest: str) -> None:
         self.say(f"smallest failing case: {smallest}")
@@ -103,9 +103,9 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "smallest", report["smallest_in_words"], "bold"
     if report["cause"]:
         yield from cause_rows(report["cause"], [diagnosis["name"] for diagnosis in report["diagnosis"]])
-    fails_from = times(report["noise"]["fails_from"])
     if report["worst_noise_ratio"] is not None or report["noise"]["ceiling"] is not None:  # some row had numbers
-        yield "worst row", f"{times(report['worst_noise_ratio'])}; a row fails from {fails_from}", ""
+        limits = report["noise"]["fails_from"], report["worst_fails_from"]
+        yield "worst row", beside_limit(report["worst_noise_ratio"], *limits), ""
     if report["verdict"] == "fail" and report["noise"]["ceiling"] is not None:
         yield "rounding", rounding(report), ""
     for diagnosis in report["diagnosis"]:
@@ -125,6 +125,14 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "it is", f"for you to find out; then: loracle check --engine {report['engine']} --reveal", ""
     elif report["power"] or report["verdict"] == "pass":
         yield "power", powerful(report["power"]), ""
+
+
+def beside_limit(worst: float | None, fails_from: float | None, own_limit: float | None) -> str:
+    """Return the worst row's ratio and from where a row fails; its own limit where that is why it does not."""
+    text = f"{times(worst)}; a row fails from {times(fails_from)}"
+    if worst is None or fails_from is None or own_limit is None or not fails_from <= worst < own_limit:
+        return text
+    return f"{text}, and this one, in which honest runs are spread wider, from {times(own_limit)}"
 
 
 def rounding(report: dict[str, Any]) -> str:

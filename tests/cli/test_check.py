@@ -15,7 +15,8 @@ from refimpl.commands.check_screen import rounding
 BASE = ("--model", str(small_testbed().folder))
 QUICK = (*BASE, "--cases", "3", "--sequences", "0", "--jobs", "1", "--no-power")
 KEYS = (
-    *("verdict", "cases", "passed", "failed", "undecided", "worst_noise_ratio", "diagnosis", "symptoms"),
+    *("verdict", "cases", "passed", "failed", "undecided", "worst_noise_ratio", "worst_fails_from", "diagnosis"),
+    "symptoms",
     *("first_divergence", "findings", "power", "repro", "environment"),
 )
 

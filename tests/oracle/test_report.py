@@ -264,6 +264,15 @@ def test_a_campaign_without_any_number_is_a_page(passing: dict[str, Any]) -> Non
     assert "no number" in elements.text and "Not asked for" in elements.text
 
 
+def test_a_row_that_passes_beyond_where_rows_fail_says_where_it_fails(passing: dict[str, Any]) -> None:
+    limit = passing["noise"]["fails_from"]
+    for ratio, own in ((1.1 * limit, 1.5 * limit), (0.9 * limit, 1.5 * limit), (2 * limit, 1.5 * limit)):
+        text = Elements(html_of({**passing, "worst_noise_ratio": ratio, "worst_fails_from": own})).text
+        assert (f"this row, in which honest runs are spread wider, fails from {num(own)}" in text) == (
+            ratio == 1.1 * limit
+        )
+
+
 # Layers.
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from refimpl.commands.check_screen import beside_limit
 from refimpl.engines.interface import EngineRequest, Settings
 from refimpl.oracle.cases.case import Case, Run
 from refimpl.oracle.noise.measure import ErrorRatios
@@ -50,6 +51,19 @@ def test_a_row_of_which_honest_runs_disagree_is_judged_by_its_own_spread() -> No
     assert judge(ratios(8, 0.3), KNOWN, each_row=True).verdict == "pass"
     assert judge(ratios(8, 0.1), KNOWN, each_row=True).verdict == "fail"
     assert judge(ratios(np.nan, 0.3), KNOWN, each_row=True).verdict == "fail"
+
+
+def test_a_row_that_passes_beyond_where_rows_fail_says_where_it_fails_itself() -> None:
+    """As one of a clean engine did: 3.11 x noise in a report that said that a row fails from 3.07."""
+    verdict = judge(ratios(8, 0.3), KNOWN, each_row=True)
+    assert KNOWN.ratio < verdict.ratio < verdict.limit
+    assert np.isclose(verdict.score / KNOWN.fail_score, np.log(verdict.ratio) / np.log(verdict.limit))
+    said = beside_limit(verdict.ratio, KNOWN.ratio, verdict.limit)
+    assert (
+        said.startswith("2.23 × noise; a row fails from 2.01 × noise, and this one,") and f"{verdict.limit:.3g}" in said
+    )
+    for worst, own in ((1.9, 3.0), (3.1, 3.0), (None, None)):
+        assert beside_limit(worst, KNOWN.ratio, own).endswith("; a row fails from 2.01 × noise")
 
 
 @pytest.mark.parametrize(

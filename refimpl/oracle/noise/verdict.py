@@ -51,7 +51,7 @@ class Thresholds:
 
     @property
     def ratio(self) -> float:
-        """The ratio of one row from which on it fails."""
+        """The ratio of one row from which on it fails, where the honest runs are spread in it as in all."""
         return float(np.exp(self.level + self.fail_score * self.spread))
 
 
@@ -162,6 +162,7 @@ class Verdict:
     ratio: float  # of its worst row
     place: int  # where that row is
     why: str = ""
+    limit: float = float("nan")  # that row fails from this ratio on: Thresholds.ratio, or more, by its own spread
 
 
 def judge(ratios: ErrorRatios, thresholds: Thresholds, each_row: bool = False) -> Verdict:
@@ -178,14 +179,16 @@ def judge(ratios: ErrorRatios, thresholds: Thresholds, each_row: bool = False) -
     overall_score = float((_log(np.array([ratios.overall]))[0] - thresholds.whole_level) / whole_spread)
     score = max(float(scores[worst]), overall_score)
     ratio, place = float(ratios.ratio[worst]), ratios.first + worst
+    spread_there = float(np.broadcast_to(of_rows, scores.shape)[worst])
+    limit = math.exp(thresholds.level + thresholds.fail_score * spread_there)
     why = f"{ratio:.3g} x noise at place {place}"
     if scores[worst] <= thresholds.pass_score < overall_score:  # no row is, but all of them together are
         why = f"{ratios.overall:.3g} x noise over its {len(scores)} rows"
     if not score < thresholds.fail_score:
-        return Verdict("fail", score, ratio, place, why)
+        return Verdict("fail", score, ratio, place, why, limit)
     if not score <= thresholds.pass_score:
-        return Verdict("undecided", score, ratio, place, f"{why}: rare, not impossible")
-    return Verdict("pass", score, ratio, place)
+        return Verdict("undecided", score, ratio, place, f"{why}: rare, not impossible", limit)
+    return Verdict("pass", score, ratio, place, limit=limit)
 
 
 def overall(verdicts: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """What a campaign is asked to do, and what comes of it: pure data, which campaign.py makes and the reports read."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,6 +98,12 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)  # what the engine is said not to do, and was not asked for
     stopped_by: str = ""  # "signal" (Ctrl-C) or "budget" (watchdog.py): this is what was known then
+
+
+def worst_row(played: Sequence[PlayedCase]) -> Verdict | None:
+    """Return the verdict with the largest ratio of a row, one that is no number before all others; None without any."""
+    verdicts = [verdict for one in played for verdict in one.verdicts]
+    return max(verdicts, key=lambda verdict: math.inf if math.isnan(verdict.ratio) else verdict.ratio, default=None)
 
 
 def unreadable(played: Sequence[PlayedCase]) -> list[str]:

@@ -14,15 +14,13 @@ from ..diagnosis.diagnose import Finding
 from ..diagnosis.localise import Location, where_in_words
 from ..diagnosis.projection import limit
 from .pictures import Picture
-from .result import PlayedCase, Result
+from .result import PlayedCase, Result, worst_row
 
 
 def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
     """Return the result as JSON; its keys are documented in docs/check.md."""
     verdicts = [one.verdict for one in result.played]
-    ratios = [
-        math.inf if math.isnan(verdict.ratio) else verdict.ratio for one in result.played for verdict in one.verdicts
-    ]
+    worst = worst_row(result.played)
     divergence = result.explanation.first_divergence
     return {
         "verdict": result.verdict,
@@ -31,7 +29,8 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "passed": verdicts.count("pass"),
         "failed": verdicts.count("fail"),
         "undecided": verdicts.count("undecided"),
-        "worst_noise_ratio": _number(max(ratios, default=math.nan)),
+        "worst_noise_ratio": _number(worst.ratio if worst else math.nan),
+        "worst_fails_from": _number(worst.limit if worst else math.nan),
         "precision": result.dtype,
         "cause": None if result.explanation.cause is None else _cause_json(result.explanation.cause),
         "diagnosis": [_finding_json(finding) for finding in result.explanation.findings],
