@@ -50,7 +50,14 @@ def declared(said: Mapping[str, Any], default: Capabilities, whose: str) -> Capa
     rank = values.get("max_rank")
     if rank is not None and not (isinstance(rank, int) and rank > 0):
         raise EngineError(f"{whose}.capabilities: max_rank {rank!r} must be a whole number above 0")
-    kept = replace(default, **values)
+    dims = values.get("head_dims", default.head_dims)
+    if (
+        not isinstance(dims, Collection)
+        or not dims
+        or not all(isinstance(n, int) and n > 0 and n % 2 == 0 for n in dims)
+    ):
+        raise EngineError(f"{whose}.capabilities: head_dims {dims!r} must be a list of even numbers above 0")
+    kept = replace(default, **values | {"head_dims": tuple(dims)})
     return replace(kept, left_out=left_out(default, kept))
 
 

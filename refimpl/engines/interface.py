@@ -71,6 +71,7 @@ class Capabilities:
     max_rank: int | None = None
     families: tuple[str, ...] = ("llama", "mistral")  # of random bases, by model_type
     own_head_dim: bool = True  # may a model's heads be together not as wide as its residual stream?
+    head_dims: tuple[int, ...] = (16, 32)  # sizes of one head that random bases may have
     left_out: tuple[str, ...] = ()  # what its user says that it does not do, of what an engine of its kind is asked
 
 

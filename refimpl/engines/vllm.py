@@ -23,6 +23,7 @@ CAPABILITIES = Capabilities(
         ("load", "unload", "reload", "evict", "prefix_cache", "chunked_prefill", "arrivals", "cancel", "preempt")
     ),
     max_rank=512,
+    head_dims=(32,),  # the smallest that its attention on a CPU has
 )
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {

@@ -8,7 +8,9 @@ cases it was chance; once, and it stays undecided; three such cases, this one am
 ten million (Poisson with mean DOUBT, `no_chance`), and fail.
 
 The odds rest on the few honest runs, which in a row of a loud adapter may all be small: where errors have one
-direction, one number is their size. So what fails narrowly is looked at as well, unless something fails clearly.
+direction, one number is their size. They rest on the engine's base rows as well, and llama.cpp's are finer than ours
+by a third, its rows with a loud adapter as coarse. So what fails narrowly is looked at too, unless something fails
+clearly, and a second look takes the engine for as noisy as the noisiest honest run.
 """
 
 from collections.abc import Sequence
@@ -71,7 +73,7 @@ class SecondLook:
         doubtful = []
         for i, ratios in enumerate(self._ratios(one.case, one)):
             if self._is_close(one.verdicts[i]):
-                one.verdicts[i] = judge(ratios, self.thresholds, each_row=True)
+                one.verdicts[i] = judge(ratios, self._lenient, each_row=True)
                 doubtful += [one.verdicts[i]] if one.verdicts[i].verdict != "pass" else []
         return doubtful
 
@@ -79,7 +81,7 @@ class SecondLook:
         vocab = self.testbed.model.config.vocab_size
         cases = [with_other_tokens(one.case, vocab, seed) for seed in range(AGAIN)]
         return [
-            overall([judge(ratios, self.thresholds, each_row=True).verdict for ratios in self._ratios(case, one)])
+            overall([judge(ratios, self._lenient, each_row=True).verdict for ratios in self._ratios(case, one)])
             for case in cases
         ]
 
@@ -97,6 +99,10 @@ class SecondLook:
 
     def _ratios(self, case: Case, like: PlayedCase) -> list[ErrorRatios]:
         return measure(case, self.driver.exchanges(case, like.settings), self.testbed, self.members)[0]
+
+    @property
+    def _lenient(self) -> Thresholds:
+        return self.thresholds.as_noisy_as_honest()
 
     def _is_close(self, verdict: Verdict) -> bool:
         """Does its score, and not that nothing could be shown, leave it open?"""

@@ -210,6 +210,8 @@ def test_what_a_function_says_it_cannot_do_is_left_out_and_the_verdict_says_so(
         ({"features": "rslora"}, "a list of names"),
         ({"features": ["rs_lora"]}, "did you mean 'rslora'?"),
         ({"max_rank": 0}, "max_rank 0"),
+        ({"head_dims": []}, "must be a list of even numbers above 0"),
+        ({"head_dims": [33]}, "must be a list of even numbers above 0"),
         ({"readout": "logit"}, "'logit'"),
         ([], "is list, not a dict"),
     ],

@@ -1,6 +1,9 @@
 """Verdicts: what honest looks like is learnt, NaN never passes, nothing is waved through, the odds are as stated."""
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +15,11 @@ from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.ops import Ops
 from refimpl.oracle.cases.case import Case, Exchange, draw_batch, play, prepare, teacher_forced, truth
 from refimpl.oracle.cases.testbed import Testbed, settings
+from refimpl.oracle.noise import measure as measuring
 from refimpl.oracle.noise.ceiling import ceilings
 from refimpl.oracle.noise.ensemble import ensemble, wider
 from refimpl.oracle.noise.measure import ErrorRatios, errors_of, malformed, measure
+from refimpl.oracle.noise.readout import log_softmax
 from refimpl.oracle.noise.verdict import judge, learn_thresholds, no_chance, overall, score_thresholds
 from refimpl.tensorrt_llm.backend import backend
 
@@ -138,6 +143,34 @@ def test_less_than_logits_is_judged_too(kind: str) -> None:
         ]
         swapped.append((case, turned))
     assert "fail" in {judge(m, known).verdict for m in measured(testbed, swapped)}
+
+
+def test_a_row_with_one_token_that_has_all_the_probability_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mistral.rs shows no token below 2^-126: on a base that is so sure a row was {token: 0.0}, its noise 0, its ratio
+    0 / 0, and every case of a right engine failed. Others than that token are wrong as ever."""
+    testbed = small_testbed("float32")
+    played = asked(testbed, count=6)
+    sure = 3000.0  # so many times the logits
+
+    def scaled(call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: [[sure * x for x in one] if isinstance(one, list) else sure * one for one in call(*given)]
+
+    monkeypatch.setattr(measuring.cases, "truth", scaled(measuring.cases.truth))
+    monkeypatch.setattr(measuring, "honest_runs", scaled(measuring.honest_runs))
+
+    def shown(response: EngineResponse, off: float) -> EngineResponse:
+        x = sure * np.asarray(response.logits, np.float64)
+        p = log_softmax(x)
+        top = [{int(t): float(np.float32(row[t] + off)) for t in np.flatnonzero(row > -87)} for row in p]
+        return EngineResponse(response.token_ids, response.first_position, top=top)
+
+    for off, verdict in ((0.0, "pass"), (1e-7, "pass"), (1e-2, "fail")):
+        found = measured(testbed, [(c, [replace(e, response=shown(e.response, off)) for e in es]) for c, es in played])
+        silent = sum(int((~one.telling).sum()) for one in found)
+        assert 10 < silent < sum(len(one.ratio) for one in found)
+        known = learn_thresholds(found)
+        assert np.isfinite(known.ratio) and {judge(one, known).verdict for one in found} == {verdict}
+        assert not np.isnan([one.adapter_effect for one in found]).any()
 
 
 def test_no_verdict_at_all_is_no_pass() -> None:

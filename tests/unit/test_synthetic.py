@@ -11,7 +11,7 @@ from refimpl.adapter_slots import scale_of
 from refimpl.arrays import DTYPES
 from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig
 from refimpl.engines.interface import Capabilities
-from refimpl.oracle.cases.variety import random_adapters
+from refimpl.oracle.cases.variety import random_adapters, random_config
 from refimpl.oracle.vectors.draw import on_grid
 from refimpl.synthetic.adapters import (
     LORA_BIAS,
@@ -145,3 +145,11 @@ def test_an_engine_that_takes_no_adapter_in_a_layer_gets_a_clear_line() -> None:
     base = random_model(CONFIG, np.random.default_rng(0), "float32")
     with pytest.raises(LoracleError, match="no module of the model's layers is among lm_head, query_key_value"):
         random_adapters(base, np.random.default_rng(0), Capabilities(modules=("lm_head", "query_key_value")), 1)
+
+
+def test_bases_have_heads_of_a_size_that_the_engine_serves() -> None:
+    """vLLM's attention on a CPU has none of 16: most of its checks on random bases ended with exit 2."""
+    any_size = [random_config(np.random.default_rng(i), Capabilities(), i) for i in range(12)]
+    of_32 = [random_config(np.random.default_rng(i), Capabilities(head_dims=(32,)), i) for i in range(12)]
+    assert {config.head_dim for config in any_size} == {16, 32} and {config.head_dim for config in of_32} == {32}
+    assert [config.num_attention_heads for config in any_size] == [config.num_attention_heads for config in of_32]

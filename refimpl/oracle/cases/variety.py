@@ -38,6 +38,7 @@ def random_config(rng: np.random.Generator, capabilities: Capabilities, turn: in
     scaled. Each of them comes in the other turns by chance."""
     heads, kv_heads = [(4, 2), (6, 2), (6, 3), (8, 2)][rng.integers(4)]
     head_dim = int(rng.choice([16, 32]))
+    head_dim = head_dim if head_dim in capabilities.head_dims else capabilities.head_dims[0]
     window = int(rng.integers(5, 12)) if "window" in capabilities.features and rng.random() < 0.5 else None
     config = ModelConfig(
         vocab_size=int(rng.choice([256, 320, 512])),

@@ -21,6 +21,8 @@ from .ensemble import Member, honest_runs
 from .readout import Gap, Unreadable, View, rows_of, view
 from .rms import rms, rms_shown
 
+ROUNDED_ONE = 2.0**-23  # of a float32: engines show logarithms of float32 probabilities, whatever they compute in
+
 
 @dataclass(frozen=True, eq=False)
 class ErrorRatios:
@@ -32,7 +34,9 @@ class ErrorRatios:
     adapter: str | None
     first: int  # the place of the first row
     ratio: Array  # [rows] rms of the engine's error over the unit
-    honest: Array  # [members, rows] the same of each honest run, in the unit of the others
+    # [members, rows] the same of each honest run, in the unit of the others; NaN where they do not tell how far off one
+    # may be: where one token has all the probability, and is all that is shown, none is off at all.
+    honest: Array
     unit: Array  # [rows] rms over the vocabulary
     # How far (in units) this response is from the nearest wrong one: the base's, or that of another adapter in the
     # batch. Small: an exchange of adapters would go unnoticed.
@@ -45,9 +49,19 @@ class ErrorRatios:
         return float(rms(self.ratio))
 
     @property
+    def telling(self) -> Array:
+        """[rows] of bool: do the honest runs tell how far off one may be?"""
+        return np.asarray(np.isfinite(self.honest).all(axis=0))
+
+    @property
+    def honest_there(self) -> Array:
+        """The ratios of the honest runs [members, telling rows]."""
+        return self.honest[:, self.telling]
+
+    @property
     def honest_overall(self) -> Array:
-        """The same of each honest run."""
-        return rms(self.honest, axis=1)
+        """The rms of these, of each honest run."""
+        return rms(self.honest_there, axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,8 +192,10 @@ def errors_of(response: EngineResponse, exact: Array, runs: Sequence[Array]) -> 
     v = view(response, exact[rows])
     true = v.of(exact[rows])
     honest = np.stack([v.of(run[rows].astype(np.float64)) - true for run in runs])
-    unit = rms_shown(honest, v.shown[None]).T
-    return Errors(v, rows, true, exact[rows], v.values - true, honest, rms(unit, axis=1))
+    unit = rms(rms_shown(honest, v.shown[None]).T, axis=1)
+    # The logarithm of a probability near 1, alone in its row, is no error of logits but how 1 was rounded.
+    unit = np.where(v.shown.sum(axis=-1) > 1, unit, np.maximum(unit, ROUNDED_ONE))
+    return Errors(v, rows, true, exact[rows], v.values - true, honest, unit)
 
 
 def _look_at_text(response: EngineResponse, exact: Array, runs: Sequence[Array]) -> Errors:
@@ -207,7 +223,9 @@ def _measured(case: Case, exchange: Exchange, raw: Errors, adapter_effect: float
     total, n = np.sum(honest**2, axis=0), len(honest)
     of_others = np.sqrt((total - honest**2) / max(n - 1, 1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio, left_out = rms_shown(raw.error, shown) / raw.unit, honest / of_others
+        ratio, left_out = rms_shown(raw.error, shown) / raw.unit, honest / of_others  # 0 / 0: NaN
+    faint = (shown.sum(axis=-1) == 1) & (raw.unit <= ROUNDED_ONE) & (not isinstance(raw.view, Gap))
+    left_out = np.where(faint | (of_others == 0).any(axis=0), np.nan, left_out)
     first = raw.rows.start
     return ErrorRatios(
         case.name, exchange.run, exchange.index, exchange.adapter, first, ratio, left_out, raw.unit, adapter_effect

@@ -48,6 +48,14 @@ class Thresholds:
     pass_score: float  # scores up to here pass
     fail_score: float  # scores from here on fail
     tested: int = 0  # rows and requests
+    whole_highest: float = -math.inf  # of whole requests, the level of the noisiest honest run
+
+    def as_noisy_as_honest(self) -> "Thresholds":
+        """Return them with the level of the noisiest honest run.
+
+        Base rows do not show how an engine rounds where LoRA is added: one whose base rows are finer than ours, by wide
+        sums, may be as coarse as any honest run in the rows of a loud adapter."""
+        return replace(self, level=max(self.level, self.highest), whole_level=max(self.whole_level, self.whole_highest))
 
     @property
     def ratio(self) -> float:
@@ -57,29 +65,38 @@ class Thresholds:
 
 def learn_thresholds(measured: Sequence[ErrorRatios]) -> Thresholds:
     """Learnt from all that was measured. Of an engine without readable rows: those of no rows."""
-    readable = [ratios for ratios in measured if not ratios.problem and ratios.ratio.size]
+    readable = [ratios for ratios in measured if not ratios.problem and ratios.telling.any()]
     if not readable:
         return Thresholds(0.0, 1.0, 0.0, 1.0, 1.0, 0.0, float("nan"), *score_thresholds(np.zeros(0), 1))
-    rows = np.concatenate([_log(ratios.honest) for ratios in readable], axis=1)  # [members, rows]
+    rows = np.concatenate([_log(ratios.honest_there) for ratios in readable], axis=1)  # [members, rows]
     wholes = np.stack([_log(ratios.honest_overall) for ratios in readable], axis=1)  # [members, requests]
     control = [ratios for ratios in readable if ratios.adapter is None]
     row, of_requests = _learn(rows), _learn(wholes)
     base = float("nan")
     if control:
-        row, base = _as_seen(row, np.concatenate([_log(ratios.ratio) for ratios in control]))
+        row, base = _as_seen(row, np.concatenate([_log(ratios.ratio[ratios.telling]) for ratios in control]))
         of_requests, _ = _as_seen(of_requests, np.concatenate([_log(np.array([ratios.overall])) for ratios in control]))
     tested = sum(ratios.ratio.size + 1 for ratios in measured if not ratios.problem)
-    counts = np.array([ratios.ratio.size for ratios in readable])
+    counts = np.array([int(ratios.telling.sum()) for ratios in readable])
     between = max(of_requests.spread**2 - row.spread**2 * float(np.mean(1 / counts)), 0.0)
     total = len(readable) + REQUESTS_OF_ALL
     shared = float(np.sqrt((len(readable) * between + REQUESTS_OF_ALL * (SHARED * row.spread) ** 2) / total))
-    spreads_of_rows = np.array([_spread_of(ratios.honest, row.spread) for ratios in readable])
+    spreads_of_rows = np.array([_spread_of(ratios.honest_there, row.spread) for ratios in readable])
     spreads = _spread_of_whole(shared, row.spread, spreads_of_rows, counts)
     of_rows, of_wholes = _centred(rows) / np.repeat(spreads_of_rows, counts), _centred(wholes) / spreads
     scores = np.concatenate([of_rows.ravel(), of_wholes.ravel()])
     odds = score_thresholds(scores, tested)
     return Thresholds(
-        row.level, row.spread, of_requests.level, of_requests.spread, shared, row.highest, base, *odds, tested
+        row.level,
+        row.spread,
+        of_requests.level,
+        of_requests.spread,
+        shared,
+        row.highest,
+        base,
+        *odds,
+        tested,
+        of_requests.highest,
     )
 
 
@@ -104,7 +121,9 @@ def _spread_of_whole(shared: float, pooled: float, spread: Any, rows: Any) -> An
 def _spread_of_rows(honest: Array, spread: float) -> Array:
     """Of each row [rows], as the honest runs are spread in it, never less than `spread`, that of its request. Where the
     errors of a row have one direction, their rms is one number, and some runs are far out that are no bug."""
-    variance = np.square(_centred(_log(honest))).mean(axis=0)
+    telling = np.isfinite(honest).all(axis=0)
+    variance = np.full(len(telling), spread**2)
+    variance[telling] = np.square(_centred(_log(honest[:, telling]))).mean(axis=0)
     pooled = (ROWS_OF_ALL * spread**2 + len(honest) * variance) / (ROWS_OF_ALL + len(honest))
     return np.maximum(spread, np.sqrt(pooled))
 
@@ -171,7 +190,7 @@ def judge(ratios: ErrorRatios, thresholds: Thresholds, each_row: bool = False) -
     each_row: with the spread of each row by itself, for which the honest runs must be many."""
     if ratios.problem:
         return Verdict("fail", float("inf"), float("inf"), 0, ratios.problem)
-    spread = _spread_of(ratios.honest, thresholds.spread)
+    spread = _spread_of(ratios.honest_there, thresholds.spread)
     of_rows = _spread_of_rows(ratios.honest, spread) if each_row else spread
     scores = (_log(ratios.ratio) - thresholds.level) / of_rows
     worst = int(np.argmax(np.where(np.isnan(scores), np.inf, scores)))
