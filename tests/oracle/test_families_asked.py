@@ -38,7 +38,7 @@ def test_every_family_has_a_small_base() -> None:
 
 
 # One for each way in which a forward pass differs; `loracle check --engine numpy --families all` asks them all.
-@pytest.mark.parametrize("family", ["phi3", "gemma4_text", "cohere2", "qwen2_moe", "deepseek_v3", "gpt_oss"])
+@pytest.mark.parametrize("family", ["phi3", "gemma4_text", "cohere2", "qwen2_moe", "deepseek_v3", "gpt_oss", "mixtral"])
 def test_a_right_engine_passes_on_a_base_of_the_family(family: str, tmp_path: Path) -> None:
     result = Campaign(Ours, bed_of(family, tmp_path), PLAN, tmp_path / "work").run()
     assert result.verdict == "pass", result.diagnostics

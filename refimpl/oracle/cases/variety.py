@@ -193,7 +193,7 @@ def _patterned(sure: Sequence[str], config: ModelConfig, chance: np.random.Gener
     """Return those of the sure ones that there are, the two ends, and each other module by chance.
 
     Two halves of one expert are one parameter for PEFT, with one rank and one scale: they are left out."""
-    halves = ("gate_proj", "up_proj") if config.moe is not None else ()
+    halves = ("gate_proj", "up_proj", "w1", "w3") if config.moe is not None else ()  # the last two are Mixtral's
     names = list(dict.fromkeys(name.rpartition(".")[2] for name in (*config.layer_modules, EMBED[1], LM_HEAD[1])))
     sure = (*sure, EMBED[1], LM_HEAD[1])
     return [name for name in names if name not in halves and (name in sure or chance.random() < OFTEN)]
