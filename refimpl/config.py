@@ -273,6 +273,11 @@ class ModelConfig:
         inputs = [LAYER_INPUTS] if self.hidden_size_per_layer_input else []
         return [EMBED, *inputs, *inner, *([] if self.labels else [LM_HEAD])]
 
+    def for_logits_alone(self, module: Module) -> bool:
+        """Whether the forward pass has a module only of the tokens that get logits: from o of the last layer on."""
+        layer, name = module
+        return module == LM_HEAD or (layer == self.num_hidden_layers - 1 and name not in self.qkv)
+
     def has_bias(self, module: str) -> bool:
         """Whether the checkpoint holds a bias for this module."""
         flags = {"self_attn": self.attention_bias, "mlp": self.mlp_bias}

@@ -6,7 +6,7 @@ families that have more than a Llama, use the same ones.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,7 @@ from .config import EMBED, LM_HEAD, Mlp, Module, Rope, short_name
 from .layers import embed
 from .lora import added_by
 from .ops import Ops
-from .plans import Batch, LoraMapping
+from .plans import Batch, Index, LoraMapping
 from .tracing import Trace, active_trace
 from .weights import Linear, Model
 
@@ -32,6 +32,7 @@ class ForwardContext:
     ops: Ops
     p: Precision
     trace: Trace | None = field(default_factory=active_trace)
+    rows: Index = field(default_factory=lambda: slice(None))  # which tokens of the batch the arrays have
 
     def project(
         self, x: Array, layer: int, name: str, mapping: LoraMapping | None = None, p: Precision | None = None
@@ -56,6 +57,14 @@ class ForwardContext:
         if each[0].shape[1] == widths[0]:
             return each
         return namespace(x).split(each[0], np.cumsum(widths[:-1]), axis=1)  # one module for all of them
+
+    def of_logits(self, *inputs: Array) -> tuple["ForwardContext", Sequence[Array]]:
+        """The same for the rows that get logits, and these rows of each input: most of a prompt is done then."""
+        rows = self.batch.device.logits_indices
+        if len(rows) == len(inputs[0]):
+            return self, inputs
+        batch = replace(self.batch, lora=self.batch.logits_lora)
+        return replace(self, batch=batch, rows=rows), [x[rows] for x in inputs]
 
     def norm(self, x: Array, layer: int, name: str | None, eps: float | None = None) -> Array:
         """A layer's norm of this name; x itself, where there is none."""

@@ -15,21 +15,21 @@ from .arrays import DTYPES, Array, Float, rounded
 from .config import LAYER_INPUTS
 from .forward_context import ForwardContext
 
-EndOfLayer = Callable[[Array, int], Array]  # x, layer
+EndOfLayer = Callable[[ForwardContext, Array, int], Array]  # run, x, layer
 
 
 def end_of_layer(run: ForwardContext, x: Float[Array, "tokens d_model"]) -> EndOfLayer:
     """Return what is done to x at the end of each layer. x here: the embedding, as the first layer gets it."""
     model, ops, p = run.model, run.ops, run.p
     if not model.config.layer_scalar:
-        return lambda x, layer: x
+        return lambda run, x, layer: x
     width = model.config.hidden_size_per_layer_input
     inputs = layer_inputs(run, x) if width else None
 
-    def end(x: Array, layer: int) -> Float[Array, "tokens d_model"]:
+    def end(run: ForwardContext, x: Array, layer: int) -> Float[Array, "tokens d_model"]:
         if inputs is not None:
             gate = run.project(x, layer, "per_layer_input_gate")
-            h = ops.mlp_activation(gate, inputs[:, layer], model.config.activation, p)
+            h = ops.mlp_activation(gate, inputs[run.rows, layer], model.config.activation, p)
             h = run.norm(run.project(h, layer, "per_layer_projection"), layer, model.config.norms.layer_input)
             x = rounded(x + h, p.residual)
         return ops.scaled(x, model.layers[layer].vectors["layer_scalar"], p)

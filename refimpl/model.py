@@ -37,13 +37,14 @@ def forward(
 ) -> Float[Array, "rows vocab"]:
     """One forward pass over all scheduled tokens of all requests: the logits of `batch.logits_indices`.
 
-    Keys and values of the tokens are written to the cache. Where an adapter of the batch extends the vocabulary, the
-    rows of the others are filled up with -inf."""
+    Keys and values of all tokens are written to the cache. From the attention of the last layer on, only those tokens
+    are computed that get logits. Where an adapter of the batch extends the vocabulary, the rows of the others are
+    filled up with -inf."""
     config, norms = model.config, model.config.norms
     run = ForwardContext(model, batch, adapters, ops, p)
-    project, norm, turned, added, note = run.project, run.norm, run.turned, run.added, run.note
+    norm, turned, added, note = run.norm, run.turned, run.added, run.note
 
-    x = ops.scaled(project(batch.device.token_ids, *EMBED), config.embedding_multiplier, p)
+    x = ops.scaled(run.project(batch.device.token_ids, *EMBED), config.embedding_multiplier, p)
     finish = end_of_layer(run, x)
     for i in range(config.num_hidden_layers):
         h = norm(x, i, norms.attention_in)
@@ -57,19 +58,21 @@ def forward(
             note(f"layers.{i}.", k_rope=k)
         mixed = ops.attention(q, cache.k[i], cache.v[i], batch.attention, model.view(i), p)
         mixed = run.values(mixed, i)
-        x = added(x, norm(project(mixed, i, "o_proj"), i, norms.attention_out))
         note(f"layers.{i}.", q_rope=q, attention=mixed)
+        if i == config.num_hidden_layers - 1:
+            run, (x, h, mixed) = run.of_logits(x, h, mixed)  # of the others nothing more is read
+        x = added(x, norm(run.project(mixed, i, "o_proj"), i, norms.attention_out))
 
         h = h if config.parallel else norm(x, i, norms.mlp_in)
         h = experts(run, h, i) if config.kind(i).sparse else run.mlp(h, i, config.mlp(i))
-        x = finish(added(x, norm(h, i, norms.mlp_out)), i)
+        x = finish(run, added(x, norm(h, i, norms.mlp_out)), i)
         note(f"layers.{i}.", output=x)
 
-    h = run.normalised(x[batch.device.logits_indices], model.norm)
+    h = run.normalised(x, model.norm)
     note("", norm=h)
     if head != LM_HEAD:  # of a classification (classification.py)
-        return project(h, *head, batch.logits_lora)
-    logits = rounded(ops.all_gather(project(h, *LM_HEAD, batch.logits_lora)), p.logits)
+        return run.project(h, *head)
+    logits = rounded(ops.all_gather(run.project(h, *LM_HEAD)), p.logits)
     logits = ops.softcap(ops.scaled(logits, 1 / config.logits_scaling, p), config.logits_softcap, p.logits)
     note("", logits=logits)
     return logits

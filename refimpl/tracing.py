@@ -9,6 +9,8 @@ layers.N.attention          before o_proj
 layers.N.mlp                silu(gate) * up
 layers.N.output             the residual stream after the layer
 norm, lm_head.input .base .lora, logits
+
+Each row is a token; from o_proj of the last layer on, one that gets logits (of `logits`, every token).
 """
 
 from collections.abc import Iterator, Mapping

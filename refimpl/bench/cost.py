@@ -137,14 +137,18 @@ def work(config: ModelConfig, ranks: Ranks, step: Step, size: int) -> Work:
     return base_work(config, step, size) + lora_work(config, ranks, step, size) + attention_work(config, step, size)
 
 
+def tokens_of(config: ModelConfig, module: Module, step: Step) -> int:
+    """How many tokens of each request a module is applied to: all new ones, or the last, which gets logits."""
+    return 1 if config.for_logits_alone(module) else step.tokens
+
+
 def rows_of(config: ModelConfig, module: Module, step: Step) -> int:
-    """How many rows a module is applied to: all new tokens; at the head each request's last, and in an expert its
-    share of the tokens, each of which goes through top_k."""
-    if module == LM_HEAD:
-        return step.requests
+    """How many rows a module is applied to: these tokens of all requests; in an expert its share of them, each of
+    which goes through top_k."""
+    rows = step.requests * tokens_of(config, module, step)
     if config.moe is None or (expert := config.moe.expert_of(module[1])) is None:
-        return step.rows
-    few, more = divmod(step.rows * config.moe.top_k, config.moe.experts)
+        return rows
+    few, more = divmod(rows * config.moe.top_k, config.moe.experts)
     return few + (expert < more)
 
 
@@ -180,7 +184,8 @@ def readers(config: ModelConfig, module: Module, step: Step) -> int:
         return step.adapters
     few, more = divmod(step.requests, step.adapters)
     counts = [more, step.adapters - more]
-    reached = [min(config.moe.experts, rows * step.tokens * config.moe.top_k) for rows in (few + 1, few)]
+    pairs_each = tokens_of(config, module, step) * config.moe.top_k
+    reached = [min(config.moe.experts, requests * pairs_each) for requests in (few + 1, few)]
     pairs = sum(count * each for count, each in zip(counts, reached, strict=True))
     return pairs // config.moe.experts + (expert < pairs % config.moe.experts)
 

@@ -4,7 +4,8 @@
 
 It is model.forward the other way round, with the same names: `dx` stands where `x` stood, `backward_project` where
 `project` did. Gradients are taken for the adapters' parameters alone; the base is only passed through. `forward` is
-model.forward once more, to the bit, except that dropout comes before each LoRA, and what the way back needs is kept.
+model.forward once more, to the bit, except that dropout comes before each LoRA, what the way back needs is kept, and
+the last layer is computed for all tokens, as it is in model.forward where all of them get logits.
 """
 
 import operator

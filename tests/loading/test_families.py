@@ -14,6 +14,7 @@ from support.build import random_adapter, random_model
 from support.counting import counted
 
 from refimpl import Request, load_model, logits
+from refimpl.arrays import Precision
 from refimpl.bench import cost
 from refimpl.bench.cost import Step
 from refimpl.config import LayerKind, ModelConfig, Rope, module_name
@@ -24,7 +25,8 @@ from refimpl.loading.adapter_folder import load_adapter
 from refimpl.loading.checkpoint import expected_tensors, open_checkpoint
 from refimpl.loading.config_file import load_config
 from refimpl.loading.diagnostics import Diagnostics
-from refimpl.ops import REFERENCE
+from refimpl.model import forward, whole_prompts
+from refimpl.ops import NUMPY, REFERENCE
 from refimpl.training.examples import Task, check_task
 from refimpl.training.lora_config import LoraConfig
 from refimpl.training.trainable import check_trainable
@@ -330,6 +332,22 @@ def test_the_fast_form_is_the_definition(tmp_path: Path, name: str) -> None:
     ]
     for fast, slow in zip(logits(model, requests), logits(model, requests, REFERENCE), strict=True):
         np.testing.assert_allclose(fast, slow, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_last_token_gets_the_same_where_it_is_all_that_is_asked_for(tmp_path: Path, name: str) -> None:
+    """The end of the last layer is then computed for these rows alone (ForwardContext.of_logits)."""
+    config = load_config(write_config(tmp_path, name))
+    model = random_model(config, 3)
+    requests = [
+        Request([3, 1, 4, 1, 5], random_adapter(config, 1, modules=config.modules_of(config.num_hidden_layers - 1))),
+        Request([5]),
+        Request([8, 9, 7], random_adapter(config, 2, r=1, modules=("lm_head", "o_proj", config.down))),
+    ]
+    p = model.precision(Precision("model", "float64"))
+    batch, cache, adapters = whole_prompts(model, requests, NUMPY, p, every_row=False)
+    last = forward(model, batch, cache, adapters.slots, NUMPY, p)
+    np.testing.assert_allclose(last, [rows[-1] for rows in logits(model, requests)], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -15,7 +15,7 @@ from refimpl.config import Moe, View
 from refimpl.kv_cache import KVCache
 from refimpl.model import forward
 from refimpl.ops import NUMPY, Ops
-from refimpl.plans import AttentionMetadata
+from refimpl.plans import AttentionMetadata, LoraMapping
 from refimpl.weights import Model
 
 
@@ -24,7 +24,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.work = Work()
-        self.adapter_ids = np.zeros(0, np.int32)  # of each token of the batch
+        self.lora: list[LoraMapping] = []  # of all tokens of the batch, and of those that get logits
 
     def add(self, **counts: int) -> None:
         self.work = self.work + Work(**counts)
@@ -90,7 +90,8 @@ class Tally:
     def route(self, logits: Array, correction: Array | None, moe: Moe, p: Precision) -> tuple[Array, Array]:
         """Tokens spread evenly over the experts, in the order of their adapters, as the page of cost takes them."""
         ids, weights = NUMPY.route(logits, correction, moe, p)
-        places = np.argsort(np.argsort(self.adapter_ids, kind="stable"))
+        (mapping,) = {each for each in self.lora if len(each.adapter_ids) == len(logits)}
+        places = np.argsort(np.argsort(mapping.adapter_ids[:, 0], kind="stable"))
         even = (moe.top_k * places[:, None] + np.arange(moe.top_k)) % moe.experts
         return even.astype(ids.dtype), weights
 
@@ -127,7 +128,7 @@ def counted(model: Model, adapters: Sequence[Adapter], step: Step) -> Work:
     tally = Tally()
     ops = tally.ops()
     batch, cache, slots = scheduled_step(model, adapters, step, ops)
-    tally.adapter_ids = batch.lora.adapter_ids[:, 0]
+    tally.lora = [batch.lora, batch.logits_lora]
     p = model.precision(Precision(ops.precision, model.dtype))
     logits = forward(model, batch, cache, slots, ops, p)
     assert np.isfinite(logits).all() and len(logits) == step.requests

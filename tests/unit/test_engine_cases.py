@@ -99,10 +99,14 @@ def test_a_stop_id_ends_a_request_and_is_its_last_token() -> None:
 def test_a_trace_of_several_steps_stands_in_one_array() -> None:
     engine = Engine(random_model(CONFIG))
     engine.add(Request([1, 2, 3], stop_ids=()), 3)
-    with trace("layers.0.output", "logits") as t:
+    with trace("layers.0.q_proj.input", "layers.0.output", "logits") as t:
         finish(engine)
-    assert sorted(t) == ["layers.0.output", "logits"]
-    assert (t["layers.0.output"].shape, t["logits"].shape) == ((5, 10), (3, 11))
+    assert sorted(t) == ["layers.0.output", "layers.0.q_proj.input", "logits"]
+    assert t["layers.0.q_proj.input"].shape == (5, 10)  # three tokens of the prompt, and two that were produced
+    assert (t["layers.0.output"].shape, t["logits"].shape) == (
+        (3, 10),
+        (3, 11),
+    )  # in the last layer: those that get logits
     with trace("logits") as later:
         pass
     assert len(later) == 0
