@@ -12,7 +12,7 @@ from refimpl.oracle.cases.case import Case, Run
 from refimpl.oracle.noise.measure import ErrorRatios
 from refimpl.oracle.noise.verdict import Thresholds, judge
 from refimpl.oracle.reports.result import PlayedCase
-from refimpl.oracle.second_look import NARROW, SecondLook
+from refimpl.oracle.second_look import AGAIN, CLEAR, NARROW, SecondLook
 
 KNOWN = Thresholds(
     level=0.0, spread=0.1, whole_level=0.0, whole_spread=0.1, shared=0.05, highest=0.0, base=0.0, pass_score=5.0,
@@ -83,6 +83,8 @@ def test_a_row_that_passes_beyond_where_rows_fail_says_where_it_fails_itself() -
         (8, ratios(8), ratios(8), "fail", ""),
         (6, ratios(6), ratios(6), "fail", ""),
         (7 * NARROW + 1, ratios(1), ratios(1), "fail", ""),
+        (7 * NARROW - 1, ratios(1), ratios(1), "pass", "batch 1: 7.39 x noise at place 3; not beside more honest runs"),
+        (7 * CLEAR + 1, ratios(7 * CLEAR + 1), ratios(1), "fail", ""),
         (np.nan, ratios(1), ratios(1), "fail", ""),
     ],
 )
@@ -110,3 +112,9 @@ def test_beside_a_clear_failure_a_narrow_one_is_none_to_look_at() -> None:
     one, clear, look = played(8), played(100, "batch 2"), Look(ratios(1), ratios(1))
     assert look.at_all([one, clear]) == [] and look.asked == 0
     assert one.verdict == clear.verdict == "fail"
+
+
+def test_beside_a_narrow_failure_that_stays_no_other_is_looked_at() -> None:
+    one, other, look = played(8), played(8, "batch 2"), Look(ratios(8), ratios(8))
+    assert look.at_all([one, other]) == [] and one.verdict == other.verdict == "fail"
+    assert look.asked == 1 + AGAIN
