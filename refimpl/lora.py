@@ -21,17 +21,18 @@ from .adapter_slots import AdapterSlots
 from .arrays import Array, Float, Precision, namespace, rounded
 from .config import Module
 from .dora import dora_delta
+from .matmul import SOME_TOKENS, thin
 from .plans import NO_ADAPTER, LoraMapping
 
 
 def shrink(x: Array, A: Float[Array, "rank d_in"]) -> Float[Array, "tokens rank"]:
     """x A^T. Token ids stand for one-hot rows, so that for the embedding the product is a look-up of A's columns."""
-    return A[:, x].T if x.dtype.kind in "iu" else x.dot(A.T)
+    return A[:, x].T if x.dtype.kind in "iu" else x.dot(A.T) if len(x) < SOME_TOKENS else thin(x, A.T)
 
 
 def expand(low: Float[Array, "tokens rank"], B: Float[Array, "d_out rank"]) -> Float[Array, "tokens d_out"]:
     """(x A^T) B^T."""
-    return low.dot(B.T)
+    return low.dot(B.T) if len(low) < SOME_TOKENS else thin(low, B.T)
 
 
 def lora_delta_per_token(

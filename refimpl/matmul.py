@@ -36,6 +36,7 @@ _arena = Arena()  # where they lie
 # alone (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c). Without it pieces take up to a fifth longer.
 SMALL_PRODUCT = 100**3
 ROWS_OF_PIECE = range(12, 129)  # fewer are slower than one product of all rows
+TOKENS_OF_PIECE = 16  # of a product with a thin matrix; 8 to 64 take as long, and more of them are packed again
 SIMD = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", ())
 WITHOUT_PACKING = "AVX512_SKX" in SIMD or "X86_V4" in SIMD  # the name of older and of newer NumPy
 # What one thread multiplies as fast as several of them, which first have to be woken: any weight, if there is but one.
@@ -72,6 +73,20 @@ def product(x: Float[Array, "tokens d_in"], W: Float[Array, "d_out d_in"]) -> Fl
     if tokens <= FEW_TOKENS:
         return (W @ x[:, :, None])[:, :, 0]
     return np.ascontiguousarray(W.dot(x.T).T)
+
+
+def thin(x: Float[Array, "tokens n"], M: Float[Array, "n m"]) -> Float[Array, "tokens m"]:
+    """Return x M, where n or m is the rank of an adapter: each number is used so few times that packing does not pay.
+
+    Some tokens at a time, then, so few that OpenBLAS does not do it; all pieces are one call."""
+    pieces, rest = divmod(len(x), TOKENS_OF_PIECE)
+    if pieces < 2 or not WITHOUT_PACKING or TOKENS_OF_PIECE * M.size > SMALL_PRODUCT or not isinstance(x, np.ndarray):
+        return x.dot(M)
+    (n, m), end = M.shape, len(x) - rest
+    y, each = empty((len(x), m), x), (pieces, TOKENS_OF_PIECE)
+    np.matmul(x[:end].reshape(*each, n), M, out=y[:end].reshape(*each, m))
+    y[end:] = x[end:].dot(M)
+    return y
 
 
 def panels(W: Float[Array, "d_out d_in"]) -> Float[Array, "panels d_in panel"] | None:

@@ -25,6 +25,19 @@ def test_each_form_is_the_product(
     matmul.piece.cache_clear()
 
 
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("tokens", [0, 1, 16, 31, 32, 33, 79])
+@pytest.mark.parametrize("n, m", [(40, 8), (8, 40), (300, 209), (300, 208), (1, 1), (0, 8)])
+def test_a_thin_product_is_the_product(
+    packs: bool, tokens: int, n: int, m: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matmul, "WITHOUT_PACKING", not packs)
+    rng = np.random.default_rng(tokens)
+    x, M = rng.integers(-9, 9, (tokens, n)) * 1.0, rng.integers(-9, 9, (m, n)).T * 1.0
+    for rows in (x, np.asfortranarray(x)):
+        np.testing.assert_array_equal(matmul.thin(rows, M), np.einsum("tn,nm->tm", x, M))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("tokens", [1, 2, matmul.SOME_TOKENS, matmul.SOME_TOKENS + 1])
 @pytest.mark.parametrize("d_out", [matmul.PANEL, matmul.PANEL + 1, 3 * matmul.PANEL])
