@@ -75,17 +75,18 @@ def product(x: Float[Array, "tokens d_in"], W: Float[Array, "d_out d_in"]) -> Fl
     return np.ascontiguousarray(W.dot(x.T).T)
 
 
-def thin(x: Float[Array, "tokens n"], M: Float[Array, "n m"]) -> Float[Array, "tokens m"]:
-    """Return x M, where n or m is the rank of an adapter: each number is used so few times that packing does not pay.
+def thin(x: Float[Array, "tokens d_in"], matrix: Float[Array, "d_in d_out"]) -> Float[Array, "tokens d_out"]:
+    """Return x times a matrix one of whose sides is a rank: each number is used so few times that packing does not pay.
 
     Some tokens at a time, then, so few that OpenBLAS does not do it; all pieces are one call."""
-    pieces, rest = divmod(len(x), TOKENS_OF_PIECE)
-    if pieces < 2 or not WITHOUT_PACKING or TOKENS_OF_PIECE * M.size > SMALL_PRODUCT or not isinstance(x, np.ndarray):
-        return x.dot(M)
-    (n, m), end = M.shape, len(x) - rest
-    y, each = empty((len(x), m), x), (pieces, TOKENS_OF_PIECE)
-    np.matmul(x[:end].reshape(*each, n), M, out=y[:end].reshape(*each, m))
-    y[end:] = x[end:].dot(M)
+    (d_in, d_out), (pieces, rest) = matrix.shape, divmod(len(x), TOKENS_OF_PIECE)
+    packed = not WITHOUT_PACKING or TOKENS_OF_PIECE * matrix.size > SMALL_PRODUCT
+    if pieces < 2 or packed or not isinstance(x, np.ndarray):
+        return x.dot(matrix)
+    y, end = empty((len(x), d_out), x), len(x) - rest
+    each = (pieces, TOKENS_OF_PIECE)
+    np.matmul(x[:end].reshape(*each, d_in), matrix, out=y[:end].reshape(*each, d_out))
+    y[end:] = x[end:].dot(matrix)
     return y
 
 
