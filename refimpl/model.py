@@ -37,9 +37,9 @@ def forward(
 ) -> Float[Array, "rows vocab"]:
     """One forward pass over all scheduled tokens of all requests: the logits of `batch.logits_indices`.
 
-    Keys and values of all tokens are written to the cache. From the attention of the last layer on, only those tokens
-    are computed that get logits. Where an adapter of the batch extends the vocabulary, the rows of the others are
-    filled up with -inf."""
+    Keys and values of all tokens are written to the cache. From o_proj of the last layer on, only those tokens are
+    computed that get logits. Where an adapter of the batch extends the vocabulary, the rows of the others are filled up
+    with -inf."""
     config, norms = model.config, model.config.norms
     run = ForwardContext(model, batch, adapters, ops, p)
     norm, turned, added, note = run.norm, run.turned, run.added, run.note
