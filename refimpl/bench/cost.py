@@ -11,7 +11,8 @@ Three ways to serve a step in which R requests use D different adapters:
 Counted is what cannot be avoided. Bytes: each weight that a pass uses read once, each key and value that it sees read
 once, the new ones written; what goes from one step of a layer to the next is taken to stay in caches. Flops: products
 alone, 2 for each multiplication with its addition; norms, rotations and softmax are left out. So a time here is a
-floor: no engine is faster, and launches, which no data sheet prices, come on top (launches.py counts them).
+floor: no engine is faster, and launches, which no data sheet prices, come on top (launches.py counts them). But for one
+thing: the last layer's queries are counted of all tokens, as model.forward has them, and those of the last would do.
 """
 
 import bisect
