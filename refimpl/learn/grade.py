@@ -14,6 +14,7 @@ from numpy.exceptions import ComplexWarning
 
 from .attempt import NotAttempted, TooSlow, WatchedAttempt, line_of, time_limit
 from .exercise import Attempt, Case, Exercise, Mistake, ReturnsNothing
+from .transposed import transposed_part
 from .verdict import NOT_ATTEMPTED, PASSED, RAISES, TOO_SLOW, WRONG, Verdict
 
 UNSTEADY = "Called twice with the same arguments it gives two results: something is kept between calls, or drawn."
@@ -116,7 +117,9 @@ def explain(exercise: Exercise, attempt: WatchedAttempt, case: Case, tried: int)
         lines = exercise.describe(attempt, case)
     except Exception:  # no "yours" to show
         lines = [f"case: {case}"]
-    verdict = Verdict(exercise.name, RAISES if raises else WRONG, [*lines, sentence], cases=tried)
+    also = "" if raises else transposed_part(exercise, attempt, case)
+    says = " ".join(filter(None, (sentence, also)))
+    verdict = Verdict(exercise.name, RAISES if raises else WRONG, [*lines, says], cases=tried)
     mistake = None if attempt.returned_instead else known_mistake(exercise, attempt)
     if mistake:
         verdict.mistake, verdict.says, verdict.links = mistake.name, mistake.says, mistake.links

@@ -23,6 +23,15 @@ def test_every_link_is_a_file() -> None:
     assert len(links) >= 3 and all((ROOT / "docs" / link).exists() for link in links)
 
 
+def test_the_teachers_page_leads_to_every_file_for_teachers_and_has_the_minutes_of_each_unit() -> None:
+    page = (ROOT / "teacher" / "README.md").read_text("utf-8")
+    links = set(re.findall(r"\]\(([^)#]+)", page))
+    files = {file.relative_to(ROOT / "teacher").as_posix() for file in (ROOT / "teacher").glob("*/*.*")}
+    assert files <= links and all((ROOT / "teacher" / link).exists() for link in links)
+    for unit in units():
+        assert f". {unit.title} | {unit.minutes} |" in page, unit.name
+
+
 def test_the_example_is_what_the_grader_says() -> None:
     unit = learn.load("ch06_prefix_key")
     assert isinstance(unit, Exercise)

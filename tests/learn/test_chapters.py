@@ -58,4 +58,5 @@ def test_it_is_short_and_reaches_into_no_private_name(chapter: Path) -> None:
     text = chapter.read_text("utf-8")
     assert 80 <= text.count("\n") <= 170
     assert re.findall(r"\b\w+\._[a-z]\w*", text) == []
+    assert f"`python chapters/{chapter.name}`" in text.partition("\n# %%\n")[0]  # its first page says how to run it
     assert "exercises/" not in text  # a learner's folder has none: its files lie beside chapters/

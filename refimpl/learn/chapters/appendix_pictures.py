@@ -4,6 +4,8 @@
 # You need: chapters 1 to 3, and Pillow to look at pictures (`pip install 'loracle[pictures]'`). Time: 25 minutes. There
 # is nothing to write. This appendix opens `refimpl/pictures/model.py`, a second forward pass on one page.
 #
+# To run it: `python chapters/appendix_pictures.py`, in your course's folder.
+#
 # Nothing in y = W x + scale * B (A x) knows about text. Wherever a model has linear layers and a batch has rows, each
 # row can have an adapter of its own. The model here is a Z-Image transformer that draws scenes of 48 x 48 pixels; its
 # adapters are styles. Put several of them into one batch, and each picture has its own style: the call of diffusers

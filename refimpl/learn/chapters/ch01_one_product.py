@@ -4,6 +4,9 @@
 # You need: matrix products on paper, and `@` in NumPy. Time: 35 minutes. This chapter opens `refimpl/lora.py`
 # (`adapter_scale`) and `refimpl/tools/merge.py` (`merged_weight`), and ends with a function of yours.
 #
+# To run it: `python chapters/ch01_one_product.py`, in your course's folder. Its lines `# %%` begin cells (`[markdown]`:
+# of text), which editors and notebooks run one by one; to Python they are comments.
+#
 # A fine-tuned model is mostly the model that it was tuned from, the *base*. LoRA (low-rank adaptation, Hu et al. 2021)
 # writes down the difference alone: a small patch beside each weight. All patches of one fine-tuned model together are
 # an *adapter*. Keep the patches apart from the base, and one base in memory is a thousand fine-tuned models. The whole
@@ -38,7 +41,7 @@ print(f"W {W.shape} holds {W.size:,} numbers; A {A.shape} and B {B.shape} hold {
 # %%
 diagram = diagrams.matrices([("W", d_out, d_in), ("A", r, d_in), ("B", d_out, r)], "v_proj and the pirate's patch")
 print(diagram)
-diagram  # noqa: B018
+diagram  # a notebook draws what stands last in a cell
 
 # %% [markdown]
 # ## 2. The order of two products

@@ -4,6 +4,8 @@
 # You need: chapter 1 (shrink, expand, scale). Time: 40 minutes. This chapter opens `refimpl/lora.py` (both forms of
 # `lora_delta`), and ends with a function of yours.
 #
+# To run it: `python chapters/ch02_two_adapters.py`, in your course's folder.
+#
 # To multiply one row by W, a machine reads all of W; to multiply many rows, it reads W once. So a server collects rows:
 # tokens of many users, one under the other, a *batch*. If every user has an adapter of their own, can they still share
 # one? "A thousand adapters, a thousand requests: how often does the base run?" somebody asked vLLM (issue 8228). Once
@@ -71,14 +73,14 @@ assert np.allclose(fast, y)
 # %%
 diagram = diagrams.flat_batch({"token": range(6), "adapter_ids": adapter_ids}, adapter_ids, title="As they came")
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %%
 order = np.argsort(adapter_ids, kind="stable")
 in_order = adapter_ids[order]
 diagram = diagrams.flat_batch({"token": order, "adapter_ids": in_order}, in_order, title="Sorted into segments")
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # The way back is easily forgotten. A kernel that writes the sorted rows to y[0], y[1], ... is right for every batch

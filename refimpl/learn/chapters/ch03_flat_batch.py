@@ -4,6 +4,8 @@
 # You need: chapter 2 (`adapter_ids`). Time: 40 minutes. This chapter opens `refimpl/batch.py` (`make_batch`) and
 # `refimpl/model.py` (`forward`), and ends with a function of yours inside the engine.
 #
+# To run it: `python chapters/ch03_flat_batch.py`, in your course's folder.
+#
 # A language model reads a prompt and then writes one token after the other. Reading is called *prefill*, writing
 # *decode*. A long prompt may be read in pieces, *chunks*, so that nobody else waits for all of it. At any moment a
 # server has requests in each of the three states, and a batch that wants one shape for all of them would have to fill
@@ -54,7 +56,7 @@ table = {
 requests = [("pirate", 0, 3), ("base", 3, 4), ("merchant", 4, 6)]
 diagram = diagrams.flat_batch(table, table["adapter_ids"], requests=requests, title="One step, one flat batch")
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %%
 print("logit_rows", batch.logits_indices)
@@ -121,7 +123,7 @@ for title, rows in attempts.items():
 
 diagram = diagrams.flat_batch({"adapter_ids": rows}, rows, requests, title, expected={"adapter_ids": right})
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # LoRAX and vLLM had the first one, when *speculative decoding* came (several tokens are guessed and checked in one

@@ -4,6 +4,8 @@
 # You need: chapter 3 (positions, the flat batch). Time: 45 minutes. This chapter opens `refimpl/kv_cache.py`
 # (`KVCache`) and `refimpl/attention.py` (`attention_per_token`), and ends with a function of yours inside the engine.
 #
+# To run it: `python chapters/ch04_pages.py`, in your course's folder.
+#
 # Attention is the one step in which tokens meet. Each token makes a *query*, a *key* and a *value*; its query is
 # compared with the keys of all tokens before it, and takes of their values accordingly. Keys and values of old tokens
 # never change. So they are kept: that is the *KV cache*, and where a server's memory goes.
@@ -56,7 +58,7 @@ print(tables, cache)
 # %%
 diagram = diagrams.block_pool(cache.num_blocks, tables, title="Four blocks, two owners")
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # A position leads to a *slot*, the place of one token in the whole cache, in two steps: the quotient says which entry
@@ -139,7 +141,7 @@ print("block tables", tables)
 written = {name: sorted({(table[0] * 16 + position) // 16 for position in range(40)}) for name, table in tables.items()}
 diagram = diagrams.block_pool(6, written, title="Where they wrote, counting on from the first block")
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # The pirate wrote over the merchant's first words, and the merchant into the pirate's last block.

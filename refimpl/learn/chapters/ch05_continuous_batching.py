@@ -4,6 +4,8 @@
 # You need: chapters 3 and 4 (a flat batch, pages). Time: 50 minutes. This chapter opens `refimpl/policies.py` and
 # `refimpl/scheduler.py`, and ends with a function of yours.
 #
+# To run it: `python chapters/ch05_continuous_batching.py`, in your course's folder.
+#
 # Requests do not come together, and do not end together. An engine that collects a batch, and works on it until the
 # last one is done, lets those who come in between wait, and those who are done pay for the others. So engines decide
 # anew before *every step* who is in it: *continuous batching* (Orca, Yu et al. 2022). A step has a *budget* of tokens.
@@ -63,7 +65,7 @@ def serve(budget, ops=loracle.NUMPY, most_steps=20):
 tokens, roomy = serve(64)
 diagram = diagrams.gantt(tokens, prompts, "A budget of 64 tokens a step", budget=64)
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # ## 3. A budget of ten
@@ -76,7 +78,7 @@ tokens, tight = serve(10)
 diagram = diagrams.gantt(tokens, prompts, "A budget of 10 tokens a step", budget=10)
 print(diagram)
 assert max(map(sum, zip(*tokens.values(), strict=True))) <= 10
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # Read the columns: no step has more than ten tokens, and a step has fewer only when nobody is waiting. Read the rows:
@@ -116,7 +118,7 @@ tokens, unfair = serve(10, dataclasses.replace(loracle.NUMPY, schedule=newest_fi
 assert all(np.allclose(unfair[name], roomy[name]) for name in arrivals)
 diagram = diagrams.gantt(tokens, prompts, "Newest first: the pirate stops in the middle of a sentence", budget=10)
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # An engine that always prefers the prefill of newcomers to the decoding of those who are there does the same, and under

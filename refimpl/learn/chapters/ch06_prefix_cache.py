@@ -5,6 +5,8 @@
 # says of *block*, *KV cache* and *step*. Time: 45 minutes. This chapter opens
 # `refimpl/kv_cache.py` (`prefix_key`) and `refimpl/scheduler.py`, and ends with a function of yours.
 #
+# To run it: `python chapters/ch06_prefix_cache.py`, in your course's folder.
+#
 # Two requests that begin with the same words need the same keys and values for them, so the second can read what the
 # first has computed. That is a *prefix cache*: the largest saving that a server has, and the easiest way to hand one
 # tenant another tenant's numbers. vLLM, LMCache and xLLM each did. This chapter is about the one line that decides.
@@ -80,7 +82,7 @@ order = ("robot", "robot", "merchant")
 rows = [(name, words, chain(prefix_key, name)) for name in order]
 diagram = diagrams.chains(rows, "The right key: robot, robot again, merchant")
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # ## 3. The engine finds them
@@ -117,7 +119,7 @@ leaky = dataclasses.replace(loracle.NUMPY, prefix_key=lambda *arguments: prefix_
 rows = [(name, words, chain(leaky.prefix_key, name)) for name in order]
 diagram = diagrams.chains(rows, "Without the adapter: the merchant finds the robot's blocks")
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %%
 engine = new_engine(leaky)

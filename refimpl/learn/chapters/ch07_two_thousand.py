@@ -4,6 +4,8 @@
 # You need: chapters 5 and 6 (the engine, blocks that are kept). Time: 45 minutes. This chapter opens
 # `refimpl/adapter_cache.py` and `refimpl/kv_cache.py` (`select_victim`), and ends with a function of yours.
 #
+# To run it: `python chapters/ch07_two_thousand.py`, in your course's folder.
+#
 # A company has two thousand customers, and an adapter for each. The GPU has room for some of them. So the memory of the
 # GPU becomes a *cache* of adapters: what is used stays, what is needed comes in, and somebody has to go. Whom? The
 # answer is four lines long, decides how fast the server is, and has one way to be terribly wrong.
@@ -50,7 +52,7 @@ sizes = [("the card", 80e9), ("base", base), ("KV of 200,000 tokens", 200_000 * 
 sizes += [("2,000 adapters of rank 8", 2000 * rank_8), ("the same, padded to 64", 2000 * rank_64)]
 diagram = diagrams.bars(sizes, unit="B", title="What competes for the memory of one card")
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # Every adapter that stays is room that no request's keys and values can have: a thousand tokens of context are worth
@@ -87,7 +89,7 @@ assert all(lru[1] < fifo[1] for lru, fifo in zip(*misses.values(), strict=True))
 # %%
 diagram = diagrams.curves(misses, x="adapter slots", y="misses", title="2,000 adapters, 20,000 requests", log_x=True)
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # LRU is no deep idea, and it is hard to beat: a quarter of all adapters in memory serve four requests of five.

@@ -4,6 +4,8 @@
 # You need: chapters 2 and 3 (segments, a flat batch). Time: 60 minutes. This chapter opens `kernels/lora.cu` and
 # `refimpl/cuda/launch/lora.py`, and ends with a function of yours.
 #
+# To run it: `python chapters/ch08_bytes.py`, in your course's folder.
+#
 # Why is one token at a time slow, on a machine that can multiply so fast? Because it has to *read* what it multiplies
 # by. This chapter counts bytes: first those of the base, then those of the adapters, where one kernel reads a matrix
 # once for each token, and another once for sixteen.
@@ -54,13 +56,13 @@ blocks = {(t, j): f"t{t} j{4 * j}-{4 * j + 3}" for t in range(4) for j in range(
 owner = {(t, j): adapter_ids[t] for t, j in blocks}
 diagram = diagrams.launch_grid((4, 4), 128, blocks, "BGMV: grid (tokens, rank / 4)", owner)
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %%
 blocks = {(0, 0): "t0-1 j0-15", (1, 0): "t2-3 j0-15"}
 diagram = diagrams.launch_grid((2, 1), 256, blocks, "SGMV: grid (segments, rank / 16)", {(0, 0): 0, (1, 0): 1})
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # ## 3. Count
@@ -90,7 +92,7 @@ for name, adapter_ids in batches.items():
     sizes += [(f"{name}, {kernel}", counts[kernel]) for kernel in ("BGMV", "SGMV")]
 diagram = diagrams.bars(sizes, unit="B", title="Bytes of A that sixteen tokens read")
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # Tokens that share an adapter are worth a segment: a prefill is a run of tokens with one adapter. If all differ, as in

@@ -8,6 +8,8 @@
 # bits.
 #
 # You need: chapter 1 (one product and a patch). Time: 50 minutes.
+#
+# To run it: `python chapters/ch09_rounding.py`, in your course's folder.
 
 # %%
 import dataclasses
@@ -75,7 +77,7 @@ sizes |= {f"patch x 1/{1 / strength:.0f}": strength * size(patch) for strength i
 thousandths = [(name, round(1000 * amount, 2)) for name, amount in sizes.items()]
 diagram = diagrams.bars(thousandths, title="How far rounding moves a weight, and the patch, in thousandths")
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # Where the first bars are longer than the patch's, what a merged weight gains is mostly noise. Kept apart, A and B stay

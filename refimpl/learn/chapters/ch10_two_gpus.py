@@ -7,6 +7,8 @@
 # `refimpl/learn/two_ranks.py`, which plays two ranks in one process, and ends with the function that cuts.
 #
 # You need: chapter 1 (one product and a patch) and chapter 2. Time: 40 minutes.
+#
+# To run it: `python chapters/ch10_two_gpus.py`, in your course's folder.
 
 # %%
 import dataclasses
@@ -77,7 +79,7 @@ diagram = diagrams.matrices(
     "down_proj on two ranks: A is cut with the columns of W, B is whole",
 )  # fmt: skip
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # ## 3. All layers

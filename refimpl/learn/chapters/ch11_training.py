@@ -7,6 +7,8 @@
 # those three, written by you.
 #
 # You need: chapter 1 (one product and a patch) and chapter 2 (who gets which). Time: 55 minutes.
+#
+# To run it: `python chapters/ch11_training.py`, in your course's folder.
 
 # %%
 import numpy as np
@@ -115,7 +117,7 @@ assert losses[200] < 1e-3
 points = {"loss": list(enumerate(losses[:101]))}
 diagram = diagrams.curves(points, "steps", "loss", "A change of rank 1, learned with rank 2")
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # Look at the beginning: it is slow, because dA is nearly zero as long as B is; then both pull together. And the second

@@ -7,6 +7,8 @@
 # requests of yours, and the score is how many known bugs they expose.
 #
 # You need: chapters 1 to 3; 5 and 7 help. Time: 55 minutes.
+#
+# To run it: `python chapters/ch12_engines.py`, in your course's folder.
 
 # %%
 from collections import Counter
@@ -92,7 +94,7 @@ for name, score in scores.items():
 bars = [(name, len(score.exposed)) for name, score in scores.items()]
 diagram = diagrams.bars([*bars, ("all", len(exposed.mutants()))], title="Known bugs that a test exposes")
 print(diagram)
-diagram  # noqa: B018
+diagram
 
 # %% [markdown]
 # Three more tokens and another alpha, and the score grows from 10 to 27. None of it took a clever check: comparing rows
