@@ -4,8 +4,8 @@
 # You need: matrix products on paper, and `@` in NumPy. Time: 35 minutes. This chapter opens `refimpl/lora.py`
 # (`adapter_scale`) and `refimpl/tools/merge.py` (`merged_weight`), and ends with a function of yours.
 #
-# To run it: `python chapters/ch01_one_product.py`, in your course's folder. Its lines `# %%` begin cells (`[markdown]`:
-# of text), which editors and notebooks run one by one; to Python they are comments.
+# To run it: `python chapters/ch01_one_product.py`, in your course's folder. The comments with `%%` in the script
+# begin cells (`[markdown]`: of text), which editors run one by one.
 #
 # A fine-tuned model is mostly the model that it was tuned from, the *base*. LoRA (low-rank adaptation, Hu et al. 2021)
 # writes down the difference alone: a small patch beside each weight. All patches of one fine-tuned model together are
