@@ -11,6 +11,7 @@ from .cases.testbed import Testbed
 from .causes.asked import Asked, Place, is_single
 from .causes.facts import facts_of
 from .causes.quiet import quiet_testbed
+from .causes.schedule import batch_of, scheduled_regions
 from .causes.suspect import Suspect, suspect_of
 from .engine_driver import EngineDriver
 from .noise.ensemble import Member
@@ -66,10 +67,12 @@ class Failures:
                 break
             for exchange, raw, verdict in self.as_they_came(one):
                 if len(by_verdict.get(verdict, ())) < GRADED and verdict in by_verdict:
-                    suspect = suspect_of(one.case, exchange, raw, self.testbed)
+                    suspect = suspect_of(one.case, exchange, raw, self.testbed, earlier)
                     facts = facts_of(one.case, exchange, self.testbed, earlier)
+                    requests = batch_of(one.case, exchange, suspect.batch)
+                    regions = scheduled_regions(requests, exchange.index)
                     place = one.case.name, exchange.run, exchange.index
-                    by_verdict[verdict].append(Asked(suspect, place, facts, verdict == "fail"))
+                    by_verdict[verdict].append(Asked(suspect, place, facts, verdict == "fail", regions))
             exchanges = self.driver.exchanges(one.case, one.settings)
             earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
         failed = by_verdict["fail"]

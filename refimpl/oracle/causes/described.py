@@ -77,7 +77,7 @@ def _described(
 
 
 def _observed(request: Request, present: Array) -> Observed:
-    regions = request.as_it_came.suspect.token_regions
+    regions = [*request.as_it_came.suspect.token_regions, *request.as_it_came.regions]
     return Observed(
         request.as_it_came.facts, [replace(one, members=one.members[: len(present)]) for one in regions], present
     )

@@ -7,7 +7,10 @@ from functools import partial
 from ...arrays import Array
 from .adapter_sources import adapter_sources, registered
 from .mix_up import Delta, Point, Source
+from .own_sources import but_for_its_bias, scale_sources
 from .relations import label
+from .row_sources import order_sources
+from .slot_sources import slot_sources
 from .sources import THE_BASE, WHICHEVER, sources_of
 from .suspect import Suspect, binding_bugs, bound_by
 
@@ -33,6 +36,8 @@ def families_of(suspect: Suspect) -> dict[str, list[Source]]:
         called = other or THE_BASE
         for one in adapter_sources(key, other, called) if other != key else ():
             families.setdefault(one.key.removesuffix(called) + WHICHEVER, []).append(one)
+    if single and key is not None:
+        families |= {one.key: [one] for one in slot_sources(key, suspect.occupants)}
     for i, (mine, weight) in enumerate(adapters if not single else ()):
         for other in (*testbed.adapters, None):
             if other != mine:
@@ -54,7 +59,8 @@ def _of_one(suspect: Suspect, key: str) -> dict[str, Source]:
     testbed = suspect.testbed
     of_own = sources_of(key, {}, testbed.exact.config.layer_modules, testbed.wide[key].config.use_rslora)
     bugs = registered(key, binding_bugs(testbed, key), partial(bound_by, testbed, key))
-    return {one.key: one for one in (*of_own, *bugs) if not one.key.startswith("of the ")}
+    apart = [but_for_its_bias(key, one) for one in (*scale_sources(key), *order_sources(key))]
+    return {one.key: one for one in (*of_own, *bugs, *apart) if not one.key.startswith("of the ")}
 
 
 def of_all(parts: Sequence[tuple[float, Source]]) -> Source:

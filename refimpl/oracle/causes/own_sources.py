@@ -79,6 +79,8 @@ def scale_sources(key: str) -> Iterator[Source]:
     words = "its own delta at the whole part of its scale"
     yield Source("whole scale", words, at(lambda point, lora: float(np.floor(lora.scale))), "instead", 4)
     yield Source("scale squared", "its own delta scaled twice", at(lambda point, lora: lora.scale**2), "instead", 3)
+    words = "its own delta scaled three times"
+    yield Source("scale cubed", words, at(lambda point, lora: lora.scale**3), "instead", 3.5)
     yield Source(
         "scale inverse", "its own delta divided by its scale", at(lambda _, lora: 1 / lora.scale), "instead", 4
     )
@@ -92,6 +94,21 @@ def scale_sources(key: str) -> Iterator[Source]:
         for name in names:
             words = f"its own delta at the scale of {name}"
             yield Source(f"scale of {name}", words, at(partner(names, name)), "instead", 4)
+
+
+def but_for_its_bias(key: str, source: Source) -> Source:
+    """The same done to B A x alone: an engine that keeps biases apart may have them right. An adapter's without any is
+    the very same."""
+
+    def delta(point: Point) -> Array | None:
+        own_weights = point.weights[key]
+        if all(lora.bias is None for lora in own_weights.values()):
+            return source.delta(point)
+        plain = {module: replace(lora, bias=None) for module, lora in own_weights.items()}
+        return source.delta(replace(point, weights={**point.weights, key: plain}))
+
+    words = f"{source.words}, its bias as it should be"
+    return replace(source, key=f"{source.key}, not its bias", words=words, delta=delta, cost=source.cost + 0.5)
 
 
 ROUNDED = {

@@ -25,9 +25,11 @@ from ..noise.measure import Errors
 from ..noise.rms import rms_shown
 from .adapter_sources import registered, step_sources
 from .adjoint import Adjoint, adjoint
+from .history import history
 from .mix_up import EXACT, Point, Source
 from .regions import Region, module_regions, token_regions
 from .relations import adapters_of_batch, label, relations
+from .slot_sources import occupants_of
 from .sources import sources_of, whichever
 from .watch import Watch
 
@@ -38,8 +40,10 @@ UNCHECKED = {"embed", "lora_delta", "check_batch"}  # those that every mutant re
 PARAMETRISED_UP_TO = 200_000  # numbers of an adapter for which bugs are tried at every value of their parameters
 
 
-def suspect_of(case: Case, exchange: Exchange, raw: Errors, testbed: Testbed) -> "Suspect":
-    """Return a request of a case with what the others there are to it."""
+def suspect_of(
+    case: Case, exchange: Exchange, raw: Errors, testbed: Testbed, used: Sequence[str | None] = ()
+) -> "Suspect":
+    """Return a request of a case with what the others there are to it. used: the adapters of the requests before."""
     before = case.runs[exchange.run].requests[: exchange.index]
     offset = sum(len(request.prompt_ids) for request in before)
     after = case.runs[exchange.run].requests[exchange.index + 1 :]
@@ -49,7 +53,8 @@ def suspect_of(case: Case, exchange: Exchange, raw: Errors, testbed: Testbed) ->
     shared = max((_alike(prompt, one.prompt_ids) for one in earlier), default=0)
     padding = max(len(one.prompt_ids) for one in case.runs[exchange.run].requests) - len(prompt)
     others, batch = relations(case, exchange, testbed), adapters_of_batch(case, exchange, testbed)
-    return Suspect(exchange, raw, testbed, others, offset, beside, shared, batch, padding)
+    occupants = occupants_of(history(case, exchange, testbed, used), exchange.adapters)
+    return Suspect(exchange, raw, testbed, others, offset, beside, shared, batch, padding, occupants)
 
 
 def _alike(prompt: Sequence[int], other: Sequence[int]) -> int:
@@ -70,6 +75,7 @@ class Suspect:
     shared: int = 0  # tokens at its beginning that an earlier request of its case had as well
     batch: tuple[tuple[tuple[str, float], ...], ...] = ()  # adapters and weights of each request of its batch
     padding: int = 0  # tokens that the longest prompt of its batch has more
+    occupants: Mapping[int, tuple[str, ...]] = field(default_factory=dict)  # of its slot before, the latest first
     _batches: dict[int, tuple[Batch, KVCache, AdapterCache]] = field(default_factory=dict, repr=False)
 
     @property

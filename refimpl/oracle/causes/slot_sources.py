@@ -1,0 +1,105 @@
+"""What the adapters that were in a slot before left there, where the slot is not cleared when another one moves in.
+
+Each tensor of a slot is that of the last occupant that had one there, so that it may be of another adapter at each
+module. Who was in it depends on how many slots an engine has; here they are given away as most engines do it: a free
+one first, then that of the adapter that was used least recently (vLLM's LRU cache of adapters, lora/model_manager.py).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ...adapter_slots import LoraWeights
+from ...arrays import Array
+from .history import History
+from .mix_up import Delta, Point, Source, blended
+
+COUNTS = (1, 2, 3, 4, 5, 6, 8)  # slots of an engine
+
+
+def occupants(used: Sequence[str | None], slots: int) -> tuple[str, ...]:
+    """Return which adapters were in the slot of the one that was used last, the latest first, without itself.
+
+    used: the adapters of all requests in order, None: the base; not empty, and the last of them an adapter."""
+    resident: dict[str, int] = {}  # adapter -> its slot, the least recently used first
+    filled: list[list[str]] = [[] for _ in range(slots)]  # of each slot, its occupants
+    for key in used:
+        if key is None:
+            continue
+        if key in resident:
+            slot = resident.pop(key)
+        elif len(resident) < slots:
+            slot = next(slot for slot in range(slots) if slot not in resident.values())
+        else:
+            slot = resident.pop(next(iter(resident)))
+        resident[key] = slot
+        if not filled[slot] or filled[slot][-1] != key:
+            filled[slot].append(key)
+    own_key = next(key for key in reversed(used) if key is not None)
+    before = filled[resident[own_key]][-2::-1]
+    return tuple(dict.fromkeys(one for one in before if one != own_key))
+
+
+def occupants_of(past: History, adapters: Sequence[tuple[str, float]]) -> dict[int, tuple[str, ...]]:
+    """Return which adapters were in the slot of a request's adapter before, by the number of slots that an engine has;
+    none for the base or a sum. past: what came before the request."""
+    used = [*past.used, *(key for key, _ in adapters)]
+    return {slots: occupants(used, slots) for slots in COUNTS} if len(adapters) == 1 else {}
+
+
+def slot_sources(key: str, occupants_of: Mapping[int, Sequence[str]]) -> Iterator[Source]:
+    """Yield what may be left of them. occupants_of: those of its slot, the latest first, if there are so many slots."""
+    for slots, former in occupants_of.items():
+        if former:
+            had = f"the last adapter that had one there, of those in its slot ({slots} in all) before"
+            words = f"the delta of {had}, at modules that its own adapter leaves alone,"
+            yield Source(f"in its slot of {slots}", words, _whole_delta(key, former), "added", 3)
+            words = f"the bias of lora_B of {had}, where its own has none,"
+            yield Source(f"bias in its slot of {slots}", words, _bias(key, former), "added", 3)
+            words = f"the ranks beyond its own of adapters that were in its slot ({slots} in all) before"
+            ranks, scaled_ranks = _ranks(key, former, True), _ranks(key, former, False)
+            yield Source(f"ranks in its slot of {slots}", words, ranks, "added", 3)
+            words = f"{words}, at their own scale,"
+            yield Source(f"scaled ranks in its slot of {slots}", words, scaled_ranks, "added", 4)
+
+
+def _whole_delta(key: str, former: Sequence[str]) -> Delta:
+    def delta(point: Point) -> Array | None:
+        deltas = (point.full_delta(one) for one in former) if point.of(key) is None else iter(())
+        return next((one for one in deltas if one is not None), None)
+
+    return delta
+
+
+def _bias(key: str, former: Sequence[str]) -> Delta:
+    def delta(point: Point) -> Array | None:
+        own_lora = point.of(key)
+        if own_lora is not None and own_lora.bias is not None:
+            return None
+        some = (point.of(one) for one in former)
+        last = next((one for one in some if one is not None and one.bias is not None), None)
+        return None if last is None or last.bias is None else np.tile(last.bias * last.scale, (len(point.x), 1))
+
+    return delta
+
+
+def _ranks(key: str, former: Sequence[str], at_own_scale: bool) -> Delta:
+    """Each of them left the ranks that nobody since has had."""
+
+    def delta(point: Point) -> Array | None:
+        own_lora, total = point.of(key), None
+        if own_lora is None:
+            return None
+        r = own_lora.A.shape[0]
+        for one in (point.of(name) for name in former):
+            if one is None or one.A.shape[0] <= r:
+                continue
+            tail: LoraWeights = replace(one, A=one.A[r:], B=one.B[:, r:], bias=None)
+            beyond = blended(point, tail, tail, own_lora if at_own_scale else tail, None)
+            r = one.A.shape[0]
+            if beyond is not None:
+                total = beyond if total is None else total + beyond
+        return total
+
+    return delta
