@@ -100,7 +100,7 @@ def _report(said: Sequence[Said], failed: int, testbed: Testbed, seconds: float)
         of_these = frozenset(change.source for change in some)
         if of_these not in sources and not any(change.bug for change in some):
             sources.add(of_these)
-            also.append("; and ".join(change.sentence for change in some))
+            also.append("; and ".join(change.in_full for change in some))
     explained = best.traced.explained
     if len(explained) < NAMED * failed:  # another bug may do the same here, and more elsewhere
         changes[0] = tuple(replace(change, bug="", links=()) for change in changes[0])

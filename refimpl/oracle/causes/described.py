@@ -16,6 +16,7 @@ from .rule import Observed, Rule, rule
 from .sources import CHOICE, THE_BASE, WHICHEVER
 from .statement import Change, in_words
 from .traced import Request, Traced
+from .trial import presence
 
 EXCEPTIONS = 0.1  # of the requests that a rule may be wrong in; more: it is said how often, and not when
 RIVALS = 2  # rules beside the best one that are said; of more only their number is
@@ -25,6 +26,7 @@ FIXED = 6.0  # of one that is the same adapter everywhere
 UNRULY = 40.0  # bits of a mistake for whose tokens no rule was found
 NAMES = 4  # that are tried with a rule; larger: slower
 MOST_NAMES = 6  # of adapters, that are said
+SHOWN = 4  # requests in which it is seen where a mistake does something; larger: slower
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +150,30 @@ def change_of(
     is_everywhere = not fitting.tokens and is_rule(fitting)
     bug = source.key if source.kind == "bug" and not mistake.modules and is_everywhere else ""
     tokens, when = ", and of these ".join(fitting.tokens), fitting.where
-    when += "".join(f" (or {rival.words})" for rival in fitting.rivals[:RIVALS])
+    when = " ".join(filter(None, [when, *(f"(or {rival.words})" for rival in fitting.rivals[:RIVALS])]))
     if not is_rule(fitting):
         often = f"in {one.present} of {one.present + one.right} tokens that would show it"
         tokens, when = "", often + (f"; nearest: {fitting.words}" if fitting.words else "")
-    return Change(words, mistake.family, mistake.modules, tokens, coefficient, pairs, bug, links.get(bug, ()), when)
+    modules = _effective(mistake, list(requests))
+    return Change(words, mistake.family, modules, tokens, coefficient, pairs, bug, links.get(bug, ()), when)
+
+
+def _effective(mistake: Mistake, requests: Sequence[Request]) -> str:
+    """Return the words of the plainest region of just those modules at which a mistake did something, of those at which
+    it or the own delta could: "every module" says little of a source that is there at k_proj alone."""
+    short = sorted((one for one in requests if mistake.family in one.families), key=lambda one: one.tokens)[:SHOWN]
+    if not short:
+        return mistake.modules
+    regions = short[0].as_it_came.suspect.module_regions
+    effective = possible = np.zeros(len(regions[0].members), bool)
+    for one in short:
+        sources = one.families[mistake.family]
+        present = presence(one.walk, (), one.tokens, [*sources, *one.families.get("own", [])])
+        effective = effective | present[: len(sources)].any(axis=0)
+        possible = possible | present.any(axis=0)
+    effective = effective & short[0].walk.at(mistake.modules)
+    same = [one for one in regions if np.array_equal(one.members & possible, effective)]
+    return min(same, key=lambda one: one.cost).words if same and effective.any() else mistake.modules
 
 
 def _measure(

@@ -67,6 +67,9 @@ def _of_adapter(exchange: Exchange, testbed: Testbed) -> Iterator[tuple[str, str
     yield "its adapter has an alpha_pattern", "its adapter has no alpha_pattern", bool(config.alpha_pattern), 3
     yield "its adapter has a bias of lora_B", "its adapter has no bias of lora_B", config.lora_bias, 3
     yield "its adapter leaves modules alone", "its adapter is on every module", is_partial(adapter, testbed), 3
+    for name in sorted({module[1] for one in testbed.adapters.values() for module in one.lora}):
+        has = any(module[1] == name for module in adapter.lora)
+        yield f"its adapter leaves {name} alone", f"its adapter is on {name}", not has, 3.5
     yield "its adapter brings whole layers along", "it brings no whole layer along", bool(adapter.replaced), 3
     for n in (4, 8, 12, 16, 32):
         yield f"its rank is above {n}", f"its rank is {n} or less", max(ranks, default=0) > n, 4

@@ -14,6 +14,7 @@ ROUND = (-1.0, 1.0, -0.5, 0.5, -2.0, 2.0)  # how often the own delta is there to
 FLOPS = 10**11  # of all mistakes of so many bits at one token; of a larger base the plainest alone are tried
 FEWEST = 32  # that are tried anyhow
 COSTLY = (6.0, 8.0)  # bits of a source and its region together, tried after one another; larger: slower
+WIDER = 10.0  # of a source that was found, at any region
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def mistakes(
         fitting = good(rows_of_all(walk, present, sources, least, most))
         if fitting:  # of the same sources at other modules this token may not tell
             of_found = present & np.isin(np.arange(len(sources)), [row.source for row in fitting])[:, None]
-            fitting += good(rows_of_all(walk, of_found, sources, most, COSTLY[-1]))
+            fitting += good(rows_of_all(walk, of_found, sources, most, WIDER))
             break
     return sorted(dict.fromkeys(mistake for row in fitting for mistake in named(walk, row, sources)), key=_bits)
 
@@ -95,7 +96,7 @@ def rows_of_all(
         for j, region in enumerate(regions):
             if source.kind == "bug" and region.words:  # a known bug is what it is: everywhere
                 continue
-            if source.cost + region.cost <= COSTLY[-1] and (here := region.members & present[i]).any():
+            if source.cost + region.cost <= WIDER and (here := region.members & present[i]).any():
                 sets.setdefault(here.tobytes(), []).append(j)
         for same in sets.values():
             if not least < source.cost + min(regions[j].cost for j in same) <= most:

@@ -26,6 +26,11 @@ class Change:
         tokens = f", for {self.tokens}" if self.tokens else ""
         return f"{self.what}{where}{tokens}"
 
+    @property
+    def in_full(self) -> str:
+        """With when it holds."""
+        return self.sentence + _behind(self.when)
+
 
 @dataclass(frozen=True)
 class CauseReport:
@@ -55,20 +60,28 @@ class CauseReport:
         """The whole cause in one sentence."""
         if self.where or not any(change.when for change in self.changes):
             sentence = "; and ".join(change.sentence for change in self.changes)
-            sentence += f", {self.where}" if self.where else ""
+            sentence += _behind(self.where)
         else:
-            parts = [change.sentence + (f", {change.when}" if change.when else "") for change in self.changes]
-            sentence = "; and ".join(parts)
+            sentence = "; and ".join(change.in_full for change in self.changes)
         return sentence + "".join(f"; or, which cannot be told apart here: {other}" for other in self.also)
 
     @property
     def evidence(self) -> str:
         """What speaks for it, in numbers."""
         share = f"{self.explained} of {self.failed} failed requests"
-        exceptions = f", {self.exceptions} requests do not fit the condition" if self.exceptions else ""
-        rest = 1 - self.explained / self.failed
-        part = f"part of it, leaves {rest:.0%} of them: " if rest > SMALL else ""
-        return f"{part}explains {share}, at most {self.residual:.2g} x noise left{exceptions}"
+        count = f"{self.exceptions} request{' does' if self.exceptions == 1 else 's do'}"
+        exceptions = f", {count} not fit the condition" if self.exceptions else ""
+        rest = self.failed - self.explained
+        part, more = "", ""
+        if rest > SMALL * self.failed:
+            part = "a part of what is wrong: "
+            more = f"; something else is wrong in the other {rest}, so mend this and ask again"
+        return f"{part}explains {share}, at most {self.residual:.2g} x noise left{exceptions}{more}"
+
+
+def _behind(when: str) -> str:
+    """A condition behind a sentence; other rules in brackets, if it is nothing else."""
+    return f"{' ' if when.startswith('(') else ', '}{when}" if when else ""
 
 
 def in_words(words: str, kind: str, coefficient: float | None, by_adapter: tuple[tuple[str, float], ...]) -> str:
