@@ -29,7 +29,7 @@ TERMS = 3  # mistakes of one cause; larger: slower
 LOOKS = 2  # wrong tokens at which every mistake is tried; larger: slower
 ASKED = 24  # whose first wrong token is asked which of those that were found explain it as well; larger: slower
 SCREENED = 32  # mistakes that are followed through a few requests first; larger: slower
-SEEN = 24  # mistakes that explained a token before, tried at another one first; larger: slower
+SEEN = 16  # mistakes that explain a token, tried at other ones before all are; larger: slower
 FEW = 3  # requests
 FOLLOWED = 6  # mistakes that are followed; larger: slower
 CROOKED = 2.0  # bits more than those of a mistake that explains as many; larger: more of them are followed
@@ -45,7 +45,7 @@ def trace(loud: Sequence[Asked], quietly: Iterable[Sequence[Suspect]], limit: fl
     adapters: two mistakes in one token are looked for in those, where no one mistake explains a token."""
     failed = _affordable(sorted((Request(one) for one in loud if one.failed), key=lambda one: one.tokens))
     nothing = Traced((), {request: request.follow([()], limit)[0] for request in failed})
-    best, seen = [nothing], dict[Mistake, None]()
+    best, seen = [nothing], list[list[Mistake]]()
     for _ in range(TERMS):
         if len(best[0].explained) >= ENOUGH * len(failed) or clock.is_late("one more mistake"):
             break
@@ -103,21 +103,21 @@ def _two_at_once(nothing: Traced, quietly: Iterable[Sequence[Suspect]], limit: f
     return []
 
 
-def _candidates(traced: Traced, seen: dict[Mistake, None], limit: float, clock: Clock) -> list[Mistake]:
+def _candidates(traced: Traced, seen: list[list[Mistake]], limit: float, clock: Clock) -> list[Mistake]:
     """Return the mistakes that explain most of the tokens at which a cause ends, simplest first among equals.
 
-    seen: those that explained a token of any request; those that do so now are added."""
+    seen: those that explain each of the tokens that were looked at; those that explain another one now are added."""
     votes: Counter[Mistake] = Counter()
     looks = 0
     for request in _different(traced.rest)[:ASKED]:
-        others = sorted((one for one in seen if one not in traced.cause), key=lambda one: one.cost)[:SEEN]
-        fitting = _fitting(request, traced, others, limit)
+        others = [one for some in seen if not set(some) & set(traced.cause) for one in some[:SEEN]]
+        fitting = _fitting(request, traced, list(dict.fromkeys(others)), limit)
         votes.update(fitting)
         if not fitting and looks < LOOKS and not clock.is_late("every mistake at one more token"):
             looks += 1
             fitting = [one for one in dict.fromkeys(_every(request, traced, limit)) if one not in traced.cause]
             votes.update(fitting)
-            seen.update(dict.fromkeys(fitting))
+            seen.append(fitting)
     most = max(votes.values(), default=0)
     plain = min((one.cost for one, count in votes.items() if count == most), default=0.0)
     good = [one for one, count in votes.items() if 4 * count > 3 * most and one.cost <= plain + CROOKED]
