@@ -26,7 +26,7 @@ from .trial import Given
 from .walk import Walk
 
 TERMS = 3  # mistakes of one cause; larger: slower
-LOOKS = 2  # wrong tokens at which every mistake is tried; larger: slower
+LOOKS = 3  # wrong tokens at which every mistake is tried; larger: slower
 ASKED = 24  # whose first wrong token is asked which of those that were found explain it as well; larger: slower
 SCREENED = 32  # mistakes that are followed through a few requests first; larger: slower
 SEEN = 16  # mistakes that explain a token, tried at other ones before all are; larger: slower
@@ -76,19 +76,22 @@ def _affordable(requests: Sequence[Request]) -> list[Request]:
 
 
 def _two_at_once(nothing: Traced, quietly: Iterable[Sequence[Suspect]], limit: float, clock: Clock) -> list[Traced]:
-    """Return the pairs of mistakes that explain most of the failed requests; [] if none is found."""
+    """Return the pairs of mistakes, or single ones that quiet requests show first, that explain most of the failed
+    requests; [] if none is found."""
     for suspects in quietly:
         quiet = _different([Request(Asked(one, ("", 0, 0), {}, True)) for one in suspects])
         votes: Counter[Cause] = Counter()
         for request in quiet[:2]:
             (ended,) = request.follow([()], limit)
             if ended.line is not None and ended.dead is not None and not _is_early(ended.dead, request.walk):
-                votes.update(pairs(request.walk, ended.line.blocks, request.sources, limit))
+                found = mistakes(request.walk, ended.line.blocks, 1, request.sources, limit)
+                votes.update([(one,) for one in found])  # neither of a pair may do nothing here
+                votes.update(pairs(request.walk, ended.line.blocks, request.sources, limit) if not found else ())
             if votes or clock.is_late("two mistakes in one token of another request"):
                 break
         causes = sorted(votes, key=lambda pair: sum(one.cost for one in pair))[: 4 * FOLLOWED]
         for request in quiet[1:]:
-            causes = [one for one in causes if one[0].family in request.families and one[1].family in request.families]
+            causes = [one for one in causes if all(mistake.family in request.families for mistake in one)]
             for cause, one in zip(causes, request.follow(causes, limit), strict=True):
                 votes[cause] += one.dead is None
         best = sorted(causes, key=lambda one: -votes[one])[: FOLLOWED // 2]
@@ -205,8 +208,8 @@ def _different(requests: Sequence[Request]) -> list[Request]:
     first: dict[str | None, Request] = {}
     for one in ranked:
         first.setdefault(label(one.as_it_came.suspect.exchange.adapters), one)
-    sums = {one: len(one.as_it_came.suspect.exchange.adapters) > 1 for one in first.values()}  # of mistakes of its own
-    chosen = sorted(first.values(), key=lambda one: (sums[one], -one.modules, one.tokens))
+    # Sums and weights have mistakes of their own beside those that all requests have.
+    chosen = sorted(first.values(), key=lambda one: (not one.as_it_came.is_single, -one.modules, one.tokens))
     return chosen + [one for one in ranked if one not in chosen]
 
 
