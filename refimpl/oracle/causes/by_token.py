@@ -45,11 +45,11 @@ def trace(loud: Sequence[Asked], quietly: Iterable[Sequence[Suspect]], limit: fl
     adapters: two mistakes in one token are looked for in those, where no one mistake explains a token."""
     failed = _affordable(sorted((Request(one) for one in loud if one.failed), key=lambda one: one.tokens))
     nothing = Traced((), {request: request.follow([()], limit)[0] for request in failed})
-    best, seen = [nothing], list[list[Mistake]]()
+    best, of_tokens = [nothing], list[list[Mistake]]()
     for _ in range(TERMS):
         if len(best[0].explained) >= ENOUGH * len(failed) or clock.is_late("one more mistake"):
             break
-        fitting = _candidates(best[0], seen, limit, clock)
+        fitting = _candidates(best[0], of_tokens, limit, clock)
         more: list[Traced] = []
         for mistake in fitting:
             if more and clock.is_late("other mistakes in its place"):
@@ -84,9 +84,9 @@ def _two_at_once(nothing: Traced, quietly: Iterable[Sequence[Suspect]], limit: f
         for request in quiet[:2]:
             (ended,) = request.follow([()], limit)
             if ended.line is not None and ended.dead is not None and not _is_early(ended.dead, request.walk):
-                found = mistakes(request.walk, ended.line.blocks, 1, request.sources, limit)
-                votes.update([(one,) for one in found])  # neither of a pair may do nothing here
-                votes.update(pairs(request.walk, ended.line.blocks, request.sources, limit) if not found else ())
+                singles = mistakes(request.walk, ended.line.blocks, 1, request.sources, limit)
+                votes.update([(one,) for one in singles])  # neither of a pair may do nothing here
+                votes.update(pairs(request.walk, ended.line.blocks, request.sources, limit) if not singles else ())
             if votes or clock.is_late("two mistakes in one token of another request"):
                 break
         causes = sorted(votes, key=lambda pair: sum(one.cost for one in pair))[: 4 * FOLLOWED]
@@ -106,21 +106,21 @@ def _two_at_once(nothing: Traced, quietly: Iterable[Sequence[Suspect]], limit: f
     return []
 
 
-def _candidates(traced: Traced, seen: list[list[Mistake]], limit: float, clock: Clock) -> list[Mistake]:
+def _candidates(traced: Traced, of_tokens: list[list[Mistake]], limit: float, clock: Clock) -> list[Mistake]:
     """Return the mistakes that explain most of the tokens at which a cause ends, simplest first among equals.
 
-    seen: those that explain each of the tokens that were looked at; those that explain another one now are added."""
+    of_tokens: those that explain each token that was looked at; those that explain another one now are added."""
     votes: Counter[Mistake] = Counter()
     looks = 0
     for request in _different(traced.rest)[:ASKED]:
-        others = [one for some in seen if not set(some) & set(traced.cause) for one in some[:SEEN]]
+        others = [one for some in of_tokens if not set(some) & set(traced.cause) for one in some[:SEEN]]
         fitting = _fitting(request, traced, list(dict.fromkeys(others)), limit)
         votes.update(fitting)
         if not fitting and looks < LOOKS and not clock.is_late("every mistake at one more token"):
             looks += 1
             fitting = [one for one in dict.fromkeys(_every(request, traced, limit)) if one not in traced.cause]
             votes.update(fitting)
-            seen.append(fitting)
+            of_tokens.append(fitting)
     most = max(votes.values(), default=0)
     plain = min((one.cost for one, count in votes.items() if count == most), default=0.0)
     good = [one for one, count in votes.items() if 4 * count > 3 * most and one.cost <= plain + CROOKED]

@@ -1,0 +1,149 @@
+"""What an engine does not say, worked out: who was in a slot before, and in which step a token was computed."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.testbed import CONFIG
+
+from refimpl.adapter_slots import LoraWeights
+from refimpl.config import Module
+from refimpl.oracle.causes.mix_up import Point, Source
+from refimpl.oracle.causes.own_sources import but_for_its_bias, scale_sources
+from refimpl.oracle.causes.row_sources import order_sources
+from refimpl.oracle.causes.schedule import Scheduled, in_steps, scheduled_regions, steps
+from refimpl.oracle.causes.slot_sources import occupants, slot_sources
+
+pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
+
+
+class Slots:
+    """The definition: slots with a clock, all that was ever in each of them kept."""
+
+    def __init__(self, count: int) -> None:
+        self.filled: list[list[str]] = [[] for _ in range(count)]
+        self.used_at: dict[str, int] = {}  # of those that are in a slot
+        self.now = 0
+
+    def use(self, key: str) -> int:
+        self.now += 1
+        slot = next((i for i, some in enumerate(self.filled) if key in self.used_at and some[-1:] == [key]), None)
+        if slot is None:
+            free = [i for i, some in enumerate(self.filled) if not some or some[-1] not in self.used_at]
+            slot = free[0] if free else min(range(len(self.filled)), key=lambda i: self.used_at[self.filled[i][-1]])
+            if self.filled[slot]:
+                self.used_at.pop(self.filled[slot][-1], None)
+            self.filled[slot].append(key)
+        self.used_at[key] = self.now
+        return slot
+
+
+@given(st.lists(st.sampled_from([None, *"abcde"]), max_size=20), st.sampled_from("abcde"), st.integers(1, 6))
+def test_occupants_of_a_slot(used: list[str | None], own_key: str, count: int) -> None:
+    slots = Slots(count)
+    for key in used:
+        if key is not None:
+            slots.use(key)
+    filled = slots.filled[slots.use(own_key)]
+    former = [key for key in reversed(filled) if key != own_key]
+    assert occupants([*used, own_key], count) == tuple(dict.fromkeys(former))
+
+
+def weights(rng: np.random.Generator, r: int, bias: bool) -> LoraWeights:
+    A, B = rng.standard_normal((r, 20)), rng.standard_normal((16, r))
+    return LoraWeights(A, B, 0.5 * r, rng.standard_normal(16) if bias else None)
+
+
+MODULE = (0, "k_proj")
+
+
+def point(of: dict[str, dict[Module, LoraWeights]]) -> Point:
+    x = np.random.default_rng(1).standard_normal((3, 20))
+    return Point(MODULE, x, CONFIG, of, {key: {} for key in of}, {}, np.zeros((16, 20)), {})
+
+
+def test_a_slot_that_is_only_written_over() -> None:
+    """The definition: buffers of the largest rank, into which each occupant writes what it has, oldest first."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        some = {key: {MODULE: weights(rng, int(rng.integers(1, 6)), rng.random() < 0.5)} for key in "abcd"}
+        here = point(some)
+        A, B, bias = np.zeros((6, 20)), np.zeros((16, 6)), np.zeros(16)
+        for key in "dcba":  # a is in it now
+            lora = some[key][MODULE]
+            r = len(lora.A)
+            A[:r], B[:, :r] = lora.A, lora.B
+            if lora.bias is not None:
+                bias = lora.bias * lora.scale
+        own_lora = some["a"][MODULE]
+        sources = {source.key: source for source in slot_sources("a", {2: "bcd"})}
+        right = here.x @ own_lora.A.T @ own_lora.B.T * own_lora.scale
+        ranks = sources["ranks in its slot of 2"].delta(here)
+        np.testing.assert_allclose(right + (0 if ranks is None else ranks), here.x @ A.T @ B.T * own_lora.scale)
+        own_bias = 0 if own_lora.bias is None else own_lora.bias * own_lora.scale
+        biases = sources["bias in its slot of 2"].delta(here)
+        np.testing.assert_allclose(
+            (0 if biases is None else biases) + own_bias + np.zeros((3, 16)), bias + np.zeros((3, 16))
+        )
+
+
+def test_modules_that_an_adapter_leaves_alone_keep_what_the_last_one_had_there() -> None:
+    rng = np.random.default_rng(2)
+    some: dict[str, dict[Module, LoraWeights]] = {"a": {}, "b": {}, "c": {MODULE: weights(rng, 3, True)}}
+    here = point(some)
+    (source,) = [one for one in slot_sources("a", {1: "bc"}) if one.key == "in its slot of 1"]
+    np.testing.assert_allclose(source.delta(here), here.full_delta("c"))
+    assert list(slot_sources("a", {4: ()})) == []
+
+
+@pytest.mark.parametrize("source", [*scale_sources("a"), *order_sources("a")], ids=lambda one: one.key)
+def test_a_bias_that_is_as_it_should_be(source: Source) -> None:
+    """What changes a product alone adds up to the change of all less that of the bias."""
+    rng = np.random.default_rng(3)
+    lora = weights(rng, 4, True)
+    plain = LoraWeights(lora.A, lora.B, lora.scale, None)
+    both, without = point({"a": {MODULE: lora}}), point({"a": {MODULE: plain}})
+    apart = but_for_its_bias("a", source)
+    expected, got = source.delta(without), apart.delta(both)
+    assert (expected is None) == (got is None)
+    if expected is not None and got is not None:
+        np.testing.assert_allclose(got, expected)
+        np.testing.assert_allclose(apart.delta(without), expected)  # an adapter without a bias: the very same
+
+
+requests_strategy = st.lists(
+    st.tuples(st.integers(1, 20), st.integers(0, 6), st.sampled_from([(), (("a", 1.0),), (("b", 1.0),)])),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(requests_strategy, st.sampled_from([None, 4, 8]), st.sampled_from([None, 5, 16, 24]))
+@settings(deadline=None)
+def test_steps_compute_every_token_once_in_order(
+    some: list[tuple[int, int, tuple[tuple[str, float], ...]]], chunk: int | None, budget: int | None
+) -> None:
+    requests = [Scheduled(prompt + produced, prompt, adapters) for prompt, produced, adapters in some]
+    done = [0] * len(requests)
+    for step in steps(requests, chunk, budget):
+        assert step and sum(rows.count for rows in step) <= (budget or 10**9)
+        assert [rows.is_decode for rows in step] == sorted((rows.is_decode for rows in step), reverse=True)
+        for rows in step:
+            one = requests[rows.request]
+            assert rows.first == done[rows.request] and 0 < rows.count <= (chunk or one.tokens)
+            assert rows.is_decode == (rows.first >= one.prompt) and (rows.count == 1 or not rows.is_decode)
+            done[rows.request] += rows.count
+    assert done == [one.tokens for one in requests]
+
+
+def test_regions_of_steps() -> None:
+    """The example of schedule.py's first lines, by hand: a of 12 + 1 tokens, b of 5 + 2, eight prompt tokens a step."""
+    a, b = Scheduled(13, 12, (("a", 1.0),)), Scheduled(7, 5, ())
+    known_steps = [[(rows.request, rows.first, rows.count) for rows in step] for step in steps([a, b], 8, None)]
+    assert known_steps == [[(0, 0, 8), (1, 0, 5)], [(1, 5, 1), (0, 8, 4)], [(0, 12, 1), (1, 6, 1)]]
+    facts = in_steps([a, b], 0, steps([a, b], 8, None))
+    assert facts.has_prompt.tolist() == [True] * 12 + [False]
+    assert facts.of_base_first.tolist() == [False] * 8 + [True] * 4 + [False]
+    assert facts.row.tolist() == [*range(8), 1, 2, 3, 4, 0] and facts.places.tolist() == [8] * 8 + [4] * 4 + [1]
+    words = [region.words for region in scheduled_regions([a, b], 0)]
+    assert len(words) == len(set(words)) and "steps without prompt tokens" in words
