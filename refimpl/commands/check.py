@@ -125,7 +125,10 @@ def say_what_is_known(args: argparse.Namespace, screen: Screen, scratch: Path, o
         if (result := watch.result_by_now()) is None:
             print(f"loracle check: {watch.why()}", file=sys.stderr)
         else:
-            say(write(result, args.engine, "", args), args, out)
+            repro, options = "", engine_options(args)
+            if result.explanation.answers:  # then nobody is asked
+                repro = kept(result, args.engine, options, args, lambda: make_engine(args, args.engine, options), watch)
+            say(write(result, args.engine, repro, args), args, out)
             code = exit_code(result)
         out.flush()
         sys.stderr.flush()

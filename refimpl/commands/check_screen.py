@@ -82,7 +82,9 @@ def show(console: Console, report: dict[str, Any], page: Path | None, in_pytest:
         table.add_row(label, Text(one_line(text), style=style))
     console.print(table)
     if report["repro"]:  # in one piece, to be copied
-        console.print(Text(f"repeat it  loracle check --replay {shlex.quote(report['repro'])}"), soft_wrap=True)
+        doubt = "" if report["repeats"] else "it may pass, for it was right when it was asked again: "
+        command = f"loracle check --replay {shlex.quote(report['repro'])}"
+        console.print(Text(f"repeat it  {doubt}{command}"), soft_wrap=True)
         if page is None:
             size = bytes_of(Path(report["repro"]))
             whose = (

@@ -38,27 +38,44 @@ class Folders:
     paths: Mapping[str, Path]
 
 
-def confirmed(context: Context, cases: Sequence[Case], settings: Settings) -> tuple[Case, list[str]]:
-    """Return the smallest of these failures that fails in a new process as well, and what there is to say of that.
+@dataclass(frozen=True)
+class Confirmed:
+    """A failure that is shown, what there is to say of it, and whether it takes what was asked before to fail."""
+
+    case: Case
+    lines: list[str]
+    only_after: bool = False  # it is right in a new process
+
+
+def confirmed(context: Context, cases: Sequence[Case], settings: Settings) -> Confirmed:
+    """Return the smallest of these failures that fails in a new process as well; the first of them if none does.
 
     cases: from the one that was asked first to the smallest, each of which failed in the running engine."""
+    first = cases[0]
     try:
         if fails_anew(context, cases[-1], settings):
-            return cases[-1], []
-        if len(cases) == 1 or not fails_anew(context, cases[0], settings):
-            if not context.failures(cases[0], settings, lambda: context.driver.exchanges(cases[0], settings)):
-                return cases[0], [f"{cases[0].name}: so narrow that it fails only beside more honest runs"]
-            return cases[0], [
-                f"{cases[0].name}: it fails only after what was asked before, and is right in a new process: "
+            return Confirmed(cases[-1], [])
+        if len(cases) == 1 or not fails_anew(context, first, settings):
+            if not context.failures(first, settings, lambda: context.driver.exchanges(first, settings)):
+                return Confirmed(first, [f"{first.name}: so narrow that it fails only beside more honest runs"])
+            line = (
+                f"{first.name}: it fails only after what was asked before, and is right in a new process: "
                 "something is kept that should not be"
-            ]
+            )
+            return Confirmed(first, [line], only_after=True)
         larger = _last_that_fails(context, cases, settings)
-        smaller = shrink(larger, lambda case: fails_anew(context, case, settings), SHRINKING_ANEW)
-        return smaller, [
-            f"{cases[0].name}: smaller cases failed only after what was asked before; this one fails in a new process"
-        ]
+        line = (
+            f"{first.name}: made smaller than what is shown, it fails only in a process that was asked other things "
+            "before. Debug what is shown, which fails in a new process; this alone is no sign of a second bug"
+        )
+        return Confirmed(shrunk_anew(context, larger, settings), [line])
     except NotAnew as error:
-        return cases[-1], [f"the smallest failure was not repeated in a new process: {error}"]
+        return Confirmed(cases[-1], [f"the smallest failure was not repeated in a new process: {error}"])
+
+
+def shrunk_anew(context: Context, case: Case, settings: Settings) -> Case:
+    """Return a case that fails in a new process, made smaller; a new process for each try."""
+    return shrink(case, lambda smaller: fails_anew(context, smaller, settings), SHRINKING_ANEW)
 
 
 def _last_that_fails(context: Context, cases: Sequence[Case], settings: Settings) -> Case:

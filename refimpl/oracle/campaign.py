@@ -31,8 +31,8 @@ from .noise.ensemble import Member, ensemble, wider
 from .noise.verdict import Thresholds, overall
 from .observer import Observer
 from .ray_cluster import executor
-from .repeatable import ask_twice
-from .reports.result import CampaignSettings, PlayedCase, Result
+from .repeatable import NOT_REPEATABLE, ask_twice
+from .reports.result import CampaignSettings, Explanation, PlayedCase, Result
 from .second_look import SecondLook
 from .verdicts import judge_all, why_undecided
 from .watchdog import SIGNAL, Watchdog
@@ -141,6 +141,8 @@ class Campaign:
             return result
         result.stopped_by = self.watch.stopped_by or SIGNAL
         result.verdict = "undecided" if result.verdict == "pass" else result.verdict
+        said = result.explanation.diagnostics
+        self.diagnostics += [line for line in said if line not in self.diagnostics]
         self.diagnostics.append(f"{self.watch.why()}; {len(result.played)} of {self._total} cases were measured")
         return result
 
@@ -209,11 +211,14 @@ class Campaign:
         return cases
 
     def _explain(self, context: Context, result: Result, below: Sequence[PlayedCase]) -> None:
+        repeatable = not any(line.startswith(NOT_REPEATABLE) for line in self.diagnostics)
+        context = replace(context, repeatable=repeatable)
         if self.watch.seconds is not None:  # after a failure no other base is asked: it has the whole budget
             context = replace(context, end=self.watch.end)
         if result.verdict == "fail":
             if any(one.verdict == "fail" for one in result.played):
-                result.explanation = explain(context, result.played)
+                result.explanation = explanation = Explanation()  # which is filled while it is looked for
+                explain(context, result.played, explanation)
             else:
                 result.explanation = explain_below(context, result.played, below, result.candidates)
             self.seconds["explaining"] = result.explanation.seconds

@@ -28,6 +28,7 @@ class Context:
     settings: CampaignSettings
     observer: Observer
     end: float = math.inf  # of the budget, by time.monotonic()
+    repeatable: bool = True  # were batches that were asked twice answered alike?
 
     def sample(self, played: PlayedCase) -> Sample:
         """Return a case with its errors, and with what the campaign has projected on them."""

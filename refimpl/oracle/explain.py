@@ -28,7 +28,7 @@ from .location import located
 from .noise.measure import Sample
 from .reports.pictures import Picture, picture
 from .reports.result import Explanation, PlayedCase, unreadable
-from .smallest import said_of_smallest, smaller, smallest_sample
+from .smallest import answers_to, said_of_smallest, size, smaller, smallest_sample, what_it_takes
 
 CLOSELY = 6  # failed cases that a bug is looked for in; larger: slower, and bugs that show rarely are named more often
 PASSED = 2  # cases that passed, beside them: a bug must do nothing there; larger: slower
@@ -36,52 +36,60 @@ SEARCHING = 10.0  # seconds, after which no other round of the search for known 
 ELSEWHERE = 12  # cases in which mutants that do the same may differ; larger: slower where they never do
 
 
-def explain(context: Context, played: Sequence[PlayedCase]) -> Explanation:
-    """Return everything that can be said of a campaign in which cases failed."""
-    began = time.monotonic()
+def explain(context: Context, played: Sequence[PlayedCase], explanation: Explanation | None = None) -> Explanation:
+    """Return everything that can be said of a campaign in which cases failed.
+
+    explanation: what is known is put there as soon as it is, for whoever stops this before it returns."""
+    began, explanation = time.monotonic(), explanation or Explanation()
     failed = [one for one in played if one.verdict == "fail"]
     readable = any(one.has_wrong_numbers for one in failed)
-    shortest = min(failed, key=_size)
-    smallest, diagnostics = smaller(context, shortest)
-    words, symptoms = "", list[Symptom]()
+    small_one = smaller(context, failed)
+    smallest, small_settings = small_one.case, small_one.settings
+    explanation.diagnostics += small_one.lines
     some_answer = any(not ratios.problem for one in played for ratios in one.ratios)  # or else it fails at anything
-    if smallest is not None and some_answer:
-        words, symptoms = said_of_smallest(context, smallest, shortest.settings)
+    if smallest is not None:
+        explanation.smallest, explanation.small_settings = smallest, small_settings
+        if some_answer:
+            explanation.answers = answers_to(context, smallest, small_settings)
+            words, wrong = said_of_smallest(context, smallest, small_settings, explanation.answers)
+            explanation.smallest_in_words = words
+            context.observer.shrink(words)
+            explanation.symptoms += what_it_takes(context, smallest, small_settings, wrong)
     close = _close_cases(played, failed)
     samples = [context.sample(one) for one in close]
     with_rows = [sample for sample in samples if any(raw is not None for raw in sample.raws)]
-    small = smallest_sample(context, smallest, shortest.settings) if smallest is not None and readable else None
-    symptoms += _symptoms(context, close, samples)
+    small = smallest_sample(context, smallest, small_settings) if smallest is not None and readable else None
+    explanation.symptoms += _symptoms(context, close, samples)
     clock = Clock(math.inf, context.end)
     is_late = not readable or clock.is_late("where it is")
     requests = [] if smallest is None or not readable else [one for run in smallest.runs for one in run.requests]
     without_adapters = bool(requests) and not any(request.adapters for request in requests)
     if without_adapters and len(requests) == 1:
-        symptoms = [Symptom("wrong without any adapter: look at the base first", 1, 1), *symptoms]
+        explanation.symptoms.insert(0, Symptom("wrong without any adapter: look at the base first", 1, 1))
     is_late = is_late or without_adapters  # cutting adapters would say nothing
-    locations, divergence, more = ([], None, []) if is_late else located(context, failed)
+    keeps = small_one.only_after or not context.repeatable
+    if not is_late:
+        explanation.locations, explanation.first_divergence, more = located(context, failed, keeps)
+        explanation.diagnostics += more
     search_bugs = readable and context.settings.name_bug and not clock.is_late("the cause")
-    cause, broken_off = _cause(context, played) if search_bugs else (None, [])
+    if search_bugs:
+        explanation.cause, broken_off = _cause(context, played)
+        explanation.diagnostics += broken_off
+    cause = explanation.cause
     search_bugs = search_bugs and not clock.is_late("the names of known bugs")
     first = small or with_rows[0] if search_bugs else None
     searching = Clock(SEARCHING, min(context.end, time.monotonic() + 2 * SEARCHING))  # workers' seconds are not ours
-    candidates = [] if first is None else _candidates(context, first, with_rows, divergence, cause, searching)
+    candidates = (
+        [] if first is None else _candidates(context, first, with_rows, explanation.first_divergence, cause, searching)
+    )
     findings = _findings(context, with_rows, candidates, played)
     if cause is not None:  # a bug that is not it says nothing beside what is
         findings = [one for one in findings if one.explains]
-    return Explanation(
-        findings,
-        symptoms,
-        divergence,
-        locations,
-        _picture(context, with_rows, findings),
-        smallest,
-        None if smallest is None else shortest.settings,
-        diagnostics + unreadable(played) + more + broken_off + clock.lines + searching.lines,
-        time.monotonic() - began,
-        words,
-        cause,
-    )
+    explanation.findings = findings
+    explanation.picture = _picture(context, with_rows, findings)
+    explanation.diagnostics += unreadable(played) + clock.lines + searching.lines
+    explanation.seconds = time.monotonic() - began
+    return explanation
 
 
 def explain_below(
@@ -100,7 +108,7 @@ def _close_cases(played: Sequence[PlayedCase], failed: Sequence[PlayedCase]) -> 
 
     An engine that mostly answers errors may have no number in any of these; then failures with numbers are added."""
     batches = [one for one in failed if one.case.stateless]
-    histories = sorted((one for one in failed if not one.case.stateless), key=_size)
+    histories = sorted((one for one in failed if not one.case.stateless), key=size)
     passed = [one for one in played if one.verdict == "pass" and one.case.stateless]
     close = spread(batches, CLOSELY) + histories[: 1 if batches else CLOSELY // 2] + spread(passed, PASSED)
     if not any(one.has_wrong_numbers for one in close):
@@ -182,8 +190,3 @@ def _cause(context: Context, played: Sequence[PlayedCase]) -> tuple[CauseReport 
         return cause, why_not_fitted(context.testbed) + clock.lines
     except EngineError as error:
         return None, [f"while the cause was looked for: {error}"]
-
-
-def _size(played: PlayedCase) -> tuple[bool, int]:
-    """Batches before sequences, short ones before long ones."""
-    return not played.case.stateless, len(played.case.steps)

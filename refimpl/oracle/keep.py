@@ -16,11 +16,16 @@ from .cases.case import Case, Exchange, truth
 from .cases.testbed import Testbed
 from .engine_driver import EngineDriver
 from .noise.ensemble import ensemble
-from .noise.measure import ErrorRatios, Errors, measure
-from .noise.verdict import Thresholds, judge
+from .noise.measure import Errors, measure
+from .noise.verdict import judge
 from .reports.repro_write import Repro
 from .reports.result import Result
 from .watchdog import Watchdog
+
+RIGHT_AGAIN = (
+    "It was wrong once, and right, or too close to call, when it was asked again, as far as possible in a new process: "
+    "to play it again may pass, bug or not. What made it go wrong was asked before and is not in this folder."
+)
 
 
 def keep(
@@ -36,8 +41,14 @@ def keep(
     what makes the engine, if it is not its name. watch: ends it where the engine does not answer."""
     case, settings = result.explanation.smallest, result.explanation.small_settings
     assert case is not None and settings is not None
-    testbed, exchanges = _once_more(result, case, settings, make or (lambda: registry.make(engine, options)), watch)
+    if result.stopped_by and result.explanation.answers:  # whoever stopped it does not wait for others
+        testbed, exchanges = result.testbed, result.explanation.answers
+    else:
+        make = make or (lambda: registry.make(engine, options))
+        testbed, exchanges = _once_more(result, case, settings, make, watch)
     ratios, raws = measure(case, exchanges, testbed, ensemble(testbed.dtype))
+    failed = [verdict for one in ratios if (verdict := judge(one, result.thresholds)).verdict == "fail"]
+    result.explanation.repeats = bool(failed)
     expected, units = _truth_of(exchanges, raws, testbed)
     repro = Repro(
         testbed,
@@ -45,7 +56,7 @@ def keep(
         exchanges,
         expected,
         units,
-        _first_reason(ratios, result.thresholds),
+        next((verdict.why for verdict in failed if verdict.why), "") if failed else RIGHT_AGAIN,
         settings,
         engine,
         dict(options),
@@ -114,11 +125,6 @@ def _truth_of(
     readable = [(exchange, raw) for exchange, raw in zip(counted, raws, strict=True) if raw is not None]
     expected = {(one.run, one.index): truth([one], testbed)[0] for one, _ in readable}
     return expected, {(one.run, one.index): raw.unit for one, raw in readable}
-
-
-def _first_reason(ratios: Sequence[ErrorRatios], thresholds: Thresholds) -> str:
-    verdicts = [judge(one, thresholds) for one in ratios]
-    return next((verdict.why for verdict in verdicts if verdict.verdict == "fail" and verdict.why), "")
 
 
 def _unused(folder: Path) -> Path:

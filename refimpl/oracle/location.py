@@ -9,10 +9,16 @@ from .context import Context
 from .diagnosis.localise import Location, by_ablation, first_off, intermediates
 from .reports.result import PlayedCase
 
+KEEPS = "where it is wrong was not looked for with adapters cut to size: answers depend on what was asked before"
 
-def located(context: Context, failed: Sequence[PlayedCase]) -> tuple[list[Location], Location | None, list[str]]:
+
+def located(
+    context: Context, failed: Sequence[PlayedCase], keeps: bool = False
+) -> tuple[list[Location], Location | None, list[str]]:
     """Return how far off each layer and module is, the first that is off, and what went wrong in finding out: from
-    intermediates, if the engine shows them; else from adapters cut to size."""
+    intermediates, if the engine shows them; else from adapters cut to size.
+
+    keeps: its answers depend on what was asked before, so that an adapter that is answered well tells nothing."""
     batch = next((one for one in failed if one.case.stateless), None)
     if batch is None:
         return [], None, []
@@ -25,6 +31,8 @@ def located(context: Context, failed: Sequence[PlayedCase]) -> tuple[list[Locati
         if wrong:
             locations = _traced(context, batch.case, wrong[0])
             divergence = first_off(locations, context.thresholds)
+        if wrong and divergence is None and keeps:
+            return locations, None, [KEEPS]
         if wrong and divergence is None and (ablated := _ablated(context, wrong)) is not None:
             locations, divergence = ablated, next(iter(ablated), None)
     except EngineError as error:

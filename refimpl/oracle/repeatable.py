@@ -16,6 +16,7 @@ from .noise.verdict import Thresholds, judge, overall
 from .reports.result import PlayedCase
 
 SECOND = "second answers"  # the folder that keeps them
+NOT_REPEATABLE = "not repeatable"  # so begins the line about it
 TWICE = 16  # batches that are asked twice; larger: slower where an engine is slow, and what is rare is seen more often
 
 
@@ -54,7 +55,7 @@ def ask_twice(
     worst, name = max(apart)
     size = f"{worst:.3g} x noise apart" if np.isfinite(worst) else "different in what they are"
     count = f" ({len(apart)} of the {len(chosen)} batches that were)" if len(chosen) > 1 else ""
-    return [f"not repeatable: {name} was asked twice, and the answers are {size}{count}"]
+    return [f"{NOT_REPEATABLE}: {name} was asked twice, and the answers are {size}{count}"]
 
 
 def _judge_second(

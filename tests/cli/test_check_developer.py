@@ -378,4 +378,6 @@ def test_where_in_words() -> None:
     assert where_in_words(every).startswith("every module alike")
     assert where_in_words(every[:1]).startswith("only q_proj:")
     assert where_in_words([Location(2, "q_proj", 9.0, "ablation")]).startswith("only q_proj, in layer 2 alone")
+    layers = [Location(layer, "q_proj", 9.0, "ablation") for layer in (0, 1, 3)]
+    assert where_in_words(layers).startswith("only q_proj, in layers 0, 1 and 3 alone:")
     assert where_in_words(every[:2]) == where_in_words([Location(0, "q_proj", 9.0, "intermediates")]) == ""

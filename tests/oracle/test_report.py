@@ -261,7 +261,8 @@ def test_a_campaign_without_any_number_is_a_page(passing: dict[str, Any]) -> Non
         "verdict": "undecided",
     }
     elements = Elements(html_of(empty))
-    assert "no number" in elements.text and "Not asked for" in elements.text
+    assert "no number" in elements.text and "Not computed: --no-power" in elements.text
+    assert "computed for a pass alone" in Elements(html_of({**empty, "verdict": "fail"})).text
 
 
 def test_a_row_that_passes_beyond_where_rows_fail_says_where_it_fails(passing: dict[str, Any]) -> None:

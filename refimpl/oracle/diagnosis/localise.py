@@ -57,11 +57,16 @@ def where_in_words(locations: Sequence[Location]) -> str:
     modules = list(dict.fromkeys(location.module for location in locations))
     layers = [location.layer for location in locations]
     if len(modules) == 1:
-        of_layers = "" if None in layers else f", in layer {', '.join(map(str, layers))} alone"
+        of_layers = "" if None in layers else f", in {_layers(list(map(str, layers)))} alone"
         return f"only {modules[0]}{of_layers}: adapters on any other module alone are answered well"
     if len(modules) >= ALIKE and set(layers) == {None}:
         return "every module alike: not a module's fault, but which rows get the adapter, or how much of it"
     return ""
+
+
+def _layers(numbers: Sequence[str]) -> str:
+    """ "layer 2", or "layers 0, 1 and 3"."""
+    return f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
 def intermediates(

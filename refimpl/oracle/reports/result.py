@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...engines.interface import Settings
-from ..cases.case import Case
+from ..cases.case import Case, Exchange
 from ..cases.testbed import Testbed
 from ..causes.statement import CauseReport
 from ..diagnosis.candidate import Candidate
@@ -75,6 +75,8 @@ class Explanation:
     diagnostics: list[str] = field(default_factory=list)
     seconds: float = 0.0
     smallest_in_words: str = ""
+    answers: list[Exchange] = field(default_factory=list, repr=False)  # to the smallest, of a new process if any
+    repeats: bool = True  # did it fail once more, when it was kept?
     cause: CauseReport | None = None  # by a fit: which delta is wrong where; nothing that leaves more than noise
 
 

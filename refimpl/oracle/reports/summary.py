@@ -44,6 +44,7 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "power": result.power,
         "seen_from": _seen_from(result),
         "repro": repro,
+        "repeats": result.explanation.repeats,
         "environment": _environment() | result.versions,
         "noise": {
             "level": _number(math.exp(result.thresholds.level)),
