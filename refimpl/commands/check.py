@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -43,7 +42,7 @@ from .check_arguments import (
     seconds,
 )
 from .check_screen import Screen, show
-from .signals import on_signals, stop
+from .signals import STOP, on_signals, stop
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         make_writable(args.report)
     with ExitStack() as stack:
-        stack.enter_context(on_signals(stop, signal.SIGTERM))  # as Ctrl-C
+        stack.enter_context(on_signals(stop, *STOP))  # once: a second Ctrl-C takes no report away
         scratch, screen = stack.enter_context(tempfile.TemporaryDirectory()), stack.enter_context(Screen())
         leave = partial(say_what_is_known, args, screen, Path(scratch), out)
         watch = stack.enter_context(Watchdog(budget, leave))

@@ -100,7 +100,7 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     counts = (
         f"{report['passed']} of {report['cases']} passed, {report['failed']} failed, {report['undecided']} undecided"
     )
-    yield "cases", counts, ""
+    yield "cases", f"{counts}; {report['unasked']}" if report["unasked"] else counts, ""
     if report["smallest_in_words"]:
         yield "smallest", report["smallest_in_words"], "bold"
     if report["cause"]:

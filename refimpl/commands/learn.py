@@ -2,6 +2,8 @@
 
 import argparse
 import os
+from argparse import ArgumentTypeError
+from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import LoracleError
@@ -21,10 +23,18 @@ EXAMPLE = """  loracle learn                       what to read and what to writ
 ACTIONS = ("next", "check", "hint", "list", "reset", "watch", "engine", "report", "notebooks", "doctor")
 
 
+def action_of(word: str) -> str:
+    """Return it if it is one; what argparse says of a choice if not, and where a chapter's number belongs."""
+    if word in ACTIONS:
+        return word
+    hint = "" if get_close_matches(word, ACTIONS) else f"; a chapter comes after the action: next {word}, check {word}"
+    raise ArgumentTypeError(f"invalid choice: '{word}' (choose from {', '.join(map(repr, ACTIONS))}){hint}")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the action, what it is about, and where the learner's files are."""
     add = parser.add_argument
-    add("action", nargs="?", default="next", choices=ACTIONS, metavar="ACTION", help=f"{', '.join(ACTIONS)}")
+    add("action", nargs="?", default="next", type=action_of, metavar="ACTION", help=f"{', '.join(ACTIONS)}")
     add(
         "names",
         nargs="*",

@@ -24,7 +24,7 @@ def cases_of(
     """Yield each case with how the engine is to be started for it. Where is_late() ends it early, that is said."""
     plain = testbed_settings(testbed)
     for i in range(campaign.cases):
-        if is_late():
+        if i and is_late():  # of each base one, or it would say nothing
             said.append(f"the budget ended after {i} of {campaign.cases} batches")
             break
         yield batch(testbed, capabilities, campaign.seed, i), plain

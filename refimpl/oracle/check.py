@@ -8,10 +8,11 @@ from pathlib import Path
 
 from ..engines import registry
 from ..engines.declared import without
-from ..engines.interface import Engine, EngineError
+from ..engines.interface import Capabilities, Engine, EngineError
 from ..engines.known_defects import applicable, match, read_failures, unexpectedly_passing
 from .bases import joined, not_asked, shares
 from .campaign import Campaign
+from .case_order import sequences_of
 from .cases.testbed import build
 from .cases.variety import KINDS
 from .diagnosis.power import DETECTED
@@ -83,11 +84,19 @@ def check(
             result.diagnostics.append(f"{watch.why()}, before {base} was asked")
             break
         result = joined(base, result, of_turn)
+        if result.verdict == "fail" and not result.stopped_by:
+            result.unasked = _unasked([share for share, _ in parts], number, engine.capabilities)
         if result.verdict == "fail" or result.stopped_by:
             break
     assert result is not None  # there is at least one share
     result.diagnostics += not_asked(parts, engine.capabilities.families)
     return result
+
+
+def _unasked(shares: Sequence[CampaignSettings], number: int, capabilities: Capabilities) -> str:
+    """Return what a failure on base `number` has spared the others, in words; "" for the last."""
+    count = sum(share.cases + sequences_of(share, capabilities) for share in shares[number:])
+    return f"it failed on base {number} of {len(shares)}, so {count} more on the others were not asked" if count else ""
 
 
 def _known_by_now(base: str, before: Result | None, campaign: Campaign) -> Result:

@@ -296,6 +296,8 @@ def test_a_signal_ends_it_soon_and_prints_what_is_known(jobs: str, number: int, 
     time.sleep(2)
     if number == signal.SIGINT:  # a terminal sends it to every process of the group
         os.killpg(process.pid, number)
+        time.sleep(0.05)  # and the user may press twice
+        os.killpg(process.pid, number)
     else:
         process.send_signal(number)
     out, err = process.communicate(timeout=60)

@@ -161,6 +161,7 @@ def test_all_grades_what_somebody_brings(folder: Path, capsys: pytest.CaptureFix
 
 MISTAKES = {
     "an action": (["nxt"], "invalid choice: 'nxt'"),
+    "a chapter without an action": (["1"], "a chapter comes after the action: next 1, check 1"),
     "a unit": (["check", "prefixkey"], "the course has no 'prefixkey'; did you mean 'prefix_key'?"),
     "two units": (["check", "6", "ch06"], "one NAME at a time, not 6 ch06"),
     "all and one": (["check", "6", "--all"], "--all or a NAME"),

@@ -4,6 +4,8 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.cases.case import Case
 from refimpl.oracle.cases.testbed import Testbed
 from refimpl.oracle.diagnosis import workers
+from refimpl.oracle.diagnosis.diagnose import Graded, _next_best
 from refimpl.oracle.diagnosis.projection import projection_terms
 from refimpl.oracle.noise.measure import Sample
 
@@ -95,3 +98,15 @@ def test_no_bug_is_run_twice_on_a_case(tmp_path: Path, monkeypatch: pytest.Monke
     result = campaign(tmp_path, all_mutants()["rslora_ignored"].make, cases=1, below=True)
     assert named(result) == ["rslora_ignored"]
     assert len(runs) > 100 and set(runs.values()) == {1}
+
+
+def test_the_next_best_bug_is_another_one() -> None:
+    """The same bug, at some adapters only, is no other."""
+
+    def candidate(name: str, residual: float) -> Any:
+        return SimpleNamespace(
+            mutant=SimpleNamespace(name=name), residual=residual, projection=SimpleNamespace(score=99.0)
+        )
+
+    best, confined, other = candidate("a", 1.0), candidate("a", 2.0), candidate("b", 3.0)
+    assert _next_best([best, confined, other], [Graded(best, 1.0)], 5.0, 10.0) == ("b", 3.0)

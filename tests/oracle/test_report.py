@@ -358,11 +358,12 @@ def test_the_command_writes_the_page_beside_the_json(tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_terminal_has_the_verdict_the_bug_and_the_way_to_repeat_it(failing: dict[str, Any], width: int) -> None:
     wide = "out/" + "x" * 120
-    report = {**failing, "repro": wide, "findings": ["a\x1b[31mb\nc " + "long " * 40]}
+    report = {**failing, "repro": wide, "unasked": "7 more were not", "findings": ["a\x1b[31mb\nc " + "long " * 40]}
     file = io.StringIO()
     show(Console(file=file, width=width), report, None)
     lines = file.getvalue().splitlines()
     assert lines[0] == "FAIL  mutant:rslora_ignored, in float32"
+    assert "undecided; 7 more were not" in lines[1]
     assert f"repeat it  loracle check --replay {wide}" in lines, "a command is not broken"
     assert all(len(line) <= width for line in lines if wide not in line)
     finding = failing["diagnosis"][0]

@@ -12,15 +12,17 @@ from support.testbed import small_testbed
 from refimpl.engines.function import Function
 from refimpl.engines.ours import Ours
 from refimpl.oracle import below
+from refimpl.oracle import explain as explaining
 from refimpl.oracle.bases import joined
 from refimpl.oracle.below import candidates_below, cases_below
 from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.campaign import Campaign
 from refimpl.oracle.diagnosis.workers import InProcess, adopt
+from refimpl.oracle.keep import keep
 from refimpl.oracle.noise.verdict import learn_thresholds
 from refimpl.oracle.reports.result import CampaignSettings, Result
 from refimpl.oracle.reports.summary import summary
-from refimpl.oracle.watchdog import BUDGET, Watchdog
+from refimpl.oracle.watchdog import BUDGET, SIGNAL, Watchdog
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="on Windows no signal breaks off what waits")
 PLAN = CampaignSettings(4, 0, below=False)
@@ -59,6 +61,22 @@ def test_the_budget_ends_a_call_that_does_not_return(answers: int, factor: float
     )
     report = summary(result, "hangs")
     assert (report["cases"], report["worst_noise_ratio"] is None) == (answers, not answers)
+
+
+def test_what_is_known_of_a_failure_is_there_when_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(explaining, "_symptoms", stop)  # the smallest failure was said before
+    engine = StopsAnswering(10**6, 1.5)
+    result = Campaign(lambda: engine, small_testbed(), replace(PLAN, cases=1), tmp_path / "work").run()
+    assert (result.verdict, result.stopped_by) == ("fail", SIGNAL)
+    report = summary(result, "ours")
+    assert report["smallest_failure"] and report["smallest_in_words"].endswith("it is wrong")
+    folder = keep(result, tmp_path / "repro", "ours", {}, 0, lambda: pytest.fail("it is asked once more"))
+    assert "logits" in (folder / "README.md").read_text("utf-8") and result.explanation.repeats
 
 
 @POSIX

@@ -99,6 +99,7 @@ class Result:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)  # what the engine is said not to do, and was not asked for
+    unasked: str = ""  # which bases were not asked after this failure, in words
     stopped_by: str = ""  # "signal" (Ctrl-C) or "budget" (watchdog.py): this is what was known then
 
 

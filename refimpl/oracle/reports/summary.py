@@ -57,6 +57,7 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "smallest_failure": None if result.explanation.smallest is None else to_json(result.explanation.smallest),
         "smallest_in_words": result.explanation.smallest_in_words,
         "left_out": result.left_out,
+        "unasked": result.unasked,
         "picture": None if result.explanation.picture is None else _picture_json(result.explanation.picture),
         "batches": [_case(one) for one in result.played],
         "seconds": {name: round(seconds, 3) for name, seconds in result.seconds.items()},
