@@ -1,5 +1,7 @@
 """What an engine does not say, worked out: who was in a slot before, and in which step a token was computed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,12 +9,15 @@ from hypothesis import strategies as st
 from support.testbed import CONFIG
 
 from refimpl.adapter_slots import LoraWeights
+from refimpl.arrays import Array
 from refimpl.config import Module
-from refimpl.oracle.causes.mix_up import Point, Source
+from refimpl.oracle.causes.attention_sources import attention_sources
+from refimpl.oracle.causes.mix_up import EXACT, Point, Source
 from refimpl.oracle.causes.own_sources import but_for_its_bias, scale_sources
 from refimpl.oracle.causes.row_sources import order_sources
 from refimpl.oracle.causes.schedule import Scheduled, in_steps, scheduled_regions, steps
 from refimpl.oracle.causes.slot_sources import occupants, slot_sources
+from refimpl.rope import apply_rope, rope_table
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 
@@ -147,3 +152,39 @@ def test_regions_of_steps() -> None:
     assert facts.row.tolist() == [*range(8), 1, 2, 3, 4, 0] and facts.places.tolist() == [8] * 8 + [4] * 4 + [1]
     words = [region.words for region in scheduled_regions([a, b], 0)]
     assert len(words) == len(set(words)) and "steps without prompt tokens" in words
+
+
+@given(st.integers(0, 9), st.sampled_from(["turned further on", "turned further back"]), st.booleans())
+@settings(deadline=None, max_examples=20)
+def test_a_query_that_is_turned_too_far_is_one_at_another_place(at: int, way: str, has_delta: bool) -> None:
+    """The definition: the same vector, turned by the angles of the wrong position."""
+    rng = np.random.default_rng(at)
+    base, delta, bias = rng.standard_normal((16, 20)), rng.standard_normal((3, 16)), rng.standard_normal(16)
+    here = replace(point({}), weight=base, base_bias=bias)
+    y = here.x @ base.T + bias + (delta if has_delta else 0)
+    rope = CONFIG.kind(0).rope
+    assert rope is not None
+
+    def turned(x: Array, place: int) -> Array:
+        cos, sin = rope_table(rope, CONFIG.head_dim, np.full(3, place), np.full(3, 160), EXACT)
+        return apply_rope(x.reshape(3, -1, CONFIG.head_dim), cos, sin, rope.interleaved, EXACT)
+
+    for family, source in attention_sources(lambda point: delta if has_delta else None):
+        if family == way:
+            places = int(source.key.split()[1]) * (1 if way.endswith("on") else -1)
+            changed = source.delta(here)
+            assert changed is not None
+            np.testing.assert_allclose(turned(y + changed, at + 20), turned(y, at + 20 + places), atol=1e-12)
+
+
+def test_query_heads_that_read_another_key_head() -> None:
+    """Four query heads and two key heads: heads 0 and 2 read key head 0, and what they make goes back to 0 and 2."""
+    (source,) = [one for family, one in attention_sources(lambda point: None) if family == "heads by mod"]
+    here = replace(point({}), module=(0, "q_proj"), x=np.arange(32.0)[None] + 1, weight=np.eye(32))
+    before = source.delta(here)
+    assert before is not None
+    first_of_each = (here.x + before).reshape(4, 8)[:, 0]
+    assert first_of_each.tolist() == [1, 17, 9, 25]  # heads 0, 2, 1, 3: the first two read key head 0
+    behind = source.delta(replace(here, module=(0, "o_proj"), x=here.x + before))
+    assert behind is not None
+    np.testing.assert_array_equal(here.x + before + behind, here.x)

@@ -6,6 +6,7 @@ from functools import partial
 
 from ...arrays import Array
 from .adapter_sources import adapter_sources, registered
+from .attention_sources import attention_sources
 from .mix_up import Delta, Point, Source
 from .own_sources import but_for_its_bias, scale_sources
 from .relations import label
@@ -36,6 +37,8 @@ def families_of(suspect: Suspect) -> dict[str, list[Source]]:
         called = other or THE_BASE
         for one in adapter_sources(key, other, called) if other != key else ():
             families.setdefault(one.key.removesuffix(called) + WHICHEVER, []).append(one)
+    for family, one in attention_sources(delta_of(adapters)):
+        families.setdefault(family, []).append(one)
     if single and key is not None:
         families |= {one.key: [one] for one in slot_sources(key, suspect.occupants)}
     for i, (mine, weight) in enumerate(adapters if not single else ()):

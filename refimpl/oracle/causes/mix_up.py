@@ -35,6 +35,7 @@ class Point:
     turns: Mapping[object, tuple[Array, Array]]  # rope -> cos and sin of each token's position
     weight: Array  # the base's
     inputs: Mapping[str, Array]  # of this layer's modules up to this one, by name, and RESIDUAL: what was normalised
+    base_bias: Array | None = None
 
     def of(self, key: str, module: Module | None = None) -> LoraWeights | None:
         """An adapter's weights at this module, or at another one."""

@@ -116,11 +116,22 @@ HEADS: dict[str, Callable[[Array], Array]] = {  # of more than one
     "heads and channels exchanged": lambda heads: heads.T,
     "channels and heads exchanged": lambda heads: np.arange(heads.size).reshape(heads.shape[1], -1).T,
 }
+GROUPS: dict[str, Callable[[Array], Array]] = {  # [key heads, query heads of each, head]
+    "the heads of each group apart": lambda heads: heads.transpose(1, 0, 2),
+    "the heads of a group together": lambda heads: heads.reshape(heads.shape[1], heads.shape[0], -1).transpose(1, 0, 2),
+}
 
 
-def order_of(name: str, width: int, head: int) -> Array | None:
-    """Return where each of `width` channels comes from in this order; None if there is no such order of so many."""
+def order_of(name: str, width: int, head: int, groups: int = 1) -> Array | None:
+    """Return where each of `width` channels comes from in this order; None if there is no such order of so many.
+
+    groups: of query heads, each of which shares a key head."""
     index = np.arange(width)
+    if name in GROUPS:
+        count = width // (head * groups)
+        if groups < 2 or count < 2 or width != head * groups * count:
+            return None
+        return GROUPS[name](index.reshape(groups, count, head)).reshape(-1)
     if name in ANY:
         return ANY[name](index)
     if name in EVEN:
@@ -131,13 +142,19 @@ def order_of(name: str, width: int, head: int) -> Array | None:
     return order(index.reshape(-1, head)).reshape(-1)
 
 
+def _heads(point: Point) -> tuple[int, int]:
+    """The size of a head, and into how many groups query heads fall: those of other modules into none."""
+    is_of_queries = point.module[1] in ("q_proj", "o_proj")
+    return point.config.head_dim, point.config.num_key_value_heads if is_of_queries else 1
+
+
 def order_sources(key: str) -> Iterator[Source]:
     """Yield the own delta with its outputs, or its inputs, in another order."""
 
     def outputs(name: str) -> Delta:
         def delta(point: Point) -> Array | None:
             lora = point.of(key)
-            order = None if lora is None else order_of(name, lora.B.shape[0], point.config.head_dim)
+            order = None if lora is None else order_of(name, lora.B.shape[0], *_heads(point))
             if lora is None or order is None:
                 return None
             own_delta = full_delta(point.x, lora)
@@ -150,7 +167,7 @@ def order_sources(key: str) -> Iterator[Source]:
             lora = point.of(key)
             if lora is None or point.module == EMBED:
                 return None
-            order = order_of(name, lora.A.shape[1], point.config.head_dim)
+            order = order_of(name, lora.A.shape[1], *_heads(point))
             return None if order is None else full_delta(point.x[:, order], lora) - full_delta(point.x, lora)
 
         return delta
@@ -165,6 +182,6 @@ def order_sources(key: str) -> Iterator[Source]:
     for name in ("first half repeated", "second half repeated"):  # other orders are those of the inputs, turned round
         words = f"its own delta with the columns of A, the {name}"
         yield Source(f"columns of A, {name}", words, columns(name), "instead", 6)
-    for name in (*ANY, *EVEN, *ONE_HEAD, *HEADS):
+    for name in (*ANY, *EVEN, *ONE_HEAD, *HEADS, *GROUPS):
         yield Source(f"outputs {name}", f"its own delta with its outputs {name}", outputs(name), "instead", 6)
         yield Source(f"inputs {name}", f"its own delta of inputs {name}", inputs(name), "instead", 6)

@@ -187,4 +187,5 @@ class Walk:
         """A module with what some rows gave it."""
         exact = self.suspect.testbed.exact
         turns = {rope: (cos[tokens], sin[tokens]) for rope, (cos, sin) in self.suspect.turns.items()}
-        return Point(module, x, exact.config, self._weights, self._saved, turns, exact.linear(module).weight, inputs)
+        base = exact.linear(module)
+        return Point(module, x, exact.config, self._weights, self._saved, turns, base.weight, inputs, base.bias)
