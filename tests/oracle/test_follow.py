@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +25,11 @@ from refimpl.oracle.cases.case import draw_batch
 from refimpl.oracle.cases.testbed import settings as engine_settings
 from refimpl.oracle.causes.asked import Asked
 from refimpl.oracle.causes.follow import State, follow, states_of
+from refimpl.oracle.causes.kept import OF_ANOTHER
 from refimpl.oracle.causes.mistakes import Mistake, mistakes, tried
 from refimpl.oracle.causes.mix_up import EXACT, Source
 from refimpl.oracle.causes.pairs import pairs
+from refimpl.oracle.causes.sources import THE_BASE
 from refimpl.oracle.causes.suspect import Suspect
 from refimpl.oracle.causes.traced import Request
 from refimpl.oracle.causes.watch import Watch
@@ -37,6 +40,7 @@ from refimpl.oracle.noise.measure import measure
 from refimpl.oracle.reports.result import PlayedCase
 from refimpl.oracle.verdicts import judge_all
 from refimpl.plans import LoraMapping
+from refimpl.request import Request as ModelRequest
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 
@@ -206,6 +210,52 @@ def test_pairs_leave_noise_together() -> None:
         keys = itertools.product(*([source.key for source in wrong.families[one.family]] for one in pair))
         ratios = [wrong.walk.ratios(np.array([0]), made_by(wrong, pair, [key, *rest])[:1])[0] for key in keys]
         assert min(ratios) < LIMIT
+
+
+def kept(suspect: Suspect, key: str | None, tokens: int) -> Array:
+    """The definition: logits of a request whose first tokens have the keys and values of another adapter."""
+    model, p = suspect.testbed.exact, suspect.testbed.exact.precision(EXACT)
+    written: list[tuple[Array, Array]] = []
+
+    def see(k_cache: Array, v_cache: Array, k: Array, v: Array, *rest: Any) -> None:
+        written.append((k.copy(), v.copy()))
+        NUMPY.write_kv(k_cache, v_cache, k, v, *rest)
+
+    def exchange(k_cache: Array, v_cache: Array, k: Array, v: Array, *rest: Any) -> None:
+        other_k, other_v = written.pop(0)
+        k, v = (np.concatenate([other[:tokens], own[tokens:]]) for other, own in ((other_k, k), (other_v, v)))
+        NUMPY.write_kv(k_cache, v_cache, k, v, *rest)
+
+    other = ModelRequest(suspect.request.prompt_ids, suspect.testbed.wide[key] if key else None)
+    for request, write_kv in ((other, see), (suspect.request, exchange)):
+        ops = replace(NUMPY, write_kv=write_kv)
+        batch, cache, adapters = whole_prompts(model, [request], ops, p, every_row=True)
+        logits = to_host(forward(model, batch, cache, adapters.slots, ops, p))
+    return logits
+
+
+@given(st.data(), st.booleans())
+@settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
+def test_keys_and_values_of_another_adapter_that_were_kept(data: st.DataObject, rows_are_right: bool) -> None:
+    """Whether the rows of those tokens read what was kept or not: whose it is and of how many tokens is found."""
+    request = data.draw(st.sampled_from(requests()))
+    suspect = request.as_it_came.suspect
+    key = data.draw(st.sampled_from([None, *(key for key in suspect.testbed.adapters if key != suspect.key)]))
+    tokens = data.draw(st.integers(1, request.tokens - 1))
+    logits, right = kept(suspect, key, tokens), whole(suspect, [[]] * request.tokens)
+    if rows_are_right:
+        logits[:tokens] = right[:tokens]
+    wrong = answered(request, logits, 5)
+    assume((wrong.walk.ratios(np.arange(request.tokens), right) >= LIMIT)[-1 if rows_are_right else 0 :].all())
+    assume(not rows_are_right or wrong.follow([()], LIMIT)[0].dead == tokens)
+    (followed,) = wrong.follow([(OF_ANOTHER,)], LIMIT)
+    assert followed.dead is None
+    assert followed.present(0)[:tokens].all()
+    sources = [followed.sources(0, t) for t in range(tokens)]
+    assert len(set(sources)) == 1
+    (found,) = sources[0]
+    if found != f"kept: {key or THE_BASE}":  # then those are the same here
+        np.testing.assert_allclose(kept(suspect, found.removeprefix("kept: "), tokens)[tokens:], logits[tokens:])
 
 
 def test_states_are_all_combinations() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from ..diagnosis.clock import Clock
 from .asked import Asked
 from .follow import PASSES, states_of
+from .kept import OF_ANOTHER
 from .measures import factors
 from .mistakes import FLOPS, Mistake, mistakes, tried
 from .pairs import pairs
@@ -146,6 +147,10 @@ def _fitting(request: Request, traced: Traced, some: Sequence[Mistake], limit: f
     one = traced.followed[request]
     if not some or one.line is None or one.dead is None:
         return []
+    if OF_ANOTHER in some:
+        (end,) = request.follow([(*traced.cause, OF_ANOTHER)], limit)
+        goes_on = [OF_ANOTHER] if end.dead is None or end.dead > one.dead else []
+        return goes_on + _fitting(request, traced, [other for other in some if other != OF_ANOTHER], limit)
     if _is_early(one.dead, request.walk):  # which tokens of those before is not seen: it must be followed
         ended = request.follow([(*traced.cause, mistake) for mistake in some], limit)
         return [mistake for mistake, of in zip(some, ended, strict=True) if of.dead is None or of.dead > one.dead]
@@ -199,6 +204,8 @@ def _every(request: Request, traced: Traced, limit: float) -> list[Mistake]:
     with_those_before = [(nothing, one.dead + 1, given) for given in givens[::-1] if early]
     for before, tokens, given in with_those_before + alone if traced.cause else alone + with_those_before:
         fitting = fitting or mistakes(walk, before, tokens, request.sources, limit, given)
+    if not fitting and OF_ANOTHER not in traced.cause:
+        fitting = _fitting(request, traced, [OF_ANOTHER], limit)
     return fitting or (factors(walk, one.line.blocks, request.sources, limit) if not traced.cause else [])
 
 

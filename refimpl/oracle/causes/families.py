@@ -7,6 +7,7 @@ from functools import partial
 from ...arrays import Array
 from .adapter_sources import adapter_sources, registered
 from .attention_sources import attention_sources
+from .kept import FAMILY, kept_sources
 from .mix_up import Delta, Point, Source
 from .own_sources import but_for_its_bias, scale_sources
 from .relations import label
@@ -41,6 +42,7 @@ def families_of(suspect: Suspect) -> dict[str, list[Source]]:
         families.setdefault(family, []).append(one)
     if single and key is not None:
         families |= {one.key: [one] for one in slot_sources(key, suspect.occupants)}
+    families[FAMILY] = kept_sources(families.get(f"instead: {WHICHEVER}", []))
     for i, (mine, weight) in enumerate(adapters if not single else ()):
         for other in (*testbed.adapters, None):
             if other != mine:

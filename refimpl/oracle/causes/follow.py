@@ -16,7 +16,7 @@ import numpy as np
 
 from ...arrays import Array
 from .mistakes import Mistake
-from .mix_up import Source
+from .mix_up import KEPT, Source
 from .walk import Copy, Term, Walk
 
 PASSES = 8  # of one request and one cause; larger: slower, and more of what changes often is followed to its end
@@ -64,18 +64,27 @@ def _agreed(present: set[bool]) -> int:
 
 
 def states_of(cause: Sequence[Mistake], options: Mapping[str, Sequence[Source]]) -> list[State]:
-    """Return every combination of a cause's changes, none first. options: the sources of each family here."""
-    of_each = [["", *(source.key for source in options.get(change.family, ()))] for change in cause]
+    """Return every combination of a cause's changes in one token, none first. options: the sources of each family
+    here."""
+    of_each = [
+        ["", *(source.key for source in options.get(change.family, ()) if source.kind != KEPT)] for change in cause
+    ]
     return sorted(itertools.product(*of_each), key=lambda state: sum(map(bool, state)))[:STATES]
 
 
 def follow(
-    walk: Walk, causes: Sequence[Sequence[Mistake]], options: Mapping[str, Sequence[Source]], limit: float
+    walk: Walk,
+    causes: Sequence[Sequence[Mistake]],
+    options: Mapping[str, Sequence[Source]],
+    limit: float,
+    begun: Sequence[Line] = (),
 ) -> list[Followed]:
-    """Follow each cause. limit: the ratio from which on a row is no noise."""
+    """Follow each cause. limit: the ratio from which on a row is no noise. begun: how far each has been followed."""
     states = [states_of(cause, options)[: walk.at_once // walk.tokens] for cause in causes]
     hidden = walk.first_shown > 0  # of such tokens nobody sees a row: all of them are taken to be alike
     stacks = [[Line((), (), state) for state in reversed(some if hidden else some[:1])] for some in states]
+    if begun:
+        stacks = [[line] for line in begun]
     followed = [Followed() for _ in causes]
     for _ in range(PASSES):
         heads = []

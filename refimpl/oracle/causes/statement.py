@@ -94,7 +94,7 @@ def in_words(words: str, kind: str, coefficient: float | None, by_adapter: tuple
             f"{is_} scaled wrongly" if kind in ("own", "part") else f"{is_} added with another factor for each adapter"
         )
         return f"{words} {scaled} ({factors})"
-    if kind in ("instead", "bug"):
+    if kind in ("instead", "bug", "kept"):
         return f"{words}" if coefficient == 1 else f"{words} ({coefficient:.4g} times)"
     if kind == "added":
         return f"{words} {is_} added" if coefficient == 1 else f"{coefficient:.4g} times {words} {is_} added"

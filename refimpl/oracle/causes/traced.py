@@ -10,9 +10,10 @@ from .asked import Asked
 from .families import families_of
 from .find import common_value
 from .follow import Followed, follow
+from .kept import OF_ANOTHER, follow_kept
 from .measures import factor
 from .mistakes import Mistake
-from .mix_up import Source
+from .mix_up import KEPT, Source
 from .trial import Given
 from .walk import Walk
 
@@ -50,12 +51,17 @@ class Request:
 
     @property
     def sources(self) -> list[tuple[str, Source]]:
-        """Each with its family."""
-        return [(family, source) for family, some in self.families.items() for source in some]
+        """Each that may be made in one token, with its family."""
+        return [(family, source) for family, some in self.families.items() for source in some if source.kind != KEPT]
 
     def follow(self, causes: Sequence[Cause], limit: float) -> list[Followed]:
         """Follow causes along it."""
-        return follow(self.walk, [self.measured(cause) for cause in causes], self.families, limit)
+        measured = [self.measured(cause) for cause in causes]
+        followed = follow(self.walk, measured, self.families, limit)
+        return [
+            follow_kept(self.walk, cause, self.families, one, limit) if OF_ANOTHER in cause else one
+            for cause, one in zip(measured, followed, strict=True)
+        ]
 
     def measured(self, cause: Cause) -> Cause:
         """The cause as it is here; 0 times a mistake of which nobody knows how often it is made."""

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -129,8 +130,9 @@ class Walk:
         """Which modules are in a region, by its words."""
         return next(region.members for region in self.suspect.module_regions if region.words == modules)
 
-    def compute(self, copies: Sequence[Copy], terms: Sequence[Term]) -> Float[Array, "rows vocab"]:
-        """Compute all copies in one pass, with these terms added."""
+    def compute(self, copies: Sequence[Copy], terms: Sequence[Term], writes: bool = True) -> Float[Array, "rows vocab"]:
+        """Compute all copies in one pass, with these terms added. writes: their keys and values; or else they read
+        those that lie in their own blocks."""
         request, model = self.suspect.request, self.suspect.testbed.exact
         scheduled = [
             ScheduledRequest(
@@ -146,6 +148,8 @@ class Walk:
         tokens = np.concatenate([one.start + np.arange(len(one.blocks)) for one in copies])
         batch = make_batch(scheduled, self._cache, self._adapters.slots, NUMPY, every_row=True)
         ops = self._with(terms, tokens)
+        if not writes:
+            ops = replace(ops, write_kv=_keep)
         return to_host(forward(model, batch, self._cache, self._adapters.slots, ops, self._precision))
 
     def _with(self, terms: Sequence[Term], tokens: Array) -> Ops:
@@ -189,3 +193,7 @@ class Walk:
         turns = {rope: (cos[tokens], sin[tokens]) for rope, (cos, sin) in self.suspect.turns.items()}
         base = exact.linear(module)
         return Point(module, x, exact.config, self._weights, self._saved, turns, base.weight, inputs, base.bias)
+
+
+def _keep(*what: Any) -> None:
+    """Write nothing."""
