@@ -19,7 +19,7 @@ from .traced import Request, Traced
 from .trial import presence
 
 EXCEPTIONS = 0.1  # of the requests that a rule may be wrong in; more: it is said how often, and not when
-RIVALS = 2  # rules beside the best one that are said; of more only their number is
+RIVALS = 1  # rules beside the best one that are said: of more a reader learns nothing
 NAMED = 0.95  # of the tokens in which a mistake was made that a name of its adapter must fit
 RELATION = 2.0  # bits of such a name
 FIXED = 6.0  # of one that is the same adapter everywhere
