@@ -1,5 +1,6 @@
 """What an engine does not say, worked out: who was in a slot before, and in which step a token was computed."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,8 @@ from refimpl.adapter_slots import LoraWeights
 from refimpl.arrays import Array
 from refimpl.config import Module
 from refimpl.oracle.causes.attention_sources import attention_sources
-from refimpl.oracle.causes.mix_up import EXACT, Point, Source
+from refimpl.oracle.causes.elsewhere_sources import late_sources
+from refimpl.oracle.causes.mix_up import EXACT, GATE_BEFORE, UP, Point, Source, full_delta
 from refimpl.oracle.causes.own_sources import but_for_its_bias, scale_sources
 from refimpl.oracle.causes.row_sources import order_sources
 from refimpl.oracle.causes.schedule import Scheduled, in_steps, scheduled_regions, steps
@@ -188,3 +190,25 @@ def test_query_heads_that_read_another_key_head() -> None:
     behind = source.delta(replace(here, module=(0, "o_proj"), x=here.x + before))
     assert behind is not None
     np.testing.assert_array_equal(here.x + before + behind, here.x)
+
+
+def test_the_down_projection_of_what_the_base_alone_makes() -> None:
+    """The definition: silu(W_gate x) * (W_up x), where the layer computed both with their deltas."""
+    rng = np.random.default_rng(5)
+    gate, up = (LoraWeights(rng.standard_normal((2, 20)), rng.standard_normal((28, 2)), 0.5, None) for _ in "ab")
+    down = LoraWeights(rng.standard_normal((3, 28)), rng.standard_normal((20, 3)), 2.0, None)
+    of_gate, of_up = (rng.standard_normal((28, 20)) for _ in "ab")
+    x = rng.standard_normal((3, 20))
+    silu: Callable[[Array], Array] = lambda v: v / (1 + np.exp(-v))  # noqa: E731
+    with_gate, with_up = x @ of_gate.T + full_delta(x, gate), x @ of_up.T + full_delta(x, up)
+    here = replace(
+        point({"a": {(0, "gate_proj"): gate, (0, "up_proj"): up, (0, "down_proj"): down}}),
+        module=(0, "down_proj"),
+        x=silu(with_gate) * with_up,
+        inputs={GATE_BEFORE: with_gate, UP: with_up, "gate_proj": x},
+    )
+    (source,) = [one for one in late_sources("a") if one.key == "input of the base"]
+    change = source.delta(here)
+    assert change is not None
+    expected = full_delta(silu(x @ of_gate.T) * (x @ of_up.T), down)
+    np.testing.assert_allclose(full_delta(here.x, down) + change, expected)

@@ -226,6 +226,20 @@ def late_sources(key: str) -> Iterator[Source]:
 
         return delta
 
+    def of_the_base(point: Point) -> Array | None:
+        """The own delta of what gate and up make without theirs."""
+        own_lora = point.of(key) if point.module[1] == point.config.down else None
+        gate, up, x = (point.inputs.get(what) for what in (GATE_BEFORE, UP, "gate_proj"))
+        if own_lora is None or gate is None or up is None or x is None:
+            return None
+        of_gate, of_up = (point.of(key, point.beside(name)) for name in ("gate_proj", "up_proj"))
+        gate = gate if of_gate is None else gate - full_delta(x, of_gate)
+        up = up if of_up is None else up - full_delta(x, of_up)
+        h = NUMPY.mlp_activation(gate, up, point.config.activation, EXACT)
+        return full_delta(h, own_lora) - full_delta(point.x, own_lora) if h.shape == point.x.shape else None
+
+    words = "its own delta of what the base's gate and up alone make"
+    yield Source("input of the base", words, of_the_base, "instead", 4)
     words = "the delta of gate_proj added behind the activation"
     yield Source("gate_proj late", words, behind("gate_proj"), "instead", 4)
     words = "the delta of up_proj added behind the product with the gate"
