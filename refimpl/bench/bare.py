@@ -44,15 +44,16 @@ def segments_of(rows: Rows) -> list[tuple[int, int, int]]:
 def bare_step(model: Model, slots: AdapterSlots, rows: Rows, inputs: dict[int, Array], p: Precision) -> None:
     """Take all products of one step. inputs: an x of each width that a layer reads, with rows enough.
 
-    At the head each request has one row, and adapters have none."""
-    tokens, segments = sum(count for _, count in rows), segments_of(rows)
+    Where only logits need a module each request has one row; at the head adapters have none."""
+    of_logits = [(slot, 1) for slot, _ in rows]
     for module in model.config.modules():
         if module == EMBED:
             continue
         weight, resident = model.linear(module).weight, slots.at(module)
-        x = inputs[weight.shape[1]][: len(rows) if module == LM_HEAD else tokens]
+        here = of_logits if model.config.for_logits_alone(module) else rows
+        x = inputs[weight.shape[1]][: sum(count for _, count in here)]
         matmul(x, weight, p)
-        for slot, start, stop in segments if module != LM_HEAD else ():
+        for slot, start, stop in segments_of(here) if module != LM_HEAD else ():
             if slot in resident:
                 x[start:stop].dot(resident[slot].A.T).dot(resident[slot].B.T)
 

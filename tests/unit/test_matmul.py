@@ -42,6 +42,7 @@ def test_a_thin_product_is_the_product(
 @pytest.mark.parametrize("tokens", [1, 2, matmul.SOME_TOKENS, matmul.SOME_TOKENS + 1])
 @pytest.mark.parametrize("d_out", [matmul.PANEL, matmul.PANEL + 1, 3 * matmul.PANEL])
 def test_panels_of_a_small_weight_are_kept_as_long_as_it_is(d_out: int, tokens: int, dtype: str) -> None:
+    gc.collect()  # weights of other tests that nobody has any more
     rng, before = np.random.default_rng(d_out), len(matmul._kept)
     x, W = (rng.integers(-9, 9, (rows, 80)).astype(dtype) for rows in (tokens, d_out))
     W.flags.writeable = False
