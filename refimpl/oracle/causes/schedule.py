@@ -128,7 +128,7 @@ def batch_of(case: Case, exchange: Exchange, batch: Sequence[Adapters]) -> list[
     requests = case.runs[exchange.run].requests
     lengths = [len(one.prompt_ids) for one in requests]
     tokens = [n + one.max_new_tokens - 1 for n, one in zip(lengths, requests, strict=True)]
-    tokens[exchange.index] = lengths[exchange.index] + len(exchange.response.token_ids) - 1
+    tokens[exchange.index] = lengths[exchange.index] + max(len(exchange.response.token_ids) - 1, 0)
     return [Scheduled(*one) for one in zip(tokens, lengths, batch, strict=True)]
 
 
