@@ -153,9 +153,8 @@ def _next_best(
     ranked: Sequence[Candidate], explaining: Sequence[Graded], needed: float, error: float
 ) -> tuple[str, float]:
     """Return the nearest that does not explain the error, and what it leaves; or that no bug leaves less."""
-    explained = {
-        one.candidate.mutant.name for one in explaining
-    }  # with one of them its variants, at some adapters only
+    # With one of them its variants, at some adapters only.
+    explained = {one.candidate.mutant.name for one in explaining}
     others = [one for one in ranked if one.mutant.name not in explained and abs(one.projection.score) > needed]
     if others and others[0].residual < error:
         return others[0].mutant.name, others[0].residual
