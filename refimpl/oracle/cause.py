@@ -16,6 +16,8 @@ from .cases.testbed import Testbed
 from .causes.by_token import trace
 from .causes.described import Described, change_of, described, is_rule
 from .causes.follow import Followed
+from .causes.left_in_slots import left_in_slots
+from .causes.scheduled_rule import Scheduler
 from .causes.statement import CauseReport
 from .causes.traced import Request, Traced
 from .diagnosis.clock import Clock
@@ -26,9 +28,10 @@ from .noise.ensemble import Member
 from .noise.verdict import Thresholds
 from .reports.result import PlayedCase
 
-SECONDS = 16.0  # of processor time, after which nothing new is begun; larger: slower, and more is looked at
+SECONDS = 20.0  # of processor time, after which nothing new is begun; larger: slower, and more is looked at
+SCHEDULES = 8.0  # of the same, after which no other schedule of the engine is tried; larger: slower
 DESCRIBED = 4  # causes that explain as much, of which it is said when they hold; larger: slower
-PASSED = 16  # requests that are right, in which it is seen that a mistake was not made; larger: slower
+PASSED = 24  # requests that are right, in which it is seen that a mistake was not made; larger: slower
 QUIET = 3  # cases that are asked quietly; larger: slower
 LEAST = 0.2  # of the failed requests that a cause must explain; less: little is gained by saying it
 UNEXPLAINED = 10.0  # bits of a failure that is left over; larger: longer causes are preferred to those that leave some
@@ -69,18 +72,20 @@ def cause_of(
     is_fitted = not why_not_fitted(testbed)  # or else neither are its adapters made quiet
     quietly = failures.asked_quietly(smallest_first(played)[:QUIET]) if is_fitted else ()
     traced = trace(loud, quietly, thresholds.ratio, clock)[:DESCRIBED]
+    scheduler = Scheduler(Clock(SCHEDULES, clock.end))
+    traced = (left_in_slots(traced, scheduler, thresholds.ratio) or traced)[:DESCRIBED] if traced else []
     failed = len(traced[0].followed) if traced else 0  # of a large base few are followed
     passed = [Request(one) for one in loud if not one.failed][:PASSED]
-    said = sorted((_said(one, passed, failed, thresholds.ratio) for one in traced), key=lambda one: one.bits)
+    said = sorted((_said(one, passed, failed, thresholds.ratio, scheduler) for one in traced), key=lambda one: one.bits)
     if said and len(said[0].traced.explained) >= max(min(2, failed), LEAST * failed):
         return _report(said, failed, testbed, time.monotonic() - began)
     return fitted_cause(failures, clock) if is_fitted else None
 
 
-def _said(traced: Traced, passed: Sequence[Request], failed: int, limit: float) -> Said:
+def _said(traced: Traced, passed: Sequence[Request], failed: int, limit: float, scheduler: Scheduler) -> Said:
     right = {request: request.follow([traced.cause], limit)[0] for request in passed}
     right = {request: one for request, one in right.items() if one.dead is None}
-    parts = described(traced, right)
+    parts = described(traced, right, scheduler)
     bits = sum(part.bits for part in parts) + UNEXPLAINED * (failed - len(traced.explained))
     return Said(traced, parts, {request: traced.followed[request] for request in traced.explained} | right, bits)
 

@@ -11,7 +11,7 @@ from .cases.testbed import Testbed
 from .causes.asked import Asked, Place, is_single
 from .causes.facts import facts_of
 from .causes.quiet import quiet_testbed
-from .causes.schedule import batch_of, scheduled_regions
+from .causes.schedule import Line, batches_of
 from .causes.suspect import Suspect, suspect_of
 from .engine_driver import EngineDriver
 from .noise.ensemble import Member
@@ -62,18 +62,22 @@ class Failures:
         """The requests as they came: those that failed, from all over the campaign, then as many that passed."""
         by_verdict: dict[str, list[Asked]] = {"fail": [], "pass": []}
         earlier: list[str | None] = []  # what was asked of one engine before
+        line = Line()
         for one in self.played:
             if all(len(some) >= GRADED for some in by_verdict.values()):
                 break
+            exchanges = self.driver.exchanges(one.case, one.settings)
+            of_case = line if one.case.stateless else Line()  # a sequence has an engine of its own
+            first = len(of_case.batches)
+            of_case.batches += batches_of(exchanges)
             for exchange, raw, verdict in self.as_they_came(one):
                 if len(by_verdict.get(verdict, ())) < GRADED and verdict in by_verdict:
                     suspect = suspect_of(one.case, exchange, raw, self.testbed, earlier)
                     facts = facts_of(one.case, exchange, self.testbed, earlier)
-                    requests = batch_of(one.case, exchange, suspect.batch)
-                    regions = scheduled_regions(requests, exchange.index)
                     place = one.case.name, exchange.run, exchange.index
-                    by_verdict[verdict].append(Asked(suspect, place, facts, verdict == "fail", regions))
-            exchanges = self.driver.exchanges(one.case, one.settings)
+                    by_verdict[verdict].append(
+                        Asked(suspect, place, facts, verdict == "fail", of_case, first + exchange.run)
+                    )
             earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
         failed = by_verdict["fail"]
         return [one for i in range(STRIDE) for one in failed[i::STRIDE]] + by_verdict["pass"]

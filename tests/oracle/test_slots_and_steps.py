@@ -1,4 +1,4 @@
-"""What an engine does not say, worked out: who was in a slot before, and in which step a token was computed."""
+"""What an engine does not say, worked out: who was in a slot before; and sources beside their definitions."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,6 @@ from refimpl.oracle.causes.elsewhere_sources import late_sources
 from refimpl.oracle.causes.mix_up import EXACT, GATE_BEFORE, UP, Point, Source, full_delta
 from refimpl.oracle.causes.own_sources import but_for_its_bias, scale_sources
 from refimpl.oracle.causes.row_sources import order_sources
-from refimpl.oracle.causes.schedule import Scheduled, in_steps, scheduled_regions, steps
 from refimpl.oracle.causes.slot_sources import occupants, slot_sources
 from refimpl.rope import apply_rope, rope_table
 
@@ -85,10 +84,10 @@ def test_a_slot_that_is_only_written_over() -> None:
         own_lora = some["a"][MODULE]
         sources = {source.key: source for source in slot_sources("a", {2: "bcd"})}
         right = here.x @ own_lora.A.T @ own_lora.B.T * own_lora.scale
-        ranks = sources["ranks in its slot of 2"].delta(here)
+        ranks = sources["ranks in its slot (2 in all)"].delta(here)
         np.testing.assert_allclose(right + (0 if ranks is None else ranks), here.x @ A.T @ B.T * own_lora.scale)
         own_bias = 0 if own_lora.bias is None else own_lora.bias * own_lora.scale
-        biases = sources["bias in its slot of 2"].delta(here)
+        biases = sources["bias in its slot (2 in all)"].delta(here)
         np.testing.assert_allclose(
             (0 if biases is None else biases) + own_bias + np.zeros((3, 16)), bias + np.zeros((3, 16))
         )
@@ -98,7 +97,7 @@ def test_modules_that_an_adapter_leaves_alone_keep_what_the_last_one_had_there()
     rng = np.random.default_rng(2)
     some: dict[str, dict[Module, LoraWeights]] = {"a": {}, "b": {}, "c": {MODULE: weights(rng, 3, True)}}
     here = point(some)
-    (source,) = [one for one in slot_sources("a", {1: "bc"}) if one.key == "in its slot of 1"]
+    (source,) = [one for one in slot_sources("a", {1: "bc"}) if one.key == "in its slot (1 in all)"]
     np.testing.assert_allclose(source.delta(here), here.full_delta("c"))
     assert list(slot_sources("a", {4: ()})) == []
 
@@ -116,44 +115,6 @@ def test_a_bias_that_is_as_it_should_be(source: Source) -> None:
     if expected is not None and got is not None:
         np.testing.assert_allclose(got, expected)
         np.testing.assert_allclose(apart.delta(without), expected)  # an adapter without a bias: the very same
-
-
-requests_strategy = st.lists(
-    st.tuples(st.integers(1, 20), st.integers(0, 6), st.sampled_from([(), (("a", 1.0),), (("b", 1.0),)])),
-    min_size=1,
-    max_size=5,
-)
-
-
-@given(requests_strategy, st.sampled_from([None, 4, 8]), st.sampled_from([None, 5, 16, 24]))
-@settings(deadline=None)
-def test_steps_compute_every_token_once_in_order(
-    some: list[tuple[int, int, tuple[tuple[str, float], ...]]], chunk: int | None, budget: int | None
-) -> None:
-    requests = [Scheduled(prompt + produced, prompt, adapters) for prompt, produced, adapters in some]
-    done = [0] * len(requests)
-    for step in steps(requests, chunk, budget):
-        assert step and sum(rows.count for rows in step) <= (budget or 10**9)
-        assert [rows.is_decode for rows in step] == sorted((rows.is_decode for rows in step), reverse=True)
-        for rows in step:
-            one = requests[rows.request]
-            assert rows.first == done[rows.request] and 0 < rows.count <= (chunk or one.tokens)
-            assert rows.is_decode == (rows.first >= one.prompt) and (rows.count == 1 or not rows.is_decode)
-            done[rows.request] += rows.count
-    assert done == [one.tokens for one in requests]
-
-
-def test_regions_of_steps() -> None:
-    """The example of schedule.py's first lines, by hand: a of 12 + 1 tokens, b of 5 + 2, eight prompt tokens a step."""
-    a, b = Scheduled(13, 12, (("a", 1.0),)), Scheduled(7, 5, ())
-    known_steps = [[(rows.request, rows.first, rows.count) for rows in step] for step in steps([a, b], 8, None)]
-    assert known_steps == [[(0, 0, 8), (1, 0, 5)], [(1, 5, 1), (0, 8, 4)], [(0, 12, 1), (1, 6, 1)]]
-    facts = in_steps([a, b], 0, steps([a, b], 8, None))
-    assert facts.has_prompt.tolist() == [True] * 12 + [False]
-    assert facts.of_base_first.tolist() == [False] * 8 + [True] * 4 + [False]
-    assert facts.row.tolist() == [*range(8), 1, 2, 3, 4, 0] and facts.places.tolist() == [8] * 8 + [4] * 4 + [1]
-    words = [region.words for region in scheduled_regions([a, b], 0)]
-    assert len(words) == len(set(words)) and "steps without prompt tokens" in words
 
 
 @given(st.integers(0, 9), st.sampled_from(["turned further on", "turned further back"]), st.booleans())

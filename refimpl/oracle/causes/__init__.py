@@ -7,7 +7,8 @@ Every bug of LoRA serving changes what is added to some modules' outputs, for so
 Token by token: a right row of logits says that its token was computed right, and those before it, so that the first
 wrong row names the token. There all mix-ups are tried exactly, in one batch (walk.py, mistakes.py); what leaves noise
 is followed through every other request (follow.py, by_token.py), and what its tokens have in common is said (rule.py,
-described.py).
+described.py). Often that is a matter of the engine's own steps and slots, of which it says nothing: they are worked out
+for many schedules (schedule.py), and the one is taken with which it is shortest to say (schedule_search.py).
 
 Where an engine shows no rows of a prompt, or where mistakes lie in one another, the engine is asked with quiet adapters
 (quiet.py), whose effects add up. One backward pass says what any u at any module does to the logits (adjoint.py);

@@ -38,14 +38,32 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
 
         return delta
 
-    def stale(point: Point) -> Array | None:
+    def rescaled(alpha: bool) -> Delta:
+        """At alpha / r with one of these of the other one, at the same module."""
+
+        def delta(point: Point) -> Array | None:
+            own_delta = None if key is None else point.of(key)
+            rest = None if other is None else point.of(other)
+            if own_delta is None or rest is None or not own_delta.scale:
+                return None
+            ratio = len(own_delta.A) / len(rest.A)
+            ratio = rest.scale / own_delta.scale / ratio if alpha else ratio
+            return None if np.isclose(ratio, 1.0, rtol=1e-9) else full_delta(point.x, own_delta) * (ratio - 1)
+
+        return delta
+
+    def stale(at_own_scale: bool) -> Delta:
         """Ranks of the other one beyond the own ones: the tail of a slot that was not cleared."""
-        own_delta, rest = None if key is None else point.of(key), None if other is None else point.of(other)
-        if own_delta is None or rest is None or rest.A.shape[0] <= own_delta.A.shape[0]:
-            return None
-        r = own_delta.A.shape[0]
-        tail = replace(rest, A=rest.A[r:], B=rest.B[:, r:], bias=None)
-        return blended(point, tail, tail, own_delta, None)
+
+        def delta(point: Point) -> Array | None:
+            own_delta, rest = None if key is None else point.of(key), None if other is None else point.of(other)
+            if own_delta is None or rest is None or rest.A.shape[0] <= own_delta.A.shape[0]:
+                return None
+            r = own_delta.A.shape[0]
+            tail = replace(rest, A=rest.A[r:], B=rest.B[:, r:], bias=None)
+            return blended(point, tail, tail, own_delta if at_own_scale else tail, None)
+
+        return delta
 
     def cut(largest: bool) -> Delta:
         """Own ranks that the other one has not: at this module, or anywhere."""
@@ -86,13 +104,19 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
     yield Source(f"scale of {called}", words, mixed(key, key, other, or_nothing=False), "instead", 3)
     words = f"its own delta at the scale of {called}, which is 0 where that has no such module"
     yield Source(f"scale, or none, of {called}", words, mixed(key, key, other), "instead", 3.5)
+    words = f"its own delta with the lora_alpha of {called}"
+    yield Source(f"alpha of {called}", words, rescaled(True), "instead", 4)
+    words = f"its own delta, scaled as if its rank were that of {called}"
+    yield Source(f"scale of the rank of {called}", words, rescaled(False), "instead", 4)
     words = f"the delta of {called} at its own scale"
     yield Source(f"A and B of {called}", words, mixed(other, other, key), "instead", 4)
     yield Source(f"ranks beyond those of {called}", f"its own ranks beyond those of {called}", cut(False), "part", 4)
     words = f"its own ranks beyond the largest of {called}"
     yield Source(f"ranks beyond the largest of {called}", words, cut(True), "part", 4.5)
     yield Source(f"bias of {called}", f"the bias of lora_B of {called}, where its own has none,", bias, "added", 3)
-    yield Source(f"stale ranks of {called}", f"the ranks of {called} beyond its own", stale, "added", 4)
+    yield Source(f"stale ranks of {called}", f"the ranks of {called} beyond its own", stale(True), "added", 4)
+    words = f"the ranks of {called} beyond its own, at their own scale,"
+    yield Source(f"scaled stale ranks of {called}", words, stale(False), "added", 4.5)
 
 
 def step_sources(key: str | None, keys: Sequence[str | None], called: str) -> Iterator[Source]:

@@ -1,11 +1,10 @@
 """A request of a campaign as it came, with its verdict and with what is true of it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..cases.case import Exchange
 from .condition import Fact
-from .regions import Region
+from .schedule import Line
 from .suspect import Suspect
 
 Place = tuple[str, int, int]  # the name of a request's case, its run and its index in that
@@ -19,7 +18,8 @@ class Asked:
     place: Place
     facts: dict[Fact, bool]
     failed: bool
-    regions: Sequence[Region] = ()  # of its tokens, by the steps that they may be in
+    line: Line | None = None  # the batches of its engine
+    number: int = 0  # which of them it is in
 
     @property
     def is_single(self) -> bool:

@@ -34,8 +34,9 @@ SEEN = 16  # mistakes that explain a token, tried at other ones before all are; 
 FEW = 3  # requests
 FOLLOWED = 6  # mistakes that are followed; larger: slower
 CROOKED = 2.0  # bits more than those of a mistake that explains as many; larger: more of them are followed
-ENOUGH = 0.85  # of the failed requests, after which no other mistake is looked for; larger: slower
+ENOUGH = 0.95  # of the failed requests, after which no other mistake is looked for; larger: slower
 GIVEN = 4  # of a cause's mistakes that are made together with one more; larger: slower
+FEWEST = 3  # tokens of a request that tells its tokens apart
 SHORT = 16  # tokens before the first row, of which all are computed with each mistake; larger: slower
 
 
@@ -210,14 +211,18 @@ def _every(request: Request, traced: Traced, limit: float) -> list[Mistake]:
 
 
 def _different(requests: Sequence[Request]) -> list[Request]:
-    """Return requests of different adapters, those on most modules first, and of each a short one; then the others."""
-    ranked = sorted(requests, key=lambda one: (one.tokens < 3, one.tokens))
+    """Return requests of different adapters, those on most modules first, and of each a short one; then the others. The
+    second is of a token or two: of its few rows it may be that one mistake leaves them alone which hides another one
+    elsewhere."""
+    ranked = sorted(requests, key=lambda one: (one.tokens < FEWEST, one.tokens))
     first: dict[str | None, Request] = {}
     for one in ranked:
         first.setdefault(label(one.as_it_came.suspect.exchange.adapters), one)
     # Sums and weights have mistakes of their own beside those that all requests have.
     chosen = sorted(first.values(), key=lambda one: (not one.as_it_came.is_single, -one.modules, one.tokens))
-    return chosen + [one for one in ranked if one not in chosen]
+    order = chosen + [one for one in ranked if one not in chosen]
+    shortest = sorted((one for one in order[1:] if one.tokens < FEWEST), key=lambda one: (one.tokens, -one.modules))[:1]
+    return order[:1] + shortest + [one for one in order[1:] if one not in shortest]
 
 
 def _traced(before: Traced, mistake: Mistake, limit: float) -> Traced:

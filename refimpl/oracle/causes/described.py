@@ -4,6 +4,7 @@ which requests."""
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from .follow import Followed
 from .mistakes import Mistake
 from .mix_up import Source
 from .relations import label
-from .rule import Observed, Rule, rule
+from .rule import Observed, Rule
+from .scheduled_names import OfWhom, keys_in_steps, names_in_steps
+from .scheduled_rule import InBatch, Scheduler
 from .sources import CHOICE, THE_BASE, WHICHEVER
 from .statement import Change, in_words
 from .traced import Request, Traced
@@ -40,31 +43,38 @@ class Described:
     present: int  # tokens in which it was made
     right: int  # in which it would have shown, and was not
     bits: float
+    assumes: str = ""  # of the engine's steps
 
 
-def described(traced: Traced, passed: Mapping[Request, Followed]) -> list[Described]:
-    """Describe each mistake of a cause. passed: requests that are right, followed along it."""
+def described(traced: Traced, passed: Mapping[Request, Followed], scheduler: Scheduler) -> list[Described]:
+    """Describe each mistake of a cause. passed: requests that are right, followed along it. scheduler: what is known of
+    the engine's steps; what is learnt of them is added."""
     requests = {**{one: traced.followed[one] for one in traced.explained}, **passed}
-    return [_of_mistake(i, mistake, requests) for i, mistake in enumerate(traced.cause)]
+    return [_of_mistake(i, mistake, requests, scheduler) for i, mistake in enumerate(traced.cause)]
 
 
-def _of_mistake(i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> Described:
+def _of_mistake(i: int, mistake: Mistake, requests: Mapping[Request, Followed], scheduler: Scheduler) -> Described:
     # A request that has no such source says nothing of when it is made.
     requests = {request: one for request, one in requests.items() if mistake.family in request.families}
     present = {request: one.present(i) for request, one in requests.items()}
     source = _source(mistake, requests)
     if WHICHEVER not in mistake.family:
-        fitting = rule([_observed(request, of) for request, of in present.items()])
+        fitting = scheduler.rule([_observed(request, of) for request, of in present.items()])
         return _described(mistake, source.words, "", fitting, present, fitting.bits)
     called = source.words.replace(_called(source.key, mistake.family), "{}")
-    best = []
-    for words, cost in _names(i, mistake, requests)[:NAMES]:
-        of = _present_by(words, present)
-        fitting = rule([_observed(request, one) for request, one in of.items()])
-        best.append(_described(mistake, called.format(words), words, fitting, of, cost + fitting.bits))
+    best = list[Described]()
+    for names in (_names, partial(_names_in_steps, scheduler)):
+        if best and not min(best, key=lambda one: one.bits).rule.wrong:
+            break
+        for name in names(i, mistake, requests)[:NAMES]:
+            of = _present_by(name, present)
+            fitting = scheduler.rule([_observed(request, one) for request, one in of.items()])
+            bits = name.cost + fitting.bits
+            one = _described(mistake, called.format(name.words), name.words, fitting, of, bits)
+            best.append(replace(one, assumes=name.assumes or one.assumes))
     if best:
         return min(best, key=lambda one: one.bits)
-    fitting = rule([_observed(request, of) for request, of in present.items()])
+    fitting = scheduler.rule([_observed(request, of) for request, of in present.items()])
     chosen = sum(1 for of in present.values() if (of == 1).any())
     return _described(mistake, called.format(WHICHEVER), WHICHEVER, fitting, present, fitting.bits + CHOICE * chosen)
 
@@ -75,14 +85,13 @@ def _described(
     count = sum(int((of == 1).sum()) for of in present.values())
     right = sum(int((of == 0).sum()) for of in present.values())
     most = bits - fitting.bits + min(fitting.bits, UNRULY)
-    return Described(mistake, words, whose, fitting, count, right, most + mistake.cost)
+    return Described(mistake, words, whose, fitting, count, right, most + mistake.cost, fitting.assumes)
 
 
-def _observed(request: Request, present: Array) -> Observed:
-    regions = [*request.as_it_came.suspect.token_regions, *request.as_it_came.regions]
-    return Observed(
-        request.as_it_came.facts, [replace(one, members=one.members[: len(present)]) for one in regions], present
-    )
+def _observed(request: Request, present: Array) -> InBatch:
+    asked = request.as_it_came
+    regions = [replace(one, members=one.members[: len(present)]) for one in asked.suspect.token_regions]
+    return InBatch(Observed(asked.facts, regions, present), asked.line, asked.number, asked.place[2])
 
 
 def _called(key: str, family: str) -> str:
@@ -91,7 +100,18 @@ def _called(key: str, family: str) -> str:
     return key[len(before) : len(key) - len(after)]
 
 
-def _names(i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> list[tuple[str, float]]:
+@dataclass(frozen=True, eq=False)
+class Name:
+    """What the adapter of a mistake may be called, and which one that is at each token of each request; None: the
+    base."""
+
+    words: str
+    cost: float
+    keys: Mapping[Request, Sequence[str | None]]
+    assumes: str = ""
+
+
+def _names(i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> list[Name]:
     """Return the names that fit the adapter of nearly every token in which the mistake was made, best first."""
     fits: Counter[str] = Counter()
     total = 0
@@ -103,8 +123,39 @@ def _names(i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> li
             fits[words] += sum(_key(mistake, keys[t]) in some for t, some in zip(tokens, possible, strict=True))
     good = [words for words, count in fits.items() if total and count >= NAMED * total]
     adapters = {key for request in requests for key in request.as_it_came.suspect.testbed.adapters}
-    ranked = sorted(good, key=lambda words: (words in adapters, -fits[words], len(words)))
-    return [(words, FIXED if words in adapters else RELATION) for words in ranked]
+    ranked = sorted(good, key=lambda words: (words in adapters, -fits[words], len(words)))[:NAMES]
+    by_name = {request: _keys_by_name(request) for request in requests}
+    return [
+        Name(
+            words,
+            FIXED if words in adapters else RELATION,
+            {request: keys[words] for request, keys in by_name.items() if words in keys},
+        )
+        for words in ranked
+    ]
+
+
+def _names_in_steps(scheduler: Scheduler, i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> list[Name]:
+    """Return names that depend on the steps of an engine."""
+    seen: dict[Request, OfWhom] = {}
+    for request, one in requests.items():
+        asked = request.as_it_came
+        keys = [None, *dict.fromkeys([*asked.suspect.testbed.adapters, *map(label, asked.suspect.batch)])]
+        possible = {
+            t: some
+            for t in _tokens(one, i)
+            if (some := frozenset(key for key in keys if _key(mistake, key) in one.sources(i, t)))
+        }
+        seen[request] = OfWhom(asked.line, asked.number, asked.place[2], possible)
+    return [
+        Name(
+            words,
+            RELATION + schedule.cost,
+            {request: keys_in_steps(one, words, schedule) for request, one in seen.items() if one.line},
+            assumes,
+        )
+        for words, schedule, assumes in names_in_steps(list(seen.values()), scheduler)[:NAMES]
+    ]
 
 
 def _keys_by_name(request: Request) -> dict[str, Sequence[str | None]]:
@@ -118,12 +169,12 @@ def _key(mistake: Mistake, key: str | None) -> str:
     return mistake.family.replace(WHICHEVER, key or THE_BASE)
 
 
-def _present_by(words: str, present: Mapping[Request, Array]) -> dict[Request, Array]:
+def _present_by(name: Name, present: Mapping[Request, Array]) -> dict[Request, Array]:
     """Return in which tokens it was made, if it is of the adapter of this name: of a token whose own adapter that is
     nobody knows."""
     result = {}
     for request, of in present.items():
-        keys = _keys_by_name(request).get(words)
+        keys = name.keys.get(request)
         if keys is None:
             continue
         own_label = label(request.as_it_came.suspect.exchange.adapters)
@@ -155,6 +206,7 @@ def change_of(
         often = f"in {one.present} of {one.present + one.right} tokens that would show it"
         tokens, when = "", often + (f"; nearest: {fitting.words}" if fitting.words else "")
     modules = _effective(mistake, list(requests))
+    when = " ".join(filter(None, [when, one.assumes]))
     return Change(words, mistake.family, modules, tokens, coefficient, pairs, bug, links.get(bug, ()), when)
 
 
@@ -173,7 +225,8 @@ def _effective(mistake: Mistake, requests: Sequence[Request]) -> str:
         possible = possible | present.any(axis=0)
     effective = effective & short[0].walk.at(mistake.modules)
     same = [one for one in regions if np.array_equal(one.members & possible, effective)]
-    return min(same, key=lambda one: one.cost).words if same and effective.any() else mistake.modules
+    words = min(same, key=lambda one: one.cost).words if same and effective.any() else mistake.modules
+    return mistake.modules if words.startswith("every module but") else words  # of one that had nothing there
 
 
 def _measure(

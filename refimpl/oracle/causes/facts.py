@@ -37,6 +37,9 @@ def _facts(case: Case, exchange: Exchange, testbed: Testbed) -> Iterator[tuple[s
     lengths = [len(request.prompt_ids) for request in run.requests]
     yield from _counted("its prompt has {} tokens or more", "its prompt has fewer than {} tokens", lengths[here])
     yield from _counted("the prompts of the batch have {} tokens or more", "they have fewer than {}", sum(lengths), 5)
+    for n in (2, 4, 8, 16):
+        words = f"its prompt is of whole {n}s of tokens", f"its prompt is not of whole {n}s of tokens"
+        yield *words, lengths[here] % n == 0, 4.5
     yield "its prompt is the longest of the batch", "its prompt is not the longest", lengths[here] == max(lengths), 4
     yield "more than one token is produced", "one token is produced", exchange.request.max_new_tokens > 1, 4
     prompt = run.requests[here].prompt_ids
@@ -64,12 +67,18 @@ def _of_adapter(exchange: Exchange, testbed: Testbed) -> Iterator[tuple[str, str
     ranks = [lora.A.shape[0] for lora in adapter.lora.values()]
     yield "its adapter has rsLoRA", "its adapter has no rsLoRA", config.use_rslora, 3
     yield "its ranks differ", "its ranks are the same everywhere", len(set(ranks)) > 1, 3
+    yield "its adapter has a rank_pattern", "its adapter has no rank_pattern", bool(config.rank_pattern), 3
     yield "its adapter has an alpha_pattern", "its adapter has no alpha_pattern", bool(config.alpha_pattern), 3
     yield "its adapter has a bias of lora_B", "its adapter has no bias of lora_B", config.lora_bias, 3
     yield "its adapter leaves modules alone", "its adapter is on every module", is_partial(adapter, testbed), 3
     for name in sorted({module[1] for one in testbed.adapters.values() for module in one.lora}):
         has = any(module[1] == name for module in adapter.lora)
         yield f"its adapter leaves {name} alone", f"its adapter is on {name}", not has, 3.5
+    layers = {module[0] for module in adapter.lora if module[0] >= 0}
+    every = set(range(testbed.exact.config.num_hidden_layers))
+    yield "its adapter leaves layers alone", "its adapter is on every layer", layers != every, 3
+    yield "its adapter leaves the first layer alone", "its adapter is on the first layer", 0 not in layers, 3.5
+    yield "it sums adapters", "it has one adapter", len(exchange.adapters) > 1, 3
     yield "its adapter brings whole layers along", "it brings no whole layer along", bool(adapter.replaced), 3
     for n in (4, 8, 12, 16, 32):
         yield f"its rank is above {n}", f"its rank is {n} or less", max(ranks, default=0) > n, 4
@@ -121,6 +130,13 @@ def _of_batch(
         mine = max((lora.A.shape[0] for lora in testbed.adapters[own_keys[0][0]].lora.values()), default=0)
         words = "another adapter of the batch has a higher rank", "no adapter of the batch has a higher rank"
         yield *words, max(ranks) > mine, 4
+        others = [rank for rank, k in zip(ranks, [k for k in keys if k], strict=True) if k != own_keys]
+        yield (
+            "another adapter of the batch has its rank",
+            "no other adapter of the batch has its rank",
+            mine in others,
+            4,
+        )
     yield (
         "a request of the batch sums adapters",
         "no request of the batch sums adapters",

@@ -9,7 +9,7 @@ from .adapter_sources import adapter_sources, registered
 from .attention_sources import attention_sources
 from .kept import FAMILY, kept_sources
 from .mix_up import Delta, Point, Source
-from .own_sources import but_for_its_bias, scale_sources
+from .own_sources import but_for_its_bias, pattern_sources, scale_sources
 from .relations import label
 from .row_sources import order_sources
 from .slot_sources import slot_sources
@@ -64,8 +64,9 @@ def _of_one(suspect: Suspect, key: str) -> dict[str, Source]:
     testbed = suspect.testbed
     of_own = sources_of(key, {}, testbed.exact.config.layer_modules, testbed.wide[key].config.use_rslora)
     bugs = registered(key, binding_bugs(testbed, key), partial(bound_by, testbed, key))
-    apart = [but_for_its_bias(key, one) for one in (*scale_sources(key), *order_sources(key))]
-    return {one.key: one for one in (*of_own, *bugs, *apart) if not one.key.startswith("of the ")}
+    patterns = list(pattern_sources(key, testbed.wide[key].config))
+    apart = [but_for_its_bias(key, one) for one in (*scale_sources(key), *patterns, *order_sources(key))]
+    return {one.key: one for one in (*of_own, *bugs, *patterns, *apart) if not one.key.startswith("of the ")}
 
 
 def of_all(parts: Sequence[tuple[float, Source]]) -> Source:

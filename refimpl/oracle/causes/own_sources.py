@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ...adapter import PeftConfig
 from ...adapter_slots import LoraWeights
 from ...arrays import DTYPES, Array
 from ...config import EMBED
@@ -100,6 +101,39 @@ def scale_sources(key: str) -> Iterator[Source]:
             yield Source(f"scale of {name}", words, at(partner(names, name)), "instead", 4)
 
 
+def pattern_sources(key: str, config: PeftConfig) -> Iterator[Source]:
+    """The own delta at the scale of its config, at modules to which a pattern gives another alpha or rank."""
+
+    def at(alpha: bool, rank: bool) -> Delta:
+        def delta(point: Point) -> Array | None:
+            lora = point.of(key)
+            if lora is None or not lora.scale:
+                return None
+            root = 0.5 if config.use_rslora else 1.0
+            r = len(lora.A)
+            own_alpha = config.lora_alpha if alpha else lora.scale * r**root
+            wrong = own_alpha / (config.r if rank else r) ** root
+            return (
+                None
+                if np.isclose(wrong, lora.scale, rtol=1e-9)
+                else full_delta(point.x, lora) * (wrong / lora.scale - 1)
+            )
+
+        return delta
+
+    def without_root(point: Point) -> Array | None:
+        lora = point.of(key)
+        if lora is None or not config.use_rslora or len(lora.A) == config.r:
+            return None
+        return full_delta(point.x, lora) * (len(lora.A) ** -0.5 - 1)
+
+    words = "its own delta scaled by alpha / r, not alpha / sqrt(r), at modules of a rank_pattern"
+    yield Source("no root at ranks of a pattern", words, without_root, "instead", 4)
+    for what, alpha, rank in (("lora_alpha", True, False), ("r", False, True), ("lora_alpha and r", True, True)):
+        words = f"its own delta scaled by its config's {what}, whatever its patterns say"
+        yield Source(f"scale of the config's {what}", words, at(alpha, rank), "instead", 3.5)
+
+
 def but_for_its_bias(key: str, source: Source) -> Source:
     """The same done to B A x alone: an engine that keeps biases apart may have them right. An adapter's without any is
     the very same."""
@@ -123,6 +157,9 @@ ROUNDED = {
     "low": "with A x, between its two products, rounded",
     "delta": "rounded",
     "scale": "with its scale rounded",
+    "output": "added to an output that is rounded",
+    "sB": "with B times its scale rounded",
+    "shards": "with A x, in two shards of the inputs of o_proj and the down projection, rounded",
 }
 
 
@@ -138,10 +175,21 @@ def rounded_sources(key: str) -> Iterator[Source]:
             if lora is None or point.module == EMBED:
                 return None
             own_delta = full_delta(x, lora)
+            if what == "output":
+                y = x @ point.weight.T + (0.0 if point.base_bias is None else point.base_bias) + own_delta
+                return cast(y) - y if y.shape == own_delta.shape else None
             if what == "delta":
                 return cast(own_delta) - own_delta
             if what == "scale":
                 return full_delta(x, replace(lora, scale=float(cast(np.array(lora.scale))))) - own_delta
+            if what == "sB":
+                own_bias = 0.0 if lora.bias is None else lora.bias * lora.scale
+                return (x @ lora.A.T) @ cast(lora.B * lora.scale).T + own_bias - own_delta
+            if what == "shards":
+                half = x.shape[1] // 2 if point.module[1] in ("o_proj", point.config.down) else x.shape[1]
+                low = cast(x[:, :half] @ lora.A[:, :half].T) + cast(x[:, half:] @ lora.A[:, half:].T)
+                y = low @ lora.B.T
+                return (y if lora.bias is None else y + lora.bias) * lora.scale - own_delta
             A, B = (cast(one) if name in what else one for name, one in (("A", lora.A), ("B", lora.B)))
             low = (cast(x) if what == "x" else x) @ A.T
             y = (cast(low) if what == "low" else low) @ B.T

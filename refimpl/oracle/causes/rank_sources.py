@@ -87,6 +87,21 @@ def rank_sources(key: str, by_root: bool = False) -> Iterator[Source]:
     yield Source("last rank", "its own last rank", part(key, cut(lambda r: r - 1)), "part", 4)
     yield Source("second half of ranks", "the second half of its ranks", part(key, cut(lambda r: r // 2)), "part", 4)
 
+    def some(of: Callable[[int], slice]) -> Callable[[LoraWeights], LoraWeights | None]:
+        def change(lora: LoraWeights) -> LoraWeights | None:
+            ranks = of(lora.A.shape[0])
+            return replace(lora, A=lora.A[ranks], B=lora.B[:, ranks], bias=None) if lora.A.shape[0] > 1 else None
+
+        return change
+
+    parts: dict[str, Callable[[int], slice]] = {
+        "its own first rank": lambda r: slice(0, 1),
+        "the first half of its ranks": lambda r: slice(0, r // 2),
+        "every second of its ranks": lambda r: slice(1, None, 2),
+    }
+    for words, of in parts.items():
+        yield Source(words, words, part(key, some(of)), "part", 4.5)
+
     def first(n: int, scaled: bool) -> Callable[[LoraWeights], LoraWeights | None]:
         def change(lora: LoraWeights) -> LoraWeights | None:
             if lora.A.shape[0] <= n and not scaled:
@@ -174,6 +189,28 @@ def fused_rank_sources(key: str, by_root: bool) -> Iterator[Source]:
         return lambda point: point.of(key, point.beside(name)) if point.module[1] in names else None
 
     others |= {name: beside(names, name) for names in PARTNERS for name in names}
+
+    def none_of(names: tuple[str, ...], name: str) -> Delta:
+        """All but the bias, beside a module that is not there."""
+
+        def delta(point: Point) -> Array | None:
+            own_lora = point.of(key)
+            if own_lora is None or point.module[1] not in names or point.of(key, point.beside(name)) is not None:
+                return None
+            return full_delta(point.x, replace(own_lora, bias=None))
+
+        return delta
+
+    def none_of_first(point: Point) -> Array | None:
+        first = {names: names[0] for names in PARTNERS if point.module[1] in names}
+        return next((none_of(names, name)(point) for names, name in first.items()), None)
+
+    words = "its own delta, but for the bias of lora_B, where its adapter leaves the first of those fused with it alone"
+    yield Source("beside no first one", words, none_of_first, "part", 4)
+    for names in PARTNERS:
+        for name in names:
+            words = f"its own delta, but for the bias of lora_B, where its adapter leaves {name} alone"
+            yield Source(f"beside no {name}", words, none_of(names, name), "part", 4.5)
 
     def both(of: Callable[[Point], LoraWeights | None], change: Callable[[LoraWeights, LoraWeights], Delta]) -> Delta:
         def delta(point: Point) -> Array | None:

@@ -23,6 +23,7 @@ class Region:
     words: str
     members: Array  # bool
     cost: float  # bits, about
+    assumes: str = ""  # what is taken to be so, in parentheses
 
 
 def module_regions(config: ModelConfig) -> list[Region]:
@@ -124,6 +125,20 @@ def token_regions(
         words = f"those of its first tokens that were asked before{f', whole {n}s of them' if n > 1 else ''}"
         regions.append(Region(words, index < again - again % n, 2.5 if n == 1 else 3))
     return regions + _block_regions(index, prompt, offset) + _step_regions(index, prompt, beside)
+
+
+def regions_of_ids(token_ids: Sequence[int], vocab: int) -> list[Region]:
+    """Return sets of a request's tokens by what they are. vocab: how many tokens the base knows."""
+    ids = np.array(token_ids)
+    before = np.array([token in token_ids[:t] for t, token in enumerate(token_ids)])
+    return [
+        Region("tokens of id 0", ids == 0, 5),
+        Region("tokens of other ids than 0", ids != 0, 5),
+        Region("tokens that are the same as the one before", np.append(False, ids[1:] == ids[:-1]), 5),
+        Region("tokens that stand further ahead in its text, too", before, 5),
+        Region("tokens of the upper half of the base's vocabulary", (ids >= vocab // 2) & (ids < vocab), 5),
+        Region("tokens that the base does not know", ids >= vocab, 5),
+    ]
 
 
 def _step_regions(index: Array, prompt: int, beside: Sequence[int]) -> list[Region]:

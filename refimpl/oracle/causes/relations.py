@@ -42,6 +42,10 @@ def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str
             "the request before, in the order of adapters": keys[order[order.index(here) - 1]],
             "the request after, in the order of adapters": keys[order[(order.index(here) + 1) % n]],
         }
+        for words, sign in (("shortest", 1), ("longest", -1)):
+            by_length = sorted(range(n), key=lambda i: sign * lengths[i])
+            related[f"the request of its number by length, the {words} first"] = keys[by_length.index(here)]
+            related[f"the request that is as many-th by length, the {words} first, as it comes"] = keys[by_length[here]]
         used = list(dict.fromkeys(key for key in keys if key is not None))
         related |= _neighbours(used, keys[here], "in the batch")
         if (own_key := keys[here]) is not None:

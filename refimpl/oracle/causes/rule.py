@@ -37,6 +37,7 @@ class Rule:
     wrong: int
     of: int
     rivals: tuple["Rule", ...] = ()
+    assumes: str = ""  # of its tokens
 
     @property
     def where(self) -> str:
@@ -85,16 +86,19 @@ def rule(observed: Sequence[Observed]) -> Rule:
             triples = [(*pair, int(k)) for _, pair, _ in best for k in order if k not in pair]
             note(triples, np.array([holds[i] & holds[j] & holds[k] for i, j, k in triples]))
     rules.sort(key=lambda one: (one[0], len(one[1])))
-    present = [_rule(one, names, len(kept)) for one in rules if one[0] <= rules[0][0] + NEAR]
+    assumes = {region.words: region.assumes for one, _ in kept for region in one.regions}
+    present = [_rule(one, names, len(kept), assumes) for one in rules if one[0] <= rules[0][0] + NEAR]
     rivals = [one for one, raw in zip(present[1:], rules[1:], strict=False) if not set(rules[0][1]) < set(raw[1])]
     return replace(present[0], rivals=tuple(rivals) if rules[0][1] else ())
 
 
-def _rule(one: tuple[float, tuple[int, ...], int], names: Sequence[tuple[str, bool]], of: int) -> Rule:
+def _rule(
+    one: tuple[float, tuple[int, ...], int], names: Sequence[tuple[str, bool]], of: int, assumes: Mapping[str, str]
+) -> Rule:
     bits, which, wrong = one
     tokens = tuple(names[i][0] for i in which if names[i][1])
     requests = tuple(names[i][0] for i in which if not names[i][1])
-    return Rule(tokens, requests, bits, wrong, of)
+    return Rule(tokens, requests, bits, wrong, of, assumes=next(filter(None, (assumes[words] for words in tokens)), ""))
 
 
 def _facts(kept: Sequence[tuple[Observed, Array]]) -> tuple[list[tuple[str, bool]], Array, Array]:

@@ -1,29 +1,73 @@
-"""In which step of an engine each token was computed, and with what: engines do not say, so several ways are tried.
+"""In which step of an engine each token was computed, and with what: engines do not say, so it is worked out.
 
-    step 1   a: 8 of 12 prompt tokens    b: 5 of 5
-    step 2   b: decode                   a: the other 4         decode steps come first, then prompts as they came
-    step 3   b: decode                   a: decode              a step of decode steps alone
+    step 1   a: 8 of 12 prompt tokens    b: 5 of 5            slots: a b
+    step 2   b: decode                   a: the other 4       decode steps come first, then prompts as they came
+    step 3   b: decode                   a: decode            a step of decode steps alone
 
-Continuous batching (Orca, OSDI 2022) with prompts in chunks (Sarathi-Serve, OSDI 2024; vLLM's max_num_batched_tokens).
+Continuous batching (Orca, OSDI 2022) with prompts in chunks (Sarathi-Serve, OSDI 2024; vLLM's max_num_batched_tokens),
+and slots for the adapters of the requests that run: a free one, or that of the adapter that was used least recently
+(vLLM's LRU cache, lora/model_manager.py). An engine's own limits are unknown; which schedule fits what was seen is
+looked for in schedule_search.py.
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import numpy as np
+from ..cases.case import Exchange
+from .relations import label
 
-from ...arrays import Array
-from ..cases.case import Case, Exchange
-from .regions import Region
-
-CHUNKS = (None, 4, 8, 16)  # tokens of one prompt in a step, at most; None: all
-BUDGETS = (None, 16, 24, 32, 64)  # tokens of a step, at most
-TILES = (2, 4, 8, 16)  # rows of one adapter that a kernel takes together
-REQUESTS = (2, 3, 4, 5, 6, 8)  # of a step
-LIMIT = 1.5  # bits of a limit
+LIMIT, ODD_LIMIT = 1.5, 2.5  # bits of a limit; of one that is no multiple of 4
 
 Adapters = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How an engine puts steps together. None: there is no such limit."""
+
+    chunk: int | None = None  # tokens of one prompt in a step, at most
+    budget: int | None = None  # tokens of a step, at most
+    counts_decodes: bool = True  # against the budget
+    prompts_first: bool = False  # is no decode step done while prompts wait? (vLLM's first scheduler)
+    running: int | None = None  # requests at once, at most; the others wait (vLLM's max_num_seqs)
+    adapters: int | None = None  # slots: of so many adapters requests run at once (vLLM's max_loras)
+    evicts: bool = False  # does an adapter get a slot at once, although a running request uses it?
+    overtake: bool = False  # does a request whose adapter is there run before one that waits for its adapter?
+    if_room: bool = False  # does a request begin only in a step that has room for its tokens, so not before?
+    prompts_ahead: bool = False  # do the rows of prompts stand before those of decode steps?
+    compacts: bool = False  # does the last of those that run take the place of one that ends?
+    by_end: bool = False  # do decode steps stand in the order in which their prompts ended? Else as they came.
+
+    @property
+    def words(self) -> str:
+        """What is assumed; "" if nothing."""
+        tokens = "tokens" if self.counts_decodes else "prompt tokens"
+        limits = [f"{self.chunk} tokens of a prompt"] * (self.chunk is not None)
+        limits += [f"{self.budget} {tokens}"] * (self.budget is not None)
+        parts = [f"a step has at most {' and '.join(limits)}"] * bool(limits)
+        limits = [f"{self.running} requests"] * (self.running is not None)
+        limits += [f"{self.adapters} adapters"] * (self.adapters is not None and not self.evicts)
+        parts += [f"at most {' and '.join(limits)} run at once"] * bool(limits)
+        parts += [f"it has {self.adapters} slots, from which adapters in use are thrown out"] * self.evicts
+        parts += ["prompts have steps of their own, before decode steps"] * self.prompts_first
+        return f"(if {', and '.join(parts)})" if parts else ""
+
+    @property
+    def cost(self) -> float:
+        """Bits, about."""
+        limits = [n for n in (self.chunk, self.budget, self.running, self.adapters) if n is not None]
+        kinds = [
+            self.budget is not None and not self.counts_decodes,
+            self.prompts_first,
+            self.evicts,
+            self.overtake,
+            self.if_room,
+            self.compacts,
+            self.by_end,
+        ]
+        return sum(ODD_LIMIT if n % 4 else LIMIT for n in limits) + 0.5 * sum(kinds)
 
 
 @dataclass(frozen=True)
@@ -34,110 +78,204 @@ class Scheduled:
     prompt: int
     adapters: Adapters
 
+    @property
+    def called(self) -> str | None:
+        """What its adapters are called."""
+        return label(self.adapters)
 
-@dataclass(frozen=True)
-class Rows:
+    def slot_in(self, slots: Sequence[str | None]) -> int:
+        """Return the slot of its adapter, of a sum of the first; -1: it has none there."""
+        key = self.adapters[0][0] if self.adapters else None
+        return slots.index(key) if key is not None and key in slots else -1
+
+
+Batch = Sequence[Scheduled]
+
+
+class Rows(NamedTuple):
     """Some tokens of one request in a step."""
 
     request: int
     first: int
-    count: int
+    length: int
     is_decode: bool
 
 
-def steps(requests: Sequence[Scheduled], chunk: int | None, budget: int | None) -> list[list[Rows]]:
-    """Return the rows of each step, in their order, until every request has all of its tokens."""
-    done, result = [0] * len(requests), list[list[Rows]]()
-    while any(n < one.tokens for n, one in zip(done, requests, strict=True)):
-        unfinished = [i for i, one in enumerate(requests) if done[i] < one.tokens]
-        step, free = [], budget or sum(one.tokens for one in requests)
-        for i in sorted(unfinished, key=lambda i: done[i] < requests[i].prompt):  # stable: decode steps come first
-            one = requests[i]
-            is_decode = done[i] >= one.prompt
-            count = min(free, 1 if is_decode else min(one.prompt - done[i], chunk or one.prompt))
-            if count:
-                step.append(Rows(i, done[i], count, is_decode))
-                free -= count
-        for rows in step:
-            done[rows.request] += rows.count
-        result.append(step)
+class Step(NamedTuple):
+    """What an engine computes at once, in its order."""
+
+    rows: tuple[Rows, ...]
+    slots: tuple[str | None, ...] = ()  # which adapter is in each; none if the schedule says nothing of slots
+    former: tuple[tuple[str, ...], ...] = ()  # which ones were there before that, the latest first
+    loaded: tuple[str, ...] = ()  # adapters that moved in when the step began
+    moves: tuple[int, ...] = ()  # how often the adapter of each slot has moved in so far
+    places: tuple[int, ...] = ()  # the slot that each request's adapter got, -1: none
+
+
+@dataclass(eq=False)
+class Slots:
+    """Where adapters are on the device, from batch to batch."""
+
+    count: int
+    keys: list[str | None] = field(default_factory=list)
+    former: list[tuple[str, ...]] = field(default_factory=list)  # which ones were there before, the latest first
+    order: list[int] = field(default_factory=list)  # the one that was used least recently first
+    moves: Counter[str | None] = field(default_factory=Counter)  # of each adapter, how often it moved in
+
+    def __post_init__(self) -> None:
+        self.keys, self.former = [None] * self.count, [()] * self.count
+        self.order = list(range(self.count))
+
+    def move_in(self, key: str, in_use: set[str]) -> bool:
+        """Use an adapter: give it a slot of none in use, unless it has one. Did it move in?"""
+        if key in self.keys:
+            slot, moved = self.keys.index(key), False
+        else:
+            slot, moved = next((one for one in self.order if self.keys[one] not in in_use), self.order[0]), True
+            former = self.keys[slot]
+            if former is not None:
+                self.former[slot] = (former, *(one for one in self.former[slot] if one != former))
+            self.keys[slot] = key
+            self.moves[key] += 1
+        self.order.remove(slot)
+        self.order.append(slot)
+        return moved
+
+
+def steps(requests: Batch, schedule: Schedule, slots: Slots | None = None) -> list[Step]:
+    """Return the rows of each step, in their order, until every request has all of its tokens. slots: as the batch
+    finds them; they are changed."""
+    done, result = [0] * len(requests), list[Step]()
+    no_limit = sum(one.tokens for one in requests)
+    waiting, running, ended = list(range(len(requests))), list[int](), list[int]()
+    places = [-1] * len(requests)
+    while waiting or running:
+        one_by_one = schedule.if_room and not schedule.prompts_first
+        loaded = [] if one_by_one else _admit(requests, schedule, waiting, running, places, slots)
+        prompts = [i for i in running if done[i] < requests[i].prompt]
+        decodes = [i for i in (ended if schedule.by_end else running) if i in running and i not in prompts]
+        decodes = [] if prompts and schedule.prompts_first else decodes
+        rows, free = [Rows(i, done[i], 1, True) for i in decodes], schedule.budget or no_limit
+        if schedule.counts_decodes:
+            rows, free = rows[:free], free - len(rows[:free])
+        while prompts or (one_by_one and free):
+            if not prompts:  # those that run have what they need: one more, while there is room
+                loaded += _admit(requests, schedule, waiting, running, places, slots, 1)
+                prompts = [
+                    i for i in running if done[i] < requests[i].prompt and i not in {one.request for one in rows}
+                ]
+                if not prompts:
+                    break
+            i = prompts.pop(0)
+            left = requests[i].prompt - done[i]
+            length = min(free, left, schedule.chunk or left)
+            if length:
+                rows.append(Rows(i, done[i], length, False))
+                free -= length
+        if schedule.prompts_ahead:
+            rows.sort(key=lambda one: one.is_decode)
+        for one in rows:
+            done[one.request] += one.length
+        ended += [
+            one.request for one in rows if not one.is_decode and done[one.request] >= requests[one.request].prompt
+        ]
+        ends = [done[i] >= request.tokens for i, request in enumerate(requests)]
+        running = compacted_places(running, ends) if schedule.compacts else [i for i in running if not ends[i]]
+        if slots:
+            moves = tuple(slots.moves[key] for key in slots.keys)
+            of_slots = tuple(slots.keys), tuple(slots.former), tuple(loaded), moves, tuple(places)
+            result.append(Step(tuple(rows), *of_slots))
+        else:
+            result.append(Step(tuple(rows)))
     return result
 
 
-@dataclass(frozen=True, eq=False)
-class InSteps:
-    """What the steps of one request's tokens are, for each of them."""
-
-    is_decode: Array
-    has_prompt: Array  # does its step compute tokens of prompts?
-    of_base_first: Array  # is the first row of its step one of the base?
-    requests: Array  # of its step
-    row: Array  # its place in the step
-    rows: Array  # of the step
-    place: Array  # among the rows of its own adapters in the step
-    places: Array  # rows of its own adapters in the step
-    chunk: Array  # the first token that is computed with it
-
-    def regions(self) -> Iterator[Region]:
-        """Yield the sets of tokens that these tell apart."""
-        alone = ~self.has_prompt
-        yield Region("steps without prompt tokens", alone, 3)
-        yield Region("steps with prompt tokens", self.has_prompt, 3)
-        yield Region("decode steps beside prompt tokens", self.is_decode & self.has_prompt, 3.5)
-        for n in REQUESTS:
-            yield Region(f"steps without prompt tokens, of {n} requests or more", alone & (self.requests >= n), 4)
-            yield Region(f"steps without prompt tokens, of fewer than {n} requests", alone & (self.requests < n), 4)
-        yield Region("steps whose first row is of the base", self.of_base_first, 3.5)
-        yield Region("steps whose first row is of an adapter", ~self.of_base_first, 3.5)
-        yield Region("the first row of a step", self.row == 0, 3)
-        yield Region("every row of a step but the first", self.row > 0, 3)
-        yield Region("the last row of a step", self.row == self.rows - 1, 3)
-        yield Region("every row of a step but the last", self.row < self.rows - 1, 3)
-        yield Region("the first row of its adapter in a step", self.place == 0, 3)
-        yield Region("every row of its adapter in a step but the first", self.place > 0, 3)
-        yield Region("the last row of its adapter in a step", self.place == self.places - 1, 3)
-        yield Region("every row of its adapter in a step but the last", self.place < self.places - 1, 3)
-        for n in TILES:
-            beyond = self.place >= self.places - self.places % n
-            yield Region(f"rows of its adapter in a step beyond the last whole {n}", beyond, 3.5)
-            yield Region(f"rows of a step beyond the last whole {n}", self.row >= self.rows - self.rows % n, 3.5)
-            yield Region(f"rows of a step from number {n} on", self.row >= n, 3.5)
-            yield Region(f"rows of its adapter in a step from number {n} on", self.place >= n, 3.5)
-        yield Region("the first part of a prompt", ~self.is_decode & (self.chunk == 0), 3)
-        yield Region("every part of a prompt but the first", ~self.is_decode & (self.chunk > 0), 3)
+def compacted_places(running: Sequence[int], ends: Sequence[bool]) -> list[int]:
+    """Return those that go on: the last one takes the place of one that ends, and may end itself."""
+    left, at = list(running), 0
+    while at < len(left):
+        if not ends[left[at]]:
+            at += 1
+            continue
+        last = left.pop()
+        if at < len(left):
+            left[at] = last
+    return left
 
 
-def in_steps(requests: Sequence[Scheduled], here: int, in_order: Sequence[Sequence[Rows]]) -> InSteps:
-    """Return what the steps of one request's tokens are. here: which of the requests it is."""
-    columns: list[tuple[int, ...]] = [()] * requests[here].tokens
-    own_adapters = requests[here].adapters
-    for step in in_order:
-        flat = [(rows, rows.first + j) for rows in step for j in range(rows.count)]
-        places = [requests[rows.request].adapters == own_adapters for rows, _ in flat]
-        has_prompt, of_base = any(not rows.is_decode for rows in step), not requests[step[0].request].adapters
-        for row, (rows, t) in enumerate(flat):
-            if rows.request == here:
-                of_step = (rows.is_decode, has_prompt, of_base, len(step), row, len(flat))
-                columns[t] = (*of_step, sum(places[:row]), sum(places), rows.first)
-    decode, prompt, base, *numbers = np.array(columns, int).T
-    return InSteps(decode == 1, prompt == 1, base == 1, *numbers)
+def _admit(
+    requests: Batch,
+    schedule: Schedule,
+    waiting: list[int],
+    running: list[int],
+    places: list[int],
+    slots: Slots | None,
+    most: int | None = None,
+) -> list[str]:
+    """Move requests, `most` of them if it is given, from those that wait to those that run, in their order, as far as
+    the limits allow it. Return the adapters that moved into a slot."""
+    most = min(schedule.running or len(requests), len(running) + (most or len(requests)))
+    of_adapters, loaded = schedule.adapters, list[str]()
+    used = {key for i in running for key, _ in requests[i].adapters}
+    for i in list(waiting):
+        here = used | {key for key, _ in requests[i].adapters}
+        if len(running) == most:
+            break
+        if (
+            of_adapters and len(here) > of_adapters and running and not schedule.evicts
+        ):  # one alone runs, whatever it needs
+            if schedule.overtake:
+                continue
+            break
+        waiting.remove(i)
+        running.append(i)
+        used = here
+        for key, _ in requests[i].adapters if slots else ():
+            loaded += [key] * (slots is not None and slots.move_in(key, set() if schedule.evicts else used))
+        if slots:
+            places[i] = requests[i].slot_in(slots.keys)
+    return loaded
 
 
-def batch_of(case: Case, exchange: Exchange, batch: Sequence[Adapters]) -> list[Scheduled]:
-    """Return what an exchange's batch asks for. batch: the adapters of each of its requests."""
-    requests = case.runs[exchange.run].requests
-    lengths = [len(one.prompt_ids) for one in requests]
-    tokens = [n + one.max_new_tokens - 1 for n, one in zip(lengths, requests, strict=True)]
-    tokens[exchange.index] = lengths[exchange.index] + max(len(exchange.response.token_ids) - 1, 0)
-    return [Scheduled(*one) for one in zip(tokens, lengths, batch, strict=True)]
+@dataclass(eq=False)
+class Line:
+    """The batches of one engine, one after another: what is in its slots goes on from one to the next."""
+
+    batches: list[Batch] = field(default_factory=list)
+    _played: dict[Schedule, list[list[Step]]] = field(default_factory=dict, repr=False)
+    _slots: dict[Schedule, Slots] = field(default_factory=dict, repr=False)
+    _codes: dict[str | None, int] = field(default_factory=lambda: {None: 0}, repr=False)
+    _counted: list[Batch] = field(default_factory=list, repr=False)
+
+    @property
+    def codes(self) -> dict[str | None, int]:
+        """A number for whatever adapters are called; None, the base: 0."""
+        some = [one for batch in self.batches[len(self._counted) :] for one in batch]
+        self._counted += self.batches[len(self._counted) :]
+        for one in some:
+            for called in (one.called, *(key for key, _ in one.adapters)):
+                self._codes.setdefault(called, len(self._codes))
+        return self._codes
+
+    def steps(self, number: int, schedule: Schedule) -> list[Step]:
+        """Return the steps of a batch."""
+        return self.played(number, schedule)[-1]
+
+    def played(self, number: int, schedule: Schedule) -> list[list[Step]]:
+        """Return the steps of each batch up to this one."""
+        played = self._played.setdefault(schedule, [])
+        slots = self._slots.setdefault(schedule, Slots(schedule.adapters)) if schedule.adapters else None
+        while len(played) <= number:
+            played.append(steps(self.batches[len(played)], schedule, slots))
+        return played[: number + 1]
 
 
-def scheduled_regions(requests: Sequence[Scheduled], here: int) -> list[Region]:
-    """Return sets of one request's tokens by their steps, in each way to schedule. here: which one it is."""
-    regions = list[Region]()
-    for chunk, budget in itertools.product(CHUNKS, BUDGETS):
-        limits = [f"{chunk} tokens of a prompt"] * (chunk is not None) + [f"{budget} tokens"] * (budget is not None)
-        suffix = f" (if a step has at most {' and '.join(limits)})" if limits else ""
-        for one in in_steps(requests, here, steps(requests, chunk, budget)).regions():
-            regions.append(Region(one.words + suffix, one.members, one.cost + LIMIT * len(limits)))
-    return regions
+def batches_of(exchanges: Sequence[Exchange]) -> list[Batch]:
+    """Return what the batches of a case ask for, and how much of it came."""
+    batches = list[Batch]()
+    for run in range(max((one.run for one in exchanges), default=-1) + 1):
+        some = [one for one in exchanges if one.run == run]
+        lengths = [len(one.request.prompt_ids) for one in some]
+        produced = [max(len(one.response.token_ids) - 1, 0) for one in some]
+        batches.append([Scheduled(n + m, n, one.adapters) for one, n, m in zip(some, lengths, produced, strict=True)])
+    return batches

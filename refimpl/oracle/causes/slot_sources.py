@@ -52,16 +52,21 @@ def slot_sources(key: str, occupants_of: Mapping[int, Sequence[str]]) -> Iterato
     """Yield what may be left of them. occupants_of: those of its slot, the latest first, if there are so many slots."""
     for slots, former in occupants_of.items():
         if former:
-            had = f"the last adapter that had one there, of those in its slot ({slots} in all) before"
-            words = f"the delta of {had}, at modules that its own adapter leaves alone,"
-            yield Source(f"in its slot of {slots}", words, _whole_delta(key, former), "added", 3)
-            words = f"the bias of lora_B of {had}, where its own has none,"
-            yield Source(f"bias in its slot of {slots}", words, _bias(key, former), "added", 3)
-            words = f"the ranks beyond its own of adapters that were in its slot ({slots} in all) before"
-            ranks, scaled_ranks = _ranks(key, former, True), _ranks(key, former, False)
-            yield Source(f"ranks in its slot of {slots}", words, ranks, "added", 3)
-            words = f"{words}, at their own scale,"
-            yield Source(f"scaled ranks in its slot of {slots}", words, scaled_ranks, "added", 4)
+            yield from left_behind(key, former, f"{slots} in all")
+
+
+def left_behind(key: str, former: Sequence[str], called: str) -> Iterator[Source]:
+    """Yield what may be left of a slot's former occupants, the latest first. called: what is said of the slots."""
+    had = f"the last adapter that had one there, of those in its slot ({called}) before"
+    words = f"the delta of {had}, at modules that its own adapter leaves alone,"
+    yield Source(f"in its slot ({called})", words, _whole_delta(key, former), "added", 3)
+    words = f"the bias of lora_B of {had}, where its own has none,"
+    yield Source(f"bias in its slot ({called})", words, _bias(key, former), "added", 3)
+    words = f"the ranks beyond its own of adapters that were in its slot ({called}) before"
+    ranks, scaled_ranks = _ranks(key, former, True), _ranks(key, former, False)
+    yield Source(f"ranks in its slot ({called})", words, ranks, "added", 3)
+    words = f"{words}, at their own scale,"
+    yield Source(f"scaled ranks in its slot ({called})", words, scaled_ranks, "added", 4)
 
 
 def _whole_delta(key: str, former: Sequence[str]) -> Delta:

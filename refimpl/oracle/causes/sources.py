@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from .adapter_sources import adapter_sources
-from .elsewhere_sources import input_sources, late_sources, module_sources, place_sources, token_sources
+from .elsewhere_sources import input_sources, late_sources, place_sources, token_sources
 from .mix_up import Source
+from .module_sources import module_sources
 from .own_sources import own_sources, rounded_sources, scale_sources
 from .rank_sources import rank_sources
 from .row_sources import row_sources

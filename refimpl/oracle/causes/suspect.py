@@ -27,7 +27,7 @@ from .adapter_sources import registered, step_sources
 from .adjoint import Adjoint, adjoint
 from .history import history
 from .mix_up import EXACT, Point, Source
-from .regions import Region, module_regions, token_regions
+from .regions import Region, module_regions, regions_of_ids, token_regions
 from .relations import adapters_of_batch, label, relations
 from .slot_sources import occupants_of
 from .sources import sources_of, whichever
@@ -220,7 +220,9 @@ class Suspect:
     def token_regions(self) -> list[Region]:
         """Sets of its tokens."""
         prompt = len(self.exchange.request.prompt_ids)
-        return token_regions(len(self.request.prompt_ids), prompt, self.offset, self.beside, self.shared, self.padding)
+        ids = self.request.prompt_ids
+        regions = token_regions(len(ids), prompt, self.offset, self.beside, self.shared, self.padding)
+        return regions + regions_of_ids(ids, self.testbed.exact.config.vocab_size)
 
 
 def worst_ratio(error: Float[Array, "rows vocab"], raw: Errors) -> float:

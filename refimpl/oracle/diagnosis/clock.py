@@ -9,13 +9,13 @@ class Clock:
 
     def __init__(self, seconds: float, end: float = math.inf) -> None:
         """seconds: of this process's processor time. end: of the whole command, by time.monotonic()."""
-        self._until, self._end = time.process_time() + seconds, end
+        self._until, self.end = time.process_time() + seconds, end
         self.left_out: list[str] = []
 
     @property
     def seconds(self) -> float:
         """That remain; the fewer of the two."""
-        return min(self._until - time.process_time(), self._end - time.monotonic())
+        return min(self._until - time.process_time(), self.end - time.monotonic())
 
     def is_late(self, what: str) -> bool:
         """Is no time left for this? Then it is left out."""

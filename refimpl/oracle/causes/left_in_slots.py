@@ -1,0 +1,88 @@
+"""What is left in a slot, once it is known how an engine gives its slots away.
+
+a part of the failures --> whose weights those were --> the schedule with which most of them were in its slot before
+    --> what all former occupants of its slot left there, in every request
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from .asked import Asked
+from .families import of_all
+from .follow import Followed
+from .mistakes import Mistake
+from .mix_up import Source
+from .schedule import Schedule
+from .schedule_search import fitting_schedules
+from .scheduled_names import OfWhom
+from .scheduled_rule import Scheduler
+from .slot_sources import left_behind
+from .sources import WHICHEVER
+from .traced import Request, Traced
+
+LEFT = (
+    "untargeted: ",
+    "added: ",
+    "stale ranks of ",
+    "scaled stale ranks of ",
+    "bias of ",
+)  # families of what a former occupant may have left
+REGIONS = ("", "every module of the layers")  # embeddings may lie elsewhere
+COST = 3.0  # bits of what is left
+
+
+def left_in_slots(traced: Sequence[Traced], scheduler: Scheduler, limit: float) -> list[Traced]:
+    """Return causes that explain more than the best one of these, of what is left in slots; best first."""
+    best = traced[0]
+    found: list[Traced] = []
+    for i, mistake in enumerate(best.cause):
+        if not best.rest or WHICHEVER not in mistake.family or not mistake.family.startswith(LEFT):
+            continue
+        seen = [of_whom(request, best.followed[request], i, mistake) for request in best.explained]
+        others = best.cause[:i] + best.cause[i + 1 :]
+        for schedule in fitting_schedules([one for one in seen if one.possible], scheduler.known, scheduler.clock):
+            for left in _give(best.followed, schedule):
+                if scheduler.clock.is_late("what is left in slots"):
+                    break
+                cause = (*others, left)
+                followed = {request: request.follow([cause], limit)[0] for request in best.followed}
+                found.append(Traced(cause, followed))
+    better = [one for one in found if len(one.explained) > len(best.explained)]
+    return sorted(better, key=lambda one: one.rank)
+
+
+def of_whom(request: Request, followed: Followed, i: int, mistake: Mistake) -> OfWhom:
+    """Return of whose adapter one mistake of a cause may be in each token in which it was made."""
+    asked = request.as_it_came
+    keys = [None, *asked.line.codes] if asked.line else []
+    possible = {}
+    for t in range(request.tokens if followed.dead is None else 0):
+        sources = followed.sources(i, t)
+        some = frozenset(key for key in keys if mistake.family.replace(WHICHEVER, key or "") in sources)
+        if some and followed.present(i)[t] == 1:
+            possible[t] = some
+    return OfWhom(asked.line, asked.number, asked.place[2], possible)
+
+
+def _give(requests: Mapping[Request, Followed], schedule: Schedule) -> list[Mistake]:
+    """Give each request the sources of what was left in the slots of its adapters; return the mistakes that they
+    make."""
+    families = dict[str, None]()
+    for request in requests:
+        asked = request.as_it_came
+        adapters, parts = asked.suspect.exchange.adapters, dict[str, list[tuple[float, Source]]]()
+        for key, weight in adapters:
+            former = _former(asked, key, schedule)
+            for source in left_behind(key, former, f"{schedule.adapters} in all"):
+                parts.setdefault(source.key + schedule.words, []).append((weight, source))
+        for family, some in parts.items():
+            request.families[family] = [replace(of_all(some), key=family)]
+            families[family] = None
+    return [Mistake(family, modules, 1.0, COST) for family in families for modules in REGIONS]
+
+
+def _former(asked: Asked, key: str, schedule: Schedule) -> list[str]:
+    """Return which adapters were in the slot of a request's adapter before, the latest first."""
+    steps = asked.line.steps(asked.number, schedule) if asked.line else []
+    own = [one for one in steps if key in one.slots and any(rows.request == asked.place[2] for rows in one.rows)]
+    return [one for one in own[0].former[own[0].slots.index(key)] if one != key] if own else []

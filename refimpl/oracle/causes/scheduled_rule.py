@@ -1,0 +1,75 @@
+"""For which tokens of which requests, where that is a matter of the steps that an engine computes them in.
+
+rule.py, as if a batch's prompts were one step  --has exceptions-->  the schedules that fit better -> rule.py again
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ...arrays import Array
+from ..diagnosis.clock import Clock
+from .rule import Observed, Rule, rule
+from .schedule import Line, Schedule
+from .schedule_search import SIMPLE, fitting_schedules
+from .step_regions import in_steps, regions_in_steps
+
+
+@dataclass(frozen=True, eq=False)
+class InBatch:
+    """A request of a batch, what is true of it, and in which of its tokens a mistake was made."""
+
+    observed: Observed  # its regions are those that hold whatever the schedule is
+    line: Line | None  # None: its batch is not known
+    number: int  # which batch of that it is in
+    here: int  # which request of the batch it is
+
+    def told(self) -> int:
+        """Tokens with the mistake beside tokens without it say most of the steps."""
+        present = self.observed.present
+        return 2 * int(np.abs(np.diff(present[present >= 0])).sum()) + bool((present == 1).any())
+
+    def wrong(self, schedule: Schedule) -> Array:
+        """How many tokens each set of tokens has wrong."""
+        if self.line is None:
+            return np.zeros(0, int)
+        batch, present = self.line.batches[self.number], self.observed.present
+        members = in_steps(batch, self.here, self.line.steps(self.number, schedule)).members()
+        known = np.flatnonzero(present >= 0)
+        return (members[:, known] != (present[known] == 1)).sum(axis=1)
+
+
+@dataclass(eq=False)
+class Scheduler:
+    """What is known of an engine's schedule. clock: how long it is looked for."""
+
+    clock: Clock
+    known: list[Schedule] = field(default_factory=list)
+
+    def rule(self, requests: Sequence[InBatch]) -> Rule:
+        """Return the shortest rule for the tokens in which a mistake was made, and for none of the others."""
+        simple = _rule_with(requests, SIMPLE)
+        if not simple.wrong:
+            return simple
+        found = fitting_schedules(requests, self.known, self.clock)
+        rules = [_rule_with(requests, one) for one in found]
+        self.known += [one for one, of in zip(found, rules, strict=True) if not of.wrong and one not in self.known]
+        return min([simple, *rules], key=lambda one: one.bits)
+
+
+def _rule_with(requests: Sequence[InBatch], schedule: Schedule) -> Rule:
+    return rule([_with_steps(one, schedule) for one in requests])
+
+
+def _with_steps(one: InBatch, schedule: Schedule) -> Observed:
+    if one.line is None:
+        return one.observed
+    count, batch, in_order = (
+        len(one.observed.present),
+        one.line.batches[one.number],
+        one.line.steps(one.number, schedule),
+    )
+    regions = regions_in_steps(batch, one.here, schedule, in_order)
+    cut = [replace(region, members=region.members[:count]) for region in regions]
+    return replace(one.observed, regions=[*one.observed.regions, *cut])

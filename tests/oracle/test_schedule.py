@@ -1,0 +1,258 @@
+"""In which step of an engine a token was computed, and who was in its slots: worked out, and found."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refimpl.arrays import Array
+from refimpl.oracle.causes.graphs import OF_LIST
+from refimpl.oracle.causes.rule import Observed
+from refimpl.oracle.causes.schedule import Batch, Line, Schedule, Scheduled, Slots, Step, steps
+from refimpl.oracle.causes.scheduled_names import OfWhom, keys_in_steps, names_in_steps, table_of
+from refimpl.oracle.causes.scheduled_rule import InBatch, Scheduler
+from refimpl.oracle.causes.step_regions import in_steps, regions_in_steps, regions_of_steps
+from refimpl.oracle.diagnosis.clock import Clock
+
+ADAPTERS = [(), (("a", 1.0),), (("b", 1.0),), (("c", 1.0),), (("a", 0.5), ("d", 1.0))]
+a_request = st.builds(
+    lambda prompt, produced, adapters: Scheduled(prompt + produced, prompt, adapters),
+    st.integers(1, 20),
+    st.integers(0, 6),
+    st.sampled_from(ADAPTERS),
+)
+batches = st.lists(a_request, min_size=1, max_size=5)
+a_schedule = st.builds(
+    Schedule,
+    chunk=st.sampled_from([None, 1, 4, 7]),
+    budget=st.sampled_from([None, 5, 16, 22]),
+    counts_decodes=st.booleans(),
+    prompts_first=st.booleans(),
+    running=st.sampled_from([None, 2, 3]),
+    adapters=st.sampled_from([None, 1, 2, 3]),
+    overtake=st.booleans(),
+    if_room=st.booleans(),
+    prompts_ahead=st.booleans(),
+    by_end=st.booleans(),
+)
+
+
+def keys_of(requests: Batch, some: set[int]) -> set[str]:
+    return {key for i in some for key, _ in requests[i].adapters}
+
+
+@given(batches, a_schedule)
+@settings(deadline=None)
+def test_steps_compute_every_token_once_in_order_within_the_limits(requests: Batch, schedule: Schedule) -> None:
+    done, begun = [0] * len(requests), set[int]()
+    for step in steps(requests, schedule, Slots(schedule.adapters) if schedule.adapters else None):
+        assert step.rows
+        counted = [one.length for one in step.rows if schedule.counts_decodes or not one.is_decode]
+        assert sum(counted) <= (schedule.budget or math.inf)
+        order = [one.is_decode for one in step.rows]
+        assert order == sorted(order, reverse=not schedule.prompts_ahead)
+        assert not schedule.prompts_first or len(set(order)) == 1
+        begun |= {one.request for one in step.rows}
+        for one in step.rows:
+            request = requests[one.request]
+            assert one.first == done[one.request] and 0 < one.length <= (schedule.chunk or request.tokens)
+            assert one.is_decode == (one.first >= request.prompt) and (one.length == 1 or not one.is_decode)
+            done[one.request] += one.length
+            if schedule.adapters and len(keys_of(requests, begun)) <= schedule.adapters:
+                assert all(key in step.slots for key, _ in request.adapters)
+        begun = {i for i in begun if done[i] < requests[i].tokens}
+        assert len(begun) <= (schedule.running or math.inf)
+        assert len(keys_of(requests, begun)) <= (schedule.adapters or math.inf) or len(begun) == 1
+    assert done == [one.tokens for one in requests]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sets(st.sampled_from("abcdef"), max_size=2)), max_size=20))
+def test_a_slot_goes_to_whoever_comes_from_the_one_that_was_not_used_longest(uses: list[tuple[str, set[str]]]) -> None:
+    """The definition: all that was ever in each slot, and when it was used last; those in use stay."""
+    slots, filled, used_at = Slots(3), list[list[str]]([[], [], []]), [-1, -1, -1]
+    for now, (key, in_use) in enumerate(uses):
+        in_use = {one for one in in_use if one in slots.keys} | {key}
+        here = [n for n in range(3) if filled[n][-1:] == [key]]
+        free = [n for n in range(3) if not filled[n] or filled[n][-1] not in in_use]
+        if not here and not free:
+            continue
+        slot = here[0] if here else min(free, key=lambda n: used_at[n])
+        assert slots.move_in(key, in_use) == (not here)
+        if not here:
+            filled[slot].append(key)
+        used_at[slot] = now
+        assert slots.keys == [some[-1] if some else None for some in filled]
+        before = [one for one in reversed(filled[slot][:-1])]
+        assert [one for one in slots.former[slot] if one != key] == [one for one in dict.fromkeys(before) if one != key]
+
+
+def rows_of(requests: Batch, in_order: list[Step]) -> list[tuple[int, int, bool, int]]:
+    """The definition: step, request, is it a decode step, and token, of every row."""
+    return [
+        (s, one.request, one.is_decode, one.first + j)
+        for s, step in enumerate(in_order)
+        for one in step.rows
+        for j in range(one.length)
+    ]
+
+
+@given(batches, a_schedule, st.data())
+@settings(deadline=None)
+def test_regions_of_steps_beside_a_loop_over_rows(requests: Batch, schedule: Schedule, data: st.DataObject) -> None:
+    here = data.draw(st.integers(0, len(requests) - 1))
+    in_order = steps(requests, schedule)
+    rows = rows_of(requests, in_order)
+    own_names = {key for key, _ in requests[here].adapters}
+    expected: dict[str, list[bool]] = {}
+    for n, (s, request, decode, _) in enumerate(rows):
+        if request != here:
+            continue
+        in_step = [i for i, row in enumerate(rows) if row[0] == s]
+        prompts = [i for i in in_step if not rows[i][2]]
+        own = [
+            i
+            for i in in_step
+            if requests[rows[i][1]].adapters == requests[here].adapters
+            or own_names & {key for key, _ in requests[rows[i][1]].adapters}
+        ]
+        adapters = {requests[rows[i][1]].adapters for i in in_step} - {()}
+        facts = {
+            "steps without prompt tokens": not prompts,
+            "the first row of a step": n == in_step[0],
+            "the last of its adapter's rows of a step": n == own[-1],
+            "rows of a step from number 2 on": in_step.index(n) >= 2,
+            "those of its adapter's rows of a step beyond the last whole 4": own.index(n) >= len(own) - len(own) % 4,
+            "the last prompt token of a step": n in prompts and n == prompts[-1],
+            "rows of a step, which are of two adapters or more": len(adapters) > 1,
+            "rows of a step, which are of 2 requests or more": len({rows[i][1] for i in in_step}) > 1,
+            "the last token of each part of a prompt": not decode
+            and (here, s) not in {row[1::-1] for row in rows[n + 1 :]},
+        }
+        for words, holds in facts.items():
+            expected.setdefault(words, []).append(holds)
+    got = {one.words: one.members.tolist() for one in regions_in_steps(requests, here, schedule, in_order)}
+    assert len(got) == len(regions_of_steps())
+    assert {words: got[words] for words in expected} == expected
+
+
+@given(st.lists(batches, min_size=1, max_size=3), a_schedule, st.data())
+@settings(deadline=None)
+def test_names_beside_a_loop_over_rows(some: list[Batch], schedule: Schedule, data: st.DataObject) -> None:
+    line, number = Line(list(some)), len(some) - 1
+    requests, in_order = some[number], line.steps(number, schedule)
+    rows, table = rows_of(requests, in_order), table_of(line, number, schedule)
+    called = list(line.codes)
+    got = {name: [called[code] for code in codes] for name, codes in zip(table.names, table.codes, strict=True)}
+    assert table.owner.tolist() == [row[1] for row in rows]
+    for n, (s, request, decode, _) in enumerate(rows):
+        in_step = [i for i, row in enumerate(rows) if row[0] == s]
+        in_phase = [i for i in in_step if rows[i][2] == decode]
+        prompts = [i for i in in_step if not rows[i][2]]
+        slots, at = in_order[s].slots, in_phase.index(n)
+        own_slot = requests[request].slot_in(slots)
+
+        def of(i: int) -> str | None:
+            return requests[rows[i][1]].called
+
+        expected = {
+            "the first row in its step": of(in_step[0]),
+            "the row before in its step": of(in_step[in_step.index(n) - 1]),
+            "the first row of each 4 among the rows of its phase in its step": of(in_phase[at // 4 * 4]),
+            "the prompt token at its place in its step": of(prompts[at]) if at < len(prompts) else None,
+            "the adapter in the last slot": slots[-1] if slots else None,
+            "the adapter that was in its slot before": next(iter(in_order[s].former[own_slot]), None)
+            if own_slot >= 0
+            else None,
+        }
+        assert {name: got[name][n] for name in expected} == expected
+
+
+def test_graphs_keep_the_slots_of_the_first_step_of_their_size() -> None:
+    """Two batches of two requests, one token of prompt and two produced: what the first decode step had, the others
+    have. In the list of decode rows the last entry goes when the first request ends."""
+    a, b, c = ((("a", 1.0),), (("b", 1.0),), (("c", 1.0),))
+    line = Line([[Scheduled(2, 1, a), Scheduled(3, 1, b)], [Scheduled(3, 1, c), Scheduled(3, 1, b)]])
+    schedule = Schedule(adapters=2)
+
+    def of(number: int, name: str) -> list[str | None]:
+        table = table_of(line, number, schedule)
+        return [list(line.codes)[code] for code in table.codes[table.names.index(name)]]
+
+    whole = "the request at its place in the first decode step of as many requests"
+    assert of(0, whole) == ["a", "b", "a", "b", "b"] and of(1, whole) == ["c", "b", "a", "b", "a", "b"]
+    in_slot = "the adapter in the slot of the request at its place in the first decode step of as many requests"
+    assert line.steps(1, schedule)[0].slots == ("c", "b")
+    assert of(1, in_slot) == ["c", "b", "c", "b", "c", "b"]
+    assert of(0, OF_LIST) == ["a", "b", "a", "b", "a"]
+
+
+def made_line(seed: int, count: int) -> Line:
+    rng, line = np.random.default_rng(seed), Line()
+    for _ in range(count):
+        requests = []
+        for _ in range(int(rng.integers(3, 8))):
+            prompt = int(rng.integers(1, 21))
+            requests.append(Scheduled(prompt + int(rng.integers(1, 5)), prompt, ADAPTERS[int(rng.integers(4))]))
+        line.batches.append(requests)
+    return line
+
+
+def observed(present: Array) -> Observed:
+    return Observed({}, [], present)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (Schedule(8, 40), "the last of its adapter's prompt tokens of a step"),
+        (Schedule(7, 22, adapters=2, overtake=True), "the step in which its adapter moves into a slot"),
+        (Schedule(12), "the last token of each part of a prompt but the last"),
+        (Schedule(budget=24, prompts_first=True), "rows of a step from number 8 on"),
+    ],
+    ids=lambda one: str(one)[:24],
+)
+def test_the_schedule_of_an_engine_is_found(schedule: Schedule, words: str) -> None:
+    """Tokens that a hidden schedule tells apart have one short rule, although nobody says what the schedule is."""
+    line = made_line(3, 6)
+    requests, hidden = [], []
+    for number, here in itertools.product(range(6), range(3)):
+        batch = line.batches[number]
+        region = [
+            one for one in regions_in_steps(batch, here, schedule, line.steps(number, schedule)) if one.words == words
+        ]
+        requests.append(InBatch(observed(region[0].members.astype(int)), line, number, here))
+        hidden.append(in_steps(batch, here, line.steps(number, schedule)))
+    assert any((one.observed.present == 1).any() for one in requests)
+    scheduler = Scheduler(Clock(math.inf))
+    rule = scheduler.rule(requests)
+    assert rule.wrong == 0 and rule.tokens and scheduler.known
+    again = Scheduler(Clock(0.0), list(scheduler.known)).rule(requests)  # an engine has one schedule
+    assert again.wrong == 0 and again.words == rule.words
+
+
+def test_whose_adapter_it_is_is_found_with_the_schedule() -> None:
+    """Each row takes the adapter in slot 1 of two, which nobody can know without all batches before."""
+    line, schedule, name = made_line(5, 5), Schedule(8, adapters=2, overtake=True), "the adapter in slot 1"
+    seen = []
+    for number, here in itertools.product(range(5), range(3)):
+        one = OfWhom(line, number, here, {})
+        keys = keys_in_steps(one, name, schedule)
+        seen.append(dataclasses.replace(one, possible={t: frozenset([key]) for t, key in enumerate(keys)}))
+    (words, found, assumes), *_ = names_in_steps(seen, Scheduler(Clock(math.inf)))
+    assert words in (name, "the adapter in the last slot") and found.adapters == 2 and "2 adapters" in assumes
+    assert all(keys_in_steps(one, words, found) == keys_in_steps(one, name, schedule) for one in seen)
+
+
+def test_no_name_is_given_where_none_fits() -> None:
+    """Adapters at random are nobody's."""
+    line, rng = made_line(7, 5), np.random.default_rng(0)
+    seen = [
+        OfWhom(line, number, here, {t: frozenset([str(rng.choice(list("abc")))]) for t in range(6)})
+        for number, here in itertools.product(range(5), range(2))
+        if line.batches[number][here].tokens >= 6
+    ]
+    assert names_in_steps(seen, Scheduler(Clock(math.inf))) == []
