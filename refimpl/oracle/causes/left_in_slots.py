@@ -1,7 +1,7 @@
 """What is left in a slot, once it is known how an engine gives its slots away.
 
-a part of the failures --> whose weights those were --> the schedule with which most of them were in its slot before
-    --> what all former occupants of its slot left there, in every request
+a part of the failures -> whose weights those were -> the schedule with which most of them were in its slot before
+    -> what all former occupants of its slot left there, in every request
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,16 @@ from .slot_sources import left_behind
 from .sources import WHICHEVER
 from .traced import Request, Traced
 
-LEFT = (
-    "untargeted: ",
-    "added: ",
-    "stale ranks of ",
-    "scaled stale ranks of ",
-    "bias of ",
-)  # families of what a former occupant may have left
+# What one other adapter may have left, by its family -> what all former occupants of a slot did. The latter may have
+# been found before, with slots for which no request waits: then who was there last is a guess.
+LEFT = {
+    "untargeted: ": "in its slot (",
+    "added: ": "in its slot (",
+    "stale ranks of ": "ranks in its slot (",
+    "scaled stale ranks of ": "scaled ranks in its slot (",
+    "bias of ": "bias in its slot (",
+}
+OF_SLOTS = tuple(dict.fromkeys(LEFT.values()))
 REGIONS = ("", "every module of the layers")  # embeddings may lie elsewhere
 COST = 3.0  # bits of what is left
 
@@ -35,18 +38,19 @@ def left_in_slots(traced: Sequence[Traced], scheduler: Scheduler, limit: float) 
     """Return causes that explain more than the best one of these, of what is left in slots; best first."""
     best = traced[0]
     found: list[Traced] = []
-    for i, mistake in enumerate(best.cause):
-        if not best.rest or WHICHEVER not in mistake.family or not mistake.family.startswith(LEFT):
+    others = tuple(one for one in best.cause if not one.family.startswith((*LEFT, *OF_SLOTS)))
+    for i, mistake in enumerate(best.cause if best.rest else ()):
+        kind = next((kind for start, kind in LEFT.items() if mistake.family.startswith((start, kind))), None)
+        if kind is None:
             continue
         seen = [of_whom(request, best.followed[request], i, mistake) for request in best.explained]
-        others = best.cause[:i] + best.cause[i + 1 :]
         for schedule in fitting_schedules([one for one in seen if one.possible], scheduler.known, scheduler.clock):
-            for left in _give(best.followed, schedule):
-                if scheduler.clock.is_late("what is left in slots"):
-                    break
-                cause = (*others, left)
-                followed = {request: request.follow([cause], limit)[0] for request in best.followed}
-                found.append(Traced(cause, followed))
+            for left in _give(best.followed, schedule, kind):
+                if not scheduler.clock.is_late("what is left in slots"):
+                    cause = (*others, left)
+                    followed = {request: request.follow([cause], limit)[0] for request in best.followed}
+                    found.append(Traced(cause, followed))
+        break
     better = [one for one in found if len(one.explained) > len(best.explained)]
     return sorted(better, key=lambda one: one.rank)
 
@@ -59,21 +63,27 @@ def of_whom(request: Request, followed: Followed, i: int, mistake: Mistake) -> O
     for t in range(request.tokens if followed.dead is None else 0):
         sources = followed.sources(i, t)
         some = frozenset(key for key in keys if mistake.family.replace(WHICHEVER, key or "") in sources)
+        if mistake.family.startswith(
+            OF_SLOTS
+        ):  # found with slots of which none waits for: who was there last is a guess
+            count = int(mistake.family.partition("(")[2].split()[0])
+            some = frozenset(asked.suspect.occupants.get(count, ())[:1])
         if some and followed.present(i)[t] == 1:
             possible[t] = some
     return OfWhom(asked.line, asked.number, asked.place[2], possible)
 
 
-def _give(requests: Mapping[Request, Followed], schedule: Schedule) -> list[Mistake]:
-    """Give each request the sources of what was left in the slots of its adapters; return the mistakes that they
-    make."""
+def _give(requests: Mapping[Request, Followed], schedule: Schedule, kind: str) -> list[Mistake]:
+    """Give each request the sources of what was left in the slots of its adapters; return the mistakes that those of
+    one kind make."""
     families = dict[str, None]()
     for request in requests:
         asked = request.as_it_came
         adapters, parts = asked.suspect.exchange.adapters, dict[str, list[tuple[float, Source]]]()
         for key, weight in adapters:
             former = _former(asked, key, schedule)
-            for source in left_behind(key, former, f"{schedule.adapters} in all"):
+            sources = left_behind(key, former, f"{schedule.adapters} in all")
+            for source in (one for one in sources if one.key.startswith(kind)):
                 parts.setdefault(source.key + schedule.words, []).append((weight, source))
         for family, some in parts.items():
             request.families[family] = [replace(of_all(some), key=family)]
