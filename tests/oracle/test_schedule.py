@@ -229,8 +229,8 @@ def test_the_schedule_of_an_engine_is_found(schedule: Schedule, words: str) -> N
     assert any((one.observed.present == 1).any() for one in requests)
     scheduler = Scheduler(Clock(math.inf))
     rule = scheduler.rule(requests)
-    assert rule.wrong == 0 and rule.tokens and scheduler.known
-    again = Scheduler(Clock(0.0), list(scheduler.known)).rule(requests)  # an engine has one schedule
+    assert rule.wrong == 0 and rule.tokens and scheduler.schedules
+    again = Scheduler(Clock(0.0), list(scheduler.schedules)).rule(requests)  # an engine has one schedule
     assert again.wrong == 0 and again.words == rule.words
 
 

@@ -89,9 +89,9 @@ def _described(
 
 
 def _observed(request: Request, present: Array) -> InBatch:
-    asked = request.as_it_came
-    regions = [replace(one, members=one.members[: len(present)]) for one in asked.suspect.token_regions]
-    return InBatch(Observed(asked.facts, regions, present), asked.line, asked.number, asked.place[2])
+    came = request.as_it_came
+    regions = [replace(one, members=one.members[: len(present)]) for one in came.suspect.token_regions]
+    return InBatch(Observed(came.facts, regions, present), came.line, came.number, came.place[2])
 
 
 def _called(key: str, family: str) -> str:
@@ -137,24 +137,24 @@ def _names(i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> li
 
 def _names_in_steps(scheduler: Scheduler, i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> list[Name]:
     """Return names that depend on the steps of an engine."""
-    seen: dict[Request, OfWhom] = {}
+    of_requests: dict[Request, OfWhom] = {}
     for request, one in requests.items():
-        asked = request.as_it_came
-        keys = [None, *dict.fromkeys([*asked.suspect.testbed.adapters, *map(label, asked.suspect.batch)])]
+        came = request.as_it_came
+        keys = [None, *dict.fromkeys([*came.suspect.testbed.adapters, *map(label, came.suspect.batch)])]
         possible = {
             t: some
             for t in _tokens(one, i)
             if (some := frozenset(key for key in keys if _key(mistake, key) in one.sources(i, t)))
         }
-        seen[request] = OfWhom(asked.line, asked.number, asked.place[2], possible)
+        of_requests[request] = OfWhom(came.line, came.number, came.place[2], possible)
     return [
         Name(
             words,
             RELATION + schedule.cost,
-            {request: keys_in_steps(one, words, schedule) for request, one in seen.items() if one.line},
+            {request: keys_in_steps(one, words, schedule) for request, one in of_requests.items() if one.line},
             assumes,
         )
-        for words, schedule, assumes in names_in_steps(list(seen.values()), scheduler)[:NAMES]
+        for words, schedule, assumes in names_in_steps(list(of_requests.values()), scheduler)[:NAMES]
     ]
 
 

@@ -37,28 +37,30 @@ COST = 3.0  # bits of what is left
 def left_in_slots(traced: Sequence[Traced], scheduler: Scheduler, limit: float) -> list[Traced]:
     """Return causes that explain more than the best one of these, of what is left in slots; best first."""
     best = traced[0]
-    found: list[Traced] = []
+    causes: list[Traced] = []
     others = tuple(one for one in best.cause if not one.family.startswith((*LEFT, *OF_SLOTS)))
     for i, mistake in enumerate(best.cause if best.rest else ()):
         kind = next((kind for start, kind in LEFT.items() if mistake.family.startswith((start, kind))), None)
         if kind is None:
             continue
-        seen = [of_whom(request, best.followed[request], i, mistake) for request in best.explained]
-        for schedule in fitting_schedules([one for one in seen if one.possible], scheduler.known, scheduler.clock):
-            for left in _give(best.followed, schedule, kind):
+        evidence = [of_whom(request, best.followed[request], i, mistake) for request in best.explained]
+        for schedule in fitting_schedules(
+            [one for one in evidence if one.possible], scheduler.schedules, scheduler.clock
+        ):
+            for change in _give(best.followed, schedule, kind):
                 if not scheduler.clock.is_late("what is left in slots"):
-                    cause = (*others, left)
+                    cause = (*others, change)
                     followed = {request: request.follow([cause], limit)[0] for request in best.followed}
-                    found.append(Traced(cause, followed))
+                    causes.append(Traced(cause, followed))
         break
-    better = [one for one in found if len(one.explained) > len(best.explained)]
+    better = [one for one in causes if len(one.explained) > len(best.explained)]
     return sorted(better, key=lambda one: one.rank)
 
 
 def of_whom(request: Request, followed: Followed, i: int, mistake: Mistake) -> OfWhom:
     """Return of whose adapter one mistake of a cause may be in each token in which it was made."""
-    asked = request.as_it_came
-    keys = [None, *asked.line.codes] if asked.line else []
+    came = request.as_it_came
+    keys = [None, *came.line.codes] if came.line else []
     possible = {}
     for t in range(request.tokens if followed.dead is None else 0):
         sources = followed.sources(i, t)
@@ -67,10 +69,10 @@ def of_whom(request: Request, followed: Followed, i: int, mistake: Mistake) -> O
             OF_SLOTS
         ):  # found with slots of which none waits for: who was there last is a guess
             count = int(mistake.family.partition("(")[2].split()[0])
-            some = frozenset(asked.suspect.occupants.get(count, ())[:1])
+            some = frozenset(came.suspect.occupants.get(count, ())[:1])
         if some and followed.present(i)[t] == 1:
             possible[t] = some
-    return OfWhom(asked.line, asked.number, asked.place[2], possible)
+    return OfWhom(came.line, came.number, came.place[2], possible)
 
 
 def _give(requests: Mapping[Request, Followed], schedule: Schedule, kind: str) -> list[Mistake]:
@@ -78,10 +80,10 @@ def _give(requests: Mapping[Request, Followed], schedule: Schedule, kind: str) -
     one kind make."""
     families = dict[str, None]()
     for request in requests:
-        asked = request.as_it_came
-        adapters, parts = asked.suspect.exchange.adapters, dict[str, list[tuple[float, Source]]]()
+        came = request.as_it_came
+        adapters, parts = came.suspect.exchange.adapters, dict[str, list[tuple[float, Source]]]()
         for key, weight in adapters:
-            former = _former(asked, key, schedule)
+            former = _former(came, key, schedule)
             sources = left_behind(key, former, f"{schedule.adapters} in all")
             for source in (one for one in sources if one.key.startswith(kind)):
                 parts.setdefault(source.key + schedule.words, []).append((weight, source))
@@ -91,8 +93,8 @@ def _give(requests: Mapping[Request, Followed], schedule: Schedule, kind: str) -
     return [Mistake(family, modules, 1.0, COST) for family in families for modules in REGIONS]
 
 
-def _former(asked: Asked, key: str, schedule: Schedule) -> list[str]:
+def _former(came: Asked, key: str, schedule: Schedule) -> list[str]:
     """Return which adapters were in the slot of a request's adapter before, the latest first."""
-    steps = asked.line.steps(asked.number, schedule) if asked.line else []
-    own = [one for one in steps if key in one.slots and any(rows.request == asked.place[2] for rows in one.rows)]
-    return [one for one in own[0].former[own[0].slots.index(key)] if one != key] if own else []
+    steps = came.line.steps(came.number, schedule) if came.line else []
+    of_request = [one for one in steps if key in one.slots and any(rows.request == came.place[2] for rows in one.rows)]
+    return [one for one in of_request[0].former[of_request[0].slots.index(key)] if one != key] if of_request else []

@@ -167,8 +167,8 @@ def steps(requests: Batch, schedule: Schedule, slots: Slots | None = None) -> li
                 if not prompts:
                     break
             i = prompts.pop(0)
-            left = requests[i].prompt - done[i]
-            length = min(free, left, schedule.chunk or left)
+            remaining = requests[i].prompt - done[i]
+            length = min(free, remaining, schedule.chunk or remaining)
             if length:
                 rows.append(Rows(i, done[i], length, False))
                 free -= length
@@ -192,15 +192,15 @@ def steps(requests: Batch, schedule: Schedule, slots: Slots | None = None) -> li
 
 def compacted_places(running: Sequence[int], ends: Sequence[bool]) -> list[int]:
     """Return those that go on: the last one takes the place of one that ends, and may end itself."""
-    left, at = list(running), 0
-    while at < len(left):
-        if not ends[left[at]]:
+    places, at = list(running), 0
+    while at < len(places):
+        if not ends[places[at]]:
             at += 1
             continue
-        last = left.pop()
-        if at < len(left):
-            left[at] = last
-    return left
+        last = places.pop()
+        if at < len(places):
+            places[at] = last
+    return places
 
 
 def _admit(
@@ -277,5 +277,7 @@ def batches_of(exchanges: Sequence[Exchange]) -> list[Batch]:
         some = [one for one in exchanges if one.run == run]
         lengths = [len(one.request.prompt_ids) for one in some]
         produced = [max(len(one.response.token_ids) - 1, 0) for one in some]
-        batches.append([Scheduled(n + m, n, one.adapters) for one, n, m in zip(some, lengths, produced, strict=True)])
+        batches.append(
+            [Scheduled(n + more, n, one.adapters) for one, n, more in zip(some, lengths, produced, strict=True)]
+        )
     return batches

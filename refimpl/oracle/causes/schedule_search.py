@@ -54,7 +54,7 @@ class Seen(Protocol):
         """Which of them it is in."""
         ...
 
-    def told(self) -> int:
+    def evidence(self) -> int:
         """How much it says; 0: nothing."""
         ...
 
@@ -63,13 +63,13 @@ class Seen(Protocol):
         ...
 
 
-def fitting_schedules(requests: Sequence[Seen], known: Sequence[Schedule], clock: Clock) -> list[Schedule]:
-    """Return the schedules with which more can be said in one way than without any, best first. known: found before.
+def fitting_schedules(requests: Sequence[Seen], first: Sequence[Schedule], clock: Clock) -> list[Schedule]:
+    """Return the schedules with which more can be said in one way than without any, best first. first: found before.
     clock: when to stop looking."""
-    telling = sorted((one for one in requests if one.line and one.told()), key=lambda one: -one.told())
+    telling = sorted((one for one in requests if one.line and one.evidence()), key=lambda one: -one.evidence())
     few, tried = telling[:FEW], _Tried(())
-    is_known = bool(few) and any(not _Tried(few).wrong(one).min() for one in known)
-    beam = list(known) if is_known else [*known, *BEGINNINGS]
+    is_known = bool(few) and any(not _Tried(few).wrong(one).min() for one in first)
+    beam = list(first) if is_known else [*first, *BEGINNINGS]
     for _ in range(ROUNDS if few else 0):
         tried = _Tried(few)
         beam = tried.improved(beam, clock)
@@ -87,24 +87,24 @@ class _Tried:
 
     few: Sequence[Seen]
     of_steps: dict[object, tuple[Array, Schedule]] = field(default_factory=dict)
-    seen: set[Schedule] = field(default_factory=set)
+    tried: set[Schedule] = field(default_factory=set)
     fewest: list[int] = field(default_factory=list)  # tokens that do not fit, of the schedules that fit best
 
     def wrong(self, schedule: Schedule) -> Array:
         """How many tokens do not fit, for each way to say it; of as many requests as it takes to see that others fit
         better."""
-        self.seen.add(schedule)
+        self.tried.add(schedule)
         key = tuple(tuple(one.line.steps(one.number, schedule)) if one.line else () for one in self.few)
-        if (known := self.of_steps.get(key)) is None:
+        if (result := self.of_steps.get(key)) is None:
             total = self.few[0].wrong(schedule)
             for one in self.few[1:]:
                 if len(self.fewest) == BEAM and total.min() > self.fewest[-1]:
                     break
                 total = total + one.wrong(schedule)
             self.fewest = sorted([*self.fewest, int(total.min())])[:BEAM]
-            known = total, schedule
-        self.of_steps[key] = known[0], min(known[1], schedule, key=lambda one: one.cost)
-        return known[0]
+            result = total, schedule
+        self.of_steps[key] = result[0], min(result[1], schedule, key=lambda one: one.cost)
+        return result[0]
 
     def best(self, count: int) -> list[Schedule]:
         """Those that fit best, and of these the plainest."""
@@ -120,7 +120,7 @@ class _Tried:
             if not self.wrong(beam[0]).min() or clock.is_late("other schedules of the engine"):
                 break
             for schedule in [replace(one, **change) for one in beam for change in CHANGES]:
-                if schedule not in self.seen:
+                if schedule not in self.tried:
                     self.wrong(schedule)
             if (best := self.best(BEAM)) == beam:
                 break

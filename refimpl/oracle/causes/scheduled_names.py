@@ -42,7 +42,9 @@ class Table:
 def table_of(line: Line, number: int, schedule: Schedule) -> Table:
     """Return the table of one of an engine's batches."""
     requests, in_order, codes = line.batches[number], line.steps(number, schedule), line.codes
-    parts = [(s, one.request, one.length, one.is_decode) for s, step in enumerate(in_order) for one in step.rows]
+    parts = [
+        (number, one.request, one.length, one.is_decode) for number, step in enumerate(in_order) for one in step.rows
+    ]
     step, request, length, decode = np.array(parts, int).T
     part = np.repeat(np.arange(len(parts)), length)  # of each row
     owner = request[part]
@@ -113,17 +115,17 @@ def _by_rest(requests: Batch, in_order: Sequence[Step]) -> Iterator[tuple[str, A
 def _out_of_order(requests: Batch, in_order: Sequence[Step], codes: Mapping[str | None, int]) -> dict[str, Array]:
     """Return for each name what an adapter is taken for at each row, if the adapters of a step are counted as they come
     in one place and slot by slot in another."""
-    taken: dict[str, list[int]] = {f"the adapter that {one}": [] for one in COUNTED}
+    results: dict[str, list[int]] = {f"the adapter that {one}": [] for one in COUNTED}
     for step in in_order:
         slots = {i: requests[i].slot_in(step.slots) for i in dict.fromkeys(one.request for one in step.rows)}
         as_they_come = list(dict.fromkeys(requests[i].called for i in slots if requests[i].adapters))
         of_slot = {requests[i].called: slot for i, slot in slots.items()}
         in_slots = sorted(as_they_come, key=lambda called: of_slot[called])
-        for here, there, of in zip((in_slots, as_they_come), (as_they_come, in_slots), taken.values(), strict=True):
+        for here, other, of in zip((in_slots, as_they_come), (as_they_come, in_slots), results.values(), strict=True):
             for one in step.rows:
                 called = requests[one.request].called
-                of += [codes[there[here.index(called)] if called is not None else None]] * one.length
-    return {words: np.array(some) for words, some in taken.items()}
+                of += [codes[other[here.index(called)] if called is not None else None]] * one.length
+    return {words: np.array(some) for words, some in results.items()}
 
 
 def _ends(group: Array) -> tuple[Array, Array]:
@@ -169,7 +171,7 @@ class OfWhom:
     here: int  # which request of the batch it is
     possible: Mapping[int, frozenset[str | None]]  # token -> what adapters are called
 
-    def told(self) -> int:
+    def evidence(self) -> int:
         """A token of few adapters says most."""
         return sum(len(some) == 1 for some in self.possible.values())
 
@@ -187,14 +189,14 @@ class OfWhom:
         return (~self._is_possible[np.arange(at.shape[1]), at]).sum(axis=1)
 
 
-def names_in_steps(seen: Sequence[OfWhom], scheduler: Scheduler) -> list[tuple[str, Schedule, str]]:
+def names_in_steps(evidence: Sequence[OfWhom], scheduler: Scheduler) -> list[tuple[str, Schedule, str]]:
     """Return the names that fit nearly all tokens, best first, each with its schedule and with what is assumed."""
     some, names = (
-        [one for one in seen if one.line and one.possible],
+        [one for one in evidence if one.line and one.possible],
         list[tuple[int, float, int, tuple[str, Schedule, str]]](),
     )
     total = sum(len(one.possible) for one in some)
-    for schedule in (SIMPLE, *fitting_schedules(some, scheduler.known, scheduler.clock)) if total else ():
+    for schedule in (SIMPLE, *fitting_schedules(some, scheduler.schedules, scheduler.clock)) if total else ():
         wrong = np.sum([one.wrong(schedule) for one in some], axis=0)
         words = table_of(some[0].line, some[0].number, schedule).names if some[0].line else []
         good = [n for n, count in enumerate(wrong) if count <= MISSED * total]

@@ -25,7 +25,7 @@ class InBatch:
     number: int  # which batch of that it is in
     here: int  # which request of the batch it is
 
-    def told(self) -> int:
+    def evidence(self) -> int:
         """Tokens with the mistake beside tokens without it say most of the steps."""
         present = self.observed.present
         return 2 * int(np.abs(np.diff(present[present >= 0])).sum()) + bool((present == 1).any())
@@ -36,8 +36,8 @@ class InBatch:
             return np.zeros(0, int)
         batch, present = self.line.batches[self.number], self.observed.present
         members = in_steps(batch, self.here, self.line.steps(self.number, schedule)).members()
-        known = np.flatnonzero(present >= 0)
-        return (members[:, known] != (present[known] == 1)).sum(axis=1)
+        shown = np.flatnonzero(present >= 0)
+        return (members[:, shown] != (present[shown] == 1)).sum(axis=1)
 
 
 @dataclass(eq=False)
@@ -45,16 +45,18 @@ class Scheduler:
     """What is known of an engine's schedule. clock: how long it is looked for."""
 
     clock: Clock
-    known: list[Schedule] = field(default_factory=list)
+    schedules: list[Schedule] = field(default_factory=list)
 
     def rule(self, requests: Sequence[InBatch]) -> Rule:
         """Return the shortest rule for the tokens in which a mistake was made, and for none of the others."""
         simple = _rule_with(requests, SIMPLE)
         if not simple.wrong:
             return simple
-        found = fitting_schedules(requests, self.known, self.clock)
-        rules = [_rule_with(requests, one) for one in found]
-        self.known += [one for one, of in zip(found, rules, strict=True) if not of.wrong and one not in self.known]
+        fitting = fitting_schedules(requests, self.schedules, self.clock)
+        rules = [_rule_with(requests, one) for one in fitting]
+        self.schedules += [
+            one for one, of in zip(fitting, rules, strict=True) if not of.wrong and one not in self.schedules
+        ]
         return min([simple, *rules], key=lambda one: one.bits)
 
 

@@ -29,7 +29,7 @@ class Among:
     adapters: Array  # of how many adapters they are
     of_base_first: Array  # is the first of them one of the base?
     number: Array  # how many adapters of theirs came before its own
-    in_slots: Array  # of how many adapters the slots are before its own, the base's rows as if of one more
+    in_slots: Array  # of how many adapters the slots are before its own_rows, the base's rows as if of one more
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,7 @@ class InSteps:
         rows = [alone, self.has_prompt, self.is_decode & self.has_prompt, in_prompt & ~later, in_prompt & later]
         rows += [in_prompt & later & (index == self.chunk), in_prompt & (index == self.chunk_end)]
         rows += [in_prompt & ~last_chunk & (index == self.chunk_end), in_prompt & ~last_chunk]
+        rows += [in_prompt & (index < self.chunk_end), in_prompt & (index > self.chunk)]
         in_slot, last = self.slot >= 0, self.slots - 1
         rows += [self.moved_in, in_slot & ~self.moved_in, self.was_used, in_slot & ~self.was_used]
         rows += [self.moves == 1, self.moves > 1, self.moves == 2, self.moves > 2]
@@ -100,6 +101,8 @@ def regions_of_steps() -> list[tuple[str, float]]:
         ("the last token of each part of a prompt", 3.0),
         ("the last token of each part of a prompt but the last", 3.0),
         ("every part of a prompt but the last", 3.0),
+        ("all tokens of each part of a prompt but its last", 3.0),
+        ("all tokens of each part of a prompt but its first", 3.0),
         ("the step in which its adapter moves into a slot", 3.0),
         ("steps before which its adapter moved into a slot", 3.0),
         ("an adapter in a slot that another one had before", 3.0),
@@ -116,7 +119,7 @@ def regions_of_steps() -> list[tuple[str, float]]:
     for one, bits in (("row of a step", 3.0), ("prompt token of a step", 3.5), ("decode row of a step", 3.5)):
         what, _, step = one.partition(" of ")
         some = f"{what}s of {step}"
-        own = f"of its adapter's {some}"
+        of_own = f"of its adapter's {some}"
         regions += [
             (f"{some}, the first of which is of the base", bits + 0.5),
             (f"{some}, the first of which is of an adapter", bits + 0.5),
@@ -124,14 +127,14 @@ def regions_of_steps() -> list[tuple[str, float]]:
             (f"every {one} but the first", bits),
             (f"the last {one}", bits),
             (f"every {one} but the last", bits),
-            (f"the first {own}", bits),
-            (f"all {own} but the first", bits),
-            (f"the last {own}", bits),
-            (f"all {own} but the last", bits),
+            (f"the first {of_own}", bits),
+            (f"all {of_own} but the first", bits),
+            (f"the last {of_own}", bits),
+            (f"all {of_own} but the last", bits),
             (f"{some}, which are of two adapters or more", bits + 0.5),
             (f"{some}, which are of one adapter at most", bits + 0.5),
-            (f"the first {own}, which are of two adapters or more", bits + 1),
-            (f"the last {own}, which are of two adapters or more", bits + 1),
+            (f"the first {of_own}, which are of two adapters or more", bits + 1),
+            (f"the last {of_own}, which are of two adapters or more", bits + 1),
             (f"{some} beyond the largest power of two", bits + 1),
         ]
         for n in ADAPTERS:
@@ -143,10 +146,10 @@ def regions_of_steps() -> list[tuple[str, float]]:
             ]
         for n in TILES:
             regions += [
-                (f"those {own} beyond the last whole {n}", bits + 0.5),
+                (f"those {of_own} beyond the last whole {n}", bits + 0.5),
                 (f"{some} beyond the last whole {n}", bits + 0.5),
                 (f"{some} from number {n} on", bits + 0.5),
-                (f"those {own} from number {n} on", bits + 0.5),
+                (f"those {of_own} from number {n} on", bits + 0.5),
             ]
         for n in REQUESTS:
             regions += [
@@ -159,31 +162,33 @@ def regions_of_steps() -> list[tuple[str, float]]:
 def in_steps(requests: Batch, here: int, in_order: Sequence[Step]) -> InSteps:
     """Return what the steps of one request's tokens are. here: which of the requests it is."""
     parts = [
-        (s, rows.request, rows.first, rows.length, rows.is_decode)
-        for s, step in enumerate(in_order)
+        (number, rows.request, rows.first, rows.length, rows.is_decode)
+        for number, step in enumerate(in_order)
         for rows in step.rows
     ]
     of_step, request, first, count, decode = np.array(parts, int).T
     part = np.repeat(np.arange(len(parts)), count)  # of each row
-    own = np.flatnonzero((request == here)[part])
+    own_rows = np.flatnonzero((request == here)[part])
     keys = [one.adapters for one in requests]
     has_prompt = np.zeros(len(in_order), bool)
     np.logical_or.at(has_prompt, of_step, decode == 0)
     phase = np.cumsum(np.diff(of_step * 2 + decode, prepend=-1) != 0) - 1
     slots_of = [[one.slot_in(step.slots) for one in requests] for step in in_order]
     parts_slot = np.array(slots_of)[of_step, request] if in_order[0].slots else None
-    in_step, in_phase = (_among(keys, keys[here], group, request, part, own, parts_slot) for group in (of_step, phase))
-    chunk, step = first[part][own], of_step[part][own]
+    in_step, in_phase = (
+        _among(keys, keys[here], group, request, part, own_rows, parts_slot) for group in (of_step, phase)
+    )
+    chunk, step = first[part][own_rows], of_step[part][own_rows]
     own_key = requests[here].adapters[0][0] if requests[here].adapters else ""
     slots = [one.slots.index(own_key) if own_key in one.slots else -1 for one in in_order]
     had_others = [
         slot >= 0 and bool(set(one.former[slot]) - {own_key}) for slot, one in zip(slots, in_order, strict=True)
     ]
     return InSteps(
-        decode[part][own] == 1,
+        decode[part][own_rows] == 1,
         has_prompt[step],
         chunk,
-        chunk + count[part][own] - 1,
+        chunk + count[part][own_rows] - 1,
         requests[here].prompt,
         in_step,
         in_phase,
@@ -201,10 +206,10 @@ def _among(
     group: Array,
     request: Array,
     part: Array,
-    own: Array,
+    own_rows: Array,
     slots: Array | None,
 ) -> Among:
-    """group: of each part of a request in a step, in order; part: of each row; own: which rows are asked for. slots: of
+    """group: of each part of a request in a step, in order; part: of each row; own_rows: which are asked for. slots: of
     each part of a request; None: nobody knows, and adapters have them as they come."""
     of_row = group[part]
     starts = np.searchsorted(of_row, np.arange(group[-1] + 1))
@@ -218,19 +223,19 @@ def _among(
     adapter = np.array([number.get(key, -1) for key in keys])[request]
     used = np.zeros((group[-1] + 1, len(number) + 1), bool)
     used[group, adapter] = True
-    here = of_row[own]
+    here = of_row[own_rows]
     come = _numbers(group, adapter, as_they_come=True)
     in_slots = _numbers(group, adapter if slots is None else slots, as_they_come=False)
     return Among(
-        own - starts[here],
+        own_rows - starts[here],
         np.bincount(of_row)[here],
-        before[own] - before[starts[here]],
+        before[own_rows] - before[starts[here]],
         np.bincount(of_row, is_own).astype(int)[here],
         np.bincount(group)[here],
         used[:, : len(number)].sum(axis=1)[here],
         np.array([not key for key in keys])[request][part][starts[here]],
-        come[part[own]],
-        in_slots[part[own]],
+        come[part[own_rows]],
+        in_slots[part[own_rows]],
     )
 
 
