@@ -29,6 +29,10 @@ ROWS_OF_ALL = 8  # rows that the spread of all counts as beside those of a reque
 # What rows of a request have in common, as a share of the spread: 0.2 to 0.43 in long campaigns, and nothing that a few
 # requests could tell: there, it counts as so many of them.
 SHARED, REQUESTS_OF_ALL = 0.35, 20
+# How much coarser than the noisiest of our few honest runs an engine may be in rows of a loud adapter, where it is
+# looked at again; larger: faint bugs pass. A right mlx-lm has failed at 1.0: two cases of one base, at 0.87 and 0.93 of
+# the score that fails, since our own products are finer.
+COARSER = 1.15
 SURE = (
     2.0  # standard errors that an engine's level may lie above what its base rows say; larger: few base rows say less
 )
@@ -51,11 +55,13 @@ class Thresholds:
     whole_highest: float = -math.inf  # of whole requests, the level of the noisiest honest run
 
     def as_noisy_as_honest(self) -> "Thresholds":
-        """Return them with the level of the noisiest honest run.
+        """Return them with the level of the noisiest honest run, and a little more.
 
         Base rows do not show how an engine rounds where LoRA is added: one whose base rows are finer than ours, by wide
-        sums, may be as coarse as any honest run in the rows of a loud adapter."""
-        return replace(self, level=max(self.level, self.highest), whole_level=max(self.whole_level, self.whole_highest))
+        sums, may be as coarse as any honest run in the rows of a loud adapter; or coarser than those few."""
+        more = math.log(COARSER)
+        level, whole_level = max(self.level, self.highest), max(self.whole_level, self.whole_highest)
+        return replace(self, level=level + more, whole_level=whole_level + more)
 
     @property
     def ratio(self) -> float:
