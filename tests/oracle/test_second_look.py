@@ -10,7 +10,7 @@ from refimpl.commands.check_screen import beside_limit
 from refimpl.engines.interface import EngineRequest, Settings
 from refimpl.oracle.cases.case import Case, Run
 from refimpl.oracle.noise.measure import ErrorRatios
-from refimpl.oracle.noise.verdict import Thresholds, judge
+from refimpl.oracle.noise.verdict import COARSER, Thresholds, judge
 from refimpl.oracle.reports.result import PlayedCase
 from refimpl.oracle.second_look import AGAIN, CLEAR, NARROW, SecondLook
 
@@ -28,6 +28,9 @@ def ratios(score: float, row_spread: float = 0.1) -> ErrorRatios:
     honest = np.random.default_rng(1).normal(0, KNOWN.spread, (MEMBERS, ROWS))
     honest[:, 3] *= row_spread / KNOWN.spread
     return ErrorRatios("batch", 0, 0, "a", 0, ratio, np.exp(honest), np.ones(ROWS), 1e6)
+
+
+MORE = float(np.log(COARSER)) / 0.1  # spreads by which a second look takes an engine for noisier
 
 
 class Look(SecondLook):
@@ -74,17 +77,18 @@ def test_a_row_that_passes_beyond_where_rows_fail_says_where_it_fails_itself() -
         (6, ratios(1), ratios(8), "pass", ""),
         (
             8,
-            ratios(6),
+            ratios(6 + MORE),
             ratios(1),
             "pass",
-            "batch 1: 1.82 x noise at place 3: rare, not impossible; not again in 4 cases like it",
+            "batch 1: 2.1 x noise at place 3: rare, not impossible; not again in 4 cases like it",
         ),
-        (6, ratios(8), ratios(1), "pass", "batch 1: 2.23 x noise at place 3; not again in 4 cases like it"),
-        (8, ratios(8), ratios(8), "fail", ""),
-        (6, ratios(6), ratios(6), "fail", ""),
+        (6, ratios(8 + MORE), ratios(1), "pass", "batch 1: 2.56 x noise at place 3; not again in 4 cases like it"),
+        (8, ratios(8 + MORE), ratios(8 + MORE), "fail", ""),
+        (6, ratios(6 + MORE), ratios(6 + MORE), "fail", ""),
+        (6, ratios(6), ratios(6), "pass", ""),
         (7 * NARROW + 1, ratios(1), ratios(1), "fail", ""),
         (7 * NARROW - 1, ratios(1), ratios(1), "pass", "batch 1: 7.39 x noise at place 3; not beside more honest runs"),
-        (7 * CLEAR + 1, ratios(7 * CLEAR + 1), ratios(1), "fail", ""),
+        (7 * CLEAR + 1, ratios(7 * CLEAR + 1 + MORE), ratios(1), "fail", ""),
         (np.nan, ratios(1), ratios(1), "fail", ""),
     ],
 )
@@ -104,7 +108,7 @@ def test_an_engine_whose_base_rows_are_fine_may_be_as_noisy_as_honest_runs_where
     assert look.at_all([one]) == ["batch 1: 2.23 x noise at place 3; not beside more honest runs"]
     assert one.verdict == "pass"
     beyond = played(10)
-    look.more = look.other = ratios(4 + 8)
+    look.more = look.other = ratios(4 + 8 + MORE)
     assert look.at_all([beyond]) == [] and beyond.verdict == "fail"
 
 

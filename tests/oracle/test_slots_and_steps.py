@@ -14,6 +14,7 @@ from refimpl.arrays import Array
 from refimpl.config import Module
 from refimpl.oracle.causes.attention_sources import attention_sources
 from refimpl.oracle.causes.elsewhere_sources import late_sources
+from refimpl.oracle.causes.fused_sources import fused_sources, rows_cut_as_a_whole
 from refimpl.oracle.causes.mix_up import EXACT, GATE_BEFORE, UP, Point, Source, full_delta
 from refimpl.oracle.causes.own_sources import but_for_its_bias, scale_sources
 from refimpl.oracle.causes.row_sources import order_sources
@@ -115,6 +116,44 @@ def test_a_bias_that_is_as_it_should_be(source: Source) -> None:
     if expected is not None and got is not None:
         np.testing.assert_allclose(got, expected)
         np.testing.assert_allclose(apart.delta(without), expected)  # an adapter without a bias: the very same
+
+
+@pytest.mark.parametrize(("widths", "shards"), [([8, 4, 4], 2), ([6, 6], 3), ([12, 4, 4], 4)])
+def test_a_fused_product_that_is_cut_as_a_whole(widths: list[int], shards: int) -> None:
+    """The definition: all rows one after another, cut, and each shard cut again as if it had a part of each slice."""
+    rows = rows_cut_as_a_whole(widths, shards)
+    assert rows is not None
+    whole = [(i, row) for i, width in enumerate(widths) for row in range(width)]
+    cut = [whole[n * len(whole) // shards : (n + 1) * len(whole) // shards] for n in range(shards)]
+    ends = np.cumsum([0, *widths]) // shards
+    for i, (of_slice, row) in enumerate(rows):
+        expected = [one for shard in cut for one in shard[ends[i] : ends[i + 1]]]
+        assert list(zip(of_slice.tolist(), row.tolist(), strict=True)) == expected
+    assert rows_cut_as_a_whole([8, 3], 2) is None
+
+
+def test_slices_that_are_closed_up() -> None:
+    """An adapter of k and v alone: k's delta is in the first rows of q, v's behind it."""
+    rng = np.random.default_rng(4)
+    config, layer = CONFIG, 0
+    x = rng.standard_normal((3, config.hidden_size))
+    loras = {
+        (layer, name): LoraWeights(
+            rng.standard_normal((2, config.hidden_size)), rng.standard_normal((config.shape((layer, name))[0], 2)), 0.5
+        )
+        for name in ("k_proj", "v_proj")
+    }
+    names = ("q_proj", "k_proj", "v_proj")
+    widths = [config.shape((layer, name))[0] for name in names]
+    deltas = [x @ one.A.T @ one.B.T * one.scale for one in loras.values()]
+    wrong = np.zeros((3, sum(widths)))
+    wrong[:, : sum(one.shape[1] for one in deltas)] = np.concatenate(deltas, axis=1)
+    (source,) = [one for one in fused_sources("a") if one.key == "closed up by rows"]
+    for n, name in enumerate(names):
+        here = Point((layer, name), x, config, {"a": loras}, {"a": {}}, {}, np.zeros((widths[n], len(x[0]))), {})
+        own_delta = full_delta(x, loras[layer, name]) if n else 0.0
+        change, start = source.delta(here), sum(widths[:n])
+        np.testing.assert_allclose(own_delta + (0.0 if change is None else change), wrong[:, start : start + widths[n]])
 
 
 @given(st.integers(0, 9), st.sampled_from(["turned further on", "turned further back"]), st.booleans())

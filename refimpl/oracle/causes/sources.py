@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from .adapter_sources import adapter_sources
 from .elsewhere_sources import input_sources, late_sources, place_sources, token_sources
+from .fused_sources import fused_sources
 from .mix_up import Source
 from .module_sources import module_sources
 from .own_sources import own_sources, rounded_sources, scale_sources
@@ -31,6 +32,7 @@ def sources_of(
         yield from row_sources(key)
         yield from token_sources(key)
         yield from module_sources(key, modules)
+        yield from fused_sources(key)
         yield from place_sources(key)
         yield from late_sources(key)
         yield from input_sources(key, modules)
