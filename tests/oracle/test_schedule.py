@@ -38,6 +38,8 @@ a_schedule = st.builds(
     if_room=st.booleans(),
     prompts_ahead=st.booleans(),
     by_end=st.booleans(),
+    compacts=st.booleans(),
+    evicts=st.booleans(),
 )
 
 
@@ -62,11 +64,12 @@ def test_steps_compute_every_token_once_in_order_within_the_limits(requests: Bat
             assert one.first == done[one.request] and 0 < one.length <= (schedule.chunk or request.tokens)
             assert one.is_decode == (one.first >= request.prompt) and (one.length == 1 or not one.is_decode)
             done[one.request] += one.length
-            if schedule.adapters and len(keys_of(requests, begun)) <= schedule.adapters:
+            if schedule.adapters and len(keys_of(requests, begun)) <= schedule.adapters and not schedule.evicts:
                 assert all(key in step.slots for key, _ in request.adapters)
         begun = {i for i in begun if done[i] < requests[i].tokens}
         assert len(begun) <= (schedule.running or math.inf)
-        assert len(keys_of(requests, begun)) <= (schedule.adapters or math.inf) or len(begun) == 1
+        most = math.inf if schedule.evicts else schedule.adapters or math.inf
+        assert len(keys_of(requests, begun)) <= most or len(begun) == 1
     assert done == [one.tokens for one in requests]
 
 

@@ -221,9 +221,8 @@ def _admit(
         here = used | {key for key, _ in requests[i].adapters}
         if len(running) == most:
             break
-        if (
-            of_adapters and len(here) > of_adapters and running and not schedule.evicts
-        ):  # one alone runs, whatever it needs
+        has_room = not of_adapters or len(here) <= of_adapters or schedule.evicts
+        if running and not has_room:  # one alone runs, whatever it needs
             if schedule.overtake:
                 continue
             break

@@ -106,6 +106,14 @@ class _Tried:
         self.of_steps[key] = result[0], min(result[1], schedule, key=lambda one: one.cost)
         return result[0]
 
+    def _try(self, schedules: Sequence[Schedule], clock: Clock) -> None:
+        """As long as there is time; one is tried anyhow."""
+        for schedule in schedules:
+            if self.tried and clock.is_late("other schedules of the engine"):
+                break
+            if schedule not in self.tried:
+                self.wrong(schedule)
+
     def best(self, count: int) -> list[Schedule]:
         """Those that fit best, and of these the plainest."""
         ranked = sorted(self.of_steps.values(), key=lambda one: (one[0].min(), one[1].cost))
@@ -113,15 +121,12 @@ class _Tried:
 
     def improved(self, beam: Sequence[Schedule], clock: Clock) -> list[Schedule]:
         """Change some schedules, one thing at a time, as long as it helps."""
-        for schedule in beam:
-            self.wrong(schedule)
+        self._try(beam, clock)
         beam = self.best(BEAM)
         for _ in range(CHANGED):
-            if not self.wrong(beam[0]).min() or clock.is_late("other schedules of the engine"):
+            if not self.wrong(beam[0]).min():
                 break
-            for schedule in [replace(one, **change) for one in beam for change in CHANGES]:
-                if schedule not in self.tried:
-                    self.wrong(schedule)
+            self._try([replace(one, **change) for one in beam for change in CHANGES], clock)
             if (best := self.best(BEAM)) == beam:
                 break
             beam = best

@@ -67,11 +67,7 @@ def _rule_with(requests: Sequence[InBatch], schedule: Schedule) -> Rule:
 def _with_steps(one: InBatch, schedule: Schedule) -> Observed:
     if one.line is None:
         return one.observed
-    count, batch, in_order = (
-        len(one.observed.present),
-        one.line.batches[one.number],
-        one.line.steps(one.number, schedule),
-    )
-    regions = regions_in_steps(batch, one.here, schedule, in_order)
+    count, in_order = len(one.observed.present), one.line.steps(one.number, schedule)
+    regions = regions_in_steps(one.line.batches[one.number], one.here, schedule, in_order)
     cut = [replace(region, members=region.members[:count]) for region in regions]
     return replace(one.observed, regions=[*one.observed.regions, *cut])

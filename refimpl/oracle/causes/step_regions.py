@@ -29,7 +29,7 @@ class Among:
     adapters: Array  # of how many adapters they are
     of_base_first: Array  # is the first of them one of the base?
     number: Array  # how many adapters of theirs came before its own
-    in_slots: Array  # of how many adapters the slots are before its own_rows, the base's rows as if of one more
+    in_slots: Array  # of how many adapters the slots are before its own, the base's rows as if of one more
 
 
 @dataclass(frozen=True, eq=False)
