@@ -21,7 +21,7 @@ CHANGES: tuple[dict[str, Any], ...] = (  # of a schedule, one of which is tried 
     *CHUNKS,
     *SLOTS,
     *({"adapters": n, "overtake": False, "evicts": True} for n in (1, 2, 3, 4, 5, 6, 8)),
-    *({"budget": n} for n in (*range(4, 33), 40, 48, 64, 128)),
+    *({"budget": n} for n in (*range(4, 33), *range(36, 65, 4), 80, 96, 128)),
     {"budget": None, "counts_decodes": True, "if_room": False},
     *({"counts_decodes": one} for one in (True, False)),
     *({"if_room": one} for one in (True, False)),
