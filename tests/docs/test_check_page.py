@@ -63,6 +63,7 @@ def test_the_function_of_the_page_is_one() -> None:
 
 def test_the_seconds_that_the_page_says_are_the_codes() -> None:
     said = (("cause.py", "SECONDS", r"A cause is looked for during (\d+) s of the processor"),)
+    said += (("cause.py", "SCHEDULES", r"the engine's steps behind it during (\d+) s more"),)
     said += (("explain.py", "SEARCHING", r"names of known bugs during (\d+) s more"),)
     for file, name, sentence in said:  # as they are written: conftest.py gives the tests more
         text = (ROOT / "refimpl" / "oracle" / file).read_text("utf-8")

@@ -5,5 +5,6 @@ from refimpl.oracle import cause, explain
 TIMES = 5
 
 cause.SECONDS *= TIMES
+cause.SCHEDULES *= TIMES
 explain.SECONDS *= TIMES
 explain.SEARCHING *= TIMES
