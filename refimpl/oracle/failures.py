@@ -10,8 +10,8 @@ from .cases.case import Case, Exchange
 from .cases.testbed import Testbed
 from .causes.asked import Asked, Place, is_single
 from .causes.facts import facts_of
+from .causes.line import Line, batches_of
 from .causes.quiet import quiet_testbed
-from .causes.schedule import Line, batches_of
 from .causes.suspect import Suspect, suspect_of
 from .engine_driver import EngineDriver
 from .noise.ensemble import Member

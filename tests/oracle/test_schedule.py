@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from refimpl.arrays import Array
 from refimpl.oracle.causes.graphs import OF_LIST
+from refimpl.oracle.causes.line import Line
 from refimpl.oracle.causes.rule import Observed
-from refimpl.oracle.causes.schedule import Batch, Line, Schedule, Scheduled, Slots, Step, steps
+from refimpl.oracle.causes.schedule import Batch, Schedule, Scheduled, Slots, Step, steps
 from refimpl.oracle.causes.scheduled_names import OfWhom, keys_in_steps, names_in_steps, table_of
 from refimpl.oracle.causes.scheduled_rule import InBatch, Scheduler
 from refimpl.oracle.causes.step_regions import in_steps, regions_in_steps, regions_of_steps
@@ -259,3 +261,14 @@ def test_no_name_is_given_where_none_fits() -> None:
         if line.batches[number][here].tokens >= 6
     ]
     assert names_in_steps(seen, Scheduler(Clock(math.inf))) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "schedule"), [("README.md", Schedule(8, adapters=3)), ("docs/check.md", Schedule(8, 40, adapters=3))]
+)
+def test_what_the_pages_quote_is_what_is_said(page: str, schedule: Schedule) -> None:
+    text = " ".join((Path(__file__).parents[2] / page).read_text("utf-8").split())
+    assert schedule.words in text
+    words = "the step in which its adapter moves into a slot"
+    assert words in dict(regions_of_steps())
+    assert page != "README.md" or f'"for {words} {schedule.words}"' in text

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..cases.case import Exchange
 from .condition import Fact
-from .schedule import Line
+from .line import Line
 from .suspect import Suspect
 
 Place = tuple[str, int, int]  # the name of a request's case, its run and its index in that

@@ -10,7 +10,8 @@ import itertools
 import numpy as np
 
 from ...arrays import Array
-from .schedule import Line, Schedule, compacted_places
+from .line import Line
+from .schedule import Schedule, compacted_places
 
 SIZES = {
     "as many requests": (False, False),

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from ...arrays import Array
 from ..diagnosis.clock import Clock
-from .schedule import Line, Schedule
+from .line import Line
+from .schedule import Schedule
 
 CHUNKS: list[dict[str, Any]] = [{"chunk": n} for n in (None, *range(1, 17), 20, 24, 32)]
 WAITS: list[dict[str, Any]] = [{"overtake": one, "evicts": False} for one in (False, True)]

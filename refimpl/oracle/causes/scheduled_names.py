@@ -12,7 +12,8 @@ import numpy as np
 
 from ...arrays import Array
 from .graphs import captured
-from .schedule import Batch, Line, Schedule, Step
+from .line import Line
+from .schedule import Batch, Schedule, Step
 from .schedule_search import SIMPLE, fitting_schedules
 from .scheduled_rule import Scheduler
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from ...arrays import Array
 from ..diagnosis.clock import Clock
+from .line import Line
 from .rule import Observed, Rule, rule
-from .schedule import Line, Schedule
+from .schedule import Schedule
 from .schedule_search import SIMPLE, fitting_schedules
 from .step_regions import in_steps, regions_in_steps
 

@@ -14,6 +14,7 @@ from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from .history import History
 from .mix_up import Delta, Point, Source, blended
+from .schedule import Slots
 
 COUNTS = (1, 2, 3, 4, 5, 6, 8)  # slots of an engine
 
@@ -22,23 +23,12 @@ def occupants(used: Sequence[str | None], slots: int) -> tuple[str, ...]:
     """Return which adapters were in the slot of the one that was used last, the latest first, without itself.
 
     used: the adapters of all requests in order, None: the base; not empty, and the last of them an adapter."""
-    resident: dict[str, int] = {}  # adapter -> its slot, the least recently used first
-    filled: list[list[str]] = [[] for _ in range(slots)]  # of each slot, its occupants
+    of_engine = Slots(slots)
     for key in used:
-        if key is None:
-            continue
-        if key in resident:
-            slot = resident.pop(key)
-        elif len(resident) < slots:
-            slot = next(slot for slot in range(slots) if slot not in resident.values())
-        else:
-            slot = resident.pop(next(iter(resident)))
-        resident[key] = slot
-        if not filled[slot] or filled[slot][-1] != key:
-            filled[slot].append(key)
+        if key is not None:
+            of_engine.move_in(key, set())
     own_key = next(key for key in reversed(used) if key is not None)
-    before = filled[resident[own_key]][-2::-1]
-    return tuple(dict.fromkeys(one for one in before if one != own_key))
+    return tuple(one for one in of_engine.former[of_engine.keys.index(own_key)] if one != own_key)
 
 
 def occupants_of(past: History, adapters: Sequence[tuple[str, float]]) -> dict[int, tuple[str, ...]]:
