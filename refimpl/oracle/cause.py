@@ -71,7 +71,7 @@ def cause_of(
     loud = failures.asked_loudly
     is_fitted = not why_not_fitted(testbed)  # or else neither are its adapters made quiet
     quietly = failures.asked_quietly(smallest_first(played)[:QUIET]) if is_fitted else ()
-    traced = trace(loud, quietly, thresholds.ratio, clock)[:DESCRIBED]
+    traced = trace(loud, quietly, failures.asked_confined(), thresholds.ratio, clock)[:DESCRIBED]
     scheduler = Scheduler(Clock(SCHEDULES, clock.end))
     traced = (left_in_slots(traced, scheduler, thresholds.ratio) or traced)[:DESCRIBED] if traced else []
     failed = len(traced[0].followed) if traced else 0  # of a large base few are followed

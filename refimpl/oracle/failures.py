@@ -1,14 +1,15 @@
 """The failures of a campaign, asked again: with quiet adapters, then less quiet ones, then as they came."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from .cases.case import Case, Exchange
+from .cases.case import Case, Exchange, Run
 from .cases.testbed import Testbed
 from .causes.asked import Asked, Place, is_single
+from .causes.confined import Group, confined_testbed, groups
 from .causes.facts import facts_of
 from .causes.line import Line, batches_of
 from .causes.quiet import quiet_testbed
@@ -25,6 +26,7 @@ LOUD = 30.0  # noise units; a quiet request that is less wrong is asked less qui
 SUSPECTS = 4  # requests that a cause is looked for in; larger: slower
 GRADED = 24  # requests, of those that failed and of those that did not; larger: slower
 STRIDE = 7  # of them; a batch has about so many
+LEAST = 3  # tokens of a request that is asked with confined adapters: fewer do not tell its tokens apart
 LENGTH = 8  # tokens of a request that is long enough to tell tokens apart, and short enough to be quick
 
 
@@ -110,6 +112,39 @@ class Failures:
             suspects += _suspects(self.testbed, one.case, self.as_they_came(one), one.case.name, but)
         if suspects:
             yield chosen(suspects)
+
+    def asked_confined(self) -> Iterator[tuple[Group, list[Asked]]]:
+        """Yield groups of modules, and a request of each adapter that failed, asked again with all adapters confined to
+        these: those that fail, and those that pass. Other tokens each time, as in `asked_quietly`."""
+        loud = sorted((one for one in self.asked_loudly if _may_be_confined(one)), key=lambda one: _tokens(one.suspect))
+        shortest = {one.suspect.key: one for one in reversed(loud)}
+        if "load" not in self.driver.capabilities.operations or not shortest:
+            return
+        first, *_ = some = sorted(shortest.values(), key=lambda one: _tokens(one.suspect))
+        settings = next(one.settings for one in self.played if one.case.name == first.place[0])
+        requests = [replace(one.suspect.exchange.request, adapter=one.suspect.key, arrival_step=0) for one in some]
+        for number, (name, group) in enumerate(groups(self.testbed.model.config).items()):
+            testbed = confined_testbed(self.testbed, name, group, self.driver.work / "confined")
+            case = Case(f"confined to {name}", (Run(tuple(requests)),))
+            case = with_other_tokens(case, self.testbed.model.config.vocab_size, len(FACTORS) + number)
+            exchanges = self.driver.run_on(testbed, case, settings)
+            measured = list(self.measured(case, exchanges, testbed))
+            yield (
+                group,
+                [
+                    Asked(suspect_of(case, one, raw, testbed), (case.name, 0, one.index), {}, verdict == "fail")
+                    for one, raw, verdict in measured
+                    if verdict in ("fail", "pass")
+                ],
+            )
+
+
+def _may_be_confined(one: Asked) -> bool:
+    return one.failed and one.is_single and one.suspect.key is not None and _tokens(one.suspect) >= LEAST
+
+
+def _tokens(suspect: Suspect) -> int:
+    return len(suspect.request.prompt_ids)
 
 
 def _suspects(

@@ -41,10 +41,12 @@ def mistakes(
     sources: Sequence[tuple[str, Source]],
     limit: float,
     given: Sequence[Given] = (),
+    plain_ones: bool = False,
 ) -> list[Mistake]:
     """Return those that leave noise in the row of the last of some tokens, made in all of them; simplest first.
 
-    before: the blocks of the tokens before these. sources: each with its family. given: what is wrong there besides."""
+    before: the blocks of the tokens before these. sources: each with its family. given: what is wrong there besides.
+    plain_ones: none that takes more bits is tried, where none of these is it."""
     present = presence(walk, before, tokens, [source for _, source in sources])
     plain = [source for _, source in sources]
 
@@ -54,7 +56,7 @@ def mistakes(
         return [row for row, ratio in zip(rows, ratios, strict=True) if ratio < limit]
 
     fitting: list[Row] = []
-    for least, most in zip((-1.0, *COSTLY), COSTLY, strict=False):
+    for least, most in list(zip((-1.0, *COSTLY), COSTLY, strict=False))[: 1 if plain_ones else None]:
         fitting = good(rows_of_all(walk, present, sources, least, most))
         if fitting:  # of the same sources at other modules this token may not tell
             of_found = present & np.isin(np.arange(len(sources)), [row.source for row in fitting])[:, None]

@@ -1,0 +1,155 @@
+"""The token at which a followed cause ends: which mistakes leave noise in its row?"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..diagnosis.clock import Clock
+from .follow import states_of
+from .kept import OF_ANOTHER
+from .measures import factors
+from .mistakes import Mistake, mistakes, tried
+from .relations import label
+from .traced import Cause, Request, Traced
+from .trial import Given
+from .walk import Walk
+
+ASKED = 24  # whose first wrong token is asked which of those that were found explain it as well; larger: slower
+SEEN = 16  # mistakes that explain a token, tried at other ones before all are; larger: slower
+GIVEN = 4  # of a cause's mistakes that are made together with one more; larger: slower
+FEWEST = 3  # tokens of a request that tells its tokens apart
+SHORT = 16  # tokens before the first row, of which all are computed with each mistake; larger: slower
+
+
+@dataclass
+class Looks:
+    """The tokens at which every mistake was tried, and those that explain each of them."""
+
+    found: list[list[Mistake]] = field(default_factory=list)
+    at: set[tuple[Request, Cause]] = field(default_factory=set)
+
+
+def votes_at(
+    traced: Traced, looks: Looks, limit: float, clock: Clock, most: int, plain_ones: bool = False
+) -> Counter[Mistake]:
+    """Return the mistakes that explain the tokens at which a cause ends, and how many of these each one does.
+
+    looks: what is known of mistakes at tokens; what is learnt is added. most: tokens at which every mistake is tried.
+    plain_ones: those of a few bits alone are tried, at one token more only where one explains the first."""
+    votes: Counter[Mistake] = Counter()
+    count = 0
+    for request in different(traced.rest)[:ASKED]:
+        others = [one for some in looks.found if not set(some) & set(traced.cause) for one in some[:SEEN]]
+        fitting = fitting_of(request, traced, list(dict.fromkeys(others)), limit)
+        votes.update(fitting)
+        here = request, traced.cause
+        if fitting or here in looks.at or count >= most or clock.is_late("every mistake at one more token"):
+            continue
+        count += 1
+        every = every_mistake(request, traced, limit, plain_ones)
+        fitting = [one for one in dict.fromkeys(every) if one not in traced.cause]
+        votes.update(fitting)
+        looks.found.append(fitting)
+        if not plain_ones or fitting:
+            looks.at.add(here)
+        elif not votes:
+            break
+    return votes
+
+
+def fitting_of(request: Request, traced: Traced, some: Sequence[Mistake], limit: float) -> list[Mistake]:
+    """Return those of some mistakes that leave noise in the row at which a cause ends."""
+    one = traced.followed[request]
+    if not some or one.line is None or one.dead is None:
+        return []
+    if OF_ANOTHER in some:
+        (end,) = request.follow([(*traced.cause, OF_ANOTHER)], limit)
+        goes_on = [OF_ANOTHER] if end.dead is None or end.dead > one.dead else []
+        return goes_on + fitting_of(request, traced, [other for other in some if other != OF_ANOTHER], limit)
+    if is_early(one.dead, request.walk):  # which tokens of those before is not seen: it must be followed
+        ended = request.follow([(*traced.cause, mistake) for mistake in some], limit)
+        return [mistake for mistake, of in zip(some, ended, strict=True) if of.dead is None or of.dead > one.dead]
+    measure(request, traced, some, limit)
+    options = [(family, source) for family, source in request.sources if family in {mistake.family for mistake in some}]
+    good: list[Mistake] = []
+    for given in _givens(request, traced):
+        measured = {request.measured((one,))[0]: one for one in some if one not in good}
+        good += [measured[one] for one in tried(request.walk, one.line.blocks, options, list(measured), limit, given)]
+    return good
+
+
+def measure(request: Request, traced: Traced, some: Sequence[Mistake], limit: float) -> None:
+    """Find out how often those of some mistakes are made that are made in another measure for each adapter."""
+    line = traced.followed[request].line
+    for mistake in some:
+        if line is not None and mistake.coefficient is None and mistake not in request.measures:
+            request.measure(mistake, line.blocks, _givens(request, traced)[-1], limit)
+
+
+def is_early(dead: int, walk: Walk) -> bool:
+    """Are there tokens before of which no row is seen, or whose row does not show their query and key?"""
+    return 0 < dead <= max(1, walk.first_shown)
+
+
+def _givens(request: Request, traced: Traced) -> list[list[Given]]:
+    """Return what may be wrong already at the token where a cause ends: nothing, what was wrong before it, or else."""
+    line = traced.followed[request].line
+    possible = states_of(traced.cause, request.families)
+    states = list(dict.fromkeys([possible[0], *([line.state] if line else []), *possible]))[:GIVEN]
+    return [
+        [
+            (source, request.walk.at(mistake.modules), mistake.coefficient or 0.0)
+            for mistake, key in zip(request.measured(traced.cause), state, strict=True)
+            for source in request.families.get(mistake.family, ())
+            if source.key == key
+        ]
+        for state in states
+    ]
+
+
+def every_mistake(request: Request, traced: Traced, limit: float, plain_ones: bool = False) -> list[Mistake]:
+    """Return all mistakes that leave noise in the row at which a cause ends."""
+    one, walk = traced.followed[request], request.walk
+    if one.line is None or one.dead is None:
+        return []
+    givens, fitting = _givens(request, traced), list[Mistake]()
+    nothing: tuple[int, ...] = ()
+    alone = [(one.line.blocks, 1, given) for given in givens if one.dead > walk.first_shown or one.dead == 0]
+    early = is_early(one.dead, walk) and one.dead < SHORT
+    with_those_before = [(nothing, one.dead + 1, given) for given in givens[::-1] if early]
+    for before, tokens, given in with_those_before + alone if traced.cause else alone + with_those_before:
+        fitting = fitting or mistakes(walk, before, tokens, request.sources, limit, given, plain_ones)
+    if plain_ones:
+        return fitting
+    if not fitting and OF_ANOTHER not in traced.cause:
+        fitting = fitting_of(request, traced, [OF_ANOTHER], limit)
+    return fitting or (factors(walk, one.line.blocks, request.sources, limit) if not traced.cause else [])
+
+
+def different(requests: Sequence[Request]) -> list[Request]:
+    """Return requests of different adapters, those on most modules first, and of each a short one; then the others. The
+    second is of a token or two: of its few rows it may be that one mistake leaves them alone which hides another one
+    elsewhere."""
+    ranked = sorted(requests, key=lambda one: (one.tokens < FEWEST, one.tokens))
+    first: dict[str | None, Request] = {}
+    for one in ranked:
+        first.setdefault(label(one.as_it_came.suspect.exchange.adapters), one)
+    # Sums and weights have mistakes of their own beside those that all requests have.
+    chosen = sorted(first.values(), key=lambda one: (not one.as_it_came.is_single, -one.modules, one.tokens))
+    order = chosen + [one for one in ranked if one not in chosen]
+    shortest = sorted((one for one in order[1:] if one.tokens < FEWEST), key=lambda one: (one.tokens, -one.modules))[:1]
+    return order[:1] + shortest + [one for one in order[1:] if one not in shortest]
+
+
+def with_one_more(before: Traced, mistake: Mistake, limit: float) -> Traced:
+    """Follow a cause with one more mistake through the requests that it does not explain without."""
+    followed = dict(before.followed)
+    cause = (*before.cause, mistake)
+    for request, one in before.followed.items():
+        if one.dead is None:
+            followed[request] = one.with_one_more()
+        elif fitting_of(request, before, [mistake], limit):
+            (followed[request],) = request.follow([cause], limit)
+        else:
+            followed[request] = one.with_one_more()
+    return Traced(cause, followed)
