@@ -10,6 +10,9 @@ is followed through every other request (follow.py, by_token.py), and what its t
 described.py). Often that is a matter of the engine's own steps and slots, of which it says nothing: they are worked out
 for many schedules (schedule.py), and the one is taken with which it is shortest to say (schedule_search.py).
 
+Where several mistakes are made in every token, the engine is asked with adapters that are confined to a few modules in
+turn (confined.py), and what shows there one by one must explain the failures together (apart.py).
+
 Where an engine shows no rows of a prompt, or where mistakes lie in one another, the engine is asked with quiet adapters
 (quiet.py), whose effects add up. One backward pass says what any u at any module does to the logits (adjoint.py);
 pursuit.py takes the few that leave least of the error, exact.py runs those in the exact forward pass, and what they

@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from ...arrays import Array
 from ..diagnosis.clock import Clock
 from .asked import Asked
 from .at_token import Looks, different, votes_at, with_one_more
@@ -45,17 +44,17 @@ class Part:
 
 
 def mistakes_apart(
-    nothing: Traced, confined: Iterable[tuple[Group, Sequence[Asked]]], limit: float, clock: Clock
+    nothing: Traced, confined: Iterable[tuple[Group, Sequence[Asked]]], looks: Looks, limit: float, clock: Clock
 ) -> list[Traced]:
     """Return the causes that explain most of the failed requests, of mistakes that confined adapters show one by one;
-    [] if none explains any. nothing: these requests, followed along no mistake."""
-    parts, found = [], list[list[Mistake]]()
+    [] if none explains any. nothing: these requests, followed along no mistake. looks: at their tokens."""
+    parts, found = [], [some for some in looks.found if some]
     for group, asked in confined:
         parts.append(_part(group, asked, found, limit, clock))
         if clock.is_late("adapters confined to other modules"):
             break
     options = _options(parts, limit)
-    return _together(nothing, options, limit) if options else []
+    return _together(nothing, options, limit, clock) if options else []
 
 
 def _part(group: Group, asked: Sequence[Asked], found: list[list[Mistake]], limit: float, clock: Clock) -> Part:
@@ -125,19 +124,24 @@ def _at_regions(kind: Kind, shown: Sequence[Shown], parts: Sequence[Part], limit
     return common[:REGIONS]
 
 
-def _is_absent(present: np.ndarray) -> bool:
+def _is_absent(present: Array) -> bool:
     return bool((present == 0).any() and not (present == 1).any())
 
 
-def _together(nothing: Traced, options: Sequence[Sequence[Mistake]], limit: float) -> list[Traced]:
-    """Follow one of each through the failed requests as they came; leave out what explains nothing."""
+def _together(nothing: Traced, options: Sequence[Sequence[Mistake]], limit: float, clock: Clock) -> list[Traced]:
+    """Follow one of each through the failed requests as they came; leave out those that are made in none."""
     causes: list[Cause] = sorted(itertools.product(*options), key=_cost)[:TOGETHER]
     further: Counter[Cause] = Counter(dict.fromkeys(causes, 0))
     for request in different(list(nothing.followed))[:FEW] if len(causes) > 1 else ():
         for cause, one in zip(causes, request.follow(causes, limit), strict=True):
             further[cause] += request.tokens if one.dead is None else one.dead
-    best = sorted(causes, key=lambda cause: -further[cause])[:FOLLOWED]
-    traced = [_without_the_needless(_followed(nothing, cause, limit), nothing, limit) for cause in best]
+    traced = list[Traced]()
+    for cause in sorted(causes, key=lambda cause: -further[cause])[:FOLLOWED]:
+        if traced and (further[cause] < further[traced[0].cause] or clock.is_late("other mistakes made together")):
+            break
+        traced.append(_followed(nothing, cause, limit))
+    needed = {_needed(one): one for one in reversed(traced)}
+    traced = [one if cause == one.cause else _followed(nothing, cause, limit) for cause, one in needed.items() if cause]
     return sorted((one for one in traced if one.explained), key=lambda one: one.rank)
 
 
@@ -149,11 +153,9 @@ def _followed(nothing: Traced, cause: Cause, limit: float) -> Traced:
     return Traced(cause, {request: request.follow([cause], limit)[0] for request in nothing.followed})
 
 
-def _without_the_needless(traced: Traced, nothing: Traced, limit: float) -> Traced:
-    """Leave out, one by one, each mistake without which as much is explained."""
-    for mistake in traced.cause:
-        fewer = tuple(one for one in traced.cause if one != mistake)
-        less = _followed(nothing, fewer, limit) if fewer else traced
-        if fewer and len(less.explained) >= len(traced.explained):
-            traced = less
-    return traced
+def _needed(traced: Traced) -> Cause:
+    """Return those of its mistakes that are surely made in a token of a request that it explains."""
+    explained = [traced.followed[request] for request in traced.explained]
+    return tuple(
+        mistake for i, mistake in enumerate(traced.cause) if any((one.present(i) == 1).any() for one in explained)
+    )

@@ -35,7 +35,7 @@ def votes_at(
     """Return the mistakes that explain the tokens at which a cause ends, and how many of these each one does.
 
     looks: what is known of mistakes at tokens; what is learnt is added. most: tokens at which every mistake is tried.
-    plain_ones: those of a few bits alone are tried, at one token more only where one explains the first."""
+    plain_ones: those of a few bits alone are tried, and at no other token where none explains the first."""
     votes: Counter[Mistake] = Counter()
     count = 0
     for request in different(traced.rest)[:ASKED]:

@@ -4,10 +4,11 @@ the next mistake in the same way.
 
     wrong row -> every mistake at its token (mistakes.py) -> each along every failed request (follow.py)
                         ^------------- where it ends: one more mistake there ------------'
+       no one mistake leaves noise -> asked again with adapters confined to a few modules, each mistake alone (apart.py)
     -> which tokens of which requests (rule.py), and of whose adapter it is (described.py)
 
-Needs what most engines show: a row for each token that they compute. Nothing need be asked again, so what came before a
-request is as it was, and no effect need be small.
+Needs what most engines show: a row for each token that they compute. Where single mistakes explain tokens nothing is
+asked again, so what came before a request is as it was, and no effect need be small.
 """
 
 from collections import Counter
@@ -27,6 +28,7 @@ from .traced import Cause, Request, Traced
 TERMS = 3  # mistakes of one cause; larger: slower
 LOOKS = 3  # wrong tokens at which every mistake is tried; larger: slower
 SCREENED = 32  # mistakes that are followed through a few requests first; larger: slower
+PLAIN_LOOKS = 2  # at which those of a few bits are tried first; larger: slower where mistakes lie in one another
 FEW = 3  # requests
 FOLLOWED = 6  # mistakes that are followed; larger: slower
 CROOKED = 2.0  # bits more than those of a mistake that explains as many; larger: more of them are followed
@@ -48,21 +50,33 @@ def trace(
     looked for in those, where no one mistake explains a token."""
     failed = _affordable(sorted((Request(one) for one in loud if one.failed), key=lambda one: one.tokens))
     nothing = Traced((), {request: request.follow([()], limit)[0] for request in failed})
-    looks = Looks()
-    best = _search([nothing], looks, limit, clock, plain_ones=True)
-    if len(best[0].explained) < MOST * len(failed) and not clock.is_late("adapters confined to a few modules"):
-        best = sorted([*mistakes_apart(nothing, confined, limit, clock), *best], key=lambda one: one.rank)[:FOLLOWED]
-    best = _search(best, looks, limit, clock)
+    looks, best, apart = Looks(), [nothing], list[Traced]()
+    if _is_at_once_wrong(nothing):
+        best = _search(best, looks, limit, clock, terms=1, plain_ones=True)
+        if len(best[0].explained) < MOST * len(failed) and not clock.is_late("adapters confined to a few modules"):
+            apart = mistakes_apart(nothing, confined, looks, limit, clock)
+    is_most = bool(apart) and len(apart[0].explained) >= MOST * len(failed)
+    best = _search(apart if is_most else best, looks, limit, clock)
+    best = sorted([*best, *apart], key=lambda one: one.rank) if apart and not is_most else best
     if not best[0].explained and not clock.is_late("two mistakes in one token"):
         best = _two_at_once(nothing, quietly, limit, clock) or best
     return [one.common for one in best] if best[0].cause and best[0].explained else []
 
 
-def _search(best: Sequence[Traced], looks: Looks, limit: float, clock: Clock, plain_ones: bool = False) -> list[Traced]:
+def _is_at_once_wrong(nothing: Traced) -> bool:
+    """Are most requests wrong from the first row on that is seen? Where they are not, tokens tell mistakes apart, and
+    what was asked before may matter: nobody asks again for that."""
+    count = len(nothing.followed)
+    return 2 * sum(one.dead in range(at.walk.first_shown + 1) for at, one in nothing.followed.items()) > count
+
+
+def _search(
+    best: Sequence[Traced], looks: Looks, limit: float, clock: Clock, terms: int = TERMS, plain_ones: bool = False
+) -> list[Traced]:
     """Return the first of some causes with one more mistake, and with another one, as long as that explains more; or
-    the given ones. plain_ones: where none of these leaves noise at the first token, nothing else is looked at."""
+    the given ones. terms: mistakes of a cause. plain_ones: those of a few bits alone are tried, at few tokens."""
     best = list(best)
-    for _ in range(TERMS - len(best[0].cause)):
+    for _ in range(terms - len(best[0].cause)):
         if len(best[0].explained) >= ENOUGH * len(best[0].followed) or clock.is_late("one more mistake"):
             break
         more: list[Traced] = []
@@ -121,7 +135,7 @@ def _two_at_once(nothing: Traced, quietly: Iterable[Sequence[Suspect]], limit: f
 
 def _candidates(traced: Traced, looks: Looks, limit: float, clock: Clock, plain_ones: bool) -> list[Mistake]:
     """Return the mistakes that explain most of the tokens at which a cause ends, simplest first among equals."""
-    votes = votes_at(traced, looks, limit, clock, LOOKS, plain_ones and not traced.cause)
+    votes = votes_at(traced, looks, limit, clock, PLAIN_LOOKS if plain_ones else LOOKS, plain_ones)
     most = max(votes.values(), default=0)
     plain = min((one.cost for one, count in votes.items() if count == most), default=0.0)
     good = [one for one, count in votes.items() if 4 * count > 3 * most and one.cost <= plain + CROOKED]

@@ -20,7 +20,7 @@ Group = frozenset[Module]
 
 
 def groups(config: ModelConfig) -> dict[str, Group]:
-    """Return the modules that adapters are confined to in turn, by name, the fewest first: what engines fuse stays together."""
+    """Return the modules that adapters are confined to in turn, by name, few first: what engines fuse is together."""
     together = (config.qkv, config.gate_up)
     fused = {name for some in together for name in some}
     names = [*together, *([name] for name in config.layer_modules if name not in fused)]
