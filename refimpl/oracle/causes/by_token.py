@@ -28,7 +28,6 @@ from .traced import Cause, Request, Traced
 TERMS = 3  # mistakes of one cause; larger: slower
 LOOKS = 3  # wrong tokens at which every mistake is tried; larger: slower
 SCREENED = 32  # mistakes that are followed through a few requests first; larger: slower
-PLAIN_LOOKS = 2  # at which those of a few bits are tried first; larger: slower where mistakes lie in one another
 FEW = 3  # requests
 FOLLOWED = 6  # mistakes that are followed; larger: slower
 CROOKED = 2.0  # bits more than those of a mistake that explains as many; larger: more of them are followed
@@ -74,7 +73,7 @@ def _search(
     best: Sequence[Traced], looks: Looks, limit: float, clock: Clock, terms: int = TERMS, plain_ones: bool = False
 ) -> list[Traced]:
     """Return the first of some causes with one more mistake, and with another one, as long as that explains more; or
-    the given ones. terms: mistakes of a cause. plain_ones: those of a few bits alone are tried, at few tokens."""
+    the given ones. terms: mistakes of a cause. plain_ones: those of a few bits alone are tried, at one token."""
     best = list(best)
     for _ in range(terms - len(best[0].cause)):
         if len(best[0].explained) >= ENOUGH * len(best[0].followed) or clock.is_late("one more mistake"):
@@ -135,7 +134,7 @@ def _two_at_once(nothing: Traced, quietly: Iterable[Sequence[Suspect]], limit: f
 
 def _candidates(traced: Traced, looks: Looks, limit: float, clock: Clock, plain_ones: bool) -> list[Mistake]:
     """Return the mistakes that explain most of the tokens at which a cause ends, simplest first among equals."""
-    votes = votes_at(traced, looks, limit, clock, PLAIN_LOOKS if plain_ones else LOOKS, plain_ones)
+    votes = votes_at(traced, looks, limit, clock, 1 if plain_ones else LOOKS, plain_ones)
     most = max(votes.values(), default=0)
     plain = min((one.cost for one, count in votes.items() if count == most), default=0.0)
     good = [one for one, count in votes.items() if 4 * count > 3 * most and one.cost <= plain + CROOKED]

@@ -21,13 +21,14 @@ Group = frozenset[Module]
 
 def groups(config: ModelConfig) -> dict[str, Group]:
     """Return the modules that adapters are confined to in turn, by name, few first: what engines fuse is together."""
-    together = (config.qkv, config.gate_up)
-    fused = {name for some in together for name in some}
-    names = [*together, *([name] for name in config.layer_modules if name not in fused)]
-    modules = config.modules()
-    parts = {module[1]: [module] for module in (LM_HEAD, EMBED) if module in modules}
-    for some in reversed(names):
-        parts[", ".join(some)] = [module for module in modules if module[0] >= 0 and module[1] in some]
+    words = {name: name.rpartition(".")[2] for name in config.layer_modules}  # of all experts alike
+    fused = {word: ", ".join(some) for some in (config.qkv, config.gate_up) for word in some}
+    parts: dict[str, list[Module]] = {EMBED[1]: [], LM_HEAD[1]: []}
+    for name in reversed(words):
+        parts.setdefault(fused.get(words[name], words[name]), [])
+    for module in config.modules():
+        word = words.get(module[1], module[1])
+        parts[fused.get(word, word)].append(module)
     return {name: frozenset(part) for name, part in parts.items() if part}
 
 

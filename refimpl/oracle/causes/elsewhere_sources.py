@@ -125,7 +125,8 @@ def input_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
             return None
         if point.module[1] == "o_proj":
             return -full_delta(point.x, lora)
-        return full_delta(point.inputs["o_proj"], lora)
+        x = point.inputs.get("o_proj")
+        return None if x is None else full_delta(x, lora)
 
     for name in (*modules, RESIDUAL, GATE, UP):
         in_words = {RESIDUAL: f"{RESIDUAL}, not normalised", GATE: f"{GATE} alone", UP: f"{UP}, without it"}

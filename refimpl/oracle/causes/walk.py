@@ -171,9 +171,9 @@ class Walk:
                 if not here.any():
                     continue
                 rows = term.rows[here]
-                delta = term.source.delta(
-                    self._point(module, x[rows], Rows(watch.layers[module[0]], rows), tokens[rows])
-                )
+                # An expert's input has a row for each token that is sent to it: of the batch's rows it has not all.
+                inputs = {what: given for what, given in watch.layers[module[0]].items() if len(given) == len(x)}
+                delta = term.source.delta(self._point(module, x[rows], Rows(inputs, rows), tokens[rows]))
                 if delta is None:
                     continue
                 width = delta.shape[1]
