@@ -21,6 +21,7 @@ from .mistakes import Mistake
 from .traced import Cause, Request, Traced
 
 TERMS = 2  # mistakes in one group; larger: slower
+FEW_LEFT = 0.2  # of a group's failed requests, for which no other mistake is looked for; smaller: slower
 LOOKS = 1  # wrong tokens of a group at which every mistake is tried; larger: slower
 KINDS = 6  # mistakes that are followed through a group's requests; larger: slower
 RIVALS = 3  # kinds of mistakes that show in the same groups, of which one is made; larger: slower
@@ -63,8 +64,11 @@ def _part(group: Group, asked: Sequence[Asked], found: list[list[Mistake]], limi
     failed = [Request(one) for one in asked if one.failed]
     traced = Traced((), {request: request.follow([()], limit)[0] for request in failed})
     shown, looks = list[Shown](), Looks(found)
-    while traced.rest and len(shown) < TERMS and not clock.is_late("mistakes of adapters confined to a few modules"):
-        votes = votes_at(traced, looks, limit, clock, LOOKS, plain_ones=True)
+    while len(traced.rest) > FEW_LEFT * len(failed) and len(shown) < TERMS:
+        if clock.is_late("mistakes of adapters confined to a few modules"):
+            break
+        votes = votes_at(traced, looks, limit, clock, 0)  # those that are known already, and if none is it, any
+        votes = votes or votes_at(traced, looks, limit, clock, LOOKS, plain_ones=True)
         kinds = _by_kind(votes)
         simplest = [some[0] for some in kinds.values()][:KINDS]
         more = sorted((with_one_more(traced, one, limit) for one in simplest), key=lambda one: one.rank)
