@@ -28,8 +28,8 @@ from .noise.ensemble import Member
 from .noise.verdict import Thresholds
 from .reports.result import PlayedCase
 
-SECONDS = 20.0  # of processor time, after which nothing new is begun; larger: slower, and more is looked at
-SCHEDULES = 8.0  # of the same, after which no other schedule of the engine is tried; larger: slower
+SECONDS = 40.0  # of processor time, after which nothing new is begun; larger: slower, and more is looked at
+SCHEDULES = 16.0  # of the same, after which no other schedule of the engine is tried; larger: slower
 DESCRIBED = 4  # causes that explain as much, of which it is said when they hold; larger: slower
 PASSED = 24  # requests that are right, in which it is seen that a mistake was not made; larger: slower
 QUIET = 3  # cases that are asked quietly; larger: slower
@@ -72,14 +72,26 @@ def cause_of(
     is_fitted = not why_not_fitted(testbed)  # or else neither are its adapters made quiet
     quietly = failures.asked_quietly(smallest_first(played)[:QUIET]) if is_fitted else ()
     traced = trace(loud, quietly, failures.asked_confined(), thresholds.ratio, clock)[:DESCRIBED]
+    passed = [Request(one) for one in loud if not one.failed][:PASSED]
+    if traced and _has_a_condition(traced[0], passed, thresholds.ratio) and not clock.is_late("other adapters"):
+        others = [Request(one) for one in failures.asked_of_others]
+        wrong = [one for one in others if one.as_it_came.failed]
+        passed += [one for one in others if not one.as_it_came.failed][:PASSED]
+        traced = sorted((one.with_others(wrong, thresholds.ratio) for one in traced), key=lambda one: one.rank)
     scheduler = Scheduler(Clock(SCHEDULES, clock.end))
     traced = (left_in_slots(traced, scheduler, thresholds.ratio) or traced)[:DESCRIBED] if traced else []
     failed = len(traced[0].followed) if traced else 0  # of a large base few are followed
-    passed = [Request(one) for one in loud if not one.failed][:PASSED]
     said = sorted((_said(one, passed, failed, thresholds.ratio, scheduler) for one in traced), key=lambda one: one.bits)
     if said and len(said[0].traced.explained) >= max(min(2, failed), LEAST * failed):
         return _report(said, failed, testbed, time.monotonic() - began)
     return fitted_cause(failures, clock) if is_fitted else None
+
+
+def _has_a_condition(traced: Traced, passed: Sequence[Request], limit: float) -> bool:
+    """Is there a token in which one of its mistakes would have shown, and was not made?"""
+    right = [request.follow([traced.cause], limit)[0] for request in passed]
+    every = [*(traced.followed[request] for request in traced.explained), *(one for one in right if one.dead is None)]
+    return any((one.present(i) == 0).any() for one in every for i in range(len(traced.cause)))
 
 
 def _said(traced: Traced, passed: Sequence[Request], failed: int, limit: float, scheduler: Scheduler) -> Said:

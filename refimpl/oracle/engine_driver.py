@@ -63,12 +63,12 @@ class EngineDriver:
             self._state = (settings, case.stateless)
         return play(self.engine, case, self.testbed)
 
-    def run_on(self, testbed: Testbed, case: Case, settings: Settings) -> list[Exchange]:
-        """Run the case now with the same base and other adapters under the same names, from an engine without any."""
+    def run_on(self, testbed: Testbed, cases: Iterable[Case], settings: Settings) -> list[list[Exchange]]:
+        """Run cases now with the same base and other adapters, from an engine without any."""
         usual, self.testbed = self.testbed, testbed
         self._state = None if self._state is None else (self._state[0], False)
         try:
-            return self.run(case, settings)
+            return [self.run(case, settings) for case in cases]
         finally:
             self.testbed = usual
             self._state = None if self._state is None else (self._state[0], False)

@@ -7,11 +7,12 @@ from functools import cached_property
 import numpy as np
 
 from .cases.case import Case, Exchange, Run
-from .cases.testbed import Testbed
+from .cases.testbed import Testbed, settings
 from .causes.asked import Asked, Place, is_single
 from .causes.confined import Group, confined_testbed, groups
 from .causes.facts import facts_of
 from .causes.line import Line, batches_of
+from .causes.others import other_cases, other_testbed
 from .causes.quiet import quiet_testbed
 from .causes.suspect import Suspect, suspect_of
 from .engine_driver import EngineDriver
@@ -84,6 +85,27 @@ class Failures:
         failed = by_verdict["fail"]
         return [one for i in range(STRIDE) for one in failed[i::STRIDE]] + by_verdict["pass"]
 
+    @cached_property
+    def asked_of_others(self) -> list[Asked]:
+        """Requests of adapters that the campaign had not, on the same base, one batch after another; [] if the engine
+        can load none."""
+        capabilities, asked = self.driver.capabilities, list[Asked]()
+        if "load" not in capabilities.operations:
+            return []
+        testbed = other_testbed(self.testbed, capabilities, self.driver.work)
+        cases, earlier, line = other_cases(testbed, capabilities), list[str | None](), Line()
+        for case, exchanges in zip(cases, self.driver.run_on(testbed, cases, settings(testbed)), strict=True):
+            number = len(line.batches)
+            line.batches += batches_of(exchanges)
+            for exchange, raw, verdict in self.measured(case, exchanges, testbed):
+                if verdict in ("fail", "pass"):
+                    suspect = suspect_of(case, exchange, raw, testbed, earlier)
+                    facts = facts_of(case, exchange, testbed, earlier)
+                    place = case.name, exchange.run, exchange.index
+                    asked.append(Asked(suspect, place, facts, verdict == "fail", line, number + exchange.run))
+            earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
+        return asked
+
     def asked_quietly(
         self, cases: Sequence[PlayedCase], but: frozenset[Place] = frozenset()
     ) -> Iterator[list[Suspect]]:
@@ -99,7 +121,7 @@ class Failures:
             suspects: list[Suspect] = []
             for one in cases:
                 case = with_other_tokens(one.case, vocab, number)
-                exchanges = self.driver.run_on(quiet, case, one.settings)
+                (exchanges,) = self.driver.run_on(quiet, [case], one.settings)
                 suspects += _suspects(quiet, case, self.measured(case, exchanges, quiet), one.case.name, but)
             suspects = chosen(suspects)
             if suspects and np.median([suspect.ratio for suspect in suspects]) > LOUD:
@@ -127,7 +149,7 @@ class Failures:
             testbed = confined_testbed(self.testbed, name, group, self.driver.work / "confined")
             case = Case(f"confined to {name}", (Run(tuple(requests)),))
             case = with_other_tokens(case, self.testbed.model.config.vocab_size, len(FACTORS) + number)
-            exchanges = self.driver.run_on(testbed, case, settings)
+            (exchanges,) = self.driver.run_on(testbed, [case], settings)
             measured = list(self.measured(case, exchanges, testbed))
             yield (
                 group,

@@ -92,12 +92,19 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
         """Only where the own one has nothing."""
         return None if key is None or point.of(key) is not None else added(point)
 
+    def outside(point: Point) -> Array | None:
+        """Where the other one has no module of that name, in any layer."""
+        has = other is None or any(name == point.module[1] for _, name in point.weights[other])
+        return None if key is None or has else point.full_delta(key)
+
     yield Source(f"added: {called}", f"the delta of {called}", added, "added", 2)
     yield Source(f"instead: {called}", f"the delta of {called}", instead, "instead", 2)
     if key is None or other is None:
         return
     words = f"the delta of {called} at modules that its own adapter leaves alone"
     yield Source(f"untargeted: {called}", words, untargeted, "added", 2.5)
+    words = f"its own delta at modules that {called} leaves alone"
+    yield Source(f"outside: {called}", words, outside, "own", 3)
     yield Source(f"A of {called}", f"its own delta with the A of {called}", mixed(other, key, key), "instead", 4)
     yield Source(f"B of {called}", f"its own delta with the B of {called}", mixed(key, other, key), "instead", 4)
     words = f"its own delta at the scale of {called}"

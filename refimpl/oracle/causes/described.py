@@ -216,7 +216,7 @@ def _effective(mistake: Mistake, requests: Sequence[Request]) -> str:
     short = sorted((one for one in requests if mistake.family in one.families), key=lambda one: one.tokens)[:SHOWN]
     if not short:
         return mistake.modules
-    regions = short[0].as_it_came.suspect.module_regions
+    regions = short[0].as_it_came.suspect.all_regions
     effective = possible = np.zeros(len(regions[0].members), bool)
     for one in short:
         sources = one.families[mistake.family]

@@ -12,6 +12,7 @@ from ..cases.case import Case, Exchange, Load, Run, Unload, keys_of, loaded_befo
 from ..cases.testbed import Testbed
 
 USES = (2, 3, 4)  # of an adapter, of which the later ones may differ from the first
+NUMBERS = (2, 3, 4, 5)  # in order of their first use: an id, or a slot that nobody had before
 OTHERS = (1, 2, 3, 4, 6, 8)  # adapters that were used since; a cache of so many has thrown this one out
 
 
@@ -28,6 +29,10 @@ class History:
     def uses(self, key: str) -> int:
         """Return how often an adapter was used."""
         return self.used.count(key)
+
+    def number(self, key: str) -> int:
+        """Return as which adapter it was used: 1 is the first of all."""
+        return list(dict.fromkeys([*(one for one in self.used if one is not None), key])).index(key) + 1
 
     def others_since(self, key: str) -> int:
         """Return how many other adapters were used since this one was; 0 if it never was."""
@@ -75,6 +80,9 @@ def history_facts(
     for n in USES:
         words = f"its adapter was used {n} times or more before", f"its adapter was used fewer than {n} times before"
         yield *words, past.uses(key) >= n, 4.5
+    for n in NUMBERS:
+        words = f"it was used as adapter number {n} or later", f"it was used before adapter number {n} was"
+        yield *words, past.number(key) >= n, 4
     for n in OTHERS:
         plural = "s were" if n > 1 else " was"
         words = (
@@ -92,10 +100,14 @@ def history_facts(
     yield "an adapter was unloaded before", "no adapter was unloaded before", past.unloaded is not None, 4
 
 
-def former_adapters(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str | None]:
+def former_adapters(
+    case: Case, exchange: Exchange, testbed: Testbed, earlier: Sequence[str | None] = ()
+) -> dict[str, str | None]:
     """Return the adapters of a request's past by what they were to it; those that there were none of are left out."""
-    past = history(case, exchange, testbed)
+    past = history(case, exchange, testbed, earlier)
+    used = [*(key for key in past.used if key is not None), *(key for key, _ in exchange.adapters)]
     named = {
+        "the adapter that was used first": used[0] if used else None,
         "the adapter that its name stood for before": past.before,
         "the adapter that was unloaded last": past.unloaded,
         "the adapter that was loaded last": past.loaded,

@@ -92,10 +92,11 @@ def rows_of_all(
     walk: Walk, present: Array, sources: Sequence[tuple[str, Source]], least: float, most: float
 ) -> list[Row]:
     """Return every mistake of so many bits; those that are the same here are one, of as many bits as the plainest."""
-    regions, rows = walk.suspect.module_regions, list[Row]()
+    regions, rows = walk.suspect.all_regions, list[Row]()
+    plain = len(walk.suspect.module_regions)
     for i, (_, source) in enumerate(sources):
         sets: dict[bytes, list[int]] = {}
-        for j, region in enumerate(regions):
+        for j, region in enumerate(regions if source.key == "own" else regions[:plain]):
             if source.kind == "bug" and region.words:  # a known bug is what it is: everywhere
                 continue
             if source.cost + region.cost <= WIDER and (here := region.members & present[i]).any():
@@ -103,11 +104,12 @@ def rows_of_all(
         for same in sets.values():
             if not least < source.cost + min(regions[j].cost for j in same) <= most:
                 continue
-            rows += [Row(i, regions[same[0]].members & present[i], times, same) for times in coefficients_of(source)]
+            some = coefficients_of(source) if same[0] < plain else coefficients_of(source)[:2]
+            rows += [Row(i, regions[same[0]].members & present[i], times, same) for times in some]
     return sorted(rows, key=lambda row: sources[row.source][1].cost + min(regions[j].cost for j in row.regions))
 
 
 def named(walk: Walk, row: Row, sources: Sequence[tuple[str, Source]]) -> list[Mistake]:
     """Return the mistakes that a row may be."""
-    (family, source), regions = sources[row.source], walk.suspect.module_regions
+    (family, source), regions = sources[row.source], walk.suspect.all_regions
     return [Mistake(family, regions[j].words, row.coefficient, source.cost + regions[j].cost) for j in row.regions]

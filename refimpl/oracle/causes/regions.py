@@ -1,5 +1,6 @@
 """At which modules, and for which tokens: the regions of a request that a bug may be confined to."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from ...config import EMBED, LM_HEAD, ModelConfig, Module, short_name
 
 COLUMN_PARALLEL = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "qkv_proj", "gate_up_proj", "input_linear")
 OF_ONE_LAYER = ("the attention", "the MLP", "q_proj, k_proj and v_proj", "gate_proj and up_proj")
+NAMES = 10  # of modules, up to which each set of them is a region; larger: slower
+ARBITRARY = 7.0  # bits of such a set
 BLOCKS = (4, 8, 16, 32)  # tokens that kernels and caches take together
 IN_BATCH = (8, 16, 32, 48, 64, 128)  # tokens of a batch after which a buffer may end
 STEPS = (2, 3, 4, 5, 6, 8)  # requests that a step has
@@ -82,6 +85,21 @@ def module_regions(config: ModelConfig) -> list[Region]:
             regions.append(region(f"{words} from layer {i} on", 4.5, [module for module in of_group if module[0] >= i]))
     regions.append(region("embed_tokens and lm_head", 2, [EMBED, LM_HEAD]))
     return _distinct(regions)
+
+
+def sets_of_names(config: ModelConfig) -> list[Region]:
+    """Return every set of two modules or more by their names, in all layers: which modules an adapter may have, say,
+    may depend on another adapter."""
+    modules = config.modules()
+    names = list(dict.fromkeys(module[1] for module in modules))
+    sets = [some for n in range(2, len(names)) for some in itertools.combinations(names, n)]
+    if len(names) > NAMES:
+        return []
+    return [Region(_listed(some), np.array([module[1] in some for module in modules]), ARBITRARY) for some in sets]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def token_regions(

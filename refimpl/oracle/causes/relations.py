@@ -13,8 +13,11 @@ SLOTS = (2, 3, 4)  # of an engine that has fewer than a batch needs
 SAME = 4  # tokens that two prompts share, so that a cache may take one for the other
 
 
-def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str | None]:
-    """Return adapters by what they are to this request of the case; None where that is the base."""
+def relations(
+    case: Case, exchange: Exchange, testbed: Testbed, earlier: Sequence[str | None] = ()
+) -> dict[str, str | None]:
+    """Return adapters by what they are to this request of the case; None where that is the base. earlier: the adapters
+    of the requests that the engine had answered before this case."""
     runs = [
         (step, meaning) for step, meaning in replay(case.steps, loaded_before(case, testbed)) if isinstance(step, Run)
     ]
@@ -64,7 +67,7 @@ def relations(case: Case, exchange: Exchange, testbed: Testbed) -> dict[str, str
     before = [keys_of(request, names) for step, names in runs[: exchange.run] for request in step.requests]
     if before:
         related["the last request of the batch before"] = label(before[-1])
-    return related | former_adapters(case, exchange, testbed) | {key: key for key in testbed.adapters}
+    return related | former_adapters(case, exchange, testbed, earlier) | {key: key for key in testbed.adapters}
 
 
 def adapters_of_batch(case: Case, exchange: Exchange, testbed: Testbed) -> tuple[tuple[tuple[str, float], ...], ...]:

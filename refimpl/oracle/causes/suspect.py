@@ -27,7 +27,7 @@ from .adapter_sources import registered, step_sources
 from .adjoint import Adjoint, adjoint
 from .history import history
 from .mix_up import EXACT, Point, Source
-from .regions import Region, module_regions, regions_of_ids, token_regions
+from .regions import Region, module_regions, regions_of_ids, sets_of_names, token_regions
 from .relations import adapters_of_batch, label, relations
 from .slot_sources import occupants_of
 from .sources import sources_of, whichever
@@ -52,7 +52,7 @@ def suspect_of(
     prompt = exchange.request.prompt_ids
     shared = max((_alike(prompt, one.prompt_ids) for one in earlier), default=0)
     padding = max(len(one.prompt_ids) for one in case.runs[exchange.run].requests) - len(prompt)
-    others, batch = relations(case, exchange, testbed), adapters_of_batch(case, exchange, testbed)
+    others, batch = relations(case, exchange, testbed, used), adapters_of_batch(case, exchange, testbed)
     occupants = occupants_of(history(case, exchange, testbed, used), exchange.adapters)
     return Suspect(exchange, raw, testbed, others, offset, beside, shared, batch, padding, occupants)
 
@@ -215,6 +215,11 @@ class Suspect:
     def module_regions(self) -> list[Region]:
         """Sets of modules."""
         return module_regions(self.testbed.exact.config)
+
+    @cached_property
+    def all_regions(self) -> list[Region]:
+        """The same and, after these, whatever sets of names there are."""
+        return self.module_regions + sets_of_names(self.testbed.exact.config)
 
     @cached_property
     def token_regions(self) -> list[Region]:

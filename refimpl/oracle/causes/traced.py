@@ -97,6 +97,10 @@ class Traced:
         )
         return Traced(cause, self.followed)
 
+    def with_others(self, requests: Sequence[Request], limit: float) -> "Traced":
+        """The same, followed through more requests."""
+        return Traced(self.cause, {**self.followed, **{one: one.follow([self.cause], limit)[0] for one in requests}})
+
     @property
     def explained(self) -> list[Request]:
         """Those that it brings down to noise."""

@@ -52,7 +52,11 @@ def ratios_of(
     """Return what each leaves of the last token's row, in noise units."""
     if not rows:
         return np.zeros(0)
-    return rms(residuals(walk, before, tokens, sources, [(row,) for row in rows], given), axis=1)
+    # Those of one source one after another: in each pass a source is computed once for all of its copies.
+    order = np.argsort([row.source for row in rows], kind="stable")
+    ratios = np.zeros(len(rows))
+    ratios[order] = rms(residuals(walk, before, tokens, sources, [(rows[i],) for i in order], given), axis=1)
+    return ratios
 
 
 def residuals(

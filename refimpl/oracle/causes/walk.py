@@ -128,7 +128,7 @@ class Walk:
 
     def at(self, modules: str) -> Array:
         """Which modules are in a region, by its words."""
-        return next(region.members for region in self.suspect.module_regions if region.words == modules)
+        return next(region.members for region in self.suspect.all_regions if region.words == modules)
 
     def compute(self, copies: Sequence[Copy], terms: Sequence[Term], writes: bool = True) -> Float[Array, "rows vocab"]:
         """Compute all copies in one pass, with these terms added. writes: their keys and values; or else they read
@@ -156,6 +156,7 @@ class Walk:
         """Return the backend in which these terms are added. What scales the own delta does so to what stands instead
         of it, so it comes last."""
         ordered = sorted(terms, key=lambda term: term.source.kind == "own")
+        at_modules = np.array([term.at.any(axis=0) for term in ordered]).reshape(len(ordered), len(self.modules))
         watch = Watch(len(tokens))
         watched = watch.over(NUMPY)
 
@@ -166,10 +167,9 @@ class Walk:
             if len(x) != len(tokens) or module not in self._index:  # an expert's rows are those that are sent to it
                 return
             number, wrong = self._index[module], None
-            for term in ordered:
+            for i in np.flatnonzero(at_modules[:, number]):
+                term = ordered[i]
                 here = term.at[:, number]
-                if not here.any():
-                    continue
                 rows = term.rows[here]
                 # An expert's input has a row for each token that is sent to it: of the batch's rows it has not all.
                 inputs = {what: given for what, given in watch.layers[module[0]].items() if len(given) == len(x)}
