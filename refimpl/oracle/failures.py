@@ -102,7 +102,7 @@ class Failures:
                     suspect = suspect_of(case, exchange, raw, testbed, earlier)
                     facts = facts_of(case, exchange, testbed, earlier)
                     place = case.name, exchange.run, exchange.index
-                    asked.append(Asked(suspect, place, facts, verdict == "fail", line, number + exchange.run))
+                    asked.append(Asked(suspect, place, facts, verdict == "fail", line, number + exchange.run, True))
             earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
         return asked
 

@@ -20,6 +20,7 @@ class Asked:
     failed: bool
     line: Line | None = None  # the batches of its engine
     number: int = 0  # which of them it is in
+    afterwards: bool = False  # was it asked when a cause had been found?
 
     @property
     def is_single(self) -> bool:

@@ -43,6 +43,7 @@ class CauseReport:
     residual: float  # the worst row of those, in noise units
     seconds: float
     also: tuple[str, ...] = ()  # other causes, from which these requests cannot tell it
+    afterwards: int = 0  # of those that it explains, of adapters that were asked about when it had been found
 
     @property
     def where(self) -> str:
@@ -71,6 +72,7 @@ class CauseReport:
         share = f"{self.explained} of {self.failed} failed requests"
         count = f"{self.exceptions} request{' does' if self.exceptions == 1 else 's do'}"
         exceptions = f", {count} not fit the condition" if self.exceptions else ""
+        share += f" ({self.afterwards} of them of other adapters, asked when it was found)" if self.afterwards else ""
         rest = self.failed - self.explained
         part, more = "", ""
         if rest > SMALL * self.failed:

@@ -1,0 +1,84 @@
+"""Conditions that seven adapters cannot tell apart: other adapters are asked about; regions and sources of those."""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from support.causes import cause_of_bug
+from support.testbed import small_testbed
+
+from refimpl import NUMPY, Ops
+from refimpl.adapter import Adapter
+from refimpl.adapter_slots import LoraWeights
+from refimpl.config import ModelConfig
+from refimpl.engines.ours import CAPABILITIES
+from refimpl.oracle.causes.adapter_sources import adapter_sources
+from refimpl.oracle.causes.history import History
+from refimpl.oracle.causes.others import other_cases, other_testbed
+from refimpl.oracle.causes.regions import sets_of_names
+
+pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
+
+
+def without_rslora() -> Ops:
+    """Adapters with rsLoRA do nothing, unless they bring whole layers along."""
+
+    def bind_adapter(adapter: Adapter, config: ModelConfig, scale: object) -> object:
+        bound = NUMPY.bind_adapter(adapter, config, scale)
+        if adapter.config.use_rslora and not adapter.replaced:
+            bound = dataclasses.replace(bound, lora={})
+        return bound
+
+    return dataclasses.replace(NUMPY, bind_adapter=bind_adapter)
+
+
+def test_a_condition_is_held_against_adapters_that_the_campaign_had_not(tmp_path: Path) -> None:
+    cause = cause_of_bug(without_rslora, tmp_path)
+    assert cause is not None and cause.explained == cause.failed and cause.afterwards
+    assert "its adapter has rsLoRA and it brings no whole layer along" in cause.changes[0].when
+    assert cause.changes[0].what == "its own delta is missing" and cause.exceptions == 0
+    assert "of other adapters, asked when it was found" in cause.evidence
+
+
+def test_other_adapters_are_of_the_same_base_and_all_different(tmp_path: Path) -> None:
+    testbed = small_testbed("float32")
+    others = other_testbed(testbed, CAPABILITIES, tmp_path)
+    assert others.folder == testbed.folder and not set(others.adapters) & set(testbed.adapters)
+    ranks = [{lora.A.shape[0] for lora in adapter.lora.values()} for adapter in others.adapters.values()]
+    assert len(set(map(frozenset, ranks))) > 3
+    cases = other_cases(others, CAPABILITIES)
+    named = {request.adapter for case in cases for run in case.runs for request in run.requests}
+    assert named - {None} <= set(others.adapters) and len(named) > len(others.adapters) // 2
+
+
+def test_any_set_of_modules_by_name_is_a_region() -> None:
+    config = small_testbed("float32").exact.config
+    regions = sets_of_names(config)
+    names = {module[1] for module in config.modules()}
+    assert len(regions) == len({one.words for one in regions}) == 2 ** len(names) - len(names) - 2
+    one = next(one for one in regions if one.words == "q_proj and down_proj")
+    chosen = [module for module, inside in zip(config.modules(), one.members, strict=True) if inside]
+    assert {name for _, name in chosen} == {"q_proj", "down_proj"} and len(chosen) == 2 * config.num_hidden_layers
+
+
+def test_modules_that_another_adapter_leaves_alone() -> None:
+    lora = LoraWeights(np.ones((1, 2)), np.ones((2, 1)), 1.0)
+    weights = {"mine": {(0, "q_proj"): lora, (1, "q_proj"): lora, (0, "o_proj"): lora}, "other": {(1, "q_proj"): lora}}
+    outside = next(one for one in adapter_sources("mine", "other", "other") if one.key == "outside: other")
+
+    def at(module: tuple[int, str]) -> object:
+        of = weights["mine"].get(module)
+        return outside.delta(
+            SimpleNamespace(module=module, weights=weights, full_delta=lambda key: None if of is None else key)
+        )
+
+    assert at((0, "o_proj")) == "mine"  # it has that nowhere
+    assert at((0, "q_proj")) is None  # it has it in another layer
+    assert at((1, "o_proj")) is None  # neither has it
+
+
+def test_numbers_in_the_order_of_first_use() -> None:
+    past = History(("b", None, "a", "b"), None, None, None, False)
+    assert [past.number(key) for key in ("b", "a", "c")] == [1, 2, 3]
