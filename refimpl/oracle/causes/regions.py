@@ -59,6 +59,9 @@ def module_regions(config: ModelConfig) -> list[Region]:
     regions += [
         region(f"every module but {name}", 2, [module for module in modules if module[1] != name]) for name in names
     ]
+    row_parallel = [module for module in inner if module[1] not in COLUMN_PARALLEL]
+    words = "every module but o_proj and the down projection"
+    regions.append(region(words, 2, [module for module in modules if module not in row_parallel]))
     layers = range(config.num_hidden_layers)
     regions += [region(f"layer {i}", 2, [module for module in inner if module[0] == i]) for i in layers]
     regions += [
