@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ..training.trainable import without_gradients
 from .bugs.registry import all_bugs
 from .cases.testbed import Testbed
-from .causes.by_token import trace
+from .causes.by_token import trace, traced_further
 from .causes.described import Described, change_of, described, is_rule
 from .causes.follow import Followed
 from .causes.left_in_slots import left_in_slots
@@ -77,7 +77,7 @@ def cause_of(
         others = [Request(one) for one in failures.asked_of_others]
         wrong = [one for one in others if one.as_it_came.failed]
         passed += [one for one in others if not one.as_it_came.failed][:PASSED]
-        traced = sorted((one.with_others(wrong, thresholds.ratio) for one in traced), key=lambda one: one.rank)
+        traced = traced_further(traced, wrong, thresholds.ratio, clock)[:DESCRIBED]
     scheduler = Scheduler(Clock(SCHEDULES, clock.end))
     traced = (left_in_slots(traced, scheduler, thresholds.ratio) or traced)[:DESCRIBED] if traced else []
     failed = len(traced[0].followed) if traced else 0  # of a large base few are followed

@@ -143,13 +143,13 @@ class Failures:
         if "load" not in self.driver.capabilities.operations or not shortest:
             return
         first, *_ = some = sorted(shortest.values(), key=lambda one: _tokens(one.suspect))
-        settings = next(one.settings for one in self.played if one.case.name == first.place[0])
+        started = next(one.settings for one in self.played if one.case.name == first.place[0])
         requests = [replace(one.suspect.exchange.request, adapter=one.suspect.key, arrival_step=0) for one in some]
         for number, (name, group) in enumerate(groups(self.testbed.model.config).items()):
             testbed = confined_testbed(self.testbed, name, group, self.driver.work / "confined")
             case = Case(f"confined to {name}", (Run(tuple(requests)),))
             case = with_other_tokens(case, self.testbed.model.config.vocab_size, len(FACTORS) + number)
-            (exchanges,) = self.driver.run_on(testbed, [case], settings)
+            (exchanges,) = self.driver.run_on(testbed, [case], started)
             measured = list(self.measured(case, exchanges, testbed))
             yield (
                 group,

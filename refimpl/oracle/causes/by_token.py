@@ -62,6 +62,13 @@ def trace(
     return [one.common for one in best] if best[0].cause and best[0].explained else []
 
 
+def traced_further(best: Sequence[Traced], others: Sequence[Request], limit: float, clock: Clock) -> list[Traced]:
+    """Return causes that were traced, followed through other failed requests; with one more mistake, where these show
+    one that the first ones did not."""
+    followed = sorted((one.with_others(others, limit) for one in best), key=lambda one: one.rank)
+    return [one.common for one in _search(followed, Looks(), limit, clock)]
+
+
 def _is_at_once_wrong(nothing: Traced) -> bool:
     """Are most requests wrong from the first row on that is seen? Where they are not, tokens tell mistakes apart, and
     what was asked before may matter: nobody asks again for that."""
