@@ -49,21 +49,23 @@ def mistakes_apart(
 ) -> list[Traced]:
     """Return the causes that explain most of the failed requests, of mistakes that confined adapters show one by one;
     [] if none explains any. nothing: these requests, followed along no mistake. looks: at their tokens."""
-    parts, found = [], [some for some in looks.found if some]
-    for group, asked in confined:
-        parts.append(_part(group, asked, found, limit, clock))
+    parts, shown_before = [], [some for some in looks.fitting if some]
+    for group, of_group in confined:
+        parts.append(_part(group, of_group, shown_before, limit, clock))
         if clock.is_late("adapters confined to other modules"):
             break
     options = _options(parts, limit)
     return _together(nothing, options, limit, clock) if options else []
 
 
-def _part(group: Group, asked: Sequence[Asked], found: list[list[Mistake]], limit: float, clock: Clock) -> Part:
-    """Find the mistakes of one group: first one, then one more where that ends. found: those that other groups have
+def _part(
+    group: Group, of_group: Sequence[Asked], shown_before: list[list[Mistake]], limit: float, clock: Clock
+) -> Part:
+    """Find the mistakes of one group: first one, then one more where that ends. shown_before: those that other groups have
     shown, at each token that was looked at; those that this one shows are added."""
-    failed = [Request(one) for one in asked if one.failed]
+    failed = [Request(one) for one in of_group if one.failed]
     traced = Traced((), {request: request.follow([()], limit)[0] for request in failed})
-    shown, looks = list[Shown](), Looks(found)
+    shown, looks = list[Shown](), Looks(shown_before)
     while len(traced.rest) > FEW_LEFT * len(failed) and len(shown) < TERMS:
         if clock.is_late("mistakes of adapters confined to a few modules"):
             break
@@ -77,7 +79,7 @@ def _part(group: Group, asked: Sequence[Asked], found: list[list[Mistake]], limi
         equal = [one.cause[-1] for one in more if one.rank[:2] == more[0].rank[:2]]
         shown.append({_kind(one): kinds[_kind(one)] for one in equal})
         traced = more[0]
-    right = [Request(one) for one in asked if not one.failed and one.is_single]
+    right = [Request(one) for one in of_group if not one.failed and one.is_single]
     return Part(group, shown, right)
 
 

@@ -25,7 +25,7 @@ SHORT = 16  # tokens before the first row, of which all are computed with each m
 class Looks:
     """The tokens at which every mistake was tried, and those that explain each of them."""
 
-    found: list[list[Mistake]] = field(default_factory=list)
+    fitting: list[list[Mistake]] = field(default_factory=list)
     at: set[tuple[Request, Cause]] = field(default_factory=set)
 
 
@@ -39,7 +39,7 @@ def votes_at(
     votes: Counter[Mistake] = Counter()
     count = 0
     for request in different(traced.rest)[:ASKED]:
-        others = [one for some in looks.found if not set(some) & set(traced.cause) for one in some[:SEEN]]
+        others = [one for some in looks.fitting if not set(some) & set(traced.cause) for one in some[:SEEN]]
         fitting = fitting_of(request, traced, list(dict.fromkeys(others)), limit)
         votes.update(fitting)
         here = request, traced.cause
@@ -49,7 +49,7 @@ def votes_at(
         every = every_mistake(request, traced, limit, plain_ones)
         fitting = [one for one in dict.fromkeys(every) if one not in traced.cause]
         votes.update(fitting)
-        looks.found.append(fitting)
+        looks.fitting.append(fitting)
         if not plain_ones or fitting:
             looks.at.add(here)
         elif not votes:
