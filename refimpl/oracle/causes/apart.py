@@ -61,7 +61,7 @@ def mistakes_apart(
 def _part(
     group: Group, of_group: Sequence[Asked], shown_before: list[list[Mistake]], limit: float, clock: Clock
 ) -> Part:
-    """Find the mistakes of one group: first one, then one more where that ends. shown_before: those that other groups have
+    """Find the mistakes of one group: first one, then one more where that ends. shown_before: those that others have
     shown, at each token that was looked at; those that this one shows are added."""
     failed = [Request(one) for one in of_group if one.failed]
     traced = Traced((), {request: request.follow([()], limit)[0] for request in failed})
