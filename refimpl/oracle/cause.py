@@ -28,7 +28,7 @@ from .noise.ensemble import Member
 from .noise.verdict import Thresholds
 from .reports.result import PlayedCase
 
-SECONDS = 40.0  # of processor time, after which nothing new is begun; larger: slower, and more is looked at
+SECONDS = 60.0  # of processor time, after which nothing new is begun; larger: slower, and more is looked at
 SCHEDULES = 16.0  # of the same, after which no other schedule of the engine is tried; larger: slower
 DESCRIBED = 4  # causes that explain as much, of which it is said when they hold; larger: slower
 PASSED = 24  # requests that are right, in which it is seen that a mistake was not made; larger: slower

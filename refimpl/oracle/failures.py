@@ -89,7 +89,7 @@ class Failures:
     def asked_of_others(self) -> list[Asked]:
         """Requests of adapters that the campaign had not, on the same base, one batch after another; [] if the engine
         can load none."""
-        capabilities, asked = self.driver.capabilities, list[Asked]()
+        capabilities, requests = self.driver.capabilities, list[Asked]()
         if "load" not in capabilities.operations:
             return []
         testbed = other_testbed(self.testbed, capabilities, self.driver.work)
@@ -102,9 +102,9 @@ class Failures:
                     suspect = suspect_of(case, exchange, raw, testbed, earlier)
                     facts = facts_of(case, exchange, testbed, earlier)
                     place = case.name, exchange.run, exchange.index
-                    asked.append(Asked(suspect, place, facts, verdict == "fail", line, number + exchange.run, True))
+                    requests.append(Asked(suspect, place, facts, verdict == "fail", line, number + exchange.run, True))
             earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
-        return asked
+        return requests
 
     def asked_quietly(
         self, cases: Sequence[PlayedCase], but: frozenset[Place] = frozenset()

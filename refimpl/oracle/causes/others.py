@@ -21,8 +21,8 @@ SEED = 31  # of their numbers: any but those of a campaign
 def other_testbed(testbed: Testbed, capabilities: Capabilities, work: Path) -> Testbed:
     """Return the same base with as many other adapters as there are kinds; their folders are written below `work`."""
     rng = np.random.default_rng([SEED, len(testbed.adapters)])
-    drawn = random_adapters(testbed.model, rng, capabilities, KINDS, prefix="other")
-    paths = save_adapters(drawn, work / "others", testbed.dtype, testbed.model.config)
+    adapters = random_adapters(testbed.model, rng, capabilities, KINDS, prefix="other")
+    paths = save_adapters(adapters, work / "others", testbed.dtype, testbed.model.config)
     return Testbed.load(testbed.folder, testbed.model, paths)
 
 
