@@ -142,23 +142,16 @@ def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
         ("the layer before, of the first the last", around(-1), 0),
         ("the layer after, of the last the first", around(1), 0),
     ):
-        there = partial(is_inner, shift)
+        inner = partial(is_inner, shift)
         bits = 4.5 if "first" in words else 4.0
-        whole, A = mixed(of, of, of, instead_of=there), mixed(of, here, here, instead_of=there)
-        yield Source(f"delta of {words}", f"the delta of {words}", whole, "instead", bits)
+        delta = mixed(of, of, of, instead_of=inner)
+        A, B = mixed(of, here, here, instead_of=inner), mixed(here, of, here, instead_of=inner)
+        yield Source(f"delta of {words}", f"the delta of {words}", delta, "instead", bits)
         yield Source(f"A of {words}", f"its own delta with the A of {words}", A, "instead", 5)
-        B = mixed(here, of, here, instead_of=there)
         yield Source(f"B of {words}", f"its own delta with the B of {words}", B, "instead", 5)
     words = "the layer at its place among those that its adapter is on"
     in_layers = mixed(counted, counted, counted, instead_of=lambda point: point.module[0] >= 0)
     yield Source(f"delta of {words}", f"the delta of {words}", in_layers, "instead", 4)
-    for n, words in ((-1, "the layer before"), (1, "the layer after")):
-        of, inner = layer(n), partial(is_inner, n)
-        for what, (A_of, B_of) in {"delta": (of, of), "A": (of, here), "B": (here, of)}.items():
-            delta = mixed(A_of, B_of, of if what == "delta" else here, instead_of=inner)
-            start = "the delta" if what == "delta" else f"its own delta with the {what}"
-            said = f"{start} of {words}, or nothing where that has none"
-            yield Source(f"{what} of {words}, or nothing", said, delta, "instead", 5.25)
 
 
 def is_beside(name: str, point: Point) -> bool:
