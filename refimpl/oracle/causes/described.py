@@ -14,20 +14,16 @@ from .mistakes import Mistake
 from .mix_up import Source
 from .relations import label
 from .rule import Observed, Rule
-from .scheduled_names import OfWhom, keys_in_steps, names_in_steps
 from .scheduled_rule import InBatch, Scheduler
 from .sources import CHOICE, THE_BASE, WHICHEVER
 from .statement import Change, in_words
 from .traced import Request, Traced
 from .trial import presence
+from .whose import NAMES, Name, called_in, names, names_by_step, tokens_of
 
 EXCEPTIONS = 0.1  # of the requests that a rule may be wrong in; more: it is said how often, and not when
 RIVALS = 1  # rules beside the best one that are said: of more a reader learns nothing
-NAMED = 0.95  # of the tokens in which a mistake was made that a name of its adapter must fit
-RELATION = 2.0  # bits of such a name
-FIXED = 6.0  # of one that is the same adapter everywhere
 UNRULY = 40.0  # bits of a mistake for whose tokens no rule was found
-NAMES = 4  # that are tried with a rule; larger: slower
 MOST_NAMES = 6  # of adapters, that are said
 SHOWN = 4  # requests in which it is seen where a mistake does something; larger: slower
 
@@ -61,12 +57,12 @@ def _of_mistake(i: int, mistake: Mistake, requests: Mapping[Request, Followed], 
     if WHICHEVER not in mistake.family:
         fitting = scheduler.rule([_observed(request, of) for request, of in present.items()])
         return _described(mistake, source.words, "", fitting, present, fitting.bits)
-    called = source.words.replace(_called(source.key, mistake.family), "{}")
+    called = source.words.replace(called_in(source.key, mistake.family), "{}")
     best = list[Described]()
-    for names in (_names, partial(_names_in_steps, scheduler)):
+    for some in (names, partial(names_by_step, scheduler)):
         if best and not min(best, key=lambda one: one.bits).rule.wrong:
             break
-        for name in names(i, mistake, requests)[:NAMES]:
+        for name in some(i, mistake, requests)[:NAMES]:
             of = _present_by(name, present)
             fitting = scheduler.rule([_observed(request, one) for request, one in of.items()])
             bits = name.cost + fitting.bits
@@ -94,81 +90,6 @@ def _observed(request: Request, present: Array) -> InBatch:
     return InBatch(Observed(came.facts, regions, present), came.line, came.number, came.place[2])
 
 
-def _called(key: str, family: str) -> str:
-    """Return what stands in a key in place of WHICHEVER."""
-    before, after = family.split(WHICHEVER)
-    return key[len(before) : len(key) - len(after)]
-
-
-@dataclass(frozen=True, eq=False)
-class Name:
-    """What the adapter of a mistake may be called, and which one that is at each token of each request; None: the
-    base."""
-
-    words: str
-    cost: float
-    keys: Mapping[Request, Sequence[str | None]]
-    assumes: str = ""
-
-
-def _names(i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> list[Name]:
-    """Return the names that fit the adapter of nearly every token in which the mistake was made, best first."""
-    fits: Counter[str] = Counter()
-    total = 0
-    for request, one in requests.items():
-        tokens = _tokens(one, i)
-        total += len(tokens)
-        possible = [one.sources(i, t) for t in tokens]
-        for words, keys in _keys_by_name(request).items():
-            fits[words] += sum(_key(mistake, keys[t]) in some for t, some in zip(tokens, possible, strict=True))
-    good = [words for words, count in fits.items() if total and count >= NAMED * total]
-    adapters = {key for request in requests for key in request.as_it_came.suspect.testbed.adapters}
-    ranked = sorted(good, key=lambda words: (words in adapters, -fits[words], len(words)))[:NAMES]
-    by_name = {request: _keys_by_name(request) for request in requests}
-    return [
-        Name(
-            words,
-            FIXED if words in adapters else RELATION,
-            {request: keys[words] for request, keys in by_name.items() if words in keys},
-        )
-        for words in ranked
-    ]
-
-
-def _names_in_steps(scheduler: Scheduler, i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> list[Name]:
-    """Return names that depend on the steps of an engine."""
-    of_requests: dict[Request, OfWhom] = {}
-    for request, one in requests.items():
-        came = request.as_it_came
-        keys = [None, *dict.fromkeys([*came.suspect.testbed.adapters, *map(label, came.suspect.batch)])]
-        possible = {
-            t: some
-            for t in _tokens(one, i)
-            if (some := frozenset(key for key in keys if _key(mistake, key) in one.sources(i, t)))
-        }
-        of_requests[request] = OfWhom(came.line, came.number, came.place[2], possible)
-    return [
-        Name(
-            words,
-            RELATION + schedule.cost,
-            {request: keys_in_steps(one, words, schedule) for request, one in of_requests.items() if one.line},
-            assumes,
-        )
-        for words, schedule, assumes in names_in_steps(list(of_requests.values()), scheduler)[:NAMES]
-    ]
-
-
-def _keys_by_name(request: Request) -> dict[str, Sequence[str | None]]:
-    """Return for each name the adapter that it means at each token; None: the base."""
-    suspect, tokens = request.as_it_came.suspect, request.tokens
-    names: dict[str, Sequence[str | None]] = {words: [key] * tokens for words, key in suspect.others.items()}
-    return {**names, **suspect.by_step}
-
-
-def _key(mistake: Mistake, key: str | None) -> str:
-    return mistake.family.replace(WHICHEVER, key or THE_BASE)
-
-
 def _present_by(name: Name, present: Mapping[Request, Array]) -> dict[Request, Array]:
     """Return in which tokens it was made, if it is of the adapter of this name: of a token whose own adapter that is
     nobody knows."""
@@ -194,8 +115,8 @@ def change_of(
     if one.whose == WHICHEVER:
         count: Counter[str] = Counter()
         for of in requests.values():
-            sure = {next(iter(some)) for t in _tokens(of, i) if len(some := of.sources(i, t)) == 1}
-            count.update(_called(key, mistake.family) for key in sure)
+            sure = {next(iter(some)) for t in tokens_of(of, i) if len(some := of.sources(i, t)) == 1}
+            count.update(called_in(key, mistake.family) for key in sure)
         whose = ", ".join(f"{name} in {n}" for name, n in count.most_common(MOST_NAMES))
         words += f" (of {whose} requests)" if whose else ""
     is_everywhere = not fitting.tokens and is_rule(fitting)
@@ -246,10 +167,6 @@ def _measure(
 def is_rule(fitting: Rule) -> bool:
     """Has it few exceptions?"""
     return fitting.wrong <= EXCEPTIONS * fitting.of
-
-
-def _tokens(followed: Followed, i: int) -> list[int]:
-    return np.flatnonzero(followed.present(i) == 1).tolist()
 
 
 def _source(mistake: Mistake, requests: Mapping[Request, Followed]) -> Source:
