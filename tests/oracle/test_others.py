@@ -14,6 +14,7 @@ from refimpl.adapter import Adapter
 from refimpl.adapter_slots import LoraWeights
 from refimpl.config import ModelConfig
 from refimpl.engines.ours import CAPABILITIES
+from refimpl.oracle.causes.adapter_regions import adapter_regions
 from refimpl.oracle.causes.adapter_sources import adapter_sources
 from refimpl.oracle.causes.history import History
 from refimpl.oracle.causes.others import other_cases, other_testbed
@@ -61,6 +62,24 @@ def test_any_set_of_modules_by_name_is_a_region() -> None:
     one = next(one for one in regions if one.words == "q_proj and down_proj")
     chosen = [module for module, inside in zip(config.modules(), one.members, strict=True) if inside]
     assert {name for _, name in chosen} == {"q_proj", "down_proj"} and len(chosen) == 2 * config.num_hidden_layers
+
+
+def test_sets_of_modules_by_what_an_adapter_has_there() -> None:
+    testbed = small_testbed("float32")
+    modules = testbed.exact.config.modules()
+    nothing = {one.words: one.members for one in adapter_regions([], modules)}
+    assert not any(members.any() for members in nothing.values())
+    for adapter in testbed.adapters.values():
+        regions = {one.words: one.members for one in adapter_regions([adapter], modules)}
+        assert list(regions) == list(nothing)
+        for i, module in enumerate(modules):
+            inside = {words for words, members in regions.items() if members[i]}
+            assert bool(inside) == (module in adapter.lora)
+            if inside:
+                r = len(adapter.lora[module].A)
+                assert ("modules of even rank" in inside) != ("modules of odd rank" in inside) == (r % 2 == 1)
+                assert ("modules of a rank above 4" in inside) == (r > 4) != ("modules of rank 4 or less" in inside)
+                assert ("modules that rank_pattern names" in inside) == (r != adapter.config.r)
 
 
 def test_modules_that_another_adapter_leaves_alone() -> None:

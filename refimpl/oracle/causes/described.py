@@ -137,7 +137,11 @@ def _effective(mistake: Mistake, requests: Sequence[Request]) -> str:
     short = sorted((one for one in requests if mistake.family in one.families), key=lambda one: one.tokens)[:SHOWN]
     if not short:
         return mistake.modules
-    regions = short[0].as_it_came.suspect.all_regions
+    suspect = short[0].as_it_came.suspect
+    of_adapter = {one.words for one in suspect.adapter_regions}  # which modules those are is another matter each time
+    if mistake.modules in of_adapter:
+        return mistake.modules
+    regions = [one for one in suspect.all_regions if one.words not in of_adapter]
     effective = possible = np.zeros(len(regions[0].members), bool)
     for one in short:
         sources = one.families[mistake.family]

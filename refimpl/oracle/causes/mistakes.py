@@ -93,7 +93,7 @@ def rows_of_all(
 ) -> list[Row]:
     """Return every mistake of so many bits; those that are the same here are one, of as many bits as the plainest."""
     regions, rows = walk.suspect.all_regions, list[Row]()
-    plain = len(walk.suspect.module_regions)
+    plain = len(walk.suspect.module_regions) + len(walk.suspect.adapter_regions)
     for i, (_, source) in enumerate(sources):
         sets: dict[bytes, list[int]] = {}
         for j, region in enumerate(regions if source.key == "own" else regions[:plain]):

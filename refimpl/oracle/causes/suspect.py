@@ -23,6 +23,7 @@ from ..cases.case import Case, Exchange, teacher_forced
 from ..cases.testbed import Testbed
 from ..noise.measure import Errors
 from ..noise.rms import rms_shown
+from .adapter_regions import adapter_regions
 from .adapter_sources import registered, step_sources
 from .adjoint import Adjoint, adjoint
 from .history import history
@@ -217,9 +218,15 @@ class Suspect:
         return module_regions(self.testbed.exact.config)
 
     @cached_property
+    def adapter_regions(self) -> list[Region]:
+        """Sets of modules by what its adapters have there."""
+        adapters = [self.testbed.adapters[key] for key, _ in self.exchange.adapters]
+        return adapter_regions(adapters, self.testbed.exact.config.modules())
+
+    @cached_property
     def all_regions(self) -> list[Region]:
-        """The same and, after these, whatever sets of names there are."""
-        return self.module_regions + sets_of_names(self.testbed.exact.config)
+        """Both, and after these whatever sets of names there are."""
+        return [*self.module_regions, *self.adapter_regions, *sets_of_names(self.testbed.exact.config)]
 
     @cached_property
     def token_regions(self) -> list[Region]:
