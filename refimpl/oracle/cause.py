@@ -18,7 +18,7 @@ from .causes.described import Described, change_of, described, is_rule
 from .causes.follow import Followed
 from .causes.left_in_slots import left_in_slots
 from .causes.scheduled_rule import Scheduler
-from .causes.statement import CauseReport
+from .causes.statement import CauseReport, Change
 from .causes.traced import Request, Traced
 from .diagnosis.clock import Clock
 from .engine_driver import EngineDriver
@@ -111,10 +111,10 @@ def _report(said: Sequence[Said], failed: int, testbed: Testbed, seconds: float)
         for one in said
         if one.bits <= best.bits + TIE
     ]
-    sources = {frozenset(change.source for change in changes[0])}  # of the same sources one is enough
+    sources = {_sources(changes[0])}  # of the same sources one is enough
     also = []
     for some in changes[1:]:
-        of_these = frozenset(change.source for change in some)
+        of_these = _sources(some)
         if of_these not in sources and not any(change.bug for change in some):
             sources.add(of_these)
             also.append("; and ".join(change.in_full for change in some))
@@ -125,3 +125,8 @@ def _report(said: Sequence[Said], failed: int, testbed: Testbed, seconds: float)
     residual = max(best.traced.followed[request].worst for request in explained)
     afterwards = sum(request.as_it_came.afterwards for request in explained)
     return CauseReport(changes[0], exceptions, len(explained), failed, residual, seconds, tuple(also), afterwards)
+
+
+def _sources(changes: Sequence[Change]) -> frozenset[str]:
+    """Return what is mixed up. To a request of the base it is the same whether that is added or stands instead."""
+    return frozenset(change.source.replace("added: ", "instead: ") for change in changes)

@@ -94,18 +94,20 @@ def rows_of_all(
     """Return every mistake of so many bits; those that are the same here are one, of as many bits as the plainest."""
     regions, rows = walk.suspect.all_regions, list[Row]()
     plain = len(walk.suspect.module_regions) + len(walk.suspect.adapter_regions)
+    members, costs = np.array([region.members for region in regions]), np.array([region.cost for region in regions])
     for i, (_, source) in enumerate(sources):
-        sets: dict[bytes, list[int]] = {}
-        for j, region in enumerate(regions if source.key == "own" else regions[:plain]):
-            if source.kind == "bug" and region.words:  # a known bug is what it is: everywhere
-                continue
-            if source.cost + region.cost <= WIDER and (here := region.members & present[i]).any():
-                sets.setdefault(here.tobytes(), []).append(j)
-        for same in sets.values():
-            if not least < source.cost + min(regions[j].cost for j in same) <= most:
+        count = len(regions) if source.key == "own" else plain
+        count = 1 if source.kind == "bug" else count  # a known bug is what it is: everywhere
+        here = members[:count] & present[i]
+        possible = here.any(axis=1) & (source.cost + costs[:count] <= WIDER)
+        alike: dict[bytes, list[int]] = {}
+        for j in np.flatnonzero(possible):
+            alike.setdefault(here[j].tobytes(), []).append(int(j))
+        for same in alike.values():
+            if not least < source.cost + costs[same].min() <= most:
                 continue
             some = coefficients_of(source) if same[0] < plain else coefficients_of(source)[:2]
-            rows += [Row(i, regions[same[0]].members & present[i], times, same) for times in some]
+            rows += [Row(i, here[same[0]], times, same) for times in some]
     return sorted(rows, key=lambda row: sources[row.source][1].cost + min(regions[j].cost for j in row.regions))
 
 

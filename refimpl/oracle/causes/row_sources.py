@@ -48,7 +48,7 @@ def row_sources(key: str) -> Iterator[Source]:
         "the first": (lambda size: 0, lambda size: 1),
         "the last": (lambda size: size - 1, lambda size: size),
     }
-    for n in (16, 32, 64, 128):
+    for n in (16, 24, 32, 48, 64, 96, 128):
         ranges[f"those from {n} on"] = (constant(n), lambda size: size)
         ranges[f"those beyond the last whole {n}"] = (beyond_whole(n), lambda size: size)
     for name, (first, stop) in ranges.items():

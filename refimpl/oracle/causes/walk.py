@@ -71,6 +71,23 @@ class Rows(Mapping[str, Array]):
         return len(self._inputs)
 
 
+class Turns(Mapping[object, tuple[Array, Array]]):
+    """cos and sin of some tokens' positions, cut when they are asked for."""
+
+    def __init__(self, turns: Mapping[object, tuple[Array, Array]], tokens: Array) -> None:
+        self._turns, self._tokens = turns, tokens
+
+    def __getitem__(self, rope: object) -> tuple[Array, Array]:
+        cos, sin = self._turns[rope]
+        return cos[self._tokens], sin[self._tokens]
+
+    def __iter__(self) -> Iterator[object]:
+        return iter(self._turns)
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+
 class Walk:
     """One request with a cache, in which each of its tokens may have been computed in several ways."""
 
@@ -190,7 +207,7 @@ class Walk:
     def _point(self, module: Module, x: Array, inputs: Mapping[str, Array], tokens: Array) -> Point:
         """A module with what some rows gave it."""
         exact = self.suspect.testbed.exact
-        turns = {rope: (cos[tokens], sin[tokens]) for rope, (cos, sin) in self.suspect.turns.items()}
+        turns = Turns(self.suspect.turns, tokens)
         base = exact.linear(module)
         return Point(module, x, exact.config, self._weights, self._saved, turns, base.weight, inputs, base.bias)
 
