@@ -5,13 +5,15 @@ Each goes on from the steps so far, and ends with the request that would show th
 
 from .scenario_builder import Choices, ScenarioBuilder
 
+SIDE_BY_SIDE = 4  # tokens that one adapter and the base produce in the same steps: engines may take them for it alone
+
 
 def in_place(builder: ScenarioBuilder, choices: Choices) -> None:
     """A name gets other weights while it is in use: the same prompt again must show them."""
     name, prompt = builder.name(choices), builder.prompt(choices)
     builder.run(builder.request(name, prompt))
     builder.load(name, choices)
-    builder.run(builder.request(name, prompt), builder.request(None, prompt))
+    builder.run(builder.request(name, prompt, SIDE_BY_SIDE), builder.request(None, prompt, SIDE_BY_SIDE))
 
 
 def name_reused(builder: ScenarioBuilder, choices: Choices) -> None:
@@ -22,7 +24,7 @@ def name_reused(builder: ScenarioBuilder, choices: Choices) -> None:
     if choices.below(2):
         builder.run(builder.request(None, prompt))
     builder.load(name, choices)
-    builder.run(builder.request(name, prompt), builder.request(None, prompt))
+    builder.run(builder.request(name, prompt, SIDE_BY_SIDE), builder.request(None, prompt, SIDE_BY_SIDE))
 
 
 def exchanged(builder: ScenarioBuilder, choices: Choices) -> None:
@@ -61,7 +63,7 @@ def more_than_slots(builder: ScenarioBuilder, choices: Choices) -> None:
     prompt = builder.prompt(choices)
     for name in names:
         builder.run(builder.request(name, prompt))
-    builder.run(builder.request(names[0], prompt), builder.request(None, prompt))
+    builder.run(builder.request(names[0], prompt, SIDE_BY_SIDE), builder.request(None, prompt, SIDE_BY_SIDE))
 
 
 def all_at_once(builder: ScenarioBuilder, choices: Choices) -> None:
