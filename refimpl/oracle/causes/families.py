@@ -7,6 +7,7 @@ from functools import partial
 from ...arrays import Array
 from .adapter_sources import adapter_sources, registered
 from .attention_sources import attention_sources
+from .bound import binding_bugs, bound_by
 from .kept import FAMILY, kept_sources
 from .mix_up import Delta, Point, Source
 from .own_sources import but_for_its_bias, pattern_sources, scale_sources
@@ -14,7 +15,7 @@ from .relations import label
 from .row_sources import order_sources
 from .slot_sources import slot_sources
 from .sources import THE_BASE, WHICHEVER, sources_of
-from .suspect import Suspect, binding_bugs, bound_by
+from .suspect import Suspect
 
 Weighted = Sequence[tuple[str, float]]  # adapters and their weights
 

@@ -2,23 +2,19 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache, partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
 
 from ...adapter_cache import AdapterCache
-from ...adapter_slots import LoraWeights
 from ...arrays import Array, Float
 from ...config import Module
-from ...errors import LoracleError
 from ...kv_cache import KVCache
 from ...model import whole_prompts
-from ...ops import NUMPY, Ops
+from ...ops import NUMPY
 from ...plans import Batch
 from ...request import Request
-from ..bugs import mutants_for
-from ..bugs.registry import all_bugs
 from ..cases.case import Case, Exchange, teacher_forced
 from ..cases.testbed import Testbed
 from ..noise.measure import Errors
@@ -26,6 +22,7 @@ from ..noise.rms import rms_shown
 from .adapter_regions import adapter_regions
 from .adapter_sources import registered, step_sources
 from .adjoint import Adjoint, adjoint
+from .bound import binding_bugs, bound_by, bound_weights, saved_layers
 from .history import history
 from .mix_up import EXACT, Point, Source
 from .regions import Region, module_regions, regions_of_ids, sets_of_names, token_regions
@@ -33,12 +30,6 @@ from .relations import adapters_of_batch, label, relations
 from .slot_sources import occupants_of
 from .sources import sources_of, whichever
 from .watch import Watch
-
-Weights = Mapping[str, Mapping[Module, LoraWeights]]
-
-BINDING = {"bind_adapter", "adapter_scale"}  # the steps that say what an adapter becomes
-UNCHECKED = {"embed", "lora_delta", "check_batch"}  # those that every mutant replaces, so that nothing stops it
-PARAMETRISED_UP_TO = 200_000  # numbers of an adapter for which bugs are tried at every value of their parameters
 
 
 def suspect_of(
@@ -240,56 +231,3 @@ class Suspect:
 def worst_ratio(error: Float[Array, "rows vocab"], raw: Errors) -> float:
     """The row of which an error is most, in noise units of a request."""
     return float((rms_shown(error, raw.view.shown) / raw.unit).max(initial=0.0))
-
-
-@lru_cache(maxsize=4)
-def bound_weights(testbed: Testbed) -> Weights:
-    """Return A, B and scale of every module of every adapter, in float64. DoRA is left out: its delta is no product."""
-    return {key: _plain(NUMPY, testbed, key) for key in testbed.wide}
-
-
-@lru_cache(maxsize=4)
-def saved_layers(testbed: Testbed) -> Mapping[str, Mapping[Module, Array]]:
-    """Return the whole layers that each adapter brings along, less the base's; those of another size are left out."""
-    model = testbed.exact
-    return {
-        key: {
-            module: layer - model.linear(module).weight
-            for module, layer in adapter.replaced.items()
-            if layer.shape == model.linear(module).weight.shape
-        }
-        for key, adapter in testbed.wide.items()
-    }
-
-
-@lru_cache(maxsize=16)
-def binding_bugs(testbed: Testbed, key: str) -> dict[str, str]:
-    """Return what every known bug of binding does, by its name: of a large adapter only the mutants."""
-    numbers = sum(lora.A.size + lora.B.size for lora in testbed.wide[key].lora.values())
-    return _binding_bugs(testbed, numbers <= PARAMETRISED_UP_TO)
-
-
-@lru_cache(maxsize=4)
-def _binding_bugs(testbed: Testbed, parametrised: bool) -> dict[str, str]:
-    bugs = all_bugs(testbed) if parametrised else mutants_for(list(testbed.paths))
-    words = {}
-    for name, bug in bugs.items():
-        ops = bug.make()
-        changed = {field.name for field in fields(Ops) if getattr(ops, field.name) is not getattr(NUMPY, field.name)}
-        if bug.needs != "sequence" and not bug.scales and changed & BINDING and changed <= BINDING | UNCHECKED:
-            words[name] = bug.what
-    return words
-
-
-@lru_cache(maxsize=4096)
-def bound_by(testbed: Testbed, key: str, name: str) -> Mapping[Module, LoraWeights]:
-    """Return what a known bug makes of an adapter."""
-    try:
-        return _plain(all_bugs(testbed)[name].make(), testbed, key)
-    except LoracleError:  # experts' weights that such a bug makes different cannot be stacked: it is not in this one
-        return bound_weights(testbed)[key]
-
-
-def _plain(ops: Ops, testbed: Testbed, key: str) -> Mapping[Module, LoraWeights]:
-    bound = ops.bind_adapter(testbed.wide[key], testbed.exact.config, ops.adapter_scale)
-    return {module: lora for module, lora in bound.lora.items() if lora.magnitude is None}

@@ -26,8 +26,9 @@ from ...ops import NUMPY, Ops
 from ...plans import LoraMapping
 from ..noise.readout import View
 from ..noise.rms import rms
+from .bound import bound_weights, saved_layers
 from .mix_up import EXACT, Point, Source
-from .suspect import Suspect, bound_weights, saved_layers
+from .suspect import Suspect
 from .watch import Watch
 
 MEMORY = 1 << 27  # bytes of keys and values; larger: more copies in one pass, little is saved
