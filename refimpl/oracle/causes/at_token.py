@@ -1,5 +1,6 @@
 """The token at which a followed cause ends: which mistakes leave noise in its row?"""
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from ..diagnosis.clock import Clock
 from .follow import states_of
 from .kept import OF_ANOTHER
 from .measures import factors
-from .mistakes import Mistake, mistakes, tried
+from .mistakes import BANDS, Mistake, mistakes, tried
 from .relations import label
 from .traced import Cause, Request, Traced
 from .trial import Given
@@ -27,6 +28,7 @@ class Looks:
 
     fitting: list[list[Mistake]] = field(default_factory=list)
     at: set[tuple[Request, Cause]] = field(default_factory=set)
+    plainly: set[tuple[Request, Cause]] = field(default_factory=set)  # those at which the plain ones alone were
 
 
 def votes_at(
@@ -46,14 +48,17 @@ def votes_at(
         if fitting or here in looks.at or count >= most or clock.is_late("every mistake at one more token"):
             continue
         count += 1
-        every = every_mistake(request, traced, limit, plain_ones)
+        bands = BANDS[:1] if plain_ones else BANDS[1:] if here in looks.plainly else BANDS
+        every = every_mistake(request, traced, limit, clock, bands)
         fitting = [one for one in dict.fromkeys(every) if one not in traced.cause]
         votes.update(fitting)
         looks.fitting.append(fitting)
         if not plain_ones or fitting:
             looks.at.add(here)
-        elif not votes:
-            break
+        else:
+            looks.plainly.add(here)
+            if not votes:
+                break
     return votes
 
 
@@ -107,8 +112,11 @@ def _givens(request: Request, traced: Traced) -> list[list[Given]]:
     ]
 
 
-def every_mistake(request: Request, traced: Traced, limit: float, plain_ones: bool = False) -> list[Mistake]:
-    """Return all mistakes that leave noise in the row at which a cause ends."""
+def every_mistake(
+    request: Request, traced: Traced, limit: float, clock: Clock, bands: Sequence[tuple[float, float]]
+) -> list[Mistake]:
+    """Return all mistakes that leave noise in the row at which a cause ends. bands: of how many bits, as in
+    mistakes.py; the plain ones are tried beside whatever may be wrong already before others are."""
     one, walk = traced.followed[request], request.walk
     if one.line is None or one.dead is None:
         return []
@@ -117,9 +125,11 @@ def every_mistake(request: Request, traced: Traced, limit: float, plain_ones: bo
     alone = [(one.line.blocks, 1, given) for given in givens if one.dead > walk.first_shown or one.dead == 0]
     early = is_early(one.dead, walk) and one.dead < SHORT
     with_those_before = [(nothing, one.dead + 1, given) for given in givens[::-1] if early]
-    for before, tokens, given in with_those_before + alone if traced.cause else alone + with_those_before:
-        fitting = fitting or mistakes(walk, before, tokens, request.sources, limit, given, plain_ones)
-    if plain_ones:
+    beside = with_those_before + alone if traced.cause else alone + with_those_before
+    for band, (before, tokens, given) in itertools.product(bands, beside):
+        if not fitting and not clock.is_late("every mistake at one more token"):
+            fitting = mistakes(walk, before, tokens, request.sources, limit, given, (band,))
+    if bands == BANDS[:1]:
         return fitting
     if not fitting and OF_ANOTHER not in traced.cause:
         fitting = fitting_of(request, traced, [OF_ANOTHER], limit)

@@ -13,7 +13,7 @@ from .walk import Walk
 ROUND = (-1.0, 1.0, -0.5, 0.5, -2.0, 2.0)  # how often the own delta is there too much
 FLOPS = 10**11  # of all mistakes of so many bits at one token; of a larger base the plainest alone are tried
 FEWEST = 32  # that are tried anyhow
-COSTLY = (6.0, 8.0)  # bits of a source and its region together, tried after one another; larger: slower
+BANDS = ((-1.0, 6.0), (6.0, 8.0))  # bits of a source and its region together, tried after one another; more: slower
 WIDER = 10.0  # of a source that was found, at any region
 
 
@@ -41,12 +41,12 @@ def mistakes(
     sources: Sequence[tuple[str, Source]],
     limit: float,
     given: Sequence[Given] = (),
-    plain_ones: bool = False,
+    bands: Sequence[tuple[float, float]] = BANDS,
 ) -> list[Mistake]:
     """Return those that leave noise in the row of the last of some tokens, made in all of them; simplest first.
 
     before: the blocks of the tokens before these. sources: each with its family. given: what is wrong there besides.
-    plain_ones: none that takes more bits is tried, where none of these is it."""
+    bands: of how many bits; those of a band are tried where none of the bands before is it."""
     present = presence(walk, before, tokens, [source for _, source in sources])
     plain = [source for _, source in sources]
 
@@ -56,7 +56,7 @@ def mistakes(
         return [row for row, ratio in zip(rows, ratios, strict=True) if ratio < limit]
 
     fitting: list[Row] = []
-    for least, most in list(zip((-1.0, *COSTLY), COSTLY, strict=False))[: 1 if plain_ones else None]:
+    for least, most in bands:
         fitting = good(rows_of_all(walk, present, sources, least, most))
         if fitting:  # of the same sources at other modules this token may not tell
             of_found = present & np.isin(np.arange(len(sources)), [row.source for row in fitting])[:, None]
@@ -107,7 +107,7 @@ def rows_of_all(
             if not least < source.cost + costs[same].min() <= most:
                 continue
             some = coefficients_of(source) if same[0] < plain else coefficients_of(source)[:2]
-            rows += [Row(i, here[same[0]], times, same) for times in some]
+            rows += [Row(i, here[same[0]].copy(), times, same) for times in some]
     return sorted(rows, key=lambda row: sources[row.source][1].cost + min(regions[j].cost for j in row.regions))
 
 

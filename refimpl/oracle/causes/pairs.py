@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..noise.rms import rms
-from .mistakes import COSTLY, FLOPS, Mistake, named, rows_of_all
+from .mistakes import BANDS, FLOPS, Mistake, named, rows_of_all
 from .mix_up import Source
 from .trial import presence, residuals
 from .walk import Walk
@@ -25,7 +25,7 @@ def pairs(
     What each does alone is known exactly. In a quiet request (quiet.py) effects add up, so that the sums of two of them
     that come nearest to the error are few; those are tried."""
     plain = [source for _, source in sources]
-    rows = rows_of_all(walk, presence(walk, before, 1, plain), sources, -1.0, COSTLY[-1])
+    rows = rows_of_all(walk, presence(walk, before, 1, plain), sources, -1.0, BANDS[-1][1])
     rows = rows[: min(FLOPS // walk.flops, NUMBERS_AT_MOST // walk.raw.vocab)]
     if not rows:
         return []

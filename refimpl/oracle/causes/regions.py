@@ -95,9 +95,9 @@ def sets_of_names(config: ModelConfig) -> list[Region]:
     may depend on another adapter."""
     modules = config.modules()
     names = list(dict.fromkeys(module[1] for module in modules))
-    sets = [some for n in range(2, len(names)) for some in itertools.combinations(names, n)]
     if len(names) > NAMES:
         return []
+    sets = [some for n in range(2, len(names)) for some in itertools.combinations(names, n)]
     return [Region(_listed(some), np.array([module[1] in some for module in modules]), ARBITRARY) for some in sets]
 
 
