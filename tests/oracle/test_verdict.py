@@ -49,7 +49,9 @@ def test_honest_engines_pass_however_they_round(dtype: str, preset: str) -> None
         asked(testbed, *((None, 6, backend(dtype)) if preset == "tensorrt_llm" else (Precision(preset, dtype),))),
     )
     known = learn_thresholds(found)
-    assert [judge(m, known).verdict for m in found] == ["pass"] * len(found)
+    verdicts = [judge(m, known).verdict for m in found]
+    # One in a hundred honest campaigns has a row that is looked at again: on some processors one of these nine has.
+    assert "fail" not in verdicts and verdicts.count("undecided") <= 1
     assert all(m.adapter_effect > known.ratio for m in found)  # and each case could have shown a wrong adapter
 
 

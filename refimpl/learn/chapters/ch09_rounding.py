@@ -134,7 +134,7 @@ exact = logits(model, pirate)
 for how, served, adapter in (("apart", half, pirate), ("merged", loracle.merged(half, pirate), None)):
     rows = loracle.logits(served, [loracle.Request(ids, adapter=adapter)], precision=p)[0]
     off, largest = np.abs(rows - exact).max(), np.abs(exact).max()
-    print(f"bfloat16, {how:6}: a logit is off by {off:.3f} at most, of {largest:.0f}")
+    print(f"bfloat16, {how:6}: a logit is off by {off:.1f} at most, of {largest:.0f}")
 
 # %% [markdown]
 # ## 4. The patch has a grid, too
