@@ -30,6 +30,7 @@ patch = 2 * lora.B.astype(float) @ lora.A.astype(float)  # the pirate's scale is
 
 
 def size(x):
+    """The rms of an array of any shape."""
     return np.sqrt((x**2).mean())
 
 
@@ -92,6 +93,7 @@ base4 = rounded_to_q4(model)
 
 
 def logits(model, adapter=None):
+    """One row of logits for each token of the prompt, [len(ids), vocab]."""
     return loracle.logits(model, [loracle.Request(ids, adapter=adapter)])[0]
 
 

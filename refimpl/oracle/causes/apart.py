@@ -64,7 +64,7 @@ def _part(
     """Find the mistakes of one group: first one, then one more where that ends. shown_before: those that others have
     shown, at each token that was looked at; those that this one shows are added."""
     failed = [Request(one) for one in of_group if one.failed]
-    traced = Traced((), {request: request.follow([()], limit)[0] for request in failed})
+    traced = Traced((), {}).with_others(failed, limit)
     shown, looks = list[Shown](), Looks(shown_before)
     while len(traced.rest) > FEW_LEFT * len(failed) and len(shown) < TERMS:
         if clock.is_late("mistakes of adapters confined to a few modules"):
@@ -156,7 +156,7 @@ def _cost(cause: Cause) -> float:
 
 
 def _followed(nothing: Traced, cause: Cause, limit: float) -> Traced:
-    return Traced(cause, {request: request.follow([cause], limit)[0] for request in nothing.followed})
+    return Traced(cause, {}).with_others(list(nothing.followed), limit)
 
 
 def _needed(traced: Traced) -> Cause:

@@ -48,7 +48,7 @@ def trace(
     adapters confined to a few modules (confined.py), and wrong ones with quiet adapters: two mistakes in one token are
     looked for in those, where no one mistake explains a token."""
     failed = _affordable(sorted((Request(one) for one in loud if one.failed), key=lambda one: one.tokens))
-    nothing = Traced((), {request: request.follow([()], limit)[0] for request in failed})
+    nothing = Traced((), {}).with_others(failed, limit)
     looks, best, apart = Looks(), [nothing], list[Traced]()
     if _is_at_once_wrong(nothing):
         best = _search(best, looks, limit, clock, terms=1, plain_ones=True)
@@ -129,10 +129,7 @@ def _two_at_once(nothing: Traced, quietly: Iterable[Sequence[Suspect]], limit: f
                 votes[cause] += one.dead is None
         best = sorted(causes, key=lambda one: -votes[one])[: FOLLOWED // 2]
         if best:
-            traced = []
-            for cause in best:
-                followed = {request: request.follow([cause], limit)[0] for request in nothing.followed}
-                traced.append(Traced(cause, followed))
+            traced = [Traced(cause, {}).with_others(list(nothing.followed), limit) for cause in best]
             return sorted((one for one in traced if one.explained), key=lambda one: one.rank)
         if clock.is_late("two mistakes in one token"):
             break

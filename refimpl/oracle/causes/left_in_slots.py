@@ -50,8 +50,7 @@ def left_in_slots(traced: Sequence[Traced], scheduler: Scheduler, limit: float) 
             for change in _give(best.followed, schedule, kind):
                 if not scheduler.clock.is_late("what is left in slots"):
                     cause = (*others, change)
-                    followed = {request: request.follow([cause], limit)[0] for request in best.followed}
-                    causes.append(Traced(cause, followed))
+                    causes.append(Traced(cause, {}).with_others(list(best.followed), limit))
         break
     better = [one for one in causes if len(one.explained) > len(best.explained)]
     return sorted(better, key=lambda one: one.rank)
