@@ -24,8 +24,6 @@ from refimpl.oracle.reports.result import PlayedCase
 from refimpl.oracle.verdicts import judge_all
 from refimpl.plans import LoraMapping
 
-pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
-
 
 def test_every_module_is_in_one_group() -> None:
     modules = [module for group in groups(CONFIG).values() for module in group]
@@ -54,6 +52,7 @@ def test_a_bias_is_confined_as_well() -> None:
     assert others and not any(np.any(lora[module].bias) for module in others)
 
 
+@pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 def test_a_right_engine_does_not_fail(tmp_path: Path) -> None:
     """Where an adapter has nothing left, nothing shows whether it was there: that may be undecided."""
     testbed, members = small_testbed(), ensemble("float32")
