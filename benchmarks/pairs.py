@@ -28,7 +28,8 @@ from refimpl.engines.ours import CAPABILITIES
 from refimpl.loading.model_folder import base_folder, load_model
 from refimpl.oracle.bases import shares
 from refimpl.oracle.cases import scenarios
-from refimpl.oracle.cases.case import Case, draw_batch, keys_of, loaded_before, requests_of
+from refimpl.oracle.cases.batches import draw_batch
+from refimpl.oracle.cases.case import Case, keys_of, loaded_before, requests_of
 from refimpl.oracle.cases.testbed import Testbed, drawn_adapters, drawn_model
 from refimpl.oracle.cases.variety import KINDS
 from refimpl.oracle.check import ADAPTERS

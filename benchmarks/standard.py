@@ -25,7 +25,8 @@ from refimpl.oracle.below import SAMPLE
 from refimpl.oracle.bugs import mutants_for
 from refimpl.oracle.campaign import Campaign
 from refimpl.oracle.cases import scenarios as drawn
-from refimpl.oracle.cases.case import Case, Exchange, draw_batch
+from refimpl.oracle.cases.batches import draw_batch
+from refimpl.oracle.cases.case import Case, Exchange
 from refimpl.oracle.cases.testbed import Testbed, build, settings
 from refimpl.oracle.cases.variety import KINDS, TURNS
 from refimpl.oracle.diagnosis.projection import ProjectionTerm, limit, project, projection_terms

@@ -8,7 +8,8 @@ import numpy as np
 
 from ..engines.interface import Capabilities, Settings
 from .cases import scenarios
-from .cases.case import Case, draw_batch
+from .cases.batches import draw_batch, draw_pair, draw_sums
+from .cases.case import Case
 from .cases.testbed import Testbed
 from .cases.testbed import settings as testbed_settings
 from .reports.result import CampaignSettings
@@ -39,8 +40,12 @@ def cases_of(
 
 
 def batch(testbed: Testbed, capabilities: Capabilities, seed: int, i: int) -> Case:
-    """Return batch i of a seed."""
-    return draw_batch(testbed, capabilities, np.random.default_rng([seed, i, 1]), f"batch {i}")
+    """Return batch i of a seed: of eight, one of an adapter and the base alone, and one of sums where there are any."""
+    rng, name = np.random.default_rng([seed, i, 1]), f"batch {i}"
+    if i % 8 == 3:
+        return draw_pair(testbed, rng, name)
+    sums = draw_sums(testbed, rng, name) if i % 8 == 7 and "sums" in capabilities.features else None
+    return sums or draw_batch(testbed, capabilities, rng, name)
 
 
 def sequences_of(campaign: CampaignSettings, capabilities: Capabilities) -> int:

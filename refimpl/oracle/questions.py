@@ -19,7 +19,8 @@ import numpy as np
 
 from ..engines.interface import Engine, EngineRequest, Settings
 from .cases import scenarios
-from .cases.case import Case, Run, draw_batch
+from .cases.batches import draw_batch
+from .cases.case import Case, Run
 from .cases.state_machine import hypothesis_module, scripts
 from .cases.testbed import Testbed
 from .cases.testbed import settings as testbed_settings

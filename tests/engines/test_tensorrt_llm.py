@@ -15,7 +15,8 @@ from support import replays
 from refimpl.engines import tensorrt_llm
 from refimpl.engines.interface import Engine
 from refimpl.oracle.cases import testbed as testbeds
-from refimpl.oracle.cases.case import draw_batch, play, prepare
+from refimpl.oracle.cases.batches import draw_batch
+from refimpl.oracle.cases.case import play, prepare
 from refimpl.oracle.noise.ensemble import ensemble
 from refimpl.oracle.noise.measure import ErrorRatios, measure
 from refimpl.oracle.noise.verdict import Thresholds, judge, learn_thresholds

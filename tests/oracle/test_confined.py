@@ -14,7 +14,7 @@ from refimpl.adapter_slots import AdapterSlots
 from refimpl.arrays import Array
 from refimpl.config import Module
 from refimpl.engines.ours import CAPABILITIES, Ours
-from refimpl.oracle.cases.case import draw_batch
+from refimpl.oracle.cases.batches import draw_batch
 from refimpl.oracle.cases.testbed import settings
 from refimpl.oracle.causes.confined import confined, confined_testbed, groups
 from refimpl.oracle.engine_driver import EngineDriver

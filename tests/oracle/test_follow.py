@@ -21,7 +21,7 @@ from refimpl.arrays import Array, to_host
 from refimpl.config import Module
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.model import forward, whole_prompts
-from refimpl.oracle.cases.case import draw_batch
+from refimpl.oracle.cases.batches import draw_batch
 from refimpl.oracle.cases.testbed import settings as engine_settings
 from refimpl.oracle.causes.asked import Asked
 from refimpl.oracle.causes.follow import State, follow, states_of

@@ -14,7 +14,8 @@ from support.testbed import BLOCK, small_testbed
 from refimpl import LoracleError
 from refimpl.engines.interface import Engine, EngineRequest, EngineResponse
 from refimpl.engines.ours import CAPABILITIES, Ours
-from refimpl.oracle.cases.case import Case, Exchange, Load, Run, Unload, draw_batch, play, prepare, truth
+from refimpl.oracle.cases.batches import draw_batch
+from refimpl.oracle.cases.case import Case, Exchange, Load, Run, Unload, play, prepare, truth
 from refimpl.oracle.cases.case_json import from_json, to_json
 from refimpl.oracle.cases.scenarios import draw_sequence, variants
 from refimpl.oracle.cases.testbed import Testbed

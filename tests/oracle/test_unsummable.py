@@ -18,7 +18,8 @@ from refimpl.adapter import Adapter, TokenRows
 from refimpl.config import EMBED
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.oracle.bugs import all_mutants
-from refimpl.oracle.cases.case import Case, Exchange, draw_batch, play, prepare
+from refimpl.oracle.cases.batches import draw_batch
+from refimpl.oracle.cases.case import Case, Exchange, play, prepare
 from refimpl.oracle.cases.testbed import Testbed, settings
 from refimpl.oracle.diagnosis.symptoms import symptoms_of
 from refimpl.oracle.noise.ensemble import ensemble

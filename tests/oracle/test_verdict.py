@@ -13,7 +13,8 @@ from refimpl import NUMPY, Precision
 from refimpl.engines.interface import EngineResponse
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.ops import Ops
-from refimpl.oracle.cases.case import Case, Exchange, draw_batch, play, prepare, teacher_forced, truth
+from refimpl.oracle.cases.batches import draw_batch
+from refimpl.oracle.cases.case import Case, Exchange, play, prepare, teacher_forced, truth
 from refimpl.oracle.cases.testbed import Testbed, settings
 from refimpl.oracle.noise import measure as measuring
 from refimpl.oracle.noise.ceiling import ceilings

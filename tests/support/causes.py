@@ -7,7 +7,7 @@ import numpy as np
 
 from refimpl import Ops, Precision
 from refimpl.engines.ours import CAPABILITIES, Ours
-from refimpl.oracle.cases.case import draw_batch
+from refimpl.oracle.cases.batches import draw_batch
 from refimpl.oracle.cases.testbed import settings
 from refimpl.oracle.cause import cause_of
 from refimpl.oracle.causes.statement import CauseReport

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from ...adapter import Adapter
 from ...arrays import Array
-from ...engines.interface import Capabilities, Engine, EngineRequest, EngineResponse
+from ...engines.interface import Engine, EngineRequest, EngineResponse
 from ...engines.ours import Ours
-from ...errors import LoracleError
 from ...model import logits
 from ...request import Request, vocab_size
 from .testbed import Testbed
@@ -221,61 +218,3 @@ def vocab_size_of(adapters: Sequence[tuple[str, float]], testbed: Testbed) -> in
 def truth(exchanges: Sequence[Exchange], testbed: Testbed) -> list[Array]:
     """Return the exact logits [tokens, vocab] of each exchange's text."""
     return logits(testbed.exact, [teacher_forced(exchange, testbed.adapters) for exchange in exchanges])
-
-
-# Drawing batches.
-
-
-def draw_batch(
-    testbed: Testbed, capabilities: Capabilities, rng: np.random.Generator, name: str, most: int = 6, longest: int = 20
-) -> Case:
-    """Return a ragged batch in which a base row stands between at least two adapters, one of them asked the same
-    prompt as its neighbour; prompts from one token on, one to four new tokens."""
-    keys = list(rng.permutation(list(testbed.paths)))
-    if not keys:
-        raise LoracleError("a campaign needs an adapter: give --adapter NAME=DIR")
-    chosen: list[str | None] = [*keys[: max(1, min(most - 2, len(keys)))], None]
-    while len(chosen) < most and rng.random() < 0.7:
-        pool = [*keys, None] if rng.random() < 0.5 else chosen  # anybody, or one that is there already
-        chosen.append(pool[rng.integers(len(pool))])
-    chosen = [chosen[i] for i in rng.permutation(len(chosen))]
-    new = int(rng.integers(1, 5))
-    requests: list[EngineRequest] = []
-    for i, key in enumerate(chosen):
-        n = int(rng.choice([1, 2, longest])) if rng.random() < 0.25 else int(rng.integers(3, longest + 1))
-        vocab = vocab_size_of([] if key is None else [(key, 1.0)], testbed)
-        same = i > 0 and chosen[i - 1] != key and rng.random() < 0.3 and max(requests[-1].prompt_ids) < vocab
-        prompt = requests[-1].prompt_ids if same else random_prompt(rng, n, vocab, testbed)
-        requests.append(EngineRequest(prompt, None if key is None else str(key), new))
-    if "sums" in capabilities.features:
-        requests += _sums(requests, [str(k) for k in keys if testbed.adapters[k].can_be_summed], rng, new, testbed)
-    return Case(name, (Run(tuple(requests)),))
-
-
-def _sums(
-    requests: Sequence[EngineRequest], keys: Sequence[str], rng: np.random.Generator, new: int, testbed: Testbed
-) -> list[EngineRequest]:
-    """Return a request of one to three weighted adapters, often with the prompt of another one; sometimes a second
-    with other weights, which only the weights tell apart. [] where none of the keys can be summed.
-
-    requests: those that the batch has already."""
-    chosen = keys[: int(rng.choice([1, 2, 2, 3]))]
-    if not chosen:
-        return []
-    vocab = testbed.model.config.vocab_size
-    prompts = [request.prompt_ids for request in requests if max(request.prompt_ids) < vocab]
-    n = int(rng.integers(3, max(4, max(len(request.prompt_ids) for request in requests) + 1)))
-    same = prompts and rng.random() < 0.4
-    prompt = prompts[rng.integers(len(prompts))] if same else random_prompt(rng, n, vocab, testbed)
-    factors = rng.permutation([0.5, -1.5, 0.75, 2.0])
-    weights = [tuple(zip(chosen, factors[start:].tolist(), strict=False)) for start in (0, 1)]
-    return [EngineRequest(prompt, None, new, these) for these in weights[: 2 if rng.random() < 0.3 else 1]]
-
-
-def random_prompt(rng: np.random.Generator, n: int, vocab: int, testbed: Testbed) -> tuple[int, ...]:
-    """Return n tokens; where the vocabulary is a grown one, half of the time the last of them is a word of its own."""
-    prompt = rng.integers(0, vocab, n)
-    extra = range(testbed.model.config.vocab_size, vocab)
-    if extra and rng.random() < 0.5:
-        prompt[-1] = rng.choice(extra)
-    return tuple(int(t) for t in prompt)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ...engines.interface import Capabilities
-from ..cases.case import Case, draw_batch
+from ..cases.batches import draw_batch
+from ..cases.case import Case
 from ..cases.testbed import Testbed, save_adapters
 from ..cases.variety import KINDS, random_adapters
 
