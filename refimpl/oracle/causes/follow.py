@@ -100,7 +100,9 @@ def follow(
         if not heads:
             break
         for some in _groups(walk, states, heads):
-            for (i, line), gone in zip(some, _go_on(walk, causes, states, options, some, stacks, heads), strict=True):
+            for (i, line), gone in zip(
+                some, _go_on(walk, causes, states, options, some, stacks, heads, limit), strict=True
+            ):
                 if gone.finish(followed[i], stacks[i], limit, line):
                     stacks[i].clear()
     return followed
@@ -168,45 +170,46 @@ def _go_on(
     heads: Sequence[tuple[int, Line]],
     stacks: Sequence[Sequence[Line]],
     all_heads: Sequence[tuple[int, Line]],
+    limit: float,
 ) -> list[Pass]:
-    """Compute every line to the end in one pass."""
+    """Compute every line to the end in one pass, and in a second one the other ways at its tokens, up to the first that
+    is wrong: nobody goes on behind that."""
     sources = {source.key: source for some in options.values() for source in some}
     used = {block for stack in stacks for line in stack for block in line.blocks}
     used |= {block for _, line in all_heads for block in line.blocks}
-    copies: list[Copy] = []
-    present: list[tuple[int, State]] = []  # of each row its cause and its state
-    passes = []
-    for i, line in heads:
-        start = len(line.blocks)
-        own_blocks = walk.new_blocks(walk.tokens - start, used)
-        used |= set(own_blocks)
-        copies.append(Copy(start, line.blocks, own_blocks))
-        first = len(present)
-        present += [(i, line.state)] * len(own_blocks)
-        others: dict[int, list[tuple[State, int, int]]] = {}
-        for t in range(max(start, walk.first_shown), walk.tokens):
+    lengths = [walk.tokens - len(line.blocks) for _, line in heads]
+    free = iter(walk.new_blocks(sum(n * len(states[i]) for n, (i, _) in zip(lengths, heads, strict=True)), used))
+    own_blocks = [list(itertools.islice(free, n)) for n in lengths]
+
+    def computed(copies: Sequence[Copy], present: Sequence[tuple[int, State]]) -> tuple[Array, list[bytes]]:
+        """Return of each row its ratio and its bits. present: its cause and its state."""
+        logits = walk.compute(copies, _terms(walk, causes, present, sources))
+        tokens = np.concatenate([one.start + np.arange(len(one.blocks)) for one in copies])
+        return walk.ratios(tokens, logits), walk.same(logits, [block for one in copies for block in one.blocks])
+
+    lines = [Copy(len(line.blocks), line.blocks, own) for (_, line), own in zip(heads, own_blocks, strict=True)]
+    ratios, same = computed(
+        lines, [(i, line.state) for n, (i, line) in zip(lengths, heads, strict=True) for _ in range(n)]
+    )
+    passes, copies, present = list[Pass](), list[Copy](), list[tuple[int, State]]()
+    at = list[tuple[Pass, int]]()  # of each copy: whose other way, and at which token
+    for (i, line), own in zip(heads, own_blocks, strict=True):
+        first, start = sum(len(one.blocks) for one in passes), len(line.blocks)
+        here = Pass(own, ratios[first : first + len(own)], same[first : first + len(own)], {})
+        passes.append(here)
+        wrong = np.flatnonzero(~(here.ratios < limit))
+        end = start + (int(wrong[0]) + 1 if len(wrong) else len(own))
+        for t in range(max(start, walk.first_shown), end):
             for state in states[i]:
-                if state == line.state:
-                    continue
-                (block,) = walk.new_blocks(1, used)
-                used.add(block)
-                copies.append(Copy(t, (*line.blocks, *own_blocks[: t - start]), [block]))
-                others.setdefault(t, []).append((state, block, len(present)))
-                present.append((i, state))
-        passes.append((start, own_blocks, first, others))
-    logits = walk.compute(copies, _terms(walk, causes, present, sources))
-    tokens = np.concatenate([one.start + np.arange(len(one.blocks)) for one in copies])
-    ratios = walk.ratios(tokens, logits)
-    same = walk.same(logits, [block for one in copies for block in one.blocks])
-    return [
-        Pass(
-            own_blocks,
-            ratios[first : first + len(own_blocks)],
-            same[first : first + len(own_blocks)],
-            {t: [(state, block, float(ratios[n]), same[n]) for state, block, n in some] for t, some in others.items()},
-        )
-        for _, own_blocks, first, others in passes
-    ]
+                if state != line.state:
+                    copies.append(Copy(t, (*line.blocks, *own[: t - start]), [next(free)]))
+                    present.append((i, state))
+                    at.append((here, t))
+    if copies:
+        ratios, same = computed(copies, present)
+        for n, ((here, t), copy, (_, state)) in enumerate(zip(at, copies, present, strict=True)):
+            here.others.setdefault(t, []).append((state, copy.blocks[0], float(ratios[n]), same[n]))
+    return passes
 
 
 def _terms(
