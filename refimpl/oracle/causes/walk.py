@@ -28,6 +28,7 @@ from ..noise.readout import View
 from ..noise.rms import rms
 from .bound import bound_weights, saved_layers
 from .mix_up import EXACT, Point, Source
+from .single_tokens import attention_of_single_tokens
 from .suspect import Suspect
 from .watch import Watch
 
@@ -203,7 +204,7 @@ class Walk:
                     wrong = np.zeros(y.shape) if wrong is None else wrong
                     wrong[rows, :width] += change
 
-        return replace(watched, lora_delta=lora_delta)
+        return replace(watched, lora_delta=lora_delta, attention=attention_of_single_tokens)
 
     def _point(self, module: Module, x: Array, inputs: Mapping[str, Array], tokens: Array) -> Point:
         """A module with what some rows gave it."""
