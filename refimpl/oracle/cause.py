@@ -81,7 +81,7 @@ def cause_of(
     scheduler = Scheduler(Clock(SCHEDULES, clock.end))
     traced = (left_in_slots(traced, scheduler, thresholds.ratio) or traced)[:DESCRIBED] if traced else []
     failed = len(traced[0].followed) if traced else 0  # of a large base few are followed
-    said = sorted((_said(one, passed, failed, thresholds.ratio, scheduler) for one in traced), key=lambda one: one.bits)
+    said = _all_said(traced, passed, failed, thresholds.ratio, scheduler)
     if said and len(said[0].traced.explained) >= max(min(2, failed), LEAST * failed):
         return _report(said, failed, testbed, time.monotonic() - began)
     return fitted_cause(failures, clock) if is_fitted else None
@@ -92,6 +92,18 @@ def _has_a_condition(traced: Traced, passed: Sequence[Request], limit: float) ->
     right = [request.follow([traced.cause], limit)[0] for request in passed]
     every = [*(traced.followed[request] for request in traced.explained), *(one for one in right if one.dead is None)]
     return any((one.present(i) == 0).any() for one in every for i in range(len(traced.cause)))
+
+
+def _all_said(
+    traced: Sequence[Traced], passed: Sequence[Request], failed: int, limit: float, scheduler: Scheduler
+) -> list[Said]:
+    """Say each of these causes, that of the fewest bits first; but those that take more without any rule."""
+    said = list[Said]()
+    for one in traced:
+        least = sum(mistake.cost for mistake in one.cause) + UNEXPLAINED * (failed - len(one.explained))
+        if not said or least <= said[0].bits + TIE:
+            said = sorted([*said, _said(one, passed, failed, limit, scheduler)], key=lambda one: one.bits)
+    return said
 
 
 def _said(traced: Traced, passed: Sequence[Request], failed: int, limit: float, scheduler: Scheduler) -> Said:
