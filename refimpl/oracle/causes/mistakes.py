@@ -14,6 +14,8 @@ ROUND = (-1.0, 1.0, -0.5, 0.5, -2.0, 2.0)  # how often the own delta is there to
 FLOPS = 10**11  # of all mistakes of so many bits at one token; of a larger base the plainest alone are tried
 FEWEST = 32  # that are tried anyhow
 BANDS = ((-1.0, 6.0), (6.0, 8.0))  # bits of a source and its region together, tried after one another; more: slower
+BEYOND = 3.0  # bits more than those of the plainest that fits, of others that are tried; larger: slower
+EQUAL = 1e-9  # bits that do not count
 WIDER = 10.0  # of a source that was found, at any region
 
 
@@ -50,17 +52,24 @@ def mistakes(
     present = presence(walk, before, tokens, [source for _, source in sources])
     plain = [source for _, source in sources]
 
-    def good(rows: Sequence[Row]) -> list[Row]:
+    def good(rows: Sequence[Row]) -> tuple[list[Row], float]:
+        """Return those that fit, and of how many bits the last is that was tried. rows: plain ones first."""
         rows = rows[: max(FEWEST, FLOPS // (walk.flops * tokens))]
-        ratios = ratios_of(walk, before, tokens, plain, rows, given)
-        return [row for row, ratio in zip(rows, ratios, strict=True) if ratio < limit]
+        found, last, at_once = list[Row](), 0.0, max(1, walk.at_once // tokens)
+        for some in (rows[start : start + at_once] for start in range(0, len(rows), at_once)):
+            if found and some[0].bits > found[0].bits + BEYOND:
+                break
+            ratios = ratios_of(walk, before, tokens, plain, some, given)
+            found += [row for row, ratio in zip(some, ratios, strict=True) if ratio < limit]
+            last = some[-1].bits
+        return found, last
 
-    fitting: list[Row] = []
+    fitting = list[Row]()
     for least, most in bands:
-        fitting = good(rows_of_all(walk, present, sources, least, most))
+        fitting, last = good(rows_of_all(walk, present, sources, least, most))
         if fitting:  # of the same sources at other modules this token may not tell
             of_found = present & np.isin(np.arange(len(sources)), [row.source for row in fitting])[:, None]
-            fitting += good(rows_of_all(walk, of_found, sources, most, WIDER))
+            fitting += good(rows_of_all(walk, of_found, sources, last - EQUAL, WIDER))[0]
             break
     return sorted(dict.fromkeys(mistake for row in fitting for mistake in named(walk, row, sources)), key=_bits)
 
@@ -104,11 +113,12 @@ def rows_of_all(
         for j in np.flatnonzero(possible):
             alike.setdefault(here[j].tobytes(), []).append(int(j))
         for same in alike.values():
-            if not least < source.cost + costs[same].min() <= most:
+            bits = float(source.cost + costs[same].min())
+            if not least < bits <= most:
                 continue
             some = coefficients_of(source) if same[0] < plain else coefficients_of(source)[:2]
-            rows += [Row(i, here[same[0]].copy(), times, same) for times in some]
-    return sorted(rows, key=lambda row: sources[row.source][1].cost + min(regions[j].cost for j in row.regions))
+            rows += [Row(i, here[same[0]].copy(), times, same, bits) for times in some]
+    return sorted(rows, key=lambda row: row.bits)
 
 
 def named(walk: Walk, row: Row, sources: Sequence[tuple[str, Source]]) -> list[Mistake]:

@@ -21,6 +21,7 @@ class Row:
     at: Array  # its modules that have an effect here
     coefficient: float
     regions: Sequence[int]  # all that are these modules here
+    bits: float = 0.0  # of the source and the plainest of these
 
 
 def presence(walk: Walk, before: Sequence[int], tokens: int, sources: Sequence[Source]) -> Array:
