@@ -35,7 +35,8 @@ def random_config(rng: np.random.Generator, capabilities: Capabilities, turn: in
 
     turn: the rarer shapes come in turn, not by chance, so that four turns in a row have all that the engine can do:
     a window; a tied head; biases; heads that are together not as wide as the residual stream, with a rope that is
-    scaled. Each of them comes in the other turns by chance."""
+    scaled. Each of them comes in the other turns by chance; but the first has heads as wide as the stream: a short
+    campaign has no other base, and only there may o_proj read what another module was given."""
     heads, kv_heads = [(4, 2), (6, 2), (6, 3), (8, 2)][rng.integers(4)]
     head_dim = int(rng.choice([16, 32]))
     head_dim = head_dim if head_dim in capabilities.head_dims else capabilities.head_dims[0]
@@ -65,6 +66,7 @@ def _in_turn(config: ModelConfig, capabilities: Capabilities, seed: int) -> Mode
         turn == its_turn or bool(chance.random() < OFTEN) for its_turn in (0, 1, 2, 3, 3)
     )
     window, biases, wide = window and "window" in can, biases and "biases" in can, wide and capabilities.own_head_dim
+    wide = wide and turn != 0
     if window and biases:  # a Mistral has no biases, a Llama no window
         window, biases = (turn == 0, turn != 0) if turn in (0, 2) else (turn == 1, turn == 3)
     stretched = replace(config.rope, type="llama3", factor=8.0, original_max_position_embeddings=ORIGINAL)

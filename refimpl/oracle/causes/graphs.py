@@ -6,6 +6,7 @@ before a request ended.
 """
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,12 +14,13 @@ from ...arrays import Array
 from .line import Line
 from .schedule import Schedule, compacted_places
 
-SIZES = {
-    "as many requests": (False, False),
-    "as many requests, padded to a power of two": (False, True),
-    "as many requests, without prompt tokens": (True, False),
-    "as many requests, padded to a power of two, without prompt tokens": (True, True),
+PADDED: dict[str, Callable[[int], int]] = {
+    "": lambda n: n,
+    ", padded to a power of two": lambda n: 1 << (n - 1).bit_length(),
+    ", padded to a multiple of 4": lambda n: -(-n // 4),
+    ", padded to a multiple of 8": lambda n: -(-n // 8),
 }
+SIZES = list(itertools.product(PADDED, ("", ", without prompt tokens"), ("", ", of its batch")))
 WHAT = ("the request", "the adapter in the slot of the request")  # what was captured
 OF_LIST = "the request that had its place among decode rows before others ended"
 COMPACTED = "the request that ended at the place of the batch that it has since"
@@ -28,26 +30,24 @@ Rows = list[tuple[int, int]]  # of each decode row: what its adapter is called (
 def captured(line: Line, number: int, schedule: Schedule) -> dict[str, Array]:
     """Return for each name what adapter it means at each row of a batch: at rows that are no decode steps its own."""
     codes, graphs = line.codes, [dict[int, Rows]() for _ in SIZES]
-    results: dict[str, list[int]] = {
-        f"{what} at its place in the first decode step of {size}": [] for size, what in itertools.product(SIZES, WHAT)
-    }
+    results: list[tuple[list[int], ...]] = [tuple([] for _ in WHAT) for _ in SIZES]
     of_list, compacted, in_slots_of = list[int](), list[int](), list[int]()
     for n, in_order in enumerate(line.played(number, schedule)):
         requests, entries = line.batches[n], list[int]()
         called = [codes[one.called] for one in requests]
         places, of_place, done = list[int](), list[tuple[int, int]](), [0] * len(requests)
+        graphs = [{} if of_batch else of for of, (_, _, of_batch) in zip(graphs, SIZES, strict=True)]
         for step in in_order:
             decodes = [one.request for one in step.rows if one.is_decode]
             prompts = [called[one.request] for one in step.rows if not one.is_decode for _ in range(one.length)]
             now = [(called[i], requests[i].slot_in(step.slots)) for i in decodes]
-            for (alone, padded), of, words in zip(SIZES.values(), graphs, SIZES, strict=True):
-                size = 1 << (len(now) - 1).bit_length() if padded and now else len(now)
-                then = of.setdefault(size, now) if now and not (alone and prompts) else now
+            for (padded, alone, _), of, some in zip(SIZES, graphs, results, strict=True):
+                then = of.setdefault(PADDED[padded](len(now)), now) if now and not (alone and prompts) else now
                 if n == number:
                     then = (then + [(0, -1)] * len(now))[: len(now)]
+                    some[0].extend([one for one, _ in then] + prompts)
                     in_slots = [codes[step.slots[slot]] if 0 <= slot < len(step.slots) else 0 for _, slot in then]
-                    for what, some in zip(WHAT, ([one for one, _ in then], in_slots), strict=True):
-                        results[f"{what} at its place in the first decode step of {words}"] += some + prompts
+                    some[1].extend(in_slots + prompts)
             entries += [i for i in decodes if i not in entries]
             if n == number:
                 of_list += [called[entries[place]] for place in range(len(decodes))] + prompts
@@ -63,5 +63,9 @@ def captured(line: Line, number: int, schedule: Schedule) -> dict[str, Array]:
                     compacted += [key] * one.length
                     in_slots_of += [codes[step.slots[slot]] if slot >= 0 else 0] * one.length
             places = compacted_places(places, [n >= one.tokens for n, one in zip(done, requests, strict=True)])
-    lists = {OF_LIST: of_list, COMPACTED: compacted, f"the adapter in the slot of {COMPACTED}": in_slots_of}
-    return {words: np.array(some) for words, some in (results | lists).items()}
+    named = dict[str, list[int]]()
+    for size, of_size in zip(SIZES, results, strict=True):
+        words = (f"{what} at its place in the first decode step of as many requests{''.join(size)}" for what in WHAT)
+        named |= dict(zip(words, of_size, strict=True))
+    named |= {OF_LIST: of_list, COMPACTED: compacted, f"the adapter in the slot of {COMPACTED}": in_slots_of}
+    return {words: np.array(some) for words, some in named.items()}

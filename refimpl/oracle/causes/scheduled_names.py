@@ -82,6 +82,7 @@ def _owners(step: Array, request: Array, decode: Array, part: Array, slots: Arra
         yield f"the row at its place if rows are sorted by adapter, {where}", owner[order]
         for n in TILES:
             yield f"the first row of each {n} {where}", owner[first + (row - first) // n * n]
+            yield f"the row at its place in the first {n} {where}", owner[first + (row - first) % n]
             tile = order[first + (place - first) // n * n]
             yield f"the first row of each {n} if rows are sorted by adapter, {where}", owner[tile]
         base_last = np.where(slots[part] >= 0, slots[part], 1 + slots.max())
