@@ -11,6 +11,7 @@ from .bound import binding_bugs, bound_by
 from .kept import FAMILY, kept_sources
 from .mix_up import Delta, Point, Source
 from .own_sources import but_for_its_bias, pattern_sources, scale_sources
+from .padding import OF_PADDING, padding_source
 from .relations import label
 from .row_sources import order_sources
 from .slot_sources import slot_sources
@@ -44,6 +45,7 @@ def families_of(suspect: Suspect) -> dict[str, list[Source]]:
     if single and key is not None:
         families |= {one.key: [one] for one in slot_sources(key, suspect.occupants)}
     families[FAMILY] = kept_sources(families.get(f"instead: {WHICHEVER}", []))
+    families[OF_PADDING.family] = [padding_source(delta_of(adapters))]
     for i, (mine, weight) in enumerate(adapters if not single else ()):
         for other in (*testbed.adapters, None):
             if other != mine:
@@ -119,6 +121,7 @@ def sum_sources(adapters: Weighted) -> Iterator[Source]:
         words = f"the delta of adapter number {i} of its sum"
         yield Source(f"number {i} of a sum", words, delta_of([one]), "own", 2.5)
     total = sum(weight for _, weight in adapters)
+    by_name = {key: n for n, key in enumerate(sorted(key for key, _ in adapters))}
     changes: dict[str, Callable[[int, float], float]] = {
         "without its weights": lambda i, weight: 1.0,
         "with its weights squared": lambda i, weight: weight**2,
@@ -128,6 +131,7 @@ def sum_sources(adapters: Weighted) -> Iterator[Source]:
         "with its last adapter alone": lambda i, weight: weight if i == len(adapters) - 1 else 0.0,
         "with its first adapter alone, without weight": lambda i, weight: 1.0 if i == 0 else 0.0,
         "with its weights in reverse order": lambda i, weight: adapters[len(adapters) - 1 - i][1],
+        "with its weights, of its adapters sorted by name": lambda i, weight: adapters[by_name[adapters[i][0]]][1],
         "with the mean of its adapters": lambda i, weight: weight / len(adapters),
     }
     if total:

@@ -14,6 +14,7 @@ from .kept import OF_ANOTHER, follow_kept
 from .measures import factor
 from .mistakes import Mistake
 from .mix_up import KEPT, Source
+from .padding import OF_PADDING, follow_padding
 from .trial import Given
 from .walk import Walk
 
@@ -58,10 +59,12 @@ class Request:
         """Follow causes along it."""
         measured = [self.measured(cause) for cause in causes]
         followed = follow(self.walk, measured, self.families, limit)
-        return [
-            follow_kept(self.walk, cause, self.families, one, limit) if OF_ANOTHER in cause else one
-            for cause, one in zip(measured, followed, strict=True)
-        ]
+        for mistake, follow_on in ((OF_ANOTHER, follow_kept), (OF_PADDING, follow_padding)):
+            followed = [
+                follow_on(self.walk, cause, self.families, one, limit) if mistake in cause else one
+                for cause, one in zip(measured, followed, strict=True)
+            ]
+        return followed
 
     def measured(self, cause: Cause) -> Cause:
         """The cause as it is here; 0 times a mistake of which nobody knows how often it is made."""
