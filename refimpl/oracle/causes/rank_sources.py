@@ -27,12 +27,12 @@ def beyond_whole(n: int) -> Callable[[int], int]:
     return lambda size: size - size % n
 
 
-def part(key: str, change: Callable[[LoraWeights], LoraWeights | None]) -> Delta:
-    """The own delta with changed weights. None: this module has no such part."""
+def part(key: str, change: Callable[[LoraWeights], LoraWeights | None], of_embedding: bool = True) -> Delta:
+    """The own delta with changed weights. None: this module has no such part. of_embedding: has that one?"""
 
     def delta(point: Point) -> Array | None:
         lora = point.of(key)
-        changed = None if lora is None or point.module == EMBED else change(lora)
+        changed = None if lora is None or (point.module == EMBED and not of_embedding) else change(lora)
         return None if changed is None else product(point.x, changed.A, changed.B, changed.scale, changed.bias)
 
     return delta

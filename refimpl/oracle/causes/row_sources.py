@@ -56,7 +56,8 @@ def row_sources(key: str) -> Iterator[Source]:
             f"rows: {name}", f"its own delta in {name} of the outputs", part(key, rows(first, stop)), "part", 5
         )
         words = f"what its own delta makes of {name} of the inputs"
-        yield Source(f"inputs: {name}", words, part(key, inputs(first, stop)), "part", 5)
+        of_inputs = part(key, inputs(first, stop), of_embedding=False)  # those are token ids
+        yield Source(f"inputs: {name}", words, of_inputs, "part", 5)
     yield from order_sources(key)
     yield from head_sources(key)
 
