@@ -10,9 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ..training.trainable import without_gradients
 from .bugs.registry import all_bugs
 from .cases.testbed import Testbed
+from .causes.asked import Asked
 from .causes.by_token import trace, traced_further
 from .causes.described import Described, change_of, described, is_rule
 from .causes.follow import Followed
@@ -30,6 +33,8 @@ from .reports.result import PlayedCase
 
 SECONDS = 60.0  # of processor time, after which nothing new is begun; larger: slower, and more is looked at
 SCHEDULES = 16.0  # of the same, after which no other schedule of the engine is tried; larger: slower
+LARGE = 1e4  # times as far off as a row fails from; of such requests
+COARSE = 3.0  # times that much may be left: still nothing of what they were off
 DESCRIBED = 4  # causes that explain as much, of which it is said when they hold; larger: slower
 PASSED = 24  # requests that are right, in which it is seen that a mistake was not made; larger: slower
 QUIET = 3  # cases that are asked quietly; larger: slower
@@ -69,22 +74,31 @@ def cause_of(
     began, clock = time.monotonic(), clock or Clock(SECONDS)
     failures = Failures(driver, testbed, members, thresholds, played)
     loud = failures.asked_loudly
+    limit = _limit(loud, thresholds)
     is_fitted = not why_not_fitted(testbed)  # or else neither are its adapters made quiet
     quietly = failures.asked_quietly(smallest_first(played)[:QUIET]) if is_fitted else ()
-    traced = trace(loud, quietly, failures.asked_confined(), thresholds.ratio, clock)[:DESCRIBED]
+    traced = trace(loud, quietly, failures.asked_confined(), limit, clock)[:DESCRIBED]
     passed = [Request(one) for one in loud if not one.failed][:PASSED]
-    if traced and _has_a_condition(traced[0], passed, thresholds.ratio) and not clock.is_late("other adapters"):
+    if traced and _has_a_condition(traced[0], passed, limit) and not clock.is_late("other adapters"):
         others = [Request(one) for one in failures.asked_of_others]
         wrong = [one for one in others if one.as_it_came.failed]
         passed += [one for one in others if not one.as_it_came.failed][:PASSED]
-        traced = traced_further(traced, wrong, thresholds.ratio, clock)[:DESCRIBED]
+        traced = traced_further(traced, wrong, limit, clock)[:DESCRIBED]
     scheduler = Scheduler(Clock(SCHEDULES, clock.end))
-    traced = (left_in_slots(traced, scheduler, thresholds.ratio) or traced)[:DESCRIBED] if traced else []
+    traced = (left_in_slots(traced, scheduler, limit) or traced)[:DESCRIBED] if traced else []
     failed = len(traced[0].followed) if traced else 0  # of a large base few are followed
-    said = _all_said(traced, passed, failed, thresholds.ratio, scheduler)
+    said = _all_said(traced, passed, failed, limit, scheduler)
     if said and len(said[0].traced.explained) >= max(min(2, failed), LEAST * failed):
         return _report(said, failed, testbed, time.monotonic() - began)
     return fitted_cause(failures, clock) if is_fitted else None
+
+
+def _limit(loud: Sequence[Asked], thresholds: Thresholds) -> float:
+    """Return what a row may be off, in noise units, where its mistake is known. Honest runs round honest numbers: those
+    that a mistake has made larger are rounded more coarsely."""
+    failed = [one.suspect.ratio for one in loud if one.failed]
+    is_large = bool(failed) and float(np.median(failed)) > LARGE * thresholds.ratio
+    return thresholds.ratio * (COARSE if is_large else 1.0)
 
 
 def _has_a_condition(traced: Traced, passed: Sequence[Request], limit: float) -> bool:
