@@ -28,6 +28,7 @@ from refimpl.oracle.cases.testbed import settings as engine_settings
 from refimpl.oracle.causes.asked import Asked
 from refimpl.oracle.causes.follow import State, follow, states_of
 from refimpl.oracle.causes.kept import OF_ANOTHER
+from refimpl.oracle.causes.left_padding import OF_LEFT_PADDING
 from refimpl.oracle.causes.mistakes import Mistake, mistakes, tried
 from refimpl.oracle.causes.mix_up import EXACT, Source
 from refimpl.oracle.causes.padding import OF_PADDING
@@ -321,3 +322,20 @@ def test_keys_and_values_that_padding_has_overwritten(data: st.DataObject) -> No
     made = {t for t, one in enumerate(followed.present(0)) if one == 1}
     assert made <= {place for _, place in overwritten}
     assert made or wrong.follow([()], LIMIT)[0].dead is None
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
+def test_a_prompt_that_attends_to_its_padding(data: st.DataObject) -> None:
+    """As if the padding were of its text; of a longest prompt there is none, and nothing is found."""
+    request = data.draw(st.sampled_from(requests()))
+    suspect, count = request.as_it_came.suspect, data.draw(st.integers(0, 5))
+    p, ids = suspect.testbed.exact.precision(EXACT), [0] * count + list(suspect.request.prompt_ids)
+    whole_request = ModelRequest(ids, suspect.request.adapters)
+    batch, cache, adapters = whole_prompts(suspect.testbed.exact, [whole_request], NUMPY, p, every_row=True)
+    logits = to_host(forward(suspect.testbed.exact, batch, cache, adapters.slots, NUMPY, p))[count:]
+    wrong = answered(request, logits, 5)
+    asked = replace(wrong.as_it_came, suspect=replace(wrong.as_it_came.suspect, padding=count))
+    (followed,) = Request(asked).follow([(OF_LEFT_PADDING,)], LIMIT)
+    assert followed.dead is None
+    assert followed.present(0).all() == (count > 0 and wrong.follow([()], LIMIT)[0].dead is not None)

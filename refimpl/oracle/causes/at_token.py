@@ -7,16 +7,13 @@ from dataclasses import dataclass, field
 
 from ..diagnosis.clock import Clock
 from .follow import states_of
-from .kept import OF_ANOTHER
 from .measures import factors
 from .mistakes import BANDS, Mistake, mistakes, tried
-from .padding import OF_PADDING
 from .relations import label
-from .traced import Cause, Request, Traced
+from .traced import OF_CACHE, Cause, Request, Traced
 from .trial import Given
 from .walk import Walk
 
-OF_CACHE = (OF_ANOTHER, OF_PADDING)  # mistakes in what rows read, not in what they are computed with
 ASKED = 24  # whose first wrong token is asked which of those that were found explain it as well; larger: slower
 SEEN = 16  # mistakes that explain a token, tried at other ones before all are; larger: slower
 GIVEN = 4  # of a cause's mistakes that are made together with one more; larger: slower

@@ -11,6 +11,7 @@ from .families import families_of
 from .find import common_value
 from .follow import Followed, follow
 from .kept import OF_ANOTHER, follow_kept
+from .left_padding import OF_LEFT_PADDING, follow_left_padding
 from .measures import factor
 from .mistakes import Mistake
 from .mix_up import KEPT, Source
@@ -19,6 +20,8 @@ from .trial import Given
 from .walk import Walk
 
 Cause = tuple[Mistake, ...]
+# Mistakes in what rows read, not in what they are computed with, and how each is followed.
+OF_CACHE = {OF_ANOTHER: follow_kept, OF_PADDING: follow_padding, OF_LEFT_PADDING: follow_left_padding}
 
 
 @dataclass(eq=False)
@@ -59,7 +62,7 @@ class Request:
         """Follow causes along it."""
         measured = [self.measured(cause) for cause in causes]
         followed = follow(self.walk, measured, self.families, limit)
-        for mistake, follow_on in ((OF_ANOTHER, follow_kept), (OF_PADDING, follow_padding)):
+        for mistake, follow_on in OF_CACHE.items():
             followed = [
                 follow_on(self.walk, cause, self.families, one, limit) if mistake in cause else one
                 for cause, one in zip(measured, followed, strict=True)
