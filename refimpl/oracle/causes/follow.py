@@ -187,22 +187,22 @@ def _go_on(
         tokens = np.concatenate([one.start + np.arange(len(one.blocks)) for one in copies])
         return walk.ratios(tokens, logits), walk.same(logits, [block for one in copies for block in one.blocks])
 
-    lines = [Copy(len(line.blocks), line.blocks, own) for (_, line), own in zip(heads, own_blocks, strict=True)]
+    lines = [Copy(len(line.blocks), line.blocks, blocks) for (_, line), blocks in zip(heads, own_blocks, strict=True)]
     ratios, same = computed(
         lines, [(i, line.state) for n, (i, line) in zip(lengths, heads, strict=True) for _ in range(n)]
     )
     passes, copies, present = list[Pass](), list[Copy](), list[tuple[int, State]]()
     at = list[tuple[Pass, int]]()  # of each copy: whose other way, and at which token
-    for (i, line), own in zip(heads, own_blocks, strict=True):
+    for (i, line), blocks in zip(heads, own_blocks, strict=True):
         first, start = sum(len(one.blocks) for one in passes), len(line.blocks)
-        here = Pass(own, ratios[first : first + len(own)], same[first : first + len(own)], {})
+        here = Pass(blocks, ratios[first : first + len(blocks)], same[first : first + len(blocks)], {})
         passes.append(here)
         wrong = np.flatnonzero(~(here.ratios < limit))
-        end = start + (int(wrong[0]) + 1 if len(wrong) else len(own))
+        end = start + (int(wrong[0]) + 1 if len(wrong) else len(blocks))
         for t in range(max(start, walk.first_shown), end):
             for state in states[i]:
                 if state != line.state:
-                    copies.append(Copy(t, (*line.blocks, *own[: t - start]), [next(free)]))
+                    copies.append(Copy(t, (*line.blocks, *blocks[: t - start]), [next(free)]))
                     present.append((i, state))
                     at.append((here, t))
     if copies:

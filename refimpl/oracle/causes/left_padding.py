@@ -36,9 +36,9 @@ def follow_left_padding(
     if before.dead is None or not options.get(FAMILY):
         return before
     exact, request, count = walk.suspect.testbed.exact, walk.suspect.request, walk.suspect.padding
-    whole = Request([0] * count + list(request.prompt_ids), request.adapters)
+    padded_request = Request([0] * count + list(request.prompt_ids), request.adapters)
     p = exact.precision(EXACT)
-    batch, cache, adapters = whole_prompts(exact, [whole], NUMPY, p, every_row=True)
+    batch, cache, adapters = whole_prompts(exact, [padded_request], NUMPY, p, every_row=True)
     logits = to_host(forward(exact, batch, cache, adapters.slots, NUMPY, p))[count:]
     ratios = walk.ratios(np.arange(walk.tokens), logits)
     state = tuple(FAMILY if mistake.family == FAMILY else "" for mistake in cause)

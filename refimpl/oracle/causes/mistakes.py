@@ -55,21 +55,21 @@ def mistakes(
     def good(rows: Sequence[Row]) -> tuple[list[Row], float]:
         """Return those that fit, and of how many bits the last is that was tried. rows: plain ones first."""
         rows = rows[: max(FEWEST, FLOPS // (walk.flops * tokens))]
-        found, last, at_once = list[Row](), 0.0, max(1, walk.at_once // tokens)
+        good_rows, last_bits, at_once = list[Row](), 0.0, max(1, walk.at_once // tokens)
         for some in (rows[start : start + at_once] for start in range(0, len(rows), at_once)):
-            if found and some[0].bits > found[0].bits + BEYOND:
+            if good_rows and some[0].bits > good_rows[0].bits + BEYOND:
                 break
             ratios = ratios_of(walk, before, tokens, plain, some, given)
-            found += [row for row, ratio in zip(some, ratios, strict=True) if ratio < limit]
-            last = some[-1].bits
-        return found, last
+            good_rows += [row for row, ratio in zip(some, ratios, strict=True) if ratio < limit]
+            last_bits = some[-1].bits
+        return good_rows, last_bits
 
     fitting = list[Row]()
     for least, most in bands:
-        fitting, last = good(rows_of_all(walk, present, sources, least, most))
+        fitting, last_bits = good(rows_of_all(walk, present, sources, least, most))
         if fitting:  # of the same sources at other modules this token may not tell
             of_found = present & np.isin(np.arange(len(sources)), [row.source for row in fitting])[:, None]
-            fitting += good(rows_of_all(walk, of_found, sources, last - EQUAL, WIDER))[0]
+            fitting += good(rows_of_all(walk, of_found, sources, last_bits - EQUAL, WIDER))[0]
             break
     return sorted(dict.fromkeys(mistake for row in fitting for mistake in named(walk, row, sources)), key=_bits)
 

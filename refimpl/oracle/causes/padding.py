@@ -27,11 +27,11 @@ def padding_source(own_delta: Delta) -> Source:
     """Return keys and values of padding. own_delta: what the request's adapters add together."""
 
     def delta(point: Point) -> Array | None:
-        own = own_delta(point)
+        delta_here = own_delta(point)
         if point.module == EMBED:
             change = point.weight[0] - point.weight[np.minimum(point.x, len(point.weight) - 1)]
-            return change if own is None else change - own
-        return None if own is None else -own
+            return change if delta_here is None else change - delta_here
+        return None if delta_here is None else -delta_here
 
     words = "the key and value of padding (token 0 at place 0, without an adapter), in place of its own,"
     return Source(FAMILY, words, delta, KEPT, 4)

@@ -35,8 +35,10 @@ def attention_of_single_tokens(
         hidden = place >= context
         if view.window is not None:
             hidden |= place < context - view.window
-        own = metadata.slot_mapping[some, None]  # its own key is there, whatever stands in the table of a shorter one
-        slots = np.where(hidden, own, metadata.block_tables[some, : len(place)])
+        own_slots = metadata.slot_mapping[
+            some, None
+        ]  # its own key is there, whatever stands in the table of a shorter one
+        slots = np.where(hidden, own_slots, metadata.block_tables[some, : len(place)])
         scores = softcap(queries[some] @ k_cache[slots, 0].transpose(0, 2, 3, 1), view.softcap, p.scores)
         np.copyto(scores, -np.inf, where=hidden[:, None, None])
         mixed[some] = softmax(scores, p) @ v_cache[slots, 0].transpose(0, 2, 1, 3)
