@@ -34,7 +34,7 @@ from .reports.result import PlayedCase
 SECONDS = 60.0  # of processor time, after which nothing new is begun; larger: slower, and more is looked at
 SCHEDULES = 16.0  # of the same, after which no other schedule of the engine is tried; larger: slower
 LARGE = 1e4  # times as far off as a row fails from; of such requests
-COARSE = 3.0  # times that much may be left: still nothing of what they were off
+COARSE = 10.0  # times that much may be left: still a thousandth of what they were off
 DESCRIBED = 4  # causes that explain as much, of which it is said when they hold; larger: slower
 PASSED = 24  # requests that are right, in which it is seen that a mistake was not made; larger: slower
 QUIET = 3  # cases that are asked quietly; larger: slower
@@ -103,9 +103,14 @@ def _limit(loud: Sequence[Asked], thresholds: Thresholds) -> float:
 
 def _has_a_condition(traced: Traced, passed: Sequence[Request], limit: float) -> bool:
     """Is there a token in which one of its mistakes would have shown, and was not made?"""
-    right = [request.follow([traced.cause], limit)[0] for request in passed]
-    every = [*(traced.followed[request] for request in traced.explained), *(one for one in right if one.dead is None)]
-    return any((one.present(i) == 0).any() for one in every for i in range(len(traced.cause)))
+    right = {request: request.follow([traced.cause], limit)[0] for request in passed}
+    every = {request: traced.followed[request] for request in traced.explained}
+    every |= {request: one for request, one in right.items() if one.dead is None}
+    return any(  # a request that has no such source says nothing of when it is made
+        mistake.family in request.families and bool((one.present(i) == 0).any())
+        for request, one in every.items()
+        for i, mistake in enumerate(traced.cause)
+    )
 
 
 def _all_said(

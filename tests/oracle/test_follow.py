@@ -309,12 +309,12 @@ def padded(suspect: Suspect, overwritten: set[tuple[int, int]]) -> Array:
 @given(st.data())
 @settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
 def test_keys_and_values_that_padding_has_overwritten(data: st.DataObject) -> None:
-    """The first token's from some token on, or those of a token when it is computed, at several tokens."""
+    """Those of one token from a later one on, or those of a token when it is computed, at several tokens."""
     request = data.draw(st.sampled_from(requests()))
     suspect = request.as_it_came.suspect
     since = data.draw(st.integers(1, request.tokens - 1))
     own = data.draw(st.sets(st.integers(since, request.tokens - 1), max_size=3))
-    overwritten = {(since, 0)} if not own else {(t, t) for t in own}
+    overwritten = {(since, data.draw(st.integers(0, since - 1)))} if not own else {(t, t) for t in own}
     wrong = answered(request, padded(suspect, overwritten), 5)
     assume(wrong.follow([()], LIMIT)[0].dead != 0)
     (followed,) = wrong.follow([(OF_PADDING,)], LIMIT)

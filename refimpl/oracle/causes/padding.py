@@ -1,9 +1,9 @@
 """Keys and values of padding, written where those of a token belong.
 
 A step of decode rows is padded to the size of a graph. If the rows that fill it up, token 0 at place 0 without an
-adapter, have no block of their own, they write into block 0, or where the last row does:
+adapter, have no block of their own, they write into the first place of block 0, or where the last row does:
 
-    place      0     1   2   3   4            the first token's are those of padding from some step on: h11 of
+    place      0     1   2   3   4            that of whoever has block 0, from some step on: h11 of
     reads      pad   own own own own          benchmarks/independent; or its own in the step itself: x11
 """
 
@@ -58,7 +58,7 @@ def follow_padding(
 def _begun(
     walk: Walk, cause: Sequence[Mistake], options: Mapping[str, Sequence[Source]], line: Line, limit: float
 ) -> list[Line]:
-    """Return how a request may go on: with the first token's key and value overwritten, or with those of the next."""
+    """Return how a request may go on: with one token's key and value overwritten, any that it has, or the next's."""
     place, sources = [one.family for one in cause].index(FAMILY), options.get(FAMILY, ())
     begun, count = list[Line](), len(line.blocks)
     for source in sources:
@@ -67,9 +67,13 @@ def _begun(
         walk.compute([Copy(0, (), [pad])], [Term(source, np.zeros(1, int), everywhere, np.ones(1))])
         marked = [
             frozenset((*state[:place], source.key, *state[place + 1 :]) for state in some)
-            for some in (*line.possible[:1], frozenset([line.state]))
+            for some in (*line.possible, frozenset([line.state]))
         ]
-        begun.append(replace(line, blocks=(pad, *line.blocks[1:]), possible=(marked[0], *line.possible[1:])))
+        for t in range(count):
+            blocks = (*line.blocks[:t], pad, *line.blocks[t + 1 :])
+            begun.append(
+                replace(line, blocks=blocks, possible=(*line.possible[:t], marked[t], *line.possible[t + 1 :]))
+            )
         families = {source.key: source for some in options.values() for source in some}
         terms = terms_of(walk, [cause], [(0, line.state)], families)
         logits = walk.compute([Copy(count, line.blocks, [pad])], terms, writes=False)
