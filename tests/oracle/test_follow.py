@@ -17,9 +17,7 @@ from support.testbed import small_testbed
 
 from refimpl import NUMPY, Precision
 from refimpl.adapter_slots import AdapterSlots
-from refimpl.alora import starts_of
 from refimpl.arrays import Array, to_host
-from refimpl.batch import ScheduledRequest, make_batch
 from refimpl.config import Module
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.model import forward, whole_prompts
@@ -28,10 +26,8 @@ from refimpl.oracle.cases.testbed import settings as engine_settings
 from refimpl.oracle.causes.asked import Asked
 from refimpl.oracle.causes.follow import State, follow, states_of
 from refimpl.oracle.causes.kept import OF_ANOTHER
-from refimpl.oracle.causes.left_padding import OF_LEFT_PADDING
 from refimpl.oracle.causes.mistakes import Mistake, mistakes, tried
 from refimpl.oracle.causes.mix_up import EXACT, Source
-from refimpl.oracle.causes.padding import OF_PADDING
 from refimpl.oracle.causes.pairs import pairs
 from refimpl.oracle.causes.sources import THE_BASE
 from refimpl.oracle.causes.suspect import Suspect
@@ -268,74 +264,3 @@ def test_states_are_all_combinations() -> None:
     states = states_of(cause, request.families)
     others = ["", *(source.key for source in request.families["instead: another adapter"])]
     assert states[0] == ("", "") and set(states) <= set(itertools.product(["", "own"], others))
-
-
-def padded(suspect: Suspect, overwritten: set[tuple[int, int]]) -> Array:
-    """The definition: logits of a request that reads padding's key and value at some places. overwritten: from which
-    token on, and of which place."""
-    exact, request, tokens = suspect.testbed.exact, suspect.request, len(suspect.request.prompt_ids)
-    p, written = exact.precision(EXACT), list[tuple[Array, Array]]()
-
-    def see(k_cache: Array, v_cache: Array, k: Array, v: Array, *rest: Any) -> None:
-        written.append((k.copy(), v.copy()))
-        NUMPY.write_kv(k_cache, v_cache, k, v, *rest)
-
-    ops = replace(NUMPY, write_kv=see)
-    batch, cache, adapters = whole_prompts(exact, [ModelRequest([0])], ops, p, every_row=True)
-    forward(exact, batch, cache, adapters.slots, ops, p)
-    whole_batch, cache, adapters = whole_prompts(exact, [request], NUMPY, p, every_row=True)
-    (table,) = whole_batch.attention.block_tables
-    slots = [(adapters.acquire(adapter), weight) for adapter, weight in request.adapters]
-    rows = []
-    for t in range(tokens):  # one token at a time, as decode steps are
-        layers = iter(written)
-
-        def overwrite(
-            k_cache: Array, v_cache: Array, k: Array, v: Array, *rest: Any, t: int = t, layers: Any = layers
-        ) -> None:
-            NUMPY.write_kv(k_cache, v_cache, k, v, *rest)
-            of_padding = next(layers)
-            for place in [place for since, place in overwritten if since <= t]:
-                for of, one in zip((k_cache, v_cache), of_padding, strict=True):
-                    of[table[place // cache.block_size], place % cache.block_size] = one[0]
-
-        ops = replace(NUMPY, write_kv=overwrite)
-        one = ScheduledRequest(request.prompt_ids[t : t + 1], t, table.tolist(), slots, tokens, starts_of(request))
-        batch = make_batch([one], cache, adapters.slots, ops, every_row=True)
-        rows.append(to_host(forward(exact, batch, cache, adapters.slots, ops, p)))
-    return np.concatenate(rows)
-
-
-@given(st.data())
-@settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
-def test_keys_and_values_that_padding_has_overwritten(data: st.DataObject) -> None:
-    """Those of one token from a later one on, or those of a token when it is computed, at several tokens."""
-    request = data.draw(st.sampled_from(requests()))
-    suspect = request.as_it_came.suspect
-    since = data.draw(st.integers(1, request.tokens - 1))
-    own = data.draw(st.sets(st.integers(since, request.tokens - 1), max_size=3))
-    overwritten = {(since, data.draw(st.integers(0, since - 1)))} if not own else {(t, t) for t in own}
-    wrong = answered(request, padded(suspect, overwritten), 5)
-    assume(wrong.follow([()], LIMIT)[0].dead != 0)
-    (followed,) = wrong.follow([(OF_PADDING,)], LIMIT)
-    assert followed.dead is None
-    made = {t for t, one in enumerate(followed.present(0)) if one == 1}
-    assert made <= {place for _, place in overwritten}
-    assert made or wrong.follow([()], LIMIT)[0].dead is None
-
-
-@given(st.data())
-@settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
-def test_a_prompt_that_attends_to_its_padding(data: st.DataObject) -> None:
-    """As if the padding were of its text; of a longest prompt there is none, and nothing is found."""
-    request = data.draw(st.sampled_from(requests()))
-    suspect, count = request.as_it_came.suspect, data.draw(st.integers(0, 5))
-    p, ids = suspect.testbed.exact.precision(EXACT), [0] * count + list(suspect.request.prompt_ids)
-    whole_request = ModelRequest(ids, suspect.request.adapters)
-    batch, cache, adapters = whole_prompts(suspect.testbed.exact, [whole_request], NUMPY, p, every_row=True)
-    logits = to_host(forward(suspect.testbed.exact, batch, cache, adapters.slots, NUMPY, p))[count:]
-    wrong = answered(request, logits, 5)
-    asked = replace(wrong.as_it_came, suspect=replace(wrong.as_it_came.suspect, padding=count))
-    (followed,) = Request(asked).follow([(OF_LEFT_PADDING,)], LIMIT)
-    assert followed.dead is None
-    assert followed.present(0).all() == (count > 0 and wrong.follow([()], LIMIT)[0].dead is not None)

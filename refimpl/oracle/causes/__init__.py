@@ -10,8 +10,7 @@ is followed through every other request (follow.py, by_token.py), and what its t
 described.py). Often that is a matter of the engine's own steps and slots, of which it says nothing: they are worked out
 for many schedules (schedule.py), and the one is taken with which it is shortest to say (schedule_search.py).
 
-No delta is wrong where a row reads what it should not: another adapter's keys and values (kept.py), those of padding
-(padding.py), padding before its text (left_padding.py).
+No delta is wrong where a row reads another adapter's keys and values (kept.py).
 
 Where several mistakes are made in every token, the engine is asked with adapters that are confined to a few modules in
 turn (confined.py), and what shows there one by one must explain the failures together (apart.py).

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from ..diagnosis.clock import Clock
 from .follow import states_of
+from .kept import OF_ANOTHER
 from .measures import factors
 from .mistakes import BANDS, Mistake, mistakes, tried
 from .relations import label
-from .traced import OF_CACHE, Cause, Request, Traced
+from .traced import Cause, Request, Traced
 from .trial import Given
 from .walk import Walk
 
@@ -66,10 +67,10 @@ def fitting_of(request: Request, traced: Traced, some: Sequence[Mistake], limit:
     one = traced.followed[request]
     if not some or one.line is None or one.dead is None:
         return []
-    if kept := [mistake for mistake in some if mistake in OF_CACHE]:
-        ended = request.follow([(*traced.cause, mistake) for mistake in kept], limit)
-        goes_on = [mistake for mistake, end in zip(kept, ended, strict=True) if end.dead is None or end.dead > one.dead]
-        return goes_on + fitting_of(request, traced, [other for other in some if other not in OF_CACHE], limit)
+    if OF_ANOTHER in some:
+        (end,) = request.follow([(*traced.cause, OF_ANOTHER)], limit)
+        goes_on = [OF_ANOTHER] if end.dead is None or end.dead > one.dead else []
+        return goes_on + fitting_of(request, traced, [other for other in some if other != OF_ANOTHER], limit)
     if is_early(one.dead, request.walk):  # which tokens of those before is not seen: it must be followed
         ended = request.follow([(*traced.cause, mistake) for mistake in some], limit)
         return [mistake for mistake, of in zip(some, ended, strict=True) if of.dead is None or of.dead > one.dead]
@@ -130,8 +131,8 @@ def every_mistake(
             fitting = mistakes(walk, before, tokens, request.sources, limit, given, (band,))
     if bands == BANDS[:1]:
         return fitting
-    if not fitting:
-        fitting = fitting_of(request, traced, [one for one in OF_CACHE if one not in traced.cause], limit)
+    if not fitting and OF_ANOTHER not in traced.cause:
+        fitting = fitting_of(request, traced, [OF_ANOTHER], limit)
     return fitting or (factors(walk, one.line.blocks, request.sources, limit) if not traced.cause else [])
 
 

@@ -9,10 +9,8 @@ from .adapter_sources import adapter_sources, registered
 from .attention_sources import attention_sources
 from .bound import binding_bugs, bound_by
 from .kept import FAMILY, kept_sources
-from .left_padding import OF_LEFT_PADDING, left_padding_source
 from .mix_up import Delta, Point, Source
 from .own_sources import but_for_its_bias, pattern_sources, scale_sources
-from .padding import OF_PADDING, padding_source
 from .relations import label
 from .row_sources import order_sources
 from .slot_sources import slot_sources
@@ -46,8 +44,6 @@ def families_of(suspect: Suspect) -> dict[str, list[Source]]:
     if single and key is not None:
         families |= {one.key: [one] for one in slot_sources(key, suspect.occupants)}
     families[FAMILY] = kept_sources(families.get(f"instead: {WHICHEVER}", []))
-    families[OF_PADDING.family] = [padding_source(delta_of(adapters))]
-    families |= {OF_LEFT_PADDING.family: [left_padding_source()]} if suspect.padding else {}
     for i, (mine, weight) in enumerate(adapters if not single else ()):
         for other in (*testbed.adapters, None):
             if other != mine:

@@ -183,7 +183,7 @@ def _go_on(
 
     def computed(copies: Sequence[Copy], present: Sequence[tuple[int, State]]) -> tuple[Array, list[bytes]]:
         """Return of each row its ratio and its bits. present: its cause and its state."""
-        logits = walk.compute(copies, terms_of(walk, causes, present, sources))
+        logits = walk.compute(copies, _terms(walk, causes, present, sources))
         tokens = np.concatenate([one.start + np.arange(len(one.blocks)) for one in copies])
         return walk.ratios(tokens, logits), walk.same(logits, [block for one in copies for block in one.blocks])
 
@@ -212,7 +212,7 @@ def _go_on(
     return passes
 
 
-def terms_of(
+def _terms(
     walk: Walk, causes: Sequence[Sequence[Mistake]], present: Sequence[tuple[int, State]], sources: Mapping[str, Source]
 ) -> list[Term]:
     """Return what is added in each row."""

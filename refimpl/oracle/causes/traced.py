@@ -11,17 +11,13 @@ from .families import families_of
 from .find import common_value
 from .follow import Followed, follow
 from .kept import OF_ANOTHER, follow_kept
-from .left_padding import OF_LEFT_PADDING, follow_left_padding
 from .measures import factor
 from .mistakes import Mistake
 from .mix_up import KEPT, Source
-from .padding import OF_PADDING, follow_padding
 from .trial import Given
 from .walk import Walk
 
 Cause = tuple[Mistake, ...]
-# Mistakes in what rows read, not in what they are computed with, and how each is followed.
-OF_CACHE = {OF_ANOTHER: follow_kept, OF_PADDING: follow_padding, OF_LEFT_PADDING: follow_left_padding}
 
 
 @dataclass(eq=False)
@@ -62,12 +58,10 @@ class Request:
         """Follow causes along it."""
         measured = [self.measured(cause) for cause in causes]
         followed = follow(self.walk, measured, self.families, limit)
-        for mistake, follow_on in OF_CACHE.items():
-            followed = [
-                follow_on(self.walk, cause, self.families, one, limit) if mistake in cause else one
-                for cause, one in zip(measured, followed, strict=True)
-            ]
-        return followed
+        return [
+            follow_kept(self.walk, cause, self.families, one, limit) if OF_ANOTHER in cause else one
+            for cause, one in zip(measured, followed, strict=True)
+        ]
 
     def measured(self, cause: Cause) -> Cause:
         """The cause as it is here; 0 times a mistake of which nobody knows how often it is made."""
