@@ -38,12 +38,15 @@ def in_lower_type(
     """Name what is kept in a lower type, measure and judge all cases again with the noise that it makes.
 
     Return the thresholds and the honest runs from then on, what was found, and a line that says it. Where nothing
-    explains the base rows, that is the line, and the rest is as it was."""
+    explains the base rows, or weights that were rounded when they were loaded, that is the line, and the rest is as it
+    was: those are other weights than the file's, and no rounding of a step."""
     samples = [driver.sample(one.case, one.settings, members) for one in played[:CASES]]
     finding = precision.lower_precision(samples, testbed)
     if finding is None:
         times = float(np.exp(thresholds.base - thresholds.highest))
-        line = f"base rows are {times:.3g} x as far off as {testbed.dtype} rounds, and no lower type explains that"
+        line = f"base rows are {times:.3g} x as far off as {testbed.dtype} rounds, and "
+        dtype = precision.rounded_weights(samples, testbed)
+        line += f"the base's weights rounded to {dtype} explain it" if dtype else "no lower type explains that"
         return thresholds, None, members, line
     members = precision.narrowed(members, finding)
     again = [

@@ -8,7 +8,7 @@ import pytest
 from support.campaign import campaign
 from support.testbed import small_testbed
 
-from refimpl import NUMPY, REFERENCE, Precision
+from refimpl import NUMPY, REFERENCE, Precision, load_model
 from refimpl.engines.interface import EngineRequest
 from refimpl.engines.ours import Ours
 from refimpl.formats.peft import save_adapter
@@ -37,6 +37,21 @@ def test_a_lower_precision_is_a_finding_and_no_bug(tmp_path: Path) -> None:
     result = campaign(tmp_path, precision=half, cases=8)
     assert any("KV cache in float16" in line for line in result.diagnostics)
     assert result.verdict == "pass"
+
+
+def test_weights_that_were_rounded_are_named_and_fail(tmp_path: Path) -> None:
+    """An engine in float32 that loads the base in bfloat16 first."""
+    testbed = small_testbed()
+
+    class Rounded(Ours):
+        def start(self, settings):
+            self.model = load_model(testbed.folder, "bfloat16")
+            super().start(settings)
+
+    settings = CampaignSettings(cases=3, sequences=0, below=False, name_bug=False)
+    result = Campaign(lambda: Rounded(lambda: NUMPY, Precision("model", "float32")), testbed, settings, tmp_path).run()
+    assert result.verdict == "fail"
+    assert any("the base's weights rounded to bfloat16 explain it" in line for line in result.diagnostics)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -12,10 +12,11 @@ import numpy as np
 
 from ...arrays import Array, Precision
 from ...model import logits
+from ...request import Request
 from ..cases import case as cases
 from ..cases.testbed import Testbed
 from .ensemble import Member, ensemble
-from .measure import Sample, measure
+from .measure import Errors, Sample, measure
 from .verdict import Thresholds, learn_thresholds
 
 TYPES = ("float32", "bfloat16", "float16")  # what `auto` chooses from
@@ -79,32 +80,51 @@ def more_exact(thresholds: Thresholds, dtype: str) -> list[str]:
 
 def lower_precision(samples: Sequence[Sample], testbed: Testbed) -> PrecisionFinding | None:
     """The narrowing that explains the base rows best; None if none takes away half of their error."""
-    rows = [
-        (exchange, raw)
-        for sample in samples
-        for exchange, raw in zip(sample.counted, sample.raws, strict=True)
-        if raw and exchange.adapter is None
-    ]
-    if not rows:
-        return None
-    requests = [cases.teacher_forced(exchange, testbed.adapters) for exchange, _ in rows]
-    energy = sum(float(np.sum((raw.error / raw.unit[:, None]) ** 2)) for _, raw in rows)
+    requests, raws = _base_rows(samples, testbed)
+    energy = _energy(raws)
     best: PrecisionFinding | None = None
     for preset in ("model", "transformers"):
         for dtype in NARROWER.get(testbed.dtype, ()):
-            for what, points in POINTS.items():
+            for what, points in POINTS.items() if raws else ():
                 p = replace(Precision(preset, testbed.dtype), **dict.fromkeys(points, dtype))
                 runs = logits(testbed.model, requests, precision=p)
-                unexplained = sum(_unexplained(raw, run) for (_, raw), run in zip(rows, runs, strict=True))
+                unexplained = sum(_unexplained(raw, run) for raw, run in zip(raws, runs, strict=True))
                 finding = PrecisionFinding(f"{what} in {dtype}", points, dtype, float(np.sqrt(unexplained / energy)))
                 if best is None or finding.unexplained < best.unexplained:
                     best = finding
     return best if best is not None and best.unexplained < 0.5 else None
 
 
-def _unexplained(raw: object, run: Array) -> float:
-    alone = raw.view.of(run[raw.rows].astype(np.float64)) - raw.exact  # type: ignore[attr-defined]
-    return float(np.sum(((raw.error - alone) / raw.unit[:, None]) ** 2))  # type: ignore[attr-defined]
+def rounded_weights(samples: Sequence[Sample], testbed: Testbed) -> str:
+    """The type to which the base's weights are rounded, as if they had been loaded in it and widened; "" if none
+    takes away all but a tenth of the error of the base rows."""
+    requests, raws = _base_rows(samples, testbed)
+    for dtype in NARROWER.get(testbed.dtype, ()) if raws else ():
+        runs = logits(testbed.in_dtype(dtype).exact, requests)
+        unexplained = sum(_unexplained(raw, run) for raw, run in zip(raws, runs, strict=True))
+        if np.sqrt(unexplained / _energy(raws)) < 0.1:
+            return dtype
+    return ""
+
+
+def _base_rows(samples: Sequence[Sample], testbed: Testbed) -> tuple[list[Request], list[Errors]]:
+    """Return the requests without an adapter, and their errors."""
+    rows = [
+        (cases.teacher_forced(exchange, testbed.adapters), raw)
+        for sample in samples
+        for exchange, raw in zip(sample.counted, sample.raws, strict=True)
+        if raw and exchange.adapter is None
+    ]
+    return [request for request, _ in rows], [raw for _, raw in rows]
+
+
+def _energy(raws: Sequence[Errors]) -> float:
+    return sum(float(np.sum((raw.error / raw.unit[:, None]) ** 2)) for raw in raws)
+
+
+def _unexplained(raw: Errors, run: Array) -> float:
+    alone = raw.view.of(run[raw.rows].astype(np.float64)) - raw.exact
+    return float(np.sum(((raw.error - alone) / raw.unit[:, None]) ** 2))
 
 
 def narrowed(members: Sequence[Member], finding: PrecisionFinding) -> tuple[Member, ...]:
