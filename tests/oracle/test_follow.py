@@ -51,8 +51,8 @@ FAMILIES = ("own", "outputs reversed", "delta of the layer after", "instead: ano
 
 
 @functools.cache
-def requests() -> list[Request]:
-    """Short requests with an adapter, as a right engine answered them: single adapters, of every row a logit."""
+def all_requests() -> list[Request]:
+    """Requests with an adapter, as a right engine answered them: single adapters, of every row a logit."""
     testbed, members = small_testbed(), ensemble("float32")
     driver = EngineDriver(lambda: Ours(lambda: NUMPY, Precision("model", "float32")), testbed, Path(tempfile.mkdtemp()))
     played = []
@@ -61,8 +61,12 @@ def requests() -> list[Request]:
         ratios, _ = measure(case, driver.exchanges(case, engine_settings(testbed)), testbed, members)
         played.append(PlayedCase(case, engine_settings(testbed), ratios))
     asked = Failures(driver, testbed, members, judge_all(played), played).asked_loudly
-    some = [Request(one) for one in asked if one.is_single and one.suspect.key is not None]
-    return [one for one in some if 2 <= one.tokens <= MOST][:6]
+    return [Request(one) for one in asked if one.is_single and one.suspect.key is not None]
+
+
+def requests() -> list[Request]:
+    """Short ones."""
+    return [one for one in all_requests() if 2 <= one.tokens <= MOST][:6]
 
 
 def whole(suspect: Suspect, made: Sequence[Sequence[tuple[Source, Array, float]]]) -> Array:
@@ -191,6 +195,35 @@ def test_few_passes_find_what_all_sequences_do(data: st.DataObject) -> None:
     (short,) = follow(wrong.walk, [other], wrong.families, LIMIT)
     _, end = survivors(wrong, other)
     assert (request.tokens if short.dead is None else short.dead) == end
+
+
+def shown_from(request: Request, first: int) -> Request:
+    """The same request of an engine that shows no rows before one."""
+    raw = request.as_it_came.suspect.raw
+    view = replace(raw.view, values=raw.view.values[first:], shown=raw.view.shown[first:])
+    rows = slice(raw.rows.start + first, raw.rows.stop)
+    cut = {name: getattr(raw, name)[first:] for name in ("exact", "logits", "error", "unit")}
+    raw = replace(raw, view=view, rows=rows, honest=raw.honest[:, first:], **cut)
+    return Request(replace(request.as_it_came, suspect=replace(request.as_it_came.suspect, raw=raw, _batches={})))
+
+
+@pytest.mark.parametrize("is_made", [False, True])
+def test_of_tokens_that_nobody_sees_nothing_is_known(is_made: bool) -> None:
+    """What the last layer adds behind its attention is in no other token's row: whether a mistake was made there is
+    unknown."""
+    testbed = all_requests()[0].as_it_came.suspect.testbed
+    last_layer, behind = testbed.exact.config.num_hidden_layers - 1, ("o_proj", "gate_proj", "up_proj", "down_proj")
+    request, name = next(
+        (one, name)
+        for one, name in itertools.product(all_requests(), behind)
+        if one.tokens > 2 and (last_layer, name) in testbed.wide[str(one.as_it_came.suspect.key)].lora
+    )
+    tokens, mistake = request.tokens, Mistake("own", f"layers.{last_layer}.{name}", -1.0, 1.0)
+    logits = made_by(request, [mistake], [("own" if is_made else "",)] * tokens)
+    wrong = shown_from(answered(request, logits, 1), tokens - 1)
+    (followed,) = wrong.follow([(mistake,)], LIMIT)
+    assert followed.dead is None
+    assert followed.present(0).tolist() == [-1] * (tokens - 1) + [int(is_made)]
 
 
 def agrees(line: Sequence[State], possible: Sequence[frozenset[State]], t: int) -> bool:

@@ -34,6 +34,11 @@ class Line:
     state: State
     worst: float = 0.0  # of what is left of its rows, in noise units
 
+    @property
+    def beginning(self) -> frozenset[State]:
+        """The states of its first token."""
+        return self.possible[0] if self.possible else frozenset([self.state])
+
 
 @dataclass(eq=False)
 class Followed:
@@ -47,6 +52,11 @@ class Followed:
     def present(self, i: int) -> Array:
         """For each token: was change i made? 1, 0, or -1 where that cannot be seen."""
         return np.array([_agreed({bool(state[i]) for state in states}) for states in self.possible], int)
+
+    def or_else(self, other: "Followed") -> "Followed":
+        """Return the same, if its tokens may have been computed as in another one, too."""
+        possible = tuple(one | more for one, more in zip(self.possible, other.possible, strict=True))
+        return Followed(possible, self.worst)
 
     def with_one_more(self) -> "Followed":
         """Return the same of a cause that has one more mistake, which is not made here."""
@@ -85,26 +95,33 @@ def follow(
     stacks = [[Line((), (), state) for state in reversed(some if hidden else some[:1])] for some in states]
     if begun:
         stacks = [[line] for line in begun]
-    followed = [Followed() for _ in causes]
+    followed, finished = [Followed() for _ in causes], [False] * len(causes)
+
+    def end(i: int, one: Followed) -> None:
+        """A way to the end was found. Where it began with tokens that nobody sees, another beginning may be as good."""
+        followed[i] = followed[i].or_else(one) if finished[i] else one
+        finished[i] = True
+
     for _ in range(PASSES):
         heads = []
         for i, stack in enumerate(stacks):
+            if finished[i]:
+                stack[:] = [line for line in stack if hidden and not line.beginning <= followed[i].possible[0]]
             if not stack:
                 continue
             line = stack.pop()
             if len(line.blocks) == walk.tokens:  # its last token was computed in another way
-                followed[i] = Followed(line.possible, line.worst)
-                stack.clear()
+                end(i, Followed(line.possible, line.worst))
             else:
                 heads.append((i, line))
-        if not heads:
+        if not heads and not any(stacks):
             break
-        for some in _groups(walk, states, heads):
-            for (i, line), gone in zip(
-                some, _go_on(walk, causes, states, options, some, stacks, heads, limit), strict=True
-            ):
-                if gone.finish(followed[i], stacks[i], limit, line):
-                    stacks[i].clear()
+        for some in _groups(walk, states, heads) if heads else ():
+            passes = _go_on(walk, causes, states, options, some, stacks, heads, limit)
+            for (i, line), gone in zip(some, passes, strict=True):
+                one = Followed() if finished[i] else followed[i]
+                if gone.finish(one, stacks[i], limit, line):
+                    end(i, one)
     return followed
 
 
