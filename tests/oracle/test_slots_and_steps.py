@@ -14,6 +14,7 @@ from refimpl.arrays import Array
 from refimpl.config import Module
 from refimpl.oracle.causes.attention_sources import attention_sources
 from refimpl.oracle.causes.elsewhere_sources import late_sources
+from refimpl.oracle.causes.families import as_one_adapter
 from refimpl.oracle.causes.fused_sources import fused_sources, rows_cut_as_a_whole
 from refimpl.oracle.causes.mix_up import EXACT, GATE_BEFORE, UP, Point, Source, full_delta
 from refimpl.oracle.causes.own_sources import but_for_its_bias, scale_sources
@@ -212,3 +213,20 @@ def test_the_down_projection_of_what_the_base_alone_makes() -> None:
     assert change is not None
     expected = full_delta(silu(x @ of_gate.T) * (x @ of_up.T), down)
     np.testing.assert_allclose(full_delta(here.x, down) + change, expected)
+
+
+def test_a_sum_as_one_adapter_has_the_terms_of_two_different_ones_besides() -> None:
+    """f_i = weight_i scale_i; the term of B_i and A_j is sqrt(f_i f_j) B_i A_j, negative where f_i is."""
+    rng = np.random.default_rng(0)
+    parts = {"a": weights(rng, 2, bias=False), "b": weights(rng, 5, bias=False)}
+    here, factors = point({key: {MODULE: lora} for key, lora in parts.items()}), {"a": 2.0, "b": -0.5}
+    crossed = np.zeros((3, 16))
+    for i, j in (("a", "b"), ("b", "a")):
+        f_i, f_j = (factors[key] * parts[key].scale for key in (i, j))
+        c, r = np.sign(f_i) * abs(f_i * f_j) ** 0.5, 2  # the ranks that both have
+        crossed += c * (here.x @ parts[j].A[:r].T) @ parts[i].B[:, :r].T
+    actual = as_one_adapter(list(factors.items()))(here)
+    assert actual is not None
+    np.testing.assert_allclose(actual, crossed, rtol=1e-12)
+    assert as_one_adapter([("a", 2.0)])(here) is not None  # one alone is what it was
+    np.testing.assert_allclose(as_one_adapter([("a", 2.0)])(here), 0, atol=1e-12)

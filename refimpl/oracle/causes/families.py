@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from ...arrays import Array
 from .adapter_sources import adapter_sources, registered
 from .attention_sources import attention_sources
 from .bound import binding_bugs, bound_by
 from .kept import FAMILY, kept_sources
-from .mix_up import Delta, Point, Source
+from .mix_up import Delta, Point, Source, product
 from .own_sources import but_for_its_bias, pattern_sources, scale_sources
 from .relations import label
 from .row_sources import order_sources
@@ -137,3 +139,26 @@ def sum_sources(adapters: Weighted) -> Iterator[Source]:
     for words, change in changes.items():
         if any(change(i, weight) != weight for i, (_, weight) in enumerate(adapters)):
             yield Source(words, f"its own delta {words}", weighted(change), "instead", 3)
+    if len(adapters) > 1:
+        words = "its own delta, as that of one adapter whose A and B are sums (PEFT's combination_type linear)"
+        yield Source("as one adapter", words, as_one_adapter(adapters), "instead", 3)
+
+
+def as_one_adapter(adapters: Weighted) -> Delta:
+    """What (sum of c_i B_i) (sum of c_i A_i) x has beside the sum of f_i B_i A_i x. c_i is the root of a factor
+    f_i, weight times scale; B alone takes its sign (PEFT, tuners/lora/model.py, add_weighted_adapter)."""
+
+    def delta(point: Point) -> Array | None:
+        parts = [(weight * lora.scale, lora) for key, weight in adapters if (lora := point.of(key)) is not None]
+        right = delta_of(adapters)(point)
+        if right is None or len({(lora.A.shape[1], lora.B.shape[0]) for _, lora in parts}) != 1:
+            return None
+        r = max(len(lora.A) for _, lora in parts)
+        A, B = np.zeros((r, parts[0][1].A.shape[1])), np.zeros((parts[0][1].B.shape[0], r))
+        for factor, lora in parts:
+            A[: len(lora.A)] += abs(factor) ** 0.5 * lora.A
+            B[:, : len(lora.A)] += np.copysign(abs(factor) ** 0.5, factor) * lora.B
+        y = product(point.x, A, B, 1.0)
+        return y - right if y.shape == right.shape else None
+
+    return delta
