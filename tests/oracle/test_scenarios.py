@@ -16,13 +16,13 @@ from refimpl import LoracleError
 from refimpl.engines.interface import OPERATIONS, Capabilities, EngineRequest, Settings
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.oracle.cases import scenarios as sequences
+from refimpl.oracle.cases.batches import draw_batch
 from refimpl.oracle.cases.case import (
     Case,
     Exchange,
     Load,
     Run,
     Unload,
-    draw_batch,
     keys_of,
     loaded_before,
     names_after,
