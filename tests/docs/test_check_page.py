@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from refimpl.oracle import watchdog
+from refimpl.oracle import cause, watchdog
 from refimpl.oracle.campaign import Campaign
 
 pytest_plugins = ("pytester",)
@@ -68,6 +68,8 @@ def test_the_seconds_that_the_page_says_are_the_codes() -> None:
     for file, name, sentence in said:  # as they are written: conftest.py gives the tests more
         text = (ROOT / "refimpl" / "oracle" / file).read_text("utf-8")
         assert re.findall(rf"^{name} = (\d+)\.0 ", text, re.M) == re.findall(sentence, PAGE) != []
+    left = re.findall(r"or (\d+) times that where failures are (\d+),(\d+) times beyond it", PAGE)
+    assert [(float(times), float(thousand + rest)) for times, thousand, rest in left] == [(cause.COARSE, cause.LARGE)]
     assert "the report is printed a second later" in PAGE and watchdog.GRACE == 1
     assert "may take a tenth more" in PAGE and watchdog.MORE == 0.1
     assert "ask no more after two thirds of this" in PAGE

@@ -1,5 +1,6 @@
 """Questions as Hypothesis draws them: a right engine answers them, a wrong one fails at a small one."""
 
+import dataclasses
 from pathlib import Path
 
 import hypothesis
@@ -9,8 +10,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from pytest_loracle import loracle_questions
 from refimpl.engines.interface import EngineRequest
-from refimpl.engines.ours import Ours
+from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.oracle.bugs import all_mutants
+from refimpl.oracle.case_order import batch
 from refimpl.oracle.cases.case import Case, Run
 from refimpl.oracle.check import check
 from refimpl.oracle.questions import Questions
@@ -18,6 +20,22 @@ from refimpl.oracle.reports.result import CampaignSettings
 
 FEW = hypothesis.settings(max_examples=4, deadline=None, database=None, derandomize=True)
 MORE = hypothesis.settings(FEW, max_examples=60)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_eight_batches_one_is_a_pair_and_one_is_of_sums(seed: int) -> None:
+    """A pair: one adapter and the base, which produce several tokens side by side. Sums: of two and of three adapters
+    that can be summed, beside two of these alone; an engine without sums gets a batch like the others."""
+    testbed = small_testbed()
+    pair, sums = (batch(testbed, CAPABILITIES, seed, i).runs[0].requests for i in (3, 7))
+    assert len({one.adapter for one in pair}) == 2 and None in {one.adapter for one in pair}
+    assert all(one.max_new_tokens >= 3 and not one.adapter_weights for one in pair)
+    summed = [{key for key, _ in one.adapter_weights} for one in sums if one.adapter_weights]
+    alone = {one.adapter for one in sums if not one.adapter_weights}
+    assert {len(keys) for keys in summed} == {2, 3} and min(summed, key=len) | {None} == alone
+    assert all(testbed.adapters[key].can_be_summed for keys in summed for key in keys)
+    without = dataclasses.replace(CAPABILITIES, features=CAPABILITIES.features - {"sums"})
+    assert not any(one.adapter_weights for one in batch(testbed, without, seed, 7).runs[0].requests)
 
 
 def test_a_right_engine_answers_batches_and_sequences() -> None:

@@ -35,9 +35,7 @@ def attention_of_single_tokens(
         hidden = place >= context
         if view.window is not None:
             hidden |= place < context - view.window
-        own_slots = metadata.slot_mapping[
-            some, None
-        ]  # its own key is there, whatever stands in the table of a shorter one
+        own_slots = metadata.slot_mapping[some, None]  # a key that is there, in place of those that are hidden
         slots = np.where(hidden, own_slots, metadata.block_tables[some, : len(place)])
         scores = softcap(queries[some] @ k_cache[slots, 0].transpose(0, 2, 3, 1), view.softcap, p.scores)
         np.copyto(scores, -np.inf, where=hidden[:, None, None])

@@ -81,11 +81,13 @@ def more_exact(thresholds: Thresholds, dtype: str) -> list[str]:
 def lower_precision(samples: Sequence[Sample], testbed: Testbed) -> PrecisionFinding | None:
     """The narrowing that explains the base rows best; None if none takes away half of their error."""
     requests, raws = _base_rows(samples, testbed)
+    if not raws:
+        return None
     energy = _energy(raws)
     best: PrecisionFinding | None = None
     for preset in ("model", "transformers"):
         for dtype in NARROWER.get(testbed.dtype, ()):
-            for what, points in POINTS.items() if raws else ():
+            for what, points in POINTS.items():
                 p = replace(Precision(preset, testbed.dtype), **dict.fromkeys(points, dtype))
                 runs = logits(testbed.model, requests, precision=p)
                 unexplained = sum(_unexplained(raw, run) for raw, run in zip(raws, runs, strict=True))
