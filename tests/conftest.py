@@ -23,6 +23,11 @@ from beartype import beartype
 from hypothesis import HealthCheck, settings
 from jaxtyping import Shaped, jaxtyped
 from support.device_array import DeviceArray
+from threadpoolctl import threadpool_limits
+
+# jaxtyping's plugin has imported numpy before this file is read: what was set above is for the processes that tests
+# start. Without this line they would sum in another order than this one, and last digits would differ.
+threadpool_limits(int(os.environ["OPENBLAS_NUM_THREADS"]), "blas")
 
 settings.register_profile("default", max_examples=25, derandomize=True, deadline=None, database=None)
 settings.register_profile(
