@@ -11,7 +11,9 @@ PEFT (Hugging Face's library of adapters) writes a folder:
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from .arrays import Array, Float, Int
 from .config import Module, module_name
@@ -75,6 +77,19 @@ class Adapter:
     replaced: Mapping[Module, Array] = field(default_factory=dict)  # modules_to_save: a whole embed_tokens or lm_head
     biases: Mapping[Module, Array] = field(default_factory=dict)  # bias="all" or "lora_only": a layer's bias, replaced
     tokens: Mapping[Module, TokenRows] = field(default_factory=dict)  # trainable_token_indices: some rows, replaced
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process its arrays are read-only as well: there, too, small ones are packed once (matmul.py)."""
+        self.__dict__.update(state)
+        for array in self.arrays():
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
+
+    def arrays(self) -> list[Array]:
+        """Every array, in a fixed order."""
+        tensors = [x for lora in self.lora.values() for x in (lora.A, lora.B, lora.bias, lora.magnitude)]
+        replaced = [x for rows in self.tokens.values() for x in (rows.ids, rows.rows)]
+        return [x for x in (*tensors, *self.replaced.values(), *self.biases.values(), *replaced) if x is not None]
 
     @property
     def use_dora(self) -> bool:

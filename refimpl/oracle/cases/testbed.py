@@ -162,7 +162,7 @@ def in_float64(model: Model) -> Model:
     def wide(x: Any) -> Any:
         if isinstance(x, Linear):
             return Linear(wide(x.weight), None if x.bias is None else wide(x.bias))
-        return x.astype(np.float64) if isinstance(x, Array) else x
+        return _wide(x) if isinstance(x, Array) else x
 
     layers = tuple(
         Layer(
@@ -180,12 +180,17 @@ def in_float64(model: Model) -> Model:
 
 def _wide_adapter(adapter: Adapter) -> Adapter:
     """The same numbers in float64."""
-
-    def wide(x: Any) -> Any:
-        return None if x is None else x.astype(np.float64)
-
     lora = {
-        module: LoraTensors(wide(lora.A), wide(lora.B), wide(lora.bias), wide(lora.magnitude))
+        module: LoraTensors(_wide(lora.A), _wide(lora.B), _wide(lora.bias), _wide(lora.magnitude))
         for module, lora in adapter.lora.items()
     }
     return replace(adapter, lora=lora)
+
+
+def _wide(x: Any) -> Any:
+    """An array in float64, and read-only as those of a folder are: what is not takes another form of product."""
+    if x is None:
+        return None
+    wide = x.astype(np.float64)
+    wide.flags.writeable = False
+    return wide
