@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 from ..diagnosis.clock import Clock
 from .follow import states_of
-from .kept import OF_ANOTHER
 from .measures import factors
 from .mistakes import BANDS, Mistake, mistakes, tried
 from .relations import label
-from .traced import Cause, Request, Traced
+from .traced import OF_CACHES, Cause, Request, Traced
 from .trial import Given
 from .walk import Walk
 
@@ -67,16 +66,15 @@ def fitting_of(request: Request, traced: Traced, some: Sequence[Mistake], limit:
     one = traced.followed[request]
     if not some or one.line is None or one.dead is None:
         return []
-    if OF_ANOTHER in some:
-        (end,) = request.follow([(*traced.cause, OF_ANOTHER)], limit)
-        goes_on = [OF_ANOTHER] if end.dead is None or end.dead > one.dead else []
-        return goes_on + fitting_of(request, traced, [other for other in some if other != OF_ANOTHER], limit)
-    if is_early(one.dead, request.walk):  # which tokens of those before is not seen: it must be followed
-        ended = request.follow([(*traced.cause, mistake) for mistake in some], limit)
-        return [mistake for mistake, of in zip(some, ended, strict=True) if of.dead is None or of.dead > one.dead]
+    early = is_early(one.dead, request.walk)  # which tokens of those before is not seen: it must be followed
+    followed = [mistake for mistake in some if early or mistake in OF_CACHES]
+    ended = request.follow([(*traced.cause, mistake) for mistake in followed], limit)
+    good = [mistake for mistake, of in zip(followed, ended, strict=True) if of.dead is None or of.dead > one.dead]
+    some = [mistake for mistake in some if mistake not in followed]
+    if not some:
+        return good
     measure(request, traced, some, limit)
     options = [(family, source) for family, source in request.sources if family in {mistake.family for mistake in some}]
-    good: list[Mistake] = []
     for given in _givens(request, traced):
         measured = {request.measured((one,))[0]: one for one in some if one not in good}
         good += [measured[one] for one in tried(request.walk, one.line.blocks, options, list(measured), limit, given)]
@@ -131,8 +129,8 @@ def every_mistake(
             fitting = mistakes(walk, before, tokens, request.sources, limit, given, (band,))
     if bands == BANDS[:1]:
         return fitting
-    if not fitting and OF_ANOTHER not in traced.cause:
-        fitting = fitting_of(request, traced, [OF_ANOTHER], limit)
+    if not fitting:
+        fitting = fitting_of(request, traced, [mistake for mistake in OF_CACHES if mistake not in traced.cause], limit)
     return fitting or (factors(walk, one.line.blocks, request.sources, limit) if not traced.cause else [])
 
 

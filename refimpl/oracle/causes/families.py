@@ -17,6 +17,7 @@ from .relations import label
 from .row_sources import order_sources
 from .slot_sources import slot_sources
 from .sources import THE_BASE, WHICHEVER, sources_of
+from .stored import stored_sources
 from .suspect import Suspect
 
 Weighted = Sequence[tuple[str, float]]  # adapters and their weights
@@ -46,6 +47,7 @@ def families_of(suspect: Suspect) -> dict[str, list[Source]]:
     if single and key is not None:
         families |= {one.key: [one] for one in slot_sources(key, suspect.occupants)}
     families[FAMILY] = kept_sources(families.get(f"instead: {WHICHEVER}", []))
+    families |= {one.key: [one] for one in stored_sources(families.get("own", []), suspect.testbed.exact.config)}
     for i, (mine, weight) in enumerate(adapters if not single else ()):
         for other in (*testbed.adapters, None):
             if other != mine:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...arrays import Array
 from .mistakes import Mistake
-from .mix_up import KEPT, Source
+from .mix_up import OF_THE_CACHE, Source
 from .walk import Copy, Term, Walk
 
 PASSES = 8  # of one request and one cause; larger: slower, and more of what changes often is followed to its end
@@ -77,7 +77,8 @@ def states_of(cause: Sequence[Mistake], options: Mapping[str, Sequence[Source]])
     """Return every combination of a cause's changes in one token, none first. options: the sources of each family
     here."""
     of_each = [
-        ["", *(source.key for source in options.get(change.family, ()) if source.kind != KEPT)] for change in cause
+        ["", *(source.key for source in options.get(change.family, ()) if source.kind not in OF_THE_CACHE)]
+        for change in cause
     ]
     return sorted(itertools.product(*of_each), key=lambda state: sum(map(bool, state)))[:STATES]
 
@@ -200,7 +201,7 @@ def _go_on(
 
     def computed(copies: Sequence[Copy], present: Sequence[tuple[int, State]]) -> tuple[Array, list[bytes]]:
         """Return of each row its ratio and its bits. present: its cause and its state."""
-        logits = walk.compute(copies, _terms(walk, causes, present, sources))
+        logits = walk.compute(copies, terms_of(walk, causes, present, sources))
         tokens = np.concatenate([one.start + np.arange(len(one.blocks)) for one in copies])
         return walk.ratios(tokens, logits), walk.same(logits, [block for one in copies for block in one.blocks])
 
@@ -229,7 +230,7 @@ def _go_on(
     return passes
 
 
-def _terms(
+def terms_of(
     walk: Walk, causes: Sequence[Sequence[Mistake]], present: Sequence[tuple[int, State]], sources: Mapping[str, Source]
 ) -> list[Term]:
     """Return what is added in each row."""

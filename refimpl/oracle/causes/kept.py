@@ -62,7 +62,7 @@ def _begun(walk: Walk, source: Source, line: Line, place: int, limit: float) -> 
     blocks, rows = walk.new_blocks(walk.tokens, set(line.blocks)), np.arange(walk.tokens)
     everywhere = np.ones((walk.tokens, len(walk.modules)), bool)
     walk.compute([Copy(0, (), blocks)], [Term(source, rows, everywhere, np.ones(walk.tokens))])
-    logits = walk.compute([Copy(t, blocks[:t], [block]) for t, block in enumerate(blocks)], (), writes=False)
+    logits = walk.compute([Copy(t, blocks[:t], [block]) for t, block in enumerate(blocks)], (), into=())
     fits = walk.ratios(rows, logits) < limit
     lengths = {len(line.blocks), walk.tokens if fits.all() else int(np.argmin(fits))} - {0}
     begun = []

@@ -20,7 +20,9 @@ from ...config import EMBED, LM_HEAD, ModelConfig, Module
 EXACT = Precision("model", "float64")
 RESIDUAL = "the residual stream"
 GATE, UP, GATE_BEFORE = "the activated gate", "what the gate multiplies", "the gate before its activation"
-KEPT = "kept"  # the kind of a source of keys and values that stay in a cache, whatever the rows were computed with
+# Kinds of sources that no row is computed with: what a cache gives of another request, or keeps of this one.
+KEPT, STORED = "kept", "stored"
+OF_THE_CACHE = (KEPT, STORED)
 PARTNERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # those that engines fuse into one product
 
 

@@ -13,11 +13,13 @@ from .follow import Followed, follow
 from .kept import OF_ANOTHER, follow_kept
 from .measures import factor
 from .mistakes import Mistake
-from .mix_up import KEPT, Source
+from .mix_up import OF_THE_CACHE, Source
+from .stored import WITHOUT_DELTA, follow_stored
 from .trial import Given
 from .walk import Walk
 
 Cause = tuple[Mistake, ...]
+OF_CACHES = (OF_ANOTHER, *WITHOUT_DELTA)
 
 
 @dataclass(eq=False)
@@ -52,16 +54,22 @@ class Request:
     @property
     def sources(self) -> list[tuple[str, Source]]:
         """Each that may be made in one token, with its family."""
-        return [(family, source) for family, some in self.families.items() for source in some if source.kind != KEPT]
+        some = [(family, source) for family, of_family in self.families.items() for source in of_family]
+        return [(family, source) for family, source in some if source.kind not in OF_THE_CACHE]
 
     def follow(self, causes: Sequence[Cause], limit: float) -> list[Followed]:
         """Follow causes along it."""
         measured = [self.measured(cause) for cause in causes]
         followed = follow(self.walk, measured, self.families, limit)
-        return [
-            follow_kept(self.walk, cause, self.families, one, limit) if OF_ANOTHER in cause else one
-            for cause, one in zip(measured, followed, strict=True)
-        ]
+        return [self._with_the_cache(cause, one, limit) for cause, one in zip(measured, followed, strict=True)]
+
+    def _with_the_cache(self, cause: Cause, followed: Followed, limit: float) -> Followed:
+        """The same, if a mistake of the cause is one of what a cache gives or keeps."""
+        if OF_ANOTHER in cause:
+            followed = follow_kept(self.walk, cause, self.families, followed, limit)
+        if set(WITHOUT_DELTA) & set(cause):
+            followed = follow_stored(self.walk, cause, self.families, followed, limit)
+        return followed
 
     def measured(self, cause: Cause) -> Cause:
         """The cause as it is here; 0 times a mistake of which nobody knows how often it is made."""

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -149,9 +150,13 @@ class Walk:
         """Which modules are in a region, by its words."""
         return next(region.members for region in self.suspect.all_regions if region.words == modules)
 
-    def compute(self, copies: Sequence[Copy], terms: Sequence[Term], writes: bool = True) -> Float[Array, "rows vocab"]:
-        """Compute all copies in one pass, with these terms added. writes: their keys and values; or else they read
-        those that lie in their own blocks."""
+    def compute(
+        self, copies: Sequence[Copy], terms: Sequence[Term], into: Sequence[int] | None = None
+    ) -> Float[Array, "rows vocab"]:
+        """Compute all copies in one pass, with these terms added.
+
+        into: other blocks, to which their keys and values are written, or none; they read those that lie in their own
+        blocks then."""
         request, model = self.suspect.request, self.suspect.testbed.exact
         scheduled = [
             ScheduledRequest(
@@ -167,8 +172,8 @@ class Walk:
         tokens = np.concatenate([one.start + np.arange(len(one.blocks)) for one in copies])
         batch = make_batch(scheduled, self._cache, self._adapters.slots, NUMPY, every_row=True)
         ops = self._with(terms, tokens)
-        if not writes:
-            ops = replace(ops, write_kv=_keep)
+        if into is not None:
+            ops = replace(ops, write_kv=partial(_write, into))
         return to_host(forward(model, batch, self._cache, self._adapters.slots, ops, self._precision))
 
     def _with(self, terms: Sequence[Term], tokens: Array) -> Ops:
@@ -214,5 +219,7 @@ class Walk:
         return Point(module, x, exact.config, self._weights, self._saved, turns, base.weight, inputs, base.bias)
 
 
-def _keep(*what: Any) -> None:
-    """Write nothing."""
+def _write(into: Sequence[int], k_cache: Array, v_cache: Array, k: Array, v: Array, *_: Any) -> None:
+    """Write keys and values to these blocks, if there are any."""
+    if into:
+        k_cache[np.array(into), 0], v_cache[np.array(into), 0] = k, v
