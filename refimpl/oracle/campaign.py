@@ -95,8 +95,9 @@ class Campaign:
             self.observer.judge(played, thresholds)
             if precisions.too_noisy(thresholds):
                 lower = in_lower_type(self.driver, self.testbed, played, thresholds, workers, self.members)
-                thresholds, self._narrow, self.members, line = lower
-                self.diagnostics.append(line)
+                thresholds, self._narrow, self.members = lower.thresholds, lower.finding, lower.members
+                self.diagnostics.append(lower.line)
+                self.settings = replace(self.settings, name_bug=self.settings.name_bug and not lower.is_cause)
             self.diagnostics += precisions.more_exact(thresholds, self.testbed.dtype)
             look = SecondLook(self.driver, self.testbed, self._wider_members(), thresholds)
             self.diagnostics += look.at_all(played) + ask_twice(self.driver, played, thresholds, self.members)

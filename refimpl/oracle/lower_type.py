@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,6 +28,17 @@ def inferred(driver: EngineDriver, testbed: Testbed, seed: int) -> Testbed:
     return testbed.in_dtype(precision.infer([(case, driver.exchanges(case, settings)) for case in cases], testbed))
 
 
+@dataclass(frozen=True)
+class LowerType:
+    """What goes on from there."""
+
+    thresholds: Thresholds
+    members: tuple[Member, ...]  # the honest runs
+    line: str  # which says what was found
+    finding: precision.PrecisionFinding | None = None
+    is_cause: bool = False  # of the failures: beside it nothing else would be found
+
+
 def in_lower_type(
     driver: EngineDriver,
     testbed: Testbed,
@@ -34,24 +46,28 @@ def in_lower_type(
     thresholds: Thresholds,
     workers: Executor,
     members: tuple[Member, ...],
-) -> tuple[Thresholds, precision.PrecisionFinding | None, tuple[Member, ...], str]:
+) -> LowerType:
     """Name what is kept in a lower type, measure and judge all cases again with the noise that it makes.
 
-    Return the thresholds and the honest runs from then on, what was found, and a line that says it. Where nothing
-    explains the base rows, or weights that were rounded when they were loaded, that is the line, and the rest is as it
-    was: those are other weights than the file's, and no rounding of a step."""
+    Where nothing explains the base rows, all is as it was. So it is with weights that were rounded when they were
+    loaded, which are others than the file's, and with keys and values in a float8: beside noise of three bits little of
+    an adapter would be seen. Those fail, and the line says why."""
     samples = [driver.sample(one.case, one.settings, members) for one in played[:CASES]]
     finding = precision.lower_precision(samples, testbed)
     if finding is None:
         times = float(np.exp(thresholds.base - thresholds.highest))
         line = f"base rows are {times:.3g} x as far off as {testbed.dtype} rounds, and "
-        dtype = precision.rounded_weights(samples, testbed)
-        line += f"the base's weights rounded to {dtype} explain it" if dtype else "no lower type explains that"
-        return thresholds, None, members, line
+        if dtype := precision.rounded_weights(samples, testbed):
+            what = f"the base's weights rounded to {dtype} explain it"
+        elif dtype := precision.float8_cache(samples, testbed):
+            what = f"keys and values rounded to {dtype} explain it"
+        else:
+            what = "no lower type explains that"
+        return LowerType(thresholds, members, line + what, is_cause=bool(dtype))
     members = precision.narrowed(members, finding)
     again = [
         workers.submit(error_ratios, one.case, driver.exchanges(one.case, one.settings), members) for one in played
     ]
     for one, future in zip(played, again, strict=True):
         one.ratios = future.result()
-    return judge_all(played), finding, members, f"precision: {finding.what}, not {testbed.dtype}"
+    return LowerType(judge_all(played), members, f"precision: {finding.what}, not {testbed.dtype}", finding)

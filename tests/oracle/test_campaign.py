@@ -2,13 +2,16 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from support.campaign import campaign
 from support.testbed import small_testbed
 
 from refimpl import NUMPY, REFERENCE, Precision, load_model
+from refimpl.arrays import Array
 from refimpl.engines.interface import EngineRequest
 from refimpl.engines.ours import Ours
 from refimpl.formats.peft import save_adapter
@@ -52,6 +55,20 @@ def test_weights_that_were_rounded_are_named_and_fail(tmp_path: Path) -> None:
     result = Campaign(lambda: Rounded(lambda: NUMPY, Precision("model", "float32")), testbed, settings, tmp_path).run()
     assert result.verdict == "fail"
     assert any("the base's weights rounded to bfloat16 explain it" in line for line in result.diagnostics)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_keys_and_values_in_a_float8_are_named_and_fail(tmp_path: Path, dtype: str) -> None:
+    """An engine in float32 whose cache is a quarter as large."""
+
+    def write_kv(k_cache: Array, v_cache: Array, k: Array, v: Array, *where: Any) -> None:
+        narrow = np.dtype(getattr(ml_dtypes, dtype))
+        NUMPY.write_kv(k_cache, v_cache, k.astype(narrow).astype(k.dtype), v.astype(narrow).astype(v.dtype), *where)
+
+    ops = dataclasses.replace(NUMPY, write_kv=write_kv)
+    result = campaign(tmp_path, lambda: ops, cases=3, sequences=0, below=False, name_bug=False)
+    assert result.verdict == "fail"
+    assert any(f"keys and values rounded to {dtype} explain it" in line for line in result.diagnostics)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

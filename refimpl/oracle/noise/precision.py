@@ -7,11 +7,15 @@ directions like any mutant's: what is left of the error when one of them is take
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ...arrays import Array, Precision
 from ...model import logits
+from ...ops import NUMPY
 from ...request import Request
 from ..cases import case as cases
 from ..cases.testbed import Testbed
@@ -45,6 +49,7 @@ POINTS = {
     ),
 }
 EXACT = 10.0  # times more exact than its type allows; an engine that rounds fewer intermediates is up to 2 times
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2")  # ml_dtypes' names
 NARROWER = {"float32": ("float16", "bfloat16"), "float16": ("bfloat16",), "bfloat16": ()}
 
 
@@ -102,11 +107,30 @@ def rounded_weights(samples: Sequence[Sample], testbed: Testbed) -> str:
     takes away all but a tenth of the error of the base rows."""
     requests, raws = _base_rows(samples, testbed)
     for dtype in NARROWER.get(testbed.dtype, ()) if raws else ():
-        runs = logits(testbed.in_dtype(dtype).exact, requests)
-        unexplained = sum(_unexplained(raw, run) for raw, run in zip(raws, runs, strict=True))
-        if np.sqrt(unexplained / _energy(raws)) < 0.1:
+        if _explains(raws, logits(testbed.in_dtype(dtype).exact, requests)):
             return dtype
     return ""
+
+
+def float8_cache(samples: Sequence[Sample], testbed: Testbed) -> str:
+    """The float8 type to which keys and values are rounded when they are written, without a scale (vLLM's
+    kv_cache_dtype, csrc/quantization/fp8); "" if none takes away all but a tenth of the error of the base rows."""
+    requests, raws = _base_rows(samples, testbed)
+    for dtype in FLOAT8 if raws else ():
+        if _explains(raws, logits(testbed.exact, requests, replace(NUMPY, write_kv=partial(_write_float8, dtype)))):
+            return dtype
+    return ""
+
+
+def _write_float8(dtype: str, k_cache: Array, v_cache: Array, k: Array, v: Array, *where: Any) -> None:
+    narrow_k, narrow_v = (x.astype(getattr(ml_dtypes, dtype)).astype(x.dtype) for x in (k, v))
+    NUMPY.write_kv(k_cache, v_cache, narrow_k, narrow_v, *where)
+
+
+def _explains(raws: Sequence[Errors], runs: Sequence[Array]) -> bool:
+    """Do these runs take away all but a tenth of the error of the base rows?"""
+    unexplained = sum(_unexplained(raw, run) for raw, run in zip(raws, runs, strict=True))
+    return bool(np.sqrt(unexplained / _energy(raws)) < 0.1)
 
 
 def _base_rows(samples: Sequence[Sample], testbed: Testbed) -> tuple[list[Request], list[Errors]]:
