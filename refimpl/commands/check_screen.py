@@ -54,6 +54,9 @@ class Screen(Observer):
                 self.say(f"{what} ...")
         self.bars.update(self.tasks[what], completed=done, total=total)
 
+    def fail(self, case: str, ratio: float) -> None:
+        self.say(f"{self.base}{case} fails: {times(ratio)}; the others are asked and measured")
+
     def judge(self, played: Sequence[PlayedCase], thresholds: Thresholds) -> None:
         failed = sum(one.verdict == "fail" for one in played)
         worst = worst_row(played)
@@ -108,7 +111,8 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if report["worst_noise_ratio"] is not None or report["noise"]["ceiling"] is not None:  # some row had numbers
         limits = report["noise"]["fails_from"], report["worst_fails_from"]
         yield "worst row", beside_limit(report["worst_noise_ratio"], *limits), ""
-    if report["verdict"] == "fail" and report["noise"]["ceiling"] is not None:
+    has_numbers = report["worst_noise_ratio"] is not None  # what is no number, no rounding makes
+    if report["verdict"] == "fail" and has_numbers and report["noise"]["ceiling"] is not None:
         yield "rounding", rounding(report), ""
     for diagnosis in report["diagnosis"]:
         yield from diagnosis_rows(diagnosis)
@@ -140,7 +144,7 @@ def beside_limit(worst: float | None, fails_from: float | None, own_limit: float
 def rounding(report: dict[str, Any]) -> str:
     """Return whether rounding could be all that is behind the worst row, and what to do."""
     worst, most = report["worst_noise_ratio"], times(report["noise"]["ceiling"])
-    if worst is None or worst > report["noise"]["ceiling"]:  # None: it is no number, which no rounding makes
+    if worst > report["noise"]["ceiling"]:
         return f"is not it: with every step at its worst it reaches {most}. Look for a bug, not for a finer type"
     text = f"would reach {most} if every step erred as far as it can and the same way; honest runs never come near that"
     finer = "" if report["precision"] == "float32" else "; in --precision float32 a bug stays and rounding goes"

@@ -19,7 +19,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ def entry() -> Entry:
 def make(options: Mapping[str, str]) -> "Function":
     """Return the engine of options["function"], "module:function". EngineError if there is no such function."""
     module, _, name = options["function"].partition(":")
+    unknown = [key for key in options if key != "function"]
+    if unknown:
+        raise EngineError(f"{options['function']} has no option {unknown[0]!r}: a function gets none")
+    if not module or not name:
+        raise EngineError(f"--engine {options['function']}: a function is named MODULE:FUNCTION")
     if module.endswith(".py"):
         path = Path(module)
         where = "" if path.parent == Path() else f", in the folder {path.parent}"
@@ -116,10 +121,14 @@ class Function:
         arguments = [self._argument(request) for request in requests]
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                values = list(self.function(str(self.settings.model), arguments))
+                returned = self.function(str(self.settings.model), arguments)
+                values = list(returned) if isinstance(returned, Iterable) else None
         except (Exception, SystemExit) as error:  # the user's code may raise anything
             message = f"{type(error).__name__}: {error}{_raised_at(error)}"
             return [EngineResponse(error=message, raw=traceback.format_exc())] * len(requests)
+        if values is None or isinstance(returned, (Mapping, str)):
+            wrong = f"it returned {type(returned).__name__}, not a list of {len(requests)} dicts, one for each request"
+            return [EngineResponse(error=wrong, raw=repr(returned)[:1000])] * len(requests)
         if len(values) != len(requests):
             wrong = f"{len(values)} answers to {len(requests)} requests"
             return [EngineResponse(error=wrong, raw=repr(values)[:1000])] * len(requests)

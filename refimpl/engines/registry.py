@@ -9,6 +9,7 @@ imported only when somebody names such an engine.
 import importlib
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..loading.suggestion import did_you_mean
@@ -73,6 +74,8 @@ def make(name: str, options: Mapping[str, str]) -> Engine:
         return _module(MODULES["module:function"]).make({**options, "function": name})
     if name.endswith(".py"):
         raise EngineError(f"{name} is a file: --engine names a function in it, {name.removesuffix('.py')}:FUNCTION")
+    if Path(f"{name.replace('.', '/')}.py").is_file():
+        raise EngineError(f"{name} is a module: --engine names a function in it, {name}:FUNCTION")
     names = [*(key for key, path in MODULES.items() if _exists(path)), *names]
     meant = did_you_mean(name, names)
     raise EngineError(

@@ -62,6 +62,19 @@ def fewer(model_dir, requests):
 def shorter(model_dir, requests):
     return [{"logits": f["logits"][:, :-1], "token_ids": f["token_ids"]} for f in right(model_dir, requests)]
 
+def all_nan(model_dir, requests):
+    return [{"logits": f["logits"] * np.nan, "token_ids": f["token_ids"]} for f in right(model_dir, requests)]
+
+def scores(model_dir, requests):
+    return [{"logprobs": f["logits"], "token_ids": f["token_ids"]} for f in right(model_dir, requests)]
+
+def none(model_dir, requests):
+    for r in requests:
+        pass
+
+def one(model_dir, requests):
+    return right(model_dir, requests[:1])[0]
+
 def nothing(model_dir, requests):
     return [{} for _ in requests]
 
@@ -131,7 +144,11 @@ def test_what_a_failure_leaves_in_the_temporary_folder_is_said(capsys: pytest.Ca
     [
         ("nan", "nan for token 0 in row 0"),
         ("fewer", "answers to"),
-        ("shorter", "numbers of shape"),
+        ("shorter", "numbers where the vocabulary has"),
+        ("all_nan", "every number is nan"),
+        ("scores", "are the logprobs logits?"),
+        ("none", "it returned NoneType, not a list of"),
+        ("one", "it returned dict, not a list of"),
         ("nothing", "expected a dict with token_ids, logits, logprobs"),
         ("misspelt", "unknown key 'logit'"),
         ("raises", "MemoryError: out of pages"),
@@ -153,6 +170,9 @@ def test_an_answer_that_is_none_fails(capsys: pytest.CaptureFixture[str], mine: 
         (["--engine", "no_such_module:f"], "No module named 'no_such_module'"),
         (["--engine", "mine_under_test:absent"], "has no absent"),
         (["--engine", "mine_under_test:number"], "not a function"),
+        (["--engine", "mine_under_test:right", "--option", "x=1"], "has no option 'x': a function gets none"),
+        (["--engine", "mine_under_test:"], "a function is named MODULE:FUNCTION"),
+        (["--engine", "mine_under_test"], "is a module: --engine names a function in it, mine_under_test:FUNCTION"),
         (["--engine", "numpy", "--cases", "-1"], "--cases -1 must be 0 or more"),
         (["--engine", "numpy", "--cases", "0", "--sequences", "0"], "nothing would be asked"),
         (["--engine", "numpy", "--budget", "0"], "--budget 0.0"),

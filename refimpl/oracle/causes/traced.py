@@ -12,6 +12,7 @@ from .find import common_value
 from .follow import Followed, follow
 from .kept import OF_ANOTHER, follow_kept
 from .measures import factor
+from .merged import merged_sources
 from .mistakes import Mistake
 from .mix_up import OF_THE_CACHE, Source
 from .stored import WITHOUT_DELTA, follow_stored
@@ -49,7 +50,9 @@ class Request:
     @cached_property
     def families(self) -> dict[str, list[Source]]:
         """Sources by their family."""
-        return families_of(self.as_it_came.suspect)
+        suspect, line = self.as_it_came.suspect, self.as_it_came.line
+        earlier = line.batches[: self.as_it_came.number] if line else []
+        return families_of(suspect) | {one.key: [one] for one in merged_sources(earlier, suspect.testbed.wide)}
 
     @property
     def sources(self) -> list[tuple[str, Source]]:

@@ -72,9 +72,10 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
     """Let the processes that start in the block not hear Ctrl-C from their first moment on, as they inherit that.
 
     A terminal sends it to all processes of a command; what it means is the first one's to say, which hears it when the
-    block ends."""
+    block ends. So it is with the alarm at the end of a budget (watchdog.py): a process that was half started would say
+    that what it was sent is truncated."""
     if hasattr(signal, "pthread_sigmask"):
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGALRM})
         try:
             yield
         finally:

@@ -85,19 +85,34 @@ def view(response: EngineResponse, exact: Array) -> View:
         return _top(response, exact)
     values = response.logits if response.logits is not None else response.logprobs
     assert values is not None
-    if values.ndim != 2 or values.shape != exact.shape:
-        raise Unreadable(f"numbers of shape {list(values.shape)} where {list(exact.shape)} were expected")
+    if values.ndim != 2 or values.shape[1] != exact.shape[1]:
+        raise Unreadable(f"rows of {values.shape[-1]} numbers where the vocabulary has {exact.shape[1]}")
+    if len(values) != len(exact):
+        raise Unreadable(f"{len(values)} rows where {len(exact)} were expected")
     values = np.asarray(values, np.float64)
     _check_finite(values, exact)
+    if response.logits is None:
+        _check_probabilities(np.exp(values).sum(axis=1))
     shown = np.isfinite(exact)
     return View(centred(values, shown), shown, logprobs=response.logits is None)
 
 
 def _check_finite(values: Array, exact: Array) -> None:
     wrong = np.isnan(values) | (np.isinf(values) & np.isfinite(exact))
+    if wrong.all():
+        raise Unreadable(f"every number is {values[0, 0]}")
+    if wrong[-1].all() and not wrong[:-1].any():
+        raise Unreadable(f"every number of the last row is {values[-1, 0]}")
     if wrong.any():
         row, token = (int(i) for i in np.argwhere(wrong)[0])
         raise Unreadable(f"{values[row, token]} for token {token} in row {row} ({int(wrong.sum())} such numbers)")
+
+
+def _check_probabilities(sums: Array) -> None:
+    """What a type of few bits rounds does not make twice as many of them."""
+    wrong = np.flatnonzero(~((sums > 0.5) & (sums < 2)))
+    if len(wrong):
+        raise Unreadable(f"the probabilities of row {wrong[0]} sum to {sums[wrong[0]]:.3g}: are the logprobs logits?")
 
 
 def _top(response: EngineResponse, exact: Array) -> View:
