@@ -12,6 +12,7 @@ from ..oracle.noise.precision import TYPES
 from ..oracle.reports.result import CampaignSettings
 
 QUICK_CASES, QUICK_SEQUENCES = 8, 4  # of --quick: more of either makes it slower, and a pass worth more
+QUICK_SECONDS = 15.0  # of the processor, in which it looks for a cause; more: slower, and more are found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--quick",
         action="store_true",
-        help=f"{QUICK_CASES} batches, {QUICK_SEQUENCES} sequences, --no-power: for a class, and the CI of an engine",
+        help=f"{QUICK_CASES} batches, {QUICK_SEQUENCES} sequences, --no-power, {QUICK_SECONDS:g} s for a cause: "
+        "for a class, and the CI of an engine",
     )
     add(
         "--without",
@@ -123,6 +125,7 @@ def campaign_settings(args: argparse.Namespace) -> CampaignSettings:
         families(args),
         args.ray is not None,
         below=not (args.no_power or args.quick or blind),  # the power is a list of names, which has this one
+        cause_seconds=QUICK_SECONDS if args.quick else None,
         name_bug=not blind,
     )
 

@@ -23,6 +23,8 @@ from ..oracle.reports.result import PlayedCase, worst_row
 from ..tools.units import human_bytes
 
 COLOURS = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
+YOURS, OURS = "steps of yours", "steps of ours"  # what --engine learn says of itself (learn/your_engine.py)
+SILENCE = 10.0  # seconds, after which it is said what a cause is looked for in
 SYMPTOMS = 8  # that are printed; the JSON has all
 
 
@@ -34,7 +36,7 @@ class Screen(Observer):
         columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.tasks: dict[str, Any] = {}
-        self.began = time.monotonic()
+        self.began = self.said = time.monotonic()
         self.base = ""  # of several, the one that is asked about
 
     def __enter__(self) -> "Screen":
@@ -64,12 +66,17 @@ class Screen(Observer):
         count = f"{failed} of {len(played)} cases fail" if failed else f"none of {len(played)} cases fails"
         self.say(f"{self.base}{count}; worst row {beside_limit(*(x if math.isfinite(x) else None for x in numbers))}")
 
+    def look(self, what: str) -> None:
+        if not self.console.is_terminal and time.monotonic() > self.said + SILENCE:
+            self.say(f"looking for the cause ... {what}")
+
     def shrink(self, smallest: str) -> None:
         self.say(f"smallest failing case: {smallest}")
 
     def say(self, line: str) -> None:
         """Print a line with the seconds since the beginning."""
-        self.console.print(Text(f"[{time.monotonic() - self.began:5.1f} s] {one_line(line)}"), soft_wrap=True)
+        self.said = time.monotonic()
+        self.console.print(Text(f"[{self.said - self.began:5.1f} s] {one_line(line)}"), soft_wrap=True)
 
 
 def show(console: Console, report: dict[str, Any], page: Path | None, in_pytest: bool = False) -> None:
@@ -104,6 +111,9 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         f"{report['passed']} of {report['cases']} passed, {report['failed']} failed, {report['undecided']} undecided"
     )
     yield "cases", f"{counts}; {report['unasked']}" if report["unasked"] else counts, ""
+    of_engine = report["environment"]
+    if YOURS in of_engine:  # a learner's
+        yield "yours", of_engine[YOURS] + (f"; ours stands in for {of_engine[OURS]}" if of_engine[OURS] else ""), ""
     if report["smallest_in_words"]:
         yield "smallest", report["smallest_in_words"], "bold"
     if report["cause"]:

@@ -9,7 +9,7 @@ from rich.text import Text
 from .. import tiny
 from ..errors import LoracleError
 from ..learn.folder import course_folder
-from ..learn.your_engine import Step, fillable, ops_of, passed_steps
+from ..learn.your_engine import Step, ops_of, passed_steps, remaining
 from ..loading.model_folder import load_model
 from ..request import Request
 from ..streaming import generate
@@ -33,7 +33,11 @@ def engine(args: argparse.Namespace) -> int:
     if args.json:
         outputs = generate(model, requests, ops=ops)
         texts = [{"adapter": name, "text": output.text} for name, output in zip(names, outputs, strict=True)]
-        print(json.dumps({"yours": fields_by_exercise(steps), "ours": remaining(steps), "texts": texts}))
+        print(
+            json.dumps(
+                {"yours": fields_by_exercise(steps), "ours": [one.name for one in remaining(steps)], "texts": texts}
+            )
+        )
         return 0
     console = Console()
     for line in whose(steps):
@@ -52,17 +56,10 @@ def whose(steps: list[Step]) -> list[str]:
     lines = [f"yours  {', '.join(each.fields)} ({each.exercise.name})" for each in steps]
     if not steps:
         lines = ["No step is yours yet: this is Loracle's own engine."]
-    return lines + (
-        [f"ours   everything else; not passed yet: {', '.join(remaining(steps))}"] if remaining(steps) else []
-    )
+    ours = ", ".join(one.name for one in remaining(steps))
+    return [*lines, f"ours   everything else; not passed yet: {ours}"] if ours else lines
 
 
 def fields_by_exercise(steps: list[Step]) -> dict[str, list[str]]:
     """Return the fields of Ops that each exercise fills."""
     return {each.exercise.name: list(each.fields) for each in steps}
-
-
-def remaining(steps: list[Step]) -> list[str]:
-    """Return the exercises that would fill a field of Ops and are not passed."""
-    passed = {each.exercise.name for each in steps}
-    return [exercise.name for exercise in fillable() if exercise.name not in passed]

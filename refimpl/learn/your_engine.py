@@ -3,7 +3,7 @@
 `loracle learn engine` serves the demo with it, and `loracle check --engine learn` holds it against the reference.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .verdict import PASSED
 _passed: dict[tuple[str, str], bool] = {}  # (exercise, SHA-256 of the file): a campaign makes the engine many times
 
 NAME = "learn"
+YOURS, OURS = "steps of yours", "steps of ours"  # what the engine says of itself
 WHAT = "what you passed in `loracle learn`, in our own engine (--option folder=DIR)"
 
 
@@ -93,19 +94,52 @@ def entry() -> Entry:
     return Entry(NAME, WHAT, CAPABILITIES, missing)
 
 
+class YourEngine(Ours):
+    """An engine that says which of its steps are whose."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        super().__init__(lambda: ops_of(steps))
+        self.steps = steps
+
+    def versions(self) -> dict[str, str]:
+        """Return whose the steps are."""
+        ours = [exercise.name for exercise in remaining(self.steps)]
+        yours = ", ".join(f"{', '.join(each.fields)} ({each.exercise.name})" for each in self.steps)
+        return super().versions() | {YOURS: yours, OURS: ", ".join(ours)}
+
+
+def remaining(steps: Collection[Step]) -> list[Exercise]:
+    """Return the exercises that are not in this engine: ours stand in their place."""
+    there = {each.exercise.name for each in steps}
+    return [exercise for exercise in fillable() if exercise.name not in there]
+
+
+def no_longer_passing(folder: Path, steps: Collection[Step]) -> list[Exercise]:
+    """Return the exercises that passed once, and do not as they are now."""
+    progress = read_progress(folder) or Progress()
+    return [exercise for exercise in remaining(steps) if progress.unit(exercise.name).passed]
+
+
 def make(options: Mapping[str, str]) -> Ours:
-    """Return the engine. EngineError where nothing is passed yet, or an option is unknown."""
+    """Return the engine. EngineError where nothing is passed yet, where something does not pass any more (it would be
+    right without the learner's own step), or an option is unknown."""
     options = dict(options)
     folder = options.pop("folder", None)
     if options:
         raise EngineError(f"{NAME} has no option {next(iter(options))!r}; it has folder")
+    course = course_folder(Path(folder) if folder else None)
     try:
-        steps = passed_steps(course_folder(Path(folder) if folder else None))
+        steps = passed_steps(course)
     except LoracleError as error:
         raise EngineError(str(error)) from None
+    for exercise in no_longer_passing(course, steps):
+        raise EngineError(
+            f"{place_in(course, exercise)} has changed since it passed, and does not pass any more: "
+            f"loracle learn check {exercise.name}"
+        )
     if not steps:
         raise EngineError("no step of the engine is passed yet: `loracle learn` says what to write")
-    return Ours(lambda: ops_of(steps))
+    return YourEngine(steps)
 
 
 def responsible(repro: Path, steps: Collection[Step]) -> list[Exercise]:

@@ -11,10 +11,11 @@ from concurrent.futures import Future
 
 from ..arrays import ceil_div
 from ..engines.interface import EngineError
+from . import cause as causes
 from .bugs import Mutant
 from .bugs.preconditions import is_applicable, spread
 from .bugs.registry import find_bug
-from .cause import SECONDS, cause_of, why_not_fitted
+from .cause import cause_of, why_not_fitted
 from .causes.statement import CauseReport
 from .context import Context
 from .diagnosis.candidate import Candidate, evaluate
@@ -185,7 +186,7 @@ def _cause(context: Context, played: Sequence[PlayedCase]) -> tuple[CauseReport 
     """Return the cause by a fit, and what went wrong in looking for it, or why nobody looked."""
     context.observer.advance("looking for the cause", 0, 1)
     try:
-        clock = Clock(SECONDS, context.end)
+        clock = Clock(context.settings.cause_seconds or causes.SECONDS, context.end, context.observer.look)
         cause = cause_of(context.driver, context.testbed, context.members, context.thresholds, played, clock)
         return cause, why_not_fitted(context.testbed) + clock.lines
     except EngineError as error:

@@ -21,5 +21,8 @@ class Observer:
     def judge(self, played: Sequence[PlayedCase], thresholds: Thresholds) -> None:
         """The verdicts on all cases are known; what is behind a failure is not, yet."""
 
+    def look(self, what: str) -> None:
+        """A cause is looked for, in this now."""
+
     def shrink(self, smallest: str) -> None:
         """The smallest failing case is known, in words."""

@@ -10,7 +10,8 @@ from refimpl.errors import LoracleError
 from refimpl.learn import your_engine
 from refimpl.learn.graders import lab_a_engine
 from refimpl.learn.graders.lab_a_engine import LAB, grade
-from refimpl.learn.verdict import NOT_ATTEMPTED, PASSED, WRONG
+from refimpl.learn.progress import Progress
+from refimpl.learn.verdict import NOT_ATTEMPTED, PASSED, WRONG, Verdict
 from refimpl.learn.your_engine import fillable, ops_of, passed_steps
 from refimpl.ops import NUMPY
 from refimpl.oracle import smallest
@@ -74,6 +75,21 @@ def test_what_only_looked_right_is_led_back_to_its_chapter(course: Path) -> None
     verdict = grade(course / "labs" / LAB.name)
     assert verdict.outcome == WRONG, verdict.text()
     assert verdict.lines[-1].startswith("It leads back to ch06_prefix_cache (prefix_key): with our own step")
+
+
+def test_a_step_that_passes_no_more_is_not_silently_replaced_by_ours(course: Path) -> None:
+    add_solution(course, "ch02_lora_delta")
+    progress = Progress()
+    for exercise in ("ch02_lora_delta", "ch06_prefix_key"):
+        progress.note(Verdict(exercise, PASSED))
+    progress.save(course)
+    engine = registry.make("learn", {"folder": str(course)})
+    assert engine.versions()["steps of yours"] == "lora_delta (ch02_lora_delta), prefix_key (ch06_prefix_key)"
+    assert engine.versions()["steps of ours"].startswith("ch")
+    file = course / "ch02_lora_delta.py"
+    file.write_text(file.read_text() + "\n\ndef lora_delta(y, *_):\n    y += 1\n")
+    with pytest.raises(EngineError, match="ch02_lora_delta.py has changed since it passed, and does not pass any more"):
+        registry.make("learn", {"folder": str(course)})
 
 
 def test_a_file_that_changed_since_it_passed_is_graded_again(course: Path) -> None:

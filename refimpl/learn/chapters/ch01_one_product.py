@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 1. One product and a patch
 #
-# You need: matrix products on paper, and `@` in NumPy. Time: 35 minutes. This chapter opens `refimpl/lora.py`
+# You need: matrix products on paper, and `@` in NumPy. Time: 35 minutes. This chapter opens `refimpl/adapter_slots.py`
 # (`adapter_scale`) and `refimpl/tools/merge.py` (`merged_weight`), and ends with a function of yours.
 #
 # To run it: `python chapters/ch01_one_product.py`, in your course's folder. The comments with `%%` in the script

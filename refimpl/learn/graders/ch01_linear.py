@@ -171,7 +171,7 @@ EXERCISE = Exercise(
     name="ch01_linear",
     title="One product and a patch",
     chapter="ch01_one_product",
-    opens=("refimpl/lora.py", "refimpl/tools/merge.py"),
+    opens=("refimpl/adapter_slots.py", "refimpl/tools/merge.py"),
     minutes=35,
     hints=(
         "Tokens are rows here, so that W x becomes x W^T: look at the shapes, and let the inner ones meet.",

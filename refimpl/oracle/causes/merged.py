@@ -26,14 +26,14 @@ def merged_sources(earlier: Sequence[Batch], adapters: Mapping[str, Adapter]) ->
     ]  # sums run by themselves
     alike = [some[0][0][0] for some in single if len(set(some)) == 1 and some[0]]
     alone = [some[0][0][0] for some, batch in zip(single, earlier, strict=True) if len(batch) == 1 and some and some[0]]
-    found = dict[tuple[str, ...], str]()
+    named = dict[tuple[str, ...], str]()
     merged = {"batch of one adapter alone": alike, "request that was alone in its batch": alone}
     for called, keys in merged.items():
-        found.setdefault(tuple(keys), called)
+        named.setdefault(tuple(keys), called)
     for called, keys in merged.items():
         linear = tuple(key for key in keys if _is_linear(adapters[key]))
-        found.setdefault(linear, f"{called}, if that has neither biases nor tables")
-    for some, called in found.items():
+        named.setdefault(linear, f"{called}, if that has neither biases nor tables")
+    for some, called in named.items():
         for which, of_these in (("each", some), ("the last", some[-1:])):
             if of_these:
                 words = f"the delta of the adapter of {which} earlier {called},"

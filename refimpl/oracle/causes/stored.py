@@ -74,27 +74,27 @@ def _along(
         return walk.compute([Copy(start, stored[:start], own[start:end])], terms, into)
 
     prompt, possible_states = len(walk.suspect.exchange.request.prompt_ids), states_of(cause, options)
-    made, worst, start, last = list[State](), 0.0, 0, 0
+    states, worst, start, last = list[State](), 0.0, 0, 0
     while start < walk.tokens:
         end = prompt if start < prompt else start + 1
         ratios = {one: walk.ratios(np.arange(start, end), compute(start, end, one)) for one in possible_states}
         lengths = {one: int(np.append(of < limit, False).argmin()) for one, of in ratios.items()}
         state = max(lengths, key=lambda one: lengths[one])
         if not lengths[state]:  # wrong with its own keys, and as the first token of a step
-            possible = _possible(made, place, first, start)
+            possible = _possible(states, place, first, start)
             return Followed(possible, worst, start, Line(tuple(stored[:start]), possible, state, worst))
         worst = max(worst, float(ratios[state][: lengths[state]].max()))
         last, start = start, start + lengths[state]
         compute(last, start, state)
         compute(last, start, state, into=stored[last:start])
-        made += [state] * lengths[state]
-    return Followed(_possible(made, place, first, last), worst)
+        states += [state] * lengths[state]
+    return Followed(_possible(states, place, first, last), worst)
 
 
-def _possible(made: Sequence[State], place: int, first: int, last: int) -> tuple[frozenset[State], ...]:
+def _possible(states: Sequence[State], place: int, first: int, last: int) -> tuple[frozenset[State], ...]:
     """Return how each token may have been computed. last: the token from which on no step has read what was stored."""
     possible = []
-    for t, state in enumerate(made):
+    for t, state in enumerate(states):
         stored = (FAMILY, "") if t >= last else (FAMILY,) if t >= first else ("",)
         possible.append(frozenset((*state[:place], one, *state[place + 1 :]) for one in stored))
     return tuple(possible)

@@ -2,14 +2,16 @@
 
 import math
 import time
+from collections.abc import Callable
 
 
 class Clock:
     """Runs from when it is made. What there was no time for is kept, to be said."""
 
-    def __init__(self, seconds: float, end: float = math.inf) -> None:
-        """seconds: of this process's processor time. end: of the whole command, by time.monotonic()."""
-        self._until, self.end = time.process_time() + seconds, end
+    def __init__(self, seconds: float, end: float = math.inf, hear: Callable[[str], None] | None = None) -> None:
+        """seconds: of this process's processor time. end: of the whole command, by time.monotonic(). hear: is told what
+        there is time for, as it begins."""
+        self.whole, self._until, self.end, self._hear = seconds, time.process_time() + seconds, end, hear
         self.left_out: list[str] = []
 
     @property
@@ -20,6 +22,8 @@ class Clock:
     def is_late(self, what: str) -> bool:
         """Is no time left for this? Then it is left out."""
         if self.seconds > 0:
+            if self._hear is not None:
+                self._hear(what)
             return False
         if what not in self.left_out:
             self.left_out.append(what)

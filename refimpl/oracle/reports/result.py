@@ -32,6 +32,7 @@ class CampaignSettings:
     families: tuple[str, ...] = ()  # of random bases, by model_type: these, each alike; none: those of the engine
     ray: bool = False  # the numbers are made by tasks of the Ray cluster (ray_cluster.py), not by worker processes
     below: bool = True  # look below the noise, and state the power
+    cause_seconds: float | None = None  # of the processor, in which a cause is looked for; None: those of cause.py
     name_bug: bool = True  # of a failure, look for the bug that does the same; without, the symptoms are all
 
 
