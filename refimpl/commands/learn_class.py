@@ -73,9 +73,8 @@ def show_report(console: Console, result: Report) -> None:
             wrong.add_row(Text(row.who), Text(row.unit), Text(what), str(row.tries), str(row.hints))
     if wrong.row_count:
         console.print(wrong)
-    nothing = (
-        "Nothing went wrong." if any(row.outcome != NOT_ATTEMPTED for row in result.rows) else "Nothing to grade yet."
-    )
+    attempted = any(row.outcome != NOT_ATTEMPTED for row in result.rows)
+    nothing = "Nothing went wrong." if attempted else "Nothing was handed in yet."
     console.print(Text("What to talk about next", style="bold") if result.topics else Text(nothing))
     for topic in result.topics:
         console.print(Text(f"  {topic.line}"), soft_wrap=True)

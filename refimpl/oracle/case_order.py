@@ -8,7 +8,7 @@ import numpy as np
 
 from ..engines.interface import Capabilities, Settings
 from .cases import scenarios
-from .cases.batches import draw_batch, draw_pair, draw_sums
+from .cases.batches import draw_batch, draw_long, draw_pair, draw_sums
 from .cases.case import Case
 from .cases.testbed import Testbed
 from .cases.testbed import settings as testbed_settings
@@ -40,12 +40,15 @@ def cases_of(
 
 
 def batch(testbed: Testbed, capabilities: Capabilities, seed: int, i: int) -> Case:
-    """Return batch i of a seed: of eight, one of an adapter and the base alone, and one of sums where there are any."""
+    """Return batch i of a seed: of eight, one of an adapter and the base alone, one with a long prompt, and one of sums
+    where there are any."""
     rng, name = np.random.default_rng([seed, i, 1]), f"batch {i}"
     if i % 8 == 3:
         return draw_pair(testbed, rng, name)
-    sums = draw_sums(testbed, rng, name) if i % 8 == 7 and "sums" in capabilities.features else None
-    return sums or draw_batch(testbed, capabilities, rng, name)
+    case = draw_long(testbed, rng, name) if i % 8 == 5 else None
+    if i % 8 == 7 and "sums" in capabilities.features:
+        case = draw_sums(testbed, rng, name)
+    return case or draw_batch(testbed, capabilities, rng, name)
 
 
 def sequences_of(campaign: CampaignSettings, capabilities: Capabilities) -> int:

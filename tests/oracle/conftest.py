@@ -6,5 +6,4 @@ TIMES = 5
 
 cause.SECONDS *= TIMES
 cause.SCHEDULES *= TIMES
-explain.SECONDS *= TIMES
 explain.SEARCHING *= TIMES

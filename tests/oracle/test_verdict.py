@@ -106,7 +106,7 @@ def test_answers_of_the_wrong_shape_fail_with_a_reason() -> None:
         (dataclasses.replace(e.response, token_ids=(*e.response.token_ids, 1)), "tokens where"),
         (dataclasses.replace(e.response, token_ids=(999,) * e.request.max_new_tokens), "token 999"),
         (dataclasses.replace(e.response, logits=e.response.logits[:-2]), "rows"),
-        (dataclasses.replace(e.response, logits=e.response.logits[:, :-1]), "shape"),
+        (dataclasses.replace(e.response, logits=e.response.logits[:, :-1]), "the vocabulary has"),
         (dataclasses.replace(e.response, logits=None, top=[{0: float("nan")}] * len(e.response.logits)), "no number"),
         (dataclasses.replace(e.response, logits=None, top=[{99: -1.0}] * len(e.response.logits)), "token 99"),
         (dataclasses.replace(e.response, logits=None, top=[{}] * len(e.response.logits)), "no token"),

@@ -8,7 +8,9 @@ from ...config import EMBED, LM_HEAD
 from ...engines.interface import Capabilities, EngineRequest
 from ...errors import LoracleError
 from .case import Case, Run, vocab_size_of
-from .testbed import Testbed
+from .testbed import Testbed, settings
+
+LONG = 64  # tokens, of which kernels make a tile and schedulers a chunk
 
 
 def draw_batch(
@@ -39,6 +41,20 @@ def draw_pair(testbed: Testbed, rng: np.random.Generator, name: str, longest: in
     new = int(rng.integers(3, 7))
     requests = _requests([chosen[i] for i in rng.permutation(len(chosen))], new, testbed, rng, longest)
     return Case(name, (Run(tuple(requests)),))
+
+
+def draw_long(testbed: Testbed, rng: np.random.Generator, name: str) -> Case | None:
+    """Return a batch with a prompt of more than LONG tokens beside short ones: a buffer may end there. None where texts
+    may not be so long."""
+    new = int(rng.integers(2, 5))
+    longest = settings(testbed).max_length - new
+    if longest <= LONG:
+        return None
+    keys = [str(key) for key in rng.permutation(list(testbed.paths))[:2]]
+    short = _requests([*keys[1:], None], new, testbed, rng, 8)
+    prompt = random_prompt(rng, int(rng.integers(LONG + 1, longest + 1)), testbed.model.config.vocab_size, testbed)
+    requests = [EngineRequest(prompt, keys[0], new), *short]
+    return Case(name, (Run(tuple(requests[i] for i in rng.permutation(len(requests)))),))
 
 
 def draw_sums(testbed: Testbed, rng: np.random.Generator, name: str, longest: int = 20) -> Case | None:

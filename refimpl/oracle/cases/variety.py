@@ -9,15 +9,18 @@ chance, so that any two meet in most campaigns; so do any two modules that diffe
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
 from ...adapter import Adapter, PeftConfig
-from ...config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Rope
+from ...config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Module, Rope, module_name
 from ...engines.interface import Capabilities
 from ...errors import LoracleError
 from ...synthetic.adapters import gain_of, random_adapter, with_own_biases, with_own_layers
 from ...weights import Model
+
+N = TypeVar("N", int, float)
 
 RANKS = (6, 3, 20, 5, 8, 12, 18)
 TURNS = 4  # of random_config
@@ -102,7 +105,7 @@ def random_adapters(
     if not modules:
         raise LoracleError(f"no module of the model's layers is among {', '.join(capabilities.modules)}")
     top = [module[1] for module in (EMBED, LM_HEAD) if module[1] in capabilities.modules]
-    chance = rng.spawn(1)[0]  # so that features do not change the numbers of a base's first adapter
+    chance, keys = rng.spawn(2)  # so that features do not change the numbers of a base's first adapter
     adapters = []
     for i in range(count):
         has = _features(i, capabilities.features, config, chance if combined else None)
@@ -116,8 +119,8 @@ def random_adapters(
             r,
             lora_alpha=float(r * rng.choice([0.5, 1.7, 2.0, 3.0])),
             use_rslora="rslora" in has,
-            rank_pattern=_ranks(r, most, config, chance) if "rank_pattern" in has else {},
-            alpha_pattern=_alphas(r, config, chance) if "alpha_pattern" in has else {},
+            rank_pattern=_by_layer(_ranks(r, most, config, chance), config, keys) if "rank_pattern" in has else {},
+            alpha_pattern=_by_layer(_alphas(r, config, chance), config, keys) if "alpha_pattern" in has else {},
             target_modules=(*targets, *ends),
             lora_bias="lora_bias" in has,
         )
@@ -189,6 +192,25 @@ def _alphas(r: int, config: ModelConfig, chance: np.random.Generator) -> dict[st
     names = _patterned([group[1] for group in _fused(config)], config, chance)
     factors = chance.permutation(FACTORS)
     return {name: float(factor) * r for name, factor in zip(names, factors, strict=False)}
+
+
+def _by_layer(pattern: dict[str, N], config: ModelConfig, chance: np.random.Generator) -> dict[str, N]:
+    """Return the pattern, half of the time with paths of single layers beside its names: one before them, which counts,
+    with the value of another name, and one behind them, which does not, for the first that matches does (PEFT's
+    get_pattern_key). Of experts the paths differ from one version of PEFT to another."""
+    modules = [module for module in config.modules() if module[0] >= 0 and module[1] in pattern]
+    if config.moe is not None or len(modules) < 2 or len(set(pattern.values())) < 2 or chance.random() >= OFTEN:
+        return pattern
+    first, last = (modules[i] for i in chance.permutation(len(modules))[:2])
+
+    def path(module: Module) -> str:
+        return module_name(module) if chance.random() < OFTEN else module_name(module).removeprefix("model.")
+
+    def another(module: Module) -> N:
+        others = [value for value in pattern.values() if value != pattern[module[1]]]
+        return others[int(chance.integers(len(others)))]
+
+    return {path(first): another(first), **pattern, path(last): another(last)}
 
 
 def _patterned(sure: Sequence[str], config: ModelConfig, chance: np.random.Generator) -> list[str]:
