@@ -36,6 +36,7 @@ from .check_arguments import (
     adapters,
     add_arguments,
     campaign_settings,
+    check_replay,
     engine_options,
     make_writable,
     pairs,
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         return reveal(args)
     if args.engine is None and args.replay is None:
         raise RequestError("give --engine NAME (`loracle engines` lists them), or --replay FOLDER")
+    if args.replay is not None:
+        check_replay(args)
     budget, out = seconds(args), sys.stdout  # an engine that is a function has another one while it is asked
     if args.report is not None:
         make_writable(args.report)
@@ -74,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:  # before there was anything to judge
             if watch.stopped_by == BUDGET:
                 raise EngineError(watch.why()) from None
+            print(f"loracle check: {watch.why()}, before anything was known", file=sys.stderr)
             raise
     report = write(result, engine, repro, args)
     if engine == "learn" and result.verdict == "fail":

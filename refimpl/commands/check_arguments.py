@@ -1,6 +1,7 @@
 """What `loracle check` is told: its flags, and what they mean to a campaign. RequestError for what makes none."""
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from ..oracle.noise.precision import TYPES
 from ..oracle.reports.result import CampaignSettings
 
 QUICK_CASES, QUICK_SEQUENCES = 8, 4  # of --quick: more of either makes it slower, and a pass worth more
+LEAST_BUDGET = 0.1  # seconds
+MOST_JOBS = 8  # processes for each processor of this machine; more: they only wait for one another
+OF_CAMPAIGNS = ("cases", "sequences", "adapter", "quick", "without", "families", "ray", "resume")  # not of --replay
 QUICK_SECONDS = 15.0  # of the processor, in which it looks for a cause; more: slower, and more are found
 
 
@@ -95,9 +99,16 @@ def make_writable(folder: Path) -> None:
 
 def seconds(args: argparse.Namespace) -> float | None:
     """Return the budget; RequestError if it is none."""
-    if args.budget is not None and not args.budget > 0:
-        raise RequestError(f"--budget {args.budget} must be more than 0 seconds")
+    if args.budget is not None and not args.budget >= LEAST_BUDGET:
+        raise RequestError(f"--budget {args.budget} must be {LEAST_BUDGET:g} seconds or more")
     return args.budget
+
+
+def check_replay(args: argparse.Namespace) -> None:
+    """RequestError where something is said of a campaign beside --replay, which asks what was kept."""
+    for name in OF_CAMPAIGNS:
+        if getattr(args, name):
+            raise RequestError(f"--replay asks what was kept, and --{name} is for something else")
 
 
 def campaign_settings(args: argparse.Namespace) -> CampaignSettings:
@@ -106,9 +117,11 @@ def campaign_settings(args: argparse.Namespace) -> CampaignSettings:
         args.cases = QUICK_CASES if args.quick else 50
     if args.sequences is None:
         args.sequences = QUICK_SEQUENCES if args.quick else 30
-    for name, least in (("cases", 0), ("sequences", 0), ("jobs", 1), ("ray_engines", 1)):
+    for name, least in (("cases", 0), ("sequences", 0), ("jobs", 1), ("ray_engines", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise RequestError(f"--{name.replace('_', '-')} {getattr(args, name)} must be {least} or more")
+    if args.jobs > MOST_JOBS * (os.cpu_count() or 1):
+        raise RequestError(f"--jobs {args.jobs}: this machine has {os.cpu_count()} processors")
     if args.ray is None and (args.ray_engines > 1 or args.ray_resources):
         raise RequestError("--ray-engines and --ray-resources are for --ray ADDRESS|local")
     if args.cases + args.sequences == 0:

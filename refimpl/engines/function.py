@@ -72,11 +72,15 @@ def make(options: Mapping[str, str]) -> "Function":
     try:
         with contextlib.redirect_stdout(sys.stderr):
             namespace = importlib.import_module(module)
-        function = getattr(namespace, name)
     except ImportError as error:
         raise EngineError(f"{options['function']}: {error}") from None
     except SystemExit as error:
         raise EngineError(f"{options['function']}: module {module} exits with {error} when it is imported") from None
+    except Exception as error:  # the user's code may raise anything
+        what = f"{type(error).__name__}: {error}{_raised_at(error)}"
+        raise EngineError(f"{options['function']}: importing {module} raises {what}") from None
+    try:
+        function = getattr(namespace, name)
     except AttributeError:
         meant = did_you_mean(name, vars(namespace))
         raise EngineError(f"{options['function']}: module {module} has no {name}{meant}") from None
@@ -179,7 +183,12 @@ def _raised_at(error: BaseException) -> str:
 def _response(request: EngineRequest, value: Any) -> EngineResponse:
     """What the function returned for one request, read as far as it can be."""
     if not isinstance(value, Mapping) or not set(value) & set(KEYS):
-        wrong = f"expected a dict with {', '.join(KEYS)}, not {type(value).__name__}"
+        there = (
+            f"one with {', '.join(map(repr, value)) or 'nothing'}"
+            if isinstance(value, Mapping)
+            else type(value).__name__
+        )
+        wrong = f"expected a dict with {', '.join(KEYS)}, not {there}"
         return EngineResponse(error=wrong, raw=repr(value)[:1000])
     unknown = sorted(set(value) - set(KEYS))
     if unknown:

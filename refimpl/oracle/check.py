@@ -13,6 +13,7 @@ from ..engines.known_defects import applicable, match, read_failures, unexpected
 from .bases import joined, not_asked, shares
 from .campaign import Campaign
 from .case_order import sequences_of
+from .cases.needs import missing
 from .cases.testbed import build
 from .cases.variety import KINDS
 from .diagnosis.power import DETECTED
@@ -140,6 +141,8 @@ def replay(
         sys.path.append(repro.module_folder)
     if engine is not None:
         repro = replace(repro, engine=engine, options=dict(options or {}))
+        if less := missing(repro.case, repro.testbed, make(engine, repro.options).capabilities):
+            raise EngineError(f"this case needs {', '.join(less)}, and {engine} does not declare that")
     with (watch or Watchdog()).asking(f"asked {repro.case.name}"):
         testbed, case, exchanges = play_again(repro, make)
     ratios, _ = measure(case, exchanges, testbed, ensemble(testbed.dtype))

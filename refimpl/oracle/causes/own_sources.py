@@ -1,14 +1,14 @@
 """The request's own delta, and other factors before it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from ...adapter import PeftConfig
+from ...adapter import PeftConfig, lora_alpha_of, pattern_value
 from ...adapter_slots import LoraWeights
 from ...arrays import DTYPES, Array
-from ...config import EMBED
+from ...config import EMBED, module_name
 from .mix_up import PARTNERS, Delta, Point, Source, full_delta
 
 
@@ -132,6 +132,23 @@ def pattern_sources(key: str, config: PeftConfig) -> Iterator[Source]:
     for what, alpha, rank in (("lora_alpha", True, False), ("r", False, True), ("lora_alpha and r", True, True)):
         words = f"its own delta scaled by its config's {what}, whatever its patterns say"
         yield Source(f"scale of the config's {what}", words, at(alpha, rank), "instead", 3.5)
+    first = config.alpha_pattern
+    readings = {
+        "the last key of its alpha_pattern that matches": dict(list(first.items())[::-1]),
+        "those keys of its alpha_pattern alone that are no paths": {k: v for k, v in first.items() if "." not in k},
+    }
+    for what, pattern in readings.items():
+        words = f"its own delta scaled by {what}, not by the first that matches,"
+        yield Source(f"alpha by {what}", words, _read_by(key, config, pattern), "instead", 3.5)
+
+
+def _read_by(key: str, config: PeftConfig, pattern: Mapping[str, float]) -> Delta:
+    def delta(point: Point) -> Array | None:
+        lora, name = point.of(key), module_name(point.module)
+        wrong = pattern_value(pattern, name, config.lora_alpha) / lora_alpha_of(config, point.module)
+        return None if lora is None or wrong == 1 else full_delta(point.x, lora) * (wrong - 1)
+
+    return delta
 
 
 def but_for_its_bias(key: str, source: Source) -> Source:

@@ -206,7 +206,8 @@ def _fitted_scales(samples: Sequence[Sample], testbed: Testbed, candidates: Sequ
 
 
 def _confined(candidate: Candidate) -> Candidate | None:
-    """Return the same bug in the requests of some adapters only, if the others have nothing of it."""
+    """Return the same bug in the requests of some adapters only, if the others have nothing of it. Not in a single
+    request: that says nothing of its adapter."""
     names = sorted(
         {term.adapter for terms in candidate.terms for term in terms if term is not None and term.adapter is not None}
     )
@@ -215,7 +216,8 @@ def _confined(candidate: Candidate) -> Candidate | None:
     full = [
         name for name, projection in hit.items() if _is_one(projection, 1.0) and abs(projection.score) > limit(len(hit))
     ]
-    if not full or len(full) == len(hit):
+    of_them = [term for terms in candidate.terms for term in terms if term is not None and term.adapter in full]
+    if len(of_them) < 2 or len(full) == len(hit):
         return None
     by_case = [
         [term if term is None or term.adapter in full else without(term) for term in terms] for terms in candidate.terms
