@@ -111,6 +111,10 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         f"{report['passed']} of {report['cases']} passed, {report['failed']} failed, {report['undecided']} undecided"
     )
     yield "cases", f"{counts}; {report['unasked']}" if report["unasked"] else counts, ""
+    asked = report["asked"]
+    if report["verdict"] == "pass":
+        longest = f"of up to {asked['longest']} tokens, up to {asked['together']} of them at once"
+        yield "asked", f"{asked['requests']} requests {longest}", ""
     of_engine = report["environment"]
     if YOURS in of_engine:  # a learner's
         yield "yours", of_engine[YOURS] + (f"; ours stands in for {of_engine[OURS]}" if of_engine[OURS] else ""), ""
@@ -120,7 +124,9 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield from cause_rows(report["cause"], [diagnosis["name"] for diagnosis in report["diagnosis"]])
     if report["worst_noise_ratio"] is not None or report["noise"]["ceiling"] is not None:  # some row had numbers
         limits = report["noise"]["fails_from"], report["worst_fails_from"]
-        yield "worst row", beside_limit(report["worst_noise_ratio"], *limits), ""
+        together = report["verdict"] == "fail" and (limits[0] or 0) > (report["worst_noise_ratio"] or math.inf)
+        text = "; no row fails by itself, but all of an answer together" if together else ""
+        yield "worst row", beside_limit(report["worst_noise_ratio"], *limits) + text, ""
     has_numbers = report["worst_noise_ratio"] is not None  # what is no number, no rounding makes
     if report["verdict"] == "fail" and has_numbers and report["noise"]["ceiling"] is not None:
         yield "rounding", rounding(report), ""

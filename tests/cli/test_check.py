@@ -15,7 +15,17 @@ from refimpl.commands.check_screen import rounding
 BASE = ("--model", str(small_testbed().folder))
 QUICK = (*BASE, "--cases", "3", "--sequences", "0", "--jobs", "1", "--no-power")
 KEYS = (
-    *("verdict", "cases", "passed", "failed", "undecided", "worst_noise_ratio", "worst_fails_from", "diagnosis"),
+    *(
+        "verdict",
+        "cases",
+        "passed",
+        "failed",
+        "undecided",
+        "worst_noise_ratio",
+        "worst_fails_from",
+        "diagnosis",
+        "asked",
+    ),
     "symptoms",
     *("first_divergence", "findings", "power", "repro", "environment"),
 )

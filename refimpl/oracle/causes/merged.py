@@ -36,7 +36,7 @@ def merged_sources(earlier: Sequence[Batch], adapters: Mapping[str, Adapter]) ->
     for some, called in named.items():
         for which, of_these in (("each", some), ("the last", some[-1:])):
             if of_these:
-                words = f"the delta of the adapter of {which} earlier {called},"
+                words = f"the delta of the adapter of {which} earlier {called}{',' if ',' in called else ''}"
                 yield Source(f"merged: of {which} {called}", words, _sum(of_these), "added", COST)
 
 

@@ -138,7 +138,7 @@ def pattern_sources(key: str, config: PeftConfig) -> Iterator[Source]:
         "those keys of its alpha_pattern alone that are no paths": {k: v for k, v in first.items() if "." not in k},
     }
     for what, pattern in readings.items():
-        words = f"its own delta scaled by {what}, not by the first that matches,"
+        words = f"its own delta scaled by {what}, not by the first that matches"
         yield Source(f"alpha by {what}", words, _read_by(key, config, pattern), "instead", 3.5)
 
 

@@ -29,6 +29,7 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "passed": verdicts.count("pass"),
         "failed": verdicts.count("fail"),
         "undecided": verdicts.count("undecided"),
+        "asked": _asked(result),
         "worst_noise_ratio": _number(worst.ratio if worst else math.nan),
         "worst_fails_from": _number(worst.limit if worst else math.nan),
         "precision": result.dtype,
@@ -62,6 +63,14 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "batches": [_case(one) for one in result.played],
         "seconds": {name: round(seconds, 3) for name, seconds in result.seconds.items()},
     }
+
+
+def _asked(result: Result) -> dict[str, int]:
+    """How much, and how long: of what is larger a pass says nothing."""
+    batches = [run.requests for one in result.played for run in one.case.runs]
+    lengths = [len(request.prompt_ids) + request.max_new_tokens for requests in batches for request in requests]
+    together = max((len(requests) for requests in batches), default=0)
+    return {"requests": len(lengths), "longest": max(lengths, default=0), "together": together}
 
 
 def _cause_json(cause: CauseReport) -> dict[str, Any]:
