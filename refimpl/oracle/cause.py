@@ -17,7 +17,7 @@ from .bugs.registry import all_bugs
 from .cases.testbed import Testbed
 from .causes.asked import Asked
 from .causes.by_token import trace, traced_further
-from .causes.described import Described, change_of, described, is_rule
+from .causes.described import Described, change_of, described
 from .causes.follow import Followed
 from .causes.left_in_slots import left_in_slots
 from .causes.scheduled_rule import Scheduler
@@ -152,7 +152,7 @@ def _report(said: Sequence[Said], failed: int, testbed: Testbed, seconds: float)
     explained = best.traced.explained
     if len(explained) < NAMED * failed:  # another bug may do the same here, and more elsewhere
         changes[0] = tuple(replace(change, bug="", links=()) for change in changes[0])
-    exceptions = sum(part.rule.wrong for part in best.parts if is_rule(part.rule))
+    exceptions = sum(part.rule.wrong for part in best.parts if part.rule.holds)
     residual = max(best.traced.followed[request].worst for request in explained)
     afterwards = sum(request.as_it_came.afterwards for request in explained)
     return CauseReport(changes[0], exceptions, len(explained), failed, residual, seconds, tuple(also), afterwards)

@@ -21,7 +21,6 @@ from .traced import Request, Traced
 from .trial import presence
 from .whose import NAMES, Name, called_in, names, names_by_step, tokens_of
 
-EXCEPTIONS = 0.1  # of the requests that a rule may be wrong in; more: it is said how often, and not when
 RIVALS = 1  # rules beside the best one that are said: of more a reader learns nothing
 UNRULY = 40.0  # bits of a mistake for whose tokens no rule was found
 MOST_NAMES = 6  # of adapters, that are said
@@ -119,11 +118,11 @@ def change_of(
             count.update(called_in(key, mistake.family) for key in sure)
         whose = ", ".join(f"{name} in {n}" for name, n in count.most_common(MOST_NAMES))
         words += f" (of {whose} requests)" if whose else ""
-    is_everywhere = not fitting.tokens and is_rule(fitting)
+    is_everywhere = not fitting.tokens and fitting.holds
     bug = source.key if source.kind == "bug" and not mistake.modules and is_everywhere else ""
     tokens, when = ", and of these ".join(fitting.tokens), fitting.where
     when = " ".join(filter(None, [when, *(f"(or {rival.words})" for rival in fitting.rivals[:RIVALS])]))
-    if not is_rule(fitting):
+    if not fitting.holds:
         often = f"in {one.present} of {one.present + one.right} tokens that would show it"
         tokens, when = "", often + (f"; nearest: {fitting.words}" if fitting.words else "")
     modules = _effective(mistake, list(requests))
@@ -166,11 +165,6 @@ def _measure(
             adapter = label(request.as_it_came.suspect.exchange.adapters) or THE_BASE
             by_adapter.setdefault(adapter, request.measures[mistake])
     return None, tuple(sorted(by_adapter.items()))
-
-
-def is_rule(fitting: Rule) -> bool:
-    """Has it few exceptions?"""
-    return fitting.wrong <= EXCEPTIONS * fitting.of
 
 
 def _source(mistake: Mistake, requests: Mapping[Request, Followed]) -> Source:

@@ -16,6 +16,9 @@ NEAR = 1.5  # bits; a rule with as few exceptions that costs so little more is a
 WIDTH = 48  # of the beam of facts that are tried together; larger: slower
 THREE = 12  # pairs to which a third fact is tried; larger: slower
 MORE = 1.0  # bits of each further fact
+EXCEPTIONS, AMONG_THEM = 0.1, 0.2  # of all requests, and of those that have it, which a rule may be wrong in; more: it
+# is said how often, and not when
+LEAST = 3  # requests that a rule is learnt from; fewer: coincidences are said
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,8 @@ class Observed:
 
 @dataclass(frozen=True)
 class Rule:
-    """Facts that hold together; none: always. In `wrong` of the `of` requests a token does not fit."""
+    """Facts that hold together; none: always. In `wrong` of the `of` requests a token does not fit; in `having` of them
+    it was made."""
 
     tokens: tuple[str, ...]  # words that follow "for"
     requests: tuple[str, ...]  # words that follow "where"
@@ -38,6 +42,13 @@ class Rule:
     of: int
     rivals: tuple["Rule", ...] = ()
     assumes: str = ""  # of its tokens
+    having: int = 0
+
+    @property
+    def holds(self) -> bool:
+        """Has it few exceptions, and is it learnt from more than a request or two? Of so few many things are true."""
+        few = self.wrong <= min(EXCEPTIONS * self.of, AMONG_THEM * self.having)
+        return few and (self.having >= LEAST or not self.words)
 
     @property
     def where(self) -> str:
@@ -87,18 +98,24 @@ def rule(observed: Sequence[Observed]) -> Rule:
             note(triples, np.array([holds[i] & holds[j] & holds[k] for i, j, k in triples]))
     rules.sort(key=lambda one: (one[0], len(one[1])))
     assumes = {region.words: region.assumes for one, _ in kept for region in one.regions}
-    present = [_rule(one, names, len(kept), assumes) for one in rules if one[0] <= rules[0][0] + NEAR]
+    having = int(np.logical_or.reduceat(fits, starts).sum())
+    present = [_rule(one, names, len(kept), having, assumes) for one in rules if one[0] <= rules[0][0] + NEAR]
     rivals = [one for one, raw in zip(present[1:], rules[1:], strict=False) if not set(rules[0][1]) < set(raw[1])]
     return replace(present[0], rivals=tuple(rivals) if rules[0][1] else ())
 
 
 def _rule(
-    one: tuple[float, tuple[int, ...], int], names: Sequence[tuple[str, bool]], of: int, assumes: Mapping[str, str]
+    one: tuple[float, tuple[int, ...], int],
+    names: Sequence[tuple[str, bool]],
+    of: int,
+    having: int,
+    assumes: Mapping[str, str],
 ) -> Rule:
     bits, which, wrong = one
     tokens = tuple(names[i][0] for i in which if names[i][1])
     requests = tuple(names[i][0] for i in which if not names[i][1])
-    return Rule(tokens, requests, bits, wrong, of, assumes=next(filter(None, (assumes[words] for words in tokens)), ""))
+    assumed = next(filter(None, (assumes[words] for words in tokens)), "")
+    return Rule(tokens, requests, bits, wrong, of, assumes=assumed, having=having)
 
 
 def _facts(kept: Sequence[tuple[Observed, Array]]) -> tuple[list[tuple[str, bool]], Array, Array]:
