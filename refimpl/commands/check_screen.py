@@ -111,10 +111,10 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         f"{report['passed']} of {report['cases']} passed, {report['failed']} failed, {report['undecided']} undecided"
     )
     yield "cases", f"{counts}; {report['unasked']}" if report["unasked"] else counts, ""
-    asked = report["asked"]
     if report["verdict"] == "pass":
-        longest = f"of up to {asked['longest']} tokens, up to {asked['together']} of them at once"
-        yield "asked", f"{asked['requests']} requests {longest}", ""
+        of_all = report["asked"]
+        longest = f"of up to {of_all['longest']} tokens, up to {of_all['together']} of them at once"
+        yield "asked", f"{of_all['requests']} requests {longest}", ""
     of_engine = report["environment"]
     if YOURS in of_engine:  # a learner's
         yield "yours", of_engine[YOURS] + (f"; ours stands in for {of_engine[OURS]}" if of_engine[OURS] else ""), ""

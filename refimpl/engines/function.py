@@ -183,12 +183,12 @@ def _raised_at(error: BaseException) -> str:
 def _response(request: EngineRequest, value: Any) -> EngineResponse:
     """What the function returned for one request, read as far as it can be."""
     if not isinstance(value, Mapping) or not set(value) & set(KEYS):
-        there = (
+        instead = (
             f"one with {', '.join(map(repr, value)) or 'nothing'}"
             if isinstance(value, Mapping)
             else type(value).__name__
         )
-        wrong = f"expected a dict with {', '.join(KEYS)}, not {there}"
+        wrong = f"expected a dict with {', '.join(KEYS)}, not {instead}"
         return EngineResponse(error=wrong, raw=repr(value)[:1000])
     unknown = sorted(set(value) - set(KEYS))
     if unknown:

@@ -110,8 +110,8 @@ class YourEngine(Ours):
 
 def remaining(steps: Collection[Step]) -> list[Exercise]:
     """Return the exercises that are not in this engine: ours stand in their place."""
-    there = {each.exercise.name for each in steps}
-    return [exercise for exercise in fillable() if exercise.name not in there]
+    present = {each.exercise.name for each in steps}
+    return [exercise for exercise in fillable() if exercise.name not in present]
 
 
 def no_longer_passing(folder: Path, steps: Collection[Step]) -> list[Exercise]:

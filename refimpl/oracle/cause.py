@@ -29,6 +29,7 @@ from .failures import Failures
 from .fitted_cause import fitted_cause, smallest_first
 from .noise.ensemble import Member
 from .noise.verdict import Thresholds
+from .permuted_cause import permuted_cause
 from .reports.result import PlayedCase
 
 SECONDS = 60.0  # of processor time, after which nothing new is begun; larger: slower, and more is looked at
@@ -38,6 +39,8 @@ COARSE = 10.0  # times that much may be left: still a thousandth of what they we
 DESCRIBED = 4  # causes that explain as much, of which it is said when they hold; larger: slower
 PASSED = 24  # requests that are right, in which it is seen that a mistake was not made; larger: slower
 QUIET = 3  # cases that are asked quietly; larger: slower
+BETWEEN = 10.0  # of the same, for what lies between requests; larger: slower
+MOST = 0.8  # of the failed requests, which are enough not to look for what lies between them
 LEAST = 0.2  # of the failed requests that a cause must explain; less: little is gained by saying it
 UNEXPLAINED = 10.0  # bits of a failure that is left over; larger: longer causes are preferred to those that leave some
 NAMED = 0.8  # of the failed requests that must be explained before it has the name of a known bug
@@ -84,10 +87,14 @@ def cause_of(
         wrong = [one for one in others if one.as_it_came.failed]
         passed += [one for one in others if not one.as_it_came.failed][:PASSED]
         traced = traced_further(traced, wrong, limit, clock)[:DESCRIBED]
-    scheduler = Scheduler(Clock(min(SCHEDULES, clock.whole / 3), clock.end))
+    scheduler = Scheduler(Clock(min(SCHEDULES, clock.total / 3), clock.end))
     traced = (left_in_slots(traced, scheduler, limit) or traced)[:DESCRIBED] if traced else []
     failed = len(traced[0].followed) if traced else 0  # of a large base few are followed
     said = _all_said(traced, passed, failed, limit, scheduler)
+    if said and len(said[0].traced.explained) >= MOST * failed:
+        return _report(said, failed, testbed, time.monotonic() - began)
+    if between := permuted_cause(failures, limit, Clock(BETWEEN, clock.end)):
+        return between
     if said and len(said[0].traced.explained) >= max(min(2, failed), LEAST * failed):
         return _report(said, failed, testbed, time.monotonic() - began)
     return fitted_cause(failures, clock) if is_fitted else None

@@ -33,6 +33,9 @@ LEAST = 3  # tokens of a request that is asked with confined adapters: fewer do 
 LENGTH = 8  # tokens of a request that is long enough to tell tokens apart, and short enough to be quick
 
 
+Batch = list[tuple[Exchange, Errors | None, str]]  # its requests, their errors where they are known, their verdicts
+
+
 @dataclass(frozen=True, eq=False)
 class Failures:
     """An engine, still running, and what a campaign has learnt of it."""
@@ -61,6 +64,18 @@ class Failures:
         for exchange, raw, verdict in zip(counted, raws, one.verdicts, strict=True):
             if raw is not None and can_be_fitted(exchange, raw, self.testbed):
                 yield exchange, raw, verdict.verdict
+
+    def batches(self, one: PlayedCase) -> Iterator[Batch]:
+        """Yield the batches of a played case whose requests came at once and ran to their ends."""
+        exchanges = self.driver.exchanges(one.case, one.settings)
+        counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
+        raws = errors_again(counted, one.ratios, self.testbed)
+        rows = list(zip(counted, raws, (verdict.verdict for verdict in one.verdicts), strict=True))
+        for number, run in enumerate(one.case.runs):
+            some = [row for row in rows if row[0].run == number]
+            at_once = all(request.arrival_step == run.requests[0].arrival_step for request in run.requests)
+            if at_once and len(some) == len(run.requests) > 1:
+                yield some
 
     @cached_property
     def asked_loudly(self) -> list[Asked]:

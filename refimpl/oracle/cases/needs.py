@@ -39,7 +39,7 @@ def _of_adapter(testbed: Testbed, key: str) -> set[str]:
         "modules_to_save": any(len(layer) == vocab for layer in adapter.replaced.values()),
         "grown_vocabulary": any(len(layer) != vocab for layer in adapter.replaced.values()),
     }
-    return {name for name, there in holds.items() if there} | {name for _, name in adapter.lora}
+    return {name for name, value in holds.items() if value} | {name for _, name in adapter.lora}
 
 
 def missing(case: Case, testbed: Testbed, capabilities: Capabilities) -> list[str]:

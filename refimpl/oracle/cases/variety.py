@@ -20,7 +20,7 @@ from ...errors import LoracleError
 from ...synthetic.adapters import gain_of, random_adapter, with_own_biases, with_own_layers
 from ...weights import Model
 
-N = TypeVar("N", int, float)
+Number = TypeVar("Number", int, float)
 
 RANKS = (6, 3, 20, 5, 8, 12, 18)
 TURNS = 4  # of random_config
@@ -194,7 +194,7 @@ def _alphas(r: int, config: ModelConfig, chance: np.random.Generator) -> dict[st
     return {name: float(factor) * r for name, factor in zip(names, factors, strict=False)}
 
 
-def _by_layer(pattern: dict[str, N], config: ModelConfig, chance: np.random.Generator) -> dict[str, N]:
+def _by_layer(pattern: dict[str, Number], config: ModelConfig, chance: np.random.Generator) -> dict[str, Number]:
     """Return the pattern, half of the time with paths of single layers beside its names: one before them, which counts,
     with the value of another name, and one behind them, which does not, for the first that matches does (PEFT's
     get_pattern_key). Of experts the paths differ from one version of PEFT to another."""
@@ -206,7 +206,7 @@ def _by_layer(pattern: dict[str, N], config: ModelConfig, chance: np.random.Gene
     def path(module: Module) -> str:
         return module_name(module) if chance.random() < OFTEN else module_name(module).removeprefix("model.")
 
-    def another(module: Module) -> N:
+    def another(module: Module) -> Number:
         others = [value for value in pattern.values() if value != pattern[module[1]]]
         return others[int(chance.integers(len(others)))]
 

@@ -31,11 +31,11 @@ WITHOUT_DELTA = tuple(
 )
 
 
-def stored_sources(own: Sequence[Source], config: ModelConfig) -> list[Source]:
+def stored_sources(delta: Sequence[Source], config: ModelConfig) -> list[Source]:
     """Return the own delta as what the cache may lack; none of the base, and where keys and values have no modules."""
     words = "its own delta, in what the cache keeps for later steps,"
     has_both = {"k_proj", "v_proj"} <= set(config.layer_modules)
-    return [replace(one, key=FAMILY, words=words, kind=STORED) for one in own[:1] if has_both]
+    return [replace(one, key=FAMILY, words=words, kind=STORED) for one in delta[:1] if has_both]
 
 
 def follow_stored(
@@ -51,8 +51,8 @@ def follow_stored(
     # Of all tokens, or of those that were produced: prompts are computed by other code. Of a right request, the last.
     firsts = (0, prompt) if before.dead is not None else (0, prompt, walk.tokens - 1)
     ends = [_along(walk, cause, options, first, limit) for first in dict.fromkeys(firsts)]
-    whole = [one for one in (before, *ends) if one.dead is None]
-    return reduce(Followed.or_else, whole) if whole else max(before, *ends, key=lambda one: one.dead or 0)
+    explained = [one for one in (before, *ends) if one.dead is None]
+    return reduce(Followed.or_else, explained) if explained else max(before, *ends, key=lambda one: one.dead or 0)
 
 
 def _along(
@@ -62,8 +62,8 @@ def _along(
     place = [one.family for one in cause].index(FAMILY)
     lacking, region = options[FAMILY][0], walk.at(cause[place].modules)
     sources = {source.key: source for some in options.values() for source in some}
-    own = walk.new_blocks(walk.tokens, set())
-    stored = walk.new_blocks(walk.tokens, set(own))
+    blocks = walk.new_blocks(walk.tokens, set())
+    stored = walk.new_blocks(walk.tokens, set(blocks))
 
     def compute(start: int, end: int, state: State, into: Sequence[int] | None = None) -> Array:
         """Compute these tokens behind what is stored of those before; into: what is stored of them goes there."""
@@ -71,7 +71,7 @@ def _along(
         if into is not None:
             rows = np.flatnonzero(np.arange(start, end) >= first)
             terms.append(Term(lacking, rows, np.tile(region, (len(rows), 1)), np.full(len(rows), -1.0)))
-        return walk.compute([Copy(start, stored[:start], own[start:end])], terms, into)
+        return walk.compute([Copy(start, stored[:start], blocks[start:end])], terms, into)
 
     prompt, possible_states = len(walk.suspect.exchange.request.prompt_ids), states_of(cause, options)
     states, worst, start, last = list[State](), 0.0, 0, 0

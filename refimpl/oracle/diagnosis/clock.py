@@ -11,7 +11,7 @@ class Clock:
     def __init__(self, seconds: float, end: float = math.inf, hear: Callable[[str], None] | None = None) -> None:
         """seconds: of this process's processor time. end: of the whole command, by time.monotonic(). hear: is told what
         there is time for, as it begins."""
-        self.whole, self._until, self.end, self._hear = seconds, time.process_time() + seconds, end, hear
+        self.total, self._until, self.end, self._hear = seconds, time.process_time() + seconds, end, hear
         self.left_out: list[str] = []
 
     @property

@@ -29,7 +29,7 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
         "passed": verdicts.count("pass"),
         "failed": verdicts.count("fail"),
         "undecided": verdicts.count("undecided"),
-        "asked": _asked(result),
+        "asked": _counts_of(result),
         "worst_noise_ratio": _number(worst.ratio if worst else math.nan),
         "worst_fails_from": _number(worst.limit if worst else math.nan),
         "precision": result.dtype,
@@ -65,7 +65,7 @@ def summary(result: Result, engine: str, repro: str = "") -> dict[str, Any]:
     }
 
 
-def _asked(result: Result) -> dict[str, int]:
+def _counts_of(result: Result) -> dict[str, int]:
     """How much, and how long: of what is larger a pass says nothing."""
     batches = [run.requests for one in result.played for run in one.case.runs]
     lengths = [len(request.prompt_ids) + request.max_new_tokens for requests in batches for request in requests]
