@@ -67,7 +67,7 @@ def introduction(course: Course, unit: Unit, args: argparse.Namespace) -> list[s
         if isinstance(unit, Exercise):
             lines.append(f"  run    python {shlex.quote(str(chapter))}")
     if isinstance(unit, Exercise) and unit.opens:
-        lines.append(f"  opens  {', '.join(map(as_seen_from_here, opened(unit)))}")
+        lines.append(f"  afterwards, in the package: {', '.join(map(as_seen_from_here, opened(unit)))}")
     for i, file in enumerate(edited(course, unit)):
         missing = "" if file.exists() else f"   (is not there: `loracle learn reset {unit.name}` brings it back)"
         lines.append(f"  {'' if i else 'edit':6} {file}{missing}")
