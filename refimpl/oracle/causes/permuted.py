@@ -15,20 +15,19 @@ is computed, step by step, once for each way to sort and to put back.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ...adapter_cache import AdapterCache
-from ...adapter_slots import AdapterSlots
 from ...alora import starts_of
-from ...arrays import Array, Float, Int, Precision, to_host
+from ...arrays import Array, Float, Int, to_host
 from ...batch import ScheduledRequest, make_batch
-from ...config import Module
 from ...kv_cache import KVCache
 from ...lora import added_by
 from ...model import forward
 from ...ops import NUMPY
-from ...plans import LoraMapping
 from ..cases.case import Exchange, teacher_forced
 from ..cases.testbed import Testbed
 from ..noise.measure import Errors
@@ -87,19 +86,17 @@ def permuted(
     if any(testbed.adapters[key].use_dora for one in exchanges for key, _ in one.adapters):
         return  # what that adds depends on the row to which it is added
     order_of = {key: i for i, key in enumerate(testbed.paths)}
-    errors = {str(i): raw for i, raw in enumerate(raws) if raw is not None}
     for way in WAYS:
-        worst = 0.0
-        for i, rows in enumerate(logits_of(exchanges, testbed, way, order_of)):
-            if (raw := errors.get(str(i))) is None:
-                continue
-            change = raw.view.of(rows[raw.rows, : raw.vocab]) - raw.view.of(raw.logits)
-            worst = max(worst, worst_ratio(raw.error - change, raw))
-            if not worst < limit:
-                break
-        else:
-            if errors:
-                yield way, worst
+        logits = logits_of(exchanges, testbed, way, order_of)
+        ratios = [_rest(rows, raw) for rows, raw in zip(logits, raws, strict=True) if raw is not None]
+        if ratios and max(ratios) < limit:
+            yield way, max(ratios)
+
+
+def _rest(rows: Float[Array, "tokens vocab"], raw: Errors) -> float:
+    """What is left of the worst row of a request, in noise units, if these are its logits."""
+    change = raw.view.of(rows[raw.rows, : raw.vocab]) - raw.view.of(raw.logits)
+    return worst_ratio(raw.error - change, raw)
 
 
 def logits_of(
@@ -115,41 +112,34 @@ def logits_of(
     adapters = AdapterCache(model, p, NUMPY)
     slots = [[(adapters.acquire(adapter), weight) for adapter, weight in one.adapters] for one in requests]
     rows: list[list[Array]] = [[] for _ in requests]
-    for step in range(max(end - prompt for end, prompt in zip(ends, prompts, strict=True)) + 1):
-        parts = [(0, prompt) if step == 0 else (prompt + step - 1, prompt + step) for prompt in prompts]
-        alive = [i for i, (_, end) in enumerate(parts) if end <= ends[i]]
+    begun = [0] * len(requests)
+    while alive := [i for i, end in enumerate(ends) if begun[i] < end]:
+        next_begun = [prompts[i] if begun[i] == 0 else begun[i] + 1 for i in range(len(requests))]
         scheduled = [
             ScheduledRequest(
-                requests[i].prompt_ids[parts[i][0] : parts[i][1]],
-                parts[i][0],
-                blocks[i][: parts[i][1]],
+                requests[i].prompt_ids[begun[i] : next_begun[i]],
+                begun[i],
+                blocks[i][: next_begun[i]],
                 slots[i],
                 ends[i],
                 starts_of(requests[i], NUMPY.activation_start),
             )
             for i in alive
         ]
-        lengths = [parts[i][1] - parts[i][0] for i in alive]
+        lengths = [len(one.token_ids) for one in scheduled]
         labels = [label(exchanges[i].adapters) for i, n in zip(alive, lengths, strict=True) for _ in range(n)]
-        source = way.of(labels, order_of)
-
-        def lora_delta(
-            y: Array,
-            x: Array,
-            module: Module,
-            slots: AdapterSlots,
-            mapping: LoraMapping,
-            p: Precision,
-            source: Array = source,
-        ) -> None:
-            if len(x) != len(source):  # an expert's rows are those that are sent to it
-                NUMPY.lora_delta(y, x, module, slots, mapping, p)
-            else:
-                y += added_by(NUMPY.lora_delta, y, x, module, slots, mapping, p)[source]
-
+        ops = replace(NUMPY, lora_delta=partial(_put_back, way.of(labels, order_of)))
         batch = make_batch(scheduled, cache, adapters.slots, NUMPY, every_row=True)
-        ops = replace(NUMPY, lora_delta=lora_delta)
         of_step = to_host(forward(model, batch, cache, adapters.slots, ops, p))
         for i, some in zip(alive, np.split(of_step, np.cumsum(lengths)[:-1]), strict=True):
             rows[i].append(some)
+        begun = next_begun
     return [np.concatenate(some) for some in rows]
+
+
+def _put_back(source: Int[Array, " rows"], y: Array, x: Array, *rest: Any) -> None:
+    """Add to each row what its source row should have. An expert's rows are those that are sent to it."""
+    if len(x) != len(source):
+        NUMPY.lora_delta(y, x, *rest)
+    else:
+        y += added_by(NUMPY.lora_delta, y, x, *rest)[source]
