@@ -1,6 +1,7 @@
 """What whoever builds an engine meets in `loracle check`: their own exceptions, limits, folders, and Ctrl-C."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -267,6 +268,22 @@ def test_the_smallest_failure_leads_and_is_replayed_from_anywhere_and_by_another
     repro = str(tmp_path / "out" / "repro")
     assert check(capsys, "--replay", repro)[0] == 1
     assert check(capsys, "--replay", repro, "--engine", f"{engine}:right")[0] == 0
+    code, out, err = check(capsys, "--replay", repro, "--engine", f"{engine}:right", "--cases", "3")
+    assert (code, out) == (2, "") and "--replay asks what was kept, and --cases is for something else" in err
+
+
+def test_a_case_that_needs_what_an_engine_does_not_declare_is_not_replayed_with_it(
+    capsys: pytest.CaptureFixture[str], engine: str, tmp_path: Path
+) -> None:
+    """It would fail, and that would say nothing."""
+    argv = ("--engine", "mutant:rslora_ignored", *BASE, "--cases", "6", "--sequences", "0", "--jobs", "1", "--no-power")
+    assert check(capsys, *argv, "--report", "out")[0] == 1
+    assert "fails: " in check(capsys, *argv)[2]  # the first case, as soon as it is measured
+    module = importlib.import_module(engine)
+    module.right.capabilities = {"features": ["partial"]}
+    code, out, err = check(capsys, "--replay", "out/repro", "--engine", f"{engine}:right")
+    assert (code, out) == (2, "")
+    assert "this case needs " in err and "rslora" in err and "does not declare that" in err
 
 
 def test_a_report_that_cannot_be_written_is_said_before_anything_is_asked(

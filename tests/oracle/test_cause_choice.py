@@ -21,6 +21,7 @@ from refimpl.oracle.causes.pursuit import Atom
 from refimpl.oracle.causes.regions import token_regions
 from refimpl.oracle.causes.relations import relations
 from refimpl.oracle.causes.row_sources import order_of
+from refimpl.oracle.causes.rule import Rule
 from refimpl.oracle.causes.statement import CauseReport, Change
 from refimpl.oracle.diagnosis.clock import Clock
 from refimpl.oracle.fitted_cause import in_bits, is_cause
@@ -172,6 +173,18 @@ def test_a_clock_says_what_there_was_no_time_for() -> None:
     clock = Clock(60.0, end=time.monotonic() - 1)
     assert clock.is_late("a name") and clock.is_late("a name") and clock.is_late("a place")
     assert clock.lines == ["left out, for lack of time: a name, a place"]
+    heard: list[str] = []
+    clock = Clock(60.0, hear=heard.append)
+    assert not clock.is_late("a name") and heard == ["a name"] and clock.total == 60.0
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong", "having", "holds"),
+    [("", 0, 1, True), ("it is late", 0, 2, False), ("it is late", 0, 3, True), ("it is late", 1, 4, False)],
+)
+def test_of_a_request_or_two_no_rule_is_learnt(words: str, wrong: int, having: int, holds: bool) -> None:
+    """Nor is it one if a quarter of those in which the mistake was made do not fit it."""
+    assert Rule((), (words,) if words else (), 3.0, wrong, 40, having=having).holds == holds
 
 
 def ordered(name: str, width: int, head: int) -> list[int] | None:
