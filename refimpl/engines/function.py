@@ -19,7 +19,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class Function:
         What it prints goes to stderr: stdout is the report's."""
         arguments = [self._argument(request) for request in requests]
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr), _exits_raised():
                 returned = self.function(str(self.settings.model), arguments)
                 values = list(returned) if isinstance(returned, Iterable) else None
         except (Exception, SystemExit) as error:  # the user's code may raise anything
@@ -159,6 +159,23 @@ class Function:
 
     def close(self) -> None:
         """Do nothing: no resource is held."""
+
+
+@contextlib.contextmanager
+def _exits_raised() -> Iterator[None]:
+    """os._exit in the block raises: it would end the check without a verdict, with whatever code it has."""
+    end_process, here = os._exit, os.getpid()
+
+    def leave(code: int) -> None:
+        if os.getpid() != here:  # a process that the function has forked
+            end_process(code)
+        raise SystemExit(f"os._exit({code})")
+
+    setattr(os, "_exit", leave)  # noqa: B010  # an assignment has another type
+    try:
+        yield
+    finally:
+        setattr(os, "_exit", end_process)  # noqa: B010
 
 
 def _fit_in_another_order(requests: Sequence[EngineRequest], values: Sequence[Any]) -> bool:

@@ -91,6 +91,10 @@ def nothing(model_dir, requests):
 def misspelt(model_dir, requests):
     return [{"token_ids": f["token_ids"], "logit": f["logits"]} for f in right(model_dir, requests)]
 
+def leaves(model_dir, requests):
+    import os
+    os._exit(0)
+
 def raises(model_dir, requests):
     raise MemoryError("out of pages")
 
@@ -167,6 +171,7 @@ def test_what_a_failure_leaves_in_the_temporary_folder_is_said(capsys: pytest.Ca
         ("nothing", "expected a dict with token_ids, logits, logprobs"),
         ("misspelt", "unknown key 'logit'"),
         ("raises", "MemoryError: out of pages"),
+        ("leaves", "SystemExit: os._exit(0)"),
     ],
 )
 def test_an_answer_that_is_none_fails(capsys: pytest.CaptureFixture[str], mine: None, name: str, why: str) -> None:
