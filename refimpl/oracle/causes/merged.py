@@ -21,9 +21,8 @@ COST = 4.0  # bits
 
 def merged_sources(earlier: Sequence[Batch], adapters: Mapping[str, Adapter]) -> Iterator[Source]:
     """Yield what may be left of merged adapters. earlier: the batches of the same engine before a request's own."""
-    single = [
-        [one.adapters for one in batch if _is_single(one.adapters)] for batch in earlier
-    ]  # sums run by themselves
+    # Sums run by themselves.
+    single = [[one.adapters for one in batch if _is_single(one.adapters)] for batch in earlier]
     alike = [some[0][0][0] for some in single if len(set(some)) == 1 and some[0]]
     alone = [some[0][0][0] for some, batch in zip(single, earlier, strict=True) if len(batch) == 1 and some and some[0]]
     named = dict[tuple[str, ...], str]()

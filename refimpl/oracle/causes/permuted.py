@@ -81,10 +81,8 @@ def permuted(
 ) -> Iterator[tuple[Permutation, float]]:
     """Yield each way that brings every row of a batch down to noise, and what it leaves of the worst.
 
-    exchanges: all of one batch, whose prompts are computed in one step, and its decode steps together. raws: their
-    errors; None where nobody knows. limit: from which on a row is no noise."""
-    if any(testbed.adapters[key].use_dora for one in exchanges for key, _ in one.adapters):
-        return  # what that adds depends on the row to which it is added
+    exchanges: all of one batch, none of them with DoRA, whose prompts are computed in one step, and its decode steps
+    together. raws: their errors; None where nobody knows. limit: from which on a row is no noise."""
     order_of = {key: i for i, key in enumerate(testbed.paths)}
     for way in WAYS:
         logits = logits_of(exchanges, testbed, way, order_of)
