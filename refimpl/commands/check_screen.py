@@ -56,8 +56,8 @@ class Screen(Observer):
                 self.say(f"{what} ...")
         self.bars.update(self.tasks[what], completed=done, total=total)
 
-    def fail(self, case: str, ratio: float) -> None:
-        self.say(f"{self.base}{case} fails: {times(ratio)}; the others are asked and measured")
+    def be_far_off(self, case: str, ratio: float) -> None:
+        self.say(f"{self.base}{case} is {times(ratio)} off; the others are asked and measured")
 
     def judge(self, played: Sequence[PlayedCase], thresholds: Thresholds) -> None:
         failed = sum(one.verdict == "fail" for one in played)

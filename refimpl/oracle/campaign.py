@@ -38,7 +38,7 @@ from .verdicts import judge_all, why_undecided
 from .watchdog import SIGNAL, Watchdog
 
 AHEAD = 2  # cases for each worker that are asked before earlier ones are measured, with a budget; larger: late ones
-CERTAIN = 1000.0  # times the noise, from which on a case fails in any campaign; smaller: that may be wrong
+FAR_OFF = 1000.0  # times the noise, of which it is said at once; smaller: others may show that it is no failure
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class Campaign:
         self._began = time.monotonic()
         self._end = math.inf if settings.budget is None else self._began + settings.budget
         self._pending: list[Asked] = []
-        self._has_failed = False  # one of these, for certain
+        self._is_far_off = False  # one of these
         self._result: Result | None = None  # as far as it is known
 
     def run(self) -> Result:
@@ -156,7 +156,7 @@ class Campaign:
         for case, settings, exchanges in ask_all(self.drivers, cases):
             self._pending.append(Asked(case, settings, workers.submit(error_ratios, case, exchanges, self.members)))
             self.observer.advance("asking", len(self._pending), total)
-            self._say_first_failure()
+            self._say_what_is_far_off()
             self._let_numbers_keep_pace()
             if len(self._pending) == 1 and total > 1 and all(exchange.response.error for exchange in exchanges):
                 self.diagnostics.append("every answer to the first case was an error: no other was asked")
@@ -168,14 +168,14 @@ class Campaign:
         self.seconds["asking and measuring"] = time.monotonic() - began
         return played
 
-    def _say_first_failure(self) -> None:
+    def _say_what_is_far_off(self) -> None:
         """As soon as one is known: what honest rows are like is learnt from all cases, but no row is so far off."""
-        for one in self._pending if not self._has_failed else ():
+        for one in self._pending if not self._is_far_off else ():
             if one.ratios.done() and not one.ratios.cancelled() and one.ratios.exception() is None:
                 worst = max((float(of.ratio.max(initial=0.0)) for of in one.ratios.result()), default=0.0)
-                if worst > CERTAIN:
-                    self._has_failed = True
-                    self.observer.fail(one.case.name, worst)
+                if worst > FAR_OFF:
+                    self._is_far_off = True
+                    self.observer.be_far_off(one.case.name, worst)
                     break
 
     def _let_numbers_keep_pace(self) -> None:

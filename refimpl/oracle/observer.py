@@ -15,8 +15,9 @@ class Observer:
     def advance(self, what: str, done: int, total: int) -> None:
         """So much of a part of the work is done."""
 
-    def fail(self, case: str, ratio: float) -> None:
-        """The first case is measured that is so many times the noise off that it fails, whatever others are like."""
+    def be_far_off(self, case: str, ratio: float) -> None:
+        """The first case is measured that is so many times the noise off that it fails whatever others are like, unless
+        the engine computes in a lower type than was declared."""
 
     def judge(self, played: Sequence[PlayedCase], thresholds: Thresholds) -> None:
         """The verdicts on all cases are known; what is behind a failure is not, yet."""
