@@ -130,7 +130,8 @@ def every_mistake(
     if bands == BANDS[:1]:
         return fitting
     if not fitting:
-        fitting = fitting_of(request, traced, [mistake for mistake in OF_CACHES if mistake not in traced.cause], limit)
+        some = [one for one in OF_CACHES if one.family in request.families and one not in traced.cause]
+        fitting = fitting_of(request, traced, some, limit)
     return fitting or (factors(walk, one.line.blocks, request.sources, limit) if not traced.cause else [])
 
 

@@ -90,6 +90,7 @@ def _search(
             if more and clock.is_late("other mistakes in its place"):
                 break
             more.append(with_one_more(best[0], mistake, limit))
+        more = [one for one in more if one.makes_its_last]
         more.sort(key=lambda one: one.rank)
         if not more or not more[0].rank[:2] < best[0].rank[:2]:
             break

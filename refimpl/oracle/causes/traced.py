@@ -118,6 +118,12 @@ class Traced:
         return [request for request, one in self.followed.items() if one.dead is None]
 
     @property
+    def makes_its_last(self) -> bool:
+        """Is the last mistake made, for certain, in some token that is explained? Where it is in none, a request was
+        followed another way with it, and that is all."""
+        return any(bool((self.followed[request].present(-1) == 1).any()) for request in self.explained)
+
+    @property
     def rest(self) -> list[Request]:
         """The others."""
         return [request for request, one in self.followed.items() if one.dead is not None]
