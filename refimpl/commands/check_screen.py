@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..engines import registry
+from ..engines.ours import OURS, YOURS
 from ..loading.diagnostics import one_line
 from ..oracle.bugs import CLASSES, all_mutants
 from ..oracle.diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
@@ -23,7 +24,6 @@ from ..oracle.reports.result import PlayedCase, worst_row
 from ..tools.units import human_bytes
 
 COLOURS = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
-YOURS, OURS = "steps of yours", "steps of ours"  # what --engine learn says of itself (learn/your_engine.py)
 SILENCE = 10.0  # seconds, after which it is said what a cause is looked for in
 SYMPTOMS = 8  # that are printed; the JSON has all
 

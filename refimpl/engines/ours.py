@@ -28,6 +28,7 @@ from .interface import FEATURES, OPERATIONS, Capabilities, EngineError, EngineRe
 
 BLOCK_SIZE = 8
 
+YOURS, OURS = "steps of yours", "steps of ours"  # what an engine with steps of a learner says beside its versions
 CAPABILITIES = Capabilities(
     readout="logits",
     prompt_rows=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engines.interface import Engine, EngineError, Entry
-from ..engines.ours import CAPABILITIES, Ours
+from ..engines.ours import CAPABILITIES, OURS, YOURS, Ours
 from ..errors import LoracleError
 from ..loading.diagnostics import one_line
 from ..ops import NUMPY, Ops
@@ -26,7 +26,6 @@ from .verdict import PASSED
 _passed: dict[tuple[str, str], bool] = {}  # (exercise, SHA-256 of the file): a campaign makes the engine many times
 
 NAME = "learn"
-YOURS, OURS = "steps of yours", "steps of ours"  # what the engine says of itself
 WHAT = "what you passed in `loracle learn`, in our own engine (--option folder=DIR)"
 
 

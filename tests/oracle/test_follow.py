@@ -24,12 +24,13 @@ from refimpl.model import forward, whole_prompts
 from refimpl.oracle.cases.batches import draw_batch
 from refimpl.oracle.cases.testbed import settings as engine_settings
 from refimpl.oracle.causes.asked import Asked
-from refimpl.oracle.causes.follow import State, follow, states_of
+from refimpl.oracle.causes.follow import follow
 from refimpl.oracle.causes.kept import OF_ANOTHER
 from refimpl.oracle.causes.mistakes import Mistake, mistakes, tried
 from refimpl.oracle.causes.mix_up import EXACT, Source
 from refimpl.oracle.causes.pairs import pairs
 from refimpl.oracle.causes.sources import THE_BASE
+from refimpl.oracle.causes.states import State, states_of
 from refimpl.oracle.causes.suspect import Suspect
 from refimpl.oracle.causes.traced import Request
 from refimpl.oracle.causes.watch import Watch

@@ -106,6 +106,7 @@ for adapter in (pirate, merchant):
 
 # %%
 def reply(adapter, adapter_scale):
+    """What the adapter says first, where its scale is made in this way."""
     ops = dataclasses.replace(loracle.NUMPY, adapter_scale=adapter_scale)
     request = loracle.Request(ids, adapter=adapter)
     lines = loracle.generate(model, [request], max_new_tokens=40, ops=ops)[0].text.splitlines()

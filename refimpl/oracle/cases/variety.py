@@ -9,25 +9,21 @@ chance, so that any two meet in most campaigns; so do any two modules that diffe
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 
 from ...adapter import Adapter, PeftConfig
-from ...config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Module, Rope, module_name
+from ...config import EMBED, LAYER_MODULES, LM_HEAD, ModelConfig, Rope
 from ...engines.interface import Capabilities
 from ...errors import LoracleError
 from ...synthetic.adapters import gain_of, random_adapter, with_own_biases, with_own_layers
 from ...weights import Model
-
-Number = TypeVar("Number", int, float)
+from .patterns import alphas, by_layer, ranks
 
 RANKS = (6, 3, 20, 5, 8, 12, 18)
 TURNS = 4  # of random_config
 KINDS = 8  # of adapters that random_adapters makes before it begins anew
-FUSED = (("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj"), ("q_a_proj", "kv_a_proj_with_mqa"))
 EXTRA_TOKENS = 3  # that a grown vocabulary has more than the base's
-FACTORS = (0.7, 2.5, 1.3, 0.4, 1.9, 3.1, 0.85, 2.2, 0.55, 1.6, 2.8)  # of alphas, beside the adapter's own
 OFTEN, WHOLE = 0.5, 0.35  # chances: of a feature; of a whole layer, beside which there is no LoRA
 WHOLE_LAYERS = ("modules_to_save", "grown_vocabulary")
 ORIGINAL = 16  # tokens of the context that a scaled rope stretches: fewer than our longest prompts have
@@ -119,8 +115,8 @@ def random_adapters(
             r,
             lora_alpha=float(r * rng.choice([0.5, 1.7, 2.0, 3.0])),
             use_rslora="rslora" in has,
-            rank_pattern=_by_layer(_ranks(r, most, config, chance), config, keys) if "rank_pattern" in has else {},
-            alpha_pattern=_by_layer(_alphas(r, config, chance), config, keys) if "alpha_pattern" in has else {},
+            rank_pattern=by_layer(ranks(r, most, config, chance), config, keys) if "rank_pattern" in has else {},
+            alpha_pattern=by_layer(alphas(r, config, chance), config, keys) if "alpha_pattern" in has else {},
             target_modules=(*targets, *ends),
             lora_bias="lora_bias" in has,
         )
@@ -177,52 +173,6 @@ def _features(i: int, can: frozenset[str], config: ModelConfig, chance: np.rando
     return has & (can | {"ends", "some_layers"})
 
 
-def _ranks(r: int, most: int, config: ModelConfig, chance: np.random.Generator) -> dict[str, int]:
-    """Return other ranks, no two alike, for the second and the third of what is fused and for some other modules,
-    where they are no more than `most`."""
-    later = [name for group in _fused(config) for name in group[1:]]
-    names = _patterned(later, config, chance)
-    steps = chance.permutation(len(names)) + 1
-    ranks = {name: r + int(step) for name, step in zip(names, steps, strict=True)}
-    return {name: rank for name, rank in ranks.items() if rank <= most}
-
-
-def _alphas(r: int, config: ModelConfig, chance: np.random.Generator) -> dict[str, float]:
-    """Return other alphas, no two alike, for the second of what is fused and for some other modules."""
-    names = _patterned([group[1] for group in _fused(config)], config, chance)
-    factors = chance.permutation(FACTORS)
-    return {name: float(factor) * r for name, factor in zip(names, factors, strict=False)}
-
-
-def _by_layer(pattern: dict[str, Number], config: ModelConfig, chance: np.random.Generator) -> dict[str, Number]:
-    """Return the pattern, half of the time with paths of single layers beside its names: one before them, which counts,
-    with the value of another name, and one behind them, which does not, for the first that matches does (PEFT's
-    get_pattern_key). Of experts the paths differ from one version of PEFT to another."""
-    modules = [module for module in config.modules() if module[0] >= 0 and module[1] in pattern]
-    if config.moe is not None or len(modules) < 2 or len(set(pattern.values())) < 2 or chance.random() >= OFTEN:
-        return pattern
-    first, last = (modules[i] for i in chance.permutation(len(modules))[:2])
-
-    def path(module: Module) -> str:
-        return module_name(module) if chance.random() < OFTEN else module_name(module).removeprefix("model.")
-
-    def another(module: Module) -> Number:
-        others = [value for value in pattern.values() if value != pattern[module[1]]]
-        return others[int(chance.integers(len(others)))]
-
-    return {path(first): another(first), **pattern, path(last): another(last)}
-
-
-def _patterned(sure: Sequence[str], config: ModelConfig, chance: np.random.Generator) -> list[str]:
-    """Return those of the sure ones that there are, the two ends, and each other module by chance.
-
-    Two halves of one expert are one parameter for PEFT, with one rank and one scale: they are left out."""
-    halves = ("gate_proj", "up_proj", "w1", "w3") if config.moe is not None else ()  # the last two are Mixtral's
-    names = list(dict.fromkeys(name.rpartition(".")[2] for name in (*config.layer_modules, EMBED[1], LM_HEAD[1])))
-    sure = (*sure, EMBED[1], LM_HEAD[1])
-    return [name for name in names if name not in halves and (name in sure or chance.random() < OFTEN)]
-
-
 def _in_some_layers(adapter: Adapter, config: ModelConfig, chance: np.random.Generator) -> Adapter:
     """Return the adapter in some of the layers only, not all and not always the first ones; of one layer, as it is."""
     count = config.num_hidden_layers
@@ -233,13 +183,6 @@ def _in_some_layers(adapter: Adapter, config: ModelConfig, chance: np.random.Gen
     if not lora:  # a family whose layers have not all the same modules
         return adapter
     return replace(adapter, config=replace(adapter.config, layers_to_transform=layers), lora=lora)
-
-
-def _fused(config: ModelConfig) -> Sequence[tuple[str, ...]]:
-    """Return the groups of modules that engines fuse, in which one rank or scale for all must show.
-
-    Two halves of one expert are one parameter for PEFT, with one rank and one scale."""
-    return FUSED if config.moe is None else FUSED[1:]
 
 
 def _some(modules: Sequence[str], chance: np.random.Generator) -> list[str]:

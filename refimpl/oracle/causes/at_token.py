@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..diagnosis.clock import Clock
-from .follow import states_of
 from .measures import factors
 from .mistakes import BANDS, Mistake, mistakes, tried
 from .relations import label
+from .states import states_of
 from .traced import OF_CACHES, Cause, Request, Traced
 from .trial import Given
 from .walk import Walk

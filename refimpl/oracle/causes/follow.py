@@ -16,13 +16,11 @@ import numpy as np
 
 from ...arrays import Array
 from .mistakes import Mistake
-from .mix_up import OF_THE_CACHE, Source
-from .walk import Copy, Term, Walk
+from .mix_up import Source
+from .states import State, states_of, terms_of
+from .walk import Copy, Walk
 
 PASSES = 8  # of one request and one cause; larger: slower, and more of what changes often is followed to its end
-STATES = 24  # ways to compute one token; larger: slower
-
-State = tuple[str, ...]  # for each change of a cause the source that it is here; "": it is not made
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +69,6 @@ class Followed:
 
 def _agreed(present: set[bool]) -> int:
     return int(present.pop()) if len(present) == 1 else -1
-
-
-def states_of(cause: Sequence[Mistake], options: Mapping[str, Sequence[Source]]) -> list[State]:
-    """Return every combination of a cause's changes in one token, none first. options: the sources of each family
-    here."""
-    of_each = [
-        ["", *(source.key for source in options.get(change.family, ()) if source.kind not in OF_THE_CACHE)]
-        for change in cause
-    ]
-    return sorted(itertools.product(*of_each), key=lambda state: sum(map(bool, state)))[:STATES]
 
 
 def follow(
@@ -228,24 +216,3 @@ def _go_on(
         for n, ((here, t), copy, (_, state)) in enumerate(zip(at, copies, present, strict=True)):
             here.others.setdefault(t, []).append((state, copy.blocks[0], float(ratios[n]), same[n]))
     return passes
-
-
-def terms_of(
-    walk: Walk, causes: Sequence[Sequence[Mistake]], present: Sequence[tuple[int, State]], sources: Mapping[str, Source]
-) -> list[Term]:
-    """Return what is added in each row."""
-    by_source: dict[str, list[tuple[int, Mistake]]] = {}
-    for n, (i, state) in enumerate(present):
-        for change, key in zip(causes[i], state, strict=True):
-            if key:
-                by_source.setdefault(key, []).append((n, change))
-    regions = {change.modules: walk.at(change.modules) for cause in causes for change in cause}
-    return [
-        Term(
-            sources[key],
-            np.array([n for n, _ in some]),
-            np.array([regions[change.modules] for _, change in some]),
-            np.array([change.coefficient or 0.0 for _, change in some]),
-        )
-        for key, some in by_source.items()
-    ]

@@ -19,9 +19,10 @@ import numpy as np
 
 from ...arrays import Array
 from ...config import ModelConfig
-from .follow import Followed, Line, State, states_of, terms_of
+from .follow import Followed, Line
 from .mistakes import Mistake
 from .mix_up import STORED, Source
+from .states import State, states_of, terms_of
 from .walk import Copy, Term, Walk
 
 FAMILY = "stored: own"
