@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..training.trainable import without_gradients
+from .bugs.preconditions import spread
 from .bugs.registry import all_bugs
 from .cases.testbed import Testbed
 from .causes.asked import Asked
@@ -83,9 +84,9 @@ def cause_of(
     traced = trace(loud, quietly, failures.asked_confined(), limit, clock)[:DESCRIBED]
     passed = [Request(one) for one in loud if not one.failed][:PASSED]
     if traced and _has_a_condition(traced[0], passed, limit) and not clock.is_late("other adapters"):
-        others = [Request(one) for one in failures.asked_of_others]
+        others = [Request(one) for one in (*failures.asked_of_others, *failures.asked_with_fewer)]
         wrong = [one for one in others if one.as_it_came.failed]
-        passed += [one for one in others if not one.as_it_came.failed][:PASSED]
+        passed += spread([one for one in others if not one.as_it_came.failed], PASSED)
         traced = traced_further(traced, wrong, limit, clock)[:DESCRIBED]
     scheduler = Scheduler(Clock(min(SCHEDULES, clock.total / 3), clock.end))
     traced = (left_in_slots(traced, scheduler, limit) or traced)[:DESCRIBED] if traced else []

@@ -7,12 +7,14 @@ from functools import cached_property
 
 import numpy as np
 
+from ..engines.interface import Settings
 from ..errors import AdapterWarning
 from .cases.case import Case, Exchange, Run
 from .cases.testbed import Testbed, settings
 from .causes.asked import Asked, Place, is_single
 from .causes.confined import Group, confined_testbed, groups
 from .causes.facts import facts_of
+from .causes.fewer import alone, in_other_shapes
 from .causes.line import Line, batches_of
 from .causes.others import other_cases, other_testbed
 from .causes.quiet import quiet_testbed
@@ -28,6 +30,8 @@ FACTORS = {"float32": (1 / 64, 1 / 8), "float64": (1 / 64, 1 / 8), "float16": (1
 LOUD = 30.0  # noise units; a quiet request that is less wrong is asked less quietly
 SUSPECTS = 4  # requests that a cause is looked for in; larger: slower
 GRADED = 24  # requests, of those that failed and of those that did not; larger: slower
+CUT = 2  # batches that are asked again with fewer requests; larger: slower, and conditions of batches are surer
+RETOLD = 100  # and on: numbers of other tokens that nothing else here is asked with
 STRIDE = 7  # of them; a batch has about so many
 LEAST = 3  # tokens of a request that is asked with confined adapters: fewer do not tell its tokens apart
 LENGTH = 8  # tokens of a request that is long enough to tell tokens apart, and short enough to be quick
@@ -106,20 +110,51 @@ class Failures:
     def asked_of_others(self) -> list[Asked]:
         """Requests of adapters that the campaign had not, on the same base, one batch after another; [] if the engine
         can load none."""
-        capabilities, requests = self.driver.capabilities, list[Asked]()
-        if "load" not in capabilities.operations:
+        if "load" not in self.driver.capabilities.operations:
             return []
-        testbed = other_testbed(self.testbed, capabilities, self.driver.work)
-        cases, earlier, line = other_cases(testbed, capabilities), list[str | None](), Line()
-        for case, exchanges in zip(cases, self.driver.run_on(testbed, cases, settings(testbed)), strict=True):
-            number = len(line.batches)
+        testbed = other_testbed(self.testbed, self.driver.capabilities, self.driver.work)
+        cases = other_cases(testbed, self.driver.capabilities)
+        return self._asked_again(testbed, cases, [None] * len(cases), settings(testbed))
+
+    @cached_property
+    def asked_with_fewer(self) -> list[Asked]:
+        """Failed requests of a few batches, asked again alone; where that is right, beside fewer others and in other
+        orders. [] if the engine would not forget what came before. Other tokens each time, as in `asked_quietly`."""
+        if "load" not in self.driver.capabilities.operations:
+            return []
+        by_name = {one.case.name: one for one in self.played if one.case.stateless}
+        failed = [one for one in self.asked_loudly if one.failed and one.place[0] in by_name]
+        some = list({one.place[0]: one for one in reversed(failed)}.values())  # the first of each batch
+        some.sort(key=lambda one: -len(by_name[one.place[0]].case.runs[0].requests))
+        batches = [(by_name[one.place[0]], one.place[2]) for one in some[:CUT]]
+        if not batches:
+            return []
+        started, vocab = batches[0][0].settings, self.testbed.model.config.vocab_size
+        singles = [with_other_tokens(alone(one.case, at), vocab, RETOLD + n) for n, (one, at) in enumerate(batches)]
+        requests = self._asked_again(self.testbed, singles, [0] * len(singles), started)
+        right = {one.place[0] for one in requests if not one.failed}
+        mixed = [batch for batch, single in zip(batches, singles, strict=True) if single.name in right]
+        shapes = [shape for one, at in mixed for shape in in_other_shapes(one.case, at)]
+        cases = [with_other_tokens(case, vocab, RETOLD + CUT + n) for n, (case, _) in enumerate(shapes)]
+        return requests + self._asked_again(self.testbed, cases, [at for _, at in shapes], started)
+
+    def _asked_again(
+        self, testbed: Testbed, cases: Sequence[Case], places: Sequence[int | None], started: Settings
+    ) -> list[Asked]:
+        """Ask batches one after another of an engine that has forgotten what came before.
+
+        places: of each batch the one request that is returned; None: all of them are."""
+        requests, earlier, line = list[Asked](), list[str | None](), Line()
+        for number, exchanges in enumerate(self.driver.run_on(testbed, cases, started)):
+            case, here = cases[number], places[number]
             line.batches += batches_of(exchanges)
-            for exchange, raw, verdict in self.measured(case, exchanges, testbed):
+            some = exchanges if here is None else [exchanges[here]]
+            for exchange, raw, verdict in self.measured(case, some, testbed):
                 if verdict in ("fail", "pass"):
                     suspect = suspect_of(case, exchange, raw, testbed, earlier)
                     facts = facts_of(case, exchange, testbed, earlier)
                     place = case.name, exchange.run, exchange.index
-                    requests.append(Asked(suspect, place, facts, verdict == "fail", line, number + exchange.run, True))
+                    requests.append(Asked(suspect, place, facts, verdict == "fail", line, number, True))
             earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
         return requests
 

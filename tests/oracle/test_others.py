@@ -1,21 +1,25 @@
 """Conditions that seven adapters cannot tell apart: other adapters are asked about; regions and sources of those."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support.causes import cause_of_bug
+from support.causes import cause_of_bug, cause_of_engine
 from support.testbed import small_testbed
 
-from refimpl import NUMPY, Ops
+from refimpl import NUMPY, Ops, Precision
 from refimpl.adapter import Adapter
 from refimpl.adapter_slots import LoraWeights
 from refimpl.config import ModelConfig
-from refimpl.engines.ours import CAPABILITIES
+from refimpl.engines.interface import EngineRequest, EngineResponse
+from refimpl.engines.ours import CAPABILITIES, Ours
+from refimpl.oracle.cases.case import Case, Run
 from refimpl.oracle.causes.adapter_regions import adapter_regions
 from refimpl.oracle.causes.adapter_sources import adapter_sources
+from refimpl.oracle.causes.fewer import alone, in_other_shapes
 from refimpl.oracle.causes.history import History
 from refimpl.oracle.causes.others import other_cases, other_testbed
 from refimpl.oracle.causes.regions import sets_of_names
@@ -40,7 +44,7 @@ def test_a_condition_is_held_against_adapters_that_the_campaign_had_not(tmp_path
     assert cause is not None and cause.explained == cause.failed and cause.afterwards
     assert "its adapter has rsLoRA and it brings no whole layer along" in cause.changes[0].when
     assert cause.changes[0].what == "its own delta is missing" and cause.exceptions == 0
-    assert "of other adapters, asked when it was found" in cause.evidence
+    assert "asked when it was found, of other adapters or in other batches" in cause.evidence
 
 
 def test_other_adapters_are_of_the_same_base_and_all_different(tmp_path: Path) -> None:
@@ -101,3 +105,35 @@ def test_modules_that_another_adapter_leaves_alone() -> None:
 def test_numbers_in_the_order_of_first_use() -> None:
     past = History(("b", None, "a", "b"), None, None, None, False)
     assert [past.number(key) for key in ("b", "a", "c")] == [1, 2, 3]
+
+
+def test_a_batch_in_other_shapes_keeps_its_request() -> None:
+    requests = tuple(EngineRequest((i, i + 1), f"made-{i}") for i in range(4))
+    case = Case("four", (Run(requests),))
+    shapes = list(in_other_shapes(case, 1))
+    assert all(one.runs[0].requests[here] == requests[1] and len(one.runs[0].requests) > 1 for one, here in shapes)
+    numbers = [tuple(int(request.adapter[-1]) for request in one.runs[0].requests) for one, _ in shapes]
+    assert numbers == [(0, 1, 2), (0, 1), (1, 2, 3), (3, 2, 1, 0), (3, 0, 1, 2)]
+    assert len({one.name for one, _ in shapes}) == len(shapes)
+    assert alone(case, 2).runs == [Run(requests[2:3])] and list(in_other_shapes(alone(case, 2), 0)) == []
+
+
+class BaseInBatchesOfFive(Ours):
+    """The first request of a batch of five adapters or more is served by the base."""
+
+    testbed_vocabulary = small_testbed("float32").exact.config.vocab_size
+
+    def run(self, requests: Sequence[EngineRequest]) -> list[EngineResponse]:
+        """Return the answers."""
+        names = list(dict.fromkeys(name for request in requests for name, _ in request.adapters))
+        is_base_vocabulary = max(requests[0].prompt_ids) < self.testbed_vocabulary
+        if len(names) > 4 and requests[0].adapter == names[0] and is_base_vocabulary:
+            requests = [dataclasses.replace(requests[0], adapter=None), *requests[1:]]
+        return super().run(requests)
+
+
+def test_how_many_adapters_it_takes_is_learnt_from_smaller_batches(tmp_path: Path) -> None:
+    cause = cause_of_engine(lambda: BaseInBatchesOfFive(lambda: NUMPY, Precision("model", "float32")), tmp_path)
+    assert cause is not None and cause.explained == cause.failed and not cause.exceptions
+    assert cause.changes[0].what == "its own delta is missing"
+    assert "the batch has 5 adapters or more" in cause.changes[0].when

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from refimpl import Ops, Precision
+from refimpl.engines.interface import Engine
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.oracle.cases.batches import draw_batch
 from refimpl.oracle.cases.testbed import settings
@@ -22,8 +23,15 @@ from .testbed import small_testbed
 
 def cause_of_bug(make: Callable[[], Ops], work: Path, cases: int = 4, dtype: str = "float32") -> CauseReport | None:
     """Return what a fit says of an engine with this backend. AssertionError if nothing fails."""
+    return cause_of_engine(lambda: Ours(make, Precision("model", dtype)), work, cases, dtype)
+
+
+def cause_of_engine(
+    make: Callable[[], Engine], work: Path, cases: int = 4, dtype: str = "float32"
+) -> CauseReport | None:
+    """Return the same of any engine."""
     testbed, members = small_testbed(dtype), ensemble(dtype)
-    driver = EngineDriver(lambda: Ours(make, Precision("model", dtype)), testbed, work)
+    driver = EngineDriver(make, testbed, work)
     played = []
     for i in range(cases):
         case = draw_batch(testbed, CAPABILITIES, np.random.default_rng([5, i]), f"batch {i}")

@@ -103,9 +103,9 @@ def _of_place(keys: Sequence[tuple[tuple[str, float], ...]], here: int) -> Itera
     before = keys[here - 1] if here else None
     yield "the request before is of the base", "the request before has an adapter", before == (), 4
     yield "the request before has its adapter", "the request before has another adapter", before == own_keys, 4
-    used = list(dict.fromkeys(key for key in keys if key))
-    if own_keys in used:
-        place = used.index(own_keys) + 1
+    used = list(dict.fromkeys(key for weighted in keys for key, _ in weighted))
+    if own_keys:
+        place = used.index(own_keys[0][0]) + 1
         words = "its adapter is number {} or later in the batch", "its adapter is before number {} in the batch"
         yield from _counted(*words, place)
     yield from _counted("it is number {} or later in the batch", "it is before number {} in the batch", here + 1)
@@ -114,7 +114,7 @@ def _of_place(keys: Sequence[tuple[tuple[str, float], ...]], here: int) -> Itera
 def _of_batch(
     keys: Sequence[tuple[tuple[str, float], ...]], here: int, testbed: Testbed
 ) -> Iterator[tuple[str, str, bool, float]]:
-    n, distinct = len(keys), {key for key in keys if key}
+    n, distinct = len(keys), {key for weighted in keys for key, _ in weighted}
     yield from _counted("the batch has {} requests or more", "the batch has fewer than {} requests", n)
     yield from _counted("the batch has {} adapters or more", "the batch has fewer than {} adapters", len(distinct))
     yield "the number of requests is odd", "the number of requests is even", n % 2 == 1, 5

@@ -10,6 +10,7 @@ from .history import former_adapters
 from .regions import IN_BATCH
 
 SLOTS = (2, 3, 4)  # of an engine that has fewer than a batch needs
+PLACES = (2, 3, 4, 5, 6)  # of an engine that has fewer slots than adapters: the one that comes first of the others
 SAME = 4  # tokens that two prompts share, so that a cache may take one for the other
 
 
@@ -96,6 +97,7 @@ def _neighbours(order: list[str], key: str | None, words: str) -> dict[str, str 
     if not order:
         return {}
     related: dict[str, str | None] = {f"the first adapter {words}": order[0], f"the last adapter {words}": order[-1]}
+    related |= {f"adapter number {n} {words}": order[n - 1] for n in PLACES if n <= len(order)}
     if key in order:
         at = order.index(key)
         related[f"the adapter before its own {words}"] = order[at - 1]

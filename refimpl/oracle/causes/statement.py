@@ -43,7 +43,7 @@ class CauseReport:
     residual: float  # the worst row of those, in noise units
     seconds: float
     also: tuple[str, ...] = ()  # other causes, from which these requests cannot tell it
-    afterwards: int = 0  # of those that it explains, of adapters that were asked about when it had been found
+    afterwards: int = 0  # of those that it explains, asked when it had been found (others.py, fewer.py)
 
     @property
     def where(self) -> str:
@@ -72,7 +72,8 @@ class CauseReport:
         share = f"{self.explained} of {self.failed} failed requests"
         count = f"{self.exceptions} request{' does' if self.exceptions == 1 else 's do'}"
         exceptions = f", {count} not fit the condition" if self.exceptions else ""
-        share += f" ({self.afterwards} of them of other adapters, asked when it was found)" if self.afterwards else ""
+        if self.afterwards:
+            share += f" ({self.afterwards} of them asked when it was found, of other adapters or in other batches)"
         rest = self.failed - self.explained
         part, more = "", ""
         if rest > SMALL * self.failed:
