@@ -1,122 +1,75 @@
-"""How the oracle does on engines that are right: false alarms, and how long a verdict takes.
+"""How long `loracle check` takes: a right engine, a wrong one, and a known bug looked for below the noise.
 
-    python benchmarks/oracle.py alarms [--only peft] [--cases-scale 0.1]   clean campaigns; resumable
-    python benchmarks/oracle.py time                                       against PEFT on the embedded model
+    python benchmarks/oracle.py [--only PART]    each check in a process of its own; merged into benchmarks/oracle.json
 
-PEFT needs the environment of `.[peft]`; vLLM and llama.cpp are found as `loracle engines` finds them. Results are
-merged into benchmarks/oracle.json. A case that is undecided is no alarm, but it is counted and told.
+PEFT needs the environment of `.[peft]`, and is left out without it. False alarms are counted by clean.py.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
+import resource
+import subprocess
 import sys
-import tempfile
 import time
-import warnings
 from pathlib import Path
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-from refimpl.engines import registry
-from refimpl.oracle.campaign import Campaign
-from refimpl.oracle.cases.testbed import build
-from refimpl.oracle.check import check
-from refimpl.oracle.reports.result import CampaignSettings
-
+ROOT = Path(__file__).parent.parent
 OUT = Path(__file__).parent / "oracle.json"
-
-# engine, type, model, seed, batches, sequences
-CLEAN = [
-    *[("peft", dtype, "tiny", seed, 100, 0) for dtype in ("float32", "float16", "bfloat16") for seed in (1, 2)],
-    *[("peft", dtype, "random", seed, 85, 15) for dtype in ("float32", "float16", "bfloat16") for seed in (3, 4)],
-    ("llama_cpp", "float32", "tiny", 1, 170, 30),
-    *[("llama_cpp", "float32", "random", seed, 130, 20) for seed in (0, 2)],
-    ("vllm", "float32", "tiny", 1, 130, 20),
-    ("vllm", "float32", "tiny", 2, 130, 20),
-]
-
-
-def measured_before() -> dict:
-    """What was measured before."""
-    return json.loads(OUT.read_text("utf-8")) if OUT.exists() else {"alarms": {}, "time": {}}
+FUNCTION = "benchmarks.numpy_function:serve"
+WRONG = ["--engine", "mutant:rslora_ignored", "--model", "random"]
+CHECKS = {
+    "a right NumPy function, as it is asked by default": ["--engine", FUNCTION, "--model", "random"],
+    "the same without power": ["--engine", FUNCTION, "--model", "random", "--no-power"],
+    "README's wrong engine": [*WRONG, "--cases", "10", "--sequences", "0"],
+    "the same, --quick": [*WRONG, "--quick"],
+    "PEFT, 200 batches, verdicts": ["--engine", "peft", "--cases", "200", "--sequences", "0", "--no-power"],
+    "PEFT, 16 batches, with power": ["--engine", "peft", "--cases", "16", "--sequences", "0"],
+}
+FIRST, JUDGED = " off; the others are asked", "; worst row "  # in the lines of stderr: commands/check_screen.py
 
 
-def keep(data: dict) -> None:
-    """Written whole."""
-    data["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, shared"
-    OUT.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-
-
-def alarms(only: str, scale: float) -> None:
-    """One campaign after another; those that are in the file are not done again."""
-    for engine, dtype, model, seed, cases, sequences in CLEAN:
-        name = f"{engine} {dtype} {model} seed {seed}"
-        if (only and engine != only) or name in measured_before()["alarms"]:
-            continue
-        cases, sequences = round(cases * scale), round(sequences * scale)
-        began = time.time()
-        with tempfile.TemporaryDirectory() as work:
-            capabilities = registry.make(engine, {}).capabilities
-            testbed = build(model, dtype, seed, Path(work), capabilities, count=5)
-            plan = CampaignSettings(cases, sequences, seed, precision=dtype, jobs=2, below=False)
-            result = Campaign(lambda name=engine: registry.make(name, {}), testbed, plan, Path(work)).run()
-        verdicts_of_requests = [verdict for p in result.played for verdict in p.verdicts]
-        verdicts = [p.verdict for p in result.played]
-        data = measured_before()
-        data["alarms"][name] = {
-            "cases": len(verdicts),
-            "requests": len(verdicts_of_requests),
-            "rows": result.thresholds.tested - len(verdicts_of_requests),
-            "failed": verdicts.count("fail"),
-            "undecided": verdicts.count("undecided"),
-            "worst_noise_ratio": round(max(verdict.ratio for verdict in verdicts_of_requests), 3),
-            "fails_from": round(result.thresholds.ratio, 3),
-            "worst_score": round(max(verdict.score for verdict in verdicts_of_requests), 3),
-            "fail_score": round(result.thresholds.fail_score, 3),
-            "findings": result.diagnostics,
-            "versions": result.versions,
-        }
-        keep(data)
-        print(f"{name}: {data['alarms'][name]} in {time.time() - began:.0f} s", flush=True)
-
-
-def timed() -> None:
-    """Verdicts alone, then with the look below the noise; each in a fresh folder, two processes."""
-    data = measured_before()
-    for what, plan in (
-        ("200 batches, verdicts", CampaignSettings(200, 0, 0, jobs=2, below=False)),
-        ("16 batches, matched filter", CampaignSettings(16, 0, 0, jobs=2, below=True)),
-    ):
-        with tempfile.TemporaryDirectory() as work:
-            began = time.perf_counter()
-            result = check(lambda: registry.make("peft", {}), "tiny", {}, plan, Path(work))
-            seconds = time.perf_counter() - began
-        data["time"][what] = {
-            "seconds": round(seconds, 1),
-            "verdict": result.verdict,
-            "load_average": round(os.getloadavg()[0], 1),
-            "parts": {k: round(v, 1) for k, v in result.seconds.items()},
-        }
-        print(what, data["time"][what], flush=True)
-        keep(data)
+def measured(arguments: list[str]) -> dict:
+    """One check: its verdict, when its lines came, and the processor seconds of all of its processes."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    command = [sys.executable, "-m", "refimpl", "check", *arguments]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = []
+    for line in process.stderr or ():
+        lines.append((time.perf_counter() - began, line.strip()))
+    printed = process.communicate()[0]
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if process.returncode not in (0, 1):
+        sys.exit(f"{' '.join(arguments)}: exit {process.returncode}: {lines[-1:]}")
+    first = next((when for when, line in lines if FIRST in line or JUDGED in line), seconds)
+    judged = [when for when, line in lines if JUDGED in line]  # of each base
+    return {
+        "verdict": printed.split()[0].lower(),
+        "first_line_seconds": round(first, 1),
+        "verdict_seconds": round(judged[-1] if judged else seconds, 1),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "load_average": round(os.getloadavg()[0], 1),
+    }
 
 
 def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["alarms", "time"])
-    parser.add_argument("--only", default="", help="one engine")
-    parser.add_argument("--cases-scale", type=float, default=1.0, help="fewer cases, to try it out")
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    if args.what == "alarms":
-        alarms(args.only, args.cases_scale)
-    else:
-        timed()
+    parser.add_argument("--only", default="", help="checks whose name has this in it")
+    arguments = parser.parse_args()
+    kept = json.loads(OUT.read_text("utf-8")) if OUT.exists() else {"checks": {}}
+    for name, check in CHECKS.items():
+        if arguments.only not in name or ("peft" in check and importlib.util.find_spec("peft") is None):
+            continue
+        kept["checks"][name] = {"command": f"loracle check {' '.join(check)}", **measured(check)}
+        kept["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, shared"
+        OUT.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+        print(name, kept["checks"][name], flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
