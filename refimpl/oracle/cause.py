@@ -163,7 +163,10 @@ def _report(said: Sequence[Said], failed: int, testbed: Testbed, seconds: float)
     exceptions = sum(part.rule.wrong for part in best.parts if part.rule.holds)
     residual = max(best.traced.followed[request].worst for request in explained)
     afterwards = sum(request.as_it_came.afterwards for request in explained)
-    return CauseReport(changes[0], exceptions, len(explained), failed, residual, seconds, tuple(also), afterwards)
+    rounds = any(request.is_rounded(best.traced.cause) for request in explained)
+    return CauseReport(
+        changes[0], exceptions, len(explained), failed, residual, seconds, tuple(also), rounds, afterwards
+    )
 
 
 def _sources(changes: Sequence[Change]) -> frozenset[str]:

@@ -69,8 +69,21 @@ class Failures:
             if raw is not None and can_be_fitted(exchange, raw, self.testbed):
                 yield exchange, raw, verdict.verdict
 
-    def batches(self, one: PlayedCase) -> Iterator[Batch]:
-        """Yield the batches of a played case whose requests came at once and ran to their ends."""
+    @cached_property
+    def _lines(self) -> dict[str, tuple[Line, int]]:
+        """For each case the batches of its engine, and which of them is its first: a sequence has an engine of its
+        own."""
+        line, lines = Line(), dict[str, tuple[Line, int]]()
+        for one in self.played:
+            of_case = line if one.case.stateless else Line()
+            lines[one.case.name] = of_case, len(of_case.batches)
+            of_case.batches += batches_of(self.driver.exchanges(one.case, one.settings))
+        return lines
+
+    def batches(self, one: PlayedCase) -> Iterator[tuple[Line, int, Batch]]:
+        """Yield the batches of a played case whose requests came at once and ran to their ends, each with those of its
+        engine, and which of them it is."""
+        line, first = self._lines[one.case.name]
         exchanges = self.driver.exchanges(one.case, one.settings)
         counted = [exchange for exchange in exchanges if exchange.request.cancel_after is None]
         raws = errors_again(counted, one.ratios, self.testbed)
@@ -79,7 +92,7 @@ class Failures:
             some = [row for row in rows if row[0].run == number]
             at_once = all(request.arrival_step == run.requests[0].arrival_step for request in run.requests)
             if at_once and len(some) == len(run.requests) > 1:
-                yield some
+                yield line, first + number, some
 
     @cached_property
     def asked_loudly(self) -> list[Asked]:

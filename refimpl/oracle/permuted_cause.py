@@ -1,16 +1,23 @@
 """A cause between requests: what none of them shows alone is tried on whole batches (causes/permuted.py)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .cases.testbed import Testbed
+from .causes.line import Line
 from .causes.mistakes import FLOPS
-from .causes.permuted import WAYS, permuted
+from .causes.permuted import WAYS, Permutation, permuted
+from .causes.schedule import Schedule
 from .causes.statement import CauseReport, Change
 from .diagnosis.clock import Clock
 from .failures import Batch, Failures
 from .fitted_cause import smallest_first
 
+# Tried in this order. An engine has its own numbers: where they are others, nothing is named.
+SCHEDULES = sorted(
+    (Schedule(budget=budget, adapters=slots) for budget in (None, 8, 16, 32, 64) for slots in (None, 2, 3, 4)),
+    key=lambda one: one.cost,
+)
 BATCHES, RIGHT = 6, 3  # that failed and that passed, in which every way is tried; larger: slower
 LEAST = 3  # failed requests in these: every row of fewer may come down to noise by coincidence
 
@@ -18,29 +25,39 @@ LEAST = 3  # failed requests in these: every row of fewer may come down to noise
 def permuted_cause(failures: Failures, limit: float, clock: Clock) -> CauseReport | None:
     """Return the way to put deltas back wrongly that explains every row of some batches, those that are right as well;
     None if there is none. limit: the ratio from which on a row is no noise."""
-    began, batches = time.monotonic(), [one for one in _batches(failures) if _is_affordable(one, failures.testbed)]
-    failed = sum(verdict == "fail" for batch in batches for _, _, verdict in batch)
-    ways: dict[str, float] | None = None
-    for batch in batches if failed >= LEAST else ():
+    began, batches = time.monotonic(), [one for one in _batches(failures) if _is_affordable(one[-1], failures.testbed)]
+    failed = sum(verdict == "fail" for *_, batch in batches for _, _, verdict in batch)
+    for schedule in SCHEDULES if failed >= LEAST else ():
         if clock.is_late("deltas that are put back in another order"):
             return None
+        if ways := _ways(failures, batches, schedule, limit):
+            words = [" ".join(filter(None, (way.words, schedule.words))) for way in ways]
+            change = Change(words[0], "permuted rows", "", "", 1.0)
+            seconds = time.monotonic() - began
+            return CauseReport((change,), 0, failed, failed, next(iter(ways.values())), seconds, tuple(words[1:]))
+    return None
+
+
+def _ways(
+    failures: Failures, batches: Sequence[tuple[Line, int, Batch]], schedule: Schedule, limit: float
+) -> dict[Permutation, float]:
+    """Return the ways that explain all of some batches if an engine makes these steps, and what each leaves."""
+    ways = dict.fromkeys(WAYS, 0.0)
+    for line, number, batch in batches:
         exchanges, raws = [exchange for exchange, _, _ in batch], [raw for _, raw, _ in batch]
-        fitting = {way.words: rest for way, rest in permuted(exchanges, raws, failures.testbed, limit)}
-        before = fitting if ways is None else ways
-        ways = {words: max(before[words], rest) for words, rest in fitting.items() if words in before}
+        in_order = line.steps(number, schedule)
+        fitting = dict(permuted(exchanges, raws, failures.testbed, limit, in_order, list(ways)))
+        ways = {way: max(ways[way], rest) for way, rest in fitting.items()}
         if not ways:
-            return None
-    if not ways:
-        return None
-    (words, residual), *others = ways.items()
-    change = Change(words, "permuted rows", "", "", 1.0)
-    also = tuple(other for other, _ in others)
-    return CauseReport((change,), 0, failed, failed, residual, time.monotonic() - began, also)
+            break
+    return ways
 
 
-def _batches(failures: Failures) -> Iterator[Batch]:
-    """Yield some with failed requests, short cases first, and some that are right."""
-    wrong = [batch for one in smallest_first(failures.played) for batch in failures.batches(one) if _has_failed(batch)]
+def _batches(failures: Failures) -> Iterator[tuple[Line, int, Batch]]:
+    """Yield some with failed requests, short cases first, and some that are right; each with its engine's batches, and
+    which of them it is."""
+    some = (batch for one in smallest_first(failures.played) for batch in failures.batches(one))
+    wrong = [one for one in some if _has_failed(one[-1])]
     yield from wrong[:BATCHES]
     right = [one for one in failures.played if one.verdict == "pass" and one.case.stateless][:RIGHT]
     yield from (batch for one in right for batch in failures.batches(one))

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refimpl.arrays import Array
-from refimpl.oracle.causes.graphs import OF_LIST
+from refimpl.oracle.causes.graphs import CUT, OF_LIST
 from refimpl.oracle.causes.line import Line
 from refimpl.oracle.causes.rule import Observed
 from refimpl.oracle.causes.schedule import Batch, Schedule, Scheduled, Slots, Step, steps
@@ -42,6 +43,9 @@ a_schedule = st.builds(
     by_end=st.booleans(),
     compacts=st.booleans(),
     evicts=st.booleans(),
+    one_step=st.booleans(),
+    touches=st.booleans(),
+    in_turn=st.booleans(),
 )
 
 
@@ -58,7 +62,8 @@ def test_steps_compute_every_token_once_in_order_within_the_limits(requests: Bat
         counted = [one.length for one in step.rows if schedule.counts_decodes or not one.is_decode]
         assert sum(counted) <= (schedule.budget or math.inf)
         order = [one.is_decode for one in step.rows]
-        assert order == sorted(order, reverse=not schedule.prompts_ahead)
+        if not schedule.in_turn or schedule.prompts_first or schedule.prompts_ahead:
+            assert order == sorted(order, reverse=not schedule.prompts_ahead)
         assert not schedule.prompts_first or len(set(order)) == 1
         begun |= {one.request for one in step.rows}
         for one in step.rows:
@@ -66,11 +71,15 @@ def test_steps_compute_every_token_once_in_order_within_the_limits(requests: Bat
             assert one.first == done[one.request] and 0 < one.length <= (schedule.chunk or request.tokens)
             assert one.is_decode == (one.first >= request.prompt) and (one.length == 1 or not one.is_decode)
             done[one.request] += one.length
-            if schedule.adapters and len(keys_of(requests, begun)) <= schedule.adapters and not schedule.evicts:
+            if (
+                schedule.adapters
+                and len(keys_of(requests, begun)) <= schedule.adapters
+                and not (schedule.evicts or schedule.one_step)
+            ):
                 assert all(key in step.slots for key, _ in request.adapters)
         begun = {i for i in begun if done[i] < requests[i].tokens}
         assert len(begun) <= (schedule.running or math.inf)
-        most = math.inf if schedule.evicts else schedule.adapters or math.inf
+        most = math.inf if schedule.evicts or schedule.one_step else schedule.adapters or math.inf
         assert len(keys_of(requests, begun)) <= most or len(begun) == 1
     assert done == [one.tokens for one in requests]
 
@@ -93,6 +102,23 @@ def test_a_slot_goes_to_whoever_comes_from_the_one_that_was_not_used_longest(use
         assert slots.keys == [some[-1] if some else None for some in filled]
         before = [one for one in reversed(filled[slot][:-1])]
         assert [one for one in slots.former[slot] if one != key] == [one for one in dict.fromkeys(before) if one != key]
+
+
+def test_an_adapter_that_was_used_in_a_later_step_stays() -> None:
+    """a begins before b and runs longer: c takes b's slot if steps count, and a's if beginnings do."""
+    a, b, c = ((("a", 1.0),), (("b", 1.0),), (("c", 1.0),))
+    first, second = [Scheduled(4, 1, a), Scheduled(1, 1, b)], [Scheduled(1, 1, c)]
+    for touches, expected in ((False, ("c", "b")), (True, ("a", "c"))):
+        line = Line([first, second])
+        assert line.steps(1, Schedule(adapters=2, touches=touches))[0].slots == expected
+
+
+def test_requests_take_what_is_left_of_a_step_in_turn() -> None:
+    """The second one is past its prompt while the first one is not."""
+    requests = [Scheduled(9, 9, ()), Scheduled(3, 2, ())]
+    rows = [one.rows for one in steps(requests, Schedule(chunk=3, budget=4, in_turn=True))]
+    assert [(one.request, one.first, one.length) for one in rows[0]] == [(0, 0, 3), (1, 0, 1)]
+    assert [(one.request, one.first, one.length) for one in rows[2]] == [(0, 6, 3), (1, 2, 1)] and rows[2][1].is_decode
 
 
 def rows_of(requests: Batch, in_order: list[Step]) -> list[tuple[int, int, bool, int]]:
@@ -125,12 +151,20 @@ def test_regions_of_steps_beside_a_loop_over_rows(requests: Batch, schedule: Sch
             or own_names & {key for key, _ in requests[rows[i][1]].adapters}
         ]
         adapters = {requests[rows[i][1]].adapters for i in in_step} - {()}
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(one.adapters for one in requests)) if key}
+        come = list(dict.fromkeys(rows[i][1] for i in in_step))
+        in_slots = sorted(come, key=lambda i: (numbers.get(requests[i].adapters, -1), i))
         facts = {
             "steps without prompt tokens": not prompts,
             "the first row of a step": n == in_step[0],
             "the last of its adapter's rows of a step": n == own[-1],
             "rows of a step from number 2 on": in_step.index(n) >= 2,
             "those of its adapter's rows of a step beyond the last whole 4": own.index(n) >= len(own) - len(own) % 4,
+            "those of its adapter's rows of a step beyond the last whole 4, of more than 4": len(own) > 4
+            and own.index(n) >= len(own) - len(own) % 4,
+            "rows of a step of the first 2 requests there": come.index(here) < 2,
+            "rows of a step of all requests there but the first request": come.index(here) > 0,
+            "rows of a step of the first 2 requests there, in the order of their slots": in_slots.index(here) < 2,
             "the last prompt token of a step": n in prompts and n == prompts[-1],
             "rows of a step, which are of two adapters or more": len(adapters) > 1,
             "rows of a step, which are of 2 requests or more": len({rows[i][1] for i in in_step}) > 1,
@@ -142,6 +176,13 @@ def test_regions_of_steps_beside_a_loop_over_rows(requests: Batch, schedule: Sch
     got = {one.words: one.members.tolist() for one in regions_in_steps(requests, here, schedule, in_order)}
     assert len(got) == len(regions_of_steps())
     assert {words: got[words] for words in expected} == expected
+
+
+def slot_of(requests: Batch, i: int, slots: Sequence[str | None]) -> int:
+    """The definition, also where slots are not known and adapters have them as they come."""
+    numbers = list(dict.fromkeys(one.adapters for one in requests if one.adapters))
+    as_it_comes = numbers.index(requests[i].adapters) if requests[i].adapters else -1
+    return requests[i].slot_in(slots) if slots else as_it_comes
 
 
 @given(st.lists(batches, min_size=1, max_size=3), a_schedule, st.data())
@@ -158,6 +199,7 @@ def test_names_beside_a_loop_over_rows(some: list[Batch], schedule: Schedule, da
         in_phase = [i for i in in_step if rows[i][2] == decode]
         prompts = [i for i in in_step if not rows[i][2]]
         slots, at = in_order[s].slots, in_phase.index(n)
+        of_slot = [i for _, i in sorted((slot_of(requests, rows[i][1], slots), i) for i in in_step)]
         own_slot = requests[request].slot_in(slots)
 
         def of(i: int) -> str | None:
@@ -166,6 +208,7 @@ def test_names_beside_a_loop_over_rows(some: list[Batch], schedule: Schedule, da
         expected = {
             "the first row in its step": of(in_step[0]),
             "the row before in its step": of(in_step[in_step.index(n) - 1]),
+            "the row before if rows are sorted by adapter, in its step": of(of_slot[of_slot.index(n) - 1]),
             "the first row of each 4 among the rows of its phase in its step": of(in_phase[at // 4 * 4]),
             "the prompt token at its place in its step": of(prompts[at]) if at < len(prompts) else None,
             "the adapter in the last slot": slots[-1] if slots else None,
@@ -193,6 +236,26 @@ def test_graphs_keep_the_slots_of_the_first_step_of_their_size() -> None:
     assert line.steps(1, schedule)[0].slots == ("c", "b")
     assert of(1, in_slot) == ["c", "b", "c", "b", "c", "b"]
     assert of(0, OF_LIST) == ["a", "b", "a", "b", "a"]
+
+
+def test_a_list_that_is_cut_gives_the_first_entries_to_those_that_are_left() -> None:
+    a, b, c = ((("a", 1.0),), (("b", 1.0),), (("c", 1.0),))
+    line = Line([[Scheduled(1, 1, a), Scheduled(3, 1, b), Scheduled(4, 1, c)]])
+    table = table_of(line, 0, Schedule())
+    named = {name: [list(line.codes)[code] for code in of] for name, of in zip(table.names, table.codes, strict=True)}
+    assert named[CUT] == ["a", "b", "c", "a", "b", "a", "b", "a"]  # three prompts, then b and c twice, then c
+
+
+def test_segments_as_long_as_their_neighbours() -> None:
+    a, b = ((("a", 1.0),), (("b", 1.0),))
+    line = Line([[Scheduled(1, 1, b), Scheduled(3, 3, a), Scheduled(2, 2, ())]])
+    table = table_of(line, 0, Schedule())
+    named = {name: [list(line.codes)[code] for code in of] for name, of in zip(table.names, table.codes, strict=True)}
+    words = "the request that a row is of if each has as many in a step as the one {} it"
+    assert named[words.format("behind")] == ["b", "b", "b", "a", "a", None]  # lengths 3, 2, 1
+    assert named[words.format("before")] == ["b", "b", "a", None, None, None]  # lengths 2, 1, 3
+    # In the order of slots, the base first: its two rows, the one of b, the three of a, of lengths 1, 3, 2.
+    assert named[words.format("behind") + ", in the order of slots"] == ["b", "b", "a", "a", None, "b"]
 
 
 def made_line(seed: int, count: int) -> Line:

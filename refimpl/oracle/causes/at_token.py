@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..diagnosis.clock import Clock
 from .measures import factors
-from .mistakes import BANDS, Mistake, mistakes, tried
+from .mistakes import BANDS, Effects, Mistake, mistakes, tried
 from .relations import label
 from .states import states_of
 from .traced import OF_CACHES, Cause, Request, Traced
@@ -118,7 +118,7 @@ def every_mistake(
     one, walk = traced.followed[request], request.walk
     if one.line is None or one.dead is None:
         return []
-    givens, fitting = _givens(request, traced), list[Mistake]()
+    givens, fitting, effects = _givens(request, traced), list[Mistake](), Effects()
     nothing: tuple[int, ...] = ()
     alone = [(one.line.blocks, 1, given) for given in givens if one.dead > walk.first_shown or one.dead == 0]
     early = is_early(one.dead, walk) and one.dead < SHORT
@@ -126,7 +126,7 @@ def every_mistake(
     beside = with_those_before + alone if traced.cause else alone + with_those_before
     for band, (before, tokens, given) in itertools.product(bands, beside):
         if not fitting and not clock.is_late("every mistake at one more token"):
-            fitting = mistakes(walk, before, tokens, request.sources, limit, given, (band,))
+            fitting = mistakes(walk, before, tokens, request.sources, limit, given, (band,), effects)
     if bands == BANDS[:1]:
         return fitting
     if not fitting:

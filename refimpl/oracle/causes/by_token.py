@@ -59,6 +59,7 @@ def trace(
     best = sorted([*best, *apart], key=lambda one: one.rank) if apart and not is_most else best
     if not best[0].explained and not clock.is_late("two mistakes in one token"):
         best = _two_at_once(nothing, quietly, limit, clock) or best
+    best = _with_fewer(best, limit)
     return [one.common for one in best] if best[0].cause and best[0].explained else []
 
 
@@ -66,7 +67,16 @@ def traced_further(best: Sequence[Traced], others: Sequence[Request], limit: flo
     """Return causes that were traced, followed through other failed requests; with one more mistake, where these show
     one that the first ones did not."""
     followed = sorted((one.with_others(others, limit) for one in best), key=lambda one: one.rank)
-    return [one.common for one in _search(followed, Looks(), limit, clock)]
+    return [one.common for one in _with_fewer(_search(followed, Looks(), limit, clock), limit)]
+
+
+def _with_fewer(best: Sequence[Traced], limit: float) -> list[Traced]:
+    """Return causes, and the first one without each of its mistakes: one that was thought of later may do all that
+    another does, and more."""
+    first = best[0]
+    causes = [(*first.cause[:i], *first.cause[i + 1 :]) for i in range(len(first.cause)) if len(first.cause) > 1]
+    more = [Traced(cause, {}).with_others(list(first.followed), limit) for cause in causes]
+    return sorted([*more, *best], key=lambda one: one.rank)
 
 
 def _is_at_once_wrong(nothing: Traced) -> bool:

@@ -23,6 +23,7 @@ PADDED: dict[str, Callable[[int], int]] = {
 SIZES = list(itertools.product(PADDED, ("", ", without prompt tokens"), ("", ", of its batch")))
 WHAT = ("the request", "the adapter in the slot of the request")  # what was captured
 OF_LIST = "the request that had its place among decode rows before others ended"
+CUT = "the request that had its place in the batch before others ended"  # names[: len(running)], not a selection
 COMPACTED = "the request that ended at the place of the batch that it has since"
 Rows = list[tuple[int, int]]  # of each decode row: what its adapter is called (Line.codes), and its slot, -1: none
 
@@ -31,11 +32,12 @@ def captured(line: Line, number: int, schedule: Schedule) -> dict[str, Array]:
     """Return for each name what adapter it means at each row of a batch: at rows that are no decode steps its own."""
     codes, graphs = line.codes, [dict[int, Rows]() for _ in SIZES]
     results: list[tuple[list[int], ...]] = [tuple([] for _ in WHAT) for _ in SIZES]
-    of_list, compacted, in_slots_of = list[int](), list[int](), list[int]()
+    of_list, cut, compacted, in_slots_of = list[int](), list[int](), list[int](), list[int]()
     for n, in_order in enumerate(line.played(number, schedule)):
         requests, entries = line.batches[n], list[int]()
         called = [codes[one.called] for one in requests]
         places, of_place, done = list[int](), list[tuple[int, int]](), [0] * len(requests)
+        running, listed = list[int](), list[int]()
         graphs = [{} if of_batch else of for of, (_, _, of_batch) in zip(graphs, SIZES, strict=True)]
         for step in in_order:
             decodes = [one.request for one in step.rows if one.is_decode]
@@ -53,6 +55,11 @@ def captured(line: Line, number: int, schedule: Schedule) -> dict[str, Array]:
                 of_list += [called[entries[place]] for place in range(len(decodes))] + prompts
             entries = entries[: len(decodes)]
             for one in step.rows:
+                if one.request not in running:
+                    running.append(one.request)
+                    listed.append(called[one.request])
+                if n == number:
+                    cut += [listed[running.index(one.request)]] * one.length
                 if one.request not in places:
                     places.append(one.request)
                     slot = step.places[one.request] if step.places else -1
@@ -62,10 +69,12 @@ def captured(line: Line, number: int, schedule: Schedule) -> dict[str, Array]:
                     key, slot = of_place[places.index(one.request)]
                     compacted += [key] * one.length
                     in_slots_of += [codes[step.slots[slot]] if slot >= 0 else 0] * one.length
-            places = compacted_places(places, [n >= one.tokens for n, one in zip(done, requests, strict=True)])
+            ends = [n >= one.tokens for n, one in zip(done, requests, strict=True)]
+            running = [i for i in running if not ends[i]]
+            places, listed = compacted_places(places, ends), listed[: len(running)]
     named = dict[str, list[int]]()
     for size, of_size in zip(SIZES, results, strict=True):
         words = (f"{what} at its place in the first decode step of as many requests{''.join(size)}" for what in WHAT)
         named |= dict(zip(words, of_size, strict=True))
-    named |= {OF_LIST: of_list, COMPACTED: compacted, f"the adapter in the slot of {COMPACTED}": in_slots_of}
+    named |= {OF_LIST: of_list, CUT: cut, COMPACTED: compacted, f"the adapter in the slot of {COMPACTED}": in_slots_of}
     return {words: np.array(some) for words, some in named.items()}

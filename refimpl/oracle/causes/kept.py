@@ -30,7 +30,7 @@ def kept_sources(others: Sequence[Source]) -> list[Source]:
         replace(
             one,
             key=f"kept: {one.key.removeprefix(prefix)}",
-            words=f"the keys and values of {one.key.removeprefix(prefix)}, in place of its own,",
+            words=f"the keys and values of {one.key.removeprefix(prefix)}, in place of its own",
             kind=KEPT,
         )
         for one in others

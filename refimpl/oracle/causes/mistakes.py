@@ -19,6 +19,9 @@ EQUAL = 1e-9  # bits that do not count
 WIDER = 10.0  # of a source that was found, at any region
 
 
+Effects = dict[tuple[tuple[int, ...], int], Array]  # (blocks before, tokens) -> presence() of the same sources
+
+
 @dataclass(frozen=True)
 class Mistake:
     """A mix-up at some modules, c times. family: which adapter it is of may differ from token to token."""
@@ -44,13 +47,16 @@ def mistakes(
     limit: float,
     given: Sequence[Given] = (),
     bands: Sequence[tuple[float, float]] = BANDS,
+    effects: Effects | None = None,
 ) -> list[Mistake]:
     """Return those that leave noise in the row of the last of some tokens, made in all of them; simplest first.
 
     before: the blocks of the tokens before these. sources: each with its family. given: what is wrong there besides.
-    bands: of how many bits; those of a band are tried where none of the bands before is it."""
-    present = presence(walk, before, tokens, [source for _, source in sources])
-    plain = [source for _, source in sources]
+    bands: of how many bits; those of a band are tried where none of the bands before is it. effects: at which modules
+    each source does something to the same tokens, where that is known; what is learnt is added."""
+    plain, effects = [source for _, source in sources], {} if effects is None else effects
+    if (present := effects.get((tuple(before), tokens))) is None:
+        present = effects[tuple(before), tokens] = presence(walk, before, tokens, plain)
 
     def good(rows: Sequence[Row]) -> tuple[list[Row], float]:
         """Return those that fit, and of how many bits the last is that was tried. rows: plain ones first."""

@@ -26,7 +26,7 @@ OF_THE_CACHE = (KEPT, STORED)
 PARTNERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # those that engines fuse into one product
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)  # not frozen: thousands are made in a pass, and that takes three times as long
 class Point:
     """One module in one pass over one request: all that a source is computed from."""
 
@@ -71,6 +71,7 @@ class Source:
     cost: float = 1.0  # bits, about: plain sources come before crooked ones where both explain
     same_as: str = ""  # a key; sources that have the same here make the same delta, whatever they are called
     members: tuple[str, ...] = ()  # keys: it is one of these in each request, whichever leaves least
+    rounds: bool = False  # numbers that are computed: one near a tie may have been rounded to its other side
 
 
 def rows_of(table: Float[Array, "vocab d"], token_ids: Array) -> Float[Array, "tokens d"]:

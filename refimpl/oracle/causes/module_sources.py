@@ -97,6 +97,16 @@ def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
     def layer_zero(point: Point) -> LoraWeights | None:
         return point.of(key, (0, point.module[1])) if point.module[0] > 0 else None
 
+    def of_one_rank(of: Callable[[Point], LoraWeights | None]) -> Callable[[Point], LoraWeights | None]:
+        """The same, if it has the rank of the own one: of others no product can be made."""
+
+        def alike(point: Point) -> LoraWeights | None:
+            own_lora, other = point.of(key), of(point)
+            is_alike = own_lora is not None and other is not None and len(own_lora.A) == len(other.A)
+            return other if is_alike else None
+
+        return alike
+
     for name in modules:
         of_module = at(name)
         beside = partial(is_beside, name)
@@ -132,7 +142,12 @@ def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
         yield Source(words, f"the delta of {words}", swapped, "instead", 4)
         for part, (A_of, B_of) in {"A": (of_slice, here), "B": (here, of_slice)}.items():
             half_swapped = mixed(A_of, B_of, here, instead_of=exchanged)
-            yield Source(f"{part} of {words}", f"its own delta with the {part} of {words}", half_swapped, "instead", 5)
+            called = f"its own delta with the {part} of {words}"
+            yield Source(f"{part} of {words}", called, half_swapped, "instead", 5)
+            if_alike = mixed(of_one_rank(A_of), of_one_rank(B_of), here)
+            yield Source(
+                f"{part} of {words}, of one rank", f"{called} where both are of one rank", if_alike, "instead", 5
+            )
     for words, of, shift in (  # and how far away a layer must be there: if the adapter has nothing in it, nothing it is
         ("the layer before", layer(-1), -1),
         ("the layer after", layer(1), 1),

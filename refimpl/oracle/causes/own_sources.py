@@ -8,7 +8,7 @@ import numpy as np
 from ...adapter import PeftConfig, lora_alpha_of, pattern_value
 from ...adapter_slots import LoraWeights
 from ...arrays import DTYPES, Array
-from ...config import EMBED, module_name
+from ...config import EMBED, Module, module_name
 from .mix_up import PARTNERS, Delta, Point, Source, full_delta
 
 
@@ -151,6 +151,22 @@ def _read_by(key: str, config: PeftConfig, pattern: Mapping[str, float]) -> Delt
     return delta
 
 
+class WithoutBiases(Mapping[Module, LoraWeights]):
+    """An adapter's weights less the biases, each made when it is asked for: one of dozens is."""
+
+    def __init__(self, weights: Mapping[Module, LoraWeights]) -> None:
+        self._weights = weights
+
+    def __getitem__(self, module: Module) -> LoraWeights:
+        return replace(self._weights[module], bias=None)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
 def but_for_its_bias(key: str, source: Source) -> Source:
     """The same done to B A x alone: an engine that keeps biases apart may have them right. An adapter's without any is
     the very same."""
@@ -159,8 +175,7 @@ def but_for_its_bias(key: str, source: Source) -> Source:
         own_weights = point.weights[key]
         if all(lora.bias is None for lora in own_weights.values()):
             return source.delta(point)
-        plain = {module: replace(lora, bias=None) for module, lora in own_weights.items()}
-        return source.delta(replace(point, weights={**point.weights, key: plain}))
+        return source.delta(replace(point, weights={**point.weights, key: WithoutBiases(own_weights)}))
 
     words = f"{source.words}, its bias as it should be"
     return replace(source, key=f"{source.key}, not its bias", words=words, delta=delta, cost=source.cost + 0.5)
@@ -216,4 +231,5 @@ def rounded_sources(key: str) -> Iterator[Source]:
 
     for name, to in (("bfloat16", DTYPES["bfloat16"]), ("float16", DTYPES["float16"])):
         for what, words in ROUNDED.items():
-            yield Source(f"{what} in {name}", f"its own delta {words} to {name}", rounded(what, to), "instead", 4)
+            called, computed = f"its own delta {words} to {name}", what not in ("A", "B", "A and B", "scale", "sB")
+            yield Source(f"{what} in {name}", called, rounded(what, to), "instead", 4, rounds=computed)

@@ -11,6 +11,7 @@ from .regions import IN_BATCH
 
 SLOTS = (2, 3, 4)  # of an engine that has fewer than a batch needs
 PLACES = (2, 3, 4, 5, 6)  # of an engine that has fewer slots than adapters: the one that comes first of the others
+PARTS = (2, 3, 4)  # requests of a part of a batch that is cut
 SAME = 4  # tokens that two prompts share, so that a cache may take one for the other
 
 
@@ -38,6 +39,7 @@ def relations(
             "the request with the longest prompt": keys[int(np.argmax(lengths))],
             "the request with the shortest prompt": keys[int(np.argmin(lengths))],
         }
+        related |= {f"the request {count} places before": keys[here - count] for count in PARTS if here >= count}
         owners = [key for key, length in zip(keys, lengths, strict=True) for _ in range(length)]
         related |= {f"the request of the batch's token {n}": owners[n - 1] for n in IN_BATCH if n <= len(owners)}
         numbers = {key: number for number, key in enumerate(meaning.values(), 1)}

@@ -62,8 +62,10 @@ class Rule:
         return " ".join(filter(None, (tokens, self.where)))
 
 
-def rule(observed: Sequence[Observed]) -> Rule:
-    """Return the shortest rule that holds for the tokens in which it was made and for none of the others."""
+def rule(observed: Sequence[Observed], assumption: float = 0.0) -> Rule:
+    """Return the shortest rule that holds for the tokens in which it was made and for none of the others.
+
+    assumption: bits of what some regions take to be so; a rule pays for it once, however many of those it has."""
     masks = [one.present >= 0 for one in observed]
     kept = [(one, mask) for one, mask in zip(observed, masks, strict=True) if mask.any()]
     if not kept:
@@ -71,6 +73,8 @@ def rule(observed: Sequence[Observed]) -> Rule:
     fits = np.concatenate([one.present[mask] == 1 for one, mask in kept])
     starts = np.cumsum([0, *(int(mask.sum()) for _, mask in kept)])[:-1]
     names, costs, holds = _facts(kept)
+    assumes = {region.words: region.assumes for one, _ in kept for region in one.regions}
+    is_assumed = [of_tokens and bool(assumes[words]) for words, of_tokens in names]
 
     def exceptions(some: Array) -> Array:
         """In how many requests is a token of each of these rules wrong? some: [rules, tokens]"""
@@ -81,6 +85,7 @@ def rule(observed: Sequence[Observed]) -> Rule:
     def note(chosen: Sequence[tuple[int, ...]], some: Array) -> None:
         for which, wrong in zip(chosen, exceptions(some), strict=True):
             bits = sum(costs[i] for i in which) + MORE * max(len(which) - 1, 0) + EXCEPTION * int(wrong)
+            bits += assumption * any(is_assumed[i] for i in which)
             rules.append((float(bits), which, int(wrong)))
 
     note([()], np.ones((1, len(fits)), bool))
@@ -97,7 +102,6 @@ def rule(observed: Sequence[Observed]) -> Rule:
             triples = [(*pair, int(k)) for _, pair, _ in best for k in order if k not in pair]
             note(triples, np.array([holds[i] & holds[j] & holds[k] for i, j, k in triples]))
     rules.sort(key=lambda one: (one[0], len(one[1])))
-    assumes = {region.words: region.assumes for one, _ in kept for region in one.regions}
     having = int(np.logical_or.reduceat(fits, starts).sum())
     present = [_rule(one, names, len(kept), having, assumes) for one in rules if one[0] <= rules[0][0] + NEAR]
     rivals = [one for one, raw in zip(present[1:], rules[1:], strict=False) if not set(rules[0][1]) < set(raw[1])]

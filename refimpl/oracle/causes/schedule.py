@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from .relations import label
 
-LIMIT, ODD_LIMIT = 1.5, 2.5  # bits of a limit; of one that is no multiple of 4
+LIMITS = {0: 1.0, 1: 1.5, 2: 2.5}  # bits of a limit that is a power of two, another multiple of 4, any other
 
 Adapters = tuple[tuple[str, float], ...]
 
@@ -33,9 +33,12 @@ class Schedule:
     running: int | None = None  # requests at once, at most; the others wait (vLLM's max_num_seqs)
     adapters: int | None = None  # slots: of so many adapters requests run at once (vLLM's max_loras)
     evicts: bool = False  # does an adapter get a slot at once, although a running request uses it?
+    one_step: bool = False  # is a slot kept for a request in the first of its steps alone?
     overtake: bool = False  # does a request whose adapter is there run before one that waits for its adapter?
+    touches: bool = False  # is an adapter used anew in each step that has rows of it? Else where its request begins
     if_room: bool = False  # does a request begin only in a step that has room for its tokens, so not before?
     prompts_ahead: bool = False  # do the rows of prompts stand before those of decode steps?
+    in_turn: bool = False  # do requests get tokens and rows in the order in which they run? (vLLM's V1 scheduler)
     compacts: bool = False  # does the last of those that run take the place of one that ends?
     by_end: bool = False  # do decode steps stand in the order in which their prompts ended? Else as they came.
 
@@ -47,9 +50,10 @@ class Schedule:
         limits += [f"{self.budget} {tokens}"] * (self.budget is not None)
         parts = [f"a step has at most {' and '.join(limits)}"] * bool(limits)
         limits = [f"{self.running} requests"] * (self.running is not None)
-        limits += [f"{self.adapters} adapters"] * (self.adapters is not None and not self.evicts)
+        limits += [f"{self.adapters} adapters"] * (self.adapters is not None and not (self.evicts or self.one_step))
         parts += [f"at most {' and '.join(limits)} run at once"] * bool(limits)
         parts += [f"it has {self.adapters} slots, from which adapters in use are thrown out"] * self.evicts
+        parts += [f"it has {self.adapters} slots, each kept for a request in its first step alone"] * self.one_step
         parts += ["prompts have steps of their own, before decode steps"] * self.prompts_first
         return f"(if {', and '.join(parts)})" if parts else ""
 
@@ -61,12 +65,15 @@ class Schedule:
             self.budget is not None and not self.counts_decodes,
             self.prompts_first,
             self.evicts,
+            self.one_step,
+            self.touches,
+            self.in_turn,
             self.overtake,
             self.if_room,
             self.compacts,
             self.by_end,
         ]
-        return sum(ODD_LIMIT if n % 4 else LIMIT for n in limits) + 0.5 * sum(kinds)
+        return sum(LIMITS[0 if n & (n - 1) == 0 else 1 if n % 4 == 0 else 2] for n in limits) + 0.5 * sum(kinds)
 
 
 @dataclass(frozen=True)
@@ -136,9 +143,17 @@ class Slots:
                 self.former[slot] = (former, *(one for one in self.former[slot] if one != former))
             self.keys[slot] = key
             self.moves[key] += 1
+        self._touch(slot)
+        return moved
+
+    def touch(self, key: str) -> None:
+        """Take an adapter for the one that was used last, if it has a slot."""
+        if key in self.keys:
+            self._touch(self.keys.index(key))
+
+    def _touch(self, slot: int) -> None:
         self.order.remove(slot)
         self.order.append(slot)
-        return moved
 
 
 def steps(requests: Batch, schedule: Schedule, slots: Slots | None = None) -> list[Step]:
@@ -155,7 +170,10 @@ def steps(requests: Batch, schedule: Schedule, slots: Slots | None = None) -> li
         decodes = [i for i in (ended if schedule.by_end else running) if i in running and i not in prompts]
         decodes = [] if prompts and schedule.prompts_first else decodes
         rows, free = [Rows(i, done[i], 1, True) for i in decodes], schedule.budget or no_limit
-        if schedule.counts_decodes:
+        if schedule.in_turn and not schedule.prompts_first:
+            rows, prompts = _in_turn(requests, running, done, free, schedule.chunk), []
+            free -= sum(one.length for one in rows)
+        elif schedule.counts_decodes:
             rows, free = rows[:free], free - len(rows[:free])
         while prompts or (one_by_one and free):
             if not prompts:  # those that run have what they need: one more, while there is room
@@ -178,6 +196,9 @@ def steps(requests: Batch, schedule: Schedule, slots: Slots | None = None) -> li
         ended += [
             one.request for one in rows if not one.is_decode and done[one.request] >= requests[one.request].prompt
         ]
+        if slots and schedule.touches:
+            for key in (key for one in rows for key, _ in requests[one.request].adapters):
+                slots.touch(key)
         ends = [done[i] >= request.tokens for i, request in enumerate(requests)]
         running = compacted_places(running, ends) if schedule.compacts else [i for i in running if not ends[i]]
         if slots:
@@ -187,6 +208,18 @@ def steps(requests: Batch, schedule: Schedule, slots: Slots | None = None) -> li
         else:
             result.append(Step(tuple(rows)))
     return result
+
+
+def _in_turn(requests: Batch, running: Sequence[int], done: Sequence[int], free: int, chunk: int | None) -> list[Rows]:
+    """Return the rows of a step in which each request takes what is left of the budget, one after another."""
+    rows = []
+    for i in running:
+        remaining = requests[i].prompt - done[i]
+        length = min(free, 1 if remaining <= 0 else min(remaining, chunk or remaining))
+        if length:
+            rows.append(Rows(i, done[i], length, remaining <= 0))
+            free -= length
+    return rows
 
 
 def compacted_places(running: Sequence[int], ends: Sequence[bool]) -> list[int]:
@@ -215,7 +248,7 @@ def _admit(
     the limits allow it. Return the adapters that moved into a slot."""
     most = min(schedule.running or len(requests), len(running) + (most or len(requests)))
     of_adapters, loaded = schedule.adapters, list[str]()
-    used = {key for i in running for key, _ in requests[i].adapters}
+    used = set() if schedule.one_step else {key for i in running for key, _ in requests[i].adapters}
     for i in list(waiting):
         here = used | {key for key, _ in requests[i].adapters}
         if len(running) == most:

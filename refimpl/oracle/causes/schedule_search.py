@@ -15,17 +15,21 @@ from .line import Line
 from .schedule import Schedule
 
 CHUNKS: list[dict[str, Any]] = [{"chunk": n} for n in (None, *range(1, 17), 20, 24, 32)]
-WAITS: list[dict[str, Any]] = [{"overtake": one, "evicts": False} for one in (False, True)]
-SLOTS: list[dict[str, Any]] = [{"adapters": None, "overtake": False, "evicts": False}]
+KEPT: dict[str, Any] = {"evicts": False, "one_step": False}
+WAITS: list[dict[str, Any]] = [{"overtake": one, **KEPT} for one in (False, True)]
+SLOTS: list[dict[str, Any]] = [{"adapters": None, "overtake": False, **KEPT}]
 SLOTS += [{"adapters": n, **waits} for n in (1, 2, 3, 4, 5, 6, 8) for waits in WAITS]
 CHANGES: tuple[dict[str, Any], ...] = (  # of a schedule, one of which is tried at a time
     *CHUNKS,
     *SLOTS,
-    *({"adapters": n, "overtake": False, "evicts": True} for n in (1, 2, 3, 4, 5, 6, 8)),
+    *({"adapters": n, "overtake": False, **KEPT, "evicts": True} for n in (1, 2, 3, 4, 5, 6, 8)),
+    *({"adapters": n, "overtake": False, **KEPT, "one_step": True} for n in (1, 2, 3, 4, 5, 6, 8)),
     *({"budget": n} for n in (*range(4, 33), *range(36, 65, 4), 80, 96, 128)),
     {"budget": None, "counts_decodes": True, "if_room": False},
     *({"counts_decodes": one} for one in (True, False)),
     *({"if_room": one} for one in (True, False)),
+    *({"touches": one} for one in (True, False)),
+    *({"in_turn": one} for one in (True, False)),
     *({"prompts_first": one} for one in (True, False)),
     *({"by_end": one, "compacts": False} for one in (True, False)),
     *({"compacts": one, "by_end": False} for one in (True, False)),
@@ -39,7 +43,11 @@ CHANGED = 4  # times; larger: slower
 BEST = 2  # schedules that are returned
 SIMPLE = Schedule()
 # Who is in a slot is a matter of all batches before: no limit alone says anything of that, so two are tried together.
-BEGINNINGS = [replace(SIMPLE, **chunk, **slots) for chunk in CHUNKS for slots in SLOTS]
+USUAL: list[dict[str, Any]] = [{"chunk": n} for n in (None, 4, 8, 12, 16, 24, 32)]
+USUAL += [{"budget": n} for n in (8, 16, 24, 32, 48, 64)]
+BEGINNINGS = [replace(SIMPLE, **limit, **slots) for limit in USUAL for slots in SLOTS]
+BEGINNINGS += [replace(SIMPLE, **chunk) for chunk in CHUNKS if chunk not in USUAL]
+BEGINNINGS.sort(key=lambda one: one.cost)
 
 
 class Seen(Protocol):
@@ -108,12 +116,12 @@ class _Tried:
         return result[0]
 
     def _try(self, schedules: Sequence[Schedule], clock: Clock) -> None:
-        """As long as there is time; one is tried anyhow."""
-        for schedule in schedules:
+        """As long as there is time, plain ones first, until one fits; one is tried anyhow."""
+        for schedule in sorted(schedules, key=lambda one: one.cost):
             if self.tried and clock.is_late("other schedules of the engine"):
                 break
-            if schedule not in self.tried:
-                self.wrong(schedule)
+            if schedule not in self.tried and not self.wrong(schedule).min():
+                break
 
     def best(self, count: int) -> list[Schedule]:
         """Those that fit best, and of these the plainest."""

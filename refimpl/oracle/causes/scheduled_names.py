@@ -50,11 +50,10 @@ def table_of(line: Line, number: int, schedule: Schedule) -> Table:
     part = np.repeat(np.arange(len(parts)), length)  # of each row
     owner = request[part]
     called = np.array([*(codes[one.called] for one in requests), 0])  # the last one: the base
-    names = {
-        words: called[owners]
-        for words, owners in _owners(step, request, decode, part, _slots(requests, in_order)[step, request])
-    }
-    names |= {words: called[owners] for words, owners in _by_rest(requests, in_order)}
+    slots = _slots(requests, in_order)
+    of_requests = [*_owners(step, request, decode, part, slots[step, request]), *_by_rest(requests, in_order)]
+    of_requests += _by_length_of_others(requests, in_order, slots)
+    names = {words: called[owners] for words, owners in of_requests}
     names |= _out_of_order(requests, in_order, codes)
     names |= _in_slots(line, number, in_order, step[part], owner)
     names |= captured(line, number, schedule)
@@ -80,6 +79,9 @@ def _owners(step: Array, request: Array, decode: Array, part: Array, slots: Arra
         order = np.lexsort((row, slots[part], group[part]))  # in each group the base first, then slot by slot
         place = np.argsort(order)
         yield f"the row at its place if rows are sorted by adapter, {where}", owner[order]
+        before, after = np.where(place > first, place - 1, last), np.where(place < last, place + 1, first)
+        for which, beside in (("before", before), ("after", after)):
+            yield f"the row {which} if rows are sorted by adapter, {where}", owner[order[beside]]
         for n in TILES:
             yield f"the first row of each {n} {where}", owner[first + (row - first) // n * n]
             yield f"the row at its place in the first {n} {where}", owner[first + (row - first) % n]
@@ -112,6 +114,26 @@ def _by_rest(requests: Batch, in_order: Sequence[Step]) -> Iterator[tuple[str, A
             decodes = [one.request for one in step.rows if one.is_decode]
             owners += decodes + wrong if step.rows[0].is_decode else wrong + decodes
         yield f"the request that a row is of if each has as many in a step as {words} is long", np.array(owners)
+
+
+def _by_length_of_others(requests: Batch, in_order: Sequence[Step], slots: Array) -> Iterator[tuple[str, Array]]:
+    """Yield which request each row would be of if the segments of a step were as long as the one behind or before each
+    is. slots: of each request in each step, -1: none."""
+    for by_slot, order in ((False, ""), (True, ", in the order of slots")):
+        for shift, which in ((-1, "behind"), (1, "before")):
+            owners = list[int]()
+            for step, of_step in zip(in_order, slots, strict=True):
+                parts = list(range(len(step.rows)))
+                parts = sorted(parts, key=lambda n: of_step[step.rows[n].request]) if by_slot else parts
+                lengths = np.array([step.rows[n].length for n in parts])
+                wrong = np.repeat([step.rows[n].request for n in parts], np.roll(lengths, shift))
+                ends = dict(zip(parts, np.cumsum(lengths).tolist(), strict=True))
+                for n, rows in enumerate(step.rows):
+                    owners += wrong[ends[n] - rows.length : ends[n]].tolist()
+            yield (
+                f"the request that a row is of if each has as many in a step as the one {which} it{order}",
+                np.array(owners),
+            )
 
 
 def _out_of_order(requests: Batch, in_order: Sequence[Step], codes: Mapping[str | None, int]) -> dict[str, Array]:

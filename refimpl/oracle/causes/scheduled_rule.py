@@ -62,7 +62,7 @@ class Scheduler:
 
 
 def _rule_with(requests: Sequence[InBatch], schedule: Schedule) -> Rule:
-    return rule([_with_steps(one, schedule) for one in requests])
+    return rule([_with_steps(one, schedule) for one in requests], schedule.cost)
 
 
 def _with_steps(one: InBatch, schedule: Schedule) -> Observed:

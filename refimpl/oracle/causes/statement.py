@@ -43,6 +43,7 @@ class CauseReport:
     residual: float  # the worst row of those, in noise units
     seconds: float
     also: tuple[str, ...] = ()  # other causes, from which these requests cannot tell it
+    rounds: bool = False  # computed numbers: near a tie one may have been rounded to its other side
     afterwards: int = 0  # of those that it explains, asked when it had been found (others.py, fewer.py)
 
     @property
@@ -76,10 +77,11 @@ class CauseReport:
             share += f" ({self.afterwards} of them asked when it was found, of other adapters or in other batches)"
         rest = self.failed - self.explained
         part, more = "", ""
-        if rest > SMALL * self.failed:
+        ties = ", where a number near a tie was rounded to its other side" if self.rounds else ""
+        if rest > SMALL * self.failed and not self.rounds:  # or else it has more such numbers
             part = "a part of what is wrong: "
             more = f"; something else is wrong in the other {rest}, so mend this and ask again"
-        return f"{part}explains {share}, at most {self.residual:.2g} x noise left{exceptions}{more}"
+        return f"{part}explains {share}, at most {self.residual:.2g} x noise left{ties}{exceptions}{more}"
 
 
 def _behind(when: str) -> str:

@@ -14,6 +14,7 @@ from .schedule import Adapters, Batch, Schedule, Step
 
 TILES = (2, 4, 8, 16)  # rows that a kernel takes together
 REQUESTS = (2, 3, 4, 5, 6, 8)  # of a step
+FIRST = (1, 2, 3, 4)  # of them
 ADAPTERS = (1, 2, 3, 4)  # of a step
 
 
@@ -30,6 +31,8 @@ class Among:
     of_base_first: Array  # is the first of them one of the base?
     number: Array  # how many adapters of theirs came before its own
     in_slots: Array  # of how many adapters the slots are before its own, the base's rows as if of one more
+    before: Array  # how many requests come before it
+    before_in_slots: Array  # the same if they stand in the order of their slots, the base's first
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +82,14 @@ class InSteps:
                     among.in_slots >= n,
                     among.in_slots < n,
                 ]
+            for n in FIRST:
+                some += [among.before >= n, among.before < n, among.before_in_slots >= n, among.before_in_slots < n]
             for n in TILES:
-                some += [among.place >= among.places - among.places % n, among.row >= among.rows - among.rows % n]
+                tail, tail_of_own = (
+                    among.row >= among.rows - among.rows % n,
+                    among.place >= among.places - among.places % n,
+                )
+                some += [tail_of_own, tail, tail_of_own & (among.places > n), tail & (among.rows > n)]
                 some += [among.row >= n, among.place >= n]
             for n in REQUESTS:
                 some += [among.requests >= n, among.requests < n]
@@ -144,10 +153,20 @@ def regions_of_steps() -> list[tuple[str, float]]:
                 (f"{some} of all slots there but the first {n}, of which the base's rows count as one", bits + 1),
                 (f"{some} of the first {n} slots there, of which the base's rows count as one", bits + 1),
             ]
+        for n in FIRST:
+            first = "the first request" if n == 1 else f"the first {n} requests"
+            regions += [
+                (f"{some} of all requests there but {first}", bits + 0.5),
+                (f"{some} of {first} there", bits + 0.5),
+                (f"{some} of all requests there but {first}, in the order of their slots", bits + 1.5),
+                (f"{some} of {first} there, in the order of their slots", bits + 1.5),
+            ]
         for n in TILES:
             regions += [
                 (f"those {of_own} beyond the last whole {n}", bits + 0.5),
                 (f"{some} beyond the last whole {n}", bits + 0.5),
+                (f"those {of_own} beyond the last whole {n}, of more than {n}", bits + 1),
+                (f"{some} beyond the last whole {n}, of more than {n}", bits + 1),
                 (f"{some} from number {n} on", bits + 0.5),
                 (f"those {of_own} from number {n} on", bits + 0.5),
             ]
@@ -225,7 +244,9 @@ def _among(
     used[group, adapter] = True
     here = of_row[own_rows]
     come = _numbers(group, adapter, as_they_come=True)
-    in_slots = _numbers(group, adapter if slots is None else slots, as_they_come=False)
+    of_slot = adapter if slots is None else slots
+    in_slots = _numbers(group, of_slot, as_they_come=False)
+    requests_in_slots = _numbers(group, (of_slot + 1) * len(keys) + request, as_they_come=False)
     return Among(
         own_rows - starts[here],
         np.bincount(of_row)[here],
@@ -236,6 +257,8 @@ def _among(
         np.array([not key for key in keys])[request][part][starts[here]],
         come[part[own_rows]],
         in_slots[part[own_rows]],
+        _numbers(group, request, as_they_come=True)[part[own_rows]],
+        requests_in_slots[part[own_rows]],
     )
 
 
@@ -252,7 +275,8 @@ def _numbers(group: Array, value: Array, as_they_come: bool) -> Array:
 
 
 def regions_in_steps(requests: Batch, here: int, schedule: Schedule, in_order: Sequence[Step]) -> Iterator[Region]:
-    """Yield sets of one request's tokens by their steps. here: which one it is. schedule: that makes these steps."""
+    """Yield sets of one request's tokens by their steps. here: which one it is. schedule: that makes these steps; what
+    it takes to say it is not counted."""
     members = in_steps(requests, here, in_order).members()
     for (words, cost), tokens in zip(regions_of_steps(), members, strict=True):
-        yield Region(words, tokens, cost + schedule.cost, schedule.words)
+        yield Region(words, tokens, cost, schedule.words)

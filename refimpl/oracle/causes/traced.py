@@ -19,6 +19,7 @@ from .stored import WITHOUT_DELTA, follow_stored
 from .trial import Given
 from .walk import Walk
 
+FLIPPED = 0.5  # of what a row is off: of a few dozen numbers that are rounded one weighs a third or less
 Cause = tuple[Mistake, ...]
 OF_CACHES = (OF_ANOTHER, *WITHOUT_DELTA)
 
@@ -63,8 +64,22 @@ class Request:
     def follow(self, causes: Sequence[Cause], limit: float) -> list[Followed]:
         """Follow causes along it."""
         measured = [self.measured(cause) for cause in causes]
-        followed = follow(self.walk, measured, self.families, limit)
-        return [self._with_the_cache(cause, one, limit) for cause, one in zip(measured, followed, strict=True)]
+        limits = [self._limit_of(cause, limit) for cause in causes]
+        followed: dict[int, Followed] = {}
+        for one in dict.fromkeys(limits):
+            some = [i for i, of in enumerate(limits) if of == one]
+            followed |= zip(some, follow(self.walk, [measured[i] for i in some], self.families, one), strict=True)
+        return [self._with_the_cache(cause, followed[i], limits[i]) for i, cause in enumerate(measured)]
+
+    def is_rounded(self, cause: Cause) -> bool:
+        """Are numbers rounded that are computed on the way?"""
+        return any(self.families[one.family][0].rounds for one in cause if self.families.get(one.family))
+
+    def _limit_of(self, cause: Cause, limit: float) -> float:
+        """Return what a row may be off with a cause: beside a computed number that is rounded to the other side of a
+        tie noise is small."""
+        flipped = FLIPPED * self.as_it_came.suspect.ratio if self.is_rounded(cause) else 0.0
+        return max(limit, flipped)
 
     def _with_the_cache(self, cause: Cause, followed: Followed, limit: float) -> Followed:
         """The same, if a mistake of the cause is one of what a cache gives or keeps."""

@@ -191,12 +191,12 @@ class Walk:
             if len(x) != len(tokens) or module not in self._index:  # an expert's rows are those that are sent to it
                 return
             number, wrong = self._index[module], None
+            # An expert's input has a row for each token that is sent to it: of the batch's rows it has not all.
+            inputs = {what: given for what, given in watch.layers[module[0]].items() if len(given) == len(x)}
             for i in np.flatnonzero(at_modules[:, number]):
                 term = ordered[i]
                 here = term.at[:, number]
                 rows = term.rows[here]
-                # An expert's input has a row for each token that is sent to it: of the batch's rows it has not all.
-                inputs = {what: given for what, given in watch.layers[module[0]].items() if len(given) == len(x)}
                 delta = term.source.delta(self._point(module, x[rows], Rows(inputs, rows), tokens[rows]))
                 if delta is None:
                     continue
