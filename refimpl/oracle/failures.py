@@ -99,21 +99,18 @@ class Failures:
         """The requests as they came: those that failed, from all over the campaign, then as many that passed."""
         by_verdict: dict[str, list[Asked]] = {"fail": [], "pass": []}
         earlier: list[str | None] = []  # what was asked of one engine before
-        line = Line()
         for one in self.played:
             if all(len(some) >= GRADED for some in by_verdict.values()):
                 break
             exchanges = self.driver.exchanges(one.case, one.settings)
-            of_case = line if one.case.stateless else Line()  # a sequence has an engine of its own
-            first = len(of_case.batches)
-            of_case.batches += batches_of(exchanges)
+            line, first = self._lines[one.case.name]
             for exchange, raw, verdict in self.as_they_came(one):
                 if len(by_verdict.get(verdict, ())) < GRADED and verdict in by_verdict:
                     suspect = suspect_of(one.case, exchange, raw, self.testbed, earlier)
                     facts = facts_of(one.case, exchange, self.testbed, earlier)
                     place = one.case.name, exchange.run, exchange.index
                     by_verdict[verdict].append(
-                        Asked(suspect, place, facts, verdict == "fail", of_case, first + exchange.run)
+                        Asked(suspect, place, facts, verdict == "fail", line, first + exchange.run)
                     )
             earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
         failed = by_verdict["fail"]
