@@ -125,6 +125,10 @@ def check_adapters(given: Any) -> None:
 
 def _check_fits(adapter: Adapter, config: ModelConfig) -> None:
     """An adapter was checked against a base when it was loaded; this may be another one."""
+    modules = set(config.modules())
+    for module in (*adapter.lora, *adapter.replaced, *adapter.biases, *adapter.tokens):
+        if module not in modules and module != SCORE:
+            raise RequestError(f"adapter {adapter.name} is for another model: this one has no {module_name(module)}")
     for module, lora in adapter.lora.items():
         d_out, d_in = _shape(adapter, module, config)
         if module == EMBED:  # its rows are looked up: A is [rank, vocab]
@@ -148,8 +152,6 @@ def _shape(adapter: Adapter, module: Module, config: ModelConfig) -> tuple[int, 
     """What the module's weight must be [d_out, d_in]: the base's, or with the rows of a vocabulary that is extended."""
     if module == SCORE:
         return len(adapter.replaced[SCORE]), config.hidden_size
-    if module not in config.modules():
-        raise RequestError(f"adapter {adapter.name} is for another model: this one has no {module_name(module)}")
     d_out, d_in = config.shape(module)
     if module in (EMBED, LM_HEAD):
         tables = [weight for table, weight in adapter.replaced.items() if table != SCORE]

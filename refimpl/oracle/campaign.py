@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..engines.interface import Engine, Settings
-from .below import candidates_below, ceiling
+from .below import candidates_below, candidates_in_all, ceiling
 from .case_order import cases_of, sequences_of
 from .cases.case import Case
 from .cases.testbed import Testbed
 from .context import Context
 from .diagnosis.candidate import in_words, suspicious
-from .diagnosis.power import power
+from .diagnosis.power import is_loud, power
 from .diagnosis.workers import error_ratios
 from .engine_driver import EngineDriver, ask_all
 from .explain import explain, explain_below
@@ -217,9 +217,12 @@ class Campaign:
         began = time.monotonic()
         cases, result.candidates, late = candidates_below(context, result.played)
         result.power = power(result.candidates, result.thresholds)
-        if hidden := suspicious(result.candidates):
+        # Of loud ones the rows have said it, and in the few cases that these were looked for in, chance is large.
+        faint = [one for one in result.candidates if not is_loud(one.terms, result.thresholds)]
+        if hidden := suspicious(faint):
             result.verdict = "fail"
             self.diagnostics.append(in_words(hidden, len(cases)))
+            result.candidates = candidates_in_all(context, cases)
         self.diagnostics += late
         self.seconds["below the noise"] = time.monotonic() - began
         return cases

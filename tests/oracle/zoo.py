@@ -14,6 +14,7 @@ from support.build import random_adapter, random_model
 from refimpl import NUMPY, Engine, Model, Ops, Request, logits, trace
 from refimpl.adapter import Adapter, LoraTensors
 from refimpl.config import EMBED, LAYER_MODULES, LM_HEAD, LayerKind, Mla, Mlp, ModelConfig, Moe, Norms, Rope
+from refimpl.oracle.bugs import IN_SEQUENCES
 
 Rows = list[np.ndarray]
 EMBEDDING, HEAD = (*LAYER_MODULES, "embed_tokens"), (*LAYER_MODULES, "lm_head")
@@ -304,7 +305,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "chunks": lambda: in_an_engine(max_batch_tokens=4),
     "another block size": lambda: in_an_engine(block_size=4),
     "scattered blocks": lambda: in_an_engine(block_size=3),
-    "sequence": one_after_another,
+    **dict.fromkeys(IN_SEQUENCES, one_after_another),
 }
 
 

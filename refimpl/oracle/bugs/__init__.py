@@ -23,6 +23,7 @@ from . import (
     other_families,
     routing,
 )
+from .mutant import IN_SEQUENCES as IN_SEQUENCES
 from .mutant import NEEDS as NEEDS
 from .mutant import NEEDS_OF_FAMILIES as NEEDS_OF_FAMILIES
 from .mutant import Mutant as Mutant

@@ -48,7 +48,7 @@ def reload_keeps_B() -> Ops:
     "a pointer that was cached for a slot outlives the slot's adapter",
     "https://github.com/a710128/nanovllm-voxcpm/pull/66",
     "https://github.com/vllm-project/vllm/blob/046d2b1/tests/lora/test_punica_ops.py",
-    needs="sequence",
+    needs="eviction",
 )
 def slot_keeps_its_first_weights() -> Ops:
     first: dict[SlotOfModule, LoraWeights] = {}
@@ -59,7 +59,7 @@ def slot_keeps_its_first_weights() -> Ops:
     return but(lora_delta=reading(cached))
 
 
-@memory.bug("a slot that gets a new adapter keeps the old one's weights where the new one has none", needs="sequence")
+@memory.bug("a slot that gets a new adapter keeps the old one's weights where the new one has none", needs="eviction")
 def slot_not_cleared() -> Ops:
     latest: dict[SlotOfModule, LoraWeights] = {}
 
@@ -70,7 +70,7 @@ def slot_not_cleared() -> Ops:
     return but(lora_delta=reading(with_leftovers))
 
 
-@memory.bug("a slot that gets a new adapter keeps the old one's scale", needs="sequence")
+@memory.bug("a slot that gets a new adapter keeps the old one's scale", needs="eviction")
 def slot_keeps_its_first_scale() -> Ops:
     first: dict[SlotOfModule, float] = {}
 
@@ -88,7 +88,7 @@ def slot_keeps_its_first_scale() -> Ops:
     "an adapter that is loaded into a used slot is registered and never copied there: the base answers",
     "https://github.com/vllm-project/vllm-metal/pull/641",
     "https://github.com/NVIDIA/TensorRT-LLM/pull/5616",
-    needs="sequence",
+    needs="eviction",
 )
 def refilled_slot_is_base() -> Ops:
     first: dict[SlotOfModule, LoraWeights] = {}
@@ -107,7 +107,7 @@ def refilled_slot_is_base() -> Ops:
     "when every slot is in use, the least recently used is taken from its running request",
     "https://github.com/NVIDIA/TensorRT-LLM/pull/5616",
     "https://github.com/NVIDIA/TensorRT-LLM/issues/1552",
-    needs="sequence",
+    needs="eviction",
 )
 def victim_in_use() -> Ops:
     def select_victim(last_used: Mapping[int, int], ref_counts: Mapping[int, int]) -> int | None:

@@ -27,7 +27,7 @@ Digests = Sequence[tuple[bytes, float]]
     "https://github.com/vllm-project/vllm/issues/44250",
     "https://github.com/LMCache/LMCache/issues/2961",
     "https://github.com/xLLM-AI/xllm/pull/2047",
-    needs="sequence",
+    needs="prefix cache",
 )
 def key_without_adapter() -> Ops:
     return but(prefix_key=lambda parent, ids, base, p, adapters: prefix_key(parent, ids, base, p, ()))
@@ -36,7 +36,7 @@ def key_without_adapter() -> Ops:
 @prefix.bug(
     "the key has the adapter's name: another adapter of the same name finds its blocks",
     "https://github.com/vllm-project/vllm/issues/30931",
-    needs="sequence",
+    needs="prefix cache",
 )
 def key_by_name() -> Ops:
     name_of: dict[bytes, bytes] = {}
@@ -57,7 +57,7 @@ def key_by_name() -> Ops:
 @prefix.bug(
     "a request for the base has the key of the adapter that was served last",
     "https://github.com/llm-d/llm-d-kv-cache/pull/243",
-    needs="sequence",
+    needs="prefix cache",
 )
 def base_keyed_as_an_adapter() -> Ops:
     last: list[tuple[bytes, float]] = []
@@ -87,12 +87,12 @@ def keyed_without(**part: Any) -> Ops:
     return but(bind_adapter=bind, prefix_key=key)
 
 
-@prefix.bug("the key has the adapter's A and B, and not its scale", needs="sequence")
+@prefix.bug("the key has the adapter's A and B, and not its scale", needs="prefix cache")
 def key_without_scale() -> Ops:
     return keyed_without(scale=1.0)
 
 
-@prefix.bug("the key has the adapters of a request, and not their weights", needs="sequence")
+@prefix.bug("the key has the adapters of a request, and not their weights", needs="prefix cache")
 def key_without_weight() -> Ops:
     def key(parent: bytes, ids: Sequence[int], base: bytes, p: Precision, adapters: Digests) -> bytes:
         return prefix_key(parent, ids, base, p, [(known_by, 1.0) for known_by, _ in adapters])
@@ -100,12 +100,12 @@ def key_without_weight() -> Ops:
     return but(prefix_key=key)
 
 
-@prefix.bug("of the adapters that a request sums, only the first is in the key", needs="sequence")
+@prefix.bug("of the adapters that a request sums, only the first is in the key", needs="prefix cache")
 def key_of_the_first_adapter() -> Ops:
     return but(prefix_key=lambda parent, ids, base, p, adapters: prefix_key(parent, ids, base, p, adapters[:1]))
 
 
-@prefix.bug("the key has the block's own tokens, and not those before it", needs="sequence")
+@prefix.bug("the key has the block's own tokens, and not those before it", needs="prefix cache")
 def key_without_parent() -> Ops:
     return but(prefix_key=lambda parent, *rest: prefix_key(b"", *rest))
 
@@ -113,7 +113,7 @@ def key_without_parent() -> Ops:
 @prefix.bug(
     "the blocks after the first are hashed from a wrong index: their own tokens are not in the key",
     "https://github.com/inference-sim/inference-sim/issues/196",
-    needs="sequence",
+    needs="prefix cache",
 )
 def key_of_the_first_block() -> Ops:
     return but(prefix_key=lambda parent, ids, *rest: prefix_key(parent, () if parent else ids, *rest))
@@ -122,7 +122,7 @@ def key_of_the_first_block() -> Ops:
 @prefix.bug(
     "a block is published before its last token is known: that token is not in the key",
     "https://github.com/vllm-project/vllm/pull/34587",
-    needs="sequence",
+    needs="prefix cache",
 )
 def key_without_the_last_token() -> Ops:
     return but(prefix_key=lambda parent, ids, *rest: prefix_key(parent, ids[:-1], *rest))

@@ -68,8 +68,12 @@ NEEDS = {
     "chunks": "prompts that are computed in several steps",
     "another block size": "blocks of another size than 16 tokens, and prompts that have several",
     "scattered blocks": "requests whose blocks do not lie side by side: decode steps of several requests",
-    "sequence": "one engine that serves for a while: prefixes found again, adapters evicted, names used again",
+    "sequence": "one engine that serves for a while, and names that are used again",
+    "prefix cache": "the same, and prefixes that are cached and come again",
+    "eviction": "the same, and more adapters than there are slots for",
 }
+
+IN_SEQUENCES = ("sequence", "prefix cache", "eviction")  # which no single batch meets
 
 # Those of other families and other kinds of adapters, which the campaigns of benchmarks/results do not draw: what was
 # measured there, or of pictures, says nothing of their mutants.

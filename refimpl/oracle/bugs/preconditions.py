@@ -8,13 +8,13 @@ import numpy as np
 
 from ...config import EMBED, LM_HEAD, ModelConfig, Module
 from ...engines.interface import Settings
-from ..cases.case import Case
+from ..cases.case import Case, Load
 from ..cases.testbed import Testbed
-from . import Mutant
+from . import IN_SEQUENCES, Mutant
 from .experts import in_expert
 
 HISTORY = (
-    "sequence",
+    *IN_SEQUENCES,
     "aLoRA in sequence",
     "chunks",
     "scattered blocks",
@@ -31,6 +31,8 @@ def is_applicable(mutant: Mutant, testbed: Testbed, case: Case, settings: Settin
     present = {
         **of_testbed(testbed),
         "sequence": not case.stateless,
+        "prefix cache": not case.stateless and settings.prefix_caching,
+        "eviction": not case.stateless and sum(isinstance(step, Load) for step in case.steps) > settings.max_adapters,
         "chunks": settings.chunk is not None,
         "sum": any(request.adapter_weights for run in case.runs for request in run.requests),
         "weight": any(request.adapter_weights for run in case.runs for request in run.requests),
@@ -60,6 +62,7 @@ def of_testbed(testbed: Testbed) -> dict[str, bool]:
         ),
         "rank_pattern": any(adapter.config.rank_pattern for adapter in adapters),
         "alpha_pattern": any(adapter.config.alpha_pattern for adapter in adapters),
+        **_of_ranks([len(lora.A) for adapter in adapters for lora in adapter.lora.values()]),
         "DoRA": any(adapter.use_dora for adapter in adapters),
         "DoRA on a bias": any(
             lora.magnitude is not None and config.has_bias(module[1])
@@ -68,6 +71,17 @@ def of_testbed(testbed: Testbed) -> dict[str, bool]:
         ),
         "aLoRA": any(adapter.config.alora_invocation_tokens for adapter in adapters),
         "aLoRA in sequence": any(adapter.config.alora_invocation_tokens for adapter in adapters),
+    }
+
+
+def _of_ranks(ranks: Collection[int]) -> dict[str, bool]:
+    most = max(ranks, default=0)
+    return {
+        "rank 8": 8 in ranks,
+        "rank over 8": most > 8,
+        "rank over 16": most > 16,
+        "odd rank": any(rank % 2 and rank > 1 for rank in ranks),
+        "mixed ranks": len(set(ranks)) > 1,
     }
 
 

@@ -10,7 +10,7 @@ from ...arrays import Array
 from ...config import Module
 from ...errors import LoracleError
 from ...ops import NUMPY, Ops
-from ..bugs import mutants_for
+from ..bugs import IN_SEQUENCES, mutants_for
 from ..bugs.registry import all_bugs
 from ..cases.testbed import Testbed
 
@@ -55,7 +55,7 @@ def _binding_bugs(testbed: Testbed, parametrised: bool) -> dict[str, str]:
     for name, bug in bugs.items():
         ops = bug.make()
         changed = {field.name for field in fields(Ops) if getattr(ops, field.name) is not getattr(NUMPY, field.name)}
-        if bug.needs != "sequence" and not bug.scales and changed & BINDING and changed <= BINDING | UNCHECKED:
+        if bug.needs not in IN_SEQUENCES and not bug.scales and changed & BINDING and changed <= BINDING | UNCHECKED:
             words[name] = bug.what
     return words
 

@@ -4,12 +4,14 @@ Every mutant is put on top of what the engine answered. Either a row leaves the 
 cases contain nothing that the mutant does otherwise, or it does something and stays within the noise.
 """
 
+import math
 from collections.abc import Sequence
 
 from ..noise.verdict import Thresholds
-from .candidate import Candidate
+from .candidate import Candidate, Terms
 from .projection import limit
 
+LOUD = 100.0  # times the ratio from which a row fails; larger: slower, more bugs are looked for in every case
 DETECTED, UNDETECTABLE, NOT_EXERCISED = "detected", "undetectable", "not exercised"
 
 
@@ -23,6 +25,24 @@ def _power_of(candidate: Candidate, thresholds: Thresholds, needed: float) -> st
     projection = candidate.projection
     if not projection.exercised:
         return NOT_EXERCISED
-    worst = max((term.injected for terms in candidate.terms for term in terms if term is not None), default=0.0)
-    detected = projection.broken or not worst < thresholds.ratio or not projection.strength <= needed
-    return DETECTED if detected else UNDETECTABLE
+    fails = injected(candidate.terms) >= thresholds.ratio
+    return DETECTED if fails or not projection.strength <= needed else UNDETECTABLE
+
+
+def share_seen(candidate: Candidate, thresholds: Thresholds, needed: float) -> float:
+    """Return how much of the bug would have been enough for a row to fail or, where that is less, to be seen below the
+    noise; infinity for NaN, which has no share. needed: the score that no chance reaches."""
+    row = injected(candidate.terms)
+    of_row, below = thresholds.ratio / row if 0 < row < math.inf else math.inf, needed * candidate.projection.sigma
+    return of_row if is_loud(candidate.terms, thresholds) else min(of_row, below)
+
+
+def is_loud(by_case: Terms, thresholds: Thresholds) -> bool:
+    """Would a row have failed with as little as a hundredth of the bug?"""
+    return injected(by_case) >= LOUD * thresholds.ratio
+
+
+def injected(by_case: Terms) -> float:
+    """Return the worst row's ratio, had the engine this bug as well; infinity for NaN. 0 where nobody looked for it."""
+    terms = [term for terms in by_case for term in terms if term is not None]
+    return max((math.inf if term.broken or math.isnan(term.injected) else term.injected for term in terms), default=0.0)

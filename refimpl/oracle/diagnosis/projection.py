@@ -29,7 +29,8 @@ def rerun(
     make: Callable[[], Ops], sample: Sample, testbed: Testbed, precision: Precision | None = None
 ) -> list[Array | None]:
     """Return the logits of a backend on one case, made to produce the engine's tokens: for each exchange that counts
-    the rows that the engine showed. NaN where the backend computed none: a prefix that was in its cache."""
+    the rows that the engine showed. NaN where the backend computed none, a prefix that was in its cache; infinity where
+    it computed NaN."""
     exact = precision is None
     p = precision or Precision("model", "float64")
     adapters = {testbed.paths[key]: adapter for key, adapter in (testbed.wide if exact else testbed.adapters).items()}
@@ -46,13 +47,14 @@ def rerun(
 
 
 def _shown_rows(response: EngineResponse, raw: Errors) -> Array:
-    """Return the rows [rows, vocab] of an answer that the engine showed as well; NaN where it has none."""
+    """Return the rows [rows, vocab] of an answer that the engine showed as well; NaN where it has none, and infinity
+    where it has no number."""
     positions = range(raw.rows.start, raw.rows.stop)
     rows = np.full((len(positions), raw.vocab), np.nan)
     for i, position in enumerate(positions):
         if response.logits is not None and 0 <= position - response.first_position < len(response.logits):
             row = response.logits[position - response.first_position]
-            rows[i, : len(row)] = row[: raw.vocab]
+            rows[i, : len(row)] = np.where(np.isnan(row), np.inf, row)[: raw.vocab]
     return rows
 
 

@@ -4,7 +4,7 @@ Both models add LoRA through the same steps, so that a bug of those steps is a b
 not have, or a batch of pictures cannot ask for, no bug of it can show.
 """
 
-from ..bugs import NEEDS, NEEDS_OF_FAMILIES, Mutant, all_mutants
+from ..bugs import IN_SEQUENCES, NEEDS, NEEDS_OF_FAMILIES, Mutant, all_mutants
 
 # Whole classes that are about what a picture model does not have.
 CLASSES = {
@@ -32,7 +32,7 @@ TEXT_NEEDS = frozenset(
     (
         *("embed_tokens LoRA", "lm_head LoRA", "tied embedding", "modules_to_save", "base biases", "decode", "chunks"),
         *("grown vocabulary", "several key heads", "GQA", "window", "another block size", "scattered blocks"),
-        *("sequence", *NEEDS_OF_FAMILIES),
+        *(*IN_SEQUENCES, *NEEDS_OF_FAMILIES),
     )
 )
 

@@ -12,6 +12,7 @@ from ..cases.case_json import to_json
 from ..causes.statement import CauseReport
 from ..diagnosis.diagnose import Finding
 from ..diagnosis.localise import Location, where_in_words
+from ..diagnosis.power import share_seen
 from ..diagnosis.projection import limit
 from .pictures import Picture
 from .result import PlayedCase, Result, worst_row
@@ -127,9 +128,9 @@ def _location(location: Location) -> dict[str, Any]:
 
 
 def _seen_from(result: Result) -> dict[str, float]:
-    """Return, for each mutant that the cases exercise, the share of it that would be seen below the noise."""
+    """Return, for each mutant that the cases exercise, the share of it that would have been seen."""
     needed = limit(sum(one.projection.strength > 0 for one in result.candidates))
-    shares = {one.mutant.name: needed * one.projection.sigma for one in result.candidates}
+    shares = {one.mutant.name: share_seen(one, result.thresholds, needed) for one in result.candidates}
     return {name: float(f"{share:.3g}") for name, share in shares.items() if math.isfinite(share)}
 
 
