@@ -6,6 +6,7 @@ Of several causes that explain as much the one is said that takes the fewest bit
 the rule for when each is made, of that rule's exceptions, and of every failure that it does not explain.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -128,15 +129,18 @@ def _all_said(
     said = list[Said]()
     for one in traced:
         least = sum(mistake.cost for mistake in one.cause) + UNEXPLAINED * (failed - len(one.explained))
-        if not said or least <= said[0].bits + TIE:
-            said = sorted([*said, _said(one, passed, failed, limit, scheduler)], key=lambda one: one.bits)
+        most = said[0].bits + TIE - least if said else math.inf  # bits that its rules may take
+        if most >= 0:
+            said = sorted([*said, _said(one, passed, failed, limit, scheduler, most)], key=lambda one: one.bits)
     return said
 
 
-def _said(traced: Traced, passed: Sequence[Request], failed: int, limit: float, scheduler: Scheduler) -> Said:
+def _said(
+    traced: Traced, passed: Sequence[Request], failed: int, limit: float, scheduler: Scheduler, most: float
+) -> Said:
     right = {request: request.follow([traced.cause], limit)[0] for request in passed}
     right = {request: one for request, one in right.items() if one.dead is None}
-    parts = described(traced, right, scheduler)
+    parts = described(traced, right, scheduler, most)
     bits = sum(part.bits for part in parts) + UNEXPLAINED * (failed - len(traced.explained))
     return Said(traced, parts, {request: traced.followed[request] for request in traced.explained} | right, bits)
 

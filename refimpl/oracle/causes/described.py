@@ -1,6 +1,7 @@
 """A cause that was followed through a campaign, in words: of whose adapter each mistake is, for which tokens, and in
 which requests."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,20 +42,24 @@ class Described:
     assumes: str = ""  # of the engine's steps
 
 
-def described(traced: Traced, passed: Mapping[Request, Followed], scheduler: Scheduler) -> list[Described]:
+def described(
+    traced: Traced, passed: Mapping[Request, Followed], scheduler: Scheduler, most: float = math.inf
+) -> list[Described]:
     """Describe each mistake of a cause. passed: requests that are right, followed along it. scheduler: what is known of
-    the engine's steps; what is learnt of them is added."""
+    the engine's steps; what is learnt of them is added. most: bits of its rules; if they take more, it is not said."""
     requests = {**{one: traced.followed[one] for one in traced.explained}, **passed}
-    return [_of_mistake(i, mistake, requests, scheduler) for i, mistake in enumerate(traced.cause)]
+    return [_of_mistake(i, mistake, requests, scheduler, most) for i, mistake in enumerate(traced.cause)]
 
 
-def _of_mistake(i: int, mistake: Mistake, requests: Mapping[Request, Followed], scheduler: Scheduler) -> Described:
+def _of_mistake(
+    i: int, mistake: Mistake, requests: Mapping[Request, Followed], scheduler: Scheduler, most: float
+) -> Described:
     # A request that has no such source says nothing of when it is made.
     requests = {request: one for request, one in requests.items() if mistake.family in request.families}
     present = {request: one.present(i) for request, one in requests.items()}
     source = _source(mistake, requests)
     if WHICHEVER not in mistake.family:
-        fitting = scheduler.rule([_observed(request, of) for request, of in present.items()])
+        fitting = scheduler.rule([_observed(request, of) for request, of in present.items()], most)
         return _described(mistake, source.words, "", fitting, present, fitting.bits)
     called = source.words.replace(called_in(source.key, mistake.family), "{}")
     best = list[Described]()
@@ -63,13 +68,13 @@ def _of_mistake(i: int, mistake: Mistake, requests: Mapping[Request, Followed], 
             break
         for name in some(i, mistake, requests)[:NAMES]:
             of = _present_by(name, present)
-            fitting = scheduler.rule([_observed(request, one) for request, one in of.items()])
+            fitting = scheduler.rule([_observed(request, one) for request, one in of.items()], most - name.cost)
             bits = name.cost + fitting.bits
             one = _described(mistake, called.format(name.words), name.words, fitting, of, bits)
             best.append(replace(one, assumes=name.assumes or one.assumes))
     if best:
         return min(best, key=lambda one: one.bits)
-    fitting = scheduler.rule([_observed(request, of) for request, of in present.items()])
+    fitting = scheduler.rule([_observed(request, of) for request, of in present.items()], most)
     chosen = sum(1 for of in present.values() if (of == 1).any())
     return _described(mistake, called.format(WHICHEVER), WHICHEVER, fitting, present, fitting.bits + CHOICE * chosen)
 

@@ -3,6 +3,7 @@
 rule.py, as if a batch's prompts were one step  --has exceptions-->  the schedules that fit better -> rule.py again
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,8 +14,11 @@ from ..diagnosis.clock import Clock
 from .line import Line
 from .rule import Observed, Rule, rule
 from .schedule import Schedule
-from .schedule_search import SIMPLE, fitting_schedules
-from .step_regions import in_steps, regions_in_steps
+from .schedule_search import BEGINNINGS, SIMPLE, fitting_schedules
+from .step_regions import in_steps, regions_in_steps, regions_of_steps
+
+# Bits of the plainest rule that goes by the steps of a schedule.
+CHEAPEST = min(one.cost for one in BEGINNINGS if one != SIMPLE) + min(cost for _, cost in regions_of_steps())
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +52,11 @@ class Scheduler:
     clock: Clock
     schedules: list[Schedule] = field(default_factory=list)
 
-    def rule(self, requests: Sequence[InBatch]) -> Rule:
-        """Return the shortest rule for the tokens in which a mistake was made, and for none of the others."""
+    def rule(self, requests: Sequence[InBatch], most: float = math.inf) -> Rule:
+        """Return the shortest rule for the tokens in which a mistake was made, and for none of the others. most: bits,
+        of which a rule that takes more is of no use."""
         simple = _rule_with(requests, SIMPLE)
-        if not simple.wrong:
+        if not simple.wrong or most < CHEAPEST:
             return simple
         fitting = fitting_schedules(requests, self.schedules, self.clock)
         rules = [_rule_with(requests, one) for one in fitting]
