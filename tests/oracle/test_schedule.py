@@ -15,10 +15,12 @@ from refimpl.arrays import Array
 from refimpl.oracle.causes.graphs import CUT, OF_LIST
 from refimpl.oracle.causes.line import Line
 from refimpl.oracle.causes.rule import Observed
-from refimpl.oracle.causes.schedule import Batch, Schedule, Scheduled, Slots, Step, steps
+from refimpl.oracle.causes.schedule import Batch, Schedule, Scheduled, Step
 from refimpl.oracle.causes.scheduled_names import OfWhom, keys_in_steps, names_in_steps, table_of
 from refimpl.oracle.causes.scheduled_rule import InBatch, Scheduler
+from refimpl.oracle.causes.slots import Slots
 from refimpl.oracle.causes.step_regions import in_steps, regions_in_steps, regions_of_steps
+from refimpl.oracle.causes.steps import Caches, steps
 from refimpl.oracle.diagnosis.clock import Clock
 
 ADAPTERS = [(), (("a", 1.0),), (("b", 1.0),), (("c", 1.0),), (("a", 0.5), ("d", 1.0))]
@@ -46,6 +48,7 @@ a_schedule = st.builds(
     one_step=st.booleans(),
     touches=st.booleans(),
     in_turn=st.booleans(),
+    by_slot=st.booleans(),
 )
 
 
@@ -57,12 +60,18 @@ def keys_of(requests: Batch, some: set[int]) -> set[str]:
 @settings(deadline=None)
 def test_steps_compute_every_token_once_in_order_within_the_limits(requests: Batch, schedule: Schedule) -> None:
     done, begun = [0] * len(requests), set[int]()
-    for step in steps(requests, schedule, Slots(schedule.adapters) if schedule.adapters else None):
+    for step in steps(requests, schedule, Caches.of(schedule)):
         assert step.rows
         counted = [one.length for one in step.rows if schedule.counts_decodes or not one.is_decode]
         assert sum(counted) <= (schedule.budget or math.inf)
         order = [one.is_decode for one in step.rows]
-        if not schedule.in_turn or schedule.prompts_first or schedule.prompts_ahead:
+        if schedule.by_slot and schedule.adapters:
+            slots = [
+                [step.slots.index(key) for key, _ in requests[one.request].adapters if key in step.slots]
+                for one in step.rows
+            ]
+            assert slots == sorted(slots)
+        elif not schedule.in_turn or schedule.prompts_first or schedule.prompts_ahead:
             assert order == sorted(order, reverse=not schedule.prompts_ahead)
         assert not schedule.prompts_first or len(set(order)) == 1
         begun |= {one.request for one in step.rows}
@@ -119,6 +128,26 @@ def test_requests_take_what_is_left_of_a_step_in_turn() -> None:
     rows = [one.rows for one in steps(requests, Schedule(chunk=3, budget=4, in_turn=True))]
     assert [(one.request, one.first, one.length) for one in rows[0]] == [(0, 0, 3), (1, 0, 1)]
     assert [(one.request, one.first, one.length) for one in rows[2]] == [(0, 6, 3), (1, 2, 1)] and rows[2][1].is_decode
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0, 1]), min_size=1, max_size=9), min_size=1, max_size=8),
+    st.sampled_from([1, 2, 3]),
+)
+def test_first_tokens_are_not_computed_again(prompts: list[list[int]], block: int) -> None:
+    """One batch after another of one request: the longest whole blocks that an earlier one begins with, all but the
+    last token."""
+    line = Line([[Scheduled(len(prompt), len(prompt), (), tuple(prompt))] for prompt in prompts])
+    for number, prompt in enumerate(prompts):
+        rows = [one.rows[0] for one in line.steps(number, Schedule(block=block))]
+        again = [
+            n
+            for n in range(block, len(prompt), block)
+            if any(earlier[:n] == prompt[:n] for earlier in prompts[:number])
+        ]
+        cached = max(again, default=0)
+        expected = [(0, cached)] * bool(cached) + [(cached, len(prompt) - cached)]
+        assert [(one.first, one.length) for one in rows] == expected
 
 
 def rows_of(requests: Batch, in_order: list[Step]) -> list[tuple[int, int, bool, int]]:

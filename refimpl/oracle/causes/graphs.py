@@ -12,7 +12,8 @@ import numpy as np
 
 from ...arrays import Array
 from .line import Line
-from .schedule import Schedule, compacted_places
+from .schedule import Schedule
+from .steps import compacted_places
 
 PADDED: dict[str, Callable[[int], int]] = {
     "": lambda n: n,

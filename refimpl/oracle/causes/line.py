@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..cases.case import Exchange
-from .schedule import Batch, Schedule, Scheduled, Slots, Step, steps
+from ...engines.interface import Settings
+from ..cases.case import Case, Exchange, Load, Run, loaded_before
+from ..cases.testbed import Testbed
+from .schedule import Batch, Schedule, Scheduled, Step
+from .steps import Caches, steps
 
 
 @dataclass(eq=False)
@@ -12,20 +15,27 @@ class Line:
     """What one engine was asked. Its steps are worked out once for each schedule."""
 
     batches: list[Batch] = field(default_factory=list)
+    loads: list[Sequence[str]] = field(default_factory=list)  # before each of them, of which adapters
+    started: Settings | None = None  # how it was started, if that is known
     _played: dict[Schedule, list[list[Step]]] = field(default_factory=dict, repr=False)
-    _slots: dict[Schedule, Slots] = field(default_factory=dict, repr=False)
+    _caches: dict[Schedule, Caches] = field(default_factory=dict, repr=False)
     _codes: dict[str | None, int] = field(default_factory=lambda: {None: 0}, repr=False)
-    _counted: list[Batch] = field(default_factory=list, repr=False)
+    _counted: int = field(default=0, repr=False)  # of the batches
 
     @property
     def codes(self) -> dict[str | None, int]:
         """A number for whatever adapters are called; None, the base: 0."""
-        some = [one for batch in self.batches[len(self._counted) :] for one in batch]
-        self._counted += self.batches[len(self._counted) :]
-        for one in some:
-            for called in (one.called, *(key for key, _ in one.adapters)):
-                self._codes.setdefault(called, len(self._codes))
+        for batch, loads in self._from(self._counted):
+            called = [name for one in batch for name in (one.called, *(key for key, _ in one.adapters))]
+            for name in (*called, *loads):
+                self._codes.setdefault(name, len(self._codes))
+        self._counted = len(self.batches)
         return self._codes
+
+    def _from(self, first: int) -> list[tuple[Batch, Sequence[str]]]:
+        """Return the batches from this one on, each with what was loaded before it."""
+        loads = [*self.loads[first:], *([()] * (len(self.batches) - len(self.loads)))]
+        return list(zip(self.batches[first:], loads, strict=False))
 
     def steps(self, number: int, schedule: Schedule) -> list[Step]:
         """Return the steps of a batch."""
@@ -34,10 +44,43 @@ class Line:
     def played(self, number: int, schedule: Schedule) -> list[list[Step]]:
         """Return the steps of each batch up to this one."""
         played = self._played.setdefault(schedule, [])
-        slots = self._slots.setdefault(schedule, Slots(schedule.adapters)) if schedule.adapters else None
-        while len(played) <= number:
-            played.append(steps(self.batches[len(played)], schedule, slots))
+        if len(played) <= number:
+            limited = schedule.within(self.started)
+            caches = self._caches.setdefault(schedule, Caches.of(limited))
+            for batch, loads in self._from(len(played))[: number + 1 - len(played)]:
+                if caches.slots and schedule.at_load:
+                    for key in loads:
+                        caches.slots.move_in(key, set())
+                played.append(steps(batch, limited, caches))
         return played[: number + 1]
+
+
+@dataclass(eq=False)
+class Lines:
+    """Of what is asked case by case. A sequence has an engine of its own, and a batch where it is new for each.
+
+    is_new: is the engine new for each batch?"""
+
+    is_new: bool
+    line: Line = field(default_factory=Line)
+    _goes_on: bool = False
+
+    def add(self, case: Case, started: Settings, exchanges: Sequence[Exchange], testbed: Testbed) -> tuple[Line, int]:
+        """Return the line of a case, and which of its batches is the case's first."""
+        goes_on = self._goes_on and case.stateless and started == self.line.started
+        if not goes_on:
+            self.line = Line(started=started)
+        self._goes_on = case.stateless and not self.is_new
+        line, first = self.line, len(self.line.batches)
+        line.batches += batches_of(exchanges)
+        loads = [] if goes_on else list(loaded_before(case, testbed))
+        for step in case.steps:
+            if isinstance(step, Load):
+                loads.append(step.adapter)
+            if isinstance(step, Run):
+                line.loads.append(loads)
+                loads = []
+        return line, first
 
 
 def batches_of(exchanges: Sequence[Exchange]) -> list[Batch]:
@@ -45,9 +88,12 @@ def batches_of(exchanges: Sequence[Exchange]) -> list[Batch]:
     batches = list[Batch]()
     for run in range(max((one.run for one in exchanges), default=-1) + 1):
         some = [one for one in exchanges if one.run == run]
-        lengths = [len(one.request.prompt_ids) for one in some]
-        produced = [max(len(one.response.token_ids) - 1, 0) for one in some]
-        batches.append(
-            [Scheduled(n + more, n, one.adapters) for one, n, more in zip(some, lengths, produced, strict=True)]
-        )
+        batches.append([_scheduled(one) for one in some])
     return batches
+
+
+def _scheduled(one: Exchange) -> Scheduled:
+    prompt = one.request.prompt_ids
+    computed = one.response.token_ids[:-1]
+    ids = (*prompt, *computed)
+    return Scheduled(len(ids), len(prompt), one.adapters, ids, one.request.arrival_step)

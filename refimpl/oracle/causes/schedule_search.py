@@ -15,8 +15,10 @@ from .line import Line
 from .schedule import Schedule
 
 CHUNKS: list[dict[str, Any]] = [{"chunk": n} for n in (None, *range(1, 17), 20, 24, 32)]
-KEPT: dict[str, Any] = {"evicts": False, "one_step": False}
+KEPT: dict[str, Any] = {"evicts": False, "one_step": False, "as_started": False}
+FLAGS = ((False, False), (False, True), (True, False), (True, True))
 WAITS: list[dict[str, Any]] = [{"overtake": one, **KEPT} for one in (False, True)]
+STARTED: list[dict[str, Any]] = [{"as_started": True, "at_load": one, "by_slot": two} for one, two in FLAGS]
 SLOTS: list[dict[str, Any]] = [{"adapters": None, "overtake": False, **KEPT}]
 SLOTS += [{"adapters": n, **waits} for n in (1, 2, 3, 4, 5, 6, 8) for waits in WAITS]
 CHANGES: tuple[dict[str, Any], ...] = (  # of a schedule, one of which is tried at a time
@@ -28,6 +30,10 @@ CHANGES: tuple[dict[str, Any], ...] = (  # of a schedule, one of which is tried 
     {"budget": None, "counts_decodes": True, "if_room": False},
     *({"counts_decodes": one} for one in (True, False)),
     *({"if_room": one} for one in (True, False)),
+    {"as_started": True},
+    *({"block": one} for one in (None, 4, 8, 16, 32)),
+    *({"at_load": one} for one in (True, False)),
+    *({"by_slot": one} for one in (True, False)),
     *({"touches": one} for one in (True, False)),
     *({"in_turn": one} for one in (True, False)),
     *({"prompts_first": one} for one in (True, False)),
@@ -46,6 +52,16 @@ SIMPLE = Schedule()
 USUAL: list[dict[str, Any]] = [{"chunk": n} for n in (None, 4, 8, 12, 16, 24, 32)]
 USUAL += [{"budget": n} for n in (8, 16, 24, 32, 48, 64)]
 BEGINNINGS = [replace(SIMPLE, **limit, **slots) for limit in USUAL for slots in SLOTS]
+# vLLM's V1 scheduler, and ours.
+IN_TURN: dict[str, Any] = {"touches": True, "in_turn": True, "if_room": True}
+BLOCKS: list[dict[str, Any]] = [{}, IN_TURN, {**IN_TURN, "block": 8}, {**IN_TURN, "block": 16}]
+BEGINNINGS += [replace(SIMPLE, **limits, **kind) for limits in STARTED for kind in BLOCKS]
+BEGINNINGS += [
+    replace(SIMPLE, budget=budget, adapters=slots, by_slot=by_slot, **IN_TURN)
+    for budget in (8, 16, 32, 64)
+    for slots in (2, 4, 8)
+    for by_slot in (False, True)
+]
 BEGINNINGS += [replace(SIMPLE, **chunk) for chunk in CHUNKS if chunk not in USUAL]
 BEGINNINGS.sort(key=lambda one: one.cost)
 

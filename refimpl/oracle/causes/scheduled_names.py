@@ -87,6 +87,11 @@ def _owners(step: Array, request: Array, decode: Array, part: Array, slots: Arra
             yield f"the row at its place in the first {n} {where}", owner[first + (row - first) % n]
             tile = order[first + (place - first) // n * n]
             yield f"the first row of each {n} if rows are sorted by adapter, {where}", owner[tile]
+        of_base = np.bincount(group[part], slots[part] < 0).astype(int)[group[part]]  # rows, before all others there
+        for n in TILES:
+            tile = first + of_base + (place - first - of_base) // n * n
+            words = f"the first row of each {n} with adapters if these are sorted by adapter, {where}"
+            yield words, np.where(slots[part] >= 0, owner[order[np.clip(tile, 0, len(row) - 1)]], -1)
         base_last = np.where(slots[part] >= 0, slots[part], 1 + slots.max())
         came = np.where(slots[part] >= 0, row, len(row))
         begins_at = np.unique(first)

@@ -14,7 +14,7 @@ from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from .history import History
 from .mix_up import Delta, Point, Source, blended
-from .schedule import Slots
+from .slots import Slots
 
 COUNTS = (1, 2, 3, 4, 5, 6, 8)  # slots of an engine
 
