@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from refimpl.arrays import Array
 from refimpl.oracle.causes.graphs import CUT, OF_LIST
+from refimpl.oracle.causes.in_steps import in_steps
 from refimpl.oracle.causes.line import Line
 from refimpl.oracle.causes.rule import Observed
 from refimpl.oracle.causes.schedule import Batch, Schedule, Scheduled, Step
 from refimpl.oracle.causes.scheduled_names import OfWhom, keys_in_steps, names_in_steps, table_of
 from refimpl.oracle.causes.scheduled_rule import InBatch, Scheduler
 from refimpl.oracle.causes.slots import Slots
-from refimpl.oracle.causes.step_regions import in_steps, regions_in_steps, regions_of_steps
+from refimpl.oracle.causes.step_regions import regions_in_steps, regions_of_steps
 from refimpl.oracle.causes.steps import Caches, steps
 from refimpl.oracle.diagnosis.clock import Clock
 
@@ -194,6 +195,8 @@ def test_regions_of_steps_beside_a_loop_over_rows(requests: Batch, schedule: Sch
             "rows of a step of the first 2 requests there": come.index(here) < 2,
             "rows of a step of all requests there but the first request": come.index(here) > 0,
             "rows of a step of the first 2 requests there, in the order of their slots": in_slots.index(here) < 2,
+            "the first row of each request in a step": not any(rows[i][1] == here for i in in_step if i < n),
+            "all rows of each request in a step but its last": any(rows[i][1] == here for i in in_step if i > n),
             "the last prompt token of a step": n in prompts and n == prompts[-1],
             "rows of a step, which are of two adapters or more": len(adapters) > 1,
             "rows of a step, which are of 2 requests or more": len({rows[i][1] for i in in_step}) > 1,

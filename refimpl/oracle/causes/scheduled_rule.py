@@ -11,11 +11,12 @@ import numpy as np
 
 from ...arrays import Array
 from ..diagnosis.clock import Clock
+from .in_steps import in_steps
 from .line import Line
 from .rule import Observed, Rule, rule
 from .schedule import Schedule
 from .schedule_search import BEGINNINGS, SIMPLE, fitting_schedules
-from .step_regions import in_steps, regions_in_steps, regions_of_steps
+from .step_regions import members_of, regions_in_steps, regions_of_steps
 
 # Bits of the plainest rule that goes by the steps of a schedule.
 CHEAPEST = min(one.cost for one in BEGINNINGS if one != SIMPLE) + min(cost for _, cost in regions_of_steps())
@@ -40,7 +41,7 @@ class InBatch:
         if self.line is None:
             return np.zeros(0, int)
         batch, present = self.line.batches[self.number], self.observed.present
-        members = in_steps(batch, self.here, self.line.steps(self.number, schedule)).members()
+        members = members_of(in_steps(batch, self.here, self.line.steps(self.number, schedule)))
         shown = np.flatnonzero(present >= 0)
         return (members[:, shown] != (present[shown] == 1)).sum(axis=1)
 
