@@ -8,7 +8,7 @@ Token by token: a right row of logits says that its token was computed right, an
 wrong row names the token. There all mix-ups are tried exactly, in one batch (walk.py, mistakes.py); what leaves noise
 is followed through every other request (follow.py, by_token.py), and what its tokens have in common is said (rule.py,
 described.py). Often that is a matter of the engine's own steps and slots, of which it says nothing: they are worked out
-for many schedules (schedule.py), and the one is taken with which it is shortest to say (schedule_search.py).
+for many schedules (schedule.py, steps.py), and the one is taken with which it is shortest to say (schedule_search.py).
 
 No delta is wrong where a row reads another adapter's keys and values (kept.py).
 
