@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.causes import cause_of_bug
 
@@ -12,7 +13,7 @@ from refimpl.adapter import Adapter
 from refimpl.adapter_slots import AdapterSlots, BoundAdapter, LoraWeights
 from refimpl.arrays import Array, Precision
 from refimpl.config import ModelConfig, Module
-from refimpl.plans import LoraMapping
+from refimpl.plans import AttentionMetadata, LoraMapping
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 
@@ -73,3 +74,21 @@ def test_numbers_near_a_tie_are_no_second_mistake(tmp_path: Path) -> None:
     assert [change.what for change in cause.changes] == [
         "its own delta with A x, between its two products, rounded to bfloat16"
     ]
+
+
+def unwritten_decode() -> Ops:
+    """Keys and values of decode steps are not written: what is read there are the zeros of a new cache."""
+
+    def write_kv(k_cache: Array, v_cache: Array, k: Array, v: Array, metadata: AttentionMetadata, p: Precision) -> None:
+        if (np.diff(metadata.query_start_loc) > 1).any() or (metadata.context_lens == 1).any():
+            NUMPY.write_kv(k_cache, v_cache, k, v, metadata, p)
+
+    return dataclasses.replace(NUMPY, write_kv=write_kv)
+
+
+def test_keys_and_values_that_are_not_written(tmp_path: Path) -> None:
+    cause = cause_of_bug(unwritten_decode, tmp_path)
+    assert cause is not None and cause.explained == cause.failed
+    (change,) = cause.changes
+    assert change.what == "zeros for its key and value, as where they are not written"
+    assert change.modules == "k_proj and v_proj" and "decode" in change.tokens + change.when

@@ -1,4 +1,5 @@
-"""Attention that goes wrong with right deltas: queries and keys at a wrong position, or heads that are paired wrongly.
+"""Attention that goes wrong with right deltas: queries and keys at a wrong position, heads that are paired wrongly, or
+keys and values that are not written.
 
 Both are written as what they would add to the modules around it. A query that is turned by n places too many is R(n) q
 before it is turned; a query head that reads another key head is one that stands in another's place, and whose output is
@@ -23,6 +24,8 @@ def attention_sources(own_delta: Delta) -> Iterator[tuple[str, Source]]:
         words = f"its queries and keys turned as if it stood {way} in its text"
         for n in PLACES:
             yield f"turned {way}", Source(f"turned {n} {way}", words, _turned(own_delta, sign * n), "instead", 3)
+    words = "zeros for its key and value, as where they are not written"
+    yield "zeros for keys and values", Source("zeros for keys and values", words, _unwritten(own_delta), "instead", 3)
     words = "query head h paired with key head h mod n instead of h // group"
     yield "heads by mod", Source("heads by mod", words, _paired(own_delta), "instead", 3)
 
@@ -52,6 +55,15 @@ def _turned(own_delta: Delta, places: int) -> Delta:
         heads = y.reshape(len(y), -1, head)
         cos, sin = (turn(angle).repeat(len(y), axis=0) for turn in (np.cos, np.sin))
         return apply_rope(heads, cos, sin, rope.interleaved, EXACT).reshape(y.shape) - y
+
+    return delta
+
+
+def _unwritten(own_delta: Delta) -> Delta:
+    """A slot of a cache that nothing was written to since it was made."""
+
+    def delta(point: Point) -> Array | None:
+        return -_output(point, own_delta) if point.module[1] in ("k_proj", "v_proj") else None
 
     return delta
 
