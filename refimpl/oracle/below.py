@@ -53,9 +53,10 @@ def candidates_below(
 
 
 def candidates_in_all(context: Context, cases: Sequence[PlayedCase]) -> list[Candidate]:
-    """Return every mutant beside all of these cases, loud ones too: they are to be compared."""
-    done = _project(context, cases, list(mutants_for(list(context.testbed.paths)).values()), [], len(cases))
-    return _evaluated(context, done)
+    """Return every mutant beside all of these cases, loud ones too, as far as the budget has time: they are to be
+    compared."""
+    _project(context, cases, list(mutants_for(list(context.testbed.paths)).values()), cases, len(cases))
+    return _evaluated(context, cases)
 
 
 def _waves(cases: Sequence[PlayedCase]) -> list[Sequence[PlayedCase]]:
@@ -67,13 +68,17 @@ def _waves(cases: Sequence[PlayedCase]) -> list[Sequence[PlayedCase]]:
 def _project(
     context: Context, cases: Sequence[PlayedCase], mutants: Sequence[Mutant], before: Sequence[PlayedCase], total: int
 ) -> list[PlayedCase]:
-    """Put the terms of these mutants into the cases; return those for which the budget had time. Of what cannot show in
-    a case there is no term. before: the cases that are done, of this total."""
+    """Put the terms of these mutants that are not there yet into the cases; return those for which the budget had time.
+    Of what cannot show in a case there is no term. before: the cases that are done, of this total."""
     futures: list[Future | None] = []
     for one in cases:
         if (before or futures) and time.monotonic() > context.end:  # without workers, a submission is the work
             break
-        names = [mutant.name for mutant in mutants if is_applicable(mutant, context.testbed, one.case, one.settings)]
+        names = [
+            mutant.name
+            for mutant in mutants
+            if mutant.name not in one.terms and is_applicable(mutant, context.testbed, one.case, one.settings)
+        ]
         exchanges = context.driver.exchanges(one.case, one.settings) if names else []
         arguments = (one.case, exchanges, context.members, one.settings, names)
         futures.append(context.workers.submit(measure_and_project, *arguments) if names else None)
@@ -81,9 +86,9 @@ def _project(
     for one, future in zip(cases, futures, strict=False):
         if (before or done) and time.monotonic() > context.end and not (future is None or future.done()):
             break
-        one.terms = {} if future is None else future.result()
+        one.terms |= {} if future is None else future.result()
         done.append(one)
-        context.observer.advance("below the noise", len(before) + len(done), total)
+        context.observer.advance("below the noise", min(len(before) + len(done), total), total)
     for future in futures[len(done) :]:
         if future is not None:
             future.cancel()

@@ -69,8 +69,8 @@ NEEDS = {
     "another block size": "blocks of another size than 16 tokens, and prompts that have several",
     "scattered blocks": "requests whose blocks do not lie side by side: decode steps of several requests",
     "sequence": "one engine that serves for a while, and names that are used again",
-    "prefix cache": "the same, and prefixes that are cached and come again",
-    "eviction": "the same, and more adapters than there are slots for",
+    "prefix cache": "one engine that serves for a while, and prefixes that are cached and come again",
+    "eviction": "one engine that serves for a while, and more adapters than there are slots for",
 }
 
 IN_SEQUENCES = ("sequence", "prefix cache", "eviction")  # which no single batch meets

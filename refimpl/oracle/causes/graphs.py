@@ -6,13 +6,13 @@ before a request ended.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ...arrays import Array
 from .line import Line
-from .schedule import Schedule
+from .schedule import Schedule, Step
 from .steps import compacted_places
 
 PADDED: dict[str, Callable[[int], int]] = {
@@ -42,19 +42,19 @@ def captured(line: Line, number: int, schedule: Schedule) -> dict[str, Array]:
         graphs = [{} if of_batch else of for of, (_, _, of_batch) in zip(graphs, SIZES, strict=True)]
         for step in in_order:
             decodes = [one.request for one in step.rows if one.is_decode]
-            prompts = [called[one.request] for one in step.rows if not one.is_decode for _ in range(one.length)]
+            has_prompts = len(decodes) < len(step.rows)
             now = [(called[i], requests[i].slot_in(step.slots)) for i in decodes]
             for (padded, alone, _), of, some in zip(SIZES, graphs, results, strict=True):
-                then = of.setdefault(PADDED[padded](len(now)), now) if now and not (alone and prompts) else now
+                then = of.setdefault(PADDED[padded](len(now)), now) if now and not (alone and has_prompts) else now
                 if n == number:
                     then = (then + [(0, -1)] * len(now))[: len(now)]
-                    some[0].extend([one for one, _ in then] + prompts)
+                    some[0].extend(_at_rows(step, called, [one for one, _ in then]))
                     in_slots = [codes[step.slots[slot]] if 0 <= slot < len(step.slots) else 0 for _, slot in then]
-                    some[1].extend(in_slots + prompts)
+                    some[1].extend(_at_rows(step, called, in_slots))
             entries += [i for i in decodes if i not in entries]
             if n == number:
-                of_list += [called[entries[place]] for place in range(len(decodes))] + prompts
-            entries = entries[: len(decodes)]
+                of_list += _at_rows(step, called, [called[entries[place]] for place in range(len(decodes))])
+            entries = entries if step.is_cached else entries[: len(decodes)]
             for one in step.rows:
                 if one.request not in running:
                     running.append(one.request)
@@ -79,3 +79,9 @@ def captured(line: Line, number: int, schedule: Schedule) -> dict[str, Array]:
         named |= dict(zip(words, of_size, strict=True))
     named |= {OF_LIST: of_list, CUT: cut, COMPACTED: compacted, f"the adapter in the slot of {COMPACTED}": in_slots_of}
     return {words: np.array(some) for words, some in named.items()}
+
+
+def _at_rows(step: Step, called: Sequence[int], of_decodes: Sequence[int]) -> list[int]:
+    """Return what stands at each row of a step: these at its decode rows, and at those of prompts their own."""
+    rest = iter(of_decodes)
+    return [next(rest) if one.is_decode else called[one.request] for one in step.rows for _ in range(one.length)]

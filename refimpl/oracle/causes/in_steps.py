@@ -57,11 +57,20 @@ def in_steps(requests: Batch, here: int, in_order: Sequence[Step]) -> InSteps:
     keys = [one.adapters for one in requests]
     has_prompt = np.zeros(len(in_order), bool)
     np.logical_or.at(has_prompt, of_step, decode == 0)
-    phase = np.cumsum(np.diff(of_step * 2 + decode, prepend=-1) != 0) - 1
     slots_of = [[one.slot_in(step.slots) for one in requests] for step in in_order]
     parts_slot = np.array(slots_of)[of_step, request] if in_order[0].slots else None
-    in_step, in_phase = (
-        _among(keys, keys[here], group, request, part, own_rows, parts_slot) for group in (of_step, phase)
+    in_step = _among(keys, keys[here], of_step, request, part, own_rows, parts_slot)
+    phase = np.unique(of_step * 2 + decode, return_inverse=True)[1]
+    order = np.argsort(phase, kind="stable")  # parts of one phase side by side
+    part_of = np.repeat(np.arange(len(parts)), count[order])
+    in_phase = _among(
+        keys,
+        keys[here],
+        phase[order],
+        request[order],
+        part_of,
+        np.flatnonzero((request[order] == here)[part_of]),
+        None if parts_slot is None else parts_slot[order],
     )
     chunk, step = first[part][own_rows], of_step[part][own_rows]
     own_key = requests[here].adapters[0][0] if requests[here].adapters else ""

@@ -73,13 +73,13 @@ class Lines:
         self._goes_on = case.stateless and not self.is_new
         line, first = self.line, len(self.line.batches)
         line.batches += batches_of(exchanges)
-        loads = [] if goes_on else list(loaded_before(case, testbed))
+        before_each: list[list[str]] = [[] if goes_on else list(loaded_before(case, testbed))]
         for step in case.steps:
             if isinstance(step, Load):
-                loads.append(step.adapter)
+                before_each[-1].append(step.adapter)
             if isinstance(step, Run):
-                line.loads.append(loads)
-                loads = []
+                before_each.append([])
+        line.loads += before_each[: len(line.batches) - first]
         return line, first
 
 

@@ -82,7 +82,8 @@ class Schedule:
         if started is None or not self.as_started:
             return self
         block = self.block if started.prefix_caching else None
-        return replace(self, adapters=started.max_adapters, budget=started.chunk or self.budget, block=block)
+        adapters, budget = started.max_adapters, started.chunk or self.budget
+        return replace(self, adapters=adapters, running=started.max_requests, budget=budget, block=block)
 
 
 @dataclass(frozen=True)
@@ -127,3 +128,4 @@ class Step(NamedTuple):
     loaded: tuple[str, ...] = ()  # adapters that moved in when the step began
     moves: tuple[int, ...] = ()  # how often the adapter of each slot has moved in so far
     places: tuple[int, ...] = ()  # the slot that each request's adapter got, -1: none
+    is_cached: bool = False  # its tokens were not computed, but found

@@ -30,7 +30,7 @@ CHANGES: tuple[dict[str, Any], ...] = (  # of a schedule, one of which is tried 
     {"budget": None, "counts_decodes": True, "if_room": False},
     *({"counts_decodes": one} for one in (True, False)),
     *({"if_room": one} for one in (True, False)),
-    {"as_started": True},
+    {**KEPT, "as_started": True, "adapters": None, "budget": None},
     *({"block": one} for one in (None, 4, 8, 16, 32)),
     *({"at_load": one} for one in (True, False)),
     *({"by_slot": one} for one in (True, False)),

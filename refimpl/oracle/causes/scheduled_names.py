@@ -64,46 +64,60 @@ def _owners(step: Array, request: Array, decode: Array, part: Array, slots: Arra
     """Yield for each name which request it means at each row, -1 the base. Of each part of a request in a step are
     given its step, its request, whether it is a decode step, and the slot of its adapter, -1: none; of each row its
     part."""
-    owner, row = request[part], np.arange(len(part))
-    phase = np.cumsum(np.diff(step * 2 + decode, prepend=-1) != 0)
-    number = np.arange(len(step))
-    for group, where in ((step, "in its step"), (phase, "among the rows of its phase in its step")):
-        first, last = _ends(group[part])
-        yield f"the first row {where}", owner[first]
-        yield f"the last row {where}", owner[last]
-        yield f"the row before {where}", owner[np.where(row > first, row - 1, last)]
-        yield f"the row after {where}", owner[np.where(row < last, row + 1, first)]
-        begins, ends = _ends(group)
-        yield f"the request before {where}", request[np.where(number > begins, number - 1, ends)][part]
-        yield f"the request after {where}", request[np.where(number < ends, number + 1, begins)][part]
-        order = np.lexsort((row, slots[part], group[part]))  # in each group the base first, then slot by slot
-        place = np.argsort(order)
-        yield f"the row at its place if rows are sorted by adapter, {where}", owner[order]
-        before, after = np.where(place > first, place - 1, last), np.where(place < last, place + 1, first)
-        for which, beside in (("before", before), ("after", after)):
-            yield f"the row {which} if rows are sorted by adapter, {where}", owner[order[beside]]
-        for n in TILES:
-            yield f"the first row of each {n} {where}", owner[first + (row - first) // n * n]
-            yield f"the row at its place in the first {n} {where}", owner[first + (row - first) % n]
-            tile = order[first + (place - first) // n * n]
-            yield f"the first row of each {n} if rows are sorted by adapter, {where}", owner[tile]
-        of_base = np.bincount(group[part], slots[part] < 0).astype(int)[group[part]]  # rows, before all others there
-        for n in TILES:
-            tile = first + of_base + (place - first - of_base) // n * n
-            words = f"the first row of each {n} with adapters if these are sorted by adapter, {where}"
-            yield words, np.where(slots[part] >= 0, owner[order[np.clip(tile, 0, len(row) - 1)]], -1)
-        base_last = np.where(slots[part] >= 0, slots[part], 1 + slots.max())
-        came = np.where(slots[part] >= 0, row, len(row))
-        begins_at = np.unique(first)
-        of_first = np.minimum.reduceat(came, begins_at)[np.searchsorted(begins_at, first)]
-        yield f"the first adapter {where}", np.where(of_first < len(row), owner[np.minimum(of_first, len(row) - 1)], -1)
-        for which, at in (("lowest", np.lexsort((row, base_last, group[part]))[first]), ("highest", order[last])):
-            yield f"the adapter of the {which} slot {where}", np.where(slots[part][at] >= 0, owner[at], -1)
-    is_prompt = decode[part] == 0
-    prompts = np.array([np.argmax(is_prompt & (step[part] == one)) for one in range(step[-1] + 1)])  # the first of each
-    at = np.minimum(prompts[step[part]] + row - _ends(phase[part])[0], len(part) - 1)
-    same_step = is_prompt[at] & (step[part][at] == step[part])
-    yield "the prompt token at its place in its step", np.where(same_step, owner[at], -1)
+    yield from _among(step, request, part, slots, "in its step")
+    phase = step * 2 + decode
+    parts, rows = np.argsort(phase, kind="stable"), np.argsort(phase[part], kind="stable")  # prompts first in each step
+    part_of = np.repeat(np.arange(len(parts)), np.bincount(part)[parts])
+
+    def placed(owners: Array) -> Array:
+        return owners[np.argsort(rows)]
+
+    for words, owners in _among(
+        phase[parts], request[parts], part_of, slots[parts], "among the rows of its phase in its step"
+    ):
+        yield words, placed(owners)
+    of_row, owner = phase[part][rows], request[part][rows]
+    prompts = of_row // 2 * 2
+    at = np.searchsorted(of_row, prompts) + np.arange(len(rows)) - np.searchsorted(of_row, of_row)
+    at = np.minimum(at, len(rows) - 1)
+    yield "the prompt token at its place in its step", placed(np.where(of_row[at] == prompts, owner[at], -1))
+
+
+def _among(group: Array, request: Array, part: Array, slots: Array, where: str) -> Iterator[tuple[str, Array]]:
+    """Yield the names that go by where a row stands in its group. Of each part of a request are given its group, the
+    parts of one side by side and the least first, its request and its slot; of each row its part."""
+    owner, row, number = request[part], np.arange(len(part)), np.arange(len(group))
+    first, last = _ends(group[part])
+    yield f"the first row {where}", owner[first]
+    yield f"the last row {where}", owner[last]
+    yield f"the row before {where}", owner[np.where(row > first, row - 1, last)]
+    yield f"the row after {where}", owner[np.where(row < last, row + 1, first)]
+    begins, ends = _ends(group)
+    yield f"the request before {where}", request[np.where(number > begins, number - 1, ends)][part]
+    yield f"the request after {where}", request[np.where(number < ends, number + 1, begins)][part]
+    order = np.lexsort((row, slots[part], group[part]))  # in each group the base first, then slot by slot
+    place = np.argsort(order)
+    yield f"the row at its place if rows are sorted by adapter, {where}", owner[order]
+    before, after = np.where(place > first, place - 1, last), np.where(place < last, place + 1, first)
+    for which, beside in (("before", before), ("after", after)):
+        yield f"the row {which} if rows are sorted by adapter, {where}", owner[order[beside]]
+    for n in TILES:
+        yield f"the first row of each {n} {where}", owner[first + (row - first) // n * n]
+        yield f"the row at its place in the first {n} {where}", owner[first + (row - first) % n]
+        tile = order[first + (place - first) // n * n]
+        yield f"the first row of each {n} if rows are sorted by adapter, {where}", owner[tile]
+    of_base = np.bincount(group[part], slots[part] < 0).astype(int)[group[part]]  # rows, before all others there
+    for n in TILES:
+        tile = first + of_base + (place - first - of_base) // n * n
+        words = f"the first row of each {n} with adapters if these are sorted by adapter, {where}"
+        yield words, np.where(slots[part] >= 0, owner[order[np.clip(tile, 0, len(row) - 1)]], -1)
+    base_last = np.where(slots[part] >= 0, slots[part], 1 + slots.max())
+    came = np.where(slots[part] >= 0, row, len(row))
+    begins_at = np.unique(first)
+    of_first = np.minimum.reduceat(came, begins_at)[np.searchsorted(begins_at, first)]
+    yield f"the first adapter {where}", np.where(of_first < len(row), owner[np.minimum(of_first, len(row) - 1)], -1)
+    for which, at in (("lowest", np.lexsort((row, base_last, group[part]))[first]), ("highest", order[last])):
+        yield f"the adapter of the {which} slot {where}", np.where(slots[part][at] >= 0, owner[at], -1)
 
 
 def _by_rest(requests: Batch, in_order: Sequence[Step]) -> Iterator[tuple[str, Array]]:
@@ -116,8 +130,9 @@ def _by_rest(requests: Batch, in_order: Sequence[Step]) -> Iterator[tuple[str, A
             lengths = [requests[one.request].prompt - (one.first if is_rest else 0) for one in prompts]
             count = sum(one.length for one in prompts)
             wrong = [one.request for one, length in zip(prompts, lengths, strict=True) for _ in range(length)][:count]
-            decodes = [one.request for one in step.rows if one.is_decode]
-            owners += decodes + wrong if step.rows[0].is_decode else wrong + decodes
+            for one in step.rows:
+                owners += [one.request] if one.is_decode else wrong[: one.length]
+                wrong = wrong if one.is_decode else wrong[one.length :]
         yield f"the request that a row is of if each has as many in a step as {words} is long", np.array(owners)
 
 

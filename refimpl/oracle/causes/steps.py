@@ -70,7 +70,7 @@ class _Engine:
         ends = [self.done[i] >= request.tokens for i, request in enumerate(self.requests)]
         go_on = [i for i in self.running if not ends[i]]
         self.running = compacted_places(self.running, ends) if self.schedule.compacts else go_on
-        return [self._noted([one]) for one in self.cached] + [self._noted(rows)] * bool(rows)
+        return [self._noted([one], is_cached=True) for one in self.cached] + [self._noted(rows)] * bool(rows)
 
     @property
     def _is_busy(self) -> bool:
@@ -172,12 +172,13 @@ class _Engine:
             for n in range(block, one.first + one.length + 1, block) if block and request.ids else ():
                 self.caches.blocks.add((request.adapters, request.ids[:n]))
 
-    def _noted(self, rows: Sequence[Rows]) -> Step:
+    def _noted(self, rows: Sequence[Rows], is_cached: bool = False) -> Step:
         slots = self.caches.slots
         if slots is None:
-            return Step(tuple(rows))
+            return Step(tuple(rows), is_cached=is_cached)
+        loaded = () if is_cached else tuple(self.loaded)
         moves = tuple(slots.moves[key] for key in slots.keys)
-        return Step(tuple(rows), tuple(slots.keys), tuple(slots.former), tuple(self.loaded), moves, tuple(self.places))
+        return Step(tuple(rows), tuple(slots.keys), tuple(slots.former), loaded, moves, tuple(self.places), is_cached)
 
 
 def compacted_places(running: Sequence[int], ends: Sequence[bool]) -> list[int]:

@@ -72,6 +72,8 @@ def _noise(raw: Errors, shift: Array, runs: Sequence[Array | None]) -> Array:
     noise = np.ones_like(raw.unit)[:, None]
     if not np.any(shift):
         return noise
-    errors = np.stack([raw.view.of(np.nan_to_num(run)) - raw.exact for run in runs if run is not None])
+    errors = np.stack(
+        [raw.view.of(np.where(np.isfinite(run), run, 0.0)) - raw.exact for run in runs if run is not None]
+    )
     errors = errors / raw.unit[None, :, None] - shift[None]
     return np.maximum(noise, rms(errors, axis=(0, 2))[:, None])
