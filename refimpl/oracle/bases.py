@@ -84,4 +84,15 @@ def joined(base: str, before: Result | None, now: Result) -> Result:
         what: before.seconds.get(what, 0.0) + now.seconds.get(what, 0.0) for what in before.seconds | now.seconds
     }
     played_by_now = [*before.played, *now.played]
-    return replace(now, verdict=verdict, played=played_by_now, diagnostics=said, power=power, seconds=seconds)
+    looked_at = {one.mutant.name for one in now.candidates if one.projection.exercised}
+    candidates = [one for one in before.candidates if one.mutant.name not in looked_at]
+    candidates += [one for one in now.candidates if one.mutant.name in looked_at]
+    return replace(
+        now,
+        verdict=verdict,
+        played=played_by_now,
+        diagnostics=said,
+        power=power,
+        seconds=seconds,
+        candidates=candidates,
+    )

@@ -2,7 +2,7 @@
 worth: which of the known bugs these cases would have shown."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -33,13 +33,14 @@ def _tokens(played: PlayedCase) -> int:
 
 
 def candidates_below(
-    context: Context, played: Sequence[PlayedCase]
+    context: Context, played: Sequence[PlayedCase], shown: Collection[str] = ()
 ) -> tuple[list[PlayedCase], list[Candidate], list[str]]:
     """Return the cases that were looked at, every mutant beside them, and a line where the budget left some out.
 
     A mutant of which a hundredth would have made a row fail is looked for in no further case: rows have shown that it
-    is not there. What is faint is looked for in all of them."""
-    chosen, faint = cases_below(played), list(mutants_for(list(context.testbed.paths)).values())
+    is not there. What is faint is looked for in all of them. shown: names of those that are done on bases before."""
+    mutants = mutants_for(list(context.testbed.paths)).values()
+    chosen, faint = cases_below(played), [one for one in mutants if one.name not in shown]
     done: list[PlayedCase] = []
     for wave in _waves(chosen):
         now = _project(context, wave, faint, done, len(chosen))

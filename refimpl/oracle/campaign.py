@@ -8,7 +8,7 @@ asks the same questions, however many workers there are.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,11 +61,13 @@ class Campaign:
         work: Path,
         observer: Observer | None = None,
         watch: Watchdog | None = None,
+        shown: Collection[str] = (),
     ) -> None:
+        """shown: mutants that rows of other bases would have shown, which are not looked for below the noise."""
         self.watch = watch or Watchdog()
         self.drivers = [EngineDriver(make, testbed, work, self.watch) for _ in range(settings.engines)]
         self.testbed, self.settings, self.observer = testbed, settings, observer or Observer()
-        self.capabilities = self.driver.capabilities
+        self.capabilities, self.shown = self.driver.capabilities, shown
         self.members: tuple[Member, ...] = ensemble(testbed.dtype)
         self.diagnostics: list[str] = []
         self._narrow: precisions.PrecisionFinding | None = None  # what the engine keeps in a lower type
@@ -215,7 +217,7 @@ class Campaign:
 
         Return the cases that were looked at."""
         began = time.monotonic()
-        cases, result.candidates, late = candidates_below(context, result.played)
+        cases, result.candidates, late = candidates_below(context, result.played, self.shown)
         result.power = power(result.candidates, result.thresholds)
         # Of loud ones the rows have said it, and in the few cases that these were looked for in, chance is large.
         faint = [one for one in result.candidates if not is_loud(one.terms, result.thresholds)]

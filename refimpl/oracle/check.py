@@ -11,12 +11,13 @@ from ..engines.declared import without
 from ..engines.interface import Capabilities, Engine, EngineError
 from ..engines.known_defects import applicable, match, read_failures, unexpectedly_passing
 from .bases import joined, not_asked, shares
+from .bugs import all_mutants
 from .campaign import Campaign
 from .case_order import sequences_of
 from .cases.needs import missing
 from .cases.testbed import build
 from .cases.variety import KINDS
-from .diagnosis.power import DETECTED
+from .diagnosis.power import DETECTED, is_loud
 from .noise.ensemble import ensemble
 from .noise.measure import measure
 from .noise.verdict import judge, learn_thresholds, overall
@@ -60,7 +61,7 @@ def check(
         watch.result_by_now = campaign.known_by_now
         with one_thread(testbed):
             return campaign.run()
-    result = None
+    result, shown = None, set[str]()  # mutants of which a hundredth would have made a row fail
     parts = shares(settings, engine.capabilities.families)
     for number, (share, family) in enumerate(parts, 1):
         of_family = f", a {family}" if family else ""
@@ -73,7 +74,7 @@ def check(
             if watch.seconds is not None:  # whatever the ones before it have left
                 share = replace(share, budget=watch.remaining / (len(parts) - number + 1))
             # The same seed asks two bases the same: what they answered is kept apart.
-            campaign = Campaign(make, testbed, share, folder if family else work, observer, watch)
+            campaign = Campaign(make, testbed, share, folder if family else work, observer, watch, shown)
             watch.result_by_now = partial(_known_by_now, base, result, campaign)
             with one_thread(testbed):
                 of_turn = campaign.run()
@@ -84,6 +85,9 @@ def check(
             result.verdict = overall([result.verdict, "undecided"])
             result.diagnostics.append(f"{watch.why()}, before {base} was asked")
             break
+        # Those of an adapter are others on each base.
+        loud = {one.mutant.name for one in of_turn.candidates if is_loud(one.terms, of_turn.thresholds)}
+        shown |= loud & set(all_mutants())
         result = joined(base, result, of_turn)
         if result.verdict == "fail" and not result.stopped_by:
             result.unasked = _unasked([share for share, _ in parts], number, engine.capabilities)

@@ -7,11 +7,15 @@ import pytest
 from support.campaign import campaign
 
 import refimpl.oracle.campaign as campaigns
+from refimpl.engines import registry
+from refimpl.oracle.bases import BATCHES, OTHER_BATCHES
 from refimpl.oracle.below import candidates_in_all
+from refimpl.oracle.check import check
 from refimpl.oracle.context import Context
 from refimpl.oracle.diagnosis.candidate import Candidate
 from refimpl.oracle.diagnosis.power import is_loud
-from refimpl.oracle.reports.result import PlayedCase
+from refimpl.oracle.reports.result import CampaignSettings, PlayedCase
+from refimpl.oracle.reports.summary import _seen_from
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 LOUD = "adapters_ignored"
@@ -45,3 +49,13 @@ def test_once_one_is_suspicious_all_are_compared_in_all_cases(
     (loud,) = [one for one in result.candidates if one.mutant.name == LOUD]
     assert result.verdict == "fail" and len(loud.terms) == 4
     assert sum(bool(terms) for terms in loud.terms) == (1 if is_late else 4)
+
+
+def test_what_one_base_has_shown_is_not_looked_for_on_the_next(tmp_path: Path) -> None:
+    plan = CampaignSettings(cases=BATCHES - OTHER_BATCHES + 2, sequences=0)
+    result = check(lambda: registry.make("numpy", {}), "random", {}, plan, tmp_path)
+    first = [played for played in result.played if played.case.name.startswith("base 0, batch")]
+    other = [played for played in result.played if played not in first]
+    assert result.verdict == "pass" and len(other) == 2
+    assert any(LOUD in played.terms for played in first) and not any(LOUD in played.terms for played in other)
+    assert result.power[LOUD] == "detected" and LOUD in _seen_from(result)
