@@ -78,12 +78,13 @@ def _give(requests: Mapping[Request, Followed], schedule: Schedule, kind: str) -
     """Give each request the sources of what was left in the slots of its adapters; return the mistakes that those of
     one kind make."""
     families = dict[str, None]()
+    slots = "as many as it was started with" if schedule.as_started else f"{schedule.adapters} in all"
     for request in requests:
         came = request.as_it_came
         adapters, parts = came.suspect.exchange.adapters, dict[str, list[tuple[float, Source]]]()
         for key, weight in adapters:
             former = _former(came, key, schedule)
-            sources = left_behind(key, former, f"{schedule.adapters} in all")
+            sources = left_behind(key, former, slots)
             for source in (one for one in sources if one.key.startswith(kind)):
                 parts.setdefault(source.key + schedule.words, []).append((weight, source))
         for family, some in parts.items():
