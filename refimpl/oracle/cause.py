@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..training.trainable import without_gradients
+from .asked_again import asked_of_others, asked_with_fewer
+from .asked_quietly import asked_confined, asked_quietly
 from .bugs.preconditions import spread
 from .bugs.registry import all_bugs
 from .cases.testbed import Testbed
@@ -81,11 +83,11 @@ def cause_of(
     loud = failures.asked_loudly
     limit = _limit(loud, thresholds)
     is_fitted = not why_not_fitted(testbed)  # or else neither are its adapters made quiet
-    quietly = failures.asked_quietly(smallest_first(played)[:QUIET]) if is_fitted else ()
-    traced = trace(loud, quietly, failures.asked_confined(), limit, clock)[:DESCRIBED]
+    quietly = asked_quietly(failures, smallest_first(played)[:QUIET]) if is_fitted else ()
+    traced = trace(loud, quietly, asked_confined(failures), limit, clock)[:DESCRIBED]
     passed = [Request(one) for one in loud if not one.failed][:PASSED]
     if traced and _has_a_condition(traced[0], passed, limit) and not clock.is_late("other adapters"):
-        others = [Request(one) for one in (*failures.asked_of_others, *failures.asked_with_fewer)]
+        others = [Request(one) for one in (*asked_of_others(failures), *asked_with_fewer(failures))]
         wrong = [one for one in others if one.as_it_came.failed]
         passed += spread([one for one in others if not one.as_it_came.failed], PASSED)
         traced = traced_further(traced, wrong, limit, clock)[:DESCRIBED]

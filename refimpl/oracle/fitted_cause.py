@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .asked_quietly import asked_quietly
 from .bugs.registry import all_bugs
 from .cases.testbed import Testbed
 from .causes.condition import Condition, condition
@@ -67,7 +68,7 @@ def fitted_cause(failures: Failures, clock: Clock) -> CauseReport | None:
     began, thresholds = time.monotonic(), failures.thresholds
     failed = smallest_first(failures.played)
     rivals: list[Description] = []
-    for suspects in failures.asked_quietly(failed[:CASES]):
+    for suspects in asked_quietly(failures, failed[:CASES]):
         rivals = _best(failures, find(suspects, thresholds.ratio, clock=clock))
         if rivals or clock.is_late("the failures at other loudness"):
             break
@@ -105,7 +106,7 @@ def _with_the_rest(
     places = {one.place for one in rivals[0].failed if not one.explained}
     cases = [one for one in failed if any(name == one.case.name for name, _, _ in places)]
     explained = frozenset(one.place for one in rivals[0].explained)
-    suspects = next(failures.asked_quietly(cases[:CASES], explained), None)
+    suspects = next(asked_quietly(failures, cases[:CASES], explained), None)
     if suspects is None:
         return rivals
     more = _best(failures, find(suspects, limit, cause, clock) if len(cause.atoms) < TERMS else [])

@@ -1,0 +1,60 @@
+"""Whose adapter it is at each row that a slot holds: one by its number, the one beside, the one before an eviction."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ...arrays import Array
+from .line import Line
+from .schedule import Batch, Step
+
+MOST_SLOTS = 4  # whose numbers are names
+COUNTED = (
+    "is as many-th to come in its step as its own is slot by slot",
+    "is as many-th slot by slot in its step as its own is to come",
+)
+
+
+def slots_in_steps(requests: Batch, in_order: Sequence[Step]) -> Array:
+    """Return the slot of each request in each step, -1: none. Where slots are not known adapters have them as they
+    come."""
+    keys = list(dict.fromkeys(one.adapters for one in requests if one.adapters))
+    as_they_come = [keys.index(one.adapters) if one.adapters else -1 for one in requests]
+    return np.array(
+        [[one.slot_in(step.slots) for one in requests] if step.slots else as_they_come for step in in_order]
+    )
+
+
+def out_of_order(requests: Batch, in_order: Sequence[Step], codes: Mapping[str | None, int]) -> dict[str, Array]:
+    """Return for each name what an adapter is taken for at each row, if the adapters of a step are counted as they come
+    in one place and slot by slot in another."""
+    results: dict[str, list[int]] = {f"the adapter that {one}": [] for one in COUNTED}
+    for step in in_order:
+        slots = {i: requests[i].slot_in(step.slots) for i in dict.fromkeys(one.request for one in step.rows)}
+        as_they_come = list(dict.fromkeys(requests[i].called for i in slots if requests[i].adapters))
+        of_slot = {requests[i].called: slot for i, slot in slots.items()}
+        in_slots = sorted(as_they_come, key=lambda called: of_slot[called])
+        for here, other, of in zip((in_slots, as_they_come), (as_they_come, in_slots), results.values(), strict=True):
+            for one in step.rows:
+                called = requests[one.request].called
+                of += [codes[other[here.index(called)] if called is not None else None]] * one.length
+    return {words: np.array(some) for words, some in results.items()}
+
+
+def in_slots(line: Line, number: int, in_order: Sequence[Step], step: Array, owner: Array) -> dict[str, Array]:
+    """Return for each name which adapter of the slots it means at each row, 0: none. step, owner: of each row."""
+    codes, requests, count = line.codes, line.batches[number], len(in_order[0].slots)
+    names = [*(f"the adapter in slot {n}" for n in range(MOST_SLOTS)), "the adapter in the last slot"]
+    names += [f"the adapter in the slot {which} its own" for which in ("before", "after")]
+    names += ["the adapter that was in its slot before", "the adapter that is now in the slot that its own had"]
+    if not count:
+        return dict.fromkeys(names, np.zeros(len(owner), int))
+    now = np.array([[codes[key] for key in one.slots] for one in in_order])
+    former = np.array([[codes[of[0]] if of else 0 for of in one.former] for one in in_order])
+    slots = np.array([[one.slot_in(some.slots) for one in requests] for some in in_order])[step, owner]
+    of_row = [now[step, n] if n < count else np.zeros(len(owner), int) for n in range(MOST_SLOTS)] + [now[step, -1]]
+    beside = [now[step, (slots - 1) % count], now[step, (slots + 1) % count], former[step, slots]]
+    of_row += [np.where(slots >= 0, some, 0) for some in beside]
+    places = np.array([one.places for one in in_order])[step, owner]
+    of_row += [np.where(places >= 0, now[step, places], 0)]
+    return dict(zip(names, of_row, strict=True))
