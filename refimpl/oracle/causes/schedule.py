@@ -9,6 +9,13 @@ from typing import NamedTuple
 from ...engines.interface import Settings
 from .relations import label
 
+ORDERS = {
+    "": "as they come",
+    "longest": "the longest prompt first",
+    "shortest": "the shortest prompt first",
+    "adapters": "adapter by adapter, as these come",
+    "base": "adapter by adapter, the base's first",
+}
 LIMITS = {0: 1.0, 1: 1.5, 2: 2.5}  # bits of a limit that is a power of two, another multiple of 4, any other
 
 Adapters = tuple[tuple[str, float], ...]
@@ -23,6 +30,8 @@ class Schedule:
     counts_decodes: bool = True  # against the budget
     prompts_first: bool = False  # is no decode step done while prompts wait? (vLLM's first scheduler)
     running: int | None = None  # requests at once, at most; the others wait (vLLM's max_num_seqs)
+    to_the_end: bool = False  # do these run to their ends before others begin? (static batching)
+    order: str = ""  # of ORDERS: which of the requests that come at once begin first
     adapters: int | None = None  # slots: of so many adapters requests run at once (vLLM's max_loras)
     evicts: bool = False  # does an adapter get a slot at once, although a running request uses it?
     as_started: bool = False  # are its slots, and the tokens of a step, as many as it was started with?
@@ -44,10 +53,12 @@ class Schedule:
         tokens = "tokens" if self.counts_decodes else "prompt tokens"
         limits = [f"{self.chunk} tokens of a prompt"] * (self.chunk is not None)
         limits += [f"{self.budget} {tokens}"] * (self.budget is not None)
-        parts = [f"a step has at most {' and '.join(limits)}"] * bool(limits)
+        parts = [f"requests begin {ORDERS[self.order]}"] * bool(self.order)
+        parts += [f"a step has at most {' and '.join(limits)}"] * bool(limits)
         limits = [f"{self.running} requests"] * (self.running is not None)
         limits += [f"{self.adapters} adapters"] * (self.adapters is not None and not (self.evicts or self.one_step))
-        parts += [f"at most {' and '.join(limits)} run at once"] * bool(limits)
+        ends = ", to their ends before others begin" * self.to_the_end
+        parts += [f"at most {' and '.join(limits)} run at once{ends}"] * bool(limits)
         parts += [f"it has {self.adapters} slots, from which adapters in use are thrown out"] * self.evicts
         parts += [f"it has {self.adapters} slots, each kept for a request in its first step alone"] * self.one_step
         parts += ["it keeps to the limits that it was started with"] * self.as_started
@@ -63,6 +74,8 @@ class Schedule:
         kinds = [
             self.budget is not None and not self.counts_decodes,
             self.prompts_first,
+            bool(self.order),
+            self.to_the_end,
             self.as_started,
             self.at_load,
             self.by_slot,

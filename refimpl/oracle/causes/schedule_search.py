@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ...arrays import Array
 from ..diagnosis.clock import Clock
 from .line import Line
-from .schedule import Schedule
+from .schedule import ORDERS, Schedule
 
 CHUNKS: list[dict[str, Any]] = [{"chunk": n} for n in (None, *range(1, 17), 20, 24, 32)]
 KEPT: dict[str, Any] = {"evicts": False, "one_step": False, "as_started": False}
@@ -40,7 +40,8 @@ CHANGES: tuple[dict[str, Any], ...] = (  # of a schedule, one of which is tried 
     *({"by_end": one, "compacts": False} for one in (True, False)),
     *({"compacts": one, "by_end": False} for one in (True, False)),
     *({"prompts_ahead": one} for one in (True, False)),
-    *({"running": n} for n in (None, 2, 3, 4, 6, 8)),
+    *({"running": n, "to_the_end": one and n is not None} for n in (None, 2, 3, 4, 6, 8) for one in (False, True)),
+    *({"order": one} for one in ORDERS),
 )
 FEW = 16  # requests that a schedule is tried on, and that are added in a round; larger: slower
 ROUNDS = 2  # in which requests that do not fit are added; larger: slower
@@ -62,6 +63,8 @@ BEGINNINGS += [
     for slots in (2, 4, 8)
     for by_slot in (False, True)
 ]
+BEGINNINGS += [replace(SIMPLE, order=one) for one in ORDERS if one]
+BEGINNINGS += [replace(SIMPLE, running=n, to_the_end=True) for n in (2, 4, 8)]
 BEGINNINGS += [replace(SIMPLE, **chunk) for chunk in CHUNKS if chunk not in USUAL]
 BEGINNINGS.sort(key=lambda one: one.cost)
 

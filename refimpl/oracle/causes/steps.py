@@ -49,11 +49,19 @@ class _Engine:
     def __post_init__(self) -> None:
         count = len(self.requests)
         self.done, self.places = [0] * count, [-1] * count  # tokens; the slot that each request's adapter got
-        self.coming = sorted(range(count), key=lambda i: self.requests[i].arrival)
+        self.coming = sorted(range(count), key=lambda i: (self.requests[i].arrival, self._turn(i)))
         self.waiting, self.running, self.ended = list[int](), list[int](), list[int]()
         self.loaded, self.cached = list[str](), list[Rows]()  # in this step
         self.count = 0  # of steps
         self.no_limit = sum(one.tokens for one in self.requests)
+
+    def _turn(self, i: int) -> int:
+        """Return what a request is sorted by, of those that come at once."""
+        order, prompt = self.schedule.order, self.requests[i].prompt
+        if order in ("adapters", "base"):
+            called = list(dict.fromkeys(one.called for one in self.requests))
+            return -1 if order == "base" and not self.requests[i].adapters else called.index(self.requests[i].called)
+        return {"longest": -prompt, "shortest": prompt}.get(order, 0)
 
     def step(self) -> list[Step]:
         """Return what is computed next, after what was cached."""
@@ -130,6 +138,8 @@ class _Engine:
         """Move requests, `most` of them if it is given, from those that wait to those that run, in their order, as far
         as the limits allow it."""
         schedule, requests, slots = self.schedule, self.requests, self.caches.slots
+        if schedule.to_the_end and self.running:
+            return
         most = min(schedule.running or len(requests), len(self.running) + (most or len(requests)))
         of_adapters = schedule.adapters
         used = set() if schedule.one_step else {key for i in self.running for key, _ in requests[i].adapters}
