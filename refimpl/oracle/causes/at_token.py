@@ -75,18 +75,20 @@ def fitting_of(request: Request, traced: Traced, some: Sequence[Mistake], limit:
         return good
     measure(request, traced, some, limit)
     options = [(family, source) for family, source in request.sources if family in {mistake.family for mistake in some}]
-    for given in _givens(request, traced):
+    before = request.before_its_end(one, limit) or ()
+    for given in _givens(request, traced) if len(before) == one.dead else ():
         measured = {request.measured((one,))[0]: one for one in some if one not in good}
-        good += [measured[one] for one in tried(request.walk, one.line.blocks, options, list(measured), limit, given)]
+        good += [measured[one] for one in tried(request.walk, before, options, list(measured), limit, given)]
     return good
 
 
 def measure(request: Request, traced: Traced, some: Sequence[Mistake], limit: float) -> None:
     """Find out how often those of some mistakes are made that are made in another measure for each adapter."""
-    line = traced.followed[request].line
-    for mistake in some:
-        if line is not None and mistake.coefficient is None and mistake not in request.measures:
-            request.measure(mistake, line.blocks, _givens(request, traced)[-1], limit)
+    unmeasured = [one for one in some if one.coefficient is None and one not in request.measures]
+    before = request.before_its_end(traced.followed[request], limit) if unmeasured else None
+    if before is not None:
+        for mistake in unmeasured:
+            request.measure(mistake, before, _givens(request, traced)[-1], limit)
 
 
 def is_early(dead: int, walk: Walk) -> bool:
@@ -116,11 +118,12 @@ def every_mistake(
     """Return all mistakes that leave noise in the row at which a cause ends. bands: of how many bits, as in
     mistakes.py; the plain ones are tried beside whatever may be wrong already before others are."""
     one, walk = traced.followed[request], request.walk
-    if one.line is None or one.dead is None:
+    before_it = request.before_its_end(one, limit)
+    if before_it is None or one.dead is None:
         return []
     givens, fitting, effects = _givens(request, traced), list[Mistake](), Effects()
     nothing: tuple[int, ...] = ()
-    alone = [(one.line.blocks, 1, given) for given in givens if one.dead > walk.first_shown or one.dead == 0]
+    alone = [(before_it, 1, given) for given in givens if one.dead > walk.first_shown or one.dead == 0]
     early = is_early(one.dead, walk) and one.dead < SHORT
     with_those_before = [(nothing, one.dead + 1, given) for given in givens[::-1] if early]
     beside = with_those_before + alone if traced.cause else alone + with_those_before
@@ -132,7 +135,10 @@ def every_mistake(
     if not fitting:
         some = [one for one in OF_CACHES if one.family in request.families and one not in traced.cause]
         fitting = fitting_of(request, traced, some, limit)
-    return fitting or (factors(walk, one.line.blocks, request.sources, limit) if not traced.cause else [])
+    if fitting or traced.cause:
+        return fitting
+    before_it = request.before_its_end(one, limit) or ()
+    return factors(walk, before_it, request.sources, limit) if len(before_it) == one.dead else []
 
 
 def different(requests: Sequence[Request]) -> list[Request]:

@@ -21,6 +21,7 @@ from .states import State, states_of, terms_of
 from .walk import Copy, Walk
 
 PASSES = 8  # of one request and one cause; larger: slower, and more of what changes often is followed to its end
+LINES = 2  # followed together, whose keys and values are kept where they end; larger: more memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,8 @@ class Followed:
     possible: tuple[frozenset[State], ...] = ()
     worst: float = 0.0  # of what is left of the rows, in noise units
     dead: int | None = None  # the token that no way of computing it explains
-    line: Line | None = None  # up to there
+    line: Line | None = None  # up to there; its blocks are those of a cache that whoever is followed next writes over
+    cause: tuple[Mistake, ...] = ()  # that was followed
 
     def present(self, i: int) -> Array:
         """For each token: was change i made? 1, 0, or -1 where that cannot be seen."""
@@ -60,7 +62,7 @@ class Followed:
         """Return the same of a cause that has one more mistake, which is not made here."""
         possible = tuple(frozenset((*state, "") for state in states) for states in self.possible)
         line = self.line and Line(self.line.blocks, possible[: len(self.line.blocks)], (*self.line.state, ""))
-        return Followed(possible, self.worst, self.dead, line)
+        return Followed(possible, self.worst, self.dead, line, self.cause)
 
     def sources(self, i: int, t: int) -> frozenset[str]:
         """Return which sources change i may be at a token."""
@@ -77,8 +79,12 @@ def follow(
     options: Mapping[str, Sequence[Source]],
     limit: float,
     begun: Sequence[Line] = (),
+    keep: Sequence[Line] = (),
 ) -> list[Followed]:
-    """Follow each cause. limit: the ratio from which on a row is no noise. begun: how far each has been followed."""
+    """Follow each cause; of a few that end the keys and values of their lines are in the cache afterwards.
+
+    limit: the ratio from which on a row is no noise. begun: how far each has been followed. keep: other lines whose
+    keys and values stay there."""
     states = [states_of(cause, options)[: walk.at_once // walk.tokens] for cause in causes]
     hidden = walk.first_shown > 0  # of such tokens nobody sees a row: all of them are taken to be alike
     stacks = [[Line((), (), state) for state in reversed(some if hidden else some[:1])] for some in states]
@@ -106,7 +112,9 @@ def follow(
         if not heads and not any(stacks):
             break
         for some in _groups(walk, states, heads) if heads else ():
-            passes = _go_on(walk, causes, states, options, some, stacks, heads, limit)
+            in_use = [line for stack in stacks for line in stack] + [line for _, line in heads]
+            in_use += [*keep, *(one.line for one in followed if one.line and len(causes) <= LINES)]
+            passes = _go_on(walk, causes, states, options, some, in_use, limit)
             for (i, line), gone in zip(some, passes, strict=True):
                 one = Followed() if finished[i] else followed[i]
                 if gone.finish(one, stacks[i], limit, line):
@@ -174,15 +182,13 @@ def _go_on(
     states: Sequence[Sequence[State]],
     options: Mapping[str, Sequence[Source]],
     heads: Sequence[tuple[int, Line]],
-    stacks: Sequence[Sequence[Line]],
-    all_heads: Sequence[tuple[int, Line]],
+    in_use: Sequence[Line],
     limit: float,
 ) -> list[Pass]:
     """Compute every line to the end in one pass, and in a second one the other ways at its tokens, up to the first that
-    is wrong: nobody goes on behind that."""
+    is wrong: nobody goes on behind that. in_use: lines whose blocks stay as they are."""
     sources = {source.key: source for some in options.values() for source in some}
-    used = {block for stack in stacks for line in stack for block in line.blocks}
-    used |= {block for _, line in all_heads for block in line.blocks}
+    used = {block for line in in_use for block in line.blocks}
     lengths = [walk.tokens - len(line.blocks) for _, line in heads]
     free = iter(walk.new_blocks(sum(n * len(states[i]) for n, (i, _) in zip(lengths, heads, strict=True)), used))
     own_blocks = [list(itertools.islice(free, n)) for n in lengths]

@@ -48,18 +48,20 @@ def follow_kept(
         return before
     place, best = [one.family for one in cause].index(FAMILY), before
     for source in options.get(FAMILY, ()):
-        begun = _begun(walk, source, before.line, place, limit)
-        for one in follow(walk, [cause] * len(begun), options, limit, begun) if begun else ():
+        keep = [one.line for one in (before, best) if one.line]
+        begun = _begun(walk, source, before.line, place, limit, keep)
+        for one in follow(walk, [cause] * len(begun), options, limit, begun, keep) if begun else ():
             if one.dead is None:
                 return one
             best = max(best, one, key=lambda followed: followed.dead or 0)
     return best
 
 
-def _begun(walk: Walk, source: Source, line: Line, place: int, limit: float) -> list[Line]:
+def _begun(walk: Walk, source: Source, line: Line, place: int, limit: float, keep: Sequence[Line]) -> list[Line]:
     """Return how a request may begin with keys and values of one source: its rows were right without that so far, or
-    are right if they read what was kept. place: of that mistake in its cause."""
-    blocks, rows = walk.new_blocks(walk.tokens, set(line.blocks)), np.arange(walk.tokens)
+    are right if they read what was kept. place: of that mistake in its cause. keep: lines whose blocks stay."""
+    blocks = walk.new_blocks(walk.tokens, {block for one in keep for block in one.blocks})
+    rows = np.arange(walk.tokens)
     everywhere = np.ones((walk.tokens, len(walk.modules)), bool)
     walk.compute([Copy(0, (), blocks)], [Term(source, rows, everywhere, np.ones(walk.tokens))])
     logits = walk.compute([Copy(t, blocks[:t], [block]) for t, block in enumerate(blocks)], (), into=())

@@ -51,20 +51,29 @@ def follow_stored(
     prompt = len(walk.suspect.exchange.request.prompt_ids)
     # Of all tokens, or of those that were produced: prompts are computed by other code. Of a right request, the last.
     firsts = (0, prompt) if before.dead is not None else (0, prompt, walk.tokens - 1)
-    ends = [_along(walk, cause, options, first, limit) for first in dict.fromkeys(firsts)]
+    ends = list[Followed]()
+    for first in dict.fromkeys(firsts):
+        keep = {block for one in (before, *ends) if one.line for block in one.line.blocks}
+        ends.append(_along(walk, cause, options, first, limit, keep))
     explained = [one for one in (before, *ends) if one.dead is None]
     return reduce(Followed.or_else, explained) if explained else max(before, *ends, key=lambda one: one.dead or 0)
 
 
 def _along(
-    walk: Walk, cause: Sequence[Mistake], options: Mapping[str, Sequence[Source]], first: int, limit: float
+    walk: Walk,
+    cause: Sequence[Mistake],
+    options: Mapping[str, Sequence[Source]],
+    first: int,
+    limit: float,
+    keep: set[int],
 ) -> Followed:
-    """Follow it step by step. first: the token from which on keys and values are stored without the delta."""
+    """Follow it step by step. first: the token from which on keys and values are stored without the delta. keep: blocks
+    that stay as they are."""
     place = [one.family for one in cause].index(FAMILY)
     lacking, region = options[FAMILY][0], walk.at(cause[place].modules)
     sources = {source.key: source for some in options.values() for source in some}
-    blocks = walk.new_blocks(walk.tokens, set())
-    stored = walk.new_blocks(walk.tokens, set(blocks))
+    blocks = walk.new_blocks(walk.tokens, keep)
+    stored = walk.new_blocks(walk.tokens, keep | set(blocks))
 
     def compute(start: int, end: int, state: State, into: Sequence[int] | None = None) -> Array:
         """Compute these tokens behind what is stored of those before; into: what is stored of them goes there."""

@@ -31,6 +31,7 @@ class Request:
     as_it_came: Asked
     # How often a mistake is made here that is made in another measure for each adapter.
     measures: dict[Mistake, float] = field(default_factory=dict)
+    _in_cache: Cause | None = None  # the cause that was followed last, if it was one by itself
 
     @cached_property
     def walk(self) -> Walk:
@@ -65,11 +66,25 @@ class Request:
         """Follow causes along it."""
         measured = [self.measured(cause) for cause in causes]
         limits = [self._limit_of(cause, limit) for cause in causes]
+        together: dict[tuple[float, int], list[int]] = {}  # what goes on from the keys and values of its line, alone
+        for i, cause in enumerate(causes):
+            together.setdefault((limits[i], i if set(OF_CACHES) & set(cause) else -1), []).append(i)
         followed: dict[int, Followed] = {}
-        for one in dict.fromkeys(limits):
-            some = [i for i, of in enumerate(limits) if of == one]
-            followed |= zip(some, follow(self.walk, [measured[i] for i in some], self.families, one), strict=True)
-        return [self._with_the_cache(cause, followed[i], limits[i]) for i, cause in enumerate(measured)]
+        for (here, _), some in together.items():
+            for i, one in zip(some, follow(self.walk, [measured[i] for i in some], self.families, here), strict=True):
+                followed[i] = replace(self._with_the_cache(measured[i], one, here), cause=causes[i])
+        self._in_cache = causes[0] if len(causes) == 1 else None
+        return [followed[i] for i in range(len(causes))]
+
+    def before_its_end(self, one: Followed, limit: float) -> tuple[int, ...] | None:
+        """Return the blocks of the tokens before the one at which a cause ends, their keys and values as that has them;
+        None if it does not end."""
+        if one.dead is None or one.line is None:
+            return None
+        if self._in_cache != one.cause:  # others have been followed since
+            (again,) = self.follow([one.cause], limit)
+            return again.line.blocks if again.line and again.dead == one.dead else None
+        return one.line.blocks
 
     def is_rounded(self, cause: Cause) -> bool:
         """Are numbers rounded that are computed on the way?"""
@@ -100,7 +115,7 @@ class Request:
         for source in self.families.get(mistake.family, ())[:1]:
             (value,) = factor(self.walk, before, source, [self.walk.at(mistake.modules)], limit, given)
             if value is not None:
-                self.measures[mistake] = value
+                self.measures[mistake], self._in_cache = value, None
 
 
 @dataclass(frozen=True, eq=False)
