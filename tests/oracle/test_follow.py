@@ -24,6 +24,7 @@ from refimpl.model import forward, whole_prompts
 from refimpl.oracle.cases.batches import draw_batch
 from refimpl.oracle.cases.testbed import settings as engine_settings
 from refimpl.oracle.causes.asked import Asked
+from refimpl.oracle.causes.at_token import fitting_of
 from refimpl.oracle.causes.follow import follow
 from refimpl.oracle.causes.kept import OF_ANOTHER
 from refimpl.oracle.causes.mistakes import Mistake, mistakes, tried
@@ -32,7 +33,7 @@ from refimpl.oracle.causes.pairs import pairs
 from refimpl.oracle.causes.sources import THE_BASE
 from refimpl.oracle.causes.states import State, states_of
 from refimpl.oracle.causes.suspect import Suspect
-from refimpl.oracle.causes.traced import Request
+from refimpl.oracle.causes.traced import Request, Traced
 from refimpl.oracle.causes.watch import Watch
 from refimpl.oracle.engine_driver import EngineDriver
 from refimpl.oracle.failures import Failures
@@ -196,6 +197,23 @@ def test_few_passes_find_what_all_sequences_do(data: st.DataObject) -> None:
     (short,) = follow(wrong.walk, [other], wrong.families, LIMIT)
     _, end = survivors(wrong, other)
     assert (request.tokens if short.dead is None else short.dead) == end
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=10, suppress_health_check=list(HealthCheck))
+def test_where_a_cause_ends_the_next_mistake_is_seen_whoever_was_followed_since(data: st.DataObject) -> None:
+    """Requests share the blocks of a cache: what others left there is not what stands before a wrong token."""
+    request = data.draw(st.sampled_from(requests()))
+    first, second = Mistake("own", "", -1.0, 1.0), Mistake("outputs reversed", "", 1.0, 1.0)
+    t = data.draw(st.integers(1, request.tokens - 1))
+    rest = [("", "")] * (request.tokens - t - 1)
+    states = [("own", "")] * t + [("", "outputs reversed"), *rest]
+    wrong = answered(request, made_by(request, [first, second], states), 1)
+    traced = Traced((first,), {}).with_others([wrong], LIMIT)
+    assume(traced.followed[wrong].dead == t)
+    wrong.follow([(Mistake("instead: another adapter", "", 1.0, 1.0),), (replace(first, coefficient=1.0),)], LIMIT)
+    wrong.follow([()], LIMIT)
+    assert fitting_of(wrong, traced, [second], LIMIT) == [second]
 
 
 def shown_from(request: Request, first: int) -> Request:

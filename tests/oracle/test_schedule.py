@@ -16,7 +16,7 @@ from refimpl.oracle.causes.graphs import CUT, OF_LIST
 from refimpl.oracle.causes.in_steps import in_steps
 from refimpl.oracle.causes.line import Line
 from refimpl.oracle.causes.rule import Observed
-from refimpl.oracle.causes.schedule import Batch, Schedule, Scheduled, Step
+from refimpl.oracle.causes.schedule import ORDERS, Batch, Schedule, Scheduled, Step
 from refimpl.oracle.causes.scheduled_names import OfWhom, keys_in_steps, names_in_steps, table_of
 from refimpl.oracle.causes.scheduled_rule import InBatch, Scheduler
 from refimpl.oracle.causes.slots import Slots
@@ -50,6 +50,8 @@ a_schedule = st.builds(
     touches=st.booleans(),
     in_turn=st.booleans(),
     by_slot=st.booleans(),
+    to_the_end=st.booleans(),
+    order=st.sampled_from(list(ORDERS)),
 )
 
 
@@ -121,6 +123,25 @@ def test_an_adapter_that_was_used_in_a_later_step_stays() -> None:
     for touches, expected in ((False, ("c", "b")), (True, ("a", "c"))):
         line = Line([first, second])
         assert line.steps(1, Schedule(adapters=2, touches=touches))[0].slots == expected
+
+
+@pytest.mark.parametrize(
+    ("order", "begun"),
+    [
+        ("", [[0, 1], [2, 3]]),
+        ("longest", [[1, 3], [0, 2]]),
+        ("shortest", [[2, 0], [3, 1]]),
+        ("adapters", [[0, 2], [1, 3]]),
+        ("base", [[1, 0], [2, 3]]),
+    ],
+)
+def test_requests_begin_in_an_order_and_run_to_their_ends(order: str, begun: list[list[int]]) -> None:
+    a, base, b = ADAPTERS[1], ADAPTERS[0], ADAPTERS[2]
+    requests = [Scheduled(6, 4, a), Scheduled(11, 9, base), Scheduled(8, 3, a), Scheduled(7, 6, b)]
+    in_order = steps(requests, Schedule(running=2, to_the_end=True, order=order))
+    assert [[one.request for one in step.rows] for step in in_order if not step.rows[0].is_decode] == begun
+    together = [{one.request for one in step.rows} for step in in_order]
+    assert not any(some & set(begun[0]) and some & set(begun[1]) for some in together)
 
 
 def test_requests_take_what_is_left_of_a_step_in_turn() -> None:
