@@ -291,6 +291,27 @@ def test_graphs_keep_the_slots_of_the_first_step_of_their_size() -> None:
     assert of(0, OF_LIST) == ["a", "b", "a", "b", "a"]
 
 
+def test_plans_are_those_of_the_first_step_of_their_shape() -> None:
+    """Steps of two tokens, of one, of three: what the first of each shape had, the others have."""
+    a, b, c = ((("a", 1.0),), (("b", 1.0),), (("c", 1.0),))
+    line = Line([[Scheduled(2, 1, a), Scheduled(3, 1, b)], [Scheduled(4, 3, c)], [Scheduled(3, 2, c)]])
+    schedule = Schedule(adapters=2)
+
+    def of(number: int, name: str) -> list[str | None]:
+        table = table_of(line, number, schedule)
+        return [list(line.codes)[code] for code in table.codes[table.names.index(name)]]
+
+    tokens = "the row at its place in the first step of as many tokens"
+    assert of(0, tokens) == ["a", "b", "a", "b", "b"]
+    assert of(1, tokens) == ["c", "c", "c", "b"]  # three tokens of its own; then one, as the last step before had
+    assert of(2, tokens) == ["a", "b", "b"]
+    assert of(2, f"{tokens} and requests") == ["c", "c", "b"]  # of two tokens there were two requests before
+    assert of(1, f"{tokens}, of its batch") == ["c", "c", "c", "c"]
+    assert line.steps(2, schedule)[0].slots == ("c", "b")
+    in_slots = "the adapter in the slot of the row at its place in the first step of as many tokens"
+    assert of(2, in_slots) == ["c", "b", "b"]
+
+
 def test_a_list_that_is_cut_gives_the_first_entries_to_those_that_are_left() -> None:
     a, b, c = ((("a", 1.0),), (("b", 1.0),), (("c", 1.0),))
     line = Line([[Scheduled(1, 1, a), Scheduled(3, 1, b), Scheduled(4, 1, c)]])

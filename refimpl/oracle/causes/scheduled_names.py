@@ -12,6 +12,7 @@ import numpy as np
 
 from ...arrays import Array
 from .graphs import captured
+from .kept_plans import kept_plans
 from .length_names import by_length_left, by_length_of_others
 from .line import Line
 from .row_names import by_row
@@ -54,6 +55,7 @@ def table_of(line: Line, number: int, schedule: Schedule) -> Table:
     names |= out_of_order(requests, in_order, codes)
     names |= in_slots(line, number, in_order, step[part], owner)
     names |= captured(line, number, schedule)
+    names |= kept_plans(line, number, schedule)
     return Table(list(names), np.array(list(names.values())), owner)
 
 
