@@ -36,8 +36,8 @@ from .noise.verdict import Thresholds
 from .permuted_cause import permuted_cause
 from .reports.result import PlayedCase
 
-SECONDS = 60.0  # of processor time, after which nothing new is begun; larger: slower, and more is looked at
-SCHEDULES = 16.0  # of the same, after which no other schedule of the engine is tried; larger: slower
+SECONDS = 80.0  # of processor time, after which nothing new is begun; larger: slower, and more is looked at
+SCHEDULES = 24.0  # of the same, after which no other schedule of the engine is tried; larger: slower
 LARGE = 1e4  # times as far off as a row fails from; of such requests
 COARSE = 10.0  # times that much may be left: still a thousandth of what they were off
 DESCRIBED = 4  # causes that explain as much, of which it is said when they hold; larger: slower

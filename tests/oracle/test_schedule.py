@@ -51,6 +51,8 @@ a_schedule = st.builds(
     in_turn=st.booleans(),
     by_slot=st.booleans(),
     to_the_end=st.booleans(),
+    by_row=st.booleans(),
+    at_end=st.booleans(),
     order=st.sampled_from(list(ORDERS)),
 )
 
@@ -62,7 +64,7 @@ def keys_of(requests: Batch, some: set[int]) -> set[str]:
 @given(batches, a_schedule)
 @settings(deadline=None)
 def test_steps_compute_every_token_once_in_order_within_the_limits(requests: Batch, schedule: Schedule) -> None:
-    done, begun = [0] * len(requests), set[int]()
+    done, begun, came = [0] * len(requests), set[int](), list[int]()
     for step in steps(requests, schedule, Caches.of(schedule)):
         assert step.rows
         counted = [one.length for one in step.rows if schedule.counts_decodes or not one.is_decode]
@@ -74,6 +76,10 @@ def test_steps_compute_every_token_once_in_order_within_the_limits(requests: Bat
                 for one in step.rows
             ]
             assert slots == sorted(slots)
+        elif schedule.by_row:
+            came += [one.request for one in step.rows if one.request not in came]
+            places = [came.index(one.request) for one in step.rows]
+            assert schedule.compacts or places == sorted(places)
         elif not schedule.in_turn or schedule.prompts_first or schedule.prompts_ahead:
             assert order == sorted(order, reverse=not schedule.prompts_ahead)
         assert not schedule.prompts_first or len(set(order)) == 1
@@ -263,6 +269,12 @@ def test_names_beside_a_loop_over_rows(some: list[Batch], schedule: Schedule, da
             "the row before in its step": of(in_step[in_step.index(n) - 1]),
             "the row before if rows are sorted by adapter, in its step": of(of_slot[of_slot.index(n) - 1]),
             "the first row of each 4 among the rows of its phase in its step": of(in_phase[at // 4 * 4]),
+            "the row at its place if prompts come first, in its step": of(
+                sorted(in_step, key=lambda i: rows[i][2])[in_step.index(n)]
+            ),
+            "the row at its place if decode rows come first, in its step": of(
+                sorted(in_step, key=lambda i: not rows[i][2])[in_step.index(n)]
+            ),
             "the prompt token at its place in its step": of(prompts[at]) if at < len(prompts) else None,
             "the adapter in the last slot": slots[-1] if slots else None,
             "the adapter that was in its slot before": next(iter(in_order[s].former[own_slot]), None)
@@ -285,6 +297,8 @@ def test_graphs_keep_the_slots_of_the_first_step_of_their_size() -> None:
 
     whole = "the request at its place in the first decode step of as many requests"
     assert of(0, whole) == ["a", "b", "a", "b", "b"] and of(1, whole) == ["c", "b", "a", "b", "a", "b"]
+    since = "the request at its place in the decode step since which as many requests decode"
+    assert of(0, since) == ["a", "b", "a", "b", "b"] and of(1, since) == ["c", "b", "c", "b", "c", "b"]
     in_slot = "the adapter in the slot of the request at its place in the first decode step of as many requests"
     assert line.steps(1, schedule)[0].slots == ("c", "b")
     assert of(1, in_slot) == ["c", "b", "c", "b", "c", "b"]

@@ -133,8 +133,12 @@ def test_a_fused_product_that_is_cut_as_a_whole(widths: list[int], shards: int) 
     assert rows_cut_as_a_whole([8, 3], 2) is None
 
 
-def test_slices_that_are_closed_up() -> None:
-    """An adapter of k and v alone: k's delta is in the first rows of q, v's behind it."""
+@pytest.mark.parametrize(
+    ("key", "shards"), [("closed up by rows", 1), ("closed up by rows in 2", 2), ("closed up by places", 1)]
+)
+def test_slices_that_are_closed_up(key: str, shards: int) -> None:
+    """An adapter of k and v alone: k's delta is in the first rows of q, v's behind it, in each shard; or in k's place,
+    that of k in the first rows of q's."""
     rng = np.random.default_rng(4)
     config, layer = CONFIG, 0
     x = rng.standard_normal((3, config.hidden_size))
@@ -146,15 +150,25 @@ def test_slices_that_are_closed_up() -> None:
     }
     names = ("q_proj", "k_proj", "v_proj")
     widths = [config.shape((layer, name))[0] for name in names]
-    deltas = [x @ one.A.T @ one.B.T * one.scale for one in loras.values()]
-    wrong = np.zeros((3, sum(widths)))
-    wrong[:, : sum(one.shape[1] for one in deltas)] = np.concatenate(deltas, axis=1)
-    (source,) = [one for one in fused_sources("a") if one.key == "closed up by rows"]
+    parts = [np.split(x @ one.A.T @ one.B.T * one.scale, shards, axis=1) for one in loras.values()]
+    wrong: list[list[Array]] = [[], [], []]  # of each module, shard by shard
+    for n in range(shards):
+        k, v = (part[n] for part in parts)
+        width = widths[0] // shards
+        whole = np.zeros((3, sum(widths) // shards))
+        whole[:, : k.shape[1]] = k
+        at = width if key == "closed up by places" else k.shape[1]
+        whole[:, at : at + v.shape[1]] = v
+        for of, some in zip(wrong, np.split(whole, [width, width + k.shape[1]], axis=1), strict=True):
+            of.append(some)
+    (source,) = [one for one in fused_sources("a") if one.key == key]
     for n, name in enumerate(names):
         here = Point((layer, name), x, config, {"a": loras}, {"a": {}}, {}, np.zeros((widths[n], len(x[0]))), {})
         own_delta = full_delta(x, loras[layer, name]) if n else 0.0
-        change, start = source.delta(here), sum(widths[:n])
-        np.testing.assert_allclose(own_delta + (0.0 if change is None else change), wrong[:, start : start + widths[n]])
+        change = source.delta(here)
+        np.testing.assert_allclose(
+            own_delta + (0.0 if change is None else change), np.concatenate(wrong[n], axis=1), atol=1e-12
+        )
 
 
 @given(st.integers(0, 9), st.sampled_from(["turned further on", "turned further back"]), st.booleans())

@@ -3,9 +3,8 @@ which requests."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from .mistakes import Mistake
 from .mix_up import Source
 from .relations import label
 from .rule import Observed, Rule
-from .scheduled_rule import InBatch, Scheduler
+from .scheduled_rule import InBatch, Scheduler, plain_rule
 from .sources import CHOICE, THE_BASE, WHICHEVER
 from .statement import Change, in_words
 from .traced import Request, Traced
@@ -23,6 +22,9 @@ from .trial import presence
 from .whose import NAMES, Name, called_in, names, names_by_step, tokens_of
 
 RIVALS = 1  # rules beside the best one that are said: of more a reader learns nothing
+PLAIN = (
+    9.0  # bits of a rule with which what the others are to a request is its adapter's name; larger: more coincidences
+)
 UNRULY = 40.0  # bits of a mistake for whose tokens no rule was found
 MOST_NAMES = 6  # of adapters, that are said
 SHOWN = 4  # requests in which it is seen where a mistake does something; larger: slower
@@ -62,16 +64,20 @@ def _of_mistake(
         fitting = scheduler.rule([_observed(request, of) for request, of in present.items()], most)
         return _described(mistake, source.words, "", fitting, present, fitting.bits)
     called = source.words.replace(called_in(source.key, mistake.family), "{}")
-    best = list[Described]()
-    for some in (names, partial(names_by_step, scheduler)):
-        if best and not min(best, key=lambda one: one.bits).rule.wrong:
-            break
-        for name in some(i, mistake, requests)[:NAMES]:
-            of = _present_by(name, present)
-            fitting = scheduler.rule([_observed(request, one) for request, one in of.items()], most - name.cost)
-            bits = name.cost + fitting.bits
-            one = _described(mistake, called.format(name.words), name.words, fitting, of, bits)
-            best.append(replace(one, assumes=name.assumes or one.assumes))
+
+    def by_name(name: Name, rule_of: Callable[[Sequence[InBatch], float], Rule]) -> Described:
+        of = _present_by(name, present)
+        fitting = rule_of([_observed(request, one) for request, one in of.items()], most - name.cost)
+        one = _described(mistake, called.format(name.words), name.words, fitting, of, name.cost + fitting.bits)
+        return replace(one, assumes=name.assumes or one.assumes)
+
+    # What others are to a request comes before what they are in its engine's steps, and that before a rule by steps.
+    related = names(i, mistake, requests)[:NAMES]
+    best = [by_name(name, plain_rule) for name in related]
+    if not any(not one.rule.wrong and one.rule.bits <= PLAIN for one in best):
+        best += [by_name(name, scheduler.rule) for name in names_by_step(scheduler, i, mistake, requests)[:NAMES]]
+    if not any(not one.rule.wrong for one in best):
+        best += [by_name(name, scheduler.rule) for name in related]
     if best:
         return min(best, key=lambda one: one.bits)
     fitting = scheduler.rule([_observed(request, of) for request, of in present.items()], most)

@@ -72,8 +72,9 @@ def fused_sources(key: str) -> Iterator[Source]:
 
         return delta
 
-    def closed_up(place: Callable[[list[int], list[int]], list[tuple[int, int]]]) -> Delta:
-        """place: (widths of the slices, which are there) -> (slice that is there, its first row in the whole)"""
+    def closed_up(place: Callable[[list[int], list[int]], list[tuple[int, int, int]]], shards: int = 1) -> Delta:
+        """place: (widths of the slices of a shard, which are there) -> (slice that is there, its first row in the
+        whole, how many of its rows are there)"""
 
         def delta(point: Point) -> Array | None:
             fused = slices(point)
@@ -81,29 +82,28 @@ def fused_sources(key: str) -> Iterator[Source]:
                 return None
             names, parts, widths = fused
             having = [i for i, one in enumerate(parts) if one is not None]
-            if having == list(range(len(names))):
+            if having == list(range(len(names))) or any(width % shards for width in widths):
                 return None
-            number = names.index(point.module[1])
+            number, widths = names.index(point.module[1]), [width // shards for width in widths]
+            start, width, count = sum(widths[:number]), widths[number], len(point.x)
+            total = np.zeros((count, shards, sum(widths)))
+            for i, to, rows in place(widths, having):
+                if (one := parts[i]) is not None and start < to + rows and to < start + width:
+                    total[:, :, to : to + rows] += full_delta(point.x, one).reshape(count, shards, -1)[:, :, :rows]
+            y = total[:, :, start : start + width].reshape(count, -1)
             own_lora = parts[number]
-            start, width = sum(widths[:number]), widths[number]
-            total = np.zeros((len(point.x), sum(widths)))
-            for i, to in place(widths, having):
-                one = parts[i]
-                if one is not None:
-                    total[:, to : to + widths[i]] += full_delta(point.x, one)
-            y = total[:, start : start + width]
             y = y if own_lora is None else y - full_delta(point.x, own_lora)
             return y if y.any() else None
 
         return delta
 
-    def by_rows(widths: list[int], having: list[int]) -> list[tuple[int, int]]:
+    def by_rows(widths: list[int], having: list[int]) -> list[tuple[int, int, int]]:
         ends = np.cumsum([0, *(widths[i] for i in having)])
-        return [(i, int(end)) for i, end in zip(having, ends, strict=False)]
+        return [(i, int(end), widths[i]) for i, end in zip(having, ends, strict=False)]
 
-    def by_places(widths: list[int], having: list[int]) -> list[tuple[int, int]]:
-        """The slices that are there get the first places of their width."""
-        return [(i, sum(widths[:n])) for n, i in enumerate(having) if widths[n] == widths[i]]
+    def by_places(widths: list[int], having: list[int]) -> list[tuple[int, int, int]]:
+        """The slices that are there get the first places, as many rows of each as its place has."""
+        return [(i, sum(widths[:n]), min(widths[i], widths[n])) for n, i in enumerate(having)]
 
     for n in SHARDS:
         words = f"its own delta with rows of B of a fused product that is cut into {n} shards as a whole"
@@ -113,4 +113,7 @@ def fused_sources(key: str) -> Iterator[Source]:
         )
     words = "the deltas of those slices of a fused product that its adapter has, closed up"
     yield Source("closed up by rows", words, closed_up(by_rows), "instead", 4.5)
+    for n in SHARDS:
+        called = f"{words} in each of {n} shards"
+        yield Source(f"closed up by rows in {n}", called, closed_up(by_rows, n), "instead", 5)
     yield Source("closed up by places", f"{words} place by place", closed_up(by_places), "instead", 5)

@@ -6,13 +6,13 @@ before a request ended.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ...arrays import Array
 from .line import Line
-from .schedule import Schedule, Step
+from .schedule import Batch, Schedule, Step
 from .steps import compacted_places
 
 PADDED: dict[str, Callable[[int], int]] = {
@@ -21,63 +21,91 @@ PADDED: dict[str, Callable[[int], int]] = {
     ", padded to a multiple of 4": lambda n: -(-n // 4),
     ", padded to a multiple of 8": lambda n: -(-n // 8),
 }
-SIZES = list(itertools.product(PADDED, ("", ", without prompt tokens"), ("", ", of its batch")))
+# What is captured stays so, or for one batch, or as long as the size is the same.
+KEPT = {
+    "first": "the first decode step of as many requests",
+    "of its batch": "the first decode step of as many requests of its batch",
+    "since": "the decode step since which as many requests decode",
+}
+SIZES = list(itertools.product(KEPT, PADDED, ("", ", without prompt tokens")))
 WHAT = ("the request", "the adapter in the slot of the request")  # what was captured
 OF_LIST = "the request that had its place among decode rows before others ended"
 CUT = "the request that had its place in the batch before others ended"  # names[: len(running)], not a selection
 COMPACTED = "the request that ended at the place of the batch that it has since"
-Rows = list[tuple[int, int]]  # of each decode row: what its adapter is called (Line.codes), and its slot, -1: none
+Graph = dict[
+    int, list[tuple[int, int]]
+]  # size -> of each decode row: what its adapter is called (Line.codes), and its slot, -1: none
 
 
-def captured(line: Line, number: int, schedule: Schedule) -> dict[str, Array]:
-    """Return for each name what adapter it means at each row of a batch: at rows that are no decode steps its own."""
-    codes, graphs = line.codes, [dict[int, Rows]() for _ in SIZES]
-    results: list[tuple[list[int], ...]] = [tuple([] for _ in WHAT) for _ in SIZES]
+def captured(line: Line, schedule: Schedule) -> Iterator[dict[str, Array]]:
+    """Yield for each batch what adapter each name means at each of its rows: at rows that are no decode steps its
+    own."""
+    graphs: list[Graph] = [{} for _ in SIZES]
+    for n, requests in enumerate(line.batches):
+        in_order = line.steps(n, schedule)
+        graphs = [{} if kept == "of its batch" else of for of, (kept, *_) in zip(graphs, SIZES, strict=True)]
+        yield _by_size(requests, in_order, line.codes, graphs) | _by_list(requests, in_order, line.codes)
+
+
+def _by_size(
+    requests: Batch, in_order: Sequence[Step], codes: Mapping[str | None, int], graphs: Sequence[Graph]
+) -> dict[str, Array]:
+    """Return the names by steps of the same size. graphs: of each kind what was captured; what is new is added."""
+    called = [codes[one.called] for one in requests]
+    results = [(list[Array](), list[Array]()) for _ in SIZES]
+    for step in in_order:
+        decodes = [one.request for one in step.rows if one.is_decode]
+        has_prompts = len(decodes) < len(step.rows)
+        now = [(called[i], requests[i].slot_in(step.slots)) for i in decodes]
+        at_rows = dict[int, tuple[Array, Array]]()  # of each list, which many kinds have in common
+        for (kept, padded, alone), graph, (rows, in_slots) in zip(SIZES, graphs, results, strict=True):
+            size, then = PADDED[padded](len(now)), now
+            if now and not (alone and has_prompts):
+                if kept == "since" and size not in graph:
+                    graph.clear()
+                then = graph.setdefault(size, now)
+            if id(then) not in at_rows:
+                some = (then + [(0, -1)] * len(now))[: len(now)]
+                in_them = [codes[step.slots[slot]] if 0 <= slot < len(step.slots) else 0 for _, slot in some]
+                of_requests = _at_rows(step, called, [code for code, _ in some])
+                at_rows[id(then)] = np.array(of_requests), np.array(_at_rows(step, called, in_them))
+            rows.append(at_rows[id(then)][0])
+            in_slots.append(at_rows[id(then)][1])
+    return {
+        f"{what} at its place in {KEPT[kept]}{padded}{alone}": np.concatenate(some)
+        for (kept, padded, alone), both in zip(SIZES, results, strict=True)
+        for what, some in zip(WHAT, both, strict=True)
+    }
+
+
+def _by_list(requests: Batch, in_order: Sequence[Step], codes: Mapping[str | None, int]) -> dict[str, Array]:
+    """Return the names by a list of a batch's requests that is not kept as they end."""
+    called = [codes[one.called] for one in requests]
     of_list, cut, compacted, in_slots_of = list[int](), list[int](), list[int](), list[int]()
-    for n, in_order in enumerate(line.played(number, schedule)):
-        requests, entries = line.batches[n], list[int]()
-        called = [codes[one.called] for one in requests]
-        places, of_place, done = list[int](), list[tuple[int, int]](), [0] * len(requests)
-        running, listed = list[int](), list[int]()
-        graphs = [{} if of_batch else of for of, (_, _, of_batch) in zip(graphs, SIZES, strict=True)]
-        for step in in_order:
-            decodes = [one.request for one in step.rows if one.is_decode]
-            has_prompts = len(decodes) < len(step.rows)
-            now = [(called[i], requests[i].slot_in(step.slots)) for i in decodes]
-            for (padded, alone, _), of, some in zip(SIZES, graphs, results, strict=True):
-                then = of.setdefault(PADDED[padded](len(now)), now) if now and not (alone and has_prompts) else now
-                if n == number:
-                    then = (then + [(0, -1)] * len(now))[: len(now)]
-                    some[0].extend(_at_rows(step, called, [one for one, _ in then]))
-                    in_slots = [codes[step.slots[slot]] if 0 <= slot < len(step.slots) else 0 for _, slot in then]
-                    some[1].extend(_at_rows(step, called, in_slots))
-            entries += [i for i in decodes if i not in entries]
-            if n == number:
-                of_list += _at_rows(step, called, [called[entries[place]] for place in range(len(decodes))])
-            entries = entries if step.is_cached else entries[: len(decodes)]
-            for one in step.rows:
-                if one.request not in running:
-                    running.append(one.request)
-                    listed.append(called[one.request])
-                if n == number:
-                    cut += [listed[running.index(one.request)]] * one.length
-                if one.request not in places:
-                    places.append(one.request)
-                    slot = step.places[one.request] if step.places else -1
-                    of_place = [*of_place[: len(places) - 1], (called[one.request], slot)]
-                done[one.request] += one.length
-                if n == number:
-                    key, slot = of_place[places.index(one.request)]
-                    compacted += [key] * one.length
-                    in_slots_of += [codes[step.slots[slot]] if slot >= 0 else 0] * one.length
-            ends = [n >= one.tokens for n, one in zip(done, requests, strict=True)]
-            running = [i for i in running if not ends[i]]
-            places, listed = compacted_places(places, ends), listed[: len(running)]
-    named = dict[str, list[int]]()
-    for size, of_size in zip(SIZES, results, strict=True):
-        words = (f"{what} at its place in the first decode step of as many requests{''.join(size)}" for what in WHAT)
-        named |= dict(zip(words, of_size, strict=True))
-    named |= {OF_LIST: of_list, CUT: cut, COMPACTED: compacted, f"the adapter in the slot of {COMPACTED}": in_slots_of}
+    entries, places, of_place = list[int](), list[int](), list[tuple[int, int]]()
+    running, listed, done = list[int](), list[int](), [0] * len(requests)
+    for step in in_order:
+        decodes = [one.request for one in step.rows if one.is_decode]
+        entries += [i for i in decodes if i not in entries]
+        of_list += _at_rows(step, called, [called[entries[place]] for place in range(len(decodes))])
+        entries = entries if step.is_cached else entries[: len(decodes)]
+        for one in step.rows:
+            if one.request not in running:
+                running.append(one.request)
+                listed.append(called[one.request])
+            cut += [listed[running.index(one.request)]] * one.length
+            if one.request not in places:
+                places.append(one.request)
+                slot = step.places[one.request] if step.places else -1
+                of_place = [*of_place[: len(places) - 1], (called[one.request], slot)]
+            done[one.request] += one.length
+            key, slot = of_place[places.index(one.request)]
+            compacted += [key] * one.length
+            in_slots_of += [codes[step.slots[slot]] if slot >= 0 else 0] * one.length
+        ends = [n >= one.tokens for n, one in zip(done, requests, strict=True)]
+        running = [i for i in running if not ends[i]]
+        places, listed = compacted_places(places, ends), listed[: len(running)]
+    named = {OF_LIST: of_list, CUT: cut, COMPACTED: compacted, f"the adapter in the slot of {COMPACTED}": in_slots_of}
     return {words: np.array(some) for words, some in named.items()}
 
 

@@ -6,7 +6,7 @@ same shape.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -22,30 +22,24 @@ KINDS = list(itertools.product(SHAPES, ("", ", of its batch")))
 WHAT = ("the row", "the adapter in the slot of the row")  # what a plan says of each row
 
 
-def kept_plans(line: Line, number: int, schedule: Schedule) -> dict[str, Array]:
-    """Return for each name what adapter it means at each row of a batch."""
-    codes = line.codes
-    names = {
-        f"{what} at its place in the first step of as many {shape}{of}": list[int]()
-        for (shape, of), what in itertools.product(KINDS, WHAT)
-    }
-    results = list(names.values())
-    plans = [dict[tuple[int, ...], list[tuple[int, int]]]() for _ in KINDS]
-    for n, in_order in enumerate(line.played(number, schedule)):
-        requests = line.batches[n]
+def kept_plans(line: Line, schedule: Schedule) -> Iterator[dict[str, Array]]:
+    """Yield for each batch what adapter each name means at each of its rows."""
+    codes, plans = line.codes, [dict[tuple[int, ...], list[tuple[int, int]]]() for _ in KINDS]
+    for n, requests in enumerate(line.batches):
+        results = [(list[int](), list[int]()) for _ in KINDS]
         plans = [{} if of else plan for plan, (_, of) in zip(plans, KINDS, strict=True)]
-        for step in in_order:
-            now = [
-                (codes[requests[one.request].called], requests[one.request].slot_in(step.slots))
-                for one in step.rows
-                for _ in range(one.length)
-            ]
-            for k, ((shape, _), plan) in enumerate(zip(KINDS, plans, strict=True)):
+        for step in line.steps(n, schedule):
+            of_parts = [(codes[requests[i].called], requests[i].slot_in(step.slots)) for i, *_ in step.rows]
+            now = [of for of, one in zip(of_parts, step.rows, strict=True) for _ in range(one.length)]
+            for (shape, _), plan, (rows, in_slots) in zip(KINDS, plans, results, strict=True):
                 then = now if step.is_cached else plan.setdefault(SHAPES[shape](step), now)
-                if n == number:
-                    results[2 * k] += [code for code, _ in then]
-                    results[2 * k + 1] += [codes[step.slots[slot]] if slot >= 0 else 0 for _, slot in then]
-    return {words: np.array(some) for words, some in names.items()}
+                rows += [code for code, _ in then]
+                in_slots += [codes[step.slots[slot]] if slot >= 0 else 0 for _, slot in then]
+        yield {
+            f"{what} at its place in the first step of as many {shape}{of}": np.array(some)
+            for (shape, of), both in zip(KINDS, results, strict=True)
+            for what, some in zip(WHAT, both, strict=True)
+        }
 
 
 def _tokens(step: Step) -> int:

@@ -3,6 +3,7 @@
 step   a a a b c c        "as many in a step as the one behind it": a b b c c c
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -33,14 +34,15 @@ def by_length_of_others(requests: Batch, in_order: Sequence[Step], slots: Array)
     for by_slot, order in ((False, ""), (True, ", in the order of slots")):
         for shift, which in ((-1, "behind"), (1, "before")):
             owners = list[int]()
-            for step, of_step in zip(in_order, slots, strict=True):
-                parts = list(range(len(step.rows)))
-                parts = sorted(parts, key=lambda n: of_step[step.rows[n].request]) if by_slot else parts
-                lengths = np.array([step.rows[n].length for n in parts])
-                wrong = np.repeat([step.rows[n].request for n in parts], np.roll(lengths, shift))
-                ends = dict(zip(parts, np.cumsum(lengths).tolist(), strict=True))
-                for n, rows in enumerate(step.rows):
-                    owners += wrong[ends[n] - rows.length : ends[n]].tolist()
+            for step, of_step in zip(in_order, slots.tolist(), strict=True):
+                rows = sorted(step.rows, key=lambda one: of_step[one.request]) if by_slot else step.rows
+                lengths = [one.length for one in rows]
+                rolled = [*lengths[-shift:], *lengths[:-shift]]
+                wrong = [one.request for one, length in zip(rows, rolled, strict=True) for _ in range(length)]
+                starts = dict(zip(rows, itertools.accumulate(lengths, initial=0), strict=False))
+                for one in step.rows if by_slot else ():
+                    owners += wrong[starts[one] : starts[one] + one.length]
+                owners += () if by_slot else wrong
             yield (
                 f"the request that a row is of if each has as many in a step as the one {which} it{order}",
                 np.array(owners),

@@ -29,6 +29,12 @@ def by_row(step: Array, request: Array, decode: Array, part: Array, slots: Array
         phase[parts], request[parts], part_of, slots[parts], "among the rows of its phase in its step"
     ):
         yield words, placed(owners)
+    yield "the row at its place if prompts come first, in its step", request[part][rows]
+    last = step * 2 + (1 - decode)
+    yield (
+        "the row at its place if decode rows come first, in its step",
+        request[part][np.argsort(last[part], kind="stable")],
+    )
     of_row, owner = phase[part][rows], request[part][rows]
     prompts = of_row // 2 * 2
     at = np.searchsorted(of_row, prompts) + np.arange(len(rows)) - np.searchsorted(of_row, of_row)

@@ -4,6 +4,7 @@ engine has nobody says, so the one that fits what was seen is looked for (schedu
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from ...engines.interface import Settings
@@ -40,9 +41,11 @@ class Schedule:
     one_step: bool = False  # is a slot kept for a request in the first of its steps alone?
     overtake: bool = False  # does a request whose adapter is there run before one that waits for its adapter?
     touches: bool = False  # is an adapter used anew in each step that has rows of it? Else where its request begins
+    at_end: bool = False  # is an adapter used anew where a request of it ends?
     if_room: bool = False  # does a request begin only in a step that has room for its tokens, so not before?
     prompts_ahead: bool = False  # do the rows of prompts stand before those of decode steps?
     in_turn: bool = False  # do requests get tokens and rows in the order in which they run? (vLLM's V1 scheduler)
+    by_row: bool = False  # do rows stand in the order in which requests run, whoever gets tokens first?
     by_slot: bool = False  # do rows stand in the order of their adapters' slots, the base's first?
     compacts: bool = False  # does the last of those that run take the place of one that ends?
     by_end: bool = False  # do decode steps stand in the order in which their prompts ended? Else as they came.
@@ -63,6 +66,7 @@ class Schedule:
         parts += [f"it has {self.adapters} slots, each kept for a request in its first step alone"] * self.one_step
         parts += ["it keeps to the limits that it was started with"] * self.as_started
         parts += ["rows stand in the order of slots"] * self.by_slot
+        parts += ["rows stand in the order in which requests run"] * self.by_row
         parts += [f"it does not compute again whole {self.block}s of tokens that it had"] * (self.block is not None)
         parts += ["prompts have steps of their own, before decode steps"] * self.prompts_first
         return f"(if {', and '.join(parts)})" if parts else ""
@@ -82,6 +86,8 @@ class Schedule:
             self.evicts,
             self.one_step,
             self.touches,
+            self.at_end,
+            self.by_row,
             self.in_turn,
             self.overtake,
             self.if_room,
@@ -109,7 +115,7 @@ class Scheduled:
     ids: tuple[int, ...] = ()  # of its tokens, where prefixes may come again
     arrival: int = 0  # steps of the batch before it comes
 
-    @property
+    @cached_property
     def called(self) -> str | None:
         """What its adapters are called."""
         return label(self.adapters)

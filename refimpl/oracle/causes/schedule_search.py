@@ -7,66 +7,24 @@ An engine has one schedule: what was found for one mistake is tried first for th
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
+
+import numpy as np
 
 from ...arrays import Array
 from ..diagnosis.clock import Clock
+from .candidate_schedules import BEGINNINGS, DIMENSIONS, SIMPLE
 from .line import Line
-from .schedule import ORDERS, Schedule
+from .schedule import Schedule
 
-CHUNKS: list[dict[str, Any]] = [{"chunk": n} for n in (None, *range(1, 17), 20, 24, 32)]
-KEPT: dict[str, Any] = {"evicts": False, "one_step": False, "as_started": False}
-FLAGS = ((False, False), (False, True), (True, False), (True, True))
-WAITS: list[dict[str, Any]] = [{"overtake": one, **KEPT} for one in (False, True)]
-STARTED: list[dict[str, Any]] = [{"as_started": True, "at_load": one, "by_slot": two} for one, two in FLAGS]
-SLOTS: list[dict[str, Any]] = [{"adapters": None, "overtake": False, **KEPT}]
-SLOTS += [{"adapters": n, **waits} for n in (1, 2, 3, 4, 5, 6, 8) for waits in WAITS]
-CHANGES: tuple[dict[str, Any], ...] = (  # of a schedule, one of which is tried at a time
-    *CHUNKS,
-    *SLOTS,
-    *({"adapters": n, "overtake": False, **KEPT, "evicts": True} for n in (1, 2, 3, 4, 5, 6, 8)),
-    *({"adapters": n, "overtake": False, **KEPT, "one_step": True} for n in (1, 2, 3, 4, 5, 6, 8)),
-    *({"budget": n} for n in (*range(4, 33), *range(36, 65, 4), 80, 96, 128)),
-    {"budget": None, "counts_decodes": True, "if_room": False},
-    *({"counts_decodes": one} for one in (True, False)),
-    *({"if_room": one} for one in (True, False)),
-    {**KEPT, "as_started": True, "adapters": None, "budget": None},
-    *({"block": one} for one in (None, 4, 8, 16, 32)),
-    *({"at_load": one} for one in (True, False)),
-    *({"by_slot": one} for one in (True, False)),
-    *({"touches": one} for one in (True, False)),
-    *({"in_turn": one} for one in (True, False)),
-    *({"prompts_first": one} for one in (True, False)),
-    *({"by_end": one, "compacts": False} for one in (True, False)),
-    *({"compacts": one, "by_end": False} for one in (True, False)),
-    *({"prompts_ahead": one} for one in (True, False)),
-    *({"running": n, "to_the_end": one and n is not None} for n in (None, 2, 3, 4, 6, 8) for one in (False, True)),
-    *({"order": one} for one in ORDERS),
-)
+SCREENED, KEPT_OF = (3, 8), 3  # requests on which schedules are tried first, and of how many one is tried on more
+WAYS = 12  # to say it, on which they are tried first; larger: slower
 FEW = 16  # requests that a schedule is tried on, and that are added in a round; larger: slower
 ROUNDS = 2  # in which requests that do not fit are added; larger: slower
 BEAM = 4  # schedules that are changed once more; larger: slower
 CHANGED = 4  # times; larger: slower
 BEST = 2  # schedules that are returned
-SIMPLE = Schedule()
-# Who is in a slot is a matter of all batches before: no limit alone says anything of that, so two are tried together.
-USUAL: list[dict[str, Any]] = [{"chunk": n} for n in (None, 4, 8, 12, 16, 24, 32)]
-USUAL += [{"budget": n} for n in (8, 16, 24, 32, 48, 64)]
-BEGINNINGS = [replace(SIMPLE, **limit, **slots) for limit in USUAL for slots in SLOTS]
-# vLLM's V1 scheduler, and ours.
-IN_TURN: dict[str, Any] = {"touches": True, "in_turn": True, "if_room": True}
-BLOCKS: list[dict[str, Any]] = [{}, IN_TURN, {**IN_TURN, "block": 8}, {**IN_TURN, "block": 16}]
-BEGINNINGS += [replace(SIMPLE, **limits, **kind) for limits in STARTED for kind in BLOCKS]
-BEGINNINGS += [
-    replace(SIMPLE, budget=budget, adapters=slots, by_slot=by_slot, **IN_TURN)
-    for budget in (8, 16, 32, 64)
-    for slots in (2, 4, 8)
-    for by_slot in (False, True)
-]
-BEGINNINGS += [replace(SIMPLE, order=one) for one in ORDERS if one]
-BEGINNINGS += [replace(SIMPLE, running=n, to_the_end=True) for n in (2, 4, 8)]
-BEGINNINGS += [replace(SIMPLE, **chunk) for chunk in CHUNKS if chunk not in USUAL]
-BEGINNINGS.sort(key=lambda one: one.cost)
+LATE = "other schedules of the engine"
 
 
 class Seen(Protocol):
@@ -86,8 +44,8 @@ class Seen(Protocol):
         """How much it says; 0: nothing."""
         ...
 
-    def wrong(self, schedule: Schedule) -> Array:
-        """How many of its tokens do not fit, for each of several ways to say it."""
+    def wrong(self, schedule: Schedule, ways: Sequence[int] | None = None) -> Array:
+        """How many of its tokens do not fit, for each of several ways to say it, or for these."""
         ...
 
 
@@ -95,7 +53,7 @@ def fitting_schedules(requests: Sequence[Seen], first: Sequence[Schedule], clock
     """Return the schedules with which more can be said in one way than without any, best first. first: found before.
     clock: when to stop looking."""
     telling = sorted((one for one in requests if one.line and one.evidence()), key=lambda one: -one.evidence())
-    few, tried = telling[:FEW], _Tried(())
+    few, tried = _by_batch(telling[:FEW]), _Tried(())
     is_known = bool(few) and any(not _Tried(few).wrong(one).min() for one in first)
     beam = list(first) if is_known else [*first, *BEGINNINGS]
     for _ in range(ROUNDS if few else 0):
@@ -109,6 +67,12 @@ def fitting_schedules(requests: Sequence[Seen], first: Sequence[Schedule], clock
     return [one for one in beam if few and tried.wrong(one).min() < tried.wrong(SIMPLE).min()][:BEST]
 
 
+def _by_batch(some: Sequence[Seen]) -> list[Seen]:
+    """Return requests batch by batch, those of an engine's first ones first: a schedule is worked out for each batch
+    and for all before it."""
+    return sorted(some, key=lambda one: (one.number, id(one.line), -one.evidence()))
+
+
 @dataclass(eq=False)
 class _Tried:
     """Schedules beside a few requests. Of those that make the same steps the plainest is kept."""
@@ -116,6 +80,7 @@ class _Tried:
     few: Sequence[Seen]
     of_steps: dict[object, tuple[Array, Schedule]] = field(default_factory=dict)
     tried: set[Schedule] = field(default_factory=set)
+    ways: list[int] | None = None  # to say it, by their numbers, on which schedules are tried first; None: all
     fewest: list[int] = field(default_factory=list)  # tokens that do not fit, of the schedules that fit best
 
     def wrong(self, schedule: Schedule) -> Array:
@@ -135,12 +100,25 @@ class _Tried:
         return result[0]
 
     def _try(self, schedules: Sequence[Schedule], clock: Clock) -> None:
-        """As long as there is time, plain ones first, until one fits; one is tried anyhow."""
-        for schedule in sorted(schedules, key=lambda one: one.cost):
-            if self.tried and clock.is_late("other schedules of the engine"):
+        """As long as there is time, those that fit a part of the requests best first, until one fits all; one is tried
+        anyhow."""
+        some = sorted({one for one in schedules if one not in self.tried}, key=lambda one: one.cost)
+        for count in SCREENED:
+            if len(some) > FEW and len(self.few) > count:
+                wrong = {
+                    one: self._wrong_in(count, one) for n, one in enumerate(some) if not n or not clock.is_late(LATE)
+                }
+                some = sorted(wrong, key=lambda one: (wrong[one], one.cost))[: -(-len(some) // KEPT_OF)]
+        for schedule in some:
+            if self.tried and clock.is_late(LATE):
                 break
-            if schedule not in self.tried and not self.wrong(schedule).min():
+            if not self.wrong(schedule).min():
                 break
+
+    def _wrong_in(self, count: int, schedule: Schedule) -> int:
+        """How many tokens of the first few requests do not fit, said in the best way for those, of the ways that are
+        best so far."""
+        return int(np.sum([one.wrong(schedule, self.ways) for one in self.few[:count]], axis=0).min())
 
     def best(self, count: int) -> list[Schedule]:
         """Those that fit best, and of these the plainest."""
@@ -148,14 +126,14 @@ class _Tried:
         return [schedule for _, schedule in ranked[:count]]
 
     def improved(self, beam: Sequence[Schedule], clock: Clock) -> list[Schedule]:
-        """Change some schedules, one thing at a time, as long as it helps."""
+        """Change some schedules, one thing after another."""
         self._try(beam, clock)
         beam = self.best(BEAM)
-        for _ in range(CHANGED):
-            if not self.wrong(beam[0]).min():
+        least = np.min([total for total, _ in self.of_steps.values()], axis=0)
+        self.ways = np.argsort(least, kind="stable")[:WAYS].tolist()
+        for changes in DIMENSIONS * CHANGED:
+            if not self.wrong(beam[0]).min() or clock.seconds <= 0:
                 break
-            self._try([replace(one, **change) for one in beam for change in CHANGES], clock)
-            if (best := self.best(BEAM)) == beam:
-                break
-            beam = best
-        return list(beam)
+            self._try([replace(one, **change) for one in beam for change in changes], clock)
+            beam = self.best(BEAM)
+        return beam

@@ -4,20 +4,21 @@ first row of a step, of the row before, of a tile's first row, of whoever is in 
     step   a a a b b c        "the row before in its step": c reads b's adapter
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 
 from ...arrays import Array
+from .candidate_schedules import SIMPLE
 from .graphs import captured
 from .kept_plans import kept_plans
 from .length_names import by_length_left, by_length_of_others
 from .line import Line
 from .row_names import by_row
-from .schedule import Schedule
-from .schedule_search import SIMPLE, fitting_schedules
+from .schedule import Schedule, Scheduled, Step
+from .schedule_search import fitting_schedules
 from .scheduled_rule import Scheduler
 from .slot_names import in_slots, out_of_order, slots_in_steps
 
@@ -26,37 +27,145 @@ MISSED = 0.08  # of the tokens in which a mistake was made, that a name of its a
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What each name means at each row of one batch, all of its steps one after another."""
+    """What each name means at each row of one batch, all of its steps one after another. Names are worked out a group
+    at a time: to find a schedule few of them matter."""
 
-    names: list[str]
-    codes: Array  # [names, rows]; by Line.codes
-    owner: Array  # [rows]: of which request
+    line: Line
+    number: int  # which of its batches
+    schedule: Schedule
 
-    def of(self, here: int) -> Array:
-        """The same at each token of one request, [names, tokens]."""
-        return self.codes[:, self.owner == here]
+    @cached_property
+    def in_order(self) -> list[Step]:
+        """The steps of the batch."""
+        return self.line.steps(self.number, self.schedule)
+
+    @cached_property
+    def parts(self) -> tuple[Array, Array, Array, Array]:
+        """Of each part of a request in a step: the step, the request, how many rows, and whether it is a decode
+        step."""
+        parts = [
+            (n, one.request, one.length, one.is_decode) for n, step in enumerate(self.in_order) for one in step.rows
+        ]
+        step, request, length, decode = np.array(parts, int).T
+        return step, request, length, decode
+
+    @cached_property
+    def owner(self) -> Array:
+        """[rows]: of which request"""
+        _, request, length, _ = self.parts
+        return np.repeat(request, length)
+
+    @cached_property
+    def groups(self) -> tuple["Group", ...]:
+        """All groups of names."""
+        return tuple(Group(make, self) for make in GROUPS)
+
+    @property
+    def names(self) -> list[str]:
+        """All names."""
+        return [words for group in self.groups for words in group.codes]
+
+    @property
+    def codes(self) -> Array:
+        """[names, rows]; by Line.codes"""
+        return np.array([some for group in self.groups for some in group.codes.values()])
+
+    def of(self, here: int, ways: Sequence[int] | None = None) -> Array:
+        """The same at each token of one request, [names, tokens]. ways: the numbers of a few names; None: all."""
+        some = self.codes if ways is None else np.array([self.groups[g].rows[n] for g, n in map(_place_of, ways)])
+        return some[:, self.owner == here]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Names that are worked out together."""
+
+    make: Callable[[Table], dict[str, Array]]
+    table: Table
+
+    @cached_property
+    def codes(self) -> dict[str, Array]:
+        """name -> [rows], by Line.codes"""
+        return self.make(self.table)
+
+    @cached_property
+    def rows(self) -> list[Array]:
+        """The same by their numbers."""
+        return list(self.codes.values())
+
+
+def _by_row(table: Table) -> dict[str, Array]:
+    """What others are to a row, by where it stands."""
+    step, request, length, decode = table.parts
+    part = np.repeat(np.arange(len(step)), length)  # of each row
+    slots = slots_in_steps(table.line.batches[table.number], table.in_order)
+    return _called(table, by_row(step, request, decode, part, slots[step, request]))
+
+
+def _by_length(table: Table) -> dict[str, Array]:
+    """Segments of wrong lengths."""
+    requests, in_order = table.line.batches[table.number], table.in_order
+    slots = slots_in_steps(requests, in_order)
+    return _called(table, [*by_length_left(requests, in_order), *by_length_of_others(requests, in_order, slots)])
+
+
+def _called(table: Table, of_requests: Iterable[tuple[str, Array]]) -> dict[str, Array]:
+    called = [*(table.line.codes[one.called] for one in table.line.batches[table.number]), 0]  # the last one: the base
+    words, owners = zip(*of_requests, strict=True)
+    return dict(zip(words, np.array(called)[np.array(owners)], strict=True))
+
+
+def _by_slot(table: Table) -> dict[str, Array]:
+    """Who is in which slot."""
+    step, _, length, _ = table.parts
+    requests = table.line.batches[table.number]
+    names = out_of_order(requests, table.in_order, table.line.codes)
+    return names | in_slots(table.line, table.number, table.in_order, np.repeat(step, length), table.owner)
+
+
+def _by_what_is_kept(table: Table) -> dict[str, Array]:
+    """Graphs, lists and plans."""
+    return _kept(table.line, table.schedule).of(table.number)
+
+
+GROUPS = (_by_row, _by_length, _by_slot, _by_what_is_kept)
+
+
+@cache
+def _places() -> list[tuple[int, int]]:
+    """Return of each name its group, and which one there it is: the same in every table."""
+    table = Table(Line([[Scheduled(2, 1, ())]]), 0, SIMPLE)
+    return [(g, n) for g, group in enumerate(table.groups) for n in range(len(group.codes))]
+
+
+def _place_of(way: int) -> tuple[int, int]:
+    return _places()[way]
 
 
 @lru_cache(maxsize=1024)
 def table_of(line: Line, number: int, schedule: Schedule) -> Table:
     """Return the table of one of an engine's batches."""
-    requests, in_order, codes = line.batches[number], line.steps(number, schedule), line.codes
-    parts = [
-        (number, one.request, one.length, one.is_decode) for number, step in enumerate(in_order) for one in step.rows
-    ]
-    step, request, length, decode = np.array(parts, int).T
-    part = np.repeat(np.arange(len(parts)), length)  # of each row
-    owner = request[part]
-    called = np.array([*(codes[one.called] for one in requests), 0])  # the last one: the base
-    slots = slots_in_steps(requests, in_order)
-    of_requests = [*by_row(step, request, decode, part, slots[step, request]), *by_length_left(requests, in_order)]
-    of_requests += by_length_of_others(requests, in_order, slots)
-    names = {words: called[owners] for words, owners in of_requests}
-    names |= out_of_order(requests, in_order, codes)
-    names |= in_slots(line, number, in_order, step[part], owner)
-    names |= captured(line, number, schedule)
-    names |= kept_plans(line, number, schedule)
-    return Table(list(names), np.array(list(names.values())), owner)
+    return Table(line, number, schedule)
+
+
+@dataclass(eq=False)
+class Kept:
+    """The names by what an engine keeps from step to step. Batch after batch: each goes on from the one before."""
+
+    rest: Iterator[tuple[dict[str, Array], ...]]
+    of_batches: list[dict[str, Array]] = field(default_factory=list)
+
+    def of(self, number: int) -> dict[str, Array]:
+        """Those of one batch."""
+        while len(self.of_batches) <= number:
+            graphs, plans = next(self.rest)
+            self.of_batches.append(graphs | plans)
+        return self.of_batches[number]
+
+
+@lru_cache(maxsize=1024)
+def _kept(line: Line, schedule: Schedule) -> Kept:
+    return Kept(zip(captured(line, schedule), kept_plans(line, schedule), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,16 +187,17 @@ class OfWhom:
         codes = self.line.codes if self.line else {}
         return np.array([[called in some for called in codes] for some in self.possible.values()], bool)
 
-    def wrong(self, schedule: Schedule) -> Array:
-        """How many tokens each name has wrong."""
+    def wrong(self, schedule: Schedule, ways: Sequence[int] | None = None) -> Array:
+        """How many tokens each name has wrong. ways: the numbers of a few names; None: all."""
         if self.line is None:
             return np.zeros(0, int)
-        at = table_of(self.line, self.number, schedule).of(self.here)[:, list(self.possible)]
+        at = table_of(self.line, self.number, schedule).of(self.here, ways)[:, list(self.possible)]
         return (~self._is_possible[np.arange(at.shape[1]), at]).sum(axis=1)
 
 
 def names_in_steps(evidence: Sequence[OfWhom], scheduler: Scheduler) -> list[tuple[str, Schedule, str]]:
-    """Return the names that fit nearly all tokens, best first, each with its schedule and with what is assumed."""
+    """Return the names that fit nearly all tokens, best first, each with its schedule and with what is assumed. A
+    schedule with which one fits all is known to the scheduler from then on."""
     some, names = (
         [one for one in evidence if one.line and one.possible],
         list[tuple[int, float, int, tuple[str, Schedule, str]]](),
@@ -101,7 +211,10 @@ def names_in_steps(evidence: Sequence[OfWhom], scheduler: Scheduler) -> list[tup
             fits = f"(in {total - wrong[n]} of {total} tokens)" if wrong[n] else ""
             assumes = " ".join(filter(None, [fits, schedule.words]))
             names.append((int(wrong[n]), schedule.cost, n, (words[n], schedule, assumes)))
-    return [name for *_, name in sorted(names, key=lambda one: one[:3])]
+    names.sort(key=lambda one: one[:3])
+    if names and not names[0][0] and (schedule := names[0][3][1]) not in (SIMPLE, *scheduler.schedules):
+        scheduler.schedules.append(schedule)
+    return [name for *_, name in names]
 
 
 def keys_in_steps(one: OfWhom, name: str, schedule: Schedule) -> list[str | None]:

@@ -11,11 +11,12 @@ import numpy as np
 
 from ...arrays import Array
 from ..diagnosis.clock import Clock
+from .candidate_schedules import SIMPLE
 from .in_steps import in_steps
 from .line import Line
 from .rule import Observed, Rule, rule
 from .schedule import Schedule
-from .schedule_search import SIMPLE, fitting_schedules
+from .schedule_search import fitting_schedules
 from .step_regions import members_of, regions_in_steps, regions_of_steps
 
 # Bits of the plainest rule that goes by the steps of a schedule; some of these assume nothing that is said.
@@ -36,14 +37,15 @@ class InBatch:
         present = self.observed.present
         return 2 * int(np.abs(np.diff(present[present >= 0])).sum()) + bool((present == 1).any())
 
-    def wrong(self, schedule: Schedule) -> Array:
-        """How many tokens each set of tokens has wrong."""
+    def wrong(self, schedule: Schedule, ways: Sequence[int] | None = None) -> Array:
+        """How many tokens each set of tokens has wrong. ways: the numbers of a few of them; None: all."""
         if self.line is None:
             return np.zeros(0, int)
         batch, present = self.line.batches[self.number], self.observed.present
         members = members_of(in_steps(batch, self.here, self.line.steps(self.number, schedule)))
         shown = np.flatnonzero(present >= 0)
-        return (members[:, shown] != (present[shown] == 1)).sum(axis=1)
+        some = members if ways is None else members[list(ways)]
+        return (some[:, shown] != (present[shown] == 1)).sum(axis=1)
 
 
 @dataclass(eq=False)
@@ -65,6 +67,11 @@ class Scheduler:
             one for one, of in zip(fitting, rules, strict=True) if not of.wrong and one not in self.schedules
         ]
         return min([simple, *rules], key=lambda one: one.bits)
+
+
+def plain_rule(requests: Sequence[InBatch], most: float = math.inf) -> Rule:
+    """Return the same, as if all prompts of a batch were one step."""
+    return _rule_with(requests, SIMPLE)
 
 
 def _rule_with(requests: Sequence[InBatch], schedule: Schedule) -> Rule:

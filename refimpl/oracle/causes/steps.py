@@ -51,6 +51,7 @@ class _Engine:
         self.done, self.places = [0] * count, [-1] * count  # tokens; the slot that each request's adapter got
         self.coming = sorted(range(count), key=lambda i: (self.requests[i].arrival, self._turn(i)))
         self.waiting, self.running, self.ended = list[int](), list[int](), list[int]()
+        self.begun = list[int]()  # all that have run, as they came
         self.loaded, self.cached = list[str](), list[Rows]()  # in this step
         self.count = 0  # of steps
         self.no_limit = sum(one.tokens for one in self.requests)
@@ -76,6 +77,9 @@ class _Engine:
         self.ended += [i for i in prompts if self.done[i] >= self.requests[i].prompt]
         self._keep(rows)
         ends = [self.done[i] >= request.tokens for i, request in enumerate(self.requests)]
+        if self.schedule.at_end and self.caches.slots:
+            for key in [key for i in self.running if ends[i] for key, _ in self.requests[i].adapters]:
+                self.caches.slots.touch(key)
         go_on = [i for i in self.running if not ends[i]]
         self.running = compacted_places(self.running, ends) if self.schedule.compacts else go_on
         return [self._noted([one], is_cached=True) for one in self.cached] + [self._noted(rows)] * bool(rows)
@@ -91,6 +95,7 @@ class _Engine:
         if not one_by_one:
             self._admit()
         prompts = [i for i in self.running if done[i] < requests[i].prompt]
+        prompts = sorted(prompts, key=self.begun.index) if schedule.by_row else prompts
         order = self.ended if schedule.by_end else self.running
         decodes = [i for i in order if i in self.running and i not in prompts]
         decodes = [] if prompts and schedule.prompts_first else decodes
@@ -130,6 +135,8 @@ class _Engine:
         slots = self.caches.slots
         if self.schedule.prompts_ahead:
             rows.sort(key=lambda one: one.is_decode)
+        if self.schedule.by_row:
+            rows.sort(key=lambda one: self.running.index(one.request))
         if self.schedule.by_slot and slots:
             rows.sort(key=lambda one: slots.numbers_of(key for key, _ in self.requests[one.request].adapters))
         return rows
@@ -154,6 +161,7 @@ class _Engine:
                 break
             self.waiting.remove(i)
             self.running.append(i)
+            self.begun.append(i)
             used = here
             for key, _ in requests[i].adapters if slots else ():
                 self.loaded += [key] * (slots is not None and slots.move_in(key, set() if schedule.evicts else used))
