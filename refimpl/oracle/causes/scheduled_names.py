@@ -72,7 +72,9 @@ class Table:
 
     def of(self, here: int, ways: Sequence[int] | None = None) -> Array:
         """The same at each token of one request, [names, tokens]. ways: the numbers of a few names; None: all."""
-        some = self.codes if ways is None else np.array([self.groups[g].rows[n] for g, n in map(_place_of, ways)])
+        some = (
+            self.codes if ways is None else np.array([self.groups[group].rows[n] for group, n in map(_place_of, ways)])
+        )
         return some[:, self.owner == here]
 
 
@@ -135,7 +137,7 @@ GROUPS = (_by_row, _by_length, _by_slot, _by_what_is_kept)
 def _places() -> list[tuple[int, int]]:
     """Return of each name its group, and which one there it is: the same in every table."""
     table = Table(Line([[Scheduled(2, 1, ())]]), 0, SIMPLE)
-    return [(g, n) for g, group in enumerate(table.groups) for n in range(len(group.codes))]
+    return [(number, n) for number, group in enumerate(table.groups) for n in range(len(group.codes))]
 
 
 def _place_of(way: int) -> tuple[int, int]:
