@@ -160,9 +160,13 @@ def _report(said: Sequence[Said], failed: int, testbed: Testbed, seconds: float)
     also = []
     for some in changes[1:]:
         of_these = _sources(some)
-        if of_these not in sources and not any(change.bug for change in some):
+        if (
+            of_these not in sources
+            and not any(change.bug for change in some)
+            and _in_full(some) != _in_full(changes[0])
+        ):
             sources.add(of_these)
-            also.append("; and ".join(change.in_full for change in some))
+            also.append(_in_full(some))
     explained = best.traced.explained
     if len(explained) < NAMED * failed:  # another bug may do the same here, and more elsewhere
         changes[0] = tuple(replace(change, bug="", links=()) for change in changes[0])
@@ -173,6 +177,10 @@ def _report(said: Sequence[Said], failed: int, testbed: Testbed, seconds: float)
     return CauseReport(
         changes[0], exceptions, len(explained), failed, residual, seconds, tuple(also), rounds, afterwards
     )
+
+
+def _in_full(changes: Sequence[Change]) -> str:
+    return "; and ".join(change.in_full for change in changes)
 
 
 def _sources(changes: Sequence[Change]) -> frozenset[str]:

@@ -88,6 +88,11 @@ def test_a_slot_that_is_only_written_over() -> None:
         right = here.x @ own_lora.A.T @ own_lora.B.T * own_lora.scale
         ranks = sources["ranks in its slot (2 in all)"].delta(here)
         np.testing.assert_allclose(right + (0 if ranks is None else ranks), here.x @ A.T @ B.T * own_lora.scale)
+        for which, other in (("last", "b"), ("first", "d")):
+            scaled = sources[f"scale in its slot, {which} (2 in all)"].delta(here)
+            change = np.zeros_like(right) if scaled is None else scaled
+            own_whole = full_delta(here.x, own_lora)
+            np.testing.assert_allclose(own_whole + change, own_whole / own_lora.scale * some[other][MODULE].scale)
         own_bias = 0 if own_lora.bias is None else own_lora.bias * own_lora.scale
         biases = sources["bias in its slot (2 in all)"].delta(here)
         np.testing.assert_allclose(

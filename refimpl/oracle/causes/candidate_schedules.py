@@ -44,7 +44,6 @@ DIMENSIONS: tuple[list[Change], ...] = (
         *_either(prompts_ahead=True, by_row=False),
         *_either(by_end=True, compacts=False, by_row=False),
         *_either(compacts=True, by_end=False),
-        *_each(ORDERS, "order"),
     ],
     [*BUDGETS, NO_BUDGET],
     [*SLOTS, *NOBODY_WAITS, {**KEPT, "as_started": True, "adapters": None, "budget": None}],
@@ -54,13 +53,18 @@ DIMENSIONS: tuple[list[Change], ...] = (
         *_either(touches=True),
         *_either(at_end=True),
         *_each((None, 4, 8, 16, 32), "block"),
+        *_each(ORDERS, "order"),
         {"running": None, "to_the_end": False},
         *({"running": n, "to_the_end": one} for n in (2, 3, 4, 6, 8) for one in (False, True)),
     ],
 )
 # Who is in a slot is a matter of all batches before: no limit alone says anything of that, so two are tried together.
 USUAL = [*_each((None, 4, 8, 12, 16, 24, 32), "chunk"), *_each((8, 16, 24, 32, 48, 64), "budget")]
-BEGINNINGS = [replace(SIMPLE, **limit, **slots) for limit in USUAL for slots in SLOTS]
+# vLLM's persistent batch: the last row moves into the place of one that ends.
+IN_PLACE: Change = {"by_row": True, "compacts": True}
+BEGINNINGS = [
+    replace(SIMPLE, **limit, **slots, **kind) for kind in (Change(), IN_PLACE) for limit in USUAL for slots in SLOTS
+]
 # vLLM's V1 scheduler, and ours.
 IN_TURN: Change = {"touches": True, "in_turn": True, "if_room": True}
 BLOCKS: list[Change] = [{}, IN_TURN, {**IN_TURN, "block": 8}, {**IN_TURN, "block": 16}]

@@ -28,6 +28,7 @@ LEFT = {
     "stale ranks of ": "ranks in its slot (",
     "scaled stale ranks of ": "scaled ranks in its slot (",
     "bias of ": "bias in its slot (",
+    f"scale of {WHICHEVER}": "scale in its slot, ",
 }
 OF_SLOTS = tuple(dict.fromkeys(LEFT.values()))
 REGIONS = ("", "every module of the layers")  # embeddings may lie elsewhere
@@ -61,7 +62,8 @@ def of_whom(request: Request, followed: Followed, i: int, mistake: Mistake) -> O
     came = request.as_it_came
     keys = [None, *came.line.codes] if came.line else []
     possible = {}
-    for t in range(request.tokens if followed.dead is None else 0):
+    has_slot = bool(came.suspect.exchange.adapters)
+    for t in range(request.tokens if has_slot and followed.dead is None else 0):
         sources = followed.sources(i, t)
         some = frozenset(key for key in keys if mistake.family.replace(WHICHEVER, key or "") in sources)
         if mistake.family.startswith(

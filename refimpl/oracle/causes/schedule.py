@@ -78,8 +78,7 @@ class Schedule:
         kinds = [
             self.budget is not None and not self.counts_decodes,
             self.prompts_first,
-            bool(self.order),
-            self.to_the_end,
+            *[bool(self.order), self.to_the_end] * 3,  # few engines do so
             self.as_started,
             self.at_load,
             self.by_slot,

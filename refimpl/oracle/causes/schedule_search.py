@@ -17,7 +17,7 @@ from .candidate_schedules import BEGINNINGS, DIMENSIONS, SIMPLE
 from .line import Line
 from .schedule import Schedule
 
-SCREENED, KEPT_OF = (3, 8), 3  # requests on which schedules are tried first, and of how many one is tried on more
+SCREENED, KEPT_OF = (4,), 4  # requests on which schedules are tried first, and of how many one is tried on more
 WAYS = 12  # to say it, on which they are tried first; larger: slower
 FEW = 16  # requests that a schedule is tried on, and that are added in a round; larger: slower
 ROUNDS = 2  # in which requests that do not fit are added; larger: slower
@@ -53,7 +53,7 @@ def fitting_schedules(requests: Sequence[Seen], first: Sequence[Schedule], clock
     """Return the schedules with which more can be said in one way than without any, best first. first: found before.
     clock: when to stop looking."""
     telling = sorted((one for one in requests if one.line and one.evidence()), key=lambda one: -one.evidence())
-    few, tried = _by_batch(telling[:FEW]), _Tried(())
+    few, tried = _quickest(telling[:FEW]), _Tried(())
     is_known = bool(few) and any(not _Tried(few).wrong(one).min() for one in first)
     beam = list(first) if is_known else [*first, *BEGINNINGS]
     for _ in range(ROUNDS if few else 0):
@@ -67,10 +67,9 @@ def fitting_schedules(requests: Sequence[Seen], first: Sequence[Schedule], clock
     return [one for one in beam if few and tried.wrong(one).min() < tried.wrong(SIMPLE).min()][:BEST]
 
 
-def _by_batch(some: Sequence[Seen]) -> list[Seen]:
-    """Return requests batch by batch, those of an engine's first ones first: a schedule is worked out for each batch
-    and for all before it."""
-    return sorted(some, key=lambda one: (one.number, id(one.line), -one.evidence()))
+def _quickest(some: Sequence[Seen]) -> list[Seen]:
+    """Return requests, those first that say much for what they take: all batches before one's own are worked out."""
+    return sorted(some, key=lambda one: -one.evidence() / (2 + one.number))
 
 
 @dataclass(eq=False)

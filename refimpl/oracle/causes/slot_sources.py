@@ -13,7 +13,7 @@ import numpy as np
 from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from .history import History
-from .mix_up import Delta, Point, Source, blended
+from .mix_up import Delta, Point, Source, blended, full_delta
 from .slots import Slots
 
 COUNTS = (1, 2, 3, 4, 5, 6, 8)  # slots of an engine
@@ -57,6 +57,9 @@ def left_behind(key: str, former: Sequence[str], called: str) -> Iterator[Source
     yield Source(f"ranks in its slot ({called})", words, ranks, "added", 3)
     words = f"{words}, at their own scale,"
     yield Source(f"scaled ranks in its slot ({called})", words, scaled_ranks, "added", 4)
+    for which, some in (("last", former), ("first", former[::-1])):
+        words = f"its own delta at the scale of the {which} adapter that had one there, of those in its slot ({called})"
+        yield Source(f"scale in its slot, {which} ({called})", words, _scale(key, some), "instead", 3.5)
 
 
 def _whole_delta(key: str, former: Sequence[str]) -> Delta:
@@ -75,6 +78,19 @@ def _bias(key: str, former: Sequence[str]) -> Delta:
         some = (point.of(one) for one in former)
         last = next((one for one in some if one is not None and one.bias is not None), None)
         return None if last is None or last.bias is None else np.tile(last.bias * last.scale, (len(point.x), 1))
+
+    return delta
+
+
+def _scale(key: str, former: Sequence[str]) -> Delta:
+    """A table of scales that is not written when another adapter moves in."""
+
+    def delta(point: Point) -> Array | None:
+        own_lora = point.of(key)
+        other = next((lora for one in former if (lora := point.of(one)) is not None), None)
+        if own_lora is None or other is None or not own_lora.scale or other.scale == own_lora.scale:
+            return None
+        return full_delta(point.x, own_lora) * (other.scale / own_lora.scale - 1)
 
     return delta
 
