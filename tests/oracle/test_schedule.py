@@ -368,6 +368,10 @@ def observed(present: Array) -> Observed:
         (Schedule(7, 22, adapters=2, overtake=True), "the step in which its adapter moves into a slot"),
         (Schedule(12), "the last token of each part of a prompt but the last"),
         (Schedule(budget=24, prompts_first=True), "rows of a step from number 8 on"),
+        (
+            Schedule(16, 48, adapters=3, overtake=True, by_row=True, compacts=True),
+            "those of its adapter's rows of a step beyond the last whole 4",
+        ),
     ],
     ids=lambda one: str(one)[:24],
 )

@@ -101,7 +101,8 @@ class _Tried:
     def _try(self, schedules: Sequence[Schedule], clock: Clock) -> None:
         """As long as there is time, those that fit a part of the requests best first, until one fits all; one is tried
         anyhow."""
-        some = sorted({one for one in schedules if one not in self.tried}, key=lambda one: one.cost)
+        new = dict.fromkeys(one for one in schedules if one not in self.tried)  # in an order that is the same each time
+        some = sorted(new, key=lambda one: one.cost)
         for count in SCREENED:
             if len(some) > FEW and len(self.few) > count:
                 wrong = {
