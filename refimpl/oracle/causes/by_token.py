@@ -13,7 +13,6 @@ asked again, so what came before a request is as it was, and no effect need be s
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from ..diagnosis.clock import Clock
 from .apart import mistakes_apart
@@ -33,7 +32,6 @@ FEW = 3  # requests
 FOLLOWED = 6  # mistakes that are followed; larger: slower
 CROOKED = 2.0  # bits more than those of a mistake that explains as many; larger: more of them are followed
 MOST = 0.5  # of the failed requests, which a cause explains that was found without confined adapters; larger: slower
-WIDE = ("", "every module of the layers", "every module but embed_tokens", "every module but lm_head")
 ENOUGH = 0.95  # of the failed requests, after which no other mistake is looked for; larger: slower
 
 
@@ -106,28 +104,8 @@ def _search(
         more.sort(key=lambda one: one.rank)
         if not more or not more[0].rank[:2] < best[0].rank[:2]:
             break
-        best = sorted([*more, *_with_wider_or_narrower(more[0], limit, clock)], key=lambda one: one.rank)
+        best = more
     return best
-
-
-def _with_wider_or_narrower(traced: Traced, limit: float, clock: Clock) -> list[Traced]:
-    """Return a cause that leaves some requests over with its last mistake at a little more or less than every module:
-    the token that showed it may be of an adapter without embeddings."""
-    *before, last = traced.cause
-    if last.modules not in WIDE or not traced.rest:
-        return []
-    suspect = different(traced.rest)[0].walk.suspect
-    costs = {one.words: one.cost for one in suspect.module_regions}
-    kind, results = last.cost - costs.get(last.modules, 0.0), list[Traced]()
-    for modules in WIDE:
-        if (
-            modules != last.modules
-            and modules in costs
-            and not clock.is_late("a mistake at a few more or less modules")
-        ):
-            other = replace(last, modules=modules, cost=kind + costs[modules])
-            results.append(Traced((*before, other), {}).with_others(list(traced.followed), limit))
-    return results
 
 
 def _affordable(requests: Sequence[Request]) -> list[Request]:

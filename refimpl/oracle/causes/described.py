@@ -22,9 +22,7 @@ from .trial import presence
 from .whose import NAMES, Name, called_in, names, names_by_step, tokens_of
 
 RIVALS = 1  # rules beside the best one that are said: of more a reader learns nothing
-PLAIN = (
-    9.0  # bits of a rule with which what the others are to a request is its adapter's name; larger: more coincidences
-)
+PLAIN = 9.0  # bits of a rule, up to which no name by the engine's steps is looked for; larger: more coincidences
 UNRULY = 40.0  # bits of a mistake for whose tokens no rule was found
 MOST_NAMES = 6  # of adapters, that are said
 SHOWN = 4  # requests in which it is seen where a mistake does something; larger: slower

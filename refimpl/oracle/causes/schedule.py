@@ -78,7 +78,6 @@ class Schedule:
         kinds = [
             self.budget is not None and not self.counts_decodes,
             self.prompts_first,
-            *[bool(self.order), self.to_the_end] * 3,  # few engines do so
             self.as_started,
             self.at_load,
             self.by_slot,
@@ -93,7 +92,12 @@ class Schedule:
             self.compacts,
             self.by_end,
         ]
-        return sum(LIMITS[0 if n & (n - 1) == 0 else 1 if n % 4 == 0 else 2] for n in limits) + 0.5 * sum(kinds)
+        rare = [bool(self.order), self.to_the_end]
+        return (
+            sum(LIMITS[0 if n & (n - 1) == 0 else 1 if n % 4 == 0 else 2] for n in limits)
+            + 0.5 * sum(kinds)
+            + 1.5 * sum(rare)
+        )
 
     def within(self, started: Settings | None) -> "Schedule":
         """Return it with the limits of an engine that was started like this, if it keeps to those."""

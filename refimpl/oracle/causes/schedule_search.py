@@ -17,7 +17,8 @@ from .candidate_schedules import BEGINNINGS, DIMENSIONS, SIMPLE
 from .line import Line
 from .schedule import Schedule
 
-SCREENED, KEPT_OF = (4,), 4  # requests on which schedules are tried first, and of how many one is tried on more
+SCREENED = 4  # requests on which schedules are tried first; larger: slower
+KEPT_OF = 4  # of so many schedules one is tried on the others; larger: quicker, and the right one is left out sooner
 WAYS = 12  # to say it, on which they are tried first; larger: slower
 FEW = 16  # requests that a schedule is tried on, and that are added in a round; larger: slower
 ROUNDS = 2  # in which requests that do not fit are added; larger: slower
@@ -103,22 +104,19 @@ class _Tried:
         anyhow."""
         new = dict.fromkeys(one for one in schedules if one not in self.tried)  # in an order that is the same each time
         some = sorted(new, key=lambda one: one.cost)
-        for count in SCREENED:
-            if len(some) > FEW and len(self.few) > count:
-                wrong = {
-                    one: self._wrong_in(count, one) for n, one in enumerate(some) if not n or not clock.is_late(LATE)
-                }
-                some = sorted(wrong, key=lambda one: (wrong[one], one.cost))[: -(-len(some) // KEPT_OF)]
+        if len(some) > FEW and len(self.few) > SCREENED:
+            wrong = {one: self._wrong_in_some(one) for n, one in enumerate(some) if not n or not clock.is_late(LATE)}
+            some = sorted(wrong, key=lambda one: (wrong[one], one.cost))[: -(-len(some) // KEPT_OF)]
         for schedule in some:
             if self.tried and clock.is_late(LATE):
                 break
             if not self.wrong(schedule).min():
                 break
 
-    def _wrong_in(self, count: int, schedule: Schedule) -> int:
+    def _wrong_in_some(self, schedule: Schedule) -> int:
         """How many tokens of the first few requests do not fit, said in the best way for those, of the ways that are
         best so far."""
-        return int(np.sum([one.wrong(schedule, self.ways) for one in self.few[:count]], axis=0).min())
+        return int(np.sum([one.wrong(schedule, self.ways) for one in self.few[:SCREENED]], axis=0).min())
 
     def best(self, count: int) -> list[Schedule]:
         """Those that fit best, and of these the plainest."""

@@ -73,7 +73,9 @@ class Table:
     def of(self, here: int, ways: Sequence[int] | None = None) -> Array:
         """The same at each token of one request, [names, tokens]. ways: the numbers of a few names; None: all."""
         some = (
-            self.codes if ways is None else np.array([self.groups[group].rows[n] for group, n in map(_place_of, ways)])
+            self.codes
+            if ways is None
+            else np.array([self.groups[group].rows[n] for group, n in map(_places().__getitem__, ways)])
         )
         return some[:, self.owner == here]
 
@@ -138,10 +140,6 @@ def _places() -> list[tuple[int, int]]:
     """Return of each name its group, and which one there it is: the same in every table."""
     table = Table(Line([[Scheduled(2, 1, ())]]), 0, SIMPLE)
     return [(number, n) for number, group in enumerate(table.groups) for n in range(len(group.codes))]
-
-
-def _place_of(way: int) -> tuple[int, int]:
-    return _places()[way]
 
 
 @lru_cache(maxsize=1024)
