@@ -12,6 +12,11 @@ adapters ("sums") then has "adapters": [(folder, weight), ...] as well, and rese
 
     my_function.capabilities = {"features": ["rslora", "partial", "sums"], "operations": ["load", "prefix_cache"]}
     my_function.reset = lambda: my_cache.clear()
+
+Where several steps compute a request an answer may say which: then a mistake is held against the rows and slots that
+the engine had, and not against those that are worked out from its mistakes (Computed, interface.py):
+
+    {"logits": ..., "steps": [(step, row, first, tokens, slot), ...]}    # slot may be left away, None or -1: none
 """
 
 import contextlib
@@ -28,6 +33,7 @@ import numpy as np
 
 from ..config import LAYER_MODULES
 from ..loading.suggestion import did_you_mean
+from .computed import clash, read_steps
 from .declared import declared
 from .interface import (
     FEATURES,
@@ -47,7 +53,8 @@ CAPABILITIES = Capabilities(
     features=frozenset(FEATURES) - {"sums", "modules_to_save", "grown_vocabulary", "biases", "window", "rope_scaling"},
     operations=frozenset(("load", "unload", "reload")),
 )
-KEYS = ("token_ids", "logits", "logprobs")
+SHOWN = ("token_ids", "logits", "logprobs")  # of which an answer has one at least
+KEYS = (*SHOWN, "steps")
 
 
 def entry() -> Entry:
@@ -137,6 +144,8 @@ class Function:
             wrong = f"{len(values)} answers to {len(requests)} requests"
             return [EngineResponse(error=wrong, raw=repr(values)[:1000])] * len(requests)
         responses = [_response(request, value) for request, value in zip(requests, values, strict=True)]
+        if wrong := clash([one.steps for one in responses]):
+            return [EngineResponse(error=wrong)] * len(requests)
         if any(one.error for one in responses) and _fit_in_another_order(requests, values):
             hint = " (are the answers in the order of the requests?)"
             responses = [replace(one, error=one.error + hint) if one.error else one for one in responses]
@@ -199,19 +208,19 @@ def _raised_at(error: BaseException) -> str:
 
 def _response(request: EngineRequest, value: Any) -> EngineResponse:
     """What the function returned for one request, read as far as it can be."""
-    if not isinstance(value, Mapping) or not set(value) & set(KEYS):
+    if not isinstance(value, Mapping) or not set(value) & set(SHOWN):
         instead = (
             f"one with {', '.join(map(repr, value)) or 'nothing'}"
             if isinstance(value, Mapping)
             else type(value).__name__
         )
-        wrong = f"expected a dict with {', '.join(KEYS)}, not {instead}"
+        wrong = f"expected a dict with {', '.join(SHOWN)}, not {instead}"
         return EngineResponse(error=wrong, raw=repr(value)[:1000])
     unknown = sorted(set(value) - set(KEYS))
     if unknown:
         return EngineResponse(error=f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}", raw=repr(value)[:1000])
     try:
-        rows = {key: np.asarray(value[key], np.float64) for key in KEYS[1:] if value.get(key) is not None}
+        rows = {key: np.asarray(value[key], np.float64) for key in SHOWN[1:] if value.get(key) is not None}
         for key, array in rows.items():
             if array.ndim != 2:
                 rows_of = f"{len(request.prompt_ids)} + tokens produced - 1, or the tokens produced"
@@ -226,6 +235,7 @@ def _response(request: EngineRequest, value: Any) -> EngineResponse:
             token_ids = ()
         prompt, produced = len(request.prompt_ids), len(token_ids)
         first_position = 0 if scores is None else infer_first_position(len(scores), prompt, produced)
+        steps = read_steps(value.get("steps") or (), prompt + max(produced - 1, 0))
     except (TypeError, ValueError, IndexError, EngineError) as error:
         return EngineResponse(error=f"{type(error).__name__}: {error}", raw=repr(value)[:1000])
-    return EngineResponse(token_ids, first_position, rows.get("logits"), rows.get("logprobs"))
+    return EngineResponse(token_ids, first_position, rows.get("logits"), rows.get("logprobs"), steps=steps)

@@ -11,7 +11,7 @@ them, and numbers come back. What an engine cannot do is declared in its Capabil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..arrays import Array, Float
 from ..config import LAYER_MODULES
@@ -112,6 +112,16 @@ class EngineRequest:
         return () if self.adapter is None else ((self.adapter, 1.0),)
 
 
+class Computed(NamedTuple):
+    """Tokens of one request that an engine computed side by side, in one forward pass."""
+
+    step: int  # counts the passes: those of one number were computed at once
+    row: int  # of the pass, where the first of them stood
+    first: int  # which token that is, from 0 on, prompt and produced tokens together
+    tokens: int  # how many
+    slot: int = -1  # where its adapter lies on the device; -1: nowhere, or nobody says
+
+
 @dataclass(frozen=True, eq=False)
 class EngineResponse:
     """What came back for one request.
@@ -124,6 +134,7 @@ class EngineResponse:
     logits: Float[Array, "rows vocab"] | None = None
     logprobs: Float[Array, "rows vocab"] | None = None
     top: Sequence[Mapping[int, float]] | None = None  # per row: token -> log-probability
+    steps: tuple[Computed, ...] = ()  # that computed it, in order; tokens in none were found in a cache. (): not told
     trace: Mapping[str, Array] = field(default_factory=dict)  # names of refimpl.trace -> rows of the prompt's tokens
     error: str = ""  # the engine's message in place of numbers: a failed case, never a pass
     raw: Any = None  # what came, where it was not understood

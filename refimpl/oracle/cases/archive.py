@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import Array
-from ...engines.interface import Capabilities, EngineResponse
+from ...engines.interface import Capabilities, Computed, EngineResponse
 from ...errors import LoracleError
 from .case import Case, Exchange
 from .case_json import from_json, to_json
@@ -84,6 +84,7 @@ def save(folder: Path, case: Case, exchanges: Sequence[Exchange]) -> None:
                 "token_ids": list(response.token_ids),
                 "first": response.first_position,
                 "top": top,
+                "steps": [list(one) for one in response.steps],
                 "error": response.error,
                 "raw": None if response.raw is None else repr(response.raw)[:20000],
                 "adapters": [list(x) for x in exchange.adapters],
@@ -147,6 +148,7 @@ def _exchanges(case: Case, rows: Sequence[dict[str, Any]], arrays: dict[str, Arr
             arrays.get(f"logits_{i}"),
             arrays.get(f"logprobs_{i}"),
             None if top is None else [{int(t): float(v) for t, v in r.items()} for r in top],
+            steps=tuple(Computed(*one) for one in row.get("steps", ())),  # an older file has none
             error=row["error"],
             raw=row["raw"],
         )
