@@ -94,7 +94,8 @@ class Failures:
             line, first = self._lines[one.case.name]
             for exchange, raw, verdict in self.as_they_came(one):
                 if len(by_verdict.get(verdict, ())) < GRADED and verdict in by_verdict:
-                    suspect = suspect_of(one.case, exchange, raw, self.testbed, earlier)
+                    occupants = line.occupants(first + exchange.run, exchange.index)
+                    suspect = suspect_of(one.case, exchange, raw, self.testbed, earlier, occupants)
                     facts = facts_of(one.case, exchange, self.testbed, earlier)
                     place = one.case.name, exchange.run, exchange.index
                     by_verdict[verdict].append(

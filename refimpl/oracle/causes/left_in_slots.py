@@ -80,12 +80,12 @@ def _give(requests: Mapping[Request, Followed], schedule: Schedule, kind: str) -
     """Give each request the sources of what was left in the slots of its adapters; return the mistakes that those of
     one kind make."""
     families = dict[str, None]()
-    slots = "as many as it was started with" if schedule.as_started else f"{schedule.adapters} in all"
     for request in requests:
         came = request.as_it_came
         adapters, parts = came.suspect.exchange.adapters, dict[str, list[tuple[float, Source]]]()
+        slots = "as many as it was started with" if schedule.as_started else f"{_count(came, schedule)} in all"
         for key, weight in adapters:
-            former = _former(came, key, schedule)
+            former = came.line.former(came.number, schedule, came.place[2], key) if came.line else []
             sources = left_behind(key, former, slots)
             for source in (one for one in sources if one.key.startswith(kind)):
                 parts.setdefault(source.key + schedule.words, []).append((weight, source))
@@ -95,8 +95,6 @@ def _give(requests: Mapping[Request, Followed], schedule: Schedule, kind: str) -
     return [Mistake(family, modules, 1.0, COST) for family in families for modules in REGIONS]
 
 
-def _former(came: Asked, key: str, schedule: Schedule) -> list[str]:
-    """Return which adapters were in the slot of a request's adapter before, the latest first."""
-    steps = came.line.steps(came.number, schedule) if came.line else []
-    of_request = [one for one in steps if key in one.slots and any(rows.request == came.place[2] for rows in one.rows)]
-    return [one for one in of_request[0].former[of_request[0].slots.index(key)] if one != key] if of_request else []
+def _count(came: Asked, schedule: Schedule) -> int:
+    """How many slots there are."""
+    return len(came.line.steps(came.number, schedule)[0].slots) if came.line else 0

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from ...engines.interface import Settings
 from ..cases.case import Case, Exchange, Load, Run, loaded_before
 from ..cases.testbed import Testbed
+from .candidate_schedules import SIMPLE
 from .schedule import Batch, Schedule, Scheduled, Step
 from .steps import Caches, steps
+from .told import told_steps
 
 
 @dataclass(eq=False)
@@ -18,6 +20,7 @@ class Line:
     loads: list[Sequence[str]] = field(default_factory=list)  # before each of them, of which adapters
     started: Settings | None = None  # how it was started, if that is known
     _played: dict[Schedule, list[list[Step]]] = field(default_factory=dict, repr=False)
+    _told: list[list[Step]] = field(default_factory=list, repr=False)
     _caches: dict[Schedule, Caches] = field(default_factory=dict, repr=False)
     _codes: dict[str | None, int] = field(default_factory=lambda: {None: 0}, repr=False)
     _counted: int = field(default=0, repr=False)  # of the batches
@@ -41,8 +44,32 @@ class Line:
         """Return the steps of a batch."""
         return self.played(number, schedule)[-1]
 
+    @property
+    def is_told(self) -> bool:
+        """Does the engine tell the steps of all of them?"""
+        return all(one.computed for batch in self.batches for one in batch)
+
+    def former(self, number: int, schedule: Schedule, request: int, key: str) -> list[str]:
+        """Return which adapters were in the slot of a request's adapter before, the latest first."""
+        of_request = (one for one in self.steps(number, schedule) if any(rows.request == request for rows in one.rows))
+        step = next((one for one in of_request if key in one.slots), None)
+        return [one for one in step.former[step.slots.index(key)] if one != key] if step else []
+
+    def occupants(self, number: int, request: int) -> dict[int, tuple[str, ...]] | None:
+        """Return the same of a request of one adapter, by how many slots there are, if the engine tells its steps;
+        otherwise None."""
+        if not self.is_told:
+            return None
+        adapters, steps = self.batches[number][request].adapters, self.steps(number, SIMPLE)
+        former = self.former(number, SIMPLE, request, adapters[0][0]) if len(adapters) == 1 else []
+        return {len(steps[0].slots): tuple(former)} if former else {}
+
     def played(self, number: int, schedule: Schedule) -> list[list[Step]]:
-        """Return the steps of each batch up to this one."""
+        """Return the steps of each batch up to this one: those that the engine tells, or those of a schedule."""
+        if self.is_told:
+            if len(self._told) < len(self.batches):
+                self._told = told_steps(self.batches)
+            return self._told[: number + 1]
         played = self._played.setdefault(schedule, [])
         if len(played) <= number:
             limited = schedule.within(self.started)
@@ -96,4 +123,4 @@ def _scheduled(one: Exchange) -> Scheduled:
     prompt = one.request.prompt_ids
     computed = one.response.token_ids[:-1]
     ids = (*prompt, *computed)
-    return Scheduled(len(ids), len(prompt), one.adapters, ids, one.request.arrival_step)
+    return Scheduled(len(ids), len(prompt), one.adapters, ids, one.request.arrival_step, one.response.steps)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from ...engines.interface import Settings
+from ...engines.interface import Computed, Settings
 from .relations import label
 
 ORDERS = {
@@ -117,6 +117,7 @@ class Scheduled:
     adapters: Adapters
     ids: tuple[int, ...] = ()  # of its tokens, where prefixes may come again
     arrival: int = 0  # steps of the batch before it comes
+    computed: tuple[Computed, ...] = ()  # where it was computed, if the engine tells that
 
     @cached_property
     def called(self) -> str | None:

@@ -203,7 +203,8 @@ def names_in_steps(evidence: Sequence[OfWhom], scheduler: Scheduler) -> list[tup
         list[tuple[int, float, int, tuple[str, Schedule, str]]](),
     )
     total = sum(len(one.possible) for one in some)
-    for schedule in (SIMPLE, *fitting_schedules(some, scheduler.schedules, scheduler.clock)) if total else ():
+    schedules = [SIMPLE, *fitting_schedules(some, scheduler.schedules, scheduler.clock)] if total else []
+    for schedule in dict.fromkeys(schedules):
         wrong = np.sum([one.wrong(schedule) for one in some], axis=0)
         words = table_of(some[0].line, some[0].number, schedule).names if some[0].line else []
         good = [n for n, count in enumerate(wrong) if count <= MISSED * total]

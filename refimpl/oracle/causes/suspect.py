@@ -33,9 +33,15 @@ from .watch import Watch
 
 
 def suspect_of(
-    case: Case, exchange: Exchange, raw: Errors, testbed: Testbed, used: Sequence[str | None] = ()
+    case: Case,
+    exchange: Exchange,
+    raw: Errors,
+    testbed: Testbed,
+    used: Sequence[str | None] = (),
+    occupants: Mapping[int, tuple[str, ...]] | None = None,
 ) -> "Suspect":
-    """Return a request of a case with what the others there are to it. used: the adapters of the requests before."""
+    """Return a request of a case with what the others there are to it. used: the adapters of the requests before.
+    occupants: of its adapter's slot before; None: whoever was there if slots are given away as usual."""
     before = case.runs[exchange.run].requests[: exchange.index]
     offset = sum(len(request.prompt_ids) for request in before)
     after = case.runs[exchange.run].requests[exchange.index + 1 :]
@@ -45,7 +51,8 @@ def suspect_of(
     shared = max((_alike(prompt, one.prompt_ids) for one in earlier), default=0)
     padding = max(len(one.prompt_ids) for one in case.runs[exchange.run].requests) - len(prompt)
     others, batch = relations(case, exchange, testbed, used), adapters_of_batch(case, exchange, testbed)
-    occupants = occupants_of(history(case, exchange, testbed, used), exchange.adapters)
+    if occupants is None:
+        occupants = occupants_of(history(case, exchange, testbed, used), exchange.adapters)
     return Suspect(exchange, raw, testbed, others, offset, beside, shared, batch, padding, occupants)
 
 
