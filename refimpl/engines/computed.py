@@ -13,9 +13,8 @@ from .interface import Computed, EngineError
 
 
 def read_steps(value: Iterable[Any], tokens: int) -> tuple[Computed, ...]:
-    """Return the steps of a request of so many tokens, in order, without what they compute beyond those.
-
-    EngineError where they are no steps, or leave tokens out that are not its first ones."""
+    """Return the steps of a request of so many tokens, in order. EngineError where they are no steps, or leave tokens
+    out that are not its first ones."""
     steps, end = list[Computed](), 0
     for one in value:
         numbers = tuple(one) if isinstance(one, Iterable) else (one,)
@@ -36,8 +35,7 @@ def read_steps(value: Iterable[Any], tokens: int) -> tuple[Computed, ...]:
         end = first + count
     if steps and end < tokens:
         raise EngineError(f"steps: they end with token {end - 1}, the request with token {tokens - 1}")
-    within = (one._replace(tokens=min(one.tokens, tokens - one.first)) for one in steps)
-    return tuple(one for one in within if one.tokens > 0)
+    return tuple(steps)
 
 
 def clash(requests: Sequence[Sequence[Computed]]) -> str:

@@ -24,7 +24,16 @@ from ..ops import NUMPY, Ops
 from ..request import Request
 from ..request_state import RequestState
 from ..weights import Model
-from .interface import FEATURES, OPERATIONS, Capabilities, EngineError, EngineRequest, EngineResponse, Settings
+from .interface import (
+    FEATURES,
+    OPERATIONS,
+    Capabilities,
+    Computed,
+    EngineError,
+    EngineRequest,
+    EngineResponse,
+    Settings,
+)
 
 BLOCK_SIZE = 8
 
@@ -47,6 +56,8 @@ class Observed(Server):
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.rows: dict[int, dict[int, Array]] = {}  # request -> position -> logits
+        self.computed: dict[int, list[Computed]] = {}  # request -> the steps that computed it
+        self.passes = 0
         self.forced: dict[int, Sequence[int]] = {}  # request -> the tokens that it is to produce
         self.arrival = False  # are the rows of a batch in the order of arrival, or sorted by adapter?
 
@@ -77,7 +88,11 @@ class Observed(Server):
         query_start_loc = batch.attention.query_start_loc
         # The backend chooses each request's last row, and may choose a wrong one: that is a bug like any other.
         last = rows[self.ops.logits_indices(query_start_loc, False)]
+        self.passes += 1
         for i, (state, n) in enumerate(scheduled):
+            slot = state.adapters[0][0] if state.adapters else -1
+            part = Computed(self.passes, int(query_start_loc[i]), state.computed, n, slot)
+            self.computed.setdefault(state.id, []).append(part)
             width = logit_width(state.request, self.model)
             rows_of_request = self.rows.setdefault(state.id, {})
             for j in range(n):
@@ -179,7 +194,13 @@ class Ours:
                 if limit is not None and len(produced[request_id]) >= limit:
                     server.cancel(request_id)
             step += 1
-        return [_response(request, server.rows.pop(ids[i], {}), produced[ids[i]]) for i, request in enumerate(requests)]
+        return [
+            replace(
+                _response(request, server.rows.pop(ids[i], {}), produced[ids[i]]),
+                steps=tuple(server.computed.pop(ids[i], ())),
+            )
+            for i, request in enumerate(requests)
+        ]
 
     def versions(self) -> dict[str, str]:
         """Return our own version and NumPy's."""

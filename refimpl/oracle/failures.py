@@ -94,7 +94,7 @@ class Failures:
             line, first = self._lines[one.case.name]
             for exchange, raw, verdict in self.as_they_came(one):
                 if len(by_verdict.get(verdict, ())) < GRADED and verdict in by_verdict:
-                    occupants = line.occupants(first + exchange.run, exchange.index)
+                    occupants = line.told_occupants(first + exchange.run, exchange.index)
                     suspect = suspect_of(one.case, exchange, raw, self.testbed, earlier, occupants)
                     facts = facts_of(one.case, exchange, self.testbed, earlier)
                     place = one.case.name, exchange.run, exchange.index

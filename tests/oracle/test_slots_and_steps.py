@@ -20,6 +20,7 @@ from refimpl.oracle.causes.mix_up import EXACT, GATE_BEFORE, UP, Point, Source, 
 from refimpl.oracle.causes.own_sources import but_for_its_bias, scale_sources
 from refimpl.oracle.causes.row_sources import order_sources
 from refimpl.oracle.causes.slot_sources import occupants, slot_sources
+from refimpl.oracle.causes.slots import Occupants
 from refimpl.rope import apply_rope, rope_table
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
@@ -54,7 +55,7 @@ def test_occupants_of_a_slot(used: list[str | None], own_key: str, count: int) -
             slots.use(key)
     filled = slots.filled[slots.use(own_key)]
     former = [key for key in reversed(filled) if key != own_key]
-    assert occupants([*used, own_key], count) == tuple(dict.fromkeys(former))
+    assert occupants([*used, own_key], count) == (tuple(dict.fromkeys(former)), tuple(dict.fromkeys(filled)))
 
 
 def weights(rng: np.random.Generator, r: int, bias: bool) -> LoraWeights:
@@ -84,7 +85,7 @@ def test_a_slot_that_is_only_written_over() -> None:
             if lora.bias is not None:
                 bias = lora.bias * lora.scale
         own_lora = some["a"][MODULE]
-        sources = {source.key: source for source in slot_sources("a", {2: "bcd"})}
+        sources = {source.key: source for source in slot_sources("a", {2: Occupants(tuple("bcd"), tuple("dcba"))})}
         right = here.x @ own_lora.A.T @ own_lora.B.T * own_lora.scale
         ranks = sources["ranks in its slot (2 in all)"].delta(here)
         np.testing.assert_allclose(right + (0 if ranks is None else ranks), here.x @ A.T @ B.T * own_lora.scale)
@@ -104,9 +105,9 @@ def test_modules_that_an_adapter_leaves_alone_keep_what_the_last_one_had_there()
     rng = np.random.default_rng(2)
     some: dict[str, dict[Module, LoraWeights]] = {"a": {}, "b": {}, "c": {MODULE: weights(rng, 3, True)}}
     here = point(some)
-    (source,) = [one for one in slot_sources("a", {1: "bc"}) if one.key == "in its slot (1 in all)"]
+    (source,) = [one for one in slot_sources("a", {1: Occupants(("b", "c"))}) if one.key == "in its slot (1 in all)"]
     np.testing.assert_allclose(source.delta(here), here.full_delta("c"))
-    assert list(slot_sources("a", {4: ()})) == []
+    assert list(slot_sources("a", {4: Occupants()})) == []
 
 
 @pytest.mark.parametrize("source", [*scale_sources("a"), *order_sources("a")], ids=lambda one: one.key)

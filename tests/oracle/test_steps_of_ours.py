@@ -1,5 +1,6 @@
-"""The steps that are worked out for an engine, beside those of one that shows them."""
+"""The steps that are worked out for an engine, and those that it tells, beside those that it makes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ def test_the_steps_of_our_own_engine_are_those_of_one_schedule(monkeypatch: pyte
 
     monkeypatch.setattr(Observed, "_rows_in_order", noted)
     testbed = small_testbed()
-    driver, lines = EngineDriver(lambda: Noting(lambda: NUMPY), testbed, tmp_path), Lines(is_new=True)
+    driver = EngineDriver(lambda: Noting(lambda: NUMPY), testbed, tmp_path)
+    lines, told_lines = Lines(is_new=True), Lines(is_new=True)
     ours = Schedule(
         as_started=True, at_load=True, by_slot=True, touches=True, in_turn=True, if_room=True, block=BLOCK_SIZE
     )
@@ -43,7 +45,11 @@ def test_the_steps_of_our_own_engine_are_those_of_one_schedule(monkeypatch: pyte
         testbed, Ours.capabilities, CampaignSettings(cases=4, sequences=6), lambda: False, []
     ):
         served.clear()
-        line, first = lines.add(case, settings, driver.run(case, settings), testbed)
+        exchanges = driver.run(case, settings)
+        untold = [replace(one, response=replace(one.response, steps=())) for one in exchanges]
+        line, first = lines.add(case, settings, untold, testbed)
+        told, _ = told_lines.add(case, settings, exchanges, testbed)
+        assert told.is_told and not line.is_told
         for number, (run, real) in enumerate(zip(case.runs, served, strict=True)):
             if settings.kv_tokens is not None:
                 continue
@@ -55,5 +61,10 @@ def test_the_steps_of_our_own_engine_are_those_of_one_schedule(monkeypatch: pyte
             cached = [[(request, 0, n)] for request, n in begins.items() if n]
             assert [step for step in rows if step not in cached] == real
             assert all(step in rows for step in cached)
+            told_rows = [
+                [(ids[of.request], of.first, of.length) for of in one.rows] for one in told.steps(first + number, ours)
+            ]
+            assert [step for step in told_rows if step not in cached] == real
+            assert all(step in told_rows for step in cached)
             compared += 1
     assert compared > 20

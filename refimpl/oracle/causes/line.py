@@ -8,6 +8,7 @@ from ..cases.case import Case, Exchange, Load, Run, loaded_before
 from ..cases.testbed import Testbed
 from .candidate_schedules import SIMPLE
 from .schedule import Batch, Schedule, Scheduled, Step
+from .slots import Occupants
 from .steps import Caches, steps
 from .told import told_steps
 
@@ -49,20 +50,24 @@ class Line:
         """Does the engine tell the steps of all of them?"""
         return all(one.computed for batch in self.batches for one in batch)
 
-    def former(self, number: int, schedule: Schedule, request: int, key: str) -> list[str]:
-        """Return which adapters were in the slot of a request's adapter before, the latest first."""
+    def occupants(self, number: int, schedule: Schedule, request: int, key: str) -> Occupants:
+        """Return which adapters were in the slot of a request's adapter."""
         of_request = (one for one in self.steps(number, schedule) if any(rows.request == request for rows in one.rows))
         step = next((one for one in of_request if key in one.slots), None)
-        return [one for one in step.former[step.slots.index(key)] if one != key] if step else []
+        if step is None:
+            return Occupants()
+        slot = step.slots.index(key)
+        return Occupants(tuple(one for one in step.former[slot] if one != key), step.ever[slot])
 
-    def occupants(self, number: int, request: int) -> dict[int, tuple[str, ...]] | None:
+    def told_occupants(self, number: int, request: int) -> dict[int, Occupants] | None:
         """Return the same of a request of one adapter, by how many slots there are, if the engine tells its steps;
         otherwise None."""
         if not self.is_told:
             return None
         adapters, steps = self.batches[number][request].adapters, self.steps(number, SIMPLE)
-        former = self.former(number, SIMPLE, request, adapters[0][0]) if len(adapters) == 1 else []
-        return {len(steps[0].slots): tuple(former)} if former else {}
+        if len(adapters) != 1:
+            return {}
+        return {len(steps[0].slots): self.occupants(number, SIMPLE, request, adapters[0][0])}
 
     def played(self, number: int, schedule: Schedule) -> list[list[Step]]:
         """Return the steps of each batch up to this one: those that the engine tells, or those of a schedule."""

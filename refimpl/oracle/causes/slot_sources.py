@@ -14,13 +14,13 @@ from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from .history import History
 from .mix_up import Delta, Point, Source, blended, full_delta
-from .slots import Slots
+from .slots import Occupants, Slots
 
 COUNTS = (1, 2, 3, 4, 5, 6, 8)  # slots of an engine
 
 
-def occupants(used: Sequence[str | None], slots: int) -> tuple[str, ...]:
-    """Return which adapters were in the slot of the one that was used last, the latest first, without itself.
+def occupants(used: Sequence[str | None], slots: int) -> Occupants:
+    """Return which adapters were in the slot of the one that was used last.
 
     used: the adapters of all requests in order, None: the base; not empty, and the last of them an adapter."""
     of_engine = Slots(slots)
@@ -28,25 +28,26 @@ def occupants(used: Sequence[str | None], slots: int) -> tuple[str, ...]:
         if key is not None:
             of_engine.move_in(key, set())
     own_key = next(key for key in reversed(used) if key is not None)
-    return tuple(one for one in of_engine.former[of_engine.keys.index(own_key)] if one != own_key)
+    return of_engine.occupants_of(own_key)
 
 
-def occupants_of(past: History, adapters: Sequence[tuple[str, float]]) -> dict[int, tuple[str, ...]]:
-    """Return which adapters were in the slot of a request's adapter before, by the number of slots that an engine has;
-    none for the base or a sum. past: what came before the request."""
+def occupants_of(past: History, adapters: Sequence[tuple[str, float]]) -> dict[int, Occupants]:
+    """Return which adapters were in the slot of a request's adapter, by the number of slots that an engine has; none
+    for the base or a sum. past: what came before the request."""
     used = [*past.used, *(key for key, _ in adapters)]
     return {slots: occupants(used, slots) for slots in COUNTS} if len(adapters) == 1 else {}
 
 
-def slot_sources(key: str, occupants_of: Mapping[int, Sequence[str]]) -> Iterator[Source]:
-    """Yield what may be left of them. occupants_of: those of its slot, the latest first, if there are so many slots."""
-    for slots, former in occupants_of.items():
-        if former:
-            yield from left_behind(key, former, f"{slots} in all")
+def slot_sources(key: str, occupants_of: Mapping[int, Occupants]) -> Iterator[Source]:
+    """Yield what may be left of them. occupants_of: those of its slot, if there are so many slots."""
+    for slots, some in occupants_of.items():
+        if some.former:
+            yield from left_behind(key, some, f"{slots} in all")
 
 
-def left_behind(key: str, former: Sequence[str], called: str) -> Iterator[Source]:
-    """Yield what may be left of a slot's former occupants, the latest first. called: what is said of the slots."""
+def left_behind(key: str, some: Occupants, called: str) -> Iterator[Source]:
+    """Yield what may be left of a slot's occupants. called: what is said of the slots."""
+    former = some.former
     had = f"the last adapter that had one there, of those in its slot ({called}) before"
     words = f"the delta of {had}, at modules that its own adapter leaves alone,"
     yield Source(f"in its slot ({called})", words, _whole_delta(key, former), "added", 3)
@@ -57,9 +58,9 @@ def left_behind(key: str, former: Sequence[str], called: str) -> Iterator[Source
     yield Source(f"ranks in its slot ({called})", words, ranks, "added", 3)
     words = f"{words}, at their own scale,"
     yield Source(f"scaled ranks in its slot ({called})", words, scaled_ranks, "added", 4)
-    for which, some in (("last", former), ("first", former[::-1])):
+    for which, order in (("last", former), ("first", some.ever)):
         words = f"its own delta at the scale of the {which} adapter that had one there, of those in its slot ({called})"
-        yield Source(f"scale in its slot, {which} ({called})", words, _scale(key, some), "instead", 3.5)
+        yield Source(f"scale in its slot, {which} ({called})", words, _scale(key, order), "instead", 3.5)
 
 
 def _whole_delta(key: str, former: Sequence[str]) -> Delta:

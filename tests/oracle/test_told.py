@@ -1,0 +1,193 @@
+"""An engine that tells its steps: they are read as they were, and rules and names are held against them."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refimpl.engines.computed import clash, read_steps
+from refimpl.engines.interface import Computed, EngineError
+from refimpl.oracle.causes.candidate_schedules import SIMPLE
+from refimpl.oracle.causes.line import Line
+from refimpl.oracle.causes.rule import Observed
+from refimpl.oracle.causes.schedule import Batch, Schedule, Scheduled, Step
+from refimpl.oracle.causes.scheduled_names import OfWhom, keys_in_steps, names_in_steps
+from refimpl.oracle.causes.scheduled_rule import InBatch, Scheduler
+from refimpl.oracle.causes.step_regions import regions_in_steps
+from refimpl.oracle.causes.told import told_steps
+from refimpl.oracle.diagnosis.clock import Clock
+
+ADAPTERS = [(), (("a", 1.0),), (("b", 1.0),), (("c", 1.0),), (("a", 0.5), ("d", 1.0))]
+a_request = st.builds(
+    lambda ids, produced, adapters: Scheduled(len(ids) + produced, len(ids), adapters, (*ids, *[0] * produced)),
+    st.lists(st.sampled_from([0, 1]), min_size=1, max_size=12),
+    st.integers(0, 4),
+    st.sampled_from(ADAPTERS),
+)
+a_line = st.lists(st.lists(a_request, min_size=1, max_size=5), min_size=1, max_size=4)
+a_schedule = st.builds(
+    Schedule,
+    chunk=st.sampled_from([None, 1, 4]),
+    budget=st.sampled_from([None, 5, 16]),
+    running=st.sampled_from([None, 2]),
+    adapters=st.sampled_from([None, 1, 2, 3]),
+    block=st.sampled_from([None, 2, 4]),
+    by_slot=st.booleans(),
+    in_turn=st.booleans(),
+    evicts=st.booleans(),
+)
+
+
+def told(line: Line, schedule: Schedule) -> list[Batch]:
+    """The same batches, each request with its part of the steps of a schedule."""
+    batches, number = list[Batch](), 0
+    for n, batch in enumerate(line.batches):
+        computed: list[list[Computed]] = [[] for _ in batch]
+        for step in line.steps(n, schedule):
+            number, row = number + 1, 0
+            for one in () if step.is_cached else step.rows:
+                slot = batch[one.request].slot_in(step.slots)
+                computed[one.request].append(Computed(number, row, one.first, one.length, slot))
+                row += one.length
+        batches.append([replace(one, computed=tuple(of)) for one, of in zip(batch, computed, strict=True)])
+    return batches
+
+
+def as_computed(batch: Batch, steps: Sequence[Step]) -> list[list[tuple]]:
+    return [
+        [(*one, batch[one.request].slot_in(step.slots)) for one in step.rows] for step in steps if not step.is_cached
+    ]
+
+
+@given(a_line, a_schedule)
+@settings(deadline=None)
+def test_told_steps_are_those_that_were_made(some: list[Batch], schedule: Schedule) -> None:
+    line = Line(some)
+    batches = told(line, schedule)
+    assert all(not clash([one.computed for one in batch]) for batch in batches)
+    for n, (batch, steps) in enumerate(zip(batches, told_steps(batches), strict=True)):
+        made = line.steps(n, schedule)
+        assert as_computed(batch, steps) == as_computed(batch, made)
+        assert {one.rows for one in steps if one.is_cached} == {one.rows for one in made if one.is_cached}
+        for request in batch:
+            assert read_steps(request.computed, request.tokens) == request.computed
+
+
+def test_what_is_computed_again_counts_where_that_was_last() -> None:
+    """A request that was preempted in its third step, and begins anew in the fifth; one more token than was asked."""
+    first = [
+        Computed(1, 0, 0, 3),
+        Computed(2, 0, 3, 2),
+        Computed(3, 1, 5, 1),
+        Computed(5, 0, 0, 6),
+        Computed(6, 0, 6, 2),
+    ]
+    other = [Computed(3, 0, 0, 1), Computed(4, 0, 1, 1)]
+    batch = [Scheduled(7, 5, (), computed=tuple(first)), Scheduled(2, 1, (), computed=tuple(other))]
+    (steps,) = told_steps([batch])
+    assert [[(one.request, one.first, one.length) for one in step.rows] for step in steps] == [
+        [(1, 0, 1)],
+        [(1, 1, 1)],
+        [(0, 0, 6)],
+        [(0, 6, 1)],
+    ]
+
+
+def test_an_adapter_is_in_its_slot_until_another_one_is() -> None:
+    a, b, c = ADAPTERS[1:4]
+    batches = [
+        [Scheduled(1, 1, one, computed=(Computed(1, 0, 0, 1, slot),))] for one, slot in ((a, 0), (b, 1), (c, 0), (a, 1))
+    ]
+    steps = [of[0] for of in told_steps(batches)]
+    assert [one.slots for one in steps] == [("a", None), ("a", "b"), ("c", "b"), ("c", "a")]
+    assert [one.loaded for one in steps] == [("a",), ("b",), ("c",), ("a",)]
+    assert steps[2].former == (("a",), ()) and steps[3].former == (("a",), ("b",))
+    assert steps[3].moves == (1, 2) and steps[3].places == (1,)
+    line = Line([*batches])
+    some = [line.told_occupants(n, 0) for n in (0, 2, 3)]
+    assert some == [{2: ((), ("a",))}, {2: (("a",), ("a", "c"))}, {2: (("b",), ("b", "a"))}]
+
+
+def made_line(seed: int, batches: int) -> Line:
+    rng, line = np.random.default_rng(seed), Line()
+    for _ in range(batches):
+        requests = []
+        for _ in range(int(rng.integers(3, 7))):
+            prompt = int(rng.integers(2, 20))
+            requests.append(Scheduled(prompt + int(rng.integers(1, 5)), prompt, ADAPTERS[int(rng.integers(4))]))
+        line.batches.append(requests)
+    return line
+
+
+ODD = Schedule(
+    5, 19, adapters=2, evicts=True, by_row=True, compacts=True, order="shortest", running=3, at_end=True, if_room=True
+)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "the last of its adapter's prompt tokens of a step",
+        "the step in which its adapter moves into a slot",
+        "rows of a step from number 8 on",
+        "an adapter in a slot that another one had before",
+        "decode steps beside prompt tokens",
+    ],
+)
+def test_a_rule_by_told_steps_needs_no_search(words: str) -> None:
+    """Of an engine with so many limits that nobody comes to its schedule, and no time to look for it."""
+    unknown = made_line(3, 6)
+    line = Line(told(unknown, ODD))
+    requests = []
+    for number, here in itertools.product(range(6), range(3)):
+        steps = unknown.steps(number, ODD)
+        members = next(one for one in regions_in_steps(line.batches[number], here, ODD, steps) if one.words == words)
+        requests.append(InBatch(Observed({}, [], members.members.astype(int)), line, number, here))
+    assert any((one.observed.present == 1).any() for one in requests)
+    rule = Scheduler(Clock(0.0)).rule(requests)
+    assert rule.wrong == 0 and rule.tokens and not rule.assumes
+
+
+@pytest.mark.parametrize(
+    "name", ["the row before in its step", "the adapter in slot 1", "the adapter in the slot before its own"]
+)
+def test_a_name_by_told_steps_needs_no_search(name: str) -> None:
+    unknown = made_line(5, 5)
+    line, seen = Line(told(unknown, ODD)), []
+    for number, here in itertools.product(range(5), range(3)):
+        keys = keys_in_steps(OfWhom(unknown, number, here, {}), name, ODD)
+        seen.append(OfWhom(line, number, here, {t: frozenset([key]) for t, key in enumerate(keys)}))
+    (words, schedule, assumes), *_ = names_in_steps(seen, Scheduler(Clock(0.0)))
+    assert schedule == SIMPLE and not assumes
+    assert all(
+        keys_in_steps(one, words, SIMPLE) == [*map(lambda some: next(iter(some)), one.possible.values())]
+        for one in seen
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([5], r"expected \(step, row, first, tokens, slot\), got 5"),
+        ([(0, 0, 0)], "expected"),
+        ([(0, 0, 0, 0)], "no such row, tokens or slot"),
+        ([(0, 0, 0, 3, -2)], "no such row, tokens or slot"),
+        ([(0, 0, 0, 1), (0, 0, 1, 2)], "stands behind step 0"),
+        ([(0, 0, 0, 1), (1, 0, 2, 1)], "no step computes token 1"),
+        ([(0, 0, 0, 2)], "they end with token 1, the request with token 2"),
+        ([(0, 0, 0, "3")], "whole numbers"),
+    ],
+)
+def test_steps_that_are_none(steps: list, message: str) -> None:
+    with pytest.raises(EngineError, match=f"^steps: .*{message}"):
+        read_steps(steps, 3)
+
+
+def test_two_requests_in_one_row() -> None:
+    one, other = [Computed(4, 0, 0, 3)], [Computed(4, 2, 0, 1)]
+    assert clash([one, other]) == "steps: row 2 of step 4 is of request 0 and of request 1"
+    assert not clash([one, [Computed(4, 3, 0, 1)], [Computed(5, 0, 0, 1)]])
