@@ -118,8 +118,7 @@ def test_a_slot_goes_to_whoever_comes_from_the_one_that_was_not_used_longest(use
             filled[slot].append(key)
         used_at[slot] = now
         assert slots.keys == [some[-1] if some else None for some in filled]
-        before = [one for one in reversed(filled[slot][:-1])]
-        assert [one for one in slots.former[slot] if one != key] == [one for one in dict.fromkeys(before) if one != key]
+        assert slots.history == [tuple(some) for some in filled]
 
 
 def test_an_adapter_that_was_used_in_a_later_step_stays() -> None:
@@ -277,7 +276,7 @@ def test_names_beside_a_loop_over_rows(some: list[Batch], schedule: Schedule, da
             ),
             "the prompt token at its place in its step": of(prompts[at]) if at < len(prompts) else None,
             "the adapter in the last slot": slots[-1] if slots else None,
-            "the adapter that was in its slot before": next(iter(in_order[s].former[own_slot]), None)
+            "the adapter that was in its slot before": next(iter(in_order[s].history[own_slot][-2::-1]), None)
             if own_slot >= 0
             else None,
         }

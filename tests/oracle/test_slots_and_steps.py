@@ -20,7 +20,6 @@ from refimpl.oracle.causes.mix_up import EXACT, GATE_BEFORE, UP, Point, Source, 
 from refimpl.oracle.causes.own_sources import but_for_its_bias, scale_sources
 from refimpl.oracle.causes.row_sources import order_sources
 from refimpl.oracle.causes.slot_sources import occupants, slot_sources
-from refimpl.oracle.causes.slots import Occupants
 from refimpl.rope import apply_rope, rope_table
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
@@ -54,8 +53,7 @@ def test_occupants_of_a_slot(used: list[str | None], own_key: str, count: int) -
         if key is not None:
             slots.use(key)
     filled = slots.filled[slots.use(own_key)]
-    former = [key for key in reversed(filled) if key != own_key]
-    assert occupants([*used, own_key], count) == (tuple(dict.fromkeys(former)), tuple(dict.fromkeys(filled)))
+    assert occupants([*used, own_key], count) == tuple(filled)
 
 
 def weights(rng: np.random.Generator, r: int, bias: bool) -> LoraWeights:
@@ -85,11 +83,11 @@ def test_a_slot_that_is_only_written_over() -> None:
             if lora.bias is not None:
                 bias = lora.bias * lora.scale
         own_lora = some["a"][MODULE]
-        sources = {source.key: source for source in slot_sources("a", {2: Occupants(tuple("bcd"), tuple("dcba"))})}
+        sources = {source.key: source for source in slot_sources("a", {2: "dcba"})}
         right = here.x @ own_lora.A.T @ own_lora.B.T * own_lora.scale
         ranks = sources["ranks in its slot (2 in all)"].delta(here)
         np.testing.assert_allclose(right + (0 if ranks is None else ranks), here.x @ A.T @ B.T * own_lora.scale)
-        for which, other in (("last", "b"), ("first", "d")):
+        for which, other in (("last", "b"), ("first", "d"), ("first since", "d")):
             scaled = sources[f"scale in its slot, {which} (2 in all)"].delta(here)
             change = np.zeros_like(right) if scaled is None else scaled
             own_whole = full_delta(here.x, own_lora)
@@ -101,13 +99,33 @@ def test_a_slot_that_is_only_written_over() -> None:
         )
 
 
+def test_a_scale_that_is_written_where_there_was_none() -> None:
+    """The definition: a table of scales that is cleared at modules that an occupant has not, and filled where it is
+    empty. What comes back may have its own."""
+    rng = np.random.default_rng(4)
+    some = {key: {MODULE: weights(rng, 1 + n, False)} for n, key in enumerate("abcd")}
+    here = point(some | {"e": {}})
+    for history in ("ba", "bcda", "aba", "beca", "becaba", "ebcea"):
+        table: LoraWeights | None = None
+        for key in history:
+            lora = here.of(key)
+            table = None if lora is None else table or lora
+        assert table is not None
+        (source,) = [
+            one for one in slot_sources("a", {2: history}) if one.key == "scale in its slot, first since (2 in all)"
+        ]
+        own_whole, change = full_delta(here.x, some["a"][MODULE]), source.delta(here)
+        wanted = own_whole * (table.scale / some["a"][MODULE].scale)
+        np.testing.assert_allclose(own_whole + (0 if change is None else change), wanted)
+
+
 def test_modules_that_an_adapter_leaves_alone_keep_what_the_last_one_had_there() -> None:
     rng = np.random.default_rng(2)
     some: dict[str, dict[Module, LoraWeights]] = {"a": {}, "b": {}, "c": {MODULE: weights(rng, 3, True)}}
     here = point(some)
-    (source,) = [one for one in slot_sources("a", {1: Occupants(("b", "c"))}) if one.key == "in its slot (1 in all)"]
+    (source,) = [one for one in slot_sources("a", {1: "cba"}) if one.key == "in its slot (1 in all)"]
     np.testing.assert_allclose(source.delta(here), here.full_delta("c"))
-    assert list(slot_sources("a", {4: Occupants()})) == []
+    assert list(slot_sources("a", {4: "a"})) == []
 
 
 @pytest.mark.parametrize("source", [*scale_sources("a"), *order_sources("a")], ids=lambda one: one.key)

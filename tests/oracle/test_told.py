@@ -105,11 +105,11 @@ def test_an_adapter_is_in_its_slot_until_another_one_is() -> None:
     steps = [of[0] for of in told_steps(batches)]
     assert [one.slots for one in steps] == [("a", None), ("a", "b"), ("c", "b"), ("c", "a")]
     assert [one.loaded for one in steps] == [("a",), ("b",), ("c",), ("a",)]
-    assert steps[2].former == (("a",), ()) and steps[3].former == (("a",), ("b",))
+    assert steps[2].history == (("a", "c"), ("b",)) and steps[3].history == (("a", "c"), ("b", "a"))
     assert steps[3].moves == (1, 2) and steps[3].places == (1,)
     line = Line([*batches])
     some = [line.told_occupants(n, 0) for n in (0, 2, 3)]
-    assert some == [{2: ((), ("a",))}, {2: (("a",), ("a", "c"))}, {2: (("b",), ("b", "a"))}]
+    assert some == [{2: ("a",)}, {2: ("a", "c")}, {2: ("b", "a")}]
 
 
 def made_line(seed: int, batches: int) -> Line:

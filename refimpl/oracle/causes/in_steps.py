@@ -76,7 +76,7 @@ def in_steps(requests: Batch, here: int, in_order: Sequence[Step]) -> InSteps:
     own_key = requests[here].adapters[0][0] if requests[here].adapters else ""
     slots = [one.slots.index(own_key) if own_key in one.slots else -1 for one in in_order]
     had_others = [
-        slot >= 0 and bool(set(one.former[slot]) - {own_key}) for slot, one in zip(slots, in_order, strict=True)
+        slot >= 0 and bool(set(one.history[slot]) - {own_key}) for slot, one in zip(slots, in_order, strict=True)
     ]
     return InSteps(
         decode[part][own_rows] == 1,

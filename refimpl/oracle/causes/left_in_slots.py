@@ -17,7 +17,6 @@ from .schedule_search import fitting_schedules
 from .scheduled_names import OfWhom
 from .scheduled_rule import Scheduler
 from .slot_sources import left_behind
-from .slots import Occupants
 from .sources import WHICHEVER
 from .traced import Request, Traced
 
@@ -71,7 +70,8 @@ def of_whom(request: Request, followed: Followed, i: int, mistake: Mistake) -> O
             OF_SLOTS
         ):  # found with slots of which none waits for: who was there last is a guess
             count = int(mistake.family.partition("(")[2].split()[0])
-            some = frozenset(came.suspect.occupants.get(count, Occupants()).former[:1])
+            history = came.suspect.occupants.get(count, ())
+            some = frozenset([one for one in reversed(history) if one != came.suspect.key][:1])
         if some and followed.present(i)[t] == 1:
             possible[t] = some
     return OfWhom(came.line, came.number, came.place[2], possible)
@@ -86,12 +86,12 @@ def _give(requests: Mapping[Request, Followed], schedule: Schedule, kind: str) -
         adapters, parts = came.suspect.exchange.adapters, dict[str, list[tuple[float, Source]]]()
         slots = "as many as it was started with" if schedule.as_started else f"{_count(came, schedule)} in all"
         for key, weight in adapters:
-            some = came.line.occupants(came.number, schedule, came.place[2], key) if came.line else Occupants()
-            sources = left_behind(key, some, slots)
+            history = came.line.occupants(came.number, schedule, came.place[2], key) if came.line else ()
+            sources = left_behind(key, history, slots)
             for source in (one for one in sources if one.key.startswith(kind)):
                 parts.setdefault(source.key + schedule.words, []).append((weight, source))
-        for family, parts_of in parts.items():
-            request.families[family] = [replace(of_all(parts_of), key=family)]
+        for family, some in parts.items():
+            request.families[family] = [replace(of_all(some), key=family)]
             families[family] = None
     return [Mistake(family, modules, 1.0, COST) for family in families for modules in REGIONS]
 

@@ -8,7 +8,6 @@ from ..cases.case import Case, Exchange, Load, Run, loaded_before
 from ..cases.testbed import Testbed
 from .candidate_schedules import SIMPLE
 from .schedule import Batch, Schedule, Scheduled, Step
-from .slots import Occupants
 from .steps import Caches, steps
 from .told import told_steps
 
@@ -50,16 +49,13 @@ class Line:
         """Does the engine tell the steps of all of them?"""
         return all(one.computed for batch in self.batches for one in batch)
 
-    def occupants(self, number: int, schedule: Schedule, request: int, key: str) -> Occupants:
-        """Return which adapters were in the slot of a request's adapter."""
+    def occupants(self, number: int, schedule: Schedule, request: int, key: str) -> tuple[str, ...]:
+        """Return which adapters moved into the slot of a request's adapter, one after another, itself last."""
         of_request = (one for one in self.steps(number, schedule) if any(rows.request == request for rows in one.rows))
         step = next((one for one in of_request if key in one.slots), None)
-        if step is None:
-            return Occupants()
-        slot = step.slots.index(key)
-        return Occupants(tuple(one for one in step.former[slot] if one != key), step.ever[slot])
+        return step.history[step.slots.index(key)] if step else ()
 
-    def told_occupants(self, number: int, request: int) -> dict[int, Occupants] | None:
+    def told_occupants(self, number: int, request: int) -> dict[int, tuple[str, ...]] | None:
         """Return the same of a request of one adapter, by how many slots there are, if the engine tells its steps;
         otherwise None."""
         if not self.is_told:

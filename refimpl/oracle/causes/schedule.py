@@ -147,8 +147,7 @@ class Step(NamedTuple):
 
     rows: tuple[Rows, ...]
     slots: tuple[str | None, ...] = ()  # which adapter is in each; none if the schedule says nothing of slots
-    former: tuple[tuple[str, ...], ...] = ()  # which ones were there before that, the latest first
-    ever: tuple[tuple[str, ...], ...] = ()  # all that were in each so far, in the order in which they first came
+    history: tuple[tuple[str, ...], ...] = ()  # all that moved into each so far, one after another
     loaded: tuple[str, ...] = ()  # adapters that moved in when the step began
     moves: tuple[int, ...] = ()  # how often the adapter of each slot has moved in so far
     places: tuple[int, ...] = ()  # the slot that each request's adapter got, -1: none

@@ -50,7 +50,7 @@ def in_slots(line: Line, number: int, in_order: Sequence[Step], step: Array, own
     if not count:
         return dict.fromkeys(names, np.zeros(len(owner), int))
     now = np.array([[codes[key] for key in one.slots] for one in in_order])
-    former = np.array([[codes[of[0]] if of else 0 for of in one.former] for one in in_order])
+    former = np.array([[codes[of[-2]] if len(of) > 1 else 0 for of in one.history] for one in in_order])
     slots = np.array([[one.slot_in(some.slots) for one in requests] for some in in_order])[step, owner]
     of_row = [now[step, n] if n < count else np.zeros(len(owner), int) for n in range(MOST_SLOTS)] + [now[step, -1]]
     beside = [now[step, (slots - 1) % count], now[step, (slots + 1) % count], former[step, slots]]

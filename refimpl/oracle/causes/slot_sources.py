@@ -5,7 +5,8 @@ module. Who was in it depends on how many slots an engine has; here they are giv
 one first, then that of the adapter that was used least recently (vLLM's LRU cache of adapters, lora/model_manager.py).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,13 +15,14 @@ from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from .history import History
 from .mix_up import Delta, Point, Source, blended, full_delta
-from .slots import Occupants, Slots
+from .slots import Slots
 
+Whose = Callable[[Point], LoraWeights | None]  # whose weights count at a module
 COUNTS = (1, 2, 3, 4, 5, 6, 8)  # slots of an engine
 
 
-def occupants(used: Sequence[str | None], slots: int) -> Occupants:
-    """Return which adapters were in the slot of the one that was used last.
+def occupants(used: Sequence[str | None], slots: int) -> tuple[str, ...]:
+    """Return which adapters moved into the slot of the one that was used last, one after another, itself last.
 
     used: the adapters of all requests in order, None: the base; not empty, and the last of them an adapter."""
     of_engine = Slots(slots)
@@ -28,26 +30,26 @@ def occupants(used: Sequence[str | None], slots: int) -> Occupants:
         if key is not None:
             of_engine.move_in(key, set())
     own_key = next(key for key in reversed(used) if key is not None)
-    return of_engine.occupants_of(own_key)
+    return of_engine.history[of_engine.keys.index(own_key)]
 
 
-def occupants_of(past: History, adapters: Sequence[tuple[str, float]]) -> dict[int, Occupants]:
-    """Return which adapters were in the slot of a request's adapter, by the number of slots that an engine has; none
+def occupants_of(past: History, adapters: Sequence[tuple[str, float]]) -> dict[int, tuple[str, ...]]:
+    """Return which adapters moved into the slot of a request's adapter, by the number of slots that an engine has; none
     for the base or a sum. past: what came before the request."""
     used = [*past.used, *(key for key, _ in adapters)]
     return {slots: occupants(used, slots) for slots in COUNTS} if len(adapters) == 1 else {}
 
 
-def slot_sources(key: str, occupants_of: Mapping[int, Occupants]) -> Iterator[Source]:
-    """Yield what may be left of them. occupants_of: those of its slot, if there are so many slots."""
-    for slots, some in occupants_of.items():
-        if some.former:
-            yield from left_behind(key, some, f"{slots} in all")
+def slot_sources(key: str, occupants_of: Mapping[int, Sequence[str]]) -> Iterator[Source]:
+    """Yield what may be left of them. occupants_of: those of its slot, one after another, if there are so many."""
+    for slots, history in occupants_of.items():
+        if set(history) - {key}:
+            yield from left_behind(key, history, f"{slots} in all")
 
 
-def left_behind(key: str, some: Occupants, called: str) -> Iterator[Source]:
-    """Yield what may be left of a slot's occupants. called: what is said of the slots."""
-    former = some.former
+def left_behind(key: str, history: Sequence[str], called: str) -> Iterator[Source]:
+    """Yield what may be left of a slot's occupants, one after another. called: what is said of the slots."""
+    former = tuple(dict.fromkeys(one for one in reversed(history) if one != key))
     had = f"the last adapter that had one there, of those in its slot ({called}) before"
     words = f"the delta of {had}, at modules that its own adapter leaves alone,"
     yield Source(f"in its slot ({called})", words, _whole_delta(key, former), "added", 3)
@@ -58,9 +60,14 @@ def left_behind(key: str, some: Occupants, called: str) -> Iterator[Source]:
     yield Source(f"ranks in its slot ({called})", words, ranks, "added", 3)
     words = f"{words}, at their own scale,"
     yield Source(f"scaled ranks in its slot ({called})", words, scaled_ranks, "added", 4)
-    for which, order in (("last", former), ("first", some.ever)):
-        words = f"its own delta at the scale of the {which} adapter that had one there, of those in its slot ({called})"
-        yield Source(f"scale in its slot, {which} ({called})", words, _scale(key, order), "instead", 3.5)
+    scale = f"its own delta at the scale of the {{}} adapter that had one there, of those in its slot ({called})"
+    for which, whose in (
+        ("last", _first_of(former)),
+        ("first", _first_of(history)),
+        ("first since", _first_since(history)),
+    ):
+        words = scale.format(which.replace(" since", "")) + ", since one had none" * ("since" in which)
+        yield Source(f"scale in its slot, {which} ({called})", words, _scale(key, whose), "instead", 3.5)
 
 
 def _whole_delta(key: str, former: Sequence[str]) -> Delta:
@@ -83,12 +90,26 @@ def _bias(key: str, former: Sequence[str]) -> Delta:
     return delta
 
 
-def _scale(key: str, former: Sequence[str]) -> Delta:
+def _first_of(some: Sequence[str]) -> Whose:
+    def whose(point: Point) -> LoraWeights | None:
+        return next((lora for one in some if (lora := point.of(one)) is not None), None)
+
+    return whose
+
+
+def _first_since(history: Sequence[str]) -> Whose:
+    def whose(point: Point) -> LoraWeights | None:
+        some = itertools.takewhile(lambda lora: lora is not None, (point.of(one) for one in reversed(history)))
+        return next(iter([*some][::-1]), None)
+
+    return whose
+
+
+def _scale(key: str, whose: Whose) -> Delta:
     """A table of scales that is not written when another adapter moves in."""
 
     def delta(point: Point) -> Array | None:
-        own_lora = point.of(key)
-        other = next((lora for one in former if (lora := point.of(one)) is not None), None)
+        own_lora, other = point.of(key), whose(point)
         if own_lora is None or other is None or not own_lora.scale or other.scale == own_lora.scale:
             return None
         return full_delta(point.x, own_lora) * (other.scale / own_lora.scale - 1)

@@ -6,14 +6,6 @@ A free slot, or that of the adapter that was used least recently (vLLM's LRU cac
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-
-class Occupants(NamedTuple):
-    """Who was in the slot of an adapter."""
-
-    former: tuple[str, ...] = ()  # before it, the latest first
-    ever: tuple[str, ...] = ()  # in the order in which they first came, itself among them
 
 
 @dataclass(eq=False)
@@ -22,13 +14,12 @@ class Slots:
 
     count: int
     keys: list[str | None] = field(default_factory=list)
-    former: list[tuple[str, ...]] = field(default_factory=list)  # which ones were there before, the latest first
-    ever: list[tuple[str, ...]] = field(default_factory=list)  # all that were there, in the order in which they came
+    history: list[tuple[str, ...]] = field(default_factory=list)  # all that moved into each, one after another
     order: list[int] = field(default_factory=list)  # the one that was used least recently first
     moves: Counter[str | None] = field(default_factory=Counter)  # of each adapter, how often it moved in
 
     def __post_init__(self) -> None:
-        self.keys, self.former, self.ever = [None] * self.count, [()] * self.count, [()] * self.count
+        self.keys, self.history = [None] * self.count, [()] * self.count
         self.order = list(range(self.count))
 
     def move_in(self, key: str, in_use: set[str]) -> bool:
@@ -44,20 +35,11 @@ class Slots:
         """Have an adapter in this slot, and in no other one. Did it move in?"""
         if self.keys[slot] == key:
             return False
-        for place in (slot, *(n for n, other in enumerate(self.keys) if other == key)):
-            former = self.keys[place]
-            if former is not None:
-                self.former[place] = (former, *(one for one in self.former[place] if one != former))
-            self.keys[place] = None
+        self.keys = [None if other == key else other for other in self.keys]
         self.keys[slot] = key
-        self.ever[slot] = tuple(dict.fromkeys([*self.ever[slot], key]))
+        self.history[slot] = (*self.history[slot], key)
         self.moves[key] += 1
         return True
-
-    def occupants_of(self, key: str) -> Occupants:
-        """Return who was in the slot of an adapter that is in one."""
-        slot = self.keys.index(key)
-        return Occupants(tuple(one for one in self.former[slot] if one != key), self.ever[slot])
 
     def numbers_of(self, keys: Iterable[str]) -> list[int]:
         """Return their slots; of those without one nothing."""

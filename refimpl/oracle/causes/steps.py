@@ -196,8 +196,7 @@ class _Engine:
             return Step(tuple(rows), is_cached=is_cached)
         loaded = () if is_cached else tuple(self.loaded)
         moves = tuple(slots.moves[key] for key in slots.keys)
-        now = tuple(slots.keys), tuple(slots.former), tuple(slots.ever)
-        return Step(tuple(rows), *now, loaded, moves, tuple(self.places), is_cached)
+        return Step(tuple(rows), tuple(slots.keys), tuple(slots.history), loaded, moves, tuple(self.places), is_cached)
 
 
 def compacted_places(running: Sequence[int], ends: Sequence[bool]) -> list[int]:

@@ -28,7 +28,6 @@ from .mix_up import EXACT, Point, Source
 from .regions import Region, module_regions, regions_of_ids, sets_of_names, token_regions
 from .relations import adapters_of_batch, label, relations
 from .slot_sources import occupants_of
-from .slots import Occupants
 from .sources import sources_of, whichever
 from .watch import Watch
 
@@ -39,7 +38,7 @@ def suspect_of(
     raw: Errors,
     testbed: Testbed,
     used: Sequence[str | None] = (),
-    occupants: Mapping[int, Occupants] | None = None,
+    occupants: Mapping[int, tuple[str, ...]] | None = None,
 ) -> "Suspect":
     """Return a request of a case with what the others there are to it. used: the adapters of the requests before.
     occupants: of its adapter's slot before; None: whoever was there if slots are given away as usual."""
@@ -75,7 +74,9 @@ class Suspect:
     shared: int = 0  # tokens at its beginning that an earlier request of its case had as well
     batch: tuple[tuple[tuple[str, float], ...], ...] = ()  # adapters and weights of each request of its batch
     padding: int = 0  # tokens that the longest prompt of its batch has more
-    occupants: Mapping[int, Occupants] = field(default_factory=dict)  # of its slot, by how many there are
+    occupants: Mapping[int, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # of its slot, itself last, by how many there are
     _batches: dict[int, tuple[Batch, KVCache, AdapterCache]] = field(default_factory=dict, repr=False)
 
     @property

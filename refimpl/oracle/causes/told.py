@@ -33,7 +33,7 @@ def _steps_of(batch: Batch, slots: Slots) -> Iterator[Step]:
             cached += [Rows(i, 0, one.first, False)] * (i not in begun and one.first > 0)
             begun.add(i)
             rows.append(Rows(i, one.first, one.tokens, one.first >= batch[i].prompt))
-        now = tuple(slots.keys), tuple(slots.former), tuple(slots.ever)
+        now = tuple(slots.keys), tuple(slots.history)
         moves = tuple(slots.moves[key] for key in slots.keys)
         for found in cached:
             yield Step((found,), *now, (), moves, tuple(places), True)
