@@ -57,10 +57,11 @@ def _asked_again(
     """Ask batches one after another of an engine that has forgotten what came before.
 
     places: of each batch the one request that is returned; None: all of them are."""
-    requests, earlier, lines = list[Asked](), list[str | None](), Lines(failures.is_new)
+    requests, lines = list[Asked](), Lines(failures.is_new)
     for number, exchanges in enumerate(failures.driver.run_on(testbed, cases, started)):
         case, here = cases[number], places[number]
         line, first = lines.add(case, started, exchanges, testbed)
+        earlier = line.used_before(first)
         some = exchanges if here is None else [exchanges[here]]
         for exchange, raw, verdict in failures.measured(case, some, testbed):
             if verdict in ("fail", "pass"):
@@ -68,5 +69,4 @@ def _asked_again(
                 facts = facts_of(case, exchange, testbed, earlier)
                 place = case.name, exchange.run, exchange.index
                 requests.append(Asked(suspect, place, facts, verdict == "fail", line, first, True))
-        earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
     return requests

@@ -14,6 +14,8 @@ from .noise.ensemble import Member
 from .noise.measure import Sample, measure
 from .watchdog import Watchdog
 
+FIRST = "first answers"  # the folder of those that others stand for
+
 
 class EngineDriver:
     """Runs cases on one engine. `make` gives an engine that is not started; `work` keeps what it answered.
@@ -38,8 +40,15 @@ class EngineDriver:
             archive.save(folder, case, exchanges)
         return exchanges
 
+    def first_answers(self, case: Case, settings: Settings) -> list[Exchange]:
+        """Return the case's requests and the responses that came first."""
+        first = archive.saved(self.work / FIRST, case)
+        return self.exchanges(case, settings) if first is None else first
+
     def keep(self, case: Case, exchanges: Sequence[Exchange]) -> None:
         """Take these for the answers to the case from now on."""
+        if (before := archive.saved(self.work / "answers", case)) is not None:
+            archive.save(self.work / FIRST, case, before)
         archive.save(self.work / "answers", case, exchanges)
 
     def run(self, case: Case, settings: Settings) -> list[Exchange]:

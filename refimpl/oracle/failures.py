@@ -15,6 +15,7 @@ from .engine_driver import EngineDriver
 from .noise.ensemble import Member
 from .noise.measure import Errors, errors_again, measure
 from .noise.verdict import Thresholds, judge
+from .repeatable import SECOND
 from .reports.result import PlayedCase
 
 GRADED = 24  # requests, of those that failed and of those that did not; larger: slower
@@ -54,14 +55,19 @@ class Failures:
 
     @cached_property
     def _lines(self) -> dict[str, tuple[Line, int]]:
-        """For each case the batches of its engine, and which of them is its first."""
-        lines = Lines(self.is_new)
-        return {
-            one.case.name: lines.add(
-                one.case, one.settings, self.driver.exchanges(one.case, one.settings), self.testbed
+        """For each case the batches of its engine, and which of them is its first, of those that its answers are of."""
+        lines, places = Lines(self.is_new), dict[str, tuple[Line, int]]()
+        for one in self.played:
+            answers = self.driver.first_answers(one.case, one.settings)
+            places[one.case.name] = lines.add(one.case, one.settings, answers, self.testbed)
+        twice = sorted((one for one in self.played if one.asked_twice), key=lambda one: one.asked_twice)
+        for one in twice:
+            place = lines.add(
+                one.case, one.settings, self.driver.exchanges(one.case, one.settings, SECOND), self.testbed
             )
-            for one in self.played
-        }
+            if one.is_second:
+                places[one.case.name] = place
+        return places
 
     @property
     def is_new(self) -> bool:
@@ -86,12 +92,11 @@ class Failures:
     def asked_loudly(self) -> list[Asked]:
         """The requests as they came: those that failed, from all over the campaign, then as many that passed."""
         by_verdict: dict[str, list[Asked]] = {"fail": [], "pass": []}
-        earlier: list[str | None] = []  # what was asked of one engine before
         for one in self.played:
             if all(len(some) >= GRADED for some in by_verdict.values()):
                 break
-            exchanges = self.driver.exchanges(one.case, one.settings)
             line, first = self._lines[one.case.name]
+            earlier = line.used_before(first)
             for exchange, raw, verdict in self.as_they_came(one):
                 if len(by_verdict.get(verdict, ())) < GRADED and verdict in by_verdict:
                     occupants = line.told_occupants(first + exchange.run, exchange.index)
@@ -101,7 +106,6 @@ class Failures:
                     by_verdict[verdict].append(
                         Asked(suspect, place, facts, verdict == "fail", line, first + exchange.run)
                     )
-            earlier += [exchange.adapters[0][0] if exchange.adapters else None for exchange in exchanges]
         failed = by_verdict["fail"]
         return [one for i in range(STRIDE) for one in failed[i::STRIDE]] + by_verdict["pass"]
 

@@ -36,12 +36,13 @@ def ask_twice(
     chosen = readable[:1] + spread(failed, TWICE // 2)
     chosen += spread(others, TWICE - len(chosen))
     apart: list[tuple[float, str]] = []
-    for one in chosen:
+    for number, one in enumerate(chosen, 1):
         before = driver.exchanges(one.case, one.settings)
         try:
             after = driver.exchanges(one.case, one.settings, kept_in=SECOND)
         except EngineError as error:
             return [f"while {one.case.name} was asked a second time: {error}"]
+        one.asked_twice = number
         worst = max(
             distance(exchange.response, again.response, ratios)
             for exchange, again, ratios in zip(before, after, one.ratios, strict=True)
@@ -69,7 +70,7 @@ def _judge_second(
     ratios, _ = measure(one.case, after, driver.testbed, members)
     verdicts = [judge(of_request, thresholds) for of_request in ratios]
     if overall([verdict.verdict for verdict in verdicts]) == "fail":
-        one.ratios, one.verdicts = ratios, verdicts
+        one.ratios, one.verdicts, one.is_second = ratios, verdicts, True
         driver.keep(one.case, after)
 
 

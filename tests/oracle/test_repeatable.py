@@ -10,6 +10,7 @@ from support.testbed import small_testbed
 from refimpl.engines.interface import EngineResponse
 from refimpl.engines.ours import Ours
 from refimpl.oracle.campaign import Campaign
+from refimpl.oracle.failures import Failures
 from refimpl.oracle.noise.measure import ErrorRatios
 from refimpl.oracle.repeatable import distance
 from refimpl.oracle.reports.result import CampaignSettings
@@ -59,6 +60,25 @@ def test_an_engine_that_is_right_only_once_fails(tmp_path: Path) -> None:
     assert result.verdict == "fail"
     assert any("asked twice" in line and "(2 of the 2 batches that were)" in line for line in result.diagnostics)
     assert any("only after what was asked before" in line for line in result.diagnostics)
+
+
+class Going(Forgetful):
+    """The same, and it goes on from batch to batch."""
+
+    new_for_each_batch = False
+
+
+def test_what_was_asked_twice_stands_where_it_was_asked_then(tmp_path: Path) -> None:
+    plan, testbed = CampaignSettings(2, 0, below=False, name_bug=False), small_testbed()
+    campaign = Campaign(Going, testbed, plan, tmp_path)
+    result = campaign.run()
+    assert [one.is_second for one in result.played] == [True, True]
+    failures = Failures(campaign.driver, testbed, (), result.thresholds, result.played)
+    asked = {(one.place[0], one.number) for one in failures.asked_loudly}
+    assert asked == {("batch 0", 2), ("batch 1", 3)}  # numbers 0 and 1 are the first answers
+    (line,) = {one.line for one in failures.asked_loudly}
+    assert line is not None and len(line.batches) == 4
+    assert len(line.used_before(2)) == sum(len(one.case.runs[0].requests) for one in result.played)
 
 
 def test_an_honest_engine_is(tmp_path: Path) -> None:

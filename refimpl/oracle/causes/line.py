@@ -49,6 +49,10 @@ class Line:
         """Does the engine tell the steps of all of them?"""
         return all(one.computed for batch in self.batches for one in batch)
 
+    def used_before(self, number: int) -> list[str | None]:
+        """Return the adapter of each request before a batch, of a sum the first one; None: the base."""
+        return [one.adapters[0][0] if one.adapters else None for batch in self.batches[:number] for one in batch]
+
     def occupants(self, number: int, schedule: Schedule, request: int, key: str) -> tuple[str, ...]:
         """Return which adapters moved into the slot of a request's adapter, one after another, itself last."""
         of_request = (one for one in self.steps(number, schedule) if any(rows.request == request for rows in one.rows))

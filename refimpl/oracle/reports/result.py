@@ -45,6 +45,8 @@ class PlayedCase:
     ratios: list[ErrorRatios]  # of each request that counts
     verdicts: list[Verdict] = field(default_factory=list)  # of the same requests
     terms: dict[str, Any] = field(default_factory=dict, repr=False)  # of the bugs that were looked for below the noise
+    asked_twice: int = 0  # as which case it was asked a second time, from 1 on; 0: it was not
+    is_second: bool = False  # is it judged by its second answers?
 
     @property
     def verdict(self) -> str:
