@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from refimpl.arrays import Array
 from refimpl.oracle.causes.graphs import CUT, OF_LIST
 from refimpl.oracle.causes.in_steps import in_steps
+from refimpl.oracle.causes.kept_rows import NAMES as KEPT_ROWS
+from refimpl.oracle.causes.kept_rows import kept_rows
 from refimpl.oracle.causes.line import Line
 from refimpl.oracle.causes.rule import Observed
 from refimpl.oracle.causes.schedule import ORDERS, Batch, Schedule, Scheduled, Step
@@ -323,6 +325,20 @@ def test_plans_are_those_of_the_first_step_of_their_shape() -> None:
     assert line.steps(2, schedule)[0].slots == ("c", "b")
     in_slots = "the adapter in the slot of the row at its place in the first step of as many tokens"
     assert of(2, in_slots) == ["c", "b", "b"]
+
+
+def test_a_table_of_the_running_requests_is_not_written_for_the_base() -> None:
+    """Place 1 was b's; b moved to place 0 when a ended. Then the base stands at place 1, and moves to 0 when c ends."""
+    a, b, c = ((("a", 1.0),), (("b", 1.0),), (("c", 1.0),))
+    line = Line([[Scheduled(1, 1, a), Scheduled(2, 1, b)], [Scheduled(1, 1, c), Scheduled(3, 1, ())]])
+    names = {words: ["c", "b", "b", "b"] for words in KEPT_ROWS}
+    for words, expected in names.items():
+        table = table_of(line, 1, Schedule(adapters=3))
+        assert [list(line.codes)[code] for code in table.codes[table.names.index(words)]] == expected
+    table = table_of(line, 1, Schedule(adapters=2))  # c has a's slot, so b is in its own still
+    assert [list(line.codes)[code] for code in table.codes[table.names.index(KEPT_ROWS[1])]] == ["c", "b", "b", "b"]
+    (alone,) = [of for of in kept_rows(Line([[Scheduled(2, 2, ())]]), Schedule())]
+    assert alone[KEPT_ROWS[0]].tolist() == [0, 0]
 
 
 def test_a_list_that_is_cut_gives_the_first_entries_to_those_that_are_left() -> None:

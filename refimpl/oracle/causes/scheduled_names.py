@@ -14,6 +14,7 @@ from ...arrays import Array
 from .candidate_schedules import SIMPLE
 from .graphs import captured
 from .kept_plans import kept_plans
+from .kept_rows import kept_rows
 from .length_names import by_length_left, by_length_of_others
 from .line import Line
 from .row_names import by_row
@@ -158,14 +159,14 @@ class Kept:
     def of(self, number: int) -> dict[str, Array]:
         """Those of one batch."""
         while len(self.of_batches) <= number:
-            graphs, plans = next(self.rest)
-            self.of_batches.append(graphs | plans)
+            graphs, plans, rows = next(self.rest)
+            self.of_batches.append(graphs | plans | rows)
         return self.of_batches[number]
 
 
 @lru_cache(maxsize=1024)
 def _kept(line: Line, schedule: Schedule) -> Kept:
-    return Kept(zip(captured(line, schedule), kept_plans(line, schedule), strict=True))
+    return Kept(zip(captured(line, schedule), kept_plans(line, schedule), kept_rows(line, schedule), strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -201,7 +201,12 @@ class _Engine:
 
 def compacted_places(running: Sequence[int], ends: Sequence[bool]) -> list[int]:
     """Return those that go on: the last one takes the place of one that ends, and may end itself."""
-    places, at = list(running), 0
+    return moved_places(running, ends)[0]
+
+
+def moved_places(running: Sequence[int], ends: Sequence[bool]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the same, and which place was taken from which, one after another."""
+    places, moves, at = list(running), list[tuple[int, int]](), 0
     while at < len(places):
         if not ends[places[at]]:
             at += 1
@@ -209,4 +214,5 @@ def compacted_places(running: Sequence[int], ends: Sequence[bool]) -> list[int]:
         last = places.pop()
         if at < len(places):
             places[at] = last
-    return places
+            moves.append((at, len(places)))
+    return places, moves
