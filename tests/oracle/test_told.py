@@ -3,12 +3,18 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.causes import cause_of_bug
 
+from refimpl import NUMPY, Ops
+from refimpl.adapter_slots import AdapterSlots
+from refimpl.arrays import Array, Precision
+from refimpl.config import Module
 from refimpl.engines.computed import clash, read_steps
 from refimpl.engines.interface import Computed, EngineError
 from refimpl.oracle.causes.candidate_schedules import SIMPLE
@@ -20,6 +26,7 @@ from refimpl.oracle.causes.scheduled_rule import InBatch, Scheduler
 from refimpl.oracle.causes.step_regions import regions_in_steps
 from refimpl.oracle.causes.told import told_steps
 from refimpl.oracle.diagnosis.clock import Clock
+from refimpl.plans import LoraMapping
 
 ADAPTERS = [(), (("a", 1.0),), (("b", 1.0),), (("c", 1.0),), (("a", 0.5), ("d", 1.0))]
 a_request = st.builds(
@@ -191,3 +198,25 @@ def test_two_requests_in_one_row() -> None:
     one, other = [Computed(4, 0, 0, 3)], [Computed(4, 2, 0, 1)]
     assert clash([one, other]) == "steps: row 2 of step 4 is of request 0 and of request 1"
     assert not clash([one, [Computed(4, 3, 0, 1)], [Computed(5, 0, 0, 1)]])
+
+
+def skips_last_row() -> Ops:
+    """A launch of one row too few."""
+
+    def lora_delta(
+        y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision
+    ) -> None:
+        before = y[-1:].copy()
+        NUMPY.lora_delta(y, x, module, adapters, mapping, p)
+        y[-1:] = before
+
+    return replace(NUMPY, lora_delta=lora_delta)
+
+
+@pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
+def test_an_engine_that_tells_its_steps_is_held_against_them(tmp_path: Path) -> None:
+    cause = cause_of_bug(skips_last_row, tmp_path)
+    assert cause is not None and cause.explained == cause.failed and not cause.exceptions
+    (change,) = cause.changes
+    assert change.what == "its own delta is missing" and change.tokens == "the last row of a step"
+    assert not change.is_guess and not change.when

@@ -136,7 +136,8 @@ def change_of(
         tokens, when = "", often + (f"; nearest: {fitting.words}" if fitting.words else "")
     modules = _effective(mistake, list(requests))
     when = " ".join(filter(None, [when, one.assumes]))
-    return Change(words, mistake.family, modules, tokens, coefficient, pairs, bug, links.get(bug, ()), when)
+    is_guess = bool(one.assumes) or not fitting.holds
+    return Change(words, mistake.family, modules, tokens, coefficient, pairs, bug, links.get(bug, ()), when, is_guess)
 
 
 def _effective(mistake: Mistake, requests: Sequence[Request]) -> str:

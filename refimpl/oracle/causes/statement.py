@@ -18,6 +18,7 @@ class Change:
     bug: str = ""  # the known bug that does the same
     links: tuple[str, ...] = ()
     when: str = ""  # "where its adapter has rsLoRA"; "" if always
+    is_guess: bool = False  # is that near what was seen, or a matter of steps that were worked out?
 
     @property
     def sentence(self) -> str:
