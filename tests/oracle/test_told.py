@@ -119,6 +119,22 @@ def test_an_adapter_is_in_its_slot_until_another_one_is() -> None:
     assert some == [{2: ("a",)}, {2: ("a", "c")}, {2: ("b", "a")}]
 
 
+@pytest.mark.parametrize(("runs_on", "now"), [(True, "b"), (False, "a")])
+def test_a_slot_that_is_given_away_while_it_is_used(runs_on: bool, now: str) -> None:
+    """a goes on in slot 0 beside b, for which it was taken: b's weights are there. A request that waited meanwhile has
+    its own again."""
+    a, b = ADAPTERS[1:3]
+    middle = [Computed(2, 1, 1, 1, 0)] * runs_on
+    first = [Computed(1, 0, 0, 1, 0), *middle, Computed(3, 0, 1 + runs_on, 1, 0)]
+    batch = [
+        Scheduled(2 + runs_on, 1, a, computed=tuple(first)),
+        Scheduled(1, 1, b, computed=(Computed(2, 0, 0, 1, 0),)),
+    ]
+    (steps,) = told_steps([batch])
+    assert [one.slots for one in steps] == [("a",), ("b",), (now,)]
+    assert steps[2].loaded == (() if runs_on else ("a",)) and steps[2].places == (0, 0)
+
+
 def made_line(seed: int, batches: int) -> Line:
     rng, line = np.random.default_rng(seed), Line()
     for _ in range(batches):

@@ -22,22 +22,32 @@ def _steps_of(batch: Batch, slots: Slots) -> Iterator[Step]:
         for i, request in enumerate(batch)
         for one in _last(request.computed, request.tokens)
     )
-    places, begun = [-1] * len(batch), set[int]()
+    places, lost, begun = [-1] * len(batch), set[int](), set[int]()
     for _, group in groupby(parts, key=lambda part: part[0]):
-        rows, cached, loaded = list[Rows](), list[Rows](), list[str]()
-        for _, _, i, one in group:
-            key = batch[i].adapters[0][0] if batch[i].adapters else None
-            if key is not None and one.slot >= 0:
-                loaded += [key] * slots.put(key, one.slot)
-                places[i] = one.slot if places[i] < 0 else places[i]
-            cached += [Rows(i, 0, one.first, False)] * (i not in begun and one.first > 0)
-            begun.add(i)
-            rows.append(Rows(i, one.first, one.tokens, one.first >= batch[i].prompt))
+        some = [(i, one) for _, _, i, one in group]
+        loaded = _move(batch, some, slots, places, lost)
         now = tuple(slots.keys), tuple(slots.history)
         moves = tuple(slots.moves[key] for key in slots.keys)
-        for found in cached:
-            yield Step((found,), *now, (), moves, tuple(places), True)
-        yield Step(tuple(rows), *now, tuple(loaded), moves, tuple(places))
+        for i, one in some:
+            if i not in begun and one.first:
+                yield Step((Rows(i, 0, one.first, False),), *now, (), moves, tuple(places), True)
+            begun.add(i)
+        rows = tuple(Rows(i, one.first, one.tokens, one.first >= batch[i].prompt) for i, one in some)
+        yield Step(rows, *now, tuple(loaded), moves, tuple(places))
+
+
+def _move(
+    batch: Batch, some: Sequence[tuple[int, Computed]], slots: Slots, places: list[int], lost: set[int]
+) -> list[str]:
+    """Put the adapters of a step where they are told to be; return those that moved in. lost: requests that go on in a
+    slot that was given to another adapter beside them; whoever was not computed then has its slot back."""
+    in_slots = [(i, one.slot, batch[i].adapters[0][0]) for i, one in some if batch[i].adapters and one.slot >= 0]
+    loaded = [(slot, key) for i, slot, key in in_slots if places[i] != slot and slots.put(key, slot)]
+    lost |= {i for i, slot, key in in_slots if places[i] == slot and slot in dict(loaded) and slots.keys[slot] != key}
+    loaded += [(slot, key) for i, slot, key in in_slots if places[i] == slot and i not in lost and slots.put(key, slot)]
+    for i, slot, _ in in_slots:
+        places[i] = slot
+    return [key for _, key in loaded]
 
 
 def _last(steps: Sequence[Computed], end: int) -> list[Computed]:
