@@ -40,11 +40,11 @@ def read_steps(value: Iterable[Any], tokens: int) -> tuple[Computed, ...]:
 
 def clash(requests: Sequence[Sequence[Computed]]) -> str:
     """Return what is wrong with the steps of the requests of a batch, if it is; otherwise ""."""
-    taken: dict[tuple[int, int], int] = {}
+    owner: dict[tuple[int, int], int] = {}
     for i, steps in enumerate(requests):
         for one in steps:
             for row in range(one.row, one.row + one.tokens):
-                other = taken.setdefault((one.step, row), i)
+                other = owner.setdefault((one.step, row), i)
                 if other != i:
                     return f"steps: row {row} of step {one.step} is of request {other} and of request {i}"
     return ""

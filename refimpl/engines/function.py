@@ -99,7 +99,7 @@ def make(options: Mapping[str, str]) -> "Function":
 class Function:
     """An Engine (interface.py)."""
 
-    may_tell_steps = True
+    may_report_steps = True
     lives_here = True  # what it keeps, its module keeps: only another process has nothing of it
 
     def __init__(self, function: Callable[[str, list[dict[str, Any]]], Sequence[Mapping[str, Any]]]) -> None:

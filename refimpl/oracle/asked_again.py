@@ -65,7 +65,9 @@ def _asked_again(
         some = exchanges if here is None else [exchanges[here]]
         for exchange, raw, verdict in failures.measured(case, some, testbed):
             if verdict in ("fail", "pass"):
-                suspect = suspect_of(case, exchange, raw, testbed, earlier, line.told_occupants(first, exchange.index))
+                suspect = suspect_of(
+                    case, exchange, raw, testbed, earlier, line.reported_occupants(first, exchange.index)
+                )
                 facts = facts_of(case, exchange, testbed, earlier)
                 place = case.name, exchange.run, exchange.index
                 requests.append(Asked(suspect, place, facts, verdict == "fail", line, first, True))

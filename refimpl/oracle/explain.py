@@ -33,7 +33,7 @@ from .smallest import answers_to, said_of_smallest, size, smaller, smallest_samp
 
 CLOSELY = 6  # failed cases that a bug is looked for in; larger: slower, and bugs that show rarely are named more often
 PASSED = 2  # cases that passed, beside them: a bug must do nothing there; larger: slower
-UNTOLD = (
+UNREPORTED = (
     'its steps and slots were worked out from its mistakes: an engine that tells them ("steps" in its answers, '
     "docs/check.md) is held against its own"
 )
@@ -192,15 +192,15 @@ def _cause(context: Context, played: Sequence[PlayedCase]) -> tuple[CauseReport 
     try:
         clock = Clock(context.settings.cause_seconds or causes.SECONDS, context.end, context.observer.look)
         cause = cause_of(context.driver, context.testbed, context.members, context.thresholds, played, clock)
-        return cause, why_not_fitted(context.testbed) + clock.lines + _untold(context, played, cause)
+        return cause, why_not_fitted(context.testbed) + clock.lines + _unreported(context, played, cause)
     except EngineError as error:
         return None, [f"while the cause was looked for: {error}"]
 
 
-def _untold(context: Context, played: Sequence[PlayedCase], cause: CauseReport | None) -> list[str]:
+def _unreported(context: Context, played: Sequence[PlayedCase], cause: CauseReport | None) -> list[str]:
     """Return a line where an engine could tell its steps and does not, and they matter to what is said of it."""
-    if not getattr(context.driver.engine, "may_tell_steps", False):
+    if not getattr(context.driver.engine, "may_report_steps", False):
         return []
     answers = (one.response for case in played for one in context.driver.exchanges(case.case, case.settings))
     is_guess = cause is not None and any(change.is_guess for change in cause.changes)
-    return [UNTOLD] if is_guess and not any(one.steps for one in answers) else []
+    return [UNREPORTED] if is_guess and not any(one.steps for one in answers) else []

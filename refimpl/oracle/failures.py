@@ -99,7 +99,7 @@ class Failures:
             earlier = line.used_before(first)
             for exchange, raw, verdict in self.as_they_came(one):
                 if len(by_verdict.get(verdict, ())) < GRADED and verdict in by_verdict:
-                    occupants = line.told_occupants(first + exchange.run, exchange.index)
+                    occupants = line.reported_occupants(first + exchange.run, exchange.index)
                     suspect = suspect_of(one.case, exchange, raw, self.testbed, earlier, occupants)
                     facts = facts_of(one.case, exchange, self.testbed, earlier)
                     place = one.case.name, exchange.run, exchange.index

@@ -27,8 +27,8 @@ def permuted_cause(failures: Failures, limit: float, clock: Clock) -> CauseRepor
     None if there is none. limit: the ratio from which on a row is no noise."""
     began, batches = time.monotonic(), [one for one in _batches(failures) if _is_affordable(one[-1], failures.testbed)]
     failed = sum(verdict == "fail" for *_, batch in batches for _, _, verdict in batch)
-    told = any(line.is_told for line, *_ in batches)
-    for schedule in SCHEDULES[: 1 if told else None] if failed >= LEAST else ():
+    is_reported = any(line.is_reported for line, *_ in batches)
+    for schedule in SCHEDULES[: 1 if is_reported else None] if failed >= LEAST else ():
         if clock.is_late("deltas that are put back in another order"):
             return None
         if ways := _ways(failures, batches, schedule, limit):

@@ -235,7 +235,7 @@ def test_without_and_declared_leave_out_the_same() -> None:
     assert first == second and left_out(CAPABILITIES, first) == ("rslora",)
 
 
-def test_a_function_gets_sums_and_is_told_to_forget(tmp_path: Path) -> None:
+def test_a_function_gets_sums_and_is_reported_to_forget(tmp_path: Path) -> None:
     calls = []
 
     def summing(model_dir: str, requests: list) -> list:

@@ -117,7 +117,7 @@ sys.exit(cli.main(["demo"]))
     assert done.stderr.count("script.py:10: UserWarning: of another library") == 1
 
 
-def test_a_wrong_kernel_is_told_as_it_is_and_no_bug_of_ours(
+def test_a_wrong_kernel_is_reported_as_it_is_and_no_bug_of_ours(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: object) -> int:
@@ -172,7 +172,7 @@ def test_the_demo_says_what_was_shown_and_what_comes_next(capsys: pytest.Capture
     assert command in COMMANDS
 
 
-def test_a_folder_that_is_nothing_is_told_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_folder_that_is_nothing_is_reported_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = run(capsys, "inspect", str(tmp_path / "nope"))
     assert code == 2 and out.startswith("problem: ") and "unknown" not in out
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from refimpl.engines.interface import Computed
 from refimpl.oracle import cause, watchdog
 from refimpl.oracle.campaign import Campaign
 
 pytest_plugins = ("pytester",)
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "check.md").read_text("utf-8")
-FUNCTION, FIXTURE, STRATEGIES = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+FUNCTION, STEPS, FIXTURE, STRATEGIES = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 MY_MODULE = """
 import functools
@@ -53,6 +54,10 @@ def test_both_ways_to_ask_in_pytest_pass_a_right_function(pytester: pytest.Pytes
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(passed=2)
+
+
+def test_the_numbers_of_a_step_are_those_that_are_read() -> None:
+    assert f"({', '.join(Computed._fields)})" in STEPS
 
 
 def test_the_function_of_the_page_is_one() -> None:

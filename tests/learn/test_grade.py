@@ -166,7 +166,7 @@ def test_a_slow_end_is_no_interrupt_afterwards() -> None:
     time.sleep(0.1)
 
 
-def test_what_keeps_something_between_calls_is_told_so() -> None:
+def test_what_keeps_something_between_calls_is_reported_so() -> None:
     calls = []
 
     def at_the_third_call(y: np.ndarray) -> None:

@@ -160,7 +160,7 @@ TO_PAIR = Path(__file__).parents[2] / "teacher" / "labs" / "f_to_pair.py"
 FOUR_MODULES = "\nNUMBERS = {name: NUMBERS[name] for name in ('q_proj', 'gate_proj', 'up_proj', 'down_proj')}\n"
 
 
-def test_a_conversion_that_knows_the_small_adapters_alone_is_told_so(tmp_path: Path) -> None:
+def test_a_conversion_that_knows_the_small_adapters_alone_is_reported_so(tmp_path: Path) -> None:
     assert "lab_f_monday" in lab_f_monday.LAB.grade(tmp_path).lines[0]
     (tmp_path / "to_pair.py").write_text(TO_PAIR.read_text("utf-8") + FOUR_MODULES, "utf-8")
     verdict = lab_f_monday.LAB.grade(tmp_path)

@@ -37,13 +37,13 @@ def exercise(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name, turn, sentence", TURNS)
-def test_the_transpose_of_the_right_answer_is_told_so(name: str, turn: Callable[[Any], Any], sentence: str) -> None:
+def test_the_transpose_of_the_right_answer_is_reported_so(name: str, turn: Callable[[Any], Any], sentence: str) -> None:
     right = solution(name)
     verdict = grade(exercise(name), lambda *args: turn(right(*args)))
     assert verdict.outcome == WRONG and verdict.lines[-1].endswith(" " + sentence), verdict.text()
 
 
-def test_the_formula_as_paper_has_it_is_told_so() -> None:
+def test_the_formula_as_paper_has_it_is_reported_so() -> None:
     def on_paper(x: Any, W: Any, A: Any, B: Any, alpha: float, use_rslora: bool) -> Any:
         scale = alpha / np.sqrt(len(A)) if use_rslora else alpha / len(A)
         return W @ x + scale * (B @ (A @ x))

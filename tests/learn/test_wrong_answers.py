@@ -319,7 +319,7 @@ def test_the_argument_that_was_changed_is_named_as_the_learner_names_it() -> Non
     assert "right, but A is not what it was before" in verdict.lines[-1]
 
 
-def test_what_is_right_in_fewer_digits_or_complex_is_told_so() -> None:
+def test_what_is_right_in_fewer_digits_or_complex_is_reported_so() -> None:
     for dtype, says in (("float32", "rounded to fewer digits"), ("float16", "to fewer digits"), (complex, "complex")):
 
         def narrow(*arguments: Any, dtype: Any = dtype) -> Array:

@@ -51,7 +51,7 @@ def test_a_bug_of_state_has_symptoms_and_no_name(capsys: pytest.CaptureFixture[s
     assert report["diagnosis"] == [] and report["power"] == {}
 
 
-def test_under_its_own_name_the_same_engine_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_under_its_own_name_the_same_engine_is_reported(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """So that the test above can fail."""
     mutant = revealed("c132")
     text = everything(capsys, tmp_path / "out", "--engine", f"mutant:{mutant.name}", "--no-power", *BATCHES)

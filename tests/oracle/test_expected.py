@@ -51,7 +51,7 @@ def test_a_diagnosis_is_covered_by_its_mutant_or_by_its_symptom() -> None:
     assert match([both], ["no answer"], ["a_mutant"]) is None
 
 
-def test_what_was_expected_and_did_not_come_is_told() -> None:
+def test_what_was_expected_and_did_not_come_is_reported() -> None:
     assert unexpectedly_passing(ALL, ["scale_times[2]"], ["base rows are wrong"]) == [FREE]
     assert unexpectedly_passing(ALL) == [SCALE, BASE, FREE]  # never one that cannot show here
     assert unexpectedly_passing(ALL, exercised=lambda mutant: mutant == "scale_times") == [SCALE, BASE]

@@ -66,7 +66,8 @@ def answered(
 
 def steps_of(exchanges: list[Exchange], schedule: Schedule) -> list[Step]:
     """Return the steps of a batch that is the first of its engine."""
-    return Line(batches_of(exchanges)).steps(0, schedule)
+    untold = [replace(one, response=replace(one.response, steps=())) for one in exchanges]
+    return Line(batches_of(untold)).steps(0, schedule)
 
 
 def logits_of(exchanges: list[Exchange], way: Permutation, in_order: list[Step]) -> list[Array]:

@@ -49,7 +49,7 @@ def test_the_steps_of_our_own_engine_are_those_of_one_schedule(monkeypatch: pyte
         untold = [replace(one, response=replace(one.response, steps=())) for one in exchanges]
         line, first = lines.add(case, settings, untold, testbed)
         told, _ = told_lines.add(case, settings, exchanges, testbed)
-        assert told.is_told and not line.is_told
+        assert told.is_reported and not line.is_reported
         for number, (run, real) in enumerate(zip(case.runs, served, strict=True)):
             if settings.kv_tokens is not None:
                 continue

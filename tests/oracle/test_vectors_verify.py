@@ -99,7 +99,7 @@ def test_a_crash_by_accident_is_no_refusal(slip: Exception) -> None:
         assert outcome.verdict == "fail" and "which is no refusal" in outcome.why, result
 
 
-def test_an_output_under_another_name_is_told_by_both_names() -> None:
+def test_an_output_under_another_name_is_reported_by_both_names() -> None:
     assert verdict(RANK_1, {"out": right(RANK_1)["y"]}) == ("fail", "y is missing; the answer has out")
 
 

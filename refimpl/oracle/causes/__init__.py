@@ -7,9 +7,9 @@ Every bug of LoRA serving changes what is added to some modules' outputs, for so
 Token by token: a right row of logits says that its token was computed right, and those before it, so that the first
 wrong row names the token. There all mix-ups are tried exactly, in one batch (walk.py, mistakes.py); what leaves noise
 is followed through every other request (follow.py, by_token.py), and what its tokens have in common is said (rule.py,
-described.py). Often that is a matter of the engine's own steps and slots. Some engines tell them (told.py); for others
-they are worked out for many schedules (schedule.py, steps.py), and the one is taken with which it is shortest to say
-(schedule_search.py).
+described.py). Often that is a matter of the engine's own steps and slots. Some engines tell them (reported.py). For
+others they are worked out for many schedules (schedule.py, steps.py), and the one is taken with which it is shortest to
+say (schedule_search.py).
 
 No delta is wrong where a row reads another adapter's keys and values (kept.py).
 

@@ -7,9 +7,9 @@ from ...engines.interface import Settings
 from ..cases.case import Case, Exchange, Load, Run, loaded_before
 from ..cases.testbed import Testbed
 from .candidate_schedules import SIMPLE
+from .reported import reported_steps
 from .schedule import Batch, Schedule, Scheduled, Step
 from .steps import Caches, steps
-from .told import told_steps
 
 
 @dataclass(eq=False)
@@ -20,7 +20,7 @@ class Line:
     loads: list[Sequence[str]] = field(default_factory=list)  # before each of them, of which adapters
     started: Settings | None = None  # how it was started, if that is known
     _played: dict[Schedule, list[list[Step]]] = field(default_factory=dict, repr=False)
-    _told: list[list[Step]] = field(default_factory=list, repr=False)
+    _reported: list[list[Step]] = field(default_factory=list, repr=False)
     _caches: dict[Schedule, Caches] = field(default_factory=dict, repr=False)
     _codes: dict[str | None, int] = field(default_factory=lambda: {None: 0}, repr=False)
     _counted: int = field(default=0, repr=False)  # of the batches
@@ -45,7 +45,7 @@ class Line:
         return self.played(number, schedule)[-1]
 
     @property
-    def is_told(self) -> bool:
+    def is_reported(self) -> bool:
         """Does the engine tell the steps of all of them?"""
         return all(one.computed for batch in self.batches for one in batch)
 
@@ -59,10 +59,10 @@ class Line:
         step = next((one for one in of_request if key in one.slots), None)
         return step.history[step.slots.index(key)] if step else ()
 
-    def told_occupants(self, number: int, request: int) -> dict[int, tuple[str, ...]] | None:
+    def reported_occupants(self, number: int, request: int) -> dict[int, tuple[str, ...]] | None:
         """Return the same of a request of one adapter, by how many slots there are, if the engine tells its steps;
         otherwise None."""
-        if not self.is_told:
+        if not self.is_reported:
             return None
         adapters, steps = self.batches[number][request].adapters, self.steps(number, SIMPLE)
         if len(adapters) != 1:
@@ -71,10 +71,10 @@ class Line:
 
     def played(self, number: int, schedule: Schedule) -> list[list[Step]]:
         """Return the steps of each batch up to this one: those that the engine tells, or those of a schedule."""
-        if self.is_told:
-            if len(self._told) < len(self.batches):
-                self._told = told_steps(self.batches)
-            return self._told[: number + 1]
+        if self.is_reported:
+            if len(self._reported) < len(self.batches):
+                self._reported = reported_steps(self.batches)
+            return self._reported[: number + 1]
         played = self._played.setdefault(schedule, [])
         if len(played) <= number:
             limited = schedule.within(self.started)

@@ -53,7 +53,7 @@ class Seen(Protocol):
 def fitting_schedules(requests: Sequence[Seen], first: Sequence[Schedule], clock: Clock) -> list[Schedule]:
     """Return the schedules with which more can be said in one way than without any, best first. first: found before.
     clock: when to stop looking. An engine that tells its steps has those with whatever schedule."""
-    if any(one.line and one.line.is_told for one in requests):
+    if any(one.line and one.line.is_reported for one in requests):
         return [SIMPLE]
     telling = sorted((one for one in requests if one.line and one.evidence()), key=lambda one: -one.evidence())
     few, tried = _quickest(telling[:FEW]), _Tried(())

@@ -8,7 +8,7 @@ from .schedule import Batch, Rows, Step
 from .slots import Slots
 
 
-def told_steps(batches: Sequence[Batch]) -> list[list[Step]]:
+def reported_steps(batches: Sequence[Batch]) -> list[list[Step]]:
     """Return the steps of each batch of one engine; what is in its slots goes on from one to the next. What is computed
     again, of a request that was preempted, is only where it was computed last; what nobody asked for is left out."""
     count = 1 + max((of.slot for batch in batches for one in batch if one.adapters for of in one.computed), default=-1)

@@ -19,21 +19,21 @@ from refimpl.engines.computed import clash, read_steps
 from refimpl.engines.interface import Computed, EngineError
 from refimpl.oracle.causes.candidate_schedules import SIMPLE
 from refimpl.oracle.causes.line import Line
+from refimpl.oracle.causes.reported import reported_steps
 from refimpl.oracle.causes.rule import Observed
 from refimpl.oracle.causes.schedule import Batch, Schedule, Scheduled, Step
 from refimpl.oracle.causes.scheduled_names import OfWhom, keys_in_steps, names_in_steps
 from refimpl.oracle.causes.scheduled_rule import InBatch, Scheduler
 from refimpl.oracle.causes.step_regions import regions_in_steps
-from refimpl.oracle.causes.told import told_steps
 from refimpl.oracle.diagnosis.clock import Clock
 from refimpl.plans import LoraMapping
 
 ADAPTERS = [(), (("a", 1.0),), (("b", 1.0),), (("c", 1.0),), (("a", 0.5), ("d", 1.0))]
-a_request = st.builds(
+a_request = st.builds(  # of a sum an engine tells the slot of its first adapter alone: nobody knows where the others are
     lambda ids, produced, adapters: Scheduled(len(ids) + produced, len(ids), adapters, (*ids, *[0] * produced)),
     st.lists(st.sampled_from([0, 1]), min_size=1, max_size=12),
     st.integers(0, 4),
-    st.sampled_from(ADAPTERS),
+    st.sampled_from(ADAPTERS[:4]),
 )
 a_line = st.lists(st.lists(a_request, min_size=1, max_size=5), min_size=1, max_size=4)
 a_schedule = st.builds(
@@ -72,11 +72,11 @@ def as_computed(batch: Batch, steps: Sequence[Step]) -> list[list[tuple]]:
 
 @given(a_line, a_schedule)
 @settings(deadline=None)
-def test_told_steps_are_those_that_were_made(some: list[Batch], schedule: Schedule) -> None:
+def test_reported_steps_are_those_that_were_made(some: list[Batch], schedule: Schedule) -> None:
     line = Line(some)
     batches = told(line, schedule)
     assert all(not clash([one.computed for one in batch]) for batch in batches)
-    for n, (batch, steps) in enumerate(zip(batches, told_steps(batches), strict=True)):
+    for n, (batch, steps) in enumerate(zip(batches, reported_steps(batches), strict=True)):
         made = line.steps(n, schedule)
         assert as_computed(batch, steps) == as_computed(batch, made)
         assert {one.rows for one in steps if one.is_cached} == {one.rows for one in made if one.is_cached}
@@ -95,7 +95,7 @@ def test_what_is_computed_again_counts_where_that_was_last() -> None:
     ]
     other = [Computed(3, 0, 0, 1), Computed(4, 0, 1, 1)]
     batch = [Scheduled(7, 5, (), computed=tuple(first)), Scheduled(2, 1, (), computed=tuple(other))]
-    (steps,) = told_steps([batch])
+    (steps,) = reported_steps([batch])
     assert [[(one.request, one.first, one.length) for one in step.rows] for step in steps] == [
         [(1, 0, 1)],
         [(1, 1, 1)],
@@ -109,13 +109,13 @@ def test_an_adapter_is_in_its_slot_until_another_one_is() -> None:
     batches = [
         [Scheduled(1, 1, one, computed=(Computed(1, 0, 0, 1, slot),))] for one, slot in ((a, 0), (b, 1), (c, 0), (a, 1))
     ]
-    steps = [of[0] for of in told_steps(batches)]
+    steps = [of[0] for of in reported_steps(batches)]
     assert [one.slots for one in steps] == [("a", None), ("a", "b"), ("c", "b"), ("c", "a")]
     assert [one.loaded for one in steps] == [("a",), ("b",), ("c",), ("a",)]
     assert steps[2].history == (("a", "c"), ("b",)) and steps[3].history == (("a", "c"), ("b", "a"))
     assert steps[3].moves == (1, 2) and steps[3].places == (1,)
     line = Line([*batches])
-    some = [line.told_occupants(n, 0) for n in (0, 2, 3)]
+    some = [line.reported_occupants(n, 0) for n in (0, 2, 3)]
     assert some == [{2: ("a",)}, {2: ("a", "c")}, {2: ("b", "a")}]
 
 
@@ -130,7 +130,7 @@ def test_a_slot_that_is_given_away_while_it_is_used(runs_on: bool, now: str) -> 
         Scheduled(2 + runs_on, 1, a, computed=tuple(first)),
         Scheduled(1, 1, b, computed=(Computed(2, 0, 0, 1, 0),)),
     ]
-    (steps,) = told_steps([batch])
+    (steps,) = reported_steps([batch])
     assert [one.slots for one in steps] == [("a",), ("b",), (now,)]
     assert steps[2].loaded == (() if runs_on else ("a",)) and steps[2].places == (0, 0)
 
@@ -161,7 +161,7 @@ ODD = Schedule(
         "decode steps beside prompt tokens",
     ],
 )
-def test_a_rule_by_told_steps_needs_no_search(words: str) -> None:
+def test_a_rule_by_reported_steps_needs_no_search(words: str) -> None:
     """Of an engine with so many limits that nobody comes to its schedule, and no time to look for it."""
     unknown = made_line(3, 6)
     line = Line(told(unknown, ODD))
@@ -178,7 +178,7 @@ def test_a_rule_by_told_steps_needs_no_search(words: str) -> None:
 @pytest.mark.parametrize(
     "name", ["the row before in its step", "the adapter in slot 1", "the adapter in the slot before its own"]
 )
-def test_a_name_by_told_steps_needs_no_search(name: str) -> None:
+def test_a_name_by_reported_steps_needs_no_search(name: str) -> None:
     unknown = made_line(5, 5)
     line, seen = Line(told(unknown, ODD)), []
     for number, here in itertools.product(range(5), range(3)):
