@@ -29,7 +29,7 @@ from refimpl.oracle.diagnosis.clock import Clock
 from refimpl.plans import LoraMapping
 
 ADAPTERS = [(), (("a", 1.0),), (("b", 1.0),), (("c", 1.0),), (("a", 0.5), ("d", 1.0))]
-a_request = st.builds(  # of a sum an engine tells the slot of its first adapter alone: nobody knows where the others are
+a_request = st.builds(  # no sums: where their other adapters are an engine does not tell
     lambda ids, produced, adapters: Scheduled(len(ids) + produced, len(ids), adapters, (*ids, *[0] * produced)),
     st.lists(st.sampled_from([0, 1]), min_size=1, max_size=12),
     st.integers(0, 4),

@@ -40,7 +40,7 @@ def module_regions(config: ModelConfig) -> list[Region]:
     inner = [module for module in modules if module[0] >= 0]
     regions = [region("", 0, modules), region("every module of the layers", 0.5, inner)]
     regions += [  # embeddings are looked up, and the head is computed for some rows alone: often by other code
-        region(f"every module but {outer[1]}", 1, [module for module in modules if module != outer])
+        region(f"every module but {outer[1]}", 1.5, [module for module in modules if module != outer])
         for outer in modules
         if outer[0] < 0
     ]
