@@ -30,7 +30,7 @@ from refimpl.oracle.causes.kept import OF_ANOTHER
 from refimpl.oracle.causes.mistakes import Mistake, mistakes, tried
 from refimpl.oracle.causes.mix_up import EXACT, Source
 from refimpl.oracle.causes.pairs import pairs
-from refimpl.oracle.causes.sources import THE_BASE
+from refimpl.oracle.causes.sources import THE_BASE, sources_of
 from refimpl.oracle.causes.states import State, states_of
 from refimpl.oracle.causes.suspect import Suspect
 from refimpl.oracle.causes.traced import Request, Traced
@@ -83,8 +83,13 @@ def whole(suspect: Suspect, made: Sequence[Sequence[tuple[Source, Array, float]]
     ) -> None:
         watched.lora_delta(y, x, module, adapters, mapping, p)
         for t, some in enumerate(made):
-            for source, at, times in some:
-                delta = source.delta(suspect.point(module, x, watch)) if at[index[module]] else None
+            here = [one for one in some if one[1][index[module]]]
+            others = [source.of_other for source, *_ in here if source.of_other is not None]
+            for source, _, times in here:
+                point = suspect.point(module, x, watch)
+                if others and source.of_other is None and suspect.key is not None:
+                    point = point.as_if(suspect.key, others[0])  # what else is wrong is so of whoever stands there
+                delta = source.delta(point)
                 if delta is not None:
                     y[t, : delta.shape[1]] += times * delta[t]
 
@@ -316,3 +321,26 @@ def test_states_are_all_combinations() -> None:
     states = states_of(cause, request.families)
     others = ["", *(source.key for source in request.families["instead: another adapter"])]
     assert states[0] == ("", "") and set(states) <= set(itertools.product(["", "own"], others))
+
+
+def test_one_adapter_as_if_it_were_another() -> None:
+    """What is done to the own delta is, of whoever stands for it, what would be done to that adapter's own one."""
+    request, compared = requests()[0], 0
+    suspect = request.as_it_came.suspect
+    assert suspect.key is not None
+    instead = [one for _, one in request.sources if one.of_other is not None]
+    assert instead
+    names, watch = suspect.testbed.exact.config.layer_modules, suspect.adjoint.watch
+    for other in instead:
+        assert other.of_other is not None
+        theirs = {one.key: one for one in sources_of(other.of_other, {}, names, False)}
+        for module in suspect.testbed.exact.config.modules()[1:4]:
+            point = suspect.point(module, watch.inputs[module], watch)
+            for key in ("own", "own bias", "rows: the second half", "scale squared"):
+                got = suspect.sources[key].delta(point.as_if(suspect.key, other.of_other))
+                expected = theirs[key].delta(point)
+                assert (got is None) == (expected is None)
+                if got is not None and expected is not None:
+                    np.testing.assert_array_equal(got, expected)
+                    compared += 1
+    assert compared > 10

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from refimpl.arrays import Array
 from refimpl.oracle.causes.graphs import CUT, OF_LIST
 from refimpl.oracle.causes.in_steps import in_steps
+from refimpl.oracle.causes.kept_rows import BEFORE, kept_rows, rows_before
 from refimpl.oracle.causes.kept_rows import NAMES as KEPT_ROWS
-from refimpl.oracle.causes.kept_rows import kept_rows
 from refimpl.oracle.causes.line import Line
 from refimpl.oracle.causes.rule import Observed
 from refimpl.oracle.causes.schedule import ORDERS, Batch, Schedule, Scheduled, Step
@@ -226,6 +226,10 @@ def test_regions_of_steps_beside_a_loop_over_rows(requests: Batch, schedule: Sch
             "the first row of each request in a step": not any(rows[i][1] == here for i in in_step if i < n),
             "all rows of each request in a step but its last": any(rows[i][1] == here for i in in_step if i > n),
             "the last prompt token of a step": n in prompts and n == prompts[-1],
+            "steps in which a request begins": any(rows[i][3] == 0 for i in in_step),
+            "steps after one in which a request ended": any(
+                row[0] == s - 1 and row[3] == requests[row[1]].tokens - 1 for row in rows
+            ),
             "rows of a step, which are of two adapters or more": len(adapters) > 1,
             "rows of a step, which are of 2 requests or more": len({rows[i][1] for i in in_step}) > 1,
             "the last token of each part of a prompt": not decode
@@ -339,6 +343,32 @@ def test_a_table_of_the_running_requests_is_not_written_for_the_base() -> None:
     assert [list(line.codes)[code] for code in table.codes[table.names.index(KEPT_ROWS[1])]] == ["c", "b", "b", "b"]
     (alone,) = [of for of in kept_rows(Line([[Scheduled(2, 2, ())]]), Schedule())]
     assert alone[KEPT_ROWS[0]].tolist() == [0, 0]
+
+
+def test_the_rows_of_the_step_before() -> None:
+    """a's prompt of two tokens and b's of one, then both decode, then b alone; c's batch begins behind that."""
+    a, b, c = ((("a", 1.0),), (("b", 1.0),), (("c", 1.0),))
+    line = Line([[Scheduled(3, 2, a), Scheduled(3, 1, b)], [Scheduled(4, 3, c)]])
+    first, second = (
+        {words: [list(line.codes)[code] for code in of] for words, of in some.items()}
+        for some in rows_before(line, Schedule(adapters=3))
+    )
+    rows, decodes = BEFORE
+    assert first[rows] == ["a", "a", "b", "a", "a", "a"]  # three rows of prompts, then two, then one
+    assert first[decodes] == ["a", "a", "b", "a", "b", "a"]
+    assert second[rows] == ["b", "c", "c", "c"] and second[decodes] == ["c", "c", "c", "c"]
+    assert second[f"the adapter in the slot of {rows}"] == ["b", "c", "c", "c"]
+
+
+def test_rows_in_the_order_in_which_requests_began() -> None:
+    """Rows stand slot by slot: b has the first slot, a came first in this batch."""
+    a, b = ((("a", 1.0),), (("b", 1.0),))
+    line = Line([[Scheduled(1, 1, b)], [Scheduled(2, 1, a), Scheduled(2, 1, b)]])
+    table = table_of(line, 1, Schedule(adapters=2, by_slot=True))
+    named = {name: [list(line.codes)[code] for code in of] for name, of in zip(table.names, table.codes, strict=True)}
+    words = "the row at its place if requests stand in the order in which they began, "
+    assert named[words + "in its step"] == named[words + "among the rows of its phase in its step"] == ["a", "b"] * 2
+    assert [[one.request for one in step.rows] for step in table.in_order] == [[1, 0], [1, 0]]
 
 
 def test_a_list_that_is_cut_gives_the_first_entries_to_those_that_are_left() -> None:

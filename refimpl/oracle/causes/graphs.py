@@ -18,6 +18,7 @@ from .steps import compacted_places
 PADDED: dict[str, Callable[[int], int]] = {
     "": lambda n: n,
     ", padded to a power of two": lambda n: 1 << (n - 1).bit_length(),
+    ", padded to a power of two, 2 at least": lambda n: max(1 << (n - 1).bit_length(), 2),
     ", padded to a multiple of 4": lambda n: -(-n // 4),
     ", padded to a multiple of 8": lambda n: -(-n // 8),
 }

@@ -42,6 +42,8 @@ class InSteps:
     slots: int  # how many there are; 0: nobody knows
     was_used: Array  # was another adapter in it before?
     moves: Array  # how often its adapter has moved in so far
+    begins: Array  # does a request begin in this step?
+    ended: Array  # did one end in the step before?
 
 
 def in_steps(requests: Batch, here: int, in_order: Sequence[Step]) -> InSteps:
@@ -91,7 +93,20 @@ def in_steps(requests: Batch, here: int, in_order: Sequence[Step]) -> InSteps:
         len(in_order[0].slots),
         np.array(had_others)[step],
         np.array([one.moves[slot] if slot >= 0 else 0 for slot, one in zip(slots, in_order, strict=True)])[step],
+        *(some[step] for some in _begun_and_ended(requests, in_order)),
     )
+
+
+def _begun_and_ended(requests: Batch, in_order: Sequence[Step]) -> tuple[Array, Array]:
+    """Return of each step whether a request begins there, and whether one ended in the step before."""
+    begins, ends, begun = [], [False], set[int]()
+    for step in in_order:
+        here = {one.request for one in step.rows}
+        begins.append(not step.is_cached and not here <= begun)
+        begun |= set() if step.is_cached else here
+        is_end = any(one.first + one.length >= requests[one.request].tokens for one in step.rows)
+        ends.append(ends[-1] if step.is_cached else is_end)
+    return np.array(begins), np.array(ends[:-1])
 
 
 def _among(

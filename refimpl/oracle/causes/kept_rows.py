@@ -1,5 +1,5 @@
-"""Of whose adapter a row is if an engine keeps a table of the requests that run, a place for each, and does not write
-the adapter of a request that has none.
+"""Of whose adapter a row is if an engine keeps what it should write anew: the adapters of the rows of a step for the
+next one, or in a table of the requests that run, a place for each, those of requests that have one.
 
     slots[place] = request.slot      # left out for the base: whoever stood there last is in the table still
 """
@@ -15,6 +15,8 @@ from .steps import moved_places
 
 LAST = "the last request with an adapter that stood at its place among those that run"
 NAMES = (LAST, f"the adapter in the slot of {LAST}")
+BEFORE = ("the row at its place in the step before", "the decode row at its place in the step before")
+NAMES_BEFORE = (*BEFORE, *(f"the adapter in the slot of {one}" for one in BEFORE))
 
 
 def kept_rows(line: Line, schedule: Schedule) -> Iterator[dict[str, Array]]:
@@ -40,3 +42,29 @@ def kept_rows(line: Line, schedule: Schedule) -> Iterator[dict[str, Array]]:
             for to, since in moves:
                 table[to] = table.get(since, (0, -1))
         yield dict(zip(NAMES, map(np.array, (of_rows, in_slots)), strict=True))
+
+
+def rows_before(line: Line, schedule: Schedule) -> Iterator[dict[str, Array]]:
+    """Yield for each batch what adapter each name means at each of its rows: at those behind as many as the step before
+    had, and at prompts where decode rows are meant, their own."""
+    codes, before = line.codes, [list[tuple[int, int]](), list[tuple[int, int]]()]  # of all rows, of decode rows
+    for n, requests in enumerate(line.batches):
+        results: dict[str, list[int]] = {name: [] for name in NAMES_BEFORE}
+        for step in line.steps(n, schedule):
+            now = [
+                (codes[requests[one.request].called], requests[one.request].slot_in(step.slots), one)
+                for one in step.rows
+            ]
+            rows = [(code, slot, one.is_decode) for code, slot, one in now for _ in range(one.length)]
+            for decode, then in enumerate(before):
+                rest = iter(then)
+                of_rows = [
+                    (code, slot) if step.is_cached or decode > is_decode else next(rest, (code, slot))
+                    for code, slot, is_decode in rows
+                ]
+                results[NAMES_BEFORE[decode]] += [code for code, _ in of_rows]
+                in_slots = [codes[step.slots[slot]] if slot >= 0 else 0 for _, slot in of_rows]
+                results[NAMES_BEFORE[2 + decode]] += in_slots
+            if not step.is_cached:
+                before = [[row[:2] for row in rows], [row[:2] for row in rows if row[2]]]
+        yield {name: np.array(some) for name, some in results.items()}

@@ -9,7 +9,7 @@ that c = 1 says so; the own delta with c = -1 is one that is missing.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,11 @@ class Point:
     weight: Array  # the base's
     inputs: Mapping[str, Array]  # of this layer's modules up to this one, by name, and RESIDUAL: what was normalised
     base_bias: Array | None = None
+
+    def as_if(self, key: str, other: str) -> "Point":
+        """The same where one adapter stands for another: key has what the other one has."""
+        weights, saved = {**self.weights, key: self.weights[other]}, {**self.saved, key: self.saved[other]}
+        return replace(self, weights=weights, saved=saved)
 
     def of(self, key: str, module: Module | None = None) -> LoraWeights | None:
         """An adapter's weights at this module, or at another one."""
@@ -71,6 +76,7 @@ class Source:
     cost: float = 1.0  # bits, about: plain sources come before crooked ones where both explain
     same_as: str = ""  # a key; sources that have the same here make the same delta, whatever they are called
     members: tuple[str, ...] = ()  # keys: it is one of these in each request, whichever leaves least
+    of_other: str | None = None  # the adapter of which it is the whole delta, in place of the own one
     rounds: bool = False  # numbers that are computed: one near a tie may have been rounded to its other side
 
 

@@ -17,6 +17,18 @@ def constant(n: int) -> Callable[[int], int]:
     return lambda size: n
 
 
+def power_of(base: int) -> Callable[[int], int]:
+    """Return what makes of a rank the next power of a base."""
+
+    def power(r: int) -> int:
+        n = 1
+        while n < r:
+            n *= base
+        return n
+
+    return power
+
+
 def padded(n: int) -> Callable[[int], int]:
     """The next whole n."""
     return lambda size: size + -size % n
@@ -131,6 +143,9 @@ def rank_sources(key: str, by_root: bool = False) -> Iterator[Source]:
     for n in (4, 8, 16, 32):
         words = f"its own delta, scaled as if its rank were padded to whole {n}s"
         yield Source(f"scale of padded {n}s", words, instead(key, at_rank(padded(n))), "instead", 4.5)
+    for n, called in ((2, "two"), (4, "four")):
+        words = f"its own delta, scaled as if its rank were padded to a power of {called}"
+        yield Source(f"scale of a power of {called}", words, instead(key, at_rank(power_of(n))), "instead", 4.5)
     if by_root:
         words = "its own delta, scaled with the whole part of the root of its rank"
         whole_root = at_rank(lambda r: math.isqrt(r) ** 2)

@@ -16,8 +16,10 @@ TILES = (4, 8, 16, 32)  # rows that a kernel takes together
 def by_row(step: Array, request: Array, decode: Array, part: Array, slots: Array) -> Iterator[tuple[str, Array]]:
     """Yield for each name which request it means at each row, -1 the base. Of each part of a request in a step are
     given its step, its request, whether it is a decode step, and the slot of its adapter, -1: none; of each row its
-    part."""
-    yield from _among(step, request, part, slots, "in its step")
+    its part."""
+    begun = np.full(1 + request.max(), step[-1])
+    np.minimum.at(begun, request, step)
+    yield from _among(step, request, part, slots, begun[request], "in its step")
     phase = step * 2 + decode
     parts, rows = np.argsort(phase, kind="stable"), np.argsort(phase[part], kind="stable")  # prompts first in each step
     part_of = np.repeat(np.arange(len(parts)), np.bincount(part)[parts])
@@ -26,7 +28,12 @@ def by_row(step: Array, request: Array, decode: Array, part: Array, slots: Array
         return owners[np.argsort(rows)]
 
     for words, owners in _among(
-        phase[parts], request[parts], part_of, slots[parts], "among the rows of its phase in its step"
+        phase[parts],
+        request[parts],
+        part_of,
+        slots[parts],
+        begun[request[parts]],
+        "among the rows of its phase in its step",
     ):
         yield words, placed(owners)
     yield "the row at its place if prompts come first, in its step", request[part][rows]
@@ -42,9 +49,12 @@ def by_row(step: Array, request: Array, decode: Array, part: Array, slots: Array
     yield "the prompt token at its place in its step", placed(np.where(of_row[at] == prompts, owner[at], -1))
 
 
-def _among(group: Array, request: Array, part: Array, slots: Array, where: str) -> Iterator[tuple[str, Array]]:
+def _among(
+    group: Array, request: Array, part: Array, slots: Array, begun: Array, where: str
+) -> Iterator[tuple[str, Array]]:
     """Yield the names that go by where a row stands in its group. Of each part of a request are given its group, the
-    parts of one side by side and the least first, its request and its slot; of each row its part."""
+    parts of one side by side and the least first, its request, its slot and the step that this began in; of each row
+    its part."""
     owner, row, number = request[part], np.arange(len(part)), np.arange(len(group))
     first, last = _ends(group[part])
     yield f"the first row {where}", owner[first]
@@ -57,6 +67,8 @@ def _among(group: Array, request: Array, part: Array, slots: Array, where: str) 
     order = np.lexsort((row, slots[part], group[part]))  # in each group the base first, then slot by slot
     place = np.argsort(order)
     yield f"the row at its place if rows are sorted by adapter, {where}", owner[order]
+    as_begun = np.lexsort((row, owner, begun[part], group[part]))  # of those that began together, as they came
+    yield f"the row at its place if requests stand in the order in which they began, {where}", owner[as_begun]
     before, after = np.where(place > first, place - 1, last), np.where(place < last, place + 1, first)
     for which, beside in (("before", before), ("after", after)):
         yield f"the row {which} if rows are sorted by adapter, {where}", owner[order[beside]]

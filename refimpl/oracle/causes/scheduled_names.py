@@ -14,7 +14,7 @@ from ...arrays import Array
 from .candidate_schedules import SIMPLE
 from .graphs import captured
 from .kept_plans import kept_plans
-from .kept_rows import kept_rows
+from .kept_rows import kept_rows, rows_before
 from .length_names import by_length_left, by_length_of_others
 from .line import Line
 from .row_names import by_row
@@ -133,6 +133,7 @@ def _by_what_is_kept(table: Table) -> dict[str, Array]:
     return _kept(table.line, table.schedule).of(table.number)
 
 
+WHAT_IS_KEPT = (captured, kept_plans, kept_rows, rows_before)
 GROUPS = (_by_row, _by_length, _by_slot, _by_what_is_kept)
 
 
@@ -159,14 +160,13 @@ class Kept:
     def of(self, number: int) -> dict[str, Array]:
         """Those of one batch."""
         while len(self.of_batches) <= number:
-            graphs, plans, rows = next(self.rest)
-            self.of_batches.append(graphs | plans | rows)
+            self.of_batches.append({words: rows for some in next(self.rest) for words, rows in some.items()})
         return self.of_batches[number]
 
 
 @lru_cache(maxsize=1024)
 def _kept(line: Line, schedule: Schedule) -> Kept:
-    return Kept(zip(captured(line, schedule), kept_plans(line, schedule), kept_rows(line, schedule), strict=True))
+    return Kept(zip(*(of(line, schedule) for of in WHAT_IS_KEPT), strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -177,9 +177,9 @@ class Walk:
         return to_host(forward(model, batch, self._cache, self._adapters.slots, ops, self._precision))
 
     def _with(self, terms: Sequence[Term], tokens: Array) -> Ops:
-        """Return the backend in which these terms are added. What scales the own delta does so to what stands instead
-        of it, so it comes last."""
-        ordered = sorted(terms, key=lambda term: term.source.kind == "own")
+        """Return the backend in which these terms are added. What is done to the own delta is done to what stands
+        instead of it: another adapter comes first, and what scales a delta last."""
+        ordered = sorted(terms, key=lambda term: (term.source.of_other is None, term.source.kind == "own"))
         at_modules = np.array([term.at.any(axis=0) for term in ordered]).reshape(len(ordered), len(self.modules))
         watch = Watch(len(tokens))
         watched = watch.over(NUMPY)
@@ -190,14 +190,16 @@ class Walk:
             watched.lora_delta(y, x, module, adapters, mapping, p)
             if len(x) != len(tokens) or module not in self._index:  # an expert's rows are those that are sent to it
                 return
-            number, wrong = self._index[module], None
+            number, wrong, stands = self._index[module], None, dict[str, Array]()
             # An expert's input has a row for each token that is sent to it: of the batch's rows it has not all.
             inputs = {what: given for what, given in watch.layers[module[0]].items() if len(given) == len(x)}
             for i in np.flatnonzero(at_modules[:, number]):
                 term = ordered[i]
                 here = term.at[:, number]
-                rows = term.rows[here]
-                delta = term.source.delta(self._point(module, x[rows], Rows(inputs, rows), tokens[rows]))
+                rows, other = term.rows[here], term.source.of_other
+                delta = self._delta(term.source, module, x, inputs, tokens, rows, stands)
+                if other is not None:
+                    stands.setdefault(other, np.zeros(len(x), bool))[rows] = True
                 if delta is None:
                     continue
                 width = delta.shape[1]
@@ -205,11 +207,38 @@ class Walk:
                     delta = delta + wrong[rows, :width]
                 change = term.coefficients[here][:, None] * delta
                 y[rows, :width] += change
-                if term.source.kind in ("instead", "bug", "part"):
+                if term.source.kind in ("instead", "bug", "part") and other is None:
                     wrong = np.zeros(y.shape) if wrong is None else wrong
                     wrong[rows, :width] += change
 
         return replace(watched, lora_delta=lora_delta, attention=attention_of_single_tokens)
+
+    def _delta(
+        self,
+        source: Source,
+        module: Module,
+        x: Array,
+        inputs: Mapping[str, Array],
+        tokens: Array,
+        rows: Array,
+        stands: Mapping[str, Array],
+    ) -> Array | None:
+        """Return what a source is in some rows. stands: in which rows another adapter stands for the own one."""
+        own_key, result = self.suspect.key, None
+        apart = {other: of[rows] for other, of in stands.items() if of[rows].any()} if source.of_other is None else {}
+        as_own = ~np.any([*apart.values()], axis=0) if apart else np.ones(len(rows), bool)
+        for other, chosen in ((None, as_own), *apart.items()):
+            some = rows[chosen]
+            if not len(some):
+                continue
+            point = self._point(module, x[some], Rows(inputs, some), tokens[some])
+            delta = source.delta(point if other is None or own_key is None else point.as_if(own_key, other))
+            if delta is not None and chosen.all():
+                return delta
+            if delta is not None:
+                result = np.zeros((len(rows), delta.shape[1])) if result is None else result
+                result[chosen] = delta
+        return result
 
     def _point(self, module: Module, x: Array, inputs: Mapping[str, Array], tokens: Array) -> Point:
         """A module with what some rows gave it."""
