@@ -192,12 +192,12 @@ def _cause(context: Context, played: Sequence[PlayedCase]) -> tuple[CauseReport 
     try:
         clock = Clock(context.settings.cause_seconds or causes.SECONDS, context.end, context.observer.look)
         cause = cause_of(context.driver, context.testbed, context.members, context.thresholds, played, clock)
-        return cause, why_not_fitted(context.testbed) + clock.lines + _unreported(context, played, cause)
+        return cause, why_not_fitted(context.testbed) + clock.lines + unreported(context, played, cause)
     except EngineError as error:
         return None, [f"while the cause was looked for: {error}"]
 
 
-def _unreported(context: Context, played: Sequence[PlayedCase], cause: CauseReport | None) -> list[str]:
+def unreported(context: Context, played: Sequence[PlayedCase], cause: CauseReport | None) -> list[str]:
     """Return a line where an engine could tell its steps and does not, and they matter to what is said of it."""
     if not getattr(context.driver.engine, "may_report_steps", False):
         return []

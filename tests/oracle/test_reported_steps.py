@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from refimpl.adapter_slots import AdapterSlots
 from refimpl.arrays import Array, Precision
 from refimpl.config import Module
 from refimpl.engines.computed import clash, read_steps
-from refimpl.engines.interface import Computed, EngineError
+from refimpl.engines.interface import Computed, EngineError, EngineResponse
 from refimpl.oracle.causes.candidate_schedules import SIMPLE
 from refimpl.oracle.causes.line import Line
 from refimpl.oracle.causes.reported import reported_steps
@@ -24,8 +26,10 @@ from refimpl.oracle.causes.rule import Observed
 from refimpl.oracle.causes.schedule import Batch, Schedule, Scheduled, Step
 from refimpl.oracle.causes.scheduled_names import OfWhom, keys_in_steps, names_in_steps
 from refimpl.oracle.causes.scheduled_rule import InBatch, Scheduler
+from refimpl.oracle.causes.statement import CauseReport, Change
 from refimpl.oracle.causes.step_regions import regions_in_steps
 from refimpl.oracle.diagnosis.clock import Clock
+from refimpl.oracle.explain import UNREPORTED, unreported
 from refimpl.plans import LoraMapping
 
 ADAPTERS = [(), (("a", 1.0),), (("b", 1.0),), (("c", 1.0),), (("a", 0.5), ("d", 1.0))]
@@ -236,3 +240,24 @@ def test_an_engine_that_tells_its_steps_is_held_against_them(tmp_path: Path) -> 
     (change,) = cause.changes
     assert change.what == "its own delta is missing" and change.tokens == "the last row of a step"
     assert not change.is_guess and not change.when
+
+
+@pytest.mark.parametrize(
+    ("may_report", "steps", "is_guess", "lines"),
+    [
+        (True, (), True, [UNREPORTED]),
+        (True, (), False, []),
+        (True, (Computed(0, 0, 0, 1),), True, []),
+        (False, (), True, []),
+    ],
+)
+def test_whoever_could_tell_steps_that_matter_is_told_so(
+    may_report: bool, steps: tuple[Computed, ...], is_guess: bool, lines: list[str]
+) -> None:
+    answers = [SimpleNamespace(response=EngineResponse(steps=steps))]
+    driver = SimpleNamespace(engine=SimpleNamespace(may_report_steps=may_report), exchanges=lambda *_: answers)
+    change = Change("its own delta is missing", "own", "", "the last row of a step", -1.0, is_guess=is_guess)
+    cause = CauseReport((change,), 0, 1, 1, 1.0, 1.0)
+    played = [SimpleNamespace(case=None, settings=None)]
+    assert unreported(cast(Any, SimpleNamespace(driver=driver)), cast(Any, played), cause) == lines
+    assert unreported(cast(Any, SimpleNamespace(driver=driver)), cast(Any, played), None) == []
