@@ -12,7 +12,8 @@ from .mix_up import Delta, Point, Source, blended, full_delta, product
 
 
 def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator[Source]:
-    """other: None where those words mean the base: nothing is added then, and what stands instead is nothing."""
+    """other: None where those words mean the base: what stands instead is nothing then. To add nothing is no mistake: it
+    would be made, or not, in every token."""
 
     def added(point: Point) -> Array | None:
         return None if other is None else point.full_delta(other)
@@ -97,7 +98,8 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
         has = other is None or any(name == point.module[1] for _, name in point.weights[other])
         return None if key is None or has else point.full_delta(key)
 
-    yield Source(f"added: {called}", f"the delta of {called}", added, "added", 2)
+    if other is not None:
+        yield Source(f"added: {called}", f"the delta of {called}", added, "added", 2)
     yield Source(f"instead: {called}", f"the delta of {called}", instead, "instead", 2, of_other=key and other)
     if key is None or other is None:
         return
