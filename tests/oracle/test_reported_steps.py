@@ -261,3 +261,21 @@ def test_whoever_could_tell_steps_that_matter_is_told_so(
     played = [SimpleNamespace(case=None, settings=None)]
     assert unreported(cast(Any, SimpleNamespace(driver=driver)), cast(Any, played), cause) == lines
     assert unreported(cast(Any, SimpleNamespace(driver=driver)), cast(Any, played), None) == []
+
+
+def base_rows_of_the_last() -> Ops:
+    """Index -1 of a list of adapters, not none of it."""
+
+    def lora_mapping(per_request: Sequence, lengths: Sequence[int]) -> tuple[Array, Array]:
+        return NUMPY.lora_mapping([one or per_request[-1] for one in per_request], lengths)
+
+    return replace(NUMPY, lora_mapping=lora_mapping)
+
+
+@pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
+def test_what_is_added_to_the_base_alone_is_said_to_be(tmp_path: Path) -> None:
+    """Of an adapter's request nothing is known but that the same was not added there."""
+    cause = cause_of_bug(base_rows_of_the_last, tmp_path)
+    assert cause is not None and cause.explained > 0.8 * cause.failed and not cause.exceptions
+    (change,) = cause.changes
+    assert change.what.startswith("the delta of ") and "where it is of the base alone" in change.in_full

@@ -12,8 +12,8 @@ from .mix_up import Delta, Point, Source, blended, full_delta, product
 
 
 def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator[Source]:
-    """other: None where those words mean the base: what stands instead is nothing then. To add nothing is no mistake: it
-    would be made, or not, in every token."""
+    """other: None where those words mean the base: what stands instead is nothing then, and to add that is no
+    mistake."""
 
     def added(point: Point) -> Array | None:
         return None if other is None else point.full_delta(other)

@@ -19,7 +19,7 @@ from .sources import CHOICE, THE_BASE, WHICHEVER
 from .statement import Change, in_words
 from .traced import Request, Traced
 from .trial import presence
-from .whose import NAMES, Name, called_in, names, names_by_step, tokens_of
+from .whose import NAMES, Name, called_in, names, names_by_step, source_of, tokens_of
 
 RIVALS = 1  # rules beside the best one that are said: of more a reader learns nothing
 PLAIN = 9.0  # bits of a rule, up to which no name by the engine's steps is looked for; larger: more coincidences
@@ -64,7 +64,7 @@ def _of_mistake(
     called = source.words.replace(called_in(source.key, mistake.family), "{}")
 
     def by_name(name: Name, rule_of: Callable[[Sequence[InBatch], float], Rule]) -> Described:
-        of = _present_by(name, present)
+        of = _present_by(name, i, mistake, requests)
         fitting = rule_of([_observed(request, one) for request, one in of.items()], most - name.cost)
         one = _described(mistake, called.format(name.words), name.words, fitting, of, name.cost + fitting.bits)
         return replace(one, assumes=name.assumes or one.assumes)
@@ -98,16 +98,21 @@ def _observed(request: Request, present: Array) -> InBatch:
     return InBatch(Observed(came.facts, regions, present), came.line, came.number, came.place[2])
 
 
-def _present_by(name: Name, present: Mapping[Request, Array]) -> dict[Request, Array]:
+def _present_by(name: Name, i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> dict[Request, Array]:
     """Return in which tokens it was made, if it is of the adapter of this name: of a token whose own adapter that is
-    nobody knows."""
+    nobody knows. Where others may have done something to a token, for they do nothing there, and this one has not, it
+    was not made."""
     result = {}
-    for request, of in present.items():
-        keys = name.keys.get(request)
+    for request, one in requests.items():
+        keys, of = name.keys.get(request), one.present(i)
         if keys is None:
             continue
         own_label = label(request.as_it_came.suspect.exchange.adapters)
         is_known = np.array([keys[t] != own_label for t in range(len(of))], bool)
+        options = {source.key for source in request.families[mistake.family]}
+        for t in np.flatnonzero(of < 0).tolist():
+            if source_of(mistake, keys[t]) in options - one.sources(i, t):
+                of[t] = 0
         result[request] = np.where(is_known, of, -1)
     return result
 

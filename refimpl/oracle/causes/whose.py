@@ -44,7 +44,7 @@ def names(i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> lis
         total += len(tokens)
         possible = [one.sources(i, t) for t in tokens]
         for words, keys in _keys_by_name(request).items():
-            fits[words] += sum(_key(mistake, keys[t]) in some for t, some in zip(tokens, possible, strict=True))
+            fits[words] += sum(source_of(mistake, keys[t]) in some for t, some in zip(tokens, possible, strict=True))
     good = [words for words, count in fits.items() if total and count >= NAMED * total]
     adapters = {key for request in requests for key in request.as_it_came.suspect.testbed.adapters}
     ranked = sorted(good, key=lambda words: (words in adapters, -fits[words], len(words)))[:NAMES]
@@ -68,7 +68,7 @@ def names_by_step(scheduler: Scheduler, i: int, mistake: Mistake, requests: Mapp
         possible = {
             t: some
             for t in tokens_of(one, i)
-            if (some := frozenset(key for key in keys if _key(mistake, key) in one.sources(i, t)))
+            if (some := frozenset(key for key in keys if source_of(mistake, key) in one.sources(i, t)))
         }
         of_requests[request] = OfWhom(came.line, came.number, came.place[2], possible)
     return [
@@ -89,7 +89,7 @@ def _keys_by_name(request: Request) -> dict[str, Sequence[str | None]]:
     return {**names, **suspect.by_step}
 
 
-def _key(mistake: Mistake, key: str | None) -> str:
+def source_of(mistake: Mistake, key: str | None) -> str:
     return mistake.family.replace(WHICHEVER, key or THE_BASE)
 
 
