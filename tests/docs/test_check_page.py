@@ -1,11 +1,13 @@
 """docs/check.md: its Python is run, in pytest as a reader would, and its seconds are the code's."""
 
+import ast
 import re
 import time
 from pathlib import Path
 
 import pytest
 
+from refimpl.engines.computed import read_steps
 from refimpl.engines.interface import Computed
 from refimpl.oracle import cause, watchdog
 from refimpl.oracle.campaign import Campaign
@@ -58,6 +60,8 @@ def test_both_ways_to_ask_in_pytest_pass_a_right_function(pytester: pytest.Pytes
 
 def test_the_numbers_of_a_step_are_those_that_are_read() -> None:
     assert f"({', '.join(Computed._fields)})" in STEPS
+    (example,) = re.findall(r"`(\[\(\d.*?\)\])`", PAGE)
+    assert len(read_steps(ast.literal_eval(example), tokens=4)) == 2
 
 
 def test_the_function_of_the_page_is_one() -> None:
