@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refimpl.arrays import Array
+from refimpl.engines.interface import Computed
 from refimpl.oracle.causes.graphs import CUT, OF_LIST
 from refimpl.oracle.causes.in_steps import in_steps
 from refimpl.oracle.causes.kept_rows import BEFORE, kept_rows, rows_before
 from refimpl.oracle.causes.kept_rows import NAMES as KEPT_ROWS
 from refimpl.oracle.causes.line import Line
+from refimpl.oracle.causes.prefix_names import NAMES as PREFIX_NAMES
+from refimpl.oracle.causes.prefix_names import by_prefix
 from refimpl.oracle.causes.rule import Observed
 from refimpl.oracle.causes.schedule import ORDERS, Batch, Schedule, Scheduled, Step
 from refimpl.oracle.causes.scheduled_names import OfWhom, keys_in_steps, names_in_steps, table_of
@@ -343,6 +346,35 @@ def test_a_table_of_the_running_requests_is_not_written_for_the_base() -> None:
     assert [list(line.codes)[code] for code in table.codes[table.names.index(KEPT_ROWS[1])]] == ["c", "b", "b", "b"]
     (alone,) = [of for of in kept_rows(Line([[Scheduled(2, 2, ())]]), Schedule())]
     assert alone[KEPT_ROWS[0]].tolist() == [0, 0]
+
+
+def test_whose_rows_a_cache_gives_that_knows_no_adapters() -> None:
+    """Blocks of two tokens. c's first block was the base's first, and its second one a's."""
+    a, c, base = ((("a", 1.0),), (("c", 1.0),), ())
+    ids = (1, 2), (1, 2, 3, 4, 5), (1, 2, 3, 4, 6)
+    found = (Computed(3, 0, 4, 1),)  # four tokens of c lay in the cache, and so two of a
+    line = Line(
+        [
+            [Scheduled(2, 2, base, ids[0], computed=(Computed(0, 0, 0, 2),))],
+            [Scheduled(5, 5, a, ids[1], computed=(Computed(1, 0, 2, 3),))],
+            [Scheduled(5, 5, c, ids[2], computed=found)],
+        ]
+    )
+    _, second, third = (
+        {words: [list(line.codes)[code] for code in of] for words, of in some.items()}
+        for some in by_prefix(line, Schedule())
+    )
+    first, last, first_of_adapters, last_of_adapters = PREFIX_NAMES
+    assert second[first] == second[last] == [None, None, "a", "a", "a"] and second[first_of_adapters] == ["a"] * 5
+    assert third[first] == [None, None, "a", "a", "c"] and third[last] == ["a"] * 4 + ["c"]
+    assert third[first_of_adapters] == third[last_of_adapters] == ["a"] * 4 + ["c"]
+    table = table_of(line, 2, Schedule())
+    assert set(PREFIX_NAMES) <= set(table.names)
+    members = {
+        one.words: one.members.tolist() for one in regions_in_steps(line.batches[2], 0, Schedule(), table.in_order)
+    }
+    assert members["first tokens that were found in a cache"] == [True] * 4 + [False]
+    assert members["steps in which a request begins"] == [False] * 4 + [True]
 
 
 def test_the_rows_of_the_step_before() -> None:

@@ -42,6 +42,7 @@ class InSteps:
     slots: int  # how many there are; 0: nobody knows
     was_used: Array  # was another adapter in it before?
     moves: Array  # how often its adapter has moved in so far
+    cached: Array  # was it found in a cache?
     begins: Array  # does a request begin in this step?
     ended: Array  # did one end in the step before?
 
@@ -93,6 +94,7 @@ def in_steps(requests: Batch, here: int, in_order: Sequence[Step]) -> InSteps:
         len(in_order[0].slots),
         np.array(had_others)[step],
         np.array([one.moves[slot] if slot >= 0 else 0 for slot, one in zip(slots, in_order, strict=True)])[step],
+        np.array([one.is_cached for one in in_order])[step],
         *(some[step] for some in _begun_and_ended(requests, in_order)),
     )
 

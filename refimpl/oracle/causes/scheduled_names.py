@@ -17,6 +17,7 @@ from .kept_plans import kept_plans
 from .kept_rows import kept_rows, rows_before
 from .length_names import by_length_left, by_length_of_others
 from .line import Line
+from .prefix_names import by_prefix
 from .row_names import by_row
 from .schedule import Schedule, Scheduled, Step
 from .schedule_search import fitting_schedules
@@ -133,7 +134,7 @@ def _by_what_is_kept(table: Table) -> dict[str, Array]:
     return _kept(table.line, table.schedule).of(table.number)
 
 
-WHAT_IS_KEPT = (captured, kept_plans, kept_rows, rows_before)
+WHAT_IS_KEPT = (captured, kept_plans, kept_rows, rows_before, by_prefix)
 GROUPS = (_by_row, _by_length, _by_slot, _by_what_is_kept)
 
 

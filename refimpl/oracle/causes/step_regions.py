@@ -30,7 +30,8 @@ def members_of(steps: InSteps) -> Array:
     rows += [index == steps.chunk, index > steps.chunk, index == steps.chunk_end, index < steps.chunk_end]
     in_slot, last = steps.slot >= 0, steps.slots - 1
     rows += [steps.moved_in, in_slot & ~steps.moved_in, steps.was_used, in_slot & ~steps.was_used]
-    rows += [steps.begins, ~steps.begins, steps.ended, ~steps.ended]
+    rows += [steps.cached, ~steps.cached]
+    rows += [one & ~steps.cached for one in (steps.begins, ~steps.begins, steps.ended, ~steps.ended)]
     rows += [steps.moves == 1, steps.moves > 1, steps.moves == 2, steps.moves > 2]
     rows += [steps.slot == 0, steps.slot > 0, in_slot & (steps.slot == last), in_slot & (steps.slot < last)]
     everything = np.ones(len(index), bool)
@@ -88,6 +89,8 @@ def regions_of_steps() -> list[tuple[str, float]]:
         ("steps before which its adapter moved into a slot", 3.0),
         ("an adapter in a slot that another one had before", 3.0),
         ("an adapter in a slot that no other one had before", 3.0),
+        ("first tokens that were found in a cache", 2.5),
+        ("tokens that were not found in a cache", 2.5),
         ("steps in which a request begins", 3.0),
         ("steps in which no request begins", 3.0),
         ("steps after one in which a request ended", 3.0),
