@@ -17,9 +17,10 @@ from refimpl.oracle.causes.elsewhere_sources import late_sources
 from refimpl.oracle.causes.families import as_one_adapter
 from refimpl.oracle.causes.fused_sources import fused_sources, rows_cut_as_a_whole
 from refimpl.oracle.causes.mix_up import EXACT, GATE_BEFORE, UP, Point, Source, full_delta
+from refimpl.oracle.causes.module_sources import module_sources
 from refimpl.oracle.causes.own_sources import but_for_its_bias, scale_sources
 from refimpl.oracle.causes.row_sources import order_sources
-from refimpl.oracle.causes.slot_sources import occupants, slot_sources
+from refimpl.oracle.causes.slot_sources import ENDS, occupants, slot_sources
 from refimpl.rope import apply_rope, rope_table
 
 pytestmark = pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
@@ -87,6 +88,11 @@ def test_a_slot_that_is_only_written_over() -> None:
         right = here.x @ own_lora.A.T @ own_lora.B.T * own_lora.scale
         ranks = sources["ranks in its slot (2 in all)"].delta(here)
         np.testing.assert_allclose(right + (0 if ranks is None else ranks), here.x @ A.T @ B.T * own_lora.scale)
+        for upto, end in ENDS.items():
+            e = min(end(len(own_lora.A)), len(A))
+            some_ranks = sources[f"ranks in its slot (2 in all), up to {upto}"].delta(here)
+            expected = here.x @ A[:e].T @ B[:, :e].T * own_lora.scale
+            np.testing.assert_allclose(right + (0 if some_ranks is None else some_ranks), expected)
         for which, other in (("last", "b"), ("first", "d"), ("first since", "d")):
             scaled = sources[f"scale in its slot, {which} (2 in all)"].delta(here)
             change = np.zeros_like(right) if scaled is None else scaled
@@ -117,6 +123,22 @@ def test_a_scale_that_is_written_where_there_was_none() -> None:
         own_whole, change = full_delta(here.x, some["a"][MODULE]), source.delta(here)
         wanted = own_whole * (table.scale / some["a"][MODULE].scale)
         np.testing.assert_allclose(own_whole + (0 if change is None else change), wanted)
+
+
+def test_sources_by_ends_are_tried_where_the_slots_are_known() -> None:
+    known, guessed = ({one.key for one in slot_sources("a", of)} for of in ({2: "ba"}, {2: "ba", 3: "ba"}))
+    assert {one for one in known if "up to" in one} and not {one for one in guessed if "up to" in one}
+
+
+def test_the_bias_of_the_first_layer_that_has_one() -> None:
+    rng = np.random.default_rng(5)
+    first, own_lora = weights(rng, 2, True), weights(rng, 3, True)
+    layers = {(0, "k_proj"): weights(rng, 2, False), (1, "k_proj"): first, (2, "k_proj"): own_lora}
+    at = replace(point({"a": layers}), module=(2, "k_proj"))
+    (source,) = [one for one in module_sources("a", ("k_proj",)) if one.key == "bias of the first layer"]
+    expected = full_delta(at.x, replace(own_lora, bias=first.bias))
+    np.testing.assert_allclose(full_delta(at.x, own_lora) + source.delta(at), expected)
+    np.testing.assert_allclose(source.delta(replace(at, module=(1, "k_proj"))), 0)
 
 
 def test_modules_that_an_adapter_leaves_alone_keep_what_the_last_one_had_there() -> None:

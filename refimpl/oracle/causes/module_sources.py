@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
+import numpy as np
+
 from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from .mix_up import PARTNERS, Delta, Point, Source, blended, full_delta
@@ -133,6 +135,16 @@ def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
         ]
         return sum(added[1:], added[0]) if added else None
 
+    def first_bias(point: Point) -> Array | None:
+        """The bias of this module in the first layer that has one, in place of its own."""
+        own_lora, name = point.of(key), point.module[1]
+        layers = (point.of(key, (layer, name)) for layer in range(point.config.num_hidden_layers))
+        first = next((lora.bias for lora in layers if lora is not None and lora.bias is not None), None)
+        if own_lora is None or first is None or point.module[0] < 0:
+            return None
+        own_bias = np.zeros_like(first) if own_lora.bias is None else own_lora.bias
+        return np.tile((first - own_bias) * own_lora.scale, (len(point.x), 1))
+
     words = "its own delta of A x to which that of the slices before it is added"
     yield Source("A x of the slices before", words, of_those_before, "instead", 4)
     for words, order in SLICES.items():
@@ -164,6 +176,9 @@ def module_sources(key: str, modules: tuple[str, ...]) -> Iterator[Source]:
         yield Source(f"delta of {words}", f"the delta of {words}", delta, "instead", bits)
         yield Source(f"A of {words}", f"its own delta with the A of {words}", A, "instead", 5)
         yield Source(f"B of {words}", f"its own delta with the B of {words}", B, "instead", 5)
+    yield Source(
+        "bias of the first layer", "the bias of lora_B of the first layer that has one", first_bias, "instead", 4
+    )
     words = "the layer at its place among those that its adapter is on"
     in_layers = mixed(counted, counted, counted, instead_of=lambda point: point.module[0] >= 0)
     yield Source(f"delta of {words}", f"the delta of {words}", in_layers, "instead", 4)

@@ -15,9 +15,16 @@ from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from .history import History
 from .mix_up import Delta, Point, Source, blended, full_delta
+from .rank_sources import padded, power_of
 from .slots import Slots
 
 Whose = Callable[[Point], LoraWeights | None]  # whose weights count at a module
+ENDS = {
+    "whole 8s": padded(8),
+    "whole 16s": padded(16),
+    "a power of two": power_of(2),
+    "a power of four": power_of(4),
+}  # the ranks that a kernel takes
 COUNTS = (1, 2, 3, 4, 5, 6, 8)  # slots of an engine
 
 
@@ -44,22 +51,25 @@ def slot_sources(key: str, occupants_of: Mapping[int, Sequence[str]]) -> Iterato
     """Yield what may be left of them. occupants_of: those of its slot, one after another, if there are so many."""
     for slots, history in occupants_of.items():
         if set(history) - {key}:
-            yield from left_behind(key, history, f"{slots} in all")
+            yield from left_behind(key, history, f"{slots} in all", len(occupants_of) == 1)
 
 
-def left_behind(key: str, history: Sequence[str], called: str) -> Iterator[Source]:
-    """Yield what may be left of a slot's occupants, one after another. called: what is said of the slots."""
+def left_behind(key: str, history: Sequence[str], called: str, is_known: bool = True) -> Iterator[Source]:
+    """Yield what may be left of a slot's occupants, one after another. called: what is said of the slots. is_known: is
+    it known how many there are? Otherwise it is tried for many, and with fewer sources."""
     former = tuple(dict.fromkeys(one for one in reversed(history) if one != key))
     had = f"the last adapter that had one there, of those in its slot ({called}) before"
     words = f"the delta of {had}, at modules that its own adapter leaves alone,"
     yield Source(f"in its slot ({called})", words, _whole_delta(key, former), "added", 3)
     words = f"the bias of lora_B of {had}, where its own has none,"
     yield Source(f"bias in its slot ({called})", words, _bias(key, former), "added", 3)
-    words = f"the ranks beyond its own of adapters that were in its slot ({called}) before"
-    ranks, scaled_ranks = _ranks(key, former, True), _ranks(key, former, False)
-    yield Source(f"ranks in its slot ({called})", words, ranks, "added", 3)
-    words = f"{words}, at their own scale,"
-    yield Source(f"scaled ranks in its slot ({called})", words, scaled_ranks, "added", 4)
+    ranks = f"the ranks beyond its own of adapters that were in its slot ({called}) before"
+    yield Source(f"ranks in its slot ({called})", ranks, _ranks(key, former, True), "added", 3)
+    words = f"{ranks}, at their own scale,"
+    yield Source(f"scaled ranks in its slot ({called})", words, _ranks(key, former, False), "added", 4)
+    for upto, end in ENDS.items() if is_known else ():
+        words, cut = f"{ranks}, up to {upto},", _ranks(key, former, True, end)
+        yield Source(f"ranks in its slot ({called}), up to {upto}", words, cut, "added", 4)
     scale = f"its own delta at the scale of the {{}} adapter that had one there, of those in its slot ({called})"
     for which, whose in (
         ("last", _first_of(former)),
@@ -117,18 +127,20 @@ def _scale(key: str, whose: Whose) -> Delta:
     return delta
 
 
-def _ranks(key: str, former: Sequence[str], at_own_scale: bool) -> Delta:
-    """Each of them left the ranks that nobody since has had."""
+def _ranks(key: str, former: Sequence[str], at_own_scale: bool, end: Callable[[int], int] | None = None) -> Delta:
+    """Each of them left the ranks that nobody since has had. end: up to which rank one of a rank is multiplied; None:
+    up to the last of them."""
 
     def delta(point: Point) -> Array | None:
         own_lora, total = point.of(key), None
         if own_lora is None:
             return None
         r = own_lora.A.shape[0]
+        most = None if end is None else end(r)
         for one in (point.of(name) for name in former):
             if one is None or one.A.shape[0] <= r:
                 continue
-            tail: LoraWeights = replace(one, A=one.A[r:], B=one.B[:, r:], bias=None)
+            tail: LoraWeights = replace(one, A=one.A[r:most], B=one.B[:, r:most], bias=None)
             beyond = blended(point, tail, tail, own_lora if at_own_scale else tail, None)
             r = one.A.shape[0]
             if beyond is not None:
