@@ -53,7 +53,7 @@ a_schedule = st.builds(
 )
 
 
-def told(line: Line, schedule: Schedule) -> list[Batch]:
+def reported(line: Line, schedule: Schedule) -> list[Batch]:
     """The same batches, each request with its part of the steps of a schedule."""
     batches, number = list[Batch](), 0
     for n, batch in enumerate(line.batches):
@@ -78,7 +78,7 @@ def as_computed(batch: Batch, steps: Sequence[Step]) -> list[list[tuple]]:
 @settings(deadline=None)
 def test_reported_steps_are_those_that_were_made(some: list[Batch], schedule: Schedule) -> None:
     line = Line(some)
-    batches = told(line, schedule)
+    batches = reported(line, schedule)
     assert all(not clash([one.computed for one in batch]) for batch in batches)
     for n, (batch, steps) in enumerate(zip(batches, reported_steps(batches), strict=True)):
         made = line.steps(n, schedule)
@@ -168,7 +168,7 @@ ODD = Schedule(
 def test_a_rule_by_reported_steps_needs_no_search(words: str) -> None:
     """Of an engine with so many limits that nobody comes to its schedule, and no time to look for it."""
     unknown = made_line(3, 6)
-    line = Line(told(unknown, ODD))
+    line = Line(reported(unknown, ODD))
     requests = []
     for number, here in itertools.product(range(6), range(3)):
         steps = unknown.steps(number, ODD)
@@ -184,7 +184,7 @@ def test_a_rule_by_reported_steps_needs_no_search(words: str) -> None:
 )
 def test_a_name_by_reported_steps_needs_no_search(name: str) -> None:
     unknown = made_line(5, 5)
-    line, seen = Line(told(unknown, ODD)), []
+    line, seen = Line(reported(unknown, ODD)), []
     for number, here in itertools.product(range(5), range(3)):
         keys = keys_in_steps(OfWhom(unknown, number, here, {}), name, ODD)
         seen.append(OfWhom(line, number, here, {t: frozenset([key]) for t, key in enumerate(keys)}))
@@ -194,6 +194,19 @@ def test_a_name_by_reported_steps_needs_no_search(name: str) -> None:
         keys_in_steps(one, words, SIMPLE) == [*map(lambda some: next(iter(some)), one.possible.values())]
         for one in seen
     )
+
+
+@pytest.mark.parametrize(("every", "is_named"), [(10, True), (5, False)])
+def test_a_name_may_have_some_tokens_wrong(every: int, is_named: bool) -> None:
+    """A slot may be given away before a step has rows of whoever gets it."""
+    line, name = Line(reported(made_line(5, 5), ODD)), "the row before in its step"
+    seen, count = list[OfWhom](), itertools.count(1)
+    for number, here in itertools.product(range(5), range(3)):
+        keys = keys_in_steps(OfWhom(line, number, here, {}), name, SIMPLE)
+        possible = {t: frozenset(["nobody" if next(count) % every == 0 else key]) for t, key in enumerate(keys)}
+        seen.append(OfWhom(line, number, here, possible))
+    words = [words for words, *_ in names_in_steps(seen, Scheduler(Clock(0.0)))]
+    assert (name in words) == is_named
 
 
 @pytest.mark.parametrize(

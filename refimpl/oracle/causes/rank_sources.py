@@ -17,16 +17,20 @@ def constant(n: int) -> Callable[[int], int]:
     return lambda size: n
 
 
-def power_of(base: int) -> Callable[[int], int]:
-    """Return what makes of a rank the next power of a base."""
+def power_of(base: int, least: int = 1) -> Callable[[int], int]:
+    """Return what makes of a rank the next power of a base, from `least` on."""
 
     def power(r: int) -> int:
-        n = 1
+        n = least
         while n < r:
             n *= base
         return n
 
     return power
+
+
+# What an engine has kernels for: the next of these is that of a rank.
+BUCKETS = {"a power of two": power_of(2), "8, 16, 32 or 64": power_of(2, 8), "4, 16 or 64": power_of(4, 4)}
 
 
 def padded(n: int) -> Callable[[int], int]:
@@ -143,9 +147,9 @@ def rank_sources(key: str, by_root: bool = False) -> Iterator[Source]:
     for n in (4, 8, 16, 32):
         words = f"its own delta, scaled as if its rank were padded to whole {n}s"
         yield Source(f"scale of padded {n}s", words, instead(key, at_rank(padded(n))), "instead", 4.5)
-    for n, called in ((2, "two"), (4, "four")):
-        words = f"its own delta, scaled as if its rank were padded to a power of {called}"
-        yield Source(f"scale of a power of {called}", words, instead(key, at_rank(power_of(n))), "instead", 4.5)
+    for bucket, rank in BUCKETS.items():
+        words = f"its own delta, scaled as if its rank were padded to {bucket}"
+        yield Source(f"scale of {bucket}", words, instead(key, at_rank(rank)), "instead", 4.5)
     if by_root:
         words = "its own delta, scaled with the whole part of the root of its rank"
         whole_root = at_rank(lambda r: math.isqrt(r) ** 2)

@@ -25,6 +25,7 @@ from .scheduled_rule import Scheduler
 from .slot_names import in_slots, out_of_order, slots_in_steps
 
 MISSED = 0.08  # of the tokens in which a mistake was made, that a name of its adapter may have wrong
+BETWEEN = 0.12  # the same where an engine tells its steps: what it does before a request has rows, nobody tells
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +210,8 @@ def names_in_steps(evidence: Sequence[OfWhom], scheduler: Scheduler) -> list[tup
     for schedule in dict.fromkeys(schedules):
         wrong = np.sum([one.wrong(schedule) for one in some], axis=0)
         words = table_of(some[0].line, some[0].number, schedule).names if some[0].line else []
-        good = [n for n, count in enumerate(wrong) if count <= MISSED * total]
+        most = BETWEEN if some[0].line and some[0].line.is_reported else MISSED
+        good = [n for n, count in enumerate(wrong) if count <= most * total]
         for n in good:
             fits = f"(in {total - wrong[n]} of {total} tokens)" if wrong[n] else ""
             assumes = " ".join(filter(None, [fits, schedule.words]))

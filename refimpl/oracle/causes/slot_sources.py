@@ -15,16 +15,11 @@ from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from .history import History
 from .mix_up import Delta, Point, Source, blended, full_delta
-from .rank_sources import padded, power_of
+from .rank_sources import BUCKETS, padded
 from .slots import Slots
 
 Whose = Callable[[Point], LoraWeights | None]  # whose weights count at a module
-ENDS = {
-    "whole 8s": padded(8),
-    "whole 16s": padded(16),
-    "a power of two": power_of(2),
-    "a power of four": power_of(4),
-}  # the ranks that a kernel takes
+ENDS = {"whole 8s": padded(8), "whole 16s": padded(16), **BUCKETS}  # the ranks that a kernel takes
 COUNTS = (1, 2, 3, 4, 5, 6, 8)  # slots of an engine
 
 
