@@ -226,7 +226,9 @@ class Walk:
         """Return what a source is in some rows. stands: in which rows another adapter stands for the own one."""
         own_key, result = self.suspect.key, None
         apart = {other: of[rows] for other, of in stands.items() if of[rows].any()} if source.of_other is None else {}
-        as_own = ~np.any([*apart.values()], axis=0) if apart else np.ones(len(rows), bool)
+        if not apart:
+            return source.delta(self._point(module, x[rows], Rows(inputs, rows), tokens[rows]))
+        as_own = ~np.any([*apart.values()], axis=0)
         for other, chosen in ((None, as_own), *apart.items()):
             some = rows[chosen]
             if not len(some):
