@@ -7,11 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.causes import cause_of_bug
+from support.lines import ADAPTERS, made_line
 
 from refimpl import NUMPY, Ops
 from refimpl.adapter_slots import AdapterSlots
@@ -32,7 +32,6 @@ from refimpl.oracle.diagnosis.clock import Clock
 from refimpl.oracle.explain import UNREPORTED, unreported
 from refimpl.plans import LoraMapping
 
-ADAPTERS = [(), (("a", 1.0),), (("b", 1.0),), (("c", 1.0),), (("a", 0.5), ("d", 1.0))]
 a_request = st.builds(  # no sums: where their other adapters are an engine does not tell
     lambda ids, produced, adapters: Scheduled(len(ids) + produced, len(ids), adapters, (*ids, *[0] * produced)),
     st.lists(st.sampled_from([0, 1]), min_size=1, max_size=12),
@@ -137,17 +136,6 @@ def test_a_slot_that_is_given_away_while_it_is_used(runs_on: bool, now: str) -> 
     (steps,) = reported_steps([batch])
     assert [one.slots for one in steps] == [("a",), ("b",), (now,)]
     assert steps[2].loaded == (() if runs_on else ("a",)) and steps[2].places == (0, 0)
-
-
-def made_line(seed: int, batches: int) -> Line:
-    rng, line = np.random.default_rng(seed), Line()
-    for _ in range(batches):
-        requests = []
-        for _ in range(int(rng.integers(3, 7))):
-            prompt = int(rng.integers(2, 20))
-            requests.append(Scheduled(prompt + int(rng.integers(1, 5)), prompt, ADAPTERS[int(rng.integers(4))]))
-        line.batches.append(requests)
-    return line
 
 
 ODD = Schedule(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.lines import ADAPTERS, made_line
 
 from refimpl.arrays import Array
 from refimpl.engines.interface import Computed
@@ -29,7 +30,6 @@ from refimpl.oracle.causes.step_regions import regions_in_steps, regions_of_step
 from refimpl.oracle.causes.steps import Caches, steps
 from refimpl.oracle.diagnosis.clock import Clock
 
-ADAPTERS = [(), (("a", 1.0),), (("b", 1.0),), (("c", 1.0),), (("a", 0.5), ("d", 1.0))]
 a_request = st.builds(
     lambda prompt, produced, adapters: Scheduled(prompt + produced, prompt, adapters),
     st.integers(1, 20),
@@ -421,17 +421,6 @@ def test_segments_as_long_as_their_neighbours() -> None:
     assert named[words.format("before")] == ["b", "b", "a", None, None, None]  # lengths 2, 1, 3
     # In the order of slots, the base first: its two rows, the one of b, the three of a, of lengths 1, 3, 2.
     assert named[words.format("behind") + ", in the order of slots"] == ["b", "b", "a", "a", None, "b"]
-
-
-def made_line(seed: int, count: int) -> Line:
-    rng, line = np.random.default_rng(seed), Line()
-    for _ in range(count):
-        requests = []
-        for _ in range(int(rng.integers(3, 8))):
-            prompt = int(rng.integers(1, 21))
-            requests.append(Scheduled(prompt + int(rng.integers(1, 5)), prompt, ADAPTERS[int(rng.integers(4))]))
-        line.batches.append(requests)
-    return line
 
 
 def observed(present: Array) -> Observed:

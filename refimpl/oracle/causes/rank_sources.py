@@ -10,32 +10,12 @@ from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from ...config import EMBED
 from .mix_up import PARTNERS, Delta, Point, Source, full_delta, product
+from .padding import BUCKETS, padded
 
 
 def constant(n: int) -> Callable[[int], int]:
     """n, however many there are."""
     return lambda size: n
-
-
-def power_of(base: int, least: int = 1) -> Callable[[int], int]:
-    """Return what makes of a rank the next power of a base, from `least` on."""
-
-    def power(r: int) -> int:
-        n = least
-        while n < r:
-            n *= base
-        return n
-
-    return power
-
-
-# What an engine has kernels for: the next of these is that of a rank.
-BUCKETS = {"a power of two": power_of(2), "8, 16, 32 or 64": power_of(2, 8), "4, 16 or 64": power_of(4, 4)}
-
-
-def padded(n: int) -> Callable[[int], int]:
-    """The next whole n."""
-    return lambda size: size + -size % n
 
 
 def beyond_whole(n: int) -> Callable[[int], int]:

@@ -15,7 +15,7 @@ from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from .history import History
 from .mix_up import Delta, Point, Source, blended, full_delta
-from .rank_sources import BUCKETS, padded
+from .padding import BUCKETS, padded
 from .slots import Slots
 
 Whose = Callable[[Point], LoraWeights | None]  # whose weights count at a module

@@ -90,6 +90,7 @@ def _keys_by_name(request: Request) -> dict[str, Sequence[str | None]]:
 
 
 def source_of(mistake: Mistake, key: str | None) -> str:
+    """Return the key of the source that a mistake is, if it is of this adapter; None: the base."""
     return mistake.family.replace(WHICHEVER, key or THE_BASE)
 
 
