@@ -25,14 +25,23 @@ QUANTISED = re.compile(
 
 
 def quantisation_in(name: str) -> str | None:
-    """The piece of a base's name that says it is quantised, if one does: "GPTQ" of "someone/Llama-3-8B-GPTQ"."""
-    match = None if "unquanti" in name.lower() else QUANTISED.search(name)
+    """The piece of a base's name that says it is quantised, if one does: "GPTQ" of "someone/Llama-3-8B-GPTQ".
+
+    Of a path only the last folder says what the base is: /tmp/tmp_i2/base is not quantised. In the hub's cache that is
+    the folder above the snapshots."""
+    last = last_piece(re.split(r"[/\\]snapshots[/\\]", name)[0])
+    match = None if "unquanti" in last.lower() else QUANTISED.search(last)
     return match[0].strip("-_./ ") if match else None
+
+
+def last_piece(path: str) -> str:
+    """The last folder or name of a path, of either system."""
+    return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 def plain_name(name: str) -> str:
     """What of a name tells one base from another: the last piece of a path, in small letters, quantisation aside."""
-    last = name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].lower()
+    last = last_piece(name).lower()
     last = re.sub(r"-unsloth(?=$|-)|-(hf|gguf)$", "", QUANTISED.sub("", last))
     return QUANTISED.sub("", last).strip("-_.")
 

@@ -71,6 +71,10 @@ def test_what_is_remarkable_is_not_called_sound(tmp_path: Path, capsys: pytest.C
         ("google/gemma-3-4b-it-qat-q4_0-unquantized", None),
         ("a/model-4b-32k", None),
         ("mistralai/Mixtral-8x7B-v0.1", None),
+        ("/tmp/tmppw_rm_i2/base", None),
+        ("/models/Llama-3-8B-GPTQ/", "GPTQ"),
+        ("/hub/models--TheBloke--Llama-2-7B-AWQ/snapshots/0a1b2c", "AWQ"),
+        ("C:\\models\\4bit\\Llama-3", None),
     ],
 )
 def test_which_names_are_of_quantised_bases(name: str, kind: str | None) -> None:
