@@ -21,10 +21,12 @@ from ..oracle.noise.verdict import Thresholds
 from ..oracle.observer import Observer
 from ..oracle.reports.report import times
 from ..oracle.reports.result import PlayedCase, worst_row
+from ..oracle.reports.tokens_in_words import by_request, in_words, which_request
 from ..tools.units import human_bytes
 
 COLOURS = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
 SILENCE = 10.0  # seconds, after which it is said what a cause is looked for in
+REQUESTS, PIECES = 3, 4  # whose tokens are printed, and pieces of each; the page and the JSON have all
 SYMPTOMS = 8  # that are printed; the JSON has all
 
 
@@ -172,9 +174,23 @@ def cause_rows(cause: dict[str, Any], named: Sequence[str]) -> Iterator[tuple[st
     links follow anyway."""
     yield "cause", cause["sentence"], "bold"
     yield "", cause["evidence"], ""
+    yield from token_rows(cause)
     for change in cause["changes"]:
         for link in () if change["bug"] in named else change["links"]:
             yield "", f"seen in {link}", "dim"
+
+
+def token_rows(cause: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield (label, text, style) of a few requests for each change of which no rule says for sure when it is made, and
+    of a few that are not explained."""
+    label, several = "tokens", len(cause["changes"]) > 1
+    for number, change in enumerate(cause["changes"]):
+        for some in by_request(cause, number)[:REQUESTS] if change["is_guess"] else ():
+            of_change = f"change {number + 1}, " if several else ""
+            yield label, f"{of_change}{which_request(some[0])}: {in_words(some, PIECES)}", ""
+            label = ""
+    for i, some in enumerate(by_request(cause, None)[:REQUESTS]):
+        yield "" if i else "not explained", f"{which_request(some[0])}: from {in_words(some, 1)} on", ""
 
 
 def diagnosis_rows(diagnosis: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

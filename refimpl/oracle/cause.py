@@ -26,6 +26,7 @@ from .causes.follow import Followed
 from .causes.left_in_slots import left_in_slots
 from .causes.scheduled_rule import Scheduler
 from .causes.statement import CauseReport, Change
+from .causes.tokens_of_causes import tokens_of_cause
 from .causes.traced import Request, Traced
 from .diagnosis.clock import Clock
 from .engine_driver import EngineDriver
@@ -175,7 +176,16 @@ def _report(said: Sequence[Said], failed: int, testbed: Testbed, seconds: float)
     afterwards = sum(request.as_it_came.afterwards for request in explained)
     rounds = any(request.is_rounded(best.traced.cause) for request in explained)
     return CauseReport(
-        changes[0], exceptions, len(explained), failed, residual, seconds, tuple(also), rounds, afterwards
+        changes[0],
+        exceptions,
+        len(explained),
+        failed,
+        residual,
+        seconds,
+        tuple(also),
+        rounds,
+        afterwards,
+        tokens_of_cause(best.traced),
     )
 
 

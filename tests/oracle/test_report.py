@@ -19,7 +19,7 @@ from support.testbed import small_testbed
 
 from refimpl import cli
 from refimpl.commands.check import add_arguments
-from refimpl.commands.check_screen import show
+from refimpl.commands.check_screen import show, token_rows
 from refimpl.engines.interface import EngineRequest, EngineResponse
 from refimpl.engines.ours import Ours
 from refimpl.oracle.bugs import mutants_for
@@ -28,6 +28,7 @@ from refimpl.oracle.reports import drawing
 from refimpl.oracle.reports.report import host, num, page
 from refimpl.oracle.reports.result import CampaignSettings
 from refimpl.oracle.reports.summary import summary
+from refimpl.oracle.reports.tokens_in_words import by_request, in_words, which_request
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>\" onload='alert(3)' {{ 7 * 7 }} & \x00\x1b[31m"
@@ -272,6 +273,60 @@ def test_a_row_that_passes_beyond_where_rows_fail_says_where_it_fails(passing: d
         assert (f"this row, in which honest runs are spread wider, fails from {num(own)}" in text) == (
             ratio == 1.1 * limit
         )
+
+
+# The tokens of a cause.
+
+
+def of_tokens(first: int, last: int, **more: Any) -> dict[str, Any]:
+    """Tokens of batch 3's request 1, as the JSON has them."""
+    where = {"case": "batch 3", "run": 0, "request": 1, "adapter": "made-0"}
+    return {**where, "change": 0, "first": first, "last": last, "of": "", "steps": [], **more}
+
+
+@pytest.mark.parametrize(
+    ("some", "text"),
+    [
+        ([of_tokens(9, 9)], "token 9"),
+        ([of_tokens(4, 6), of_tokens(9, 9)], "tokens 4 to 6, 9"),
+        ([of_tokens(4, 6, of="made-2")], "tokens 4 to 6 (of made-2)"),
+        ([of_tokens(9, 9, steps=[[7, 0, 9, 1, -1]])], "token 9 (step 7)"),
+        (
+            [of_tokens(8, 9, of="made-2", steps=[[7, 5, 0, 9, 1], [8, 0, 9, 1, 1]])],
+            "tokens 8 to 9 (of made-2; steps 7 to 8, slot 1)",
+        ),
+        ([of_tokens(t, t) for t in (1, 3, 5, 7)], "tokens 1, 3, and 2 pieces more"),
+    ],
+)
+def test_tokens_in_words(some: list[dict[str, Any]], text: str) -> None:
+    assert in_words(some, 2) == text
+
+
+def test_where_no_rule_is_sure_the_terminal_has_tokens_and_the_page_has_all(failing: dict[str, Any]) -> None:
+    cause = failing["cause"]
+    assert {one["change"] for one in cause["tokens"]} == set(range(len(cause["changes"])))
+    names = {batch["name"] for batch in failing["batches"]}
+    assert {one["case"] for one in cause["tokens"]} <= names
+    guessed = {**cause, "changes": [{**change, "is_guess": True} for change in cause["changes"]]}
+    assert not list(token_rows(cause))
+    requests = by_request(cause, 0)
+    assert [(text, label) for label, text, _ in token_rows(guessed)] == [
+        (f"{which_request(some[0])}: {in_words(some, 4)}", "" if i else "tokens") for i, some in enumerate(requests[:3])
+    ]
+    text = Elements(html_of(failing)).text
+    assert all(f"{which_request(some[0])} {in_words(some, len(some))}" in text for some in requests[:20])
+    assert "Nothing of it explains" not in text
+
+
+def test_what_no_change_explains_begins_at_a_token(failing: dict[str, Any]) -> None:
+    rest = [of_tokens(7, 7, change=None, request=i) for i in range(14)]
+    cause = {**failing["cause"], "tokens": [*failing["cause"]["tokens"], *rest]}
+    lines = [(label, text) for label, text, _ in token_rows(cause)]
+    assert lines == [
+        ("" if i else "not explained", f"batch 3, request {i} (made-0): from token 7 on") for i in range(3)
+    ]
+    text = Elements(html_of({**failing, "cause": cause})).text
+    assert "batch 3, request 11 (made-0) from token 7 on, and 2 more." in text
 
 
 # Layers.

@@ -10,8 +10,9 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.causes import cause_of_bug
+from support.causes import asked, cause_of_bug
 from support.lines import ADAPTERS, made_line
+from support.testbed import small_testbed
 
 from refimpl import NUMPY, Ops
 from refimpl.adapter_slots import AdapterSlots
@@ -19,6 +20,7 @@ from refimpl.arrays import Array, Precision
 from refimpl.config import Module
 from refimpl.engines.computed import clash, read_steps
 from refimpl.engines.interface import Computed, EngineError, EngineResponse
+from refimpl.engines.ours import Ours
 from refimpl.oracle.causes.candidate_schedules import SIMPLE
 from refimpl.oracle.causes.line import Line
 from refimpl.oracle.causes.reported import reported_steps
@@ -29,6 +31,7 @@ from refimpl.oracle.causes.scheduled_rule import InBatch, Scheduler
 from refimpl.oracle.causes.statement import CauseReport, Change
 from refimpl.oracle.causes.step_regions import regions_in_steps
 from refimpl.oracle.diagnosis.clock import Clock
+from refimpl.oracle.engine_driver import EngineDriver
 from refimpl.oracle.explain import UNREPORTED, unreported
 from refimpl.plans import LoraMapping
 
@@ -234,6 +237,21 @@ def skips_last_row() -> Ops:
     return replace(NUMPY, lora_delta=lora_delta)
 
 
+def last_rows(work: Path) -> set[tuple[str, int, int, Computed]]:
+    """Each last row of a step that is an adapter's, in the answers that are kept there: case, request, token, step."""
+    last = set()
+    for case, exchanges in asked(EngineDriver(lambda: Ours(skips_last_row), small_testbed(), work)):
+        steps = [(one, step) for one in exchanges for step in one.response.steps]
+        ends = {
+            step.step: max(other.row + other.tokens for _, other in steps if other.step == step.step)
+            for _, step in steps
+        }
+        for one, step in steps:
+            if one.adapters and step.row + step.tokens == ends[step.step]:
+                last.add((case.name, one.index, step.first + step.tokens - 1, step))
+    return last
+
+
 @pytest.mark.filterwarnings("ignore::refimpl.errors.AdapterWarning")
 def test_an_engine_that_tells_its_steps_is_held_against_them(tmp_path: Path) -> None:
     cause = cause_of_bug(skips_last_row, tmp_path)
@@ -241,6 +259,14 @@ def test_an_engine_that_tells_its_steps_is_held_against_them(tmp_path: Path) -> 
     (change,) = cause.changes
     assert change.what == "its own delta is missing" and change.tokens == "the last row of a step"
     assert not change.is_guess and not change.when
+    # And of each token that is among its tokens it is known that it was in such a row.
+    tokens = ((one, t) for one in cause.tokens for t in range(one.first, one.last + 1))
+    assert last_rows(tmp_path) == {
+        (one.case, one.request, t, step)
+        for one, t in tokens
+        for step in one.steps
+        if step.first <= t < step.first + step.tokens
+    }
 
 
 @pytest.mark.parametrize(

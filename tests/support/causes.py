@@ -1,6 +1,6 @@
 """The cause of an engine's failures, without the rest of a campaign."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from refimpl import Ops, Precision
 from refimpl.engines.interface import Engine
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.oracle.cases.batches import draw_batch
+from refimpl.oracle.cases.case import Case, Exchange
 from refimpl.oracle.cases.testbed import settings
 from refimpl.oracle.cause import cause_of
 from refimpl.oracle.causes.statement import CauseReport
@@ -33,10 +34,16 @@ def cause_of_engine(
     testbed, members = small_testbed(dtype), ensemble(dtype)
     driver = EngineDriver(make, testbed, work)
     played = []
-    for i in range(cases):
-        case = draw_batch(testbed, CAPABILITIES, np.random.default_rng([5, i]), f"batch {i}")
-        ratios, _ = measure(case, driver.exchanges(case, settings(testbed)), testbed, members)
+    for case, exchanges in asked(driver, cases):
+        ratios, _ = measure(case, exchanges, testbed, members)
         played.append(PlayedCase(case, settings(testbed), ratios))
     thresholds = judge_all(played)
     assert any(one.verdict == "fail" for one in played)
     return cause_of(driver, testbed, members, thresholds, played)
+
+
+def asked(driver: EngineDriver, cases: int = 4) -> Iterator[tuple[Case, list[Exchange]]]:
+    """Yield the batches of these causes, and what comes back."""
+    for i in range(cases):
+        case = draw_batch(driver.testbed, CAPABILITIES, np.random.default_rng([5, i]), f"batch {i}")
+        yield case, driver.exchanges(case, settings(driver.testbed))

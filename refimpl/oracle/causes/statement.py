@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ...engines.interface import Computed
+
 SMALL = 0.1  # share of the failed requests that a cause may leave over without being called a part
 
 
@@ -34,6 +36,22 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Tokens of a request that follow one another, in each of which a change was made, whatever rule holds; or the
+    first token that is not explained."""
+
+    case: str
+    run: int  # which batch of the case, from 0 on
+    request: int  # which request of the batch, from 0 on
+    adapter: str | None  # as the report calls it; None: the base
+    change: int | None  # which change of the cause, from 0 on; None: nothing explains this token
+    first: int  # the place of the first of these tokens, prompt and produced ones together
+    last: int  # and of the last
+    of: str = ""  # whose delta it is, where a cause has it of several adapters
+    steps: tuple[Computed, ...] = ()  # in which they were computed, if the engine tells its steps
+
+
+@dataclass(frozen=True)
 class CauseReport:
     """What was found of the cause of a campaign's failures; nothing is said whose residual is more than noise."""
 
@@ -46,6 +64,7 @@ class CauseReport:
     also: tuple[str, ...] = ()  # other causes, from which these requests cannot tell it
     rounds: bool = False  # computed numbers: near a tie one may have been rounded to its other side
     afterwards: int = 0  # of those that it explains, asked when it had been found (others.py, fewer.py)
+    tokens: tuple[Tokens, ...] = ()  # of the campaign's failed requests, in order
 
     @property
     def where(self) -> str:

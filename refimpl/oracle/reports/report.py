@@ -5,7 +5,7 @@ report.html.j2; what is drawn comes from drawing.py.
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from ...loading.diagnostics import one_line
 from ..bugs import CLASSES, Mutant
 from ..diagnosis.power import DETECTED, NOT_EXERCISED, UNDETECTABLE
 from . import drawing
+from .tokens_in_words import by_request, in_words, which_request
 
 PAGE = "index.html"
+REQUESTS = 20  # of each change, whose tokens are drawn; the JSON has all
 
 OUTCOMES = (UNDETECTABLE, NOT_EXERCISED, DETECTED)  # what a reader should worry about comes first
 
@@ -34,13 +36,22 @@ def page(report: Mapping[str, Any], zoo: Mapping[str, Mutant]) -> str:
         finalize=lambda x: one_line(x) if type(x) is str else x,  # an engine's control characters are no HTML
     )
     env.filters |= {"num": num, "times": times, "host": host}
-    env.globals |= {"CLASSES": CLASSES, "shade": drawing.shade, "STEPS": drawing.STEPS, "worst": _worst}
+    env.globals |= {
+        "which_request": which_request,
+        "in_words": in_words,
+        "CLASSES": CLASSES,
+        "shade": drawing.shade,
+        "STEPS": drawing.STEPS,
+        "worst": _worst,
+    }
     return env.get_template("report.html.j2").render(
         found=report,
         nearest=report["diagnosis"][0] if report["diagnosis"] else None,
         cloud=drawing.cloud(report["batches"], report["noise"]),
         far=_far(report["picture"]),
         near=_near(report["picture"]),
+        tokens=_tokens(report["cause"]),
+        unexplained=by_request(report["cause"], None) if report["cause"] else [],
         places=_places(report["places"], report["noise"]["fails_from"]),
         power=_power(report, zoo),
         replay=f"loracle check --replay {shlex.quote(report['repro'])}" if report["repro"] else "",
@@ -117,6 +128,29 @@ def _near(picture: Mapping[str, Any] | None) -> dict[str, Any] | None:
     top = drawing.reach(x for key, _ in keys for row in close[key] for x in row)
     panels = [{"head": head, "paths": drawing.heat([(0, row) for row in close[key]], top)} for key, head in keys]
     return {**close, "panels": panels, "top": top, "of": picture["lines"][close["line"]]}
+
+
+def _tokens(cause: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return a line for each request and change: in which tokens it was made, in words and as cells."""
+    if cause is None:
+        return []
+    lines = [(i, some) for i in range(len(cause["changes"])) for some in by_request(cause, i)[:REQUESTS]]
+    columns = max((some[-1]["last"] + 1 for _, some in lines), default=1)
+    return [
+        {
+            "which": which_request(some[0]),
+            "change": i + 1,
+            "words": in_words(some, len(some)),
+            "paths": drawing.heat([(0, _cells(some, columns))], 1.0),
+            "columns": columns,
+        }
+        for i, some in lines
+    ]
+
+
+def _cells(some: Sequence[Mapping[str, Any]], columns: int) -> list[float]:
+    """Return for each token of a request whether it has a change: 1 or 0."""
+    return [float(any(one["first"] <= t <= one["last"] for one in some)) for t in range(columns)]
 
 
 def _ticks(columns: int) -> list[int]:

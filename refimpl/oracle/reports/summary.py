@@ -2,6 +2,7 @@
 
 import math
 import platform
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,7 @@ def _cause_json(cause: CauseReport) -> dict[str, Any]:
             "bug": change.bug,
             "links": list(change.links),
             "when": change.when,
+            "is_guess": change.is_guess,
         }
         for change in cause.changes
     ]
@@ -98,6 +100,7 @@ def _cause_json(cause: CauseReport) -> dict[str, Any]:
         "explained": cause.explained,
         "failed": cause.failed,
         "residual": _number(cause.residual),
+        "tokens": [asdict(one) for one in cause.tokens],
     }
 
 
