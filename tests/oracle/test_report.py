@@ -281,7 +281,7 @@ def test_a_row_that_passes_beyond_where_rows_fail_says_where_it_fails(passing: d
 def of_tokens(first: int, last: int, **more: Any) -> dict[str, Any]:
     """Tokens of batch 3's request 1, as the JSON has them."""
     where = {"case": "batch 3", "run": 0, "request": 1, "adapter": "made-0"}
-    return {**where, "change": 0, "first": first, "last": last, "of": "", "steps": [], **more}
+    return {**where, "change": 0, "first": first, "last": last, "of": "", "steps": [], "is_cached": False, **more}
 
 
 @pytest.mark.parametrize(
@@ -290,6 +290,7 @@ def of_tokens(first: int, last: int, **more: Any) -> dict[str, Any]:
         ([of_tokens(9, 9)], "token 9"),
         ([of_tokens(4, 6), of_tokens(9, 9)], "tokens 4 to 6, 9"),
         ([of_tokens(4, 6, of="made-2")], "tokens 4 to 6 (of made-2)"),
+        ([of_tokens(0, 7, of="made-2", is_cached=True)], "tokens 0 to 7 (of made-2; found in a cache)"),
         ([of_tokens(9, 9, steps=[[7, 0, 9, 1, -1]])], "token 9 (step 7)"),
         (
             [of_tokens(8, 9, of="made-2", steps=[[7, 5, 0, 9, 1], [8, 0, 9, 1, 1]])],

@@ -49,6 +49,7 @@ class Tokens:
     last: int  # and of the last
     of: str = ""  # whose delta it is, where a cause has it of several adapters
     steps: tuple[Computed, ...] = ()  # in which they were computed, if the engine tells its steps
+    is_cached: bool = False  # does it tell that it found them in a cache?
 
 
 @dataclass(frozen=True)

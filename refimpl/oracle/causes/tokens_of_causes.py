@@ -31,15 +31,21 @@ def _of_request(traced: Traced, request: Request) -> Iterator[Tokens]:
     for i, mistake in enumerate(traced.cause):
         tokens = [t for t in tokens_of(followed, i) if t >= request.walk.first_shown]
         whose = {t: _whose(mistake.family, followed.sources(i, t)) for t in tokens}
-        for (_, of), some in groupby(enumerate(tokens), key=lambda one: (one[1] - one[0], whose[one[1]])):
-            together = [t for _, t in some]
-            yield _tokens(request, i, together[0], together[-1], of)
+        for (_, of, _), some in groupby(tokens, key=lambda t: (t - tokens.index(t), whose[t], _is_cached(request, t))):
+            first, *rest = some
+            yield _tokens(request, i, first, rest[-1] if rest else first, of)
 
 
 def _tokens(request: Request, change: int | None, first: int, last: int, of: str = "") -> Tokens:
     place, exchange = request.as_it_came.place, request.as_it_came.suspect.exchange
     steps = [one for one in exchange.response.steps if one.first <= last and first < one.first + one.tokens]
-    return Tokens(*place, exchange.adapter, change, first, last, of, tuple(steps))
+    return Tokens(*place, exchange.adapter, change, first, last, of, tuple(steps), _is_cached(request, first))
+
+
+def _is_cached(request: Request, token: int) -> bool:
+    """Was it found in a cache, as the engine tells it?"""
+    steps = request.as_it_came.suspect.exchange.response.steps
+    return bool(steps) and token < min(one.first for one in steps)
 
 
 def _whose(family: str, sources: frozenset[str]) -> str:

@@ -31,7 +31,8 @@ def in_words(some: Sequence[Some], most: int) -> str:
 def _piece(tokens: Some) -> str:
     first, last = tokens["first"], tokens["last"]
     places = f"{first}" if first == last else f"{first} to {last}"
-    beside = "; ".join(filter(None, [f"of {tokens['of']}" if tokens["of"] else "", _steps(tokens["steps"])]))
+    how = "found in a cache" if tokens["is_cached"] else _steps(tokens["steps"])
+    beside = "; ".join(filter(None, [f"of {tokens['of']}" if tokens["of"] else "", how]))
     return f"{places} ({beside})" if beside else places
 
 
