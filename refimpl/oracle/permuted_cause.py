@@ -25,7 +25,13 @@ LEAST = 3  # failed requests in these: every row of fewer may come down to noise
 def permuted_cause(failures: Failures, limit: float, clock: Clock) -> CauseReport | None:
     """Return the way to put deltas back wrongly that explains every row of some batches, those that are right as well;
     None if there is none. limit: the ratio from which on a row is no noise."""
-    began, batches = time.monotonic(), [one for one in _batches(failures) if _is_affordable(one[-1], failures.testbed)]
+    began = time.monotonic()
+    batches = [
+        (line, number, batch)
+        for line, number, batch in _batches(failures)
+        if _is_affordable(batch, failures.testbed)
+        and all(line.knows_steps(number, i) for i in range(len(line.batches[number])))
+    ]
     failed = sum(verdict == "fail" for *_, batch in batches for _, _, verdict in batch)
     is_reported = any(line.is_reported for line, *_ in batches)
     for schedule in SCHEDULES[: 1 if is_reported else None] if failed >= LEAST else ():

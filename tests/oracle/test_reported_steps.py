@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -168,6 +169,36 @@ def test_a_rule_by_reported_steps_needs_no_search(words: str) -> None:
     assert any((one.observed.present == 1).any() for one in requests)
     rule = Scheduler(Clock(0.0)).rule(requests)
     assert rule.wrong == 0 and rule.tokens and not rule.assumes
+
+
+def test_answers_without_steps_take_none_of_the_others_away() -> None:
+    """An engine that failed to answer one request, and all of another batch: it tells no steps of these."""
+    words, without = "the last row of a step", {(1, 0), *((3, i) for i in range(8))}
+    unknown = made_line(3, 6)
+    batches = reported(unknown, ODD)
+    line = Line(
+        [
+            [replace(one, computed=()) if (n, i) in without else one for i, one in enumerate(batch)]
+            for n, batch in enumerate(batches)
+        ]
+    )
+    requests = []
+    for number, here in itertools.product(range(6), range(3)):
+        steps = unknown.steps(number, ODD)
+        members = next(one for one in regions_in_steps(batches[number], here, ODD, steps) if one.words == words).members
+        known_line = line if line.knows_steps(number, here) else None
+        assert (known_line is None) == ((number, here) in without)
+        # Whoever has no steps says nothing here, as where its error has no numbers.
+        present = members.astype(int) if known_line else np.full(len(members), -1)
+        requests.append(InBatch(Observed({}, [], present), known_line, number, here))
+    rule = Scheduler(Clock(0.0)).rule(requests)
+    assert rule.tokens == (words,) and rule.wrong == 0
+    assert line.reported_occupants(1, 0) == {} == line.reported_occupants(3, 1)
+    name, seen = "the row before in its step", []
+    for one in requests:
+        keys = keys_in_steps(OfWhom(one.line, one.number, one.here, {}), name, SIMPLE)
+        seen.append(OfWhom(one.line, one.number, one.here, {t: frozenset([key]) for t, key in enumerate(keys)}))
+    assert name in [words for words, *_ in names_in_steps(seen, Scheduler(Clock(0.0)))]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,11 @@ class Asked:
     afterwards: bool = False  # was it asked when a cause had been found?
 
     @property
+    def in_steps(self) -> Line | None:
+        """The batches of its engine, if its steps there are known."""
+        return self.line if self.line and self.line.knows_steps(self.number, self.place[2]) else None
+
+    @property
     def is_single(self) -> bool:
         """Has it one adapter at most, without a weight?"""
         return is_single(self.suspect.exchange)

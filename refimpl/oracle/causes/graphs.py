@@ -73,7 +73,7 @@ def _by_size(
             rows.append(at_rows[id(then)][0])
             in_slots.append(at_rows[id(then)][1])
     return {
-        f"{what} at its place in {KEPT[kept]}{padded}{alone}": np.concatenate(some)
+        f"{what} at its place in {KEPT[kept]}{padded}{alone}": np.concatenate([np.zeros(0, int), *some])
         for (kept, padded, alone), both in zip(SIZES, results, strict=True)
         for what, some in zip(WHAT, both, strict=True)
     }

@@ -24,6 +24,7 @@ class Line:
     _caches: dict[Schedule, Caches] = field(default_factory=dict, repr=False)
     _codes: dict[str | None, int] = field(default_factory=lambda: {None: 0}, repr=False)
     _counted: int = field(default=0, repr=False)  # of the batches
+    _reports: tuple[int, bool] = field(default=(0, False), repr=False)  # of so many batches: does it tell any steps?
 
     @property
     def codes(self) -> dict[str | None, int]:
@@ -46,8 +47,15 @@ class Line:
 
     @property
     def is_reported(self) -> bool:
-        """Does the engine tell the steps of all of them?"""
-        return all(one.computed for batch in self.batches for one in batch)
+        """Does the engine tell its steps? With an error it tells none."""
+        count, reports = self._reports
+        reports = reports or any(one.computed for batch in self.batches[count:] for one in batch)
+        self._reports = len(self.batches), reports
+        return reports
+
+    def knows_steps(self, number: int, request: int) -> bool:
+        """Are the steps of a request told, or else to be worked out?"""
+        return not self.is_reported or bool(self.batches[number][request].computed)
 
     def used_before(self, number: int) -> list[str | None]:
         """Return the adapter of each request before a batch, of a sum the first one; None: the base."""
@@ -65,7 +73,7 @@ class Line:
         if not self.is_reported:
             return None
         adapters, steps = self.batches[number][request].adapters, self.steps(number, SIMPLE)
-        if len(adapters) != 1:
+        if len(adapters) != 1 or not self.knows_steps(number, request):
             return {}
         return {len(steps[0].slots): self.occupants(number, SIMPLE, request, adapters[0][0])}
 
