@@ -92,6 +92,7 @@ def cause_of(
         wrong = [one for one in others if one.as_it_came.failed]
         passed += spread([one for one in others if not one.as_it_came.failed], PASSED)
         traced = traced_further(traced, wrong, limit, clock)[:DESCRIBED]
+    traced = [one.as_far_as_visible(limit) for one in traced]
     scheduler = Scheduler(Clock(min(SCHEDULES, clock.total / 3), clock.end))
     traced = (left_in_slots(traced, scheduler, limit) or traced)[:DESCRIBED] if traced else []
     failed = len(traced[0].followed) if traced else 0  # of a large base few are followed

@@ -24,7 +24,8 @@ from refimpl.model import forward, whole_prompts
 from refimpl.oracle.cases.batches import draw_batch
 from refimpl.oracle.cases.testbed import settings as engine_settings
 from refimpl.oracle.causes.asked import Asked
-from refimpl.oracle.causes.at_token import fitting_of
+from refimpl.oracle.causes.at_token import fitting_of, with_one_more
+from refimpl.oracle.causes.bound import bound_weights
 from refimpl.oracle.causes.follow import follow
 from refimpl.oracle.causes.kept import OF_ANOTHER
 from refimpl.oracle.causes.mistakes import Mistake, mistakes, tried
@@ -34,6 +35,7 @@ from refimpl.oracle.causes.sources import THE_BASE, sources_of
 from refimpl.oracle.causes.states import State, states_of
 from refimpl.oracle.causes.suspect import Suspect
 from refimpl.oracle.causes.traced import Request, Traced
+from refimpl.oracle.causes.trial import presence
 from refimpl.oracle.causes.watch import Watch
 from refimpl.oracle.engine_driver import EngineDriver
 from refimpl.oracle.failures import Failures
@@ -219,6 +221,49 @@ def test_where_a_cause_ends_the_next_mistake_is_seen_whoever_was_followed_since(
     wrong.follow([(Mistake("instead: another adapter", "", 1.0, 1.0),), (replace(first, coefficient=1.0),)], LIMIT)
     wrong.follow([()], LIMIT)
     assert fitting_of(wrong, traced, [second], LIMIT) == [second]
+
+
+def test_a_later_mistake_that_does_nothing_to_a_row_may_have_been_made() -> None:
+    """What explained a request before another mistake was thought of says of that one what its rows say."""
+    first, second = Mistake("outputs reversed", "", 1.0, 1.0), Mistake("own", "lm_head", -1.0, 1.0)
+    for request in requests():
+        wrong = answered(request, made_by(request, [first], [("outputs reversed",)] * request.tokens), 1)
+        traced = with_one_more(Traced((first,), {}).with_others([wrong], LIMIT), second, LIMIT)
+        assert (traced.followed[wrong].present(1) == 0).all()
+        seen = traced.as_far_as_visible(LIMIT).followed[wrong]
+        assert seen.dead is None
+        has_any = bool(wrong.walk.at("lm_head") @ presence(wrong.walk, (), wrong.tokens, wrong.families["own"])[0])
+        assert (seen.present(1) == (0 if has_any else -1)).all()
+
+
+def test_what_scales_the_own_delta_scales_what_else_is_wrong_with_it() -> None:
+    """Reversed, and at the square of its scale: the definition scales the reversed one."""
+    compared = 0
+    for request in requests():
+        suspect, key = request.as_it_came.suspect, request.as_it_came.suspect.key
+        cause = [Mistake("outputs reversed", "v_proj", 1.0, 1.0), Mistake("scale squared", "v_proj", 1.0, 1.0)]
+        if key is None or any(one.family not in request.families for one in cause):
+            continue
+        model, weights = suspect.testbed.exact, bound_weights(suspect.testbed)[key]
+        p = model.precision(EXACT)
+        batch, cache, adapters = whole_prompts(model, [suspect.request], NUMPY, p, every_row=True)
+
+        def lora_delta(
+            y: Array, x: Array, module: Module, slots: AdapterSlots, mapping: LoraMapping, p: Precision
+        ) -> None:
+            delta = np.zeros_like(y)
+            NUMPY.lora_delta(delta, x, module, slots, mapping, p)
+            lora = weights.get(module)  # noqa: B023
+            y += delta[:, ::-1] * lora.scale if lora is not None and module[1] == "v_proj" else delta
+
+        ops = replace(NUMPY, lora_delta=lora_delta)
+        logits = to_host(forward(model, batch, cache, adapters.slots, ops, p))
+        states: list[State] = [("outputs reversed", "scale squared")] * request.tokens
+        wrong = answered(request, logits, 1)
+        (followed,) = wrong.follow([cause], LIMIT)
+        assert followed.dead is None and states[0] in followed.possible[-1]
+        compared += 1
+    assert compared
 
 
 def shown_from(request: Request, first: int) -> Request:

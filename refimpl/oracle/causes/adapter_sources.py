@@ -8,7 +8,7 @@ import numpy as np
 from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from ...config import Module
-from .mix_up import Delta, Point, Source, blended, full_delta, product
+from .mix_up import Delta, Point, Source, blended, full_delta, product, scaled
 
 
 def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator[Source]:
@@ -25,8 +25,8 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
             return wrong if own_delta is None else -own_delta
         return wrong - own_delta if wrong.shape == own_delta.shape else None
 
-    def mixed(a_key: str, b_key: str, s_key: str, or_nothing: bool = True) -> Delta:
-        """or_nothing: where an adapter lacks the module, nothing is multiplied; else the own delta stays."""
+    def mixed(a_key: str, b_key: str, s_key: str) -> Delta:
+        """Where an adapter lacks the module nothing is multiplied."""
 
         def delta(point: Point) -> Array | None:
             A_from, B_from, scale_from = point.of(a_key), point.of(b_key), point.of(s_key)
@@ -34,24 +34,22 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
             if own_delta is None:
                 return None
             if A_from is None or B_from is None or scale_from is None:
-                return -full_delta(point.x, own_delta) if or_nothing else None
+                return -full_delta(point.x, own_delta)
             return blended(point, A_from, B_from, scale_from, own_delta)
 
         return delta
 
-    def rescaled(alpha: bool) -> Delta:
-        """At alpha / r with one of these of the other one, at the same module."""
+    def of_scale(point: Point, lora: LoraWeights) -> float | None:
+        rest = None if other is None else point.of(other)
+        return None if rest is None else rest.scale
 
-        def delta(point: Point) -> Array | None:
-            own_delta = None if key is None else point.of(key)
-            rest = None if other is None else point.of(other)
-            if own_delta is None or rest is None or not own_delta.scale:
-                return None
-            ratio = len(own_delta.A) / len(rest.A)
-            ratio = rest.scale / own_delta.scale / ratio if alpha else ratio
-            return None if np.isclose(ratio, 1.0, rtol=1e-9) else full_delta(point.x, own_delta) * (ratio - 1)
+    def at_rank(point: Point, lora: LoraWeights) -> float | None:
+        rest = None if other is None else point.of(other)
+        return None if rest is None else lora.scale * len(lora.A) / len(rest.A)
 
-        return delta
+    def at_alpha(point: Point, lora: LoraWeights) -> float | None:
+        rest = None if other is None else point.of(other)
+        return None if rest is None else rest.scale * len(rest.A) / len(lora.A)
 
     def stale(at_own_scale: bool) -> Delta:
         """Ranks of the other one beyond the own ones: the tail of a slot that was not cleared."""
@@ -109,14 +107,12 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
     yield Source(f"outside: {called}", words, outside, "own", 3)
     yield Source(f"A of {called}", f"its own delta with the A of {called}", mixed(other, key, key), "instead", 4)
     yield Source(f"B of {called}", f"its own delta with the B of {called}", mixed(key, other, key), "instead", 4)
-    words = f"its own delta at the scale of {called}"
-    yield Source(f"scale of {called}", words, mixed(key, key, other, or_nothing=False), "instead", 3)
+    yield scaled(key, f"scale of {called}", f"its own delta at the scale of {called}", of_scale, 3)
     words = f"its own delta at the scale of {called}, which is 0 where that has no such module"
     yield Source(f"scale, or none, of {called}", words, mixed(key, key, other), "instead", 3.5)
-    words = f"its own delta with the lora_alpha of {called}"
-    yield Source(f"alpha of {called}", words, rescaled(True), "instead", 4)
+    yield scaled(key, f"alpha of {called}", f"its own delta with the lora_alpha of {called}", at_alpha, 4)
     words = f"its own delta, scaled as if its rank were that of {called}"
-    yield Source(f"scale of the rank of {called}", words, rescaled(False), "instead", 4)
+    yield scaled(key, f"scale of the rank of {called}", words, at_rank, 4)
     words = f"the delta of {called} at its own scale"
     yield Source(f"A and B of {called}", words, mixed(other, other, key), "instead", 4)
     yield Source(f"ranks beyond those of {called}", f"its own ranks beyond those of {called}", cut(False), "part", 4)

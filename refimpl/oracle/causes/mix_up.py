@@ -63,6 +63,7 @@ class Point:
 
 
 Delta = Callable[[Point], Array | None]  # [tokens, d_out]; None: it says nothing of this module
+Times = Callable[[Point], float | None]  # None: the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,35 @@ class Source:
     same_as: str = ""  # a key; sources that have the same here make the same delta, whatever they are called
     members: tuple[str, ...] = ()  # keys: it is one of these in each request, whichever leaves least
     of_other: str | None = None  # the adapter of which it is the whole delta, in place of the own one
+    times: "Times | None" = None  # if it is the own delta so many times
     rounds: bool = False  # numbers that are computed: one near a tie may have been rounded to its other side
+
+    @property
+    def scales(self) -> bool:
+        """Is it a multiple of the own delta? So it is, then, of what else is wrong with that."""
+        return self.kind == "own" or self.times is not None
+
+    def excess(self, point: Point) -> Array | None:
+        """How often it adds the own delta, [tokens, 1]; None: not at this module."""
+        times = 2.0 if self.times is None else self.times(point)
+        return None if times is None else np.full((len(point.x), 1), times - 1)
+
+
+def scaled(key: str, name: str, words: str, scale: Callable[[Point, LoraWeights], float | None], cost: float) -> Source:
+    """An adapter's own delta at another scale. scale: of a module's weights; None: theirs."""
+
+    def times(point: Point) -> float | None:
+        lora = point.of(key)
+        wrong = None if lora is None or not lora.scale else scale(point, lora)
+        if lora is None or wrong is None or np.isclose(wrong, lora.scale, rtol=1e-9):
+            return None
+        return wrong / lora.scale
+
+    def delta(point: Point) -> Array | None:
+        lora, factor = point.of(key), times(point)
+        return None if lora is None or factor is None else full_delta(point.x, lora) * (factor - 1)
+
+    return Source(name, words, delta, "instead", cost, times=times)
 
 
 def rows_of(table: Float[Array, "vocab d"], token_ids: Array) -> Float[Array, "tokens d"]:

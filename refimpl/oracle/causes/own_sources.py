@@ -9,7 +9,7 @@ from ...adapter import PeftConfig, lora_alpha_of, pattern_value
 from ...adapter_slots import LoraWeights
 from ...arrays import DTYPES, Array
 from ...config import EMBED, Module, module_name
-from .mix_up import PARTNERS, Delta, Point, Source, full_delta
+from .mix_up import PARTNERS, Delta, Point, Source, full_delta, scaled
 
 
 def own_sources(key: str) -> Iterator[Source]:
@@ -51,16 +51,6 @@ def own_sources(key: str) -> Iterator[Source]:
 def scale_sources(key: str) -> Iterator[Source]:
     """The own delta at another scale that stands somewhere in the adapter, in the other modules or in the formula."""
 
-    def at(scale: Callable[[Point, LoraWeights], float | None]) -> Delta:
-        def delta(point: Point) -> Array | None:
-            lora = point.of(key)
-            wrong = None if lora is None or not lora.scale else scale(point, lora)
-            if lora is None or wrong is None or np.isclose(wrong, lora.scale, rtol=1e-9):
-                return None
-            return full_delta(point.x, lora) * (wrong / lora.scale - 1)
-
-        return delta
-
     def root(point: Point, lora: LoraWeights) -> float:
         return lora.scale * lora.A.shape[0] ** 0.5
 
@@ -80,58 +70,53 @@ def scale_sources(key: str) -> Iterator[Source]:
 
         return scale
 
-    yield Source("scale 1", "its own delta without its scale", at(lambda point, lora: 1.0), "instead", 3)
-    words = "its own delta at the whole part of its scale"
-    yield Source("whole scale", words, at(lambda point, lora: float(np.floor(lora.scale))), "instead", 4)
-    yield Source("scale squared", "its own delta scaled twice", at(lambda point, lora: lora.scale**2), "instead", 3)
-    words = "its own delta scaled three times"
-    yield Source("scale cubed", words, at(lambda point, lora: lora.scale**3), "instead", 3.5)
-    yield Source(
-        "scale inverse", "its own delta divided by its scale", at(lambda _, lora: 1 / lora.scale), "instead", 4
-    )
-    yield Source("scale times r", "its own delta times alpha, not alpha / r", at(alpha), "instead", 3)
-    yield Source("scale times root r", "its own delta scaled by alpha / sqrt(r), not alpha / r", at(root), "instead", 3)
-    yield Source(
-        "scale over root r", "its own delta scaled by alpha / r, not alpha / sqrt(r)", at(alpha_of_root), "instead", 3
-    )
-    yield Source("scale of first", "its own delta at the scale of its first module", at(first_scale), "instead", 4)
+    def constant(point: Point, lora: LoraWeights) -> float:
+        return 1.0
+
+    def whole(point: Point, lora: LoraWeights) -> float:
+        return float(np.floor(lora.scale))
+
+    yield scaled(key, "scale 1", "its own delta without its scale", constant, 3)
+    yield scaled(key, "whole scale", "its own delta at the whole part of its scale", whole, 4)
+    yield scaled(key, "scale squared", "its own delta scaled twice", lambda _, lora: lora.scale**2, 3)
+    yield scaled(key, "scale cubed", "its own delta scaled three times", lambda _, lora: lora.scale**3, 3.5)
+    yield scaled(key, "scale inverse", "its own delta divided by its scale", lambda _, lora: 1 / lora.scale, 4)
+    yield scaled(key, "scale times r", "its own delta times alpha, not alpha / r", alpha, 3)
+    yield scaled(key, "scale times root r", "its own delta scaled by alpha / sqrt(r), not alpha / r", root, 3)
+    words = "its own delta scaled by alpha / r, not alpha / sqrt(r)"
+    yield scaled(key, "scale over root r", words, alpha_of_root, 3)
+    yield scaled(key, "scale of first", "its own delta at the scale of its first module", first_scale, 4)
     for names in PARTNERS:
         for name in names:
-            words = f"its own delta at the scale of {name}"
-            yield Source(f"scale of {name}", words, at(partner(names, name)), "instead", 4)
+            yield scaled(key, f"scale of {name}", f"its own delta at the scale of {name}", partner(names, name), 4)
 
 
 def pattern_sources(key: str, config: PeftConfig) -> Iterator[Source]:
     """The own delta at the scale of its config, at modules to which a pattern gives another alpha or rank."""
 
-    def at(alpha: bool, rank: bool) -> Delta:
-        def delta(point: Point) -> Array | None:
-            lora = point.of(key)
-            if lora is None or not lora.scale:
-                return None
-            root = 0.5 if config.use_rslora else 1.0
-            r = len(lora.A)
+    def at(alpha: bool, rank: bool) -> Callable[[Point, LoraWeights], float]:
+        def scale(point: Point, lora: LoraWeights) -> float:
+            root, r = 0.5 if config.use_rslora else 1.0, len(lora.A)
             own_alpha = config.lora_alpha if alpha else lora.scale * r**root
-            wrong = own_alpha / (config.r if rank else r) ** root
-            return (
-                None
-                if np.isclose(wrong, lora.scale, rtol=1e-9)
-                else full_delta(point.x, lora) * (wrong / lora.scale - 1)
-            )
+            return own_alpha / (config.r if rank else r) ** root
 
-        return delta
+        return scale
 
-    def without_root(point: Point) -> Array | None:
-        lora = point.of(key)
-        if lora is None or not config.use_rslora or len(lora.A) == config.r:
-            return None
-        return full_delta(point.x, lora) * (len(lora.A) ** -0.5 - 1)
+    def without_root(point: Point, lora: LoraWeights) -> float | None:
+        return lora.scale / len(lora.A) ** 0.5 if config.use_rslora and len(lora.A) != config.r else None
+
+    def read_by(pattern: Mapping[str, float]) -> Callable[[Point, LoraWeights], float]:
+        def scale(point: Point, lora: LoraWeights) -> float:
+            alpha = pattern_value(pattern, module_name(point.module), config.lora_alpha)
+            return lora.scale * alpha / lora_alpha_of(config, point.module)
+
+        return scale
 
     words = "its own delta scaled by alpha / r, not alpha / sqrt(r), at modules of a rank_pattern"
-    yield Source("no root at ranks of a pattern", words, without_root, "instead", 4)
+    yield scaled(key, "no root at ranks of a pattern", words, without_root, 4)
     for what, alpha, rank in (("lora_alpha", True, False), ("r", False, True), ("lora_alpha and r", True, True)):
         words = f"its own delta scaled by its config's {what}, whatever its patterns say"
-        yield Source(f"scale of the config's {what}", words, at(alpha, rank), "instead", 3.5)
+        yield scaled(key, f"scale of the config's {what}", words, at(alpha, rank), 3.5)
     first = config.alpha_pattern
     readings = {
         "the last key of its alpha_pattern that matches": dict(list(first.items())[::-1]),
@@ -139,16 +124,7 @@ def pattern_sources(key: str, config: PeftConfig) -> Iterator[Source]:
     }
     for what, pattern in readings.items():
         words = f"its own delta scaled by {what}, not by the first that matches"
-        yield Source(f"alpha by {what}", words, _read_by(key, config, pattern), "instead", 3.5)
-
-
-def _read_by(key: str, config: PeftConfig, pattern: Mapping[str, float]) -> Delta:
-    def delta(point: Point) -> Array | None:
-        lora, name = point.of(key), module_name(point.module)
-        wrong = pattern_value(pattern, name, config.lora_alpha) / lora_alpha_of(config, point.module)
-        return None if lora is None or wrong == 1 else full_delta(point.x, lora) * (wrong - 1)
-
-    return delta
+        yield scaled(key, f"alpha by {what}", words, read_by(pattern), 3.5)
 
 
 class WithoutBiases(Mapping[Module, LoraWeights]):

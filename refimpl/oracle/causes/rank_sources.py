@@ -9,7 +9,7 @@ import numpy as np
 from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from ...config import EMBED
-from .mix_up import PARTNERS, Delta, Point, Source, full_delta, product
+from .mix_up import PARTNERS, Delta, Point, Source, full_delta, product, scaled
 from .padding import BUCKETS, padded
 
 
@@ -114,26 +114,21 @@ def rank_sources(key: str, by_root: bool = False) -> Iterator[Source]:
         yield Source(f"as rank {n}", words, instead(key, first(n, True)), "instead", 5.5)
     yield from fused_rank_sources(key, by_root)
 
-    def at_rank(of: Callable[[int], int]) -> Callable[[LoraWeights], LoraWeights | None]:
-        def change(lora: LoraWeights) -> LoraWeights | None:
-            n = of(lora.A.shape[0])
-            return None if n == lora.A.shape[0] else replace(lora, scale=rescaled(lora, n, by_root))
-
-        return change
+    def at_rank(of: Callable[[int], int]) -> Callable[[Point, LoraWeights], float]:
+        return lambda _, lora: rescaled(lora, of(lora.A.shape[0]), by_root)
 
     for n in (1, 2, 4, 8, 16, 32, 64):
         words = f"its own delta, scaled as if its rank were {n}"
-        yield Source(f"scale of rank {n}", words, instead(key, at_rank(constant(n))), "instead", 5)
+        yield scaled(key, f"scale of rank {n}", words, at_rank(constant(n)), 5)
     for n in (4, 8, 16, 32):
         words = f"its own delta, scaled as if its rank were padded to whole {n}s"
-        yield Source(f"scale of padded {n}s", words, instead(key, at_rank(padded(n))), "instead", 4.5)
+        yield scaled(key, f"scale of padded {n}s", words, at_rank(padded(n)), 4.5)
     for bucket, rank in BUCKETS.items():
         words = f"its own delta, scaled as if its rank were padded to {bucket}"
-        yield Source(f"scale of {bucket}", words, instead(key, at_rank(rank)), "instead", 4.5)
+        yield scaled(key, f"scale of {bucket}", words, at_rank(rank), 4.5)
     if by_root:
         words = "its own delta, scaled with the whole part of the root of its rank"
-        whole_root = at_rank(lambda r: math.isqrt(r) ** 2)
-        yield Source("whole root", words, instead(key, whole_root), "instead", 4.5)
+        yield scaled(key, "whole root", words, at_rank(lambda r: math.isqrt(r) ** 2), 4.5)
     for n in (4, 8, 16):
         words = f"its own ranks beyond the last whole {n}"
         yield Source(f"ranks beyond {n}s", words, part(key, cut(beyond_whole(n), 0)), "part", 4)
@@ -219,13 +214,16 @@ def fused_rank_sources(key: str, by_root: bool) -> Iterator[Source]:
 
         return delta
 
+    def at_rank_of(of: Callable[[Point], LoraWeights | None]) -> Callable[[Point, LoraWeights], float | None]:
+        def scale(point: Point, lora: LoraWeights) -> float | None:
+            other = of(point)
+            return None if other is None else rescaled(lora, other.A.shape[0], by_root)
+
+        return scale
+
     def lost(lora: LoraWeights, other: LoraWeights) -> Delta:
         n = other.A.shape[0]
         return part(key, lambda one: replace(one, A=one.A[n:], B=one.B[:, n:], bias=None) if n < len(one.A) else None)
-
-    def scaled(lora: LoraWeights, other: LoraWeights) -> Delta:
-        n = other.A.shape[0]
-        return instead(key, lambda one: replace(one, scale=rescaled(one, n, by_root)) if n != len(one.A) else None)
 
     def stale(lora: LoraWeights, other: LoraWeights) -> Delta:
         r, (d_out, d_in) = lora.A.shape[0], (lora.B.shape[0], lora.A.shape[1])
@@ -239,5 +237,5 @@ def fused_rank_sources(key: str, by_root: bool) -> Iterator[Source]:
             f"ranks beyond those of {words}", f"its own ranks beyond those of {words}", both(of, lost), "part", 4.5
         )
         words_of_scale = f"its own delta, scaled as if its rank were that of {words}"
-        yield Source(f"scale of the rank of {words}", words_of_scale, both(of, scaled), "instead", 4)
+        yield scaled(key, f"scale of the rank of {words}", words_of_scale, at_rank_of(of), 4)
         yield Source(f"stale ranks of {words}", f"the ranks of {words} beyond its own", both(of, stale), "added", 4.5)

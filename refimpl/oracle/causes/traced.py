@@ -142,6 +142,16 @@ class Traced:
         """The same, followed through more requests."""
         return Traced(self.cause, {**self.followed, **{one: one.follow([self.cause], limit)[0] for one in requests}})
 
+    def as_far_as_visible(self, limit: float) -> "Traced":
+        """The same, with each request that its first mistakes explain followed along all of them: where a later one
+        does nothing to a row it is not known not to have been made."""
+        followed = dict(self.followed)
+        for request, one in self.followed.items():
+            if one.dead is None and len(one.cause) < len(self.cause):
+                (again,) = request.follow([self.cause], limit)
+                followed[request] = again if again.dead is None else one
+        return Traced(self.cause, followed)
+
     @property
     def explained(self) -> list[Request]:
         """Those that it brings down to noise."""

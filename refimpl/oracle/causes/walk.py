@@ -8,7 +8,7 @@ block that the next token may stand behind.
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from ..noise.readout import View
 from ..noise.rms import rms
 from .bound import bound_weights, saved_layers
 from .mix_up import EXACT, Point, Source
+from .row_views import Rows, Turns
 from .single_tokens import attention_of_single_tokens
 from .suspect import Suspect
 from .watch import Watch
@@ -56,39 +57,6 @@ class Term:
     rows: Array  # int [k]
     at: Array  # bool [k, modules]
     coefficients: Float[Array, " k"]
-
-
-class Rows(Mapping[str, Array]):
-    """Some rows of what a layer's modules were given, cut when they are asked for."""
-
-    def __init__(self, inputs: Mapping[str, Array], rows: Array) -> None:
-        self._inputs, self._rows = inputs, rows
-
-    def __getitem__(self, name: str) -> Array:
-        return self._inputs[name][self._rows]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._inputs)
-
-    def __len__(self) -> int:
-        return len(self._inputs)
-
-
-class Turns(Mapping[object, tuple[Array, Array]]):
-    """cos and sin of some tokens' positions, cut when they are asked for."""
-
-    def __init__(self, turns: Mapping[object, tuple[Array, Array]], tokens: Array) -> None:
-        self._turns, self._tokens = turns, tokens
-
-    def __getitem__(self, rope: object) -> tuple[Array, Array]:
-        cos, sin = self._turns[rope]
-        return cos[self._tokens], sin[self._tokens]
-
-    def __iter__(self) -> Iterator[object]:
-        return iter(self._turns)
-
-    def __len__(self) -> int:
-        return len(self._turns)
 
 
 class Walk:
@@ -179,7 +147,7 @@ class Walk:
     def _with(self, terms: Sequence[Term], tokens: Array) -> Ops:
         """Return the backend in which these terms are added. What is done to the own delta is done to what stands
         instead of it: another adapter comes first, and what scales a delta last."""
-        ordered = sorted(terms, key=lambda term: (term.source.of_other is None, term.source.kind == "own"))
+        ordered = sorted(terms, key=lambda term: (term.source.of_other is None, term.source.scales))
         at_modules = np.array([term.at.any(axis=0) for term in ordered]).reshape(len(ordered), len(self.modules))
         watch = Watch(len(tokens))
         watched = watch.over(NUMPY)
@@ -197,14 +165,16 @@ class Walk:
                 term = ordered[i]
                 here = term.at[:, number]
                 rows, other = term.rows[here], term.source.of_other
-                delta = self._delta(term.source, module, x, inputs, tokens, rows, stands)
+                given = module, x, inputs, tokens, rows, {} if other is not None else stands
+                delta = self._in_rows(term.source.delta, *given)
                 if other is not None:
                     stands.setdefault(other, np.zeros(len(x), bool))[rows] = True
                 if delta is None:
                     continue
                 width = delta.shape[1]
-                if term.source.kind == "own" and wrong is not None:
-                    delta = delta + wrong[rows, :width]
+                excess = self._in_rows(term.source.excess, *given) if term.source.scales and wrong is not None else None
+                if excess is not None and wrong is not None:
+                    delta = delta + excess * wrong[rows, :width]
                 change = term.coefficients[here][:, None] * delta
                 y[rows, :width] += change
                 if term.source.kind in ("instead", "bug", "part") and other is None:
@@ -213,9 +183,9 @@ class Walk:
 
         return replace(watched, lora_delta=lora_delta, attention=attention_of_single_tokens)
 
-    def _delta(
+    def _in_rows(
         self,
-        source: Source,
+        of: Callable[[Point], Array | None],
         module: Module,
         x: Array,
         inputs: Mapping[str, Array],
@@ -223,23 +193,24 @@ class Walk:
         rows: Array,
         stands: Mapping[str, Array],
     ) -> Array | None:
-        """Return what a source is in some rows. stands: in which rows another adapter stands for the own one."""
+        """Return what is computed of each of some rows, [rows, columns]; None: nothing. stands: in which rows another
+        adapter stands for the own one."""
         own_key, result = self.suspect.key, None
-        apart = {other: of[rows] for other, of in stands.items() if of[rows].any()} if source.of_other is None else {}
+        apart = {other: chosen[rows] for other, chosen in stands.items() if chosen[rows].any()}
         if not apart:
-            return source.delta(self._point(module, x[rows], Rows(inputs, rows), tokens[rows]))
+            return of(self._point(module, x[rows], Rows(inputs, rows), tokens[rows]))
         as_own = ~np.any([*apart.values()], axis=0)
         for other, chosen in ((None, as_own), *apart.items()):
             some = rows[chosen]
             if not len(some):
                 continue
             point = self._point(module, x[some], Rows(inputs, some), tokens[some])
-            delta = source.delta(point if other is None or own_key is None else point.as_if(own_key, other))
-            if delta is not None and chosen.all():
-                return delta
-            if delta is not None:
-                result = np.zeros((len(rows), delta.shape[1])) if result is None else result
-                result[chosen] = delta
+            value = of(point if other is None or own_key is None else point.as_if(own_key, other))
+            if value is not None and chosen.all():
+                return value
+            if value is not None:
+                result = np.zeros((len(rows), value.shape[1])) if result is None else result
+                result[chosen] = value
         return result
 
     def _point(self, module: Module, x: Array, inputs: Mapping[str, Array], tokens: Array) -> Point:
