@@ -103,5 +103,19 @@ def test_a_rule_of_tokens_and_requests() -> None:
     assert best.words == "for decode steps where early"
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_two_wide_facts_are_found_behind_many_narrow_ones(alike: bool) -> None:
+    """Both hold for many requests that are right. Sixty others are wrong in a few, all in the same or each in its
+    own."""
+    some = []
+    for i in range(60):
+        wide, other = i % 4 != 0, i % 4 != 1
+        few = [i < 2 or (i == 4 if alike else i % 4 < 2 and (i + n) % 7 < 3) for n in range(60)]
+        near = {f"narrow {n}": (wide and other) or wrong for n, wrong in enumerate(few)}
+        some.append(observed(np.array([int(wide and other)]), **near, wide=wide, other=other))
+    best = rule(some)
+    assert best.wrong == 0 and set(best.requests) == {"wide", "other"}
+
+
 def test_what_nobody_sees_has_no_rule() -> None:
     assert rule([observed(np.full(3, -1), early=True)]).of == 0

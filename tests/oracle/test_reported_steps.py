@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.causes import asked, cause_of_bug
-from support.lines import ADAPTERS, made_line
+from support.lines import ADAPTERS, made_line, reported
 from support.testbed import small_testbed
 
 from refimpl import NUMPY, Ops
@@ -54,21 +54,6 @@ a_schedule = st.builds(
     in_turn=st.booleans(),
     evicts=st.booleans(),
 )
-
-
-def reported(line: Line, schedule: Schedule) -> list[Batch]:
-    """The same batches, each request with its part of the steps of a schedule."""
-    batches, number = list[Batch](), 0
-    for n, batch in enumerate(line.batches):
-        computed: list[list[Computed]] = [[] for _ in batch]
-        for step in line.steps(n, schedule):
-            number, row = number + 1, 0
-            for one in () if step.is_cached else step.rows:
-                slot = batch[one.request].slot_in(step.slots)
-                computed[one.request].append(Computed(number, row, one.first, one.length, slot))
-                row += one.length
-        batches.append([replace(one, computed=tuple(of)) for one, of in zip(batch, computed, strict=True)])
-    return batches
 
 
 def as_computed(batch: Batch, steps: Sequence[Step]) -> list[list[tuple]]:

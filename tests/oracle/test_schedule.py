@@ -16,8 +16,6 @@ from refimpl.arrays import Array
 from refimpl.engines.interface import Computed
 from refimpl.oracle.causes.graphs import CUT, OF_LIST
 from refimpl.oracle.causes.in_steps import in_steps
-from refimpl.oracle.causes.kept_rows import BEFORE, kept_rows, rows_before
-from refimpl.oracle.causes.kept_rows import NAMES as KEPT_ROWS
 from refimpl.oracle.causes.line import Line
 from refimpl.oracle.causes.prefix_names import NAMES as PREFIX_NAMES
 from refimpl.oracle.causes.prefix_names import by_prefix
@@ -28,6 +26,7 @@ from refimpl.oracle.causes.scheduled_rule import InBatch, Scheduler
 from refimpl.oracle.causes.slots import Slots
 from refimpl.oracle.causes.step_regions import regions_in_steps, regions_of_steps
 from refimpl.oracle.causes.steps import Caches, steps
+from refimpl.oracle.causes.tables import BEFORE, LAST, PLACES, from_tables
 from refimpl.oracle.diagnosis.clock import Clock
 
 a_request = st.builds(
@@ -338,14 +337,12 @@ def test_a_table_of_the_running_requests_is_not_written_for_the_base() -> None:
     """Place 1 was b's; b moved to place 0 when a ended. Then the base stands at place 1, and moves to 0 when c ends."""
     a, b, c = ((("a", 1.0),), (("b", 1.0),), (("c", 1.0),))
     line = Line([[Scheduled(1, 1, a), Scheduled(2, 1, b)], [Scheduled(1, 1, c), Scheduled(3, 1, ())]])
-    names = {words: ["c", "b", "b", "b"] for words in KEPT_ROWS}
-    for words, expected in names.items():
-        table = table_of(line, 1, Schedule(adapters=3))
-        assert [list(line.codes)[code] for code in table.codes[table.names.index(words)]] == expected
-    table = table_of(line, 1, Schedule(adapters=2))  # c has a's slot, so b is in its own still
-    assert [list(line.codes)[code] for code in table.codes[table.names.index(KEPT_ROWS[1])]] == ["c", "b", "b", "b"]
-    (alone,) = [of for of in kept_rows(Line([[Scheduled(2, 2, ())]]), Schedule())]
-    assert alone[KEPT_ROWS[0]].tolist() == [0, 0]
+    in_slot = f"the adapter in the slot of {LAST}"
+    for slots, words in ((3, LAST), (3, in_slot), (2, in_slot)):  # of two slots c has a's, so b is in its own still
+        table = table_of(line, 1, Schedule(adapters=slots))
+        assert [list(line.codes)[code] for code in table.codes[table.names.index(words)]] == ["c", "b", "b", "b"]
+    (alone,) = [of for of in from_tables(Line([[Scheduled(2, 2, ())]]), Schedule())]
+    assert alone[LAST].tolist() == [0, 0]
 
 
 def test_whose_rows_a_cache_gives_that_knows_no_adapters() -> None:
@@ -383,9 +380,9 @@ def test_the_rows_of_the_step_before() -> None:
     line = Line([[Scheduled(3, 2, a), Scheduled(3, 1, b)], [Scheduled(4, 3, c)]])
     first, second = (
         {words: [list(line.codes)[code] for code in of] for words, of in some.items()}
-        for some in rows_before(line, Schedule(adapters=3))
+        for some in from_tables(line, Schedule(adapters=3))
     )
-    rows, decodes = BEFORE
+    rows, decodes = (BEFORE.format(*PLACES[where]) for where in ("row", "decode row"))
     assert first[rows] == ["a", "a", "b", "a", "a", "a"]  # three rows of prompts, then two, then one
     assert first[decodes] == ["a", "a", "b", "a", "b", "a"]
     assert second[rows] == ["b", "c", "c", "c"] and second[decodes] == ["c", "c", "c", "c"]

@@ -73,11 +73,11 @@ def scale_sources(key: str) -> Iterator[Source]:
     def constant(point: Point, lora: LoraWeights) -> float:
         return 1.0
 
-    def whole(point: Point, lora: LoraWeights) -> float:
+    def whole_part(point: Point, lora: LoraWeights) -> float:
         return float(np.floor(lora.scale))
 
     yield scaled(key, "scale 1", "its own delta without its scale", constant, 3)
-    yield scaled(key, "whole scale", "its own delta at the whole part of its scale", whole, 4)
+    yield scaled(key, "whole scale", "its own delta at the whole part of its scale", whole_part, 4)
     yield scaled(key, "scale squared", "its own delta scaled twice", lambda _, lora: lora.scale**2, 3)
     yield scaled(key, "scale cubed", "its own delta scaled three times", lambda _, lora: lora.scale**3, 3.5)
     yield scaled(key, "scale inverse", "its own delta divided by its scale", lambda _, lora: 1 / lora.scale, 4)

@@ -14,7 +14,6 @@ from ...arrays import Array
 from .candidate_schedules import SIMPLE
 from .graphs import captured
 from .kept_plans import kept_plans
-from .kept_rows import kept_rows, rows_before
 from .length_names import by_length_left, by_length_of_others
 from .line import Line
 from .prefix_names import by_prefix
@@ -23,8 +22,10 @@ from .schedule import Schedule, Scheduled, Step
 from .schedule_search import fitting_schedules
 from .scheduled_rule import Scheduler
 from .slot_names import in_slots, out_of_order, slots_in_steps
+from .tables import RARE, from_tables
 
 MISSED = 0.08  # of the tokens in which a mistake was made, that a name of its adapter may have wrong
+RARER = 0.03  # of the tokens, that a rare name must fit more of than another one; larger: fewer coincidences
 BETWEEN = 0.12  # the same where an engine tells its steps: what it does before a request has rows, nobody tells
 
 
@@ -135,7 +136,7 @@ def _by_what_is_kept(table: Table) -> dict[str, Array]:
     return _kept(table.line, table.schedule).of(table.number)
 
 
-WHAT_IS_KEPT = (captured, kept_plans, kept_rows, rows_before, by_prefix)
+WHAT_IS_KEPT = (captured, kept_plans, from_tables, by_prefix)
 GROUPS = (_by_row, _by_length, _by_slot, _by_what_is_kept)
 
 
@@ -203,8 +204,10 @@ def names_in_steps(evidence: Sequence[OfWhom], scheduler: Scheduler) -> list[tup
     schedule with which one fits all is known to the scheduler from then on."""
     some, names = (
         [one for one in evidence if one.line and one.possible],
-        list[tuple[int, float, int, tuple[str, Schedule, str]]](),
+        list[tuple[float, float, int, tuple[str, Schedule, str]]](),
     )
+    if any(one.line and one.line.is_reported for one in some):  # what it tells nothing of has other names
+        some = [one for one in some if one.line and one.line.is_reported]
     total = sum(len(one.possible) for one in some)
     schedules = [SIMPLE, *fitting_schedules(some, scheduler.schedules, scheduler.clock)] if total else []
     for schedule in dict.fromkeys(schedules):
@@ -215,7 +218,8 @@ def names_in_steps(evidence: Sequence[OfWhom], scheduler: Scheduler) -> list[tup
         for n in good:
             fits = f"(in {total - wrong[n]} of {total} tokens)" if wrong[n] else ""
             assumes = " ".join(filter(None, [fits, schedule.words]))
-            names.append((int(wrong[n]), schedule.cost, n, (words[n], schedule, assumes)))
+            handicap = RARER * total * (words[n] in RARE)
+            names.append((int(wrong[n]) + handicap, schedule.cost, n, (words[n], schedule, assumes)))
     names.sort(key=lambda one: one[:3])
     if names and not names[0][0] and (schedule := names[0][3][1]) not in (SIMPLE, *scheduler.schedules):
         scheduler.schedules.append(schedule)
