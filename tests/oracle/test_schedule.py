@@ -283,8 +283,12 @@ def test_names_beside_a_loop_over_rows(some: list[Batch], schedule: Schedule, da
                 sorted(in_step, key=lambda i: not rows[i][2])[in_step.index(n)]
             ),
             "the prompt token at its place in its step": of(prompts[at]) if at < len(prompts) else None,
-            "the adapter in the last slot": slots[-1] if slots else None,
-            "the adapter that was in its slot before": next(iter(in_order[s].history[own_slot][-2::-1]), None)
+            # Of slots that there are not nothing can be mixed up.
+            "the adapter in the last slot": slots[-1] if slots else of(n),
+            "the adapter in slot 3": slots[3] if len(slots) > 3 else of(n),
+            "the adapter that was in its slot before": of(n)
+            if not slots
+            else next(iter(in_order[s].history[own_slot][-2::-1]), None)
             if own_slot >= 0
             else None,
         }

@@ -13,6 +13,7 @@ from ...arrays import Array
 from ..diagnosis.clock import Clock
 from .candidate_schedules import SIMPLE
 from .in_steps import in_steps
+from .index_regions import regions_by_index
 from .line import Line
 from .rule import Observed, Rule, rule
 from .schedule import Schedule
@@ -83,5 +84,6 @@ def _with_steps(one: InBatch, schedule: Schedule) -> Observed:
         return one.observed
     count, in_order = len(one.observed.present), one.line.steps(one.number, schedule)
     regions = regions_in_steps(one.line.batches[one.number], one.here, schedule, in_order)
-    cut = [replace(region, members=region.members[:count]) for region in regions]
+    of_told = regions_by_index(one.line, one.number, one.here) if one.line.is_reported else []
+    cut = [replace(region, members=region.members[:count]) for region in (*regions, *of_told)]
     return replace(one.observed, regions=[*one.observed.regions, *cut])

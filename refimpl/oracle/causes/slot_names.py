@@ -42,19 +42,21 @@ def out_of_order(requests: Batch, in_order: Sequence[Step], codes: Mapping[str |
 
 
 def in_slots(line: Line, number: int, in_order: Sequence[Step], step: Array, owner: Array) -> dict[str, Array]:
-    """Return for each name which adapter of the slots it means at each row, 0: none. step, owner: of each row."""
+    """Return for each name which adapter of the slots it means at each row, 0: none; where there is no such slot its
+    own, which is no mistake. step, owner: of each row."""
     codes, requests, count = line.codes, line.batches[number], len(in_order[0].slots)
     names = [*(f"the adapter in slot {n}" for n in range(MOST_SLOTS)), "the adapter in the last slot"]
     names += [f"the adapter in the slot {which} its own" for which in ("before", "after")]
     names += ["the adapter that was in its slot before", "the adapter that is now in the slot that its own had"]
     names += ["the last adapter that moved into its slot for the first time"]
+    called = np.array([codes[one.called] for one in requests])[owner]
     if not count:
-        return dict.fromkeys(names, np.zeros(len(owner), int))
+        return dict.fromkeys(names, called)
     now = np.array([[codes[key] for key in one.slots] for one in in_order])
     first = np.array([[codes[[*dict.fromkeys(of)][-1]] if of else 0 for of in one.history] for one in in_order])
     former = np.array([[codes[of[-2]] if len(of) > 1 else 0 for of in one.history] for one in in_order])
     slots = np.array([[one.slot_in(some.slots) for one in requests] for some in in_order])[step, owner]
-    of_row = [now[step, n] if n < count else np.zeros(len(owner), int) for n in range(MOST_SLOTS)] + [now[step, -1]]
+    of_row = [now[step, n] if n < count else called for n in range(MOST_SLOTS)] + [now[step, -1]]
     beside = [now[step, (slots - 1) % count], now[step, (slots + 1) % count], former[step, slots]]
     of_row += [np.where(slots >= 0, some, 0) for some in beside]
     places = np.array([one.places for one in in_order])[step, owner]

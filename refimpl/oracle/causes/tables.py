@@ -126,7 +126,7 @@ def from_tables(line: Line, schedule: Schedule) -> Iterator[dict[str, Array]]:
         for rows in _rows(line, requests, in_order, size):
             size = size if rows.is_cached else len(rows.codes)
             for table, (where, when) in zip(tables, kinds, strict=True):
-                codes, slots, stood = table.step(rows) if short or (where, when) in FEW else _own(rows)
+                codes, slots, stood = table.step(rows) if short or (where, when) in FEW else _of_rows(rows)
                 in_slots = rows.in_slots[slots]
                 words = when.format(*PLACES[where])
                 for called, some in ((words, codes), (WHOSE.format(words), in_slots)):
@@ -136,7 +136,7 @@ def from_tables(line: Line, schedule: Schedule) -> Iterator[dict[str, Array]]:
         yield {words: np.concatenate(some) for words, some in names.items()}
 
 
-def _own(rows: StepRows) -> tuple[Array, Array, Array]:
+def _of_rows(rows: StepRows) -> tuple[Array, Array, Array]:
     return rows.codes, rows.slots, np.ones(len(rows.codes), bool)
 
 
