@@ -117,5 +117,14 @@ def test_two_wide_facts_are_found_behind_many_narrow_ones(alike: bool) -> None:
     assert best.wrong == 0 and set(best.requests) == {"wide", "other"}
 
 
+def test_three_facts_are_no_rival_of_themselves() -> None:
+    """Each of their orders is one rule."""
+    some = [
+        observed(np.array([int(i % 8 == 7)]), one=bool(i & 1), two=bool(i & 2), three=bool(i & 4)) for i in range(24)
+    ]
+    best = rule(some)
+    assert set(best.requests) == {"one", "two", "three"} and not best.wrong and not best.rivals
+
+
 def test_what_nobody_sees_has_no_rule() -> None:
     assert rule([observed(np.full(3, -1), early=True)]).of == 0

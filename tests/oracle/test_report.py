@@ -280,7 +280,7 @@ def test_a_row_that_passes_beyond_where_rows_fail_says_where_it_fails(passing: d
 
 def of_tokens(first: int, last: int, **more: Any) -> dict[str, Any]:
     """Tokens of batch 3's request 1, as the JSON has them."""
-    where = {"case": "batch 3", "run": 0, "request": 1, "adapter": "made-0"}
+    where = {"case": "batch 3", "run": 0, "request": 1, "adapter": "made-0", "length": 14}
     return {**where, "change": 0, "first": first, "last": last, "of": "", "steps": [], "is_cached": False, **more}
 
 

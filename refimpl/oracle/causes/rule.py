@@ -105,7 +105,8 @@ def rule(observed: Sequence[Observed], assumption: float = 0.0) -> Rule:
         note(pairs, both)
         best = sorted(one for one in rules if len(one[1]) == 2)[:THREE]
         if best and min(rules)[2]:
-            triples = [(*pair, int(k)) for _, pair, _ in best for k in order if k not in pair]
+            some = (tuple(sorted((*pair, int(k)))) for _, pair, _ in best for k in order if k not in pair)
+            triples = list(dict.fromkeys(some))
             note(triples, np.array([holds[i] & holds[j] & holds[k] for i, j, k in triples]))
     rules.sort(key=lambda one: (one[0], len(one[1])))
     having = int(np.logical_or.reduceat(fits, starts).sum())

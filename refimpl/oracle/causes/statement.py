@@ -44,6 +44,7 @@ class Tokens:
     run: int  # which batch of the case, from 0 on
     request: int  # which request of the batch, from 0 on
     adapter: str | None  # as the report calls it; None: the base
+    length: int  # of the request, in tokens that were computed: prompt and produced ones but the last
     change: int | None  # which change of the cause, from 0 on; None: nothing explains this token
     first: int  # the place of the first of these tokens, prompt and produced ones together
     last: int  # and of the last

@@ -39,7 +39,8 @@ def _of_request(traced: Traced, request: Request) -> Iterator[Tokens]:
 def _tokens(request: Request, change: int | None, first: int, last: int, of: str = "") -> Tokens:
     place, exchange = request.as_it_came.place, request.as_it_came.suspect.exchange
     steps = [one for one in exchange.response.steps if one.first <= last and first < one.first + one.tokens]
-    return Tokens(*place, exchange.adapter, change, first, last, of, tuple(steps), _is_cached(request, first))
+    is_cached = _is_cached(request, first)
+    return Tokens(*place, exchange.adapter, request.tokens, change, first, last, of, tuple(steps), is_cached)
 
 
 def _is_cached(request: Request, token: int) -> bool:

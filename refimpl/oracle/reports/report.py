@@ -135,22 +135,22 @@ def _tokens(cause: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     if cause is None:
         return []
     lines = [(i, some) for i in range(len(cause["changes"])) for some in by_request(cause, i)[:REQUESTS]]
-    columns = max((some[-1]["last"] + 1 for _, some in lines), default=1)
+    columns = max((some[0]["length"] for _, some in lines), default=1)
     return [
         {
             "which": which_request(some[0]),
             "change": i + 1,
             "words": in_words(some, len(some)),
-            "paths": drawing.heat([(0, _cells(some, columns))], 1.0),
+            "paths": drawing.heat([(0, _cells(some))], 1.0),
             "columns": columns,
         }
         for i, some in lines
     ]
 
 
-def _cells(some: Sequence[Mapping[str, Any]], columns: int) -> list[float]:
+def _cells(some: Sequence[Mapping[str, Any]]) -> list[float]:
     """Return for each token of a request whether it has a change: 1 or 0."""
-    return [float(any(one["first"] <= t <= one["last"] for one in some)) for t in range(columns)]
+    return [float(any(one["first"] <= t <= one["last"] for one in some)) for t in range(some[0]["length"])]
 
 
 def _ticks(columns: int) -> list[int]:
