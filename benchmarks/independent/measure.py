@@ -1,19 +1,20 @@
 """Asks `loracle check` about bugs by somebody who has read nothing of it, and writes what it says beside what they are.
 
-    python benchmarks/independent/measure.py                    all 408; p, y, w, g, k, r, a, c need that of PEFT
+    python benchmarks/independent/measure.py                    all 452; p, y, w, g, k, r, a, c, i need that of PEFT
     python benchmarks/independent/measure.py n01 o05            these
     python benchmarks/independent/measure.py --list             what they are
 
-Twenty-three engines, each a function `serve`: numpy_engine.py is the author's own (n01 to n24), peft_engine.py is
-transformers and PEFT (p01 to p12), ops_engine.py is this package with steps exchanged (o01 to o12), second_engine.py
-is that of a second author (m01 to m40), third_engine.py and third_peft_engine.py are a third one's, in NumPy (x01 to
-x28) and inside transformers and PEFT (y01 to y12), fourth_engine.py and fourth_peft_engine.py a fourth one's (v01 to
-v28, w01 to w12), fifth_engine.py and fifth_peft_engine.py a fifth one's (f01 to f28, g01 to g12), sixth_engine.py a
-sixth one's (h01 to h24), seventh_engine.py, seventh_peft_engine.py and seventh_ops_engine.py a seventh one's (j01 to
-j26, k01 to k10, l01 to l08), eighth_engine.py, eighth_peft_engine.py and eighth_ops_engine.py an eighth one's (q01 to
-q26, r01 to r10, t01 to t08), ninth_engine.py, ninth_peft_engine.py and ninth_ops_engine.py those of two more (z01 to
-z26, a01 to a10, b01 to b08), eleventh_engine.py, twelfth_peft_engine.py and twelfth_ops_engine.py of another two (u01
-to u26, c01 to c10, d01 to d08). The variable BUG puts one in; truth.json says what each is. They measure how causes are
+Twenty-six engines, each a function `serve`: numpy_engine.py is the author's own (n01 to n24), peft_engine.py is
+transformers and PEFT (p01 to p12), ops_engine.py is this package with steps exchanged (o01 to o12), second_engine.py is
+that of a second author (m01 to m40), third_engine.py and third_peft_engine.py are a third one's, in NumPy (x01 to x28)
+and inside transformers and PEFT (y01 to y12), fourth_engine.py and fourth_peft_engine.py a fourth one's (v01 to v28,
+w01 to w12), fifth_engine.py and fifth_peft_engine.py a fifth one's (f01 to f28, g01 to g12), sixth_engine.py a sixth
+one's (h01 to h24), seventh_engine.py, seventh_peft_engine.py and seventh_ops_engine.py a seventh one's (j01 to j26, k01
+to k10, l01 to l08), eighth_engine.py, eighth_peft_engine.py and eighth_ops_engine.py an eighth one's (q01 to q26, r01
+to r10, t01 to t08), ninth_engine.py, ninth_peft_engine.py and ninth_ops_engine.py those of two more (z01 to z26, a01 to
+a10, b01 to b08), eleventh_engine.py, twelfth_peft_engine.py and twelfth_ops_engine.py of another two (u01 to u26, c01
+to c10, d01 to d08), thirteenth_engine.py, fourteenth_peft_engine.py and thirteenth_ops_engine.py of two more (e01 to
+e26, i01 to i10, s01 to s08). The variable BUG puts one in; truth.json says what each is. They measure how causes are
 found only as long as nobody has read them who works on it: by now all have been (README.md says when), and show that
 nothing gets worse; the next measure needs bugs of a new author. The result is benchmarks/results/independent.json;
 whether a cause is the right one is for a reader to say there ("right", "in part", "none", "wrong", or "no effect" on
@@ -56,6 +57,9 @@ ENGINES = {
     "u": "eleventh_engine",
     "c": "twelfth_peft_engine",
     "d": "twelfth_ops_engine",
+    "e": "thirteenth_engine",
+    "i": "fourteenth_peft_engine",
+    "s": "thirteenth_ops_engine",
 }
 ARGUMENTS = ["--model", "random", "--cases", "10", "--sequences", "8", "--no-power", "--json"]
 SECONDS = 900  # of one check, at most
