@@ -26,7 +26,7 @@ from ..tools.units import human_bytes
 
 COLOURS = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
 SILENCE = 10.0  # seconds, after which it is said what a cause is looked for in
-REQUESTS, PIECES = 3, 4  # whose tokens are printed, and pieces of each; the page and the JSON have all
+REQUESTS, PIECES = 3, 4  # whose tokens are printed, and pieces of each; the page has more, the JSON all
 SYMPTOMS = 8  # that are printed; the JSON has all
 
 

@@ -57,7 +57,7 @@ def _asked_again(
     """Ask batches one after another of an engine that has forgotten what came before.
 
     places: of each batch the one request that is returned; None: all of them are."""
-    requests, lines = list[Asked](), Lines(failures.is_new)
+    requests, lines = list[Asked](), Lines(failures.is_new, failures.reports)
     for number, exchanges in enumerate(failures.driver.run_on(testbed, cases, started)):
         case, here = cases[number], places[number]
         line, first = lines.add(case, started, exchanges, testbed)

@@ -86,13 +86,13 @@ def cause_of(
     is_fitted = not why_not_fitted(testbed)  # or else neither are its adapters made quiet
     quietly = asked_quietly(failures, smallest_first(played)[:QUIET]) if is_fitted else ()
     traced = trace(loud, quietly, asked_confined(failures), limit, clock)[:DESCRIBED]
+    traced = [one.as_far_as_visible(limit) for one in traced[:1]] + traced[1:]
     passed = [Request(one) for one in loud if not one.failed][:PASSED]
     if traced and _has_a_condition(traced[0], passed, limit) and not clock.is_late("other adapters"):
         others = [Request(one) for one in (*asked_of_others(failures), *asked_with_fewer(failures))]
         wrong = [one for one in others if one.as_it_came.failed]
         passed += spread([one for one in others if not one.as_it_came.failed], PASSED)
         traced = traced_further(traced, wrong, limit, clock)[:DESCRIBED]
-    traced = [one.as_far_as_visible(limit) for one in traced]
     scheduler = Scheduler(Clock(min(SCHEDULES, clock.total / 3), clock.end))
     traced = (left_in_slots(traced, scheduler, limit) or traced)[:DESCRIBED] if traced else []
     failed = len(traced[0].followed) if traced else 0  # of a large base few are followed
@@ -142,6 +142,7 @@ def _all_said(
 def _said(
     traced: Traced, passed: Sequence[Request], failed: int, limit: float, scheduler: Scheduler, most: float
 ) -> Said:
+    traced = traced.as_far_as_visible(limit)
     right = {request: request.follow([traced.cause], limit)[0] for request in passed}
     right = {request: one for request, one in right.items() if one.dead is None}
     parts = described(traced, right, scheduler, most)

@@ -2,14 +2,14 @@
 asked_quietly.py, which ask more of it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from .cases.case import Case, Exchange
 from .cases.testbed import Testbed
 from .causes.asked import Asked
 from .causes.facts import facts_of
-from .causes.line import Line, Lines
+from .causes.line import Line, Lines, Reports
 from .causes.suspect import suspect_of
 from .engine_driver import EngineDriver
 from .noise.ensemble import Member
@@ -33,6 +33,7 @@ class Failures:
     members: tuple[Member, ...]
     thresholds: Thresholds
     played: Sequence[PlayedCase]
+    reports: Reports = field(default_factory=Reports)
 
     def measured(
         self, case: Case, exchanges: Sequence[Exchange], testbed: Testbed
@@ -56,7 +57,7 @@ class Failures:
     @cached_property
     def _lines(self) -> dict[str, tuple[Line, int]]:
         """For each case the batches of its engine, and which of them is its first, of those that its answers are of."""
-        lines, places = Lines(self.is_new), dict[str, tuple[Line, int]]()
+        lines, places = Lines(self.is_new, self.reports), dict[str, tuple[Line, int]]()
         for one in self.played:
             answers = self.driver.first_answers(one.case, one.settings)
             places[one.case.name] = lines.add(one.case, one.settings, answers, self.testbed)

@@ -126,5 +126,14 @@ def test_three_facts_are_no_rival_of_themselves() -> None:
     assert set(best.requests) == {"one", "two", "three"} and not best.wrong and not best.rivals
 
 
+def test_of_two_facts_that_are_the_same_here_the_other_is_said() -> None:
+    some = [
+        observed(np.array([int(i % 4 == 3)]), one=bool(i & 1), two=bool(i & 2), second=bool(i & 2)) for i in range(24)
+    ]
+    best = rule(some)
+    assert set(best.requests) == {"one", "two"}
+    assert [set(rival.requests) for rival in best.rivals] == [{"one", "second"}]
+
+
 def test_what_nobody_sees_has_no_rule() -> None:
     assert rule([observed(np.full(3, -1), early=True)]).of == 0

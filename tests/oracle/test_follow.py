@@ -266,6 +266,19 @@ def test_what_scales_the_own_delta_scales_what_else_is_wrong_with_it() -> None:
     assert compared
 
 
+def test_what_is_missing_twice_is_missing_once() -> None:
+    """A delta without its bias, all of which is missing: no more than that is."""
+    compared = 0
+    for request in [one for one in all_requests() if one.tokens <= 24]:
+        if "own bias" in request.families and presence(request.walk, (), 1, request.families["own bias"]).any():
+            cause = [Mistake("own bias", "", -1.0, 1.0), Mistake("own", "", -1.0, 1.0)]
+            wrong = answered(request, made_by(request, cause[1:], [("own",)] * request.tokens), 1)
+            (followed,) = wrong.follow([tuple(cause)], LIMIT)
+            assert followed.dead is None and all(("own bias", "own") in states for states in followed.possible)
+            compared += 1
+    assert compared
+
+
 def shown_from(request: Request, first: int) -> Request:
     """The same request of an engine that shows no rows before one."""
     raw = request.as_it_came.suspect.raw

@@ -281,7 +281,17 @@ def test_a_row_that_passes_beyond_where_rows_fail_says_where_it_fails(passing: d
 def of_tokens(first: int, last: int, **more: Any) -> dict[str, Any]:
     """Tokens of batch 3's request 1, as the JSON has them."""
     where = {"case": "batch 3", "run": 0, "request": 1, "adapter": "made-0", "length": 14}
-    return {**where, "change": 0, "first": first, "last": last, "of": "", "steps": [], "is_cached": False, **more}
+    return {
+        **where,
+        "change": 0,
+        "first": first,
+        "last": last,
+        "of": "",
+        "steps": [],
+        "is_cached": False,
+        "keys_and_values": False,
+        **more,
+    }
 
 
 @pytest.mark.parametrize(
@@ -294,8 +304,10 @@ def of_tokens(first: int, last: int, **more: Any) -> dict[str, Any]:
         ([of_tokens(9, 9, steps=[[7, 0, 9, 1, -1]])], "token 9 (step 7)"),
         (
             [of_tokens(8, 9, of="made-2", steps=[[7, 5, 0, 9, 1], [8, 0, 9, 1, 1]])],
-            "tokens 8 to 9 (of made-2; steps 7 to 8, slot 1)",
+            "tokens 8 to 9 (of made-2; steps 7, 8, slot 1)",
         ),
+        ([of_tokens(5, 9, steps=[[n, 0, n, 1, 0] for n in (5, 6, 7)])], "tokens 5 to 9 (steps 5 to 7, slot 0)"),
+        ([of_tokens(0, 7, of="made-2", keys_and_values=True)], "keys and values of tokens 0 to 7 (of made-2)"),
         ([of_tokens(t, t) for t in (1, 3, 5, 7)], "tokens 1, 3, and 2 pieces more"),
     ],
 )

@@ -23,11 +23,11 @@ from refimpl.engines.computed import clash, read_steps
 from refimpl.engines.interface import Computed, EngineError, EngineResponse
 from refimpl.engines.ours import Ours
 from refimpl.oracle.causes.candidate_schedules import SIMPLE
-from refimpl.oracle.causes.line import Line
+from refimpl.oracle.causes.line import Line, Reports
 from refimpl.oracle.causes.reported import reported_steps
 from refimpl.oracle.causes.rule import Observed
 from refimpl.oracle.causes.schedule import Batch, Schedule, Scheduled, Step
-from refimpl.oracle.causes.scheduled_names import OfWhom, keys_in_steps, names_in_steps
+from refimpl.oracle.causes.scheduled_names import OfWhom, keys_in_steps, names_in_steps, table_of
 from refimpl.oracle.causes.scheduled_rule import InBatch, Scheduler
 from refimpl.oracle.causes.statement import CauseReport, Change
 from refimpl.oracle.causes.step_regions import regions_in_steps
@@ -184,6 +184,25 @@ def test_answers_without_steps_take_none_of_the_others_away() -> None:
         keys = keys_in_steps(OfWhom(one.line, one.number, one.here, {}), name, SIMPLE)
         seen.append(OfWhom(one.line, one.number, one.here, {t: frozenset([key]) for t, key in enumerate(keys)}))
     assert name in [words for words, *_ in names_in_steps(seen, Scheduler(Clock(0.0)))]
+
+
+def test_a_sequence_without_steps_is_not_worked_out_where_the_engine_tells_others() -> None:
+    """Each sequence is a line of its own: of one whose answers are all errors, or have no steps, nothing is known."""
+    reports, unknown = Reports(), made_line(3, 4)
+    told_line, silent = Line(reported(unknown, ODD), reports=reports), Line(made_line(4, 2).batches, reports=reports)
+    assert silent.knows_steps(0, 0)  # as long as nobody knows that the engine tells any
+    assert told_line.is_reported and silent.is_reported and not silent.knows_steps(0, 0)
+    assert silent.steps(0, SIMPLE) == [] and silent.reported_occupants(0, 0) == {}
+
+
+def test_tokens_that_are_computed_again_with_produced_ones_have_names() -> None:
+    """A request is preempted when it has produced four tokens; then its prompt and those are one part of a step."""
+    steps = (Computed(0, 0, 0, 20), *(Computed(n, 0, 19 + n, 1) for n in range(1, 4)), Computed(5, 0, 0, 24))
+    line = Line(
+        [[Scheduled(24, 20, (("a", 1.0),), computed=steps), Scheduled(3, 3, (), computed=(Computed(5, 24, 0, 3),))]]
+    )
+    table = table_of(line, 0, SIMPLE)
+    assert table.codes.shape == (len(table.names), 27)
 
 
 @pytest.mark.parametrize(

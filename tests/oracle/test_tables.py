@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.lines import made_line, reported
+from support.lines import ADAPTERS, made_line, reported
 
+from refimpl.engines.interface import Computed
 from refimpl.oracle.causes.candidate_schedules import SIMPLE
 from refimpl.oracle.causes.line import Line
-from refimpl.oracle.causes.schedule import Schedule, Step
-from refimpl.oracle.causes.tables import BEFORE, FEW, LAST, NONE, PLACES, WRITTEN, from_tables
+from refimpl.oracle.causes.schedule import Schedule, Scheduled, Step
+from refimpl.oracle.causes.tables import BEFORE, EVERY, FEW, LAST, MOST, NONE, PLACES, WRITTEN, from_tables
 
 SCHEDULE = Schedule(5, 19, adapters=2, evicts=True, running=3, block=4)
 
@@ -63,7 +64,7 @@ def by_definition(line: Line, schedule: Schedule, where: str, when: str) -> Iter
             for row, place in enumerate(places):
                 stands = table.get(place, None) if place is not None and not step.is_cached else None
                 code, slot = stands or own[row]
-                in_slot = in_slots[slot] if slot >= 0 else 0
+                in_slot = in_slots[slot] if slot >= 0 else code
                 rest = (code, in_slot) if stands or step.is_cached else (0, 0)
                 for of, one in zip(results, (code, in_slot, *rest), strict=True):
                     of.append(one)
@@ -90,9 +91,10 @@ def by_definition(line: Line, schedule: Schedule, where: str, when: str) -> Iter
         yield results
 
 
-@given(st.integers(0, 10**6), st.integers(1, 4), st.sampled_from(list(PLACES)), st.sampled_from(list(WRITTEN)))
+@given(st.integers(0, 10**6), st.integers(1, 4), st.sampled_from(EVERY))
 @settings(deadline=None, max_examples=60)
-def test_tables_are_what_a_dict_of_places_is(seed: int, count: int, where: str, when: str) -> None:
+def test_tables_are_what_a_dict_of_places_is(seed: int, count: int, kind: tuple[str, str]) -> None:
+    where, when = kind
     unknown = made_line(seed, count)
     line = Line(reported(unknown, SCHEDULE))
     words = when.format(*PLACES[where])
@@ -107,6 +109,24 @@ def test_tables_are_what_a_dict_of_places_is(seed: int, count: int, where: str, 
             from_tables(unknown, SCHEDULE), by_definition(unknown, SCHEDULE, where, when), strict=True
         ):
             assert [of_batch[name].tolist() for name in names] == results[:2]
+
+
+def test_what_stood_there_before_a_batch_that_is_too_long_is_forgotten() -> None:
+    a, b = ADAPTERS[1:3]
+    name = "the last row with an adapter that stood at its place"
+    for length, expected in ((MOST, "b"), (MOST + 1, None)):
+        steps = [(a, 1), (b, length), ((), 1)]
+        batches = [[Scheduled(n, n, who, computed=(Computed(i, 0, 0, n, 0),))] for i, (who, n) in enumerate(steps)]
+        line = Line(batches)
+        *_, last = from_tables(line, SIMPLE)
+        assert list(line.codes)[last[name][0]] == expected
+
+
+def test_slots_that_nobody_tells_hold_whoever_stands_there() -> None:
+    a, b = ADAPTERS[1:3]
+    batches = [[Scheduled(1, 1, who, computed=(Computed(i, 0, 0, 1),))] for i, who in enumerate((a, b))]
+    _, second = from_tables(Line(batches), SIMPLE)
+    assert second["the adapter in the slot of the row at its place in the step before"].tolist() == [1]
 
 
 def test_an_engine_whose_steps_are_worked_out_has_few_names() -> None:

@@ -23,7 +23,7 @@ class Asked:
     afterwards: bool = False  # was it asked when a cause had been found?
 
     @property
-    def in_steps(self) -> Line | None:
+    def known_line(self) -> Line | None:
         """The batches of its engine, if its steps there are known."""
         return self.line if self.line and self.line.knows_steps(self.number, self.place[2]) else None
 

@@ -95,7 +95,7 @@ def _described(
 def _observed(request: Request, present: Array) -> InBatch:
     came = request.as_it_came
     regions = [replace(one, members=one.members[: len(present)]) for one in came.suspect.token_regions]
-    return InBatch(Observed(came.facts, regions, present), came.in_steps, came.number, came.place[2])
+    return InBatch(Observed(came.facts, regions, present), came.known_line, came.number, came.place[2])
 
 
 def _present_by(name: Name, i: int, mistake: Mistake, requests: Mapping[Request, Followed]) -> dict[Request, Array]:

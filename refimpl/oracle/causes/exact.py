@@ -15,7 +15,7 @@ from ...model import forward
 from ...ops import NUMPY, Ops
 from ...plans import LoraMapping
 from ..noise.rms import rms_shown
-from .mix_up import EXACT
+from .mix_up import CHANGES, EXACT
 from .pursuit import Atom
 from .suspect import Suspect
 from .watch import Watch
@@ -100,7 +100,7 @@ def with_atoms(suspect: Suspect, tries: Sequence[Try]) -> Ops:
             if coefficient and atom.source in suspect.sources:
                 members, rows = suspect.members(atom.modules), suspect.rows(atom.tokens)
                 terms.append((copy, suspect.sources[atom.source], members, rows, float(coefficient)))
-    terms.sort(key=lambda term: term[1].kind == "own")
+    terms.sort(key=lambda term: term[1].scales)
 
     def lora_delta(
         y: Array, x: Array, module: Module, adapters: AdapterSlots, mapping: LoraMapping, p: Precision
@@ -110,14 +110,15 @@ def with_atoms(suspect: Suspect, tries: Sequence[Try]) -> Ops:
         for copy, source, members, rows, coefficient in terms:
             if module not in members:
                 continue
-            delta = source.delta(suspect.point(module, x[copy], watch, copy))
+            point = suspect.point(module, x[copy], watch, copy)
+            delta, excess = source.delta(point), source.excess(point) if source.scales else None
             if delta is None:
                 continue
-            if source.kind == "own" and copy.start in wrong and wrong[copy.start].shape == delta.shape:
-                delta = delta + wrong[copy.start]
+            if excess is not None and copy.start in wrong and wrong[copy.start].shape == delta.shape:
+                delta = delta + excess * wrong[copy.start]
             change = np.where(rows[:, None], coefficient * delta, 0.0)
             y[copy][:, : delta.shape[1]] += change
-            if source.kind in ("instead", "bug", "part"):
+            if source.kind in CHANGES:
                 before = wrong.get(copy.start)
                 wrong[copy.start] = change if before is None or before.shape != change.shape else before + change
 

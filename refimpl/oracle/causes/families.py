@@ -84,7 +84,7 @@ def of_all(parts: Sequence[tuple[float, Source]]) -> Source:
         some = [weight * one for weight, one in deltas if one is not None]
         return sum(some[1:], some[0]) if some and len({one.shape for one in some}) == 1 else None
 
-    return replace(parts[0][1], delta=delta)
+    return replace(parts[0][1], delta=delta, times=None)  # each adapter has a scale of its own
 
 
 def delta_of(adapters: Weighted) -> Delta:
@@ -121,7 +121,7 @@ def sum_sources(adapters: Weighted) -> Iterator[Source]:
 
     for i, one in enumerate(adapters, 1):
         words = f"the delta of adapter number {i} of its sum"
-        yield Source(f"number {i} of a sum", words, delta_of([one]), "own", 2.5)
+        yield Source(f"number {i} of a sum", words, delta_of([one]), "own", 2.5, is_partial=True)
     total = sum(weight for _, weight in adapters)
     by_name = {key: n for n, key in enumerate(sorted(key for key, _ in adapters))}
     changes: dict[str, Callable[[int, float], float]] = {

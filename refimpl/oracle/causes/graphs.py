@@ -67,7 +67,7 @@ def _by_size(
                 then = graph.setdefault(size, now)
             if id(then) not in at_rows:
                 some = (then + [(0, -1)] * len(now))[: len(now)]
-                in_them = [codes[step.slots[slot]] if 0 <= slot < len(step.slots) else 0 for _, slot in some]
+                in_them = [codes[step.slots[slot]] if 0 <= slot < len(step.slots) else code for code, slot in some]
                 of_requests = _at_rows(step, called, [code for code, _ in some])
                 at_rows[id(then)] = np.array(of_requests), np.array(_at_rows(step, called, in_them))
             rows.append(at_rows[id(then)][0])

@@ -34,7 +34,7 @@ def kept_plans(line: Line, schedule: Schedule) -> Iterator[dict[str, Array]]:
             for (shape, _), plan, (rows, in_slots) in zip(KINDS, plans, results, strict=True):
                 then = now if step.is_cached else plan.setdefault(SHAPES[shape](step), now)
                 rows += [code for code, _ in then]
-                in_slots += [codes[step.slots[slot]] if slot >= 0 else 0 for _, slot in then]
+                in_slots += [codes[step.slots[slot]] if slot >= 0 else code for code, slot in then]
         yield {
             f"{what} at its place in the first step of as many {shape}{of}": np.array(some)
             for (shape, of), both in zip(KINDS, results, strict=True)

@@ -60,7 +60,7 @@ def left_in_slots(traced: Sequence[Traced], scheduler: Scheduler, limit: float) 
 def of_whom(request: Request, followed: Followed, i: int, mistake: Mistake) -> OfWhom:
     """Return of whose adapter one mistake of a cause may be in each token in which it was made."""
     came = request.as_it_came
-    keys = [None, *came.in_steps.codes] if came.in_steps else []
+    keys = [None, *came.known_line.codes] if came.known_line else []
     possible = {}
     has_slot = bool(came.suspect.exchange.adapters)
     for t in range(request.tokens if has_slot and followed.dead is None else 0):
@@ -74,7 +74,7 @@ def of_whom(request: Request, followed: Followed, i: int, mistake: Mistake) -> O
             some = frozenset([one for one in reversed(history) if one != came.suspect.key][:1])
         if some and followed.present(i)[t] == 1:
             possible[t] = some
-    return OfWhom(came.in_steps, came.number, came.place[2], possible)
+    return OfWhom(came.known_line, came.number, came.place[2], possible)
 
 
 def _give(requests: Mapping[Request, Followed], schedule: Schedule, kind: str) -> list[Mistake]:
@@ -86,7 +86,7 @@ def _give(requests: Mapping[Request, Followed], schedule: Schedule, kind: str) -
         adapters, parts = came.suspect.exchange.adapters, dict[str, list[tuple[float, Source]]]()
         slots = "as many as it was started with" if schedule.as_started else f"{_count(came, schedule)} in all"
         for key, weight in adapters:
-            history = came.in_steps.occupants(came.number, schedule, came.place[2], key) if came.in_steps else ()
+            history = came.known_line.occupants(came.number, schedule, came.place[2], key) if came.known_line else ()
             sources = left_behind(key, history, slots)
             for source in (one for one in sources if one.key.startswith(kind)):
                 parts.setdefault(source.key + schedule.words, []).append((weight, source))
@@ -98,4 +98,4 @@ def _give(requests: Mapping[Request, Followed], schedule: Schedule, kind: str) -
 
 def _count(came: Asked, schedule: Schedule) -> int:
     """How many slots there are."""
-    return len(came.in_steps.steps(came.number, schedule)[0].slots) if came.in_steps else 0
+    return len(came.known_line.steps(came.number, schedule)[0].slots) if came.known_line else 0

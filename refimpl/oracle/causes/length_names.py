@@ -22,6 +22,7 @@ def by_length_left(requests: Batch, in_order: Sequence[Step]) -> Iterator[tuple[
             lengths = [requests[one.request].prompt - (one.first if is_rest else 0) for one in prompts]
             count = sum(one.length for one in prompts)
             wrong = [one.request for one, length in zip(prompts, lengths, strict=True) for _ in range(length)][:count]
+            wrong += [-1] * (count - len(wrong))  # where produced tokens are computed again with their prompt
             for one in step.rows:
                 owners += [one.request] if one.is_decode else wrong[: one.length]
                 wrong = wrong if one.is_decode else wrong[one.length :]

@@ -13,18 +13,26 @@ from .steps import Caches, steps
 
 
 @dataclass(eq=False)
+class Reports:
+    """Does an engine tell its steps? One that does tells none of an answer that is an error."""
+
+    steps: bool = False
+
+
+@dataclass(eq=False)
 class Line:
     """What one engine was asked. Its steps are worked out once for each schedule."""
 
     batches: list[Batch] = field(default_factory=list)
     loads: list[Sequence[str]] = field(default_factory=list)  # before each of them, of which adapters
     started: Settings | None = None  # how it was started, if that is known
+    reports: Reports = field(default_factory=Reports)  # of all lines of the same engine
     _played: dict[Schedule, list[list[Step]]] = field(default_factory=dict, repr=False)
     _reported: list[list[Step]] = field(default_factory=list, repr=False)
     _caches: dict[Schedule, Caches] = field(default_factory=dict, repr=False)
     _codes: dict[str | None, int] = field(default_factory=lambda: {None: 0}, repr=False)
     _counted: int = field(default=0, repr=False)  # of the batches
-    _reports: tuple[int, bool] = field(default=(0, False), repr=False)  # of so many batches: does it tell any steps?
+    _searched: int = field(default=0, repr=False)  # of the batches, for steps
 
     @property
     def codes(self) -> dict[str | None, int]:
@@ -47,11 +55,11 @@ class Line:
 
     @property
     def is_reported(self) -> bool:
-        """Does the engine tell its steps? With an error it tells none."""
-        count, reports = self._reports
-        reports = reports or any(one.computed for batch in self.batches[count:] for one in batch)
-        self._reports = len(self.batches), reports
-        return reports
+        """Does the engine tell its steps?"""
+        if not self.reports.steps and self._searched < len(self.batches):
+            self.reports.steps = any(one.computed for batch in self.batches[self._searched :] for one in batch)
+            self._searched = len(self.batches)
+        return self.reports.steps
 
     def knows_steps(self, number: int, request: int) -> bool:
         """Are the steps of a request told, or else to be worked out?"""
@@ -102,6 +110,7 @@ class Lines:
     is_new: is the engine new for each batch?"""
 
     is_new: bool
+    reports: Reports = field(default_factory=Reports)
     line: Line = field(default_factory=Line)
     _goes_on: bool = False
 
@@ -109,10 +118,11 @@ class Lines:
         """Return the line of a case, and which of its batches is the case's first."""
         goes_on = self._goes_on and case.stateless and started == self.line.started
         if not goes_on:
-            self.line = Line(started=started)
+            self.line = Line(started=started, reports=self.reports)
         self._goes_on = case.stateless and not self.is_new
         line, first = self.line, len(self.line.batches)
         line.batches += batches_of(exchanges)
+        self.reports.steps |= any(bool(one.response.steps) for one in exchanges)
         before_each: list[list[str]] = [[] if goes_on else list(loaded_before(case, testbed))]
         for step in case.steps:
             if isinstance(step, Load):

@@ -23,6 +23,7 @@ GATE, UP, GATE_BEFORE = "the activated gate", "what the gate multiplies", "the g
 # Kinds of sources that no row is computed with: what a cache gives of another request, or keeps of this one.
 KEPT, STORED = "kept", "stored"
 OF_THE_CACHE = (KEPT, STORED)
+CHANGES = ("own", "instead", "bug", "part")  # of the own delta; what scales that scales them
 PARTNERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # those that engines fuse into one product
 
 
@@ -63,7 +64,7 @@ class Point:
 
 
 Delta = Callable[[Point], Array | None]  # [tokens, d_out]; None: it says nothing of this module
-Times = Callable[[Point], float | None]  # None: the same
+Times = Callable[[Point], float | None]  # how many times the own delta; None: it says nothing of this module
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +79,14 @@ class Source:
     same_as: str = ""  # a key; sources that have the same here make the same delta, whatever they are called
     members: tuple[str, ...] = ()  # keys: it is one of these in each request, whichever leaves least
     of_other: str | None = None  # the adapter of which it is the whole delta, in place of the own one
-    times: "Times | None" = None  # if it is the own delta so many times
+    times: Times | None = None  # if it is the own delta so many times
+    is_partial: bool = False  # of kind "own": is it a part of that, or beside it?
     rounds: bool = False  # numbers that are computed: one near a tie may have been rounded to its other side
 
     @property
     def scales(self) -> bool:
         """Is it a multiple of the own delta? So it is, then, of what else is wrong with that."""
-        return self.kind == "own" or self.times is not None
+        return (self.kind == "own" and not self.is_partial) or self.times is not None
 
     def excess(self, point: Point) -> Array | None:
         """How often it adds the own delta, [tokens, 1]; None: not at this module."""

@@ -41,10 +41,11 @@ def own_sources(key: str) -> Iterator[Source]:
         return None if point.module == EMBED or point.of(key) is None else point.x @ point.weight.T
 
     yield Source("own", "its own delta", own_delta, "own", 0)
-    yield Source("own saved layer", "the layer that it brings along", saved, "own", 1)
-    yield Source("own bias", "the bias of lora_B", bias, "own", 2)
-    yield Source("own product", "its own delta but for the bias of lora_B", product_alone, "own", 2)
-    yield Source("base product", "the base's product", base_product, "own", 3)
+    yield Source("own saved layer", "the layer that it brings along", saved, "own", 1, is_partial=True)
+    yield Source("own bias", "the bias of lora_B", bias, "own", 2, is_partial=True)
+    words = "its own delta but for the bias of lora_B"
+    yield Source("own product", words, product_alone, "own", 2, is_partial=True)
+    yield Source("base product", "the base's product", base_product, "own", 3, is_partial=True)
     yield Source("own bias unscaled", "the bias of lora_B unscaled", unscaled_bias, "instead", 4)
 
 

@@ -20,7 +20,7 @@ def _steps_of(batch: Batch, slots: Slots) -> Iterator[Step]:
     parts = sorted(
         (one.step, one.row, i, one)
         for i, request in enumerate(batch)
-        for one in _last(request.computed, request.tokens)
+        for one in computed_last(request.computed, request.tokens)
     )
     places, lost, begun = [-1] * len(batch), set[int](), set[int]()
     for _, group in groupby(parts, key=lambda part: part[0]):
@@ -50,8 +50,9 @@ def _move(
     return [key for _, key in loaded]
 
 
-def _last(steps: Sequence[Computed], end: int) -> list[Computed]:
-    """Return them without tokens that are computed again later on, and without those from `end` on."""
+def computed_last(steps: Sequence[Computed], end: int) -> list[Computed]:
+    """Return the steps of a request without tokens that are computed again later on, and without those from `end`
+    on."""
     kept = list[Computed]()
     for one in reversed(steps):
         if one.first < end:

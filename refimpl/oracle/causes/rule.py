@@ -22,6 +22,9 @@ EXCEPTIONS, AMONG_THEM = 0.1, 0.2  # of all requests, and of those that have it,
 LEAST = 3  # requests that a rule is learnt from; fewer: coincidences are said
 
 
+Noted = tuple[float, tuple[int, ...], int]  # bits, the facts by their numbers, and in how many requests it is wrong
+
+
 @dataclass(frozen=True, eq=False)
 class Observed:
     """One request: what is true of it, of its tokens, and in which of these a mistake was made."""
@@ -81,7 +84,7 @@ def rule(observed: Sequence[Observed], assumption: float = 0.0) -> Rule:
         """In how many requests is a token of each of these rules wrong? some: [rules, tokens]"""
         return np.logical_or.reduceat(some != fits, starts, axis=1).sum(axis=1)
 
-    rules: list[tuple[float, tuple[int, ...], int]] = []
+    rules = list[Noted]()
 
     def note(chosen: Sequence[tuple[int, ...]], some: Array) -> None:
         for which, wrong in zip(chosen, exceptions(some), strict=True):
@@ -108,6 +111,7 @@ def rule(observed: Sequence[Observed], assumption: float = 0.0) -> Rule:
             some = (tuple(sorted((*pair, int(k)))) for _, pair, _ in best for k in order if k not in pair)
             triples = list(dict.fromkeys(some))
             note(triples, np.array([holds[i] & holds[j] & holds[k] for i, j, k in triples]))
+    rules += _of_equal_facts(min(rules), holds, costs)
     rules.sort(key=lambda one: (one[0], len(one[1])))
     having = int(np.logical_or.reduceat(fits, starts).sum())
     present = [_rule(one, names, len(kept), having, assumes) for one in rules if one[0] <= rules[0][0] + NEAR]
@@ -115,8 +119,19 @@ def rule(observed: Sequence[Observed], assumption: float = 0.0) -> Rule:
     return replace(present[0], rivals=tuple(rivals) if rules[0][1] else ())
 
 
+def _of_equal_facts(best: Noted, holds: Array, costs: Array) -> list[Noted]:
+    """Return the same rule with another fact that holds for the same tokens in place of each of several."""
+    bits, which, wrong = best
+    return [
+        (bits + more, (*which[:n], int(other), *which[n + 1 :]), wrong)
+        for n, i in enumerate(which if len(which) > 1 else ())
+        for other in np.flatnonzero((holds == holds[i]).all(axis=1))
+        if other not in which and (more := float(costs[other] - costs[i])) <= NEAR
+    ]
+
+
 def _rule(
-    one: tuple[float, tuple[int, ...], int],
+    one: Noted,
     names: Sequence[tuple[str, bool]],
     of: int,
     having: int,

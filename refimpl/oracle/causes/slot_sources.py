@@ -14,7 +14,7 @@ import numpy as np
 from ...adapter_slots import LoraWeights
 from ...arrays import Array
 from .history import History
-from .mix_up import Delta, Point, Source, blended, full_delta
+from .mix_up import Delta, Point, Source, blended, scaled
 from .padding import BUCKETS, padded
 from .slots import Slots
 
@@ -72,7 +72,7 @@ def left_behind(key: str, history: Sequence[str], called: str, is_known: bool = 
         ("first since", _first_since(history)),
     ):
         words = scale.format(which.replace(" since", "")) + ", since one had none" * ("since" in which)
-        yield Source(f"scale in its slot, {which} ({called})", words, _scale(key, whose), "instead", 3.5)
+        yield scaled(key, f"scale in its slot, {which} ({called})", words, _scale(whose), 3.5)
 
 
 def _whole_delta(key: str, former: Sequence[str]) -> Delta:
@@ -110,16 +110,14 @@ def _first_since(history: Sequence[str]) -> Whose:
     return whose
 
 
-def _scale(key: str, whose: Whose) -> Delta:
+def _scale(whose: Whose) -> Callable[[Point, LoraWeights], float | None]:
     """A table of scales that is not written when another adapter moves in."""
 
-    def delta(point: Point) -> Array | None:
-        own_lora, other = point.of(key), whose(point)
-        if own_lora is None or other is None or not own_lora.scale or other.scale == own_lora.scale:
-            return None
-        return full_delta(point.x, own_lora) * (other.scale / own_lora.scale - 1)
+    def scale(point: Point, lora: LoraWeights) -> float | None:
+        other = whose(point)
+        return None if other is None else other.scale
 
-    return delta
+    return scale
 
 
 def _ranks(key: str, former: Sequence[str], at_own_scale: bool, end: Callable[[int], int] | None = None) -> Delta:

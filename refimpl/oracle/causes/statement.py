@@ -49,8 +49,9 @@ class Tokens:
     first: int  # the place of the first of these tokens, prompt and produced ones together
     last: int  # and of the last
     of: str = ""  # whose delta it is, where a cause has it of several adapters
-    steps: tuple[Computed, ...] = ()  # in which they were computed, if the engine tells its steps
+    steps: tuple[Computed, ...] = ()  # in which they were computed last, if the engine tells its steps
     is_cached: bool = False  # does it tell that it found them in a cache?
+    keys_and_values: bool = False  # is it those that are wrong, as a cache keeps them, and not the tokens' own rows?
 
 
 @dataclass(frozen=True)

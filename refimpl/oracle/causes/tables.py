@@ -8,6 +8,7 @@ A table has a place for each row of a step, for each decode row, for each reques
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -27,11 +28,12 @@ PLACES = {
     "running": ("request", "at its place among those that run"),
 }
 # When rows are written, in words: {} is what stands at which place.
+PROMPTS = "the last {} of a prompt that stood {}"
 BEFORE, ADAPTERS = "the {} {} in the step before", "the last {} with an adapter that stood {}"
 WRITTEN = {
     BEFORE: "after it was read",
     ADAPTERS: "rows of adapters",
-    "the last {} of a prompt that stood {}": "rows of prompts",
+    PROMPTS: "rows of prompts",
     "the last {} that stood {} when its request began": "rows of requests that begin",
     "the {} {} in the last step in which a request began": "steps in which a request begins",
     "the {} {} in the last step without prompt tokens": "steps without prompts",
@@ -39,6 +41,7 @@ WRITTEN = {
     "the {} {} in the last step of another size than the one before": "steps of another size",
 }
 NONE = ", none where nothing stood there"  # else, where nothing did, its own
+EVERY = [kind for kind in product(PLACES, WRITTEN) if kind != ("decode row", PROMPTS)]  # nobody would write that
 FEW = (("row", BEFORE), ("decode row", BEFORE), ("running", ADAPTERS))  # of engines whose steps are worked out
 LAST = ADAPTERS.format(*PLACES["running"])
 WHOSE = "the adapter in the slot of {}"
@@ -50,7 +53,7 @@ def _called(kinds: Iterable[tuple[str, str]]) -> frozenset[str]:
 
 
 # Names of which so many fit by chance that another one is preferred that is wrong in a few tokens.
-RARE = frozenset(words for name in _called(product(PLACES, WRITTEN)) for words in (name, name + NONE)) - _called(FEW)
+RARE = frozenset(words for name in _called(EVERY) for words in (name, name + NONE)) - _called(FEW)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +71,9 @@ class StepRows:
     is_resized: bool  # has it another number of rows than the one before?
     is_cached: bool
 
-    def written(self, when: str) -> Array:
-        """Which rows are written to a table."""
+    @cached_property
+    def written(self) -> dict[str, Array]:
+        """Which rows are written to a table, by when it is."""
         everywhere = np.ones(len(self.codes), bool)
         return {
             "after it was read": everywhere,
@@ -80,11 +84,11 @@ class StepRows:
             "steps without prompts": everywhere & self.is_decode.all(),
             "steps with prompts": everywhere & ~self.is_decode.all(),
             "steps of another size": everywhere & self.is_resized,
-        }[when]
+        }
 
 
 @dataclass(eq=False)
-class Table:
+class Kept:
     """What stands at each place: what an adapter is called, and its slot; -2: nothing yet."""
 
     where: str
@@ -95,19 +99,23 @@ class Table:
     def step(self, rows: StepRows) -> tuple[Array, Array, Array]:
         """Go through a step; return at each row the code, the slot, and whether anything stood there."""
         place = rows.places[self.where]
-        more = max(2 + place.max(initial=-1) - len(self.codes), 0)  # nothing ever stands at the last one, place -1
-        self.codes, self.slots = np.pad(self.codes, (0, more)), np.pad(self.slots, (0, more), constant_values=-2)
-        now = rows.written(self.when) & (place >= 0) & (not rows.is_cached)
+        if (more := 2 + int(place.max(initial=-1)) - len(self.codes)) > 0:  # nothing ever stands at the last one, -1
+            self.codes, self.slots = np.pad(self.codes, (0, more)), np.pad(self.slots, (0, more), constant_values=-2)
+        now = rows.written[self.when] & (place >= 0) & (not rows.is_cached)
         if self.when != "after it was read":
             self._write(place[now], rows, now)
         stood = (place >= 0) & (self.slots[place] > -2) & (not rows.is_cached)
         codes, slots = np.where(stood, self.codes[place], rows.codes), np.where(stood, self.slots[place], rows.slots)
         if self.when == "after it was read" and not rows.is_cached:
-            self.slots[:] = -2
+            self.forget()
             self._write(place[now], rows, now)
         for to, since in rows.moves if self.where == "running" else ():
             self.codes[to], self.slots[to] = self.codes[since], self.slots[since]
         return codes, slots, stood
+
+    def forget(self) -> None:
+        """Have nothing at any place."""
+        self.slots[:] = -2
 
     def _write(self, place: Array, rows: StepRows, now: Array) -> None:
         self.codes[place], self.slots[place] = rows.codes[now], rows.slots[now]
@@ -115,23 +123,26 @@ class Table:
 
 def from_tables(line: Line, schedule: Schedule) -> Iterator[dict[str, Array]]:
     """Yield for each batch what adapter each name means at each of its rows; 0, the base."""
-    is_long = line.is_reported
-    kinds = list(product(PLACES, WRITTEN)) if is_long else FEW
-    tables = [Table(where, WRITTEN[when]) for where, when in kinds]
+    is_reported = line.is_reported
+    kinds = EVERY if is_reported else FEW
+    tables = [Kept(where, WRITTEN[when]) for where, when in kinds]
     size = 0
     for n, requests in enumerate(line.batches):
         in_order = line.steps(n, schedule)
         names: dict[str, list[Array]] = {}
         short = sum(one.tokens for one in requests) <= MOST
+        for table, kind in zip(tables, kinds, strict=True):
+            if not short and kind not in FEW:
+                table.forget()
         for rows in _rows(line, requests, in_order, size):
             size = size if rows.is_cached else len(rows.codes)
             for table, (where, when) in zip(tables, kinds, strict=True):
                 codes, slots, stood = table.step(rows) if short or (where, when) in FEW else _of_rows(rows)
-                in_slots = rows.in_slots[slots]
+                in_slots = np.where(slots >= 0, rows.in_slots[slots], codes)
                 words = when.format(*PLACES[where])
                 for called, some in ((words, codes), (WHOSE.format(words), in_slots)):
                     names.setdefault(called, []).append(some)
-                    if is_long and where != "running":
+                    if is_reported and where != "running":
                         names.setdefault(called + NONE, []).append(np.where(stood | rows.is_cached, some, 0))
         yield {words: np.concatenate(some) for words, some in names.items()}
 

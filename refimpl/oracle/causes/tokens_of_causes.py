@@ -1,15 +1,17 @@
 """In which tokens a cause's changes were made, request by request: where no rule says it, that is what to debug.
 
 A token counts only where its row is noise with the change and is not without: of some nobody can see it. Of a request
-that the cause does not explain it is the first token whose row no change, and nothing, brings down to noise.
+that the cause does not explain it is the first token whose row no change, and nothing, brings down to noise. Where what
+a cache keeps is wrong its tokens' keys and values are, and the rows that show it come behind them.
 """
 
 from collections.abc import Iterator
 from itertools import groupby
 
+from .reported import computed_last
 from .sources import WHICHEVER
 from .statement import Tokens
-from .traced import Request, Traced
+from .traced import OF_CACHES, Request, Traced
 from .whose import called_in, tokens_of
 
 
@@ -28,25 +30,31 @@ def _of_request(traced: Traced, request: Request) -> Iterator[Tokens]:
     if followed.dead is not None:
         yield _tokens(request, None, followed.dead, followed.dead)
         return
+    of_caches = {one.family for one in OF_CACHES}
     for i, mistake in enumerate(traced.cause):
-        tokens = [t for t in tokens_of(followed, i) if t >= request.walk.first_shown]
-        whose = {t: _whose(mistake.family, followed.sources(i, t)) for t in tokens}
-        for (_, of, _), some in groupby(tokens, key=lambda t: (t - tokens.index(t), whose[t], _is_cached(request, t))):
-            first, *rest = some
-            yield _tokens(request, i, first, rest[-1] if rest else first, of)
+        in_cache = mistake.family in of_caches
+        tokens = [t for t in tokens_of(followed, i) if in_cache or t >= request.walk.first_shown]
+        alike = [(t - n, _whose(mistake.family, followed.sources(i, t))) for n, t in enumerate(tokens)]
+        cached = [_is_cached(request, t) for t in tokens]
+        for key, some in groupby(zip(alike, cached, tokens, strict=True), key=lambda one: one[:2]):
+            together = [t for *_, t in some]
+            yield _tokens(request, i, together[0], together[-1], key[0][1], in_cache)
 
 
-def _tokens(request: Request, change: int | None, first: int, last: int, of: str = "") -> Tokens:
+def _tokens(
+    request: Request, change: int | None, first: int, last: int, of: str = "", in_cache: bool = False
+) -> Tokens:
     place, exchange = request.as_it_came.place, request.as_it_came.suspect.exchange
-    steps = [one for one in exchange.response.steps if one.first <= last and first < one.first + one.tokens]
+    computed = computed_last(exchange.response.steps, request.tokens)
+    steps = tuple(one for one in computed if one.first <= last and first < one.first + one.tokens)
     is_cached = _is_cached(request, first)
-    return Tokens(*place, exchange.adapter, request.tokens, change, first, last, of, tuple(steps), is_cached)
+    return Tokens(*place, exchange.adapter, request.tokens, change, first, last, of, steps, is_cached, in_cache)
 
 
 def _is_cached(request: Request, token: int) -> bool:
     """Was it found in a cache, as the engine tells it?"""
-    steps = request.as_it_came.suspect.exchange.response.steps
-    return bool(steps) and token < min(one.first for one in steps)
+    computed = computed_last(request.as_it_came.suspect.exchange.response.steps, request.tokens)
+    return bool(computed) and token < computed[0].first
 
 
 def _whose(family: str, sources: frozenset[str]) -> str:

@@ -28,7 +28,7 @@ from ...plans import LoraMapping
 from ..noise.readout import View
 from ..noise.rms import rms
 from .bound import bound_weights, saved_layers
-from .mix_up import EXACT, Point, Source
+from .mix_up import CHANGES, EXACT, Point, Source
 from .row_views import Rows, Turns
 from .single_tokens import attention_of_single_tokens
 from .suspect import Suspect
@@ -177,7 +177,7 @@ class Walk:
                     delta = delta + excess * wrong[rows, :width]
                 change = term.coefficients[here][:, None] * delta
                 y[rows, :width] += change
-                if term.source.kind in ("instead", "bug", "part") and other is None:
+                if term.source.kind in CHANGES and other is None:
                     wrong = np.zeros(y.shape) if wrong is None else wrong
                     wrong[rows, :width] += change
 

@@ -70,7 +70,7 @@ def names_by_step(scheduler: Scheduler, i: int, mistake: Mistake, requests: Mapp
             for t in tokens_of(one, i)
             if (some := frozenset(key for key in keys if source_of(mistake, key) in one.sources(i, t)))
         }
-        of_requests[request] = OfWhom(came.in_steps, came.number, came.place[2], possible)
+        of_requests[request] = OfWhom(came.known_line, came.number, came.place[2], possible)
     return [
         Name(
             words,

@@ -150,7 +150,10 @@ def _tokens(cause: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 def _cells(some: Sequence[Mapping[str, Any]]) -> list[float]:
     """Return for each token of a request whether it has a change: 1 or 0."""
-    return [float(any(one["first"] <= t <= one["last"] for one in some)) for t in range(some[0]["length"])]
+    cells = [0.0] * some[0]["length"]
+    for one in some:
+        cells[one["first"] : one["last"] + 1] = [1.0] * (one["last"] - one["first"] + 1)
+    return cells
 
 
 def _ticks(columns: int) -> list[int]:

@@ -25,7 +25,8 @@ def in_words(some: Sequence[Some], most: int) -> str:
     """Return "tokens 4 to 6 (of made-2; step 7, slot 1), 9". most: pieces that are said."""
     is_one = len(some) == 1 and some[0]["first"] == some[0]["last"]
     more = [f"and {len(some) - most} pieces more"] if len(some) > most else []
-    return f"token{'' if is_one else 's'} {', '.join([*map(_piece, some[:most]), *more])}"
+    what = "keys and values of " if some[0]["keys_and_values"] else ""
+    return f"{what}token{'' if is_one else 's'} {', '.join([*map(_piece, some[:most]), *more])}"
 
 
 def _piece(tokens: Some) -> str:
@@ -40,7 +41,9 @@ def _steps(steps: Sequence[Sequence[int]]) -> str:
     """Return in which steps of its engine they were computed, and from which slots."""
     if not steps:
         return ""
-    numbers = [step for step, *_ in steps]
+    numbers = sorted({step for step, *_ in steps})
     slots = sorted({slot for *_, slot in steps if slot >= 0})
-    text = f"step {numbers[0]}" if len(numbers) == 1 else f"steps {numbers[0]} to {numbers[-1]}"
+    is_range = len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1
+    text = f"{numbers[0]} to {numbers[-1]}" if is_range else ", ".join(map(str, numbers))
+    text = f"step{'s' if len(numbers) > 1 else ''} {text}"
     return f"{text}, slot {' and '.join(map(str, slots))}" if slots else text
