@@ -25,6 +25,7 @@ from refimpl.engines.ours import Ours
 from refimpl.oracle.causes.candidate_schedules import SIMPLE
 from refimpl.oracle.causes.line import Line, Reports
 from refimpl.oracle.causes.reported import reported_steps
+from refimpl.oracle.causes.reported_regions import regions_of_reported
 from refimpl.oracle.causes.rule import Observed
 from refimpl.oracle.causes.schedule import Batch, Schedule, Scheduled, Step
 from refimpl.oracle.causes.scheduled_names import OfWhom, keys_in_steps, names_in_steps, table_of
@@ -193,6 +194,30 @@ def test_a_sequence_without_steps_is_not_worked_out_where_the_engine_tells_other
     assert silent.knows_steps(0, 0)  # as long as nobody knows that the engine tells any
     assert told_line.is_reported and silent.is_reported and not silent.knows_steps(0, 0)
     assert silent.steps(0, SIMPLE) == [] and silent.reported_occupants(0, 0) == {}
+
+
+def test_what_was_found_in_a_cache_and_what_was_computed_again() -> None:
+    steps = (
+        Computed(0, 0, 2, 2),
+        Computed(1, 0, 4, 1),
+        Computed(4, 0, 2, 3),
+        Computed(5, 0, 5, 1),
+        Computed(6, 0, 6, 1),
+    )
+    request = Scheduled(7, 4, ADAPTERS[1], computed=steps)
+    sets = {one.words: one.members.astype(int).tolist() for one in regions_of_reported(request)}
+    assert sets == {
+        "requests of which first tokens were found in a cache": [1] * 7,
+        "tokens behind first ones that were found in a cache": [0, 0, 1, 1, 1, 1, 1],
+        "the step behind first tokens that were found in a cache": [0, 0, 1, 1, 1, 0, 0],
+        "requests of which tokens are computed again": [1] * 7,
+        "tokens that are computed again": [0, 0, 1, 1, 1, 0, 0],
+        "tokens behind some that are computed again": [0, 0, 0, 0, 0, 1, 1],
+    }
+    plain = Scheduled(3, 3, (), computed=(Computed(0, 0, 0, 3),))
+    assert not any(
+        one.members.any() for some in (plain, replace(plain, computed=())) for one in regions_of_reported(some)
+    )
 
 
 def test_tokens_that_are_computed_again_with_produced_ones_have_names() -> None:

@@ -365,7 +365,7 @@ def test_whose_rows_a_cache_gives_that_knows_no_adapters() -> None:
         {words: [list(line.codes)[code] for code in of] for words, of in some.items()}
         for some in by_prefix(line, Schedule())
     )
-    first, last, first_of_adapters, last_of_adapters = PREFIX_NAMES
+    first, last, first_of_adapters, last_of_adapters, *_ = PREFIX_NAMES
     assert second[first] == second[last] == [None, None, "a", "a", "a"] and second[first_of_adapters] == ["a"] * 5
     assert third[first] == [None, None, "a", "a", "c"] and third[last] == ["a"] * 4 + ["c"]
     assert third[first_of_adapters] == third[last_of_adapters] == ["a"] * 4 + ["c"]
@@ -376,6 +376,27 @@ def test_whose_rows_a_cache_gives_that_knows_no_adapters() -> None:
     }
     assert members["first tokens that were found in a cache"] == [True] * 4 + [False]
     assert members["steps in which a request begins"] == [False] * 4 + [True]
+
+
+def test_whose_rows_a_cache_gives_that_knows_slots_alone() -> None:
+    """c has b's slot. Of b's two blocks and a's, which are the same tokens, b's are given."""
+    a, b, c = ((("a", 1.0),), (("b", 1.0),), (("c", 1.0),))
+    ids = (1, 2, 3, 4, 5)
+    line = Line(
+        [
+            [Scheduled(5, 5, a, ids, computed=(Computed(0, 0, 0, 5, 0),))],
+            [Scheduled(5, 5, b, ids, computed=(Computed(1, 0, 0, 5, 1),))],
+            [Scheduled(5, 5, c, ids, computed=(Computed(2, 0, 4, 1, 1),))],
+            [Scheduled(5, 5, c, ids, computed=(Computed(3, 0, 4, 1, 1),))],
+        ]
+    )
+    *_, third, fourth = (
+        {words: [list(line.codes)[code] for code in of] for words, of in some.items()}
+        for some in by_prefix(line, Schedule())
+    )
+    *_, first, last = PREFIX_NAMES
+    assert third[first] == third[last] == ["b"] * 4 + ["c"]
+    assert fourth[first] == ["b"] * 4 + ["c"] and fourth[last] == ["c"] * 5
 
 
 def test_the_rows_of_the_step_before() -> None:

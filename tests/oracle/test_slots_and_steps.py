@@ -125,6 +125,25 @@ def test_a_scale_that_is_written_where_there_was_none() -> None:
         np.testing.assert_allclose(own_whole + (0 if change is None else change), wanted)
 
 
+@pytest.mark.parametrize("history", ["dcba", "dceba", "dcbea", "edca", "cdeca"])
+def test_ranks_that_are_left_unless_one_had_no_such_module(history: str) -> None:
+    """The definition: buffers into which each occupant writes, and that one without the module clears."""
+    rng = np.random.default_rng(6)
+    some = {key: {MODULE: weights(rng, 1 + n, False)} for n, key in enumerate("abcd")}
+    here, own_lora = point(some | {"e": {}}), some["a"][MODULE]
+    A, B = np.zeros((4, 20)), np.zeros((16, 4))
+    for key in history:
+        lora = here.of(key)
+        if lora is None:
+            A, B = np.zeros((4, 20)), np.zeros((16, 4))
+        else:
+            A[: len(lora.A)], B[:, : len(lora.A)] = lora.A, lora.B
+    (source,) = [one for one in slot_sources("a", {2: history}) if one.key == "ranks in its slot (2 in all), since"]
+    change = source.delta(here)
+    wanted = here.x @ A.T @ B.T * own_lora.scale
+    np.testing.assert_allclose(full_delta(here.x, own_lora) + (0 if change is None else change), wanted)
+
+
 def test_sources_by_ends_are_tried_where_the_slots_are_known() -> None:
     known, guessed = ({one.key for one in slot_sources("a", of)} for of in ({2: "ba"}, {2: "ba", 3: "ba"}))
     assert {one for one in known if "up to" in one} and not {one for one in guessed if "up to" in one}

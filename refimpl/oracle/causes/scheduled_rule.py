@@ -15,6 +15,8 @@ from .candidate_schedules import SIMPLE
 from .in_steps import in_steps
 from .index_regions import regions_by_index
 from .line import Line
+from .regions import Region
+from .reported_regions import regions_of_reported
 from .rule import Observed, Rule, rule
 from .schedule import Schedule
 from .schedule_search import fitting_schedules
@@ -84,6 +86,9 @@ def _with_steps(one: InBatch, schedule: Schedule) -> Observed:
         return one.observed
     count, in_order = len(one.observed.present), one.line.steps(one.number, schedule)
     regions = regions_in_steps(one.line.batches[one.number], one.here, schedule, in_order)
-    of_told = regions_by_index(one.line, one.number, one.here) if one.line.is_reported else []
-    cut = [replace(region, members=region.members[:count]) for region in (*regions, *of_told)]
+    more = list[Region]()
+    if one.line.is_reported:
+        more += regions_by_index(one.line, one.number, one.here)
+        more += regions_of_reported(one.line.batches[one.number][one.here])
+    cut = [replace(region, members=region.members[:count]) for region in (*regions, *more)]
     return replace(one.observed, regions=[*one.observed.regions, *cut])

@@ -62,6 +62,8 @@ def left_behind(key: str, history: Sequence[str], called: str, is_known: bool = 
     yield Source(f"ranks in its slot ({called})", ranks, _ranks(key, former, True), "added", 3)
     words = f"{ranks}, at their own scale,"
     yield Source(f"scaled ranks in its slot ({called})", words, _ranks(key, former, False), "added", 4)
+    words = f"{ranks}, since one had no such module,"  # which clears it
+    yield Source(f"ranks in its slot ({called}), since", words, _ranks(key, former, True, since=True), "added", 3.5)
     for upto, end in ENDS.items() if is_known else ():
         words, cut = f"{ranks}, up to {upto},", _ranks(key, former, True, end)
         yield Source(f"ranks in its slot ({called}), up to {upto}", words, cut, "added", 4)
@@ -120,9 +122,11 @@ def _scale(whose: Whose) -> Callable[[Point, LoraWeights], float | None]:
     return scale
 
 
-def _ranks(key: str, former: Sequence[str], at_own_scale: bool, end: Callable[[int], int] | None = None) -> Delta:
+def _ranks(
+    key: str, former: Sequence[str], at_own_scale: bool, end: Callable[[int], int] | None = None, since: bool = False
+) -> Delta:
     """Each of them left the ranks that nobody since has had. end: up to which rank one of a rank is multiplied; None:
-    up to the last of them."""
+    up to the last of them. since: does one without the module leave nothing there?"""
 
     def delta(point: Point) -> Array | None:
         own_lora, total = point.of(key), None
@@ -131,6 +135,8 @@ def _ranks(key: str, former: Sequence[str], at_own_scale: bool, end: Callable[[i
         r = own_lora.A.shape[0]
         most = None if end is None else end(r)
         for one in (point.of(name) for name in former):
+            if one is None and since:
+                break
             if one is None or one.A.shape[0] <= r:
                 continue
             tail: LoraWeights = replace(one, A=one.A[r:most], B=one.B[:, r:most], bias=None)
