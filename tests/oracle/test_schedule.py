@@ -23,6 +23,7 @@ from refimpl.oracle.causes.rule import Observed
 from refimpl.oracle.causes.schedule import ORDERS, Batch, Schedule, Scheduled, Step
 from refimpl.oracle.causes.scheduled_names import OfWhom, keys_in_steps, names_in_steps, table_of
 from refimpl.oracle.causes.scheduled_rule import InBatch, Scheduler
+from refimpl.oracle.causes.slot_names import TOGETHER, loaded_together
 from refimpl.oracle.causes.slots import Slots
 from refimpl.oracle.causes.step_regions import regions_in_steps, regions_of_steps
 from refimpl.oracle.causes.steps import Caches, steps
@@ -397,6 +398,26 @@ def test_whose_rows_a_cache_gives_that_knows_slots_alone() -> None:
     *_, first, last = PREFIX_NAMES
     assert third[first] == third[last] == ["b"] * 4 + ["c"]
     assert fourth[first] == ["b"] * 4 + ["c"] and fourth[last] == ["c"] * 5
+
+
+def test_adapters_that_came_in_one_step_are_taken_for_one_of_them() -> None:
+    """a and b come at once; then c alone, in a's slot; then a again, alone."""
+    a, b, c = ((("a", 1.0),), (("b", 1.0),), (("c", 1.0),))
+    line = Line(
+        [
+            [Scheduled(2, 2, a), Scheduled(1, 1, b), Scheduled(1, 1, ())],
+            [Scheduled(1, 1, c)],
+            [Scheduled(1, 1, b)],
+            [Scheduled(1, 1, a)],
+        ]
+    )
+    of_batches = [
+        {words: [list(line.codes)[code] for code in of] for words, of in some.items()}
+        for some in loaded_together(line, Schedule(adapters=2))
+    ]
+    first, last = (TOGETHER.format(which) for which in ("first", "last"))
+    assert [some[first] for some in of_batches] == [["a", "a", "a", None], ["c"], ["a"], ["a"]]
+    assert [some[last] for some in of_batches] == [["b", "b", "b", None], ["c"], ["b"], ["a"]]
 
 
 def test_the_rows_of_the_step_before() -> None:

@@ -21,12 +21,12 @@ from .row_names import by_row
 from .schedule import Schedule, Scheduled, Step
 from .schedule_search import fitting_schedules
 from .scheduled_rule import Scheduler
-from .slot_names import in_slots, out_of_order, slots_in_steps
+from .slot_names import in_slots, loaded_together, out_of_order, slots_in_steps
 from .tables import RARE, from_tables
 
 MISSED = 0.08  # of the tokens in which a mistake was made, that a name of its adapter may have wrong
 RARER = 0.03  # of the tokens, that a rare name must fit more of than another one; larger: fewer coincidences
-BETWEEN = 0.12  # the same where an engine tells its steps: what it does before a request has rows, nobody tells
+BETWEEN = 0.2  # the same where an engine tells its steps: what it does before a request has rows, nobody tells
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,7 @@ def _by_what_is_kept(table: Table) -> dict[str, Array]:
     return _kept(table.line, table.schedule).of(table.number)
 
 
-WHAT_IS_KEPT = (captured, kept_plans, from_tables, by_prefix)
+WHAT_IS_KEPT = (loaded_together, captured, kept_plans, from_tables, by_prefix)
 GROUPS = (_by_row, _by_length, _by_slot, _by_what_is_kept)
 
 

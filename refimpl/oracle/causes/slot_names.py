@@ -1,13 +1,14 @@
 """Whose adapter it is at each row that a slot holds: one by its number, the one beside, the one before an eviction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ...arrays import Array
 from .line import Line
-from .schedule import Batch, Step
+from .schedule import Batch, Schedule, Step
 
+TOGETHER = "the {} of the adapters that moved into slots in the same step as its own"
 MOST_SLOTS = 4  # whose numbers are names
 COUNTED = (
     "is as many-th to come in its step as its own is slot by slot",
@@ -62,3 +63,19 @@ def in_slots(line: Line, number: int, in_order: Sequence[Step], step: Array, own
     places = np.array([one.places for one in in_order])[step, owner]
     of_row += [np.where(places >= 0, some[step, places], 0) for some in (now, first)]
     return dict(zip(names, of_row, strict=True))
+
+
+def loaded_together(line: Line, schedule: Schedule) -> Iterator[dict[str, Array]]:
+    """Yield for each batch which adapter each name means at each of its rows, of those that came at once: one staging
+    buffer for several has the weights of one of them. At rows whose adapter came alone, or has no slot, its own."""
+    codes, ends = line.codes, dict[str, tuple[str, str]]()  # of each adapter in a slot: the first and last beside it
+    for n, requests in enumerate(line.batches):
+        results = {TOGETHER.format(which): list[int]() for which in ("first", "last")}
+        for step in line.steps(n, schedule):
+            ends |= dict.fromkeys(step.loaded, (step.loaded[0], step.loaded[-1]) if step.loaded else ("", ""))
+            for one in step.rows:
+                request = requests[one.request]
+                key = request.adapters[0][0] if len(request.adapters) == 1 else ""
+                for some, end in zip(results.values(), ends.get(key, (request.called, request.called)), strict=True):
+                    some += [codes[end]] * one.length
+        yield {words: np.array(some, int) for words, some in results.items()}

@@ -28,20 +28,22 @@ PLACES = {
     "running": ("request", "at its place among those that run"),
 }
 # When rows are written, in words: {} is what stands at which place.
+BEGUN = "the last {} that stood {} when its request began"
 PROMPTS = "the last {} of a prompt that stood {}"
 BEFORE, ADAPTERS = "the {} {} in the step before", "the last {} with an adapter that stood {}"
 WRITTEN = {
     BEFORE: "after it was read",
     ADAPTERS: "rows of adapters",
     PROMPTS: "rows of prompts",
-    "the last {} that stood {} when its request began": "rows of requests that begin",
+    BEGUN: "rows of requests that begin",
     "the {} {} in the last step in which a request began": "steps in which a request begins",
     "the {} {} in the last step without prompt tokens": "steps without prompts",
     "the {} {} in the last step with prompt tokens": "steps with prompts",
     "the {} {} in the last step of another size than the one before": "steps of another size",
 }
 NONE = ", none where nothing stood there"  # else, where nothing did, its own
-EVERY = [kind for kind in product(PLACES, WRITTEN) if kind != ("decode row", PROMPTS)]  # nobody would write that
+NEVER = (("decode row", PROMPTS), ("decode row", BEGUN))  # that nobody would write
+EVERY = [kind for kind in product(PLACES, WRITTEN) if kind not in NEVER]
 FEW = (("row", BEFORE), ("decode row", BEFORE), ("running", ADAPTERS))  # of engines whose steps are worked out
 LAST = ADAPTERS.format(*PLACES["running"])
 WHOSE = "the adapter in the slot of {}"

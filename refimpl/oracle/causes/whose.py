@@ -16,10 +16,12 @@ from .relations import label
 from .scheduled_names import OfWhom, keys_in_steps, names_in_steps
 from .scheduled_rule import Scheduler
 from .sources import THE_BASE, WHICHEVER
+from .tables import RARE
 from .traced import Request
 
 NAMED = 0.95  # of the tokens in which a mistake was made that a name of its adapter must fit
 RELATION = 2.0  # bits of such a name
+RARE_NAME = 5.0  # of one of many more: log2 of how many these are, less that of the others
 FIXED = 6.0  # of one that is the same adapter everywhere
 NAMES = 4  # that are tried with a rule; larger: slower
 
@@ -74,7 +76,7 @@ def names_by_step(scheduler: Scheduler, i: int, mistake: Mistake, requests: Mapp
     return [
         Name(
             words,
-            RELATION + schedule.cost,
+            RELATION + RARE_NAME * (words in RARE) + schedule.cost,
             {request: keys_in_steps(one, words, schedule) for request, one in of_requests.items() if one.line},
             assumes,
         )
