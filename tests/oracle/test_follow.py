@@ -19,6 +19,7 @@ from refimpl import NUMPY, Precision
 from refimpl.adapter_slots import AdapterSlots
 from refimpl.arrays import Array, to_host
 from refimpl.config import Module
+from refimpl.engines.interface import Computed
 from refimpl.engines.ours import CAPABILITIES, Ours
 from refimpl.model import forward, whole_prompts
 from refimpl.oracle.cases.batches import draw_batch
@@ -371,6 +372,34 @@ def test_keys_and_values_of_another_adapter_that_were_kept(data: st.DataObject, 
     (found,) = sources[0]
     if found != f"kept: {key or THE_BASE}":  # then those are the same here
         np.testing.assert_allclose(kept(suspect, found.removeprefix("kept: "), tokens)[tokens:], logits[tokens:])
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
+def test_first_blocks_of_another_adapter_that_nobody_sees(data: st.DataObject) -> None:
+    """The engine tells how many tokens it found, and shows the last row of the prompt alone. Of those the first ones
+    are another adapter's, the others its own behind them."""
+    request = data.draw(st.sampled_from([one for one in all_requests() if 6 <= one.tokens <= 24]))
+    suspect = request.as_it_came.suspect
+    key = data.draw(st.sampled_from([None, *(key for key in suspect.testbed.adapters if key != suspect.key)]))
+    found = data.draw(st.integers(4, request.tokens - 1))
+    tokens = data.draw(st.sampled_from([found, *range(4, found, 4)]))
+    logits = kept(suspect, key, tokens)
+    last = request.tokens - 1
+    wrong = shown_from(answered(request, logits, 5), last)
+    assume(wrong.follow([()], LIMIT)[0].dead == last)
+    assert wrong.follow([(OF_ANOTHER,)], LIMIT)[0].dead == last  # nobody tells that it found any
+    exchange = wrong.as_it_came.suspect.exchange
+    response = replace(exchange.response, steps=(Computed(0, 0, found, request.tokens - found),))
+    told = replace(wrong.as_it_came.suspect, exchange=replace(exchange, response=response), _batches={})
+    (followed,) = Request(replace(wrong.as_it_came, suspect=told)).follow([(OF_ANOTHER,)], LIMIT)
+    assert followed.dead is None
+    present = followed.present(0).tolist()
+    length = present.index(0) if 0 in present else len(present)
+    (source,) = followed.sources(0, 0)
+    if (source, length) != (f"kept: {key or THE_BASE}", tokens):  # then those are the same here
+        other = None if source == f"kept: {THE_BASE}" else source.removeprefix("kept: ")
+        np.testing.assert_allclose(kept(suspect, other, length)[last], logits[last], rtol=1e-3, atol=1e-4)
 
 
 def test_states_are_all_combinations() -> None:

@@ -29,6 +29,7 @@ from ..noise.readout import View
 from ..noise.rms import rms
 from .bound import bound_weights, saved_layers
 from .mix_up import CHANGES, EXACT, Point, Source
+from .reported import computed_last
 from .row_views import Rows, Turns
 from .single_tokens import attention_of_single_tokens
 from .suspect import Suspect
@@ -66,6 +67,8 @@ class Walk:
         self.suspect, self.raw = suspect, suspect.raw
         model, request = suspect.testbed.exact, suspect.request
         self.tokens, self.first_shown = len(request.prompt_ids), suspect.raw.rows.start
+        computed = computed_last(suspect.exchange.response.steps, self.tokens)
+        self.cached = computed[0].first if computed else 0  # first tokens that were found in a cache, if that is told
         self.modules = list(model.config.modules())
         self._index = {module: i for i, module in enumerate(self.modules)}
         self._precision = model.precision(EXACT)
