@@ -126,7 +126,7 @@ def every_mistake(
     alone = [(before_it, 1, given) for given in givens if one.dead > walk.first_shown or one.dead == 0]
     early = is_early(one.dead, walk) and one.dead < SHORT
     with_those_before = [(nothing, one.dead + 1, given) for given in givens[::-1] if early]
-    beside = with_those_before + alone if traced.cause else alone + with_those_before
+    beside = [*alone[:1], *with_those_before, *alone[1:]] if traced.cause else alone + with_those_before
     for band, (before, tokens, given) in itertools.product(bands, beside):
         if not fitting and not clock.is_late("every mistake at one more token"):
             fitting = mistakes(walk, before, tokens, request.sources, limit, given, (band,), effects)

@@ -14,7 +14,6 @@ from .regions import Region
 EXCEPTION = 7.0  # bits of a request with a token that does not fit; larger: rules are longer before they leave one out
 NEAR = 1.5  # bits; a rule with as few exceptions that costs so little more is a rival of it
 WIDTH = 48  # of the beam of facts that are tried together; larger: slower
-FIRST = 6  # of these, which are tried with every other fact that leaves nothing out; larger: slower
 THREE = 12  # pairs to which a third fact is tried; larger: slower
 MORE = 1.0  # bits of each further fact
 EXCEPTIONS, AMONG_THEM = 0.1, 0.2  # of all requests, and of those that have it, which a rule may be wrong in; more: it
@@ -102,8 +101,6 @@ def rule(observed: Sequence[Observed], assumption: float = 0.0) -> Rule:
         rank = (EXCEPTION * misses + costs + exceptions(holds))[plainest]
         order = plainest[np.argsort(rank, kind="stable")][:WIDTH]
         pairs = [(int(i), int(j)) for n, i in enumerate(order) for j in order[n + 1 :]]
-        wide = [int(j) for j in plainest if not misses[j] and j not in order]
-        pairs += [(int(i), j) for i in order[:FIRST] for j in wide]
         both = np.array([holds[i] & holds[j] for i, j in pairs]) if pairs else np.zeros((0, len(fits)), bool)
         note(pairs, both)
         best = sorted(one for one in rules if len(one[1]) == 2)[:THREE]
