@@ -30,7 +30,7 @@ from refimpl.oracle.causes.bound import bound_weights
 from refimpl.oracle.causes.follow import follow
 from refimpl.oracle.causes.kept import OF_ANOTHER
 from refimpl.oracle.causes.mistakes import Mistake, mistakes, tried
-from refimpl.oracle.causes.mix_up import EXACT, Source
+from refimpl.oracle.causes.mix_up import EXACT, NOBODY, Source
 from refimpl.oracle.causes.pairs import pairs
 from refimpl.oracle.causes.sources import THE_BASE, sources_of
 from refimpl.oracle.causes.states import State, states_of
@@ -57,7 +57,13 @@ FAMILIES = ("own", "outputs reversed", "delta of the layer after", "instead: ano
 
 @functools.cache
 def all_requests() -> list[Request]:
-    """Requests with an adapter, as a right engine answered them: single adapters, of every row a logit."""
+    """Requests with an adapter."""
+    return [one for one in all_answers() if one.as_it_came.suspect.key is not None]
+
+
+@functools.cache
+def all_answers() -> list[Request]:
+    """Requests as a right engine answered them: of the base and of single adapters, of every row a logit."""
     testbed, members = small_testbed(), ensemble("float32")
     driver = EngineDriver(lambda: Ours(lambda: NUMPY, Precision("model", "float32")), testbed, Path(tempfile.mkdtemp()))
     played = []
@@ -66,12 +72,17 @@ def all_requests() -> list[Request]:
         ratios, _ = measure(case, driver.exchanges(case, engine_settings(testbed)), testbed, members)
         played.append(PlayedCase(case, engine_settings(testbed), ratios))
     asked = Failures(driver, testbed, members, judge_all(played), played).asked_loudly
-    return [Request(one) for one in asked if one.is_single and one.suspect.key is not None]
+    return [Request(one) for one in asked if one.is_single]
 
 
 def requests() -> list[Request]:
     """Short ones."""
     return [one for one in all_requests() if 2 <= one.tokens <= MOST][:6]
+
+
+def base_request() -> Request:
+    """One of the base."""
+    return next(one for one in all_answers() if not one.as_it_came.suspect.exchange.adapters and one.tokens >= 2)
 
 
 def whole(suspect: Suspect, made: Sequence[Sequence[tuple[Source, Array, float]]]) -> Array:
@@ -90,8 +101,10 @@ def whole(suspect: Suspect, made: Sequence[Sequence[tuple[Source, Array, float]]
             others = [source.of_other for source, *_ in here if source.of_other is not None]
             for source, _, times in here:
                 point = suspect.point(module, x, watch)
-                if others and source.of_other is None and suspect.key is not None:
-                    point = point.as_if(suspect.key, others[0])  # what else is wrong is so of whoever stands there
+                if others and source.of_other is None:
+                    point = point.as_if(
+                        suspect.key or NOBODY, others[0]
+                    )  # what else is wrong is so of whoever stands there
                 delta = source.delta(point)
                 if delta is not None:
                     y[t, : delta.shape[1]] += times * delta[t]
@@ -278,6 +291,22 @@ def test_what_is_missing_twice_is_missing_once() -> None:
             assert followed.dead is None and all(("own bias", "own") in states for states in followed.possible)
             compared += 1
     assert compared
+
+
+def test_what_else_is_wrong_with_the_adapter_that_stands_for_the_base() -> None:
+    """A request of the base gets an adapter's delta, which has its outputs reversed as everybody's."""
+    request = base_request()
+    key = next(iter(request.as_it_came.suspect.testbed.adapters))
+    cause = [Mistake("outputs reversed", "", 1.0, 1.0), Mistake("instead: another adapter", "", 1.0, 1.0)]
+    states: list[State] = [("outputs reversed", f"instead: {key}")] * request.tokens
+    logits = made_by(request, cause, states)
+    assert np.abs(logits - made_by(request, cause[1:], [(f"instead: {key}",)] * request.tokens)).max() > 1e-3
+    wrong = answered(request, logits, 1)
+    traced = Traced((cause[0],), {}).with_others([wrong], LIMIT)
+    assert traced.followed[wrong].dead == 0
+    assert cause[1] in fitting_of(wrong, traced, [cause[1]], LIMIT)
+    (followed,) = wrong.follow([tuple(cause)], LIMIT)
+    assert followed.dead is None and all(state in some for state, some in zip(states, followed.possible, strict=True))
 
 
 def shown_from(request: Request, first: int) -> Request:

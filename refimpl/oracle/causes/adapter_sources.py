@@ -98,7 +98,7 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
 
     if other is not None:
         yield Source(f"added: {called}", f"the delta of {called}", added, "added", 2)
-    yield Source(f"instead: {called}", f"the delta of {called}", instead, "instead", 2, of_other=key and other)
+    yield Source(f"instead: {called}", f"the delta of {called}", instead, "instead", 2, of_other=other)
     if key is None or other is None:
         return
     words = f"the delta of {called} at modules that its own adapter leaves alone"

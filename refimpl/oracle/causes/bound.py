@@ -13,6 +13,7 @@ from ...ops import NUMPY, Ops
 from ..bugs import IN_SEQUENCES, mutants_for
 from ..bugs.registry import all_bugs
 from ..cases.testbed import Testbed
+from .mix_up import NOBODY
 
 Weights = Mapping[str, Mapping[Module, LoraWeights]]
 
@@ -24,14 +25,14 @@ PARAMETRISED_UP_TO = 200_000  # numbers of an adapter for which bugs are tried a
 @lru_cache(maxsize=4)
 def bound_weights(testbed: Testbed) -> Weights:
     """Return A, B and scale of every module of every adapter, in float64. DoRA is left out: its delta is no product."""
-    return {key: _plain(NUMPY, testbed, key) for key in testbed.wide}
+    return {NOBODY: {}} | {key: _plain(NUMPY, testbed, key) for key in testbed.wide}
 
 
 @lru_cache(maxsize=4)
 def saved_layers(testbed: Testbed) -> Mapping[str, Mapping[Module, Array]]:
     """Return the whole layers that each adapter brings along, less the base's; those of another size are left out."""
     model = testbed.exact
-    return {
+    return {NOBODY: {}} | {
         key: {
             module: layer - model.linear(module).weight
             for module, layer in adapter.replaced.items()

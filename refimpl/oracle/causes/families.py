@@ -11,7 +11,7 @@ from .adapter_sources import adapter_sources, registered
 from .attention_sources import attention_sources
 from .bound import binding_bugs, bound_by
 from .kept import FAMILY, kept_sources
-from .mix_up import Delta, Point, Source, product
+from .mix_up import NOBODY, Delta, Point, Source, product
 from .own_sources import but_for_its_bias, pattern_sources, scale_sources
 from .relations import label
 from .row_sources import order_sources
@@ -38,6 +38,9 @@ def families_of(suspect: Suspect) -> dict[str, list[Source]]:
             families[family] += [replace(one, key=f"{one.key}, number {i}") for i, one in enumerate(alone, 1)]
     if adapters and not single:
         families |= {one.key: [one] for one in sum_sources(adapters)}
+    if not adapters:  # what else is wrong with the adapter that stands where there should be none
+        of_nobody = sources_of(NOBODY, {}, testbed.exact.config.layer_modules)
+        families |= {one.key: [one] for one in of_nobody if not one.key.startswith("of the ")}
     for other in (*testbed.adapters, None) if single or not adapters else ():
         called = other or THE_BASE
         for one in adapter_sources(key, other, called) if other != key else ():

@@ -24,6 +24,7 @@ GATE, UP, GATE_BEFORE = "the activated gate", "what the gate multiplies", "the g
 KEPT, STORED = "kept", "stored"
 OF_THE_CACHE = (KEPT, STORED)
 CHANGES = ("own", "instead", "bug", "part")  # of the own delta; what scales that scales them
+NOBODY = ""  # the key of an adapter without weights: the base's own, for which another adapter may stand
 PARTNERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # those that engines fuse into one product
 
 

@@ -28,7 +28,7 @@ from ...plans import LoraMapping
 from ..noise.readout import View
 from ..noise.rms import rms
 from .bound import bound_weights, saved_layers
-from .mix_up import CHANGES, EXACT, Point, Source
+from .mix_up import CHANGES, EXACT, NOBODY, Point, Source
 from .reported import computed_last
 from .row_views import Rows, Turns
 from .single_tokens import attention_of_single_tokens
@@ -198,7 +198,7 @@ class Walk:
     ) -> Array | None:
         """Return what is computed of each of some rows, [rows, columns]; None: nothing. stands: in which rows another
         adapter stands for the own one."""
-        own_key, result = self.suspect.key, None
+        own_key, result = self.suspect.key or NOBODY, None
         apart = {other: chosen[rows] for other, chosen in stands.items() if chosen[rows].any()}
         if not apart:
             return of(self._point(module, x[rows], Rows(inputs, rows), tokens[rows]))
@@ -208,7 +208,7 @@ class Walk:
             if not len(some):
                 continue
             point = self._point(module, x[some], Rows(inputs, some), tokens[some])
-            value = of(point if other is None or own_key is None else point.as_if(own_key, other))
+            value = of(point if other is None else point.as_if(own_key, other))
             if value is not None and chosen.all():
                 return value
             if value is not None:
