@@ -72,7 +72,32 @@ def test_counts_of_the_step_before_of_requests_and_of_lengths() -> None:
             }
         assert members["decode rows of a step beyond as many as it has requests"] == [0] * (3 - here)
     first = {one.words: one.members.tolist() for one in regions_by_index(line, 0, 0)}
+    assert first["the last row of a step with an adapter, in the order of slots"] == [False, True]
     assert not any(first["rows of a step beyond as many as the step before had"])  # there was none
+
+
+def test_the_ends_of_what_has_an_adapter_in_both_orders() -> None:
+    """b stands before a, in the second slot; the base behind them."""
+    a, b = ADAPTERS[1:3]
+    requests = [(b, 2, 1), (a, 2, 0), ((), 1, -1)]
+    rows = [0, 2, 4]
+    line = Line(
+        [
+            [
+                Scheduled(n, n, who, computed=(Computed(0, row, 0, n, slot),))
+                for (who, n, slot), row in zip(requests, rows, strict=True)
+            ]
+        ]
+    )
+    expected = {
+        "the first row of a step with an adapter": [[1, 0], [0, 0], [0]],
+        "the last row of a step with an adapter": [[0, 0], [0, 1], [0]],
+        "the first row of a step with an adapter, in the order of slots": [[0, 0], [1, 0], [0]],
+        "the last row of a step with an adapter, in the order of slots": [[0, 1], [0, 0], [0]],
+    }
+    for here in range(3):
+        members = {one.words: one.members.astype(int).tolist() for one in regions_by_index(line, 0, here)}
+        assert {words: members[words] for words in expected} == {words: of[here] for words, of in expected.items()}
 
 
 @pytest.mark.parametrize("is_told", [True, False])

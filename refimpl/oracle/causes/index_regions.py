@@ -68,6 +68,11 @@ def _of_step(requests: Batch, step: Step, before: dict[str, int]) -> Iterator[tu
         yield f"{some} beyond as many of each request as the first one has", counted & (place >= first)
         shortest = own_lengths.min(initial=count)
         yield f"{some} beyond as many of each request as the shortest has", counted & (place >= shortest)
+        of_adapters = np.flatnonzero(counted & (slot >= 0))
+        by_slot = of_adapters[np.argsort(slot[of_adapters], kind="stable")]
+        for order, rows in (("", of_adapters), (", in the order of slots", by_slot)):
+            for which, at in (("first", rows[:1]), ("last", rows[-1:])):
+                yield f"the {which} {phase} of a step with an adapter{order}", np.isin(np.arange(len(counted)), at)
         for n in TILES:
             for whose, segment in (("request", request), ("adapter", slot)):
                 tile = _tiles(np.where(counted & ((slot >= 0) | (whose == "request")), segment, -1), n)

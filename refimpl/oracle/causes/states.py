@@ -9,7 +9,7 @@ from .mistakes import Mistake
 from .mix_up import OF_THE_CACHE, Source
 from .walk import Term, Walk
 
-STATES = 24  # ways to compute one token; larger: slower
+STATES = 40  # ways to compute one token; larger: slower
 
 State = tuple[str, ...]  # for each change of a cause the source that it is here; "": it is not made
 
