@@ -27,12 +27,14 @@ from refimpl.oracle.cases.testbed import settings as engine_settings
 from refimpl.oracle.causes.asked import Asked
 from refimpl.oracle.causes.at_token import fitting_of, with_one_more
 from refimpl.oracle.causes.bound import bound_weights
-from refimpl.oracle.causes.follow import follow
+from refimpl.oracle.causes.described import Described, change_of
+from refimpl.oracle.causes.follow import Followed, follow
 from refimpl.oracle.causes.kept import OF_ANOTHER
 from refimpl.oracle.causes.mistakes import Mistake, mistakes, tried
 from refimpl.oracle.causes.mix_up import EXACT, NOBODY, Source
 from refimpl.oracle.causes.pairs import pairs
-from refimpl.oracle.causes.sources import THE_BASE, sources_of
+from refimpl.oracle.causes.rule import Rule
+from refimpl.oracle.causes.sources import THE_BASE, WHICHEVER, sources_of
 from refimpl.oracle.causes.states import State, states_of
 from refimpl.oracle.causes.suspect import Suspect
 from refimpl.oracle.causes.traced import Request, Traced
@@ -78,6 +80,18 @@ def all_answers() -> list[Request]:
 def requests() -> list[Request]:
     """Short ones."""
     return [one for one in all_requests() if 2 <= one.tokens <= MOST][:6]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"), [(THE_BASE, "its own delta is missing"), ("made-1", "(of made-1 in 1 requests)")]
+)
+def test_the_delta_of_nobody_is_a_delta_that_is_missing(other: str, words: str) -> None:
+    request = next(one for one in requests() if one.as_it_came.suspect.key != other)
+    mistake = Mistake(f"instead: {WHICHEVER}", "", 1.0, 1.0)
+    followed = Followed(tuple(frozenset([(f"instead: {other}",)]) for _ in range(request.tokens)))
+    one = Described(mistake, f"the delta of {WHICHEVER}", WHICHEVER, Rule((), (), 0.0, 0, 1), request.tokens, 0, 0.0)
+    change = change_of(one, {request: followed}, 0, {})
+    assert change.what.endswith(words) and (change.source == "own") == (other == THE_BASE)
 
 
 def base_request() -> Request:

@@ -124,14 +124,17 @@ def change_of(
     fitting, mistake = one.rule, one.mistake
     source = _source(mistake, requests)
     coefficient, pairs = _measure(mistake, requests)
-    words = in_words(one.words, source.kind, coefficient, pairs)
+    words, family = in_words(one.words, source.kind, coefficient, pairs), mistake.family
     if one.whose == WHICHEVER:
         count: Counter[str] = Counter()
         for of in requests.values():
             sure = {next(iter(some)) for t in tokens_of(of, i) if len(some := of.sources(i, t)) == 1}
             count.update(called_in(key, mistake.family) for key in sure)
-        whose = ", ".join(f"{name} in {n}" for name, n in count.most_common(MOST_NAMES))
-        words += f" (of {whose} requests)" if whose else ""
+        if set(count) == {THE_BASE} and family == f"instead: {WHICHEVER}":  # always nobody's
+            words, family, coefficient = "its own delta is missing", "own", -1.0
+        else:
+            whose = ", ".join(f"{name} in {n}" for name, n in count.most_common(MOST_NAMES))
+            words += f" (of {whose} requests)" if whose else ""
     is_everywhere = not fitting.tokens and fitting.holds
     bug = source.key if source.kind == "bug" and not mistake.modules and is_everywhere else ""
     tokens, when = ", and of these ".join(fitting.tokens), fitting.where
@@ -142,7 +145,7 @@ def change_of(
     modules = _effective(mistake, list(requests))
     when = " ".join(filter(None, [when, one.assumes]))
     is_guess = bool(one.assumes) or not fitting.holds
-    return Change(words, mistake.family, modules, tokens, coefficient, pairs, bug, links.get(bug, ()), when, is_guess)
+    return Change(words, family, modules, tokens, coefficient, pairs, bug, links.get(bug, ()), when, is_guess)
 
 
 def _effective(mistake: Mistake, requests: Sequence[Request]) -> str:
