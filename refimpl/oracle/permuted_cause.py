@@ -1,7 +1,8 @@
 """A cause between requests: what none of them shows alone is tried on whole batches (causes/permuted.py)."""
 
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from .cases.testbed import Testbed
 from .causes.line import Line
@@ -12,6 +13,7 @@ from .causes.statement import CauseReport, Change
 from .diagnosis.clock import Clock
 from .failures import Batch, Failures
 from .fitted_cause import smallest_first
+from .reports.result import PlayedCase
 
 # Tried in this order. An engine has its own numbers: where they are others, nothing is named.
 SCHEDULES = sorted(
@@ -25,13 +27,7 @@ LEAST = 3  # failed requests in these: every row of fewer may come down to noise
 def permuted_cause(failures: Failures, limit: float, clock: Clock) -> CauseReport | None:
     """Return the way to put deltas back wrongly that explains every row of some batches, those that are right as well;
     None if there is none. limit: the ratio from which on a row is no noise."""
-    began = time.monotonic()
-    batches = [
-        (line, number, batch)
-        for line, number, batch in _batches(failures)
-        if _is_affordable(batch, failures.testbed)
-        and all(line.knows_steps(number, i) for i in range(len(line.batches[number])))
-    ]
+    began, batches = time.monotonic(), list(_batches(failures))
     failed = sum(verdict == "fail" for *_, batch in batches for _, _, verdict in batch)
     is_reported = any(line.is_reported for line, *_ in batches)
     for schedule in SCHEDULES[: 1 if is_reported else None] if failed >= LEAST else ():
@@ -62,12 +58,27 @@ def _ways(
 
 def _batches(failures: Failures) -> Iterator[tuple[Line, int, Batch]]:
     """Yield some with failed requests, short cases first, and some that are right; each with its engine's batches, and
-    which of them it is."""
-    some = (batch for one in smallest_first(failures.played) for batch in failures.batches(one))
-    wrong = [one for one in some if _has_failed(one[-1])]
-    yield from wrong[:BATCHES]
-    right = [one for one in failures.played if one.verdict == "pass" and one.case.stateless][:RIGHT]
-    yield from (batch for one in right for batch in failures.batches(one))
+    which of them it is. All that is computed in one of them is known."""
+
+    def computed(cases: Iterable[PlayedCase]) -> Iterator[tuple[Line, int, Batch]]:
+        for line, number, batch in (one for case in cases for one in failures.batches(case)):
+            if _is_affordable(batch, failures.testbed) and _is_computed(line, number):
+                yield line, number, batch
+
+    wrong = (one for one in computed(smallest_first(failures.played)) if _has_failed(one[-1]))
+    yield from itertools.islice(wrong, BATCHES)
+    right = (one for one in failures.played if one.verdict == "pass" and one.case.stateless)
+    yield from itertools.islice(computed(right), RIGHT)
+
+
+def _is_computed(line: Line, number: int) -> bool:
+    """Are all tokens of a batch computed in it, as far as the engine tells? What is in a cache was put back before."""
+    requests = range(len(line.batches[number]))
+    if not line.is_reported:
+        return True
+    return all(line.knows_steps(number, i) for i in requests) and not any(
+        step.is_cached for step in line.steps(number, SCHEDULES[0])
+    )
 
 
 def _is_affordable(batch: Batch, testbed: Testbed) -> bool:
