@@ -11,6 +11,8 @@ from typing import Any
 
 from .interface import Computed, EngineError
 
+SLOTS = 4096  # more adapters are on no device at once; larger: slower
+
 
 def read_steps(value: Iterable[Any], tokens: int) -> tuple[Computed, ...]:
     """Return the steps of a request of so many tokens, in order. EngineError where they are no steps, or leave tokens
@@ -27,6 +29,10 @@ def read_steps(value: Iterable[Any], tokens: int) -> tuple[Computed, ...]:
             raise EngineError(f"steps: {one!r}: a step is of whole numbers") from None
         if count < 1 or min(row, first) < 0 or slot < -1:
             raise EngineError(f"steps: {one!r}: no such row, tokens or slot")
+        if slot >= SLOTS:
+            raise EngineError(
+                f"steps: {one!r}: slots are counted from 0 on, and below {SLOTS}: this is no slot's number"
+            )
         if steps and step <= steps[-1].step:
             raise EngineError(f"steps: {one!r} stands behind step {steps[-1].step}")
         if steps and first > end:

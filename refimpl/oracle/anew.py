@@ -116,7 +116,7 @@ def _in_a_process(engine: Engine, paths: Mapping[str, Path], case: Case, setting
     try:
         work = pickle.dumps((engine, Folders(dict(paths)), case, settings))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise NotAnew(f"it cannot be imported there ({error})") from None
+        raise NotAnew(f"it cannot be handed over to one ({error})") from None
     spawned = multiprocessing.get_context("spawn")
     ours, theirs = spawned.Pipe()
     process = spawned.Process(target=_answer, args=(work, theirs), daemon=True)

@@ -69,6 +69,10 @@ def joined(base: str, before: Result | None, now: Result) -> Result:
     for played in now.played:
         if not played.case.name.startswith(f"{base}, "):
             played.case = replace(played.case, name=f"{base}, {played.case.name}")
+    cause = now.explanation.cause
+    if cause is not None:  # its tokens are of the same cases
+        tokens = tuple(replace(one, case=f"{base}, {one.case.removeprefix(f'{base}, ')}") for one in cause.tokens)
+        now.explanation.cause = replace(cause, tokens=tokens)
     if before is None:
         return now
     verdict = overall([before.verdict, now.verdict])

@@ -37,6 +37,10 @@ UNREPORTED = (
     'its steps and slots were worked out from its mistakes: an engine that tells them ("steps" in its answers, '
     "docs/check.md) is held against its own"
 )
+PARTLY = (
+    "steps were told of {} of {} answers that are no errors: slots and tables go on from one to the next, so a rule is "
+    "sure where all are told"
+)
 SEARCHING = 10.0  # seconds, after which no other round of the search for known bugs begins; larger: slower
 ELSEWHERE = 12  # cases in which mutants that do the same may differ; larger: slower where they never do
 
@@ -201,6 +205,9 @@ def unreported(context: Context, played: Sequence[PlayedCase], cause: CauseRepor
     """Return a line where an engine could tell its steps and does not, and they matter to what is said of it."""
     if not getattr(context.driver.engine, "may_report_steps", False):
         return []
-    answers = (one.response for case in played for one in context.driver.exchanges(case.case, case.settings))
+    exchanges = (one for case in played for one in context.driver.exchanges(case.case, case.settings))
+    steps = [bool(one.response.steps) for one in exchanges if not one.response.error]
     is_guess = cause is not None and any(change.is_guess for change in cause.changes)
-    return [UNREPORTED] if is_guess and not any(one.steps for one in answers) else []
+    if is_guess and any(steps) and not all(steps):
+        return [PARTLY.format(sum(steps), len(steps))]
+    return [UNREPORTED] if is_guess and not any(steps) else []

@@ -118,7 +118,7 @@ def test_what_is_right_when_it_is_kept_is_said_to_be(module: ModuleType, tmp_pat
 def test_a_function_that_no_other_process_can_import_is_not_asked_there(tmp_path: Path) -> None:
     context = context_of(lambda model_dir, requests: [{"token_ids": []} for _ in requests], tmp_path)
     found = confirmed(context, [BATCH], settings(small_testbed()))
-    assert found.case == BATCH and "not repeated in a new process: it cannot be imported there" in found.lines[0]
+    assert found.case == BATCH and "not repeated in a new process: it cannot be handed over to one" in found.lines[0]
 
 
 def test_a_server_that_runs_on_is_not_started_anew(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from refimpl.oracle.causes.statement import CauseReport, Change
 from refimpl.oracle.causes.step_regions import regions_in_steps
 from refimpl.oracle.diagnosis.clock import Clock
 from refimpl.oracle.engine_driver import EngineDriver
-from refimpl.oracle.explain import UNREPORTED, unreported
+from refimpl.oracle.explain import PARTLY, UNREPORTED, unreported
 from refimpl.plans import LoraMapping
 
 a_request = st.builds(  # no sums: where their other adapters are an engine does not tell
@@ -267,6 +267,7 @@ def test_a_name_may_have_some_tokens_wrong(every: int, is_named: bool) -> None:
         ([(0, 0, 0)], "expected"),
         ([(0, 0, 0, 0)], "no such row, tokens or slot"),
         ([(0, 0, 0, 3, -2)], "no such row, tokens or slot"),
+        ([(0, 0, 0, 3, 4096)], "slots are counted from 0 on, and below 4096: this is no slot's number"),
         ([(0, 0, 0, 1), (0, 0, 1, 2)], "stands behind step 0"),
         ([(0, 0, 0, 1), (1, 0, 2, 1)], "no step computes token 1"),
         ([(0, 0, 0, 2)], "they end with token 1, the request with token 2"),
@@ -339,12 +340,17 @@ def test_an_engine_that_tells_its_steps_is_held_against_them(tmp_path: Path) -> 
         (True, (), False, []),
         (True, (Computed(0, 0, 0, 1),), True, []),
         (False, (), True, []),
+        (True, None, True, [PARTLY.format(1, 2)]),
+        (True, None, False, []),
     ],
 )
 def test_whoever_could_tell_steps_that_matter_is_told_so(
-    may_report: bool, steps: tuple[Computed, ...], is_guess: bool, lines: list[str]
+    may_report: bool, steps: tuple[Computed, ...] | None, is_guess: bool, lines: list[str]
 ) -> None:
-    answers = [SimpleNamespace(response=EngineResponse(steps=steps))]
+    """steps: None: of one answer of two, beside an error."""
+    some = [(Computed(0, 0, 0, 1),), ()] if steps is None else [steps]
+    answers = [SimpleNamespace(response=EngineResponse(steps=of_answer)) for of_answer in some]
+    answers += [SimpleNamespace(response=EngineResponse(error="no memory"))]
     driver = SimpleNamespace(engine=SimpleNamespace(may_report_steps=may_report), exchanges=lambda *_: answers)
     change = Change("its own delta is missing", "own", "", "the last row of a step", -1.0, is_guess=is_guess)
     cause = CauseReport((change,), 0, 1, 1, 1.0, 1.0)

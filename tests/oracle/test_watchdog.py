@@ -10,6 +10,7 @@ import pytest
 from support.testbed import small_testbed
 
 from refimpl.engines.function import Function
+from refimpl.engines.interface import EngineRequest
 from refimpl.engines.ours import Ours
 from refimpl.oracle import below
 from refimpl.oracle import explain as explaining
@@ -17,10 +18,13 @@ from refimpl.oracle.bases import joined
 from refimpl.oracle.below import candidates_below, cases_below
 from refimpl.oracle.bugs import all_mutants
 from refimpl.oracle.campaign import Campaign
+from refimpl.oracle.cases.case import Case, Run
+from refimpl.oracle.cases.testbed import settings
+from refimpl.oracle.causes.statement import CauseReport, Tokens
 from refimpl.oracle.diagnosis.workers import InProcess, adopt
 from refimpl.oracle.keep import keep
 from refimpl.oracle.noise.verdict import learn_thresholds
-from refimpl.oracle.reports.result import CampaignSettings, Result
+from refimpl.oracle.reports.result import CampaignSettings, Explanation, PlayedCase, Result
 from refimpl.oracle.reports.summary import summary
 from refimpl.oracle.watchdog import BUDGET, SIGNAL, Watchdog
 
@@ -140,6 +144,18 @@ def test_a_base_that_was_stopped_before_anything_was_measured_takes_nothing_from
     both = joined("base 1", before, now)
     assert (both.verdict, both.diagnostics, both.stopped_by) == ("undecided", ["one", "two"], BUDGET)
     assert both.power == before.power and both.thresholds is before.thresholds
+
+
+def test_the_tokens_of_a_cause_are_of_the_cases_of_its_base() -> None:
+    testbed, case = small_testbed(), Case("batch 0", (Run((EngineRequest((1, 2, 3), None),)),))
+    cause = CauseReport((), 0, 1, 1, 1.0, 1.0, tokens=(Tokens("batch 0", 0, 0, None, 3, 0, 1, 2),))
+    played = [PlayedCase(case, settings(testbed), [])]
+    now = Result(testbed, "fail", played, learn_thresholds([]), "float32", [], Explanation(cause=cause))
+    for _ in range(2):  # what is known by now may be asked for more than once
+        joined("base 1", None, now)
+        assert now.explanation.cause is not None
+        assert {one.case for one in now.explanation.cause.tokens} == {one.case.name for one in now.played}
+        assert now.played[0].case.name == "base 1, batch 0"
 
 
 def test_below_the_noise_a_spent_budget_leaves_cases_out_and_says_so(

@@ -103,7 +103,7 @@ class CauseReport:
         ties = ", where a number near a tie was rounded to its other side" if self.rounds else ""
         if rest > SMALL * self.failed and not self.rounds:  # or else it has more such numbers
             part = "a part of what is wrong: "
-            more = f"; something else is wrong in the other {rest}, so mend this and ask again"
+            more = f"; it does not explain the other {rest}, so mend this and ask again"
         return f"{part}explains {share}, at most {self.residual:.2g} x noise left{ties}{exceptions}{more}"
 
 

@@ -17,7 +17,7 @@ def by_request(cause: Mapping[str, Any], change: int | None) -> list[list[Some]]
 
 def which_request(tokens: Some) -> str:
     """Return which request they are of: "batch 3, request 1 (made-2)"."""
-    run = f", run {tokens['run']}" if tokens["run"] else ""
+    run = f", run {tokens['run']}" if tokens["run"] or "sequence" in tokens["case"] else ""
     return f"{tokens['case']}{run}, request {tokens['request']} ({tokens['adapter'] or 'the base'})"
 
 
