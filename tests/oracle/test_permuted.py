@@ -130,7 +130,7 @@ def test_decode_steps_may_be_right(tmp_path) -> None:
     assert all(is_same for (_, first), is_same in same.items() if first == 0) and not all(same.values())
 
 
-@pytest.mark.parametrize(("seed", "schedule"), enumerate(SEVERAL))
+@pytest.mark.parametrize(("seed", "schedule"), list(enumerate(SEVERAL)))
 def test_the_way_is_found_again(tmp_path, seed: int, schedule: Schedule) -> None:
     """With decode steps; and of those that do the same in this batch all."""
     exchanges, raws = answered(tmp_path, seed)
