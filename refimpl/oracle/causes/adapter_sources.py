@@ -39,17 +39,18 @@ def adapter_sources(key: str | None, other: str | None, called: str) -> Iterator
 
         return delta
 
-    def of_scale(point: Point, lora: LoraWeights) -> float | None:
-        rest = None if other is None else point.of(other)
-        return None if rest is None else rest.scale
+    def theirs(change: Callable[[LoraWeights, LoraWeights], float]) -> Callable[[Point, LoraWeights], float | None]:
+        """A scale that is made of the own weights and of the other one's at the same module."""
 
-    def at_rank(point: Point, lora: LoraWeights) -> float | None:
-        rest = None if other is None else point.of(other)
-        return None if rest is None else lora.scale * len(lora.A) / len(rest.A)
+        def scale(point: Point, lora: LoraWeights) -> float | None:
+            rest = None if other is None else point.of(other)
+            return None if rest is None else change(lora, rest)
 
-    def at_alpha(point: Point, lora: LoraWeights) -> float | None:
-        rest = None if other is None else point.of(other)
-        return None if rest is None else rest.scale * len(rest.A) / len(lora.A)
+        return scale
+
+    of_scale = theirs(lambda lora, rest: rest.scale)
+    at_rank = theirs(lambda lora, rest: lora.scale * len(lora.A) / len(rest.A))
+    at_alpha = theirs(lambda lora, rest: rest.scale * len(rest.A) / len(lora.A))
 
     def stale(at_own_scale: bool) -> Delta:
         """Ranks of the other one beyond the own ones: the tail of a slot that was not cleared."""

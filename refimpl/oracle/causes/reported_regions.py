@@ -22,12 +22,11 @@ def regions_of_reported(request: Scheduled) -> Iterator[Region]:
     again = times > 1
     last_again = int(index[again].max()) if again.any() else request.tokens
     everywhere = np.ones(request.tokens, bool)
+    behind = (index >= cached) & (cached > 0)
     sets = {
         "requests of which first tokens were found in a cache": everywhere & (cached > 0),
-        "tokens behind first ones that were found in a cache": (index >= cached) & (cached > 0),
-        "the step behind first tokens that were found in a cache": (index >= cached)
-        & (index < first_end)
-        & (cached > 0),
+        "tokens behind first ones that were found in a cache": behind,
+        "the step behind first tokens that were found in a cache": behind & (index < first_end),
         "requests of which tokens are computed again": everywhere & again.any(),
         "tokens that are computed again": again,
         "tokens behind some that are computed again": index > last_again,

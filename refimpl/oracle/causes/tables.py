@@ -138,15 +138,24 @@ def from_tables(line: Line, schedule: Schedule) -> Iterator[dict[str, Array]]:
                 table.forget()
         for rows in _rows(line, requests, in_order, size):
             size = size if rows.is_cached else len(rows.codes)
-            for table, (where, when) in zip(tables, kinds, strict=True):
-                codes, slots, stood = table.step(rows) if short or (where, when) in FEW else _of_rows(rows)
-                in_slots = np.where(slots >= 0, rows.in_slots[slots], codes)
-                words = when.format(*PLACES[where])
-                for called, some in ((words, codes), (WHOSE.format(words), in_slots)):
-                    names.setdefault(called, []).append(some)
-                    if is_reported and where != "running":
-                        names.setdefault(called + NONE, []).append(np.where(stood | rows.is_cached, some, 0))
+            for table, kind in zip(tables, kinds, strict=True):
+                at_rows = table.step(rows) if short or kind in FEW else _of_rows(rows)
+                for words, some in _named(kind, rows, *at_rows, with_none=is_reported):
+                    names.setdefault(words, []).append(some)
         yield {words: np.concatenate(some) for words, some in names.items()}
+
+
+def _named(
+    kind: tuple[str, str], rows: StepRows, codes: Array, slots: Array, stood: Array, with_none: bool
+) -> Iterator[tuple[str, Array]]:
+    """Yield the names of one table, each with what adapter it means at each row of a step. codes, slots, stood: what
+    the table has there. with_none: also as if what it has not were the base's."""
+    where, when = kind
+    words, in_slots = when.format(*PLACES[where]), np.where(slots >= 0, rows.in_slots[slots], codes)
+    for called, some in ((words, codes), (WHOSE.format(words), in_slots)):
+        yield called, some
+        if with_none and where != "running":
+            yield called + NONE, np.where(stood | rows.is_cached, some, 0)
 
 
 def _of_rows(rows: StepRows) -> tuple[Array, Array, Array]:
